@@ -1,0 +1,81 @@
+"""Capture of the student's keys and values, in every layer, on the donated positions only.
+
+The decoder's attention function is wrapped where Transformers dispatches it: after RoPE and before the key/value heads
+are repeated. So capture needs no KV cache (which gradient checkpointing would switch off), works for every decoder that
+goes through the attention interface, and runs once per forward: what a checkpoint recomputes is not captured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lingu_ray.errors import UserError
+
+_PREFIX = "donating_"
+
+
+class KVCapture:
+    """Collects `kv_L2PHE`: keys `[:, 0]` and values `[:, 1]` of the donated positions, detached."""
+
+    def __init__(self, layers: int, row_P: Tensor, column_P: Tensor):
+        self.layers = layers
+        self.row_P, self.column_P = row_P, column_P
+        self.kv_L2PHE: Tensor | None = None
+
+    def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
+        """Take one layer's keys and values."""
+        if self.kv_L2PHE is None:
+            heads, dimension = key_BHTE.shape[1], key_BHTE.shape[3]
+            shape = (self.layers, 2, len(self.row_P), heads, dimension)
+            self.kv_L2PHE = torch.empty(shape, dtype=key_BHTE.dtype, device=key_BHTE.device)
+        for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
+            # advanced indices around the slice put [P] first: [P, H, E]
+            self.kv_L2PHE[layer, part] = tensor_BHTE.detach()[self.row_P, :, self.column_P]
+
+
+_active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=None)
+
+
+@contextmanager
+def capturing(capture: KVCapture | None) -> Iterator[None]:
+    """Within it, decoders that `donate` was called on fill `capture` (None: nothing is captured)."""
+    token = _active.set(capture)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def donate(decoder: PreTrainedModel) -> None:
+    """Make a decoder donate its keys and values to the active capture. Its numbers do not change.
+
+    Raises UserError for a decoder whose attention is not dispatched by name.
+    """
+    base = str(decoder.config._attn_implementation)
+    if base.startswith(_PREFIX):
+        return
+    if base not in ALL_ATTENTION_FUNCTIONS or base not in ALL_MASK_ATTENTION_FUNCTIONS:
+        raise UserError(
+            f"attention implementation {base!r} of {type(decoder).__name__} cannot donate its KV: "
+            "load the model with attn_implementation='sdpa' or a flash attention"
+        )
+    attend = ALL_ATTENTION_FUNCTIONS[base]
+
+    def donating_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
+        capture = _active.get()
+        if capture is not None:
+            capture.store(cast(int, module.layer_idx), key, value)
+        return attend(module, query, key, value, *args, **kwargs)
+
+    AttentionInterface.register(_PREFIX + base, donating_attention)
+    AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    decoder.set_attn_implementation(_PREFIX + base)

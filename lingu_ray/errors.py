@@ -1,0 +1,8 @@
+"""Errors that are the user's to mend."""
+
+
+class UserError(Exception):
+    """Something in the settings, the data or the machine that the user can mend.
+
+    The message names the setting, row or file and the cure; commands print it without a traceback.
+    """

@@ -1,0 +1,56 @@
+"""Connecting to Ray: a job's cluster, one that is named, or this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+# A report blocks for one poll of the controller; printed lines would appear twice.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+
+import ray
+
+from lingu_ray.config import RayConfig
+from lingu_ray.errors import UserError
+
+
+def connect(settings: RayConfig) -> None:
+    """Join the cluster of the settings or of the surrounding job; start Ray on this machine when there is none."""
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if address is None:
+        ray.init(include_dashboard=False, runtime_env={"env_vars": _worker_env()}, **quiet)
+        return
+    try:
+        ray.init(address=address, runtime_env={"env_vars": {"RAY_ADDRESS": address, **_worker_env()}}, **quiet)
+    except ConnectionError as error:
+        raise UserError(f"ray.address={address}: no Ray cluster answers there. {error}") from error
+
+
+def _worker_env() -> dict[str, str]:
+    names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "HF_HUB_OFFLINE", "HF_HOME")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def check_resources(settings: RayConfig, use_gpu: bool) -> None:
+    """Raise UserError when the cluster can never hold the workers that the settings ask for."""
+    total = ray.cluster_resources()
+    needed = {"CPU": settings.cpus_per_worker * settings.num_workers}
+    if use_gpu:
+        needed["GPU"] = float(settings.num_workers)
+    for name, amount in needed.items():
+        if total.get(name, 0) < amount:
+            raise UserError(
+                f"ray.num_workers={settings.num_workers} needs {amount:g} {name}, and the cluster has "
+                f"{total.get(name, 0):g}: lower ray.num_workers or ray.cpus_per_worker, or add nodes"
+            )
+
+
+def uses_gpu(settings: RayConfig) -> bool:
+    """Whether workers get a GPU each: as set, else when the cluster has one for every worker."""
+    if settings.use_gpu is not None:
+        return settings.use_gpu
+    return ray.cluster_resources().get("GPU", 0) >= settings.num_workers

@@ -1,0 +1,77 @@
+"""What lies where in a run's folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, `runs/<name>/`."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete settings, as YAML."""
+        return self.root / "config.yaml"
+
+    @property
+    def start(self) -> Path:
+        """The student's processor; for `student.from_teacher` also the new model before training."""
+        return self.root / "start"
+
+    @property
+    def corpus(self) -> Path:
+        """JSON that points to the corpus."""
+        return self.root / "corpus.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint, `step-00000100`."""
+        return self.root / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """The finished model, in Hugging Face format."""
+        return self.root / "export"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: training steps and validations."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Answers of the student to validation questions, one JSON object a line."""
+        return self.root / "samples.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """report.html, plots, recovery.json."""
+        return self.root / "report"
+
+    @property
+    def stop(self) -> Path:
+        """Its presence asks the workers to save and stop after the current step."""
+        return self.root / "STOP"
+
+    @property
+    def mlflow(self) -> Path:
+        """JSON that points to the run in the MLflow store."""
+        return self.root / "mlflow.json"
+
+    @property
+    def ray(self) -> Path:
+        """Ray Train's own state."""
+        return self.root / ".ray"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a small JSON file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.replace(path)

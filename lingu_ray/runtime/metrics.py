@@ -1,0 +1,63 @@
+"""metrics.jsonl: what happened, a JSON object a line.
+
+The first worker appends; driver, report and tracker read. A run that goes on from a checkpoint first drops the lines of
+steps that it is about to do again, so every step stands there once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class JsonLines:
+    """A file that one process appends to."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, record: Record) -> None:
+        """Add one line and flush it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Keep the records up to `step` (the last one finished)."""
+        if not self.path.exists():
+            return
+        kept = [record for record in read_records(self.path) if record["step"] <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        temporary.replace(self.path)
+
+
+def read_records(path: Path) -> list[Record]:
+    """All whole lines of the file; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+class Tail:
+    """Reads the records that were appended since the last look; starts again when the file was cut."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.offset = 0
+
+    def new_records(self) -> list[Record]:
+        """Records not seen yet; after a cut also those seen before it."""
+        if not self.path.exists():
+            return []
+        if self.path.stat().st_size < self.offset:
+            self.offset = 0
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,48 @@
+"""AdamW over the parameter groups, with warm-up and cosine decay."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from lingu_ray.config import TrainConfig
+from lingu_ray.distill.student import Student
+
+
+def make_optimiser(student: Student, settings: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with one learning rate a group; groups with rate 0 are frozen; only matrices decay."""
+    groups = []
+    for name, named in student.parameter_groups().items():
+        rate = getattr(settings.learning_rates, name)
+        for _, parameter in named:
+            parameter.requires_grad_(rate > 0)
+        for decay in (True, False):
+            parameters = [p for _, p in named if (p.ndim > 1) == decay]
+            if rate > 0 and parameters:
+                weight_decay = settings.weight_decay if decay else 0.0
+                groups.append({"params": parameters, "lr": rate, "peak": rate, "weight_decay": weight_decay})
+    return torch.optim.AdamW(groups, betas=settings.betas)
+
+
+def trained_parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that the optimiser updates."""
+    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def lr_factor(step: int, settings: TrainConfig) -> float:
+    """Share of the peak learning rate at `step` (0-based): linear warm-up, then cosine to `min_lr`."""
+    warmup = math.ceil(settings.warmup * settings.steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, settings.steps - 1 - warmup)
+    return settings.min_lr + (1 - settings.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+
+
+def set_learning_rates(optimiser: torch.optim.Optimizer, step: int, settings: TrainConfig) -> float:
+    """Set every group's rate for `step`; returns the share of the peak."""
+    factor = lr_factor(step, settings)
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * factor
+    return factor

@@ -1,0 +1,124 @@
+"""MLflow: the whole configuration, every metric by step, manifest, plots, samples and evaluation of a run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunStatus
+from mlflow.exceptions import MlflowException
+
+from lingu_ray.config import Config
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.metrics import Record
+
+_PARAM_LIMIT = 6000
+
+
+def tracking_uri(config: Config) -> str:
+    """The store of the settings; by default SQLite under `output_dir`."""
+    return config.tracking.uri or f"sqlite:///{config.output_dir.resolve() / 'mlflow.db'}"
+
+
+class Tracker:
+    """One MLflow run, written by the driver. A run that goes on writes into the same MLflow run again."""
+
+    def __init__(self, config: Config, folder: RunFolder):
+        self.folder = folder
+        uri = tracking_uri(config)
+        try:
+            mlflow.set_tracking_uri(uri)
+            self.client = mlflow.MlflowClient(uri)
+            experiment = mlflow.set_experiment(config.tracking.experiment)
+            run_id = self._earlier_run(uri)
+            if config.tracking.system_metrics:
+                mlflow.enable_system_metrics_logging()
+            else:
+                mlflow.disable_system_metrics_logging()
+            run = mlflow.start_run(run_id=run_id, run_name=config.name, experiment_id=experiment.experiment_id)
+        except MlflowException as error:
+            raise UserError(f"tracking.uri={uri}: MLflow cannot open it. {error}") from error
+        self.run_id = run.info.run_id
+        if run_id is None:
+            self._log_params(config)
+        write_json(folder.mlflow, {"uri": uri, "run_id": self.run_id})
+        self.logged = {name: self._last_step(name) for name in ("loss", "validation_ce")}
+
+    def log(self, records: list[Record]) -> None:
+        """Metrics of steps that are not in the store yet."""
+        new = [record for record in records if self._is_new(record)]
+        metrics = [
+            Metric(name, value, int(record["time"] * 1000), record["step"])
+            for record in new
+            for name, value in _flat(record)
+        ]
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def log_summary(self, figures: dict[str, float | None]) -> None:
+        """Figures of the whole run, such as recovery and retention."""
+        metrics = [Metric(n, float(v), int(time.time() * 1000), 0) for n, v in figures.items() if v is not None]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_files(self, *paths: Path) -> None:
+        """Files and folders as artifacts; what is not there is left out."""
+        for path in paths:
+            if path.is_dir():
+                self.client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
+            elif path.exists():
+                self.client.log_artifact(self.run_id, str(path))
+
+    def end(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        mlflow.end_run(RunStatus.to_string(RunStatus.from_string(status)))
+
+    def _earlier_run(self, uri: str) -> str | None:
+        if not self.folder.mlflow.exists():
+            return None
+        earlier = json.loads(self.folder.mlflow.read_text())
+        if earlier["uri"] != uri:
+            return None
+        try:
+            return self.client.get_run(earlier["run_id"]).info.run_id
+        except MlflowException:
+            return None  # the store was emptied since: a new run is begun
+
+    def _is_new(self, record: Record) -> bool:
+        name = "loss" if "loss" in record else "validation_ce"
+        if record["step"] <= self.logged[name]:
+            return False
+        self.logged[name] = record["step"]
+        return True
+
+    def _last_step(self, name: str) -> int:
+        history = self.client.get_metric_history(self.run_id, name)
+        return max((metric.step for metric in history), default=0)
+
+    def _log_params(self, config: Config) -> None:
+        values = dict(_dotted(config.model_dump(mode="json")))
+        params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in values.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(self.run_id, params=params[start : start + 100])
+
+
+def _flat(record: Record) -> Iterator[tuple[str, float]]:
+    """Named numbers of a record; validation by source becomes `validation_ce.<source>`."""
+    for name, value in record.items():
+        if name == "validation":
+            yield from ((f"validation_ce.{source}", entry["ce"]) for source, entry in value.items())
+        elif name not in ("step", "time") and value is not None:
+            yield name, float(value)
+
+
+def _dotted(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
+    if items is None or not tree:
+        yield prefix, tree
+        return
+    for name, value in items:
+        yield from _dotted(value, f"{prefix}.{name}" if prefix else str(name))

@@ -1,0 +1,88 @@
+"""Validation by source, and answers of the student to read."""
+
+from __future__ import annotations
+
+import torch
+
+from lingu_ray.config import Config
+from lingu_ray.corpus.batch import collate, cut
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.row import Row
+from lingu_ray.distill.student import Student
+from lingu_ray.runtime.distributed import all_sum
+from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.step import MicroBatches
+
+_ANSWER_TOKENS = 48
+
+
+class Validation:
+    """The held-out rows, encoded once; each worker takes its share."""
+
+    def __init__(
+        self, config: Config, rows: dict[str, list[Row]], encoder: Encoder, device: torch.device, rank: int, world: int
+    ):
+        self.device = device
+        budget = config.train.tokens_per_micro_batch
+        self.batches = {
+            source: [
+                collate(group, encoder.pad_id)
+                for group in cut([encoder.encode(row) for row in held_out[rank::world]], budget)
+            ]
+            for source, held_out in rows.items()
+            if held_out
+        }
+
+    def run(self, micro_batches: MicroBatches) -> Record:
+        """`{"validation": {source: {ce, tokens}}, "validation_ce"}`: nats a token, and the mean over sources."""
+        micro_batches.student.model.eval()
+        result = {}
+        for source, batches in self.batches.items():
+            ce = sum(micro_batches.cross_entropy(batch) for batch in batches)
+            tokens = sum(int(batch.supervised_BT.sum()) for batch in batches)
+            ce, tokens = all_sum([ce, tokens], self.device)
+            result[source] = {"ce": ce / tokens, "tokens": int(tokens)}
+        micro_batches.student.model.train()
+        mean = sum(entry["ce"] for entry in result.values()) / len(result) if result else None
+        return {"validation": result, "validation_ce": mean}
+
+
+def sample_rows(rows: dict[str, list[Row]], count: int) -> list[Row]:
+    """`count` held-out rows, taking turns between the sources."""
+    turns = [row for same_turn in zip(*_even(list(rows.values())), strict=True) for row in same_turn if row is not None]
+    return turns[:count]
+
+
+@torch.no_grad()
+def answer_samples(student: Student, encoder: Encoder, rows: list[Row], device: torch.device) -> list[Record]:
+    """Greedy answers to the last question of each row: `{source, position, question, expected, answer}`."""
+    student.model.eval()
+    records = []
+    for row in rows:
+        turn = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
+        prompt = encoder.encode_question(row)
+        ids_1T = prompt.input_ids_T.unsqueeze(0).to(device)
+        output = student.model.generate(
+            input_ids=ids_1T,
+            attention_mask=torch.ones_like(ids_1T),
+            max_new_tokens=_ANSWER_TOKENS,
+            do_sample=False,
+            pad_token_id=encoder.pad_id,
+            **{name: tensor.to(device) for name, tensor in prompt.vision.items()},
+        )
+        records.append(
+            {
+                "source": row.source,
+                "position": row.position,
+                "question": row.messages[turn - 1]["content"],
+                "expected": row.messages[turn]["content"],
+                "answer": encoder.tokenizer.decode(output[0, ids_1T.shape[1] :], skip_special_tokens=True).strip(),
+            }
+        )
+    student.model.train()
+    return records
+
+
+def _even(lists: list[list[Row]]) -> list[list[Row | None]]:
+    longest = max((len(rows) for rows in lists), default=0)
+    return [[*rows, *[None] * (longest - len(rows))] for rows in lists]

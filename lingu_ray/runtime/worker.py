@@ -1,0 +1,216 @@
+"""What every Ray Train worker executes: the training loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+from transformers import AutoConfig, AutoProcessor
+
+from lingu_ray.config import Config, StudentConfig
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.read import StepReader
+from lingu_ray.corpus.store import Corpus
+from lingu_ray.distill.student import Student, load_student
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.checkpoint import (
+    CheckpointState,
+    checkpoint_bytes,
+    load_checkpoint,
+    require_space,
+    save_checkpoint,
+)
+from lingu_ray.runtime.distributed import all_sum, sum_gradients
+from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.metrics import JsonLines, Record
+from lingu_ray.runtime.optimiser import make_optimiser, set_learning_rates, trained_parameters
+from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.teachers import TeacherClient, make_teacher
+from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the driver hands to the workers; paths are absolute and on storage that all nodes share."""
+
+    config: Config
+    run_dir: Path
+    corpus_dir: Path
+
+
+def train_worker(job: dict[str, Any]) -> None:
+    """Entry point of a worker: build everything, go on from the newest checkpoint, train, export."""
+    Worker(Job(**job)).run()
+
+
+class Worker:
+    """One data-parallel worker with its own teacher."""
+
+    def __init__(self, job: Job):
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.config, self.folder = job.config, RunFolder(job.run_dir)
+        self.device = ray.train.torch.get_device()
+        self.threads = self.config.ray.threads_per_worker or max(
+            1, (os.cpu_count() or 1) // context.get_local_world_size()
+        )
+        torch.set_num_threads(self.threads)
+
+        self.corpus = Corpus(job.corpus_dir)
+        self.processor = AutoProcessor.from_pretrained(self.folder.start)
+        self.encoder = Encoder(self.processor, self.config.corpus.max_length)
+        self.student = self._load_student()
+        self.optimiser = make_optimiser(self.student, self.config.train)
+        self.parameters = trained_parameters(self.optimiser)
+        self.micro_batches = MicroBatches(self.config, self.student, self._load_teacher(), self.device)
+        self.held_out = self.corpus.validation()
+        self.validation = Validation(self.config, self.held_out, self.encoder, self.device, self.rank, self.world)
+        self.metrics = JsonLines(self.folder.metrics)
+        self.samples = JsonLines(self.folder.samples)
+        self.validation_ce: float | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker writes the files."""
+        return self.rank == 0
+
+    def run(self) -> None:
+        """Train from the newest checkpoint to the last step, or until asked to stop."""
+        settings = self.config.train
+        step = self._restore()
+        if self.leads:
+            needed = checkpoint_bytes(self.student.model, self.optimiser)
+            require_space(self.folder.checkpoints, needed, "a checkpoint")
+        reader = StepReader(
+            self.corpus,
+            self.encoder,
+            settings.rows_per_step,
+            settings.tokens_per_micro_batch,
+            self.rank,
+            self.world,
+            start_step=step,
+            steps=settings.steps,
+        )
+        with reader:
+            while step < settings.steps:
+                stop = self._train_step(step, reader)
+                step += 1
+                self._look_at(step, last=step == settings.steps)
+                if stop or step == settings.steps or step % settings.checkpoint_every == 0:
+                    self._save(step)
+                if stop and step < settings.steps:
+                    return
+        if self.leads:
+            dtype = self._export_dtype()
+            export_model(self.student.model, self.processor, dtype, self.folder.export)
+
+    def _train_step(self, step: int, reader: StepReader) -> bool:
+        """One optimiser step; returns whether the run was asked to stop."""
+        begin = time.perf_counter()
+        batches = next(reader)
+        data_wait = time.perf_counter() - begin
+        torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)
+        self.optimiser.zero_grad(set_to_none=True)
+        factor = set_learning_rates(self.optimiser, step, self.config.train)
+
+        plans = [self.micro_batches.plan(batch) for batch in batches]
+        progress = step / max(1, self.config.train.steps - 1)
+        weights = self.micro_batches.weights(progress, batches, plans)
+        sums = self.micro_batches.run(batches, plans, weights)
+        sum_gradients(self.parameters)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.grad_clip))
+        if not torch.isfinite(torch.tensor(norm)):
+            sources = sorted({source for batch in batches for source in batch.sources})
+            raise UserError(
+                f"step {step + 1}: the gradient is not finite (loss {sums.loss}); sources in it: {', '.join(sources)}. "
+                "Lower train.learning_rates or distill.w_kd, or use train.precision=fp32."
+            )
+        self.optimiser.step()
+
+        seconds = time.perf_counter() - begin
+        read = sum(int(batch.attention_mask_BT.sum()) for batch in batches)
+        asked = self.leads and self.folder.stop.exists()
+        loss, ce, kd, read, waits, teacher_waits, stop = all_sum(
+            [sums.loss, sums.ce, sums.kd, read, data_wait, sums.teacher_wait, float(asked)], self.device
+        )
+        if self.leads:
+            self.metrics.append(
+                {
+                    "step": step + 1,
+                    "loss": loss,
+                    "ce": ce / weights.ce_tokens,
+                    "kd": kd / weights.kd_tokens if weights.kd_tokens else None,
+                    "lr": factor * self.config.train.learning_rates.decoder,
+                    "grad_norm": norm,
+                    "temperature": weights.temperature,
+                    "w_ce": weights.w_ce,
+                    "w_kd": weights.w_kd,
+                    "tokens": int(weights.ce_tokens),
+                    "tokens_per_s": read / seconds,
+                    "data_wait": waits / self.world / seconds,
+                    "teacher_wait": teacher_waits / self.world / seconds,
+                    "step_s": seconds,
+                    "time": time.time(),
+                }
+            )
+        return stop > 0
+
+    def _look_at(self, step: int, last: bool) -> None:
+        """Validate and sample when it is time."""
+        settings = self.config.train
+        if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
+            record: Record = self.validation.run(self.micro_batches)
+            self.validation_ce = record["validation_ce"]
+            if self.leads:
+                self.metrics.append({"step": step, **record, "time": time.time()})
+            ray.train.report({"step": step, "validation_ce": self.validation_ce})
+        if self.leads and (last or (settings.sample_every and step % settings.sample_every == 0)):
+            rows = sample_rows(self.held_out, settings.samples)
+            for record in answer_samples(self.student, self.encoder, rows, self.device):
+                self.samples.append({"step": step, **record})
+
+    def _restore(self) -> int:
+        state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser, self.device)
+        step = state.step if state else 0
+        self.validation_ce = state.validation_ce if state else None
+        if self.leads:
+            self.metrics.drop_after(step)
+            self.samples.drop_after(step)
+        return step
+
+    def _save(self, step: int) -> None:
+        if self.leads:
+            state = CheckpointState(step, self.validation_ce)
+            keep = self.config.train.keep_last
+            save_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser, state, keep)
+
+    def _load_student(self) -> Student:
+        settings = self.config.student
+        if settings.from_teacher is not None:
+            settings = StudentConfig(path=str(self.folder.start))
+        model = load_student(settings).to(self.device).train()
+        if self.config.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        return Student(model)
+
+    def _load_teacher(self) -> TeacherClient | None:
+        if self.config.distill.policy == "none":
+            return None
+        dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
+        return make_teacher(self.config.teacher, dtype, self.device, self.threads)
+
+    def _export_dtype(self) -> torch.dtype:
+        """The dtype that the student came in."""
+        if self.config.student.path is None:
+            return torch.float32
+        settings = self.config.student
+        config = AutoConfig.from_pretrained(
+            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+        return config.dtype or torch.float32

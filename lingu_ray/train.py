@@ -1,0 +1,117 @@
+"""Train a run: corpus, pair, distillation, control, evaluation, report.
+
+python -m lingu_ray.train                             # the embedded demo, offline
+python -m lingu_ray.train smollm2-135m train.steps=30
+python -m lingu_ray.train my-run.yaml distill.temperature=2
+python -m lingu_ray.train --help                      # every setting
+ray job submit --working-dir . -- python -m lingu_ray.train my-run.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.cli import load_config
+from lingu_ray.config import Config
+from lingu_ray.errors import UserError
+
+
+def main(arguments: list[str]) -> None:
+    """What a run consists of, from top to bottom."""
+    config = load_config(arguments)
+
+    from lingu_ray.demo.prepare import prepare
+    from lingu_ray.runtime import trainer
+    from lingu_ray.runtime.cluster import connect
+
+    connect(config.ray)
+    if config.demo is not None:
+        config = prepare(config)
+    distilled = trainer.run(config)
+    ce_only = trainer.run(control_of(config)) if config.control else None
+    recovery = measure(config, compared_models(config, distilled, ce_only))
+    show(config, distilled, recovery)
+
+
+def control_of(config: Config) -> Config:
+    """The CE-only control: the same data, steps and seed, without teacher; it lies in the run's folder."""
+    from lingu_ray.runtime.tracking import tracking_uri
+
+    sources = config.training_sources()
+    return config.model_copy(
+        update={
+            "name": "control",
+            "output_dir": config.run_dir,
+            "corpus": config.corpus.model_copy(update={"sources": sources, "cache_dir": config.corpora_dir}),
+            "distill": config.distill.model_copy(update={"policy": "none"}),
+            "tracking": config.tracking.model_copy(update={"uri": tracking_uri(config)}),
+        }
+    )
+
+
+def compared_models(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, str]:
+    """The models that the report sets side by side, by name."""
+    teacher = Path(config.teacher.path, config.teacher.gguf_file or "")
+    models = {"teacher": str(teacher)}
+    if config.student.path is not None:
+        models["adapted"] = config.student.path
+    models["ce_only" if config.distill.policy == "none" else "distilled"] = str(distilled)
+    if ce_only is not None:
+        models["ce_only"] = str(ce_only)
+    return models
+
+
+def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
+    """Evaluate the models, once for the same settings; None without evaluation tasks."""
+    from lingu_ray.evaluation.run import evaluate
+    from lingu_ray.runtime.folder import RunFolder, write_json
+
+    if not config.evaluation.tasks:
+        return None
+    folder = RunFolder(config.run_dir)
+    done, result = folder.report / "evaluated.json", folder.report / "recovery.json"
+    asked = {"models": models, "evaluation": config.evaluation.model_dump(mode="json")}
+    if done.exists() and json.loads(done.read_text()) == asked:
+        return json.loads(result.read_text())
+    recovery = evaluate({name: Path(path) for name, path in models.items()}, config.evaluation, folder.report)
+    write_json(done, asked)
+    return recovery
+
+
+def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
+    """Write report and model card, track them, and say in a few lines what came out and where it lies."""
+    from lingu_ray.corpus.store import Corpus
+    from lingu_ray.evaluation.model_card import write_model_card
+    from lingu_ray.evaluation.report import write_report
+    from lingu_ray.runtime.folder import RunFolder
+    from lingu_ray.runtime.tracking import Tracker, tracking_uri
+
+    folder = RunFolder(config.run_dir)
+    corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
+    write_model_card(export, config, recovery, corpus.manifest)
+    page = write_report(folder.root)
+    tracker = Tracker(config, folder)
+    if recovery is not None:
+        summary = recovery["summary"]
+        tracker.log_summary({name: summary[name] for name in ("recovery", "retention")})
+        print(summary["verdict"])
+    tracker.log_files(folder.report)
+    tracker.end("FINISHED")
+    print(f"report   {page}\nmodel    {export}\ncompare  mlflow ui --backend-store-uri {tracking_uri(config)}")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from lingu_ray.runtime.trainer import Interrupted
+
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(130)

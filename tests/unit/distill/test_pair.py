@@ -1,0 +1,99 @@
+"""Pairs that do not fit are refused with field and values; a new student is its teacher plus eyes."""
+
+import pytest
+import torch
+from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lingu_ray.config import Config
+from lingu_ray.distill.pair import check_pair, check_tokenizers
+from lingu_ray.distill.student import Student, prepare_student
+from lingu_ray.errors import UserError
+
+SOURCE = {"name": "text", "form": "text", "path": "text.txt", "language_heavy": True}
+VISION = {
+    "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2,
+    "pixel_shuffle": 2,
+}  # fmt: skip
+
+
+def settings(tmp_path, **sections):
+    """A configuration over folders in tmp_path."""
+    student = {"path": str(tmp_path / "student")}
+    tree = {"name": "x", "student": student, "teacher": {"path": str(tmp_path / "teacher")}}
+    return Config.model_validate(tree | {"corpus": {"sources": [SOURCE]}} | sections)
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "values"),
+    [
+        ({"layers": 2}, "num_hidden_layers", ("3", "2")),
+        ({"kv_heads": 4}, "num_key_value_heads", ("2", "4")),
+        ({"head_dim": 16}, "head_dim", ("32", "16")),
+        ({"hidden": 32}, "hidden_size", ("64", "32")),
+    ],
+)
+def test_architecture_mismatch_is_named(tmp_path, change, field, values):
+    """Each differing field is named with both values, from the configurations alone."""
+    tiny_student(tiny_teacher(), folder=tmp_path / "student")
+    tiny_teacher(**change, folder=tmp_path / "teacher")
+    with pytest.raises(UserError, match=rf"{field}: student {values[0]}, teacher {values[1]}"):
+        check_pair(settings(tmp_path))
+
+
+def test_fitting_pair_passes_and_rope_is_compared(tmp_path):
+    """The real pair passes; another RoPE base is refused."""
+    teacher = tiny_teacher(folder=tmp_path / "teacher")
+    tiny_student(teacher, folder=tmp_path / "student")
+    check_pair(settings(tmp_path))
+    teacher.config.rope_parameters["rope_theta"] = 500000.0
+    teacher.config.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(UserError, match="rope_parameters"):
+        check_pair(settings(tmp_path))
+
+
+def test_wrong_kinds_of_model_are_refused(tmp_path):
+    """A folder without model, a text-only student and a VLM as teacher: each is said, with the setting's name."""
+    teacher = tiny_teacher(folder=tmp_path / "teacher")
+    tiny_student(teacher, folder=tmp_path / "student")
+    with pytest.raises(UserError, match=r"student.path=.*nowhere"):
+        check_pair(settings(tmp_path, student={"path": str(tmp_path / "nowhere")}))
+    with pytest.raises(UserError, match="no vision-language"):
+        check_pair(settings(tmp_path, student={"path": str(tmp_path / "teacher")}))
+    with pytest.raises(UserError, match="not a text-only"):
+        check_pair(settings(tmp_path, teacher={"path": str(tmp_path / "student")}))
+
+
+def test_other_tokenizer_is_refused():
+    """Added tokens are fine; the same ids with other meanings are not."""
+    check_tokenizers(tiny_tokenizer(), tiny_tokenizer())
+    other = tiny_tokenizer()
+    shuffled = {token: (i + 7) % VOCABULARY for token, i in other.get_vocab().items()}
+    other.get_vocab = lambda: shuffled
+    with pytest.raises(UserError, match="tokenise differently"):
+        check_tokenizers(tiny_tokenizer(), other)
+
+
+def test_new_student_is_its_teacher_plus_eyes(tmp_path):
+    """`from_teacher`: on text the new VLM's logits are the teacher's; it reloads; its tokens and pixels fit."""
+    teacher = tiny_teacher(folder=tmp_path / "teacher")
+    config = settings(tmp_path, student={"from_teacher": VISION}, distill={"policy": "none"})
+    prepare_student(config, tmp_path / "start")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "start").eval()
+    ids = torch.randint(3, VOCABULARY, (2, 9))
+    torch.testing.assert_close(model(input_ids=ids).logits[..., :VOCABULARY], teacher(input_ids=ids).logits)
+    processor = AutoProcessor.from_pretrained(tmp_path / "start")
+    message = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}]
+    prompt = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    inputs = processor(text=prompt, images=[torch.zeros(3, 8, 8, dtype=torch.uint8).numpy()], return_tensors="pt")
+    assert torch.isfinite(model(**inputs).logits).all()
+
+
+def test_parameter_groups_cover_everything_once():
+    """Every parameter is in exactly one of vision, projector and decoder; tied head and embedding count once."""
+    model = tiny_student(tiny_teacher())
+    groups = Student(model).parameter_groups()
+    names = [name for named in groups.values() for name, _ in named]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert all("vision_model" in name for name, _ in groups["vision"])
+    assert [name for name, _ in groups["projector"]] == ["model.connector.modality_projection.proj.weight"]
