@@ -116,6 +116,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    # pyrefly: ignore [bad-override]  (the base class names no parameters)
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         grad_loss = grad_outputs[0]
         grad_hidden_ND, grad_head_VD = ctx.saved_tensors

@@ -144,7 +144,7 @@ class MicroBatches:
         )
         terms = self._loss(flight, scales, answer)
         terms.loss.backward()
-        sums.loss += float(terms.loss)
+        sums.loss += float(terms.loss.detach())
         sums.ce += float(terms.ce_N.sum())
         sums.kd += float(terms.kd_M.sum())
 

@@ -92,18 +92,15 @@ class TeacherActorClient:
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         # The worker owns the whole bundle: the actor asks for nothing of it, and is told its GPU by name.
-        self.actor = (
-            ray.remote(TeacherActor)
-            .options(
-                num_cpus=0,
-                num_gpus=0,
-                max_restarts=settings.max_restarts,
-                max_task_retries=settings.max_restarts,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
-                runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpus[-1]}} if gpus else None,
-            )
-            .remote(settings, dtype, device.type, threads)
-        )
+        actor_class: Any = ray.remote(TeacherActor)
+        self.actor = actor_class.options(
+            num_cpus=0,
+            num_gpus=0,
+            max_restarts=settings.max_restarts,
+            max_task_retries=settings.max_restarts,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
+            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpus[-1]}} if gpus else None,
+        ).remote(settings, dtype, device.type, threads)
         self.head_UD = unpack(self._get(self.actor.head.remote())).to(device)
 
     def submit(self, request: TeacherRequest) -> ray.ObjectRef:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -107,21 +108,16 @@ def _differences(before: Config, now: Config) -> list[str]:
 
 def _fit(config: Config, folder: RunFolder, corpus: Corpus, tracker: Tracker) -> None:
     """Run Ray Train in a thread; show and track its metrics here until it ends."""
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=vars(Job(config, folder.root, corpus.folder.resolve())),
-        # pyrefly: ignore [bad-argument-type]  (typed as either generation of the API)
-        scaling_config=ScalingConfig(
-            num_workers=config.ray.num_workers,
-            use_gpu=uses_gpu(config.ray),
-            resources_per_worker={"CPU": config.ray.cpus_per_worker},
-        ),
-        run_config=RunConfig(
-            name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=str(folder.ray),
-            failure_config=FailureConfig(max_failures=config.ray.max_failures, controller_failure_limit=3),
-        ),
+    # Any: `ray.train` types its classes as either generation of its API
+    scaling: Any = ScalingConfig(
+        num_workers=config.ray.num_workers,
+        use_gpu=uses_gpu(config.ray),
+        resources_per_worker={"CPU": config.ray.cpus_per_worker},
     )
+    failures: Any = FailureConfig(max_failures=config.ray.max_failures)
+    storage: Any = RunConfig(name=time.strftime("%Y%m%d-%H%M%S"), storage_path=str(folder.ray), failure_config=failures)
+    job = vars(Job(config, folder.root, corpus.folder.resolve()))
+    trainer = TorchTrainer(train_worker, train_loop_config=job, scaling_config=scaling, run_config=storage)
     errors: list[BaseException] = []
     thread = threading.Thread(target=_collect, args=(trainer, errors), daemon=True)
     progress, tail = Progress(config.name, config.train.steps), Tail(folder.metrics)

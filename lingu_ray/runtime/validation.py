@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from lingu_ray.config import Config
@@ -56,13 +58,13 @@ def sample_rows(rows: dict[str, list[Row]], count: int) -> list[Row]:
 @torch.no_grad()
 def answer_samples(student: Student, encoder: Encoder, rows: list[Row], device: torch.device) -> list[Record]:
     """Greedy answers to the last question of each row: `{source, position, question, expected, answer}`."""
-    student.model.eval()
+    model: Any = student.model.eval()
     records = []
     for row in rows:
         turn = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
         prompt = encoder.encode_question(row)
         ids_1T = prompt.input_ids_T.unsqueeze(0).to(device)
-        output = student.model.generate(
+        output = model.generate(
             input_ids=ids_1T,
             attention_mask=torch.ones_like(ids_1T),
             max_new_tokens=_ANSWER_TOKENS,
@@ -79,7 +81,7 @@ def answer_samples(student: Student, encoder: Encoder, rows: list[Row], device: 
                 "answer": encoder.tokenizer.decode(output[0, ids_1T.shape[1] :], skip_special_tokens=True).strip(),
             }
         )
-    student.model.train()
+    model.train()
     return records
 
 

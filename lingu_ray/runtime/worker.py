@@ -6,16 +6,18 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import torch
-from transformers import AutoConfig, AutoProcessor
+from torch import nn
+from transformers import AutoProcessor
 
 from lingu_ray.config import Config, StudentConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.read import StepReader
 from lingu_ray.corpus.store import Corpus
+from lingu_ray.distill.pair import load_config
 from lingu_ray.distill.student import Student, load_student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import (
@@ -194,7 +196,8 @@ class Worker:
         settings = self.config.student
         if settings.from_teacher is not None:
             settings = StudentConfig(path=str(self.folder.start))
-        model = load_student(settings).to(self.device).train()
+        model = load_student(settings).train()
+        nn.Module.to(model, self.device)
         if self.config.train.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         return Student(model)
@@ -207,10 +210,8 @@ class Worker:
 
     def _export_dtype(self) -> torch.dtype:
         """The dtype that the student came in."""
-        if self.config.student.path is None:
-            return torch.float32
         settings = self.config.student
-        config = AutoConfig.from_pretrained(
-            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
-        return config.dtype or torch.float32
+        if settings.path is None:
+            return torch.float32
+        config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+        return cast(torch.dtype, config.dtype or torch.float32)

@@ -1,0 +1,103 @@
+"""An optimiser step: independent of how the batch is cut, and of gradient to the student alone."""
+
+import pytest
+import torch
+from tiny import tiny_processor
+from tinyrun import config, write_pair_and_data
+
+from lingu_ray.corpus.batch import collate, cut
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.row import Row
+from lingu_ray.distill.student import Student, load_student
+from lingu_ray.distill.teacher import Teacher
+from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.teachers import InProcessTeacher, pack, unpack
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The pair and its data on disk."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pair_and_data(folder)
+    return folder
+
+
+def rows(data):
+    """Ragged rows of both sources: short and long texts, one and two pictures, two turns."""
+    say = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    images = [(data / f"{i}.png").read_bytes() for i in range(3)]
+    return [
+        Row("text", 0, [say("user", "Tell me."), say("assistant", "A longer story about very little, told twice.")], [], True),
+        Row("text", 1, [say("user", "And you, what do you say to all of this?"), say("assistant", "No.")], [], True),
+        Row("pictures", 2, [say("user", "<image>Even?"), say("assistant", "It is odd.")], images[:1], False),
+        Row("text", 3, [say("user", "<image><image>Compare."), say("assistant", "Both are noise."),
+                        say("user", "Sure?"), say("assistant", "Quite sure.")], images[1:], True),
+    ]  # fmt: skip
+
+
+def step_of(data, budget, look_ahead=1, **distill):
+    """Loss, gradients and teacher after one step whose micro-batches hold at most `budget` tokens."""
+    settings = config(data, data, distill=distill, teacher={"look_ahead": look_ahead})
+    student = Student(load_student(settings.student))
+    teacher = Teacher.load(settings.teacher, torch.float32, torch.device("cpu"))
+    micro_batches = MicroBatches(settings, student, InProcessTeacher(teacher), torch.device("cpu"))
+    encoder = Encoder(tiny_processor(), 160)
+    samples = [encoder.encode(row) for row in rows(data)]
+    batches = [collate(group, encoder.pad_id) for group in cut(samples, budget)]
+    plans = [micro_batches.plan(batch) for batch in batches]
+    sums = micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+    gradients = {name: p.grad for name, p in student.model.named_parameters()}
+    return len(batches), sums, gradients, teacher
+
+
+@pytest.mark.parametrize(
+    "distill", [{}, {"policy": "all", "temperature": 2.0, "divergence": "jsd"}, {"policy": "none"}]
+)
+def test_cut_does_not_matter(data, distill):
+    """One micro-batch or three, with or without look-ahead: the same loss and the same gradient of every parameter."""
+    whole, sums, gradients, _ = step_of(data, 10_000, **distill)
+    for look_ahead in (0, 3):
+        parts, cut_sums, cut_gradients, _ = step_of(data, 110, look_ahead, **distill)
+        assert whole == 1 and parts == 3
+        assert cut_sums.loss == pytest.approx(sums.loss, rel=1e-5)
+        assert cut_sums.kd == pytest.approx(sums.kd, rel=1e-4, abs=1e-6)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(cut_gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_gradient_reaches_the_student_alone(data):
+    """The teacher has no gradient and its weights do not change; every part of the student has one."""
+    before = Teacher.load(config(data, data).teacher, torch.float32, torch.device("cpu")).model.state_dict()
+    _, _, gradients, teacher = step_of(data, 10_000)
+    assert all(gradient is not None for gradient in gradients.values())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in teacher.model.state_dict().items())
+
+
+def test_shared_kv_carries_no_gradient(data, monkeypatch):
+    """With CE off, the KD gradient is that of a teacher answer held constant: nothing flows through donated KV."""
+    constant = {}
+    original = InProcessTeacher.submit
+
+    def record(self, request):
+        assert not request.kv_L2PHE.requires_grad
+        answer = original(self, request)
+        assert not answer.requires_grad
+        constant.setdefault("answers", []).append(answer)
+        return answer
+
+    monkeypatch.setattr(InProcessTeacher, "submit", record)
+    _, _, gradients, _ = step_of(data, 10_000, w_ce=0)
+    replay = iter(constant["answers"])
+    monkeypatch.setattr(InProcessTeacher, "submit", lambda self, request: next(replay).clone())
+    _, _, held, _ = step_of(data, 10_000, w_ce=0)
+    assert all(torch.equal(gradients[name], held[name]) for name in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(3, 2, 5), (), (2, 0, 4)])
+def test_payload_round_trip(dtype, shape):
+    """What the object store carries comes back with the same bytes, dtype and shape."""
+    tensor = (torch.rand(shape) * 9).to(dtype)
+    back = unpack(pack(tensor))
+    assert back.dtype == dtype and back.shape == tensor.shape and torch.equal(back, tensor)
