@@ -279,6 +279,13 @@ class EvaluationConfig(Section):
     min_recovery: float = Field(0.9, description="language recovery from which the claim holds")
     min_retention: float = Field(0.99, description="vision retention from which the claim holds")
 
+    @model_validator(mode="after")
+    def _tasks_differ(self) -> EvaluationConfig:
+        names = [task.name for task in self.tasks]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"evaluation.tasks: names must be unique, found twice: {', '.join(twice)}")
+        return self
+
 
 class DemoConfig(Section):
     """The embedded default: a teacher, a student and a corpus built on this machine, offline."""

@@ -24,12 +24,13 @@ def main(arguments: list[str]) -> None:
     """What a run consists of, from top to bottom."""
     config = load_config(arguments)
 
-    from lingu_ray.demo.prepare import prepare
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster import connect
 
     connect(config.ray)
     if config.demo is not None:
+        from lingu_ray.demo.prepare import prepare
+
         config = prepare(config)
     distilled = trainer.run(config)
     ce_only = trainer.run(control_of(config)) if config.control else None

@@ -1,0 +1,41 @@
+"""What all tests share: an offline, quiet environment, and one local Ray for those that need it.
+
+The environment is set here, before anything imports Ray, Transformers or MLflow; Ray's worker processes inherit it.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MPLBACKEND": "agg",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": "1",  # tiny tensors: threads cost more than they give, and two workers share the machine
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_AUTH_MODE": "disabled",  # otherwise Ray writes a token into the home folder
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise what workers print appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for one poll
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # otherwise a request that cannot be met is retried for ever
+}
+os.environ.pop("RAY_ADDRESS", None)  # never join a cluster that happens to run here
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray of two CPUs, started once for all tests that name it; its folder is removed at the end."""
+    import ray
+
+    # Short, and not under pytest's tmp_path: Ray's socket paths must stay below 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="lr-"))
+    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=True, _temp_dir=str(folder))
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)

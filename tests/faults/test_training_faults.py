@@ -1,0 +1,132 @@
+"""What a run survives: SIGKILL of the driver, of a worker, of a teacher; Ctrl-C. Each ends with the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tinyrun import write_pair_and_data, write_settings
+
+from lingu_ray.runtime.checkpoint import checkpoints
+from lingu_ray.runtime.metrics import read_records
+
+pytestmark = pytest.mark.slow
+
+TRAIN = {"steps": 40, "checkpoint_every": 8, "validate_every": 0, "sample_every": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The pair and its data on disk."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pair_and_data(folder)
+    return folder
+
+
+def start(data, output, name):
+    """Start `python -m lingu_ray.train` in a session of its own."""
+    path = write_settings(data, output / name, name=name, output_dir=str(output), train=TRAIN)
+    command = [sys.executable, "-m", "lingu_ray.train", str(path)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for_step(process, output, name, step):
+    """Wait until the run has done `step` steps."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        records = read_records(output / name / "metrics.jsonl")
+        if records and records[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    raise AssertionError(f"no step {step} within two minutes")
+
+
+def finish(process):
+    """Wait for the end; returns what was printed."""
+    printed, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, printed
+    return printed
+
+
+def weights(output, name):
+    """The exported weights."""
+    return load_file(output / name / "export" / "model.safetensors")
+
+
+def assert_same_run(output, name):
+    """Same weights to the bit as the undisturbed run, and every step stands once in the metrics."""
+    ours, theirs = weights(output, name), weights(output, "undisturbed")
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    steps = [record["step"] for record in read_records(output / name / "metrics.jsonl") if "loss" in record]
+    assert steps == list(range(1, TRAIN["steps"] + 1))
+
+
+def child(process, word):
+    """The descendant of `process`, Ray's included, whose title contains `word`."""
+    for candidate in psutil.process_iter(["cmdline", "ppid"]):
+        title = " ".join(candidate.info["cmdline"] or [])
+        if word in title and process.pid in {parent.pid for parent in candidate.parents()}:
+            return candidate
+    raise AssertionError(f"no process {word}")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, data):
+    """A folder with the undisturbed run in it."""
+    folder = tmp_path_factory.mktemp("runs")
+    finish(start(data, folder, "undisturbed"))
+    return folder
+
+
+def test_sigkill_of_everything_and_again(data, output):
+    """Killed in the middle with all its processes and started again, a run ends with the same weights."""
+    process = start(data, output, "killed")
+    wait_for_step(process, output, "killed", 18)
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        if member is process or member.is_running():
+            member.kill()
+    process.communicate()
+    assert [state.step for _, state in checkpoints(output / "killed" / "checkpoints")] == [8, 16]
+    assert not (output / "killed" / "export").exists()
+    finish(start(data, output, "killed"))
+    assert_same_run(output, "killed")
+
+
+def test_worker_killed(data, output):
+    """A worker killed in the middle is replaced, and goes on from the newest checkpoint."""
+    process = start(data, output, "worker")
+    wait_for_step(process, output, "worker", 12)
+    child(process, "RayTrainWorker").kill()
+    finish(process)
+    assert_same_run(output, "worker")
+
+
+def test_teacher_killed(data, output):
+    """A teacher killed in the middle is replaced and asked again; nothing of the step is lost."""
+    process = start(data, output, "teacher")
+    wait_for_step(process, output, "teacher", 12)
+    child(process, "TeacherActor").kill()
+    finish(process)
+    assert_same_run(output, "teacher")
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(data, output):
+    """Ctrl-C finishes the step, writes a checkpoint, says how to go on, and exits with 130."""
+    process = start(data, output, "interrupted")
+    wait_for_step(process, output, "interrupted", 10)
+    os.kill(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "run the same command again to go on" in printed, printed
+    saved = checkpoints(output / "interrupted" / "checkpoints")[-1][1].step
+    assert saved >= 10 and saved == read_records(output / "interrupted" / "metrics.jsonl")[-1]["step"]
+    finish(start(data, output, "interrupted"))
+    assert_same_run(output, "interrupted")

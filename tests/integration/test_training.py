@@ -1,0 +1,173 @@
+"""Real runs on a real Ray: the whole path from corpus to export, and what must not depend on how it is run."""
+
+import json
+
+import mlflow
+import pytest
+import torch
+from safetensors.torch import load_file
+from tinyrun import config, write_pair_and_data
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lingu_ray.config import Config
+from lingu_ray.errors import UserError
+from lingu_ray.runtime import trainer
+from lingu_ray.runtime.metrics import read_records
+from lingu_ray.runtime.tracking import tracking_uri
+from lingu_ray.train import control_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The pair and its data on disk."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pair_and_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """Where all runs of this file lie, so that they share corpora and MLflow store."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, data, output):
+    """A finished run with a teacher actor: its settings and its folder."""
+    settings = config(data, output)
+    trainer.run(settings)
+    return settings
+
+
+def weights(settings: Config):
+    """The exported weights."""
+    return load_file(settings.run_dir / "export" / "model.safetensors")
+
+
+def test_export_is_the_students_architecture(finished, data):
+    """The export loads as the student's own class with exactly its parameters, and answers about an image."""
+    student = AutoModelForImageTextToText.from_pretrained(data / "student")
+    export = AutoModelForImageTextToText.from_pretrained(finished.run_dir / "export")
+    assert type(export) is type(student)
+    shapes = lambda model: {name: tuple(p.shape) for name, p in model.named_parameters()}  # noqa: E731
+    assert shapes(export) == shapes(student) and export.num_parameters() == student.num_parameters()
+    assert export.config.to_diff_dict() == student.config.to_diff_dict()
+    assert any(not torch.equal(a, b) for a, b in zip(export.parameters(), student.parameters(), strict=True))
+    processor = AutoProcessor.from_pretrained(finished.run_dir / "export")
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Even?"}]}]
+    prompt = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    image = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8).numpy()
+    output = export.generate(**processor(text=prompt, images=[image], return_tensors="pt"), max_new_tokens=3)
+    assert output.shape[1] > 4
+
+
+def test_metrics_tell_the_whole_story(finished):
+    """Every step once, the loss falls, validation by source, samples, and MLflow has the same figures and settings."""
+    records = read_records(finished.run_dir / "metrics.jsonl")
+    steps = [record for record in records if "loss" in record]
+    assert [record["step"] for record in steps] == list(range(1, 9))
+    validations = [record for record in records if "validation" in record]
+    assert [record["step"] for record in validations] == [4, 8]
+    assert set(validations[0]["validation"]) == {"text", "pictures"}
+    assert validations[1]["validation_ce"] < validations[0]["validation_ce"]
+    assert steps[0]["kd"] == pytest.approx(0, abs=1e-6)  # the first texts are judged by an equal decoder
+    assert steps[-1]["kd"] > 0
+    samples = read_records(finished.run_dir / "samples.jsonl")
+    assert {sample["source"] for sample in samples} == {"text", "pictures"} and len(samples) == 4
+
+    client = mlflow.MlflowClient(tracking_uri(finished))
+    run = client.get_run(json.loads((finished.run_dir / "mlflow.json").read_text())["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["distill.policy"] == "selective" and run.data.params["corpus.sources.0.name"] == "text"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in steps]
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "manifest.json"}
+
+
+def test_in_process_gives_the_same_weights_to_the_bit(finished, data, output):
+    """Actor and in-process teacher give equal exports, to the bit."""
+    other = config(data, output, name="in-process", teacher={"placement": "in_process"})
+    trainer.run(other)
+    ours, theirs = weights(finished), weights(other)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_two_workers_give_the_same_weights(finished, data, output):
+    """Two workers, each with its own teacher, take the same steps up to rounding."""
+    other = config(data, output, name="two", ray={"num_workers": 2})
+    trainer.run(other)
+    ours, theirs = weights(finished), weights(other)
+    for name in ours:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-5, msg=name)
+    losses = lambda run: [r["loss"] for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]  # noqa: E731
+    assert losses(other) == pytest.approx(losses(finished), rel=1e-4)
+
+
+def test_control_has_the_same_data_and_no_teacher(finished):
+    """The CE-only control finds the same corpus, takes the same steps, and has no KD term."""
+    control = control_of(finished)
+    trainer.run(control)
+    where = lambda run: json.loads((run.run_dir / "corpus.json").read_text())["path"]  # noqa: E731
+    assert where(control) == where(finished)
+    steps = [r for r in read_records(control.run_dir / "metrics.jsonl") if "loss" in r]
+    assert len(steps) == 8 and all(record["kd"] is None for record in steps)
+
+
+def test_finished_run_is_found_again_and_other_settings_are_refused(finished, data, output):
+    """The same settings return at once; changed ones are refused by key, with both values."""
+    before = (finished.run_dir / "export" / "model.safetensors").stat().st_mtime_ns
+    trainer.run(finished)
+    assert (finished.run_dir / "export" / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"distill\.temperature\.end: 1\.0 before, 2\.0 now"):
+        trainer.run(config(data, output, distill={"temperature": 2}))
+    with pytest.raises(UserError, match="resume=never"):
+        trainer.run(config(data, output, resume="never"))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"teacher": {"context": "prompt_text"}, "distill": {"policy": "all", "divergence": "reverse_kl"}},
+        {
+            "teacher": {"scope": "visual", "look_ahead": 2},
+            "distill": {
+                "policy": "language_only",
+                "divergence": "jsd",
+                "temperature": {"start": 3, "end": 1},
+                "w_kd": {"start": 0.5, "end": 1, "shape": "cosine"},
+            },
+            "train": {"precision": "bf16", "gradient_checkpointing": True, "steps": 4},
+        },
+    ],
+)
+def test_variants_run(ray_cluster, data, output, variant):
+    """Policies, contexts, scopes, divergences, schedules, bf16 and gradient checkpointing train through the same path."""
+    name = variant["distill"]["policy"]
+    run = config(data, output, name=name, **variant)
+    trainer.run(run)
+    steps = [r for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]
+    assert len(steps) == run.train.steps and steps[-1]["ce"] < steps[0]["ce"]
+    assert all(record["kd"] >= 0 for record in steps)
+    assert (steps[0]["temperature"], steps[-1]["temperature"]) == (run.distill.temperature.start, 1.0)
+    manifest = json.loads((run.run_dir / "corpus.json").read_text())["path"]
+    sources = json.loads(open(f"{manifest}/manifest.json").read())["sources"]
+    assert set(sources) == ({"text"} if name == "language_only" else {"text", "pictures"})
+
+
+def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
+    """`student.from_teacher` trains a new VLM with CE through the same path, and its export is a student path."""
+    vision = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2,
+              "pixel_shuffle": 2}  # fmt: skip
+    student = {"path": None, "from_teacher": vision}
+    adapt = config(data, output, name="adapt", student=student, distill={"policy": "none"}, train={"steps": 4})
+    export = trainer.run(adapt)
+    distil = config(data, output, name="distil", student={"path": str(export)}, train={"steps": 2})
+    assert (trainer.run(distil) / "model.safetensors").exists()
+
+
+def test_too_many_workers_are_refused_before_anything_starts(ray_cluster, data, output):
+    """A request that the cluster can never meet is an error at once, not an endless wait."""
+    with pytest.raises(UserError, match=r"ray.num_workers=6 needs 600 CPU"):
+        trainer.run(config(data, output, name="wide", ray={"num_workers": 6, "cpus_per_worker": 100}))

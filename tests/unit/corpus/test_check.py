@@ -1,0 +1,92 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import picture, tiny_processor
+
+from lingu_ray.corpus.check import Checker
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.forms import BadRecord, Draft
+from lingu_ray.corpus.images import decode_image, image_size
+
+
+@pytest.fixture(scope="module")
+def checker():
+    return Checker(Encoder(tiny_processor(), max_length=64), "s", distill=True)
+
+
+def said(user: str, assistant: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+def test_a_good_draft_becomes_a_row(checker, tmp_path):
+    """Bytes, a path, and a Hugging Face image in one row; the encoded bytes are kept as they are."""
+    (tmp_path / "a.png").write_bytes(picture(1))
+    images = [picture(0), "a.png", {"bytes": picture(2, encoding="JPEG"), "path": None}]
+    checked = checker.check(Draft(said("<image><image><image>?", "Yes."), images), tmp_path)
+    assert checked.row.images == [picture(0), picture(1), picture(2, encoding="JPEG")]
+    assert checked.row.distill
+    assert not checked.truncated
+
+
+def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
+    """An answer over max_length makes a good row that is counted."""
+    assert checker.check(Draft(said("?", "word " * 100), []), tmp_path).truncated
+
+
+@pytest.mark.parametrize(
+    ("messages", "images", "reason"),
+    [
+        (said("?", "  \n"), [], "empty_answer"),
+        (said("<image>?", "Yes."), [], "missing_image"),
+        (said("<image>?", "Yes."), [None], "missing_image"),
+        (said("<image>?", "Yes."), ["nowhere.png"], "missing_image"),
+        (said("<image>?", "Yes."), [picture(), picture()], "image_count"),
+        (said("<image>?", "Yes."), [b"no image"], "bad_image"),
+        (said("<image>?", "Yes."), [picture(0, (64, 64))[:-500]], "bad_image"),
+        (said("<image>?", "Yes."), [7], "wrong_type"),
+        (said("?", "<image>"), [picture()], "image_in_answer"),
+        (said("word " * 100, "Yes."), [], "prompt_too_long"),
+        (said("?", "Yes.")[:1], [], "bad_turns"),
+        (said("?", "Yes.")[::-1], [], "bad_turns"),
+        ([], [], "bad_turns"),
+        ([{"role": "tool", "content": "x"}, *said("?", "Yes.")], [], "bad_turns"),
+    ],
+)
+def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images, reason):
+    """Whatever is wrong with a draft is raised as a bad record under its own reason."""
+    with pytest.raises(BadRecord) as error:
+        checker.check(Draft(messages, images), tmp_path)
+    assert error.value.reason == reason
+
+
+def test_transparency_is_shown_on_white():
+    """A transparent pixel is white, whatever colour lies under it; so are palettes with a transparent entry."""
+    image = Image.fromarray(np.array([[[255, 0, 0, 0], [0, 255, 0, 255]]], dtype=np.uint8), "RGBA")
+    for mode in ("RGBA", "P"):
+        buffer = io.BytesIO()
+        image.convert(mode).save(buffer, format="PNG")
+        decoded = decode_image(buffer.getvalue())
+        assert decoded.mode == "RGB"
+        assert decoded.getpixel((0, 0)) == (255, 255, 255)
+        assert decoded.getpixel((1, 0)) == (0, 255, 0)
+
+
+def test_photographs_stand_upright():
+    """The EXIF orientation turns the picture, and its size from the header agrees with the decoded one."""
+    image = Image.new("RGB", (30, 10))
+    exif = image.getexif()
+    exif[274] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", exif=exif)
+    assert decode_image(buffer.getvalue()).size == (10, 30)
+    assert image_size(buffer.getvalue()) == (10, 30)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "I;16", "CMYK"])
+def test_modes_become_rgb(mode):
+    """Grey, black and white, 16-bit and print images are decoded to RGB."""
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, format="JPEG" if mode == "CMYK" else "PNG")
+    assert decode_image(buffer.getvalue()).mode == "RGB"

@@ -1,0 +1,119 @@
+"""A GGUF file becomes a Hugging Face folder with the same weights, tokenizer and chat template."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFWriter
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lingu_ray.convert_gguf import convert, find_gguf
+from lingu_ray.errors import UserError
+
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh", "Ġ", "ab", "cd", "abcd"]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attn_norm",
+    "model.layers": "blk",
+}
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(TOKENS),
+        hidden_size=HEADS * HEAD_DIM,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def gguf_rows(name: str, weight: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF interleaves the two halves of a rotary head: the rows of q and k, as llama.cpp's converter lays them."""
+    if not name.endswith(("attn_q.weight", "attn_k.weight")):
+        return weight
+    rows, width = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
+    config = model.config
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
+    writer.add_token_merges(["a b", "c d", "ab cd"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+    for name, weight in model.state_dict().items():
+        if name == "lm_head.weight":  # tied
+            continue
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        heads = HEADS if "attn_q" in name else KV_HEADS
+        writer.add_tensor(name, gguf_rows(name, weight.numpy(), heads).copy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_converted_folder_is_the_same_model(tmp_path: Path):
+    """The folder's logits equal those of the model that the GGUF was written from; template and end token are kept."""
+    model = tiny_llama()
+    (tmp_path / "in").mkdir()
+    write_gguf(model, tmp_path / "in" / "tiny.gguf")
+    convert(tmp_path / "in", tmp_path / "out")
+
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
+    ids = tokenizer("abcd ab", return_tensors="pt")["input_ids"]
+    assert [tokenizer.decode(i) for i in ids[0]] == ["abcd", " ", "ab"]
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert again.generation_config.eos_token_id == 2
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == (
+        "<|im_start|>ab<|im_end|>"
+    )
+
+
+def test_the_file_must_be_clear(tmp_path: Path):
+    """A folder without a GGUF file, or with two, is refused with what was found."""
+    with pytest.raises(UserError, match="found: none"):
+        find_gguf(tmp_path)
+    (tmp_path / "a.gguf").touch()
+    assert find_gguf(tmp_path) == find_gguf(tmp_path / "a.gguf") == tmp_path / "a.gguf"
+    (tmp_path / "b.gguf").touch()
+    with pytest.raises(UserError, match=r"found: a\.gguf, b\.gguf"):
+        find_gguf(tmp_path)

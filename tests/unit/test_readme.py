@@ -1,0 +1,101 @@
+"""What the documentation tells people to type works: commands parse, settings exist, make targets are there."""
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lingu_ray.cli import load_config
+from lingu_ray.strict_yaml import load
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/results.md", "docs/architecture.md"]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(word: str) -> list[list[str]]:
+    """Every command line of the documents' bash blocks that begins with `word`, split into words."""
+    lines = {line for d in DOCUMENTS for block in blocks(d, "bash") for line in block.replace("\\\n", "").splitlines()}
+    split = (shlex.split(line, comments=True) for line in sorted(lines))
+    return [words for words in split if words and words[0] == word]
+
+
+@pytest.fixture
+def my_yaml(tmp_path: Path) -> str:
+    """The README's example configuration, as a file."""
+    (example,) = blocks("README.md", "yaml")
+    path = tmp_path / "my.yaml"
+    path.write_text(example, encoding="utf-8")
+    return str(path)
+
+
+def parse_train(words: list[str], my_yaml: str) -> None:
+    arguments = [my_yaml if word == "my.yaml" else word for word in words]
+    with pytest.raises(SystemExit) as caught:
+        load_config([*arguments, "--print-config"])
+    assert caught.value.code == 0
+
+
+@pytest.mark.parametrize("words", commands("python"), ids=" ".join)
+def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch):
+    """Training commands give a configuration; other modules exist and explain themselves."""
+    module = words[words.index("-m") + 1]
+    if module == "lingu_ray.train":
+        parse_train(words[3:], my_yaml)
+    else:
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module(module, run_name="__main__")
+        assert caught.value.code in (0, None)
+
+
+@pytest.mark.parametrize("words", commands("ray"), ids=" ".join)
+def test_job_commands_parse(words: list[str], my_yaml: str):
+    """What a Ray job runs gives a configuration."""
+    inner = words[words.index("--") + 1 :]
+    assert inner[:3] == ["python", "-m", "lingu_ray.train"]
+    parse_train(inner[3:], my_yaml)
+
+
+@pytest.mark.parametrize("words", commands("make"), ids=" ".join)
+def test_make_targets_exist(words: list[str]):
+    """Each `make` command is one that the Makefile can carry out."""
+    subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_examples_in_the_guide_are_settings(my_yaml: str):
+    """The guide's YAML fits the configuration."""
+    for example in blocks("docs/guide.md", "yaml"):
+        tree, _ = load(example, "docs/guide.md")
+        load_config([my_yaml, *(f"{key}={value}" for key, value in tree.items())])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str):
+    """Relative links and pictures of a document are files of the project."""
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / document).read_text("utf-8")):
+        assert ((ROOT / document).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_figure_is_left_open(document: str):
+    """Every figure that a document announces is there."""
+    assert "FIGURE:" not in (ROOT / document).read_text("utf-8")
+
+
+def test_settings_named_in_the_guide_exist():
+    """Dotted settings that the guide mentions in backticks are settings."""
+    from lingu_ray.manual import field_at, section_at
+
+    text = (ROOT / "docs/guide.md").read_text("utf-8")
+    for name in re.findall(r"`((?:student|teacher|corpus|distill|train|ray|tracking|evaluation)\.[a-z_.]+)", text):
+        key = tuple(name.rstrip(".").split("."))
+        assert field_at(key) or section_at(key), name

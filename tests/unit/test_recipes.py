@@ -1,0 +1,42 @@
+"""Every recipe of the package is complete, valid and explains itself."""
+
+import pytest
+
+from lingu_ray.cli import load_config
+from lingu_ray.manual import recipes
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_is_valid_and_named_after_its_file(name: str):
+    """A recipe validates as it is, and its run's folder bears its name."""
+    assert load_config([name]).name == name
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_says_what_it_is_for(name: str):
+    """Its first line, which `--help` shows, is a sentence that fits there."""
+    line = recipes()[name]
+    assert line.endswith(".")
+    assert 20 < len(line) < 120
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_mixture_adds_up(name: str):
+    """Weights of a recipe are shares: their sum is 1."""
+    weights = [s.weight for s in load_config([name]).corpus.sources if s.weight is not None]
+    assert not weights or sum(weights) == pytest.approx(1)
+
+
+def test_selective_recipes_have_both_kinds_of_source():
+    """A recipe that distils selectively has sources to distil and sources to leave alone."""
+    for name in recipes():
+        config = load_config([name])
+        if config.distill.policy == "selective" and config.demo is None:
+            assert {s.language_heavy for s in config.corpus.sources} == {True, False}
+
+
+def test_smollm2_recipes_fit_each_other():
+    """The student that `smollm2-135m` starts from is what `smollm2-135m-adapt` exports, on the same teacher."""
+    adapt, distil = load_config(["smollm2-135m-adapt"]), load_config(["smollm2-135m"])
+    assert distil.student.path == str(adapt.run_dir / "export")
+    assert distil.teacher.path == adapt.teacher.path
