@@ -80,9 +80,7 @@ def config(data: Path, output_dir: Path, **overrides: Any) -> Config:
     return Config.model_validate(settings(data, output_dir, **overrides))
 
 
-def write_settings(data: Path, output_dir: Path, **overrides: Any) -> Path:
+def write_settings(path: Path, data: Path, output_dir: Path, **overrides: Any) -> Path:
     """The settings as a YAML file, for the command line."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    path = output_dir / "settings.yaml"
     path.write_text(yaml.safe_dump(settings(data, output_dir, **overrides)))
     return path

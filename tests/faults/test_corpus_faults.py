@@ -1,9 +1,11 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -59,8 +61,8 @@ def test_a_killed_build_is_never_taken_for_a_corpus(tmp_path, processor_dir, ray
     """SIGKILL while shards are written: no corpus is found afterwards, and the next build makes a whole one."""
     settings = config(tmp_path, write_words(tmp_path))
     (tmp_path / "config.json").write_text(settings.model_dump_json())
-    ray_folder = Path(f"/tmp/lr-{os.getpid()}")
-    command = [sys.executable, "-c", BUILD, str(tmp_path / "config.json"), str(processor_dir), str(ray_folder)]
+    ray_folder = tempfile.mkdtemp(prefix="lr-")
+    command = [sys.executable, "-c", BUILD, str(tmp_path / "config.json"), str(processor_dir), ray_folder]
     process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     try:
         deadline = time.monotonic() + 120
@@ -70,6 +72,7 @@ def test_a_killed_build_is_never_taken_for_a_corpus(tmp_path, processor_dir, ray
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(ray_folder, ignore_errors=True)
     assert [path.name for path in settings.corpora_dir.iterdir() if not path.name.startswith(".building-")] == []
     corpus = build_corpus(settings, processor_dir)
     asked = [row.messages[0]["content"] for row in corpus.rows(range(len(corpus)))]

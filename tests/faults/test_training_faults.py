@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 def start(data, output, name):
     """Start `python -m lingu_ray.train` in a session of its own."""
-    path = write_settings(data, output / name, name=name, output_dir=str(output), train=TRAIN)
+    path = write_settings(output / f"{name}.yaml", data, output, name=name, train=TRAIN)
     command = [sys.executable, "-m", "lingu_ray.train", str(path)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

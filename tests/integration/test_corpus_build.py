@@ -66,7 +66,7 @@ def questions(corpus: Corpus) -> list[str]:
 
 
 def test_a_corpus_holds_every_good_row_once(tmp_path, processor_dir, caplog):
-    """Two unweighted sources: each row once, in training or held out; shards of exact size; counts in the manifest and the log."""
+    """Without weights each row comes once, in training or held out; exact shards; counts in manifest and log."""
     sources = [words(tmp_path, "words", 120), pictures(tmp_path, "pictures", 60)]
     with caplog.at_level(logging.INFO, logger="lingu_ray"):
         corpus = build_corpus(config(tmp_path, sources), processor_dir)
@@ -98,7 +98,7 @@ def test_a_corpus_holds_every_good_row_once(tmp_path, processor_dir, caplog):
 
 
 def test_weights_hold_in_every_prefix_and_small_sources_repeat(tmp_path, processor_dir):
-    """Weights 3 : 1 : 1: in every prefix each source is within one row of its share; a repeated source visits all its rows a pass."""
+    """In every prefix each source is within one row of its weight; a repeated one visits all its rows in each pass."""
     sources = [
         words(tmp_path, "a", 25) | {"weight": 3},
         words(tmp_path, "b", 45) | {"weight": 1},
@@ -136,7 +136,7 @@ def test_any_number_of_blocks_gives_the_same_corpus(tmp_path, processor_dir, mon
 
 
 def test_bad_rows_are_quarantined_with_reason_and_origin(tmp_path, processor_dir):
-    """One row of every bad kind among good ones: each is in rejected/ with its line, counted by reason; the good ones are used."""
+    """A row of every bad kind among good ones: each is in rejected/ with its line and counted; the good are used."""
     (tmp_path / "broken.png").write_bytes(picture()[:60])
     (tmp_path / "good.png").write_bytes(picture())
     good: list[dict | str] = [{"prompt": f"q {i}?", "completion": "a", "image": "good.png"} for i in range(20)]
@@ -164,7 +164,7 @@ def test_bad_rows_are_quarantined_with_reason_and_origin(tmp_path, processor_dir
 
 
 def test_too_many_bad_rows_stop_the_build(tmp_path, processor_dir):
-    """Above max_reject_rate: the error names source, share, reasons, a first example of each, and the settings; nothing is left."""
+    """Above max_reject_rate the error names source, share, each reason with an example, and the cure."""
     records: list[dict | str] = [{"prompt": f"q {i}?", "completion": "" if i % 4 == 0 else "a"} for i in range(40)]
     path = write_lines(tmp_path / "holes.jsonl", [*records, {"prompt": 1, "completion": "a"}])
     source = {"name": "holes", "form": "prompt_completion", "path": str(path)}
@@ -205,12 +205,24 @@ def test_built_once_and_found_again(tmp_path, processor_dir):
     (other_processor / "chat_template.jinja").write_text(
         (processor_dir / "chat_template.jinja").read_text().replace("Assistant:", "Bot:")
     )
-    with pytest.raises(UserError, match="Set a chat template"):
+    with pytest.raises(UserError, match=r"^chat template of .* Set a chat template"):
         build_corpus(settings, other_processor)
     words(tmp_path, "words", 31)
     changed = build_corpus(settings, processor_dir)
     assert changed.manifest["sources"]["words"]["read"] == 31
     assert len({first.folder, other_seed.folder, changed.folder}) == 3
+
+
+def test_relative_paths_start_from_the_current_directory(tmp_path, processor_dir, monkeypatch):
+    """`path` and `image_root` may be relative to where the command runs, wherever the tasks run."""
+    (tmp_path / "art").mkdir()
+    source = pictures(tmp_path / "art", "art", 10)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "art" / "art.jsonl").rename(tmp_path / "data" / "art.jsonl")
+    monkeypatch.chdir(tmp_path)
+    corpus = build_corpus(config(Path(), [source | {"path": "data/*.jsonl", "image_root": "art"}]), processor_dir)
+    assert corpus.manifest["sources"]["art"]["accepted"] == 10
+    assert corpus.folder.is_absolute()
 
 
 def test_language_only_leaves_the_other_sources_out(tmp_path, processor_dir):
@@ -221,23 +233,24 @@ def test_language_only_leaves_the_other_sources_out(tmp_path, processor_dir):
 
 
 def test_every_row_can_be_encoded(tmp_path, processor_dir):
-    """What the build lets through, the encoder takes: no row of a corpus with several forms fails or exceeds max_length."""
+    """What the build lets through, the encoder takes; of a document only passages that are too long are rejected."""
     from transformers import AutoProcessor
 
     from lingu_ray.corpus.encode import Encoder
 
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "a.txt").write_text("some words of a long text " * 200)
+    (tmp_path / "docs" / "a.txt").write_text("a " * 720 + "unpronounceable " * 8 + "a " * 64)
     (tmp_path / "shapes" / "red-circle").mkdir(parents=True)
     for i in range(8):
         (tmp_path / "shapes" / "red-circle" / f"{i}.jpg").write_bytes(picture(i, (40 + i, 20), "JPEG"))
     sources = [
-        {"name": "docs", "form": "text", "path": str(tmp_path / "docs"), "language_heavy": True},
+        {"name": "docs", "form": "text", "path": str(tmp_path / "docs"), "prompt_words": 8},
         {"name": "shapes", "form": "image_folder", "path": str(tmp_path / "shapes")},
     ]
-    corpus = build_corpus(config(tmp_path, sources, max_length=80), processor_dir)
+    corpus = build_corpus(config(tmp_path, sources, max_length=80, max_reject_rate=0.1), processor_dir)
     encoder = Encoder(AutoProcessor.from_pretrained(processor_dir), 80)
     samples = [encoder.encode(row) for row in corpus.rows(range(len(corpus)))]
     assert max(map(len, samples)) <= 80
     assert all(sample.supervised_T.any() for sample in samples)
-    assert corpus.manifest["sources"]["docs"]["truncated"] > 0
+    counts = corpus.manifest["sources"]["docs"]
+    assert (counts["read"], counts["rejected"], counts["truncated"]) == (11, {"prompt_too_long": 1}, 10)

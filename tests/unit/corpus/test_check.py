@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from tiny import picture, tiny_processor
 
-from lingu_ray.corpus.check import Checker
+from lingu_ray.corpus.check import Checker, check_placeholders
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.forms import BadRecord, Draft
 from lingu_ray.corpus.images import decode_image, image_size
@@ -59,6 +59,13 @@ def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images
     with pytest.raises(BadRecord) as error:
         checker.check(Draft(messages, images), tmp_path)
     assert error.value.reason == reason
+
+
+def test_the_students_own_image_token_in_a_text():
+    """Where the student's image token is not the placeholder, text that holds it would ask for an image."""
+    check_placeholders(said("<image>?", "Yes."), 1, "<|image_pad|>")
+    with pytest.raises(BadRecord, match="image_pad"):
+        check_placeholders(said("<image> and <|image_pad|>?", "Yes."), 1, "<|image_pad|>")
 
 
 def test_transparency_is_shown_on_white():

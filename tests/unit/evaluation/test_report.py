@@ -81,6 +81,7 @@ def config() -> Config:
             "name": "small",
             "student": {"path": "owner/vlm"},
             "teacher": {"path": "models/lm"},
+            "tracking": {"uri": "https://user:secret@mlflow.example/path"},
             "corpus": {"sources": [{"name": "stories", "form": "text", "path": "x", "language_heavy": True}]},
         }
     )
@@ -133,6 +134,7 @@ def test_report_is_one_whole_page(run_dir: Path) -> None:
     for part in ("58.0%", "2 empty answer", "of the control", "the end", "10.0%", "20.0%", "train.steps", "owner/vlm"):
         assert part in page.text, part
     assert "corpus.sources[stories].form" in page.text
+    assert "mlflow.example" in page.text and "secret" not in page.text
 
 
 def test_figures_are_images(run_dir: Path) -> None:

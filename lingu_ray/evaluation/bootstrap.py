@@ -1,0 +1,37 @@
+"""Paired bootstrap over items: every model is judged on the same resampled items.
+
+Shape suffixes: I items, K models, R resamples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+CHUNK = 2_000_000  # items drawn at one time, over resamples
+
+
+def level(score: Floats, weight: Floats) -> Floats:
+    """`Σ score / Σ weight` over the items, the last dimension: [K, I] to [K], [R, I] to [R]."""
+    return score.sum(axis=-1) / weight.sum(axis=-1)
+
+
+def resample(score_KI: Floats, weight_KI: Floats, resamples: int, seed: list[int]) -> Floats:
+    """Levels of each model on `resamples` draws of the items with replacement, the same draw for all: [R, K]."""
+    items = score_KI.shape[1]
+    random = np.random.default_rng(seed)
+    rows = max(1, CHUNK // items)
+    levels: list[Floats] = []
+    for begin in range(0, resamples, rows):
+        draw_RI = random.integers(items, size=(min(rows, resamples - begin), items))
+        levels.append(
+            np.stack([level(s_I[draw_RI], w_I[draw_RI]) for s_I, w_I in zip(score_KI, weight_KI, strict=True)], axis=1)
+        )
+    return np.concatenate(levels)
+
+
+def interval(samples_R: Floats) -> list[float]:
+    """Central 95% of the resampled values: [low, high]."""
+    return [float(x) for x in np.percentile(samples_R, [2.5, 97.5])]
