@@ -70,6 +70,7 @@ def answer_samples(student: Student, encoder: Encoder, rows: list[Row], device: 
             max_new_tokens=_ANSWER_TOKENS,
             do_sample=False,
             pad_token_id=encoder.pad_id,
+            eos_token_id=encoder.end_of_turn_id,
             **{name: tensor.to(device) for name, tensor in prompt.vision.items()},
         )
         records.append(

@@ -1,0 +1,231 @@
+"""Building a corpus with Ray Data: read, normalise, check, quarantine, order, write.
+
+    pieces of files ─► rows and rejects (tasks) ─► places in the global order (driver) ─► shards (tasks)
+
+Every row has a key, its piece and its place in it, that depends on the files alone. The order is drawn over the sorted
+keys, so any number of blocks, tasks or nodes gives the same corpus. It is written beside its place and renamed when
+whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data.context import DataContext, ShuffleStrategy
+from ray.exceptions import RayTaskError
+
+from lingu_ray.config import Config, CorpusConfig, SourceConfig
+from lingu_ray.corpus.draft import PieceTask
+from lingu_ray.corpus.fingerprint import fingerprint
+from lingu_ray.corpus.mix import IntArray
+from lingu_ray.corpus.pieces import Piece, cut_source
+from lingu_ray.corpus.place import VALIDATION, Places, assign
+from lingu_ray.corpus.store import Corpus, shard_name, write_rows
+from lingu_ray.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LOG_WHAT_THEY_RAISE = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+REJECTED = ["source", "reason", "origin", "excerpt"]
+META = ["key", "truncated", *REJECTED]
+
+
+def build_corpus(config: Config, processor_dir: Path) -> Corpus:
+    """The corpus of the configuration's training sources: found again, or built. Ray must be running.
+
+    Args:
+        config: the run; sources' paths that are relative start from the current directory.
+        processor_dir: folder of the student's saved processor.
+
+    Raises:
+        UserError: data that is not found, a source with too many bad rows or too few good ones.
+    """
+    sources = config.training_sources()
+    pieces = [cut_source(source) for source in sources]
+    mark = fingerprint(config.corpus, sources, pieces, processor_dir)
+    folder = (config.corpora_dir / mark).absolute()
+    if folder.is_dir():
+        log.info("corpus %s: found, built before", folder)
+        return Corpus(folder)
+    building = folder.with_name(f".building-{mark}-{uuid.uuid4().hex[:8]}")
+    building.mkdir(parents=True)
+    try:
+        _build(config.corpus, sources, piece_tasks(config, sources, pieces, processor_dir), building, mark)
+        _move(building, folder)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    corpus = Corpus(folder)
+    for line in summary(corpus):
+        log.info(line)
+    return corpus
+
+
+def piece_tasks(
+    config: Config, sources: tuple[SourceConfig, ...], pieces: list[list[Piece]], processor_dir: Path
+) -> list[PieceTask]:
+    """All pieces of all sources, numbered; their paths are absolute, since a task may run in another folder."""
+    processor, length = str(processor_dir.absolute()), config.corpus.max_length
+    pairs = [(source, piece) for source, of_source in zip(sources, pieces, strict=True) for piece in of_source]
+    tasks = []
+    for index, (source, piece) in enumerate(pairs):
+        images = Path(source.image_root or Path(piece.path).parent).expanduser().absolute()
+        tasks.append(PieceTask(index, piece, source, str(images), processor, length))
+    return tasks
+
+
+def _move(building: Path, folder: Path) -> None:
+    """Puts a whole corpus in its place; one that another process has put there meanwhile is the same."""
+    try:
+        building.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _build(
+    corpus: CorpusConfig, sources: tuple[SourceConfig, ...], tasks: list[PieceTask], folder: Path, mark: str
+) -> None:
+    with DataContext.current(_data_context()):
+        drafted = draft(tasks)
+        meta = _to_table(drafted.select_columns(META))
+        counts = quarantine(meta, corpus, sources, folder)
+        places = assign(corpus, sources, _keys(meta, sources))
+        write_shards(drafted, places, folder)
+    manifest = {
+        "fingerprint": mark,
+        "rows": places.rows,
+        "rows_per_shard": corpus.rows_per_shard,
+        "seed": corpus.seed,
+        "max_length": corpus.max_length,
+        "sources": {s.name: counts[s.name] | places.used[s.name] | {"distill": s.language_heavy} for s in sources},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+
+
+def _keys(meta: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, IntArray]:
+    """Sorted keys of each source's good rows."""
+    good = meta.filter(pc.field("reason").is_null())
+    return {s.name: good.filter(pc.field("source") == s.name)["key"].sort().to_numpy() for s in sources}
+
+
+def _data_context() -> DataContext:
+    """Ray Data's settings. Groups are made by sorting: the default starts actors, which outlasts a small corpus."""
+    context = DataContext.get_current().copy()
+    context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
+    if not sys.stdout.isatty():
+        logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is for a terminal; in a log it is noise
+    for name in LOG_WHAT_THEY_RAISE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    return context
+
+
+def draft(tasks: list[PieceTask]) -> ray.data.Dataset:
+    """Rows and rejects of all pieces, in any order, held in the object store."""
+    indices = ray.data.from_items([{"task": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
+    tasks_ref = ray.put(tasks)
+
+    def read(batch: pa.Table) -> Iterator[pa.Table]:
+        for index in batch["task"].to_pylist():
+            yield from ray.get(tasks_ref)[index].tables()
+
+    return indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
+
+
+def _to_table(dataset: ray.data.Dataset) -> pa.Table:
+    return pa.concat_tables(ray.get(dataset.to_arrow_refs()))
+
+
+def quarantine(
+    meta: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Writes `rejected/` and returns counts by source: read, accepted, truncated, rejected by reason.
+
+    Raises:
+        UserError: more than `max_reject_rate` of a source is bad.
+    """
+    bad = meta.filter(pc.field("reason").is_valid()).sort_by("key")
+    counts = {}
+    for source in sources:
+        of_source = meta.filter(pc.field("source") == source.name)
+        rejected = bad.filter(pc.field("source") == source.name)
+        reasons = dict(Counter(rejected["reason"].to_pylist()).most_common())
+        if len(rejected) > corpus.max_reject_rate * len(of_source):
+            raise UserError(_too_many_bad(source.name, len(of_source), reasons, rejected, corpus.max_reject_rate))
+        counts[source.name] = {
+            "read": len(of_source),
+            "accepted": len(of_source) - len(rejected),
+            "truncated": of_source["truncated"].to_pylist().count(True),
+            "rejected": reasons,
+        }
+    (folder / "rejected").mkdir()
+    pq.write_table(bad.select(REJECTED), folder / "rejected" / "rejected.parquet")
+    return counts
+
+
+def _too_many_bad(name: str, read: int, reasons: dict[str, int], rejected: pa.Table, limit: float) -> str:
+    firsts = {row["reason"]: row for row in reversed(rejected.to_pylist())}
+    examples = "".join(
+        f"\n  {count} × {reason}, first at {firsts[reason]['origin']}: {firsts[reason]['excerpt']}"
+        for reason, count in reasons.items()
+    )
+    return (
+        f"source {name}: {len(rejected)} of {read} rows ({len(rejected) / read:.1%}) are bad, more than "
+        f"corpus.max_reject_rate={limit}:{examples}\n"
+        "Mend the data, or raise corpus.max_reject_rate to go on without these rows"
+    )
+
+
+def write_shards(drafted: ray.data.Dataset, places: Places, folder: Path) -> None:
+    """Writes all shards and the validation rows, one task a file.
+
+    Raises:
+        RuntimeError: a file has not the rows it should have.
+    """
+    places_ref = ray.put(places)
+
+    def put(table: pa.Table) -> pa.Table:
+        return ray.get(places_ref).put(table)
+
+    def write(table: pa.Table) -> pa.Table:
+        shard = table["shard"][0].as_py()
+        held_out = shard == VALIDATION
+        table = table.sort_by([("source", "ascending"), ("position", "ascending")] if held_out else "position")
+        write_rows(table, folder / ("validation.parquet" if held_out else shard_name(shard)))
+        return pa.table({"rows": [len(table)]})
+
+    placed = drafted.map_batches(put, batch_format="pyarrow")
+    files = placed.groupby("shard").map_groups(write, batch_format="pyarrow")
+    written = sum(file["rows"] for file in files.iter_rows())
+    if written != len(places.keys):
+        raise RuntimeError(f"{folder}: {written} rows written, {len(places.keys)} have a place")
+
+
+def summary(corpus: Corpus) -> list[str]:
+    """A line on the whole and one a source, for people."""
+    lines = [f"corpus {corpus.folder}: {len(corpus)} rows"]
+    for name, counts in corpus.manifest["sources"].items():
+        bad = sum(counts["rejected"].values())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
+        lines.append(
+            f"  {name}: {counts['read']} read, {bad} rejected{f' ({reasons})' if bad else ''}, "
+            f"{counts['truncated']} truncated, {counts['validation']} for validation, "
+            f"{counts['used']} used ({counts['passes']:.2f} passes)"
+        )
+    return lines

@@ -1,0 +1,91 @@
+"""What makes a draft a row, and what sends it to quarantine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.corpus.encode import Encoder, PromptTooLong
+from lingu_ray.corpus.forms import BadRecord, Draft
+from lingu_ray.corpus.images import decode_image
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A good row, and whether its answers had to be cut to `max_length`."""
+
+    row: Row
+    truncated: bool
+
+
+class Checker:
+    """Checks drafts of one source against the student's encoder."""
+
+    def __init__(self, encoder: Encoder, source: str, distill: bool) -> None:
+        self.encoder = encoder
+        self.source = source
+        self.distill = distill
+
+    def check(self, draft: Draft, folder: Path) -> Checked:
+        """The draft as a row; relative image paths start from `folder`.
+
+        Raises:
+            BadRecord: with the reason.
+        """
+        check_messages(draft.messages)
+        check_placeholders(draft.messages, len(draft.images), self.encoder.image_token)
+        images = [load_image(reference, folder) for reference in draft.images]
+        row = Row(self.source, -1, draft.messages, images, self.distill)
+        try:
+            length = self.encoder.length(row)
+        except PromptTooLong as error:
+            raise BadRecord("prompt_too_long", str(error)) from error
+        return Checked(row, truncated=length > self.encoder.max_length)
+
+
+def check_messages(messages: Messages) -> None:
+    """User and assistant take turns after an optional system message, and every answer says something."""
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    roles = [message["role"] for message in turns]
+    expected = ["user", "assistant"] * (len(roles) // 2)
+    if not roles or roles != expected:
+        raise BadRecord("bad_turns", f"user and assistant must take turns and the assistant be last: {roles[:8]}")
+    for message in turns:
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise BadRecord("empty_answer", f"no answer to {turns[0]['content'][:120]!r}")
+
+
+def check_placeholders(messages: Messages, images: int, image_token: str = PLACEHOLDER) -> None:
+    """As many placeholders as images, all of them in prompts, and the student's own image token nowhere."""
+    if image_token != PLACEHOLDER and any(image_token in m["content"] for m in messages):
+        raise BadRecord("image_token", f"the text holds {image_token}, for which the student expects an image")
+    if any(PLACEHOLDER in m["content"] for m in messages if m["role"] == "assistant"):
+        raise BadRecord("image_in_answer", f"{PLACEHOLDER} stands in an answer")
+    placeholders = sum(m["content"].count(PLACEHOLDER) for m in messages)
+    if placeholders > images:
+        raise BadRecord("missing_image", f"{placeholders} placeholders {PLACEHOLDER}, {images} images")
+    if placeholders < images:
+        raise BadRecord("image_count", f"{images} images, {placeholders} placeholders {PLACEHOLDER}")
+
+
+def load_image(reference: Any, folder: Path) -> bytes:
+    """Bytes of an image that can be decoded; from bytes, a path, or a Hugging Face `{"bytes", "path"}`."""
+    if isinstance(reference, dict):
+        reference = reference.get("bytes") or reference.get("path")
+    if not reference:
+        raise BadRecord("missing_image", "the image is empty")
+    if isinstance(reference, str):
+        path = folder / reference
+        try:
+            reference = path.read_bytes()
+        except OSError as error:
+            raise BadRecord("missing_image", f"{path}: {error.strerror}") from error
+    if not isinstance(reference, bytes):
+        raise BadRecord("wrong_type", f"an image must be bytes or a path, not {type(reference).__name__}")
+    try:
+        decode_image(reference)
+    except Exception as error:  # PIL raises many kinds for broken files, struct.error and SyntaxError among them
+        raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
+    return reference

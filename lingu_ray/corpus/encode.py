@@ -1,0 +1,281 @@
+"""From a row to what the student reads: token ids, masks and vision tensors.
+
+A conversation is rendered by the student's chat template and cut at the answers. What precedes an answer is exactly
+what the model is given at inference; the answer and its end-of-turn token are what it has to say. Prompts (with their
+images) go through the processor and answers through the tokenizer, and the ids are joined: so no token spans the
+border, and a prompt has the same tokens in training as in use.
+
+Shape suffixes: T tokens of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lingu_ray.corpus.images import decode_image, image_size
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+from lingu_ray.errors import UserError
+
+# For students that come without a chat template.
+FALLBACK_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+TOKEN_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}  # the rest is for the vision tower
+
+
+class PromptTooLong(ValueError):
+    """The prompt of the first answer leaves no room for one answer token within `max_length`."""
+
+
+@dataclass
+class Sample:
+    """One encoded row: `input_ids_T` int64, the masks bool.
+
+    `supervised_T` marks the answers' tokens, their end-of-turn token included: the targets of the loss. `visual_T`
+    marks the placeholders that image features replace. `vision` holds exactly what the student's forward takes besides
+    the ids (`pixel_values`, …; float32 or int64), and is empty for text.
+    """
+
+    source: str
+    position: int
+    input_ids_T: Tensor
+    supervised_T: Tensor
+    visual_T: Tensor
+    vision: dict[str, Tensor]
+    distill: bool
+
+    def __len__(self) -> int:
+        return len(self.input_ids_T)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A prompt up to an answer, and the answer; `images` is how many images stand in the prompt."""
+
+    prompt: str
+    answer: str
+    images: int
+
+
+class Encoder:
+    """Turns rows into samples with a Hugging Face processor. Holds no state of its own: threads may share it.
+
+    Args:
+        processor: of an image-text-to-text model, with `tokenizer`, `image_processor` and `image_token_id`.
+        max_length: longest sample in tokens, image tokens included.
+    """
+
+    def __init__(self, processor: Any, max_length: int) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.max_length = max_length
+        self.image_token_id: int = processor.image_token_id
+        self.image_token: str = processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+
+    def encode(self, row: Row) -> Sample:
+        """The row as a sample of at most `max_length` tokens: the last answer is cut, later turns are left out.
+
+        Raises:
+            PromptTooLong: not even one token of the first answer fits.
+            UserError: the chat template cannot be cut at the answers.
+        """
+        return self._join(row, with_last_answer=True)
+
+    def encode_question(self, row: Row) -> Sample:
+        """The row up to its last answer, which is left out: what generation starts from (errors as `encode`)."""
+        return self._join(row, with_last_answer=False)
+
+    def length(self, row: Row) -> int:
+        """Tokens of the whole row, nothing cut. Images count by their size, without being processed one by one.
+
+        Raises:
+            PromptTooLong: not even one token of the first answer fits `max_length`.
+        """
+        total = 0
+        images = iter(row.images)
+        for index, turn in enumerate(self.turns(row.messages)):
+            total += len(self._tokens(turn.prompt, special=index == 0 and not self._has_bos(turn.prompt)))
+            total += sum(self._added_by_image(image_size(next(images))) for _ in range(turn.images))
+            if index == 0 and total >= self.max_length:
+                raise PromptTooLong(f"the prompt has {total} tokens, corpus.max_length is {self.max_length}")
+            total += len(self._tokens(turn.answer))
+        return total
+
+    @cached_property
+    def _added_by_image(self) -> Callable[[tuple[int, int]], int]:
+        """How many tokens an image of a size adds to what the template writes for it; each size is tried once."""
+
+        @lru_cache(maxsize=65536)
+        def added(size: tuple[int, int]) -> int:
+            text = self._render([{"role": "user", "content": PLACEHOLDER + "?"}])
+            expanded = self.processor(text=text, images=[Image.new("RGB", size)], add_special_tokens=False)
+            return len(expanded["input_ids"][0]) - len(self._tokens(text))
+
+        return added
+
+    def _join(self, row: Row, with_last_answer: bool) -> Sample:
+        """The turns that fit, joined."""
+        ids: list[int] = []
+        answers: list[tuple[int, int]] = []  # where they start and stop
+        visions: list[dict[str, Tensor]] = []
+        images = iter(row.images)
+        for index, turn in enumerate(self.turns(row.messages)):
+            prompt_ids, vision = self._prompt(turn, images, first=index == 0)
+            start = len(ids) + len(prompt_ids)
+            if start >= self.max_length and index == 0:
+                raise PromptTooLong(f"the prompt has {start} tokens, corpus.max_length is {self.max_length}")
+            if start >= self.max_length:
+                break
+            ids += prompt_ids
+            ids += self._tokens(turn.answer)[: self.max_length - start]
+            answers.append((start, len(ids)))
+            visions += [vision] if vision else []
+        if not with_last_answer:
+            ids = ids[: answers[-1][0]]
+        ids_T = torch.tensor(ids)
+        supervised_T = torch.zeros(len(ids), dtype=torch.bool)
+        for start, stop in answers:
+            supervised_T[start:stop] = True
+        return Sample(
+            source=row.source,
+            position=row.position,
+            input_ids_T=ids_T,
+            supervised_T=supervised_T,
+            visual_T=ids_T == self.image_token_id,
+            vision=join_vision(visions),
+            distill=row.distill,
+        )
+
+    def _prompt(self, turn: Turn, images: Iterator[bytes], first: bool) -> tuple[list[int], dict[str, Tensor]]:
+        special = first and not self._has_bos(turn.prompt)
+        if not turn.images:
+            return self._tokens(turn.prompt, special), {}
+        decoded = [decode_image(next(images)) for _ in range(turn.images)]
+        encoded = self.processor(text=turn.prompt, images=decoded, add_special_tokens=special, return_tensors="pt")
+        vision = {key: value for key, value in encoded.items() if key not in TOKEN_KEYS}
+        return encoded["input_ids"][0].tolist(), vision
+
+    def _tokens(self, text: str, special: bool = False) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+    def _has_bos(self, text: str) -> bool:
+        """Whether the template writes the BOS token itself, so that the tokenizer must not add a second one."""
+        bos = self.tokenizer.bos_token
+        return bool(bos) and text.startswith(bos)
+
+    def turns(self, messages: Messages) -> list[Turn]:
+        """The conversation, rendered and cut at its answers. What follows the last answer is left out."""
+        turns = []
+        done = 0  # messages
+        said = ""  # their rendering
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render(messages[:index], add_generation_prompt=True)
+            answered = self._render(messages[: index + 1])
+            if not prompt.startswith(said) or not answered.startswith(prompt):
+                name = self.tokenizer.name_or_path or "the student"
+                raise UserError(
+                    f"chat template of {name}: the rendering of a conversation up to answer {len(turns) + 1} is not "
+                    "the start of the rendering with that answer, so answers cannot be told from prompts. Set a chat "
+                    "template that only appends, in the processor's chat_template.jinja"
+                )
+            answer, rest = self._cut_answer(answered[len(prompt) :], message["content"])
+            images = sum(m["content"].count(PLACEHOLDER) for m in messages[done:index])
+            turns.append(Turn(prompt[len(said) :], answer, images))
+            done = index + 1
+            said = answered[: len(answered) - len(rest)]
+        return turns
+
+    def _cut_answer(self, tail: str, content: str) -> tuple[str, str]:
+        """The answer with its end-of-turn token, and what the template writes after it.
+
+        Where the template ends a turn with none of the tokenizer's special tokens (LLaVA 1.5), the EOS token is
+        appended, or the student would never learn to stop.
+        """
+        start = tail.find(content.strip())
+        if start < 0:
+            raise UserError(f"the chat template changes the text of an answer: {content[:80]!r} became {tail[:80]!r}")
+        end = start + len(content.strip())
+        found = [(tail.find(token, end), token) for token in self._special_tokens]
+        ends = [(at, -len(token), token) for at, token in found if at >= 0]
+        if ends:
+            at, _, token = min(ends)
+            return tail[: at + len(token)], tail[at + len(token) :]
+        return tail[:end] + (self.tokenizer.eos_token or ""), tail[end:]
+
+    @property
+    def pad_id(self) -> int:
+        """Id to pad batches with; it is masked everywhere, so any id but the image token's will do."""
+        return self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0
+
+    @cached_property
+    def end_of_turn_id(self) -> int:
+        """Id that ends an answer, at which generation has to stop."""
+        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        return self._tokens(self.turns(probe)[0].answer)[-1]
+
+    @cached_property
+    def _special_tokens(self) -> list[str]:
+        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+
+    @cached_property
+    def _template(self) -> str:
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or FALLBACK_TEMPLATE
+        return template["default"] if isinstance(template, dict) else template
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template reads content as parts (`{"type": "text", …}`) rather than as a string."""
+        probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
+        try:
+            rendered = self.tokenizer.apply_chat_template(probe, chat_template=self._template, tokenize=False)
+        except (TypeError, ValueError):
+            return False
+        return "'type'" not in rendered and "probe" in rendered
+
+    def _render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        contents = [self._parts(m["content"]) if self._takes_parts else self._plain(m["content"]) for m in messages]
+        conversation = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
+        return self.tokenizer.apply_chat_template(
+            conversation,
+            chat_template=self._template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _plain(self, text: str) -> str:
+        return text.replace(PLACEHOLDER, self.image_token)
+
+    @staticmethod
+    def _parts(text: str) -> list[dict[str, str]]:
+        texts = text.split(PLACEHOLDER)
+        parts: list[dict[str, str]] = []
+        for index, piece in enumerate(texts):
+            parts += [{"type": "image"}] if index else []
+            parts += [{"type": "text", "text": piece}] if piece else []
+        return parts
+
+
+def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Vision tensors of several prompts as those of one, images in order; text has none.
+
+    Idefics3's `pixel_values` [1, images, C, H, W] and `pixel_attention_mask` [1, images, H, W] are joined along the
+    images: the model flattens them and fills the placeholders of the whole batch in order. All others are joined along
+    the first dimension.
+    """
+    joined: dict[str, Tensor] = {}
+    for key in visions[0] if visions else ():
+        tensors = [vision[key] for vision in visions]
+        nested = (key == "pixel_values" and tensors[0].dim() == 5) or key == "pixel_attention_mask"
+        joined[key] = torch.cat(tensors, dim=1 if nested else 0)
+    return joined

@@ -1,0 +1,105 @@
+"""Reading a corpus in training: the rows of each step, encoded ahead of need and batched.
+
+Optimiser step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r those of them
+with position % world_size == r. Positions go on past the end of the corpus: a new pass. So the step number alone says
+where to go on, whatever the number of workers before and after.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from lingu_ray.corpus.batch import MicroBatch, collate, cut
+from lingu_ray.corpus.encode import Encoder, Sample
+from lingu_ray.corpus.store import Corpus
+from lingu_ray.errors import UserError
+
+
+class StepReader:
+    """Iterates over steps `start_step` to `steps` − 1; each gives this rank's micro-batches.
+
+    Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed. Use it
+    as a context manager, or call `close`.
+
+    Args:
+        corpus: what to read.
+        encoder: how to encode; also gives the padding id.
+        rows_per_step: rows of one optimiser step over all ranks.
+        token_budget: padded tokens that a micro-batch may hold.
+        rank, world_size: which rows are this worker's.
+        start_step: first step to give.
+        steps: number of steps of the whole run, so the first that is not given.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder,
+        rows_per_step: int,
+        token_budget: int,
+        rank: int,
+        world_size: int,
+        start_step: int,
+        steps: int,
+        threads: int = 2,
+        ahead: int = 2,
+    ) -> None:
+        self.corpus = corpus
+        self.encoder = encoder
+        self.rows_per_step = rows_per_step
+        self.token_budget = token_budget
+        self.rank = rank
+        self.world_size = world_size
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._to_schedule = iter(range(start_step, steps))
+        self._pending: deque[list[Future[Sample]]] = deque()
+        for _ in range(ahead):
+            self._schedule_next()
+
+    def positions(self, step: int) -> list[int]:
+        """This rank's positions in the corpus at a step."""
+        places = range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
+        return [place % len(self.corpus) for place in places if place % self.world_size == self.rank]
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        return self
+
+    def __next__(self) -> list[MicroBatch]:
+        """Micro-batches of the next step, longest samples first.
+
+        Raises:
+            UserError: a row cannot be encoded; names source and position.
+        """
+        self._schedule_next()
+        if not self._pending:
+            raise StopIteration
+        samples = [future.result() for future in self._pending.popleft()]
+        return [collate(group, self.encoder.pad_id) for group in cut(samples, self.token_budget)]
+
+    def _schedule_next(self) -> None:
+        step = next(self._to_schedule, None)
+        if step is not None:
+            self._pending.append([self._pool.submit(self._encode, position) for position in self.positions(step)])
+
+    def _encode(self, position: int) -> Sample:
+        row = self.corpus.rows([position])[0]
+        try:
+            return self.encoder.encode(row)
+        except Exception as error:
+            raise UserError(f"{row} of corpus {self.corpus.folder} cannot be encoded: {error}") from error
+
+    def close(self) -> None:
+        """Drops what was encoded ahead and ends the threads."""
+        self._pool.shutdown(cancel_futures=True)
+        self._pending.clear()
+
+    def __enter__(self) -> StepReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
