@@ -123,7 +123,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(data, output):
     """Ctrl-C finishes the step, writes a checkpoint, says how to go on, and exits with 130."""
     process = start(data, output, "interrupted")
     wait_for_step(process, output, "interrupted", 10)
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and "run the same command again to go on" in printed, printed
     saved = checkpoints(output / "interrupted" / "checkpoints")[-1][1].step

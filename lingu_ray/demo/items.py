@@ -1,0 +1,51 @@
+"""Texts of the language-heavy source and of the language tasks, from passages of running words.
+
+The four-way cloze gives one continuation and four contexts, one of them its own: which does it follow? (Choosing among
+four continuations instead would mostly show which of them is likely by itself.)
+"""
+
+from __future__ import annotations
+
+import random
+
+from lingu_ray.demo.text import Documents, passages
+
+CONTEXT_WORDS, CONTINUATION_WORDS = 16, 16
+PROMPT_WORDS, ANSWER_WORDS = 16, 56
+PERPLEXITY_WORDS = 80
+OPTIONS = 4
+
+
+def reference_texts(documents: Documents) -> list[dict[str, str]]:
+    """Passages cut into a prompt and the text that goes on from it, for a `prompt_completion` source."""
+    return [
+        {"prompt": " ".join(words[:PROMPT_WORDS]), "completion": " ".join(words[PROMPT_WORDS:])}
+        for _, words in passages(documents, PROMPT_WORDS + ANSWER_WORDS)
+    ]
+
+
+def cloze_items(documents: Documents, count: int, seed: int) -> list[dict[str, object]]:
+    """At most `count` items `context_options, continuation, gold`; the wrong contexts come from other documents."""
+    chance = random.Random(seed)
+    cut = list(passages(documents, CONTEXT_WORDS + CONTINUATION_WORDS))
+    chance.shuffle(cut)
+    items = []
+    for name, words in cut[:count]:
+        context, continuation = words[:CONTEXT_WORDS], words[CONTEXT_WORDS:]
+        others = [other[:CONTEXT_WORDS] for document, other in cut if document != name]
+        options = chance.sample(others, OPTIONS - 1)
+        gold = chance.randrange(OPTIONS)
+        options.insert(gold, context)
+        items.append(
+            {
+                "context_options": [" ".join(option) for option in options],
+                "continuation": " ".join(continuation),
+                "gold": gold,
+            }
+        )
+    return items
+
+
+def perplexity_texts(documents: Documents) -> list[dict[str, str]]:
+    """All whole passages of `PERPLEXITY_WORDS` words."""
+    return [{"text": " ".join(words)} for _, words in passages(documents, PERPLEXITY_WORDS)]

@@ -1,0 +1,175 @@
+"""The embedded default: a teacher, an adapted student that forgot its language, a corpus and evaluation items.
+
+Everything lies in `<output_dir>/.demo/<fingerprint>/` and is found again there: `data/`, `teacher/`, and `adapted/`, a
+training run of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from lingu_ray.config import Config, DemoConfig
+from lingu_ray.demo import digits, items, text
+from lingu_ray.demo.teacher import build_teacher, token_stream, train_teacher
+
+SHORT_QUESTIONS, LONG_QUESTIONS = 6000, 1500  # of the training digits
+
+VISION = {
+    "image_size": digits.IMAGE_SIDE,
+    "patch_size": 8,
+    "hidden_size": 96,
+    "intermediate_size": 192,
+    "layers": 2,
+    "heads": 3,
+    "pixel_shuffle": 2,
+}
+ADAPTING = {
+    "rows_per_step": 24,
+    "tokens_per_micro_batch": 2048,
+    "learning_rates": {"vision": 1e-3, "projector": 1e-3, "decoder": 1e-3},
+    "validate_every": 0,
+    "sample_every": 0,
+}
+
+
+def prepare(config: Config) -> Config:
+    """Build what the demo needs, or find it; returns the configuration of the run to make with it. Needs Ray.
+
+    Filled in are `student`, `teacher`, `corpus.sources` and `evaluation.tasks`, with absolute paths.
+
+    Raises:
+        UserError: this Python carries too little text.
+    """
+    assert config.demo is not None
+    root = config.output_dir.resolve() / ".demo" / fingerprint(config.demo, config.seed)
+    data = stage(root / "data", partial(write_data, settings=config.demo, seed=config.seed))
+    teacher = stage(root / "teacher", partial(write_teacher, data=data, settings=config.demo, seed=config.seed))
+    student = adapt(config, root, data, teacher)
+    return Config.model_validate(
+        config.model_dump()
+        | {
+            "student": {"path": str(student)},
+            "teacher": config.teacher.model_dump() | {"path": str(teacher)},
+            "corpus": config.corpus.model_dump() | {"sources": distillation_sources(data)},
+            "evaluation": config.evaluation.model_dump() | {"tasks": tasks(data)},
+        }
+    )
+
+
+def fingerprint(settings: DemoConfig, seed: int) -> str:
+    """What the built things depend on: settings, seed, Python (its text), scikit-learn (its digits), and this code."""
+    code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    parts = [settings.model_dump_json(), seed, platform.python_version(), version("scikit-learn"), *code]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def stage(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The stage's folder, found again; or made under another name and renamed when whole."""
+    if not folder.exists():
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        make(part)
+        part.rename(folder)
+    return folder
+
+
+def write_data(folder: Path, settings: DemoConfig, seed: int) -> None:
+    """Tokenizer, text of the three splits, pictures, questions and evaluation items."""
+    splits = text.split(text.read_documents())
+    training = text.training_texts(splits["training"])
+    _write_lines(folder / "training.jsonl", ({"text": one} for one in training))
+    text.train_tokenizer(training, settings.vocabulary).save_pretrained(folder / "tokenizer")
+    _write_lines(folder / "reference.jsonl", items.reference_texts(splits["distillation"]))
+    _write_lines(folder / "cloze.jsonl", items.cloze_items(splits["held_out"], settings.cloze_items, seed))
+    _write_lines(folder / "perplexity.jsonl", items.perplexity_texts(splits["held_out"]))
+
+    learnt, held_out = digits.write_images(folder / "images")
+    for name, makers, count in (("short", digits.SHORT, SHORT_QUESTIONS), ("long", digits.LONG, LONG_QUESTIONS)):
+        questions = digits.ask(makers, learnt, count, seed)
+        _write_lines(folder / f"{name}.jsonl", (question.training_record() for question in questions))
+    questions = digits.ask(digits.SHORT, held_out, settings.vision_items, seed)
+    _write_lines(folder / "digits.jsonl", (question.evaluation_item("images") for question in questions))
+
+
+def write_teacher(folder: Path, data: Path, settings: DemoConfig, seed: int) -> None:
+    """Train the teacher on the training split; writes it with its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    texts = [json.loads(line)["text"] for line in (data / "training.jsonl").read_text().splitlines()]
+    model = build_teacher(settings, tokenizer, seed)
+    train_teacher(model, token_stream(tokenizer, texts), settings.teacher_steps, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def adapt(config: Config, root: Path, data: Path, teacher: Path) -> Path:
+    """Make a VLM of the teacher by CE alone on questions about digits: it learns to see, and forgets."""
+    from lingu_ray.runtime.tracking import tracking_uri
+    from lingu_ray.runtime.trainer import run
+
+    assert config.demo is not None
+    steps = config.demo.adapt_steps
+    return run(
+        Config.model_validate(
+            {
+                "name": "adapted",
+                "output_dir": root,
+                "seed": config.seed,
+                "student": {"from_teacher": VISION},
+                "teacher": {"path": str(teacher)},
+                "corpus": {"sources": adapting_sources(data), "max_length": 128, "validation_rows": 32},
+                "distill": {"policy": "none"},
+                "train": ADAPTING | {"steps": steps, "checkpoint_every": steps},
+                "ray": config.ray.model_dump(),
+                "tracking": config.tracking.model_dump() | {"uri": tracking_uri(config)},
+            }
+        )
+    )
+
+
+def _source(data: Path, name: str, weight: float, **settings: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "form": "prompt_completion",
+        "path": str(data / f"{name}.jsonl"),
+        "image_root": str(data / "images"),
+        "weight": weight,
+    } | settings
+
+
+def adapting_sources(data: Path) -> list[dict[str, Any]]:
+    """What the student learns to see from: pictures alone."""
+    return [_source(data, "short", 0.9), _source(data, "long", 0.1)]
+
+
+def distillation_sources(data: Path) -> list[dict[str, Any]]:
+    """The mixture of the demo's main run: text and long answers are language-heavy, short answers are not."""
+    return [
+        _source(data, "reference", 0.5, language_heavy=True),
+        _source(data, "long", 0.1, language_heavy=True),
+        _source(data, "short", 0.4, ce_weight=4.0),
+    ]
+
+
+def tasks(data: Path) -> list[dict[str, Any]]:
+    """Held-out items: two language tasks and one vision task."""
+    return [
+        {"name": "cloze", "kind": "language", "type": "multiple_choice", "path": str(data / "cloze.jsonl")},
+        {"name": "perplexity", "kind": "language", "type": "perplexity", "path": str(data / "perplexity.jsonl")},
+        {"name": "digits", "kind": "vision", "type": "exact_match", "path": str(data / "digits.jsonl")}
+        | {"max_new_tokens": 8},
+    ]
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -1,0 +1,74 @@
+"""The demo's teacher: a small Llama, trained from nothing on the text of the training split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lingu_ray.config import DemoConfig
+
+CONTEXT = 512  # positions of the model
+PASSAGE = 96  # tokens of a training passage
+PASSAGES_PER_STEP = 12
+MATRIX_RATE = 0.02
+EMBEDDING_RATE = 6e-3
+
+
+def build_teacher(settings: DemoConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """An untrained Llama with tied embeddings; head dimension = hidden_size / heads."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden_size,
+            intermediate_size=settings.hidden_size * 27 // 10,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """All texts in one int64 sequence `[T]`, an end-of-text token after each."""
+    end = [tokenizer.eos_token_id]
+    return torch.tensor([token for ids in tokenizer(texts).input_ids for token in ids + end])
+
+
+def train_teacher(model: LlamaForCausalLM, ids_T: Tensor, steps: int, seed: int) -> list[float]:
+    """Train on random passages of the token stream `ids_T` (int64); returns the loss of every step, nats per token.
+
+    Muon for the layers' matrices and AdamW for the rest: with a few hundred steps to spend, it gets about twice as far
+    as AdamW alone. Both decay linearly to 0.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
+    optimisers = [
+        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.1),
+        torch.optim.AdamW(others, lr=EMBEDDING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    decays = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimisers]
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    model.train()
+    with tqdm(range(steps), desc="demo: teacher", unit="step", disable=None) as bar:
+        for _ in bar:
+            start_B1 = torch.randint(len(ids_T) - PASSAGE, (PASSAGES_PER_STEP, 1), generator=generator)
+            ids_BT = ids_T[start_B1 + torch.arange(PASSAGE)]
+            loss = model(input_ids=ids_BT, labels=ids_BT).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimiser, decay in zip(optimisers, decays, strict=True):
+                optimiser.step()
+                optimiser.zero_grad()
+                decay.step()
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.2f}")
+    model.eval()
+    return losses

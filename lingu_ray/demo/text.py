@@ -1,0 +1,139 @@
+"""English that every Python carries: the reference text of `pydoc` and the docstrings of the standard library.
+
+Documents (a topic of the reference, or a module) are dealt out to three splits, so that nothing of a held-out document
+is ever trained on: `training` for the teacher, `distillation` for the language-heavy source, `held_out` for evaluation.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lingu_ray.errors import UserError
+
+Documents = dict[str, list[str]]
+"""Paragraphs of every document, by its name."""
+
+SHARES = {"held_out": 0.2, "distillation": 0.2, "training": 0.6}
+"""Share of the text that each split is dealt."""
+
+END_OF_TEXT = "<|endoftext|>"
+
+_LEAST_CHARACTERS = 400_000  # Python 3.11 to 3.13 carry 1.2 million
+_NOT_PROSE = re.compile(r">>>|::=|\*{4}|={4}|-{4}|~{4}|\|\s")
+# Tests, programs and jokes, and what some distributions of Python leave out.
+_LEFT_OUT = {"test", "idlelib", "lib2to3", "distutils", "tkinter", "turtle", "turtledemo", "ensurepip", "this"}
+
+
+def read_documents() -> Documents:
+    """All prose of this Python; a paragraph that stands in several documents is kept in the first alone.
+
+    Raises:
+        UserError: this Python carries too little (its standard library has no sources or no docstrings).
+    """
+    seen: set[str] = set()
+    documents: Documents = {}
+    for name, text in _texts():
+        kept = documents.setdefault(name, [])
+        for paragraph in paragraphs(text):
+            if paragraph not in seen:
+                seen.add(paragraph)
+                kept.append(paragraph)
+    if (found := _size(documents)) < _LEAST_CHARACTERS:
+        raise UserError(
+            f"the demo learns English from the docstrings of the standard library, and this Python ({sys.executable}) "
+            f"carries only {found} characters of them: use a CPython 3.11 or newer with its library's sources"
+        )
+    return {name: kept for name, kept in documents.items() if kept}
+
+
+def _texts() -> Iterator[tuple[str, str]]:
+    for name in sorted(topics):
+        yield f"topic:{name}", topics[name]
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        parts = path.relative_to(library).parts
+        module = parts[0].removesuffix(".py")
+        if module in sys.stdlib_module_names and module not in _LEFT_OUT and "tests" not in parts:
+            for text in _docstrings(path):
+                yield f"module:{module}", text
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+
+
+def paragraphs(text: str) -> list[str]:
+    """The paragraphs that are prose, each on one line: no code, tables, headings or grammar."""
+    lines = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text) if not _NOT_PROSE.search(block))
+    return [line for line in lines if len(line) >= 60 and _letters(line) > 0.85]
+
+
+def _letters(line: str) -> float:
+    """Share of letters and spaces."""
+    return sum(character.isalpha() or character == " " for character in line) / len(line)
+
+
+def split(documents: Documents) -> dict[str, Documents]:
+    """Deal the documents out by `SHARES` of their characters, in the order of their names' hashes."""
+    order = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())
+    total = _size(documents)
+    splits: dict[str, Documents] = {name: {} for name in SHARES}
+    names = iter(SHARES)
+    current = next(names)
+    for name in order:
+        if _size(splits[current]) >= SHARES[current] * total:
+            current = next(names)
+        splits[current][name] = documents[name]
+    return splits
+
+
+def _size(documents: Documents) -> int:
+    return sum(len(paragraph) for kept in documents.values() for paragraph in kept)
+
+
+def training_texts(documents: Documents) -> list[str]:
+    """A text a document, one paragraph a line; every fourth is told as chats, in which one paragraph answers another."""
+    texts = []
+    for index, kept in enumerate(documents.values()):
+        if index % 4 == 0:
+            texts += [f"User: {asked}\nAssistant: {said}" for asked, said in zip(kept[::2], kept[1::2], strict=False)]
+        else:
+            texts.append("\n".join(kept))
+    return texts
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `vocabulary` tokens, the 256 bytes and the end-of-text token among them."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
+
+
+def passages(documents: Documents, words: int) -> Iterator[tuple[str, list[str]]]:
+    """Whole passages of exactly `words` words, one after the other and not overlapping, with their document's name."""
+    for name, kept in documents.items():
+        run = " ".join(kept).split(" ")
+        for start in range(0, len(run) - words + 1, words):
+            yield name, run[start : start + words]
