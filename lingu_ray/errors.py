@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend."""
+"""Errors that are the user's to mend, and the interruption that is the user's wish."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message names the setting, row or file and the cure; commands print it without a traceback.
     """
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and its state is saved."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from lingu_ray.cli import load_config
 from lingu_ray.config import Config
-from lingu_ray.errors import UserError
+from lingu_ray.errors import Interrupted, UserError
 
 
 def main(arguments: list[str]) -> None:
@@ -107,8 +107,6 @@ def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from lingu_ray.runtime.trainer import Interrupted
-
     try:
         main(sys.argv[1:])
     except UserError as error:

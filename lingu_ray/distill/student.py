@@ -13,7 +13,7 @@ from transformers import (
     AutoProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessor,
+    Idefics3ImageProcessorPil,
     Idefics3Processor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -133,7 +133,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionConfig) ->
     """
     tokenizer.add_special_tokens({"additional_special_tokens": list(_IMAGE_TOKENS)})
     side = {"longest_edge": vision.image_size}
-    images = Idefics3ImageProcessor(size=side, max_image_size=side, do_image_splitting=False)
+    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_vocab().keys()
     tokens = (vision.image_size // vision.patch_size // vision.pixel_shuffle) ** 2
     template = _CHATML if chatml else _PLAIN

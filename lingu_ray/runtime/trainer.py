@@ -21,7 +21,7 @@ from lingu_ray.corpus.build import build_corpus
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
 from lingu_ray.distill.student import prepare_student
-from lingu_ray.errors import UserError
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.cluster import check_resources, uses_gpu
 from lingu_ray.runtime.folder import RunFolder, write_json
 from lingu_ray.runtime.metrics import Tail
@@ -32,10 +32,6 @@ from lingu_ray.runtime.worker import Job, train_worker
 _POLL_S = 0.25
 _MAY_CHANGE = ("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo")
 """Settings that a run may be continued with, changed."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved."""
 
 
 def run(config: Config) -> Path:

@@ -1,6 +1,7 @@
 """Real runs on a real Ray: the whole path from corpus to export, and what must not depend on how it is run."""
 
 import json
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -10,6 +11,7 @@ from tinyrun import config, write_pair_and_data
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray.config import Config
+from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.metrics import read_records
@@ -143,7 +145,7 @@ def test_finished_run_is_found_again_and_other_settings_are_refused(finished, da
     ],
 )
 def test_variants_run(ray_cluster, data, output, variant):
-    """Policies, contexts, scopes, divergences, schedules, bf16 and gradient checkpointing train through the same path."""
+    """Policies, contexts, scopes, divergences, schedules, bf16 and gradient checkpointing share one path."""
     name = variant["distill"]["policy"]
     run = config(data, output, name=name, **variant)
     trainer.run(run)
@@ -151,9 +153,8 @@ def test_variants_run(ray_cluster, data, output, variant):
     assert len(steps) == run.train.steps and steps[-1]["ce"] < steps[0]["ce"]
     assert all(record["kd"] >= 0 for record in steps)
     assert (steps[0]["temperature"], steps[-1]["temperature"]) == (run.distill.temperature.start, 1.0)
-    manifest = json.loads((run.run_dir / "corpus.json").read_text())["path"]
-    sources = json.loads(open(f"{manifest}/manifest.json").read())["sources"]
-    assert set(sources) == ({"text"} if name == "language_only" else {"text", "pictures"})
+    corpus = Corpus(Path(json.loads((run.run_dir / "corpus.json").read_text())["path"]))
+    assert set(corpus.manifest["sources"]) == ({"text"} if name == "language_only" else {"text", "pictures"})
 
 
 def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):

@@ -27,7 +27,7 @@ def rows(data):
     say = lambda role, content: {"role": role, "content": content}  # noqa: E731
     images = [(data / f"{i}.png").read_bytes() for i in range(3)]
     return [
-        Row("text", 0, [say("user", "Tell me."), say("assistant", "A longer story about very little, told twice.")], [], True),
+        Row("text", 0, [say("user", "Tell me."), say("assistant", "A longer story.")], [], True),
         Row("text", 1, [say("user", "And you, what do you say to all of this?"), say("assistant", "No.")], [], True),
         Row("pictures", 2, [say("user", "<image>Even?"), say("assistant", "It is odd.")], images[:1], False),
         Row("text", 3, [say("user", "<image><image>Compare."), say("assistant", "Both are noise."),
