@@ -31,7 +31,13 @@ def connect(settings: RayConfig) -> None:
 
 
 def _worker_env() -> dict[str, str]:
-    names = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "HF_HUB_OFFLINE", "HF_HOME")
+    names = (
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH",
+        "OMP_WAIT_POLICY",
+        "HF_HUB_OFFLINE",
+        "HF_HOME",
+    )
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
