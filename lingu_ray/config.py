@@ -294,10 +294,10 @@ class DemoConfig(Section):
     layers: PositiveInt = Field(4, description="its layers")
     heads: PositiveInt = Field(5, description="its attention heads (head dimension 32)")
     vocabulary: PositiveInt = Field(2048, description="byte-level BPE tokens")
-    teacher_steps: PositiveInt = Field(600, description="steps of 16 × 128 tokens that train the teacher")
-    adapt_steps: PositiveInt = Field(400, description="steps that turn it into a VLM, and make it forget")
+    teacher_steps: PositiveInt = Field(500, description="steps of 8 × 96 tokens that train the teacher")
+    adapt_steps: PositiveInt = Field(350, description="steps that turn it into a VLM, and make it forget")
     cloze_items: PositiveInt = Field(1000, description="held-out four-way cloze items")
-    vision_items: PositiveInt = Field(400, description="held-out image questions")
+    vision_items: PositiveInt = Field(800, description="held-out image questions")
 
 
 class Config(Section):

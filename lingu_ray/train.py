@@ -26,14 +26,17 @@ def main(arguments: list[str]) -> None:
 
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster import connect
+    from lingu_ray.runtime.progress import quiet_libraries
 
+    quiet_libraries()
     connect(config.ray)
     if config.demo is not None:
         from lingu_ray.demo.prepare import prepare
 
         config = prepare(config)
-    distilled = trainer.run(config)
-    ce_only = trainer.run(control_of(config)) if config.control else None
+    runs = [config, control_of(config)] if config.control else [config]
+    distilled, *control = trainer.run_together(runs)
+    ce_only = control[0] if control else None
     recovery = measure(config, compared_models(config, distilled, ce_only))
     show(config, distilled, recovery)
 

@@ -69,12 +69,12 @@ class Question:
 
 def write_images(folder: Path) -> tuple[list[Digit], list[Digit]]:
     """Write all pictures as PNG under `folder`; returns training and held-out digits, image names relative to it."""
-    data = load_digits()
+    pixels_I64, values_I = load_digits(return_X_y=True)  # I images, pixels from 0 to 16
     folder.mkdir(parents=True)
     splits: tuple[list[Digit], list[Digit]] = ([], [])
-    for index, (pixels, value) in enumerate(zip(data.images, data.target, strict=True)):
+    for index, (pixels, value) in enumerate(zip(pixels_I64, values_I, strict=True)):
         digit = Digit(f"{index:04}.png", int(value))
-        grey = Image.fromarray(np.round(pixels * 255 / 16).astype(np.uint8))
+        grey = Image.fromarray(np.round(pixels.reshape(8, 8) * 255 / 16).astype(np.uint8))
         grey.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(folder / digit.image)
         splits[index % HELD_OUT_EVERY == 0].append(digit)
     return splits
@@ -145,13 +145,14 @@ def _describe(chance: random.Random, digits: list[Digit]) -> Question:
     return Question("describe", f"<image>{question}", " ".join([opening, *chosen]), (digit.image,))
 
 
-SHORT: tuple[Callable[[random.Random, list[Digit]], Question], ...] = (_name, _parity, _arithmetic, _compare)
-LONG: tuple[Callable[[random.Random, list[Digit]], Question], ...] = (_describe,)
+Maker = Callable[[random.Random, list[Digit]], Question]
+
+SHORT: tuple[Maker, ...] = (_name, _parity, _arithmetic, _compare)
+PRACTICE: tuple[Maker, ...] = (*SHORT, _compare)  # the hardest kind twice
+LONG: tuple[Maker, ...] = (_describe,)
 
 
-def ask(
-    makers: tuple[Callable[[random.Random, list[Digit]], Question], ...], digits: list[Digit], count: int, seed: int
-) -> list[Question]:
+def ask(makers: tuple[Maker, ...], digits: list[Digit], count: int, seed: int) -> list[Question]:
     """`count` questions about `digits`, the kinds in turn, so that each is asked equally often (within one)."""
     chance = random.Random(seed)
     return [makers[index % len(makers)](chance, digits) for index in range(count)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lingu_ray.config import DemoConfig
+from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.progress import Progress
 
 CONTEXT = 512  # positions of the model
 PASSAGE = 96  # tokens of a training passage
-PASSAGES_PER_STEP = 12
+PASSAGES_PER_STEP = 8
 MATRIX_RATE = 0.02
 EMBEDDING_RATE = 6e-3
 
@@ -55,20 +58,36 @@ def train_teacher(model: LlamaForCausalLM, ids_T: Tensor, steps: int, seed: int)
     ]
     decays = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimisers]
     generator = torch.Generator().manual_seed(seed)
-    losses = []
+    losses: list[float] = []
+    progress = Progress("teacher", steps)
     model.train()
-    with tqdm(range(steps), desc="demo: teacher", unit="step", disable=None) as bar:
-        for _ in bar:
-            start_B1 = torch.randint(len(ids_T) - PASSAGE, (PASSAGES_PER_STEP, 1), generator=generator)
-            ids_BT = ids_T[start_B1 + torch.arange(PASSAGE)]
-            loss = model(input_ids=ids_BT, labels=ids_BT).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser, decay in zip(optimisers, decays, strict=True):
-                optimiser.step()
-                optimiser.zero_grad()
-                decay.step()
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{losses[-1]:.2f}")
+    for step in range(steps):
+        begin = time.perf_counter()
+        start_B1 = torch.randint(len(ids_T) - PASSAGE, (PASSAGES_PER_STEP, 1), generator=generator)
+        ids_BT = ids_T[start_B1 + torch.arange(PASSAGE)]
+        loss = model(input_ids=ids_BT, labels=ids_BT).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser, decay in zip(optimisers, decays, strict=True):
+            optimiser.step()
+            optimiser.zero_grad()
+            decay.step()
+        losses.append(loss.item())
+        progress.show(_record(step + 1, losses[-1], ids_BT.numel() / (time.perf_counter() - begin)))
+    progress.close()
     model.eval()
     return losses
+
+
+def _record(step: int, loss: float, tokens_per_s: float) -> Record:
+    """What the live line shows; no teacher, no data to wait for."""
+    return {
+        "step": step,
+        "loss": loss,
+        "ce": loss,
+        "kd": None,
+        "tokens_per_s": tokens_per_s,
+        "data_wait": 0.0,
+        "teacher_wait": 0.0,
+        "time": time.time(),
+    }

@@ -34,13 +34,14 @@ _CONTENT = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
 )
-_CHATML = (
+CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n" + _CONTENT + "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_PLAIN = (
+PLAIN = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: " + _CONTENT + "{{ eos_token }}\n"
-    "{% else %}{{ message['role'] | capitalize }}: " + _CONTENT + "\n{% endif %}{% endfor %}"
+    # a newline right after a block would be trimmed
+    "{% else %}{{ message['role'] | capitalize }}: " + _CONTENT + "{{ '\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 
@@ -136,7 +137,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionConfig) ->
     images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_vocab().keys()
     tokens = (vision.image_size // vision.patch_size // vision.pixel_shuffle) ** 2
-    template = _CHATML if chatml else _PLAIN
+    template = CHATML if chatml else PLAIN
     tokenizer.chat_template = template
     return Idefics3Processor(images, tokenizer, image_seq_len=tokens, chat_template=template)
 

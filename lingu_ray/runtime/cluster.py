@@ -55,6 +55,13 @@ def check_resources(settings: RayConfig, use_gpu: bool) -> None:
             )
 
 
+def has_room(settings: RayConfig, use_gpu: bool, runs: int) -> bool:
+    """Whether the cluster can hold the workers of that many runs at once."""
+    total, workers = ray.cluster_resources(), settings.num_workers * runs
+    enough_cpus = total.get("CPU", 0) >= settings.cpus_per_worker * workers
+    return enough_cpus and (not use_gpu or total.get("GPU", 0) >= workers)
+
+
 def uses_gpu(settings: RayConfig) -> bool:
     """Whether workers get a GPU each: as set, else when the cluster has one for every worker."""
     if settings.use_gpu is not None:

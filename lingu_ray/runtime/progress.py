@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 
+import mlflow  # noqa: F401  (sets its own log level when it is imported)
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from lingu_ray.runtime.metrics import Record
 
 _LOG_EVERY_S = 15.0
 
 
+def quiet_libraries() -> None:
+    """Mute what MLflow and Transformers print beside the live line; their errors still come through."""
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
 class Progress:
     """Shows steps as they come in: loss, tokens/s, shares of waiting, time left."""
 
-    def __init__(self, label: str, steps: int):
+    def __init__(self, label: str, steps: int, position: int = 0):
         self.label, self.steps = label, steps
         self.live = sys.stderr.isatty()
-        self.bar = tqdm(total=steps, desc=label, unit="step", disable=not self.live, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=steps, desc=label, unit="step", position=position, disable=not self.live, dynamic_ncols=True
+        )
         self.first: Record | None = None
         self.last_logged = 0.0
 

@@ -7,6 +7,7 @@ that died is started again by Ray and asked again, and nothing of the step is lo
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +28,10 @@ Packed = dict[str, Any]
 class TeacherClient(Protocol):
     """Where a worker sends its requests."""
 
-    head_UD: Tensor
+    @property
+    def head_UD(self) -> Tensor:
+        """The teacher's output head."""
+        ...
 
     def submit(self, request: TeacherRequest) -> Any:
         """Send a request; returns a ticket at once."""
@@ -101,7 +105,12 @@ class TeacherActorClient:
             scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
             runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpus[-1]}} if gpus else None,
         ).remote(settings, dtype, device.type, threads)
-        self.head_UD = unpack(self._get(self.actor.head.remote())).to(device)
+        self._head = self.actor.head.remote()
+
+    @cached_property
+    def head_UD(self) -> Tensor:
+        """The teacher's output head; the first use waits until the actor has started."""
+        return unpack(self._get(self._head)).to(self.device)
 
     def submit(self, request: TeacherRequest) -> ray.ObjectRef:
         """Write the request to the node's shared memory once; the actor reads it there without a copy."""

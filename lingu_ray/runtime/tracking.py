@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunStatus
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
@@ -32,21 +33,17 @@ class Tracker:
         self.folder = folder
         uri = tracking_uri(config)
         try:
-            mlflow.set_tracking_uri(uri)
             self.client = mlflow.MlflowClient(uri)
-            experiment = mlflow.set_experiment(config.tracking.experiment)
-            run_id = self._earlier_run(uri)
-            if config.tracking.system_metrics:
-                mlflow.enable_system_metrics_logging()
-            else:
-                mlflow.disable_system_metrics_logging()
-            run = mlflow.start_run(run_id=run_id, run_name=config.name, experiment_id=experiment.experiment_id)
+            earlier = self._earlier_run(uri)
+            self.run_id = earlier or self._new_run(config)
+            self.client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise UserError(f"tracking.uri={uri}: MLflow cannot open it. {error}") from error
-        self.run_id = run.info.run_id
-        if run_id is None:
-            self._log_params(config)
         write_json(folder.mlflow, {"uri": uri, "run_id": self.run_id})
+        self.monitor = None
+        if config.tracking.system_metrics:
+            self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=earlier is not None, tracking_uri=uri)
+            self.monitor.start()
         self.logged = {name: self._last_step(name) for name in ("loss", "validation_ce")}
 
     def log(self, records: list[Record]) -> None:
@@ -75,7 +72,20 @@ class Tracker:
 
     def end(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
-        mlflow.end_run(RunStatus.to_string(RunStatus.from_string(status)))
+        if self.monitor:
+            self.monitor.finish()
+        self.client.set_terminated(self.run_id, status)
+
+    def _new_run(self, config: Config) -> str:
+        name = config.tracking.experiment
+        experiment = self.client.get_experiment_by_name(name)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
+        run_id = self.client.create_run(experiment_id, run_name=config.name).info.run_id
+        values = dict(_dotted(config.model_dump(mode="json")))
+        params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in values.items()]
+        for start in range(0, len(params), 100):
+            self.client.log_batch(run_id, params=params[start : start + 100])
+        return run_id
 
     def _earlier_run(self, uri: str) -> str | None:
         if not self.folder.mlflow.exists():
@@ -98,12 +108,6 @@ class Tracker:
     def _last_step(self, name: str) -> int:
         history = self.client.get_metric_history(self.run_id, name)
         return max((metric.step for metric in history), default=0)
-
-    def _log_params(self, config: Config) -> None:
-        values = dict(_dotted(config.model_dump(mode="json")))
-        params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in values.items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(self.run_id, params=params[start : start + 100])
 
 
 def _flat(record: Record) -> Iterator[tuple[str, float]]:

@@ -6,8 +6,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from transformers import AutoProcessor
 from lingu_ray.cli import load_yaml, to_yaml
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus
-from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
 from lingu_ray.distill.student import prepare_student
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.cluster import check_resources, uses_gpu
+from lingu_ray.runtime.cluster import check_resources, has_room, uses_gpu
 from lingu_ray.runtime.folder import RunFolder, write_json
 from lingu_ray.runtime.metrics import Tail
 from lingu_ray.runtime.progress import Progress
@@ -35,27 +34,112 @@ _MAY_CHANGE = ("ray", "tracking", "evaluation", "resume", "control", "output_dir
 
 
 def run(config: Config) -> Path:
-    """Train one run and return its exported model; a finished run is found again, an unfinished one goes on.
+    """Train one run and return its exported model (see `run_together`)."""
+    return run_together([config])[0]
 
-    Needs Ray. Raises UserError for what the user can mend, `Interrupted` after Ctrl-C (a checkpoint is written).
+
+def run_together(configs: Sequence[Config]) -> list[Path]:
+    """Train runs and return their exported models: side by side where Ray has room for all, else one after another.
+
+    A finished run is found again, an unfinished one goes on. Needs Ray. Raises UserError for what the user can mend,
+    `Interrupted` after Ctrl-C (checkpoints are written).
     """
-    folder = RunFolder(config.run_dir.resolve())
-    _open(config, folder)
-    if folder.export.exists():
-        return folder.export
-    check_resources(config.ray, uses_gpu(config.ray))
-    prepare_start(config, folder)
-    corpus = build_corpus(config, folder.start)
-    write_json(folder.corpus, {"path": str(corpus.folder.resolve())})
-    tracker = Tracker(config, folder)
-    try:
-        _fit(config, folder, corpus, tracker)
-    except BaseException as error:
-        tracker.end("KILLED" if isinstance(error, Interrupted | KeyboardInterrupt) else "FAILED")
-        raise
-    tracker.log_files(folder.config, folder.corpus, corpus.folder / "manifest.json", folder.samples)
-    tracker.end("FINISHED")
-    return folder.export
+    runs = [Run(config) for config in configs]
+    waiting = [run for run in runs if not run.folder.export.exists()]
+    for run in waiting:
+        run.prepare()
+    if waiting and has_room(waiting[0].config.ray, uses_gpu(waiting[0].config.ray), len(waiting)):
+        _fit(waiting)
+    else:
+        for run in waiting:
+            _fit([run])
+    return [run.folder.export for run in runs]
+
+
+class Run:
+    """One run on the driver's side."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.folder = RunFolder(config.run_dir.resolve())
+        self.errors: list[BaseException] = []
+        _open(config, self.folder)
+
+    def prepare(self) -> None:
+        """All checks, the starting point and the corpus."""
+        check_resources(self.config.ray, uses_gpu(self.config.ray))
+        prepare_start(self.config, self.folder)
+        self.corpus = build_corpus(self.config, self.folder.start)
+        write_json(self.folder.corpus, {"path": str(self.corpus.folder.resolve())})
+
+    def begin(self, position: int, neighbours: int) -> None:
+        """Start training; `neighbours` runs train beside this one, and its live line is number `position`."""
+        self.tracker = Tracker(self.config, self.folder)
+        self.progress = Progress(self.config.name, self.config.train.steps, position)
+        self.tail = Tail(self.folder.metrics)
+        job = Job(self.config, self.folder.root, self.corpus.folder.resolve(), neighbours)
+        self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
+        self.thread.start()
+
+    def follow(self) -> None:
+        """Show and track what happened since the last look."""
+        records = self.tail.new_records()
+        for record in records:
+            self.progress.show(record)
+        self.tracker.log(records)
+
+    def end(self) -> None:
+        """Close live line and tracking. Raises what ended the training, or `Interrupted`."""
+        self.progress.close()
+        if self.errors:
+            self.tracker.end("FAILED")
+            raise _readable(self.errors[0])
+        if not self.folder.export.exists():
+            self.tracker.end("KILLED")
+            raise Interrupted(f"stopped and saved: run the same command again to go on ({self.folder.root})")
+        manifest = self.corpus.folder / "manifest.json"
+        self.tracker.log_files(self.folder.config, self.folder.corpus, manifest, self.folder.samples)
+        self.tracker.end("FINISHED")
+
+    def _train(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            self.errors.append(error)
+
+
+def _fit(runs: list[Run]) -> None:
+    """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
+    with _stop_on_interrupt(runs):
+        for position, run in enumerate(runs):
+            run.begin(position, len(runs) - 1)
+        try:
+            while any(run.thread.is_alive() for run in runs):
+                for run in runs:
+                    run.follow()
+                time.sleep(_POLL_S)
+        except KeyboardInterrupt:
+            for run in runs:
+                run.tracker.end("KILLED")
+            raise
+    for run in runs:
+        run.follow()
+    with ExitStack() as ends:  # every run is ended, whatever the others raise
+        for run in reversed(runs):
+            ends.callback(run.end)
+
+
+def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
+    # Any: `ray.train` types its classes as either generation of its API
+    scaling: Any = ScalingConfig(
+        num_workers=config.ray.num_workers,
+        use_gpu=uses_gpu(config.ray),
+        resources_per_worker={"CPU": config.ray.cpus_per_worker},
+    )
+    failures: Any = FailureConfig(max_failures=config.ray.max_failures)
+    name = time.strftime("%Y%m%d-%H%M%S")
+    storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures)
+    return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
 
 
 def prepare_start(config: Config, folder: RunFolder) -> None:
@@ -102,57 +186,16 @@ def _differences(before: Config, now: Config) -> list[str]:
     return lines
 
 
-def _fit(config: Config, folder: RunFolder, corpus: Corpus, tracker: Tracker) -> None:
-    """Run Ray Train in a thread; show and track its metrics here until it ends."""
-    # Any: `ray.train` types its classes as either generation of its API
-    scaling: Any = ScalingConfig(
-        num_workers=config.ray.num_workers,
-        use_gpu=uses_gpu(config.ray),
-        resources_per_worker={"CPU": config.ray.cpus_per_worker},
-    )
-    failures: Any = FailureConfig(max_failures=config.ray.max_failures)
-    storage: Any = RunConfig(name=time.strftime("%Y%m%d-%H%M%S"), storage_path=str(folder.ray), failure_config=failures)
-    job = vars(Job(config, folder.root, corpus.folder.resolve()))
-    trainer = TorchTrainer(train_worker, train_loop_config=job, scaling_config=scaling, run_config=storage)
-    errors: list[BaseException] = []
-    thread = threading.Thread(target=_collect, args=(trainer, errors), daemon=True)
-    progress, tail = Progress(config.name, config.train.steps), Tail(folder.metrics)
-    with _stop_on_interrupt(folder, progress):
-        thread.start()
-        while thread.is_alive():
-            _follow(tail, progress, tracker)
-            thread.join(_POLL_S)
-        _follow(tail, progress, tracker)
-    progress.close()
-    if errors:
-        raise _readable(errors[0])
-    if not folder.export.exists():
-        raise Interrupted(f"stopped and saved: run the same command again to go on ({folder.root})")
-
-
-def _collect(trainer: TorchTrainer, errors: list[BaseException]) -> None:
-    try:
-        trainer.fit()
-    except BaseException as error:
-        errors.append(error)
-
-
-def _follow(tail: Tail, progress: Progress, tracker: Tracker) -> None:
-    records = tail.new_records()
-    for record in records:
-        progress.show(record)
-    tracker.log(records)
-
-
 @contextmanager
-def _stop_on_interrupt(folder: RunFolder, progress: Progress) -> Iterator[None]:
+def _stop_on_interrupt(runs: list[Run]) -> Iterator[None]:
     """First Ctrl-C: ask the workers to finish the step and save. Second: give up at once."""
 
     def ask(*_: object) -> None:
-        if folder.stop.exists():
+        if runs[0].folder.stop.exists():
             raise KeyboardInterrupt
-        folder.stop.touch()
-        progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
+        for run in runs:
+            run.folder.stop.touch()
+        runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
 
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread else {}

@@ -39,11 +39,15 @@ from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands to the workers; paths are absolute and on storage that all nodes share."""
+    """What the driver hands to the workers; paths are absolute and on storage that all nodes share.
+
+    `neighbours`: runs that train beside this one and share the cores.
+    """
 
     config: Config
     run_dir: Path
     corpus_dir: Path
+    neighbours: int
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -60,17 +64,18 @@ class Worker:
         self.config, self.folder = job.config, RunFolder(job.run_dir)
         self.device = ray.train.torch.get_device()
         self.threads = self.config.ray.threads_per_worker or max(
-            1, (os.cpu_count() or 1) // context.get_local_world_size()
+            1, (os.cpu_count() or 1) // (context.get_local_world_size() * (1 + job.neighbours))
         )
         torch.set_num_threads(self.threads)
 
+        teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)
         self.processor = AutoProcessor.from_pretrained(self.folder.start)
         self.encoder = Encoder(self.processor, self.config.corpus.max_length)
         self.student = self._load_student()
         self.optimiser = make_optimiser(self.student, self.config.train)
         self.parameters = trained_parameters(self.optimiser)
-        self.micro_batches = MicroBatches(self.config, self.student, self._load_teacher(), self.device)
+        self.micro_batches = MicroBatches(self.config, self.student, teacher, self.device)
         self.held_out = self.corpus.validation()
         self.validation = Validation(self.config, self.held_out, self.encoder, self.device, self.rank, self.world)
         self.metrics = JsonLines(self.folder.metrics)

@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray.config import Config
 from lingu_ray.distill.pair import check_pair, check_tokenizers
-from lingu_ray.distill.student import Student, prepare_student
+from lingu_ray.distill.student import PLAIN, Student, prepare_student
 from lingu_ray.errors import UserError
 
 SOURCE = {"name": "text", "form": "text", "path": "text.txt", "language_heavy": True}
@@ -87,6 +87,17 @@ def test_new_student_is_its_teacher_plus_eyes(tmp_path):
     prompt = processor.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
     inputs = processor(text=prompt, images=[torch.zeros(3, 8, 8, dtype=torch.uint8).numpy()], return_tensors="pt")
     assert torch.isfinite(model(**inputs).logits).all()
+    assert prompt == "<|im_start|>user\n<image>What?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_plain_template_keeps_its_lines():
+    """A teacher without ChatML tokens gets one line a turn, and its end-of-text token ends an answer."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = PLAIN
+    turns = [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": [{"type": "text", "text": "So."}]}]
+    assert tokenizer.apply_chat_template(turns * 2, tokenize=False) == (
+        "User: Hm?\nAssistant: So.<|endoftext|>\nUser: Hm?\nAssistant: So.<|endoftext|>\n"
+    )
 
 
 def test_parameter_groups_cover_everything_once():
