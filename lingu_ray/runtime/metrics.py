@@ -43,14 +43,15 @@ def read_records(path: Path) -> list[Record]:
 
 
 class Tail:
-    """Reads the records that were appended since the last look; starts again when the file was cut."""
+    """Reads the records that were appended since the last look, each step's once, also when the file was cut."""
 
     def __init__(self, path: Path):
         self.path = path
         self.offset = 0
+        self.newest = {"step": 0, "validation": 0}
 
     def new_records(self) -> list[Record]:
-        """Records not seen yet; after a cut also those seen before it."""
+        """Records not seen yet."""
         if not self.path.exists():
             return []
         if self.path.stat().st_size < self.offset:
@@ -60,4 +61,11 @@ class Tail:
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return [record for record in map(json.loads, whole.splitlines()) if self._is_new(record)]
+
+    def _is_new(self, record: Record) -> bool:
+        kind = "validation" if "validation" in record else "step"
+        if record["step"] <= self.newest[kind]:
+            return False
+        self.newest[kind] = record["step"]
+        return True
