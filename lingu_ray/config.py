@@ -44,6 +44,9 @@ class Schedule(Section):
     shape: Literal["linear", "cosine"] = Field("linear", description="how it moves from start to end")
     until: float = Field(1.0, gt=0, le=1, description="fraction of the run at which `end` is reached")
 
+    def __str__(self) -> str:
+        return f"{self.start:g}" if self.start == self.end else f"{self.start:g} → {self.end:g} ({self.shape})"
+
     def at(self, progress: float) -> float:
         """Value at `progress` (fraction of the run done, 0 to 1)."""
         x = min(progress / self.until, 1.0)

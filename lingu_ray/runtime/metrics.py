@@ -7,10 +7,19 @@ steps that it is about to do again, so every step stands there once.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewestSteps:
+    """The newest step of training records, and of validation records; 0: none."""
+
+    training: int
+    validation: int
 
 
 class JsonLines:
@@ -43,12 +52,15 @@ def read_records(path: Path) -> list[Record]:
 
 
 class Tail:
-    """Reads the records that were appended since the last look, each step's once, also when the file was cut."""
+    """Reads the records that were appended since the last look, each step's once, also when the file was cut.
 
-    def __init__(self, path: Path):
+    `known` names the newest step and the newest validation that count as read already.
+    """
+
+    def __init__(self, path: Path, known: NewestSteps | None = None):
         self.path = path
         self.offset = 0
-        self.newest = {"step": 0, "validation": 0}
+        self.newest = NewestSteps(0, 0) if known is None else known
 
     def new_records(self) -> list[Record]:
         """Records not seen yet."""
@@ -64,8 +76,8 @@ class Tail:
         return [record for record in map(json.loads, whole.splitlines()) if self._is_new(record)]
 
     def _is_new(self, record: Record) -> bool:
-        kind = "validation" if "validation" in record else "step"
-        if record["step"] <= self.newest[kind]:
+        kind = "validation" if "validation" in record else "training"
+        if record["step"] <= getattr(self.newest, kind):
             return False
-        self.newest[kind] = record["step"]
+        self.newest = replace(self.newest, **{kind: record["step"]})
         return True

@@ -16,7 +16,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.metrics import NewestSteps, Record
 
 _PARAM_LIMIT = 6000
 
@@ -44,18 +44,20 @@ class Tracker:
         if config.tracking.system_metrics:
             self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=earlier is not None, tracking_uri=uri)
             self.monitor.start()
-        self.logged = {name: self._last_step(name) for name in ("loss", "validation_ce")}
 
     def log(self, records: list[Record]) -> None:
-        """Metrics of steps that are not in the store yet."""
-        new = [record for record in records if self._is_new(record)]
+        """Every metric of the records."""
         metrics = [
             Metric(name, value, int(record["time"] * 1000), record["step"])
-            for record in new
+            for record in records
             for name, value in _flat(record)
         ]
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def newest_steps(self) -> NewestSteps:
+        """Up to where the store has this run's metrics."""
+        return NewestSteps(self._last_step("loss"), self._last_step("validation_ce"))
 
     def log_summary(self, figures: dict[str, float | None]) -> None:
         """Figures of the whole run, such as recovery and retention."""
@@ -97,13 +99,6 @@ class Tracker:
             return self.client.get_run(earlier["run_id"]).info.run_id
         except MlflowException:
             return None  # the store was emptied since: a new run is begun
-
-    def _is_new(self, record: Record) -> bool:
-        name = "loss" if "loss" in record else "validation_ce"
-        if record["step"] <= self.logged[name]:
-            return False
-        self.logged[name] = record["step"]
-        return True
 
     def _last_step(self, name: str) -> int:
         history = self.client.get_metric_history(self.run_id, name)

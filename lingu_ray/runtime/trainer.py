@@ -76,8 +76,7 @@ class Run:
         """Start training; `neighbours` runs train beside this one, and its live line is number `position`."""
         self.tracker = Tracker(self.config, self.folder)
         self.progress = Progress(self.config.name, self.config.train.steps, position)
-        self.tail = Tail(self.folder.metrics)
-        self.tracker.log(self.tail.new_records())  # what an earlier start did is not shown again
+        self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
         job = Job(self.config, self.folder.root, self.corpus.folder.resolve(), neighbours)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()

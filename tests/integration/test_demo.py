@@ -1,0 +1,43 @@
+"""The embedded default, in miniature: the very command of `make demo`, with few steps."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SHORT = [
+    "demo.teacher_steps=30", "demo.adapt_steps=12", "demo.cloze_items=40", "demo.vision_items=40",
+    "train.steps=6", "train.validate_every=0", "corpus.rows=120", "evaluation.bootstrap=100",
+]  # fmt: skip
+
+
+def demo(output):
+    """Run it; returns what it printed."""
+    command = [sys.executable, "-m", "lingu_ray.train", "demo", f"output_dir={output}", *SHORT]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
+    """Teacher, adapted student, distilled model, control, evaluation and report are made; the second time, found."""
+    printed = demo(tmp_path)
+    run = tmp_path / "demo"
+    recovery = json.loads((run / "report" / "recovery.json").read_text())
+    assert set(recovery["tasks"]) == {"cloze", "perplexity", "digits"}
+    assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
+    assert recovery["summary"]["verdict"] in printed
+    page = (run / "report" / "report.html").read_text()
+    assert recovery["summary"]["verdict"].split(":")[0] in page and "data:image/png;base64," in page
+    assert "## Results" in (run / "export" / "README.md").read_text()
+    assert (run / "control" / "export" / "model.safetensors").exists()
+
+    made = [*tmp_path.glob(".demo/*/teacher/model.safetensors"), *tmp_path.rglob("export/model.safetensors"),
+            *tmp_path.rglob("shard-*.parquet"), run / "report" / "recovery.json"]  # fmt: skip
+    before = {path: path.stat().st_mtime_ns for path in made}
+    assert len(before) >= 7  # teacher; adapted, distilled, control; two corpora; scores
+    assert recovery["summary"]["verdict"] in demo(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in made} == before
