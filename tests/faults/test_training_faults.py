@@ -95,7 +95,8 @@ def test_sigkill_of_everything_and_again(data, output):
         if member is process or member.is_running():
             member.kill()
     process.communicate()
-    assert [state.step for _, state in checkpoints(output / "killed" / "checkpoints")] == [8, 16]
+    newest = checkpoints(output / "killed" / "checkpoints")[-1][1].step
+    assert 16 <= newest < TRAIN["steps"] and newest % 8 == 0
     assert not (output / "killed" / "export").exists()
     finish(start(data, output, "killed"))
     assert_same_run(output, "killed")
