@@ -26,6 +26,13 @@ def tracking_uri(config: Config) -> str:
     return config.tracking.uri or f"sqlite:///{config.output_dir.resolve() / 'mlflow.db'}"
 
 
+def artifact_location(uri: str) -> str | None:
+    """Where a new experiment's files go: beside a SQLite store (MLflow's own default is the current directory)."""
+    if not uri.startswith("sqlite:///"):
+        return None  # a server knows its place
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+
+
 class Tracker:
     """One MLflow run, written by the driver. A run that goes on writes into the same MLflow run again."""
 
@@ -35,7 +42,7 @@ class Tracker:
         try:
             self.client = mlflow.MlflowClient(uri)
             earlier = self._earlier_run(uri)
-            self.run_id = earlier or self._new_run(config)
+            self.run_id = earlier or self._new_run(config, uri)
             self.client.update_run(self.run_id, status="RUNNING")
         except MlflowException as error:
             raise UserError(f"tracking.uri={uri}: MLflow cannot open it. {error}") from error
@@ -78,10 +85,11 @@ class Tracker:
             self.monitor.finish()
         self.client.set_terminated(self.run_id, status)
 
-    def _new_run(self, config: Config) -> str:
+    def _new_run(self, config: Config, uri: str) -> str:
         name = config.tracking.experiment
         experiment = self.client.get_experiment_by_name(name)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name)
+        location = artifact_location(uri)
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name, location)
         run_id = self.client.create_run(experiment_id, run_name=config.name).info.run_id
         values = dict(_dotted(config.model_dump(mode="json")))
         params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in values.items()]

@@ -86,6 +86,7 @@ def test_metrics_tell_the_whole_story(finished):
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in steps]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "manifest.json"}
+    assert run.info.artifact_uri.startswith((finished.output_dir.resolve() / "mlartifacts").as_uri())
 
 
 def test_in_process_gives_the_same_weights_to_the_bit(finished, data, output):
