@@ -15,7 +15,8 @@ from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 
 _COMPARED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-_UNSUPPORTED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Settings of decoders whose output head transforms its logits; neither loss nor scoring knows them."""
 
 
 def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str, **kwargs) -> PreTrainedConfig:
@@ -58,7 +59,7 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
             "decoders must have the same architecture.\n" + "\n".join(different) + "\n"
             "Take the LM that the student's decoder was initialised from as teacher.path."
         )
-    for name in _UNSUPPORTED_HEADS:
+    for name in SCALED_HEADS:
         if getattr(student, name, None) not in (None, 1, 1.0):
             raise UserError(f"the student's output head transforms its logits ({name}), which the loss does not know")
 

@@ -33,12 +33,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample, join_vision
 from lingu_ray.corpus.row import PLACEHOLDER, Row
+from lingu_ray.distill.pair import SCALED_HEADS
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engine import GenerateRequest, Score, ScoreRequest
 
 HEAD_CHUNK = 1024  # scored tokens whose logits exist at one time
 ENCODED_AT_ONCE = 64  # questions whose images are decoded at one time
-SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,7 @@ def _worker_env() -> dict[str, str]:
 def check_resources(settings: RayConfig, use_gpu: bool) -> None:
     """Raise UserError when the cluster can never hold the workers that the settings ask for."""
     total = ray.cluster_resources()
-    needed = {"CPU": settings.cpus_per_worker * settings.num_workers}
-    if use_gpu:
-        needed["GPU"] = float(settings.num_workers)
-    for name, amount in needed.items():
+    for name, amount in _needed(settings, use_gpu, runs=1).items():
         if total.get(name, 0) < amount:
             raise UserError(
                 f"ray.num_workers={settings.num_workers} needs {amount:g} {name}, and the cluster has "
@@ -57,9 +54,15 @@ def check_resources(settings: RayConfig, use_gpu: bool) -> None:
 
 def has_room(settings: RayConfig, use_gpu: bool, runs: int) -> bool:
     """Whether the cluster can hold the workers of that many runs at once."""
-    total, workers = ray.cluster_resources(), settings.num_workers * runs
-    enough_cpus = total.get("CPU", 0) >= settings.cpus_per_worker * workers
-    return enough_cpus and (not use_gpu or total.get("GPU", 0) >= workers)
+    total = ray.cluster_resources()
+    return all(total.get(name, 0) >= amount for name, amount in _needed(settings, use_gpu, runs).items())
+
+
+def _needed(settings: RayConfig, use_gpu: bool, runs: int) -> dict[str, float]:
+    """What the workers of that many runs take, by Ray's names."""
+    workers = settings.num_workers * runs
+    needed = {"CPU": settings.cpus_per_worker * workers}
+    return needed | {"GPU": float(workers)} if use_gpu else needed
 
 
 def uses_gpu(settings: RayConfig) -> bool:

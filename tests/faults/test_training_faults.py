@@ -102,22 +102,15 @@ def test_sigkill_of_everything_and_again(data, output):
     assert_same_run(output, "killed")
 
 
-def test_worker_killed(data, output):
-    """A worker killed in the middle is replaced, and goes on from the newest checkpoint."""
-    process = start(data, output, "worker")
-    wait_for_step(process, output, "worker", 12)
-    child(process, "RayTrainWorker").kill()
+@pytest.mark.parametrize(("name", "process_title"), [("worker", "RayTrainWorker"), ("teacher", "TeacherActor")])
+def test_part_killed(data, output, name, process_title):
+    """A worker killed in the middle is replaced and goes on from the newest checkpoint; a killed teacher is replaced
+    and asked again, and nothing of the step is lost."""
+    process = start(data, output, name)
+    wait_for_step(process, output, name, 12)
+    child(process, process_title).kill()
     finish(process)
-    assert_same_run(output, "worker")
-
-
-def test_teacher_killed(data, output):
-    """A teacher killed in the middle is replaced and asked again; nothing of the step is lost."""
-    process = start(data, output, "teacher")
-    wait_for_step(process, output, "teacher", 12)
-    child(process, "TeacherActor").kill()
-    finish(process)
-    assert_same_run(output, "teacher")
+    assert_same_run(output, name)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(data, output):
