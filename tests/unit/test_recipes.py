@@ -1,5 +1,7 @@
 """Every recipe of the package is complete, valid and explains itself."""
 
+from importlib.resources import files
+
 import pytest
 
 from lingu_ray.cli import load_config
@@ -40,3 +42,10 @@ def test_smollm2_recipes_fit_each_other():
     adapt, distil = load_config(["smollm2-135m-adapt"]), load_config(["smollm2-135m"])
     assert distil.student.path == str(adapt.run_dir / "export")
     assert distil.teacher.path == adapt.teacher.path
+
+
+def test_paper_recipe_starts_from_what_its_command_writes():
+    """The conversion that recipe `paper` names in its comment writes the folder that its student is read from."""
+    text = (files("lingu_ray") / "recipes" / "paper.yaml").read_text("utf-8")
+    command = next(line for line in text.splitlines() if "convert_nanovlm" in line)
+    assert command.split()[-1] == load_config(["paper"]).student.path
