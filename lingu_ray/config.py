@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 Policy = Literal["selective", "all", "language_only", "none"]
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
 Form = Literal[
     "messages",
     "cauldron",
@@ -112,6 +112,10 @@ class TeacherConfig(Section):
     placement: Literal["actor", "in_process"] = Field(
         "actor", description="actor: a Ray actor on the worker's node; in_process: inside the worker"
     )
+    transport: Literal["object_store", "cuda_ipc", "nixl"] = Field(
+        "object_store",
+        description="how the KV reaches the actor. object_store: shared memory; cuda_ipc: nothing moves, one GPU; nixl",
+    )
     context: Literal["shared_kv", "prompt_text"] = Field(
         "shared_kv", description="shared_kv: continue from the student's KV; prompt_text: ablation, reads text only"
     )
@@ -122,6 +126,15 @@ class TeacherConfig(Section):
         1, ge=0, description="micro-batches the student may run ahead while the teacher answers; 0: none"
     )
     max_restarts: int = Field(3, ge=0, description="times a teacher actor that died is replaced")
+
+    @model_validator(mode="after")
+    def _sent_to_an_actor(self) -> TeacherConfig:
+        if self.placement == "in_process" and self.transport != "object_store":
+            raise ValueError(
+                f"teacher.transport={self.transport} reaches a teacher actor, and in_process there is none: "
+                "set teacher.placement=actor, or leave teacher.transport out"
+            )
+        return self
 
 
 class SourceConfig(Section):
@@ -135,6 +148,7 @@ class SourceConfig(Section):
     language_heavy: bool = Field(False, description="distilled under `policy: selective`")
     weight: float | None = Field(None, gt=0, description="share in the mixture; give it to all sources or none")
     ce_weight: float = Field(1.0, ge=0, description="weight of its tokens' cross-entropy")
+    kd_weight: float = Field(1.0, ge=0, description="weight of its tokens' KD term, where the policy distils it")
     limit: PositiveInt | None = Field(None, description="use the first N records only")
     image_root: str | None = Field(None, description="folder that relative image paths start from")
     prompt: str | None = Field(None, description="question, for forms that have none; `template`: format string")
@@ -184,10 +198,22 @@ class DistillConfig(Section):
         description="selective: CE on all, KD on language-heavy sources; all: KD on all; "
         "language_only: language-heavy sources alone; none: CE only",
     )
-    divergence: Divergence = Field("forward_kl", description="forward_kl KL(T‖S), reverse_kl KL(S‖T), or jsd(beta)")
+    divergence: Divergence = Field(
+        "forward_kl", description="forward_kl KL(T‖S), reverse_kl KL(S‖T), jsd(beta), or tv, total variation"
+    )
     beta: float = Field(0.5, gt=0, lt=1, description="jsd: weight of the teacher in the mixture")
+    top_k: PositiveInt | None = Field(
+        None, description="compare the teacher's k likeliest tokens and the rest as one; null: every token"
+    )
     temperature: Scheduled = Field(
         Schedule(start=1.0, end=1.0), description="softmax temperature τ of both in the KD term; number or schedule"
+    )
+    on_policy: float = Field(
+        0.0, ge=0, le=1, description="share of the distilled rows whose answer the student samples itself, for KD alone"
+    )
+    sampled_tokens: PositiveInt = Field(64, description="on_policy: longest sampled answer")
+    sampling_temperature: float = Field(
+        1.0, gt=0, description="on_policy: temperature of the sampling; not τ of the KD term"
     )
     ce_on_distilled: float = Field(
         1.0, ge=0, description="factor on the CE of distilled rows; below 1 the teacher's word counts more there"
@@ -210,12 +236,24 @@ class LearningRates(Section):
     decoder: float = Field(1e-5, ge=0, description="language decoder, embeddings and head")
 
 
+class LoraConfig(Section):
+    """Low-rank adapters on the decoder's linear layers (LoRA); the export has them merged."""
+
+    rank: PositiveInt = Field(16, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="they are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on their input")
+    targets: tuple[str, ...] = Field((), description="names of layers, such as q_proj; empty: every linear layer")
+
+
 class TrainConfig(Section):
     """The optimisation."""
 
     steps: PositiveInt = Field(1000, description="optimiser steps")
     rows_per_step: PositiveInt = Field(32, description="rows of one optimiser step, over all workers")
-    tokens_per_micro_batch: PositiveInt = Field(8192, description="padded tokens a forward pass may hold")
+    tokens_per_micro_batch: PositiveInt = Field(8192, description="tokens a forward pass may hold, padding included")
+    packing: bool = Field(
+        False, description="several samples in one row instead of padding; none sees another; pays with flash attention"
+    )
     learning_rates: LearningRates = Field(LearningRates(), description="by parameter group")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (matrices only)")
@@ -224,11 +262,25 @@ class TrainConfig(Section):
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights stay fp32")
     gradient_checkpointing: bool = Field(False, description="recompute activations, for memory")
+    lora: LoraConfig | None = Field(
+        None, description="train adapters, with learning_rates.decoder, in place of the decoder's weights; null: off"
+    )
+    parallelism: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="ddp: the whole model on each worker; fsdp2: the decoder's layers sharded over the workers"
+    )
+    compile: bool = Field(False, description="torch.compile each decoder layer; the first steps are slow")
     validate_every: int = Field(100, ge=0, description="steps between validations; 0: at the end only")
     sample_every: int = Field(100, ge=0, description="steps between sample generations; 0: at the end only")
     samples: int = Field(4, ge=0, description="validation rows to answer each time")
     checkpoint_every: PositiveInt = Field(100, description="steps between checkpoints")
     keep_last: PositiveInt = Field(2, description="newest checkpoints kept, besides the best by validation loss")
+
+    @model_validator(mode="after")
+    def _decoder_learns(self) -> TrainConfig:
+        needs = "train.lora" if self.lora else "train.parallelism=fsdp2" if self.parallelism == "fsdp2" else None
+        if needs and not self.learning_rates.decoder:
+            raise ValueError(f"{needs} needs a decoder that learns: set train.learning_rates.decoder above 0")
+        return self
 
 
 class RayConfig(Section):
@@ -333,8 +385,6 @@ class Config(Section):
                 f"distill.policy={self.distill.policy} distils language-heavy sources, and none is marked so: "
                 "set `language_heavy: true` on a source, or choose distill.policy=all or none"
             )
-        if self.student.from_teacher and self.distill.policy != "none":
-            raise ValueError("student.from_teacher adapts a new VLM: set distill.policy=none")
         if self.train.rows_per_step < self.ray.num_workers:
             raise ValueError(
                 f"train.rows_per_step {self.train.rows_per_step} is below ray.num_workers {self.ray.num_workers}: "

@@ -23,7 +23,7 @@ is new too, and the global image of a tiled one is as well.
 
 **Images.** With `resize_to_max_side_len` both scale the longer side to `max_img_size` and cut tiles of `vit_img_size`,
 bicubic. Idefics3 resizes in two steps, and makes its global image by bicubic filtering instead of bilinear. On average
-pixels (0 to 1) differ on average by up to 0.001 in tiles (0.04 on a drawn page of text), and by 0.001 to 0.03
+pixels (0 to 1) differ by up to 0.001 in tiles (0.04 on a drawn page of text), and by 0.001 to 0.03
 in the global image. One picture size in 800 has a row or column of tiles less (sides a hair over a whole tile).
 Without `resize_to_max_side_len`, pictures up to `max_img_size` are cut as nanoVLM cuts them; larger ones are not scaled
 down but give more tiles, and vLLM, which counts tiles as if every picture were scaled, cannot be shown images.

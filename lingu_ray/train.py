@@ -65,7 +65,8 @@ def compared_models(config: Config, distilled: Path, ce_only: Path | None) -> di
         models["adapted"] = config.student.path
     models["ce_only" if config.distill.policy == "none" else "distilled"] = str(distilled)
     if ce_only is not None:
-        models["ce_only"] = str(ce_only)
+        # a new VLM's CE-only twin is what plain adaptation makes of it
+        models["ce_only" if config.student.path is not None else "adapted"] = str(ce_only)
     return models
 
 

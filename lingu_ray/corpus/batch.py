@@ -1,6 +1,6 @@
-"""From samples to micro-batches: cut by a token budget, padded on the right.
+"""From samples to micro-batches: cut by a token budget, then padded on the right or packed into one row.
 
-Shape suffixes: B batch, T tokens of the longest sample.
+Shape suffixes: B rows, T tokens of the longest row, S samples.
 """
 
 from __future__ import annotations
@@ -16,16 +16,36 @@ from lingu_ray.corpus.encode import Sample, join_vision
 
 @dataclass
 class MicroBatch:
-    """What one forward pass takes. Ids and attention mask are int64, the rest bool; padding is on the right."""
+    """What one forward pass takes. Ids are int64, masks bool; padding is on the right.
+
+    `sample_BT`: which of the S samples a position belongs to, ascending in row-major order; -1 on padding. Padded
+    micro-batches hold a sample a row, packed ones all samples in one row. `sampled_S`: answers of the student's own.
+    """
 
     input_ids_BT: Tensor
-    attention_mask_BT: Tensor
+    sample_BT: Tensor
     supervised_BT: Tensor
     visual_BT: Tensor
     vision: dict[str, Tensor]
-    distill_B: Tensor
     sources: list[str]
     positions: list[int]
+    sampled_S: Tensor
+
+    @property
+    def attention_mask_BT(self) -> Tensor:
+        """1 where there is a token, 0 on padding (int64)."""
+        return (self.sample_BT >= 0).long()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, padding not counted."""
+        return int((self.sample_BT >= 0).sum())
+
+
+def make_micro_batches(samples: list[Sample], token_budget: int, pad_id: int, packing: bool) -> list[MicroBatch]:
+    """The samples as micro-batches of at most `token_budget` tokens each, padding counted (errors as `cut`)."""
+    groups = pack(samples, token_budget) if packing else cut(samples, token_budget)
+    return [collate(group, pad_id, packing) for group in groups]
 
 
 PASS_TOKENS = 128
@@ -41,13 +61,7 @@ def cut(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
     Raises:
         ValueError: a sample alone is longer than the budget.
     """
-    ordered = sorted(samples, key=lambda sample: (-len(sample), sample.position))
-    if ordered and len(ordered[0]) > token_budget:
-        longest = ordered[0]
-        raise ValueError(
-            f"row {longest.position} (source {longest.source}) has {len(longest)} tokens, more than the budget of "
-            f"{token_budget} tokens of a micro-batch"
-        )
+    ordered = _longest_first(samples, token_budget)
     lengths = [len(sample) for sample in ordered]
     cost, begin_of = [0.0], [0]  # of the cheapest cut of the first `end` samples, and where its last group begins
     for end in range(1, len(ordered) + 1):
@@ -62,21 +76,52 @@ def cut(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
     return groups[::-1]
 
 
-def collate(samples: list[Sample], pad_id: int) -> MicroBatch:
-    """One micro-batch of the samples, in their order; its tensors are as long as the longest sample."""
+def pack(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
+    """Samples in groups of at most `token_budget` tokens each: every sample, longest first, to the first with room.
 
-    def pad(tensors: list[Tensor], value: float) -> Tensor:
+    Raises:
+        ValueError: a sample alone is longer than the budget.
+    """
+    groups: list[list[Sample]] = []
+    room: list[int] = []
+    for sample in _longest_first(samples, token_budget):
+        fitting = next((i for i, left in enumerate(room) if left >= len(sample)), None)
+        if fitting is None:
+            fitting = len(groups)
+            groups.append([])
+            room.append(token_budget)
+        groups[fitting].append(sample)
+        room[fitting] -= len(sample)
+    return groups
+
+
+def collate(samples: list[Sample], pad_id: int, packing: bool = False) -> MicroBatch:
+    """One micro-batch of the samples, in their order: a sample a row, or all in one row."""
+
+    def join(tensors: list[Tensor], value: float) -> Tensor:
+        if packing:
+            return torch.cat(tensors).unsqueeze(0)
         return pad_sequence(tensors, batch_first=True, padding_value=value)
 
-    ids_BT = pad([s.input_ids_T for s in samples], pad_id)
-    attention_BT = pad([torch.ones_like(s.input_ids_T) for s in samples], 0)
     return MicroBatch(
-        input_ids_BT=ids_BT,
-        attention_mask_BT=attention_BT,
-        supervised_BT=pad([s.supervised_T for s in samples], 0),
-        visual_BT=pad([s.visual_T for s in samples], 0),
+        input_ids_BT=join([s.input_ids_T for s in samples], pad_id),
+        sample_BT=join([torch.full_like(s.input_ids_T, i) for i, s in enumerate(samples)], -1),
+        supervised_BT=join([s.supervised_T for s in samples], 0),
+        visual_BT=join([s.visual_T for s in samples], 0),
         vision=join_vision([s.vision for s in samples if s.vision]),
-        distill_B=torch.tensor([s.distill for s in samples]),
         sources=[s.source for s in samples],
         positions=[s.position for s in samples],
+        sampled_S=torch.tensor([s.sampled for s in samples], dtype=torch.bool),
     )
+
+
+def _longest_first(samples: list[Sample], token_budget: int) -> list[Sample]:
+    """Ties by position; ValueError when the longest does not fit."""
+    ordered = sorted(samples, key=lambda sample: (-len(sample), sample.position))
+    if ordered and len(ordered[0]) > token_budget:
+        longest = ordered[0]
+        raise ValueError(
+            f"row {longest.position} (source {longest.source}) has {len(longest)} tokens, more than the budget of "
+            f"{token_budget} tokens of a micro-batch"
+        )
+    return ordered

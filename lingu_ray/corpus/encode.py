@@ -16,6 +16,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -29,7 +30,15 @@ FALLBACK_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-TOKEN_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}  # the rest is for the vision tower
+# PaliGemma's processor writes BOS and newline itself where there are images, which it wants first.
+PALIGEMMA_TEMPLATE = (
+    "{% for message in messages %}{% set text = message['content'] %}{% set images = text.count('<image>') %}"
+    "{% if message['role'] == 'assistant' %}{{ text }}{{ eos_token }}"
+    "{% elif images %}{{ '<image>' * images }}{{ text.replace('<image>', '') }}"
+    "{% else %}{{ bos_token }}{{ text }}{{ '\\n' }}{% endif %}{% endfor %}"
+)
+# What a processor returns beside these is for the vision tower.
+TOKEN_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 
 
 class PromptTooLong(ValueError):
@@ -42,7 +51,7 @@ class Sample:
 
     `supervised_T` marks the answers' tokens, their end-of-turn token included: the targets of the loss. `visual_T`
     marks the placeholders that image features replace. `vision` holds exactly what the student's forward takes besides
-    the ids (`pixel_values`, …; float32 or int64), and is empty for text.
+    the ids (`pixel_values`, …; float32 or int64), and is empty for text. `sampled`: the answer is the student's own.
     """
 
     source: str
@@ -51,7 +60,7 @@ class Sample:
     supervised_T: Tensor
     visual_T: Tensor
     vision: dict[str, Tensor]
-    distill: bool
+    sampled: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids_T)
@@ -78,8 +87,9 @@ class Encoder:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.max_length = max_length
-        self.image_token_id: int = processor.image_token_id
-        self.image_token: str = processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        # Gemma 3's processor names the token that templates write; its tokenizer, the one that features replace
+        self.image_token_id: int = getattr(self.tokenizer, "image_token_id", None) or processor.image_token_id
+        self.image_token: str = processor.image_token
 
     def encode(self, row: Row) -> Sample:
         """The row as a sample of at most `max_length` tokens: the last answer is cut, later turns are left out.
@@ -104,20 +114,22 @@ class Encoder:
         images = iter(row.images)
         for index, turn in enumerate(self.turns(row.messages)):
             total += len(self._tokens(turn.prompt, special=index == 0 and not self._has_bos(turn.prompt)))
-            total += sum(self._added_by_image(image_size(next(images))) for _ in range(turn.images))
+            if turn.images:
+                total += self._added_by_images(tuple(image_size(next(images)) for _ in range(turn.images)))
             if index == 0 and total >= self.max_length:
                 raise PromptTooLong(f"the prompt has {total} tokens, corpus.max_length is {self.max_length}")
             total += len(self._tokens(turn.answer))
         return total
 
     @cached_property
-    def _added_by_image(self) -> Callable[[tuple[int, int]], int]:
-        """How many tokens an image of a size adds to what the template writes for it; each size is tried once."""
+    def _added_by_images(self) -> Callable[[tuple[tuple[int, int], ...]], int]:
+        """How many tokens a turn's images of these sizes add to what the template writes; each case is tried once."""
 
         @lru_cache(maxsize=65536)
-        def added(size: tuple[int, int]) -> int:
-            text = self._render([{"role": "user", "content": PLACEHOLDER + "?"}])
-            expanded = self.processor(text=text, images=[Image.new("RGB", size)], add_special_tokens=False)
+        def added(sizes: tuple[tuple[int, int], ...]) -> int:
+            text = self._render([{"role": "user", "content": PLACEHOLDER * len(sizes) + "?"}])
+            images = [Image.new("RGB", size) for size in sizes]
+            expanded = self.processor(text=text, images=[images], add_special_tokens=False)
             return len(expanded["input_ids"][0]) - len(self._tokens(text))
 
         return added
@@ -152,7 +164,6 @@ class Encoder:
             supervised_T=supervised_T,
             visual_T=ids_T == self.image_token_id,
             vision=join_vision(visions),
-            distill=row.distill,
         )
 
     def _prompt(self, turn: Turn, images: Iterator[bytes], first: bool) -> tuple[list[int], dict[str, Tensor]]:
@@ -160,7 +171,7 @@ class Encoder:
         if not turn.images:
             return self._tokens(turn.prompt, special), {}
         decoded = [decode_image(next(images)) for _ in range(turn.images)]
-        encoded = self.processor(text=turn.prompt, images=decoded, add_special_tokens=special, return_tensors="pt")
+        encoded = self.processor(text=turn.prompt, images=[decoded], add_special_tokens=special, return_tensors="pt")
         vision = {key: value for key, value in encoded.items() if key not in TOKEN_KEYS}
         return encoded["input_ids"][0].tolist(), vision
 
@@ -230,7 +241,8 @@ class Encoder:
 
     @cached_property
     def _template(self) -> str:
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or FALLBACK_TEMPLATE
+        fallback = PALIGEMMA_TEMPLATE if type(self.processor).__name__ == "PaliGemmaProcessor" else FALLBACK_TEMPLATE
+        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or fallback
         return template["default"] if isinstance(template, dict) else template
 
     @cached_property
@@ -269,13 +281,22 @@ class Encoder:
 def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Vision tensors of several prompts as those of one, images in order; text has none.
 
-    Idefics3's `pixel_values` [1, images, C, H, W] and `pixel_attention_mask` [1, images, H, W] are joined along the
-    images: the model flattens them and fills the placeholders of the whole batch in order. All others are joined along
-    the first dimension.
+    Idefics3's tensors `[1, images, …]` (told by their `pixel_attention_mask`) are joined along the images: the model
+    flattens them and fills the placeholders of the whole batch in order. All others are joined along the first
+    dimension. What differs in size beside it (tiles of an image, height, width) is filled up with zeros at its end.
     """
-    joined: dict[str, Tensor] = {}
-    for key in visions[0] if visions else ():
-        tensors = [vision[key] for vision in visions]
-        nested = (key == "pixel_values" and tensors[0].dim() == 5) or key == "pixel_attention_mask"
-        joined[key] = torch.cat(tensors, dim=1 if nested else 0)
-    return joined
+    keys = visions[0].keys() if visions else ()
+    nested = "pixel_attention_mask" in keys
+    return {key: _join([vision[key] for vision in visions], dim=1 if nested else 0) for key in keys}
+
+
+def _join(tensors: list[Tensor], dim: int) -> Tensor:
+    largest = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+
+    def fill_up(tensor: Tensor) -> Tensor:
+        missing = [
+            0 if i == dim else most - size for i, (most, size) in enumerate(zip(largest, tensor.shape, strict=True))
+        ]
+        return F.pad(tensor, [side for amount in reversed(missing) for side in (0, amount)])
+
+    return torch.cat([fill_up(tensor) for tensor in tensors], dim)

@@ -1,4 +1,4 @@
-"""Reading a corpus in training: the rows of each step, encoded ahead of need and batched.
+"""Reading a corpus in training: the rows of each step, encoded ahead of need.
 
 Optimiser step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r those of them
 with position % world_size == r. Positions go on past the end of the corpus: a new pass. So the step number alone says
@@ -12,23 +12,21 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from lingu_ray.corpus.batch import MicroBatch, collate, cut
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 
 
 class StepReader:
-    """Iterates over steps `start_step` to `steps` − 1; each gives this rank's micro-batches.
+    """Iterates over steps `start_step` to `steps` − 1; each gives this rank's samples.
 
     Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed. Use it
     as a context manager, or call `close`.
 
     Args:
         corpus: what to read.
-        encoder: how to encode; also gives the padding id.
+        encoder: how to encode.
         rows_per_step: rows of one optimiser step over all ranks.
-        token_budget: padded tokens that a micro-batch may hold.
         rank, world_size: which rows are this worker's.
         start_step: first step to give.
         steps: number of steps of the whole run, so the first that is not given.
@@ -39,7 +37,6 @@ class StepReader:
         corpus: Corpus,
         encoder: Encoder,
         rows_per_step: int,
-        token_budget: int,
         rank: int,
         world_size: int,
         start_step: int,
@@ -50,7 +47,6 @@ class StepReader:
         self.corpus = corpus
         self.encoder = encoder
         self.rows_per_step = rows_per_step
-        self.token_budget = token_budget
         self.rank = rank
         self.world_size = world_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
@@ -64,11 +60,11 @@ class StepReader:
         places = range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
         return [place % len(self.corpus) for place in places if place % self.world_size == self.rank]
 
-    def __iter__(self) -> Iterator[list[MicroBatch]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         return self
 
-    def __next__(self) -> list[MicroBatch]:
-        """Micro-batches of the next step, longest samples first.
+    def __next__(self) -> list[Sample]:
+        """Samples of the next step, by position.
 
         Raises:
             UserError: a row cannot be encoded; names source and position.
@@ -76,8 +72,7 @@ class StepReader:
         self._schedule_next()
         if not self._pending:
             raise StopIteration
-        samples = [future.result() for future in self._pending.popleft()]
-        return [collate(group, self.encoder.pad_id) for group in cut(samples, self.token_budget)]
+        return [future.result() for future in self._pending.popleft()]
 
     def _schedule_next(self) -> None:
         step = next(self._to_schedule, None)

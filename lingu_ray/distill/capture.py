@@ -1,4 +1,4 @@
-"""Capture of the student's keys and values, in every layer, on the donated positions only.
+"""Capture of what the student donates: keys and values of every layer on the donated positions, and RoPE positions.
 
 The decoder's attention function is wrapped where Transformers dispatches it: after RoPE and before the key/value heads
 are repeated. So capture needs no KV cache (which gradient checkpointing would switch off), works for every decoder that
@@ -7,10 +7,11 @@ goes through the attention interface, and runs once per forward: what a checkpoi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,17 @@ _PREFIX = "donating_"
 
 
 class KVCapture:
-    """Collects `kv_L2PHE`: keys `[:, 0]` and values `[:, 1]` of the donated positions, detached."""
+    """Collects `kv_L2PHE` (keys `[:, 0]`, values `[:, 1]` of the donated positions, detached) and `position_BT`.
+
+    `position_BT` are the RoPE positions that the decoder was given; None where it counts from 0 itself. Models with
+    several RoPE axes (M-RoPE) give text tokens the same position on all of them, so the last axis stands for all.
+    """
 
     def __init__(self, layers: int, row_P: Tensor, column_P: Tensor):
         self.layers = layers
         self.row_P, self.column_P = row_P, column_P
         self.kv_L2PHE: Tensor | None = None
+        self.position_BT: Tensor | None = None
 
     def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
         """Take one layer's keys and values."""
@@ -40,6 +46,13 @@ class KVCapture:
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
             # advanced indices around the slice put [P] first: [P, H, E]
             self.kv_L2PHE[layer, part] = tensor_BHTE.detach()[self.row_P, :, self.column_P]
+
+    def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:
+        """RoPE positions `[Q]` of these places, on the CPU."""
+        if self.position_BT is None:
+            return column_Q
+        position_BT = self.position_BT.cpu()
+        return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may stand for all
 
 
 _active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=None)
@@ -56,26 +69,45 @@ def capturing(capture: KVCapture | None) -> Iterator[None]:
 
 
 def donate(decoder: PreTrainedModel) -> None:
-    """Make a decoder donate its keys and values to the active capture. Its numbers do not change.
+    """Make a decoder donate to the active capture. Its numbers do not change.
 
     Raises UserError for a decoder whose attention is not dispatched by name.
     """
     base = str(decoder.config._attn_implementation)
     if base.startswith(_PREFIX):
         return
-    if base not in ALL_ATTENTION_FUNCTIONS or base not in ALL_MASK_ATTENTION_FUNCTIONS:
+    if base not in ALL_MASK_ATTENTION_FUNCTIONS:
         raise UserError(
             f"attention implementation {base!r} of {type(decoder).__name__} cannot donate its KV: "
             "load the model with attn_implementation='sdpa' or a flash attention"
         )
-    attend = ALL_ATTENTION_FUNCTIONS[base]
 
     def donating_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
-        capture = _active.get()
-        if capture is not None:
-            capture.store(cast(int, module.layer_idx), key, value)
-        return attend(module, query, key, value, *args, **kwargs)
+        _store(module, key, value)
+        return _attention(base, module)(module, query, key, value, *args, **kwargs)
 
     AttentionInterface.register(_PREFIX + base, donating_attention)
     AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
     decoder.set_attn_implementation(_PREFIX + base)
+    decoder.register_forward_pre_hook(_store_positions, with_kwargs=True)
+
+
+@torch.compiler.disable
+def _store(module: nn.Module, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
+    """Hand keys and values to the active capture; kept out of compiled graphs, which would remember one capture."""
+    capture = _active.get()
+    if capture is not None:
+        capture.store(cast(int, module.layer_idx), key_BHTE, value_BHTE)
+
+
+def _store_positions(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    capture, position = _active.get(), kwargs.get("position_ids")
+    if capture is not None and position is not None:
+        capture.position_BT = position if position.ndim == 2 else position[-1]
+
+
+def _attention(name: str, module: nn.Module) -> Callable:
+    """The attention function of this name; `eager` stands in the file of each model."""
+    if name == "eager":
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]

@@ -12,47 +12,42 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from lingu_ray.distill.donation import Donation
+from lingu_ray.distill.capture import KVCapture
+from lingu_ray.distill.decoder import has_layer_types, sliding_window
+from lingu_ray.distill.donation import Donation, Questions
 
 _MIN_QUERIES = 4
 """Matrix products of fewer rows run other CPU kernels, which round differently; padding keeps results bit-equal."""
 
 
 @dataclass(frozen=True)
-class TeacherRequest:
-    """All that the teacher needs to judge a micro-batch; rows are concatenated, without padding.
+class TeacherRequest(Questions):
+    """All that the teacher needs to judge a micro-batch.
 
-    `kv_L2PHE`: donated keys and values (P may be 0). The rest as in `Donation`.
+    `kv_L2PHE`: donated keys and values (P may be 0). `query_position_Q`: RoPE positions of the queries.
     """
 
     kv_L2PHE: Tensor
-    donated_position_P: Tensor
-    donated_count_S: Tensor
-    query_id_Q: Tensor
     query_position_Q: Tensor
-    query_count_S: Tensor
-    predicts_Q: Tensor
-    width: Tensor
 
 
-def make_request(donation: Donation, kv_L2PHE: Tensor) -> TeacherRequest:
-    """The request for a planned donation and the KV captured for it."""
+def make_request(donation: Donation, capture: KVCapture | None) -> TeacherRequest:
+    """The request for a planned donation and what was captured for it (None: nothing is shared)."""
+    questions = donation.questions
+    nothing = torch.empty(0, 2, 0, 0, 0)
+    if capture is None:
+        return TeacherRequest(**vars(questions), kv_L2PHE=nothing, query_position_Q=questions.query_place_Q)
     return TeacherRequest(
-        kv_L2PHE=kv_L2PHE,
-        donated_position_P=donation.donated_position_P,
-        donated_count_S=donation.donated_count_S,
-        query_id_Q=donation.query_id_Q,
-        query_position_Q=donation.query_position_Q,
-        query_count_S=donation.query_count_S,
-        predicts_Q=donation.predicts_Q,
-        width=donation.width,
+        **vars(questions),
+        kv_L2PHE=nothing if capture.kv_L2PHE is None else capture.kv_L2PHE,
+        query_position_Q=capture.positions_at(donation.query_row_Q, donation.query_column_Q),
     )
 
 
 class _SharedKV(Cache):
     """The donated KV with gaps that the teacher's own keys and values fill, each at its position.
 
-    A key stands where it stood in the student's sequence, so sums run in the same order and results agree to the bit.
+    A key stands where it stood in the student's sample, so sums run in the same order and results agree to the bit.
     """
 
     def __init__(
@@ -68,13 +63,13 @@ class _SharedKV(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """`[S, H, Q, E]` of the queries in; `[S, H, K, E]` of all positions out."""
-        row_Q, position_Q, slot_Q = self.query
+        row_Q, place_Q, slot_Q = self.query
 
         def fill(donated_PHE: Tensor, own_SHQE: Tensor) -> Tensor:
             buffer_SKHE = own_SHQE.new_zeros(*self.shape, own_SHQE.shape[1], own_SHQE.shape[3])
             if len(donated_PHE):
                 buffer_SKHE[self.donated] = donated_PHE
-            buffer_SKHE[row_Q, position_Q] = own_SHQE.transpose(1, 2)[row_Q, slot_Q]
+            buffer_SKHE[row_Q, place_Q] = own_SHQE.transpose(1, 2)[row_Q, slot_Q]
             return buffer_SKHE.transpose(1, 2)
 
         if not self.kv_L2PHE.numel():  # nothing is donated
@@ -98,30 +93,47 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest) -> Tenso
     device = decoder.device
     donated_row_P, _ = _rows_and_slots(request.donated_count_S.to(device))
     row_Q, slot_Q = _rows_and_slots(request.query_count_S.to(device))
-    position_Q = request.query_position_Q.to(device)
+    place_Q = request.query_place_Q.to(device)
     rows, keys = len(request.query_count_S), int(request.width)
     queries = max(int(slot_Q.max()) + 1, -(-_MIN_QUERIES // rows))
-    # a padding query stands last and sees every position, so that its softmax is never empty; its result is dropped
-    position_SQ = position_Q.new_full((rows, queries), keys - 1)
-    position_SQ[row_Q, slot_Q] = position_Q
-    id_SQ = torch.zeros_like(position_SQ)
-    id_SQ[row_Q, slot_Q] = request.query_id_Q.to(device)
-    # donated positions and queries together leave no gap, so causality by position is the whole mask
-    mask_S1QK = (torch.arange(keys, device=device) <= position_SQ.unsqueeze(-1)).unsqueeze(1)
+
+    def spread(values_Q: Tensor, padding: int) -> Tensor:
+        spread_SQ = values_Q.new_full((rows, queries), padding, device=device)
+        spread_SQ[row_Q, slot_Q] = values_Q.to(device)
+        return spread_SQ
+
+    # a padding query stands last and sees what stands there, so its softmax is never empty; its result is dropped
+    place_SQ = spread(place_Q, padding=keys - 1)
     output = decoder(
-        input_ids=id_SQ,
-        position_ids=position_SQ,
-        attention_mask=mask_S1QK,
+        input_ids=spread(request.query_id_Q, padding=0),
+        position_ids=spread(request.query_position_Q, padding=0),
+        attention_mask=_masks(decoder, place_SQ, keys),
         past_key_values=_SharedKV(
             request.kv_L2PHE.to(device=device, dtype=decoder.dtype),
-            donated=(donated_row_P, request.donated_position_P.to(device)),
-            query=(row_Q, position_Q, slot_Q),
+            donated=(donated_row_P, request.donated_place_P.to(device)),
+            query=(row_Q, place_Q, slot_Q),
             shape=(rows, keys),
         ),
         use_cache=True,
     )
     predicts_Q = request.predicts_Q.to(device)
     return output.last_hidden_state[row_Q[predicts_Q], slot_Q[predicts_Q]]
+
+
+def _masks(decoder: PreTrainedModel, place_SQ: Tensor, keys: int) -> Tensor | dict[str, Tensor]:
+    """Which keys a query sees, `[S, 1, Q, K]`: by kind of layer where the decoder has several kinds.
+
+    Donated positions and queries together leave no gap, so the order of the places is the whole mask.
+    """
+    key_K, place_S1Q1 = torch.arange(keys, device=place_SQ.device), place_SQ[:, None, :, None]
+    causal_S1QK = key_K <= place_S1Q1
+    window = sliding_window(decoder.config)
+    sliding_S1QK = causal_S1QK if window is None else causal_S1QK & (key_K > place_S1Q1 - window)
+    masks = {"full_attention": causal_S1QK, "sliding_attention": sliding_S1QK}
+    if decoder.config._attn_implementation == "eager":  # which adds its mask to the scores
+        lowest = torch.finfo(decoder.dtype).min
+        masks = {kind: torch.zeros_like(m, dtype=decoder.dtype).masked_fill(~m, lowest) for kind, m in masks.items()}
+    return masks if has_layer_types(decoder.config) else masks["sliding_attention"]
 
 
 def _rows_and_slots(count_S: Tensor) -> tuple[Tensor, Tensor]:

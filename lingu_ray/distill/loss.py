@@ -1,6 +1,6 @@
 """The fused loss: cross-entropy on every supervised token, KD where the teacher answered.
 
-    L = w_ce · Σ c_i CE_i / N_ce  +  w_kd · τ² · Σ KD_τ,i / N_kd
+    L = w_ce · Σ c_i CE_i / N_ce  +  w_kd · τ² · Σ k_i KD_τ,i / N_kd
 
 with N the counts of the whole optimiser step, over micro-batches and workers, so that the loss does not depend on how a
 batch is cut. Logits exist a chunk of tokens at a time; the gradients of hidden states and head come out of the same
@@ -9,6 +9,7 @@ pass, so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,34 +18,36 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lingu_ray.distill.divergence import DivergenceFn
+from lingu_ray.distill.head import OutputHead, add_product_
+from lingu_ray.distill.workspace import Workspace
 
-_CHUNK_ELEMENTS = 2**24
-"""Logits held at a time: 64 MiB in float32."""
+_CHUNK_ELEMENTS = 2**22
+"""Logits held at a time: 16 MiB in float32; more where the head is wide, see `_rows`."""
 
 
 @dataclass(frozen=True)
 class TeacherAnswer:
     """What the teacher says about M of the N supervised tokens.
 
-    `answered_N` (bool) marks them, `hidden_MD` are its final hidden states in the same order, `head_UD` its output
-    head. Ids below min(V, U) are shared; both distributions are renormalised over them.
+    `answered_N` (bool) marks them, `hidden_MD` are its final hidden states in the same order, `head` its output
+    head. Ids below both vocabularies are shared; both distributions are renormalised over them.
     """
 
     hidden_MD: Tensor
-    head_UD: Tensor
+    head: OutputHead
     answered_N: Tensor
 
 
 @dataclass(frozen=True)
 class LossScales:
-    """What each token's terms are multiplied by, normalisation and weights included.
+    """What each token's terms are multiplied by, normalisation and weights included (float32).
 
-    `ce_N`: w_ce · c_i / N_ce for each supervised token (float32). `kd`: w_kd / N_kd (τ² is applied here).
-    `temperature`: τ, of the KD term alone.
+    `ce_N`: w_ce · c_i / N_ce for each supervised token. `kd_M`: w_kd · k_i / N_kd for each answered one (τ² is applied
+    here). `temperature`: τ, of the KD term alone.
     """
 
     ce_N: Tensor
-    kd: float
+    kd_M: Tensor
     temperature: float
 
 
@@ -59,7 +62,7 @@ class LossTerms:
 
 def ce_kd_loss(
     hidden_ND: Tensor,
-    head_VD: Tensor,
+    head: OutputHead,
     labels_N: Tensor,
     scales: LossScales,
     answer: TeacherAnswer | None,
@@ -68,9 +71,10 @@ def ce_kd_loss(
     """Fused CE + KD over the supervised tokens (method.md's loss; paper Figure 3).
 
     `hidden_ND`: the student's final hidden states at the positions that predict `labels_N`; any float dtype.
-    `head_VD`: its output head. Gradients reach these two alone.
+    `head`: its output head. Gradients reach hidden states and the head's weight alone, where they are asked for.
     """
-    loss, ce_N, kd_M = _FusedLoss.apply(hidden_ND, head_VD, labels_N, scales, answer, divergence)
+    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden_ND, head.weight_VD)]
+    loss, ce_N, kd_M = _FusedLoss.apply(hidden_ND, head.weight_VD, head, labels_N, scales, answer, divergence, *wanted)
     return LossTerms(loss, ce_N, kd_M)
 
 
@@ -79,38 +83,50 @@ class _FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        head_VD: Tensor,
+        weight_VD: Tensor,
+        head: OutputHead,
         labels_N: Tensor,
         scales: LossScales,
         answer: TeacherAnswer | None,
         divergence: DivergenceFn,
+        need_hidden: bool,
+        need_weight: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        need_hidden, need_head = ctx.needs_input_grad[:2]
-        head_cast_VD = head_VD.to(hidden_ND.dtype)
-        grad_hidden_ND = torch.empty_like(hidden_ND) if need_hidden else None
-        grad_head_VD = torch.zeros_like(head_VD, dtype=torch.float32) if need_head else None
-        ce, kd = [], []
-        answered = 0
-        rows = max(1, _CHUNK_ELEMENTS // head_VD.shape[0])
-        for start in range(0, hidden_ND.shape[0], rows):
-            cut = slice(start, start + rows)
-            logits = (hidden_ND[cut] @ head_cast_VD.T).float()
-            grad = _add_ce(logits, labels_N[cut], scales.ce_N[cut], ce)
-            if answer is not None:
-                index = answer.answered_N[cut].nonzero().squeeze(1)
-                targets = answer.hidden_MD[answered : answered + len(index)]
-                answered += len(index)
-                _add_kd(logits, grad, index, targets, answer.head_UD, scales, divergence, kd)
-            grad = grad.to(hidden_ND.dtype)
-            if grad_hidden_ND is not None:
-                torch.matmul(grad, head_cast_VD, out=grad_hidden_ND[cut])
-            if grad_head_VD is not None:
-                grad_head_VD += (grad.T @ hidden_ND[cut]).float()
-        ce_N = torch.cat(ce) if ce else hidden_ND.new_zeros(0, dtype=torch.float32)
-        kd_M = torch.cat(kd) if kd else hidden_ND.new_zeros(0, dtype=torch.float32)
-        loss = (ce_N * scales.ce_N).sum() + kd_M.sum() * scales.kd * scales.temperature**2
-        ctx.save_for_backward(grad_hidden_ND, grad_head_VD)
-        ctx.head_dtype = head_VD.dtype
+        order_N = _answered_first(answer, labels_N)
+        hidden, labels_N1, ce_scale_N1 = hidden_ND[order_N], labels_N[order_N, None], scales.ce_N[order_N, None]
+        head = head.cast(hidden.dtype)
+        work = Workspace(hidden.device)
+        kd = _KD(answer, head.vocabulary, scales, divergence, work)
+        ce_N1, kd_M = torch.empty_like(ce_scale_N1), ce_scale_N1.new_empty(kd.tokens)
+        empty = torch.empty_like if len(hidden) else torch.zeros_like
+        grad_hidden = empty(hidden) if need_hidden else None
+        grad_weight_VD = empty(weight_VD, dtype=torch.float32) if need_weight else None
+        for cut in _cuts(kd.tokens, len(hidden), _rows(head)):
+            hidden_nD, label_n1, ce_scale_n1 = hidden[cut], labels_N1[cut], ce_scale_N1[cut]
+            logits_nV = head.logits(hidden_nD, work.room("logits", len(hidden_nD), head.vocabulary))
+            log_z_n1, log_s_nV, s_nV = _distribution(logits_nV, work.like("s", logits_nV))
+            ce_N1[cut] = -log_s_nV.gather(1, label_n1)
+            grad_kd_nU = None
+            if cut.start < kd.tokens:
+                kd_M[cut], grad_kd_nU = kd.compare(log_s_nV, s_nV, cut)
+            if not (need_hidden or need_weight):
+                continue
+            grad_nV = s_nV.mul_(ce_scale_n1).scatter_add_(1, label_n1, -ce_scale_n1)
+            if grad_kd_nU is not None:
+                grad_nV[:, : grad_kd_nU.shape[1]].addcmul_(grad_kd_nU, kd.slope_M1[cut])
+            if head.softcap is not None:
+                logits_nV = log_s_nV.add_(log_z_n1)  # as they were
+            grad = head.pull_back_(grad_nV, logits_nV).to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, head.weight_VD, out=grad_hidden[cut])
+            if grad_weight_VD is not None:
+                add_product_(grad_weight_VD, grad.T, hidden_nD, beta=float(cut.start > 0))
+        ce_N = torch.empty_like(scales.ce_N)
+        ce_N[order_N] = ce_N1.squeeze(1)
+        loss = (ce_N * scales.ce_N).sum() + (kd_M * scales.kd_M[: kd.tokens]).sum() * scales.temperature**2
+        grad_hidden_ND = None if grad_hidden is None else torch.empty_like(hidden).index_copy_(0, order_N, grad_hidden)
+        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(ce_N, kd_M)
         return loss, ce_N, kd_M
 
@@ -119,40 +135,75 @@ class _FusedLoss(torch.autograd.Function):
     # pyrefly: ignore [bad-override]  (the base class names no parameters)
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         grad_loss = grad_outputs[0]
-        grad_hidden_ND, grad_head_VD = ctx.saved_tensors
-        hidden = None if grad_hidden_ND is None else grad_hidden_ND * grad_loss
-        head = None if grad_head_VD is None else (grad_head_VD * grad_loss).to(ctx.head_dtype)
-        return hidden, head, None, None, None, None
+        hidden, weight = ctx.saved_tensors
+        if grad_loss.is_cuda or grad_loss != 1:  # a GPU would have to be waited for to know
+            # in place, to save memory; autograd refuses a second backward pass, since what was saved has changed
+            hidden, weight = (None if grad is None else grad.mul_(grad_loss) for grad in (hidden, weight))
+        return hidden, None if weight is None else weight.to(ctx.weight_dtype), *[None] * 7
 
 
-def _add_ce(logits_nV: Tensor, labels_n: Tensor, scale_n: Tensor, out: list[Tensor]) -> Tensor:
-    """Append the chunk's cross-entropies to `out`; return their scaled gradient with respect to the logits."""
-    log_z_n = logits_nV.logsumexp(-1)
-    label_n1 = labels_n.unsqueeze(1)
-    out.append(log_z_n - logits_nV.gather(1, label_n1).squeeze(1))
-    grad_nV = (logits_nV - log_z_n.unsqueeze(1)).exp_().mul_(scale_n.unsqueeze(1))
-    return grad_nV.scatter_add_(1, label_n1, -scale_n.unsqueeze(1))
+class _KD:
+    """Compares chunks of the student's answered tokens with the teacher.
+
+    `tokens`: M, 0 without a teacher. `slope_M1`: dL/dlogits = slope · dKD/dz.
+    """
+
+    def __init__(
+        self,
+        answer: TeacherAnswer | None,
+        vocabulary: int,
+        scales: LossScales,
+        divergence: DivergenceFn,
+        work: Workspace,
+    ):
+        self.temperature, self.divergence, self.work = scales.temperature, divergence, work
+        self.slope_M1 = scales.kd_M.unsqueeze(1) * scales.temperature  # τ² and dz/dlogits = 1/τ
+        self.tokens = 0
+        if answer is not None:
+            self.tokens, self.hidden_MD = len(answer.hidden_MD), answer.hidden_MD
+            self.head = answer.head.first(vocabulary).cast(answer.hidden_MD.dtype)
+
+    def compare(self, log_s_nV: Tensor, s_nV: Tensor, cut: slice) -> tuple[Tensor, Tensor]:
+        """Divergences `[n]` and their gradients `[n, U]` with respect to logits / τ, over the U ids shared.
+
+        `log_s_nV`, `s_nV`: the student's distribution at τ = 1 over all its ids, only read.
+        """
+        shared, tau, work = self.head.vocabulary, self.temperature, self.work
+        log_s_nU, s_nU = log_s_nV, s_nV
+        if tau != 1 or shared != log_s_nV.shape[1]:
+            tempered_nU = work.room("tempered", len(log_s_nV), shared)
+            torch.div(log_s_nV[:, :shared], tau, out=tempered_nU)
+            _, log_s_nU, s_nU = _distribution(tempered_nU, work.like("s_tempered", tempered_nU))
+        teacher_nU = self.head.logits(self.hidden_MD[cut], work.like("teacher", s_nU))
+        if tau != 1:
+            teacher_nU.div_(tau)
+        _, log_t_nU, t_nU = _distribution(teacher_nU, work.like("t", teacher_nU))
+        return self.divergence(log_s_nU, s_nU, log_t_nU, t_nU, work)
 
 
-def _add_kd(
-    logits_nV: Tensor,
-    grad_nV: Tensor,
-    index_m: Tensor,
-    teacher_mD: Tensor,
-    teacher_head_UD: Tensor,
-    scales: LossScales,
-    divergence: DivergenceFn,
-    out: list[Tensor],
-) -> None:
-    """Append the divergences of the chunk's answered tokens to `out`; add their gradient to `grad_nV` in place."""
-    if not len(index_m):
-        return
-    shared = min(logits_nV.shape[1], teacher_head_UD.shape[0])
-    tau = scales.temperature
-    teacher_logits = (teacher_mD @ teacher_head_UD[:shared].to(teacher_mD.dtype).T).float()
-    log_t = teacher_logits.div_(tau).log_softmax(-1)
-    log_s = (logits_nV[index_m, :shared] / tau).log_softmax(-1)
-    value_m, grad_z = divergence(log_s, log_t)
-    out.append(value_m)
-    # dL/dlogits = τ² · dKD/dz · 1/τ
-    grad_nV[:, :shared].index_add_(0, index_m, grad_z, alpha=scales.kd * tau)
+def _distribution(logits_nV: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log Z `[n, 1]`, log-probabilities (in place of the logits) and probabilities (in `out`) of a softmax.
+
+    One exponential for each logit: log Z follows from the likeliest id, for which log p = logit − log Z.
+    """
+    p_nV = torch.softmax(logits_nV, -1, out=out)
+    log_z_n1 = logits_nV.amax(-1, keepdim=True).sub_(p_nV.amax(-1, keepdim=True).log_())
+    return log_z_n1, logits_nV.sub_(log_z_n1), p_nV
+
+
+def _answered_first(answer: TeacherAnswer | None, labels_N: Tensor) -> Tensor:
+    """An order of the tokens in which each chunk is compared with the teacher as a whole, or not at all."""
+    if answer is None:
+        return torch.arange(len(labels_N), device=labels_N.device)
+    return answer.answered_N.long().argsort(descending=True, stable=True)
+
+
+def _rows(head: OutputHead) -> int:
+    """Tokens of a chunk: enough that to read the head again for each chunk costs less than the chunk itself."""
+    return max(1, _CHUNK_ELEMENTS // head.vocabulary, head.weight_VD.shape[1] // 4)
+
+
+def _cuts(answered: int, total: int, rows: int) -> Iterator[slice]:
+    for first, last in ((0, answered), (answered, total)):
+        for begin in range(first, last, rows):
+            yield slice(begin, min(begin + rows, last))

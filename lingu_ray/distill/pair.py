@@ -12,11 +12,16 @@ from typing import Any, cast
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lingu_ray.config import Config
+from lingu_ray.distill.decoder import (
+    ATTENTION_KINDS,
+    head_dim,
+    layer_types,
+    rope_parameters,
+    sliding_window,
+)
 from lingu_ray.errors import UserError
 
 _COMPARED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
-SCALED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Settings of decoders whose output head transforms its logits; neither loss nor scoring knows them."""
 
 
 def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str, **kwargs) -> PreTrainedConfig:
@@ -31,8 +36,9 @@ def check_pair(config: Config) -> None:
     """Compare the decoders' configurations; raises UserError with field and both values where they differ."""
     teacher_kwargs = {"gguf_file": config.teacher.gguf_file} if config.teacher.gguf_file else {}
     teacher = load_config(config.teacher.path, config.teacher.revision, False, "teacher.path", **teacher_kwargs)
-    if teacher.is_encoder_decoder or hasattr(teacher, "vision_config"):
+    if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
         raise UserError(f"teacher.path={config.teacher.path}: a {teacher.model_type} is not a text-only causal LM")
+    check_kind(teacher, f"teacher.path={config.teacher.path}")
     if config.student.path is None:
         return
     settings = config.student
@@ -42,16 +48,25 @@ def check_pair(config: Config) -> None:
             f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
             "model; to make one from the teacher use student.from_teacher"
         )
-    compare_decoders(student.get_text_config(decoder=True), teacher)
+    if config.train.packing and student.model_type == "paligemma":
+        raise UserError("train.packing: PaliGemma's prompts see all of their row, so packed samples would see others")
+    text = student.get_text_config(decoder=True)
+    window = sliding_window(text)
+    if student.model_type == "paligemma" and window and config.corpus.max_length > window:
+        raise UserError(
+            f"corpus.max_length={config.corpus.max_length} is above the {window} tokens PaliGemma's layers see"
+        )
+    check_kind(text, f"student.path={settings.path}")
+    compare_decoders(text, teacher)
 
 
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
     """Raise UserError naming every architecture field in which the two decoders' configurations differ."""
     pairs = {name: (getattr(student, name, None), getattr(teacher, name, None)) for name in _COMPARED}
-    pairs["head_dim"] = (_head_dim(student), _head_dim(teacher))
-    pairs["rope_parameters"] = (_rope(student), _rope(teacher))
-    pairs["sliding_window"] = (_window(student), _window(teacher))
-    pairs["layer_types"] = (_layer_types(student), _layer_types(teacher))
+    pairs["head_dim"] = (head_dim(student), head_dim(teacher))
+    pairs["rope_parameters"] = (_text_rope(student), _text_rope(teacher))
+    pairs["sliding_window"] = (sliding_window(student), sliding_window(teacher))
+    pairs["layer_types"] = (layer_types(student), layer_types(teacher))
     different = [f"  {name}: student {a}, teacher {b}" for name, (a, b) in pairs.items() if a != b]
     if different:
         raise UserError(
@@ -59,9 +74,6 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
             "decoders must have the same architecture.\n" + "\n".join(different) + "\n"
             "Take the LM that the student's decoder was initialised from as teacher.path."
         )
-    for name in SCALED_HEADS:
-        if getattr(student, name, None) not in (None, 1, 1.0):
-            raise UserError(f"the student's output head transforms its logits ({name}), which the loss does not know")
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -86,19 +98,30 @@ def load_teacher_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def _head_dim(config: PreTrainedConfig) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def check_kind(config: PreTrainedConfig, setting: str) -> None:
+    """Raise UserError for an architecture whose memory of the prompt is not one key and value a position and layer."""
+    reasons = {
+        "is an encoder-decoder": config.is_encoder_decoder,
+        "looks at images by cross-attention, so they are not in its prompt's KV": _has(config, "cross_attention_layers")
+        or _has(config, "cross_layer_interval"),
+        "keeps compressed keys and values (MLA)": _has(config, "kv_lora_rank"),
+        "has no attention heads": not _has(config, "num_attention_heads"),
+        "has layers without plain attention": not set(layer_types(config)) <= ATTENTION_KINDS,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(
+                f"{setting}: a {config.model_type} {reason}. The teacher continues from the student's keys and values, "
+                "so both must be plain decoders with self-attention in every layer"
+            )
 
 
-def _rope(config: PreTrainedConfig) -> dict[str, Any]:
-    parameters = dict(getattr(config, "rope_parameters", None) or {})
-    return {name: value for name, value in sorted(parameters.items()) if value is not None}
+def _has(config: PreTrainedConfig, name: str) -> bool:
+    return bool(getattr(config, name, None))
 
 
-def _window(config: PreTrainedConfig) -> int | None:
-    used = getattr(config, "use_sliding_window", True)
-    return getattr(config, "sliding_window", None) if used else None
-
-
-def _layer_types(config: PreTrainedConfig) -> list[str]:
-    return list(getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers)
+def _text_rope(config: PreTrainedConfig) -> dict[str, Any]:
+    """RoPE as text sees it: with one position on all axes, how M-RoPE splits them makes no difference."""
+    rope = rope_parameters(config)
+    plain = {name: value for name, value in rope.items() if not name.startswith("mrope_")}
+    return plain | {"rope_type": "default"} if plain.get("rope_type") == "mrope" else plain

@@ -23,7 +23,10 @@ from transformers import (
 
 from lingu_ray.config import Config, StudentConfig, VisionConfig
 from lingu_ray.distill.capture import KVCapture, capturing, donate
+from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
+from lingu_ray.distill.head import OutputHead, output_head
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 from lingu_ray.distill.pair import load_teacher_tokenizer
 from lingu_ray.errors import UserError
 
@@ -52,44 +55,41 @@ class Student:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.decoder = model.get_decoder()
-        head = model.get_output_embeddings()
-        if head is None or getattr(head, "bias", None) is not None:
-            raise UserError(f"{type(model).__name__}: the loss wants an output head without bias")
-        self.head: nn.Module = head
+        self.body = model.model  # the forward pass without the head
+        output_head(model)  # refuses a head that the loss does not know
+        self.head = cast(nn.Module, model.get_output_embeddings())
         donate(self.decoder)
 
     @property
-    def head_VD(self) -> Tensor:
-        """Output head: rows are vocabulary ids."""
-        return cast(Tensor, self.head.weight)
+    def output_head(self) -> OutputHead:
+        """How final hidden states become logits; gradients reach its weight."""
+        return output_head(self.model)
 
-    def hidden_states(
-        self,
-        input_ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        vision: dict[str, Tensor],
-        donation: Donation | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Final hidden states `[B, T, D]` and, with a donation, the detached KV `[L, 2, P, H, E]` it asks for."""
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        return cast(nn.ModuleList, self.decoder.layers)
+
+    def hidden_states(self, inputs: ModelInputs, donation: Donation | None = None) -> tuple[Tensor, KVCapture | None]:
+        """Final hidden states `[B, T, D]` and, with a donation, what was captured for it, detached."""
         capture = None
-        if donation is not None and len(donation.donated_row_P):
-            device = input_ids_BT.device
+        if donation is not None:
+            device = inputs.input_ids_BT.device
             layers = self.decoder.config.num_hidden_layers
             capture = KVCapture(layers, donation.donated_row_P.to(device), donation.donated_column_P.to(device))
-        full = attention_mask_BT.all()  # without padding the attention needs no mask
         with capturing(capture):
-            output = self.model.model(
-                input_ids=input_ids_BT,
-                attention_mask=None if full else attention_mask_BT,
-                use_cache=False,
-                **vision,
-            )
-        return output.last_hidden_state, None if capture is None else capture.kv_L2PHE
+            output = self.body(**forward_arguments(self.body, inputs), use_cache=False)
+        return output.last_hidden_state, capture
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Named parameters by group: `decoder` (with embeddings and head), `vision` tower, `projector` (the rest)."""
+        """Named parameters by group: `decoder` (with embeddings and head), `vision` tower, `projector` (the rest).
+
+        Qwen's towers hold their projector, the merger, which counts as such. An audio tower counts as `vision`.
+        """
         decoder = {id(p) for p in [*self.decoder.parameters(), *self.head.parameters()]}
-        tower = {id(p) for p in self.model.get_encoder(modality="image").parameters()}
+        modality = "image" if hasattr(self.model.config, "vision_config") else "audio"
+        encoder = self.model.get_encoder(modality=modality)
+        tower = {id(p) for name, p in encoder.named_parameters() if "merger" not in name}
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"vision": [], "projector": [], "decoder": []}
         for name, parameter in self.model.named_parameters():
             group = "decoder" if id(parameter) in decoder else "vision" if id(parameter) in tower else "projector"
@@ -101,7 +101,7 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
     """The VLM of `student.path`, in float32. Raises UserError when there is none."""
     assert settings.path is not None
     try:
-        return AutoModelForImageTextToText.from_pretrained(
+        model = AutoModelForImageTextToText.from_pretrained(
             settings.path,
             revision=settings.revision,
             dtype=torch.float32,
@@ -111,6 +111,8 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"student.path={settings.path}: cannot be loaded as a VLM. {error}") from error
+    use_exact_attention(model.get_decoder())
+    return model
 
 
 def load_processor(settings: StudentConfig) -> ProcessorMixin:
@@ -120,8 +122,9 @@ def load_processor(settings: StudentConfig) -> ProcessorMixin:
         processor = AutoProcessor.from_pretrained(
             settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"student.path={settings.path}: its processor cannot be loaded. {error}") from error
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        cure = " Install torchvision, which this processor needs." if "torchvision" in str(error) else ""
+        raise UserError(f"student.path={settings.path}: its processor cannot be loaded.{cure} {error}") from error
     if getattr(processor, "image_processor", None) is None:
         raise UserError(f"student.path={settings.path}: its processor handles no images ({type(processor).__name__})")
     return processor

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest, continue_from_kv
+from lingu_ray.distill.decoder import use_exact_attention
+from lingu_ray.distill.head import OutputHead, output_head
 from lingu_ray.errors import UserError
 
 
@@ -30,15 +30,13 @@ class Teacher:
             )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"teacher.path={settings.path}: cannot be loaded as a causal LM. {error}") from error
+        use_exact_attention(model)
         return cls(model.to(device))
 
     @property
-    def head_UD(self) -> Tensor:
-        """Output head: rows are vocabulary ids."""
-        head = self.model.get_output_embeddings()
-        if head is None or getattr(head, "bias", None) is not None:
-            raise UserError(f"teacher {type(self.model).__name__}: the loss wants an output head without bias")
-        return cast(Tensor, head.weight).detach()
+    def output_head(self) -> OutputHead:
+        """How its final hidden states become logits; it has no gradient."""
+        return output_head(self.model)
 
     def answer(self, request: TeacherRequest) -> Tensor:
         """`hidden_MD` of the queries that predict a supervised token (see `continue_from_kv`)."""

@@ -33,7 +33,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample, join_vision
 from lingu_ray.corpus.row import PLACEHOLDER, Row
-from lingu_ray.distill.pair import SCALED_HEADS
+from lingu_ray.distill.decoder import use_exact_attention
+from lingu_ray.distill.generate import Prompt, generate_answers
+from lingu_ray.distill.head import output_head
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engine import GenerateRequest, Score, ScoreRequest
 
@@ -113,9 +115,7 @@ class TransformersEngine:
         self.model = model.eval().to(self.device)
         text = model.config.get_text_config(decoder=True)
         self.max_length: int = text.max_position_embeddings
-        for name in SCALED_HEADS:
-            if getattr(text, name, None) not in (None, 1):
-                raise UserError(f"{path}: its output head transforms the logits (`{name}`), which is not supported")
+        self.head = output_head(self.model)
 
     @property
     def sees(self) -> bool:
@@ -173,8 +173,7 @@ class TransformersEngine:
         return [part.sum().item() for part in logliks_N.double().cpu().split([w.scored for w in chosen])]
 
     def _token_logliks(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = self.model.get_output_embeddings()(hidden_ND)
-        return -F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+        return -F.cross_entropy(self.head.logits(hidden_ND), targets_N, reduction="none")
 
     @torch.inference_mode()
     def generate(self, requests: list[GenerateRequest], max_new_tokens: int, label: str) -> list[str]:
@@ -210,23 +209,15 @@ class TransformersEngine:
         return sample
 
     def _answer(self, samples: list[Sample], max_new_tokens: int, encoder: Encoder) -> list[str]:
-        longest = max(len(sample) for sample in samples)
-        input_ids_BT = torch.full((len(samples), longest), encoder.pad_id)
-        attention_mask_BT = torch.zeros_like(input_ids_BT)
-        for row, sample in enumerate(samples):
-            input_ids_BT[row, longest - len(sample) :] = sample.input_ids_T
-            attention_mask_BT[row, longest - len(sample) :] = 1
-        vision = join_vision([sample.vision for sample in samples if sample.vision])
-        output_BT = self.model.generate(
-            input_ids=input_ids_BT.to(self.device),
-            attention_mask=attention_mask_BT.to(self.device),
-            **{name: tensor.to(self.device) for name, tensor in vision.items()},
-            do_sample=False,
+        answers = generate_answers(
+            self.model,
+            [Prompt(sample.input_ids_T, sample.visual_T) for sample in samples],
+            join_vision([sample.vision for sample in samples if sample.vision]),
+            ends=self._ends(encoder),
+            pad_id=encoder.pad_id,
             max_new_tokens=max_new_tokens,
-            eos_token_id=self._ends(encoder),
-            pad_token_id=encoder.pad_id,
         )
-        texts = self.tokenizer.batch_decode(output_BT[:, longest:], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode([a.tolist() for a in answers], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
     def _ends(self, encoder: Encoder) -> list[int]:
@@ -253,6 +244,7 @@ def _load(path: Path) -> tuple[Any, PreTrainedTokenizerBase, ProcessorMixin | No
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot load the model {path} for evaluation: {error}") from error
     assert tokenizer is not None  # Transformers' annotation allows it, its code raises
+    use_exact_attention(model.get_decoder())
     return model, tokenizer, processor
 
 

@@ -1,6 +1,7 @@
 """Checkpoints with everything to go on: model, optimiser, step. Each is written whole or not at all.
 
 Randomness is seeded by step and worker, and the corpus position follows from the step, so neither needs a state.
+Tensors are saved whole and by name, so a run can go on with another number of workers, or sharded where it was not.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_model, save_model
-from torch import nn
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.optimiser import trained_parameters
+from lingu_ray.runtime.sharding import collect, named_tensors, share
 
 _NAME = "step-{:08d}"
 
@@ -48,13 +53,22 @@ def checkpoint_bytes(model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
 def save_checkpoint(
     folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: CheckpointState, keep_last: int
 ) -> None:
-    """Write the checkpoint of `state.step`, then remove all but the `keep_last` newest and the best."""
-    require_space(folder, checkpoint_bytes(model, optimiser), f"the checkpoint of step {state.step}")
+    """Write the checkpoint of `state.step`, then remove all but the `keep_last` newest and the best.
+
+    All workers call it, and the first one writes.
+    """
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    if writes:
+        require_space(folder, checkpoint_bytes(model, optimiser), f"the checkpoint of step {state.step}")
+    weights = collect(named_tensors(model), writes)
+    moments = {name: collect(kept, writes) for name, kept in _moments(model, optimiser).items()}
+    if not writes:
+        return
     temporary, final = folder / f".{_NAME.format(state.step)}.tmp", folder / _NAME.format(state.step)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    save_model(model, str(temporary / "model.safetensors"))
-    torch.save(optimiser.state_dict(), temporary / "optimiser.pt")
+    save_file(weights, temporary / "model.safetensors")
+    torch.save(moments, temporary / "optimiser.pt")
     (temporary / "state.json").write_text(json.dumps(asdict(state)))
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
@@ -67,16 +81,27 @@ def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
     return [(path, CheckpointState(**json.loads((path / "state.json").read_text()))) for path in found]
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
-) -> CheckpointState | None:
-    """Restore the newest checkpoint into model and optimiser; None when there is none."""
+def load_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> CheckpointState | None:
+    """Restore the newest checkpoint into model and optimiser; None when there is none. All workers call it."""
     found = checkpoints(folder)
     if not found:
         return None
     path, state = found[-1]
-    load_model(model, path / "model.safetensors", device=str(device))
-    optimiser.load_state_dict(torch.load(path / "optimiser.pt", map_location=device, weights_only=True))
+    tensors = named_tensors(model)
+    with safe_open(path / "model.safetensors", "pt") as weights, torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(share(weights.get_tensor(name), tensor))
+    moments = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    kept = {
+        place: {
+            # AdamW's step is a number, and has no parts
+            key: share(value, parameter) if value.shape == parameter.shape else value
+            for key, value in moments[names[id(parameter)]].items()
+        }
+        for place, parameter in enumerate(trained_parameters(optimiser))
+    }
+    optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
     return state
 
 
@@ -84,6 +109,12 @@ def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the lowest validation CE (of equals, the newest); None when none was validated."""
     scored = [(state.validation_ce, -state.step, path) for path, state in checkpoints(folder) if state.validation_ce]
     return min(scored)[2] if scored else None
+
+
+def _moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What the optimiser keeps of each parameter, by the parameter's name."""
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    return {names[id(p)]: optimiser.state[p] for p in trained_parameters(optimiser)}
 
 
 def _prune(folder: Path, keep_last: int) -> None:

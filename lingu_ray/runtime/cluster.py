@@ -8,6 +8,9 @@ import os
 # A report blocks for one poll of the controller; printed lines would appear twice.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# What is no longer needed is freed at once, not once a second: the next KV lands on the same pages, which are mapped
+# by then. Writing to new ones takes several times as long. A cluster started elsewhere wants it in its own environment.
+os.environ.setdefault("RAY_free_objects_batch_size", "1")
 
 import ray
 

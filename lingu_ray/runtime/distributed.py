@@ -2,16 +2,20 @@
 
 Gradients are summed by one all-reduce over the accumulated gradients of the whole step. DDP's hooks would reduce during
 the last backward pass, which goes wrong here: workers cut their rows into different numbers of micro-batches, and a
-text-only micro-batch leaves vision parameters without gradient.
+text-only micro-batch leaves vision parameters without gradient. Parameters that are sharded (`sharding.py`) have the
+sum when they get here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 _BUCKET_ELEMENTS = 2**25
 """128 MiB of float32 a message."""
@@ -26,19 +30,45 @@ def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
     return tensor.tolist()
 
 
+def all_max(value: float, device: torch.device) -> float:
+    """Largest value of all workers (float64)."""
+    if not dist.is_initialized():
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.item()
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the workers; a parameter one of them did not use counts as zero there."""
+    """Replace every gradient by its sum over the workers; a parameter one of them did not use counts as zero there.
+
+    Gradients of sharded parameters are such sums already.
+    """
     parameters = list(parameters)
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if not dist.is_initialized():
         return
-    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+    for bucket in _buckets([p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(summed.view_as(gradient))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
+    """Scale all gradients down so that their norm, over all parameters and workers, is at most `largest`.
+
+    Returns the norm before. Sharded and whole parameters may be mixed; whole ones have the same gradient everywhere.
+    """
+    parameters = list(parameters)
+    kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (False, True)]
+    norms = [get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind]
+    norm = reduce(torch.hypot, [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms])
+    for kind in kinds:
+        clip_grads_with_norm_(kind, largest, norm)
+    return float(norm)
 
 
 def _buckets(gradients: list[Tensor]) -> Iterable[list[Tensor]]:

@@ -6,16 +6,33 @@ import shutil
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from lingu_ray.config import LoraConfig
+from lingu_ray.distill.lora import merged
+from lingu_ray.runtime.sharding import collect
 
-def export_model(model: PreTrainedModel, processor: ProcessorMixin, dtype: torch.dtype, folder: Path) -> None:
-    """Write safetensors, configuration, generation settings and processor to `folder`, whole or not at all."""
+
+def export_model(
+    model: PreTrainedModel, processor: ProcessorMixin, dtype: torch.dtype, folder: Path, lora: LoraConfig | None = None
+) -> None:
+    """Write safetensors, configuration, generation settings and processor to `folder`, whole or not at all.
+
+    All workers call it, and the first one writes. The model cannot be trained on afterwards: it takes on `dtype`.
+    """
+    writes = not dist.is_initialized() or dist.get_rank() == 0
+    tensors = collect(model.state_dict(keep_vars=True), writes)
+    if not writes:
+        return
+    if lora is not None:
+        tensors = merged(tensors, lora)
+    cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    nn.Module.to(model, dtype)
-    model.save_pretrained(temporary)
+    nn.Module.to(model, dtype)  # the configuration that is saved names the model's dtype
+    model.save_pretrained(temporary, state_dict={name: cast[id(tensor)] for name, tensor in tensors.items()})
     processor.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

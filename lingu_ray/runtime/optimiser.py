@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lingu_ray.config import TrainConfig
+from lingu_ray.distill.lora import is_adapter
 from lingu_ray.distill.student import Student
 
 
 def make_optimiser(student: Student, settings: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with one learning rate a group; groups with rate 0 are frozen; only matrices decay."""
+    """AdamW with one learning rate a group; groups with rate 0 are frozen; only matrices decay.
+
+    With `settings.lora` the adapters are the decoder's group, and its own weights are frozen.
+    """
     groups = []
     for name, named in student.parameter_groups().items():
         rate = getattr(settings.learning_rates, name)
-        for _, parameter in named:
-            parameter.requires_grad_(rate > 0)
-        for decay in (True, False):
-            parameters = [p for _, p in named if (p.ndim > 1) == decay]
-            if rate > 0 and parameters:
+        adapters_only = name == "decoder" and settings.lora is not None
+        for parameter_name, parameter in named:
+            parameter.requires_grad_(rate > 0 and (is_adapter(parameter_name) or not adapters_only))
+        trained = [p for _, p in named if p.requires_grad]
+        # sharded and whole tensors do not mix in one fused update
+        for decay, sharded in itertools.product((True, False), (True, False)):
+            parameters = [p for p in trained if (p.ndim > 1) is decay and isinstance(p, DTensor) is sharded]
+            if parameters:
                 weight_decay = settings.weight_decay if decay else 0.0
                 groups.append({"params": parameters, "lr": rate, "peak": rate, "weight_decay": weight_decay})
     return torch.optim.AdamW(groups, betas=settings.betas)

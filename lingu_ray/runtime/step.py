@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.batch import MicroBatch
+from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
+from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.continuation import make_request
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Donation, plan_donation, predicting
+from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.loss import LossScales, LossTerms, TeacherAnswer, ce_kd_loss
 from lingu_ray.distill.student import Student
 from lingu_ray.runtime.distributed import all_sum
+from lingu_ray.runtime.sharding import is_sharded, matching_passes
 from lingu_ray.runtime.teachers import TeacherClient
 
 
@@ -45,12 +48,17 @@ class StepWeights:
 
 @dataclass
 class _InFlight:
-    """A micro-batch whose forward pass is done and whose teacher may still be thinking."""
+    """A micro-batch whose forward pass is done and whose teacher may still be thinking.
+
+    `labelled_N`: tokens whose answer is the corpus's own, so that they have a cross-entropy to learn from.
+    """
 
     hidden_ND: Tensor
     labels_N: Tensor
+    labelled_N: Tensor
     ce_weight_N: Tensor
-    answered_N: Tensor | None
+    kd_weight_M: Tensor
+    answered_N: Tensor
     ticket: Any
 
 
@@ -61,7 +69,13 @@ class MicroBatches:
         self.config, self.student, self.teacher, self.device = config, student, teacher, device
         self.divergence = divergence_of(config.distill)
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
+        self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
         self.distilled = {source.name for source in config.corpus.sources if config.distils(source)}
+
+    def make(self, samples: list[Sample], pad_id: int) -> list[MicroBatch]:
+        """This worker's samples of a step as micro-batches."""
+        settings = self.config.train
+        return make_micro_batches(samples, settings.tokens_per_micro_batch, pad_id, settings.packing)
 
     def plan(self, batch: MicroBatch) -> Donation | None:
         """What the teacher is asked about this micro-batch."""
@@ -69,18 +83,18 @@ class MicroBatches:
             return None
         return plan_donation(
             batch.input_ids_BT,
-            batch.attention_mask_BT,
+            batch.sample_BT,
             batch.supervised_BT,
             batch.visual_BT,
             torch.tensor([source in self.distilled for source in batch.sources]),
-            teacher_vocabulary=self.teacher.head_UD.shape[0],
+            teacher_vocabulary=self.teacher.output_head.vocabulary,
             context=self.config.teacher.context,
             scope=self.config.teacher.scope,
         )
 
     def weights(self, progress: float, batches: list[MicroBatch], plans: list[Donation | None]) -> StepWeights:
         """Weights at `progress` of the run, with the token counts of the whole step."""
-        ce_tokens = sum(int(batch.supervised_BT.sum()) for batch in batches)
+        ce_tokens = sum(_labelled_tokens(batch) for batch in batches)
         kd_tokens = sum(plan.tokens for plan in plans if plan is not None)
         ce_tokens, kd_tokens = all_sum([ce_tokens, kd_tokens], self.device)
         distill = self.config.distill
@@ -92,7 +106,10 @@ class MicroBatches:
         """Accumulate the gradients of all micro-batches; their sum over the workers is the step's gradient."""
         sums = StepSums()
         in_flight: deque[_InFlight] = deque()
-        for batch, plan in zip(batches, plans, strict=True):
+        passes = list(zip(batches, plans, strict=True))
+        if is_sharded(self.student.decoder):
+            passes += [(batch, None) for batch in matching_passes(batches, self.device)]
+        for batch, plan in passes:
             in_flight.append(self._forward(batch, plan))
             if len(in_flight) > self.config.teacher.look_ahead:
                 self._backward(in_flight.popleft(), weights, sums)
@@ -104,54 +121,62 @@ class MicroBatches:
     def cross_entropy(self, batch: MicroBatch) -> float:
         """Sum of the micro-batch's cross-entropies in nats."""
         flight = self._forward(batch, None)
-        return float(self._loss(flight, LossScales(flight.ce_weight_N, 0.0, 1.0), None).ce_N.sum())
+        scales = LossScales(flight.ce_weight_N, flight.kd_weight_M, temperature=1.0)
+        return float(self._loss(flight, scales, None).ce_N.sum())
 
     def _forward(self, batch: MicroBatch, plan: Donation | None) -> _InFlight:
-        predicts_BT = predicting(batch.supervised_BT)
-        row_N, column_N = predicts_BT.nonzero(as_tuple=True)
+        row_N, column_N = predicting(batch.supervised_BT, batch.sample_BT).nonzero(as_tuple=True)
         donated = plan if self.config.teacher.context == "shared_kv" else None
-        with self._autocast():
-            hidden_BTD, kv_L2PHE = self.student.hidden_states(
-                batch.input_ids_BT.to(self.device),
-                batch.attention_mask_BT.to(self.device),
-                {name: tensor.to(self.device) for name, tensor in batch.vision.items()},
-                donated,
-            )
+        inputs = ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
+        with self.autocast():
+            hidden_BTD, capture = self.student.hidden_states(inputs.to(self.device), donated)
         ticket = None
         if plan is not None and self.teacher is not None:
-            request = make_request(plan, torch.empty(0, 2, 0, 0, 0) if kv_L2PHE is None else kv_L2PHE)
-            ticket = self.teacher.submit(request)
-        weight_B = torch.tensor([self.ce_weights[source] for source in batch.sources])
+            ticket = self.teacher.submit(make_request(plan, capture))
+        sample_N = batch.sample_BT[row_N, column_N]
+        answered_N = torch.zeros_like(row_N, dtype=torch.bool) if plan is None else plan.answered_N
         return _InFlight(
             hidden_ND=hidden_BTD[row_N.to(self.device), column_N.to(self.device)],
             labels_N=batch.input_ids_BT[row_N, column_N + 1].to(self.device),
-            ce_weight_N=weight_B[row_N].to(self.device),
-            answered_N=None if plan is None else plan.answered_N.to(self.device),
+            labelled_N=~batch.sampled_S[sample_N].to(self.device),
+            ce_weight_N=_by_source(self.ce_weights, batch)[sample_N].to(self.device),
+            kd_weight_M=_by_source(self.kd_weights, batch)[sample_N[answered_N]].to(self.device),
+            answered_N=answered_N.to(self.device),
             ticket=ticket,
         )
 
     def _backward(self, flight: _InFlight, weights: StepWeights, sums: StepSums) -> None:
         answer = None
-        if flight.answered_N is not None and self.teacher is not None:
+        if flight.ticket is not None and self.teacher is not None:
             begin = time.perf_counter()
             hidden_MD = self.teacher.result(flight.ticket)
             sums.teacher_wait += time.perf_counter() - begin
-            answer = TeacherAnswer(hidden_MD, self.teacher.head_UD, flight.answered_N)
+            answer = TeacherAnswer(hidden_MD, self.teacher.output_head, flight.answered_N)
         scales = LossScales(
-            ce_N=flight.ce_weight_N * (weights.w_ce / weights.ce_tokens),
-            kd=weights.w_kd / max(weights.kd_tokens, 1),
+            ce_N=flight.ce_weight_N * flight.labelled_N * (weights.w_ce / max(weights.ce_tokens, 1)),
+            kd_M=flight.kd_weight_M * (weights.w_kd / max(weights.kd_tokens, 1)),
             temperature=weights.temperature,
         )
         terms = self._loss(flight, scales, answer)
         terms.loss.backward()
         sums.loss += float(terms.loss.detach())
-        sums.ce += float(terms.ce_N.sum())
+        sums.ce += float(terms.ce_N[flight.labelled_N].sum())
         sums.kd += float(terms.kd_M.sum())
 
     def _loss(self, flight: _InFlight, scales: LossScales, answer: TeacherAnswer | None) -> LossTerms:
-        return ce_kd_loss(flight.hidden_ND, self.student.head_VD, flight.labels_N, scales, answer, self.divergence)
+        return ce_kd_loss(flight.hidden_ND, self.student.output_head, flight.labels_N, scales, answer, self.divergence)
 
-    def _autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager:
+        """The precision that forward passes run in."""
         if self.config.train.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+
+def _by_source(weights: dict[str, float], batch: MicroBatch) -> Tensor:
+    return torch.tensor([weights[source] for source in batch.sources])
+
+
+def _labelled_tokens(batch: MicroBatch) -> int:
+    row_N, column_N = batch.supervised_BT.nonzero(as_tuple=True)
+    return int((~batch.sampled_S[batch.sample_BT[row_N, column_N]]).sum())

@@ -1,4 +1,4 @@
-"""The teacher beside its worker: an actor that takes shared KV over the object store, or in the worker itself.
+"""The teacher beside its worker: an actor that is sent the shared KV (`transport`), or in the worker itself.
 
 Both take the same requests and give the same numbers, equal to the bit on the CPU. Calls are stateless, so a teacher
 that died is started again by Ray and asked again, and nothing of the step is lost.
@@ -7,10 +7,10 @@ that died is started again by Ray and asked again, and nothing of the step is lo
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import RayActorError
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
+from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
-
-Packed = dict[str, Any]
+from lingu_ray.runtime.transport import Packed, check_transport, make_transport, pack, unpack
 
 
 class TeacherClient(Protocol):
     """Where a worker sends its requests."""
 
     @property
-    def head_UD(self) -> Tensor:
+    def output_head(self) -> OutputHead:
         """The teacher's output head."""
         ...
 
@@ -54,7 +54,7 @@ class InProcessTeacher:
 
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
-        self.head_UD = teacher.head_UD
+        self.output_head = teacher.output_head
 
     def submit(self, request: TeacherRequest) -> Tensor:
         """Answers at once: the ticket is the result."""
@@ -71,20 +71,29 @@ class TeacherActor:
     def __init__(self, settings: TeacherConfig, dtype: torch.dtype, device_type: str, threads: int):
         torch.set_num_threads(threads)
         self.device = torch.device(device_type)
+        self.transport = make_transport(settings)
         self.teacher = Teacher.load(settings, dtype, self.device)
 
-    def head(self) -> Packed:
-        """The output head, `[U, D]`."""
-        return pack(self.teacher.head_UD)
+    def head(self) -> dict[str, Any]:
+        """The output head: its fields, the weight packed."""
+        head = self.teacher.output_head
+        return {**vars(head), "weight_VD": pack(head.weight_VD)}
 
-    def answer(self, request: dict[str, Packed]) -> Packed:
-        """Hidden states `[M, D]` for a packed request."""
-        unpacked = TeacherRequest(**{name: unpack(value) for name, value in request.items()})
-        return pack(self.teacher.answer(unpacked))
+    def answer(self, fields: dict[str, Packed], shared: Any) -> Packed:
+        """Hidden states `[M, D]` for a request as `Transport.send` gave it."""
+        return pack(self.teacher.answer(self.transport.receive(fields, shared)))
 
     def pid(self) -> int:
         """Its process."""
         return os.getpid()
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An answer that is on its way, and what must not be freed before it has come."""
+
+    answer: ray.ObjectRef
+    lent: Tensor | None
 
 
 class TeacherActorClient:
@@ -95,8 +104,11 @@ class TeacherActorClient:
         self.max_restarts = settings.max_restarts
         context = ray.get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
+        check_transport(settings, device, len(gpus))
+        self.transport = make_transport(settings)
         # The worker owns the whole bundle: the actor asks for nothing of it, and is told its GPU by name.
-        actor_class: Any = ray.remote(TeacherActor)
+        remote: Any = ray.remote  # whose types do not know tensor transports
+        actor_class = remote(enable_tensor_transport=settings.transport == "nixl")(TeacherActor)
         self.actor = actor_class.options(
             num_cpus=0,
             num_gpus=0,
@@ -108,18 +120,20 @@ class TeacherActorClient:
         self._head = self.actor.head.remote()
 
     @cached_property
-    def head_UD(self) -> Tensor:
+    def output_head(self) -> OutputHead:
         """The teacher's output head; the first use waits until the actor has started."""
-        return unpack(self._get(self._head)).to(self.device)
+        fields = self._get(self._head)
+        weight_VD = unpack(fields["weight_VD"]).to(self.device)
+        return OutputHead(weight_VD, fields["scale"], fields["softcap"])
 
-    def submit(self, request: TeacherRequest) -> ray.ObjectRef:
-        """Write the request to the node's shared memory once; the actor reads it there without a copy."""
-        packed = {name: pack(value) for name, value in vars(request).items()}
-        return self.actor.answer.remote(ray.put(packed))
+    def submit(self, request: TeacherRequest) -> Ticket:
+        """Send the request by `teacher.transport`; the actor answers one after another."""
+        answer = self.actor.answer.remote(*self.transport.send(request))
+        return Ticket(answer, request.kv_L2PHE if self.transport.lends else None)
 
-    def result(self, ticket: ray.ObjectRef) -> Tensor:
+    def result(self, ticket: Ticket) -> Tensor:
         """Wait for the actor's answer."""
-        return unpack(self._get(ticket)).to(self.device)
+        return unpack(self._get(ticket.answer)).to(self.device)
 
     def _get(self, ref: ray.ObjectRef) -> Packed:
         try:
@@ -129,18 +143,3 @@ class TeacherActorClient:
                 "the teacher actor could not be started, or died more often than teacher.max_restarts "
                 f"({self.max_restarts}) allows. Its last word: {error}"
             ) from error
-
-
-def pack(tensor: Tensor) -> Packed:
-    """A tensor as one contiguous uint8 array with dtype and shape: what Ray moves without pickling the content."""
-    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return {"bytes": flat, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": tuple(tensor.shape)}
-
-
-def unpack(packed: Packed) -> Tensor:
-    """The tensor of `pack`, on the CPU, sharing the array's memory: never write to it."""
-    data: np.ndarray = packed["bytes"]
-    dtype = getattr(torch, packed["dtype"])
-    if not data.size:
-        return torch.empty(packed["shape"], dtype=dtype)
-    return torch.from_numpy(data).view(dtype).view(packed["shape"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.batch import collate, cut
+from lingu_ray.corpus.batch import make_micro_batches
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
+from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 from lingu_ray.runtime.distributed import all_sum
 from lingu_ray.runtime.metrics import Record
@@ -25,12 +24,14 @@ class Validation:
         self, config: Config, rows: dict[str, list[Row]], encoder: Encoder, device: torch.device, rank: int, world: int
     ):
         self.device = device
-        budget = config.train.tokens_per_micro_batch
+        settings = config.train
         self.batches = {
-            source: [
-                collate(group, encoder.pad_id)
-                for group in cut([encoder.encode(row) for row in held_out[rank::world]], budget)
-            ]
+            source: make_micro_batches(
+                [encoder.encode(row) for row in held_out[rank::world]],
+                settings.tokens_per_micro_batch,
+                encoder.pad_id,
+                settings.packing,
+            )
             for source, held_out in rows.items()
             if held_out
         }
@@ -55,23 +56,19 @@ def sample_rows(rows: dict[str, list[Row]], count: int) -> list[Row]:
     return turns[:count]
 
 
-@torch.no_grad()
-def answer_samples(student: Student, encoder: Encoder, rows: list[Row], device: torch.device) -> list[Record]:
+def answer_samples(student: Student, encoder: Encoder, rows: list[Row]) -> list[Record]:
     """Greedy answers to the last question of each row: `{source, position, question, expected, answer}`."""
-    model: Any = student.model.eval()
     records = []
     for row in rows:
         turn = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
-        prompt = encoder.encode_question(row)
-        ids_1T = prompt.input_ids_T.unsqueeze(0).to(device)
-        output = model.generate(
-            input_ids=ids_1T,
-            attention_mask=torch.ones_like(ids_1T),
+        sample = encoder.encode_question(row)
+        [answer_T] = generate_answers(
+            student.model,
+            [Prompt(sample.input_ids_T, sample.visual_T)],
+            sample.vision,
+            ends=[encoder.end_of_turn_id],
+            pad_id=encoder.pad_id,
             max_new_tokens=_ANSWER_TOKENS,
-            do_sample=False,
-            pad_token_id=encoder.pad_id,
-            eos_token_id=encoder.end_of_turn_id,
-            **{name: tensor.to(device) for name, tensor in prompt.vision.items()},
         )
         records.append(
             {
@@ -79,10 +76,9 @@ def answer_samples(student: Student, encoder: Encoder, rows: list[Row], device: 
                 "position": row.position,
                 "question": row.messages[turn - 1]["content"],
                 "expected": row.messages[turn]["content"],
-                "answer": encoder.tokenizer.decode(output[0, ids_1T.shape[1] :], skip_special_tokens=True).strip(),
+                "answer": encoder.tokenizer.decode(answer_T, skip_special_tokens=True).strip(),
             }
         )
-    model.train()
     return records
 
 

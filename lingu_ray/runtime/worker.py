@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import Any, cast
 
 import ray.train
 import torch
-from torch import nn
 from transformers import AutoProcessor
 
 from lingu_ray.config import Config, StudentConfig
@@ -27,11 +27,13 @@ from lingu_ray.runtime.checkpoint import (
     require_space,
     save_checkpoint,
 )
-from lingu_ray.runtime.distributed import all_sum, sum_gradients
+from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import JsonLines, Record
+from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimiser import make_optimiser, set_learning_rates, trained_parameters
+from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.step import MicroBatches
 from lingu_ray.runtime.teachers import TeacherClient, make_teacher
 from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
@@ -76,6 +78,7 @@ class Worker:
         self.optimiser = make_optimiser(self.student, self.config.train)
         self.parameters = trained_parameters(self.optimiser)
         self.micro_batches = MicroBatches(self.config, self.student, teacher, self.device)
+        self.on_policy = OnPolicy(self.config, self.student, self.encoder)
         self.held_out = self.corpus.validation()
         self.validation = Validation(self.config, self.held_out, self.encoder, self.device, self.rank, self.world)
         self.metrics = JsonLines(self.folder.metrics)
@@ -98,7 +101,6 @@ class Worker:
             self.corpus,
             self.encoder,
             settings.rows_per_step,
-            settings.tokens_per_micro_batch,
             self.rank,
             self.world,
             start_step=step,
@@ -113,16 +115,18 @@ class Worker:
                     self._save(step)
                 if stop and step < settings.steps:
                     return
-        if self.leads:
-            dtype = self._export_dtype()
-            export_model(self.student.model, self.processor, dtype, self.folder.export)
+        export_model(self.student.model, self.processor, self._export_dtype(), self.folder.export, settings.lora)
 
     def _train_step(self, step: int, reader: StepReader) -> bool:
         """One optimiser step; returns whether the run was asked to stop."""
         begin = time.perf_counter()
-        batches = next(reader)
+        samples = next(reader)
         data_wait = time.perf_counter() - begin
         torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)
+        if self.config.distill.on_policy:
+            with between_steps(self.student):
+                samples = self.on_policy.answer(samples, step)
+        batches = self.micro_batches.make(samples, self.encoder.pad_id)
         self.optimiser.zero_grad(set_to_none=True)
         factor = set_learning_rates(self.optimiser, step, self.config.train)
 
@@ -131,8 +135,8 @@ class Worker:
         weights = self.micro_batches.weights(progress, batches, plans)
         sums = self.micro_batches.run(batches, plans, weights)
         sum_gradients(self.parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.train.grad_clip))
-        if not torch.isfinite(torch.tensor(norm)):
+        norm = clip_gradients(self.parameters, self.config.train.grad_clip)
+        if not math.isfinite(norm):
             sources = sorted({source for batch in batches for source in batch.sources})
             raise UserError(
                 f"step {step + 1}: the gradient is not finite (loss {sums.loss}); sources in it: {', '.join(sources)}. "
@@ -141,7 +145,7 @@ class Worker:
         self.optimiser.step()
 
         seconds = time.perf_counter() - begin
-        read = sum(int(batch.attention_mask_BT.sum()) for batch in batches)
+        read = sum(batch.tokens for batch in batches)
         asked = self.leads and self.folder.stop.exists()
         loss, ce, kd, read, waits, teacher_waits, stop = all_sum(
             [sums.loss, sums.ce, sums.kd, read, data_wait, sums.teacher_wait, float(asked)], self.device
@@ -172,18 +176,20 @@ class Worker:
         """Validate and sample when it is time."""
         settings = self.config.train
         if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
-            record: Record = self.validation.run(self.micro_batches)
+            with between_steps(self.student):
+                record: Record = self.validation.run(self.micro_batches)
             self.validation_ce = record["validation_ce"]
             if self.leads:
                 self.metrics.append({"step": step, **record, "time": time.time()})
             ray.train.report({"step": step, "validation_ce": self.validation_ce})
-        if self.leads and (last or (settings.sample_every and step % settings.sample_every == 0)):
-            rows = sample_rows(self.held_out, settings.samples)
-            for record in answer_samples(self.student, self.encoder, rows, self.device):
-                self.samples.append({"step": step, **record})
+        if last or (settings.sample_every and step % settings.sample_every == 0):
+            rows = sample_rows(self.held_out, settings.samples) if self.leads else []
+            with between_steps(self.student):
+                for record in answer_samples(self.student, self.encoder, rows):
+                    self.samples.append({"step": step, **record})
 
     def _restore(self) -> int:
-        state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser, self.device)
+        state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser)
         step = state.step if state else 0
         self.validation_ce = state.validation_ce if state else None
         if self.leads:
@@ -192,20 +198,17 @@ class Worker:
         return step
 
     def _save(self, step: int) -> None:
-        if self.leads:
-            state = CheckpointState(step, self.validation_ce)
-            keep = self.config.train.keep_last
-            save_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser, state, keep)
+        state = CheckpointState(step, self.validation_ce)
+        keep = self.config.train.keep_last
+        save_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser, state, keep)
 
     def _load_student(self) -> Student:
         settings = self.config.student
         if settings.from_teacher is not None:
             settings = StudentConfig(path=str(self.folder.start))
-        model = load_student(settings).train()
-        nn.Module.to(model, self.device)
-        if self.config.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        return Student(model)
+        student = Student(load_student(settings))
+        prepare(student, self.config.train, self.device, self.config.seed)
+        return student
 
     def _load_teacher(self) -> TeacherClient | None:
         if self.config.distill.policy == "none":

@@ -21,6 +21,15 @@ from lingu_ray.train import control_of
 pytestmark = pytest.mark.slow
 
 
+NEW = {
+    "path": None,
+    "from_teacher": {
+        "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2,
+        "pixel_shuffle": 2,
+    },
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The pair and its data on disk."""
@@ -160,13 +169,43 @@ def test_variants_run(ray_cluster, data, output, variant):
 
 def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
     """`student.from_teacher` trains a new VLM with CE through the same path, and its export is a student path."""
-    vision = {"image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2,
-              "pixel_shuffle": 2}  # fmt: skip
-    student = {"path": None, "from_teacher": vision}
-    adapt = config(data, output, name="adapt", student=student, distill={"policy": "none"}, train={"steps": 4})
+    adapt = config(data, output, name="adapt", student=NEW, distill={"policy": "none"}, train={"steps": 4})
     export = trainer.run(adapt)
     distil = config(data, output, name="distil", student={"path": str(export)}, train={"steps": 2})
     assert (trainer.run(distil) / "model.safetensors").exists()
+
+
+def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, output):
+    """With KD from the first step the new VLM stays nearer to its teacher on language than plain adaptation does."""
+    runs = {
+        policy: config(data, output, name=f"new-{policy}", student=NEW, distill={"policy": policy, "w_kd": 5})
+        for policy in ("selective", "none")
+    }
+    trainer.run_together(list(runs.values()))
+    kd = [r["kd"] for r in read_records(runs["selective"].run_dir / "metrics.jsonl") if "loss" in r]
+    assert kd[0] == pytest.approx(0, abs=1e-6) and kd[-1] > 0  # at first both decoders are equal
+    start = load_file(runs["none"].run_dir / "start" / "model.safetensors")
+    moved = {
+        policy: sum((weights(run)[name] - start[name]).square().sum() for name in start if "text_model" in name)
+        for policy, run in runs.items()
+    }
+    assert moved["selective"] < moved["none"]
+
+
+def test_on_policy_answers_are_the_students_own(finished, data, output):
+    """Every distilled answer sampled: it has KD and no CE, vision-heavy rows keep theirs, and seeds repeat it all."""
+
+    def on_policy(name):
+        distill = {"on_policy": 1.0, "sampled_tokens": 6}
+        run = config(data, output, name=name, distill=distill, train={"steps": 3})
+        trainer.run(run)
+        return [r for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]
+
+    first, again = on_policy("on-policy"), on_policy("on-policy-again")
+    assert [r["loss"] for r in first] == [r["loss"] for r in again]
+    assert all(r["kd"] > 0 for r in first[1:])
+    teacher_forced = read_records(output / "tiny" / "metrics.jsonl")
+    assert all(r["tokens"] < other["tokens"] for r, other in zip(first, teacher_forced, strict=False))
 
 
 def test_too_many_workers_are_refused_before_anything_starts(ray_cluster, data, output):

@@ -32,7 +32,6 @@ def test_minimal_configuration_is_complete():
         ({"corpus": {}}, "name at least one source"),
         ({"student": {}}, "exactly one of student.path"),
         ({"student": {"path": "vlm", "from_teacher": {}}}, "exactly one of student.path"),
-        ({"student": {"from_teacher": {}}}, "set distill.policy=none"),
         ({"corpus": {"sources": [SOURCE | {"language_heavy": False}]}}, "language_heavy: true"),
         ({"corpus": {"sources": [SOURCE, SOURCE]}}, "names must be unique, found twice: text"),
         ({"corpus": {"sources": [SOURCE | {"weight": 0.5}, SOURCE | {"name": "b"}]}}, "missing: ['b']"),

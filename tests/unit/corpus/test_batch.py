@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from lingu_ray.corpus.batch import PASS_TOKENS, collate, cut
+from lingu_ray.corpus.batch import PASS_TOKENS, collate, cut, pack
 from lingu_ray.corpus.encode import Sample, join_vision
 
 
@@ -15,7 +15,7 @@ def sample(length: int, position: int = 0, images: int = 0) -> Sample:
     supervised = torch.zeros(length, dtype=torch.bool)
     supervised[-1] = True
     ids = torch.arange(1, length + 1)
-    return Sample("s", position, ids, supervised, ids == 2, vision if images else {}, distill=position % 2 == 0)
+    return Sample("s", position, ids, supervised, ids == 2, vision if images else {})
 
 
 def test_cut_keeps_every_sample_once_and_the_budget():
@@ -50,9 +50,38 @@ def test_collate_pads_on_the_right():
     assert batch.attention_mask_BT.dtype == torch.int64
     assert batch.supervised_BT.tolist() == [[False, False, True, False, False], [False, False, False, False, True]]
     assert batch.visual_BT.tolist() == [[False, True, False, False, False]] * 2
-    assert batch.distill_B.tolist() == [True, False]
+    assert batch.sample_BT.tolist() == [[0, 0, 0, -1, -1], [1, 1, 1, 1, 1]]
+    assert batch.tokens == 8
     assert (batch.sources, batch.positions) == (["s", "s"], [0, 1])
     assert batch.vision == {}
+
+
+def test_pack_keeps_every_sample_once_and_fills_the_budget():
+    """Any lengths: each sample is in one group of at most the budget, and no two groups would fit into one."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        lengths = torch.randint(1, 65, (40,), generator=generator).tolist()
+        groups = pack([sample(length, position) for position, length in enumerate(lengths)], 64)
+        assert sorted(s.position for group in groups for s in group) == list(range(40))
+        sizes = sorted(sum(len(s) for s in group) for group in groups)
+        assert sizes[-1] <= 64 and (len(sizes) == 1 or sizes[0] + sizes[1] > 64)
+    with pytest.raises(ValueError, match=r"row 3 \(source s\) has 9 tokens"):
+        pack([sample(9, 3)], 8)
+
+
+def test_packed_samples_stand_one_after_another():
+    """One row without padding; every position knows its sample."""
+    batch = collate([sample(3, 0), sample(5, 1)], pad_id=9, packing=True)
+    assert batch.input_ids_BT.tolist() == [[1, 2, 3, 1, 2, 3, 4, 5]]
+    assert batch.sample_BT.tolist() == [[0] * 3 + [1] * 5]
+    assert batch.supervised_BT[0].nonzero().flatten().tolist() == [2, 7]
+
+
+def test_tiles_are_padded_to_the_most():
+    """LLaVA-NeXT's `[images, tiles, C, H, W]`: the image with fewer tiles is filled up with zeros."""
+    parts = [{"pixel_values": torch.ones(1, n, 3, 4, 4), "image_sizes": torch.ones(1, 2)} for n in (2, 3)]
+    joined = join_vision(parts)["pixel_values"]
+    assert joined.shape == (2, 3, 3, 4, 4) and joined[0, 2].abs().sum() == 0 and joined[1].min() == 1
 
 
 def test_collate_joins_vision_in_order():

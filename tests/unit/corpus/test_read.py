@@ -53,11 +53,11 @@ def encoder():
 
 
 def reader(corpus, encoder, rank=0, world_size=1, start_step=0, steps=4, rows_per_step=12, **settings) -> StepReader:
-    return StepReader(corpus, encoder, rows_per_step, 512, rank, world_size, start_step, steps, **settings)
+    return StepReader(corpus, encoder, rows_per_step, rank, world_size, start_step, steps, **settings)
 
 
 def positions_of(steps: list) -> list[list[int]]:
-    return [sorted(position for batch in batches for position in batch.positions) for batches in steps]
+    return [[sample.position for sample in samples] for samples in steps]
 
 
 def test_rows_are_found_by_position(corpus):
@@ -107,21 +107,18 @@ def test_resume_with_another_number_of_workers(corpus, encoder):
     assert sorted(found) == list(range(120))
 
 
-def test_batches_are_what_the_encoder_gives(corpus, encoder):
-    """Batches keep the budget, carry each row's ids and flags, and are the same on every reading and any threads."""
+def test_samples_are_what_the_encoder_gives(corpus, encoder):
+    """Each row's ids and source stand at its position, and are the same on every reading and any threads."""
     with reader(corpus, encoder) as steps:
         first = list(steps)
     with reader(corpus, encoder, threads=4, ahead=1) as steps:
         second = list(steps)
-    for batches, again in zip(first, second, strict=True):
-        assert [b.positions for b in batches] == [b.positions for b in again]
-        for batch in batches:
-            assert batch.input_ids_BT.numel() <= 512
-            for index, position in enumerate(batch.positions):
-                sample = encoder.encode(corpus.rows([position])[0])
-                assert batch.input_ids_BT[index, : len(sample)].tolist() == sample.input_ids_T.tolist()
-                assert batch.distill_B[index] == (position % 2 == 0)
-                assert batch.sources[index] == ("odd" if position % 2 else "even")
+    for samples, again in zip(first, second, strict=True):
+        assert [s.position for s in samples] == [s.position for s in again]
+        for sample in samples:
+            expected = encoder.encode(corpus.rows([sample.position])[0])
+            assert sample.input_ids_T.tolist() == expected.input_ids_T.tolist()
+            assert sample.source == ("odd" if sample.position % 2 else "even")
 
 
 def test_a_row_that_fails_is_named_where_it_is_read(tmp_path, encoder):

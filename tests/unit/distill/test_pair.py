@@ -2,11 +2,22 @@
 
 import pytest
 import torch
+from families import FAMILIES
 from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    DeepseekV3Config,
+    IdeficsConfig,
+    Llama4TextConfig,
+    MambaConfig,
+    MllamaConfig,
+    Qwen3NextConfig,
+    T5Config,
+)
 
 from lingu_ray.config import Config
-from lingu_ray.distill.pair import check_pair, check_tokenizers
+from lingu_ray.distill.pair import check_kind, check_pair, check_tokenizers
 from lingu_ray.distill.student import PLAIN, Student, prepare_student
 from lingu_ray.errors import UserError
 
@@ -108,3 +119,40 @@ def test_parameter_groups_cover_everything_once():
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     assert all("vision_model" in name for name, _ in groups["vision"])
     assert [name for name, _ in groups["projector"]] == ["model.connector.modality_projection.proj.weight"]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MllamaConfig().get_text_config(), "mllama.* cross-attention"),
+        (IdeficsConfig(), "idefics.* cross-attention"),
+        (T5Config(), "t5 is an encoder-decoder"),
+        (MambaConfig(), "mamba has no attention heads"),
+        (DeepseekV3Config(), r"deepseek_v3 keeps compressed keys and values \(MLA\)"),
+        (Qwen3NextConfig(), "qwen3_next has layers without plain attention"),
+        (Llama4TextConfig(), "llama4_text has layers without plain attention"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_architectures_that_cannot_share_kv_are_refused_by_name(config, reason):
+    """What keeps no key and value a position and layer is refused, with its name and the reason."""
+    with pytest.raises(UserError, match=f"teacher.path=x: a {reason}"):
+        check_kind(config, "teacher.path=x")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plain_decoders_are_not_refused(name):
+    """No family that works is refused."""
+    check_kind(FAMILIES[name].decoder, "teacher.path=x")
+
+
+def test_paligemma_is_not_packed_and_fits_its_window(tmp_path):
+    """Its prompts see all of their row, so it is not packed; nor may they be longer than its sliding window."""
+    teacher = FAMILIES["paligemma2"].teacher()
+    teacher.save_pretrained(tmp_path / "teacher")
+    FAMILIES["paligemma2"].student(teacher).save_pretrained(tmp_path / "student")
+    check_pair(settings(tmp_path, corpus={"sources": [SOURCE], "max_length": 64}))
+    with pytest.raises(UserError, match=r"train.packing: PaliGemma"):
+        check_pair(settings(tmp_path, train={"packing": True}))
+    with pytest.raises(UserError, match=r"corpus.max_length=2048 is above the 64 tokens"):
+        check_pair(settings(tmp_path))

@@ -6,6 +6,7 @@ from tiny import ADDED, IMAGE_TOKENS, VOCABULARY, tiny_student, tiny_teacher, ti
 
 from lingu_ray.distill.continuation import continue_from_kv, make_request
 from lingu_ray.distill.donation import plan_donation, predicting
+from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
 
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 32
@@ -23,12 +24,12 @@ def batch(answers, length, seed=0):
     g = torch.Generator().manual_seed(seed)
     widths = [spans[-1][1] for spans in answers]
     ids = torch.randint(3, VOCABULARY, (len(answers), length), generator=g)
-    mask = (torch.arange(length) < torch.tensor(widths)[:, None]).long()
+    sample = torch.arange(len(answers))[:, None].where(torch.arange(length) < torch.tensor(widths)[:, None], -1)
     supervised = torch.zeros_like(ids, dtype=torch.bool)
     for row, spans in enumerate(answers):
         for start, end in spans:
             supervised[row, start:end] = True
-    return ids.masked_fill(mask == 0, 2), mask, supervised
+    return ids.masked_fill(sample < 0, 2), sample, supervised
 
 
 def with_images(ids, columns, seed=3):
@@ -41,16 +42,17 @@ def with_images(ids, columns, seed=3):
     return ids, ids == image, {"pixel_values": pixels}
 
 
-def ask(pair, ids, mask, supervised, visual=None, vision=None, distill=None, **plan_options):
+def ask(pair, ids, sample, supervised, visual=None, vision=None, distill=None, **plan_options):
     """The plan, the teacher's hidden states and the student's own at the same positions."""
     teacher, student = pair
     visual = torch.zeros_like(supervised) if visual is None else visual
     distill = torch.ones(len(ids), dtype=torch.bool) if distill is None else torch.tensor(distill)
-    plan = plan_donation(ids, mask, supervised, visual, distill, VOCABULARY, **plan_options)
+    plan = plan_donation(ids, sample, supervised, visual, distill, VOCABULARY, **plan_options)
+    shared = plan if plan_options.get("context") != "prompt_text" else None
     with torch.no_grad():
-        hidden, kv = student.hidden_states(ids, mask, vision or {}, plan)
-    request = make_request(plan, torch.empty(LAYERS, 2, 0, KV_HEADS, HEAD_DIM) if kv is None else kv)
-    return plan, continue_from_kv(teacher.model, request), hidden[predicting(supervised)][plan.answered_N]
+        hidden, capture = student.hidden_states(ModelInputs(ids, sample, supervised, visual, vision or {}), shared)
+    teachers = continue_from_kv(teacher.model, make_request(plan, capture))
+    return plan, teachers, hidden[predicting(supervised, sample)][plan.answered_N]
 
 
 RAGGED = [[(30, 38)], [(5, 9)], [(2, 3), (10, 14), (20, 31)], [(1, 40)]]
@@ -60,7 +62,7 @@ RAGGED = [[(30, 38)], [(5, 9)], [(2, 3), (10, 14), (20, 31)], [(1, 40)]]
 @pytest.mark.parametrize("answers", [[[(9, 12)]], RAGGED])
 def test_text_only_identity(pair, answers, scope):
     """Text only and equal weights: the continued hidden states equal the student's own, to the bit, so KD is 0."""
-    _, teachers, students = ask(pair, *batch(answers, 40), scope=scope)
+    _, teachers, students = ask(pair, *batch(answers, max(spans[-1][1] for spans in answers)), scope=scope)
     assert torch.equal(teachers, students)
 
 
@@ -72,39 +74,39 @@ def test_prompt_text_reads_everything_itself(pair):
 
 def test_first_answer_token_is_judged_from_the_last_prompt_position():
     """Query 0 is the last prompt token, at its own position; all before it is donated; the last answer token is not."""
-    ids, mask, supervised = batch([[(7, 10)]], 12)
-    plan = plan_donation(ids, mask, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
-    assert plan.query_position_Q.tolist() == [6, 7, 8]
-    assert plan.query_id_Q.tolist() == ids[0, 6:9].tolist()
-    assert plan.donated_position_P.tolist() == list(range(6))
+    ids, sample, supervised = batch([[(7, 10)]], 12)
+    plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
+    assert plan.questions.query_place_Q.tolist() == [6, 7, 8]
+    assert plan.questions.query_id_Q.tolist() == ids[0, 6:9].tolist()
+    assert plan.questions.donated_place_P.tolist() == list(range(6))
 
 
 def test_multi_turn_donates_between_answers():
     """Between two answers the user's words are donated; each answer's queries start at its own last prompt token."""
-    ids, mask, supervised = batch([[(3, 5), (9, 11)]], 11)
-    plan = plan_donation(ids, mask, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
-    assert plan.query_position_Q.tolist() == [2, 3, 8, 9]
-    assert plan.donated_position_P.tolist() == [0, 1, 4, 5, 6, 7]
+    ids, sample, supervised = batch([[(3, 5), (9, 11)]], 11)
+    plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
+    assert plan.questions.query_place_Q.tolist() == [2, 3, 8, 9]
+    assert plan.questions.donated_place_P.tolist() == [0, 1, 4, 5, 6, 7]
 
 
 def test_images_identity_of_the_text_after_them(pair):
     """With images the donated KV carries them: the teacher's states equal the student's, as both decoders are equal."""
-    ids, mask, supervised = batch([[(30, 38)], [(20, 24), (30, 36)]], 40)
+    ids, sample, supervised = batch([[(30, 38)], [(20, 24), (30, 36)]], 40)
     ids, visual, vision = with_images(ids, [(0, 4), (1, 2), (1, 12)])
     for scope in ("full", "visual"):
-        _, teachers, students = ask(pair, ids, mask, supervised, visual, vision, scope=scope)
+        _, teachers, students = ask(pair, ids, sample, supervised, visual, vision, scope=scope)
         torch.testing.assert_close(teachers, students, rtol=1e-5, atol=1e-5)
 
 
 def test_the_image_reaches_the_teacher_through_kv_alone(pair):
     """Other pixels change the teacher's states with shared KV and leave them alone without."""
-    ids, mask, supervised = batch([[(30, 38)]], 38)
+    ids, sample, supervised = batch([[(30, 38)]], 38)
     results = {}
     for context in ("shared_kv", "prompt_text"):
         for seed in (1, 2):
             with_pixels = with_images(ids, [(0, 4)], seed)
             _, results[context, seed], _ = ask(
-                pair, with_pixels[0], mask, supervised, *with_pixels[1:], context=context
+                pair, with_pixels[0], sample, supervised, *with_pixels[1:], context=context
             )
     assert not torch.allclose(results["shared_kv", 1], results["shared_kv", 2], atol=1e-3)
     assert torch.equal(results["prompt_text", 1], results["prompt_text", 2])
@@ -112,16 +114,16 @@ def test_the_image_reaches_the_teacher_through_kv_alone(pair):
 
 def test_each_row_alone_gives_what_it_gives_in_a_batch(pair):
     """Ragged rows, with and without image, several answers: masks let nothing leak between rows or from padding."""
-    ids, mask, supervised = batch(RAGGED, 40)
+    ids, sample, supervised = batch(RAGGED, 40)
     ids, visual, vision = with_images(ids, [(0, 4), (2, 4)])
-    plan, together, _ = ask(pair, ids, mask, supervised, visual, vision)
+    plan, together, _ = ask(pair, ids, sample, supervised, visual, vision)
     start = 0
     for row, spans in enumerate(RAGGED):
         width = spans[-1][1]
         one = (slice(row, row + 1), slice(0, width))
         pixels = {0: vision["pixel_values"][:, :1], 2: vision["pixel_values"][:, 1:]}.get(row)
         lone = {} if pixels is None else {"pixel_values": pixels}
-        _, alone, _ = ask(pair, ids[one], mask[one], supervised[one], visual[one], lone)
+        _, alone, _ = ask(pair, ids[one], sample[one].clamp(max=0), supervised[one], visual[one], lone)
         torch.testing.assert_close(together[start : start + len(alone)], alone, rtol=1e-4, atol=1e-4)
         start += len(alone)
     assert start == len(together) == plan.tokens
@@ -129,37 +131,39 @@ def test_each_row_alone_gives_what_it_gives_in_a_batch(pair):
 
 def test_only_distilled_rows_are_captured(pair):
     """Rows without KD weight are neither donated nor asked about; a batch without any has no plan."""
-    ids, mask, supervised = batch(RAGGED, 40)
-    plan, _, _ = ask(pair, ids, mask, supervised, distill=[True, False, False, True])
+    ids, sample, supervised = batch(RAGGED, 40)
+    plan, _, _ = ask(pair, ids, sample, supervised, distill=[True, False, False, True])
     assert plan.donated_row_P.tolist() == [0] * 29  # row 3's answer begins after its first token: nothing to donate
-    assert plan.query_count_S.tolist() == [8, 39] and plan.answered_N.sum() == 8 + 39
+    assert plan.questions.query_count_S.tolist() == [8, 39] and plan.answered_N.sum() == 8 + 39
     nothing = torch.zeros(4, dtype=torch.bool)
-    assert plan_donation(ids, mask, supervised, torch.zeros_like(supervised), nothing, VOCABULARY) is None
+    assert plan_donation(ids, sample, supervised, torch.zeros_like(supervised), nothing, VOCABULARY) is None
 
 
 def test_tokens_that_the_teacher_does_not_know_are_donated():
     """An added token inside an answer is no query: it is donated, and the token after it gets no KD term."""
-    ids, mask, supervised = batch([[(5, 10)]], 10)
+    ids, sample, supervised = batch([[(5, 10)]], 10)
     ids[0, 7] = tiny_tokenizer().convert_tokens_to_ids(ADDED[-1])
-    plan = plan_donation(ids, mask, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
-    assert plan.query_position_Q.tolist() == [4, 5, 6, 8]
-    assert plan.donated_position_P.tolist() == [0, 1, 2, 3, 7]
+    plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
+    assert plan.questions.query_place_Q.tolist() == [4, 5, 6, 8]
+    assert plan.questions.donated_place_P.tolist() == [0, 1, 2, 3, 7]
     assert plan.answered_N.tolist() == [True, True, True, False, True]
 
 
 def test_capture_changes_no_number_and_carries_no_gradient(pair):
     """With capture on, gradient checkpointing too, hidden states are the same; the KV is detached."""
     _, student = pair
-    ids, mask, supervised = batch(RAGGED, 40)
+    ids, sample, supervised = batch(RAGGED, 40)
     visual = torch.zeros_like(supervised)
-    plan = plan_donation(ids, mask, supervised, visual, torch.ones(4, dtype=torch.bool), VOCABULARY)
-    without, nothing = student.hidden_states(ids, mask, {})
-    captured, kv = student.hidden_states(ids, mask, {}, plan)
+    plan = plan_donation(ids, sample, supervised, visual, torch.ones(4, dtype=torch.bool), VOCABULARY)
+    inputs = ModelInputs(ids, sample, supervised, visual, {})
+    without, nothing = student.hidden_states(inputs)
+    captured, capture = student.hidden_states(inputs, plan)
     student.model.train()
     student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    checkpointed, kv_checkpointed = student.hidden_states(ids, mask, {}, plan)
+    checkpointed, capture_checkpointed = student.hidden_states(inputs, plan)
     checkpointed.sum().backward()
     student.model.gradient_checkpointing_disable()
     student.model.eval().zero_grad()
     assert nothing is None and torch.equal(without, captured) and torch.equal(captured, checkpointed)
+    kv, kv_checkpointed = capture.kv_L2PHE, capture_checkpointed.kv_L2PHE
     assert torch.equal(kv, kv_checkpointed) and not kv.requires_grad

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lingu_ray.distill.head import OutputHead
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engine import GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.transformers_engine import TransformersEngine, cut, encode_pairs, windows
@@ -103,13 +104,13 @@ def test_teacher_and_student_cut_text_into_the_same_tokens(folders: dict[str, Pa
     assert of_teacher == of_student
 
 
-def test_only_scored_positions_reach_the_head(folders: dict[str, Path]) -> None:
+def test_only_scored_positions_reach_the_head(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """The output head sees as many rows as there are continuation tokens: no logits for contexts or padding."""
     engine = TransformersEngine(folders["teacher"], 10_000)
     rows: list[int] = []
-    handle = engine.model.get_output_embeddings().register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    logits = OutputHead.logits
+    monkeypatch.setattr(OutputHead, "logits", lambda head, hidden: rows.append(len(hidden)) or logits(head, hidden))
     scores = engine.loglikelihoods([ScoreRequest(*pair) for pair in TEXTS], "test")
-    handle.remove()
     assert sum(rows) == sum(s.tokens for s in scores)
 
 

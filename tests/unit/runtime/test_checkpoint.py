@@ -33,7 +33,7 @@ def test_round_trip_goes_on_as_if_nothing_happened(tmp_path):
     model, optimiser = trained()
     save_checkpoint(tmp_path, model, optimiser, CheckpointState(3, 1.5), keep_last=1)
     other, other_optimiser = trained(seed=1, steps=1)
-    assert load_checkpoint(tmp_path, other, other_optimiser, torch.device("cpu")) == CheckpointState(3, 1.5)
+    assert load_checkpoint(tmp_path, other, other_optimiser) == CheckpointState(3, 1.5)
     for m, o in ((model, optimiser), (other, other_optimiser)):
         m(torch.arange(8)).square().sum().backward()
         o.step()

@@ -5,7 +5,6 @@ import torch
 from tiny import tiny_processor
 from tinyrun import config, write_pair_and_data
 
-from lingu_ray.corpus.batch import collate, cut
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student, load_student
@@ -35,15 +34,15 @@ def rows(data):
     ]  # fmt: skip
 
 
-def step_of(data, budget, look_ahead=1, **distill):
+def step_of(data, budget, look_ahead=1, packing=False, **distill):
     """Loss, gradients and teacher after one step whose micro-batches hold at most `budget` tokens."""
-    settings = config(data, data, distill=distill, teacher={"look_ahead": look_ahead})
+    train = {"tokens_per_micro_batch": budget, "packing": packing}
+    settings = config(data, data, distill=distill, teacher={"look_ahead": look_ahead}, train=train)
     student = Student(load_student(settings.student))
     teacher = Teacher.load(settings.teacher, torch.float32, torch.device("cpu"))
     micro_batches = MicroBatches(settings, student, InProcessTeacher(teacher), torch.device("cpu"))
     encoder = Encoder(tiny_processor(), 160)
-    samples = [encoder.encode(row) for row in rows(data)]
-    batches = [collate(group, encoder.pad_id) for group in cut(samples, budget)]
+    batches = micro_batches.make([encoder.encode(row) for row in rows(data)], encoder.pad_id)
     plans = [micro_batches.plan(batch) for batch in batches]
     sums = micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
     gradients = {name: p.grad for name, p in student.model.named_parameters()}
@@ -54,11 +53,11 @@ def step_of(data, budget, look_ahead=1, **distill):
     "distill", [{}, {"policy": "all", "temperature": 2.0, "divergence": "jsd"}, {"policy": "none"}]
 )
 def test_cut_does_not_matter(data, distill):
-    """One micro-batch or three, with or without look-ahead: the same loss and the same gradient of every parameter."""
+    """Micro-batches one or several, padded or packed, with look-ahead or without: the same loss and gradients."""
     whole, sums, gradients, _ = step_of(data, 10_000, **distill)
-    for look_ahead in (0, 3):
-        parts, cut_sums, cut_gradients, _ = step_of(data, 110, look_ahead, **distill)
-        assert whole == 1 and parts == 3
+    for look_ahead, packing in ((0, False), (3, False), (1, True)):
+        parts, cut_sums, cut_gradients, _ = step_of(data, 160, look_ahead, packing, **distill)
+        assert whole == 1 and parts > 1
         assert cut_sums.loss == pytest.approx(sums.loss, rel=1e-5)
         assert cut_sums.kd == pytest.approx(sums.kd, rel=1e-4, abs=1e-6)
         for name, gradient in gradients.items():

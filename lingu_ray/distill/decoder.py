@@ -1,0 +1,45 @@
+"""What the configuration of a text decoder says about its attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+ATTENTION_KINDS = {"full_attention", "sliding_attention"}
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
+    """RoPE settings that are set; by kind of layer where the kinds differ."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return {name: value for name, value in sorted(parameters.items()) if value is not None}
+
+
+def sliding_window(config: PreTrainedConfig) -> int | None:
+    """How many positions, its own included, a position sees in sliding layers; None: all before it."""
+    used = getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if used else None
+
+
+def has_layer_types(config: PreTrainedConfig) -> bool:
+    """Whether the decoder names a kind of attention for each layer, and takes a mask a kind."""
+    return getattr(config, "layer_types", None) is not None
+
+
+def layer_types(config: PreTrainedConfig) -> list[str]:
+    """The kind of every layer's attention."""
+    if has_layer_types(config):
+        return list(config.layer_types)
+    kind = "full_attention" if sliding_window(config) is None else "sliding_attention"
+    return [kind] * config.num_hidden_layers
+
+
+def use_exact_attention(decoder: PreTrainedModel) -> None:
+    """Switch to eager attention where scores are soft-capped (Gemma 2), which SDPA would leave out."""
+    if getattr(decoder.config, "attn_logit_softcapping", None):
+        decoder.set_attn_implementation("eager")

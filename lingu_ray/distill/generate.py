@@ -1,0 +1,73 @@
+"""Answers of a model to prompts with images, in one left-padded batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids up to an answer, and which of them are visual. The batch's vision tensors come beside it, joined."""
+
+    input_ids_T: Tensor
+    visual_T: Tensor
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any,
+    prompts: list[Prompt],
+    vision: dict[str, Tensor],
+    ends: list[int],
+    pad_id: int,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    never: list[int] | None = None,
+) -> list[Tensor]:
+    """Token ids of each answer, up to and with its first token of `ends`; greedy at `temperature` 0, else sampled.
+
+    `model`: an image-text-to-text model; it is left in the mode (training or not) that it was in.
+    `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may hold.
+    Sampling draws from PyTorch's global generator.
+    """
+    longest = max(len(prompt.input_ids_T) for prompt in prompts)
+
+    def left_padded(tensors: list[Tensor], padding: int) -> Tensor:
+        padded_BT = tensors[0].new_full((len(tensors), longest), padding)
+        for row, tensor_T in enumerate(tensors):
+            padded_BT[row, longest - len(tensor_T) :] = tensor_T
+        return padded_BT
+
+    sample_BT = left_padded([torch.full_like(p.input_ids_T, i) for i, p in enumerate(prompts)], -1)
+    visual_BT = left_padded([p.visual_T for p in prompts], 0)
+    ids_BT = left_padded([p.input_ids_T for p in prompts], pad_id)
+    inputs = ModelInputs(ids_BT, sample_BT, torch.zeros_like(visual_BT), visual_BT, vision).to(model.device)
+    arguments = forward_arguments(model, inputs) | {"attention_mask": (inputs.sample_BT >= 0).long()}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    training = model.training
+    model.eval()  # also switches gradient checkpointing off, which would take the cache away
+    try:
+        output_BT: Any = model.generate(
+            **arguments,
+            **sampling,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=pad_id,
+            suppress_tokens=never,
+        )
+    finally:
+        model.train(training)
+    return [_up_to_end(answer_T, ends) for answer_T in output_BT[:, longest:].cpu()]
+
+
+def _up_to_end(answer_T: Tensor, ends: list[int]) -> Tensor:
+    found = torch.isin(answer_T, torch.tensor(ends)).nonzero()
+    return answer_T[: int(found[0]) + 1] if len(found) else answer_T

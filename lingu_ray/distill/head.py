@@ -1,0 +1,97 @@
+"""The output head: how final hidden states become logits, for the loss and for scoring, of students and teachers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lingu_ray.errors import UserError
+
+_MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
+_DIVISORS = ("logits_scaling",)  # Granite, MiniCPM3
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma 2 and later, RecurrentGemma
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """logits = softcap · tanh(scale · hidden Wᵀ / softcap); without a soft cap scale · hidden Wᵀ.
+
+    `weight_VD`: one row for each vocabulary id.
+    """
+
+    weight_VD: Tensor
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of ids."""
+        return self.weight_VD.shape[0]
+
+    def cast(self, dtype: torch.dtype) -> OutputHead:
+        """The same head with its weight in `dtype`."""
+        return replace(self, weight_VD=self.weight_VD.to(dtype))
+
+    def first(self, ids: int) -> OutputHead:
+        """The head of the first ids alone."""
+        return replace(self, weight_VD=self.weight_VD[:ids])
+
+    @torch.no_grad()
+    def logits(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
+        """`[N, V]` in float32, in `out` where it is given. Hidden states and weight have the same dtype."""
+        if out is None:
+            out = hidden_ND.new_empty(len(hidden_ND), self.vocabulary, dtype=torch.float32)
+        add_product_(out, hidden_ND, self.weight_VD.T, beta=0)
+        if self.softcap is not None:
+            return out.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
+        return out if self.scale == 1 else out.mul_(self.scale)
+
+    def pull_back_(self, grad_NV: Tensor, logits_NV: Tensor) -> Tensor:
+        """dL/d(hidden Wᵀ) from dL/dlogits, in place; `logits_NV`, as `logits` gave them, are overwritten too."""
+        if self.softcap is not None:
+            # d tanh(x)/dx = 1 − tanh²(x)
+            grad_NV.addcmul_(grad_NV, logits_NV.square_(), value=-1 / self.softcap**2)
+        return grad_NV if self.scale == 1 else grad_NV.mul_(self.scale)
+
+
+def add_product_(sum_: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
+    """sum = beta · sum + a b for a float32 `sum_`, which `beta=0` need not have a content; `a` and `b` of one dtype."""
+    if a.dtype == sum_.dtype:
+        sum_.addmm_(a, b, beta=beta)
+    elif sum_.is_cuda:  # the product's own float32, never rounded to the factors' dtype
+        torch.addmm(sum_, a, b, beta=beta, out_dtype=sum_.dtype, out=sum_)
+    elif beta == 0:
+        sum_.copy_(a @ b)
+    else:
+        sum_.mul_(beta).add_(a @ b)
+
+
+def output_head(model: PreTrainedModel) -> OutputHead:
+    """The model's head, with what the decoder's configuration says of scale and soft cap.
+
+    A VLM's head is its decoder's: the classes of PaliGemma 2 and Aya Vision leave the decoder's soft cap or scale out,
+    which their LM was trained with; here it counts.
+
+    Raises:
+        UserError: no output head, or one with a bias.
+    """
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"{type(model).__name__}: an output head without bias is wanted")
+    scale, softcap = scaling(model.config.get_text_config(decoder=True))
+    return OutputHead(cast(Tensor, head.weight), scale, softcap)
+
+
+def scaling(text: PreTrainedConfig) -> tuple[float, float | None]:
+    """Scale and soft cap that a decoder's configuration names; 1 and None for most."""
+    value = lambda name: getattr(text, name, None) or 1.0  # noqa: E731
+    # HyperCLOVA X multiplies by what Granite calls by the same name and divides by
+    inverse = 1 if text.model_type.startswith("hyperclovax") else -1
+    scale = math.prod(value(name) for name in _MULTIPLIERS) * math.prod(value(name) ** inverse for name in _DIVISORS)
+    softcap = next((cap for name in _SOFTCAPS if (cap := getattr(text, name, None))), None)
+    return float(scale), softcap

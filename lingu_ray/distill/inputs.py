@@ -1,0 +1,85 @@
+"""What a student's forward pass takes, derived for its family.
+
+Families want more than ids and pixels: token types (Gemma 3, PaliGemma, Qwen-VL) and positions (M-RoPE). All of it
+follows from which tokens are visual, which are answers, and which sample a token belongs to.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lingu_ray.distill.donation import places
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """A micro-batch as tensors `[B, T]` (see `plan_donation`), with the vision tensors of its images in order."""
+
+    input_ids_BT: Tensor
+    sample_BT: Tensor
+    supervised_BT: Tensor
+    visual_BT: Tensor
+    vision: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> ModelInputs:
+        """All tensors on `device`."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return ModelInputs(**tensors, vision={name: value.to(device) for name, value in self.vision.items()})
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several samples."""
+        return int(self.sample_BT.max()) >= len(self.sample_BT)
+
+
+def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
+    """Keyword arguments for the forward pass of a VLM without its head."""
+    named = inspect.signature(model.forward).parameters
+    arguments: dict[str, Any] = {"input_ids": inputs.input_ids_BT, "attention_mask": None, **inputs.vision}
+    if "mm_token_type_ids" in named:
+        arguments["mm_token_type_ids"] = inputs.visual_BT.int()
+    if "token_type_ids" in named:
+        arguments["token_type_ids"] = _token_types(model, inputs)
+    if inputs.packed:  # positions that start again tell the samples of a row apart
+        arguments["position_ids"] = _packed_positions(model, inputs)
+    elif (inputs.sample_BT < 0).any():  # without padding the attention needs no mask
+        arguments["attention_mask"] = (inputs.sample_BT >= 0).long()
+    return arguments
+
+
+def _token_types(model: Any, inputs: ModelInputs) -> Tensor:
+    """PaliGemma: 0 on the prompt of the first answer, 1 after it. Gemma 3: 1 on image tokens."""
+    if model.config.model_type == "paligemma":
+        suffix_BT = (inputs.supervised_BT.cumsum(1) > 0) | (inputs.sample_BT < 0)
+        return suffix_BT.long()
+    return inputs.visual_BT.long()
+
+
+def _packed_positions(model: Any, inputs: ModelInputs) -> Tensor:
+    """Positions that start at 0 in every sample: `[B, T]`, or `[4, B, T]` for M-RoPE, places first."""
+    place_BT = places(inputs.sample_BT)
+    if not hasattr(model, "get_rope_index"):
+        return place_BT
+    row_K, column_K = (inputs.sample_BT >= 0).nonzero(as_tuple=True)
+    sample_K, place_K = inputs.sample_BT[row_K, column_K], place_BT[row_K, column_K]
+    shape = (int(sample_K.max()) + 1, int(place_K.max()) + 1)
+
+    def a_sample_a_row(tensor_BT: Tensor) -> Tensor:
+        spread_ST = tensor_BT.new_zeros(shape)
+        spread_ST[sample_K, place_K] = tensor_BT[row_K, column_K]
+        return spread_ST
+
+    position_3ST, _ = model.get_rope_index(
+        a_sample_a_row(inputs.input_ids_BT),
+        image_grid_thw=inputs.vision.get("image_grid_thw"),
+        attention_mask=a_sample_a_row((inputs.sample_BT >= 0).long()),
+        mm_token_type_ids=a_sample_a_row(inputs.visual_BT.int()),
+    )
+    position_4BT = place_BT.repeat(4, 1, 1)
+    position_4BT[1:, row_K, column_K] = position_3ST[:, sample_K, place_K]
+    return position_4BT

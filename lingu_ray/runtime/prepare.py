@@ -1,0 +1,39 @@
+"""A student made ready to train: adapters, gradient checkpointing, shards, compiled layers, device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from lingu_ray.config import TrainConfig
+from lingu_ray.distill.lora import add_adapters
+from lingu_ray.distill.student import Student
+from lingu_ray.runtime.sharding import shard, whole
+
+
+def prepare(student: Student, settings: TrainConfig, device: torch.device, seed: int) -> None:
+    """Change the student in place, as the settings say, and put it on `device`; `seed`: of the adapters."""
+    student.model.train()
+    if settings.gradient_checkpointing:
+        student.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.lora is not None:
+        add_adapters(student.decoder, settings.lora, seed)
+    if settings.parallelism == "fsdp2":
+        shard(student, device)
+    if settings.compile:
+        for layer in student.layers:
+            layer.compile(dynamic=True)
+    nn.Module.to(student.model, device)
+
+
+@contextmanager
+def between_steps(student: Student) -> Iterator[None]:
+    """Within it the student validates and generates, each worker as much as it likes; all workers must enter.
+
+    Compiled layers are for training alone: here they would be compiled again for each mode, and as a cache grows.
+    """
+    with whole(student.decoder), torch.compiler.set_stance("force_eager"):
+        yield

@@ -1,0 +1,151 @@
+"""How a request reaches the teacher actor: the donated KV by one of three ways, the small rest beside it.
+
+object_store: as bytes in the node's shared memory, written once and read there without a copy. Works everywhere.
+cuda_ipc: the actor opens the worker's GPU memory and nothing is moved. Wants worker and teacher on one GPU.
+nixl: Ray Direct Transport over NIXL, from memory to memory, on GPUs and CPUs, without the object store.
+
+All three hand over the same bytes, which the actor must never write to. What it answers is small and comes back over
+the object store.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import rebuild_cuda_tensor, reduce_tensor
+
+from lingu_ray.config import TeacherConfig
+from lingu_ray.distill.continuation import TeacherRequest
+from lingu_ray.errors import UserError
+
+Packed = dict[str, Any]
+
+_KV = "kv_L2PHE"
+
+
+class Transport(ABC):
+    """One way for the KV; both sides have one of their own."""
+
+    lends = False
+    """Whether the actor reads the worker's own memory, so that the KV must live until it has answered."""
+
+    def send(self, request: TeacherRequest) -> tuple[dict[str, Packed], Any]:
+        """The request as the actor's arguments: its small fields packed, and what stands for the KV."""
+        fields = dict(vars(request))
+        if request.kv_L2PHE.numel():
+            kv_L2PHE = fields.pop(_KV)
+            return _pack_all(fields), self.share(kv_L2PHE.detach())
+        return _pack_all(fields), None
+
+    def receive(self, fields: dict[str, Packed], shared: Any) -> TeacherRequest:
+        """The request again, on the actor's side."""
+        tensors = {name: unpack(value) for name, value in fields.items()}
+        if shared is not None:
+            tensors[_KV] = self.open(shared)
+        return TeacherRequest(**tensors)
+
+    @abstractmethod
+    def share(self, kv_L2PHE: Tensor) -> Any:
+        """On the worker: what the actor is called with in place of the KV."""
+
+    @abstractmethod
+    def open(self, shared: Any) -> Tensor:
+        """On the actor: the KV."""
+
+
+class ObjectStore(Transport):
+    """Bytes in shared memory: Ray puts arguments above 100 KB there, and copies them in once, with several threads."""
+
+    def share(self, kv_L2PHE: Tensor) -> Packed:
+        """The packed KV."""
+        return pack(kv_L2PHE)
+
+    def open(self, shared: Packed) -> Tensor:
+        """A view of the shared memory, on the CPU."""
+        return unpack(shared)
+
+
+class CudaIpc(Transport):
+    """A handle to the worker's GPU memory. It has not been run on a GPU yet.
+
+    The handle is torch's own, because Ray's transport of this name wants both actors on a GPU that Ray assigned, and
+    the teacher lives on its worker's. It brings an event along: the actor's stream waits until the KV is written.
+    """
+
+    lends = True
+
+    def share(self, kv_L2PHE: Tensor) -> list[Any]:
+        """Arguments of `rebuild_cuda_tensor`."""
+        _, arguments = reduce_tensor(kv_L2PHE)
+        return list(arguments)
+
+    def open(self, shared: list[Any]) -> Tensor:
+        """A view of the worker's memory."""
+        shared[_STORAGE_DEVICE] = torch.cuda.current_device()  # the two processes may number the GPU differently
+        return rebuild_cuda_tensor(*shared)
+
+
+_STORAGE_DEVICE = 6
+"""Place of `storage_device` among the arguments of `rebuild_cuda_tensor`."""
+
+
+class Nixl(Transport):
+    """Registered with NIXL by the worker, and fetched by the actor into memory of its own.
+
+    A teacher that dies is replaced and asked again, as with the others. A transfer that fails ends worker and actor,
+    which is Ray's doing; the run then goes on from its checkpoint.
+    """
+
+    def share(self, kv_L2PHE: Tensor) -> ray.ObjectRef:
+        """A reference, which keeps the KV until the actor has answered."""
+        return ray.put([kv_L2PHE], _tensor_transport="nixl")
+
+    def open(self, shared: list[Tensor]) -> Tensor:
+        """The KV, which Ray has fetched by now, on the device it came from."""
+        return shared[0]
+
+
+def make_transport(settings: TeacherConfig) -> Transport:
+    """The transport of `teacher.transport`."""
+    return {"object_store": ObjectStore, "cuda_ipc": CudaIpc, "nixl": Nixl}[settings.transport]()
+
+
+def check_transport(settings: TeacherConfig, device: torch.device, gpus: int) -> None:
+    """Raise UserError when a worker on this device, to which Ray lent that many GPUs, cannot send so."""
+    name, otherwise = settings.transport, "or set teacher.transport=object_store"
+    if name == "cuda_ipc" and device.type != "cuda":
+        raise UserError(
+            f"teacher.transport=cuda_ipc shares GPU memory: give the workers a GPU (ray.use_gpu), {otherwise}"
+        )
+    if name == "cuda_ipc" and gpus > 1:
+        raise UserError(
+            f"teacher.transport=cuda_ipc wants worker and teacher on one GPU, and they have {gpus}: "
+            f"give each worker one, {otherwise}"
+        )
+    if name == "nixl" and find_spec("nixl") is None:
+        raise UserError(f"teacher.transport=nixl needs a package: pip install 'lingu-ray[nixl]', {otherwise}")
+
+
+def pack(tensor: Tensor) -> Packed:
+    """A tensor as one contiguous uint8 array with dtype and shape: what Ray moves without pickling the content."""
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return {"bytes": flat, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": tuple(tensor.shape)}
+
+
+def unpack(packed: Packed) -> Tensor:
+    """The tensor of `pack`, on the CPU, sharing the array's memory: never write to it."""
+    data: np.ndarray = packed["bytes"]
+    dtype = getattr(torch, packed["dtype"])
+    if not data.size:
+        return torch.empty(packed["shape"], dtype=dtype)
+    return torch.from_numpy(data).view(dtype).view(packed["shape"])
+
+
+def _pack_all(fields: dict[str, Tensor]) -> dict[str, Packed]:
+    return {name: pack(value) for name, value in fields.items()}

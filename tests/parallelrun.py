@@ -1,0 +1,129 @@
+"""A few optimiser steps on the tiny pair, without Ray: in this process, or as one of several workers over gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from tiny import tiny_processor
+from tinyrun import config
+
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.row import Row
+from lingu_ray.distill.student import Student, load_student
+from lingu_ray.distill.teacher import Teacher
+from lingu_ray.runtime.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
+from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.optimiser import make_optimiser, trained_parameters
+from lingu_ray.runtime.prepare import between_steps, prepare
+from lingu_ray.runtime.sharding import collect
+from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.teachers import InProcessTeacher
+from lingu_ray.runtime.validation import Validation, answer_samples
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Outcome:
+    """What the steps gave, each over all workers, and gradients and weights after the last, on the first worker."""
+
+    batches: list[float]
+    loss: list[float]
+    kd: list[float]
+    norm: list[float]
+    validation_ce: float
+    answers: list[str]
+    gradients: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+
+
+def rows(data: Path) -> list[Row]:
+    """Two texts, which fit one micro-batch, and three picture questions, which take more."""
+    say = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    image = lambda i: [(data / f"{i}.png").read_bytes()]  # noqa: E731
+    long = "Look closely at every single dot of this picture and say what you see in all of it, please, now: even?"
+    return [
+        Row("text", 0, [say("user", "Tell me."), say("assistant", "A longer story.")], [], True),
+        Row("text", 1, [say("user", "And you, what do you say?"), say("assistant", "No.")], [], True),
+        Row("pictures", 2, [say("user", "<image>Even?"), say("assistant", "It is odd.")], image(0), False),
+        Row("text", 3, [say("user", f"<image>{long}"), say("assistant", "It is even, quite sure.")], image(1), True),
+        Row("pictures", 4, [say("user", "<image>Odd?"), say("assistant", "It is even.")], image(2), False),
+    ]
+
+
+class Steps:
+    """A worker's part in a run with the settings `train`: of two workers one has the texts, the other the pictures."""
+
+    def __init__(self, data: Path, **train: Any):
+        train = {"tokens_per_micro_batch": 160, **train}
+        self.config = config(data, data, train=train, teacher={"look_ahead": 1}, distill={"policy": "all"})
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.student = Student(load_student(self.config.student))
+        prepare(self.student, self.config.train, CPU, seed=0)
+        self.optimiser = make_optimiser(self.student, self.config.train)
+        dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
+        teacher = InProcessTeacher(Teacher.load(self.config.teacher, dtype, CPU))
+        self.micro_batches = MicroBatches(self.config, self.student, teacher, CPU)
+        self.encoder = Encoder(tiny_processor(), 160)
+        self.rows = rows(data)
+
+    def run(self, count: int) -> Outcome:
+        """Validate and answer, as workers may differ in how much they have to, then take `count` steps."""
+        steps, parameters = [], trained_parameters(self.optimiser)
+        held_out = {"text": self.rows[:3], "pictures": self.rows[4:]}
+        validation = Validation(self.config, held_out, self.encoder, CPU, self.rank, self.world)
+        with between_steps(self.student):
+            answers = answer_samples(self.student, self.encoder, self.rows[2:3] if self.rank == 0 else [])
+        with between_steps(self.student):
+            record = validation.run(self.micro_batches)
+        mine = self.rows if self.world == 1 else self.rows[:2] if self.rank == 0 else self.rows[2:]
+        samples = [self.encoder.encode(row) for row in mine]
+        gradients: dict[str, torch.Tensor] = {}
+        for step in range(count):
+            batches = self.micro_batches.make(samples, self.encoder.pad_id)
+            plans = [self.micro_batches.plan(batch) for batch in batches]
+            self.optimiser.zero_grad(set_to_none=True)
+            torch.manual_seed(step)
+            sums = self.micro_batches.run(batches, plans, self.micro_batches.weights(0.0, batches, plans))
+            sum_gradients(parameters)
+            norm = clip_gradients(parameters, 1.0)
+            named = self.student.model.named_parameters()
+            gradients = collect({name: p.grad for name, p in named if p.grad is not None}, self.rank == 0)
+            self.optimiser.step()
+            steps.append([*all_sum([len(batches), sums.loss, sums.kd], CPU), norm])
+        weights = collect(self.student.model.state_dict(keep_vars=True), self.rank == 0)
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+        columns = [list(column) for column in zip(*steps, strict=True)]
+        return Outcome(*columns, record["validation_ce"], [a["answer"] for a in answers], gradients, weights)
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write a checkpoint."""
+        save_checkpoint(folder, self.student.model, self.optimiser, CheckpointState(step, None), keep_last=1)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        assert load_checkpoint(folder, self.student.model, self.optimiser) is not None
+
+    def export(self, folder: Path) -> None:
+        """Write the finished model."""
+        export_model(self.student.model, tiny_processor(), torch.float32, folder, self.config.train.lora)
+
+
+def in_workers(work: Callable[[Path, Path], None], data: Path, folder: Path, world: int = 2) -> None:
+    """Run `work(data, folder)` in `world` processes that form a gloo group; what it raises, this raises."""
+    torch.multiprocessing.spawn(_worker, (work, data, folder, world), nprocs=world)
+
+
+def _worker(rank: int, work: Callable[[Path, Path], None], data: Path, folder: Path, world: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    work(data, folder)
+    dist.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,267 @@
+"""Encoding with each family's own processor, in miniature: what comes out is what the family's model takes.
+
+Not here: Mistral 3 (its processor needs torchvision) and SmolVLM (its processor needs num2words; images go as in
+Idefics3). Samples of both, and of audio, are joined as `families` writes them.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, PINPOINTS, Prompt
+from tiny import VOCABULARY, picture, tiny_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessorPil,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
+    GotOcr2ImageProcessorPil,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    InternVLProcessor,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
+    LlavaProcessor,
+    PaliGemmaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+    Qwen3VLProcessor,
+    SiglipImageProcessorPil,
+)
+
+from lingu_ray.corpus.batch import collate
+from lingu_ray.corpus.encode import Encoder, Sample
+from lingu_ray.corpus.images import decode_image
+from lingu_ray.corpus.row import PLACEHOLDER, Row
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+
+SQUARE = {"height": 16, "width": 16}
+
+
+def tokenizer(*tokens: str, **roles: str) -> PreTrainedTokenizerFast:
+    """The tiny base vocabulary with a family's five tokens on top, in the order of `families.ADDED`."""
+    core = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    core["added_tokens"] = [token for token in core["added_tokens"] if token["id"] < VOCABULARY]
+    backend = Tokenizer.from_str(json.dumps(core))
+    backend.add_special_tokens(list(tokens))
+    ends = {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>", "pad_token": "<|im_end|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, extra_special_tokens=roles, **ends)
+
+
+def template(image: str) -> str:
+    """ChatML; `image` is what the family's template writes where an image stands."""
+    content = "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
+    return (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+        "{% for part in message['content'] %}" + content + "{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+
+
+def idefics3() -> ProcessorMixin:
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    tokens = tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>")
+    return Idefics3Processor(images, tokens, image_seq_len=4, chat_template=template("<image>"))
+
+
+def llava(
+    processor: type[ProcessorMixin], image_processor: type, strategy: str = "default", **settings: Any
+) -> ProcessorMixin:
+    images = image_processor(size={"shortest_edge": 16}, crop_size=SQUARE, **settings)
+    return processor(
+        images,
+        tokenizer("<image>", "<s>", "</s>", "<break>", "<video>"),
+        patch_size=4,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=1,
+        chat_template=template("<image>\n"),
+    )
+
+
+def llava_onevision() -> ProcessorMixin:
+    return LlavaOnevisionProcessor(
+        LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=PINPOINTS),
+        tokenizer("<image>", "<s>", "</s>", "<break>", "<video>"),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=template("<image>\n"),
+    )
+
+
+def qwen_vl(processor: type[ProcessorMixin]) -> ProcessorMixin:
+    area = {"shortest_edge": 2 * 8 * 8, "longest_edge": 16 * 8 * 8}
+    images = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, temporal_patch_size=2, size=area)
+    tokens = tokenizer("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<break>", "<|video_pad|>")
+    return processor(images, tokens, chat_template=template("<|vision_start|><|image_pad|><|vision_end|>"))
+
+
+def internvl3() -> ProcessorMixin:
+    roles = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    tokens = tokenizer("<IMG_CONTEXT>", "<img>", "</img>", "<break>", "<video>", **roles, video_token="<video>")
+    images = GotOcr2ImageProcessorPil(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=3)
+    return InternVLProcessor(images, tokens, image_seq_length=4, chat_template=template("<IMG_CONTEXT>\n"))
+
+
+def gemma3() -> ProcessorMixin:
+    roles = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    tokens = tokenizer(*roles.values(), "<break>", "<video>", **roles)
+    images = Gemma3ImageProcessorPil(size=SQUARE)
+    return Gemma3Processor(images, tokens, image_seq_length=4, chat_template=template("<start_of_image>"))
+
+
+PROCESSORS: dict[str, Callable[[], ProcessorMixin]] = {
+    "idefics3": idefics3,
+    "llava": lambda: llava(LlavaProcessor, CLIPImageProcessorPil),
+    "llava_next": lambda: llava(LlavaNextProcessor, LlavaNextImageProcessorPil, image_grid_pinpoints=PINPOINTS),
+    "llava_onevision": llava_onevision,
+    "qwen2_vl": lambda: qwen_vl(Qwen2VLProcessor),
+    "qwen2_5_vl": lambda: qwen_vl(Qwen2_5_VLProcessor),
+    "qwen3_vl": lambda: qwen_vl(Qwen3VLProcessor),
+    "internvl3": internvl3,
+    "gemma3": gemma3,
+}
+
+
+@cache
+def processor_of(name: str) -> ProcessorMixin:
+    """Some processors also take videos, with a part that needs torchvision: they are made without it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ProcessorMixin, "check_argument_for_proper_class", lambda *_: None)
+        return PROCESSORS[name]()
+
+
+@cache
+def student_of(name: str) -> PreTrainedModel:
+    family = FAMILIES[name]
+    return family.student(family.teacher())
+
+
+def row(*turns: str) -> Row:
+    """Questions and answers in turn, with as many images as placeholders; each image has another shape."""
+    roles = ("user", "assistant")
+    messages = [{"role": roles[index % 2], "content": content} for index, content in enumerate(turns)]
+    sizes = [(32, 16), (20, 20), (16, 30)]
+    pictures = [picture(seed, sizes[seed]) for seed in range("".join(turns).count(PLACEHOLDER))]
+    return Row("pictures", len(turns), messages, pictures, distill=True)
+
+
+ROWS = {
+    "text": row("What is a cat?", "An animal."),
+    "one": row("<image>What is it?", "A cat."),
+    "two": row("Is <image> the same as <image>?", "No."),
+    "turns": row("<image>What is it?", "A cat.", "And this? <image>", "A dog."),
+}
+
+
+def conversation(row: Row) -> list[dict[str, Any]]:
+    """The row without its last answer, as `apply_chat_template` takes it."""
+    images = iter(row.images)
+    messages = []
+    for message in row.messages[:-1]:
+        parts: list[dict[str, Any]] = []
+        for index, text in enumerate(message["content"].split(PLACEHOLDER)):
+            parts += [{"type": "image", "image": decode_image(next(images))}] if index else []
+            parts += [{"type": "text", "text": text}] if text else []
+        messages.append({"role": message["role"], "content": parts})
+    return messages
+
+
+def forward(model: PreTrainedModel, samples: list[Sample]) -> Tensor:
+    """Final hidden states `[B, T, D]` of the samples as one padded micro-batch."""
+    batch = collate(samples, pad_id=2)
+    inputs = ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
+    with torch.no_grad():
+        return model.model(**forward_arguments(model.model, inputs), use_cache=False).last_hidden_state
+
+
+def assert_batch_equals_rows(model: PreTrainedModel, samples: list[Sample]) -> None:
+    together_BTD = forward(model, samples)
+    for hidden_TD, sample in zip(together_BTD, samples, strict=True):
+        alone_TD = forward(model, [sample])[0]
+        torch.testing.assert_close(hidden_TD[: len(sample)], alone_TD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_prompts_are_those_of_inference(name, kind):
+    """Ids and vision tensors of a question equal those of the processor's `apply_chat_template`."""
+    if (name, kind) == ("llava_onevision", "turns"):
+        pytest.skip("it tiles an image that is alone; training tiles it as its own turn's inference does")
+    processor = processor_of(name)
+    question = Encoder(processor, max_length=512).encode_question(ROWS[kind])
+    expected = processor.apply_chat_template(
+        conversation(ROWS[kind]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert question.input_ids_T.tolist() == expected["input_ids"][0].tolist()
+    for key, tensor in question.vision.items():
+        assert torch.equal(tensor, expected[key]), key
+
+
+def test_paligemma_reads_images_first_then_the_question():
+    """Prompts with and without images are what its processor writes: images, BOS, question, newline; length agrees."""
+    tokens = tokenizer("<image>", "<s>", "</s>", "<break>", "<video>")
+    images = SiglipImageProcessorPil(size=SQUARE)
+    images.image_seq_length = 16
+    processor = PaliGemmaProcessor(images, tokens)
+    encoder = Encoder(processor, max_length=512)
+    for kind, question, count in (("one", "What is it?", 1), ("two", "Is  the same as ?", 2)):
+        pictures = [decode_image(image) for image in ROWS[kind].images]
+        expected = processor(text="<image>" * count + question, images=[pictures], return_tensors="pt")
+        sample = encoder.encode_question(ROWS[kind])
+        assert sample.input_ids_T.tolist() == expected["input_ids"][0].tolist()
+        assert torch.equal(sample.vision["pixel_values"], expected["pixel_values"])
+        assert encoder.length(ROWS[kind]) == len(encoder.encode(ROWS[kind]))
+    text = encoder.encode_question(ROWS["text"]).input_ids_T.tolist()
+    assert text == tokens("<|im_start|>What is a cat?\n", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_length_is_known_without_the_images(name, kind):
+    """`length` counts each family's tokens of images by their sizes, as many as encoding gives."""
+    encoder = Encoder(processor_of(name), max_length=512)
+    assert encoder.length(ROWS[kind]) == len(encoder.encode(ROWS[kind]))
+
+
+@pytest.mark.parametrize("kind", ["one", "two", "turns"])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_there_is_a_placeholder_for_every_feature(name, kind):
+    """`visual_T` marks as many positions as the family's model makes features, and all are its image token."""
+    model = student_of(name)
+    sample = Encoder(processor_of(name), max_length=512).encode(ROWS[kind])
+    assert (sample.input_ids_T[sample.visual_T] == model.config.image_token_id).all()
+    with torch.no_grad():
+        features = model.model.get_image_features(**sample.vision).pooler_output
+    width = model.config.get_text_config().hidden_size
+    assert int(sample.visual_T.sum()) == sum(part.numel() for part in features) // width
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_encoded_rows_in_a_batch_are_what_they_are_alone(name):
+    """Rows with none, one and two images in one padded micro-batch: each has the hidden states that it has alone."""
+    encoder = Encoder(processor_of(name), max_length=512)
+    assert_batch_equals_rows(student_of(name), [encoder.encode(row) for row in ROWS.values()])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_samples_of_every_family_are_joined(name):
+    """Likewise for samples as the families' processors write them: images of two sizes, several tiles, audio."""
+
+    def sample(prompt: Prompt) -> Sample:
+        supervised_T = torch.zeros_like(prompt.visual_T)
+        supervised_T[-4:] = True
+        return Sample("pictures", 0, prompt.input_ids_T, supervised_T, prompt.visual_T, prompt.vision)
+
+    family = FAMILIES[name]
+    prompts = [family.prompt(0), family.text(1), family.prompt(1), family.prompt(2, images=2), family.prompt(3, 3)]
+    assert_batch_equals_rows(student_of(name), [sample(prompt) for prompt in prompts])

@@ -1,0 +1,104 @@
+"""The output head against the logits that Transformers itself makes."""
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
+    FalconH1Config,
+    Gemma2Config,
+    GPTJConfig,
+    GraniteConfig,
+    HyperCLOVAXConfig,
+    LlamaConfig,
+    MiniCPM3Config,
+    PaliGemmaConfig,
+    PreTrainedConfig,
+)
+
+from lingu_ray.distill.head import OutputHead, add_product_, output_head, scaling
+from lingu_ray.errors import UserError
+
+TINY = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+MLA = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4, "v_head_dim": 8}
+FAMILIES: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**TINY),
+    "gemma2": Gemma2Config(**TINY, final_logit_softcapping=0.5),
+    "granite": GraniteConfig(**TINY, logits_scaling=8.0),
+    "cohere": CohereConfig(**TINY, logit_scale=0.0625),
+    "cohere2": Cohere2Config(**TINY, logit_scale=0.25),
+    "falcon_h1": FalconH1Config(**TINY, lm_head_multiplier=0.4, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8),
+    "hyperclovax": HyperCLOVAXConfig(**TINY, logits_scaling=0.125),
+    "minicpm3": MiniCPM3Config(**TINY, **MLA, dim_model_base=4),
+}
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+def test_logits_are_those_of_transformers(config):
+    """Scale and soft cap that the configuration names give the model's own logits, from its final hidden states."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    torch.nn.init.normal_(model.get_output_embeddings().weight)  # so large that a soft cap shows
+    ids = torch.tensor([[3, 7, 9, 4]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[0]
+        hidden = model.get_decoder()(input_ids=ids).last_hidden_state[0]
+    head = output_head(model)
+    assert (head.scale, head.softcap) != (1.0, None) or config.model_type == "llama"
+    torch.testing.assert_close(head.logits(hidden), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_decoder_of_a_vlm_says_what_its_head_does():
+    """PaliGemma 2: the soft cap is the text configuration's."""
+    config = PaliGemmaConfig(text_config=Gemma2Config(**TINY, final_logit_softcapping=30.0))
+    assert scaling(config.get_text_config(decoder=True)) == (1.0, 30.0)
+
+
+def test_a_bias_is_refused():
+    """GPT-J's output head has a bias: a UserError that names the model."""
+    model = AutoModelForCausalLM.from_config(GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
+    with pytest.raises(UserError, match="GPTJForCausalLM: an output head without bias is wanted"):
+        output_head(model)
+
+
+def test_no_head_is_refused():
+    """A model without an output head: the same error."""
+    with pytest.raises(UserError, match="LlamaModel: an output head without bias is wanted"):
+        output_head(AutoModel.from_config(FAMILIES["llama"]))
+
+
+@pytest.mark.parametrize("head", [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.5, "softcap": 2.0}])
+def test_pull_back_is_the_gradient(head):
+    """From dL/dlogits to dL/d(hidden Wᵀ), as autograd has it."""
+    raw = torch.randn(5, 7, requires_grad=True)
+    scale, softcap = head.get("scale", 1.0), head.get("softcap")
+    logits = scale * raw if softcap is None else softcap * torch.tanh(scale * raw / softcap)
+    grad = torch.randn(5, 7)
+    logits.backward(grad)
+    pulled = OutputHead(torch.empty(7, 3), **head).pull_back_(grad.clone(), logits.detach().clone())
+    torch.testing.assert_close(pulled, raw.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_add_up_in_float32(dtype, device):
+    """`beta=0` overwrites what was undefined, any other adds; a bfloat16 product is off by its rounding at most."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    a, b = (torch.randn(6, 6, device=device).to(dtype) for _ in range(2))
+    total = torch.full((6, 6), torch.nan, device=device)
+    add_product_(total, a, b, beta=0)
+    add_product_(total, a, b, beta=1)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(total, 2 * (a.float() @ b.float()), rtol=tolerance, atol=tolerance)
