@@ -21,8 +21,8 @@ from lingu_ray.distill.divergence import DivergenceFn
 from lingu_ray.distill.head import OutputHead, add_product_
 from lingu_ray.distill.workspace import Workspace
 
-_CHUNK_ELEMENTS = 2**22
-"""Logits held at a time: 16 MiB in float32; more where the head is wide, see `_rows`."""
+_CHUNK_ELEMENTS = 2**23
+"""Logits held at a time: 32 MiB in float32; more where the head is wide, see `_rows`."""
 
 
 @dataclass(frozen=True)

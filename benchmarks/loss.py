@@ -1,0 +1,292 @@
+"""The fused loss beside what others have: time, memory and value of one forward and backward pass over the same inputs.
+
+    python -m benchmarks.loss                                              small: a minute or two
+    python -m benchmarks.loss --tokens 64 4096 --vocabulary 49152 --out FOLDER
+
+All compute ½ · mean CE + ½ · mean JSD(β = ½) at τ = 1, from hidden states and output heads of student and teacher, and
+the gradients of the student's. At β = ½ all definitions of the divergence agree; the weights are converted so:
+
+    naive         torch alone: all logits, log-probabilities and their gradients at once
+    liger         LigerFusedLinearJSDLoss, weight_hard_loss = weight_soft_loss = ½, compiled as is its default;
+                  it divides by tokens itself
+    liger_triton  LigerFusedLinearJSD, on GPUs only; it has no cross-entropy, so it does less: ½ · mean JSD alone
+    trl_gkd       GKDTrainer.generalized_jsd_loss on all logits ("batchmean" divides by tokens) + torch's cross-entropy
+    trl_fused     TRL's ChunkedDivergenceFunction, from hidden states; ½ · mean JSD alone, too
+    ours          lingu_ray's ce_kd_loss with ce_N = kd_M = ½ / tokens
+
+Liger and TRL are optional: what is not installed is left out, and a line says so.
+
+Columns: `ms`, median and quartiles of rounds in turning order; `times ours`, the median of the rounds' ratios;
+`MiB`, the peak above the inputs of a second pass, gradients included (CPU: of a fresh process, Linux only; GPU: of the
+allocator); `of naive`, the same as a share of the naive one's; `off`, how far the loss is from the naive one,
+relatively.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio
+from lingu_ray.config import DistillConfig
+from lingu_ray.distill.divergence import divergence_of
+from lingu_ray.distill.head import OutputHead
+from lingu_ray.distill.loss import LossScales, TeacherAnswer, ce_kd_loss
+
+KD_ALONE = ("trl_fused", "liger_triton")
+STATUS = Path("/proc/self/status")
+PACKAGES = {"liger": "liger_kernel", "liger_triton": "liger_kernel", "trl_gkd": "trl", "trl_fused": "trl"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """N tokens, V ids, D hidden width; where and in which dtype."""
+
+    tokens: int
+    vocabulary: int
+    width: int
+    dtype: torch.dtype
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.tokens} × {self.vocabulary}"
+
+
+class Inputs:
+    """Hidden states `[N, D]`, heads `[V, D]` and labels `[N]`; the teacher is a student with some noise."""
+
+    def __init__(self, shape: Shape):
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(rows: int, scale: float) -> Tensor:
+            values = torch.randn(rows, shape.width, generator=generator).mul_(scale)
+            return values.to(shape.device, shape.dtype)
+
+        self.hidden_ND = draw(shape.tokens, 1.0)
+        self.weight_VD = draw(shape.vocabulary, shape.width**-0.5)
+        self.teacher_hidden_ND = draw(shape.tokens, 0.3).add_(self.hidden_ND)
+        self.teacher_weight_VD = draw(shape.vocabulary, 0.1 * shape.width**-0.5).add_(self.weight_VD)
+        labels_N = torch.randint(shape.vocabulary, (shape.tokens,), generator=generator)
+        self.labels_N = labels_N.to(shape.device)
+        self.hidden_ND.requires_grad_()
+        self.weight_VD.requires_grad_()
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """All logits of student and teacher, float32."""
+        with torch.no_grad():
+            teacher_NV = (self.teacher_hidden_ND @ self.teacher_weight_VD.T).float()
+        return (self.hidden_ND @ self.weight_VD.T).float(), teacher_NV
+
+
+Loss = Callable[[Inputs], Tensor]
+
+
+def naive(x: Inputs) -> Tensor:
+    """Torch alone."""
+    logits_NV, teacher_NV = x.logits()
+    return (F.cross_entropy(logits_NV, x.labels_N) + jsd(logits_NV, teacher_NV)) / 2
+
+
+def jsd(logits_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+    """Mean JSD(½), as its definition has it."""
+    log_s, log_t = logits_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
+    log_m = (log_s.exp() / 2 + log_t.exp() / 2).log()
+    kl = lambda log_p: F.kl_div(log_m, log_p, reduction="batchmean", log_target=True)  # noqa: E731
+    return (kl(log_s) + kl(log_t)) / 2
+
+
+def ours(x: Inputs) -> Tensor:
+    """lingu_ray's fused loss, every token answered."""
+    n = len(x.labels_N)
+    scale_N = torch.full((n,), 0.5 / n, device=x.labels_N.device)
+    all_N = torch.ones(n, dtype=torch.bool, device=x.labels_N.device)
+    answer = TeacherAnswer(x.teacher_hidden_ND, OutputHead(x.teacher_weight_VD), all_N)
+    divergence = divergence_of(DistillConfig(divergence="jsd", beta=0.5))
+    head = OutputHead(x.weight_VD)
+    return ce_kd_loss(x.hidden_ND, head, x.labels_N, LossScales(scale_N, scale_N, 1.0), answer, divergence).loss
+
+
+def make_liger() -> Loss:
+    """Liger's chunked loss."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.5, weight_soft_loss=0.5, beta=0.5)
+    return lambda x: loss(x.hidden_ND, x.weight_VD, x.teacher_hidden_ND, x.teacher_weight_VD, x.labels_N)
+
+
+def make_liger_triton() -> Loss:
+    """Liger's Triton kernel."""
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    loss = LigerFusedLinearJSD(jsd_beta=0.5)
+    return lambda x: loss(x.hidden_ND, x.weight_VD, x.teacher_hidden_ND, x.teacher_weight_VD) / 2
+
+
+def make_trl_gkd() -> Loss:
+    """TRL's loss on logits."""
+    from trl.experimental.gkd.gkd_trainer import GKDTrainer
+
+    def loss(x: Inputs) -> Tensor:
+        logits_NV, teacher_NV = x.logits()
+        return (F.cross_entropy(logits_NV, x.labels_N) + GKDTrainer.generalized_jsd_loss(logits_NV, teacher_NV)) / 2
+
+    return loss
+
+
+def make_trl_fused() -> Loss:
+    """TRL's fused divergence."""
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    def loss(x: Inputs) -> Tensor:
+        teacher = (x.teacher_hidden_ND, x.teacher_weight_VD, None)
+        values_N, _ = ChunkedDivergenceFunction.apply(x.hidden_ND, x.weight_VD, None, *teacher, 0.5)
+        return values_N.mean() / 2
+
+    return loss
+
+
+MAKERS: dict[str, Callable[[], Loss]] = {
+    "naive": lambda: naive,
+    "liger": make_liger,
+    "liger_triton": make_liger_triton,
+    "trl_gkd": make_trl_gkd,
+    "trl_fused": make_trl_fused,
+    "ours": lambda: ours,
+}
+
+
+def available(device: str) -> list[str]:
+    """Names of the losses that can be had here; a line on stderr for each that cannot."""
+    names = []
+    for name in MAKERS:
+        package = PACKAGES.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            print(f"{name}: left out, {package} is not installed", file=sys.stderr)
+        elif name == "liger_triton" and device == "cpu":
+            print(f"{name}: left out, it runs on GPUs only", file=sys.stderr)
+        else:
+            names.append(name)
+    return names
+
+
+def pass_of(loss: Loss, inputs: Inputs) -> float:
+    """One forward and backward pass, no gradients kept; the loss."""
+    value = loss(inputs)
+    value.backward()
+    inputs.hidden_ND.grad = inputs.weight_VD.grad = None
+    return float(value.detach())
+
+
+def peak_memory(name: str, shape: Shape) -> float | None:
+    """MiB above the inputs at the peak of a pass; None where it cannot be measured."""
+    if shape.device == "cpu":
+        if not STATUS.exists():
+            return None
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_peak_of_process, name, shape, torch.get_num_threads()).result()
+    loss, inputs = MAKERS[name](), Inputs(shape)
+    pass_of(loss, inputs)  # compiles, and makes the libraries' own workspaces
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    pass_of(loss, inputs)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _peak_of_process(name: str, shape: Shape, threads: int) -> float:
+    """The same in a fresh process, by its resident memory."""
+    torch.set_num_threads(threads)
+    loss, inputs = MAKERS[name](), Inputs(shape)
+    pass_of(loss, inputs)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident
+    before = _status("VmRSS")
+    pass_of(loss, inputs)
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(field: str) -> int:
+    """A field of this process's status, KiB."""
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def compare(shape: Shape, names: list[str], repeats: int) -> list[Row]:
+    """One row for each loss at this shape."""
+    values, timings = run(shape, names, repeats)
+    memory = {name: peak_memory(name, shape) for name in names}
+    naive_memory = memory["naive"]
+    rows = []
+    for name in names:
+        low, high = timings[name].spread
+        mine = memory[name]
+        reference = values["naive KD" if name in KD_ALONE else "naive"]
+        rows.append(
+            {
+                "tokens": shape.tokens,
+                "vocabulary": shape.vocabulary,
+                "loss": name,
+                "ms": timings[name].median * 1e3,
+                "quartiles, ms": f"{low * 1e3:.3g}–{high * 1e3:.3g}",
+                "times ours": ratio(timings[name], timings["ours"]),
+                "MiB": mine,
+                "of naive": mine / naive_memory if mine is not None and naive_memory else None,
+                "off": abs(values[name] - reference) / reference,
+            }
+        )
+    return rows
+
+
+def run(shape: Shape, names: list[str], repeats: int) -> tuple[dict[str, float], dict[str, Timing]]:
+    """Losses and timings by name; among the losses also the KD part of the naive one."""
+    inputs = Inputs(shape)
+    passes = {name: partial(pass_of, MAKERS[name](), inputs) for name in names}
+    values = {name: one_pass() for name, one_pass in passes.items()}
+    with torch.no_grad():
+        values["naive KD"] = float(jsd(*inputs.logits())) / 2
+    return values, measure(passes, repeats)
+
+
+def plot(rows: list[Row], shapes: list[Shape], names: list[str], out: Path) -> None:
+    """Bars of time relative to ours, and of memory relative to naive."""
+    for file, column, title, reference in (
+        ("loss_time", "times ours", "Time, ours = 1", ("ours", 1.0)),
+        ("loss_memory", "of naive", "Peak memory, naive = 1", None),
+    ):
+        series = {name: [row[column] for row in rows if row["loss"] == name] for name in names}
+        plot_bars(out / f"{file}.png", title, column, [str(shape) for shape in shapes], series, reference)
+
+
+def main() -> None:
+    """Parse the command line, measure, publish."""
+    command = parser(__doc__, repeats=5)
+    command.add_argument(
+        "--tokens", type=int, nargs="+", default=[256, 1024], help="supervised tokens (default 256 1024)"
+    )
+    command.add_argument("--vocabulary", type=int, nargs="+", default=[8192], help="ids (default 8192)")
+    command.add_argument("--width", type=int, default=576, help="hidden width (default 576, SmolLM2-135M's)")
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
+    args = command.parse_args()
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    names = available(device)
+    shapes = [Shape(n, v, args.width, dtype, device) for v in args.vocabulary for n in args.tokens]
+    rows = [row for shape in shapes for row in compare(shape, names, args.repeats)]
+    settings = {"width": args.width, "dtype": str(dtype), "repeats": args.repeats, "divergence": "jsd(0.5)"}
+    publish("loss", rows, args.out, settings)
+    if args.out is not None:
+        plot(rows, shapes, names, args.out)
+
+
+if __name__ == "__main__":
+    main()

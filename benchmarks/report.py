@@ -1,0 +1,183 @@
+"""What the benchmarks share: facts about the machine, interleaved timing, and JSON, table and plot of the result.
+
+A benchmark gives `measure` its ways of doing one thing by name, makes rows (dicts, a column each) of the `Timing`s that
+come back, and hands them to `publish`, and to `plot_bars` where a picture helps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import transformers
+
+Row = dict[str, Any]
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's palette
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of every round, in order."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median, seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """First and third quartile, seconds; the one value twice where there was one round."""
+        if len(self.seconds) == 1:
+            return self.seconds[0], self.seconds[0]
+        first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return first, third
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Wall-clock seconds of one call, the GPU's work included."""
+    synchronise()
+    begin = time.perf_counter()
+    function()
+    synchronise()
+    return time.perf_counter() - begin
+
+
+def measure(
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    warm_up: int = 1,
+    clock: Callable[[Callable[[], Any]], float] = seconds_of,
+) -> dict[str, Timing]:
+    """Time every function once a round, in an order that turns, so that a drift of the machine hits all alike.
+
+    `clock` calls a function and says how many seconds count.
+    """
+    names = list(functions)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-warm_up, repeats):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            spent = clock(functions[name])
+            if turn >= 0:
+                seconds[name].append(spent)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def synchronise() -> None:
+    """Wait until the GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def ratio(over: Timing, under: Timing) -> float:
+    """Median of the rounds' ratios: each round is compared with itself, so drift cancels."""
+    return statistics.median(a / b for a, b in zip(over.seconds, under.seconds, strict=True))
+
+
+def machine() -> dict[str, Any]:
+    """The facts that a figure means nothing without."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "device": gpu or _cpu_name(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def parser(description: str | None, repeats: int = 10) -> argparse.ArgumentParser:
+    """Command line with what every benchmark takes: `--out` and `--repeats`."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--out", type=Path, help="folder for the JSON, the table and the plot; default: print only")
+    result.add_argument("--repeats", type=int, default=repeats, help=f"rounds of timing (default {repeats})")
+    return result
+
+
+def publish(name: str, rows: Sequence[Row], out: Path | None, settings: Row | None = None) -> None:
+    """JSON to stdout, the table to stderr; with `out` both also to `out/NAME.json` and `out/NAME.md`."""
+    result = {"benchmark": name, "machine": machine(), "settings": settings or {}, "rows": list(rows)}
+    text, table = json.dumps(result, indent=2), markdown(rows)
+    print(text)
+    print(f"\n{table}", file=sys.stderr)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"{name}.json").write_text(text + "\n")
+        (out / f"{name}.md").write_text(table + "\n")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table; columns in the order in which the rows bring them, figures with three digits."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, ["---:" if _is_number(rows[0].get(column)) else "---" for column in columns]]
+    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def plot_bars(
+    path: Path,
+    title: str,
+    y_label: str,
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    reference: tuple[str, float] | None = None,
+) -> None:
+    """Bars of every series side by side in every group, with an optional dashed line at a (name, value)."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    style = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    with plt.rc_context(style):
+        figure, axis = plt.subplots(figsize=(3.2 + 0.35 * len(groups) * len(series), 3.6), layout="constrained")
+        width = 0.8 / len(series)
+        for place, (name, values) in enumerate(series.items()):
+            x = [group + width * (place - (len(series) - 1) / 2) for group in range(len(groups))]
+            heights = [value or 0.0 for value in values]
+            bars = axis.bar(x, heights, width, label=name, color=COLOURS[place % len(COLOURS)])
+            axis.bar_label(bars, ["" if value is None else f"{value:.2g}" for value in values], fontsize=6)
+        if reference is not None:
+            axis.axhline(reference[1], color="#666666", linestyle="--", linewidth=1, label=reference[0])
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set(ylabel=y_label, xticks=range(len(groups)), xticklabels=groups)
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight")
+        plt.close(figure)

@@ -1,0 +1,240 @@
+"""What the teacher costs a training step: plain fine-tuning, a full-sequence teacher, and the KV-shared one.
+
+    python -m benchmarks.step --out docs/performance
+
+Each way takes one optimiser step over the same micro-batches of image questions, all of them distilled: the worst case
+for the teacher. The decoder has SmolLM2-135M's shapes with random weights; the vision tower is kept small, so that the
+student's own work does not hide the teacher's. Rows:
+
+    sft                      cross-entropy alone: the ratio's 1
+    full_sequence            a teacher that reads the whole sequence in the worker and makes logits of the answers alone
+    full_sequence_all_logits the same, student and teacher making logits of every position, as TRL's GKD trainer does
+    in_process               the KV-shared teacher in the worker
+    actor_0, _1, _2          the KV-shared teacher in an actor, with look-ahead 0, 1 and 2
+
+All runs in one Ray task, so that worker and teacher have the priority that they have in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+import torch.nn.functional as F
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio
+from lingu_ray.config import Config
+from lingu_ray.corpus.batch import MicroBatch, collate
+from lingu_ray.corpus.encode import Sample
+from lingu_ray.distill.donation import predicting
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import Teacher
+from lingu_ray.runtime.cluster import connect
+from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.teachers import InProcessTeacher, TeacherClient, make_teacher
+
+VOCABULARY, ADDED = 49152, 128
+IMAGE_TOKEN = VOCABULARY
+
+
+def main() -> None:
+    """Measure and publish."""
+    arguments = _arguments()
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    config = _config("unused", "in_process", 0, arguments.precision)
+    connect(config.ray)
+    gpus = 1 if torch.cuda.is_available() else 0
+    timings = ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(_measure).remote(settings))
+    rows = [_row(name, timing, timings["sft"], settings) for name, timing in timings.items()]
+    publish("step", rows, arguments.out, settings)
+    if arguments.out is not None:
+        ratios = {row["way"]: [row["ratio_to_sft"]] for row in rows}
+        plot_bars(
+            arguments.out / "step.png", "One optimiser step", "time over plain fine-tuning", [""], ratios, ("sft", 1.0)
+        )
+
+
+def _arguments() -> argparse.Namespace:
+    result = parser(__doc__, repeats=5)
+    result.add_argument("--rows", type=int, default=2, help="rows of a micro-batch (default 2)")
+    result.add_argument("--micro-batches", type=int, default=3, help="micro-batches of a step (default 3)")
+    result.add_argument("--image-tokens", type=int, default=256, help="image tokens of a row, a square (default 256)")
+    result.add_argument("--text-tokens", type=int, default=32, help="question tokens (default 32)")
+    result.add_argument("--answer-tokens", type=int, default=32, help="answer tokens (default 32)")
+    result.add_argument("--layers", type=int, default=30, help="decoder layers (default 30, SmolLM2-135M's)")
+    result.add_argument("--hidden", type=int, default=576, help="decoder width, a multiple of 64 × 3 (default 576)")
+    result.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="as train.precision")
+    return result.parse_args()
+
+
+def _row(way: str, timing: Timing, sft: Timing, settings: Row) -> Row:
+    rows = settings["rows"] * settings["micro_batches"]
+    tokens = rows * (settings["image_tokens"] + settings["text_tokens"] + settings["answer_tokens"])
+    low, high = timing.spread
+    return {
+        "way": way,
+        "ratio_to_sft": ratio(timing, sft),
+        "median_s": timing.median,
+        "quartiles_s": f"{low:.3g}–{high:.3g}",
+        "tokens_per_s": tokens / timing.median,
+    }
+
+
+def _measure(settings: Row) -> dict[str, Timing]:
+    """Time every way, interleaved."""
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = settings["precision"]
+    student = _student(settings).to(device)
+    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-6)
+    batches = [_micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
+    with tempfile.TemporaryDirectory() as folder:
+        _teacher(settings).save_pretrained(folder)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        local = Teacher.load(_config(folder, "in_process", 0, precision).teacher, dtype, device)
+        actor = make_teacher(_config(folder, "actor", 0, precision).teacher, dtype, device, torch.get_num_threads())
+
+        def way(teacher: TeacherClient | None, look_ahead: int = 0) -> Callable[[], None]:
+            config = _config(folder, "actor", look_ahead, precision)
+            micro_batches = MicroBatches(config, Student(student), teacher, device)
+            return lambda: _step(micro_batches, batches, optimiser)
+
+        full = MicroBatches(_config(folder, "actor", 0, precision), Student(student), _FullSequence(local), device)
+        ways = {
+            "sft": way(None),
+            "full_sequence": lambda: _full_sequence_step(full, batches, optimiser),
+            "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimiser, local),
+            "in_process": way(InProcessTeacher(local)),
+            **{f"actor_{ahead}": way(actor, ahead) for ahead in (0, 1, 2)},
+        }
+        return measure(ways, settings["repeats"])
+
+
+def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer) -> None:
+    plans = [micro_batches.plan(batch) for batch in batches]
+    micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+class _FullSequence(InProcessTeacher):
+    """A teacher that reads everything itself; it is handed the micro-batch instead of shared KV."""
+
+    def submit(self, request: Any) -> Any:
+        """The ticket is the answer, made by `_full_sequence_step` beforehand."""
+        return self.hidden_MD
+
+    @torch.no_grad()
+    def read(self, batch: MicroBatch) -> torch.Tensor:
+        """Final hidden states `[B, T, D]` of the whole sequence."""
+        ids_BT = batch.input_ids_BT.clamp(max=VOCABULARY - 1).to(self.teacher.model.device)
+        return self.teacher.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+
+def _full_sequence_step(
+    micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer
+) -> None:
+    """As `_step`, the teacher reading every micro-batch whole."""
+    teacher: Any = micro_batches.teacher
+    plans = [micro_batches.plan(batch) for batch in batches]
+    weights = micro_batches.weights(0.0, batches, plans)
+    for batch, plan in zip(batches, plans, strict=True):
+        predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
+        teacher.hidden_MD = teacher.read(batch)[predicts_BT]
+        micro_batches.run([batch], [plan], weights)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _all_logits_step(
+    micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer, teacher: Teacher
+) -> None:
+    """Logits of every position on both sides, then cross-entropy and KL on the answers (TRL's GKD trainer)."""
+    reader: Any = micro_batches.teacher
+    student = micro_batches.student
+    for batch in batches:
+        predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
+        inputs = ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
+        inputs = inputs.to(micro_batches.device)
+        with micro_batches.autocast():
+            hidden_BTD = student.body(**forward_arguments(student.body, inputs), use_cache=False).last_hidden_state
+            logits_BTV = student.head(hidden_BTD)
+        with torch.no_grad():
+            teacher_BTU = teacher.model.get_output_embeddings()(reader.read(batch))
+        shared = teacher_BTU.shape[-1]
+        log_s_NV, log_t_NU = logits_BTV[predicts_BT].float(), teacher_BTU[predicts_BT].float().log_softmax(-1)
+        labels_N = inputs.input_ids_BT.roll(-1, 1)[predicts_BT]
+        kd = F.kl_div(log_s_NV[:, :shared].log_softmax(-1), log_t_NU, reduction="batchmean", log_target=True)
+        ((F.cross_entropy(log_s_NV, labels_N) + kd) / len(batches)).backward()
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _student(settings: Row) -> Idefics3ForConditionalGeneration:
+    text = _decoder(settings) | {"vocab_size": VOCABULARY + ADDED, "model_type": "llama"}
+    side = round(settings["image_tokens"] ** 0.5)
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = tower | {"image_size": side * 4, "patch_size": 4}
+    config = Idefics3Config(
+        text_config=text, vision_config=vision, scale_factor=1, image_token_id=IMAGE_TOKEN, tie_word_embeddings=True
+    )
+    return Idefics3ForConditionalGeneration(config).train()
+
+
+def _teacher(settings: Row) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**_decoder(settings)))
+
+
+def _decoder(settings: Row) -> Row:
+    """SmolLM2-135M's decoder at the default width and depth."""
+    heads = settings["hidden"] // 64
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": settings["hidden"],
+        "intermediate_size": settings["hidden"] * 8 // 3,
+        "num_hidden_layers": settings["layers"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 3,
+        "tie_word_embeddings": True,
+    }
+
+
+def _micro_batch(settings: Row, seed: int) -> MicroBatch:
+    """Random rows: image, question, answer."""
+    generator = torch.Generator().manual_seed(seed)
+    side = round(settings["image_tokens"] ** 0.5)
+
+    def sample(position: int) -> Sample:
+        image_T = torch.full((side**2,), IMAGE_TOKEN)
+        words = settings["text_tokens"] + settings["answer_tokens"]
+        ids_T = torch.cat([image_T, torch.randint(VOCABULARY, (words,), generator=generator)])
+        supervised_T = torch.arange(len(ids_T)) >= len(ids_T) - settings["answer_tokens"]
+        pixels = torch.randn(1, 1, 3, side * 4, side * 4, generator=generator)
+        vision = {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, 1, side * 4, side * 4).long()}
+        return Sample("images", position, ids_T, supervised_T, ids_T == IMAGE_TOKEN, vision)
+
+    return collate([sample(position) for position in range(settings["rows"])], pad_id=0)
+
+
+def _config(teacher: str, placement: str, look_ahead: int, precision: str) -> Config:
+    return Config.model_validate(
+        {
+            "name": "benchmark",
+            "student": {"path": "made here"},
+            "teacher": {"path": teacher, "placement": placement, "look_ahead": look_ahead},
+            "corpus": {"sources": [{"name": "images", "form": "text", "path": "made here", "language_heavy": True}]},
+            "train": {"precision": precision},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Moving a request's KV from the worker to the teacher actor, against a memcpy of the same bytes in one process.
+
+    python -m benchmarks.transport --sizes 8 64 256 --dtypes float32 bfloat16 --out FOLDER
+
+Counted is the time from the worker's first move until the actor holds the request, ready to compute. A ratio of 1 is
+the speed of memcpy (numpy, one thread): *warm* into memory that was written before, *fresh* into memory that was just
+allocated. The warm one is the harder to reach, and the one meant where only "memcpy" is said.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
+from lingu_ray.config import RayConfig, TeacherConfig
+from lingu_ray.distill.continuation import TeacherRequest
+from lingu_ray.runtime.cluster import connect
+from lingu_ray.runtime.transport import Transport, make_transport, pack
+
+LAYERS, HEADS, DIMENSION = 32, 8, 64
+QUERIES = 256
+WARM, FRESH = "memcpy, warm", "memcpy, fresh"
+OBJECT_STORE, PICKLED, NIXL = "object_store", "torch tensors, pickled", "nixl"
+
+
+class Receiver:
+    """A teacher actor that only receives; it answers with the time at which it had everything."""
+
+    def __init__(self, transport: Transport):
+        self.transport = transport
+
+    def request(self, fields: dict[str, Any], shared: Any) -> float:
+        """A request as the teacher gets it."""
+        self.transport.receive(fields, shared)
+        return time.monotonic()
+
+    def tensors(self, kv: list[Tensor]) -> float:
+        """Keys and values as a list of tensors."""
+        return time.monotonic()
+
+
+def make_request(megabytes: int, dtype: torch.dtype) -> TeacherRequest:
+    """A request with that much KV, and small fields of the usual size."""
+    donated = megabytes * 2**20 // (LAYERS * 2 * HEADS * DIMENSION * dtype.itemsize)
+    names = [name for name in TeacherRequest.__dataclass_fields__ if name != "kv_L2PHE"]
+    small = {name: torch.arange(donated if name.endswith("_P") else QUERIES) for name in names}
+    kv_L2PHE = torch.randn(LAYERS, 2, donated, HEADS, DIMENSION).to(dtype)
+    return TeacherRequest(**small, kv_L2PHE=kv_L2PHE)
+
+
+def one_way(call: Callable[[], ray.ObjectRef]) -> float:
+    """Seconds until the actor had received; both processes read the same monotonic clock."""
+    begin = time.monotonic()
+    return ray.get(call()) - begin
+
+
+def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callable[[], float]]:
+    """Every way as a function that returns the seconds of one transfer."""
+    source = pack(request.kv_L2PHE)["bytes"]
+    warm = np.ones_like(source)
+
+    def send(name: str) -> ray.ObjectRef:
+        return receivers[name].request.remote(*make_transport(settings_of(name)).send(request))
+
+    layers = [tensor.clone() for layer in request.kv_L2PHE for tensor in layer]
+
+    def pickled() -> ray.ObjectRef:
+        return receivers[OBJECT_STORE].tensors.remote(layers)
+
+    return {
+        WARM: partial(seconds_of, lambda: np.copyto(warm, source)),
+        FRESH: partial(seconds_of, lambda: np.copyto(np.empty_like(source), source)),
+        **{name: partial(one_way, partial(send, name)) for name in receivers},
+        PICKLED: partial(one_way, pickled),
+    }
+
+
+def settings_of(transport: str) -> TeacherConfig:
+    """Settings of a teacher with that transport."""
+    return TeacherConfig.model_validate({"path": "none", "transport": transport})
+
+
+def start_receivers() -> dict[str, Any]:
+    """An actor for every transport that runs here."""
+    remote: Any = ray.remote
+    names = [OBJECT_STORE, *([NIXL] if find_spec("nixl") else [])]
+    return {
+        name: remote(num_cpus=0, enable_tensor_transport=name == NIXL)(Receiver).remote(
+            make_transport(settings_of(name))
+        )
+        for name in names
+    }
+
+
+def row_of(megabytes: int, dtype: str, name: str, timings: dict[str, Timing]) -> Row:
+    """One line of the table."""
+    timing = timings[name]
+    low, high = timing.spread
+    return {
+        "MB": megabytes,
+        "dtype": dtype,
+        "way": name,
+        "ms": timing.median * 1e3,
+        "quartiles, ms": f"{low * 1e3:.3g}–{high * 1e3:.3g}",
+        "GB/s": megabytes * 2**20 / 1e9 / timing.median,
+        "of warm memcpy": ratio(timings[WARM], timing),
+        "of fresh memcpy": ratio(timings[FRESH], timing),
+    }
+
+
+def main() -> None:
+    """Measure, print, and write where asked."""
+    arguments = parser(__doc__, repeats=20)
+    arguments.add_argument("--sizes", type=int, nargs="+", default=[8, 64, 256], help="MB (2^20 bytes) of KV")
+    arguments.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    options = arguments.parse_args()
+    connect(RayConfig())
+    receivers = start_receivers()
+    rows: list[Row] = []
+    for dtype in options.dtypes:
+        for megabytes in options.sizes:
+            request = make_request(megabytes, getattr(torch, dtype))
+            timings = measure(ways(request, receivers), options.repeats, warm_up=3, clock=lambda transfer: transfer())
+            rows += [row_of(megabytes, dtype, name, timings) for name in timings]
+    publish("transport", rows, options.out, settings={"repeats": options.repeats, "ray": ray_settings()})
+    if options.out is not None:
+        plot(rows, options.out / "transport.png")
+    ray.shutdown()
+
+
+def ray_settings() -> dict[str, Any]:
+    """What of Ray's settings the figures depend on."""
+    names = ("RAY_free_objects_batch_size", "RAY_preallocate_plasma_memory")
+    return {name: os.environ.get(name) for name in names} | {
+        "object_store_bytes": ray.cluster_resources()["object_store_memory"]
+    }
+
+
+def plot(rows: list[Row], path: Any) -> None:
+    """Share of the warm memcpy's bandwidth, by size and dtype."""
+    groups = list(dict.fromkeys(f"{row['MB']} MB\n{row['dtype']}" for row in rows))
+    names = [name for name in dict.fromkeys(row["way"] for row in rows) if name not in (WARM, FRESH)]
+    series = {name: [row["of warm memcpy"] for row in rows if row["way"] == name] for name in names}
+    title = "Worker to teacher: bandwidth as a share of memcpy's"
+    plot_bars(path, title, "bandwidth ÷ warm memcpy", groups, series, reference=("80 %", 0.8))
+
+
+if __name__ == "__main__":
+    main()
