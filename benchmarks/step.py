@@ -10,7 +10,7 @@ student's own work does not hide the teacher's. Rows:
     full_sequence            a teacher that reads the whole sequence in the worker and makes logits of the answers alone
     full_sequence_all_logits the same, student and teacher making logits of every position, as TRL's GKD trainer does
     in_process               the KV-shared teacher in the worker
-    actor_0, _1, _2          the KV-shared teacher in an actor, with look-ahead 0, 1 and 2
+    actor_0, _1, _2          the KV-shared teacher in an actor, with look-ahead 0, 1 and 2 (of the step's micro-batches)
 
 All runs in one Ray task, so that worker and teacher have the priority that they have in training.
 """
@@ -62,9 +62,9 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    result = parser(__doc__, repeats=5)
-    result.add_argument("--rows", type=int, default=2, help="rows of a micro-batch (default 2)")
-    result.add_argument("--micro-batches", type=int, default=3, help="micro-batches of a step (default 3)")
+    result = parser(__doc__, repeats=3)
+    result.add_argument("--rows", type=int, default=8, help="rows of a micro-batch (default 8)")
+    result.add_argument("--micro-batches", type=int, default=2, help="micro-batches of a step (default 2)")
     result.add_argument("--image-tokens", type=int, default=256, help="image tokens of a row, a square (default 256)")
     result.add_argument("--text-tokens", type=int, default=32, help="question tokens (default 32)")
     result.add_argument("--answer-tokens", type=int, default=32, help="answer tokens (default 32)")

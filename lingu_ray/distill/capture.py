@@ -34,18 +34,21 @@ class KVCapture:
     def __init__(self, layers: int, row_P: Tensor, column_P: Tensor):
         self.layers = layers
         self.row_P, self.column_P = row_P, column_P
+        self.flat_P: Tensor | None = None
         self.kv_L2PHE: Tensor | None = None
         self.position_BT: Tensor | None = None
 
     def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
         """Take one layer's keys and values."""
-        if self.kv_L2PHE is None:
-            heads, dimension = key_BHTE.shape[1], key_BHTE.shape[3]
+        if self.kv_L2PHE is None or self.flat_P is None:
+            _, heads, length, dimension = key_BHTE.shape
             shape = (self.layers, 2, len(self.row_P), heads, dimension)
             self.kv_L2PHE = torch.empty(shape, dtype=key_BHTE.dtype, device=key_BHTE.device)
+            self.flat_P = self.row_P * length + self.column_P
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
-            # advanced indices around the slice put [P] first: [P, H, E]
-            self.kv_L2PHE[layer, part] = tensor_BHTE.detach()[self.row_P, :, self.column_P]
+            # in memory a position's heads lie side by side, so this flattening copies nothing
+            positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1)
+            torch.index_select(positions, 0, self.flat_P, out=self.kv_L2PHE[layer, part])
 
     def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:
         """RoPE positions `[Q]` of these places, on the CPU."""

@@ -48,35 +48,30 @@ class _SharedKV(Cache):
     """The donated KV with gaps that the teacher's own keys and values fill, each at its position.
 
     A key stands where it stood in the student's sample, so sums run in the same order and results agree to the bit.
+    The layers take turns in one pair of buffers: all write to the same places, and what lies between stays zero.
     """
 
-    def __init__(
-        self,
-        kv_L2PHE: Tensor,
-        donated: tuple[Tensor, Tensor],
-        query: tuple[Tensor, Tensor, Tensor],
-        shape: tuple[int, int],
-    ):
-        self.kv_L2PHE, self.donated, self.query, self.shape = kv_L2PHE, donated, query, shape
+    def __init__(self, kv_L2PHE: Tensor, donated_P: Tensor, own_Q: Tensor, slot_Q: Tensor, shape: tuple[int, int]):
+        """`donated_P`, `own_Q`: places among the S · K keys. `slot_Q`: the real queries among S · Q padded ones."""
+        self.kv_L2PHE, self.donated_P, self.own_Q, self.slot_Q, self.shape = kv_L2PHE, donated_P, own_Q, slot_Q, shape
+        self.buffers: list[Tensor] = []
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """`[S, H, Q, E]` of the queries in; `[S, H, K, E]` of all positions out."""
-        row_Q, place_Q, slot_Q = self.query
-
-        def fill(donated_PHE: Tensor, own_SHQE: Tensor) -> Tensor:
-            buffer_SKHE = own_SHQE.new_zeros(*self.shape, own_SHQE.shape[1], own_SHQE.shape[3])
-            if len(donated_PHE):
-                buffer_SKHE[self.donated] = donated_PHE
-            buffer_SKHE[row_Q, place_Q] = own_SHQE.transpose(1, 2)[row_Q, slot_Q]
-            return buffer_SKHE.transpose(1, 2)
-
-        if not self.kv_L2PHE.numel():  # nothing is donated
-            nothing = key_states.new_empty(0)
-            return fill(nothing, key_states), fill(nothing, value_states)
-        donated_key_PHE, donated_value_PHE = self.kv_L2PHE[layer_idx]
-        return fill(donated_key_PHE, key_states), fill(donated_value_PHE, value_states)
+        """`[S, H, Q, E]` of the queries in; `[S, H, K, E]` of all positions out, valid until the next layer's."""
+        rows, keys = self.shape
+        filled = []
+        for part, own_SHQE in enumerate((key_states, value_states)):
+            heads, width = own_SHQE.shape[1], own_SHQE.shape[3]
+            if len(self.buffers) == part:
+                self.buffers.append(own_SHQE.new_zeros(rows * keys, heads, width))
+            buffer = self.buffers[part]
+            if len(self.donated_P):
+                buffer.index_copy_(0, self.donated_P, self.kv_L2PHE[layer_idx, part])
+            buffer.index_copy_(0, self.own_Q, own_SHQE.transpose(1, 2).flatten(0, 1)[self.slot_Q])
+            filled.append(buffer.view(rows, keys, heads, width).transpose(1, 2))
+        return filled[0], filled[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are given explicitly; nothing counts as past."""
@@ -110,8 +105,9 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest) -> Tenso
         attention_mask=_masks(decoder, place_SQ, keys),
         past_key_values=_SharedKV(
             request.kv_L2PHE.to(device=device, dtype=decoder.dtype),
-            donated=(donated_row_P, request.donated_place_P.to(device)),
-            query=(row_Q, place_Q, slot_Q),
+            donated_P=donated_row_P * keys + request.donated_place_P.to(device),
+            own_Q=row_Q * keys + place_Q,
+            slot_Q=row_Q * queries + slot_Q,
             shape=(rows, keys),
         ),
         use_cache=True,

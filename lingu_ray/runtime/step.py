@@ -158,7 +158,8 @@ class MicroBatches:
             temperature=weights.temperature,
         )
         terms = self._loss(flight, scales, answer)
-        terms.loss.backward()
+        if terms.loss.requires_grad:  # not where all is frozen that the micro-batch runs through
+            terms.loss.backward()
         sums.loss += float(terms.loss.detach())
         sums.ce += float(terms.ce_N[flight.labelled_N].sum())
         sums.kd += float(terms.kd_M.sum())

@@ -29,8 +29,13 @@ from lingu_ray.runtime.tracking import Tracker
 from lingu_ray.runtime.worker import Job, train_worker
 
 _POLL_S = 0.25
-_MAY_CHANGE = ("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo")
-"""Settings that a run may be continued with, changed."""
+_MAY_CHANGE = {
+    *("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo"),
+    *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
+    *(f"train.{name}" for name in ("tokens_per_micro_batch", "packing", "gradient_checkpointing")),
+    *(f"train.{name}" for name in ("parallelism", "compile")),
+}
+"""Settings that a run may be continued with, changed: its result does not depend on them, up to rounding."""
 
 
 def run(config: Config) -> Path:
@@ -175,14 +180,15 @@ def _differences(before: Config, now: Config) -> list[str]:
     lines: list[str] = []
 
     def compare(key: str, a: object, b: object) -> None:
+        if key in _MAY_CHANGE:
+            return
         if isinstance(a, dict) and isinstance(b, dict):
             for name in a | b:
                 compare(f"{key}.{name}" if key else name, a.get(name), b.get(name))
         elif a != b:
             lines.append(f"{key}: {a} before, {b} now")
 
-    excluded = set(_MAY_CHANGE)
-    compare("", before.model_dump(mode="json", exclude=excluded), now.model_dump(mode="json", exclude=excluded))
+    compare("", before.model_dump(mode="json"), now.model_dump(mode="json"))
     return lines
 
 
