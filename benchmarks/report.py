@@ -167,13 +167,15 @@ def plot_bars(
     path.parent.mkdir(parents=True, exist_ok=True)
     style = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     with plt.rc_context(style):
-        figure, axis = plt.subplots(figsize=(3.2 + 0.35 * len(groups) * len(series), 3.6), layout="constrained")
+        figure, axis = plt.subplots(
+            figsize=(3.2 + len(groups) * max(0.7, 0.35 * len(series)), 3.6), layout="constrained"
+        )
         width = 0.8 / len(series)
         for place, (name, values) in enumerate(series.items()):
             x = [group + width * (place - (len(series) - 1) / 2) for group in range(len(groups))]
             heights = [value or 0.0 for value in values]
             bars = axis.bar(x, heights, width, label=name, color=COLOURS[place % len(COLOURS)])
-            axis.bar_label(bars, ["" if value is None else f"{value:.2g}" for value in values], fontsize=6)
+            axis.bar_label(bars, ["" if value is None else f"{value:.3g}" for value in values], fontsize=7)
         if reference is not None:
             axis.axhline(reference[1], color="#666666", linestyle="--", linewidth=1, label=reference[0])
         axis.set_title(title, loc="left", fontsize=10)

@@ -21,6 +21,7 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -55,10 +56,14 @@ def main() -> None:
     rows = [_row(name, timing, timings["sft"], settings) for name, timing in timings.items()]
     publish("step", rows, arguments.out, settings)
     if arguments.out is not None:
-        ratios = {row["way"]: [row["ratio_to_sft"]] for row in rows}
-        plot_bars(
-            arguments.out / "step.png", "One optimiser step", "time over plain fine-tuning", [""], ratios, ("sft", 1.0)
-        )
+        plot(rows, arguments.out / "step.png")
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """A bar a way."""
+    ways = [row["way"].replace("_", "\n") for row in rows]
+    ratios = {"one optimiser step": [row["ratio_to_sft"] for row in rows]}
+    plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, ratios, ("plain fine-tuning", 1.0))
 
 
 def _arguments() -> argparse.Namespace:

@@ -34,11 +34,14 @@ def rows(data):
     ]  # fmt: skip
 
 
-def step_of(data, budget, look_ahead=1, packing=False, **distill):
+def step_of(data, budget, look_ahead=1, packing=False, frozen=(), **distill):
     """Loss, gradients and teacher after one step whose micro-batches hold at most `budget` tokens."""
     train = {"tokens_per_micro_batch": budget, "packing": packing}
     settings = config(data, data, distill=distill, teacher={"look_ahead": look_ahead}, train=train)
     student = Student(load_student(settings.student))
+    for group in frozen:
+        for _, parameter in student.parameter_groups()[group]:
+            parameter.requires_grad_(False)
     teacher = Teacher.load(settings.teacher, torch.float32, torch.device("cpu"))
     micro_batches = MicroBatches(settings, student, InProcessTeacher(teacher), torch.device("cpu"))
     encoder = Encoder(tiny_processor(), 160)
@@ -61,6 +64,17 @@ def test_cut_does_not_matter(data, distill):
         assert cut_sums.loss == pytest.approx(sums.loss, rel=1e-5)
         assert cut_sums.kd == pytest.approx(sums.kd, rel=1e-4, abs=1e-6)
         for name, gradient in gradients.items():
+            torch.testing.assert_close(cut_gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_micro_batch_may_run_through_frozen_parts_alone(data):
+    """With the decoder frozen, text-only micro-batches teach nothing, and those with images still do."""
+    _, whole, gradients, _ = step_of(data, 10_000, frozen=("decoder",))
+    parts, cut, cut_gradients, _ = step_of(data, 110, frozen=("decoder",))
+    assert parts == 3 and cut.loss == pytest.approx(whole.loss, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert (gradient is None) == ("text_model" in name or "lm_head" in name), name
+        if gradient is not None:
             torch.testing.assert_close(cut_gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 

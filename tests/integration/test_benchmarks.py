@@ -1,0 +1,47 @@
+"""The benchmarks run, on shapes small enough for a test, and print what their documents are made of."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(module: str, *arguments: str, out: Path) -> list[dict]:
+    """The rows of a benchmark; its JSON on stdout and in the folder are the same."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--repeats", "1", "--out", str(out), *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((out / f"{module}.json").read_text())
+    assert result["machine"]["device"] and (out / f"{module}.md").read_text().count("\n") == len(result["rows"]) + 2
+    return result["rows"]
+
+
+def test_step(tmp_path):
+    """Every way of teaching takes a step; plain fine-tuning is the ratio's 1."""
+    small = {"rows": 1, "micro-batches": 2, "image-tokens": 16, "text-tokens": 4, "answer-tokens": 4, "layers": 2}
+    flags = [word for name, value in {**small, "hidden": 192}.items() for word in (f"--{name}", str(value))]
+    rows = run("step", *flags, out=tmp_path)
+    ratios = {row["way"]: row["ratio_to_sft"] for row in rows}
+    assert ratios.pop("sft") == 1 and all(ratio > 0 for ratio in ratios.values())
+    assert ratios.keys() == {"full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2"}
+    assert (tmp_path / "step.png").stat().st_size > 1000
+
+
+def test_loss(tmp_path):
+    """The fused loss and the naive one agree, and use measured memory."""
+    rows = {row["loss"]: row for row in run("loss", "--tokens", "64", "--vocabulary", "2048", out=tmp_path)}
+    assert rows["ours"]["off"] < 1e-5 and rows["ours"]["MiB"] > 0 and rows["naive"]["times ours"] > 0
+
+
+def test_transport(tmp_path):
+    """Both ways of Ray carry the payload, set against a memcpy of the same bytes."""
+    rows = run("transport", "--sizes", "2", "--dtypes", "bfloat16", out=tmp_path)
+    assert {"object_store"} <= {value for row in rows for value in row.values() if isinstance(value, str)}
