@@ -47,7 +47,7 @@ class KVCapture:
             self.flat_P = self.row_P * length + self.column_P
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
             # in memory a position's heads lie side by side, so this flattening copies nothing
-            positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1)
+            positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2PHE.dtype)
             torch.index_select(positions, 0, self.flat_P, out=self.kv_L2PHE[layer, part])
 
     def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:

@@ -70,8 +70,8 @@ def test_cut_does_not_matter(data, distill):
 def test_a_micro_batch_may_run_through_frozen_parts_alone(data):
     """With the decoder frozen, text-only micro-batches teach nothing, and those with images still do."""
     _, whole, gradients, _ = step_of(data, 10_000, frozen=("decoder",))
-    parts, cut, cut_gradients, _ = step_of(data, 110, frozen=("decoder",))
-    assert parts == 3 and cut.loss == pytest.approx(whole.loss, rel=1e-5)
+    parts, cut, cut_gradients, _ = step_of(data, 160, frozen=("decoder",))
+    assert parts > 1 and cut.loss == pytest.approx(whole.loss, rel=1e-5)
     for name, gradient in gradients.items():
         assert (gradient is None) == ("text_model" in name or "lm_head" in name), name
         if gradient is not None:
