@@ -13,7 +13,11 @@ from lingu_ray.cli import load_config
 from lingu_ray.strict_yaml import load
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/guide.md", "docs/results.md", "docs/architecture.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("guide", "results", "architecture", "performance")),
+]
 
 
 def blocks(document: str, language: str) -> list[str]:
