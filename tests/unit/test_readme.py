@@ -13,11 +13,8 @@ from lingu_ray.cli import load_config
 from lingu_ray.strict_yaml import load
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("guide", "results", "architecture", "performance")),
-]
+GUIDES = ("guide", "results", "architecture", "performance")
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in GUIDES)]
 
 
 def blocks(document: str, language: str) -> list[str]:
