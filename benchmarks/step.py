@@ -34,7 +34,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import predicting
-from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.cluster import connect
@@ -167,8 +167,7 @@ def _all_logits_step(
     student = micro_batches.student
     for batch in batches:
         predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
-        inputs = ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
-        inputs = inputs.to(micro_batches.device)
+        inputs = micro_batches.inputs(batch)
         with micro_batches.autocast():
             hidden_BTD = student.body(**forward_arguments(student.body, inputs), use_cache=False).last_hidden_state
             logits_BTV = student.head(hidden_BTD)

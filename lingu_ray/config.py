@@ -411,6 +411,10 @@ class Config(Section):
         """c_i of the loss: the weight of this source's cross-entropy."""
         return source.ce_weight * (self.distill.ce_on_distilled if self.distils(source) else 1.0)
 
+    def distilled_sources(self) -> set[str]:
+        """Names of the sources that the policy applies KD to."""
+        return {source.name for source in self.corpus.sources if self.distils(source)}
+
     def training_sources(self) -> tuple[SourceConfig, ...]:
         """The sources that the policy trains on (`language_only` leaves the others out)."""
         if self.distill.policy == "language_only":

@@ -39,3 +39,13 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair and its data on disk."""
+    from tinyrun import write_pair_and_data
+
+    folder = tmp_path_factory.mktemp("data")
+    write_pair_and_data(folder)
+    return folder

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.distributed import leads
 from lingu_ray.runtime.optimiser import trained_parameters
 from lingu_ray.runtime.sharding import collect, named_tensors, share
 
@@ -57,7 +57,7 @@ def save_checkpoint(
 
     All workers call it, and the first one writes.
     """
-    writes = not dist.is_initialized() or dist.get_rank() == 0
+    writes = leads()
     if writes:
         require_space(folder, checkpoint_bytes(model, optimiser), f"the checkpoint of step {state.step}")
     weights = collect(named_tensors(model), writes)

@@ -21,6 +21,11 @@ _BUCKET_ELEMENTS = 2**25
 """128 MiB of float32 a message."""
 
 
+def leads() -> bool:
+    """Whether this worker is the one that writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
     """Sum of each value over all workers (float64)."""
     if not dist.is_initialized():

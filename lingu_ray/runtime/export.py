@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from lingu_ray.config import LoraConfig
 from lingu_ray.distill.lora import merged
+from lingu_ray.runtime.distributed import leads
 from lingu_ray.runtime.sharding import collect
 
 
@@ -22,7 +22,7 @@ def export_model(
 
     All workers call it, and the first one writes. The model cannot be trained on afterwards: it takes on `dtype`.
     """
-    writes = not dist.is_initialized() or dist.get_rank() == 0
+    writes = leads()
     tensors = collect(model.state_dict(keep_vars=True), writes)
     if not writes:
         return

@@ -25,7 +25,7 @@ class OnPolicy:
 
     def __init__(self, config: Config, student: Student, encoder: Encoder):
         self.config, self.student, self.encoder = config, student, encoder
-        self.distilled = {source.name for source in config.corpus.sources if config.distils(source)}
+        self.distilled = config.distilled_sources()
 
     def answer(self, samples: list[Sample], step: int) -> list[Sample]:
         """The step's samples, the chosen ones with a sampled answer. Which are chosen follows from seed and row."""

@@ -70,7 +70,7 @@ class MicroBatches:
         self.divergence = divergence_of(config.distill)
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
-        self.distilled = {source.name for source in config.corpus.sources if config.distils(source)}
+        self.distilled = config.distilled_sources()
 
     def make(self, samples: list[Sample], pad_id: int) -> list[MicroBatch]:
         """This worker's samples of a step as micro-batches."""
@@ -127,9 +127,8 @@ class MicroBatches:
     def _forward(self, batch: MicroBatch, plan: Donation | None) -> _InFlight:
         row_N, column_N = predicting(batch.supervised_BT, batch.sample_BT).nonzero(as_tuple=True)
         donated = plan if self.config.teacher.context == "shared_kv" else None
-        inputs = ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
         with self.autocast():
-            hidden_BTD, capture = self.student.hidden_states(inputs.to(self.device), donated)
+            hidden_BTD, capture = self.student.hidden_states(self.inputs(batch), donated)
         ticket = None
         if plan is not None and self.teacher is not None:
             ticket = self.teacher.submit(make_request(plan, capture))
@@ -166,6 +165,11 @@ class MicroBatches:
 
     def _loss(self, flight: _InFlight, scales: LossScales, answer: TeacherAnswer | None) -> LossTerms:
         return ce_kd_loss(flight.hidden_ND, self.student.output_head, flight.labels_N, scales, answer, self.divergence)
+
+    def inputs(self, batch: MicroBatch) -> ModelInputs:
+        """What the student reads of a micro-batch, on its device."""
+        inputs = ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
+        return inputs.to(self.device)
 
     def autocast(self) -> AbstractContextManager:
         """The precision that forward passes run in."""

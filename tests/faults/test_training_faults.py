@@ -10,7 +10,7 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from tinyrun import write_pair_and_data, write_settings
+from tinyrun import write_settings
 
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.metrics import read_records
@@ -18,14 +18,6 @@ from lingu_ray.runtime.metrics import read_records
 pytestmark = pytest.mark.slow
 
 TRAIN = {"steps": 40, "checkpoint_every": 8, "validate_every": 0, "sample_every": 0}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The pair and its data on disk."""
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_and_data(folder)
-    return folder
 
 
 def start(data, output, name):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from parallelrun import Steps, in_workers
 from safetensors.torch import load_file
-from tinyrun import config, write_pair_and_data
+from tinyrun import config
 from transformers import AutoModelForImageTextToText
 
 from lingu_ray.runtime import trainer
@@ -23,14 +23,6 @@ RUNS = {
     "compiled": {"parallelism": "fsdp2", "compile": True, "gradient_checkpointing": True},
 }
 PLAIN = {"parallelism": "ddp", "gradient_checkpointing": False, "compile": False}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The pair and its data on disk."""
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_and_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

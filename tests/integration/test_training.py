@@ -7,7 +7,7 @@ import mlflow
 import pytest
 import torch
 from safetensors.torch import load_file
-from tinyrun import config, write_pair_and_data
+from tinyrun import config
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray.config import Config
@@ -28,14 +28,6 @@ NEW = {
         "pixel_shuffle": 2,
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The pair and its data on disk."""
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_and_data(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

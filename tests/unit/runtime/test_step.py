@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny import tiny_processor
-from tinyrun import config, write_pair_and_data
+from tinyrun import config
 
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
@@ -11,14 +11,6 @@ from lingu_ray.distill.student import Student, load_student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.step import MicroBatches
 from lingu_ray.runtime.teachers import InProcessTeacher, pack, unpack
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """The pair and its data on disk."""
-    folder = tmp_path_factory.mktemp("data")
-    write_pair_and_data(folder)
-    return folder
 
 
 def rows(data):
