@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every round, in order."""
+    """Seconds of every round, in order, or what was made of them round by round."""
 
     seconds: tuple[float, ...]
 
@@ -77,6 +77,33 @@ def measure(
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One timing between two of the baseline: seconds, and the mean of those before and after."""
+
+    name: str
+    seconds: float
+    beside: float
+
+
+def measure_between(
+    baseline: Callable[[], Any], functions: Mapping[str, Callable[[], Any]], repeats: int
+) -> Iterator[Measured]:
+    """Time every function between two calls of `baseline`: for long steps on a machine that drifts within a round.
+
+    A steady drift cancels in the mean of the two. Every function has one round of warm-up; order turns as in `measure`.
+    """
+    names = list(functions)
+    for turn in range(-1, repeats):
+        start = turn % len(names)
+        before = seconds_of(baseline)
+        for name in names[start:] + names[:start]:
+            spent, after = seconds_of(functions[name]), seconds_of(baseline)
+            if turn >= 0:
+                yield Measured(name, spent, (before + after) / 2)
+            before = after
+
+
 def synchronise() -> None:
     """Wait until the GPU, where there is one, has done what it was given."""
     if torch.cuda.is_available():
@@ -85,7 +112,12 @@ def synchronise() -> None:
 
 def ratio(over: Timing, under: Timing) -> float:
     """Median of the rounds' ratios: each round is compared with itself, so drift cancels."""
-    return statistics.median(a / b for a, b in zip(over.seconds, under.seconds, strict=True))
+    return ratios(over, under).median
+
+
+def ratios(over: Timing, under: Timing) -> Timing:
+    """The ratio of every round, with a timing's median and quartiles."""
+    return Timing(tuple(a / b for a, b in zip(over.seconds, under.seconds, strict=True)))
 
 
 def machine() -> dict[str, Any]:

@@ -12,7 +12,8 @@ student's own work does not hide the teacher's. Rows:
     in_process               the KV-shared teacher in the worker
     actor_0, _1, _2          the KV-shared teacher in an actor, with look-ahead 0, 1 and 2 (of the step's micro-batches)
 
-All runs in one Ray task, so that worker and teacher have the priority that they have in training.
+All runs in one Ray task, so that worker and teacher have the priority that they have in training. Every way is timed
+between two steps of `sft` and compared with their mean, so that a machine whose speed drifts does not tell against one.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio
+from benchmarks.report import Measured, Row, Timing, measure_between, parser, plot_bars, publish, ratios
 from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
@@ -43,6 +45,7 @@ from lingu_ray.runtime.teachers import InProcessTeacher, TeacherClient, make_tea
 
 VOCABULARY, ADDED = 49152, 128
 IMAGE_TOKEN = VOCABULARY
+WAYS = ("full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2")
 
 
 def main() -> None:
@@ -52,8 +55,13 @@ def main() -> None:
     config = _config("unused", "in_process", 0, arguments.precision)
     connect(config.ray)
     gpus = 1 if torch.cuda.is_available() else 0
-    timings = ray.get(ray.remote(num_cpus=1, num_gpus=gpus)(_measure).remote(settings))
-    rows = [_row(name, timing, timings["sft"], settings) for name, timing in timings.items()]
+    task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(_measure)
+    steps: list[Measured] = []
+    with tqdm(total=len(settings["ways"]) * settings["repeats"], unit="step", desc="after warm-up") as bar:
+        for reference in task.remote(settings):
+            steps.append(ray.get(reference))
+            bar.update()
+    rows = [_row(way, steps, settings) for way in ("sft", *settings["ways"])]
     publish("step", rows, arguments.out, settings)
     if arguments.out is not None:
         plot(rows, arguments.out / "step.png")
@@ -68,8 +76,11 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def _arguments() -> argparse.Namespace:
     result = parser(__doc__, repeats=3)
+    result.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)} (default all)"
+    )
     result.add_argument("--rows", type=int, default=8, help="rows of a micro-batch (default 8)")
-    result.add_argument("--micro-batches", type=int, default=2, help="micro-batches of a step (default 2)")
+    result.add_argument("--micro-batches", type=int, default=3, help="micro-batches of a step (default 3)")
     result.add_argument("--image-tokens", type=int, default=256, help="image tokens of a row, a square (default 256)")
     result.add_argument("--text-tokens", type=int, default=32, help="question tokens (default 32)")
     result.add_argument("--answer-tokens", type=int, default=32, help="answer tokens (default 32)")
@@ -79,21 +90,25 @@ def _arguments() -> argparse.Namespace:
     return result.parse_args()
 
 
-def _row(way: str, timing: Timing, sft: Timing, settings: Row) -> Row:
+def _row(way: str, steps: list[Measured], settings: Row) -> Row:
+    """A way's steps against the steps of `sft` around them."""
+    sft = Timing(tuple(step.beside for step in steps if way in (step.name, "sft")))
+    timing = sft if way == "sft" else Timing(tuple(step.seconds for step in steps if step.name == way))
     rows = settings["rows"] * settings["micro_batches"]
     tokens = rows * (settings["image_tokens"] + settings["text_tokens"] + settings["answer_tokens"])
-    low, high = timing.spread
+    over_sft = ratios(timing, sft)
+    low, high = over_sft.spread
     return {
         "way": way,
-        "ratio_to_sft": ratio(timing, sft),
+        "ratio_to_sft": over_sft.median,
+        "quartiles": f"{low:.3g}–{high:.3g}",
         "median_s": timing.median,
-        "quartiles_s": f"{low:.3g}–{high:.3g}",
         "tokens_per_s": tokens / timing.median,
     }
 
 
-def _measure(settings: Row) -> dict[str, Timing]:
-    """Time every way, interleaved."""
+def _measure(settings: Row) -> Iterator[Measured]:
+    """Time every way between steps of plain fine-tuning."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -114,13 +129,12 @@ def _measure(settings: Row) -> dict[str, Timing]:
 
         full = MicroBatches(_config(folder, "actor", 0, precision), Student(student), _FullSequence(local), device)
         ways = {
-            "sft": way(None),
             "full_sequence": lambda: _full_sequence_step(full, batches, optimiser),
             "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimiser, local),
             "in_process": way(InProcessTeacher(local)),
             **{f"actor_{ahead}": way(actor, ahead) for ahead in (0, 1, 2)},
         }
-        return measure(ways, settings["repeats"])
+        yield from measure_between(way(None), {name: ways[name] for name in settings["ways"]}, settings["repeats"])
 
 
 def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer) -> None:

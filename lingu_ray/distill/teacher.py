@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest, continue_from_kv
 from lingu_ray.distill.decoder import use_exact_attention
+from lingu_ray.distill.grouped_attention import use_grouped_attention
 from lingu_ray.distill.head import OutputHead, output_head
 from lingu_ray.errors import UserError
 
@@ -17,6 +18,8 @@ class Teacher:
     """A frozen causal LM that answers requests with hidden states."""
 
     def __init__(self, model: PreTrainedModel):
+        use_exact_attention(model)
+        use_grouped_attention(model)
         self.model = model.eval().requires_grad_(False)
         self.decoder = model.get_decoder()
 
@@ -30,7 +33,6 @@ class Teacher:
             )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"teacher.path={settings.path}: cannot be loaded as a causal LM. {error}") from error
-        use_exact_attention(model)
         return cls(model.to(device))
 
     @property

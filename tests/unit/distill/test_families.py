@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from lingu_ray.config import TeacherConfig
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
-from lingu_ray.distill.continuation import TeacherRequest, continue_from_kv, make_request
+from lingu_ray.distill.continuation import TeacherRequest, make_request
 from lingu_ray.distill.divergence import forward_kl
 from lingu_ray.distill.donation import Donation, plan_donation, predicting
 from lingu_ray.distill.head import output_head
@@ -21,6 +21,7 @@ from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.loss import LossScales, TeacherAnswer, ce_kd_loss
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.teachers import TeacherActor
 from lingu_ray.runtime.transport import ObjectStore, unpack
 
@@ -71,7 +72,7 @@ def ask(name: str, samples: list[Sample], packing: bool = False, **plan_options)
     hidden_BTD, capture = student.hidden_states(inputs(batch), plan)
     request = make_request(plan, capture)
     student_ND = hidden_BTD[predicting(batch.supervised_BT, batch.sample_BT)]
-    return Seen(continue_from_kv(teacher.get_decoder(), request), student_ND[plan.answered_N], request, plan)
+    return Seen(Teacher(teacher).answer(request), student_ND[plan.answered_N], request, plan)
 
 
 def plan_of(batch: MicroBatch, **options) -> Donation:
@@ -147,7 +148,7 @@ def test_gradient_reaches_the_student_alone(name):
     plan = plan_of(batch)
     hidden_BTD, capture = student.hidden_states(inputs(batch), plan)
     request = make_request(plan, capture)
-    answer_MD = continue_from_kv(teacher.get_decoder(), request)
+    answer_MD = Teacher(teacher).answer(request)
     assert not request.kv_L2PHE.requires_grad and not answer_MD.requires_grad
     predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
     labels_N = batch.input_ids_BT.roll(-1, 1)[predicts_BT]

@@ -4,10 +4,11 @@ import pytest
 import torch
 from tiny import ADDED, IMAGE_TOKENS, VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 
-from lingu_ray.distill.continuation import continue_from_kv, make_request
+from lingu_ray.distill.continuation import make_request
 from lingu_ray.distill.donation import plan_donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import Teacher
 
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 32
 
@@ -51,7 +52,7 @@ def ask(pair, ids, sample, supervised, visual=None, vision=None, distill=None, *
     shared = plan if plan_options.get("context") != "prompt_text" else None
     with torch.no_grad():
         hidden, capture = student.hidden_states(ModelInputs(ids, sample, supervised, visual, vision or {}), shared)
-    teachers = continue_from_kv(teacher.model, make_request(plan, capture))
+    teachers = Teacher(teacher).answer(make_request(plan, capture))
     return plan, teachers, hidden[predicting(supervised, sample)][plan.answered_N]
 
 
