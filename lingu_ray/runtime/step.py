@@ -67,6 +67,8 @@ class MicroBatches:
 
     def __init__(self, config: Config, student: Student, teacher: TeacherClient | None, device: torch.device):
         self.config, self.student, self.teacher, self.device = config, student, teacher, device
+        ahead = config.teacher.look_ahead
+        self.look_ahead = int(device.type != "cpu") if ahead is None else ahead
         self.divergence = divergence_of(config.distill)
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
@@ -111,7 +113,7 @@ class MicroBatches:
             passes += [(batch, None) for batch in matching_passes(batches, self.device)]
         for batch, plan in passes:
             in_flight.append(self._forward(batch, plan))
-            if len(in_flight) > self.config.teacher.look_ahead:
+            if len(in_flight) > self.look_ahead:
                 self._backward(in_flight.popleft(), weights, sums)
         while in_flight:
             self._backward(in_flight.popleft(), weights, sums)
