@@ -37,30 +37,51 @@ class Section(BaseModel):
 
 
 class Schedule(Section):
-    """A value that moves over the run: `{start: 4, end: 1, shape: cosine}`; a plain number stays constant."""
+    """A value that moves over the run: `{start: 4, end: 1, shape: cosine}`; a plain number stays constant.
+
+    `[[0, 4], [0.5, 2]]` moves in steps: 4 from the begin, 2 from half of the run on.
+    """
 
     start: float = Field(ge=0, description="value at the first step")
     end: float = Field(ge=0, description="value at and after the end of the schedule")
     shape: Literal["linear", "cosine"] = Field("linear", description="how it moves from start to end")
     until: float = Field(1.0, gt=0, le=1, description="fraction of the run at which `end` is reached")
+    points: tuple[tuple[float, float], ...] = Field(
+        (), description="[fraction of the run, value] pairs, each value held until the next; in place of the others"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Schedule:
+        begins = [begin for begin, _ in self.points]
+        if self.points and (begins[0] != 0 or begins != sorted(set(begins)) or min(v for _, v in self.points) < 0):
+            raise ValueError(f"points must begin at 0, rise, and have values from 0 on, found {self.points}")
+        return self
 
     def __str__(self) -> str:
+        if self.points:
+            return ", ".join(f"{value:g} from {begin:.0%}" for begin, value in self.points)
         return f"{self.start:g}" if self.start == self.end else f"{self.start:g} → {self.end:g} ({self.shape})"
 
     def at(self, progress: float) -> float:
         """Value at `progress` (fraction of the run done, 0 to 1)."""
+        if self.points:
+            return next(value for begin, value in reversed(self.points) if begin <= progress)
         x = min(progress / self.until, 1.0)
         if self.shape == "cosine":
             x = (1 - math.cos(math.pi * x)) / 2
         return self.start + (self.end - self.start) * x
 
 
-def _constant(value: object) -> object:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return {"start": value, "end": value} if is_number else value
+def _written_short(value: object) -> object:
+    """A number, or a list of points, as the schedule that it means."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"start": value, "end": value}
+    if isinstance(value, list) and value and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return {"start": value[0][1], "end": value[-1][1], "points": value}
+    return value
 
 
-Scheduled = Annotated[Schedule, BeforeValidator(_constant)]
+Scheduled = Annotated[Schedule, BeforeValidator(_written_short)]
 
 
 class VisionConfig(Section):
@@ -122,8 +143,11 @@ class TeacherConfig(Section):
     scope: Literal["full", "visual"] = Field(
         "full", description="donated positions: the full prompt, or the visual positions alone"
     )
-    look_ahead: int = Field(
-        1, ge=0, description="micro-batches the student may run ahead while the teacher answers; 0: none"
+    look_ahead: int | None = Field(
+        None,
+        ge=0,
+        description="micro-batches the student may run ahead while the teacher answers; "
+        "null: 1 on GPUs, 0 on CPUs, where both share the cores",
     )
     max_restarts: int = Field(3, ge=0, description="times a teacher actor that died is replaced")
 
@@ -223,7 +247,7 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _warm(self) -> DistillConfig:
-        if min(self.temperature.start, self.temperature.end) <= 0:
+        if min(self.temperature.start, self.temperature.end, *(value for _, value in self.temperature.points)) <= 0:
             raise ValueError("distill.temperature must be above 0")
         return self
 
@@ -300,6 +324,7 @@ class TrackingConfig(Section):
     uri: str | None = Field(None, description="tracking URI; null: sqlite:///<output_dir>/mlflow.db")
     experiment: str = Field("lingu_ray", description="experiment name")
     system_metrics: bool = Field(True, description="log CPU, memory and GPU use")
+    tags: dict[str, str] = Field({}, description="tags of the MLflow run, to filter by")
 
 
 class TaskConfig(Section):

@@ -45,21 +45,24 @@ def is_list(annotation: Any) -> bool:
     return get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis
 
 
-def section_at(key: Key) -> type[BaseModel] | None:
-    """The section that `key` leads to; list positions are passed over."""
-    section: type[BaseModel] | None = Config
-    for part in key:
+def section_at(key: Key, root: type[BaseModel] = Config) -> type[BaseModel] | None:
+    """The section that `key` leads to; list positions and names in a mapping are passed over."""
+    section: type[BaseModel] | None = root
+    parts = iter(key)
+    for part in parts:
         if section is None or isinstance(part, int):
             continue
         field = section.model_fields.get(part)
         section = section_in(field.annotation) if field else None
+        if field and get_origin(field.annotation) is dict:
+            next(parts, None)
     return section
 
 
-def field_at(key: Key) -> FieldInfo | None:
-    """The field that `key` leads to; list positions are passed over."""
+def field_at(key: Key, root: type[BaseModel] = Config) -> FieldInfo | None:
+    """The field that `key` leads to; list positions and names in a mapping are passed over."""
     names = [part for part in key if isinstance(part, str)]
-    section = section_at(tuple(names[:-1]))
+    section = section_at(tuple(names[:-1]), root)
     return section.model_fields.get(names[-1]) if section and names else None
 
 
@@ -73,12 +76,14 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
         return wants(arguments[0], metadata) + " or null"
     if get_origin(annotation) is Literal:
         return " | ".join(arguments)
+    if get_origin(annotation) is dict:
+        return "a mapping of names to values"
     if is_list(annotation):
         return "a list of sections, each with its keys" if section_in(annotation) else "a list"
     if get_origin(annotation) is tuple:
         return f"a list of {len(arguments)} numbers"
     if annotation is Schedule:
-        return "a number or {start, end, shape, until}"
+        return "a number, {start, end, shape, until}, or [[fraction, value], ...]"
     return _WORDS.get(annotation, "a section with its keys") + _bounds(metadata)
 
 
@@ -95,9 +100,14 @@ def explain(setting: FieldInfo) -> str:
     return f"{wants(setting.annotation, setting.metadata)} ({description})"
 
 
+def text_width() -> int:
+    """Columns to fill: those of the terminal, within reason."""
+    return min(max(shutil.get_terminal_size((120, 0)).columns, 80), 140)
+
+
 def manual() -> str:
     """The text of `--help`."""
-    width = min(max(shutil.get_terminal_size((120, 0)).columns, 80), 140)
+    width = text_width()
     names = recipes()
     longest = max(map(len, names))
     return "\n".join(
@@ -114,15 +124,16 @@ def manual() -> str:
             _EXAMPLES,
             "",
             "settings (key = default):",
-            *_section_lines(Config, "", width),
+            *section_lines(Config, "", width),
             "",
             *_wrapped("schedules", "what a value that moves over the run is made of (temperature, weights).", width),
-            *_section_lines(Schedule, "SETTING.", width),
+            *section_lines(Schedule, "SETTING.", width),
         ]
     )
 
 
-def _section_lines(section: type[BaseModel], prefix: str, width: int) -> list[str]:
+def section_lines(section: type[BaseModel], prefix: str, width: int) -> list[str]:
+    """Every setting of a section and of those inside it."""
     lines, nested = [], []
     for name, field in section.model_fields.items():
         inner = section_in(field.annotation)
@@ -131,7 +142,7 @@ def _section_lines(section: type[BaseModel], prefix: str, width: int) -> list[st
         if inner is not None and inner is not Schedule:
             item = "NAME." if is_list(field.annotation) else ""
             nested += ["", *_wrapped(prefix + name, " ".join((inner.__doc__ or "").split()), width)]
-            nested += _section_lines(inner, f"{prefix}{name}.{item}", width)
+            nested += section_lines(inner, f"{prefix}{name}.{item}", width)
     return lines + nested
 
 

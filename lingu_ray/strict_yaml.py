@@ -106,6 +106,8 @@ def _refuse_twice(node: yaml.MappingNode, key: Key, origin: str) -> None:
 def _represent_section(dumper: _Dumper, section: BaseModel) -> yaml.Node:
     if isinstance(section, Schedule) and section == Schedule(start=section.start, end=section.start):
         return dumper.represent_data(section.start)
+    if isinstance(section, Schedule) and section.points:
+        return dumper.represent_data([list(point) for point in section.points])
     return dumper.represent_data({name: getattr(section, name) for name in type(section).model_fields})
 
 
@@ -115,7 +117,7 @@ _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_st
 
 def dump(value: Any, inline: bool = False) -> str:
     """YAML that `load` reads back as the same tree. Sections of the configuration are written with every key, in order,
-    a schedule that does not move as its number. `inline`: all on one line.
+    a schedule that does not move as its number, one of points as their list. `inline`: all on one line.
     """
     width = 1_000_000 if inline else 120
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=inline)

@@ -38,8 +38,8 @@ def write_report(run_dir: Path) -> Path:
         .render(
             name=run_dir.resolve().name,
             result=result,
-            loss=_embedded(loss) if has_loss else None,
-            recovery=_embedded(recovery) if result is not None else None,
+            loss=embedded(loss) if has_loss else None,
+            recovery=embedded(recovery) if result is not None else None,
             settings=_settings(run.config),
             manifest=manifest(run_dir),
             throughput=throughput(records),
@@ -91,10 +91,10 @@ def format_quotient(task: dict[str, Any]) -> str:
     return f"{kind} {percent(task[kind], task[f'{kind}_ci'], 0 if kind == 'recovery' else 1)}"
 
 
-def environment() -> jinja2.Environment:
-    """The templates of this room, with filters for scores; HTML is escaped."""
+def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
+    """The templates of this room and of `others`, with filters for scores; HTML is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lingu_ray", "evaluation/templates"),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("lingu_ray", "evaluation/templates"), *others]),
         autoescape=lambda template: template is not None and template.endswith(".html"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -142,5 +142,6 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _embedded(path: Path) -> str:
+def embedded(path: Path) -> str:
+    """A PNG as a `data:` address, so that a page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

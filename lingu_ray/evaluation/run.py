@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from lingu_ray.evaluation.transformers_engine import TransformersEngine
 log = logging.getLogger(__name__)
 
 
-def evaluate(models: dict[str, Path], settings: EvaluationConfig, out_dir: Path) -> dict[str, Any]:
+def evaluate(
+    models: dict[str, Path], settings: EvaluationConfig, out_dir: Path, measured: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure every model (name → folder, hub id or .gguf file) on every task it can take.
 
     Models named `teacher`, `adapted`, `ce_only` and `distilled` enter recovery and retention; others are measured
@@ -31,6 +34,7 @@ def evaluate(models: dict[str, Path], settings: EvaluationConfig, out_dir: Path)
         models: what to measure.
         settings: tasks, token budget, resamples, thresholds.
         out_dir: gets `items/<task>.<model>.parquet` and `recovery.json`.
+        measured: models whose items lie in `out_dir` already; they are compared, and not loaded.
 
     Returns:
         The content of `recovery.json`.
@@ -50,7 +54,7 @@ def evaluate(models: dict[str, Path], settings: EvaluationConfig, out_dir: Path)
         for task in tasks:
             _measure(task, name, engine, out_dir)
         del engine  # before the next model is loaded
-    return summarise(out_dir, list(models), settings)
+    return summarise(out_dir, [*measured, *models], settings)
 
 
 def _measure(task: Task, model: str, engine: Engine, out_dir: Path) -> None:

@@ -55,10 +55,13 @@ def check_resources(settings: RayConfig, use_gpu: bool) -> None:
             )
 
 
-def has_room(settings: RayConfig, use_gpu: bool, runs: int) -> bool:
-    """Whether the cluster can hold the workers of that many runs at once."""
-    total = ray.cluster_resources()
-    return all(total.get(name, 0) >= amount for name, amount in _needed(settings, use_gpu, runs).items())
+def room_for_runs(settings: RayConfig, use_gpu: bool) -> int:
+    """How many runs' workers the cluster holds at once; a worker fits on one node or not at all."""
+    needed = _needed(settings, use_gpu, runs=1)
+    worker = {name: amount / settings.num_workers for name, amount in needed.items()}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = sum(min(int(node.get(name, 0) / amount) for name, amount in worker.items()) for node in nodes)
+    return workers // settings.num_workers
 
 
 def _needed(settings: RayConfig, use_gpu: bool, runs: int) -> dict[str, float]:

@@ -79,23 +79,21 @@ class Tracker:
             elif path.exists():
                 self.client.log_artifact(self.run_id, str(path))
 
-    def end(self, status: str) -> None:
-        """Close the run: FINISHED, FAILED or KILLED."""
+    def rest(self) -> None:
+        """Leave the run as it is, RUNNING: it will go on."""
         if self.monitor:
             self.monitor.finish()
+
+    def end(self, status: str) -> None:
+        """Close the run: FINISHED, FAILED or KILLED."""
+        self.rest()
         self.client.set_terminated(self.run_id, status)
 
     def _new_run(self, config: Config, uri: str) -> str:
-        name = config.tracking.experiment
-        experiment = self.client.get_experiment_by_name(name)
-        location = artifact_location(uri)
-        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment(name, location)
-        run_id = self.client.create_run(experiment_id, run_name=config.name).info.run_id
-        values = dict(_dotted(config.model_dump(mode="json")))
-        params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in values.items()]
-        for start in range(0, len(params), 100):
-            self.client.log_batch(run_id, params=params[start : start + 100])
-        return run_id
+        experiment_id = find_experiment(self.client, config.tracking.experiment, uri)
+        run = self.client.create_run(experiment_id, run_name=config.name, tags=config.tracking.tags)
+        log_params(self.client, run.info.run_id, config.model_dump(mode="json"))
+        return run.info.run_id
 
     def _earlier_run(self, uri: str) -> str | None:
         if not self.folder.mlflow.exists():
@@ -113,6 +111,19 @@ class Tracker:
         return max((metric.step for metric in history), default=0)
 
 
+def find_experiment(client: mlflow.MlflowClient, name: str, uri: str) -> str:
+    """Id of the experiment, which is made where there is none."""
+    experiment = client.get_experiment_by_name(name)
+    return experiment.experiment_id if experiment else client.create_experiment(name, artifact_location(uri))
+
+
+def log_params(client: mlflow.MlflowClient, run_id: str, settings: dict[str, Any]) -> None:
+    """A tree of settings as the run's parameters, by dotted key."""
+    params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in dotted(settings)]
+    for start in range(0, len(params), 100):
+        client.log_batch(run_id, params=params[start : start + 100])
+
+
 def _flat(record: Record) -> Iterator[tuple[str, float]]:
     """Named numbers of a record; validation by source becomes `validation_ce.<source>`."""
     for name, value in record.items():
@@ -122,10 +133,11 @@ def _flat(record: Record) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
-def _dotted(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def dotted(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a tree of settings with its dotted key; list items by position."""
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
     if items is None or not tree:
         yield prefix, tree
         return
     for name, value in items:
-        yield from _dotted(value, f"{prefix}.{name}" if prefix else str(name))
+        yield from dotted(value, f"{prefix}.{name}" if prefix else str(name))

@@ -21,9 +21,9 @@ from lingu_ray.corpus.build import build_corpus
 from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
 from lingu_ray.distill.student import prepare_student
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.cluster import check_resources, has_room, uses_gpu
+from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.runtime.metrics import Tail
+from lingu_ray.runtime.metrics import Record, Tail
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.tracking import Tracker
 from lingu_ray.runtime.worker import Job, train_worker
@@ -53,7 +53,7 @@ def run_together(configs: Sequence[Config]) -> list[Path]:
     waiting = [run for run in runs if not run.folder.export.exists()]
     for run in waiting:
         run.prepare()
-    if waiting and has_room(waiting[0].config.ray, uses_gpu(waiting[0].config.ray), len(waiting)):
+    if waiting and room_for_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
         _fit(waiting)
     else:
         for run in waiting:
@@ -68,6 +68,7 @@ class Run:
         self.config = config
         self.folder = RunFolder(config.run_dir.resolve())
         self.errors: list[BaseException] = []
+        self.thread: threading.Thread | None = None
         _open(config, self.folder)
 
     def prepare(self) -> None:
@@ -77,28 +78,55 @@ class Run:
         self.corpus = build_corpus(self.config, self.folder.start)
         write_json(self.folder.corpus, {"path": str(self.corpus.folder.resolve())})
 
-    def begin(self, position: int, neighbours: int) -> None:
-        """Start training; `neighbours` runs train beside this one, and its live line is number `position`."""
+    def begin(self, position: int, neighbours: int, until: int | None = None) -> None:
+        """Start training, in a thread.
+
+        `neighbours` runs train beside this one, and its live line is number `position`. `until`: step at which to save
+        and rest; None: the last one, after which the model is exported.
+        """
+        self.until = until
         self.tracker = Tracker(self.config, self.folder)
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
-        job = Job(self.config, self.folder.root, self.corpus.folder.resolve(), neighbours)
+        job = Job(self.config, self.folder.root, self.corpus.folder.resolve(), neighbours, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
 
-    def follow(self) -> None:
-        """Show and track what happened since the last look."""
+    @property
+    def training(self) -> bool:
+        """Whether the workers are at it."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def follow(self) -> list[Record]:
+        """Show, track and return what happened since the last look."""
+        if self.thread is None:
+            return []
         records = self.tail.new_records()
         for record in records:
             self.progress.show(record)
         self.tracker.log(records)
+        return records
+
+    def stop(self) -> None:
+        """Let the workers finish the step and save, wait for them, and close live line and tracking."""
+        self.folder.stop.touch()
+        if self.thread is not None:
+            self.thread.join()
+        self.follow()
+        self.progress.close()
+        self.tracker.end("KILLED")
 
     def end(self) -> None:
-        """Close live line and tracking. Raises what ended the training, or `Interrupted`."""
+        """Close live line and tracking of a run that was begun. Raises what ended the training, or `Interrupted`."""
+        if self.thread is None:
+            return
         self.progress.close()
         if self.errors:
             self.tracker.end("FAILED")
             raise _readable(self.errors[0])
+        if self.until is not None and not self.folder.export.exists():
+            self.tracker.rest()
+            return
         if not self.folder.export.exists():
             self.tracker.end("KILLED")
             raise Interrupted(f"stopped and saved: run the same command again to go on ({self.folder.root})")
@@ -119,7 +147,7 @@ def _fit(runs: list[Run]) -> None:
         for position, run in enumerate(runs):
             run.begin(position, len(runs) - 1)
         try:
-            while any(run.thread.is_alive() for run in runs):
+            while any(run.training for run in runs):
                 for run in runs:
                     run.follow()
                 time.sleep(_POLL_S)

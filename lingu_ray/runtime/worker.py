@@ -43,13 +43,15 @@ from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
 class Job:
     """What the driver hands to the workers; paths are absolute and on storage that all nodes share.
 
-    `neighbours`: runs that train beside this one and share the cores.
+    `neighbours`: runs that train beside this one and share the cores. `until`: step after which to save and rest; None:
+    train to the end and export.
     """
 
     config: Config
     run_dir: Path
     corpus_dir: Path
     neighbours: int
+    until: int | None = None
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -64,6 +66,7 @@ class Worker:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.config, self.folder = job.config, RunFolder(job.run_dir)
+        self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
         self.device = ray.train.torch.get_device()
         self.threads = self.config.ray.threads_per_worker or max(
             1, (os.cpu_count() or 1) // (context.get_local_world_size() * (1 + job.neighbours))
@@ -91,7 +94,7 @@ class Worker:
         return self.rank == 0
 
     def run(self) -> None:
-        """Train from the newest checkpoint to the last step, or until asked to stop."""
+        """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
         settings = self.config.train
         step = self._restore()
         if self.leads:
@@ -107,14 +110,19 @@ class Worker:
             steps=settings.steps,
         )
         with reader:
-            while step < settings.steps:
+            while step < self.last_step:
                 stop = self._train_step(step, reader)
                 step += 1
-                self._look_at(step, last=step == settings.steps)
-                if stop or step == settings.steps or step % settings.checkpoint_every == 0:
+                self._look_at(step, last=step == self.last_step)
+                if stop or step == self.last_step or step % settings.checkpoint_every == 0:
                     self._save(step)
-                if stop and step < settings.steps:
+                if stop and step < self.last_step:
                     return
+        if step == settings.steps:
+            self._export()
+
+    def _export(self) -> None:
+        settings = self.config.train
         export_model(self.student.model, self.processor, self._export_dtype(), self.folder.export, settings.lora)
 
     def _train_step(self, step: int, reader: StepReader) -> bool:

@@ -83,7 +83,7 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["train.steps=abc", "train.rows_per_step=0"], ["train.steps: abc", "\ntrain.rows_per_step: 0"]),
         (["train.betas=[0.9]"], ["train.betas.1: missing; give a list of 2 numbers"]),
         (["distill.policy=some"], ["give selective | all | language_only | none"]),
-        (["distill.w_kd=much"], ["give a number or {start, end, shape, until}"]),
+        (["distill.w_kd=much"], ["give a number, {start, end, shape, until}, or [[fraction, value], ...]"]),
         (["corpus.sources.t1.limit=3"], ["corpus.sources has no item 't1'; it has: 0 (t0), 1 (t0.long)"]),
         (["corpus.sources.7.limit=3"], ["has no item '7'"]),
         (["corpus.sources.t0.limits=3"], ["did you mean corpus.sources.t0.limit?"]),

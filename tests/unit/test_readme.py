@@ -11,6 +11,8 @@ import pytest
 
 from lingu_ray.cli import load_config
 from lingu_ray.strict_yaml import load
+from tuning.space import Space, check, configure
+from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[2]
 GUIDES = ("guide", "results", "architecture", "performance")
@@ -46,10 +48,13 @@ def parse_train(words: list[str], my_yaml: str) -> None:
 
 @pytest.mark.parametrize("words", commands("python"), ids=" ".join)
 def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch):
-    """Training commands give a configuration; other modules exist and explain themselves."""
+    """Training commands give a configuration, sweeps a space; other modules exist and explain themselves."""
     module = words[words.index("-m") + 1]
     if module == "lingu_ray.train":
         parse_train(words[3:], my_yaml)
+    elif module == "tuning.sweep" and "--help" not in words:
+        space, _ = load_sweep([word.replace("base=my.yaml", f"base={my_yaml}") for word in words[3:]])
+        assert space.size > 1
     else:
         monkeypatch.setattr(sys, "argv", [module, "--help"])
         monkeypatch.delitem(sys.modules, module, raising=False)
@@ -73,9 +78,13 @@ def test_make_targets_exist(words: list[str]):
 
 
 def test_examples_in_the_guide_are_settings(my_yaml: str):
-    """The guide's YAML fits the configuration."""
+    """The guide's YAML fits the configuration, or is a space whose every value does."""
     for example in blocks("docs/guide.md", "yaml"):
         tree, _ = load(example, "docs/guide.md")
+        if "search" in tree:
+            space = Space.model_validate(tree)
+            check(space, configure(load_config([my_yaml]), space.settings, "guide"))
+            continue
         load_config([my_yaml, *(f"{key}={value}" for key, value in tree.items())])
 
 

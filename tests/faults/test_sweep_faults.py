@@ -1,0 +1,79 @@
+"""A sweep that is interrupted, then killed, goes on: finished trials stay, no MLflow run is left as running."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+import pytest
+from tinysweep import write_adapted_and_tasks, write_base, write_space
+
+from tuning.outcome import read_outcomes
+
+pytestmark = pytest.mark.slow
+
+
+def start(space):
+    """Start `python -m tuning.sweep` in a session of its own."""
+    command = [sys.executable, "-m", "tuning.sweep", str(space)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_for(process, condition):
+    """Wait until it holds."""
+    deadline = time.monotonic() + 150
+    while time.monotonic() < deadline:
+        if condition():
+            return
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def statuses(output):
+    """Status of every MLflow run, by name."""
+    client = mlflow.MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("lingu_ray").experiment_id])
+    return {run.info.run_name: run.info.status for run in runs}
+
+
+def test_interrupted_then_killed_then_finished(data, tmp_path):
+    """Ctrl-C saves all trials and ends with 130; SIGKILL loses at most steps; the third start finishes the sweep."""
+    write_adapted_and_tasks(data)
+    train = {"steps": 60, "checkpoint_every": 10, "validate_every": 10, "sample_every": 0}
+    base = write_base(tmp_path / "base.yaml", data, tmp_path, train=train)
+    space = write_space(tmp_path / "space.yaml", base, concurrent=1)
+    trials = tmp_path / "sweep" / "trials"
+    outcomes = lambda: read_outcomes(trials)  # noqa: E731
+
+    process = start(space)
+    wait_for(process, lambda: any(o.state == "running" and o.step >= 10 for o in outcomes()))
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "run the same command again" in printed, printed
+    (first,) = outcomes()
+    assert first.state == "stopped" and first.step < 60
+    assert statuses(tmp_path) == {"sweep": "KILLED", first.trial: "KILLED"}
+
+    process = start(space)
+    wait_for(process, lambda: any(o.state == "finished" for o in outcomes()) and len(outcomes()) == 2)
+    wait_for(process, lambda: any(o.state == "running" and o.step >= 10 for o in outcomes()))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = next(o for o in outcomes() if o.state == "finished")
+    before = (trials / finished.trial / "metrics.jsonl").stat().st_mtime_ns
+
+    printed, _ = (process := start(space)).communicate(timeout=240)
+    assert process.returncode == 0, printed
+    assert [o.state for o in outcomes()] == ["finished"] * 3
+    assert (trials / finished.trial / "metrics.jsonl").stat().st_mtime_ns == before
+    for outcome in outcomes():
+        lines = (trials / outcome.trial / "metrics.jsonl").read_text().splitlines()
+        steps = [record["step"] for line in lines if "loss" in (record := json.loads(line))]
+        assert steps == list(range(1, 61))
+    assert set(statuses(tmp_path).values()) == {"FINISHED"} and "best" in printed

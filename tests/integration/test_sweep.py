@@ -1,0 +1,164 @@
+"""Real sweeps on a real Ray: trials with teacher actors, shared work, scheduler, search, MLflow, report."""
+
+import csv
+import json
+
+import mlflow
+import pytest
+from tinysweep import write_adapted_and_tasks, write_base, write_space
+
+from lingu_ray.cli import load_yaml
+from tuning import compare, sweep
+from tuning.outcome import read_outcomes
+from tuning.sweep import SweepFolder
+from tuning.tracking import PARENT_RUN
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tasks(data):
+    """The tiny pair with an adapted student and tasks."""
+    write_adapted_and_tasks(data)
+    return data
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """Where all sweeps of this file lie."""
+    return tmp_path_factory.mktemp("sweeps")
+
+
+def run(tasks, output, name, train=None, **keys) -> SweepFolder:
+    """Run a tiny sweep; its folder."""
+    base = write_base(output / f"{name}-base.yaml", tasks, output, train=train or {"sample_every": 0})
+    space = write_space(output / f"{name}.yaml", base, name=name, **keys)
+    sweep.main([str(space)])
+    return SweepFolder(output / name)
+
+
+def children(folder: SweepFolder) -> list:
+    """The sweep's runs in MLflow: children of its parent."""
+    pointer = json.loads((folder.root / "mlflow.json").read_text())
+    client = mlflow.MlflowClient(pointer["uri"])
+    parent = client.get_run(pointer["run_id"])
+    assert parent.info.status == "FINISHED"
+    runs = client.search_runs([parent.info.experiment_id], f"tags.`{PARENT_RUN}` = '{pointer['run_id']}'")
+    assert {artifact.path for artifact in client.list_artifacts(pointer["run_id"])} >= {"sweep.html", "table.csv"}
+    return runs
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, tasks, output) -> SweepFolder:
+    """Two seeds of a good case, and of one whose learning rate breaks the training; workers of a whole CPU of two."""
+    cases = {"good": {"distill.w_kd": 1}, "broken": {"train.learning_rates.decoder": 1e30}}
+    settings = {"ray.cpus_per_worker": 1, "ray.max_failures": 0}
+    return run(tasks, output, "cases", search={}, cases=cases, retries=1, seeds=2, settings=settings)
+
+
+def test_trials_end_and_failures_are_marked(finished):
+    """Good trials are measured; a broken one is tried again, marked with its reason, and sinks nothing."""
+    outcomes = {(outcome.case, outcome.seed): outcome for outcome in read_outcomes(finished.trials)}
+    assert len(outcomes) == 4
+    for seed in (0, 1):
+        good, broken = outcomes["good", seed], outcomes["broken", seed]
+        assert good.state == "finished" and good.step == 8 and good.scores.keys() == {"choices", "questions"}
+        assert good.recovery is not None and good.retention is not None and good.validation_ce is not None
+        assert broken.state == "failed" and "gradient is not finite" in broken.error
+    assert outcomes["good", 0].validation_ce != outcomes["good", 1].validation_ce
+
+
+def test_mlflow_has_a_child_a_trial(finished):
+    """One child each, ended as its trial was, with curves, parameters, tags and evaluation."""
+    runs = {run.data.tags["trial"]: run for run in children(finished)}
+    outcomes = read_outcomes(finished.trials)
+    assert runs.keys() == {outcome.trial for outcome in outcomes}
+    for outcome in outcomes:
+        run = runs[outcome.trial]
+        assert run.info.status == ("FINISHED" if outcome.state == "finished" else "FAILED")
+        assert run.data.tags["state"] == outcome.state and run.data.tags["case"] == outcome.case
+        assert run.data.params["distill.policy"] == "selective"
+        if outcome.state == "finished":
+            assert run.data.metrics["recovery"] == pytest.approx(outcome.recovery)
+            assert run.data.metrics.keys() >= {"loss", "kd", "validation_ce"}
+
+
+def test_report_table_and_recipe(finished):
+    """The page embeds its figures; the table has every trial; the best settings are a recipe; one model is kept."""
+    page = (finished.report / "sweep.html").read_text()
+    assert "data:image/png;base64" in page and "gradient is not finite" in page and "brings back" in page
+    rows = list(csv.DictReader((finished.report / "table.csv").open()))
+    assert len(rows) == 4 and rows[0]["state"] == "finished"
+    best = load_yaml(finished.report / "best.yaml")
+    assert best.distill.w_kd.at(0) == 1 and best.name == "cases-best"
+    assert len(list(finished.trials.glob("*/export"))) == 1
+    assert not list(finished.trials.glob("*/checkpoints/*/optimiser*")) or len(rows) > 2
+
+
+def test_finished_trials_are_not_run_again(finished, tasks, output):
+    """The same command again ends at once, with every trial as it was; other settings are refused."""
+    files = {path: path.stat().st_mtime_ns for path in finished.trials.glob("*/metrics.jsonl")}
+    sweep.main([str(output / "cases.yaml")])
+    assert files == {path: path.stat().st_mtime_ns for path in finished.trials.glob("*/metrics.jsonl")}
+    with pytest.raises(sweep.UserError, match="begun with other settings"):
+        sweep.main([str(output / "cases.yaml"), "train.steps=9"])
+
+
+def test_compare_folders_and_experiment(finished, output, capsys):
+    """Runs side by side: what differs is shown, from folders and from MLflow alike."""
+    good = [str(finished.trials / o.trial) for o in read_outcomes(finished.trials) if o.state == "finished"]
+    compare.main([*good, f"out={output / 'compared'}"])
+    printed = capsys.readouterr().out
+    assert "seed" in printed and "recovery" in printed and "distill.w_kd" not in printed
+    page = (output / "compared" / "compare.html").read_text()
+    assert "data:image/png;base64" in page
+    uri = json.loads((finished.root / "mlflow.json").read_text())["uri"]
+    compare.main(["experiment=lingu_ray", f"uri={uri}", f"out={output / 'compared'}"])
+    assert "train.learning_rates.decoder" in capsys.readouterr().out
+
+
+def test_asha_and_optuna(ray_cluster, tasks, output):
+    """TPE for two objectives with early stopping: trials stopped on their way are saved, ended, and hold nothing."""
+    folder = run(
+        tasks,
+        output,
+        "asha",
+        train={"validate_every": 2, "sample_every": 0},
+        search={"train.learning_rates.decoder": {"loguniform": [1e-5, 1e-2]}, "distill.divergence": {"choice": ["tv"]}},
+        algorithm="optuna",
+        objectives=["recovery", "retention"],
+        trials=4,
+        concurrent=2,
+        asha={"grace": 2, "reduction": 2},
+    )
+    outcomes = read_outcomes(folder.trials)
+    states = {outcome.state for outcome in outcomes}
+    assert len(outcomes) == 4 and states == {"finished", "stopped"}
+    for outcome in outcomes:
+        assert outcome.step == 8 if outcome.state == "finished" else 2 <= outcome.step < 8
+        assert outcome.state == "finished" or list((folder.trials / outcome.trial / "checkpoints").glob("step-*"))
+    assert {run.info.status for run in children(folder)} == {"FINISHED", "KILLED"}
+
+
+def test_population_finds_a_schedule(ray_cluster, tasks, output):
+    """PBT: the run follows the values of its intervals as a schedule, which the best recipe holds."""
+    folder = run(
+        tasks,
+        output,
+        "pbt",
+        train={"sample_every": 0},
+        search={"distill.w_kd": {"uniform": [0.5, 2]}, "distill.temperature": {"choice": [1, 2, 4]}},
+        trials=2,
+        pbt={"interval": 4, "quantile": 0.5},
+    )
+    outcomes = read_outcomes(folder.trials)
+    assert [outcome.state for outcome in outcomes] == ["finished", "finished"]
+    for outcome in outcomes:
+        assert [begin for begin, _ in outcome.values["distill.w_kd"]] == [0, 0.5]
+        config = load_yaml(folder.trials / outcome.trial / "config.yaml")
+        assert [list(point) for point in config.distill.w_kd.points] == outcome.values["distill.w_kd"]
+    first = [outcome.values["distill.w_kd"][0][1] for outcome in outcomes]
+    assert first[0] == first[1]  # the worse one went on as a copy of the better one, with its past
+    assert load_yaml(folder.report / "best.yaml").distill.w_kd.points
+    steps = [json.loads(line)["step"] for line in (folder.trials / outcomes[0].trial / "metrics.jsonl").open()]
+    assert sorted(set(steps)) == list(range(1, 9))

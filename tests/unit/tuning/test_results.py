@@ -1,0 +1,91 @@
+"""Ranking, spread, Pareto front, score, table and recipe, from made-up outcomes."""
+
+import csv
+import math
+
+import pytest
+
+from lingu_ray.cli import load_config, load_yaml
+from tuning.outcome import Outcome, read_outcome, read_outcomes, score
+from tuning.results import best_of, best_recipe, pareto_front, settings_of, write_table
+from tuning.space import Space
+
+SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2, 3, 4]}}})
+
+
+def outcome(w_kd, recovery=None, retention=None, seed=0, state="finished", **rest) -> Outcome:
+    values = {"distill.w_kd": w_kd}
+    name = f"trial-{w_kd}-{seed}"
+    return Outcome(name, values, None, seed, state, recovery=recovery, retention=retention, **rest)
+
+
+def test_ranking_puts_what_keeps_vision_first():
+    """Good ones by recovery, then those below the constraint by retention, then the unmeasured by validation."""
+    outcomes = [
+        outcome(1, 0.5, 1.0),
+        outcome(2, 0.9, 0.9),
+        outcome(3, 0.7, 0.995),
+        outcome(4, 0.99, 0.95),
+        outcome(5, state="stopped", validation_ce=2.0),
+        outcome(6, state="stopped", validation_ce=1.0),
+        outcome(7, state="failed"),
+    ]
+    order = [setting.values["distill.w_kd"] for setting in settings_of(outcomes, SPACE)]
+    assert order == [3, 1, 4, 2, 6, 5, 7]
+
+
+def test_seeds_are_one_setting_with_mean_and_spread():
+    """Trials that differ in the seed alone are one row; the spread is the standard deviation of its seeds."""
+    outcomes = [outcome(1, r, 1.0, seed) for seed, r in enumerate((0.8, 0.9, 1.0))] + [outcome(2, 0.5, 1.0)]
+    first, second = settings_of(outcomes, SPACE)
+    figure = first.figure("recovery")
+    assert figure.mean == pytest.approx(0.9) and figure.spread == pytest.approx(0.1)
+    assert second.figure("recovery").spread is None and first.state == "finished"
+
+
+def test_the_constraint_holds_for_the_mean_over_seeds():
+    """One lucky seed does not make a setting good."""
+    outcomes = [outcome(1, 0.9, 1.0, 0), outcome(1, 0.9, 0.9, 1), outcome(2, 0.6, 0.99, 0)]
+    assert best_of(settings_of(outcomes, SPACE)).values == {"distill.w_kd": 2}
+
+
+def test_pareto_front():
+    """Only what nothing else beats in both."""
+    points = [(0.5, 1.0), (0.9, 0.9), (0.7, 0.95), (0.6, 0.95), (0.4, 0.99)]
+    settings = settings_of([outcome(i, *point) for i, point in enumerate(points)], SPACE)
+    assert [setting.values["distill.w_kd"] for setting in pareto_front(settings)] == [0, 2, 1]
+
+
+def test_score_is_the_objective_less_the_shortfall():
+    """At or above the constraint recovery alone; below, ten times what is missing is taken off."""
+    assert score(outcome(1, 0.8, 1.02), SPACE) == 0.8
+    assert score(outcome(1, 0.8, 0.94), SPACE) == pytest.approx(0.8 - 0.5)
+    assert score(outcome(1, 0.8, None), SPACE) == 0.8 and math.isnan(score(outcome(1), SPACE))
+
+
+def test_outcomes_survive_the_disk(tmp_path):
+    """What is written is read again; folders without an outcome are passed over."""
+    one = outcome(1, 0.8, 1.0, scores={"cloze": 0.5}, error=None)
+    one.write(tmp_path / one.trial)
+    (tmp_path / "empty").mkdir()
+    assert read_outcomes(tmp_path) == [one] and read_outcome(tmp_path / "empty") is None
+
+
+def test_table_has_a_line_a_trial(tmp_path):
+    """Settings, figures and scores of every trial, failed ones with their error."""
+    outcomes = [outcome(1, 0.8, 1.0, scores={"cloze": 0.5}), outcome(2, state="failed", error="out of memory")]
+    write_table(settings_of(outcomes, SPACE), tmp_path / "table.csv")
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [row["distill.w_kd"] for row in rows] == ["1", "2"]
+    assert rows[0]["cloze"] == "0.5" and rows[1]["error"] == "out of memory" and rows[1]["state"] == "failed"
+
+
+def test_best_recipe_is_one_that_training_takes(tmp_path):
+    """The recipe reads back as the base with the best values."""
+    base = load_config(["demo"])
+    (setting,) = settings_of([outcome(2, 0.8, 1.0)], SPACE)
+    path = tmp_path / "best.yaml"
+    path.write_text(best_recipe(setting, base, "s"))
+    config = load_yaml(path)
+    assert config.distill.w_kd.at(0.5) == 2 and config.name == "s-best"
+    assert config.model_copy(update={"distill": base.distill, "name": base.name}) == base

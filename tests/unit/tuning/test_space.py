@@ -1,0 +1,141 @@
+"""A space says what is wrong with it before anything starts, and gives the trials that it means."""
+
+import pytest
+import yaml
+from tinyrun import write_settings
+
+from lingu_ray.errors import UserError
+from tuning.space import Domain, Space, check, configure, corner_values, decode, read_space, shipped
+from tuning.sweep import load
+
+
+def space(**keys) -> Space:
+    return Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2]}}} | keys)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_spaces_fit_their_bases(name):
+    """Every space of the package loads, and every value of it is one that the configuration takes."""
+    loaded, base = load([name])
+    assert loaded.size > 1 and base.evaluation is not None
+
+
+def test_sizes():
+    """Grid values, cases and seeds multiply; draws multiply them; optuna counts its draws alone."""
+    assert space().size == 2
+    assert space(seeds=3, cases={"a": {"distill.policy": "all"}, "b": {"distill.policy": "none"}}).size == 12
+    drawn = {"distill.w_kd": {"grid": [1, 2]}, "distill.temperature": {"uniform": [1, 2]}}
+    assert space(search=drawn).size == 32 and space(search=drawn, trials=5).size == 10
+    one = {"distill.temperature": {"uniform": [1, 2]}}
+    assert space(search=one, algorithm="optuna", trials=7, cases={"a": {}, "b": {}}).size == 7
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"search": {}}, "nothing to search"),
+        ({"search": {"distill.w_kd": {"grid": [1], "choice": [1]}}}, "exactly one"),
+        ({"search": {"distill.w_kd": {}}}, "exactly one"),
+        ({"search": {"distill.w_kd": {"uniform": [2, 1]}}}, "low must be below high"),
+        ({"search": {"distill.w_kd": {"loguniform": [0, 1]}}}, "above 0"),
+        ({"search": {"teacher.path": {"choice": ["a", "b"]}}}, "teacher.path cannot be searched"),
+        ({"search": {"output_dir": {"choice": ["a", "b"]}}}, "cannot be searched"),
+        ({"cases": {"a": {"evaluation.bootstrap": 3}}}, "cannot be searched"),
+        ({"algorithm": "optuna"}, "use `choice` in place of `grid`"),
+        ({"search": {"distill.w_kd": {"choice": [1]}}, "algorithm": "optuna", "seeds": 2}, "seeds: 1"),
+        ({"objectives": ["recovery", "retention"]}, "need `algorithm: optuna`"),
+        ({"pbt": {"interval": 5}}, "in place of grid"),
+        ({"pbt": {"interval": 5}, "search": {"train.steps": {"choice": [1]}}}, "found train.steps"),
+        ({"name": "a/b"}, "name"),
+    ],
+)
+def test_mistakes_are_told(keys, words):
+    """Each mistake of a space is refused with the key and the cure."""
+    with pytest.raises(ValueError, match=words):
+        space(**keys)
+
+
+@pytest.fixture
+def base(tmp_path):
+    return write_settings(tmp_path / "base.yaml", tmp_path, tmp_path)
+
+
+def write(tmp_path, **keys):
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump({"name": "s", "base": str(tmp_path / "base.yaml")} | keys))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"search": {"distill.temprature": {"grid": [1]}}}, "did you mean distill.temperature"),
+        ({"search": {"distill.divergence": {"grid": ["forward_kl", "kl"]}}}, "kl does not fit"),
+        ({"search": {"distill.temperature": {"uniform": [-1, 1]}}}, "distill.temperature"),
+        ({"search": {"distil.w_kd": {"grid": [1]}}}, "cannot be searched"),
+        ({"cases": {"a": {"train.rows_per_step": "many"}}}, "many does not fit"),
+        ({"search": {"train.stepz": {"choice": [1]}}, "settings": {}}, "did you mean train.steps"),
+        ({"search": {"distill.w_kd": {"grid": [1]}}, "settings": {"train.stepps": 3}}, "did you mean train.steps"),
+        ({"search": {"distill.w_kd": {"grid": [1]}}, "asha": {}, "settings": {"train.validate_every": 0}}, "validate"),
+        ({"searches": {}}, "did you mean search"),
+    ],
+)
+def test_keys_are_checked_against_the_configuration(tmp_path, base, keys, words):
+    """Key and value of every searched, bundled and fixed setting must be the configuration's."""
+    with pytest.raises(UserError, match=words):
+        load([write(tmp_path, **keys)])
+
+
+def test_overrides_reach_space_and_base(tmp_path, base):
+    """`trials=` is the space's, `train.steps=` every trial's."""
+    path = write(tmp_path, search={"distill.w_kd": {"uniform": [1, 2]}})
+    loaded, config = load([path, "trials=3", "train.steps=2", "name=other", "search.distill.w_kd.uniform=[1, 3]"])
+    assert loaded.search["distill.w_kd"].uniform == (1, 3)
+    assert (loaded.trials, config.train.steps, loaded.name, config.name) == (3, 2, "other", "tiny")
+
+
+def test_unknown_space_and_file(tmp_path):
+    """A name that is none of the package's, and a file that is not there."""
+    with pytest.raises(UserError, match="there are ablation, demo"):
+        read_space("nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_space(str(tmp_path / "nothing.yaml"))
+
+
+def test_corners_are_all_combinations_or_each_value_once():
+    """Few combinations are all checked; of very many, each value beside the first of the others."""
+    cases = {"a": {"distill.policy": "all"}, "b": {"distill.policy": "none"}}
+    corners = list(corner_values(space(cases=cases)))
+    assert len(corners) == 4 and {"distill.policy": "none", "distill.w_kd": 2} in corners
+    many = {f"distill.w_{name}": {"grid": list(range(60))} for name in ("kd", "ce", "x")}
+    corners = list(corner_values(space(search=many)))
+    assert len(corners) == 181 and {key: 0 for key in many} in corners
+    assert {value for corner in corners for value in corner.values()} == set(range(60))
+
+
+def test_decoding_turns_a_draw_into_settings():
+    """Listed values are drawn by position, so that they may be sections; a case brings its bundle."""
+    drawn = {"distill.temperature": {"choice": [1, {"start": 4, "end": 1}]}, "distill.w_kd": {"uniform": [0, 1]}}
+    found = decode(
+        space(search=drawn, cases={"a": {"distill.policy": "all"}}),
+        {"distill.temperature": 1, "distill.w_kd": 0.25, "case": "a", "seed": 3},
+    )
+    assert found == {
+        "distill.policy": "all",
+        "distill.temperature": {"start": 4, "end": 1},
+        "distill.w_kd": 0.25,
+    }
+
+
+def test_configure_changes_what_it_is_told(tmp_path, base):
+    """The typed configuration with values put in; the rest stays."""
+    _, config = load([write(tmp_path, search={"distill.w_kd": {"grid": [1]}})])
+    changed = configure(config, {"distill.temperature": {"start": 4, "end": 1}, "train.steps": 3}, "trial")
+    assert changed.distill.temperature.at(0) == 4 and changed.train.steps == 3
+    assert changed.model_copy(update={"distill": config.distill, "train": config.train}) == config
+    check(space(), config)
+
+
+def test_domain_extremes():
+    """Ends of a range, or all that is listed."""
+    assert Domain(uniform=(1, 2)).extremes == (1, 2) and Domain(choice=(1, 5, 2)).extremes == (1, 5, 2)

@@ -1,0 +1,85 @@
+"""What all trials share, made once before the first: models, corpora, and the scores that recovery is measured against.
+
+For a student that is an existing VLM the two reference models are the teacher and that VLM, *adapted*. For one that is
+built on its teacher (`student.from_teacher`) the adapted model is its cross-entropy-only twin, trained here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+
+from lingu_ray.config import Config
+from lingu_ray.corpus.build import build_corpus
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.items import ADAPTED, TEACHER
+from lingu_ray.runtime import trainer
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.tracking import tracking_uri
+from lingu_ray.train import compared_models, control_of, measure
+from tuning.space import Space, configure, corner_values, seeded, seeds_of
+
+BASELINE = "baseline"
+
+
+def prepare_base(config: Config) -> Config:
+    """The base with its models and data in place: for the demo they are built, or found."""
+    if config.demo is None:
+        return config
+    from lingu_ray.demo.prepare import prepare
+
+    return prepare(config)
+
+
+def build_baseline(space: Space, base: Config, folder: Path) -> Path:
+    """Build every corpus that the trials read, and measure the reference models; returns the folder of their items.
+
+    Raises:
+        UserError: a pair that does not fit, bad data, no evaluation tasks to measure the objectives by.
+    """
+    config = base.model_copy(update={"name": BASELINE, "output_dir": folder, "demo": None})
+    config = config.model_copy(
+        update={
+            "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir}),
+            "tracking": config.tracking.model_copy(update={"uri": tracking_uri(base)}),
+        }
+    )
+    _check_objectives(space, config)
+    run = RunFolder(config.run_dir)
+    run.root.mkdir(parents=True, exist_ok=True)
+    trainer.prepare_start(config, run)
+    built: list[Config] = []
+    for values, seed in itertools.product(corner_values(space), seeds_of(space, config)):
+        trial = seeded(configure(config, values, space.name), config, seed)
+        if not any(_same_corpus(trial, other) for other in built):
+            build_corpus(trial, run.start)
+            built.append(trial)
+    if config.student.path is None:
+        twin = trainer.run(control_of(config))
+        models = {TEACHER: compared_models(config, twin, None)[TEACHER], ADAPTED: str(twin)}
+    else:
+        known = compared_models(config, Path(), None)
+        models = {name: known[name] for name in (TEACHER, ADAPTED)}
+    measure(config, models)
+    return run.report
+
+
+def _same_corpus(a: Config, b: Config) -> bool:
+    return a.corpus == b.corpus and a.training_sources() == b.training_sources()
+
+
+def _check_objectives(space: Space, config: Config) -> None:
+    kinds = {task.kind for task in config.evaluation.tasks}
+    needs = {"recovery": "language", "retention": "vision"}
+    for objective in space.objectives:
+        if needs[objective] not in kinds:
+            raise UserError(
+                f"{space.name}: the objective {objective} is measured on {needs[objective]} tasks, "
+                f"and evaluation.tasks of {space.base} has none: add one"
+            )
+
+
+def lend_items(baseline: Path, report: Path) -> None:
+    """Copy the reference models' items into a trial's report, where its own are compared with them."""
+    shutil.copytree(baseline / "items", report / "items", dirs_exist_ok=True)

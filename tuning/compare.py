@@ -1,0 +1,226 @@
+"""Runs side by side: the settings that differ, the figures, the curves.
+
+python -m tuning.compare runs/demo runs/demo/control         # folders
+python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
+python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
+
+Prints the table and writes `compare.html` with the curves into out=… (default: ./compare).
+uri=… names the MLflow store (default: sqlite:///runs/mlflow.db). limit=… is the most runs of an experiment (20).
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from rich.console import Console
+from rich.table import Table
+
+from lingu_ray.cli import load_yaml
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.plots import SOURCE_COLOURS
+from lingu_ray.evaluation.report import embedded, environment
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.metrics import read_records
+from lingu_ray.runtime.tracking import dotted
+from tuning.plots import canvas, smooth
+
+CURVES = {
+    "loss": "Loss",
+    "ce": "Training cross-entropy",
+    "kd": "Teacher–student divergence",
+    "validation_ce": "Validation cross-entropy",
+}
+FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
+_OPTIONS = {"uri": "sqlite:///runs/mlflow.db", "out": "compare", "experiment": "", "limit": "20"}
+_NOT_COMPARED = ("name", "output_dir", "tracking.", "corpus.cache_dir", "resume")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run: flat settings, the last figure of each kind, and curves as (steps, values)."""
+
+    name: str
+    settings: dict[str, str]
+    figures: dict[str, float]
+    curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+
+
+def main(arguments: list[str]) -> None:
+    """Read the runs, print the table, write the page."""
+    if {"-h", "--help"} & set(arguments) or not arguments:
+        print(__doc__.strip())
+        raise SystemExit(0)
+    options, names = _parse(arguments)
+    runs = read_runs(names, options)
+    differing = differences(runs)
+    show(runs, differing)
+    page = write_page(runs, differing, Path(options["out"]))
+    print(f"page     {page}")
+
+
+def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if unknown := set(given) - set(_OPTIONS):
+        raise UserError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(_OPTIONS)}")
+    if not given.get("limit", "1").isdecimal():
+        raise UserError(f"limit={given['limit']}: give a whole number")
+    return _OPTIONS | given, [argument for argument in arguments if "=" not in argument]
+
+
+def read_runs(names: list[str], options: dict[str, str]) -> list[Compared]:
+    """The runs by folder or MLflow id, and those of the experiment."""
+    ids = [name for name in names if not Path(name).is_dir()]
+    runs = [read_folder(Path(name)) for name in names if Path(name).is_dir()]
+    if ids or options["experiment"]:
+        runs += _from_mlflow(ids, options)
+    if not runs:
+        raise UserError("nothing to compare: name runs by folder or MLflow id, or give experiment=…")
+    return runs
+
+
+def read_folder(path: Path) -> Compared:
+    """A run's folder."""
+    folder = RunFolder(path)
+    if not folder.config.exists():
+        raise UserError(f"{path}: no run lies there (no config.yaml)")
+    settings = {key: str(value) for key, value in dotted(load_yaml(folder.config).model_dump(mode="json"))}
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for record in read_records(folder.metrics):
+        for name in {*CURVES, *FIGURES} & record.keys():
+            if record[name] is not None:
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(record["step"])
+                values.append(record[name])
+    figures = {name: values[-1] for name, (_, values) in curves.items()}
+    return Compared(str(path), settings, figures | _measured(folder), curves)
+
+
+def _measured(folder: RunFolder) -> dict[str, float]:
+    path = folder.report / "recovery.json"
+    if not path.exists():
+        return {}
+    import json
+
+    result = json.loads(path.read_text())
+    own = "distilled" if any("distilled" in task["models"] for task in result["tasks"].values()) else "ce_only"
+    scores = {name: task["models"][own]["score"] for name, task in result["tasks"].items() if own in task["models"]}
+    summary = {name: result["summary"][name] for name in ("recovery", "retention")}
+    return {name: value for name, value in (summary | scores).items() if value is not None}
+
+
+def _from_mlflow(ids: list[str], options: dict[str, str]) -> list[Compared]:
+    uri = options["uri"]
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise UserError(f"uri={uri}: no such MLflow store; run ids and experiments are looked up there")
+    client = mlflow.MlflowClient(uri)
+    try:
+        runs = [client.get_run(run_id) for run_id in ids]
+        if options["experiment"]:
+            experiment = client.get_experiment_by_name(options["experiment"])
+            if experiment is None:
+                known = ", ".join(found.name for found in client.search_experiments())
+                raise UserError(f"experiment={options['experiment']}: {uri} has {known or 'no experiments'}")
+            runs += client.search_runs([experiment.experiment_id], max_results=int(options["limit"]))
+    except MlflowException as error:
+        raise UserError(f"uri={uri}: {error}") from error
+    return [_from_run(client, run) for run in runs]
+
+
+def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
+    curves = {}
+    for name in CURVES:
+        points = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
+        if points:
+            curves[name] = ([step for step, _ in points], [value for _, value in points])
+    return Compared(run.info.run_name, dict(run.data.params), dict(run.data.metrics), curves)
+
+
+def differences(runs: list[Compared]) -> list[str]:
+    """Settings that are not the same in all runs."""
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    compared = [key for key in keys if not key.startswith(_NOT_COMPARED)]
+    return [key for key in compared if len({run.settings.get(key) for run in runs}) > 1]
+
+
+def figure_names(runs: list[Compared]) -> list[str]:
+    """The figures to show: those every run is known for first, then scores of tasks."""
+    found = dict.fromkeys(name for run in runs for name in run.figures)
+    tasks = [name for name in found if name not in FIGURES and not _is_trace(name)]
+    return [name for name in FIGURES if name in found] + tasks
+
+
+def _is_trace(name: str) -> bool:
+    """Metrics of every step that tell little at the end."""
+    return name.startswith(("system/", "validation_ce.")) or name in (
+        *("lr", "grad_norm", "temperature", "w_ce", "w_kd", "tokens"),
+        *("data_wait", "teacher_wait", "step_s"),
+    )
+
+
+def show(runs: list[Compared], differing: list[str]) -> None:
+    """The table on the terminal: a column a run."""
+    table = Table(title="Runs side by side")
+    table.add_column("", no_wrap=True)
+    for run in runs:
+        table.add_column(run.name, overflow="fold")
+    for key in differing:
+        table.add_row(key, *(run.settings.get(key, "–") for run in runs))
+    table.add_section()
+    for name in figure_names(runs):
+        table.add_row(name, *(_cell(run.figures.get(name)) for run in runs))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def plot_curves(runs: list[Compared], path: Path) -> bool:
+    """A panel for each curve that a run has."""
+    names = [name for name in CURVES if any(name in run.curves for run in runs)]
+    if not names:
+        return False
+    with canvas(path, (4.2 * len(names), 3.6)) as figure:
+        for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            for index, run in enumerate(runs):
+                if name in run.curves:
+                    steps, values = run.curves[name]
+                    style = "o-" if name == "validation_ce" else "-"
+                    colour = SOURCE_COLOURS[index % len(SOURCE_COLOURS)]
+                    axis.plot(steps, smooth(np.array(values)), style, ms=3, lw=1.5, color=colour, label=run.name)
+            axis.set_title(CURVES[name], loc="left")
+            axis.set(xlabel="optimiser step", ylabel="nats per token")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
+    return True
+
+
+def write_page(runs: list[Compared], differing: list[str], out: Path) -> Path:
+    """`compare.html`, and the curves as PNG beside it."""
+    out.mkdir(parents=True, exist_ok=True)
+    curves, page = out / "curves.png", out / "compare.html"
+    drawn = plot_curves(runs, curves)
+    template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
+    page.write_text(
+        template.render(
+            runs=[run.name for run in runs],
+            settings=[(key, [run.settings.get(key, "–") for run in runs]) for key in differing],
+            figures=[(name, [_cell(run.figures.get(name)) for run in runs]) for name in figure_names(runs)],
+            curves=embedded(curves) if drawn else None,
+        ),
+        encoding="utf-8",
+    )
+    return page
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

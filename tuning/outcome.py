@@ -1,0 +1,86 @@
+"""What became of a trial: one small JSON file in its folder, which table, report and MLflow are made from."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.folder import write_json
+from tuning.space import Space, Values
+
+State = Literal["running", "finished", "stopped", "failed"]
+FILE = "trial.json"
+_CONSTRAINT_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial's settings and what came of them.
+
+    `state`: stopped means early, by the scheduler or by hand. `recovery`, `retention` and their intervals `_ci` are
+    None until measured, and where they have no value. `scores`: task name → score of the trial's model. `run_id`: in
+    MLflow.
+    """
+
+    trial: str
+    values: Values
+    case: str | None
+    seed: int
+    state: State = "running"
+    step: int = 0
+    validation_ce: float | None = None
+    recovery: float | None = None
+    recovery_ci: list[float] | None = None
+    retention: float | None = None
+    retention_ci: list[float] | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    run_id: str | None = None
+    error: str | None = None
+
+    def write(self, folder: Path) -> None:
+        """Into the trial's folder, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE, asdict(self))
+
+    def change(self, **values: Any) -> Outcome:
+        """A copy with some fields changed."""
+        return replace(self, **values)
+
+
+def read_outcome(folder: Path) -> Outcome | None:
+    """The outcome that a trial's folder holds; None where there is none yet."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    return Outcome(**{f.name: found[f.name] for f in fields(Outcome) if f.name in found})
+
+
+def read_outcomes(trials: Path) -> list[Outcome]:
+    """The outcomes of all trials of a sweep, by name."""
+    found = [read_outcome(folder) for folder in sorted(trials.glob("*")) if folder.is_dir()]
+    return [outcome for outcome in found if outcome is not None]
+
+
+def reason(error: BaseException) -> str:
+    """What ended a trial, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    return lines[-1] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[-1]}"
+
+
+def score(outcome: Outcome, space: Space) -> float:
+    """What a search of one objective maximises; NaN where it was not measured.
+
+    The objective itself where retention keeps `min_retention`; below, ten times the shortfall is taken off, so that
+    the search is drawn back to where vision is kept.
+    """
+    value = getattr(outcome, space.objectives[0])
+    if value is None:
+        return math.nan
+    shortfall = 0.0 if outcome.retention is None else max(0.0, space.min_retention - outcome.retention)
+    return value - _CONSTRAINT_WEIGHT * shortfall

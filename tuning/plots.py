@@ -1,0 +1,247 @@
+"""The sweep's figures, each a PNG: Pareto front, heat map, parallel coordinates, importance, the best trials' curves.
+
+A function draws its figure where the sweep has what it needs, and says whether it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from lingu_ray.evaluation.plots import SOURCE_COLOURS, STYLE
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.metrics import read_records
+from tuning.results import Setting, brief, keeps_vision, pareto_front, short
+from tuning.space import CASE, Space
+
+GOOD, POOR, FRONT = "#009E73", "#999999", "#D55E00"
+HEAT = ("distill.temperature", "distill.w_kd")
+BEST_CURVES = 5
+_LABELLED = 14
+
+
+def plot_pareto(settings: list[Setting], space: Space, path: Path) -> bool:
+    """Recovery against retention, a point a setting; bars are the seeds' spread, the line is the front."""
+    measured = [s for s in settings if s.figure("recovery") and s.figure("retention")]
+    if not measured:
+        return False
+    with canvas(path, (7.2, 4.4)) as figure:
+        axis = figure.subplots()
+        for setting in measured:
+            recovery, retention = setting.figure("recovery"), setting.figure("retention")
+            assert recovery and retention
+            axis.errorbar(
+                recovery.mean,
+                retention.mean,
+                xerr=recovery.spread,
+                yerr=retention.spread,
+                fmt="o",
+                color=GOOD if keeps_vision(setting, space) else POOR,
+                ecolor="#bbbbbb",
+                markersize=6,
+                elinewidth=1,
+            )
+        front = [(s.figure("recovery"), s.figure("retention")) for s in pareto_front(measured)]
+        axis.plot([a.mean for a, _ in front if a], [b.mean for _, b in front if b], "-", color=FRONT, lw=1, zorder=0)
+        for setting in measured[:_LABELLED]:
+            recovery, retention = setting.figure("recovery"), setting.figure("retention")
+            assert recovery and retention
+            place = (recovery.mean, retention.mean)
+            axis.annotate(setting.label, place, (5, 5), textcoords="offset points", fontsize=7.5, color="#444444")
+        axis.axhline(space.min_retention, color="#666666", linestyle="--", linewidth=1)
+        axis.annotate(
+            f"constraint: {space.min_retention:.1%}",
+            (0.005, space.min_retention),
+            (0, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=8,
+            color="#666666",
+        )
+        axis.margins(0.12)
+        axis.set(xlabel="language recovery →", ylabel="vision retention →")
+        axis.xaxis.set_major_formatter(PercentFormatter(1))
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+        axis.set_title("What each setting brings back, and keeps", loc="left")
+    return True
+
+
+def plot_heat(settings: list[Setting], space: Space, path: Path) -> bool:
+    """The objective over τ and w_kd, where both were searched (else over the first two numbers that were)."""
+    numeric = [key for key in searched_keys(settings) if all(_is_number(s.values.get(key)) for s in settings)]
+    keys = HEAT if set(HEAT) <= set(numeric) else tuple(numeric[:2])
+    measured = [s for s in settings if s.figure(space.objectives[0])]
+    if len(keys) < 2 or len(measured) < 3:
+        return False
+    x, y = (np.array([s.values[key] for s in measured], dtype=float) for key in keys)
+    z = np.array([f.mean for s in measured if (f := s.figure(space.objectives[0]))])
+    with canvas(path, (5.6, 4.4)) as figure:
+        axis = figure.subplots()
+        columns, rows = np.unique(x), np.unique(y)
+        if len(columns) * len(rows) <= 2 * len(z) and min(len(columns), len(rows)) > 1:
+            image = _tiles(axis, columns, rows, x, y, z)
+        else:
+            image = axis.scatter(x, y, c=z, s=90, cmap="viridis", edgecolors="white")
+            for which, values in (("x", x), ("y", y)):
+                if values.min() > 0 and values.max() / values.min() > 8:
+                    getattr(axis, f"set_{which}scale")("log")
+        axis.grid(False)
+        axis.set(xlabel=short(keys[0]), ylabel=short(keys[1]))
+        figure.colorbar(image, ax=axis, format=PercentFormatter(1), label=space.objectives[0])
+        axis.set_title(f"{space.objectives[0].capitalize()} over {short(keys[0])} and {short(keys[1])}", loc="left")
+    return True
+
+
+def _tiles(axis: Axes, columns: Any, rows: Any, x: Any, y: Any, z: Any) -> Any:
+    """A tile for each pair of listed values: the mean over whatever else was searched."""
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for row, below in enumerate(rows):
+        for column, left in enumerate(columns):
+            here = z[(x == left) & (y == below)]
+            if len(here):
+                grid[row, column] = here.mean()
+                axis.text(column, row, f"{here.mean():.0%}", ha="center", va="center", color="white", fontsize=9)
+    image = axis.imshow(grid, origin="lower", cmap="viridis", aspect="auto")
+    axis.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+    axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+    return image
+
+
+def plot_parallel(settings: list[Setting], space: Space, path: Path) -> bool:
+    """A line a setting through what was searched, coloured by the objective."""
+    import matplotlib.pyplot as plt
+
+    keys = searched_keys(settings)
+    measured = [s for s in settings if s.figure(space.objectives[0])]
+    if len(keys) < 2 or len(measured) < 2:
+        return False
+    z = np.array([f.mean for s in measured if (f := s.figure(space.objectives[0]))])
+    shade = plt.Normalize(z.min(), z.max())
+    axes = [_axis_places([_value(s, key) for s in measured]) for key in keys]
+    with canvas(path, (1.7 * (len(keys) + 1) + 1.5, 4.2)) as figure:
+        axis = figure.subplots()
+        last = shade(z)
+        for index in np.argsort(z):
+            heights = [places[index] for places, _ in axes] + [last[index]]
+            axis.plot(range(len(heights)), heights, color=plt.cm.viridis(shade(z[index])), linewidth=1.6, alpha=0.85)
+        for place, (_, ticks) in enumerate(axes):
+            for height, text in ticks:
+                axis.annotate(text, (place, height), (-4, 0), textcoords="offset points", ha="right", fontsize=8)
+        for height in (0.0, 0.5, 1.0):
+            text = f"{z.min() + height * (z.max() - z.min()):.0%}"
+            axis.annotate(text, (len(keys), height), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        for place in range(len(keys) + 1):
+            axis.axvline(place, color="#666666", linewidth=1)
+        axis.set_xticks(range(len(keys) + 1), [*(short(key) for key in keys), space.objectives[0]])
+        axis.set(yticks=[], xlim=(-0.5, len(keys) + 0.4))
+        axis.grid(False)
+        axis.spines[["left", "bottom"]].set_visible(False)
+        axis.set_title("Which settings lead where", loc="left")
+    return True
+
+
+def _axis_places(values: list[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Heights from 0 to 1 on an axis, and its ticks: numbers by size (or its logarithm), others in order."""
+    if all(_is_number(value) for value in values) and len(set(values)) > 1:
+        numbers = np.array(values, dtype=float)
+        decades = numbers.min() > 0 and numbers.max() / numbers.min() > 8
+        scaled = np.log(numbers) if decades else numbers
+        places = (scaled - scaled.min()) / (scaled.max() - scaled.min())
+        by_height = dict(sorted(zip(places.tolist(), values, strict=True)))
+        chosen = by_height if len(by_height) <= 6 else {h: by_height[h] for h in (min(by_height), max(by_height))}
+        return places.tolist(), [(height, f"{value:.3g}") for height, value in chosen.items()]
+    names = list(dict.fromkeys(brief(value) for value in values))
+    heights = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
+    return [heights[brief(value)] for value in values], [(height, name) for name, height in heights.items()]
+
+
+def plot_importance(settings: list[Setting], space: Space, path: Path) -> bool:
+    """How much the objective hangs on each setting: permutation importance in a random forest over all trials."""
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    keys = searched_keys(settings)
+    trials = [(s, t) for s in settings for t in s.trials if getattr(t, space.objectives[0]) is not None]
+    if len(keys) < 2 or len(trials) < 8:
+        return False
+    columns = [_axis_places([_value(s, key) for s, _ in trials])[0] for key in keys]
+    features, target = np.array(columns).T, np.array([getattr(t, space.objectives[0]) for _, t in trials])
+    forest = RandomForestRegressor(300, min_samples_leaf=2, random_state=0).fit(features, target)
+    found: Any = permutation_importance(forest, features, target, n_repeats=20, random_state=0)
+    order = np.argsort(found.importances_mean)
+    with canvas(path, (5.6, 1.2 + 0.4 * len(keys))) as figure:
+        axis = figure.subplots()
+        means, spreads = found.importances_mean[order], found.importances_std[order]
+        axis.barh([short(keys[i]) for i in order], means, xerr=spreads, color=GOOD, ecolor="#bbbbbb")
+        axis.set_xlabel(f"loss of R² of {space.objectives[0]} when shuffled ({len(trials)} trials)")
+        axis.grid(axis="x")
+        axis.set_title("What matters", loc="left")
+    return True
+
+
+def plot_curves(settings: list[Setting], trials: Path, path: Path) -> bool:
+    """Cross-entropy, divergence and validation of the best settings' first trials against the step."""
+    panels = (("ce", "Training cross-entropy"), ("kd", "Teacher–student divergence"), ("validation_ce", "Validation"))
+    chosen = [(s, read_records(RunFolder(trials / s.trials[0].trial).metrics)) for s in settings[:BEST_CURVES]]
+    chosen = [(setting, records) for setting, records in chosen if records]
+    if not chosen:
+        return False
+    with canvas(path, (12.5, 3.6)) as figure:
+        for axis, (name, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+            for index, (setting, records) in enumerate(chosen):
+                points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+                if points:
+                    steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+                    marker = "o-" if name == "validation_ce" else "-"
+                    colour = SOURCE_COLOURS[index % len(SOURCE_COLOURS)]
+                    axis.plot(steps, smooth(values), marker, color=colour, ms=3, lw=1.5, label=setting.label)
+            axis.set_title(title, loc="left")
+            axis.set(xlabel="optimiser step", ylabel="nats per token")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return True
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of a twentieth, shorter at the ends."""
+    window = max(1, len(values) // 20)
+    sums = np.convolve(values, np.ones(window), mode="same")
+    return sums / np.convolve(np.ones(len(values)), np.ones(window), mode="same")
+
+
+def searched_keys(settings: list[Setting]) -> list[str]:
+    """Keys whose value differs between settings, and `case` where there are several."""
+    keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
+    differing = [key for key in keys if len({brief(setting.values.get(key)) for setting in settings}) > 1]
+    cases = {setting.case for setting in settings}
+    return ([CASE] if len(cases) > 1 else []) + differing
+
+
+def _value(setting: Setting, key: str) -> Any:
+    return setting.case if key == CASE else setting.values.get(key)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@contextmanager
+def canvas(path: Path, size: tuple[float, float]) -> Iterator[Canvas]:
+    """A figure in the house's style, saved at the end."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=size, layout="constrained")
+        try:
+            yield figure
+            figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
+        finally:
+            plt.close(figure)

@@ -1,0 +1,112 @@
+"""The sweep as it goes: a live table on a terminal, else a line for every event; read from the trials' outcomes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lingu_ray.runtime.folder import RunFolder
+from tuning.outcome import Outcome, read_outcomes
+from tuning.results import Figure, Setting, settings_of
+from tuning.space import Space
+
+_ROWS = 20
+_REFRESH_S = 1.0
+
+
+class Watch:
+    """Shows the trials from a thread of its own, and lets models go that are not among the best."""
+
+    def __init__(self, space: Space, trials: Path):
+        self.space, self.trials = space, trials
+        self.shown: dict[str, tuple[Any, ...]] = {}
+        self.live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watch:
+        if self.live is not None:
+            self.live.start()
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.over.set()
+        self.thread.join()
+        self.look()
+        if self.live is not None:
+            self.live.stop()
+
+    def _watch(self) -> None:
+        while not self.over.wait(_REFRESH_S):
+            self.look()
+
+    def look(self) -> None:
+        """Draw the table anew, or say what changed; keep only the best models."""
+        outcomes = read_outcomes(self.trials)
+        if self.live is not None:
+            self.live.update(self._table(outcomes), refresh=True)
+        else:
+            for outcome in outcomes:
+                seen = (outcome.state, outcome.validation_ce, outcome.recovery)
+                if self.shown.get(outcome.trial) != seen:
+                    self.shown[outcome.trial] = seen
+                    print(self._line(outcome), file=sys.stderr, flush=True)
+        ranked = [trial for setting in settings_of(outcomes, self.space) for trial in setting.trials]
+        for outcome in [trial for trial in ranked if trial.state == "finished"][self.space.keep_models :]:
+            shutil.rmtree(RunFolder(self.trials / outcome.trial).export, ignore_errors=True)
+
+    def _line(self, outcome: Outcome) -> str:
+        setting = settings_of([outcome], self.space)[0]
+        figures = [f"step {outcome.step}", f"validation {_number(outcome.validation_ce, '.3f')}"]
+        if outcome.state == "finished":
+            figures = [f"recovery {_number(outcome.recovery, '.1%')}", f"retention {_number(outcome.retention, '.1%')}"]
+        words = [f"{outcome.trial}: {outcome.state}", _label(setting, outcome), *figures]
+        return "  ".join([*words, outcome.error or ""]).rstrip()
+
+    def _table(self, outcomes: list[Outcome]) -> Table:
+        states = [outcome.state for outcome in outcomes]
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        table = Table(title=f"{self.space.name}: {len(outcomes)} of {self.space.size} trials begun ({counts})")
+        for name in ("trial", "setting", "state", "step", "validation", "recovery", "retention"):
+            table.add_column(name, justify="left" if name in ("trial", "setting", "state") else "right")
+        running = [outcome for outcome in outcomes if outcome.state == "running"]
+        done = [o for s in settings_of([o for o in outcomes if o.state != "running"], self.space) for o in s.trials]
+        for outcome in [*running, *done][:_ROWS]:
+            table.add_row(
+                outcome.trial,
+                _label(settings_of([outcome], self.space)[0], outcome),
+                outcome.state,
+                str(outcome.step),
+                _number(outcome.validation_ce, ".3f"),
+                _number(outcome.recovery, ".1%"),
+                _number(outcome.retention, ".1%"),
+                style="bold" if outcome.state == "running" else None,
+            )
+        return table
+
+
+def _label(setting: Setting, outcome: Outcome) -> str:
+    return f"{setting.label} seed {outcome.seed}".strip()
+
+
+def _number(value: float | None, spec: str) -> str:
+    return "–" if value is None else format(value, spec)
+
+
+def with_spread(figure: Figure | None, spec: str) -> str:
+    """`93.1% ± 1.2%`; a dash for none."""
+    if figure is None:
+        return "–"
+    spread = "" if figure.spread is None else f" ± {figure.spread:{spec}}"
+    return f"{figure.mean:{spec}}{spread}"

@@ -1,0 +1,163 @@
+"""What a sweep leaves: `sweep.html`, its figures, `table.csv`, and `best.yaml`; all of it also in MLflow."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from lingu_ray import strict_yaml
+from lingu_ray.config import Config
+from lingu_ray.evaluation.plots import format_perplexity
+from lingu_ray.evaluation.report import embedded, environment
+from lingu_ray.runtime.folder import RunFolder
+from tuning import plots
+from tuning.baseline import BASELINE
+from tuning.outcome import read_outcomes
+from tuning.progress import with_spread
+from tuning.results import Setting, best_of, best_recipe, keeps_vision, settings_of, write_table
+from tuning.space import Space
+from tuning.tracking import ParentRun
+
+if TYPE_CHECKING:
+    from tuning.sweep import SweepFolder
+
+_FIGURES = (
+    ("pareto", "Recovery and retention", True, ""),
+    ("heat", "Heat map", False, ""),
+    ("parallel", "Parallel coordinates", False, ""),
+    ("importance", "Importance", False, "Permutation importance in a random forest fitted to the trials: a hint."),
+    ("curves", "The best settings as they trained", True, ""),
+)
+
+
+def write_report(space: Space, base: Config, folder: SweepFolder, parent: ParentRun) -> Path:
+    """Write the report of whatever has ended so far, log it, and say what came out; returns the page's path."""
+    folder.report.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(read_outcomes(folder.trials), space)
+    drawn = draw(settings, space, folder)
+    page = folder.report / "sweep.html"
+    page.write_text(render(settings, space, folder, drawn), encoding="utf-8")
+    table, recipe = folder.report / "table.csv", folder.report / "best.yaml"
+    write_table(settings, table)
+    files = [page, table, *drawn.values()]
+    best = best_of(settings)
+    if best is not None:
+        recipe.write_text(best_recipe(best, base, space.name))
+        files.append(recipe)
+    parent.log(figures_of(best, settings), files)
+    print(": ".join(part for part in headline(best, space) if part))
+    print(f"report   {page}")
+    if best is not None:
+        print(f"best     python -m lingu_ray.train {recipe}")
+    return page
+
+
+def figures_of(best: Setting | None, settings: list[Setting]) -> dict[str, float | None]:
+    """The sweep's figures in MLflow."""
+    trials = [trial for setting in settings for trial in setting.trials]
+    counts = Counter(trial.state for trial in trials)
+    figures: dict[str, float | None] = {f"trials_{state}": float(count) for state, count in counts.items()}
+    for name in ("recovery", "retention"):
+        figure = best.figure(name) if best else None
+        figures[f"best_{name}"] = figure.mean if figure else None
+    return figures
+
+
+def headline(best: Setting | None, space: Space) -> tuple[str, str]:
+    """The finding in one line, in two parts."""
+    if best is None:
+        return "No trial was measured", ""
+    recovery, retention = with_spread(best.figure("recovery"), ".1%"), with_spread(best.figure("retention"), ".1%")
+    found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
+    if not keeps_vision(best, space):
+        return f"No setting keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
+    return "Best", found
+
+
+def draw(settings: list[Setting], space: Space, folder: SweepFolder) -> dict[str, Path]:
+    """The figures that this sweep has enough for, by name."""
+    paths = {name: folder.report / f"{name}.png" for name, *_ in _FIGURES}
+    drawn = {
+        "pareto": plots.plot_pareto(settings, space, paths["pareto"]),
+        "heat": plots.plot_heat(settings, space, paths["heat"]),
+        "parallel": plots.plot_parallel(settings, space, paths["parallel"]),
+        "importance": plots.plot_importance(settings, space, paths["importance"]),
+        "curves": plots.plot_curves(settings, folder.trials, paths["curves"]),
+    }
+    return {name: paths[name] for name, there in drawn.items() if there}
+
+
+def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: dict[str, Path]) -> str:
+    """The page."""
+    best = best_of(settings)
+    outcomes = [trial for setting in settings for trial in setting.trials]
+    tasks = list(dict.fromkeys(task for trial in outcomes for task in trial.scores))
+    metrics = _metrics(folder)
+    counts = Counter(trial.state for trial in outcomes)
+    template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("sweep.html")
+    return template.render(
+        space=space,
+        trials=len(outcomes),
+        states=", ".join(f"{count} {state}" for state, count in counts.items()),
+        holds=best is not None and keeps_vision(best, space),
+        headline=headline(best, space),
+        rows=[_row(setting, space, tasks, metrics) for setting in settings],
+        tasks=tasks,
+        reference=_reference(folder),
+        figures=[
+            {"title": title, "wide": wide, "note": note, "data": embedded(drawn[name])}
+            for name, title, wide, note in _FIGURES
+            if name in drawn
+        ],
+        failures=[(trial.trial, trial.error) for trial in outcomes if trial.state == "failed"],
+        yaml=strict_yaml.dump(space),
+    )
+
+
+def _row(setting: Setting, space: Space, tasks: list[str], metrics: dict[str, str]) -> dict[str, Any]:
+    return {
+        "label": setting.label or "base",
+        "seeds": len(setting.trials),
+        "state": setting.state,
+        "measured": setting.figure("recovery") is not None,
+        "good": keeps_vision(setting, space),
+        "recovery": with_spread(setting.figure("recovery"), ".1%"),
+        "retention": with_spread(setting.figure("retention"), ".1%"),
+        "validation": with_spread(setting.figure("validation_ce"), ".3f"),
+        "scores": [with_spread(setting.score(task), _spec(metrics.get(task))) for task in tasks],
+    }
+
+
+def _spec(metric: str | None) -> str:
+    return ".1f" if metric == "perplexity" else ".1%"
+
+
+def _reference(folder: SweepFolder) -> dict[str, dict[str, str]]:
+    """The reference models' scores by task."""
+    result = _recovery(folder)
+    if result is None:
+        return {}
+
+    def score(task: dict[str, Any], model: str) -> str:
+        if model not in task["models"]:
+            return "not measured"
+        value = task["models"][model]["score"]
+        return format_perplexity(value) if task["metric"] == "perplexity" else f"{value:.1%}"
+
+    return {
+        name: {model: score(task, model) for model in ("teacher", "adapted")} for name, task in result["tasks"].items()
+    }
+
+
+def _metrics(folder: SweepFolder) -> dict[str, str]:
+    result = _recovery(folder)
+    return {} if result is None else {name: task["metric"] for name, task in result["tasks"].items()}
+
+
+def _recovery(folder: SweepFolder) -> dict[str, Any] | None:
+    path = RunFolder(folder.root / BASELINE).report / "recovery.json"
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,154 @@
+"""The sweep's table: each setting once, over its seeds; ranked, best first."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingu_ray import strict_yaml
+from lingu_ray.cli import to_yaml
+from lingu_ray.config import Config
+from tuning.outcome import Outcome
+from tuning.space import Space, Values, configure
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Mean over seeds, and their standard deviation (None with one seed)."""
+
+    mean: float
+    spread: float | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting with the trials that ran it, one a seed."""
+
+    case: str | None
+    values: Values
+    trials: tuple[Outcome, ...]
+
+    def figure(self, name: str) -> Figure | None:
+        """A figure of the outcomes over the trials that have it."""
+        found = [value for trial in self.trials if (value := getattr(trial, name)) is not None]
+        return _figure(found)
+
+    def score(self, task: str) -> Figure | None:
+        """A task's score over the trials that were measured."""
+        return _figure([trial.scores[task] for trial in self.trials if task in trial.scores])
+
+    @property
+    def state(self) -> str:
+        """What its trials came to: `finished`, or how many of each."""
+        states = [trial.state for trial in self.trials]
+        if len(set(states)) == 1:
+            return states[0]
+        return ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+
+    @property
+    def label(self) -> str:
+        """The setting in words, as short as it goes."""
+        values = {} if self.case is not None else self.values
+        words = [f"{short(key)}={brief(value)}" for key, value in values.items()]
+        return " ".join([*([self.case] if self.case is not None else []), *words])
+
+
+def short(key: str) -> str:
+    """The last part of a dotted key; of a learning rate also that it is one."""
+    head, _, last = key.rpartition(".")
+    return f"lr.{last}" if head.endswith("learning_rates") else last
+
+
+def brief(value: Any) -> str:
+    """A value in few characters."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return strict_yaml.dump(value, inline=True).strip()
+
+
+def settings_of(outcomes: list[Outcome], space: Space) -> list[Setting]:
+    """The settings that ran, best first."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        searched = {key: value for key, value in outcome.values.items()}
+        groups.setdefault(repr((outcome.case, sorted(searched.items(), key=str))), []).append(outcome)
+    settings = [Setting(group[0].case, _searched(group[0], space), tuple(group)) for group in groups.values()]
+    return sorted(settings, key=lambda setting: rank(setting, space))
+
+
+def _searched(outcome: Outcome, space: Space) -> Values:
+    """The values apart from those that the case brings along."""
+    of_case = space.cases.get(outcome.case, {}) if outcome.case is not None else {}
+    return {key: value for key, value in outcome.values.items() if key not in of_case or key in space.search}
+
+
+def keeps_vision(setting: Setting, space: Space) -> bool:
+    """Whether the constraint holds, on the mean over seeds."""
+    retention = setting.figure("retention")
+    return retention is None or retention.mean >= space.min_retention
+
+
+def rank(setting: Setting, space: Space) -> tuple[Any, ...]:
+    """Sort key: settings that keep vision by the objective, then the others by retention, then the unmeasured."""
+    objective = setting.figure(space.objectives[0])
+    if objective is None:
+        validation = setting.figure("validation_ce")
+        return (2, validation.mean if validation else float("inf"))
+    if keeps_vision(setting, space):
+        return (0, -objective.mean)
+    retention = setting.figure("retention")
+    assert retention is not None
+    return (1, -retention.mean)
+
+
+def pareto_front(settings: list[Setting]) -> list[Setting]:
+    """Settings that no other one beats in recovery without losing retention, by rising recovery."""
+    points = [(s, s.figure("recovery"), s.figure("retention")) for s in settings]
+    measured = [(s, a.mean, b.mean) for s, a, b in points if a is not None and b is not None]
+    front = [
+        (s, a)
+        for s, a, b in measured
+        if not any(other >= a and kept >= b and (other, kept) != (a, b) for _, other, kept in measured)
+    ]
+    return [s for s, _ in sorted(front, key=lambda pair: pair[1])]
+
+
+def best_of(settings: list[Setting]) -> Setting | None:
+    """The best setting that was measured."""
+    return next((s for s in settings if s.figure("recovery") or s.figure("retention")), None)
+
+
+def best_recipe(setting: Setting, base: Config, name: str) -> str:
+    """The best setting as a recipe that `lingu_ray.train` runs as it is."""
+    values = setting.trials[0].values
+    config = configure(base, values, name).model_copy(update={"name": f"{name}-best"})
+    figures = ", ".join(
+        f"{label} {figure.mean:.1%}" for label in ("recovery", "retention") if (figure := setting.figure(label))
+    )
+    seeds = f"{len(setting.trials)} seeds" if len(setting.trials) > 1 else "one seed"
+    head = f"# Best setting of the sweep {name}: {setting.label or 'the base'} ({figures}; {seeds})."
+    return f"{head}\n\n{to_yaml(config)}"
+
+
+def write_table(settings: list[Setting], path: Path) -> None:
+    """The table as CSV, a line a trial."""
+    keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
+    tasks = list(dict.fromkeys(task for s in settings for trial in s.trials for task in trial.scores))
+    figures = ("step", "validation_ce", "recovery", "retention", "seconds")
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "case", "seed", "state", *keys, *figures, *tasks, "error"])
+        for setting in settings:
+            for trial in setting.trials:
+                own = [brief(trial.values[key]) if key in trial.values else "" for key in keys]
+                measured = [getattr(trial, name) for name in figures] + [trial.scores.get(task) for task in tasks]
+                writer.writerow([trial.trial, trial.case, trial.seed, trial.state, *own, *measured, trial.error])
+
+
+def _figure(found: list[float]) -> Figure | None:
+    if not found:
+        return None
+    return Figure(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)

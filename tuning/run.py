@@ -1,0 +1,149 @@
+"""Running the trials of a sweep with Ray Tune: from the beginning, or on from where a killed one stood."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig
+from ray.tune.experiment import Trial as TuneTrial
+
+from lingu_ray.config import Config
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
+from lingu_ray.runtime.folder import RunFolder
+from tuning.outcome import read_outcome, read_outcomes, reason
+from tuning.progress import Watch
+from tuning.search import algorithm, parameters, scheduler
+from tuning.space import Space
+from tuning.tracking import ParentRun
+from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_name
+
+if TYPE_CHECKING:
+    from tuning.sweep import SweepFolder
+
+_NAME = "experiment"
+_LITTLE = 2**20  # Ray wants a trial to ask for something
+_SAVE_WITHIN_S = 300.0
+
+
+def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, parent: ParentRun) -> bool:
+    """Run what is not finished yet; returns whether all trials have ended (not so after Ctrl-C).
+
+    As many at once as the cluster holds the workers of, so that none waits for what another has. Whatever ends this,
+    no trial's MLflow run is left as running.
+    """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it would tell, `Watch` and the report do
+    concurrent = concurrent_trials(space, base)
+    sweep = Sweep(space, base, folder.trials, items, parent.run_id, concurrent)
+    memory = memory_share(concurrent) if space.pbt else _LITTLE
+    kind = PopulationTrial if space.pbt else Trial
+    trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), {"memory": memory})
+    state = folder.tune / _NAME
+    if tune.Tuner.can_restore(str(state)):
+        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, restart_errored=False)
+    else:
+        tuner = tune.Tuner(
+            trainable,
+            param_space=parameters(space, base),
+            tune_config=tune.TuneConfig(
+                num_samples=space.draws,
+                search_alg=algorithm(space, base, concurrent),
+                scheduler=scheduler(space, base),
+                max_concurrent_trials=concurrent if space.algorithm == "optuna" else None,
+                time_budget_s=space.hours * 3600 if space.hours else None,
+                trial_dirname_creator=_dirname,
+            ),
+            run_config=tune.RunConfig(
+                name=_NAME,
+                storage_path=str(folder.tune),
+                verbose=0,
+                failure_config=FailureConfig(max_failures=space.retries),
+                checkpoint_config=CheckpointConfig(num_to_keep=3 if space.pbt else None, checkpoint_at_end=False),
+            ),
+        )
+    try:
+        with saving_on_interrupt(folder.trials) as interrupted, Watch(space, folder.trials):
+            results = tuner.fit()
+            if not interrupted.is_set():
+                mark_dead(results, folder.trials)
+    finally:
+        parent.end_children(read_outcomes(folder.trials))
+    return not interrupted.is_set()
+
+
+def mark_dead(results: tune.ResultGrid, trials: Path) -> None:
+    """Mark trials that failed without being able to say so: their process was killed."""
+    for result in results:
+        outcome = read_outcome(trials / Path(result.path).name)
+        if outcome is not None and outcome.state == "running":
+            error = result.error or RuntimeError("it ended without a word")
+            outcome.change(state="failed", error=reason(error)).write(trials / outcome.trial)
+
+
+def _dirname(trial: TuneTrial) -> str:
+    return trial_name(trial.trial_id)
+
+
+def concurrent_trials(space: Space, base: Config) -> int:
+    """How many trials run at once."""
+    use_gpu = uses_gpu(base.ray)
+    check_resources(base.ray, use_gpu)
+    room = max(1, room_for_runs(base.ray, use_gpu))
+    if space.concurrent is not None and space.concurrent > room:
+        raise UserError(
+            f"concurrent={space.concurrent} trials need more workers than the cluster holds: it has room for {room}. "
+            "Leave `concurrent` out, or give trials fewer ray.num_workers"
+        )
+    return min(space.concurrent or room, space.size)
+
+
+def memory_share(concurrent: int) -> int:
+    """Bytes that trials ask for, so that so many fit at once: how many of a population do not rest is up to Tune."""
+    nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
+    on_a_node = -(-concurrent // len(nodes))
+    return int(max(nodes) / on_a_node) - _LITTLE
+
+
+@contextmanager
+def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
+    """First Ctrl-C, or SIGTERM: let all trials save, then stop Tune. Second: give up at once."""
+    interrupted, marker = threading.Event(), trials / STOP
+    marker.unlink(missing_ok=True)
+
+    def save_then_stop() -> None:
+        marker.touch()
+        give_up = time.monotonic() + _SAVE_WITHIN_S
+        while time.monotonic() < give_up:
+            running = [outcome for outcome in read_outcomes(trials) if outcome.state == "running"]
+            for outcome in running:
+                RunFolder(trials / outcome.trial).stop.touch()
+            if not running:
+                break
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGUSR1)  # which Tune takes for a request to end
+
+    def ask(*_: object) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        print("letting the trials finish their steps and save; Ctrl-C again gives up at once", file=sys.stderr)
+        threading.Thread(target=save_then_stop, daemon=True).start()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune has its own
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,103 @@
+"""From a space to what Ray Tune needs: a parameter space, a search algorithm, a scheduler.
+
+Listed values are drawn by their position, so that they may be anything that YAML can say; `space.decode` turns a draw
+back into settings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from lingu_ray.config import Config
+from lingu_ray.errors import UserError
+from tuning.space import CASE, SEED, Domain, Space, seeds_of
+
+STEP, VALIDATION, SCORE = "train_step", "validation_ce", "score"
+
+
+def parameters(space: Space, base: Config) -> dict[str, Any]:
+    """Tune's parameter space."""
+    drawn = {key: _drawn(domain) for key, domain in space.search.items()}
+    if space.cases:
+        names = list(space.cases)
+        drawn[CASE] = tune.choice(names) if space.algorithm == "optuna" else tune.grid_search(names)
+    if space.seeds > 1:
+        drawn[SEED] = tune.grid_search(seeds_of(space, base))
+    return drawn
+
+
+def _drawn(domain: Domain) -> Any:
+    if domain.grid is not None:
+        return tune.grid_search(list(range(len(domain.grid))))
+    if domain.choice is not None:
+        return tune.choice(list(range(len(domain.choice))))
+    if domain.uniform is not None:
+        return tune.uniform(*domain.uniform)
+    assert domain.loguniform is not None
+    return tune.loguniform(*domain.loguniform)
+
+
+def algorithm(space: Space, base: Config, concurrent: int) -> Searcher | SearchAlgorithm:
+    """How points are drawn, so many trials at once; seeded by the base's seed."""
+    if space.algorithm == "random":
+        living = 0 if space.pbt else concurrent  # trials of a population rest, and live on
+        return BasicVariantGenerator(max_concurrent=living, constant_grid_search=True, random_state=base.seed)
+    try:
+        several = len(space.objectives) > 1
+        metric: Any = list(space.objectives) if several else SCORE
+        mode: Any = ["max"] * len(space.objectives) if several else "max"
+        return FinishedTrialsOptuna(metric=metric, mode=mode, seed=base.seed)
+    except AssertionError as error:
+        raise UserError("algorithm: optuna needs a package: pip install 'lingu-ray[optuna]'") from error
+
+
+class FinishedTrialsOptuna(OptunaSearch):
+    """Optuna over finished trials: what a trial reports on its way has no objective yet."""
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: the scheduler looks at these."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna; a trial without objectives was pruned, or has failed."""
+        metrics = self.metric if isinstance(self.metric, list) else [self.metric]
+        if result is not None and any(result.get(name) is None or result[name] != result[name] for name in metrics):
+            result = None
+        super().on_trial_complete(trial_id, result, error)
+
+
+def scheduler(space: Space, base: Config) -> TrialScheduler:
+    """What stops or copies trials on their way, by validation cross-entropy."""
+    if space.asha is not None:
+        return ASHAScheduler(
+            time_attr=STEP,
+            metric=VALIDATION,
+            mode="min",
+            max_t=base.train.steps,
+            grace_period=min(space.asha.grace or base.train.validate_every, base.train.steps),
+            reduction_factor=space.asha.reduction,
+            stop_last_trials=False,  # they are still to be measured
+        )
+    if space.pbt is not None:
+        return PopulationBasedTraining(
+            time_attr=STEP,
+            metric=VALIDATION,
+            mode="min",
+            perturbation_interval=space.pbt.interval,
+            burn_in_period=space.pbt.interval,
+            hyperparam_mutations={key: _mutable(domain) for key, domain in space.search.items()},
+            quantile_fraction=space.pbt.quantile,
+            resample_probability=space.pbt.resample,
+            log_config=False,
+            synch=True,  # so that the best has saved when the worst copies it, however few run at once
+        )
+    return FIFOScheduler()
+
+
+def _mutable(domain: Domain) -> Any:
+    """As PBT takes it: a list to move along by one, or a range."""
+    return list(range(len(domain.listed))) if domain.listed is not None else _drawn(domain)

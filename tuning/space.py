@@ -1,0 +1,231 @@
+"""A search space: which settings of a base recipe are tried, how they are drawn, for what, and at what cost.
+
+Values are YAML; keys are the configuration's own, dotted. A trial's *values* are a dict of such keys.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from lingu_ray.config import Config, Schedule, Section
+from lingu_ray.errors import UserError
+from lingu_ray.settings import Settings, parse, read_text
+
+Values = dict[str, Any]
+
+SEARCHABLE = ("distill.", "train.", "corpus.", "teacher.context", "teacher.scope", "student.from_teacher")
+NOT_SEARCHABLE = ("corpus.cache_dir",)
+SCHEDULED = ("distill.temperature", "distill.w_ce", "distill.w_kd")
+CASE, SEED = "case", "seed"
+_CHECKED_TOGETHER = 2000
+"""Combinations up to which all are checked; beyond, each value beside the first ones of the others."""
+
+
+class Domain(Section):
+    """Where a setting's values come from: exactly one of the four."""
+
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn anew for every trial")
+    grid: tuple[Any, ...] | None = Field(None, min_length=1, description="each of these, with everything else")
+    uniform: tuple[float, float] | None = Field(None, description="between low and high")
+    loguniform: tuple[float, float] | None = Field(None, description="between low and high, its logarithm uniform")
+
+    @model_validator(mode="after")
+    def _one(self) -> Domain:
+        if len(self.given) != 1:
+            raise ValueError("give exactly one of choice, grid, uniform, loguniform")
+        for name in ("uniform", "loguniform"):
+            bounds = getattr(self, name)
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{name}: low must be below high, found {list(bounds)}")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError(f"loguniform: low must be above 0, found {self.loguniform[0]:g}")
+        return self
+
+    @property
+    def given(self) -> list[str]:
+        """The one kind that was given, in a list."""
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
+
+    @property
+    def listed(self) -> tuple[Any, ...] | None:
+        """The values of `choice` and `grid`; None for a range."""
+        return self.choice if self.choice is not None else self.grid
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """All listed values, or both ends of a range."""
+        return self.listed or self.uniform or self.loguniform or ()
+
+
+class AshaConfig(Section):
+    """Early stopping: asynchronous successive halving on the validation cross-entropy."""
+
+    grace: PositiveInt | None = Field(None, description="steps that every trial gets; null: train.validate_every")
+    reduction: float = Field(3.0, gt=1, description="at each rung the best 1/reduction go on")
+
+
+class PbtConfig(Section):
+    """Population-based training: finds schedules of τ and weights; the worst trials go on from copies of the best."""
+
+    interval: PositiveInt = Field(description="steps between two looks at the population")
+    quantile: float = Field(0.25, gt=0, le=0.5, description="share of the population that is replaced, and copied")
+    resample: float = Field(0.25, ge=0, le=1, description="chance of a fresh draw instead of a factor of 0.8 or 1.2")
+
+
+class Space(Section):
+    """A sweep."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="the sweep's folder and MLflow run name")
+    base: str = Field(description="recipe or YAML file that every trial starts from")
+    settings: Values = Field({}, description="dotted keys of the base recipe, set for every trial")
+    search: dict[str, Domain] = Field({}, description="dotted key: one of choice, grid, uniform, loguniform")
+    cases: dict[str, Values] = Field({}, description="named bundles of settings; each is run with everything searched")
+    seeds: PositiveInt = Field(1, description="seeds each setting is run with, from the base's on")
+    trials: PositiveInt | None = Field(
+        None, description="draws; grid values, cases and seeds multiply them. null: 1 where nothing is drawn, else 16"
+    )
+    hours: float | None = Field(None, gt=0, description="after that long all trials are stopped, saved; null: no limit")
+    algorithm: Literal["random", "optuna"] = Field("random", description="how values are drawn; optuna: TPE")
+    objectives: tuple[Literal["recovery", "retention"], ...] = Field(
+        ("recovery",), min_length=1, description="what is maximised; both: optuna looks for the Pareto front"
+    )
+    min_retention: float = Field(0.99, ge=0, description="constraint: retention from which a setting counts as good")
+    asha: AshaConfig | None = Field(None, description="stop poor trials early; null: off")
+    pbt: PbtConfig | None = Field(None, description="population-based training of schedules; null: off")
+    concurrent: PositiveInt | None = Field(None, description="trials at once; null: as many as the cluster holds")
+    retries: int = Field(1, ge=0, description="times a failed trial is run again before it is marked")
+    keep_models: PositiveInt = Field(1, description="trained models kept, the best ones; of others the scores stay")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Space:
+        if not self.search and not self.cases:
+            raise ValueError("nothing to search: give keys under `search`, or `cases`")
+        for key in [*self.search, *(key for case in self.cases.values() for key in case)]:
+            if not key.startswith(SEARCHABLE) or key in NOT_SEARCHABLE:
+                raise ValueError(
+                    f"{key} cannot be searched: all trials share models, data paths, evaluation and cluster. "
+                    f"Searched are keys of {', '.join(name.rstrip('.') for name in SEARCHABLE)}; "
+                    "`settings` sets others for all, `seeds` repeats"
+                )
+        if self.algorithm == "optuna" and (self.seeds > 1 or any(d.grid for d in self.search.values())):
+            raise ValueError("optuna draws its own points: use `choice` in place of `grid`, and seeds: 1")
+        if len(self.objectives) > 1 and self.algorithm != "optuna":
+            raise ValueError("two objectives need `algorithm: optuna`; a random search shows its Pareto front anyway")
+        if self.pbt is not None:
+            self._check_pbt()
+        return self
+
+    def _check_pbt(self) -> None:
+        others = sorted(set(self.search) - set(SCHEDULED))
+        if others or self.cases or self.seeds > 1 or self.asha or self.algorithm == "optuna":
+            raise ValueError(
+                f"pbt searches schedules of {', '.join(SCHEDULED)} alone, without cases, seeds, asha and optuna"
+                + (f"; found {', '.join(others)}" if others else "")
+            )
+        if any(domain.grid for domain in self.search.values()):
+            raise ValueError("pbt draws values: use choice, uniform or loguniform in place of grid")
+
+    @property
+    def draws(self) -> int:
+        """How often values are drawn."""
+        drawn = self.algorithm == "optuna" or any(domain.grid is None for domain in self.search.values())
+        return self.trials or (16 if drawn else 1)
+
+    @property
+    def size(self) -> int:
+        """How many trials there are in all."""
+        if self.algorithm == "optuna":
+            return self.draws
+        count = self.draws * self.seeds * max(1, len(self.cases))
+        for domain in self.search.values():
+            count *= len(domain.grid or (None,))
+        return count
+
+
+def shipped() -> dict[str, str]:
+    """Name of every space in the package, with the first line of its comment."""
+    texts = {p.name: p.read_text("utf-8") for p in (files("tuning") / "spaces").iterdir() if p.name.endswith(".yaml")}
+    return {name.removesuffix(".yaml"): texts[name].split("\n", 1)[0].lstrip("# ") for name in sorted(texts)}
+
+
+def read_space(name: str) -> Settings[Space]:
+    """A space of the package by name, or a YAML file by path."""
+    if name in shipped():
+        return parse((files("tuning") / "spaces" / f"{name}.yaml").read_text("utf-8"), f"space {name}", Space)
+    if name.endswith((".yaml", ".yml")):
+        return parse(read_text(Path(name)), name, Space)
+    known = ", ".join(shipped())
+    raise UserError(f"no space {name!r}; there are {known}. A file is named by its path, ending in .yaml")
+
+
+def configure(base: Config, values: Mapping[str, Any], origin: str) -> Config:
+    """The base with some settings changed; raises UserError for what does not fit, naming `origin`."""
+    settings = Settings(Config, base.model_dump(mode="json"), origin)
+    for key, value in values.items():
+        settings.put(key, value, f"{origin}: {key}")
+    return settings.validate()
+
+
+def seeded(config: Config, base: Config, seed: int) -> Config:
+    """The configuration under another seed: of the run, and with it of the order of the corpus."""
+    corpus = config.corpus.model_copy(update={"seed": config.corpus.seed + seed - base.seed})
+    return config.model_copy(update={"seed": seed, "corpus": corpus})
+
+
+def seeds_of(space: Space, base: Config) -> list[int]:
+    """The seeds each setting is run with."""
+    return [base.seed + offset for offset in range(space.seeds)]
+
+
+def check(space: Space, base: Config) -> None:
+    """Every key and value against the typed configuration; raises UserError with the first that does not fit."""
+    for values in corner_values(space):
+        config = configure(base, values, space.name)
+        if space.pbt and any(isinstance(v, Schedule | dict) for v in values.values()):
+            raise UserError(f"{space.name}: pbt makes the schedules itself: give numbers")
+        _check_stopping(space, config)
+
+
+def _check_stopping(space: Space, config: Config) -> None:
+    if space.asha and not (config.train.validate_every and config.corpus.validation_rows):
+        raise UserError(
+            f"{space.name}: asha compares trials by validation as they go: "
+            "set train.validate_every and corpus.validation_rows above 0"
+        )
+    if space.pbt and not config.corpus.validation_rows:
+        raise UserError(f"{space.name}: pbt compares trials by validation: set corpus.validation_rows above 0")
+
+
+def corner_values(space: Space) -> Iterator[Values]:
+    """All combinations of listed values, ends of ranges and cases; where they are too many, one changed at a time."""
+    axes: list[list[Values]] = [[{key: value} for value in d.extremes] for key, d in space.search.items()]
+    axes.insert(0, list(space.cases.values()) or [{}])
+    count = 1
+    for axis in axes:
+        count *= len(axis)
+    if count <= _CHECKED_TOGETHER:
+        yield from (merge(parts) for parts in itertools.product(*axes))
+        return
+    first = [axis[0] for axis in axes]
+    for place, axis in enumerate(axes):
+        for values in axis:
+            yield merge([*first[:place], values, *first[place + 1 :]])
+
+
+def merge(parts: list[Values] | tuple[Values, ...]) -> Values:
+    """One dict of all."""
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def decode(space: Space, drawn: Mapping[str, Any]) -> Values:
+    """The values behind what Ray Tune drew: listed values and cases are drawn by position."""
+    values = dict(space.cases[drawn[CASE]]) if CASE in drawn else {}
+    for key, domain in space.search.items():
+        values[key] = domain.listed[drawn[key]] if domain.listed is not None else drawn[key]
+    return values

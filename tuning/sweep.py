@@ -1,0 +1,147 @@
+"""Sweep over a base recipe's settings with Ray Tune: which of them bring language back without costing vision.
+
+python -m tuning.sweep demo                              # 2 cores, minutes
+python -m tuning.sweep ablation output_dir=runs/ablation
+python -m tuning.sweep my-space.yaml trials=32 train.steps=500
+python -m tuning.sweep --help                            # what a space is made of
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lingu_ray import manual, strict_yaml
+from lingu_ray.cli import read_recipe
+from lingu_ray.config import Config
+from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.settings import OVERRIDE
+from tuning.space import Space, check, read_space, shipped
+
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `run` has its own, which lets the trials save
+
+USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help]"
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths of one sweep, `<output_dir>/<name>/`."""
+
+    root: Path
+
+    @property
+    def space(self) -> Path:
+        """The space and the base's settings, as the sweep was begun with."""
+        return self.root / "space.yaml"
+
+    @property
+    def trials(self) -> Path:
+        """One run's folder a trial."""
+        return self.root / "trials"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own state."""
+        return self.root / ".tune"
+
+    @property
+    def report(self) -> Path:
+        """sweep.html, plots, table.csv, best.yaml."""
+        return self.root / "report"
+
+
+def main(arguments: list[str]) -> None:
+    """What a sweep consists of, from top to bottom."""
+    space, base = load(arguments)
+    folder = open_folder(space, base)
+
+    from lingu_ray.runtime.cluster import connect
+    from lingu_ray.runtime.progress import quiet_libraries
+    from tuning.baseline import build_baseline, prepare_base
+    from tuning.report import write_report
+    from tuning.run import run_trials
+    from tuning.tracking import ParentRun
+
+    quiet_libraries()
+    connect(base.ray)
+    prepared = prepare_base(base)
+    items = build_baseline(space, prepared, folder.root)
+    parent = ParentRun(space, base, folder.root)
+    status = "FAILED"
+    try:
+        finished = run_trials(space, prepared, folder, items, parent)
+        status = "FINISHED" if finished else "KILLED"
+    finally:
+        write_report(space, base, folder, parent)
+        parent.end(status)
+    if not finished:
+        raise Interrupted(f"stopped and saved: run the same command again to go on ({folder.root})")
+
+
+def load(arguments: list[str]) -> tuple[Space, Config]:
+    """Space and base of the command line, checked against each other; raises UserError for whatever is wrong.
+
+    `key=value` sets a key of the space where it has such a key, and else of the base, for every trial.
+    """
+    options = [a for a in arguments if a.startswith("-")]
+    overrides = [a for a in arguments if OVERRIDE.fullmatch(a)]
+    names = [a for a in arguments if a not in options and a not in overrides]
+    if {"-h", "--help"} & set(options):
+        print(help_text())
+        raise SystemExit(0)
+    if options or len(names) != 1:
+        raise UserError(f"name one space: {', '.join(shipped())}, or a YAML file\nusage: {USAGE}")
+    settings = read_space(names[0])
+    for_base = [o for o in overrides if o.split("=")[0].split(".")[0] not in Space.model_fields]
+    for override in overrides:
+        if override not in for_base:
+            settings.override(override)
+    space = settings.validate()
+    recipe = read_recipe(space.base)
+    for key, value in space.settings.items():
+        recipe.put(key, value, f"{names[0]}: settings: {key}")
+    for override in for_base:
+        recipe.override(override)
+    base = recipe.validate()
+    check(space, base)
+    return space, base
+
+
+def help_text() -> str:
+    """The text of `--help`."""
+    spaces = [f"  {name:<10}{line}" for name, line in shipped().items()]
+    head = [__doc__.strip(), "", f"usage: {USAGE}", "", "spaces:", *spaces, "", "settings of a space (key = default):"]
+    return "\n".join([*head, *manual.section_lines(Space, "", manual.text_width())])
+
+
+def open_folder(space: Space, base: Config) -> SweepFolder:
+    """Make the sweep's folder, or check that the one there is this sweep."""
+    folder = SweepFolder((base.output_dir / space.name).resolve())
+    text = strict_yaml.dump({"space": space, "base": base})
+    if folder.space.exists():
+        if base.resume == "never":
+            raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
+        before, now = folder.space.read_text().splitlines(), text.splitlines()
+        if before != now:
+            changed = [line.strip() for line in now if line not in before] or ["a setting was taken out"]
+            raise UserError(
+                f"{folder.root} was begun with other settings, and cannot go on; now: {'; '.join(changed[:5])}. "
+                "Choose another name=…, or remove the folder to begin anew."
+            )
+    folder.trials.mkdir(parents=True, exist_ok=True)
+    folder.space.write_text(text)
+    return folder
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(130)

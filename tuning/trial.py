@@ -1,0 +1,274 @@
+"""One trial: a complete run in a folder of its own, driven by Ray Tune from validation to validation.
+
+The trial itself only follows: training is Ray Train's, and measuring is a task, each with resources of their own. A
+trial that is stopped lets its workers save and end, so that nothing they hold is left behind; one that is begun again
+goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from lingu_ray.config import Config
+from lingu_ray.errors import Interrupted
+from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
+from lingu_ray.evaluation.run import evaluate
+from lingu_ray.runtime.cluster import uses_gpu
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.progress import quiet_libraries
+from lingu_ray.runtime.tracking import tracking_uri
+from lingu_ray.runtime.trainer import Run
+from lingu_ray.train import show
+from tuning.baseline import lend_items
+from tuning.outcome import Outcome, read_outcome, reason, score
+from tuning.search import SCORE, STEP, VALIDATION
+from tuning.space import CASE, SEED, Space, Values, configure, decode, seeded
+from tuning.tracking import PARENT_RUN
+
+STOP = "STOP"
+"""A file beside the trials' folders: the sweep was asked to stop."""
+_POLL_S = 0.25
+_TRAINING_ONLY = ("checkpoints", ".ray", "start")
+"""What a trial that was measured needs no more."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What every trial is told: `base` is prepared, `items` the folder of the reference models' measured items,
+    `parent` the sweep's MLflow run, `concurrent` how many trials run at once.
+    """
+
+    space: Space
+    base: Config
+    trials: Path
+    items: Path
+    parent: str
+    concurrent: int
+
+
+class Trial(tune.Trainable):
+    """A run that stays itself from beginning to end. `step` lasts until the next validation; the last one measures."""
+
+    # pyrefly: ignore [bad-override]  (`tune.with_parameters` adds arguments)
+    def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
+        """Take in the settings and, of a trial that was begun before, what became of it."""
+        quiet_libraries()
+        self.sweep = sweep
+        self.begun = time.monotonic()
+        self.name = trial_name(self.trial_id)
+        self.folder = RunFolder(sweep.trials / self.name)
+        self.values = decode(sweep.space, config)
+        self.seed = config.get(SEED, sweep.base.seed)
+        earlier = read_outcome(self.folder.root)
+        self.outcome = earlier or Outcome(self.name, self.values, config.get(CASE), self.seed)
+        self.note(state="running", error=None)
+        self.news: deque[Record] = deque()
+        self.run: Run | None = None
+
+    def step(self) -> dict[str, Any]:
+        """Go on, and note why where that fails; Tune may try again."""
+        try:
+            return self.advance()
+        except Interrupted:
+            raise
+        except Exception as error:
+            self.note(state="failed", error=reason(error))
+            raise
+
+    def advance(self) -> dict[str, Any]:
+        """Until the next validation, or the end."""
+        if self.run is None:
+            self.run = self.begin(self.values)
+        training = True
+        while training:
+            time.sleep(_POLL_S)
+            training = self.run.training  # asked before looking, so that the last news is not missed
+            self.look()
+            while self.news:
+                self.note_validation(record := self.news.popleft())
+                if record["step"] < self.run.config.train.steps:  # the last one is told with what was measured
+                    return self.result(done=False)
+        self.end(self.run)
+        return self.finish(self.run)
+
+    def cleanup(self) -> None:
+        """End the workers, if they still train: after their step, and saved."""
+        if self.run is not None and self.run.training:
+            self.run.stop()
+        if self.outcome.state == "running":
+            self.note(state="stopped")
+
+    def begin(self, values: Values, until: int | None = None) -> Run:
+        """Start or continue the run with these values."""
+        run = Run(trial_config(self.sweep, self.name, values, self.seed))
+        if not run.folder.export.exists():
+            run.prepare()
+            run.begin(position=0, neighbours=self.sweep.concurrent - 1, until=until)
+            self.note(run_id=run.tracker.run_id)
+        return run
+
+    def end(self, run: Run) -> None:
+        """Close the run. After Ctrl-C on the sweep wait, saved, for Tune to end: it then knows what to go on with."""
+        try:
+            run.end()
+        except Interrupted:
+            self.note(state="stopped")
+            while (self.sweep.trials / STOP).exists():
+                time.sleep(_POLL_S)
+            raise
+
+    def look(self) -> None:
+        """Take in what the workers have written."""
+        if self.run is not None:
+            self.news.extend(record for record in self.run.follow() if "validation" in record)
+
+    def note_validation(self, record: Record) -> None:
+        """A validation, for scheduler and table."""
+        self.note(step=record["step"], validation_ce=record[VALIDATION])
+
+    def finish(self, run: Run) -> dict[str, Any]:
+        """Measure the trained model, write the run's report, and let go of what only training needs."""
+        recovery = measure(self.sweep, run.config)
+        show(run.config, run.folder.export, recovery)
+        self.note(state="finished", step=run.config.train.steps, **scores_of(recovery))
+        for name in _TRAINING_ONLY:
+            shutil.rmtree(self.folder.root / name, ignore_errors=True)
+        return self.result(done=True)
+
+    def result(self, done: bool) -> dict[str, Any]:
+        """What Tune is told; NaN for what is not known yet."""
+        outcome = self.outcome
+        known = {STEP: outcome.step, VALIDATION: outcome.validation_ce, SCORE: score(outcome, self.sweep.space)}
+        figures = known | {"recovery": outcome.recovery, "retention": outcome.retention}
+        return {name: float("nan") if value is None else value for name, value in figures.items()} | {"done": done}
+
+    def note(self, **changes: Any) -> None:
+        """Write down what became known."""
+        seconds = self.outcome.seconds + time.monotonic() - self.begun
+        self.begun = time.monotonic()
+        self.outcome = self.outcome.change(seconds=seconds, **changes)
+        self.outcome.write(self.folder.root)
+
+
+def trial_name(trial_id: str) -> str:
+    """The trial's name and folder: Tune's id without what all trials have in common."""
+    return f"trial-{trial_id.rpartition('_')[2]}"
+
+
+class PopulationTrial(Trial):
+    """A trial of population-based training: its run rests after every interval, and may go on as a copy of another.
+
+    What is drawn holds for one interval; the values of all intervals so far are the schedule that the run follows.
+    """
+
+    def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
+        """As of `Trial`; where the folder has a past, it goes on from there."""
+        super().setup(config, sweep)
+        self.drawn = self.values
+        self.past: dict[str, Any] = {"step": 0, "values": []}
+        if self._past.exists():
+            self.past = json.loads(self._past.read_text())
+
+    def advance(self) -> dict[str, Any]:
+        """Train one interval; after the last one, measure."""
+        assert self.sweep.space.pbt is not None
+        steps = self.sweep.base.train.steps
+        until = min(self.past["step"] + self.sweep.space.pbt.interval, steps)
+        past = [*self.past["values"], [self.past["step"] / steps, self.drawn]]
+        self.values = schedules(past)
+        self.note(values=self.values)
+        self.folder.config.unlink(missing_ok=True)  # the schedule has become longer
+        run = self.run = self.begin(self.values, until)
+        while run.training:
+            time.sleep(_POLL_S)
+            self.look()
+        self.look()
+        self.end(run)
+        self.past = {"step": until, "values": past}
+        self._past.write_text(json.dumps(self.past))
+        self.note_validation(self.news.pop())
+        self.news.clear()
+        return self.finish(run) if until == steps else self.result(done=False)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A copy of the run's newest checkpoint, its metrics and its past."""
+        target = Path(checkpoint_dir)
+        newest = max(self.folder.checkpoints.glob("step-*"))
+        shutil.copytree(newest, target / "checkpoints" / newest.name)
+        shutil.copy(self.folder.metrics, target / self.folder.metrics.name)
+        shutil.copy(self._past, target / self._past.name)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Go on from a copy, most often of another trial."""
+        source = Path(checkpoint)
+        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        shutil.copytree(source / "checkpoints", self.folder.checkpoints)
+        shutil.copy(source / self.folder.metrics.name, self.folder.metrics)
+        shutil.copy(source / self._past.name, self._past)
+        self.past = json.loads(self._past.read_text())
+
+    @property
+    def _past(self) -> Path:
+        return self.folder.root / "past.json"
+
+
+def schedules(past: list[list[Any]]) -> Values:
+    """Each value as a schedule in steps, from (fraction of the run, values) pairs."""
+    keys = past[0][1]
+    return {key: [[begin, values[key]] for begin, values in past] for key in keys}
+
+
+def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
+    """The complete settings of a trial's run: a child of the sweep's in MLflow, reading the shared corpora."""
+    base, config = sweep.base, seeded(configure(sweep.base, values, name), sweep.base, seed)
+    tags = base.tracking.tags | {PARENT_RUN: sweep.parent, "sweep": sweep.space.name, "trial": name}
+    return config.model_copy(
+        update={
+            "name": name,
+            "output_dir": sweep.trials,
+            "control": False,
+            "demo": None,
+            "resume": "auto",
+            "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir.resolve()}),
+            "tracking": base.tracking.model_copy(update={"uri": tracking_uri(base), "tags": tags}),
+        }
+    )
+
+
+def measure(sweep: Sweep, config: Config) -> dict[str, Any]:
+    """The content of `recovery.json`: the trained model beside the reference ones; a task with a worker's resources."""
+    gpus = 1 if uses_gpu(config.ray) else 0
+    threads = config.ray.threads_per_worker or max(1, (os.cpu_count() or 1) // sweep.concurrent)
+    task: Any = ray.remote(num_cpus=config.ray.cpus_per_worker, num_gpus=gpus)(_measure)
+    outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())  # the trial's own holds next to nothing
+    return ray.get(task.options(scheduling_strategy=outside).remote(config, sweep.items, threads))
+
+
+def _measure(config: Config, items: Path, threads: int) -> dict[str, Any]:
+    quiet_libraries()
+    torch.set_num_threads(threads)
+    folder = RunFolder(config.run_dir)
+    lend_items(items, folder.report)
+    return evaluate({DISTILLED: folder.export}, config.evaluation, folder.report, measured=(TEACHER, ADAPTED))
+
+
+def scores_of(recovery: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an outcome."""
+    summary = recovery["summary"]
+    names = ("recovery", "recovery_ci", "retention", "retention_ci")
+    scores = {name: task["models"][DISTILLED]["score"] for name, task in recovery["tasks"].items()}
+    return {name: summary[name] for name in names} | {"scores": scores}
