@@ -127,7 +127,8 @@ def _from_mlflow(ids: list[str], options: dict[str, str]) -> list[Compared]:
             if experiment is None:
                 known = ", ".join(found.name for found in client.search_experiments())
                 raise UserError(f"experiment={options['experiment']}: {uri} has {known or 'no experiments'}")
-            runs += client.search_runs([experiment.experiment_id], max_results=int(options["limit"]))
+            found = client.search_runs([experiment.experiment_id], max_results=int(options["limit"]))
+            runs += [run for run in found if "train.steps" in run.data.params]  # a sweep's own run trains nothing
     except MlflowException as error:
         raise UserError(f"uri={uri}: {error}") from error
     return [_from_run(client, run) for run in runs]

@@ -63,9 +63,11 @@ def short(key: str) -> str:
 
 
 def brief(value: Any) -> str:
-    """A value in few characters."""
+    """A value in few characters; a schedule in steps as its values."""
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, list) and value and all(isinstance(point, list) for point in value):
+        return "→".join(f"{held:.3g}" for _, held in value)
     return strict_yaml.dump(value, inline=True).strip()
 
 

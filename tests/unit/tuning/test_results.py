@@ -34,6 +34,13 @@ def test_ranking_puts_what_keeps_vision_first():
     assert order == [3, 1, 4, 2, 6, 5, 7]
 
 
+def test_labels_are_short():
+    """A setting in words: last part of the key, three digits, schedules as their values."""
+    values = {"train.learning_rates.decoder": 0.000443211, "distill.w_kd": [[0, 2], [0.5, 0.25]], "distill.top_k": None}
+    (setting,) = settings_of([Outcome("trial-1", values, None, 0)], SPACE)
+    assert setting.label == "lr.decoder=0.000443 w_kd=2→0.25 top_k=null"
+
+
 def test_seeds_are_one_setting_with_mean_and_spread():
     """Trials that differ in the seed alone are one row; the spread is the standard deviation of its seeds."""
     outcomes = [outcome(1, r, 1.0, seed) for seed, r in enumerate((0.8, 0.9, 1.0))] + [outcome(2, 0.5, 1.0)]
