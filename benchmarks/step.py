@@ -70,8 +70,8 @@ def main() -> None:
 def plot(rows: list[Row], path: Path) -> None:
     """A bar a way."""
     ways = [row["way"].replace("_", "\n") for row in rows]
-    ratios = {"one optimiser step": [row["ratio_to_sft"] for row in rows]}
-    plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, ratios, ("plain fine-tuning", 1.0))
+    heights = {"one optimiser step": [row["ratio_to_sft"] for row in rows]}
+    plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, heights, ("plain fine-tuning", 1.0))
 
 
 def _arguments() -> argparse.Namespace:

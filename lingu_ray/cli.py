@@ -7,7 +7,7 @@ from pathlib import Path
 from lingu_ray import manual, strict_yaml
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
-from lingu_ray.settings import OVERRIDE, Settings, parse, read_text
+from lingu_ray.settings import OVERRIDE, Settings, T, parse, read_text
 
 
 def load_config(argv: list[str]) -> Config:
@@ -15,9 +15,7 @@ def load_config(argv: list[str]) -> Config:
 
     `--help` and `--print-config` print and raise `SystemExit(0)`. Raises `UserError` for whatever is wrong.
     """
-    options = [a for a in argv if a.startswith("-")]
-    overrides = [a for a in argv if OVERRIDE.fullmatch(a)]
-    recipes = [a for a in argv if a not in options and a not in overrides]
+    recipes, overrides, options = split_arguments(argv)
     if {"-h", "--help"} & set(options):
         print(manual.manual())
         raise SystemExit(0)
@@ -36,6 +34,13 @@ def load_config(argv: list[str]) -> Config:
     return config
 
 
+def split_arguments(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Names, `key=value` overrides, and options that begin with a dash."""
+    options = [a for a in argv if a.startswith("-")]
+    overrides = [a for a in argv if OVERRIDE.fullmatch(a)]
+    return [a for a in argv if a not in options and a not in overrides], overrides, options
+
+
 def load_yaml(path: Path) -> Config:
     """Configuration from a YAML file alone, such as a run's `config.yaml`."""
     return read_recipe(str(path)).validate()
@@ -48,12 +53,16 @@ def to_yaml(config: Config) -> str:
 
 def read_recipe(recipe: str) -> Settings[Config]:
     """A recipe of the package by name, or a YAML file by path."""
-    known = manual.recipes()
-    if recipe in known:
-        text = (files("lingu_ray") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
-        return parse(text, f"recipe {recipe}", Config)
-    if recipe.endswith((".yaml", ".yml")):
-        return parse(read_text(Path(recipe)), recipe, Config)
-    near = difflib.get_close_matches(recipe, known, n=1)
+    return read_named(recipe, "recipe", "lingu_ray", Config)
+
+
+def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[T]:
+    """A YAML file that a package ships in its folder `<kind>s`, by name, or any by path."""
+    known = manual.shipped(package, f"{kind}s")
+    if name in known:
+        return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)
+    if name.endswith((".yaml", ".yml")):
+        return parse(read_text(Path(name)), name, schema)
+    near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    raise UserError(f"no recipe {recipe!r}; {meant} A file is named by its path, ending in .yaml")
+    raise UserError(f"no {kind} {name!r}; {meant} A file is named by its path, ending in .yaml")

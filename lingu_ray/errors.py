@@ -1,4 +1,10 @@
-"""Errors that are the user's to mend, and the interruption that is the user's wish."""
+"""Errors that are the user's to mend, the interruption that is the user's wish, and how a command tells of both."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -10,3 +16,15 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The run was asked to stop, and its state is saved."""
+
+
+def run_command(main: Callable[[list[str]], None]) -> None:
+    """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, 130 after an interruption."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except Interrupted as stopped:
+        print(stopped)
+        sys.exit(130)

@@ -12,7 +12,6 @@ items that are there.
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from pydantic import ValidationError
 from transformers.utils.logging import disable_progress_bar
 
 from lingu_ray.config import EvaluationConfig
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.items import measured_models
 from lingu_ray.evaluation.plots import plot_recovery
 from lingu_ray.evaluation.recovery import summarise
@@ -50,12 +49,8 @@ def _settings(path: Path) -> EvaluationConfig:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not sys.stderr.isatty():
         disable_progress_bar()  # Transformers' own bars; a log has a line a task
     if {"-h", "--help"} & set(sys.argv[1:]):
         sys.exit(print(__doc__))
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

@@ -29,7 +29,12 @@ _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 def recipes() -> dict[str, str]:
     """Name of every recipe in the package, with the first line of its comment."""
-    texts = {p.name: p.read_text("utf-8") for p in (files("lingu_ray") / "recipes").iterdir() if ".yaml" in p.name}
+    return shipped("lingu_ray", "recipes")
+
+
+def shipped(package: str, folder: str) -> dict[str, str]:
+    """Name of every YAML file in a package's folder, with the first line of its comment."""
+    texts = {p.name: p.read_text("utf-8") for p in (files(package) / folder).iterdir() if p.name.endswith(".yaml")}
     return {name.removesuffix(".yaml"): texts[name].split("\n", 1)[0].lstrip("# ") for name in sorted(texts)}
 
 

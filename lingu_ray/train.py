@@ -10,14 +10,12 @@ ray job submit --working-dir . -- python -m lingu_ray.train my-run.yaml
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 from lingu_ray.cli import load_config
 from lingu_ray.config import Config
-from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.errors import run_command
 
 
 def main(arguments: list[str]) -> None:
@@ -30,15 +28,21 @@ def main(arguments: list[str]) -> None:
 
     quiet_libraries()
     connect(config.ray)
-    if config.demo is not None:
-        from lingu_ray.demo.prepare import prepare
-
-        config = prepare(config)
+    config = with_demo(config)
     runs = [config, control_of(config)] if config.control else [config]
     distilled, *control = trainer.run_together(runs)
     ce_only = control[0] if control else None
     recovery = measure(config, compared_models(config, distilled, ce_only))
     show(config, distilled, recovery)
+
+
+def with_demo(config: Config) -> Config:
+    """The settings with models and data in place: for the demo they are built, or found. Needs Ray."""
+    if config.demo is None:
+        return config
+    from lingu_ray.demo.prepare import prepare
+
+    return prepare(config)
 
 
 def control_of(config: Config) -> Config:
@@ -59,8 +63,7 @@ def control_of(config: Config) -> Config:
 
 def compared_models(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, str]:
     """The models that the report sets side by side, by name."""
-    teacher = Path(config.teacher.path, config.teacher.gguf_file or "")
-    models = {"teacher": str(teacher)}
+    models = {"teacher": teacher_path(config)}
     if config.student.path is not None:
         models["adapted"] = config.student.path
     models["ce_only" if config.distill.policy == "none" else "distilled"] = str(distilled)
@@ -68,6 +71,11 @@ def compared_models(config: Config, distilled: Path, ce_only: Path | None) -> di
         # a new VLM's CE-only twin is what plain adaptation makes of it
         models["ce_only" if config.student.path is not None else "adapted"] = str(ce_only)
     return models
+
+
+def teacher_path(config: Config) -> str:
+    """What the teacher is measured from: a folder, hub id or GGUF file."""
+    return str(Path(config.teacher.path, config.teacher.gguf_file or ""))
 
 
 def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
@@ -110,11 +118,4 @@ def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    run_command(main)

@@ -17,19 +17,10 @@ from lingu_ray.evaluation.items import ADAPTED, TEACHER
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import tracking_uri
-from lingu_ray.train import compared_models, control_of, measure
+from lingu_ray.train import control_of, measure, teacher_path
 from tuning.space import Space, configure, corner_values, seeded, seeds_of
 
 BASELINE = "baseline"
-
-
-def prepare_base(config: Config) -> Config:
-    """The base with its models and data in place: for the demo they are built, or found."""
-    if config.demo is None:
-        return config
-    from lingu_ray.demo.prepare import prepare
-
-    return prepare(config)
 
 
 def build_baseline(space: Space, base: Config, folder: Path) -> Path:
@@ -55,13 +46,8 @@ def build_baseline(space: Space, base: Config, folder: Path) -> Path:
         if not any(_same_corpus(trial, other) for other in built):
             build_corpus(trial, run.start)
             built.append(trial)
-    if config.student.path is None:
-        twin = trainer.run(control_of(config))
-        models = {TEACHER: compared_models(config, twin, None)[TEACHER], ADAPTED: str(twin)}
-    else:
-        known = compared_models(config, Path(), None)
-        models = {name: known[name] for name in (TEACHER, ADAPTED)}
-    measure(config, models)
+    adapted = config.student.path or str(trainer.run(control_of(config)))
+    measure(config, {TEACHER: teacher_path(config), ADAPTED: adapted})
     return run.report
 
 

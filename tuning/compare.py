@@ -10,6 +10,7 @@ uri=… names the MLflow store (default: sqlite:///runs/mlflow.db). limit=… is
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from lingu_ray.cli import load_yaml
-from lingu_ray.errors import UserError
-from lingu_ray.evaluation.plots import SOURCE_COLOURS
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.evaluation.plots import SOURCE_COLOURS, canvas, smooth
 from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import dotted
-from tuning.plots import canvas, smooth
 
 CURVES = {
     "loss": "Loss",
@@ -106,8 +106,6 @@ def _measured(folder: RunFolder) -> dict[str, float]:
     path = folder.report / "recovery.json"
     if not path.exists():
         return {}
-    import json
-
     result = json.loads(path.read_text())
     own = "distilled" if any("distilled" in task["models"] for task in result["tasks"].values()) else "ce_only"
     scores = {name: task["models"][own]["score"] for name, task in result["tasks"].items() if own in task["models"]}
@@ -221,7 +219,4 @@ def write_page(runs: list[Compared], differing: list[str], out: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

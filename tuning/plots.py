@@ -6,17 +6,14 @@ A function draws its figure where the sweep has what it needs, and says whether 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lingu_ray.evaluation.plots import SOURCE_COLOURS, STYLE
+from lingu_ray.evaluation.plots import SOURCE_COLOURS, canvas, smooth
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from tuning.results import Setting, brief, keeps_vision, pareto_front, short
@@ -210,13 +207,6 @@ def plot_curves(settings: list[Setting], trials: Path, path: Path) -> bool:
     return True
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a twentieth, shorter at the ends."""
-    window = max(1, len(values) // 20)
-    sums = np.convolve(values, np.ones(window), mode="same")
-    return sums / np.convolve(np.ones(len(values)), np.ones(window), mode="same")
-
-
 def searched_keys(settings: list[Setting]) -> list[str]:
     """Keys whose value differs between settings, and `case` where there are several."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
@@ -231,17 +221,3 @@ def _value(setting: Setting, key: str) -> Any:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@contextmanager
-def canvas(path: Path, size: tuple[float, float]) -> Iterator[Canvas]:
-    """A figure in the house's style, saved at the end."""
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=size, layout="constrained")
-        try:
-            yield figure
-            figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
-        finally:
-            plt.close(figure)

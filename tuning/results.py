@@ -75,8 +75,7 @@ def settings_of(outcomes: list[Outcome], space: Space) -> list[Setting]:
     """The settings that ran, best first."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        searched = {key: value for key, value in outcome.values.items()}
-        groups.setdefault(repr((outcome.case, sorted(searched.items(), key=str))), []).append(outcome)
+        groups.setdefault(repr((outcome.case, sorted(outcome.values.items(), key=str))), []).append(outcome)
     settings = [Setting(group[0].case, _searched(group[0], space), tuple(group)) for group in groups.values()]
     return sorted(settings, key=lambda setting: rank(setting, space))
 

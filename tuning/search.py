@@ -72,11 +72,10 @@ class FinishedTrialsOptuna(OptunaSearch):
 
 def scheduler(space: Space, base: Config) -> TrialScheduler:
     """What stops or copies trials on their way, by validation cross-entropy."""
+    by_validation: dict[str, Any] = {"time_attr": STEP, "metric": VALIDATION, "mode": "min"}
     if space.asha is not None:
         return ASHAScheduler(
-            time_attr=STEP,
-            metric=VALIDATION,
-            mode="min",
+            **by_validation,
             max_t=base.train.steps,
             grace_period=min(space.asha.grace or base.train.validate_every, base.train.steps),
             reduction_factor=space.asha.reduction,
@@ -84,9 +83,7 @@ def scheduler(space: Space, base: Config) -> TrialScheduler:
         )
     if space.pbt is not None:
         return PopulationBasedTraining(
-            time_attr=STEP,
-            metric=VALIDATION,
-            mode="min",
+            **by_validation,
             perturbation_interval=space.pbt.interval,
             burn_in_period=space.pbt.interval,
             hyperparam_mutations={key: _mutable(domain) for key, domain in space.search.items()},

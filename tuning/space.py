@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lingu_ray.config import Config, Schedule, Section
+from lingu_ray import manual
+from lingu_ray.cli import read_named
+from lingu_ray.config import Config, Section
 from lingu_ray.errors import UserError
-from lingu_ray.settings import Settings, parse, read_text
+from lingu_ray.settings import Settings
 
 Values = dict[str, Any]
 
@@ -150,18 +150,12 @@ class Space(Section):
 
 def shipped() -> dict[str, str]:
     """Name of every space in the package, with the first line of its comment."""
-    texts = {p.name: p.read_text("utf-8") for p in (files("tuning") / "spaces").iterdir() if p.name.endswith(".yaml")}
-    return {name.removesuffix(".yaml"): texts[name].split("\n", 1)[0].lstrip("# ") for name in sorted(texts)}
+    return manual.shipped("tuning", "spaces")
 
 
 def read_space(name: str) -> Settings[Space]:
     """A space of the package by name, or a YAML file by path."""
-    if name in shipped():
-        return parse((files("tuning") / "spaces" / f"{name}.yaml").read_text("utf-8"), f"space {name}", Space)
-    if name.endswith((".yaml", ".yml")):
-        return parse(read_text(Path(name)), name, Space)
-    known = ", ".join(shipped())
-    raise UserError(f"no space {name!r}; there are {known}. A file is named by its path, ending in .yaml")
+    return read_named(name, "space", "tuning", Space)
 
 
 def configure(base: Config, values: Mapping[str, Any], origin: str) -> Config:
@@ -187,7 +181,7 @@ def check(space: Space, base: Config) -> None:
     """Every key and value against the typed configuration; raises UserError with the first that does not fit."""
     for values in corner_values(space):
         config = configure(base, values, space.name)
-        if space.pbt and any(isinstance(v, Schedule | dict) for v in values.values()):
+        if space.pbt and any(isinstance(v, dict) for v in values.values()):
             raise UserError(f"{space.name}: pbt makes the schedules itself: give numbers")
         _check_stopping(space, config)
 

@@ -8,17 +8,14 @@ python -m tuning.sweep --help                            # what a space is made 
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lingu_ray import manual, strict_yaml
-from lingu_ray.cli import read_recipe
+from lingu_ray.cli import read_recipe, split_arguments
 from lingu_ray.config import Config
-from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.settings import OVERRIDE
+from lingu_ray.errors import Interrupted, UserError, run_command
 from tuning.space import Space, check, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `run` has its own, which lets the trials save
@@ -60,14 +57,15 @@ def main(arguments: list[str]) -> None:
 
     from lingu_ray.runtime.cluster import connect
     from lingu_ray.runtime.progress import quiet_libraries
-    from tuning.baseline import build_baseline, prepare_base
+    from lingu_ray.train import with_demo
+    from tuning.baseline import build_baseline
     from tuning.report import write_report
     from tuning.run import run_trials
     from tuning.tracking import ParentRun
 
     quiet_libraries()
     connect(base.ray)
-    prepared = prepare_base(base)
+    prepared = with_demo(base)
     items = build_baseline(space, prepared, folder.root)
     parent = ParentRun(space, base, folder.root)
     status = "FAILED"
@@ -86,9 +84,7 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
 
     `key=value` sets a key of the space where it has such a key, and else of the base, for every trial.
     """
-    options = [a for a in arguments if a.startswith("-")]
-    overrides = [a for a in arguments if OVERRIDE.fullmatch(a)]
-    names = [a for a in arguments if a not in options and a not in overrides]
+    names, overrides, options = split_arguments(arguments)
     if {"-h", "--help"} & set(options):
         print(help_text())
         raise SystemExit(0)
@@ -137,11 +133,4 @@ def open_folder(space: Space, base: Config) -> SweepFolder:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Interrupted as stopped:
-        print(stopped)
-        sys.exit(130)
+    run_command(main)

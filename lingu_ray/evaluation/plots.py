@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, TEACHER, percent
@@ -43,16 +46,24 @@ def display_name(model: str) -> str:
     return NAMES.get(model, model)
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
+@contextmanager
+def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure of that size, inches, in the house's style; saved at the end."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=size, layout="constrained")
+        try:
+            yield figure
+            figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
+        finally:
+            plt.close(figure)
 
 
 def plot_loss(records: list[Record], control: list[Record], path: Path) -> bool:
     """CE, KD and validation by source against the step, the control's dashed; False where there is nothing to draw."""
     if not records:
         return False
-    import matplotlib.pyplot as plt
-
     panels = [
         (title, draw)
         for title, draw, there in (
@@ -64,10 +75,8 @@ def plot_loss(records: list[Record], control: list[Record], path: Path) -> bool:
     ]
     if not panels:
         return False
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(4.4 * len(panels), 3.6), layout="constrained", squeeze=False
-        )
+    with canvas(path, (4.4 * len(panels), 3.6)) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False)
         for axis, (title, draw) in zip(axes[0], panels, strict=True):
             draw(axis, records, control)
             axis.set_title(title, loc="left")
@@ -76,8 +85,6 @@ def plot_loss(records: list[Record], control: list[Record], path: Path) -> bool:
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axis.set_ylim(bottom=0)
             axis.set_xlim(left=0)
-        _save(figure, path)
-        plt.close(figure)
     return True
 
 
@@ -87,7 +94,7 @@ def _series(records: list[Record], key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array(values, dtype=float)
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Mean over a window of a twentieth of the run, shorter at its ends."""
     window = max(1, len(values) // 20)
     sums = np.convolve(values, np.ones(window), mode="same")
@@ -98,7 +105,7 @@ def _draw_curve(axis: Axes, records: list[Record], key: str, model: str, line: s
     steps, values = _series(records, key)
     if len(steps):
         axis.plot(steps, values, color=COLOURS[model], alpha=0.25, linewidth=0.8)
-        axis.plot(steps, _smooth(values), line, color=COLOURS[model], linewidth=1.8, label=display_name(model))
+        axis.plot(steps, smooth(values), line, color=COLOURS[model], linewidth=1.8, label=display_name(model))
 
 
 def _draw_ce(axis: Axes, records: list[Record], control: list[Record]) -> None:
@@ -127,25 +134,19 @@ def _draw_validation(axis: Axes, records: list[Record], control: list[Record]) -
 
 def plot_recovery(result: dict[str, Any], path: Path) -> None:
     """One panel a task: the models' scores with 95% intervals, recovery or retention above; the finding as title."""
-    import matplotlib.pyplot as plt
-
     tasks = result["tasks"]
     models = models_of(result)
     columns = min(COLUMNS, len(tasks))
     rows = -(-len(tasks) // columns)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(max(3.1 * columns, 7.0), 3.6 * rows + 0.8), layout="constrained", squeeze=False
-        )
+    with canvas(path, (max(3.1 * columns, 7.0), 3.6 * rows + 0.8)) as figure:
+        axes = figure.subplots(rows, columns, squeeze=False)
         for axis in axes.flat[len(tasks) :]:
             axis.set_visible(False)
         for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
             _draw_task(axis, name, task, models)
         figure.suptitle(finding(result["summary"]), x=0.012, ha="left", fontsize=13, fontweight="bold")
-        handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS.get(model, OTHER)) for model in models]
+        handles = [Rectangle((0, 0), 1, 1, color=COLOURS.get(model, OTHER)) for model in models]
         figure.legend(handles, [display_name(m) for m in models], loc="outside lower center", ncols=len(models))
-        _save(figure, path)
-        plt.close(figure)
 
 
 def finding(summary: dict[str, Any]) -> str:
