@@ -27,14 +27,16 @@ _LABELLED = 14
 
 def plot_pareto(settings: list[Setting], space: Space, path: Path) -> bool:
     """Recovery against retention, a point a setting; bars are the seeds' spread, the line is the front."""
-    measured = [s for s in settings if s.figure("recovery") and s.figure("retention")]
+    points = [(s, s.figure("recovery"), s.figure("retention")) for s in settings]
+    measured = [(s, recovery, retention) for s, recovery, retention in points if recovery and retention]
     if not measured:
         return False
+    front = pareto_front(settings)
+    on_front = sorted((a.mean, b.mean) for s, a, b in measured if s in front)
     with canvas(path, (7.2, 4.4)) as figure:
         axis = figure.subplots()
-        for setting in measured:
-            recovery, retention = setting.figure("recovery"), setting.figure("retention")
-            assert recovery and retention
+        axis.plot(*zip(*on_front, strict=True), "-", color=FRONT, lw=1, zorder=0)
+        for place, (setting, recovery, retention) in enumerate(measured):
             axis.errorbar(
                 recovery.mean,
                 retention.mean,
@@ -46,13 +48,9 @@ def plot_pareto(settings: list[Setting], space: Space, path: Path) -> bool:
                 markersize=6,
                 elinewidth=1,
             )
-        front = [(s.figure("recovery"), s.figure("retention")) for s in pareto_front(measured)]
-        axis.plot([a.mean for a, _ in front if a], [b.mean for _, b in front if b], "-", color=FRONT, lw=1, zorder=0)
-        for setting in measured[:_LABELLED]:
-            recovery, retention = setting.figure("recovery"), setting.figure("retention")
-            assert recovery and retention
-            place = (recovery.mean, retention.mean)
-            axis.annotate(setting.label, place, (5, 5), textcoords="offset points", fontsize=7.5, color="#444444")
+            if place < _LABELLED:
+                at = (recovery.mean, retention.mean)
+                axis.annotate(setting.label, at, (5, 5), textcoords="offset points", fontsize=7.5, color="#444444")
         axis.axhline(space.min_retention, color="#666666", linestyle="--", linewidth=1)
         axis.annotate(
             f"constraint: {space.min_retention:.1%}",
@@ -75,11 +73,10 @@ def plot_heat(settings: list[Setting], space: Space, path: Path) -> bool:
     """The objective over τ and w_kd, where both were searched (else over the first two numbers that were)."""
     numeric = [key for key in searched_keys(settings) if all(_is_number(s.values.get(key)) for s in settings)]
     keys = HEAT if set(HEAT) <= set(numeric) else tuple(numeric[:2])
-    measured = [s for s in settings if s.figure(space.objectives[0])]
+    measured, z = _measured(settings, space)
     if len(keys) < 2 or len(measured) < 3:
         return False
     x, y = (np.array([s.values[key] for s in measured], dtype=float) for key in keys)
-    z = np.array([f.mean for s in measured if (f := s.figure(space.objectives[0]))])
     with canvas(path, (5.6, 4.4)) as figure:
         axis = figure.subplots()
         columns, rows = np.unique(x), np.unique(y)
@@ -117,10 +114,9 @@ def plot_parallel(settings: list[Setting], space: Space, path: Path) -> bool:
     import matplotlib.pyplot as plt
 
     keys = searched_keys(settings)
-    measured = [s for s in settings if s.figure(space.objectives[0])]
+    measured, z = _measured(settings, space)
     if len(keys) < 2 or len(measured) < 2:
         return False
-    z = np.array([f.mean for s in measured if (f := s.figure(space.objectives[0]))])
     shade = plt.Normalize(z.min(), z.max())
     axes = [_axis_places([_value(s, key) for s in measured]) for key in keys]
     with canvas(path, (1.7 * (len(keys) + 1) + 1.5, 4.2)) as figure:
@@ -213,6 +209,12 @@ def searched_keys(settings: list[Setting]) -> list[str]:
     differing = [key for key in keys if len({brief(setting.values.get(key)) for setting in settings}) > 1]
     cases = {setting.case for setting in settings}
     return ([CASE] if len(cases) > 1 else []) + differing
+
+
+def _measured(settings: list[Setting], space: Space) -> tuple[list[Setting], np.ndarray]:
+    """The settings whose objective is known, and its means."""
+    pairs = [(setting, found.mean) for setting in settings if (found := setting.figure(space.objectives[0]))]
+    return [setting for setting, _ in pairs], np.array([mean for _, mean in pairs])
 
 
 def _value(setting: Setting, key: str) -> Any:

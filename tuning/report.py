@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 
@@ -16,14 +16,12 @@ from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from tuning import plots
 from tuning.baseline import BASELINE
+from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
 from tuning.progress import with_spread
 from tuning.results import Setting, best_of, best_recipe, keeps_vision, settings_of, write_table
 from tuning.space import Space
 from tuning.tracking import ParentRun
-
-if TYPE_CHECKING:
-    from tuning.sweep import SweepFolder
 
 _FIGURES = (
     ("pareto", "Recovery and retention", True, ""),
@@ -96,7 +94,8 @@ def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: di
     best = best_of(settings)
     outcomes = [trial for setting in settings for trial in setting.trials]
     tasks = list(dict.fromkeys(task for trial in outcomes for task in trial.scores))
-    metrics = _metrics(folder)
+    baseline = _baseline_tasks(folder)
+    metrics = {name: task["metric"] for name, task in baseline.items()}
     counts = Counter(trial.state for trial in outcomes)
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("sweep.html")
     return template.render(
@@ -107,7 +106,7 @@ def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: di
         headline=headline(best, space),
         rows=[_row(setting, space, tasks, metrics) for setting in settings],
         tasks=tasks,
-        reference=_reference(folder),
+        reference=_reference(baseline),
         figures=[
             {"title": title, "wide": wide, "note": note, "data": embedded(drawn[name])}
             for name, title, wide, note in _FIGURES
@@ -136,11 +135,8 @@ def _spec(metric: str | None) -> str:
     return ".1f" if metric == "perplexity" else ".1%"
 
 
-def _reference(folder: SweepFolder) -> dict[str, dict[str, str]]:
+def _reference(tasks: dict[str, Any]) -> dict[str, dict[str, str]]:
     """The reference models' scores by task."""
-    result = _recovery(folder)
-    if result is None:
-        return {}
 
     def score(task: dict[str, Any], model: str) -> str:
         if model not in task["models"]:
@@ -148,16 +144,10 @@ def _reference(folder: SweepFolder) -> dict[str, dict[str, str]]:
         value = task["models"][model]["score"]
         return format_perplexity(value) if task["metric"] == "perplexity" else f"{value:.1%}"
 
-    return {
-        name: {model: score(task, model) for model in ("teacher", "adapted")} for name, task in result["tasks"].items()
-    }
+    return {name: {model: score(task, model) for model in ("teacher", "adapted")} for name, task in tasks.items()}
 
 
-def _metrics(folder: SweepFolder) -> dict[str, str]:
-    result = _recovery(folder)
-    return {} if result is None else {name: task["metric"] for name, task in result["tasks"].items()}
-
-
-def _recovery(folder: SweepFolder) -> dict[str, Any] | None:
+def _baseline_tasks(folder: SweepFolder) -> dict[str, Any]:
+    """The tasks of the baseline's `recovery.json`; none where it was not measured."""
     path = RunFolder(folder.root / BASELINE).report / "recovery.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text())["tasks"] if path.exists() else {}

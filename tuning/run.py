@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray import tune
@@ -22,15 +22,13 @@ from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
+from tuning.folder import SweepFolder
 from tuning.outcome import read_outcome, read_outcomes, reason
 from tuning.progress import Watch
 from tuning.search import algorithm, parameters, scheduler
 from tuning.space import Space
 from tuning.tracking import ParentRun
 from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_name
-
-if TYPE_CHECKING:
-    from tuning.sweep import SweepFolder
 
 _NAME = "experiment"
 _LITTLE = 2**20  # Ray wants a trial to ask for something

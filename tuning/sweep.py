@@ -9,45 +9,17 @@ python -m tuning.sweep --help                            # what a space is made 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
 
 from lingu_ray import manual, strict_yaml
 from lingu_ray.cli import read_recipe, split_arguments
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError, run_command
+from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `run` has its own, which lets the trials save
 
 USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help]"
-
-
-@dataclass(frozen=True)
-class SweepFolder:
-    """Paths of one sweep, `<output_dir>/<name>/`."""
-
-    root: Path
-
-    @property
-    def space(self) -> Path:
-        """The space and the base's settings, as the sweep was begun with."""
-        return self.root / "space.yaml"
-
-    @property
-    def trials(self) -> Path:
-        """One run's folder a trial."""
-        return self.root / "trials"
-
-    @property
-    def tune(self) -> Path:
-        """Ray Tune's own state."""
-        return self.root / ".tune"
-
-    @property
-    def report(self) -> Path:
-        """sweep.html, plots, table.csv, best.yaml."""
-        return self.root / "report"
 
 
 def main(arguments: list[str]) -> None:

@@ -8,7 +8,6 @@ goes on from its newest checkpoint.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections import deque
@@ -26,7 +25,7 @@ from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
-from lingu_ray.runtime.cluster import uses_gpu
+from lingu_ray.runtime.cluster import threads, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import quiet_libraries
@@ -252,15 +251,16 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
 def measure(sweep: Sweep, config: Config) -> dict[str, Any]:
     """The content of `recovery.json`: the trained model beside the reference ones; a task with a worker's resources."""
     gpus = 1 if uses_gpu(config.ray) else 0
-    threads = config.ray.threads_per_worker or max(1, (os.cpu_count() or 1) // sweep.concurrent)
     task: Any = ray.remote(num_cpus=config.ray.cpus_per_worker, num_gpus=gpus)(_measure)
     outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())  # the trial's own holds next to nothing
-    return ray.get(task.options(scheduling_strategy=outside).remote(config, sweep.items, threads))
+    return ray.get(
+        task.options(scheduling_strategy=outside).remote(config, sweep.items, threads(config.ray, sweep.concurrent))
+    )
 
 
-def _measure(config: Config, items: Path, threads: int) -> dict[str, Any]:
+def _measure(config: Config, items: Path, torch_threads: int) -> dict[str, Any]:
     quiet_libraries()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(torch_threads)
     folder = RunFolder(config.run_dir)
     lend_items(items, folder.report)
     return evaluate({DISTILLED: folder.export}, config.evaluation, folder.report, measured=(TEACHER, ADAPTED))

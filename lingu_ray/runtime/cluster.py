@@ -71,6 +71,11 @@ def _needed(settings: RayConfig, use_gpu: bool, runs: int) -> dict[str, float]:
     return needed | {"GPU": float(workers)} if use_gpu else needed
 
 
+def threads(settings: RayConfig, sharers: int) -> int:
+    """Torch threads of one of so many processes that share this node's cores."""
+    return settings.threads_per_worker or max(1, (os.cpu_count() or 1) // sharers)
+
+
 def uses_gpu(settings: RayConfig) -> bool:
     """Whether workers get a GPU each: as set, else when the cluster has one for every worker."""
     if settings.use_gpu is not None:

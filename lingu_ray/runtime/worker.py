@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from lingu_ray.runtime.checkpoint import (
     require_space,
     save_checkpoint,
 )
+from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
@@ -68,9 +68,7 @@ class Worker:
         self.config, self.folder = job.config, RunFolder(job.run_dir)
         self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
         self.device = ray.train.torch.get_device()
-        self.threads = self.config.ray.threads_per_worker or max(
-            1, (os.cpu_count() or 1) // (context.get_local_world_size() * (1 + job.neighbours))
-        )
+        self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbours))
         torch.set_num_threads(self.threads)
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded

@@ -9,8 +9,8 @@ from tinysweep import write_adapted_and_tasks, write_base, write_space
 
 from lingu_ray.cli import load_yaml
 from tuning import compare, sweep
+from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
-from tuning.sweep import SweepFolder
 from tuning.tracking import PARENT_RUN
 
 pytestmark = pytest.mark.slow

@@ -1,0 +1,33 @@
+"""What lies where in a sweep's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths of one sweep, `<output_dir>/<name>/`."""
+
+    root: Path
+
+    @property
+    def space(self) -> Path:
+        """The space and the base's settings, as the sweep was begun with."""
+        return self.root / "space.yaml"
+
+    @property
+    def trials(self) -> Path:
+        """One run's folder a trial."""
+        return self.root / "trials"
+
+    @property
+    def tune(self) -> Path:
+        """Ray Tune's own state."""
+        return self.root / ".tune"
+
+    @property
+    def report(self) -> Path:
+        """sweep.html, plots, table.csv, best.yaml."""
+        return self.root / "report"
