@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -38,6 +39,40 @@ def read_text(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def check_begun(
+    folder: Path, resume: str, before: dict[str, Any], now: dict[str, Any], may_change: Collection[str] = ()
+) -> None:
+    """Whether what was begun in a folder can be gone on with; `may_change` are dotted keys.
+
+    Raises:
+        UserError: `resume=never`, or settings that differ, one line each.
+    """
+    if resume == "never":
+        raise UserError(f"{folder} exists and resume=never: choose another name, or remove the folder")
+    if lines := _differences(before, now, may_change):
+        raise UserError(
+            f"{folder} was begun with other settings, and cannot be gone on with:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nChoose another name=…, or remove the folder to begin anew."
+        )
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Collection[str]) -> list[str]:
+    lines: list[str] = []
+
+    def compare(key: str, a: object, b: object) -> None:
+        if key in may_change:
+            return
+        if isinstance(a, dict) and isinstance(b, dict):
+            for name in a | b:
+                compare(f"{key}.{name}" if key else name, a.get(name), b.get(name))
+        elif a != b:
+            lines.append(f"{key}: {a} before, {b} now")
+
+    compare("", before, now)
+    return lines
 
 
 @dataclass

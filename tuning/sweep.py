@@ -14,6 +14,7 @@ from lingu_ray import manual, strict_yaml
 from lingu_ray.cli import read_recipe, split_arguments
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError, run_command
+from lingu_ray.settings import check_begun
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
@@ -90,15 +91,8 @@ def open_folder(space: Space, base: Config) -> SweepFolder:
     folder = SweepFolder((base.output_dir / space.name).resolve())
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():
-        if base.resume == "never":
-            raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
-        before, now = folder.space.read_text().splitlines(), text.splitlines()
-        if before != now:
-            changed = [line.strip() for line in now if line not in before] or ["a setting was taken out"]
-            raise UserError(
-                f"{folder.root} was begun with other settings, and cannot go on; now: {'; '.join(changed[:5])}. "
-                "Choose another name=…, or remove the folder to begin anew."
-            )
+        before, now = (strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(), text))
+        check_begun(folder.root, base.resume, before, now)
     folder.trials.mkdir(parents=True, exist_ok=True)
     folder.space.write_text(text)
     return folder

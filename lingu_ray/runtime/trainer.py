@@ -27,6 +27,7 @@ from lingu_ray.runtime.metrics import Record, Tail
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.tracking import Tracker
 from lingu_ray.runtime.worker import Job, train_worker
+from lingu_ray.settings import check_begun
 
 _POLL_S = 0.25
 _MAY_CHANGE = {
@@ -191,33 +192,9 @@ def _open(config: Config, folder: RunFolder) -> None:
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.stop.unlink(missing_ok=True)
     if folder.config.exists():
-        if config.resume == "never":
-            raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
-        differences = _differences(load_yaml(folder.config), config)
-        if differences:
-            raise UserError(
-                f"{folder.root} was begun with other settings, and cannot be gone on with:\n"
-                + "\n".join(f"  {line}" for line in differences)
-                + "\nChoose another name=…, or remove the folder to begin anew."
-            )
+        before, now = (one.model_dump(mode="json") for one in (load_yaml(folder.config), config))
+        check_begun(folder.root, config.resume, before, now, _MAY_CHANGE)
     folder.config.write_text(to_yaml(config))
-
-
-def _differences(before: Config, now: Config) -> list[str]:
-    """One line a setting that differs and may not."""
-    lines: list[str] = []
-
-    def compare(key: str, a: object, b: object) -> None:
-        if key in _MAY_CHANGE:
-            return
-        if isinstance(a, dict) and isinstance(b, dict):
-            for name in a | b:
-                compare(f"{key}.{name}" if key else name, a.get(name), b.get(name))
-        elif a != b:
-            lines.append(f"{key}: {a} before, {b} now")
-
-    compare("", before.model_dump(mode="json"), now.model_dump(mode="json"))
-    return lines
 
 
 @contextmanager
