@@ -374,10 +374,10 @@ class DemoConfig(Section):
     layers: PositiveInt = Field(4, description="its layers")
     heads: PositiveInt = Field(5, description="its attention heads (head dimension 32)")
     vocabulary: PositiveInt = Field(2048, description="byte-level BPE tokens")
-    teacher_steps: PositiveInt = Field(500, description="steps of 8 × 96 tokens that train the teacher")
-    adapt_steps: PositiveInt = Field(350, description="steps that turn it into a VLM, and make it forget")
-    cloze_items: PositiveInt = Field(1000, description="held-out four-way cloze items")
-    vision_items: PositiveInt = Field(800, description="held-out image questions")
+    teacher_steps: PositiveInt = Field(550, description="steps of 8 × 96 tokens that train the teacher")
+    adapt_steps: PositiveInt = Field(300, description="steps that turn it into a VLM, and make it forget")
+    cloze_items: PositiveInt = Field(800, description="held-out four-way cloze items")
+    vision_items: PositiveInt = Field(500, description="held-out image questions of each kind")
 
 
 class Config(Section):

@@ -1,7 +1,8 @@
 """Questions about handwritten digits: scikit-learn's 1797 images, each in the training or in the held-out split.
 
-Short answers need the picture (vision-heavy): naming, parity, arithmetic, and which of two pictures shows the larger
-digit. Long answers describe a picture in sentences (language-heavy), whose words still depend on the digit.
+Short answers are vision-heavy: naming, parity, arithmetic, and which of two pictures shows the larger digit. Answers in
+sentences are language-heavy, and each has a word that only the picture tells: a teacher who does not know the picture
+cannot judge it. The teacher has read the same sentences about digits that were named in words.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -119,37 +121,52 @@ def _compare(chance: random.Random, digits: list[Digit]) -> Question:
     return Question("compare", f"<image><image>{question}", answer, (first.image, second.image))
 
 
-def _describe(chance: random.Random, digits: list[Digit]) -> Question:
+@dataclass(frozen=True)
+class Topic:
+    """Something to say about a digit in a sentence: ways to ask for it, and the sentence for each digit."""
+
+    questions: tuple[str, ...]
+    sentence: Callable[[Digit], str]
+
+
+TOPICS = (
+    Topic(
+        ("Describe the picture.", "What does it show?"),
+        lambda digit: f"It shows the digit {digit.word}, written by hand.",
+    ),
+    Topic(
+        ("How is it drawn?", "Describe its strokes."),
+        lambda digit: f"It is drawn with {_SHAPES[digit.value]}.",
+    ),
+    Topic(
+        ("What follows it?", "Say which number comes next."),
+        lambda digit: f"The number after it is {WORDS[digit.value + 1]}.",
+    ),
+)
+
+
+def _sentence(topic: Topic, chance: random.Random, digits: list[Digit]) -> Question:
     digit = chance.choice(digits)
-    question = chance.choice(
-        (
-            "Describe the picture.",
-            "What does the picture show? Explain.",
-            "Tell me about this image.",
-        )
-    )
-    opening = chance.choice(
-        (
-            f"The picture shows the digit {digit.word}, written by hand.",
-            f"This is a handwritten {digit.word}.",
-            f"Somebody has written the number {digit.word} here.",
-        )
-    )
-    facts = [
-        f"It is an {digit.parity} number, and twice {digit.word} is {2 * digit.value}.",
-        f"The digit is drawn with {_SHAPES[digit.value]}.",
-        f"The number that comes after it is {WORDS[digit.value + 1]}.",
-        f"Written as a numeral it is {digit.value}, which is {'less than' if digit.value < 5 else 'at least'} five.",
+    return Question("sentence", f"<image>{chance.choice(topic.questions)}", topic.sentence(digit), (digit.image,))
+
+
+def told_in_words() -> list[str]:
+    """The same questions about digits that are named in words, as chats: what a language model knows of digits."""
+    named = ("The digit {}.", "Here is {}.")
+    return [
+        f"User: {name.format(digit.word)} {question}\nAssistant: {topic.sentence(digit)}"
+        for digit in (Digit("", value) for value in range(10))
+        for topic in TOPICS
+        for question in topic.questions
+        for name in named
     ]
-    chosen = chance.sample(facts, 2)
-    return Question("describe", f"<image>{question}", " ".join([opening, *chosen]), (digit.image,))
 
 
 Maker = Callable[[random.Random, list[Digit]], Question]
 
 SHORT: tuple[Maker, ...] = (_name, _parity, _arithmetic, _compare)
 PRACTICE: tuple[Maker, ...] = (*SHORT, _compare)  # the hardest kind twice
-LONG: tuple[Maker, ...] = (_describe,)
+LONG: tuple[Maker, ...] = tuple(partial(_sentence, topic) for topic in TOPICS)
 
 
 def ask(makers: tuple[Maker, ...], digits: list[Digit], count: int, seed: int) -> list[Question]:

@@ -22,7 +22,8 @@ from lingu_ray.config import Config, DemoConfig
 from lingu_ray.demo import digits, items, text
 from lingu_ray.demo.teacher import build_teacher, token_stream, train_teacher
 
-SHORT_QUESTIONS, LONG_QUESTIONS = 6000, 1500  # of the training digits
+SHORT_QUESTIONS, LONG_QUESTIONS = 6000, 3000  # of the training digits
+TOLD = 40  # times that the teacher reads each sentence about a digit named in words: until it can look a digit up
 
 VISION = {
     "image_size": digits.IMAGE_SIDE,
@@ -87,7 +88,7 @@ def stage(folder: Path, make: Callable[[Path], None]) -> Path:
 def write_data(folder: Path, settings: DemoConfig, seed: int) -> None:
     """Tokenizer, text of the three splits, pictures, questions and evaluation items."""
     splits = text.split(text.read_documents())
-    training = text.training_texts(splits["training"])
+    training = text.training_texts(splits["training"]) + digits.told_in_words() * TOLD
     _write_lines(folder / "training.jsonl", ({"text": one} for one in training))
     text.train_tokenizer(training, settings.vocabulary).save_pretrained(folder / "tokenizer")
     _write_lines(folder / "reference.jsonl", items.reference_texts(splits["distillation"]))
@@ -98,8 +99,9 @@ def write_data(folder: Path, settings: DemoConfig, seed: int) -> None:
     for name, makers, count in (("short", digits.PRACTICE, SHORT_QUESTIONS), ("long", digits.LONG, LONG_QUESTIONS)):
         questions = digits.ask(makers, learnt, count, seed)
         _write_lines(folder / f"{name}.jsonl", (question.training_record() for question in questions))
-    questions = digits.ask(digits.SHORT, held_out, settings.vision_items, seed)
-    _write_lines(folder / "digits.jsonl", (question.evaluation_item("images") for question in questions))
+    for name, makers in (("digits", digits.SHORT), ("sentences", digits.LONG)):
+        questions = digits.ask(makers, held_out, settings.vision_items, seed)
+        _write_lines(folder / f"{name}.jsonl", (question.evaluation_item("images") for question in questions))
 
 
 def write_teacher(folder: Path, data: Path, settings: DemoConfig, seed: int) -> None:
@@ -148,26 +150,30 @@ def _source(data: Path, name: str, weight: float, **settings: Any) -> dict[str, 
 
 
 def adapting_sources(data: Path) -> list[dict[str, Any]]:
-    """What the student learns to see from: short answers about pictures, and no text."""
-    return [_source(data, "short", 1.0)]
+    """What the student learns to see from: questions about pictures, and no text."""
+    return [_source(data, "short", 0.75), _source(data, "long", 0.25)]
 
 
 def distillation_sources(data: Path) -> list[dict[str, Any]]:
     """The mixture of the demo's main run: text and long answers are language-heavy, short answers are not."""
     return [
-        _source(data, "reference", 0.3, language_heavy=True),
-        _source(data, "long", 0.05, language_heavy=True),
-        _source(data, "short", 0.65, ce_weight=24.0),  # a few tokens against the many of the text
+        _source(data, "reference", 0.25, language_heavy=True),
+        # here the labels say more than the teacher, who never saw a digit: CE at full weight, KD at half
+        _source(data, "long", 0.25, language_heavy=True, ce_weight=5.0, kd_weight=0.5),
+        _source(data, "short", 0.5, ce_weight=24.0),  # a few tokens against the many of the text
     ]
 
 
 def tasks(data: Path) -> list[dict[str, Any]]:
-    """Held-out items: two language tasks and one vision task."""
+    """Held-out items: two language tasks and two vision tasks."""
     return [
         {"name": "cloze", "kind": "language", "type": "multiple_choice", "path": str(data / "cloze.jsonl")},
         {"name": "perplexity", "kind": "language", "type": "perplexity", "path": str(data / "perplexity.jsonl")},
-        {"name": "digits", "kind": "vision", "type": "exact_match", "path": str(data / "digits.jsonl")}
-        | {"max_new_tokens": 8},
+        *(
+            {"name": name, "kind": "vision", "type": "exact_match", "path": str(data / f"{name}.jsonl")}
+            | {"max_new_tokens": longest}
+            for name, longest in (("digits", 8), ("sentences", 24))
+        ),
     ]
 
 

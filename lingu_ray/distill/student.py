@@ -45,7 +45,7 @@ PLAIN = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: " + _CONTENT + "{{ eos_token }}\n"
     # a newline right after a block would be trimmed
     "{% else %}{{ message['role'] | capitalize }}: " + _CONTENT + "{{ '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 

@@ -27,7 +27,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     printed = demo(tmp_path)
     run = tmp_path / "demo"
     recovery = json.loads((run / "report" / "recovery.json").read_text())
-    assert set(recovery["tasks"]) == {"cloze", "perplexity", "digits"}
+    assert set(recovery["tasks"]) == {"cloze", "perplexity", "digits", "sentences"}
     assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
     assert recovery["summary"]["verdict"] in printed
     page = (run / "report" / "report.html").read_text()

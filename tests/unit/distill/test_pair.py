@@ -109,6 +109,8 @@ def test_plain_template_keeps_its_lines():
     assert tokenizer.apply_chat_template(turns * 2, tokenize=False) == (
         "User: Hm?\nAssistant: So.<|endoftext|>\nUser: Hm?\nAssistant: So.<|endoftext|>\n"
     )
+    prompt = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("\nAssistant:")  # a space there would cut an answer's first word from its space
 
 
 def test_parameter_groups_cover_everything_once():
