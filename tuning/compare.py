@@ -18,25 +18,18 @@ from typing import Any
 
 import jinja2
 import mlflow
-import numpy as np
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 from rich.table import Table
 
 from lingu_ray.cli import load_yaml
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.plots import SOURCE_COLOURS, canvas, smooth
 from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import dotted
+from tuning.curves import CURVES, Curves, curves_of, plot_curves
 
-CURVES = {
-    "loss": "Loss",
-    "ce": "Training cross-entropy",
-    "kd": "Teacher–student divergence",
-    "validation_ce": "Validation cross-entropy",
-}
 FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
 _OPTIONS = {"uri": "sqlite:///runs/mlflow.db", "out": "compare", "experiment": "", "limit": "20"}
 _NOT_COMPARED = ("name", "output_dir", "tracking.", "corpus.cache_dir", "resume")
@@ -49,7 +42,7 @@ class Compared:
     name: str
     settings: dict[str, str]
     figures: dict[str, float]
-    curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
 
 
 def main(arguments: list[str]) -> None:
@@ -91,15 +84,9 @@ def read_folder(path: Path) -> Compared:
     if not folder.config.exists():
         raise UserError(f"{path}: no run lies there (no config.yaml)")
     settings = {key: str(value) for key, value in dotted(load_yaml(folder.config).model_dump(mode="json"))}
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    for record in read_records(folder.metrics):
-        for name in {*CURVES, *FIGURES} & record.keys():
-            if record[name] is not None:
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(record["step"])
-                values.append(record[name])
-    figures = {name: values[-1] for name, (_, values) in curves.items()}
-    return Compared(str(path), settings, figures | _measured(folder), curves)
+    records = read_records(folder.metrics)
+    figures = {name: record[name] for record in records for name in FIGURES if record.get(name) is not None}  # the last
+    return Compared(str(path), settings, figures | _measured(folder), curves_of(records))
 
 
 def _measured(folder: RunFolder) -> dict[str, float]:
@@ -181,30 +168,11 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.4g}"
 
 
-def plot_curves(runs: list[Compared], path: Path) -> bool:
-    """A panel for each curve that a run has."""
-    names = [name for name in CURVES if any(name in run.curves for run in runs)]
-    if not names:
-        return False
-    with canvas(path, (4.2 * len(names), 3.6)) as figure:
-        for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            for index, run in enumerate(runs):
-                if name in run.curves:
-                    steps, values = run.curves[name]
-                    style = "o-" if name == "validation_ce" else "-"
-                    colour = SOURCE_COLOURS[index % len(SOURCE_COLOURS)]
-                    axis.plot(steps, smooth(np.array(values)), style, ms=3, lw=1.5, color=colour, label=run.name)
-            axis.set_title(CURVES[name], loc="left")
-            axis.set(xlabel="optimiser step", ylabel="nats per token")
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
-    return True
-
-
 def write_page(runs: list[Compared], differing: list[str], out: Path) -> Path:
     """`compare.html`, and the curves as PNG beside it."""
     out.mkdir(parents=True, exist_ok=True)
     curves, page = out / "curves.png", out / "compare.html"
-    drawn = plot_curves(runs, curves)
+    drawn = plot_curves([(run.name, run.curves) for run in runs], curves)
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
     page.write_text(
         template.render(

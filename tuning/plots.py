@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-from lingu_ray.evaluation.plots import SOURCE_COLOURS, canvas, smooth
+from lingu_ray.evaluation.plots import canvas
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
+from tuning.curves import curves_of, plot_curves
 from tuning.results import Setting, brief, keeps_vision, pareto_front, short
 from tuning.space import CASE, Space
 
 GOOD, POOR, FRONT = "#009E73", "#999999", "#D55E00"
 HEAT = ("distill.temperature", "distill.w_kd")
 BEST_CURVES = 5
+READABLE = {"boxstyle": "round,pad=0.25", "facecolor": "white", "alpha": 0.85, "linewidth": 0}  # on any colour
 _LABELLED = 14
 
 
@@ -102,7 +104,7 @@ def _tiles(axis: Axes, columns: Any, rows: Any, x: Any, y: Any, z: Any) -> Any:
             here = z[(x == left) & (y == below)]
             if len(here):
                 grid[row, column] = here.mean()
-                axis.text(column, row, f"{here.mean():.0%}", ha="center", va="center", color="white", fontsize=9)
+                axis.text(column, row, f"{here.mean():.0%}", ha="center", va="center", fontsize=9, bbox=READABLE)
     image = axis.imshow(grid, origin="lower", cmap="viridis", aspect="auto")
     axis.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
     axis.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
@@ -180,27 +182,10 @@ def plot_importance(settings: list[Setting], space: Space, path: Path) -> bool:
     return True
 
 
-def plot_curves(settings: list[Setting], trials: Path, path: Path) -> bool:
-    """Cross-entropy, divergence and validation of the best settings' first trials against the step."""
-    panels = (("ce", "Training cross-entropy"), ("kd", "Teacher–student divergence"), ("validation_ce", "Validation"))
-    chosen = [(s, read_records(RunFolder(trials / s.trials[0].trial).metrics)) for s in settings[:BEST_CURVES]]
-    chosen = [(setting, records) for setting, records in chosen if records]
-    if not chosen:
-        return False
-    with canvas(path, (12.5, 3.6)) as figure:
-        for axis, (name, title) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-            for index, (setting, records) in enumerate(chosen):
-                points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
-                if points:
-                    steps, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-                    marker = "o-" if name == "validation_ce" else "-"
-                    colour = SOURCE_COLOURS[index % len(SOURCE_COLOURS)]
-                    axis.plot(steps, smooth(values), marker, color=colour, ms=3, lw=1.5, label=setting.label)
-            axis.set_title(title, loc="left")
-            axis.set(xlabel="optimiser step", ylabel="nats per token")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        figure.axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    return True
+def plot_best(settings: list[Setting], trials: Path, path: Path) -> bool:
+    """Curves of the best settings' first trials."""
+    chosen = [(s.label, curves_of(read_records(RunFolder(trials / s.trials[0].trial).metrics))) for s in settings]
+    return plot_curves(chosen[:BEST_CURVES], path)
 
 
 def searched_keys(settings: list[Setting]) -> list[str]:

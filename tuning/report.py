@@ -84,7 +84,7 @@ def draw(settings: list[Setting], space: Space, folder: SweepFolder) -> dict[str
         "heat": plots.plot_heat(settings, space, paths["heat"]),
         "parallel": plots.plot_parallel(settings, space, paths["parallel"]),
         "importance": plots.plot_importance(settings, space, paths["importance"]),
-        "curves": plots.plot_curves(settings, folder.trials, paths["curves"]),
+        "curves": plots.plot_best(settings, folder.trials, paths["curves"]),
     }
     return {name: paths[name] for name, there in drawn.items() if there}
 
