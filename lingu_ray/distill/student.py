@@ -45,7 +45,7 @@ PLAIN = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: " + _CONTENT + "{{ eos_token }}\n"
     # a newline right after a block would be trimmed
     "{% else %}{{ message['role'] | capitalize }}: " + _CONTENT + "{{ '\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
 
@@ -174,7 +174,8 @@ def build_student(config: Config, processor: ProcessorMixin, seed: int) -> PreTr
 
 def _idefics3_config(teacher: PreTrainedConfig, processor: ProcessorMixin, vision: VisionConfig) -> Idefics3Config:
     tokenizer = processor.tokenizer
-    text = type(teacher).from_dict({**teacher.to_dict(), "vocab_size": max(len(tokenizer), teacher.vocab_size)})
+    settings = {name: value for name, value in teacher.to_dict().items() if name != "quantization_config"}  # of GGUF
+    text = type(teacher).from_dict({**settings, "vocab_size": max(len(tokenizer), teacher.vocab_size)})
     return Idefics3Config(
         text_config=text,
         vision_config={

@@ -36,7 +36,7 @@ STYLE = {
     "legend.frameon": False,
 }
 OTHER, SOFT = "#CC79A7", "#666666"
-UNITS = {"acc": "accuracy ↑", "exact_match": "exact match ↑", "perplexity": "perplexity ↓, log scale"}
+UNITS = {"acc": "accuracy ↑", "perplexity": "perplexity ↓, log scale"}
 ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # a text so many points above a place
 COLUMNS = 4  # tasks beside each other
 
@@ -174,18 +174,23 @@ def _draw_task(axis: Axes, name: str, task: dict[str, Any], models: list[str]) -
         axis.bar(x, score, 0.74, color=COLOURS.get(model, OTHER))
         axis.vlines(x, low, high, color="#333333", linewidth=1.4)
         tops.append(max(high, score))
-        label = format_perplexity(entry["score"]) if perplexity else f"{entry['score']:.1%}"
+        label = format_number(entry["score"]) if not task["share"] else f"{entry['score']:.1%}"
         axis.annotate(label, (x, tops[-1]), (0, 3), **ABOVE, ha="center", fontsize=9)
     axis.set(xticks=[], xlim=(-0.6, len(models) - 0.4), ylim=(0, max(tops) * 1.12 or 1))
     if perplexity:
         axis.set_yticks(range(int(max(tops) * 1.12) + 1))
         axis.yaxis.set_major_formatter(lambda power, _: f"{10**power:,.0f}")
-    else:
+    elif task["share"]:
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    unit = f"{UNITS[task['metric']]}, {task['n']:,} items"
+    unit = f"{_unit(task)}, {task['n']:,} items"
     axis.annotate(name, (0, 1), (0, 34), **ABOVE, xycoords="axes fraction", fontsize=10.5, fontweight="bold")
     axis.annotate(_quotient(task), (0, 1), (0, 20), **ABOVE, xycoords="axes fraction", fontsize=9)
     axis.annotate(unit, (0, 1), (0, 7), **ABOVE, xycoords="axes fraction", fontsize=8.5, color=SOFT)
+
+
+def _unit(task: dict[str, Any]) -> str:
+    arrow = "↑" if task["higher_is_better"] else "↓"
+    return UNITS.get(task["metric"], f"{task['metric'].replace('_', ' ')} {arrow}")
 
 
 def _quotient(task: dict[str, Any]) -> str:
@@ -193,9 +198,9 @@ def _quotient(task: dict[str, Any]) -> str:
     return f"{kind}: none" if task[kind] is None else f"{kind} {percent(task[kind], task[f'{kind}_ci'], digits)}"
 
 
-def format_perplexity(value: float) -> str:
-    """Three digits, or whole: `38.9`, `10,742`."""
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+def format_number(value: float) -> str:
+    """A score that is no share, three digits or whole: `0.83`, `38.9`, `10,742`."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def models_of(result: dict[str, Any]) -> list[str]:
