@@ -35,7 +35,8 @@ STYLE = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
 }
-OTHER, SOFT = "#CC79A7", "#666666"
+OTHERS = ("#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#000000")
+SOFT = "#666666"
 UNITS = {"acc": "accuracy ↑", "perplexity": "perplexity ↓, log scale"}
 ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # a text so many points above a place
 COLUMNS = 4  # tasks beside each other
@@ -145,8 +146,14 @@ def plot_recovery(result: dict[str, Any], path: Path) -> None:
         for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
             _draw_task(axis, name, task, models)
         figure.suptitle(finding(result["summary"]), x=0.012, ha="left", fontsize=13, fontweight="bold")
-        handles = [Rectangle((0, 0), 1, 1, color=COLOURS.get(model, OTHER)) for model in models]
+        handles = [Rectangle((0, 0), 1, 1, color=_colour(model, models)) for model in models]
         figure.legend(handles, [display_name(m) for m in models], loc="outside lower center", ncols=len(models))
+
+
+def _colour(model: str, models: list[str]) -> str:
+    """The model's own, or the next of those for others."""
+    others = [one for one in models if one not in COLOURS]
+    return COLOURS.get(model) or OTHERS[others.index(model) % len(OTHERS)]
 
 
 def finding(summary: dict[str, Any]) -> str:
@@ -171,7 +178,7 @@ def _draw_task(axis: Axes, name: str, task: dict[str, Any], models: list[str]) -
         entry = task["models"][model]
         # A perplexity spans orders of magnitude: bars of its logarithm, which has a 0 to start from.
         score, low, high = (np.log10(v) if perplexity else v for v in (entry["score"], *entry["ci"]))
-        axis.bar(x, score, 0.74, color=COLOURS.get(model, OTHER))
+        axis.bar(x, score, 0.74, color=_colour(model, models))
         axis.vlines(x, low, high, color="#333333", linewidth=1.4)
         tops.append(max(high, score))
         label = format_number(entry["score"]) if not task["share"] else f"{entry['score']:.1%}"

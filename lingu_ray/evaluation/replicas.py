@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lingu_ray.config import EvaluationConfig, RayConfig
-from lingu_ray.errors import UserError
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, ScoreRequest
 from lingu_ray.runtime.cluster import threads, uses_gpu
 
@@ -126,14 +126,18 @@ class Replicas:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for engine in self._engines:
+        self.close()
+
+    def close(self) -> None:
+        """End the engines, whatever they are at; `answers` in another thread ends with `Interrupted`."""
+        engines, self._engines = self._engines, []
+        for engine in engines:
             ray.kill(engine)
-        self._engines = []
 
     def serve(self, name: str, path: Path) -> None:
         """The model that is asked from now on. vLLM's engines end with theirs: vLLM does not give back what it took."""
         if self.engine == "vllm":
-            self.__exit__()
+            self.close()
         self.name, self.path = name, path
         self._engines = self._engines or [self._start() for _ in range(self.hardware.replicas)]
 
@@ -142,6 +146,7 @@ class Replicas:
 
         Raises:
             UserError: the model cannot be loaded or asked this, or its engine dies of a chunk again and again.
+            Interrupted: the engines were closed meanwhile.
         """
         waiting = iter(chunks)
         again: deque[_Given] = deque()
@@ -151,7 +156,7 @@ class Replicas:
             while free and (next_one := self._next(again, waiting, free[0])) is not None:
                 next_one.replica = free.popleft()
                 engine = self._engines[next_one.replica]
-                given[engine.answer.remote(str(self.path), ray.put(next_one.requests))] = next_one
+                given[engine.answer.remote(str(self.path), next_one.requests)] = next_one
             if not given:
                 return
             (ready,), _ = ray.wait(list(given), num_returns=1)
@@ -161,6 +166,8 @@ class Replicas:
             except RayActorError as error:
                 lost = [done, *(one for one in given.values() if one.replica == done.replica)]
                 given = {ref: one for ref, one in given.items() if one.replica != done.replica}
+                if not self._engines:
+                    raise Interrupted("the evaluation was stopped") from error
                 self._revive(done, error)
                 again.extend(lost)
                 free.extend(one.replica for one in lost)

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from lingu_ray.config import EvaluationConfig, RayConfig
-from lingu_ray.errors import UserError
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import takes_images
 from lingu_ray.evaluation.items import items_path
 from lingu_ray.evaluation.measure import Sheet, fill
@@ -52,6 +52,7 @@ def evaluate(
 
     Raises:
         UserError: no models or tasks, a bad item, a model that cannot be loaded, an engine that dies.
+        Interrupted: Ctrl-C; what was answered is kept.
     """
     if not models or not settings.tasks:
         raise UserError("nothing to evaluate: name at least one model and one of evaluation.tasks")
@@ -87,20 +88,27 @@ def _measure(
     engine = _chosen_engine(settings, [models[name] for name in unfinished], hardware)
 
     names = iter(list(unfinished))  # each thread takes the next one
+    lanes = [Replicas(engine, settings, hardware) for _ in range(settings.models_at_once)]
 
-    def measure_one_after_another() -> None:
-        with Replicas(engine, settings, hardware) as replicas:
+    def measure_one_after_another(lane: Replicas) -> None:
+        with lane as replicas:
             for name in names:
                 replicas.serve(name, models[name])
                 for sheet in unfinished[name]:
                     fill(sheet, replicas)
 
     with ThreadPoolExecutor(settings.models_at_once) as pool:
-        running = [pool.submit(measure_one_after_another) for _ in range(settings.models_at_once)]
-        for one in as_completed(running):
-            if one.exception() is not None:
-                list(names)  # no further model is begun
+        running = [pool.submit(measure_one_after_another, lane) for lane in lanes]
+        try:
+            for one in as_completed(running):
                 one.result()
+        except BaseException as stop:
+            list(names)  # no further model is begun
+            for lane in lanes:
+                lane.close()
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted("stopped; what was answered is kept: the same command goes on from there") from None
+            raise
 
 
 def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Hardware) -> str:

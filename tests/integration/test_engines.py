@@ -5,10 +5,13 @@ An engine of vLLM lives in a Ray actor, as in an evaluation; it is started once 
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +101,25 @@ MAKE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.fixture(scope="module", params=MAKE)
-def both(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    """Both engines on a model; vLLM's batches are small, so that a long text is read in several steps."""
-    folder = tmp_path_factory.mktemp(request.param)
-    MAKE[request.param](folder)
+@pytest.fixture(scope="module")
+def actors(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Any]]]:
+    """Folder and actor of every model, started side by side; small batches, so that long texts take several steps."""
+    started = {}
     remote: Any = ray.remote
-    actor = remote(num_cpus=1)(VllmEngine).remote(folder, 600)
-    yield Both(TransformersEngine(folder, 2000), actor)
-    ray.kill(actor)
+    for name, make in MAKE.items():
+        folder = tmp_path_factory.mktemp(name)
+        make(folder)
+        started[name] = folder, remote(num_cpus=0)(VllmEngine).remote(folder, 600)
+    yield started
+    for _, actor in started.values():
+        ray.kill(actor)
+
+
+@pytest.fixture(scope="module", params=MAKE)
+def both(request: pytest.FixtureRequest, actors: dict[str, tuple[Path, Any]]) -> Both:
+    """Both engines on a model."""
+    folder, actor = actors[request.param]
+    return Both(TransformersEngine(folder, 2000), actor)
 
 
 @pytest.mark.slow
@@ -164,36 +177,72 @@ def test_a_prompt_that_does_not_fit_is_named(both: Both) -> None:
     assert both.score(SCORED[:2])[0].tokens > 1
 
 
-def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """A function's result from a worker of Ray: vLLM is never imported here."""
+@pytest.mark.slow
+def test_vllm_takes_every_tensor_of_an_export(ray_cluster: None, tmp_path: Path) -> None:
+    """Of families whose processors want torchvision, or another prompt: vLLM's strict loading of the weights alone."""
+    families = ("llava_onevision", "paligemma2")
+    for family in families:
+        export(family, tiny_processor(), tmp_path / family)
+
+    def load(folder: Path) -> str:
+        obstacle(folder)  # readies vLLM as an engine does
+        from vllm.config import set_current_vllm_config
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.model_executor.model_loader import get_model_loader
+        from vllm.model_executor.model_loader.utils import initialize_model
+        from vllm.v1.worker.gpu_worker import init_worker_distributed_environment
+
+        config = EngineArgs(str(folder), dtype="float32", kv_cache_memory_bytes=2**28).create_engine_config()
+        with set_current_vllm_config(config):
+            init_worker_distributed_environment(config, 0, f"file://{tmp_path / 'rendezvous'}", 0, "gloo")
+            model = initialize_model(config)
+            get_model_loader(config.load_config).load_weights(model, config.model_config)
+        return type(model).__name__
+
     remote: Any = ray.remote
-    return ray.get(remote(num_cpus=1, max_calls=1)(function).remote(*arguments))
+    loaded = ray.get(remote(num_cpus=0, max_calls=1)(lambda: [load(tmp_path / name) for name in families]).remote())
+    assert loaded == ["LlavaOnevisionForConditionalGeneration", "PaliGemmaForConditionalGeneration"]
 
 
 @pytest.mark.slow
-def test_what_vllm_cannot_serve_is_known_before_loading(ray_cluster: None, tmp_path: Path) -> None:
-    """A GGUF file, no model, heads of 16 dimensions, a class that vLLM does not have or cannot import: each is told."""
-    tiny_teacher(folder=tmp_path / "fine")
+def test_what_vllm_cannot_serve_is_told(ray_cluster: None, tmp_path: Path) -> None:
+    """Before loading: a GGUF file, no model, heads of 16 dimensions, classes that vLLM does not have or cannot import.
+
+    Broken weights are found when they are read: the error names the folder, the cause and the cure.
+    """
     tiny_teacher(head_dim=16, folder=tmp_path / "narrow")
     export("internvl3", tiny_processor(), tmp_path / "unknown")
     config = json.loads((tmp_path / "unknown" / "config.json").read_text())
     (tmp_path / "unknown" / "config.json").write_text(json.dumps(config | {"architectures": ["MyOwnModel"]}))
     export("gemma3", tiny_processor(), tmp_path / "torchvision")
-    names = ("fine", "file.gguf", "none", "narrow", "unknown", "torchvision")
-    found = in_a_process(lambda: [obstacle(tmp_path / name) for name in names])
-    assert found[0] is None
-    for reason, told in zip(found[1:], ("GGUF", "configuration", "16", "MyOwnModel", "torchvision"), strict=True):
-        assert told in reason
+    tiny_teacher(folder=tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
+    names = ["file.gguf", "none", "narrow", "unknown", "torchvision", "broken"]
+
+    def refused() -> tuple[list[str | None], str]:
+        told = [obstacle(tmp_path / name) for name in names]
+        with pytest.raises(UserError) as error:
+            VllmEngine(tmp_path / names[-1], 600)
+        return told, str(error.value)
+
+    remote: Any = ray.remote
+    told, error = ray.get(remote(num_cpus=0, max_calls=1)(refused).remote())
+    for reason, cause in zip(told[:-1], ("GGUF", "configuration", "16", "MyOwnModel", "torchvision"), strict=True):
+        assert cause in reason
+    assert told[-1] is None
+    assert f"cannot load {tmp_path / 'broken'}: " in error and "set engine=transformers" in error
 
 
-@pytest.mark.slow
-def test_a_model_that_fails_to_load_is_named(ray_cluster: None, tmp_path: Path) -> None:
-    """Weights that are not the configuration's: the error names the folder, the cause and the cure."""
-    tiny_teacher(folder=tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
-    with pytest.raises(UserError, match=rf"cannot load {tmp_path}: .+; set engine=transformers"):
-        in_a_process(lambda: VllmEngine(tmp_path, 600).sees)
+def test_the_plugin_of_the_package_lets_pixtral_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the entry point names can be loaded and called twice; then what vLLM's Pixtral imports is there."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    ((name, value),) = project["entry-points"]["vllm.general_plugins"].items()
+    module = "transformers.models.pixtral.image_processing_pixtral"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    register = EntryPoint(name, value, "vllm.general_plugins").load()
+    register()
+    register()
+    assert callable(importlib.import_module(module)._num_image_tokens)
 
 
 def test_without_vllm_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

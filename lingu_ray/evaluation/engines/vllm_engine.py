@@ -42,20 +42,25 @@ def obstacle(path: Path | str) -> str | None:
         return f"its configuration cannot be read: {error}"
     _prepare()
     try:
-        classes = _model_classes(config)
+        known = _register_classes(config)
     except ImportError as error:
         return f"vLLM's class for it cannot be imported: {error}"
-    if not classes:
+    if not known:
         return f"vLLM has no class for {', '.join(config.architectures or [config.model_type])}"
     return None if torch.cuda.is_available() else _obstacle_on_cpu(config)
 
 
-def _model_classes(config: PreTrainedConfig) -> dict[str, type]:
-    """Those of the model's architectures that vLLM has, with its classes."""
+def _register_classes(config: PreTrainedConfig) -> list[str]:
+    """Import vLLM's classes for a model, those that it has; gives their names.
+
+    vLLM then asks no other process about them, which the plugin might not reach.
+    """
     from vllm import ModelRegistry
 
-    known = ModelRegistry.models
-    return {name: known[name].load_model_cls() for name in config.architectures or [] if name in known}
+    known = [name for name in config.architectures or [] if name in ModelRegistry.get_supported_archs()]
+    for name in known:
+        ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+    return known
 
 
 def _obstacle_on_cpu(config: PreTrainedConfig) -> str | None:
@@ -224,12 +229,9 @@ def _prepare() -> None:
 
 def _load(folder: Folder, tokens_per_batch: int) -> Any:
     """vLLM's engine, in eager mode: graphs and compilation take a minute a model, and an evaluation loads several."""
-    from vllm import LLM, ModelRegistry
+    from vllm import LLM
 
     torch._dynamo.config.suppress_errors = True  # without a C++ compiler a function of the sampler runs uncompiled
-    for name, model_class in _model_classes(folder.config).items():
-        # So that vLLM asks no other process about it, which the plugin might not reach
-        ModelRegistry.register_model(name, model_class)
     return LLM(
         folder.path,
         dtype="float32",
