@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml requirements-cpu.lock
 	@touch $@
 
 define gpu_packages
-	$(PIP) install -e '.[vllm,dev,gguf,lora,optuna]'
+	$(PIP) install -e '.[vllm,dev,gguf,lora,lm-eval,optuna]'
 endef
 
 TORCH := "$$(grep '^torch==' requirements-cpu.lock)"

@@ -13,6 +13,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
+from lingu_ray.evaluation.tasks.catalogue import complete
+from lingu_ray.evaluation.tasks.templates import compile_template
+
 Policy = Literal["selective", "all", "language_only", "none"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
 Form = Literal[
@@ -28,6 +31,25 @@ Form = Literal[
     "webdataset",
     "template",
 ]
+TaskType = Literal[
+    "multiple_choice",
+    "last_word",
+    "perplexity",
+    "exact_match",
+    "vqa_accuracy",
+    "anls",
+    "relaxed_accuracy",
+    "cider",
+    "rouge_l",
+    "mme",
+    "lm_eval",
+]
+FORM_TYPES = ("exact_match", "anls", "relaxed_accuracy", "cider", "rouge_l")
+TASK_TYPES = {
+    "language": ("multiple_choice", "last_word", "perplexity", "exact_match", "lm_eval"),
+    "vision": ("multiple_choice", *FORM_TYPES, "vqa_accuracy", "mme"),
+}
+RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction")  # columns of a task's measured items
 
 
 class Section(BaseModel):
@@ -328,33 +350,69 @@ class TrackingConfig(Section):
 
 
 class TaskConfig(Section):
-    """One evaluation task; items come as JSONL."""
+    """One evaluation task: where its items come from, what they ask, and how the answers are judged."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="unique name")
     kind: Literal["language", "vision"] = Field(description="language: counts for recovery; vision: for retention")
-    type: Literal["multiple_choice", "perplexity", "exact_match"] = Field(
-        description="multiple_choice by log-likelihood, perplexity of texts, or exact match of a greedy answer"
+    type: TaskType = Field(description="how answers are judged; lm_eval: by a task of lm-evaluation-harness")
+    path: str = Field(
+        description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset; "
+        "lm_eval: the task's name, or its YAML file"
     )
-    path: str = Field(description="JSONL file of items (forms in docs/guide.md, 'Evaluation')")
+    subset: str | None = Field(None, description="hub: configuration name")
+    split: str | None = Field(None, description="hub and save_to_disk: split")
+    where: str | None = Field(
+        None, description="rows to take: a column or a Jinja {{expression}} that is true or false"
+    )
+    form: Form | None = Field(None, description="what a row is, of the corpus's forms; its last question is asked")
+    fields: dict[str, str] = Field(
+        {}, description="an item's field: a column, or a Jinja template over the columns; empty: the row has the fields"
+    )
     limit: PositiveInt | None = Field(None, description="first N items only")
     delimiter: str = Field(" ", description="text between a query or context and what is scored after it")
-    max_new_tokens: PositiveInt = Field(16, description="exact_match: longest answer")
+    max_new_tokens: PositiveInt = Field(16, description="longest answer in tokens; lm_eval: the task's own")
+    stop: tuple[str, ...] = Field((), description="texts that end an answer, besides the end of the turn")
 
     @model_validator(mode="after")
     def _measurable(self) -> TaskConfig:
-        if (self.kind == "vision") != (self.type == "exact_match"):
+        if self.type not in TASK_TYPES[self.kind]:
             raise ValueError(
                 f"task {self.name}: kind '{self.kind}' does not go with type '{self.type}': "
-                "vision tasks are exact_match; language tasks are multiple_choice or perplexity"
+                f"{self.kind} tasks are {', '.join(TASK_TYPES[self.kind])}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _readable(self) -> TaskConfig:
+        if self.form and (self.fields or self.form == "template" or self.type not in FORM_TYPES):
+            raise ValueError(
+                f"task {self.name}: form '{self.form}' gives a question and its answer, for the types "
+                f"{', '.join(FORM_TYPES)}; columns are named by `fields`, not by form 'template' nor beside a form"
+            )
+        if self.type == "lm_eval" and (self.fields or self.where or self.subset or self.split):
+            raise ValueError(f"task {self.name}: a task of lm_eval brings its own data and fields: leave yours out")
+        for key, text in {**self.fields, "where": self.where}.items():
+            if key in RESERVED_FIELDS:
+                raise ValueError(f"task {self.name}: fields.{key}: the name is taken by what is measured")
+            if text is not None:
+                compile_template(text)
         return self
 
 
 class EvaluationConfig(Section):
     """What is measured after training, on teacher, adapted, CE-only and distilled model."""
 
-    tasks: tuple[TaskConfig, ...] = Field((), description="empty: no evaluation")
-    tokens_per_batch: PositiveInt = Field(8192, description="padded tokens of one forward pass")
+    tasks: tuple[Annotated[TaskConfig, BeforeValidator(complete)], ...] = Field(
+        (), description="names of the catalogue, lm_eval/NAME, or sections; empty: no evaluation"
+    )
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM where it is installed and can serve every model, else Transformers"
+    )
+    replicas: PositiveInt | None = Field(
+        None, description="engines of a model, each with a worker's resources; null: one a GPU, without GPUs one"
+    )
+    models_at_once: PositiveInt = Field(1, description="models that are measured side by side")
+    tokens_per_batch: PositiveInt = Field(8192, description="tokens that an engine works on at one time")
     bootstrap: PositiveInt = Field(2000, description="resamples for the 95 % intervals")
     min_recovery: float = Field(0.9, description="language recovery from which the claim holds")
     min_retention: float = Field(0.99, description="vision retention from which the claim holds")

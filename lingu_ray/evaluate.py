@@ -1,56 +1,107 @@
-"""Measure models on evaluation tasks, and say what came back.
+"""Measure models on language and vision tasks, and say what came back.
 
-    python -m lingu_ray.evaluate teacher=DIR adapted=DIR distilled=DIR tasks=FILE.yaml out=DIR
+python -m lingu_ray.evaluate MODEL [MODEL …] [key=value …]
+python -m lingu_ray.evaluate teacher=LM adapted=VLM distilled=runs/demo/export tasks=arc_easy,piqa,textvqa
+python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores engine=vllm
 
-NAME=MODEL: a folder, a hub id or a .gguf file. The names teacher, adapted, ce_only and distilled enter recovery and
-retention; any other name is measured beside them.
-tasks=FILE: YAML of the settings' section `evaluation` (tasks, tokens_per_batch, bootstrap, …); a relative `path` of a
-task starts where the command runs.
-out=DIR: gets recovery.json, recovery.png and items/*.parquet. With no model named, the metrics are made again from the
-items that are there.
+MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. The names teacher,
+            adapted, ce_only and distilled enter recovery and retention; others are measured beside them.
+tasks=…     names of the catalogue (below) or lm_eval/NAME, with commas between them; or FILE.yaml with the settings'
+            section `evaluation`
+out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
+            was interrupted goes on there; with no MODEL the metrics are made again from the items.
+ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-from transformers.utils.logging import disable_progress_bar
+from pydantic import Field
 
-from lingu_ray.config import EvaluationConfig
+from lingu_ray import manual
+from lingu_ray.cli import split_arguments
+from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.items import measured_models
-from lingu_ray.evaluation.plots import plot_recovery
-from lingu_ray.evaluation.recovery import summarise
-from lingu_ray.evaluation.run import evaluate
+from lingu_ray.evaluation.tasks.catalogue import listing
+from lingu_ray.settings import Settings, parse, read_text
+
+
+class EvaluateConfig(EvaluationConfig):
+    """What the command can be told."""
+
+    out: Path = Field(Path("evaluation"), description="folder of the results")
+    ray: RayConfig = RayConfig()
 
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can mend."""
-    given = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
-    if not {"tasks", "out"} <= set(given) or not all(given.values()) or len(given) < len(arguments):
-        raise UserError(f"give NAME=MODEL …, tasks=FILE.yaml and out=DIR, each once\n\n{__doc__}")
-    settings, out_dir = _settings(Path(given.pop("tasks"))), Path(given.pop("out"))
-    if given:
-        result = evaluate({name: Path(value) for name, value in given.items()}, settings, out_dir)
+    if {"-h", "--help"} & set(arguments):
+        print(help_text())
+        raise SystemExit(0)
+    models, config = read_arguments(arguments)
+
+    from lingu_ray.evaluation.items import measured_models
+    from lingu_ray.evaluation.recovery import summarise
+    from lingu_ray.evaluation.report import write_evaluation
+    from lingu_ray.evaluation.run import evaluate
+    from lingu_ray.runtime.progress import quiet_libraries
+
+    quiet_libraries()
+    if models:
+        result = evaluate(models, config, config.out, ray_settings=config.ray)
     else:
-        result = summarise(out_dir, measured_models(out_dir, settings), settings)
-    plot_recovery(result, out_dir / "recovery.png")
+        result = summarise(config.out, measured_models(config.out, config), config)
+    page = write_evaluation(result, config.out)
     print(result["summary"]["verdict"])
+    print(f"report   {page}")
 
 
-def _settings(path: Path) -> EvaluationConfig:
-    try:
-        return EvaluationConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise UserError(f"tasks={path}: {error}") from error
+def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfig]:
+    """Models by name, and the settings.
+
+    Raises:
+        UserError: an option, two models of one name, no tasks, or settings that are wrong.
+    """
+    bare, assigned, options = split_arguments(arguments)
+    if options:
+        raise UserError(f"unknown option {options[0]}; settings are given as key=value\n\n{__doc__}")
+    named = [(Path(path).name, path) for path in bare]
+    settings: Settings[EvaluateConfig] = Settings(EvaluateConfig, {}, "command line")
+    overrides = []
+    for argument in assigned:
+        key, _, value = argument.partition("=")
+        if key == "tasks":
+            settings = _with_tasks(value, argument)
+        elif key.partition(".")[0] in EvaluateConfig.model_fields:
+            overrides.append(argument)
+        else:
+            named.append((key, value))
+    for override in overrides:
+        settings.override(override)
+    config = settings.validate()
+    if not config.tasks:
+        raise UserError(f"name the tasks: tasks=arc_easy,piqa or tasks=FILE.yaml\n\n{__doc__}")
+    models = {name: Path(path) for name, path in named}
+    if len(models) < len(named):
+        raise UserError("two models have one name: give them names, as in first=MODEL second=MODEL")
+    return models, config
+
+
+def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:
+    """Settings from a file, or with the tasks that are named."""
+    if value.endswith((".yaml", ".yml")):
+        return parse(read_text(Path(value)), value, EvaluateConfig)
+    settings: Settings[EvaluateConfig] = Settings(EvaluateConfig, {}, "command line")
+    settings.put("tasks", value.split(","), argument)
+    return settings
+
+
+def help_text() -> str:
+    """Usage, settings and catalogue."""
+    keys = "\n".join(manual.section_lines(EvaluateConfig, "", manual.text_width()))
+    return f"{__doc__}\nSettings:\n{keys}\n\nCatalogue:\n{listing()}"
 
 
 if __name__ == "__main__":
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # Transformers' own bars; a log has a line a task
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.exit(print(__doc__))
     run_command(main)

@@ -79,20 +79,15 @@ def teacher_path(config: Config) -> str:
 
 
 def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
-    """Evaluate the models, once for the same settings; None without evaluation tasks."""
+    """Evaluate the models, or find them evaluated; None without evaluation tasks."""
     from lingu_ray.evaluation.run import evaluate
-    from lingu_ray.runtime.folder import RunFolder, write_json
+    from lingu_ray.runtime.folder import RunFolder
 
     if not config.evaluation.tasks:
         return None
     folder = RunFolder(config.run_dir)
-    done, result = folder.report / "evaluated.json", folder.report / "recovery.json"
-    asked = {"models": models, "evaluation": config.evaluation.model_dump(mode="json")}
-    if done.exists() and json.loads(done.read_text()) == asked:
-        return json.loads(result.read_text())
-    recovery = evaluate({name: Path(path) for name, path in models.items()}, config.evaluation, folder.report)
-    write_json(done, asked)
-    return recovery
+    paths = {name: Path(path) for name, path in models.items()}
+    return evaluate(paths, config.evaluation, folder.report, ray_settings=config.ray)
 
 
 def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:

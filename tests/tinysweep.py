@@ -17,9 +17,9 @@ from tiny import tiny_student
 from tinyrun import settings
 from transformers import LlamaForCausalLM
 
-from lingu_ray.evaluation.engine import GenerateRequest, ScoreRequest
-from lingu_ray.evaluation.metrics import normalise
-from lingu_ray.evaluation.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
+from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.metrics.language import normalise
 
 
 def write_adapted_and_tasks(data: Path) -> None:
@@ -40,14 +40,16 @@ def _choices(data: Path) -> list[dict[str, Any]]:
     options = [record["completion"].split()[:3] for record in records]
     choices = [[" ".join(options[(i + k) % len(options)]) for k in range(4)] for i in range(len(queries))]
     pairs = [ScoreRequest(q, " " + c) for q, cs in zip(queries, choices, strict=True) for c in cs]
-    scores = TransformersEngine(data / "teacher", 4096).loglikelihoods(pairs, "teacher")
+    scores = TransformersEngine(data / "teacher", 4096).loglikelihoods(pairs)
     best = np.array([score.loglik for score in scores]).reshape(-1, 4).argmax(1)
     return [{"query": q, "choices": c, "gold": int(g)} for q, c, g in zip(queries, choices, best, strict=True)]
 
 
 def _questions(data: Path) -> list[dict[str, Any]]:
-    requests = [GenerateRequest("<image>Even or odd?", (data / f"{i}.png",)) for i in range(24)]
-    answers = TransformersEngine(data / "adapted", 4096).generate(requests, 4, "adapted")
+    requests = [
+        GenerateRequest("<image>Even or odd?", ((data / f"{i}.png").read_bytes(),), max_new_tokens=4) for i in range(24)
+    ]
+    answers = TransformersEngine(data / "adapted", 4096).generate(requests)
     found = [(i, answer) for i, answer in enumerate(answers) if normalise(answer)]
     return [{"question": "<image>Even or odd?", "answer": answer, "image": f"{i}.png"} for i, answer in found]
 
@@ -63,7 +65,9 @@ def write_base(path: Path, data: Path, output_dir: Path, **overrides: Any) -> Pa
         {"name": "questions", "kind": "vision", "type": "exact_match", "path": str(data / "questions.jsonl")}
         | {"max_new_tokens": 4},
     ]
-    tree = settings(data, output_dir, evaluation={"tasks": tasks, "bootstrap": 200}, **overrides)
+    tree = settings(
+        data, output_dir, evaluation={"tasks": tasks, "bootstrap": 200, "engine": "transformers"}, **overrides
+    )
     tree["student"] = {"path": str(data / "adapted")}
     path.write_text(yaml.safe_dump(tree))
     return path

@@ -11,7 +11,7 @@ import jinja2
 
 from lingu_ray import strict_yaml
 from lingu_ray.config import Config
-from lingu_ray.evaluation.plots import format_perplexity
+from lingu_ray.evaluation.plots import format_number
 from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from tuning import plots
@@ -95,7 +95,7 @@ def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: di
     outcomes = [trial for setting in settings for trial in setting.trials]
     tasks = list(dict.fromkeys(task for trial in outcomes for task in trial.scores))
     baseline = _baseline_tasks(folder)
-    metrics = {name: task["metric"] for name, task in baseline.items()}
+    shares = {name: task["share"] for name, task in baseline.items()}
     counts = Counter(trial.state for trial in outcomes)
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("sweep.html")
     return template.render(
@@ -104,7 +104,7 @@ def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: di
         states=", ".join(f"{count} {state}" for state, count in counts.items()),
         holds=best is not None and keeps_vision(best, space),
         headline=headline(best, space),
-        rows=[_row(setting, space, tasks, metrics) for setting in settings],
+        rows=[_row(setting, space, tasks, shares) for setting in settings],
         tasks=tasks,
         reference=_reference(baseline),
         figures=[
@@ -117,7 +117,7 @@ def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: di
     )
 
 
-def _row(setting: Setting, space: Space, tasks: list[str], metrics: dict[str, str]) -> dict[str, Any]:
+def _row(setting: Setting, space: Space, tasks: list[str], shares: dict[str, bool]) -> dict[str, Any]:
     return {
         "label": setting.label or "base",
         "seeds": len(setting.trials),
@@ -127,12 +127,8 @@ def _row(setting: Setting, space: Space, tasks: list[str], metrics: dict[str, st
         "recovery": with_spread(setting.figure("recovery"), ".1%"),
         "retention": with_spread(setting.figure("retention"), ".1%"),
         "validation": with_spread(setting.figure("validation_ce"), ".3f"),
-        "scores": [with_spread(setting.score(task), _spec(metrics.get(task))) for task in tasks],
+        "scores": [with_spread(setting.score(task), ".1%" if shares.get(task, True) else ".1f") for task in tasks],
     }
-
-
-def _spec(metric: str | None) -> str:
-    return ".1f" if metric == "perplexity" else ".1%"
 
 
 def _reference(tasks: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -142,7 +138,7 @@ def _reference(tasks: dict[str, Any]) -> dict[str, dict[str, str]]:
         if model not in task["models"]:
             return "not measured"
         value = task["models"][model]["score"]
-        return format_perplexity(value) if task["metric"] == "perplexity" else f"{value:.1%}"
+        return format_number(value) if not task["share"] else f"{value:.1%}"
 
     return {name: {model: score(task, model) for model in ("teacher", "adapted")} for name, task in tasks.items()}
 

@@ -15,17 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
-import torch
 from ray import tune
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
-from lingu_ray.runtime.cluster import threads, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import quiet_libraries
@@ -249,21 +244,17 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
 
 
 def measure(sweep: Sweep, config: Config) -> dict[str, Any]:
-    """The content of `recovery.json`: the trained model beside the reference ones; a task with a worker's resources."""
-    gpus = 1 if uses_gpu(config.ray) else 0
-    task: Any = ray.remote(num_cpus=config.ray.cpus_per_worker, num_gpus=gpus)(_measure)
-    outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())  # the trial's own holds next to nothing
-    return ray.get(
-        task.options(scheduling_strategy=outside).remote(config, sweep.items, threads(config.ray, sweep.concurrent))
-    )
-
-
-def _measure(config: Config, items: Path, torch_threads: int) -> dict[str, Any]:
-    quiet_libraries()
-    torch.set_num_threads(torch_threads)
+    """The content of `recovery.json`: the trained model beside the reference ones."""
     folder = RunFolder(config.run_dir)
-    lend_items(items, folder.report)
-    return evaluate({DISTILLED: folder.export}, config.evaluation, folder.report, measured=(TEACHER, ADAPTED))
+    lend_items(sweep.items, folder.report)
+    return evaluate(
+        {DISTILLED: folder.export},
+        config.evaluation,
+        folder.report,
+        measured=(TEACHER, ADAPTED),
+        ray_settings=config.ray,
+        sharers=sweep.concurrent,
+    )
 
 
 def scores_of(recovery: dict[str, Any]) -> dict[str, Any]:

@@ -174,7 +174,8 @@ def build_student(config: Config, processor: ProcessorMixin, seed: int) -> PreTr
 
 def _idefics3_config(teacher: PreTrainedConfig, processor: ProcessorMixin, vision: VisionConfig) -> Idefics3Config:
     tokenizer = processor.tokenizer
-    text = type(teacher).from_dict({**teacher.to_dict(), "vocab_size": max(len(tokenizer), teacher.vocab_size)})
+    settings = {name: value for name, value in teacher.to_dict().items() if name != "quantization_config"}  # of GGUF
+    text = type(teacher).from_dict({**settings, "vocab_size": max(len(tokenizer), teacher.vocab_size)})
     return Idefics3Config(
         text_config=text,
         vision_config={

@@ -35,8 +35,9 @@ STYLE = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
 }
-OTHER, SOFT = "#CC79A7", "#666666"
-UNITS = {"acc": "accuracy ↑", "exact_match": "exact match ↑", "perplexity": "perplexity ↓, log scale"}
+OTHERS = ("#CC79A7", "#0072B2", "#D55E00", "#F0E442", "#000000")
+SOFT = "#666666"
+UNITS = {"acc": "accuracy ↑", "perplexity": "perplexity ↓, log scale"}
 ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # a text so many points above a place
 COLUMNS = 4  # tasks beside each other
 
@@ -145,8 +146,14 @@ def plot_recovery(result: dict[str, Any], path: Path) -> None:
         for axis, (name, task) in zip(axes.flat, tasks.items(), strict=False):
             _draw_task(axis, name, task, models)
         figure.suptitle(finding(result["summary"]), x=0.012, ha="left", fontsize=13, fontweight="bold")
-        handles = [Rectangle((0, 0), 1, 1, color=COLOURS.get(model, OTHER)) for model in models]
+        handles = [Rectangle((0, 0), 1, 1, color=_colour(model, models)) for model in models]
         figure.legend(handles, [display_name(m) for m in models], loc="outside lower center", ncols=len(models))
+
+
+def _colour(model: str, models: list[str]) -> str:
+    """The model's own, or the next of those for others."""
+    others = [one for one in models if one not in COLOURS]
+    return COLOURS.get(model) or OTHERS[others.index(model) % len(OTHERS)]
 
 
 def finding(summary: dict[str, Any]) -> str:
@@ -171,21 +178,26 @@ def _draw_task(axis: Axes, name: str, task: dict[str, Any], models: list[str]) -
         entry = task["models"][model]
         # A perplexity spans orders of magnitude: bars of its logarithm, which has a 0 to start from.
         score, low, high = (np.log10(v) if perplexity else v for v in (entry["score"], *entry["ci"]))
-        axis.bar(x, score, 0.74, color=COLOURS.get(model, OTHER))
+        axis.bar(x, score, 0.74, color=_colour(model, models))
         axis.vlines(x, low, high, color="#333333", linewidth=1.4)
         tops.append(max(high, score))
-        label = format_perplexity(entry["score"]) if perplexity else f"{entry['score']:.1%}"
+        label = format_number(entry["score"]) if not task["share"] else f"{entry['score']:.1%}"
         axis.annotate(label, (x, tops[-1]), (0, 3), **ABOVE, ha="center", fontsize=9)
     axis.set(xticks=[], xlim=(-0.6, len(models) - 0.4), ylim=(0, max(tops) * 1.12 or 1))
     if perplexity:
         axis.set_yticks(range(int(max(tops) * 1.12) + 1))
         axis.yaxis.set_major_formatter(lambda power, _: f"{10**power:,.0f}")
-    else:
+    elif task["share"]:
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    unit = f"{UNITS[task['metric']]}, {task['n']:,} items"
+    unit = f"{_unit(task)}, {task['n']:,} items"
     axis.annotate(name, (0, 1), (0, 34), **ABOVE, xycoords="axes fraction", fontsize=10.5, fontweight="bold")
     axis.annotate(_quotient(task), (0, 1), (0, 20), **ABOVE, xycoords="axes fraction", fontsize=9)
     axis.annotate(unit, (0, 1), (0, 7), **ABOVE, xycoords="axes fraction", fontsize=8.5, color=SOFT)
+
+
+def _unit(task: dict[str, Any]) -> str:
+    arrow = "↑" if task["higher_is_better"] else "↓"
+    return UNITS.get(task["metric"], f"{task['metric'].replace('_', ' ')} {arrow}")
 
 
 def _quotient(task: dict[str, Any]) -> str:
@@ -193,9 +205,9 @@ def _quotient(task: dict[str, Any]) -> str:
     return f"{kind}: none" if task[kind] is None else f"{kind} {percent(task[kind], task[f'{kind}_ci'], digits)}"
 
 
-def format_perplexity(value: float) -> str:
-    """Three digits, or whole: `38.9`, `10,742`."""
-    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+def format_number(value: float) -> str:
+    """A score that is no share, three digits or whole: `0.83`, `38.9`, `10,742`."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def models_of(result: dict[str, Any]) -> list[str]:

@@ -26,24 +26,31 @@ from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample
 from lingu_ray.evaluation.items import ADAPTED, CE_ONLY, DISTILLED, TEACHER, read_items
-from lingu_ray.evaluation.metrics import METRICS, Columns
+from lingu_ray.evaluation.metrics.metric import Metric, Scores
+from lingu_ray.evaluation.metrics.registry import METRICS
 
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One task's levels by model: `level` on its items, `level_R` on the resamples."""
+    """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has."""
 
     config: TaskConfig
-    columns: dict[str, Columns]
+    items: int
+    scores: dict[str, Scores]
     level: dict[str, float]
     level_R: dict[str, Floats]
 
     @property
+    def metric(self) -> Metric:
+        """How it is judged."""
+        return METRICS[self.config.type]
+
+    @property
     def sign(self) -> float:
         """1 where higher is better, −1 where lower is."""
-        return 1.0 if METRICS[self.config.type].higher_is_better else -1.0
+        return 1.0 if self.metric.higher_is_better else -1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ class NoEstimate:
 
 
 Quotient = Estimate | NoEstimate
+Quotients = dict[str, Quotient]
+"""Of one task, by model: recovery for a language task, retention for a vision task."""
+
+QUOTIENT = {"language": "recovery", "vision": "retention"}
 
 
 def summarise(out_dir: Path, models: list[str], settings: EvaluationConfig) -> dict[str, Any]:
@@ -71,30 +82,45 @@ def summarise(out_dir: Path, models: list[str], settings: EvaluationConfig) -> d
         UserError: a task was measured on no model, or on different items for different models.
     """
     tasks: dict[str, Any] = {}
-    language: dict[str, list[Quotient]] = {DISTILLED: [], CE_ONLY: []}
-    vision: dict[str, list[Quotient]] = {DISTILLED: [], CE_ONLY: []}
+    known: dict[str, list[Quotients]] = {"language": [], "vision": []}
     for config in settings.tasks:
         task = _measure(out_dir, config, models, settings.bootstrap)
-        name, of_task, collected = ("recovery", recovery, language)
-        if config.kind == "vision":
-            name, of_task, collected = ("retention", retention, vision)
-        quotients = {model: of_task(task, model) for model in (DISTILLED, CE_ONLY)}
-        for model, quotient in quotients.items():
-            collected[model].append(quotient)
-        tasks[config.name] = {
-            "kind": config.kind,
-            "metric": METRICS[config.type].name,
-            "higher_is_better": METRICS[config.type].higher_is_better,
-            "n": len(next(iter(task.columns.values()))["item"]),
-            "models": {model: _score(task, model) for model in task.level},
-            **_entry(name, quotients[DISTILLED]),
-            f"{name}_reason": _reason(quotients[DISTILLED]),
-            "ce_only": _entry(name, quotients[CE_ONLY]),
-        }
-    result = {"tasks": tasks, "summary": _summary(language, vision, settings)}
+        quotients = _quotients(task, models)
+        known[config.kind].append(quotients)
+        tasks[config.name] = _task_entry(task, quotients)
+    result = {"tasks": tasks, "summary": _summary(known, models, settings)}
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
     (out_dir / "recovery.json").write_text(text + "\n", encoding="utf-8")
     return result
+
+
+def _quotients(task: Measured, models: list[str]) -> Quotients:
+    """Of all models that are not a reference themselves, and of `distilled` and `ce_only` in any case."""
+    quotient = recovery if task.config.kind == "language" else retention
+    return {model: quotient(task, model) for model in dict.fromkeys((DISTILLED, CE_ONLY, *_judged(models)))}
+
+
+def _judged(models: list[str]) -> list[str]:
+    return [model for model in models if model not in (TEACHER, ADAPTED)]
+
+
+def _task_entry(task: Measured, quotients: Quotients) -> dict[str, Any]:
+    config, name = task.config, QUOTIENT[task.config.kind]
+    models = {
+        model: _score(task, model) | (_entry(name, quotients[model]) if model in quotients else {})
+        for model in task.level
+    }
+    return {
+        "kind": config.kind,
+        "metric": task.metric.name,
+        "higher_is_better": task.metric.higher_is_better,
+        "share": task.metric.share,
+        "n": task.items,
+        "models": models,
+        **_entry(name, quotients[DISTILLED]),
+        f"{name}_reason": _reason(quotients[DISTILLED]),
+        "ce_only": _entry(name, quotients[CE_ONLY]),
+    }
 
 
 def _measure(out_dir: Path, config: TaskConfig, models: list[str], resamples: int) -> Measured:
@@ -104,29 +130,30 @@ def _measure(out_dir: Path, config: TaskConfig, models: list[str], resamples: in
             f"evaluation.tasks: {config.name}: measured on none of {', '.join(models) or 'no models'}; "
             "a vision task needs a model that takes images: name one, or leave the task out"
         )
-    first, *others = columns.values()
-    if any(other["item"] != first["item"] for other in others):
+    items = next(iter(columns.values()))["item"]
+    if any(other["item"] != items for other in columns.values()):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
-    score_KI = np.array([c["score"] for c in columns.values()])
-    weight_KI = np.array([c["weight"] for c in columns.values()])
+    scores = {model: METRICS[config.type].judge(of_model) for model, of_model in columns.items()}
+    score_KI = np.array([of_model.score for of_model in scores.values()])
+    weight_KI = np.array([of_model.weight for of_model in scores.values()])
     levels_RK = resample(score_KI, weight_KI, resamples, [SEED, zlib.crc32(config.name.encode())])
     level_K = level(score_KI, weight_KI)
     return Measured(
         config,
-        columns,
-        {model: float(level_K[k]) for k, model in enumerate(columns)},
-        {model: levels_RK[:, k] for k, model in enumerate(columns)},
+        len(items),
+        scores,
+        {model: float(level_K[k]) for k, model in enumerate(scores)},
+        {model: levels_RK[:, k] for k, model in enumerate(scores)},
     )
 
 
 def _score(task: Measured, model: str) -> dict[str, Any]:
     """A model's score and interval, as read by people: perplexity itself, not its logarithm."""
     point, ci = task.level[model], interval(task.level_R[model])
+    scores = task.scores[model]
+    extra = {name: sum(values) / sum(scores.weight) for name, values in scores.extra.items()}
     if task.config.type == "perplexity":
-        return {"score": math.exp(point), "ci": [math.exp(x) for x in ci], "nats_per_token": point}
-    extra = {}
-    if "score_norm" in task.columns[model]:
-        extra["acc_norm"] = float(np.mean(task.columns[model]["score_norm"]))
+        return {"score": math.exp(point), "ci": [math.exp(x) for x in ci], "nats_per_token": point, **extra}
     return {"score": point, "ci": ci, **extra}
 
 
@@ -134,14 +161,13 @@ def recovery(task: Measured, model: str) -> Quotient:
     """Share of what adapting took that `model` has again; no value where adapting took nothing beyond noise."""
     if absent := [name for name in (TEACHER, ADAPTED, model) if name not in task.level]:
         return NoEstimate(f"not measured: {', '.join(absent)}")
-    perplexity = task.config.type == "perplexity"
-    if perplexity and _tokens_differ(task, (TEACHER, ADAPTED, model)):
+    if not task.metric.share and _weights_differ(task, (TEACHER, ADAPTED, model)):
         return NoEstimate("the models cut the texts into different numbers of tokens: not comparable")
     lost = task.sign * (task.level[TEACHER] - task.level[ADAPTED])
     lost_R = task.sign * (task.level_R[TEACHER] - task.level_R[ADAPTED])
     low, high = interval(lost_R)
     if low <= 0:
-        unit = "nats per token" if perplexity else "accuracy"
+        unit = "nats per token" if task.config.type == "perplexity" else task.metric.name
         found = f"teacher − adapted = {task.sign * lost:+.3f} {unit}, lost {lost:+.3f} [{low:+.3f}, {high:+.3f}]"
         return NoEstimate(f"no loss to recover beyond noise: {found}")
     regained = task.sign * (task.level[model] - task.level[ADAPTED])
@@ -154,7 +180,7 @@ def retention(task: Measured, model: str) -> Quotient:
     if absent := [name for name in (ADAPTED, model) if name not in task.level]:
         return NoEstimate(f"not measured: {', '.join(absent)}")
     if interval(task.level_R[ADAPTED])[0] <= 0:
-        return NoEstimate(f"the adapted model has nothing to keep: accuracy {task.level[ADAPTED]:.3f}")
+        return NoEstimate(f"the adapted model has nothing to keep: {task.metric.name} {task.level[ADAPTED]:.3f}")
     return _quotient(task.level[model], task.level_R[model], task.level[ADAPTED], task.level_R[ADAPTED])
 
 
@@ -164,8 +190,8 @@ def _quotient(above: float, above_R: Floats, below: float, below_R: Floats) -> E
     return Estimate(above / below, above_R / np.maximum(below_R, interval(below_R)[0]))
 
 
-def _tokens_differ(task: Measured, models: tuple[str, ...]) -> bool:
-    return any(task.columns[model]["weight"] != task.columns[models[0]]["weight"] for model in models)
+def _weights_differ(task: Measured, models: tuple[str, ...]) -> bool:
+    return any(task.scores[model].weight != task.scores[models[0]].weight for model in models)
 
 
 def _mean(quotients: list[Quotient]) -> Quotient:
@@ -198,29 +224,35 @@ def _reason(quotient: Quotient) -> str | None:
     return quotient.reason if isinstance(quotient, NoEstimate) else None
 
 
-def _summary(
-    language: dict[str, list[Quotient]], vision: dict[str, list[Quotient]], settings: EvaluationConfig
-) -> dict[str, Any]:
-    recovered, retained = _mean(language[DISTILLED]), _mean(vision[DISTILLED])
-    control = _mean(language[CE_ONLY])
-    difference = _difference(language[DISTILLED], language[CE_ONLY])
+def _summary(known: dict[str, list[Quotients]], models: list[str], settings: EvaluationConfig) -> dict[str, Any]:
+    def of(kind: str, model: str) -> list[Quotient]:
+        return [quotients[model] for quotients in known[kind]]
+
+    def means(model: str) -> dict[str, Any]:
+        """Mean recovery and retention over the tasks that give one."""
+        return {k: v for kind, name in QUOTIENT.items() for k, v in _entry(name, _mean(of(kind, model))).items()}
+
+    control = means(CE_ONLY)
     ce_only = None
-    if isinstance(control, Estimate):
-        ce_only = {
-            **_entry("recovery", control),
-            **_entry("retention", _mean(vision[CE_ONLY])),
-            **_entry("difference", difference),
-            "beaten": interval(difference.value_R)[0] > 0 if isinstance(difference, Estimate) else None,
-        }
-    summary: dict[str, Any] = {**_entry("recovery", recovered), **_entry("retention", retained), "ce_only": ce_only}
+    if control["recovery"] is not None:
+        difference = _difference(of("language", DISTILLED), of("language", CE_ONLY))
+        beaten = interval(difference.value_R)[0] > 0 if isinstance(difference, Estimate) else None
+        ce_only = {**control, **_entry("difference", difference), "beaten": beaten}
+    summary = means(DISTILLED) | {"ce_only": ce_only, "models": {model: means(model) for model in _judged(models)}}
     failures = _failures(summary, settings)
     unknown = [
-        f"{name} has no value ({quotient.reason})"
-        for name, quotient in (("recovery", recovered), ("retention", retained))
-        if isinstance(quotient, NoEstimate)
+        f"{name} has no value ({_reason(_mean(of(kind, DISTILLED)))})"
+        for kind, name in QUOTIENT.items()
+        if summary[name] is None
     ]
     summary["claim_holds"] = None if unknown else not failures
     summary["verdict"] = _verdict(summary, failures, unknown)
+    if missing := [name for name in (TEACHER, ADAPTED, DISTILLED) if name not in models]:
+        tasks = sum(map(len, known.values()))
+        summary["verdict"] = (
+            f"Scores of {', '.join(models)} on {tasks} task{'s' if tasks > 1 else ''}. Recovery and retention need "
+            f"models of the names {', '.join(missing)} too."
+        )
     return summary
 
 

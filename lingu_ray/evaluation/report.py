@@ -12,8 +12,9 @@ from typing import Any
 import jinja2
 import yaml
 
-from lingu_ray.evaluation.plots import display_name, format_perplexity, models_of, plot_loss, plot_recovery
+from lingu_ray.evaluation.plots import display_name, format_number, models_of, plot_loss, plot_recovery
 from lingu_ray.evaluation.recovery import CE_ONLY, DISTILLED, percent
+from lingu_ray.evaluation.samples import answered
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, read_records
 
@@ -38,6 +39,7 @@ def write_report(run_dir: Path) -> Path:
         .render(
             name=run_dir.resolve().name,
             result=result,
+            answers=answered(run.report, result["tasks"]) if result is not None else [],
             loss=embedded(loss) if has_loss else None,
             recovery=embedded(recovery) if result is not None else None,
             settings=_settings(run.config),
@@ -47,6 +49,25 @@ def write_report(run_dir: Path) -> Path:
         )
     )
     path = run.report / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def write_evaluation(result: dict[str, Any], out_dir: Path) -> Path:
+    """Write `report.html` and `recovery.png` of an evaluation that belongs to no run; the page's path."""
+    figure = out_dir / "recovery.png"
+    plot_recovery(result, figure)
+    page = (
+        environment()
+        .get_template("evaluation.html")
+        .render(
+            name=out_dir.resolve().name,
+            result=result,
+            recovery=embedded(figure),
+            answers=answered(out_dir, result["tasks"]),
+        )
+    )
+    path = out_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -75,10 +96,10 @@ def throughput(records: list[Record]) -> dict[str, float] | None:
     }
 
 
-def format_score(entry: dict[str, Any], metric: str) -> tuple[str, str]:
-    """A score and its interval: `54.7%`, `[51.6, 57.8]`; or a perplexity `38.9`, `[37.2, 40.6]`."""
-    if metric == "perplexity":
-        return format_perplexity(entry["score"]), f"[{', '.join(format_perplexity(x) for x in entry['ci'])}]"
+def format_score(entry: dict[str, Any], share: bool) -> tuple[str, str]:
+    """A score and its interval: `54.7%`, `[51.6, 57.8]`; of what is no share a number: `38.9`, `[37.2, 40.6]`."""
+    if not share:
+        return format_number(entry["score"]), f"[{', '.join(format_number(x) for x in entry['ci'])}]"
     score, _, ci = percent(entry["score"], entry["ci"], 1).partition(" ")
     return score, ci
 

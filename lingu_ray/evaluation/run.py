@@ -4,43 +4,55 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.config import EvaluationConfig
-from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engine import Engine
-from lingu_ray.evaluation.items import items_path, write_items
-from lingu_ray.evaluation.metrics import score_items
+import ray
+
+from lingu_ray.config import EvaluationConfig, RayConfig
+from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.evaluation.engines.load import takes_images
+from lingu_ray.evaluation.items import items_path
+from lingu_ray.evaluation.measure import Sheet, fill
 from lingu_ray.evaluation.recovery import summarise
-from lingu_ray.evaluation.tasks import Task, load_task
-from lingu_ray.evaluation.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.replicas import Hardware, Replicas
+from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.runtime.cluster import connect
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(
-    models: dict[str, Path], settings: EvaluationConfig, out_dir: Path, measured: Sequence[str] = ()
+    models: dict[str, Path],
+    settings: EvaluationConfig,
+    out_dir: Path,
+    measured: Sequence[str] = (),
+    ray_settings: RayConfig | None = None,
+    sharers: int = 1,
 ) -> dict[str, Any]:
     """Measure every model (name → folder, hub id or .gguf file) on every task it can take.
 
     Models named `teacher`, `adapted`, `ce_only` and `distilled` enter recovery and retention; others are measured
-    beside them. A model without eyes (the teacher) is measured on the language tasks alone. All items are checked
-    before the first model is loaded; models are loaded one after another.
+    beside them. A model without eyes (the teacher) is measured on the language tasks alone. All items and models'
+    configurations are checked before the first model is loaded. What was measured before, by the same tasks on the
+    same models, is not measured again; an evaluation that was interrupted goes on.
 
     Args:
         models: what to measure.
-        settings: tasks, token budget, resamples, thresholds.
+        settings: tasks, engine, replicas, resamples, thresholds.
         out_dir: gets `items/<task>.<model>.parquet` and `recovery.json`.
         measured: models whose items lie in `out_dir` already; they are compared, and not loaded.
+        ray_settings: the cluster to join, where Ray is not running yet, and what a replica gets of it.
+        sharers: how many evaluations run side by side on this cluster.
 
     Returns:
         The content of `recovery.json`.
 
     Raises:
-        UserError: no models or tasks, a bad item, a model that cannot be loaded.
+        UserError: no models or tasks, a bad item, a model that cannot be loaded, an engine that dies.
+        Interrupted: Ctrl-C; what was answered is kept.
     """
     if not models or not settings.tasks:
         raise UserError("nothing to evaluate: name at least one model and one of evaluation.tasks")
@@ -48,24 +60,77 @@ def evaluate(
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise UserError(f"a model's name is of letters, digits, _ and -, found {name!r}")
     tasks = [load_task(config) for config in settings.tasks]
-    out_dir.mkdir(parents=True, exist_ok=True)
+    unfinished: dict[str, list[Sheet]] = {}
     for name, path in models.items():
-        engine = TransformersEngine(path, settings.tokens_per_batch)
+        can_see = takes_images(path)
         for task in tasks:
-            _measure(task, name, engine, out_dir)
-        del engine  # before the next model is loaded
+            if task.config.kind == "vision" and not can_see:
+                items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
+                continue
+            sheet = Sheet(task, name, path, settings.engine, out_dir)
+            if not sheet.whole:
+                unfinished.setdefault(name, []).append(sheet)
+    if unfinished:
+        _measure(unfinished, models, settings, ray_settings or RayConfig(), sharers)
     return summarise(out_dir, [*measured, *models], settings)
 
 
-def _measure(task: Task, model: str, engine: Engine, out_dir: Path) -> None:
-    # What an earlier evaluation left must not be taken for this one's.
-    items_path(out_dir, task.config.name, model).unlink(missing_ok=True)
-    if task.config.kind == "vision" and not engine.sees:
-        return
-    begin = time.perf_counter()
-    columns = score_items(task, engine, f"{model}: {task.config.name}")
-    write_items(out_dir, task.config.name, model, columns)
-    mean = sum(columns["score"]) / sum(columns["weight"])
-    unit = "nats per token" if task.config.type == "perplexity" else "accuracy"
-    seconds = time.perf_counter() - begin
-    log.info("%s: %s: %.4f %s, %d items, %.1f s", model, task.config.name, mean, unit, len(task.items), seconds)
+def _measure(
+    unfinished: dict[str, list[Sheet]],
+    models: dict[str, Path],
+    settings: EvaluationConfig,
+    ray_settings: RayConfig,
+    sharers: int,
+) -> None:
+    """Load one model after the other, or `models_at_once` side by side, and ask it what is left."""
+    connect(ray_settings)
+    hardware = Hardware.of(settings, ray_settings, sharers)
+    engine = _chosen_engine(settings, [models[name] for name in unfinished], hardware)
+
+    names = iter(list(unfinished))  # each thread takes the next one
+    lanes = [Replicas(engine, settings, hardware) for _ in range(settings.models_at_once)]
+
+    def measure_one_after_another(lane: Replicas) -> None:
+        with lane as replicas:
+            for name in names:
+                replicas.serve(name, models[name])
+                for sheet in unfinished[name]:
+                    fill(sheet, replicas)
+
+    with ThreadPoolExecutor(settings.models_at_once) as pool:
+        running = [pool.submit(measure_one_after_another, lane) for lane in lanes]
+        try:
+            for one in as_completed(running):
+                one.result()
+        except BaseException as stop:
+            list(names)  # no further model is begun
+            for lane in lanes:
+                lane.close()
+            if isinstance(stop, KeyboardInterrupt):
+                raise Interrupted("stopped; what was answered is kept: the same command goes on from there") from None
+            raise
+
+
+def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Hardware) -> str:
+    """The engine of the settings; `auto` is vLLM where it can serve all models, so that all are measured alike.
+
+    Raises:
+        UserError: `vllm`, and it cannot serve one.
+    """
+    if settings.engine == "transformers":
+        return settings.engine
+    # vLLM changes the process that imports it
+    ask: Any = ray.remote(max_calls=1)(_obstacles)
+    found = ray.get(ask.options(**hardware.options()).remote([str(model) for model in models]))
+    reasons = [f"{model}: {reason}" for model, reason in zip(models, found, strict=True) if reason]
+    if reasons and settings.engine == "vllm":
+        raise UserError(f"evaluation.engine=vllm cannot serve {'; '.join(reasons)}; set evaluation.engine=transformers")
+    if reasons:
+        log.info("evaluating with Transformers: vLLM cannot serve %s", reasons[0])
+    return "transformers" if reasons else "vllm"
+
+
+def _obstacles(models: list[str]) -> list[str | None]:
+    from lingu_ray.evaluation.engines.vllm_engine import obstacle
+
+    return [obstacle(model) for model in models]

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, PreTrainedModel, ProcessorMixin, SiglipVisionModel
 
 from lingu_ray.config import LoraConfig
 from lingu_ray.distill.lora import merged
@@ -28,6 +28,7 @@ def export_model(
         return
     if lora is not None:
         tensors = merged(tensors, lora)
+    tensors = as_published(model, tensors)
     cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -36,3 +37,17 @@ def export_model(
     processor.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def as_published(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with their names in published checkpoints: CLIP and SigLIP towers keep all in a `vision_model`.
+
+    vLLM looks for it there; Transformers 5.19 finds it with and without, and writes it without.
+    """
+    towers = [f"{n}." for n, m in model.named_modules() if isinstance(m, CLIPVisionModel | SiglipVisionModel)]
+
+    def published(name: str) -> str:
+        tower = next((tower for tower in towers if name.startswith(tower)), None)
+        return f"{tower}vision_model.{name.removeprefix(tower).removeprefix('vision_model.')}" if tower else name
+
+    return {published(name): tensor for name, tensor in tensors.items()}

@@ -11,7 +11,7 @@ import torch
 from lingu_ray.config import DemoConfig, EvaluationConfig, SourceConfig
 from lingu_ray.corpus.forms import prompt_completion
 from lingu_ray.demo import prepare, teacher
-from lingu_ray.evaluation.tasks import load_task
+from lingu_ray.evaluation.tasks.load import load_task
 
 SMALL = DemoConfig(hidden_size=32, heads=1, layers=1, vocabulary=400, teacher_steps=30, cloze_items=50, vision_items=20)
 

@@ -1,23 +1,30 @@
-"""Items are read as written, and every bad one is refused by file and line."""
+"""Items are read as written, wherever they lie, and every bad one is refused by task, file and row."""
 
 from __future__ import annotations
 
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from pydantic import ValidationError
 from tiny import picture
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.tasks import Choice, Passage, Question, load_task
+from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
+from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tasks.task import Asked, Scored
+
+VISION = ("exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "cider", "rouge_l", "mme")
 
 
 def config(path: Path, type: str, **more: Any) -> TaskConfig:
-    """A task of the type on the file."""
-    kind = "vision" if type == "exact_match" else "language"
+    """A task of the type on the file; of images where the type may be."""
+    kind = "vision" if type in VISION else "language"
     return TaskConfig.model_validate({"name": "t", "kind": kind, "type": type, "path": str(path), **more})
 
 
@@ -27,92 +34,298 @@ def write(path: Path, *records: object) -> Path:
     return path
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with img/1.png, img/2.png and a broken img/broken.png."""
+    (tmp_path / "img").mkdir()
+    for seed in (1, 2):
+        (tmp_path / "img" / f"{seed}.png").write_bytes(picture(seed))
+    (tmp_path / "img" / "broken.png").write_bytes(picture(1)[:60])
+    return tmp_path
+
+
+def questions(task: TaskConfig) -> list[GenerateRequest]:
+    """What the items ask."""
+    return [item.request(task) for item in load_task(task).items if isinstance(item, Asked)]
+
+
 def test_both_forms_of_multiple_choice(tmp_path: Path) -> None:
-    """`query, choices` varies the continuation, `context_options` the context; the delimiter stands between."""
+    """`query, choices` varies the continuation, `context_options` the context; lengths are in characters."""
     path = write(
         tmp_path / "a.jsonl",
         {"query": "Q", "choices": ["é", "no"], "gold": 1},
         "",
         {"context_options": ["A so B", "A so C"], "continuation": "won.", "gold": 0},
     )
-    first, second = load_task(config(path, "multiple_choice", delimiter="\nAnswer: ")).items
-    assert first == Choice(1, (("Q", "\nAnswer: é"), ("Q", "\nAnswer: no")), (2, 2), 1)
-    assert second == Choice(3, (("A so B", "\nAnswer: won."), ("A so C", "\nAnswer: won.")), (4, 4), 0)
-
-
-def test_passages(tmp_path: Path) -> None:
-    """A text is scored from its first token, a continuation after its context."""
-    path = write(tmp_path / "a.jsonl", {"text": "All of it."}, {"context": "He took the", "continuation": "signs"})
-    assert load_task(config(path, "perplexity")).items == (
-        Passage(1, "", "All of it."),
-        Passage(2, "He took the", " signs"),
+    assert load_task(config(path, "multiple_choice", delimiter="\nAnswer: ")).items == (
+        Scored(
+            "1",
+            (ScoreRequest("Q", "\nAnswer: é"), ScoreRequest("Q", "\nAnswer: no")),
+            {"gold": 1, "lengths": [1, 2]},
+        ),
+        Scored(
+            "3",
+            (ScoreRequest("A so B", "\nAnswer: won."), ScoreRequest("A so C", "\nAnswer: won.")),
+            {"gold": 0, "lengths": [4, 4]},
+        ),
     )
 
 
-def test_questions_find_their_images_from_the_file(tmp_path: Path) -> None:
+def test_passages_and_last_words(tmp_path: Path) -> None:
+    """A text is scored from its first token, a continuation after its context."""
+    path = write(tmp_path / "a.jsonl", {"text": "All of it."}, {"context": "He took the", "continuation": "signs"})
+    whole, continued = load_task(config(path, "perplexity")).items
+    assert whole == Scored("1", (ScoreRequest("", "All of it."),), {})
+    assert continued == Scored("2", (ScoreRequest("He took the", " signs"),), {})
+    path = write(tmp_path / "b.jsonl", {"context": "He took the", "continuation": "signs"})
+    assert load_task(config(path, "last_word")).items == (Scored("1", (ScoreRequest("He took the", " signs"),), {}),)
+
+
+def test_questions_find_their_images_from_the_file(images: Path) -> None:
     """Image paths start at the JSONL file's folder; one or several; answers likewise."""
-    (tmp_path / "img").mkdir()
-    for seed in (1, 2):
-        (tmp_path / "img" / f"{seed}.png").write_bytes(picture(seed))
     path = write(
-        tmp_path / "a.jsonl",
+        images / "a.jsonl",
         {"question": "Which?", "answer": "one", "image": "img/1.png"},
         {"question": "<image> or <image>?", "answer": ["two", "2"], "image": ["img/1.png", "img/2.png"]},
     )
-    first, second = load_task(config(path, "exact_match")).items
-    assert first == Question(1, "Which?", ("one",), (tmp_path / "img/1.png",))
-    assert second == Question(2, "<image> or <image>?", ("two", "2"), (tmp_path / "img/1.png", tmp_path / "img/2.png"))
+    task = config(path, "exact_match", max_new_tokens=5, stop=["\n"])
+    assert questions(task) == [
+        GenerateRequest("Which?", (picture(1),), 5, ("\n",)),
+        GenerateRequest("<image> or <image>?", (picture(1), picture(2)), 5, ("\n",)),
+    ]
+    assert [item.reference for item in load_task(task).items] == [{"answers": ["one"]}, {"answers": ["two", "2"]}]
+
+
+def test_questions_of_text_alone(images: Path) -> None:
+    """A language task may be answered too, without images: the teacher has no eyes."""
+    path = write(images / "a.jsonl", {"question": "2 + 2?", "answer": ["4", "four"]})
+    task = config(path, "exact_match", kind="language")
+    assert questions(task) == [GenerateRequest("2 + 2?", (), 16)]
+    path = write(images / "b.jsonl", {"question": "Which?", "answer": "one", "image": "img/1.png"})
+    with pytest.raises(UserError, match="in a language task"):
+        load_task(config(path, "exact_match", kind="language"))
+
+
+def test_lettered_options(images: Path) -> None:
+    """Multiple choice about an image asks for the letter, in the words of lmms-eval, unless the question does."""
+    record = {"question": "What is it?", "choices": ["a cat", "a dog"], "gold": 1, "image": "img/1.png"}
+    task = config(write(images / "a.jsonl", record), "multiple_choice", kind="vision")
+    (asked,) = questions(task)
+    assert asked.prompt == (
+        "What is it?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
+    )
+    assert load_task(task).items[0].reference == {"choices": ["a cat", "a dog"], "gold": 1}
+    record = {"question": "What is it? A: cat, B: dog", "choices": ["A", "B"], "gold": 1, "image": "img/1.png"}
+    (asked,) = questions(config(write(images / "b.jsonl", record), "multiple_choice", kind="vision"))
+    assert asked.prompt == "What is it? A: cat, B: dog"
+
+
+def test_yes_or_no_questions_in_groups(images: Path) -> None:
+    """MME's references are the answer, the category, and the image that two questions share."""
+    record = {"question": "Is it red?", "gold": "Yes", "category": "color", "group": "7", "image": "img/1.png"}
+    (item,) = load_task(config(write(images / "a.jsonl", record), "mme")).items
+    assert item.reference == {"gold": "yes", "category": "color", "group": "7"}
+
+
+@pytest.mark.parametrize("layout", ["parquet", "saved", "splits", "hub"])
+def test_images_in_cells_stay_on_disk(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of `datasets` are checked, and read again when they are asked for, in any order and another process."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [{"image": {"bytes": picture(i), "path": None}, "q": f"Which {i}?", "labels": [str(i)]} for i in range(5)]
+    data = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    path, split = tmp_path / "data", "test"
+    if layout == "parquet":
+        path, split = tmp_path / "data.parquet", None
+        data.to_parquet(path, batch_size=2)
+    elif layout == "saved":
+        data.save_to_disk(path, num_shards=2)
+    elif layout == "splits":
+        datasets.DatasetDict({"train": data.select([0]), "test": data}).save_to_disk(path)
+    else:
+        path.mkdir()
+        data.select([0]).to_parquet(path / "train-00000-of-00001.parquet")
+        data.to_parquet(path / "test-00000-of-00001.parquet")
+    fields = {"question": "{{q}} Answer in a word.", "answer": "labels", "image": "image", "length": "{{q | length}}"}
+    task = load_task(config(path, "anls", split=split, fields=fields))
+    assert len({item.name for item in task.items}) == 5
+    for index in (4, 0, 3, 1, 2):
+        pickled = pickle.dumps(task.items[index])
+        assert picture(index) not in pickled
+        item = pickle.loads(pickled)
+        assert item.request(task.config) == GenerateRequest(f"Which {index}? Answer in a word.", (picture(index),), 16)
+        assert item.reference == {"answers": [str(index)], "length": 8}
+
+
+def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`subset` and `split` choose among the files that the folder's card lists; what is not there is named."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = {
+        "id": ["a", "b"],
+        "question": ["What?", "Who?"],
+        "choices": [{"text": ["x", "y"], "label": ["1", "2"]}, {"text": ["u", "v", "w"], "label": ["A", "B", "C"]}],
+        "answerKey": ["2", "A"],
+    }
+    for part in ("ARC-Easy/test", "ARC-Easy/train", "ARC-Challenge/test"):
+        file = tmp_path / "ai2_arc" / f"{part}-00000-of-00001.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict(rows | {"question": [f"{part}: {q}" for q in rows["question"]]}).to_parquet(file)
+    (tmp_path / "ai2_arc" / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: ARC-Easy\n  data_files:\n"
+        "  - {split: train, path: ARC-Easy/train-*}\n  - {split: test, path: ARC-Easy/test-*}\n"
+        "- config_name: ARC-Challenge\n  data_files:\n  - {split: test, path: ARC-Challenge/test-*}\n---\n"
+    )
+    entries = [{"name": name, "path": str(tmp_path / "ai2_arc")} for name in ("arc_easy", "arc_challenge")]
+    easy, challenge = EvaluationConfig.model_validate({"tasks": entries}).tasks
+    assert load_task(easy).items == (
+        Scored(
+            "1",
+            tuple(ScoreRequest("Question: ARC-Easy/test: What?\nAnswer:", f" {choice}") for choice in "xy"),
+            {"gold": 1, "lengths": [1, 1]},
+        ),
+        Scored(
+            "2",
+            tuple(ScoreRequest("Question: ARC-Easy/test: Who?\nAnswer:", f" {choice}") for choice in "uvw"),
+            {"gold": 0, "lengths": [1, 1, 1]},
+        ),
+    )
+    first = load_task(challenge).items[0]
+    assert isinstance(first, Scored) and first.requests[0].context == "Question: ARC-Challenge/test: What?\nAnswer:"
+    with pytest.raises(UserError, match=r"evaluation.tasks: arc_easy: .*Unknown split \"dev\""):
+        load_task(easy.model_copy(update={"split": "dev"}))
+
+
+def test_code_of_a_dataset_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dataset that is a script is refused."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "data.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UserError, match=r"evaluation.tasks: t: .*scripts are no longer supported"):
+        load_task(config(tmp_path / "data", "perplexity", split="test"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_rows_of_the_corpus_forms(images: Path) -> None:
+    """The last user turn is asked about all images; what the assistant says to it is the answer."""
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A cat."},
+        {"from": "human", "value": "Which colour?"},
+        {"from": "gpt", "value": "Red."},
+    ]
+    path = write(images / "a.jsonl", {"conversations": turns, "image": "img/1.png"})
+    task = config(path, "exact_match", form="llava")
+    assert questions(task) == [GenerateRequest("<image>Which colour?", (picture(1),), 16)]
+    assert load_task(task).items[0].reference == {"answers": ["Red."]}
+
+    task = config(images / "img" / "[12].png", "exact_match", form="image_folder")
+    assert questions(task) == [GenerateRequest("<image>What is in the picture?", (picture(i),), 16) for i in (1, 2)]
+    assert load_task(task).items[0].reference == {"answers": ["img"]}
+
+    with pytest.raises(UserError, match=rf"t: {path}:1: no field 'texts'"):
+        load_task(config(path, "exact_match", form="cauldron"))
+
+
+def test_rows_are_chosen_by_where(tmp_path: Path) -> None:
+    """`where` takes rows, which keep their numbers; `limit` counts those taken."""
+    path = write(tmp_path / "a.jsonl", *({"text": f"text {i}", "even": i % 2 == 0} for i in range(8)))
+    assert [item.name for item in load_task(config(path, "perplexity", where="even", limit=3)).items] == ["1", "3", "5"]
+    assert len(load_task(config(path, "perplexity", where="{{not even}}")).items) == 4
+    with pytest.raises(UserError, match=r"holds no items where \{\{text == 'no'\}\}"):
+        load_task(config(path, "perplexity", where="{{text == 'no'}}"))
+    with pytest.raises(UserError, match=rf"{path}:1: `where` must give true or false, found 'text 0'"):
+        load_task(config(path, "perplexity", where="text"))
 
 
 def test_limit_takes_the_first_items(tmp_path: Path) -> None:
-    """`limit` is exact."""
-    path = write(tmp_path / "a.jsonl", *({"text": f"text {i}"} for i in range(5)))
-    assert [item.line for item in load_task(config(path, "perplexity", limit=3)).items] == [1, 2, 3]
+    """`limit` is exact, and what comes after is not looked at."""
+    path = write(tmp_path / "a.jsonl", *({"text": f"text {i}"} for i in range(3)), "{broken")
+    assert [item.name for item in load_task(config(path, "perplexity", limit=3)).items] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
     ("type", "record", "message"),
     [
-        ("perplexity", "{not json", "not JSON"),
-        ("perplexity", [1], "not a JSON object"),
+        ("perplexity", "{not json", "Expecting property name"),
+        ("perplexity", [1], "must be an object"),
         ("perplexity", {"text": " "}, "`text`"),
-        ("perplexity", {"context": "a"}, "`continuation`"),
+        ("perplexity", {"context": "a"}, "`continuation` is missing"),
+        ("last_word", {"context": "a", "continuation": 3}, "`continuation`"),
         ("multiple_choice", {"query": "Q", "gold": 0}, "neither"),
         ("multiple_choice", {"query": "Q", "choices": ["a", "b"], "gold": 2}, "`gold`"),
         ("multiple_choice", {"query": "Q", "choices": ["a", "b"], "gold": True}, "`gold`"),
         ("multiple_choice", {"query": "Q", "choices": ["a"], "gold": 0}, "two or more"),
         ("multiple_choice", {"query": "Q", "choices": ["a", ""], "gold": 0}, "`choices`"),
-        ("exact_match", {"question": "Q", "answer": "a"}, "`image`"),
+        ("exact_match", {"question": "Q", "answer": "a"}, "`image` is missing"),
         ("exact_match", {"question": "Q", "answer": "a", "image": "none.png"}, "none.png"),
-        ("exact_match", {"question": "Q", "answer": "a", "image": "broken.png"}, "broken.png"),
-        ("exact_match", {"question": "Q", "image": "good.png"}, "`answer`"),
-        ("exact_match", {"question": "<image><image>", "answer": "a", "image": "good.png"}, "2 <image> for 1"),
+        ("exact_match", {"question": "Q", "answer": "a", "image": "img/broken.png"}, "truncated|broken"),
+        ("exact_match", {"question": "Q", "image": "img/1.png"}, "`answer`"),
+        ("exact_match", {"question": "<image><image>", "answer": "a", "image": "img/1.png"}, "2 <image> for 1"),
+        ("mme", {"question": "Q", "gold": "maybe", "image": "img/1.png"}, "yes or no"),
+        ("mme", {"question": "Q", "gold": "no", "image": "img/1.png"}, "`category` is missing"),
     ],
 )
-def test_bad_items_are_refused_by_file_and_line(tmp_path: Path, type: str, record: object, message: str) -> None:
+def test_bad_items_are_refused_by_file_and_line(images: Path, type: str, record: object, message: str) -> None:
     """One bad item stops the evaluation before a model is loaded: no score is made from fewer items than it says."""
-    (tmp_path / "good.png").write_bytes(picture(0))
-    (tmp_path / "broken.png").write_bytes(picture(0)[:60])
-    path = write(tmp_path / "a.jsonl", "", record)
+    path = write(images / "a.jsonl", "", record)
     with pytest.raises(UserError, match=message) as error:
         load_task(config(path, type))
-    assert f"{path}, line 2" in str(error.value)
+    assert str(error.value).startswith(f"evaluation.tasks: t: {path}:2: ")
 
 
-def test_no_file_no_items_too_few_items(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("{{missing}}", "`text`: '{{missing}}' does not fit the row: UndefinedError: 'missing' is undefined"),
+        ("missing", "`text`: 'missing' does not fit the row: LookupError: no column 'missing'; there are: a, b"),
+        ("{{a.index('z')}}", "`text`: .* does not fit the row: ValueError"),
+        ("{{b}}", "`text` must be a text that is not empty, found 3"),
+    ],
+)
+def test_fields_that_do_not_fit_are_named(tmp_path: Path, field: str, message: str) -> None:
+    """The error names task, file, row and field."""
+    path = write(tmp_path / "a.jsonl", {"a": "x", "b": 3})
+    with pytest.raises(UserError, match=message) as error:
+        load_task(config(path, "perplexity", fields={"text": field}))
+    assert str(error.value).startswith(f"evaluation.tasks: t: {path}:1: ")
+
+
+def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
     """Each is an error that names the task and the file."""
-    with pytest.raises(UserError, match=r"t: no file .*gone\.jsonl"):
+    with pytest.raises(UserError, match=r"t: no data found at .*gone\.jsonl"):
         load_task(config(tmp_path / "gone.jsonl", "perplexity"))
+    with pytest.raises(UserError, match=r"t: no file or folder 'eval/gone' .* set `split`"):
+        load_task(config(Path("eval/gone"), "perplexity"))
     with pytest.raises(UserError, match="holds no items"):
         load_task(config(write(tmp_path / "empty.jsonl"), "perplexity"))
     with pytest.raises(UserError, match=r"limit is 2, but .* holds 1"):
         load_task(config(write(tmp_path / "one.jsonl", {"text": "x"}), "perplexity", limit=2))
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": ["x"]})}).save_to_disk(tmp_path / "splits")
+    with pytest.raises(UserError, match="has splits: set `split`"):
+        load_task(config(tmp_path / "splits", "perplexity"))
+    (tmp_path / "bad.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match=r"evaluation.tasks: t: .*bad\.parquet cannot be read"):
+        load_task(config(tmp_path / "bad.parquet", "perplexity"))
 
 
-def test_kind_and_type_must_go_together() -> None:
-    """Perplexity of text says nothing of vision; refused with the settings."""
-    with pytest.raises(ValidationError, match="does not go with"):
-        TaskConfig(name="t", kind="vision", type="perplexity", path="x")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "vision", "type": "perplexity"}, "does not go with"),
+        ({"kind": "vision", "type": "lm_eval"}, "does not go with"),
+        ({"kind": "language", "type": "anls"}, "does not go with"),
+        ({"type": "perplexity", "form": "llava"}, "form 'llava' gives a question"),
+        ({"type": "exact_match", "form": "llava", "fields": {"question": "q"}}, "columns are named by"),
+        ({"type": "perplexity", "fields": {"text": "{{a"}}, "malformed"),
+        ({"type": "perplexity", "where": "{{a | shout}}"}, "malformed"),
+        ({"type": "perplexity", "fields": {"text": "a", "tokens": "b"}}, "fields.tokens: the name is taken"),
+        ({"type": "lm_eval", "split": "test"}, "brings its own data"),
+    ],
+)
+def test_settings_that_do_not_fit_together(settings: dict[str, Any], message: str) -> None:
+    """Refused with the settings, before anything is read."""
+    with pytest.raises(ValidationError, match=message):
+        TaskConfig.model_validate({"name": "t", "kind": "language", "path": "x"} | settings)
 
 
 def test_two_tasks_of_one_name_are_refused() -> None:
@@ -120,3 +333,19 @@ def test_two_tasks_of_one_name_are_refused() -> None:
     task = TaskConfig(name="t", kind="language", type="perplexity", path="x")
     with pytest.raises(ValidationError, match="found twice: t"):
         EvaluationConfig(tasks=(task, task))
+
+
+@pytest.mark.parametrize(
+    ("file", "type", "items"),
+    [
+        ("arc_easy", "multiple_choice", 2376),
+        ("winogrande", "multiple_choice", 1267),
+        ("lambada_openai", "last_word", 5153),
+    ],
+)
+def test_real_items(file: str, type: str, items: int) -> None:
+    """Items that are kept beside a project in the plain forms are all read, where LINGU_RAY_EVAL_DATA names them."""
+    folder = os.environ.get("LINGU_RAY_EVAL_DATA")
+    if folder is None:
+        pytest.skip("LINGU_RAY_EVAL_DATA does not name a folder of items")
+    assert len(load_task(config(Path(folder) / f"{file}.jsonl", type)).items) == items

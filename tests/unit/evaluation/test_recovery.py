@@ -9,34 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from measured import write_measured
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import interval, level, resample
-from lingu_ray.evaluation.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.items import measured_models, write_items
-from lingu_ray.evaluation.metrics import normalise, score_items
+from lingu_ray.evaluation.items import measured_models
 from lingu_ray.evaluation.recovery import summarise
-from lingu_ray.evaluation.tasks import Choice, Passage, Question, Task
 
 CLOZE = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
 TEXT = TaskConfig(name="text", kind="language", type="perplexity", path="-")
 DIGITS = TaskConfig(name="digits", kind="vision", type="exact_match", path="-")
-
-
-class Table:
-    """An engine that answers from a table."""
-
-    sees = True
-
-    def __init__(self, logliks: dict[str, float], answers: dict[str, str]) -> None:
-        self.logliks, self.answers = logliks, answers
-
-    def loglikelihoods(self, requests: list[ScoreRequest], label: str) -> list[Score]:
-        return [Score(self.logliks[r.continuation], len(r.continuation)) for r in requests]
-
-    def generate(self, requests: list[GenerateRequest], max_new_tokens: int, label: str) -> list[str]:
-        return [self.answers[r.question] for r in requests]
 
 
 def correct(share: float, items: int) -> list[float]:
@@ -44,62 +27,16 @@ def correct(share: float, items: int) -> list[float]:
     return [float(i < round(share * items)) for i in range(items)]
 
 
-def measure(out_dir: Path, task: TaskConfig, model: str, score: list[float], weight: list[float] | None = None) -> None:
-    """Write a model's items."""
-    columns = {"item": list(range(1, len(score) + 1)), "score": score, "weight": weight or [1.0] * len(score)}
-    write_items(out_dir, task.name, model, columns)
-
-
 def settings(*tasks: TaskConfig, **more: Any) -> EvaluationConfig:
     """Settings with the tasks."""
     return EvaluationConfig(tasks=tasks, bootstrap=500, **more)
 
 
-def test_multiple_choice_takes_the_likeliest_option() -> None:
-    """acc by the sum of log-likelihoods, acc_norm by log-likelihood per byte."""
-    items = (
-        Choice(1, (("q", "aa"), ("q", "bbbb")), (2, 4), 1),  # -3 against -4: wrong; per byte -1.5 against -1: right
-        Choice(2, (("q", "aa"), ("q", "cc")), (2, 2), 0),
-    )
-    columns = score_items(Task(CLOZE, items), Table({"aa": -3.0, "bbbb": -4.0, "cc": -9.0}, {}), "test")
-    assert columns["item"] == [1, 2]
-    assert columns["score"] == [0.0, 1.0] and columns["score_norm"] == [1.0, 1.0]
-    assert columns["prediction"] == [0, 0] and columns["logliks"] == [[-3.0, -4.0], [-3.0, -9.0]]
-
-
 def test_perplexity_is_per_token_over_all_texts(tmp_path: Path) -> None:
     """exp(Σ nats / Σ tokens), not the mean of the texts' perplexities."""
-    items = (Passage(1, "", "aa"), Passage(2, "", "bbbb"))
-    columns = score_items(Task(TEXT, items), Table({"aa": -2.0, "bbbb": -10.0}, {}), "test")
-    write_items(tmp_path, "text", "teacher", columns)
+    write_measured(tmp_path, TEXT, "teacher", [2.0, 10.0], [2.0, 4.0])
     entry = summarise(tmp_path, ["teacher"], settings(TEXT))["tasks"]["text"]["models"]["teacher"]
     assert entry["score"] == pytest.approx(math.exp(12 / 6)) and entry["nats_per_token"] == pytest.approx(2.0)
-
-
-def test_exact_match_after_normalisation() -> None:
-    """Case, articles and punctuation do not count; any accepted answer does."""
-    items = (Question(1, "a", ("seven", "7"), ()), Question(2, "b", ("3.5",), ()), Question(3, "c", ("A",), ()))
-    table = Table({}, {"a": "The Seven.", "b": "35", "c": ""})
-    assert score_items(Task(DIGITS, items), table, "test")["score"] == [1.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        ("The Cat!", "cat"),
-        ("1,000", "1000"),
-        ("-5", "-5"),
-        ("2.50.", "2.50"),
-        ("10:30", "10:30"),
-        ("A", "a"),
-        ("50%", "50"),
-        ("an apple,  a day", "apple day"),
-        ("", ""),
-    ],
-)
-def test_normalisation(answer: str, expected: str) -> None:
-    """What belongs to a number stays; a lone letter is an answer, not an article."""
-    assert normalise(answer) == expected
 
 
 def test_bootstrap_draws_the_same_items_for_all_models() -> None:
@@ -128,9 +65,9 @@ def test_bootstrap_interval_covers() -> None:
 def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:
     """accuracy (0.5 − 0.3)/(0.6 − 0.3) = 2/3; retention 0.81/0.9 = 0.9; CE only (0.4 − 0.3)/0.3 = 1/3."""
     for model, share in {"teacher": 0.6, "adapted": 0.3, "ce_only": 0.4, "distilled": 0.5}.items():
-        measure(tmp_path, CLOZE, model, correct(share, 400))
+        write_measured(tmp_path, CLOZE, model, correct(share, 400))
     for model, share in {"adapted": 0.9, "ce_only": 0.9, "distilled": 0.81}.items():
-        measure(tmp_path, DIGITS, model, correct(share, 200))
+        write_measured(tmp_path, DIGITS, model, correct(share, 200))
     result = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))
     cloze, summary = result["tasks"]["cloze"], result["summary"]
     assert (cloze["kind"], cloze["metric"], cloze["n"]) == ("language", "acc", 400)
@@ -149,7 +86,7 @@ def test_perplexity_recovers_in_nats_with_the_sign_turned(tmp_path: Path) -> Non
     tokens = [10.0] * 100
     noise = np.random.default_rng(0).normal(size=100) * 0.1
     for model, nats in {"teacher": 3.0, "adapted": 9.0, "distilled": 4.0, "ce_only": 10.0}.items():
-        measure(tmp_path, TEXT, model, list((nats + noise) * 10), tokens)
+        write_measured(tmp_path, TEXT, model, list((nats + noise) * 10), tokens)
     task = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(TEXT))["tasks"]["text"]
     assert task["recovery"] == pytest.approx(5 / 6)
     assert task["ce_only"]["recovery"] == pytest.approx(-1 / 6)  # it lost still more
@@ -161,9 +98,9 @@ def test_perplexity_recovers_in_nats_with_the_sign_turned(tmp_path: Path) -> Non
 def test_the_claim_holds_when_all_three_parts_do(tmp_path: Path) -> None:
     """Recovery and retention above their thresholds, CE only beaten."""
     for model, share in {"teacher": 0.6, "adapted": 0.3, "ce_only": 0.4, "distilled": 0.59}.items():
-        measure(tmp_path, CLOZE, model, correct(share, 1000))
+        write_measured(tmp_path, CLOZE, model, correct(share, 1000))
         if model != "teacher":
-            measure(tmp_path, DIGITS, model, correct(0.9, 200))
+            write_measured(tmp_path, DIGITS, model, correct(0.9, 200))
     summary = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
     assert summary["claim_holds"] is True and summary["verdict"].startswith("The claim holds: 97% [")
 
@@ -171,9 +108,9 @@ def test_the_claim_holds_when_all_three_parts_do(tmp_path: Path) -> None:
 def test_the_claim_does_not_hold_when_ce_only_does_as_well(tmp_path: Path) -> None:
     """A recovery that plain fine-tuning reaches too is no evidence for the method."""
     for model, share in {"teacher": 0.6, "adapted": 0.3, "ce_only": 0.59, "distilled": 0.59}.items():
-        measure(tmp_path, CLOZE, model, correct(share, 1000))
+        write_measured(tmp_path, CLOZE, model, correct(share, 1000))
         if model != "teacher":
-            measure(tmp_path, DIGITS, model, correct(0.9, 200))
+            write_measured(tmp_path, DIGITS, model, correct(0.9, 200))
     summary = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
     assert summary["claim_holds"] is False and "CE-only is not beaten" in summary["verdict"]
 
@@ -182,7 +119,7 @@ def test_no_wild_number_where_nothing_was_lost(tmp_path: Path) -> None:
     """teacher − adapted within noise, or negative: recovery is null and says why; the claim cannot be judged."""
     random = np.random.default_rng(0)
     for model in ("teacher", "adapted", "distilled"):
-        measure(tmp_path, CLOZE, model, [float(x) for x in random.random(200) < 0.5])
+        write_measured(tmp_path, CLOZE, model, [float(x) for x in random.random(200) < 0.5])
     result = summarise(tmp_path, ["teacher", "adapted", "distilled"], settings(CLOZE))
     assert result["tasks"]["cloze"]["recovery"] is None
     assert "no loss to recover beyond noise" in result["tasks"]["cloze"]["recovery_reason"]
@@ -191,8 +128,8 @@ def test_no_wild_number_where_nothing_was_lost(tmp_path: Path) -> None:
 
 def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
     """Any subset works, and other models are measured beside."""
-    measure(tmp_path, CLOZE, "adapted", correct(0.3, 50))
-    measure(tmp_path, CLOZE, "interpolated", correct(0.4, 50))
+    write_measured(tmp_path, CLOZE, "adapted", correct(0.3, 50))
+    write_measured(tmp_path, CLOZE, "interpolated", correct(0.4, 50))
     result = summarise(tmp_path, ["adapted", "interpolated"], settings(CLOZE))
     assert set(result["tasks"]["cloze"]["models"]) == {"adapted", "interpolated"}
     assert result["tasks"]["cloze"]["recovery"] is None and result["summary"]["ce_only"] is None
@@ -202,15 +139,15 @@ def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
 def test_perplexities_over_different_tokens_are_not_compared(tmp_path: Path) -> None:
     """Nats per token of two tokenizers have no common unit."""
     for model, tokens in {"teacher": 10.0, "adapted": 10.0, "distilled": 12.0}.items():
-        measure(tmp_path, TEXT, model, [30.0 if model == "teacher" else 60.0] * 20, [tokens] * 20)
+        write_measured(tmp_path, TEXT, model, [30.0 if model == "teacher" else 60.0] * 20, [tokens] * 20)
     task = summarise(tmp_path, ["teacher", "adapted", "distilled"], settings(TEXT))["tasks"]["text"]
     assert task["recovery"] is None and "different numbers of tokens" in task["recovery_reason"]
 
 
 def test_models_measured_on_different_items_are_refused(tmp_path: Path) -> None:
     """A paired comparison needs pairs."""
-    measure(tmp_path, CLOZE, "teacher", correct(0.5, 10))
-    measure(tmp_path, CLOZE, "adapted", correct(0.5, 9))
+    write_measured(tmp_path, CLOZE, "teacher", correct(0.5, 10))
+    write_measured(tmp_path, CLOZE, "adapted", correct(0.5, 9))
     with pytest.raises(UserError, match="different items"):
         summarise(tmp_path, ["teacher", "adapted"], settings(CLOZE))
 
@@ -219,6 +156,6 @@ def test_measured_models_are_found_again(tmp_path: Path) -> None:
     """By the files' names, dots in task names included; of the settings' tasks alone."""
     dotted = CLOZE.model_copy(update={"name": "cloze.easy"})
     for task, model in ((CLOZE, "distilled"), (dotted, "teacher"), (dotted, "other"), (TEXT, "elsewhere")):
-        measure(tmp_path, task, model, [1.0])
+        write_measured(tmp_path, task, model, [1.0])
     assert measured_models(tmp_path, settings(CLOZE)) == ["distilled"]
     assert measured_models(tmp_path, settings(CLOZE, dotted)) == ["teacher", "distilled", "other"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from measured import write_measured
 from PIL import Image
 
 from lingu_ray.config import Config, EvaluationConfig, TaskConfig
-from lingu_ray.evaluation.items import write_items
 from lingu_ray.evaluation.model_card import write_model_card
 from lingu_ray.evaluation.recovery import summarise
 from lingu_ray.evaluation.report import manifest, throughput, write_report
@@ -112,14 +112,12 @@ def run_dir(tmp_path: Path, config: Config) -> Path:
     )
     scores = {"teacher": (0.6, 3.0), "adapted": (0.3, 9.0), "ce_only": (0.4, 5.0), "distilled": (0.58, 3.2)}
     for model, (share, nats) in scores.items():
-        items, weight = list(range(200)), [1.0] * 200
-        right = [float(i < share * 200) for i in items]
-        write_items(run / "report", "cloze", model, {"item": items, "score": right, "weight": weight})
-        write_items(
-            run / "report", "text", model, {"item": items, "score": [nats + i % 3 for i in items], "weight": weight}
-        )
+        right = [float(i < share * 200) for i in range(200)]
+        cloze, text, digits = tasks
+        write_measured(run / "report", cloze, model, right)
+        write_measured(run / "report", text, model, [nats + i % 3 for i in range(200)])
         if model != "teacher":
-            write_items(run / "report", "digits", model, {"item": items, "score": weight, "weight": weight})
+            write_measured(run / "report", digits, model, [1.0] * 200)
     summarise(run / "report", list(scores), EvaluationConfig(tasks=tasks, bootstrap=200))
     return run
 
@@ -159,7 +157,7 @@ def test_report_with_a_null_recovery_and_an_extra_model(tmp_path: Path) -> None:
     """Null fields and models beyond the four are drawn and told, not stumbled over."""
     task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
     for model in ("adapted", "interpolated"):
-        write_items(tmp_path / "report", "cloze", model, {"item": [1, 2], "score": [0.0, 0.0], "weight": [1.0, 1.0]})
+        write_measured(tmp_path / "report", task, model, [0.0, 0.0])
     summarise(tmp_path / "report", ["adapted", "interpolated"], EvaluationConfig(tasks=(task,), bootstrap=50))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "interpolated" in page.text and "not measured: teacher, distilled" in page.text

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
-from PIL import Image
-from tiny import picture, tiny_student, tiny_teacher
+from tiny import picture, tiny_student, tiny_teacher, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -16,10 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lingu_ray.corpus.images import decode_image
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engine import GenerateRequest, ScoreRequest
-from lingu_ray.evaluation.transformers_engine import TransformersEngine, cut, encode_pairs, windows
+from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.scoring import encode_pairs, windows
+from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine, cut
 
 TEXTS = [
     ("The assignment statement", " binds names to values."),
@@ -40,15 +45,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("teacher", "student")}
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Files of three random pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for seed in range(3):
-        (folder / f"{seed}.png").write_bytes(picture(seed))
-    return sorted(folder.iterdir())
-
-
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -56,7 +52,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def reference_loglik(folder: Path, context: str, continuation: str) -> float:
+def reference_score(folder: Path, context: str, continuation: str) -> Score:
     """One text at a time, the whole model in float64, softmax written out."""
     if folder.name == "teacher":
         model = AutoModelForCausalLM.from_pretrained(folder).double()
@@ -71,28 +67,47 @@ def reference_loglik(folder: Path, context: str, continuation: str) -> float:
         ids = [tokenizer.bos_token_id, *ids]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0]
-    total = 0.0
+    total, greedy = 0.0, True
     for place in range(len(ids) - scored, len(ids)):
         weights = torch.exp(logits[place - 1])
         total += torch.log(weights[ids[place]] / weights.sum()).item()
-    return total
+        greedy &= int(weights.argmax()) == ids[place]
+    return Score(total, scored, greedy)
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
 def test_batched_loglikelihoods_equal_the_slow_reference(folders: dict[str, Path], name: str) -> None:
     """Ragged batches through decoder and head give what each text alone gives in float64, for both kinds of model."""
     engine = TransformersEngine(folders[name], tokens_per_batch=60)
-    scores = engine.loglikelihoods([ScoreRequest(*pair) for pair in TEXTS], "test")
-    expected = [reference_loglik(folders[name], *pair) for pair in TEXTS]
-    assert [s.loglik for s in scores] == pytest.approx(expected, abs=1e-3, rel=1e-5)
-    assert all(s.tokens > 0 for s in scores)
+    scores = engine.loglikelihoods([ScoreRequest(*pair) for pair in TEXTS])
+    expected = [reference_score(folders[name], *pair) for pair in TEXTS]
+    assert [s.loglik for s in scores] == pytest.approx([e.loglik for e in expected], abs=1e-3, rel=1e-5)
+    assert [(s.tokens, s.greedy) for s in scores] == [(e.tokens, e.greedy) for e in expected]
+
+
+def test_greedy_is_what_the_model_would_say(folders: dict[str, Path]) -> None:
+    """The model's own continuation is greedy; with something before or after it, it is not."""
+    engine = TransformersEngine(folders["teacher"], 1000)
+    context, said = next(pair for word in topics["assignment"].split() for pair in own_words(engine, word))
+    requests = [ScoreRequest(context, text) for text in (said, f"zq{said}", f"{said}zq")]
+    assert [score.greedy for score in engine.loglikelihoods(requests)] == [True, False, False]
+
+
+def own_words(engine: TransformersEngine, context: str) -> Iterator[tuple[str, str]]:
+    """The context and three greedy tokens as a text, if that has the same tokens again."""
+    tokenizer = engine.folder.tokenizer
+    ids = tokenizer(context, return_tensors="pt").input_ids
+    said = engine.model.generate(ids, max_new_tokens=3, do_sample=False)[0].tolist()
+    text = tokenizer.decode(said)
+    if tokenizer(text).input_ids == said and len(said) == ids.shape[1] + 3:
+        yield context, text.removeprefix(context)
 
 
 def test_scores_do_not_depend_on_the_token_budget(folders: dict[str, Path]) -> None:
     """One text a batch and all in one batch give the same scores, in the order of the requests."""
     requests = [ScoreRequest(*pair) for pair in TEXTS]
-    one = TransformersEngine(folders["teacher"], 1).loglikelihoods(requests, "test")
-    together = TransformersEngine(folders["teacher"], 10_000).loglikelihoods(requests, "test")
+    one = TransformersEngine(folders["teacher"], 1).loglikelihoods(requests)
+    together = TransformersEngine(folders["teacher"], 10_000).loglikelihoods(requests)
     assert [s.loglik for s in one] == pytest.approx([s.loglik for s in together], abs=1e-3)
     assert [s.tokens for s in one] == [s.tokens for s in together]
 
@@ -110,7 +125,7 @@ def test_only_scored_positions_reach_the_head(folders: dict[str, Path], monkeypa
     rows: list[int] = []
     logits = OutputHead.logits
     monkeypatch.setattr(OutputHead, "logits", lambda head, hidden: rows.append(len(hidden)) or logits(head, hidden))
-    scores = engine.loglikelihoods([ScoreRequest(*pair) for pair in TEXTS], "test")
+    scores = engine.loglikelihoods([ScoreRequest(*pair) for pair in TEXTS])
     assert sum(rows) == sum(s.tokens for s in scores)
 
 
@@ -119,8 +134,8 @@ def test_long_texts_are_scored_in_windows_each_token_once(folders: dict[str, Pat
     engine = TransformersEngine(folders["teacher"], 10_000)
     engine.max_length = 16
     text = "Names refer to objects. Names are introduced by name binding operations. " * 2
-    score = engine.loglikelihoods([ScoreRequest("", text)], "test")[0]
-    ((context_ids, text_ids),) = encode_pairs(engine.tokenizer, [ScoreRequest("", text)])
+    score = engine.loglikelihoods([ScoreRequest("", text)])[0]
+    ((context_ids, text_ids),) = encode_pairs(engine.folder.tokenizer, [ScoreRequest("", text)])
     assert score.tokens == len(text_ids) > 32
     ids = context_ids + text_ids
     expected = 0.0
@@ -150,38 +165,105 @@ def test_batches_keep_the_token_budget() -> None:
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 16 for b in batches)
 
 
-def test_batched_answers_equal_those_given_one_at_a_time(folders: dict[str, Path], pictures: list[Path]) -> None:
-    """Left padding and shared batches change no greedy answer; the reference goes through the processor itself."""
-    requests = [
-        GenerateRequest("What is it?", (pictures[0],)),
-        GenerateRequest("Compare the two pictures, please: which is brighter?", (pictures[1], pictures[2])),
-        GenerateRequest("First <image> then <image>: same?", (pictures[2], pictures[0])),
-    ]
+TURN = "<end_of_utterance>"
+ASKED = [
+    (GenerateRequest("What is it?", (picture(0),), 8), f"<|im_start|>User:<image>What is it?{TURN}\nAssistant:"),
+    (
+        GenerateRequest("Compare the two pictures, please: which is brighter?", (picture(1), picture(2)), 12),
+        f"<|im_start|>User:<image><image>Compare the two pictures, please: which is brighter?{TURN}\nAssistant:",
+    ),
+    (
+        GenerateRequest("First <image> then <image>: same?", (picture(2), picture(0)), 8),
+        f"<|im_start|>User: First <image> then <image>: same?{TURN}\nAssistant:",
+    ),
+    (GenerateRequest("No picture here.", max_new_tokens=12), f"<|im_start|>User: No picture here.{TURN}\nAssistant:"),
+    (GenerateRequest("A text that goes on", max_new_tokens=30, chat=False), "A text that goes on"),
+]
+
+
+def answer_alone(engine: TransformersEngine, request: GenerateRequest, prompt: str) -> str:
+    """One prompt through the processor itself and the model's own `generate`."""
+    processor = AutoProcessor.from_pretrained(engine.folder.path)
+    images = [decode_image(image) for image in request.images]
+    inputs = processor(text=prompt, images=images or None, add_special_tokens=False, return_tensors="pt")
+    ends = [processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids(TURN)]
+    output = engine.model.generate(**inputs, max_new_tokens=request.max_new_tokens, do_sample=False, eos_token_id=ends)
+    return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_batched_answers_equal_those_given_one_at_a_time(folders: dict[str, Path]) -> None:
+    """Left padding and shared batches change no greedy answer: images, chat, raw text, answers of several lengths."""
     engine = TransformersEngine(folders["student"], 10_000)
-    answers = engine.generate(requests, 8, "test")
-    processor = AutoProcessor.from_pretrained(folders["student"])
-    prompts = [
-        "<|im_start|>User:<image>What is it?<end_of_utterance>\nAssistant:",
-        "<|im_start|>User:<image><image>Compare the two pictures, please: which is brighter?"
-        "<end_of_utterance>\nAssistant:",
-        "<|im_start|>User: First <image> then <image>: same?<end_of_utterance>\nAssistant:",
-    ]
-    for request, prompt, answer in zip(requests, prompts, answers, strict=True):
-        images = [Image.open(path).convert("RGB") for path in request.images]
-        inputs = processor(text=prompt, images=images, add_special_tokens=False, return_tensors="pt")
-        ends = [processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
-        output = engine.model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=ends)
-        alone = processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert answer == alone.strip()
-    assert len(set(answers)) > 1
+    answers = engine.generate([request for request, _ in ASKED])
+    assert answers == [answer_alone(engine, *asked) for asked in ASKED]
+    assert len(set(answers)) == len(answers)
 
 
-def test_the_teacher_takes_no_images(folders: dict[str, Path], pictures: list[Path]) -> None:
-    """A text-only model is known as such and refuses images by name."""
+def test_an_answer_ends_before_its_first_stop_text(folders: dict[str, Path]) -> None:
+    """Of several stop texts the earliest counts; texts that do not occur change nothing, and other requests neither."""
+    engine = TransformersEngine(folders["student"], 10_000)
+    request = GenerateRequest("A text that goes on", max_new_tokens=30, chat=False)
+    whole = engine.generate([request])[0]
+    early, late = whole[6:8], whole[9:12]
+    expected = whole[: min(whole.index(early), whole.index(late))].strip()
+    stops = ((), ("never said",), (late, early), (early,))
+    answers = engine.generate([replace(request, stop=stop) for stop in stops])
+    assert answers == [whole, whole, expected, whole[: whole.index(early)].strip()]
+
+
+def test_a_language_model_chats_by_its_template_or_in_raw_text(tmp_path: Path) -> None:
+    """With a template the prompt is what the template writes; without one, and for raw text, it is the text itself."""
+    tiny_teacher(folder=tmp_path)
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|im_end|>{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    request = GenerateRequest("What is a list?", max_new_tokens=8)
+    prompts = {}
+    for name, chat_template in (("with", template), ("without", None)):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = chat_template
+        (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+        tokenizer.save_pretrained(tmp_path)
+        engine = TransformersEngine(tmp_path, 1000)
+        for chat in (True, False):
+            asked = replace(request, chat=chat)
+            prompts[name, chat] = tokenizer.decode(engine.prompts.encode(asked).input_ids_T)
+            assert engine.generate([asked, asked])[0]
+    raw = request.prompt
+    assert prompts.pop(("with", True)) == f"[user] {raw}<|im_end|>[assistant]"
+    assert set(prompts.values()) == {raw}
+
+
+def test_bos_leads_raw_text_where_the_tokenizer_adds_it(folders: dict[str, Path]) -> None:
+    """Raw prompts begin as scored texts do; an empty one is BOS."""
     engine = TransformersEngine(folders["teacher"], 1000)
-    assert not engine.sees
-    with pytest.raises(UserError, match="takes no images"):
-        engine.generate([GenerateRequest("What?", (pictures[0],))], 4, "test")
+    tokenizer = engine.folder.tokenizer
+    bos = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    raw = lambda text: engine.prompts.encode(GenerateRequest(text, chat=False)).input_ids_T.tolist()  # noqa: E731
+    assert raw("for x") == tokenizer("for x").input_ids != tokenizer("for x", add_special_tokens=False).input_ids
+    assert raw("") == [tokenizer.bos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("name", "request_", "message"),
+    [
+        ("teacher", GenerateRequest("What?", (picture(0),)), "takes no images"),
+        ("student", GenerateRequest("What?", (picture(0),), chat=False), "raw text"),
+        ("student", GenerateRequest("Is <image> or <image>?", (picture(0),)), "1 images and 2 marks"),
+        ("student", GenerateRequest("What is in this picture?", (picture(0),), 1020), "What is in this picture"),
+        ("student", GenerateRequest("word " * 2000, (picture(0),)), "do not fit the context"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(
+    folders: dict[str, Path], name: str, request_: GenerateRequest, message: str
+) -> None:
+    """Nothing is left out or cut silently: the error names the model or the prompt."""
+    engine = TransformersEngine(folders[name], 1000)
+    assert engine.sees == (name == "student")
+    with pytest.raises(UserError, match=message):
+        engine.generate([request_])
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -190,17 +272,15 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         TransformersEngine(tmp_path, 1000)
 
 
+def test_a_continuation_without_a_token_is_refused(folders: dict[str, Path]) -> None:
+    """Its likelihood would be 1: an option that always wins."""
+    with pytest.raises(UserError, match="no token to score"):
+        TransformersEngine(folders["teacher"], 1000).loglikelihoods([ScoreRequest("a", " b"), ScoreRequest("a", "")])
+
+
 def test_a_diverged_model_is_refused(folders: dict[str, Path]) -> None:
     """NaN likelihoods stop the evaluation: they would be counted as the first option."""
     engine = TransformersEngine(folders["teacher"], 1000)
     torch.nn.init.constant_(engine.model.get_input_embeddings().weight, float("nan"))
     with pytest.raises(UserError, match="not finite"):
-        engine.loglikelihoods([ScoreRequest("a", " b")], "test")
-
-
-def test_a_question_beyond_the_context_is_refused(folders: dict[str, Path], pictures: list[Path]) -> None:
-    """No prompt is cut silently: the error names the question."""
-    engine = TransformersEngine(folders["student"], 1000)
-    engine.max_length = 12
-    with pytest.raises(UserError, match="What is in this picture"):
-        engine.generate([GenerateRequest("What is in this picture?", (pictures[0],))], 4, "test")
+        engine.loglikelihoods([ScoreRequest("a", " b")])

@@ -1,0 +1,275 @@
+"""Items a second that the evaluation's engines get through: vLLM against Transformers, on the same items.
+
+    python -m benchmarks.evaluate [MODEL ...] --out docs/performance
+
+Without a MODEL it makes two with random weights: a language model of SmolLM2-135M's shape, and on it a VLM of
+SmolVLM-256M's shape that sees one tile an image. Tasks:
+
+    choice      log-likelihoods of four endings of one context; an item is all four
+    perplexity  log-likelihood of a text
+    text        greedy answer to raw text
+    image       greedy answer about an image, for models that take images
+
+For every batch size both engines are started, each in a Ray actor with all cores, and take turns; every round has items
+of its own, so that nothing is found in a cache. `start_s` is the time from nothing to a loaded model, imports included.
+`to_transformers` compares with Transformers at the same batch size, round by round; `to_best` with its best batch size.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
+from lingu_ray.config import RayConfig
+from lingu_ray.demo.text import passages, read_documents, train_tokenizer, training_texts
+from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
+from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
+from lingu_ray.runtime.cluster import connect
+
+ENGINES: dict[str, Callable[[str, int], Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine}
+TASKS = ("choice", "perplexity", "text", "image")
+CONTEXT = 2048
+VOCABULARY, WORDS_OF_TOKENIZER = 49152, 4096
+IMAGE_SIDE, PATCH, SHUFFLE = 512, 16, 4
+IMAGE_TOKENS = (IMAGE_SIDE // PATCH // SHUFFLE) ** 2
+ADDED = ["<image>", "<fake_token_around_image>", "<global-img>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|endoftext|>\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+class Measured:
+    """An engine in its actor, with all cores."""
+
+    def __init__(self, engine: str, model: str, tokens_per_batch: int) -> None:
+        torch.set_num_threads(os.cpu_count() or 1)
+        self.engine = ENGINES[engine](model, tokens_per_batch)
+
+    def sees(self) -> bool:
+        """Whether the model takes images; answers when it is loaded."""
+        return self.engine.sees
+
+    def seconds(self, requests: list[ScoreRequest] | list[GenerateRequest]) -> float:
+        """Time of answering requests of one kind."""
+        scored = isinstance(requests[0], ScoreRequest)
+        return seconds_of(partial(self.engine.loglikelihoods if scored else self.engine.generate, requests))
+
+
+def main() -> None:
+    """Measure and publish."""
+    arguments = parser(__doc__, repeats=3)
+    arguments.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids (default: random ones)")
+    arguments.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default all")
+    arguments.add_argument("--tokens-per-batch", type=int, nargs="+", default=[2048, 8192], metavar="N")
+    arguments.add_argument("--items", type=int, default=32, help="of a round (default 32)")
+    arguments.add_argument("--images", type=int, default=8, help="items of a round of `image` (default 8)")
+    arguments.add_argument("--words", type=int, default=60, help="of a text (default 60)")
+    arguments.add_argument("--new-tokens", type=int, default=32, help="of an answer (default 32)")
+    arguments.add_argument("--layers", type=int, default=30, help="decoder layers of the random models (default 30)")
+    options = arguments.parse_args()
+    connect(RayConfig())
+    with tempfile.TemporaryDirectory() as folder:
+        models = options.models or make_models(Path(folder), options.layers)
+        rows = [row for model in models for row in measure_model(model, options)]
+    settings = {name: value for name, value in vars(options).items() if name != "out"}
+    publish("evaluate", rows, options.out, settings)
+    if options.out is not None:
+        plot(rows, options.out / "evaluate.png")
+    ray.shutdown()
+
+
+def measure_model(model: str, options: Any) -> list[Row]:
+    """Rows of a model: every task, batch size and engine."""
+    timings: dict[tuple[str, int], dict[str, Timing]] = {}
+    starts: dict[tuple[str, int], float] = {}
+    for size in options.tokens_per_batch:
+        actors = {}
+        for engine in ENGINES:
+            actors[engine], starts[engine, size] = start(engine, model, size)
+        sees = ray.get(actors["transformers"].sees.remote())
+        for task in options.tasks:
+            if sees or task != "image":
+                ways = {engine: one_round(actor, task, options) for engine, actor in actors.items()}
+                timings[task, size] = measure(ways, options.repeats, clock=lambda way: way())
+        for actor in actors.values():
+            ray.kill(actor)
+    return [
+        row(Path(model).name, task, size, engine, timings, starts[engine, size], items_of(task, options))
+        for task, size in timings
+        for engine in ENGINES
+    ]
+
+
+def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
+    """An actor that has loaded the model, and the seconds that it took."""
+    begin = time.perf_counter()
+    share = 1 / len(ENGINES) if torch.cuda.is_available() else 0
+    remote: Any = ray.remote
+    actor = remote(num_cpus=0, num_gpus=share)(Measured).remote(engine, model, tokens_per_batch)
+    ray.get(actor.sees.remote())
+    return actor, time.perf_counter() - begin
+
+
+def row(
+    model: str,
+    task: str,
+    size: int,
+    engine: str,
+    timings: dict[tuple[str, int], dict[str, Timing]],
+    start_s: float,
+    items: int,
+) -> Row:
+    """One line of the table."""
+    timing, beside = timings[task, size][engine], timings[task, size]["transformers"]
+    best = min(found["transformers"].median for (name, _), found in timings.items() if name == task)
+    low, high = timing.spread
+    return {
+        "model": model,
+        "task": task,
+        "tokens_per_batch": size,
+        "engine": engine,
+        "items_per_s": items / timing.median,
+        "quartiles": f"{items / high:.3g}–{items / low:.3g}",
+        "to_transformers": ratio(beside, timing),
+        "to_best": best / timing.median,
+        "start_s": start_s,
+    }
+
+
+def one_round(actor: Any, task: str, options: Any) -> Callable[[], float]:
+    """A function that measures the next round's items at every call."""
+    rounds = requests_of(task, items_of(task, options), options.words, options.new_tokens)
+    return lambda: ray.get(actor.seconds.remote(next(rounds)))
+
+
+def items_of(task: str, options: Any) -> int:
+    """How many items a round has."""
+    return options.images if task == "image" else options.items
+
+
+def requests_of(task: str, items: int, words: int, new_tokens: int) -> Iterator[list[Any]]:
+    """The requests of one round after another; no text or image comes twice."""
+    texts = (" ".join(passage) for _, passage in passages(read_documents(), words))
+    for turn in itertools.count():
+        drawn = list(itertools.islice(texts, items))
+        if task == "choice":
+            yield [request for text in drawn for request in choices(text, drawn)]
+        elif task == "perplexity":
+            yield [ScoreRequest("", text) for text in drawn]
+        elif task == "text":
+            yield [GenerateRequest(text, max_new_tokens=new_tokens, chat=False) for text in drawn]
+        else:
+            yield [
+                GenerateRequest("What is it?", (picture(turn * items + index),), new_tokens) for index in range(items)
+            ]
+
+
+def choices(text: str, others: list[str]) -> list[ScoreRequest]:
+    """The text's last sixth, or that of three others, after the rest of it."""
+    cut = len(text) * 5 // 6
+    endings = [text, *random.Random(text).sample(others, min(3, len(others)))]
+    return [ScoreRequest(text[:cut], ending[len(ending) * 5 // 6 :]) for ending in endings]
+
+
+def picture(seed: int) -> bytes:
+    """A JPEG of coloured fields."""
+    fields = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(fields).resize((IMAGE_SIDE, IMAGE_SIDE)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def make_models(folder: Path, layers: int) -> list[str]:
+    """Save a random language model and a random VLM with a tokenizer of small vocabulary."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(training_texts(read_documents()), WORDS_OF_TOKENIZER)
+    lm, vlm = folder / "SmolLM2-135M, random", folder / "SmolVLM-256M, random"
+    text = language_config(layers, tokenizer)
+    LlamaForCausalLM(text).save_pretrained(lm)
+    tokenizer.save_pretrained(lm)
+    tokenizer.add_special_tokens({"additional_special_tokens": ADDED})
+    Idefics3ForConditionalGeneration(vision_language_config(text, tokenizer)).save_pretrained(vlm)
+    images = Idefics3ImageProcessorPil(
+        size={"longest_edge": IMAGE_SIDE}, max_image_size={"longest_edge": IMAGE_SIDE}, do_image_splitting=False
+    )
+    Idefics3Processor(images, tokenizer, IMAGE_TOKENS, CHAT_TEMPLATE).save_pretrained(vlm)
+    return [str(lm), str(vlm)]
+
+
+def language_config(layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """SmolLM2-135M's shape, with a shorter context."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def vision_language_config(text: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
+    """SmolVLM-256M's shape."""
+    vision = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": IMAGE_SIDE,
+        "patch_size": PATCH,
+    }
+    return Idefics3Config(
+        text_config=text.to_dict(),
+        vision_config=vision,
+        scale_factor=SHUFFLE,
+        image_token_id=tokenizer.get_vocab()[ADDED[0]],
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """vLLM's speed over Transformers' at the same batch size, by model and task."""
+    ours = [found for found in rows if found["engine"] == "vllm"]
+    groups = list(dict.fromkeys(f"{found['model']}\n{found['task']}" for found in ours))
+    sizes = list(dict.fromkeys(found["tokens_per_batch"] for found in ours))
+    series = {
+        f"{size} tokens a batch": [found["to_transformers"] for found in ours if found["tokens_per_batch"] == size]
+        for size in sizes
+    }
+    plot_bars(path, "vLLM against Transformers", "items a second, ratio", groups, series, ("Transformers", 1.0))
+
+
+if __name__ == "__main__":
+    main()

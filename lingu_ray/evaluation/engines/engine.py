@@ -1,0 +1,64 @@
+"""What an evaluation asks of a model: log-likelihoods of text, and greedy answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """How likely is `continuation` after `context`? Raw text, no chat template; an empty context starts the text."""
+
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """Natural-log likelihood of a continuation, summed over its tokens; how many those are; whether greedy decoding
+    would have said it."""
+
+    loglik: float
+    tokens: int
+    greedy: bool
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What to answer greedily, up to the end of the turn, `max_new_tokens`, or the first of the texts `stop`.
+
+    `<image>` in the prompt marks the places of `images` (encoded bytes); without it they come first. `chat` puts the
+    prompt through the model's chat template; else it is raw text, which has no images.
+    """
+
+    prompt: str
+    images: tuple[bytes, ...] = ()
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ()
+    chat: bool = True
+
+
+class Engine(Protocol):
+    """A loaded model. Answers come in the order of the requests."""
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        ...
+
+    def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
+        """Score every request.
+
+        Raises:
+            UserError: a continuation has no token of its own, or a likelihood is not finite.
+        """
+        ...
+
+    def generate(self, requests: list[GenerateRequest]) -> list[str]:
+        """Answer every request greedily; the stop texts are not part of the answer, nor are spaces around it.
+
+        Raises:
+            UserError: the model takes no images, or a prompt does not fit its context.
+        """
+        ...

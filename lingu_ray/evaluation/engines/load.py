@@ -1,0 +1,95 @@
+"""What the engines read of a model's folder before its weights: configuration, tokenizer, processor, ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from lingu_ray.errors import UserError
+
+NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError)
+"""What Transformers raises where there is no model, or none that it knows."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder or hub id without its weights; `processor` is None for a causal LM."""
+
+    path: str
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    processor: ProcessorMixin | None
+    eos_ids: frozenset[int]
+    """Tokens that end an answer by the model's own settings."""
+
+    @property
+    def max_length(self) -> int:
+        """The model's context in tokens."""
+        return self.config.get_text_config(decoder=True).max_position_embeddings
+
+
+def origin_of(path: Path | str) -> tuple[Path, dict[str, Any]]:
+    """Where `from_pretrained` looks, and its further arguments; a path ending in `.gguf` is that file of a folder."""
+    path = Path(path)
+    return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
+
+
+def sees(config: PreTrainedConfig) -> bool:
+    """Whether the model of this configuration takes images."""
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+
+def load_folder(path: Path | str) -> Folder:
+    """Read everything but the weights.
+
+    Raises:
+        UserError: nothing at `path` that Transformers can load.
+    """
+    place, origin = origin_of(path)
+    try:
+        config = AutoConfig.from_pretrained(place, **origin)
+        tokenizer = AutoTokenizer.from_pretrained(place, **origin)
+        processor = AutoProcessor.from_pretrained(place) if sees(config) else None
+    except NOT_LOADABLE as error:
+        raise cannot_load(path, error) from error
+    assert tokenizer is not None  # Transformers' annotation allows it, its code raises
+    return Folder(str(path), config, tokenizer, processor, _eos_ids(place, config, tokenizer))
+
+
+def cannot_load(path: Path | str, error: Exception) -> UserError:
+    """The error to raise for a model that does not load."""
+    return UserError(f"cannot load the model {path} for evaluation: {error}")
+
+
+def _eos_ids(place: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    try:
+        eos = GenerationConfig.from_pretrained(place).eos_token_id
+    except OSError:  # a folder without generation settings
+        eos = GenerationConfig.from_model_config(config).eos_token_id
+    ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
+    return frozenset(token for token in ids if token is not None)
+
+
+def takes_images(path: Path | str) -> bool:
+    """Whether the model at `path` does; reads its configuration alone.
+
+    Raises:
+        UserError: nothing at `path` that Transformers can load.
+    """
+    place, origin = origin_of(path)
+    try:
+        return sees(AutoConfig.from_pretrained(place, **origin))
+    except NOT_LOADABLE as error:
+        raise cannot_load(path, error) from error

@@ -1,0 +1,121 @@
+"""Requests as prompts, and answered tokens as texts, the same for all engines.
+
+A chat prompt is what the corpus's encoder makes of a question: what the student was trained on.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerBase
+
+from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
+from lingu_ray.corpus.images import decode_image
+from lingu_ray.corpus.row import PLACEHOLDER, Row
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.engines.engine import GenerateRequest
+from lingu_ray.evaluation.engines.load import Folder
+from lingu_ray.evaluation.engines.scoring import first_ids, leading_ids
+
+
+@dataclass(frozen=True)
+class TextProcessor:
+    """What the encoder wants of a processor, for a model without eyes."""
+
+    tokenizer: PreTrainedTokenizerBase
+    image_token: str = PLACEHOLDER
+    image_token_id: int = -1
+    chat_template: None = None
+
+
+class Prompts:
+    """Prompts for the model of a folder."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+        self.tokenizer = folder.tokenizer
+        self.encoder = Encoder(folder.processor or TextProcessor(folder.tokenizer), folder.max_length)
+
+    def check(self, request: GenerateRequest) -> None:
+        """Refuse what the model cannot be asked.
+
+        Raises:
+            UserError: images for a model without eyes or for raw text, or not as many as the prompt has marks.
+        """
+        if request.images and self.folder.processor is None:
+            raise UserError(f"{self.folder.path} takes no images, and {_short(request)} has some")
+        if request.images and not request.chat:
+            raise UserError(f"{_short(request)} is raw text, which has no images")
+        marks = request.prompt.count(PLACEHOLDER)
+        if request.chat and marks and marks != len(request.images):
+            raise UserError(f"{_short(request)} has {len(request.images)} images and {marks} marks {PLACEHOLDER}")
+
+    def encode(self, request: GenerateRequest) -> Sample:
+        """Token ids and vision tensors up to the answer.
+
+        Raises:
+            UserError: as `check`; or prompt and new tokens do not fit the model's context.
+        """
+        self.check(request)
+        sample = None
+        with suppress(PromptTooLong):
+            sample = self.encoder.encode_question(_row(request)) if self._chats(request) else self._raw(request)
+        if sample is None or len(sample) + request.max_new_tokens > self.folder.max_length:
+            raise self.too_long(request)
+        return sample
+
+    def with_pictures(self, request: GenerateRequest) -> tuple[list[int], list[Image.Image]]:
+        """Token ids with one placeholder an image, as vLLM takes them, and the images (errors as `check`)."""
+        self.check(request)
+        text = self.encoder.turns(_row(request).messages)[0].prompt
+        bos = self.tokenizer.bos_token
+        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
+        return ids, [decode_image(image) for image in request.images]
+
+    def too_long(self, request: GenerateRequest) -> UserError:
+        """The error for a prompt that does not fit."""
+        return UserError(
+            f"{_short(request)} and {request.max_new_tokens} new tokens do not fit the context of {self.folder.path}, "
+            f"{self.folder.max_length} tokens"
+        )
+
+    def answer(self, request: GenerateRequest, ids: list[int]) -> str:
+        """The text of answered tokens, up to an end token or the first of the stop texts."""
+        said = ids[:-1] if ids[-1:] and ids[-1] in self.ends else ids
+        text = self.tokenizer.decode(said, skip_special_tokens=True)
+        assert isinstance(text, str)  # a list of texts comes of a list of lists alone
+        found = [place for stop in request.stop if (place := text.find(stop)) >= 0]
+        return text[: min(found, default=len(text))].strip()
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer: the model's own, and the one that its chat template ends a turn with."""
+        turn = {self.encoder.end_of_turn_id} & set(self.tokenizer.all_special_ids)
+        vocabulary = self.folder.config.get_text_config(decoder=True).vocab_size  # a tokenizer may have more
+        return sorted(token for token in self.folder.eos_ids | turn if token < vocabulary)
+
+    def _chats(self, request: GenerateRequest) -> bool:
+        """Whether a chat template is used; a causal LM without one is given raw text."""
+        return request.chat and (self.folder.processor is not None or self.tokenizer.chat_template is not None)
+
+    def _raw(self, request: GenerateRequest) -> Sample:
+        ids = self.tokenizer(request.prompt, add_special_tokens=False).input_ids
+        ids_T = torch.tensor(leading_ids(self.tokenizer) + ids or first_ids(self.tokenizer))
+        nothing_T = torch.zeros_like(ids_T, dtype=torch.bool)
+        return Sample("evaluation", 0, ids_T, nothing_T, nothing_T, {})
+
+
+def _row(request: GenerateRequest) -> Row:
+    """The question as a row of a corpus; its answer is a stand-in, which the encoder leaves out."""
+    marked = PLACEHOLDER in request.prompt
+    question = request.prompt if marked else PLACEHOLDER * len(request.images) + request.prompt
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "answer"}]
+    return Row("evaluation", 0, messages, list(request.images), distill=False)
+
+
+def _short(request: GenerateRequest) -> str:
+    return f"the prompt {request.prompt[:80]!r}"

@@ -1,0 +1,114 @@
+"""Texts to score as token ids: what belongs to the context and what is scored, in windows that fit the model.
+
+As lm-evaluation-harness does: raw text, trailing spaces of the context moved to the continuation, a BOS token where the
+tokenizer adds one by itself. All engines score the same tokens in the same windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.engines.engine import Score, ScoreRequest
+
+
+@dataclass(frozen=True)
+class Window:
+    """One forward pass's share of a request: the last `scored` of `ids` are predicted from those before them."""
+
+    request: int
+    ids: tuple[int, ...]
+    scored: int
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """Summed log-likelihood of a window's scored tokens, and whether each of them was the likeliest."""
+
+    loglik: float
+    greedy: bool
+
+
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text by itself: BOS or nothing."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
+
+
+def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What stands for an empty context, so that the first token is predicted too: BOS, or EOS where there is none.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return [token]
+    raise UserError("the tokenizer has neither a BOS nor an EOS token to start a text from")
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, requests: Sequence[ScoreRequest]
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of each context and continuation, cut where the context's own tokens end; no context is empty.
+
+    Raises:
+        UserError: the tokenizer has neither a BOS nor an EOS token.
+    """
+    lead, first = leading_ids(tokenizer), first_ids(tokenizer)
+    bare = [request.context.rstrip() for request in requests]
+    whole = [request.context + request.continuation for request in requests]
+    pairs = []
+    for context_ids, whole_ids in zip(_tokenize(tokenizer, bare), _tokenize(tokenizer, whole), strict=True):
+        pairs.append((lead + context_ids or first, whole_ids[len(context_ids) :]))
+    return pairs
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+
+
+def windows(request: int, context_ids: list[int], continuation_ids: list[int], max_length: int) -> Iterator[Window]:
+    """Cut a request into forward passes of at most `max_length` input tokens; each token is scored exactly once.
+
+    What fits is one window. A long context loses its beginning; a long continuation is cut, and each piece sees as many
+    of the tokens before it as fit.
+    """
+    ids = context_ids + continuation_ids
+    for begin in range(len(context_ids), len(ids), max_length):
+        end = min(begin + max_length, len(ids))
+        yield Window(request, tuple(ids[max(0, end - 1 - max_length) : end]), end - begin)
+
+
+def all_windows(tokenizer: PreTrainedTokenizerBase, requests: Sequence[ScoreRequest], max_length: int) -> list[Window]:
+    """The windows of all requests, in order.
+
+    Raises:
+        UserError: a continuation has no token of its own.
+    """
+    cuts: list[Window] = []
+    for index, (context_ids, continuation_ids) in enumerate(encode_pairs(tokenizer, requests)):
+        if not continuation_ids:
+            raise UserError(f"the continuation {requests[index].continuation!r} has no token to score")
+        cuts.extend(windows(index, context_ids, continuation_ids, max_length))
+    return cuts
+
+
+def join_windows(path: str, cuts: Sequence[Window], scored: Iterable[WindowScore], requests: int) -> list[Score]:
+    """Scores of the requests from those of their windows.
+
+    Raises:
+        UserError: a likelihood is not finite.
+    """
+    logliks, tokens, greedy = [0.0] * requests, [0] * requests, [True] * requests
+    for window, score in zip(cuts, scored, strict=True):
+        if not math.isfinite(score.loglik):
+            raise UserError(f"{path} gives likelihoods that are not finite; its training has diverged")
+        logliks[window.request] += score.loglik
+        tokens[window.request] += window.scored
+        greedy[window.request] &= score.greedy
+    return [Score(*score) for score in zip(logliks, tokens, greedy, strict=True)]

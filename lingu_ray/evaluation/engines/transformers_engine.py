@@ -1,0 +1,152 @@
+"""The engine on Transformers: a causal LM (the teacher) or an image-text-to-text model (the students).
+
+Both kinds of model are scored by the same code, through text decoder and output head: teacher and students are compared
+on the same tokens. Questions about images are put as they are in training, by the corpus's encoder.
+
+Shape suffixes: B batch, T tokens of a sequence, N scored tokens, D hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from lingu_ray.corpus.encode import Sample, join_vision
+from lingu_ray.distill.decoder import use_exact_attention
+from lingu_ray.distill.generate import Prompt, generate_answers
+from lingu_ray.distill.head import output_head
+from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, cannot_load, load_folder, origin_of
+from lingu_ray.evaluation.engines.prompts import Prompts
+from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
+
+HEAD_CHUNK = 1024  # scored tokens whose logits exist at one time
+ENCODED_AT_ONCE = 64  # questions whose images are decoded at one time
+
+
+def cut(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices in batches, longest first, padded tokens of each at most `token_budget` (a longer one goes alone)."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    begin = 0
+    while begin < len(order):
+        size = max(1, token_budget // max(1, lengths[order[begin]]))
+        yield order[begin : begin + size]
+        begin += size
+
+
+class TransformersEngine:
+    """A model folder or hub id, loaded in float32 on the GPU where there is one. See `engine.Engine`."""
+
+    def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
+        """Load the model. A path that ends in `.gguf` is that file of its folder.
+
+        Raises:
+            UserError: nothing at `path` that Transformers can load, or a head this engine does not score.
+        """
+        self.tokens_per_batch = tokens_per_batch
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.folder = load_folder(path)
+        self.prompts = Prompts(self.folder)
+        self.model = _load_model(self.folder).eval().to(self.device)
+        self.max_length = self.folder.max_length
+        self.head = output_head(self.model)
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return self.folder.processor is not None
+
+    @torch.inference_mode()
+    def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
+        """Score every continuation: fp32 softmax, summed in float64.
+
+        Raises:
+            UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
+        """
+        cuts = all_windows(self.folder.tokenizer, requests, self.max_length)
+        scored: dict[int, WindowScore] = {}
+        for batch in cut([len(w.ids) - 1 for w in cuts], self.tokens_per_batch):
+            scored.update(zip(batch, self._score([cuts[i] for i in batch]), strict=True))
+        return join_windows(self.folder.path, cuts, [scored[i] for i in range(len(cuts))], len(requests))
+
+    def _score(self, chosen: list[Window]) -> list[WindowScore]:
+        """Score windows in one right-padded forward pass; logits at the scored positions alone."""
+        longest = max(len(w.ids) for w in chosen) - 1
+        input_ids_BT = torch.zeros(len(chosen), longest, dtype=torch.long)
+        attention_mask_BT = torch.zeros_like(input_ids_BT)
+        scored_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
+        targets_BT = torch.zeros_like(input_ids_BT)
+        for row, window in enumerate(chosen):
+            length = len(window.ids) - 1
+            input_ids_BT[row, :length] = torch.tensor(window.ids[:-1])
+            targets_BT[row, :length] = torch.tensor(window.ids[1:])
+            attention_mask_BT[row, :length] = 1
+            scored_BT[row, length - window.scored : length] = True
+        hidden_BTD = self.model.get_decoder()(
+            input_ids=input_ids_BT.to(self.device), attention_mask=attention_mask_BT.to(self.device), use_cache=False
+        ).last_hidden_state
+        hidden_ND, targets_N = hidden_BTD[scored_BT.to(self.device)], targets_BT[scored_BT].to(self.device)
+        chunks = zip(hidden_ND.split(HEAD_CHUNK), targets_N.split(HEAD_CHUNK), strict=True)
+        logliks, hits = zip(*(self._score_tokens(*chunk) for chunk in chunks), strict=True)
+        sizes = [window.scored for window in chosen]
+        return [
+            WindowScore(loglik_N.sum().item(), bool(hit_N.all()))
+            for loglik_N, hit_N in zip(torch.cat(logliks).split(sizes), torch.cat(hits).split(sizes), strict=True)
+        ]
+
+    def _score_tokens(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of each target, float64, and whether it is the likeliest token; both on the CPU."""
+        logits_NV = self.head.logits(hidden_ND)
+        logliks_N = -F.cross_entropy(logits_NV, targets_N, reduction="none")
+        return logliks_N.double().cpu(), (logits_NV.argmax(-1) == targets_N).cpu()
+
+    @torch.inference_mode()
+    def generate(self, requests: list[GenerateRequest]) -> list[str]:
+        """Greedy answers in left-padded batches, each up to its end-of-turn token, its length or a stop text.
+
+        Raises:
+            UserError: the model takes no images, or a prompt does not fit its context.
+        """
+        alike: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)  # what can share a batch
+        for index, request in enumerate(requests):
+            alike[request.max_new_tokens, request.stop].append(index)
+        answers: dict[int, str] = {}
+        for (max_new_tokens, _), indices in alike.items():
+            for begin in range(0, len(indices), ENCODED_AT_ONCE):
+                chosen = indices[begin : begin + ENCODED_AT_ONCE]
+                samples = [self.prompts.encode(requests[i]) for i in chosen]
+                for batch in cut([len(sample) + max_new_tokens for sample in samples], self.tokens_per_batch):
+                    texts = self._answer([requests[chosen[i]] for i in batch], [samples[i] for i in batch])
+                    answers.update(zip((chosen[i] for i in batch), texts, strict=True))
+        return [answers[i] for i in range(len(requests))]
+
+    def _answer(self, requests: list[GenerateRequest], samples: list[Sample]) -> list[str]:
+        """Answer requests of one length and one choice of stop texts."""
+        answers = generate_answers(
+            self.model,
+            [Prompt(sample.input_ids_T, sample.visual_T) for sample in samples],
+            join_vision([sample.vision for sample in samples if sample.vision]),
+            ends=self.prompts.ends,
+            pad_id=self.prompts.encoder.pad_id,
+            max_new_tokens=requests[0].max_new_tokens,
+        )
+        return [self.prompts.answer(r, ids_T.tolist()) for r, ids_T in zip(requests, answers, strict=True)]
+
+
+def _load_model(folder: Folder) -> Any:
+    place, origin = origin_of(folder.path)
+    loader = AutoModelForCausalLM if folder.processor is None else AutoModelForImageTextToText
+    try:
+        # One precision for all models: what differs in the scores is the weights alone.
+        model = loader.from_pretrained(place, dtype=torch.float32, **(origin or {"use_safetensors": True}))
+    except NOT_LOADABLE as error:
+        raise cannot_load(folder.path, error) from error
+    use_exact_attention(model.get_decoder())
+    return model

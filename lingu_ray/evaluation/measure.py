@@ -1,0 +1,121 @@
+"""Ask one model everything, chunk by chunk, and keep each answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from lingu_ray.corpus.images import decode_image
+from lingu_ray.evaluation.engines.engine import Score
+from lingu_ray.evaluation.items import SAMPLE, Parts, fingerprint, fingerprint_of, items_path
+from lingu_ray.evaluation.metrics.metric import Columns
+from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
+from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
+
+log = logging.getLogger(__name__)
+
+CHUNK = 128  # items
+SAMPLES = 12  # first items of a task that keep what was asked, for the report
+LOG_EVERY_S = 30.0
+THUMBNAIL = 224  # longest side of a sample's picture, pixels
+
+
+class Sheet:
+    """A task's items for one model: which are answered, which are not."""
+
+    def __init__(self, task: Task, model: str, path: Path, engine: str, out_dir: Path) -> None:
+        self.task, self.model = task, model
+        self.path = items_path(out_dir, task.config.name, model)
+        self.fingerprint = fingerprint([_described(task), engine], path)
+        self.parts = Parts(self.path, self.fingerprint)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all items are answered and kept."""
+        return fingerprint_of(self.path) == self.fingerprint
+
+    def chunks(self) -> Iterator[Chunk]:
+        """What is left to ask."""
+        begun = self.parts.begun()
+        for begin in range(0, len(self.task.items), CHUNK):
+            if begin not in begun:
+                yield Chunk(begin, lambda begin=begin: self._requests(begin))
+
+    def keep(self, chunk: Chunk, answers: Answers) -> int:
+        """Write a chunk's answers; how many items it has."""
+        items = self.task.items[chunk.begin : chunk.begin + CHUNK]
+        columns = {"item": [item.name for item in items], **_references(items), **_answered(items, answers)}
+        samples = [_sample(item) if chunk.begin + i < SAMPLES else None for i, item in enumerate(items)]
+        self.parts.write(chunk.begin, {**columns, SAMPLE: samples})
+        return len(items)
+
+    def _requests(self, begin: int) -> Requests:
+        items = self.task.items[begin : begin + CHUNK]
+        scored = [request for item in items if isinstance(item, Scored) for request in item.requests]
+        return scored or [item.request(self.task.config) for item in items if isinstance(item, Asked)]
+
+
+def fill(sheet: Sheet, replicas: Replicas) -> None:
+    """Ask what is left, and make one file of it."""
+    label, items = f"{sheet.model}: {sheet.task.config.name}", len(sheet.task.items)
+    chunks = list(sheet.chunks())
+    done = items - sum(min(CHUNK, items - chunk.begin) for chunk in chunks)
+    begin = said = time.perf_counter()
+    with tqdm(total=items, initial=done, desc=label, unit="item", disable=None, leave=False) as bar:
+        for chunk, answers in replicas.answers(chunks):
+            bar.update(sheet.keep(chunk, answers))
+            if bar.disable and time.perf_counter() - said > LOG_EVERY_S:  # no terminal
+                said = time.perf_counter()
+                log.info("%s: %d of %d chunks", label, len(sheet.parts.begun()), -(-items // CHUNK))
+    sheet.parts.join()
+    log.info("%s: %d items, %.1f s", label, items - done, time.perf_counter() - begin)
+
+
+def _described(task: Task) -> Any:
+    """All that an answer depends on besides the model. Pictures enter by their items' names."""
+    items = [
+        (item.name, item.reference, item.requests if isinstance(item, Scored) else item.prompt) for item in task.items
+    ]
+    return [task.config.model_dump(mode="json"), json.dumps(items, default=repr)]
+
+
+def _references(items: Sequence[Item]) -> Columns:
+    return {name: [item.reference[name] for item in items] for name in items[0].reference}
+
+
+def _answered(items: Sequence[Item], answers: Answers) -> Columns:
+    """Answers in columns: an entry an item, which is a list with an entry a text where texts were scored."""
+    if not isinstance(items[0], Scored):
+        return {"prediction": list(answers)}
+    scores = iter(answer for answer in answers if isinstance(answer, Score))
+    of_items = [[next(scores) for _ in item.requests] for item in items if isinstance(item, Scored)]
+    return {
+        "logliks": [[score.loglik for score in scores] for scores in of_items],
+        "tokens": [[score.tokens for score in scores] for scores in of_items],
+        "greedy": [[score.greedy for score in scores] for scores in of_items],
+    }
+
+
+def _sample(item: Item) -> dict[str, Any]:
+    """What was asked, for people: the text, the options that were scored after it, small pictures."""
+    if isinstance(item, Asked):
+        return {"asked": item.prompt, "options": [], "images": [_thumbnail(read()) for read in item.images]}
+    contexts, texts = zip(*((r.context, r.continuation) for r in item.requests), strict=True)
+    same = len(set(contexts)) == 1
+    return {"asked": contexts[0] if same else texts[0], "options": texts if same else contexts, "images": []}
+
+
+def _thumbnail(encoded: bytes) -> bytes:
+    image = decode_image(encoded)
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Tasks: where items come from, and what each asks of a model."""

@@ -1,0 +1,52 @@
+"""Images of items: checked when the task is loaded, read again when they are needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.config import TaskConfig
+from lingu_ray.corpus.check import load_image
+from lingu_ray.evaluation.tasks.fields import fields_of
+from lingu_ray.evaluation.tasks.items import Fields
+from lingu_ray.evaluation.tasks.rows import Place
+
+
+@dataclass(frozen=True)
+class ItemImage:
+    """The image at `index` of the item that is number `turn` of a row; called, it gives the encoded bytes."""
+
+    config: TaskConfig
+    place: Place
+    turn: int
+    index: int
+
+    def __call__(self) -> bytes:
+        fields = fields_of(self.config, self.place.read())[self.turn]
+        reference = references(fields)[self.index]
+        if isinstance(reference, dict):
+            reference = reference.get("bytes") or reference["path"]
+        return (_folder(self.place) / reference).read_bytes() if isinstance(reference, str) else reference
+
+
+def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> tuple[ItemImage, ...]:
+    """The images that an item's `image` refers to, each decoded once; relative paths start from the file's folder.
+
+    Raises:
+        BadRecord: one is missing or broken.
+    """
+    found = references(fields)
+    for reference in found:
+        load_image(reference, _folder(place))
+    return tuple(ItemImage(config, place, turn, index) for index in range(len(found)))
+
+
+def references(fields: Fields) -> list[Any]:
+    """What an item's `image` says: paths, bytes, or cells `{"bytes", "path"}` of `datasets`; one or a list."""
+    image = fields.get("image")
+    return image if isinstance(image, list) else [] if image is None else [image]
+
+
+def _folder(place: Place) -> Path:
+    return Path(place.piece.path).parent

@@ -1,0 +1,51 @@
+"""Loading tasks: every item is checked before any model is loaded, and none is left out in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from lingu_ray.config import TaskConfig
+from lingu_ray.corpus.forms import BadRecord
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.tasks.fields import fields_of, selected
+from lingu_ray.evaluation.tasks.harness import harness_items
+from lingu_ray.evaluation.tasks.images import item_images
+from lingu_ray.evaluation.tasks.items import Malformed, asked, is_scored, scored
+from lingu_ray.evaluation.tasks.rows import places
+from lingu_ray.evaluation.tasks.task import Item, Task
+
+
+def load_task(config: TaskConfig) -> Task:
+    """Read and check all items of a task.
+
+    Raises:
+        UserError: there is no data, or fewer items than `limit`; an item is malformed (task, file, row, field).
+    """
+    items = tuple(islice(harness_items(config) if config.type == "lm_eval" else _items(config), config.limit))
+    if not items:
+        chosen = f" where {config.where}" if config.where else ""
+        raise UserError(f"evaluation.tasks: {config.name}: {config.path} holds no items{chosen}")
+    if config.limit is not None and len(items) < config.limit:
+        raise UserError(
+            f"evaluation.tasks: {config.name}: limit is {config.limit}, but {config.path} holds {len(items)} items; "
+            "lower the limit or leave it out"
+        )
+    return Task(config, items)
+
+
+def _items(config: TaskConfig) -> Iterator[Item]:
+    for name, place in places(config):
+        try:
+            record = place.read()
+            if config.where and not selected(config.where, record):
+                continue
+            for turn, fields in enumerate(fields_of(config, record)):
+                item = f"{name}.{turn + 1}" if turn else name
+                if is_scored(config):
+                    yield scored(config, item, fields)
+                else:
+                    yield asked(config, item, fields, item_images(config, place, turn, fields))
+        except (Malformed, BadRecord) as error:
+            detail = error.detail if isinstance(error, BadRecord) else error
+            raise UserError(f"evaluation.tasks: {config.name}: {place}: {detail}") from error

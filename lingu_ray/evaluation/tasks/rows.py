@@ -1,0 +1,104 @@
+"""Rows of a task's data, by the corpus's own readers: files, folders, and datasets of the hub.
+
+Files, and folders of `datasets.save_to_disk`, are read as they lie. Other folders, where `split` is given, and hub ids
+go through `datasets`, into its cache. One piece of a file is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from lingu_ray.config import SourceConfig, TaskConfig
+from lingu_ray.corpus.forms import BadRecord
+from lingu_ray.corpus.pieces import HUB_ID, UNREADABLE, Piece, Record, cut_source, hub_files
+from lingu_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row is: `number` counts from 1 within its file (JSONL: the line)."""
+
+    piece: Piece
+    number: int
+
+    def read(self) -> Record:
+        """The row, read again where its piece is not in memory any more.
+
+        Raises:
+            BadRecord: what stands there is none.
+        """
+        record = _records(self.piece)[self.number]
+        if isinstance(record, BadRecord):
+            raise record
+        return record
+
+    def __str__(self) -> str:
+        return self.piece.origin(self.number)
+
+
+def places(config: TaskConfig) -> Iterator[tuple[str, Place]]:
+    """Every row's name (its number, after that of its file where there are several) and place, in order.
+
+    Raises:
+        UserError: there is no data, or a file cannot be read.
+    """
+    pieces = _pieces(config)
+    files = list(dict.fromkeys(piece.path for piece in pieces))
+    for piece in pieces:
+        try:
+            numbers = list(_records(piece))
+        except UNREADABLE as error:
+            raise UserError(f"evaluation.tasks: {config.name}: {piece.path} cannot be read: {error}") from error
+        file = f"{files.index(piece.path) + 1}:" if len(files) > 1 else ""
+        for number in numbers:
+            yield f"{file}{number}", Place(piece, number)
+
+
+@lru_cache(maxsize=1)
+def _records(piece: Piece) -> dict[int, Record | BadRecord]:
+    return dict(piece.records())
+
+
+def source_of(config: TaskConfig) -> SourceConfig:
+    """The task's data as a source of a corpus."""
+    return SourceConfig(
+        name=config.name,
+        form=config.form or "messages",  # which one matters to the reader for `image_folder` alone
+        path=config.path,
+        subset=config.subset,
+        split=config.split or "train",
+    )
+
+
+def _pieces(config: TaskConfig) -> list[Piece]:
+    source, path = source_of(config), Path(config.path).expanduser()
+    on_hub = not path.exists() and HUB_ID.fullmatch(config.path) is not None
+    saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+    if config.split is None and on_hub:
+        raise UserError(
+            f"evaluation.tasks: {config.name}: no file or folder {config.path!r} (from {Path.cwd()}): correct its "
+            "`path`, or set `split`, such as test, for a dataset of the hub"
+        )
+    if config.split is None and "dataset_dict.json" in saved:
+        raise UserError(f"evaluation.tasks: {config.name}: {config.path} has splits: set `split`, such as test")
+    try:
+        if on_hub or (path.is_dir() and config.split and not saved):
+            return _fetched(source if on_hub else source.model_copy(update={"path": str(path)}))
+        return cut_source(source)
+    except UserError as error:
+        raise UserError(f"evaluation.tasks: {str(error).removeprefix('source ')}") from error
+
+
+def _fetched(source: SourceConfig) -> list[Piece]:
+    """Pieces of a dataset of the hub, or of a folder that is laid out as one. Code that comes with it is not run."""
+    from datasets.exceptions import DatasetsError  # slow to import: only where it is used
+
+    try:
+        found = hub_files(source)
+    except (RuntimeError, DatasetsError) as error:  # a script; data files that are none
+        raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error
+    return [piece for file in found for piece in cut_source(source.model_copy(update={"path": glob.escape(file)}))]

@@ -1,0 +1,122 @@
+"""Merge a VLM's decoder with the LM it came from: the baseline that needs no training.
+
+    python -m lingu_ray.merge teacher=MODEL student=MODEL out=DIR [weight=0.5]
+
+teacher=MODEL: the original text-only LM: a folder, a hub id or a .gguf file.
+student=MODEL: the VLM that came from it: a folder or a hub id.
+out=DIR: a new folder, which gets a model of the student's class with its processor.
+weight=W: the teacher's share of the decoder, 0 to 1. Several (weight=0.25,0.5) make the folders DIR-0.25, DIR-0.5.
+
+Decoder, embeddings and head become W · teacher + (1 − W) · student, reckoned in float32 and saved in the student's
+precision. Vision tower, projector and the tokens that the LM does not have stay the student's.
+
+Then measure it beside the others, for example
+
+    python -m lingu_ray.merge teacher=models/lm student=models/vlm out=models/merged weight=0.5
+    python -m lingu_ray.evaluate teacher=models/lm adapted=models/vlm distilled=runs/mine/export \\
+        merged=models/merged tasks=tasks.yaml out=measured
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from lingu_ray.config import StudentConfig, TeacherConfig
+from lingu_ray.distill.interpolate import common_ids, interpolate_
+from lingu_ray.distill.pair import check_tokenizers, compare_decoders, load_config
+from lingu_ray.distill.student import load_processor, load_student
+from lingu_ray.distill.teacher import Teacher
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.runtime.export import export_model
+
+
+def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[Path]:
+    """Write one merged model a weight; returns their folders: `out`, or `out-WEIGHT` where there are several.
+
+    Raises:
+        UserError: a folder is there already; the two do not fit; one cannot be loaded.
+    """
+    folders = [out if len(weights) == 1 else out.with_name(f"{out.name}-{weight:g}") for weight in weights]
+    if there := next((folder for folder in folders if folder.exists()), None):
+        raise UserError(f"out={out}: {there} exists; name another folder, or delete it")
+    student_settings, teacher_settings = StudentConfig(path=student), _teacher_settings(teacher)
+    dtype = _check_configurations(student_settings, teacher_settings)
+    processor = load_processor(student_settings)
+    teacher_tokenizer = _tokenizer(teacher_settings)
+    check_tokenizers(processor.tokenizer, teacher_tokenizer)
+    lm = Teacher.load(teacher_settings, torch.float32, torch.device("cpu")).model
+    for weight, folder in zip(weights, folders, strict=True):
+        vlm = load_student(student_settings)  # anew: what is exported has the saved precision
+        common_V = common_ids(processor.tokenizer, teacher_tokenizer, _rows(vlm), _rows(lm))
+        interpolate_(vlm, lm, weight, common_V)
+        export_model(vlm, processor, dtype, folder)
+    return folders
+
+
+def _teacher_settings(path: str) -> TeacherConfig:
+    """A path that ends in .gguf is that file of its folder."""
+    if path.endswith(".gguf"):
+        return TeacherConfig(path=str(Path(path).parent), gguf_file=Path(path).name)
+    return TeacherConfig(path=path)
+
+
+def _gguf(settings: TeacherConfig) -> dict[str, str]:
+    return {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
+
+
+def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> torch.dtype:
+    """Refuse what is no pair, before any weights are read; returns the precision the student is saved in."""
+    lm = load_config(teacher.path, None, False, "teacher", **_gguf(teacher))
+    vlm = load_config(cast(str, student.path), None, False, "student")
+    if hasattr(lm, "vision_config"):
+        raise UserError(f"teacher={teacher.path}: a {lm.model_type} is not a text-only causal LM")
+    if not hasattr(vlm, "vision_config"):
+        raise UserError(f"student={student.path}: a {vlm.model_type} has no vision_config, so it is no VLM")
+    compare_decoders(vlm.get_text_config(decoder=True), lm)
+    return cast(torch.dtype, vlm.dtype or torch.float32)
+
+
+def _tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
+    try:
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(settings.path, **_gguf(settings)))
+    except (OSError, ValueError) as error:
+        raise UserError(f"teacher={settings.path}: its tokenizer cannot be loaded. {error}") from error
+
+
+def _rows(model: PreTrainedModel) -> int:
+    return cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command; raises UserError for what the user can mend."""
+    given = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
+    wanted = {"teacher", "student", "out"}
+    if not wanted <= set(given) <= wanted | {"weight"} or not all(given.values()) or len(given) < len(arguments):
+        raise UserError(f"give teacher=MODEL, student=MODEL, out=DIR and, if wished, weight=W, each once\n\n{__doc__}")
+    weights = _weights(given.get("weight", "0.5"))
+    for folder in merge(given["teacher"], given["student"], Path(given["out"]), weights):
+        print(f"wrote {folder}")
+
+
+def _weights(text: str) -> list[float]:
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        weights = []
+    if not weights or not all(0 <= weight <= 1 for weight in weights) or len(set(weights)) < len(weights):
+        raise UserError(f"weight={text}: a number from 0 to 1 is wanted, or several different ones with commas between")
+    return weights
+
+
+if __name__ == "__main__":
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # Transformers' own bars
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        sys.exit(print(__doc__))
+    run_command(main)

@@ -1,0 +1,91 @@
+"""Language metrics, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from lingu_ray.config import TASK_TYPES
+from lingu_ray.evaluation.metrics.language import LANGUAGE_METRICS, normalise
+from lingu_ray.evaluation.metrics.metric import Columns, Scores
+from lingu_ray.evaluation.metrics.registry import METRICS
+
+
+def judge(type: str, columns: Columns) -> Scores:
+    """Judge with the type's metric."""
+    return METRICS[type].judge(columns)
+
+
+def level(scores: Scores, extra: str | None = None) -> float:
+    """Σ / Σ weight, of the score or an extra."""
+    return sum(scores.extra[extra] if extra else scores.score) / sum(scores.weight)
+
+
+def test_every_type_has_a_metric() -> None:
+    """The registry joins language, vision and the harness, and nothing else."""
+    assert set(METRICS) == {type for types in TASK_TYPES.values() for type in types}
+    assert set(LANGUAGE_METRICS) < set(METRICS)
+    assert [type for type, metric in METRICS.items() if not metric.higher_is_better] == ["perplexity"]
+
+
+def test_multiple_choice_by_likelihood_and_per_character() -> None:
+    """A long option loses by its sum and may win by the character; of equals the first is taken."""
+    columns: Columns = {
+        "item": ["1", "2", "3"],
+        "logliks": [[-4.0, -6.0], [-1.0, -3.0], [-2.0, -2.0]],
+        "lengths": [[2, 6], [2, 3], [5, 5]],
+        "gold": [1, 0, 1],
+    }
+    scores = judge("multiple_choice", columns)
+    assert scores == Scores([0.0, 1.0, 0.0], [1.0] * 3, {"acc_norm": [1.0, 1.0, 0.0]})
+
+
+def test_multiple_choice_by_letter() -> None:
+    """The same type of a vision task has answers in place of likelihoods."""
+    columns: Columns = {
+        "item": ["1", "2"],
+        "prediction": ["B", "A."],
+        "choices": [["x", "y"], ["x", "y"]],
+        "gold": [1, 1],
+    }
+    assert judge("multiple_choice", columns).score == [1.0, 0.0]
+
+
+def test_last_word() -> None:
+    """Accuracy is by the greedy word; the perplexity of the words stands beside it."""
+    scores = judge("last_word", {"logliks": [[-1.0], [-3.0]], "tokens": [[1], [2]], "greedy": [[True], [False]]})
+    assert level(scores) == 0.5
+    assert math.exp(level(scores, "nats_per_word")) == pytest.approx(math.exp(2.0))
+
+
+def test_perplexity() -> None:
+    """Nats over tokens, not the mean of the texts' own; over words and bytes where those are counted."""
+    columns: Columns = {"logliks": [[-6.0], [-4.0]], "tokens": [[2], [3]]}
+    assert judge("perplexity", columns) == Scores([6.0, 4.0], [2.0, 3.0], {})
+    scores = judge("perplexity", columns | {"words": [1, 3], "bytes": [8, 12]})
+    assert level(scores) == 2.0
+    assert level(scores, "nats_per_word") == 2.5 and level(scores, "nats_per_byte") == 0.5
+
+
+def test_exact_match() -> None:
+    """One of the accepted answers, after normalisation."""
+    columns: Columns = {"prediction": ["The Cat.", "7"], "answers": [["a dog", "cat"], ["seven"]]}
+    assert judge("exact_match", columns) == Scores([1.0, 0.0], [1.0, 1.0], {})
+
+
+@pytest.mark.parametrize(
+    ("answer", "plain"),
+    [
+        ("  The Red  car. ", "red car"),
+        ("A", "a"),
+        ("1,000.5", "1000.5"),
+        ("-5", "-5"),
+        ("10:30!", "10:30"),
+        ("yes, it is", "yes it is"),
+        ("3.", "3"),
+    ],
+)
+def test_normalised_answers(answer: str, plain: str) -> None:
+    """Case, articles and punctuation go; what belongs to a number stays, and a lone article too."""
+    assert normalise(answer) == plain

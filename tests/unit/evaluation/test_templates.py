@@ -1,0 +1,62 @@
+"""Templates: columns, native values, text; and what they may not do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError, UndefinedError
+
+from lingu_ray.evaluation.tasks.templates import compile_template
+
+ROW = {"question": "Who?", "choices": {"text": ["é", "no"], "label": ["A", "B"]}, "answerKey": "B", "n": 3}
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [
+        ("question", "Who?"),
+        ("n", 3),
+        ("{{n}}", 3),
+        ("{{- n -}}", 3),
+        ("{{choices.text}}", ["é", "no"]),
+        ("{{choices.label.index(answerKey)}}", 1),
+        ("{{answerKey == 'A'}}", False),
+        ("{{choices.text | map('upper')}}", ["É", "NO"]),
+        ("{{question}} {{n}}", "Who? 3"),
+        ("{{question}}\n", "Who?\n"),
+        ("{% if n > 2 %}{{n}}{% endif %}", "3"),
+        ("{{'a [b] c [d]' | regex_replace('\\\\[.*?\\\\]', '-')}}", "a - c -"),
+    ],
+)
+def test_a_single_expression_keeps_its_kind(template: str, value: Any) -> None:
+    """A column and a lone expression give the value itself, anything more gives text, to the last line break."""
+    found = compile_template(template)(ROW)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "message"),
+    [
+        ("answer", LookupError, "no column 'answer'; there are: question"),
+        ("{{answer}}", UndefinedError, "'answer' is undefined"),
+        ("Answer: {{answer}}", UndefinedError, "'answer' is undefined"),
+        ("{{choices.label.index('C')}}", ValueError, "not in list"),
+        ("{{question.__class__.__mro__}}", SecurityError, "unsafe"),
+        ("{{choices.text.append('more')}}", SecurityError, "unsafe"),
+    ],
+)
+def test_what_does_not_fit_a_row_is_an_error(template: str, error: type[Exception], message: str) -> None:
+    """Nothing missing becomes an empty text, and templates reach neither Python's inside nor change the row."""
+    with pytest.raises(error, match=message):
+        compile_template(template)(ROW)
+    assert ROW["choices"]["text"] == ["é", "no"]
+
+
+@pytest.mark.parametrize("template", ["{{question", "{{question | shout}}", "{% if n %}yes", "{{}}"])
+def test_a_malformed_template_is_named(template: str) -> None:
+    """It is refused with the settings, before there is a row."""
+    with pytest.raises(ValueError, match="malformed") as error:
+        compile_template(template)
+    assert template in str(error.value) and isinstance(error.value.__cause__, TemplateError)
