@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 # An index that serves CPU builds of torch, for a Linux machine without a GPU whose own index has CUDA builds only
 # (the install page of pytorch.org names one). Without it torch brings its CUDA libraries along: it works, and is large.
 TORCH_INDEX ?=
+# Test files at one time; each may start a Ray of two CPUs.
+TEST_WORKERS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -52,10 +54,10 @@ demo: setup
 	$(RUN) -m lingu_ray.train
 
 test: check
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-fast: check
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 check: setup
 	$(RUN) -m ruff check
