@@ -239,7 +239,7 @@ def _load(folder: Folder, tokens_per_batch: int) -> Any:
         max_model_len=folder.max_length + 1,
         max_num_seqs=SEQUENCES,
         max_num_batched_tokens=max(tokens_per_batch, SEQUENCES),
-        long_prefill_token_threshold=PREFILL_CHUNK,
+        long_prefill_token_threshold=min(PREFILL_CHUNK, folder.max_length),
         limit_mm_per_prompt={"video": 0, "audio": 0},
         use_tqdm_on_load=False,
         **_on_device(folder, tokens_per_batch),
