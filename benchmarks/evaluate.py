@@ -24,7 +24,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from transformers import (
 
 from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
 from lingu_ray.config import RayConfig
-from lingu_ray.demo.text import passages, read_documents, train_tokenizer, training_texts
+from lingu_ray.demo.text import Documents, passages, read_documents, train_tokenizer, training_texts
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
@@ -175,7 +175,7 @@ def items_of(task: str, options: Any) -> int:
 
 def requests_of(task: str, items: int, words: int, new_tokens: int) -> Iterator[list[Any]]:
     """The requests of one round after another; no text or image comes twice."""
-    texts = (" ".join(passage) for _, passage in passages(read_documents(), words))
+    texts = (" ".join(passage) for _, passage in passages(documents(), words))
     for turn in itertools.count():
         drawn = list(itertools.islice(texts, items))
         if task == "choice":
@@ -188,6 +188,12 @@ def requests_of(task: str, items: int, words: int, new_tokens: int) -> Iterator[
             yield [
                 GenerateRequest("What is it?", (picture(turn * items + index),), new_tokens) for index in range(items)
             ]
+
+
+@cache
+def documents() -> Documents:
+    """The text that this Python carries."""
+    return read_documents()
 
 
 def choices(text: str, others: list[str]) -> list[ScoreRequest]:
@@ -208,7 +214,7 @@ def picture(seed: int) -> bytes:
 def make_models(folder: Path, layers: int) -> list[str]:
     """Save a random language model and a random VLM with a tokenizer of small vocabulary."""
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(training_texts(read_documents()), WORDS_OF_TOKENIZER)
+    tokenizer = train_tokenizer(training_texts(documents()), WORDS_OF_TOKENIZER)
     lm, vlm = folder / "SmolLM2-135M, random", folder / "SmolVLM-256M, random"
     text = language_config(layers, tokenizer)
     LlamaForCausalLM(text).save_pretrained(lm)

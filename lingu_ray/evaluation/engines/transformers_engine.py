@@ -24,11 +24,10 @@ from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, cannot_load, load_folder, origin_of
-from lingu_ray.evaluation.engines.prompts import Prompts
+from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 
 HEAD_CHUNK = 1024  # scored tokens whose logits exist at one time
-ENCODED_AT_ONCE = 64  # questions whose images are decoded at one time
 
 
 def cut(lengths: list[int], token_budget: int) -> Iterator[list[int]]:

@@ -21,13 +21,13 @@ from lingu_ray.distill.decoder import head_dim
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, load_folder
-from lingu_ray.evaluation.engines.prompts import Prompts
+from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.evaluation.engines.vllm_plugin import register
 
 SEQUENCES = 128  # most that are worked on at one time
 PREFILL_CHUNK = 1024  # most tokens of one text in a step: logits of all of them exist at one time
-IMAGES_AT_ONCE = 64  # questions whose images are decoded at one time
+BLOCK = 32  # tokens; the smallest on a CPU: shared beginnings are cached in whole ones, and answers come a fifth faster
 
 
 def obstacle(path: Path | str) -> str | None:
@@ -66,17 +66,22 @@ def _register_classes(config: PreTrainedConfig) -> list[str]:
 def _obstacle_on_cpu(config: PreTrainedConfig) -> str | None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    text = config.get_text_config(decoder=True)
-    if head_dim(text) not in (sizes := CPUAttentionBackend.get_supported_head_sizes()):
-        return f"on a CPU heads have {', '.join(map(str, sizes))} dimensions, and its heads have {head_dim(text)}"
-    context = (text.max_position_embeddings + 1) * _kv_bytes(text)
-    if context > _memory_for_kv():
+    size = head_dim(config.get_text_config(decoder=True))
+    if size not in (sizes := CPUAttentionBackend.get_supported_head_sizes()):
+        return f"on a CPU heads have {', '.join(map(str, sizes))} dimensions, and its heads have {size}"
+    if (context := _context(config) * _kv_bytes(config)) > _memory_for_kv():
         return f"its context takes {context / 2**30:.1f} GiB of keys and values, more than half of the free memory"
     return None
 
 
-def _kv_bytes(text: PreTrainedConfig) -> int:
+def _context(config: PreTrainedConfig) -> int:
+    """Tokens of a full context in whole blocks, the token that is predicted after it and vLLM's own block included."""
+    return (config.get_text_config(decoder=True).max_position_embeddings // BLOCK + 2) * BLOCK
+
+
+def _kv_bytes(config: PreTrainedConfig) -> int:
     """Bytes of one token's keys and values in float32."""
+    text = config.get_text_config(decoder=True)
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return 2 * text.num_hidden_layers * kv_heads * head_dim(text) * 4
 
@@ -98,13 +103,13 @@ class VllmEngine:
             UserError: vLLM cannot serve the model at `path`, or fails to load it.
         """
         if reason := obstacle(path):
-            raise UserError(f"vLLM cannot serve {path}: {reason}; set engine=transformers")
+            raise UserError(f"vLLM cannot serve {path}: {reason}; set evaluation.engine=transformers")
         self.folder = load_folder(path)
         self.prompts = Prompts(self.folder)
         try:
             self.llm = _load(self.folder, tokens_per_batch)
         except Exception as error:  # of any kind: vLLM and the model's own code raise what they like
-            raise UserError(f"vLLM cannot load {path}: {error}; set engine=transformers") from error
+            raise UserError(f"vLLM cannot load {path}: {error}; set evaluation.engine=transformers") from error
 
     @property
     def sees(self) -> bool:
@@ -112,8 +117,9 @@ class VllmEngine:
         return self.folder.processor is not None
 
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
-        """Score every continuation: fp32 softmax, summed in float64. Requests that share a context should follow
-        one another: it is computed once.
+        """Score every continuation: fp32 softmax, summed in float64.
+
+        A context that several requests share is computed once, where they come in one call.
 
         Raises:
             UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
@@ -138,7 +144,7 @@ class VllmEngine:
             UserError: the model takes no images, a prompt does not fit its context, or vLLM reads a prompt with images
                 otherwise than the corpus's encoder does.
         """
-        size = IMAGES_AT_ONCE if any(request.images for request in requests) else max(1, len(requests))
+        size = ENCODED_AT_ONCE if any(request.images for request in requests) else max(1, len(requests))
         chunks = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
         return [answer for chunk in chunks for answer in self._answer(chunk)]
 
@@ -151,7 +157,7 @@ class VllmEngine:
         except (VLLMClientError, ValueError) as error:
             for request in requests:
                 self.prompts.encode(request)  # tells which one does not fit
-            raise UserError(f"vLLM refuses a prompt: {error}; set engine=transformers") from error
+            raise UserError(f"vLLM refuses a prompt: {error}; set evaluation.engine=transformers") from error
         self._check(requests, [output.prompt_token_ids for output in outputs])
         return [self.prompts.answer(r, list(o.outputs[0].token_ids)) for r, o in zip(requests, outputs, strict=True)]
 
@@ -185,7 +191,7 @@ class VllmEngine:
         if ids != self.prompts.encode(request).input_ids_T.tolist():
             raise UserError(
                 f"{self.folder.path}: vLLM writes the tokens of images otherwise than the model's processor does; "
-                "set engine=transformers"
+                "set evaluation.engine=transformers"
             )
 
 
@@ -241,6 +247,7 @@ def _load(folder: Folder, tokens_per_batch: int) -> Any:
         max_num_batched_tokens=max(tokens_per_batch, SEQUENCES),
         long_prefill_token_threshold=min(PREFILL_CHUNK, folder.max_length),
         limit_mm_per_prompt={"video": 0, "audio": 0},
+        mm_processor_cache_gb=1,  # an image that several questions in a row are about
         use_tqdm_on_load=False,
         **_on_device(folder, tokens_per_batch),
     )
@@ -251,7 +258,6 @@ def _on_device(folder: Folder, tokens_per_batch: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return {"gpu_memory_utilization": 0.9 * free / total}
-    text = folder.config.get_text_config(decoder=True)
-    tokens = max(folder.max_length + 1, 8 * tokens_per_batch)
-    # The smallest blocks: shared beginnings are cached in whole ones, and answers are given a fifth faster
-    return {"kv_cache_memory_bytes": min(tokens * _kv_bytes(text), _memory_for_kv()), "block_size": 32}
+    tokens = max(_context(folder.config), 8 * tokens_per_batch)
+    memory = min(tokens * _kv_bytes(folder.config), _memory_for_kv())
+    return {"kv_cache_memory_bytes": memory, "block_size": BLOCK}
