@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 
@@ -29,11 +30,13 @@ def generate_answers(
     max_new_tokens: int,
     temperature: float = 0.0,
     never: list[int] | None = None,
+    stopping: StoppingCriteriaList | None = None,
 ) -> list[Tensor]:
     """Token ids of each answer, up to and with its first token of `ends`; greedy at `temperature` 0, else sampled.
 
     `model`: an image-text-to-text model; it is left in the mode (training or not) that it was in.
     `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may hold.
+    `stopping`: what else ends an answer; it sees the batch's left-padded prompts with the answers so far.
     Sampling draws from PyTorch's global generator.
     """
     longest = max(len(prompt.input_ids_T) for prompt in prompts)
@@ -62,6 +65,7 @@ def generate_answers(
             eos_token_id=ends,
             pad_token_id=pad_id,
             suppress_tokens=never,
+            stopping_criteria=stopping,
         )
     finally:
         model.train(training)

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
+from tiny import tiny_student, tiny_teacher
 
 pytestmark = pytest.mark.slow
 
@@ -45,3 +47,15 @@ def test_transport(tmp_path):
     """Both ways of Ray carry the payload, set against a memcpy of the same bytes."""
     rows = run("transport", "--sizes", "2", "--dtypes", "bfloat16", out=tmp_path)
     assert {"object_store"} <= {value for row in rows for value in row.values() if isinstance(value, str)}
+
+
+def test_evaluate(tmp_path):
+    """Both engines get through every task of a model that sees; Transformers is the ratio's 1."""
+    tiny_student(tiny_teacher(), folder=tmp_path / "model")
+    flags = ["--items", "2", "--images", "1", "--words", "30", "--new-tokens", "4", "--tokens-per-batch", "512"]
+    rows = run("evaluate", str(tmp_path / "model"), *flags, out=tmp_path)
+    ratios = {(row["task"], row["engine"]): row["to_transformers"] for row in rows}
+    assert ratios.keys() == set(product(("choice", "perplexity", "text", "image"), ("transformers", "vllm")))
+    assert all(ratio == 1 if engine == "transformers" else ratio > 0 for (_, engine), ratio in ratios.items())
+    assert all(row["items_per_s"] > 0 and row["start_s"] > 1 for row in rows)
+    assert (tmp_path / "evaluate.png").stat().st_size > 1000

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, StoppingCriteria, StoppingCriteriaList
 
 from lingu_ray.corpus.encode import Sample, join_vision
 from lingu_ray.distill.decoder import use_exact_attention
@@ -113,11 +113,11 @@ class TransformersEngine:
         Raises:
             UserError: the model takes no images, or a prompt does not fit its context.
         """
-        alike: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)  # what can share a batch
+        alike: dict[int, list[int]] = defaultdict(list)  # what can share a batch
         for index, request in enumerate(requests):
-            alike[request.max_new_tokens, request.stop].append(index)
+            alike[request.max_new_tokens].append(index)
         answers: dict[int, str] = {}
-        for (max_new_tokens, _), indices in alike.items():
+        for max_new_tokens, indices in alike.items():
             for begin in range(0, len(indices), ENCODED_AT_ONCE):
                 chosen = indices[begin : begin + ENCODED_AT_ONCE]
                 samples = [self.prompts.encode(requests[i]) for i in chosen]
@@ -127,7 +127,7 @@ class TransformersEngine:
         return [answers[i] for i in range(len(requests))]
 
     def _answer(self, requests: list[GenerateRequest], samples: list[Sample]) -> list[str]:
-        """Answer requests of one length and one choice of stop texts."""
+        """Answer requests of one length."""
         answers = generate_answers(
             self.model,
             [Prompt(sample.input_ids_T, sample.visual_T) for sample in samples],
@@ -135,8 +135,24 @@ class TransformersEngine:
             ends=self.prompts.ends,
             pad_id=self.prompts.encoder.pad_id,
             max_new_tokens=requests[0].max_new_tokens,
+            stopping=StoppingCriteriaList([_Said(self.prompts, requests, max(map(len, samples)))]),
         )
         return [self.prompts.answer(r, ids_T.tolist()) for r, ids_T in zip(requests, answers, strict=True)]
+
+
+class _Said(StoppingCriteria):
+    """Ends the answers that hold a stop text of their request; `begin` is where answers begin in a row."""
+
+    def __init__(self, prompts: Prompts, requests: list[GenerateRequest], begin: int) -> None:
+        self.prompts, self.requests, self.begin = prompts, requests, begin
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Which rows are done, `[B]` bool."""
+        if not any(request.stop for request in self.requests):
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        texts = self.prompts.tokenizer.batch_decode(input_ids[:, self.begin :], skip_special_tokens=True)
+        done = [any(stop in text for stop in r.stop) for r, text in zip(self.requests, texts, strict=True)]
+        return torch.tensor(done, device=input_ids.device)
 
 
 def _load_model(folder: Folder) -> Any:

@@ -211,6 +211,18 @@ def test_an_answer_ends_before_its_first_stop_text(folders: dict[str, Path]) -> 
     assert answers == [whole, whole, expected, whole[: whole.index(early)].strip()]
 
 
+def test_a_batch_ends_with_its_last_stop_text(folders: dict[str, Path]) -> None:
+    """The model runs until each answer has its stop text, and no further."""
+    engine = TransformersEngine(folders["student"], 10_000)
+    request = GenerateRequest("A text that goes on", max_new_tokens=30, chat=False)
+    whole = engine.generate([request])[0]
+    steps: list[int] = []
+    engine.model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
+    engine.generate([replace(request, stop=(whole[place],)) for place in (4, 9)])
+    ids = engine.folder.tokenizer(whole[:10]).input_ids
+    assert 0 < len(steps) <= len(ids) + 1
+
+
 def test_a_language_model_chats_by_its_template_or_in_raw_text(tmp_path: Path) -> None:
     """With a template the prompt is what the template writes; without one, and for raw text, it is the text itself."""
     tiny_teacher(folder=tmp_path)
