@@ -76,8 +76,9 @@ class Watch:
 
     def _table(self, outcomes: list[Outcome]) -> Table:
         states = [outcome.state for outcome in outcomes]
-        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        table = Table(title=f"{self.space.name}: {len(outcomes)} of {self.space.size} trials begun ({counts})")
+        counts = [f"{len(outcomes)} of {self.space.size} trials begun"]
+        counts += [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+        table = Table(title=f"{self.space.name}: {', '.join(counts)}")
         for name in ("trial", "setting", "state", "step", "validation", "recovery", "retention"):
             table.add_column(name, justify="left" if name in ("trial", "setting", "state") else "right")
         running = [outcome for outcome in outcomes if outcome.state == "running"]
