@@ -33,6 +33,7 @@ from lingu_ray.distill.pair import check_tokenizers, compare_decoders, load_conf
 from lingu_ray.distill.student import load_processor, load_student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
+from lingu_ray.evaluation.engines.load import origin_of
 from lingu_ray.runtime.export import export_model
 
 
@@ -60,10 +61,8 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
 
 
 def _teacher_settings(path: str) -> TeacherConfig:
-    """A path that ends in .gguf is that file of its folder."""
-    if path.endswith(".gguf"):
-        return TeacherConfig(path=str(Path(path).parent), gguf_file=Path(path).name)
-    return TeacherConfig(path=path)
+    place, origin = origin_of(path)
+    return TeacherConfig(path=str(place), **origin)
 
 
 def _gguf(settings: TeacherConfig) -> dict[str, str]:

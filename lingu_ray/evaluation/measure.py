@@ -31,10 +31,11 @@ THUMBNAIL = 224  # longest side of a sample's picture, pixels
 class Sheet:
     """A task's items for one model: which are answered, which are not."""
 
-    def __init__(self, task: Task, model: str, path: Path, engine: str, out_dir: Path) -> None:
+    def __init__(self, task: Task, described: Any, model: str, path: Path, engine: str, out_dir: Path) -> None:
+        """`described` is that of the task, the same for all models."""
         self.task, self.model = task, model
         self.path = items_path(out_dir, task.config.name, model)
-        self.fingerprint = fingerprint([_described(task), engine], path)
+        self.fingerprint = fingerprint([described, engine], path)
         self.parts = Parts(self.path, self.fingerprint)
 
     @property
@@ -79,7 +80,7 @@ def fill(sheet: Sheet, replicas: Replicas) -> None:
     log.info("%s: %d items, %.1f s", label, items - done, time.perf_counter() - begin)
 
 
-def _described(task: Task) -> Any:
+def describe(task: Task) -> Any:
     """All that an answer depends on besides the model. Pictures enter by their items' names."""
     items = [
         (item.name, item.reference, item.requests if isinstance(item, Scored) else item.prompt) for item in task.items

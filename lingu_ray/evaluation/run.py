@@ -15,7 +15,7 @@ from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import takes_images
 from lingu_ray.evaluation.items import items_path
-from lingu_ray.evaluation.measure import Sheet, fill
+from lingu_ray.evaluation.measure import Sheet, describe, fill
 from lingu_ray.evaluation.recovery import summarise
 from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.evaluation.tasks.load import load_task
@@ -60,14 +60,15 @@ def evaluate(
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise UserError(f"a model's name is of letters, digits, _ and -, found {name!r}")
     tasks = [load_task(config) for config in settings.tasks]
+    described = [describe(task) for task in tasks]
     unfinished: dict[str, list[Sheet]] = {}
     for name, path in models.items():
         can_see = takes_images(path)
-        for task in tasks:
+        for task, description in zip(tasks, described, strict=True):
             if task.config.kind == "vision" and not can_see:
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
                 continue
-            sheet = Sheet(task, name, path, settings.engine, out_dir)
+            sheet = Sheet(task, description, name, path, settings.engine, out_dir)
             if not sheet.whole:
                 unfinished.setdefault(name, []).append(sheet)
     if unfinished:

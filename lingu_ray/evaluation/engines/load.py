@@ -58,14 +58,27 @@ def load_folder(path: Path | str) -> Folder:
         UserError: nothing at `path` that Transformers can load.
     """
     place, origin = origin_of(path)
+    config = _load_config(path)
     try:
-        config = AutoConfig.from_pretrained(place, **origin)
         tokenizer = AutoTokenizer.from_pretrained(place, **origin)
         processor = AutoProcessor.from_pretrained(place) if sees(config) else None
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
     assert tokenizer is not None  # Transformers' annotation allows it, its code raises
     return Folder(str(path), config, tokenizer, processor, _eos_ids(place, config, tokenizer))
+
+
+def takes_images(path: Path | str) -> bool:
+    """Whether the model at `path` does; reads its configuration alone (errors as `load_folder`)."""
+    return sees(_load_config(path))
+
+
+def _load_config(path: Path | str) -> PreTrainedConfig:
+    place, origin = origin_of(path)
+    try:
+        return AutoConfig.from_pretrained(place, **origin)
+    except NOT_LOADABLE as error:
+        raise cannot_load(path, error) from error
 
 
 def cannot_load(path: Path | str, error: Exception) -> UserError:
@@ -80,16 +93,3 @@ def _eos_ids(place: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokeniz
         eos = GenerationConfig.from_model_config(config).eos_token_id
     ids = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id}
     return frozenset(token for token in ids if token is not None)
-
-
-def takes_images(path: Path | str) -> bool:
-    """Whether the model at `path` does; reads its configuration alone.
-
-    Raises:
-        UserError: nothing at `path` that Transformers can load.
-    """
-    place, origin = origin_of(path)
-    try:
-        return sees(AutoConfig.from_pretrained(place, **origin))
-    except NOT_LOADABLE as error:
-        raise cannot_load(path, error) from error
