@@ -22,6 +22,7 @@ import itertools
 import os
 import random
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -32,19 +33,13 @@ import numpy as np
 import ray
 import torch
 from PIL import Image
-from transformers import (
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    Idefics3ImageProcessorPil,
-    Idefics3Processor,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
-from lingu_ray.config import RayConfig
+from lingu_ray.config import Config, CorpusConfig, RayConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.demo.text import Documents, passages, read_documents, train_tokenizer, training_texts
+from lingu_ray.distill.student import prepare_student
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
@@ -54,14 +49,7 @@ ENGINES: dict[str, Callable[[str, int], Engine]] = {"transformers": Transformers
 TASKS = ("choice", "perplexity", "text", "image")
 CONTEXT = 2048
 VOCABULARY, WORDS_OF_TOKENIZER = 49152, 4096
-IMAGE_SIDE, PATCH, SHUFFLE = 512, 16, 4
-IMAGE_TOKENS = (IMAGE_SIDE // PATCH // SHUFFLE) ** 2
-ADDED = ["<image>", "<fake_token_around_image>", "<global-img>"]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|endoftext|>\n"
-    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
+IMAGE_SIDE = 512
 
 
 class Measured:
@@ -108,7 +96,7 @@ def measure_model(model: str, options: Any) -> list[Row]:
     """Rows of a model: every task, batch size and engine."""
     timings: dict[tuple[str, int], dict[str, Timing]] = {}
     starts: dict[tuple[str, int], float] = {}
-    for size in options.tokens_per_batch:
+    for size in tqdm(options.tokens_per_batch, desc=Path(model).name, unit="batch size"):
         actors = {}
         for engine in ENGINES:
             actors[engine], starts[engine, size] = start(engine, model, size)
@@ -212,19 +200,19 @@ def picture(seed: int) -> bytes:
 
 
 def make_models(folder: Path, layers: int) -> list[str]:
-    """Save a random language model and a random VLM with a tokenizer of small vocabulary."""
+    """Save a random language model with a tokenizer of small vocabulary, and the VLM that a recipe would make of it."""
     torch.manual_seed(0)
-    tokenizer = train_tokenizer(training_texts(documents()), WORDS_OF_TOKENIZER)
     lm, vlm = folder / "SmolLM2-135M, random", folder / "SmolVLM-256M, random"
-    text = language_config(layers, tokenizer)
-    LlamaForCausalLM(text).save_pretrained(lm)
+    tokenizer = train_tokenizer(training_texts(documents()), WORDS_OF_TOKENIZER)
+    LlamaForCausalLM(language_config(layers, tokenizer)).save_pretrained(lm)
     tokenizer.save_pretrained(lm)
-    tokenizer.add_special_tokens({"additional_special_tokens": ADDED})
-    Idefics3ForConditionalGeneration(vision_language_config(text, tokenizer)).save_pretrained(vlm)
-    images = Idefics3ImageProcessorPil(
-        size={"longest_edge": IMAGE_SIDE}, max_image_size={"longest_edge": IMAGE_SIDE}, do_image_splitting=False
+    config = Config(
+        name="benchmark",
+        teacher=TeacherConfig(path=str(lm)),
+        student=StudentConfig(from_teacher=VisionConfig()),  # SmolVLM-256M's tower
+        corpus=CorpusConfig(sources=(SourceConfig(name="none", form="text", path="none", language_heavy=True),)),
     )
-    Idefics3Processor(images, tokenizer, IMAGE_TOKENS, CHAT_TEMPLATE).save_pretrained(vlm)
+    prepare_student(config, vlm)
     return [str(lm), str(vlm)]
 
 
@@ -245,30 +233,10 @@ def language_config(layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaCon
     )
 
 
-def vision_language_config(text: LlamaConfig, tokenizer: PreTrainedTokenizerFast) -> Idefics3Config:
-    """SmolVLM-256M's shape."""
-    vision = {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": IMAGE_SIDE,
-        "patch_size": PATCH,
-    }
-    return Idefics3Config(
-        text_config=text.to_dict(),
-        vision_config=vision,
-        scale_factor=SHUFFLE,
-        image_token_id=tokenizer.get_vocab()[ADDED[0]],
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
-    )
-
-
 def plot(rows: list[Row], path: Path) -> None:
     """vLLM's speed over Transformers' at the same batch size, by model and task."""
     ours = [found for found in rows if found["engine"] == "vllm"]
-    groups = list(dict.fromkeys(f"{found['model']}\n{found['task']}" for found in ours))
+    groups = list(dict.fromkeys(f"{found['task']}\n{textwrap.fill(found['model'], 14)}" for found in ours))
     sizes = list(dict.fromkeys(found["tokens_per_batch"] for found in ours))
     series = {
         f"{size} tokens a batch": [found["to_transformers"] for found in ours if found["tokens_per_batch"] == size]

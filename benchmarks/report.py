@@ -21,6 +21,7 @@ from typing import Any
 import ray
 import torch
 import transformers
+from tqdm import tqdm
 
 Row = dict[str, Any]
 
@@ -68,7 +69,7 @@ def measure(
     """
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-warm_up, repeats):
+    for turn in tqdm(range(-warm_up, repeats), unit="round", leave=False, disable=None):
         start = turn % len(names)
         for name in names[start:] + names[:start]:
             spent = clock(functions[name])
@@ -199,9 +200,9 @@ def plot_bars(
     path.parent.mkdir(parents=True, exist_ok=True)
     style = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     with plt.rc_context(style):
-        figure, axis = plt.subplots(
-            figsize=(3.2 + len(groups) * max(0.7, 0.35 * len(series)), 3.6), layout="constrained"
-        )
+        label = max(len(line) for group in groups for line in group.split("\n"))
+        room = max(0.7, 0.35 * len(series), 0.09 * label)
+        figure, axis = plt.subplots(figsize=(3.2 + len(groups) * room, 3.6), layout="constrained")
         width = 0.8 / len(series)
         for place, (name, values) in enumerate(series.items()):
             x = [group + width * (place - (len(series) - 1) / 2) for group in range(len(groups))]

@@ -110,6 +110,8 @@ class Settings(Generic[T]):
         while rest:
             if isinstance(node, list):
                 part, name = self._item(node, rest, ".".join(map(str, key)), argument)
+                if isinstance(node[part], str) and rest != name:  # a bare name stands for the section of that name
+                    node[part] = {"name": node[part]}
             elif isinstance(node, dict) or node is None:
                 part = name = _longest([key for key in node or () if isinstance(key, str)], rest)
             else:
@@ -122,7 +124,7 @@ class Settings(Generic[T]):
 
     @staticmethod
     def _item(items: list[Any], rest: str, above: str, argument: str) -> tuple[int, str]:
-        names = [str(item.get("name")) if isinstance(item, dict) else "" for item in items]
+        names = [_name(item) for item in items]
         position = _longest(names, rest)
         if position in names:
             return names.index(position), position
@@ -166,6 +168,13 @@ class Settings(Generic[T]):
         below = (k for k in self.origins if key and k[: len(key)] == key)
         nearest = next(above, None) or next(below, None)
         return self.origins[nearest] if nearest else self.name
+
+
+def _name(item: Any) -> str:
+    """What an item of a list is called: its `name`, or what a bare name ends with (`lm_eval/gsm8k`)."""
+    if isinstance(item, dict):
+        return str(item.get("name"))
+    return item.rpartition("/")[2] if isinstance(item, str) else ""
 
 
 def _longest(names: list[str], dotted: str) -> str:

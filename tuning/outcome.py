@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.folder import write_json
@@ -46,10 +46,6 @@ class Outcome:
         """Into the trial's folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, asdict(self))
-
-    def change(self, **values: Any) -> Outcome:
-        """A copy with some fields changed."""
-        return replace(self, **values)
 
 
 def read_outcome(folder: Path) -> Outcome | None:

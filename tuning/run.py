@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def mark_dead(results: tune.ResultGrid, trials: Path) -> None:
         outcome = read_outcome(trials / Path(result.path).name)
         if outcome is not None and outcome.state == "running":
             error = result.error or RuntimeError("it ended without a word")
-            outcome.change(state="failed", error=reason(error)).write(trials / outcome.trial)
+            replace(outcome, state="failed", error=reason(error)).write(trials / outcome.trial)
 
 
 def _dirname(trial: TuneTrial) -> str:

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ class Trial(tune.Trainable):
         """Write down what became known."""
         seconds = self.outcome.seconds + time.monotonic() - self.begun
         self.begun = time.monotonic()
-        self.outcome = self.outcome.change(seconds=seconds, **changes)
+        self.outcome = replace(self.outcome, seconds=seconds, **changes)
         self.outcome.write(self.folder.root)
 
 

@@ -113,7 +113,7 @@ class Encoder:
         total = 0
         images = iter(row.images)
         for index, turn in enumerate(self.turns(row.messages)):
-            total += len(self._tokens(turn.prompt, special=index == 0 and not self._has_bos(turn.prompt)))
+            total += len(self._tokens(turn.prompt, special=index == 0 and not self.has_bos(turn.prompt)))
             if turn.images:
                 total += self._added_by_images(tuple(image_size(next(images)) for _ in range(turn.images)))
             if index == 0 and total >= self.max_length:
@@ -167,7 +167,7 @@ class Encoder:
         )
 
     def _prompt(self, turn: Turn, images: Iterator[bytes], first: bool) -> tuple[list[int], dict[str, Tensor]]:
-        special = first and not self._has_bos(turn.prompt)
+        special = first and not self.has_bos(turn.prompt)
         if not turn.images:
             return self._tokens(turn.prompt, special), {}
         decoded = [decode_image(next(images)) for _ in range(turn.images)]
@@ -178,7 +178,7 @@ class Encoder:
     def _tokens(self, text: str, special: bool = False) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
-    def _has_bos(self, text: str) -> bool:
+    def has_bos(self, text: str) -> bool:
         """Whether the template writes the BOS token itself, so that the tokenizer must not add a second one."""
         bos = self.tokenizer.bos_token
         return bool(bos) and text.startswith(bos)

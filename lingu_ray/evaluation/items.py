@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,28 @@ def read_items(out_dir: Path, task: str, model: str) -> Columns | None:
     return read_columns(path) if path.exists() else None
 
 
+def first_items(out_dir: Path, task: str, model: str, count: int) -> Columns | None:
+    """At most `count` items from the beginning of one file; None where the model was not measured on the task.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = items_path(out_dir, task, model)
+    return _columns(path, lambda: next(pq.ParquetFile(path).iter_batches(count))) if path.exists() else None
+
+
 def read_columns(path: Path) -> Columns:
     """The columns of a file of items.
 
     Raises:
         UserError: the file cannot be read.
     """
+    return _columns(path, lambda: pq.read_table(path))
+
+
+def _columns(path: Path, read: Callable[[], pa.Table | pa.RecordBatch]) -> Columns:
     try:
-        return pq.read_table(path).to_pydict()
+        return read().to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"measured items {path} cannot be read ({error}); delete it and evaluate again") from error
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample
 from lingu_ray.evaluation.items import ADAPTED, CE_ONLY, DISTILLED, TEACHER, read_items
-from lingu_ray.evaluation.metrics.metric import Metric, Scores
+from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.metrics.registry import METRICS
 
 SEED = 0
@@ -37,15 +37,11 @@ class Measured:
     """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has."""
 
     config: TaskConfig
+    metric: Metric
     items: int
     scores: dict[str, Scores]
     level: dict[str, float]
     level_R: dict[str, Floats]
-
-    @property
-    def metric(self) -> Metric:
-        """How it is judged."""
-        return METRICS[self.config.type]
 
     @property
     def sign(self) -> float:
@@ -140,11 +136,21 @@ def _measure(out_dir: Path, config: TaskConfig, models: list[str], resamples: in
     level_K = level(score_KI, weight_KI)
     return Measured(
         config,
+        _metric(config, next(iter(columns.values())), scores),
         len(items),
         scores,
         {model: float(level_K[k]) for k, model in enumerate(scores)},
         {model: levels_RK[:, k] for k, model in enumerate(scores)},
     )
+
+
+def _metric(config: TaskConfig, columns: Columns, scores: dict[str, Scores]) -> Metric:
+    """The type's; a task of lm-evaluation-harness brings a metric of its own name and scale."""
+    metric = METRICS[config.type]
+    if config.type != "lm_eval":
+        return metric
+    share = all(0 <= score <= 1 for of_model in scores.values() for score in of_model.score)
+    return replace(metric, name=columns["metric"][0], share=share)
 
 
 def _score(task: Measured, model: str) -> dict[str, Any]:
@@ -232,13 +238,14 @@ def _summary(known: dict[str, list[Quotients]], models: list[str], settings: Eva
         """Mean recovery and retention over the tasks that give one."""
         return {k: v for kind, name in QUOTIENT.items() for k, v in _entry(name, _mean(of(kind, model))).items()}
 
-    control = means(CE_ONLY)
+    of_models = {model: means(model) for model in dict.fromkeys((DISTILLED, CE_ONLY, *_judged(models)))}
+    control = of_models[CE_ONLY]
     ce_only = None
     if control["recovery"] is not None:
         difference = _difference(of("language", DISTILLED), of("language", CE_ONLY))
         beaten = interval(difference.value_R)[0] > 0 if isinstance(difference, Estimate) else None
         ce_only = {**control, **_entry("difference", difference), "beaten": beaten}
-    summary = means(DISTILLED) | {"ce_only": ce_only, "models": {model: means(model) for model in _judged(models)}}
+    summary = of_models[DISTILLED] | {"ce_only": ce_only, "models": {m: of_models[m] for m in _judged(models)}}
     failures = _failures(summary, settings)
     unknown = [
         f"{name} has no value ({_reason(_mean(of(kind, DISTILLED)))})"

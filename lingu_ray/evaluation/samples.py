@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lingu_ray.evaluation.items import SAMPLE, read_items
+from lingu_ray.evaluation.items import SAMPLE, first_items
 from lingu_ray.evaluation.metrics.metric import Columns
 
 PER_TASK = 4
@@ -32,11 +32,10 @@ def answered(out_dir: Path, tasks: dict[str, Any]) -> list[Answered]:
 
 
 def _of_task(out_dir: Path, task: str, models: list[str]) -> list[Answered]:
-    items = {model: columns for model in models if (columns := read_items(out_dir, task, model)) is not None}
+    items = {model: columns for model in models if (columns := first_items(out_dir, task, model, PER_TASK)) is not None}
     first = next(iter(items.values()), {})
     if not ("prediction" in first or "gold" in first) or SAMPLE not in first:
         return []
-    places = [place for place, sample in enumerate(first[SAMPLE]) if sample is not None][:PER_TASK]
     return [
         Answered(
             task,
@@ -45,7 +44,7 @@ def _of_task(out_dir: Path, task: str, models: list[str]) -> list[Answered]:
             _expected(first, place),
             {model: _said(columns, place) for model, columns in items.items()},
         )
-        for place in places
+        for place in range(len(first[SAMPLE]))
     ]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel, ProcessorMixin, SiglipVisionModel
 
 from lingu_ray.config import LoraConfig
+from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import merged
 from lingu_ray.runtime.distributed import leads
 from lingu_ray.runtime.sharding import collect
@@ -32,11 +33,22 @@ def export_model(
     cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    _end_turns(model, processor)
     nn.Module.to(model, dtype)  # the configuration that is saved names the model's dtype
     model.save_pretrained(temporary, state_dict={name: cast[id(tensor)] for name, tensor in tensors.items()})
     processor.save_pretrained(temporary)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
+
+
+def _end_turns(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Let generation end at the token that the model was trained to end its turns with; published settings may not."""
+    encoder = Encoder(processor, 1)
+    turn, settings = encoder.end_of_turn_id, model.generation_config
+    assert settings is not None  # a model that generates has some
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    if turn not in ends and turn in encoder.tokenizer.all_special_ids:
+        settings.eos_token_id = [*(end for end in ends if end is not None), turn]
 
 
 def as_published(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

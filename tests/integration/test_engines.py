@@ -5,6 +5,7 @@ An engine of vLLM lives in a Ray actor, as in an evaluation; it is started once 
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import sys
@@ -28,6 +29,8 @@ from transformers import (
     ProcessorMixin,
 )
 
+from lingu_ray.config import Config, CorpusConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
+from lingu_ray.distill.student import load_processor, load_student, prepare_student
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
@@ -89,9 +92,27 @@ def export(family: str, processor: ProcessorMixin, folder: Path) -> None:
     export_model(student, processor, torch.float32, folder)
 
 
+def export_new(folder: Path) -> None:
+    """A VLM made of a language model as recipes make it, exported: its chat template is this project's own."""
+    tiny_teacher(folder=folder / "teacher")
+    vision = VisionConfig(
+        image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, layers=2, heads=2, pixel_shuffle=2
+    )
+    config = Config(
+        name="new",
+        teacher=TeacherConfig(path=str(folder / "teacher")),
+        student=StudentConfig(from_teacher=vision),
+        corpus=CorpusConfig(sources=(SourceConfig(name="none", form="text", path="none", language_heavy=True),)),
+    )
+    prepare_student(config, folder / "start")
+    start = StudentConfig(path=str(folder / "start"))
+    export_model(load_student(start), load_processor(start), torch.float32, folder / "export")
+
+
 MAKE: dict[str, Callable[[Path], object]] = {
     "llama": lambda folder: tiny_teacher(folder=folder),
-    "idefics3": lambda folder: tiny_student(tiny_teacher(), folder=folder),
+    "idefics3": lambda folder: export_model(tiny_student(tiny_teacher()), tiny_processor(), torch.float32, folder),
+    "new": export_new,
     "llava": lambda folder: export("llava", llava_processor(LlavaProcessor, CLIPImageProcessorPil), folder),
     "llava_next": lambda folder: export(
         "llava_next",
@@ -109,6 +130,7 @@ def actors(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for name, make in MAKE.items():
         folder = tmp_path_factory.mktemp(name)
         make(folder)
+        folder = folder / "export" if name == "new" else folder
         started[name] = folder, remote(num_cpus=0)(VllmEngine).remote(folder, 600)
     yield started
     for _, actor in started.values():
@@ -162,6 +184,40 @@ def test_answers_about_images_are_equal(both: Both) -> None:
     answers = both.answer(SEEN)
     assert answers == both.transformers.generate(SEEN)
     assert len(set(answers)) == len(answers)
+
+
+@pytest.mark.slow
+def test_lmms_eval_finds_all_it_needs(both: Both) -> None:
+    """Asked as its class `vllm` asks, an export answers as it does here: its own chat template and end tokens.
+
+    That class calls `LLM.chat` with PNGs in data URLs before the question, and gives neither template nor stop tokens.
+    """
+    if not both.transformers.sees:
+        return
+    asked = [request for request in SEEN if "<image>" not in request.prompt]
+
+    def ask(engine: VllmEngine) -> tuple[list[list[int]], set[int]]:
+        from vllm import SamplingParams
+
+        def content(request: GenerateRequest) -> list[dict[str, Any]]:
+            urls = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in request.images]
+            images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+            return [*images, {"type": "text", "text": request.prompt}]
+
+        outputs = engine.llm.chat(
+            sampling_params=[SamplingParams(max_tokens=r.max_new_tokens, temperature=0, top_p=0.95) for r in asked],
+            messages=[[{"role": "user", "content": content(request)}] for request in asked],
+            chat_template=None,
+            use_tqdm=False,
+        )
+        settings = engine.llm.llm_engine.model_config.try_get_generation_config()
+        ends = settings["eos_token_id"]
+        return [list(o.outputs[0].token_ids) for o in outputs], {ends} if isinstance(ends, int) else set(ends)
+
+    said, ends = ray.get(both.actor.__ray_call__.remote(ask))
+    prompts = both.transformers.prompts
+    assert [prompts.answer(*pair) for pair in zip(asked, said, strict=True)] == both.transformers.generate(asked)
+    assert set(prompts.ends) <= ends | {prompts.tokenizer.eos_token_id}  # vLLM adds the tokenizer's by itself
 
 
 @pytest.mark.slow

@@ -86,6 +86,7 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["distill.w_kd=much"], ["give a number, {start, end, shape, until}, or [[fraction, value], ...]"]),
         (["corpus.sources.t1.limit=3"], ["corpus.sources has no item 't1'; it has: 0 (t0), 1 (t0.long)"]),
         (["corpus.sources.7.limit=3"], ["has no item '7'"]),
+        (["evaluation.tasks=[piqa]", "evaluation.tasks.piqua.limit=3"], ["has no item 'piqua'; it has: 0 (piqa)"]),
         (["corpus.sources.t0.limits=3"], ["did you mean corpus.sources.t0.limit?"]),
         (["corpus.sources.t0.prompt={q}"], ["corpus.sources.t0.prompt: {q: null} does not fit", "quote text"]),
         (["name.x=1"], ["name is 'mine', a value without parts: give name as a whole"]),

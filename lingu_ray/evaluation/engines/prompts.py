@@ -74,8 +74,7 @@ class Prompts:
         """Token ids with one placeholder an image, as vLLM takes them, and the images (errors as `check`)."""
         self.check(request)
         text = self.encoder.turns(_row(request).messages)[0].prompt
-        bos = self.tokenizer.bos_token
-        ids = self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos))).input_ids
+        ids = self.tokenizer(text, add_special_tokens=not self.encoder.has_bos(text)).input_ids
         return ids, [decode_image(image) for image in request.images]
 
     def too_long(self, request: GenerateRequest) -> UserError:

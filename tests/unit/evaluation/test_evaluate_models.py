@@ -48,6 +48,15 @@ def test_arguments() -> None:
     assert (config.engine, config.ray.cpus_per_worker) == ("vllm", 2)
 
 
+def test_a_task_named_on_the_command_line_can_be_changed_there() -> None:
+    """Dotted settings find tasks by name, though the list holds bare names; the others stay as they are."""
+    _, config = read_arguments(
+        ["x", "tasks.arc_easy.limit=5", "tasks=arc_easy,piqa,lm_eval/gsm8k", "tasks.gsm8k.limit=7"]
+    )
+    assert [(task.name, task.limit) for task in config.tasks] == [("arc_easy", 5), ("piqa", None), ("gsm8k", 7)]
+    assert config.tasks[0].type == "multiple_choice"
+
+
 def test_help_teaches_settings_and_catalogue() -> None:
     """Every setting and every task of the catalogue has its line."""
     text = help_text()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from families import FAMILIES
 from safetensors import safe_open
-from tiny import tiny_processor
-from transformers import AutoModelForImageTextToText
+from tiny import tiny_processor, tiny_student, tiny_teacher
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from lingu_ray.runtime.export import export_model
 
@@ -54,3 +54,12 @@ def test_other_models_keep_the_names_of_transformers(family: str, tmp_path: Path
     student.save_pretrained(tmp_path / "plain")
     export_model(student, tiny_processor(), torch.float32, tmp_path / "export")
     assert names_in(tmp_path / "export") == names_in(tmp_path / "plain")
+
+
+def test_generation_ends_where_turns_end(tmp_path: Path) -> None:
+    """Beside the model's own ends; said once, also when an export is exported again."""
+    student, processor = tiny_student(tiny_teacher()), tiny_processor()
+    own, turn = student.generation_config.eos_token_id, processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    for _ in range(2):
+        export_model(student, processor, torch.float32, tmp_path / "export")
+        assert GenerationConfig.from_pretrained(tmp_path / "export").eos_token_id == [own, turn]
