@@ -7,7 +7,7 @@ python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores eng
 MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. The names teacher,
             adapted, ce_only and distilled enter recovery and retention; others are measured beside them.
 tasks=…     names of the catalogue (below) or lm_eval/NAME, with commas between them; or FILE.yaml with the settings'
-            section `evaluation`
+            section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
             was interrupted goes on there; with no MODEL the metrics are made again from the items.
 ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lingu_ray.cli import load_config
+from lingu_ray.evaluate import read_arguments
 from lingu_ray.strict_yaml import load
 from tuning.space import Space, check, configure
 from tuning.sweep import load as load_sweep
@@ -49,13 +50,17 @@ def parse_train(words: list[str], my_yaml: str) -> None:
 
 @pytest.mark.parametrize("words", commands("python"), ids=" ".join)
 def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch):
-    """Training commands give a configuration, sweeps a space; other modules exist and explain themselves."""
+    """Training and evaluation give settings, sweeps a space; other modules exist and explain themselves."""
     module = words[words.index("-m") + 1]
     if module == "lingu_ray.train":
         parse_train(words[3:], my_yaml)
     elif module == "tuning.sweep" and "--help" not in words:
         space, _ = load_sweep([word.replace("base=my.yaml", f"base={my_yaml}") for word in words[3:]])
         assert space.size > 1
+    elif module == "lingu_ray.evaluate" and "--help" not in words:
+        monkeypatch.chdir(Path(my_yaml).parent)
+        Path("tasks.yaml").write_text("tasks: [arc_easy]", encoding="utf-8")
+        assert read_arguments(words[3:])[1].tasks
     elif module == "lmms_eval":
         pytest.skip("lmms-eval has an environment of its own")
     else:
