@@ -5,6 +5,7 @@ The environment is set here, before anything imports Ray, Transformers or MLflow
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,15 @@ os.environ |= {
     "RAY_DEDUP_LOGS": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise what workers print appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # ray.train.report() waits for one poll
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process a run, for clouds that take machines away
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # otherwise a request that cannot be met is retried for ever
 }
 os.environ.pop("RAY_ADDRESS", None)  # never join a cluster that happens to run here
 
 import pytest
+
+# What a shell starts in the background ignores Ctrl-C, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

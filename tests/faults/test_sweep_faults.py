@@ -47,8 +47,7 @@ def test_interrupted_then_killed_then_finished(data, tmp_path):
     write_adapted_and_tasks(data)
     train = {"steps": 60, "checkpoint_every": 10, "validate_every": 10, "sample_every": 0}
     base = write_base(tmp_path / "base.yaml", data, tmp_path, train=train)
-    two = {"distill.w_kd": {"grid": [0.5, 1]}}
-    space = write_space(tmp_path / "space.yaml", base, concurrent=1, search=two)
+    space = write_space(tmp_path / "space.yaml", base, concurrent=1, search={"distill.w_kd": {"grid": [1]}}, seeds=2)
     trials = tmp_path / "sweep" / "trials"
     outcomes = lambda: read_outcomes(trials)  # noqa: E731
 
@@ -71,7 +70,8 @@ def test_interrupted_then_killed_then_finished(data, tmp_path):
 
     printed, _ = (process := start(space)).communicate(timeout=240)
     assert process.returncode == 0, printed
-    assert [o.state for o in outcomes()] == ["finished"] * 2
+    assert [(o.state, o.seed) for o in outcomes()] == [("finished", 0), ("finished", 1)]
+    assert len({o.validation_ce for o in outcomes()}) == 2
     assert (trials / finished.trial / "metrics.jsonl").stat().st_mtime_ns == before
     for outcome in outcomes():
         lines = (trials / outcome.trial / "metrics.jsonl").read_text().splitlines()
