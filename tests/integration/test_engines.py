@@ -93,7 +93,10 @@ def export(family: str, processor: ProcessorMixin, folder: Path) -> None:
 
 
 def export_new(folder: Path) -> None:
-    """A VLM made of a language model as recipes make it, exported: its chat template is this project's own."""
+    """A VLM made of a language model as recipes make it: its chat template is this project's own.
+
+    The export takes the place of what it was made from.
+    """
     tiny_teacher(folder=folder / "teacher")
     vision = VisionConfig(
         image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, layers=2, heads=2, pixel_shuffle=2
@@ -106,7 +109,7 @@ def export_new(folder: Path) -> None:
     )
     prepare_student(config, folder / "start")
     start = StudentConfig(path=str(folder / "start"))
-    export_model(load_student(start), load_processor(start), torch.float32, folder / "export")
+    export_model(load_student(start), load_processor(start), torch.float32, folder)
 
 
 MAKE: dict[str, Callable[[Path], object]] = {
@@ -130,7 +133,6 @@ def actors(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     for name, make in MAKE.items():
         folder = tmp_path_factory.mktemp(name)
         make(folder)
-        folder = folder / "export" if name == "new" else folder
         started[name] = folder, remote(num_cpus=0)(VllmEngine).remote(folder, 600)
     yield started
     for _, actor in started.values():
