@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 
 from lingu_ray.evaluation.tasks.catalogue import complete
 from lingu_ray.evaluation.tasks.templates import compile_template
+from lingu_ray.paths import DataPath, LocalFolder, LocalPath, ModelPath, TaskPath, TrackingUri
 
 Policy = Literal["selective", "all", "language_only", "none"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
@@ -132,7 +133,7 @@ class VisionConfig(Section):
 class StudentConfig(Section):
     """The VLM to train: an existing one (`path`), or a new one built on the teacher (`from_teacher`)."""
 
-    path: str | None = Field(None, description="folder or hub id of a Hugging Face image-text-to-text model")
+    path: ModelPath | None = Field(None, description="folder or hub id of a Hugging Face image-text-to-text model")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     from_teacher: VisionConfig | None = Field(
         None, description="build a new VLM: the teacher's decoder + this vision tower"
@@ -149,7 +150,7 @@ class StudentConfig(Section):
 class TeacherConfig(Section):
     """The original, frozen, text-only LM that the student's decoder came from."""
 
-    path: str = Field(description="folder or hub id of the causal LM")
+    path: ModelPath = Field(description="folder or hub id of the causal LM")
     revision: str | None = Field(None, description="hub revision (branch, tag or commit)")
     gguf_file: str | None = Field(None, description="name of a GGUF file in `path`, for models that come so")
     placement: Literal["actor", "in_process"] = Field(
@@ -188,7 +189,7 @@ class SourceConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="unique name; metrics and counts carry it")
     form: Form = Field(description="what a record looks like (see docs/guide.md, 'Corpus')")
-    path: str = Field(description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset")
+    path: DataPath = Field(description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset")
     subset: str | None = Field(None, description="hub: configuration name")
     split: str = Field("train", description="hub and save_to_disk: split")
     language_heavy: bool = Field(False, description="distilled under `policy: selective`")
@@ -196,7 +197,7 @@ class SourceConfig(Section):
     ce_weight: float = Field(1.0, ge=0, description="weight of its tokens' cross-entropy")
     kd_weight: float = Field(1.0, ge=0, description="weight of its tokens' KD term, where the policy distils it")
     limit: PositiveInt | None = Field(None, description="use the first N records only")
-    image_root: str | None = Field(None, description="folder that relative image paths start from")
+    image_root: LocalFolder | None = Field(None, description="folder that relative image paths start from")
     prompt: str | None = Field(None, description="question, for forms that have none; `template`: format string")
     answer: str | None = Field(None, description="`template`, `image_folder`: format string of the answer")
     image: str | None = Field(None, description="`template`: column that holds the image path or bytes")
@@ -222,7 +223,10 @@ class CorpusConfig(Section):
     max_length: PositiveInt = Field(2048, description="longest sample in tokens, image tokens included")
     max_reject_rate: float = Field(0.05, ge=0, le=1, description="share of bad rows of a source above which to stop")
     rows_per_shard: PositiveInt = Field(1024, description="rows of one parquet file")
-    cache_dir: Path | None = Field(None, description="where corpora are kept; null: <output_dir>/.corpora")
+    if_changed: Literal["refuse", "warn"] = Field(
+        "refuse", description="resuming after the data changed. refuse: an error; warn: train on with the new data"
+    )
+    cache_dir: LocalPath | None = Field(None, description="where corpora are kept; null: <output_dir>/.corpora")
 
     @model_validator(mode="after")
     def _sources_fit(self) -> CorpusConfig:
@@ -343,7 +347,7 @@ class RayConfig(Section):
 class TrackingConfig(Section):
     """MLflow."""
 
-    uri: str | None = Field(None, description="tracking URI; null: sqlite:///<output_dir>/mlflow.db")
+    uri: TrackingUri | None = Field(None, description="tracking URI; null: sqlite:///<output_dir>/mlflow.db")
     experiment: str = Field("lingu_ray", description="experiment name")
     system_metrics: bool = Field(True, description="log CPU, memory and GPU use")
     tags: dict[str, str] = Field({}, description="tags of the MLflow run, to filter by")
@@ -355,7 +359,7 @@ class TaskConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="unique name")
     kind: Literal["language", "vision"] = Field(description="language: counts for recovery; vision: for retention")
     type: TaskType = Field(description="how answers are judged; lm_eval: by a task of lm-evaluation-harness")
-    path: str = Field(
+    path: TaskPath = Field(
         description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset; "
         "lm_eval: the task's name, or its YAML file"
     )
@@ -442,7 +446,7 @@ class Config(Section):
     """A complete run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="the run's folder and MLflow run name")
-    output_dir: Path = Field(Path("runs"), description="where runs, corpora and the MLflow store live")
+    output_dir: LocalPath = Field(Path("runs"), description="where runs, corpora and the MLflow store live")
     seed: int = Field(0, description="seed of everything but the corpus order")
     resume: Literal["auto", "never"] = Field(
         "auto", description="auto: go on from the newest checkpoint; never: refuse a run that exists"

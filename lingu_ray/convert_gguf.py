@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from lingu_ray.errors import UserError
+from lingu_ray.paths import absolute
 
 
 def find_gguf(source: Path) -> Path:
@@ -50,8 +51,8 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m lingu_ray.convert_gguf", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("source", type=Path, help="GGUF file, or a folder that holds exactly one")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("source", type=absolute, help="GGUF file, or a folder that holds exactly one")
+    parser.add_argument("out", type=absolute, help="folder to write")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights written")
     arguments = parser.parse_args(argv)
     try:

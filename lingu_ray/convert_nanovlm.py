@@ -42,6 +42,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.nanovlm.checkpoint import read_checkpoint
 from lingu_ray.nanovlm.processor import build_processor
 from lingu_ray.nanovlm.weights import build_model
+from lingu_ray.paths import absolute
 
 
 def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -65,7 +66,7 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m lingu_ray.convert_nanovlm", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("source", help="folder with config.json and model.safetensors, or hub id")
-    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("out", type=absolute, help="folder to write")
     parser.add_argument("--tokenizer", help="folder or hub id; by default lm_tokenizer of config.json")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights written")
     arguments = parser.parse_args(argv)

@@ -18,13 +18,22 @@ class Interrupted(Exception):
     """The run was asked to stop, and its state is saved."""
 
 
+def user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that an error is, or that Ray or `raise … from` wrapped in it; None where there is none."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return UserError(str(getattr(error, "cause", None) or error))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, 130 after an interruption."""
+    """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, 130 after Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
     except UserError as error:
         sys.exit(f"error: {error}")
-    except Interrupted as stopped:
-        print(stopped)
+    except (Interrupted, KeyboardInterrupt) as stopped:
+        print(stopped if isinstance(stopped, Interrupted) else "stopped; what was finished is kept")
         sys.exit(130)

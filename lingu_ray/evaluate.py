@@ -24,13 +24,14 @@ from lingu_ray.cli import split_arguments
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.tasks.catalogue import listing
+from lingu_ray.paths import LocalPath, model_path
 from lingu_ray.settings import Settings, parse, read_text
 
 
 class EvaluateConfig(EvaluationConfig):
     """What the command can be told."""
 
-    out: Path = Field(Path("evaluation"), description="folder of the results")
+    out: LocalPath = Field(Path("evaluation"), description="folder of the results")
     ray: RayConfig = RayConfig()
 
 
@@ -66,7 +67,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     bare, assigned, options = split_arguments(arguments)
     if options:
         raise UserError(f"unknown option {options[0]}; settings are given as key=value\n\n{__doc__}")
-    named = [(Path(path).name, path) for path in bare]
+    named = [(Path(model_path(path)).name, path) for path in bare]
     settings: Settings[EvaluateConfig] = Settings(EvaluateConfig, {}, "command line")
     overrides = []
     for argument in assigned:
@@ -82,7 +83,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     config = settings.validate()
     if not config.tasks:
         raise UserError(f"name the tasks: tasks=arc_easy,piqa or tasks=FILE.yaml\n\n{__doc__}")
-    models = {name: Path(path) for name, path in named}
+    models = {name: Path(model_path(path)) for name, path in named}
     if len(models) < len(named):
         raise UserError("two models have one name: give them names, as in first=MODEL second=MODEL")
     return models, config

@@ -34,6 +34,7 @@ from lingu_ray.distill.student import load_processor, load_student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.engines.load import origin_of
+from lingu_ray.paths import absolute, model_path, why_not_loaded
 from lingu_ray.runtime.export import export_model
 
 
@@ -61,7 +62,7 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
 
 
 def _teacher_settings(path: str) -> TeacherConfig:
-    place, origin = origin_of(path)
+    place, origin = origin_of(model_path(path))
     return TeacherConfig(path=str(place), **origin)
 
 
@@ -85,7 +86,8 @@ def _tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
     try:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(settings.path, **_gguf(settings)))
     except (OSError, ValueError) as error:
-        raise UserError(f"teacher={settings.path}: its tokenizer cannot be loaded. {error}") from error
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"teacher: its tokenizer cannot be loaded: {why}") from error
 
 
 def _rows(model: PreTrainedModel) -> int:
@@ -99,7 +101,7 @@ def main(arguments: list[str]) -> None:
     if not wanted <= set(given) <= wanted | {"weight"} or not all(given.values()) or len(given) < len(arguments):
         raise UserError(f"give teacher=MODEL, student=MODEL, out=DIR and, if wished, weight=W, each once\n\n{__doc__}")
     weights = _weights(given.get("weight", "0.5"))
-    for folder in merge(given["teacher"], given["student"], Path(given["out"]), weights):
+    for folder in merge(given["teacher"], given["student"], absolute(given["out"]), weights):
         print(f"wrote {folder}")
 
 

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,38 +42,33 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def check_begun(
-    folder: Path, resume: str, before: dict[str, Any], now: dict[str, Any], may_change: Collection[str] = ()
-) -> None:
-    """Whether what was begun in a folder can be gone on with; `may_change` are dotted keys.
+def differences(before: object, now: object, ignored: Collection[str] = (), key: str = "") -> list[str]:
+    """A line for every setting in which two trees differ: key, both values.
 
-    Raises:
-        UserError: `resume=never`, or settings that differ, one line each.
+    `ignored`: patterns of dotted keys (`fnmatch`). Items of a list are told by their `name`, else by position.
     """
-    if resume == "never":
-        raise UserError(f"{folder} exists and resume=never: choose another name, or remove the folder")
-    if lines := _differences(before, now, may_change):
-        raise UserError(
-            f"{folder} was begun with other settings, and cannot be gone on with:\n"
-            + "\n".join(f"  {line}" for line in lines)
-            + "\nChoose another name=…, or remove the folder to begin anew."
-        )
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], may_change: Collection[str]) -> list[str]:
+    if any(fnmatch(key, pattern) for pattern in ignored):
+        return []
+    parts = [_parts(tree) for tree in (before, now)]
+    if parts[0] is None or parts[1] is None:
+        return [] if before == now else [f"{key}: {_short(before)} before, {_short(now)} now"]
     lines: list[str] = []
-
-    def compare(key: str, a: object, b: object) -> None:
-        if key in may_change:
-            return
-        if isinstance(a, dict) and isinstance(b, dict):
-            for name in a | b:
-                compare(f"{key}.{name}" if key else name, a.get(name), b.get(name))
-        elif a != b:
-            lines.append(f"{key}: {a} before, {b} now")
-
-    compare("", before, now)
+    for name in parts[0] | parts[1]:
+        inner = f"{key}.{name}" if key else name
+        lines += differences(parts[0].get(name), parts[1].get(name), ignored, inner)
     return lines
+
+
+def _parts(tree: object) -> dict[str, Any] | None:
+    """What a tree is made of, by name; None for a value, and for a list of plain values, which is one."""
+    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
+        return {str(item.get("name", position)): item for position, item in enumerate(tree)}
+    return tree if isinstance(tree, dict) and tree else None
+
+
+def _short(value: object) -> str:
+    text = strict_yaml.dump(value, inline=True).strip()
+    return text if len(text) < 80 else text[:77] + "..."
 
 
 @dataclass
@@ -210,6 +206,5 @@ def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
     wanted = manual.explain(setting) if setting else error["msg"]
     if error["type"] == "missing":
         return f"missing; give {wanted}"
-    value = strict_yaml.dump(error["input"], inline=True).strip()
     quote = "; quote text that YAML reads otherwise" if error["type"] == "string_type" else ""
-    return f"{value if len(value) < 80 else value[:77] + '...'} does not fit; give {wanted}{quote}"
+    return f"{_short(error['input'])} does not fit; give {wanted}{quote}"

@@ -10,12 +10,18 @@ ray job submit --working-dir . -- python -m lingu_ray.train my-run.yaml
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lingu_ray.cli import load_config
 from lingu_ray.config import Config
 from lingu_ray.errors import run_command
+
+if TYPE_CHECKING:
+    from lingu_ray.runtime.trainer import Run
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -27,13 +33,35 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.progress import quiet_libraries
 
     quiet_libraries()
+    runs = None if config.demo else check(config)  # before Ray starts
     connect(config.ray)
     config = with_demo(config)
-    runs = [config, control_of(config)] if config.control else [config]
-    distilled, *control = trainer.run_together(runs)
+    distilled, *control = trainer.run_together(runs or check(config))
     ce_only = control[0] if control else None
-    recovery = measure(config, compared_models(config, distilled, ce_only))
+    recovery = measure_trained(config, distilled, ce_only)
     show(config, distilled, recovery)
+
+
+def check(config: Config) -> list[Run]:
+    """The run, and its control where there is one, with all checked that can be without Ray, evaluation included."""
+    from lingu_ray.evaluation.tasks.load import load_task
+    from lingu_ray.runtime.trainer import checked
+
+    runs = checked([config, control_of(config)] if config.control else [config])
+    for task in config.evaluation.tasks:
+        load_task(task)
+    return runs
+
+
+def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, Any] | None:
+    """Evaluate what was trained; whatever goes wrong, the trained model is named."""
+    log.info("trained: %s", distilled)
+    try:
+        return measure(config, compared_models(config, distilled, ce_only))
+    except Exception:
+        log.error("The evaluation failed; the trained model is whole: %s", distilled)
+        log.error("The same command trains nothing again, and evaluates what is left.")
+        raise
 
 
 def with_demo(config: Config) -> Config:

@@ -11,9 +11,10 @@ import shutil
 from pathlib import Path
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.build import build_corpus
+from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.items import ADAPTED, TEACHER
+from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import tracking_uri
@@ -23,11 +24,11 @@ from tuning.space import Space, configure, corner_values, seeded, seeds_of
 BASELINE = "baseline"
 
 
-def build_baseline(space: Space, base: Config, folder: Path) -> Path:
-    """Build every corpus that the trials read, and measure the reference models; returns the folder of their items.
+def check_baseline(space: Space, base: Config, folder: Path) -> Config:
+    """Check all that trials share and that can be checked without Ray; returns the settings of the reference models.
 
     Raises:
-        UserError: a pair that does not fit, bad data, no evaluation tasks to measure the objectives by.
+        UserError: a pair that does not fit, data or items that are missing or wrong, no task for an objective.
     """
     config = base.model_copy(update={"name": BASELINE, "output_dir": folder, "demo": None})
     config = config.model_copy(
@@ -37,9 +38,26 @@ def build_baseline(space: Space, base: Config, folder: Path) -> Path:
         }
     )
     _check_objectives(space, config)
+    trainer.check_output(config)
     run = RunFolder(config.run_dir)
-    run.root.mkdir(parents=True, exist_ok=True)
     trainer.prepare_start(config, run)
+    plan_corpus(config, run.start)
+    for task in config.evaluation.tasks:
+        load_task(task)
+    return config
+
+
+def build_baseline(space: Space, config: Config) -> Path:
+    """Build every corpus that the trials read, and measure the reference models; returns the folder of their items.
+
+    Args:
+        space: the sweep.
+        config: settings of the reference models, checked (`check_baseline`).
+
+    Raises:
+        UserError: a source with too many bad rows, a model that cannot be measured.
+    """
+    run = RunFolder(config.run_dir)
     built: list[Config] = []
     for values, seed in itertools.product(corner_values(space), seeds_of(space, config)):
         trial = seeded(configure(config, values, space.name), config, seed)

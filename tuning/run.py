@@ -44,7 +44,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, par
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it would tell, `Watch` and the report do
     concurrent = concurrent_trials(space, base)
-    sweep = Sweep(space, base, folder.trials, items, parent.run_id, concurrent)
+    sweep = Sweep(space, base, folder.trials, items, parent.run_id, concurrent, Path.cwd())
     memory = memory_share(concurrent) if space.pbt else _LITTLE
     kind = PopulationTrial if space.pbt else Trial
     trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), {"memory": memory})

@@ -9,12 +9,13 @@ python -m tuning.sweep --help                            # what a space is made 
 from __future__ import annotations
 
 import os
+import shutil
 
 from lingu_ray import manual, strict_yaml
 from lingu_ray.cli import read_recipe, split_arguments
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError, run_command
-from lingu_ray.settings import check_begun
+from lingu_ray.settings import differences
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
@@ -31,15 +32,16 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.cluster import connect
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.train import with_demo
-    from tuning.baseline import build_baseline
+    from tuning.baseline import build_baseline, check_baseline
     from tuning.report import write_report
     from tuning.run import run_trials
     from tuning.tracking import ParentRun
 
     quiet_libraries()
+    shared = None if base.demo else check_baseline(space, base, folder.root)  # before Ray starts
     connect(base.ray)
     prepared = with_demo(base)
-    items = build_baseline(space, prepared, folder.root)
+    items = build_baseline(space, shared or check_baseline(space, prepared, folder.root))
     parent = ParentRun(space, base, folder.root)
     status = "FAILED"
     try:
@@ -88,14 +90,29 @@ def help_text() -> str:
 
 def open_folder(space: Space, base: Config) -> SweepFolder:
     """Make the sweep's folder, or check that the one there is this sweep."""
-    folder = SweepFolder((base.output_dir / space.name).resolve())
+    folder = SweepFolder(base.output_dir / space.name)
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():
         before, now = (strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(), text))
-        check_begun(folder.root, base.resume, before, now)
+        _check_begun(folder, base.resume, differences(before, now))
     folder.trials.mkdir(parents=True, exist_ok=True)
     folder.space.write_text(text)
     return folder
+
+
+def _check_begun(folder: SweepFolder, resume: str, lines: list[str]) -> None:
+    """Whether what was begun in the folder is this sweep; without a trial it is begun anew."""
+    if not any(folder.trials.glob("*/")):
+        shutil.rmtree(folder.tune, ignore_errors=True)
+        return
+    if resume == "never":
+        raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
+    if lines:
+        raise UserError(
+            f"{folder.root} was begun with other settings, and cannot be resumed with:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nChoose another name=…, or remove the folder to begin anew."
+        )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
+from lingu_ray.paths import starting_from
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import quiet_libraries
@@ -43,7 +44,7 @@ _TRAINING_ONLY = ("checkpoints", ".ray", "start")
 @dataclass(frozen=True)
 class Sweep:
     """What every trial is told: `base` is prepared, `items` the folder of the reference models' measured items,
-    `parent` the sweep's MLflow run, `concurrent` how many trials run at once.
+    `parent` the sweep's MLflow run, `concurrent` how many trials run at once, `start` where relative paths start.
     """
 
     space: Space
@@ -52,6 +53,7 @@ class Sweep:
     items: Path
     parent: str
     concurrent: int
+    start: Path
 
 
 class Trial(tune.Trainable):
@@ -109,7 +111,8 @@ class Trial(tune.Trainable):
     def begin(self, values: Values, until: int | None = None) -> Run:
         """Start or continue the run with these values."""
         run = Run(trial_config(self.sweep, self.name, values, self.seed))
-        if not run.folder.export.exists():
+        run.check()
+        if not run.finished:
             run.prepare()
             run.begin(position=0, neighbours=self.sweep.concurrent - 1, until=until)
             self.note(run_id=run.tracker.run_id)
@@ -228,7 +231,9 @@ def schedules(past: list[list[Any]]) -> Values:
 
 def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
     """The complete settings of a trial's run: a child of the sweep's in MLflow, reading the shared corpora."""
-    base, config = sweep.base, seeded(configure(sweep.base, values, name), sweep.base, seed)
+    base = sweep.base
+    with starting_from(sweep.start):
+        config = seeded(configure(base, values, name), base, seed)
     tags = base.tracking.tags | {PARENT_RUN: sweep.parent, "sweep": sweep.space.name, "trial": name}
     return config.model_copy(
         update={
@@ -237,7 +242,7 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
             "control": False,
             "demo": None,
             "resume": "auto",
-            "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir.resolve()}),
+            "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir}),
             "tracking": base.tracking.model_copy(update={"uri": tracking_uri(base), "tags": tags}),
         }
     )

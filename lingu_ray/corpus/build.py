@@ -16,6 +16,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from ray.exceptions import RayTaskError
 
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
 from lingu_ray.corpus.draft import PieceTask
-from lingu_ray.corpus.fingerprint import fingerprint
+from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.mix import IntArray
-from lingu_ray.corpus.pieces import Piece, cut_source
+from lingu_ray.corpus.pieces import Piece, cut_source, image_folder
 from lingu_ray.corpus.place import VALIDATION, Places, assign
 from lingu_ray.corpus.store import Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
@@ -43,27 +44,58 @@ REJECTED = ["source", "reason", "origin", "excerpt"]
 META = ["key", "truncated", *REJECTED]
 
 
-def build_corpus(config: Config, processor_dir: Path) -> Corpus:
-    """The corpus of the configuration's training sources: found again, or built. Ray must be running.
+@dataclass(frozen=True)
+class Plan:
+    """A corpus that may be built already: what it is made of, and the folder that is its own.
+
+    `contents`: of each source by name, what tells its data from other data.
+    """
+
+    config: CorpusConfig
+    sources: tuple[SourceConfig, ...]
+    tasks: list[PieceTask]
+    contents: dict[str, str]
+    fingerprint: str
+    folder: Path
+
+
+def plan_corpus(config: Config, processor_dir: Path) -> Plan:
+    """Find the data of the configuration's training sources, and what corpus it makes. Needs no Ray.
 
     Args:
-        config: the run; sources' paths that are relative start from the current directory.
+        config: the run.
         processor_dir: folder of the student's saved processor.
 
     Raises:
-        UserError: data that is not found, a source with too many bad rows or too few good ones.
+        UserError: data that is not found or cannot be read.
     """
     sources = config.training_sources()
     pieces = [cut_source(source) for source in sources]
-    mark = fingerprint(config.corpus, sources, pieces, processor_dir)
-    folder = (config.corpora_dir / mark).absolute()
+    contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, pieces, strict=True)}
+    mark = fingerprint(config.corpus, sources, contents, processor_dir)
+    tasks = piece_tasks(config, sources, pieces, processor_dir)
+    return Plan(config.corpus, sources, tasks, contents, mark, config.corpora_dir / mark)
+
+
+def build_corpus(config: Config, processor_dir: Path) -> Corpus:
+    """The corpus of the configuration's training sources: found again, or built (errors as `build_planned`)."""
+    return build_planned(plan_corpus(config, processor_dir))
+
+
+def build_planned(plan: Plan) -> Corpus:
+    """The planned corpus: found again, or built. Ray must be running.
+
+    Raises:
+        UserError: a source with too many bad rows or too few good ones.
+    """
+    mark, folder = plan.fingerprint, plan.folder
     if folder.is_dir():
         log.info("corpus %s: found, built before", folder)
         return Corpus(folder)
     building = folder.with_name(f".building-{mark}-{uuid.uuid4().hex[:8]}")
     building.mkdir(parents=True)
     try:
-        _build(config.corpus, sources, piece_tasks(config, sources, pieces, processor_dir), building, mark)
+        _build(plan, building)
         _move(building, folder)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
@@ -80,13 +112,12 @@ def build_corpus(config: Config, processor_dir: Path) -> Corpus:
 def piece_tasks(
     config: Config, sources: tuple[SourceConfig, ...], pieces: list[list[Piece]], processor_dir: Path
 ) -> list[PieceTask]:
-    """All pieces of all sources, numbered; their paths are absolute, since a task may run in another folder."""
+    """All pieces of all sources, numbered."""
     processor, length = str(processor_dir.absolute()), config.corpus.max_length
     pairs = [(source, piece) for source, of_source in zip(sources, pieces, strict=True) for piece in of_source]
     tasks = []
     for index, (source, piece) in enumerate(pairs):
-        images = Path(source.image_root or Path(piece.path).parent).expanduser().absolute()
-        tasks.append(PieceTask(index, piece, source, str(images), processor, length))
+        tasks.append(PieceTask(index, piece, source, str(image_folder(source, piece)), processor, length))
     return tasks
 
 
@@ -99,17 +130,16 @@ def _move(building: Path, folder: Path) -> None:
             raise
 
 
-def _build(
-    corpus: CorpusConfig, sources: tuple[SourceConfig, ...], tasks: list[PieceTask], folder: Path, mark: str
-) -> None:
+def _build(plan: Plan, folder: Path) -> None:
+    corpus, sources = plan.config, plan.sources
     with DataContext.current(_data_context()):
-        drafted = draft(tasks)
+        drafted = draft(plan.tasks)
         meta = _to_table(drafted.select_columns(META))
         counts = quarantine(meta, corpus, sources, folder)
         places = assign(corpus, sources, _keys(meta, sources))
         write_shards(drafted, places, folder)
     manifest = {
-        "fingerprint": mark,
+        "fingerprint": plan.fingerprint,
         "rows": places.rows,
         "rows_per_shard": corpus.rows_per_shard,
         "seed": corpus.seed,

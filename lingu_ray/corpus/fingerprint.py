@@ -1,46 +1,92 @@
-"""What identifies a corpus: its settings, its files (path, size, time of change) and the student's processor.
+"""What identifies a corpus: its settings, the content of its files, and the student's processor.
 
-Images that records name by path are not looked at: after changing them in place, touch the file of records.
+Paths and times do not count: files that were copied or moved make the same corpus. Of images that records name by path,
+those of a sample of the records are looked at; after changing others in place, delete the corpus's folder.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import CorpusConfig, SourceConfig
-from lingu_ray.corpus.pieces import Piece
+from lingu_ray.content import BLOCKS, combined, file_identity
+from lingu_ray.corpus.forms import FORMS, BadRecord
+from lingu_ray.corpus.pieces import UNREADABLE, Piece, evenly, image_folder
+from lingu_ray.errors import UserError
 
-VERSION = 1  # of what a build writes; a new one makes every corpus be built anew
-NOT_OF_THE_ROW = {"ce_weight"}  # settings of a source that training reads, and the corpus does not
-NOT_OF_THE_ORDER = {"sources", "cache_dir"}
+VERSION = 2  # of what a build writes; a new one makes every corpus be built anew
+NOT_OF_THE_ROW = {"ce_weight", "kd_weight", "path", "image_root"}  # read by training alone, or known by their content
+NOT_OF_THE_ORDER = {"sources", "cache_dir", "if_changed"}
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
+FILES_READ = 4096  # of a source; of further ones name and size count
+SAMPLED_PIECES, SAMPLED_RECORDS = 16, 2  # whose images are looked at
 
 
 def fingerprint(
-    corpus: CorpusConfig, sources: tuple[SourceConfig, ...], pieces: list[list[Piece]], processor_dir: Path
+    corpus: CorpusConfig, sources: tuple[SourceConfig, ...], contents: dict[str, str], processor_dir: Path
 ) -> str:
-    """Sixteen hexadecimal digits; equal for equal settings, files and processor."""
+    """Sixteen hexadecimal digits; equal for equal settings, contents of sources (`source_content`) and processor."""
     content: dict[str, Any] = {
         "version": VERSION,
         "corpus": corpus.model_dump(mode="json", exclude=NOT_OF_THE_ORDER),
         "sources": [source.model_dump(mode="json", exclude=NOT_OF_THE_ROW) for source in sources],
-        "files": [_files(of_source) for of_source in pieces],
+        "contents": [contents[source.name] for source in sources],
         "processor": _processor(processor_dir),
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def _files(pieces: list[Piece]) -> list[tuple[str, int, int]]:
-    paths = sorted({path for piece in pieces for path in piece.files or (piece.path,)})
-    stats = [(path, os.stat(path)) for path in paths]
-    return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+def source_content(source: SourceConfig, pieces: list[Piece]) -> str:
+    """What tells a source's data from other data: its files in order, and images that its records name by path.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    paths = list(dict.fromkeys(path for piece in pieces for path in piece.files or (piece.path,)))
+    read = set(evenly(paths, FILES_READ))
+    blocks = max(2, 16 * BLOCKS // max(len(read), 1))  # at most a gibibyte of all files together
+    try:
+        files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.form) for path in paths]
+        return combined([*files, *(_image(path) for path in _named_images(source, pieces))])
+    except UNREADABLE as error:
+        raise UserError(f"source {source.name}: cannot be read: {error}") from error
+
+
+def _file(path: str, blocks: int, form: str) -> str:
+    """One file. What its name says counts: how it is read, and for folders of images the label."""
+    place = Path(path)
+    name = f"{place.parent.name}/{place.name}" if form == "image_folder" else place.suffix
+    if place.is_dir():  # a saved dataset: its pieces name its files
+        return name
+    return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
+
+
+def _named_images(source: SourceConfig, pieces: list[Piece]) -> Iterator[Path]:
+    """Images that a sample of the records refers to by path."""
+    if source.form == "image_folder":  # its files are the images
+        return
+    for piece in evenly(pieces, SAMPLED_PIECES):
+        for _, record in itertools.islice(piece.records(), SAMPLED_RECORDS):
+            if isinstance(record, BadRecord):
+                continue
+            try:
+                references = [image for draft in FORMS[source.form](record, source) for image in draft.images]
+            except BadRecord:
+                continue  # the build rejects it, by name
+            yield from (image_folder(source, piece) / image for image in references if isinstance(image, str))
+
+
+def _image(path: Path) -> str:
+    return f"{path.name} {file_identity(path) if path.is_file() else 'missing'}"
 
 
 def _processor(folder: Path) -> dict[str, str]:
     found = {path for pattern in PROCESSOR_FILES for path in folder.glob(pattern) if path.name not in NOT_THE_PROCESSOR}
-    return {path.name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in sorted(found)}
+    return {path.name: file_identity(path) for path in sorted(found)}

@@ -9,12 +9,11 @@ from __future__ import annotations
 import glob
 import itertools
 import json
-import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +21,9 @@ import pyarrow.parquet as pq
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.forms import IMAGE_SUFFIXES, BadRecord
 from lingu_ray.errors import UserError
+from lingu_ray.paths import not_found
 
+T = TypeVar("T")
 Record = dict[str, Any]
 Numbered = tuple[int, Record | BadRecord]
 
@@ -36,7 +37,6 @@ UNREADABLE = (
 )  # what a damaged file raises
 LINES_BYTES = 4 << 20  # of a JSONL or text piece
 FILES_PER_PIECE = 512  # of an image folder
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,26 @@ def cut_source(source: SourceConfig) -> list[Piece]:
     return pieces if source.limit is None else list(_trim(pieces, source.limit))
 
 
+def image_folder(source: SourceConfig, piece: Piece) -> Path:
+    """Where relative paths of a piece's images start: `image_root`, else beside the file of records."""
+    return Path(source.image_root or Path(piece.path).parent)
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, spread over all, the first and last among them."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
 def find_files(source: SourceConfig) -> list[str]:
     """Absolute paths of a source's files, sorted.
 
     Raises:
         UserError: there are none.
     """
-    path = Path(source.path).expanduser()
-    if not path.exists() and HUB_ID.fullmatch(source.path):
+    path = Path(source.path)
+    if not path.is_absolute():
         found = [Path(p) for p in hub_files(source)]
     elif path.is_dir():
         wanted = IMAGE_SUFFIXES if source.form == "image_folder" else set(CUTTERS)
@@ -90,9 +102,8 @@ def find_files(source: SourceConfig) -> list[str]:
     else:
         found = [Path(p) for p in glob.glob(str(path), recursive=True)]
     if not found:
-        raise UserError(
-            f"source {source.name}: no data found at {source.path!r} (from {Path.cwd()}); correct its `path`"
-        )
+        what = not_found(path) if not path.exists() and not glob.has_magic(source.path) else f"no data at {source.path}"
+        raise UserError(f"source {source.name}: {what}; correct its `path`")
     return sorted(str(p.absolute()) for p in found)
 
 
@@ -108,7 +119,7 @@ def hub_files(source: SourceConfig) -> list[str]:
         dataset = load_dataset(source.path, source.subset, split=source.split)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"source {source.name}: neither a path from {Path.cwd()} nor a dataset that the hub gives: {source.path!r} "
+            f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
             f"(subset {source.subset}, split {source.split}): {error}"
         ) from error
     files = [file["filename"] for file in dataset.cache_files] if isinstance(dataset, Dataset) else []

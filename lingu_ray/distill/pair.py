@@ -20,6 +20,7 @@ from lingu_ray.distill.decoder import (
     sliding_window,
 )
 from lingu_ray.errors import UserError
+from lingu_ray.paths import why_not_loaded
 
 _COMPARED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
@@ -29,7 +30,7 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **kwargs)
     except (OSError, ValueError) as error:
-        raise UserError(f"{setting}={path}: no model configuration could be loaded from there. {error}") from error
+        raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
 
 
 def check_pair(config: Config) -> None:
@@ -93,8 +94,13 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 
 def load_teacher_tokenizer(config: Config) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer."""
-    kwargs = {"gguf_file": config.teacher.gguf_file} if config.teacher.gguf_file else {}
-    tokenizer = AutoTokenizer.from_pretrained(config.teacher.path, revision=config.teacher.revision, **kwargs)
+    settings = config.teacher
+    kwargs = {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, revision=settings.revision, **kwargs)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"teacher.path: its tokenizer cannot be loaded: {why}") from error
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 

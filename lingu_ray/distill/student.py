@@ -29,6 +29,7 @@ from lingu_ray.distill.head import OutputHead, output_head
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 from lingu_ray.distill.pair import load_teacher_tokenizer
 from lingu_ray.errors import UserError
+from lingu_ray.paths import why_not_loaded
 
 _IMAGE_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
 
@@ -110,7 +111,8 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
             attn_implementation="sdpa",
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"student.path={settings.path}: cannot be loaded as a VLM. {error}") from error
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
     use_exact_attention(model.get_decoder())
     return model
 
@@ -124,7 +126,8 @@ def load_processor(settings: StudentConfig) -> ProcessorMixin:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         cure = " Install torchvision, which this processor needs." if "torchvision" in str(error) else ""
-        raise UserError(f"student.path={settings.path}: its processor cannot be loaded.{cure} {error}") from error
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"student.path: its processor cannot be loaded.{cure} {why}") from error
     if getattr(processor, "image_processor", None) is None:
         raise UserError(f"student.path={settings.path}: its processor handles no images ({type(processor).__name__})")
     return processor

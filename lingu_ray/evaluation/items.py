@@ -122,12 +122,6 @@ class Parts:
         return sorted(self.folder.glob("*.parquet"))
 
 
-def fingerprint(asked: Any, model: Path) -> str:
-    """Of what is asked (anything of JSON) and the model: a folder's files by name, size and time; else its name.
-
-    The model card does not count: it tells what was measured.
-    """
-    files = sorted(model.glob("*")) if model.is_dir() else [model] if model.is_file() else []
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file() and f.suffix != ".md"]
-    text = json.dumps([asked, str(model), stats], default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+def fingerprint(asked: Any, model: str) -> str:
+    """Of what is asked (anything of JSON) and the model's identity (`content.model_identity`)."""
+    return hashlib.sha256(json.dumps([asked, model], default=str).encode()).hexdigest()

@@ -31,11 +31,11 @@ THUMBNAIL = 224  # longest side of a sample's picture, pixels
 class Sheet:
     """A task's items for one model: which are answered, which are not."""
 
-    def __init__(self, task: Task, described: Any, model: str, path: Path, engine: str, out_dir: Path) -> None:
-        """`described` is that of the task, the same for all models."""
+    def __init__(self, task: Task, described: Any, model: str, identity: str, engine: str, out_dir: Path) -> None:
+        """`described` is that of the task, the same for all models; `identity` that of the model, for all tasks."""
         self.task, self.model = task, model
         self.path = items_path(out_dir, task.config.name, model)
-        self.fingerprint = fingerprint([described, engine], path)
+        self.fingerprint = fingerprint([described, engine], identity)
         self.parts = Parts(self.path, self.fingerprint)
 
     @property

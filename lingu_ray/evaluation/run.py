@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from lingu_ray.config import EvaluationConfig, RayConfig
+from lingu_ray.content import model_identity
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import takes_images
 from lingu_ray.evaluation.items import items_path
@@ -63,12 +64,12 @@ def evaluate(
     described = [describe(task) for task in tasks]
     unfinished: dict[str, list[Sheet]] = {}
     for name, path in models.items():
-        can_see = takes_images(path)
+        can_see, identity = takes_images(path), model_identity(str(path))
         for task, description in zip(tasks, described, strict=True):
             if task.config.kind == "vision" and not can_see:
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
                 continue
-            sheet = Sheet(task, description, name, path, settings.engine, out_dir)
+            sheet = Sheet(task, description, name, identity, settings.engine, out_dir)
             if not sheet.whole:
                 unfinished.setdefault(name, []).append(sheet)
     if unfinished:

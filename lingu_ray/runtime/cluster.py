@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # A report blocks for one poll of the controller; printed lines would appear twice.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -12,10 +15,13 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 # by then. Writing to new ones takes several times as long. A cluster started elsewhere wants it in its own environment.
 os.environ.setdefault("RAY_free_objects_batch_size", "1")
 
+import grpc
 import ray
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
+
+_ANSWER_WITHIN_S = 10.0
 
 
 def connect(settings: RayConfig) -> None:
@@ -25,12 +31,59 @@ def connect(settings: RayConfig) -> None:
     address = settings.address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address is None:
-        ray.init(include_dashboard=False, runtime_env={"env_vars": _worker_env()}, **quiet)
+        with _in_groups_of_their_own():
+            ray.init(include_dashboard=False, runtime_env={"env_vars": _worker_env()}, **quiet)
         return
+    _require_answer(address)
     try:
         ray.init(address=address, runtime_env={"env_vars": {"RAY_ADDRESS": address, **_worker_env()}}, **quiet)
     except ConnectionError as error:
         raise UserError(f"ray.address={address}: no Ray cluster answers there. {error}") from error
+
+
+_leaving_group = False
+
+
+def _leave_group() -> None:
+    if _leaving_group:
+        os.setpgid(0, 0)
+
+
+os.register_at_fork(after_in_child=_leave_group)
+
+
+@contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Processes started here leave this one's group: a signal to the whole group then reaches the command alone.
+
+    It asks the workers to save; Ray's own processes would end at once, and the workers with them.
+    """
+    global _leaving_group
+    _leaving_group = True
+    try:
+        yield
+    finally:
+        _leaving_group = False
+
+
+def _require_answer(address: str) -> None:
+    """Raise UserError where nothing answers at an address: Ray itself would try for minutes."""
+    place = re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):(\d+)", address)
+    if address in ("auto", "local") or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    if place is None:
+        raise UserError(
+            f"ray.address={address}: give auto, HOST:6379 of the head node, or ray://HOST:10001. "
+            "The address that begins with http:// is for `ray job submit`"
+        )
+    with grpc.insecure_channel(f"{place[2]}:{place[3]}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_WITHIN_S)
+        except grpc.FutureTimeoutError as error:
+            raise UserError(
+                f"ray.address={address}: no Ray cluster answers there within {_ANSWER_WITHIN_S:g} s; "
+                "correct the address, or start the cluster"
+            ) from error
 
 
 def _worker_env() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class RunFolder:
 
     @property
     def corpus(self) -> Path:
-        """JSON that points to the corpus."""
+        """JSON that points to the corpus, with what tells its data from other data."""
         return self.root / "corpus.json"
 
     @property
@@ -38,6 +39,18 @@ class RunFolder:
     def export(self) -> Path:
         """The finished model, in Hugging Face format."""
         return self.root / "export"
+
+    @property
+    def exported(self) -> Path:
+        """JSON that says after which step `export` was written."""
+        return self.root / "exported.json"
+
+    @property
+    def exported_step(self) -> int | None:
+        """The step of the finished model; None where there is none."""
+        if not (self.export.exists() and self.exported.exists()):
+            return None
+        return json.loads(self.exported.read_text())["step"]
 
     @property
     def metrics(self) -> Path:
@@ -65,9 +78,21 @@ class RunFolder:
         return self.root / "mlflow.json"
 
     @property
+    def models(self) -> Path:
+        """JSON with what tells student and teacher from other models."""
+        return self.root / "models.json"
+
+    @property
     def ray(self) -> Path:
         """Ray Train's own state."""
         return self.root / ".ray"
+
+    def clear(self) -> None:
+        """Remove what a run left that never trained."""
+        for path in (self.start, self.ray, self.report):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow):
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import threading
@@ -11,47 +12,57 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
-from lingu_ray.cli import load_yaml, to_yaml
+from lingu_ray.cli import to_yaml
 from lingu_ray.config import Config
-from lingu_ray.corpus.build import build_corpus
+from lingu_ray.corpus.build import build_planned, plan_corpus
+from lingu_ray.corpus.passes import passes
+from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
 from lingu_ray.distill.student import prepare_student
-from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, Tail
 from lingu_ray.runtime.progress import Progress
+from lingu_ray.runtime.resume import check_data, check_models, check_settings, note_data
 from lingu_ray.runtime.tracking import Tracker
 from lingu_ray.runtime.worker import Job, train_worker
-from lingu_ray.settings import check_begun
 
 _POLL_S = 0.25
-_MAY_CHANGE = {
-    *("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo"),
-    *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
-    *(f"train.{name}" for name in ("tokens_per_micro_batch", "packing", "gradient_checkpointing")),
-    *(f"train.{name}" for name in ("parallelism", "compile")),
-}
-"""Settings that a run may be continued with, changed: its result does not depend on them, up to rounding."""
+MANY_PASSES = 5
+"""Over a source; a run that makes more is warned."""
+
+log = logging.getLogger(__name__)
 
 
 def run(config: Config) -> Path:
     """Train one run and return its exported model (see `run_together`)."""
-    return run_together([config])[0]
+    return run_together(checked([config]))[0]
 
 
-def run_together(configs: Sequence[Config]) -> list[Path]:
-    """Train runs and return their exported models: side by side where Ray has room for all, else one after another.
+def checked(configs: Sequence[Config]) -> list[Run]:
+    """The runs, with everything checked that can be without Ray: folder, pair, data, outputs.
 
-    A finished run is found again, an unfinished one goes on. Needs Ray. Raises UserError for what the user can mend,
-    `Interrupted` after Ctrl-C (checkpoints are written).
+    Raises:
+        UserError: for what the user can mend.
     """
     runs = [Run(config) for config in configs]
-    waiting = [run for run in runs if not run.folder.export.exists()]
+    for run in runs:
+        run.check()
+    return runs
+
+
+def run_together(runs: Sequence[Run]) -> list[Path]:
+    """Train checked runs and return their exported models: side by side where Ray has room for all, else one by one.
+
+    A finished run is found again, an unfinished one is resumed. Needs Ray. Raises UserError for what the user can mend,
+    `Interrupted` after Ctrl-C (checkpoints are written).
+    """
+    waiting = [run for run in runs if not run.finished]
     for run in waiting:
         run.prepare()
     if waiting and room_for_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
@@ -63,21 +74,39 @@ def run_together(configs: Sequence[Config]) -> list[Path]:
 
 
 class Run:
-    """One run on the driver's side."""
+    """One run on the driver's side: `check`, then `prepare`, then `begin`."""
 
     def __init__(self, config: Config):
         self.config = config
-        self.folder = RunFolder(config.run_dir.resolve())
+        self.folder = RunFolder(config.run_dir)
         self.errors: list[BaseException] = []
         self.thread: threading.Thread | None = None
-        _open(config, self.folder)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model of the last step is there."""
+        return self.folder.exported_step == self.config.train.steps
+
+    def check(self) -> None:
+        """All that can be checked without Ray, and the starting point. Raises UserError."""
+        check_output(self.config)
+        check_settings(self.config, self.folder)
+        if self.finished:
+            log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
+            self.folder.config.write_text(to_yaml(self.config))
+            return
+        prepare_start(self.config, self.folder)
+        self.plan = plan_corpus(self.config, self.folder.start)
+        check_data(self.plan, self.folder)
 
     def prepare(self) -> None:
-        """All checks, the starting point and the corpus."""
+        """The corpus, and what is written down before training. Raises UserError."""
         check_resources(self.config.ray, uses_gpu(self.config.ray))
-        prepare_start(self.config, self.folder)
-        self.corpus = build_corpus(self.config, self.folder.start)
-        write_json(self.folder.corpus, {"path": str(self.corpus.folder.resolve())})
+        self.corpus = build_planned(self.plan)
+        _say_passes(self.config, self.corpus)
+        note_data(self.plan, self.folder)
+        self.folder.stop.unlink(missing_ok=True)
+        self.folder.config.write_text(to_yaml(self.config))
 
     def begin(self, position: int, neighbours: int, until: int | None = None) -> None:
         """Start training, in a thread.
@@ -89,7 +118,7 @@ class Run:
         self.tracker = Tracker(self.config, self.folder)
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
-        job = Job(self.config, self.folder.root, self.corpus.folder.resolve(), neighbours, until)
+        job = Job(self.config, self.folder.root, self.corpus.folder, neighbours, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
 
@@ -125,10 +154,10 @@ class Run:
         if self.errors:
             self.tracker.end("FAILED")
             raise _readable(self.errors[0])
-        if self.until is not None and not self.folder.export.exists():
+        if self.until is not None and not self.finished:
             self.tracker.rest()
             return
-        if not self.folder.export.exists():
+        if not self.finished:
             self.tracker.end("KILLED")
             raise Interrupted(f"stopped and saved: run the same command again to go on ({self.folder.root})")
         manifest = self.corpus.folder / "manifest.json"
@@ -172,13 +201,25 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     )
     failures: Any = FailureConfig(max_failures=config.ray.max_failures)
     name = time.strftime("%Y%m%d-%H%M%S")
-    storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures)
+    callbacks: Any = [NoRetryOfUserErrors()]
+    storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures, callbacks=callbacks)
     return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
+
+
+class NoRetryOfUserErrors(UserCallback):
+    """Ends a run whose worker raised a `UserError`: trying again cannot mend it. Other failures are tried again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller, which takes what is raised here for its own failure, and gives up."""
+        for error in worker_exceptions.values():
+            if found := user_error(error):
+                raise found
 
 
 def prepare_start(config: Config, folder: RunFolder) -> None:
     """Check the pair and write the run's starting point, once."""
     check_pair(config)
+    check_models(config, folder)
     if not folder.start.exists():
         temporary = folder.start.with_name(".start.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -187,14 +228,34 @@ def prepare_start(config: Config, folder: RunFolder) -> None:
     check_tokenizers(AutoProcessor.from_pretrained(folder.start).tokenizer, load_teacher_tokenizer(config))
 
 
-def _open(config: Config, folder: RunFolder) -> None:
-    """Make the run's folder, or check that the one there is this run."""
-    folder.root.mkdir(parents=True, exist_ok=True)
-    folder.stop.unlink(missing_ok=True)
-    if folder.config.exists():
-        before, now = (one.model_dump(mode="json") for one in (load_yaml(folder.config), config))
-        check_begun(folder.root, config.resume, before, now, _MAY_CHANGE)
-    folder.config.write_text(to_yaml(config))
+def check_output(config: Config) -> None:
+    """Refuse to write where it will not stay.
+
+    Raises:
+        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes.
+    """
+    for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
+        if "working_dir_files" in path.parts:
+            raise UserError(
+                f"{setting}={path} lies in the copy of the working directory that Ray made for this job and removes "
+                f"after it: give an absolute {setting}=/…, on storage that all nodes share"
+            )
+
+
+def _say_passes(config: Config, corpus: Corpus) -> None:
+    """How often the run will see each source, and what of that a user may not have meant."""
+    seen = passes(corpus.manifest, config.train.steps * config.train.rows_per_step)
+    text = ", ".join(f"{name} {count:.2f}" for name, count in seen.items())
+    log.info(
+        "%s: %d steps of %d rows; passes over %s", *(config.name, config.train.steps), config.train.rows_per_step, text
+    )
+    often = [name for name, count in seen.items() if count > MANY_PASSES]
+    if often:
+        log.warning(
+            "%s: more than %d passes over %s: its rows will be learned by heart. Lower train.steps or the source's "
+            "weight, or give more data",
+            *(config.name, MANY_PASSES, ", ".join(often)),
+        )
 
 
 @contextmanager
@@ -219,11 +280,5 @@ def _stop_on_interrupt(runs: list[Run]) -> Iterator[None]:
 
 def _readable(error: BaseException) -> BaseException:
     """The user's error inside what Ray Train wraps around it, if there is one."""
-    failures = getattr(error, "worker_failures", None) or {}
-    for failure in failures.values():
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, UserError):
-                return UserError(str(getattr(cause, "cause", None) or cause))
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    return error
+    inner = [getattr(error, "controller_failure", None), *(getattr(error, "worker_failures", None) or {}).values()]
+    return next((found for one in inner if one is not None and (found := user_error(one))), error)

@@ -29,7 +29,7 @@ from lingu_ray.runtime.checkpoint import (
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.folder import RunFolder, write_json
 from lingu_ray.runtime.metrics import JsonLines, Record
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimiser import make_optimiser, set_learning_rates, trained_parameters
@@ -122,6 +122,8 @@ class Worker:
     def _export(self) -> None:
         settings = self.config.train
         export_model(self.student.model, self.processor, self._export_dtype(), self.folder.export, settings.lora)
+        if self.leads:
+            write_json(self.folder.exported, {"step": settings.steps})
 
     def _train_step(self, step: int, reader: StepReader) -> bool:
         """One optimiser step; returns whether the run was asked to stop."""

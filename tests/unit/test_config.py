@@ -1,5 +1,7 @@
 """The typed configuration refuses what cannot work, before anything starts, and says how to mend it."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -21,8 +23,8 @@ def with_changes(**changes: object) -> dict[str, object]:
 def test_minimal_configuration_is_complete():
     """Name, student, teacher and one source are all that has to be given."""
     config = Config.model_validate(MINIMAL)
-    assert config.run_dir.as_posix() == "runs/run"
-    assert config.corpora_dir.as_posix() == "runs/.corpora"
+    assert config.run_dir == Path("runs/run").absolute()
+    assert config.corpora_dir == Path("runs/.corpora").absolute()
     assert config.distill.policy == "selective"
 
 

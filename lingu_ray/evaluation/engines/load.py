@@ -18,6 +18,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from lingu_ray.errors import UserError
+from lingu_ray.paths import why_not_loaded
 
 NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError)
 """What Transformers raises where there is no model, or none that it knows."""
@@ -83,7 +84,7 @@ def _load_config(path: Path | str) -> PreTrainedConfig:
 
 def cannot_load(path: Path | str, error: Exception) -> UserError:
     """The error to raise for a model that does not load."""
-    return UserError(f"cannot load the model {path} for evaluation: {error}")
+    return UserError(f"cannot load the model for evaluation: {why_not_loaded(path, error)}")
 
 
 def _eos_ids(place: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

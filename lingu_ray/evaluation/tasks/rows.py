@@ -14,8 +14,9 @@ from pathlib import Path
 
 from lingu_ray.config import SourceConfig, TaskConfig
 from lingu_ray.corpus.forms import BadRecord
-from lingu_ray.corpus.pieces import HUB_ID, UNREADABLE, Piece, Record, cut_source, hub_files
+from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, cut_source, hub_files
 from lingu_ray.errors import UserError
+from lingu_ray.paths import not_found
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,19 @@ def source_of(config: TaskConfig) -> SourceConfig:
 
 
 def _pieces(config: TaskConfig) -> list[Piece]:
-    source, path = source_of(config), Path(config.path).expanduser()
-    on_hub = not path.exists() and HUB_ID.fullmatch(config.path) is not None
+    source, path = source_of(config), Path(config.path)
+    on_hub = not path.is_absolute()
     saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
     if config.split is None and on_hub:
         raise UserError(
-            f"evaluation.tasks: {config.name}: no file or folder {config.path!r} (from {Path.cwd()}): correct its "
-            "`path`, or set `split`, such as test, for a dataset of the hub"
+            f"evaluation.tasks: {config.name}: {not_found(config.path)}; correct its `path`, or set `split`, such as "
+            "test, for a dataset of the hub"
         )
     if config.split is None and "dataset_dict.json" in saved:
         raise UserError(f"evaluation.tasks: {config.name}: {config.path} has splits: set `split`, such as test")
     try:
         if on_hub or (path.is_dir() and config.split and not saved):
-            return _fetched(source if on_hub else source.model_copy(update={"path": str(path)}))
+            return _fetched(source)
         return cut_source(source)
     except UserError as error:
         raise UserError(f"evaluation.tasks: {str(error).removeprefix('source ')}") from error

@@ -65,7 +65,7 @@ def test_hub_datasets_are_read_from_their_cache(tmp_path, monkeypatch):
 
 def test_hub_dataset_that_is_not_there():
     """Neither a path nor a dataset: the error names both and the source."""
-    with pytest.raises(UserError, match=r"source s: neither a path from .* nor a dataset"):
+    with pytest.raises(UserError, match=r"source s: no such file or folder: .*, and no dataset 'nobody/nothing'"):
         cut_source(source("nobody/nothing"))
 
 
@@ -147,7 +147,7 @@ def test_limit_counts_records_over_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nowhere.jsonl", "source s: no data found at 'nowhere.jsonl' .* correct its `path`"),
+        ("nowhere.jsonl", r"source s: no such file or folder: /.*/nowhere\.jsonl; correct its `path`"),
         ("data.csv", "source s: .*data.csv is of no known kind"),
         ("saved", "has no split 'train', only .*test.*; set `split`"),
     ],

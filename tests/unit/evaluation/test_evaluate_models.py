@@ -17,7 +17,7 @@ CHOICE = {"name": "choice", "kind": "language", "type": "multiple_choice"}
 def test_bad_items_stop_before_a_model_is_loaded(tmp_path: Path) -> None:
     """The error is about the items although the model is missing too."""
     broken = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "none.jsonl")})
-    with pytest.raises(UserError, match=r"choice: no data found at .*none\.jsonl"):
+    with pytest.raises(UserError, match=r"choice: no such file or folder: .*none\.jsonl"):
         evaluate({"teacher": tmp_path / "missing"}, EvaluationConfig(tasks=(broken,)), tmp_path)
 
 
@@ -25,7 +25,7 @@ def test_a_missing_model_is_named_before_anything_starts(tmp_path: Path) -> None
     """Its configuration is looked for before Ray is."""
     (tmp_path / "items.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
     task = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
-    with pytest.raises(UserError, match=r"cannot load the model .*missing"):
+    with pytest.raises(UserError, match=r"cannot load the model .*no such file or folder: .*missing"):
         evaluate({"teacher": tmp_path / "missing"}, EvaluationConfig(tasks=(task,)), tmp_path)
 
 
@@ -43,7 +43,7 @@ def test_arguments() -> None:
     models, config = read_arguments(
         ["runs/a/export", "teacher=lm.gguf", "tasks=arc_easy,piqa", "engine=vllm", "ray.cpus_per_worker=2"]
     )
-    assert models == {"export": Path("runs/a/export"), "teacher": Path("lm.gguf")}
+    assert models == {"export": Path("runs/a/export").absolute(), "teacher": Path("lm.gguf").absolute()}
     assert [task.name for task in config.tasks] == ["arc_easy", "piqa"]
     assert (config.engine, config.ray.cpus_per_worker) == ("vllm", 2)
 

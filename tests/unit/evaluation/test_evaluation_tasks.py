@@ -292,9 +292,9 @@ def test_fields_that_do_not_fit_are_named(tmp_path: Path, field: str, message: s
 
 def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
     """Each is an error that names the task and the file."""
-    with pytest.raises(UserError, match=r"t: no data found at .*gone\.jsonl"):
+    with pytest.raises(UserError, match=r"t: no such file or folder: .*gone\.jsonl"):
         load_task(config(tmp_path / "gone.jsonl", "perplexity"))
-    with pytest.raises(UserError, match=r"t: no file or folder 'eval/gone' .* set `split`"):
+    with pytest.raises(UserError, match=r"t: no such file or folder: /.*/eval/gone; correct .* set `split`"):
         load_task(config(Path("eval/gone"), "perplexity"))
     with pytest.raises(UserError, match="holds no items"):
         load_task(config(write(tmp_path / "empty.jsonl"), "perplexity"))

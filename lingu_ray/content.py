@@ -1,0 +1,49 @@
+"""What identifies files: their content, wherever they lie and whenever they were written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+BLOCK = 1 << 16
+BLOCKS = 1024
+"""A file of up to so many blocks (64 MiB) is read whole; of a larger one as many, its first and last among them."""
+
+
+def file_identity(path: str | Path, blocks: int = BLOCKS) -> str:
+    """Thirty-two hexadecimal digits of a file's size and content; at most `blocks` (2 or more) of it are read.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = os.path.getsize(path)
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    last = max(0, size - BLOCK)
+    step = max(BLOCK, -(-last // (blocks - 1)))
+    with open(path, "rb") as file:
+        for start in (*range(0, last, step), last):
+            file.seek(start)
+            digest.update(file.read(BLOCK))
+    return digest.hexdigest()
+
+
+def model_identity(path: str, revision: str | None = None) -> str:
+    """What tells one model from another: the content of a local folder's (or file's) files, or the hub id.
+
+    The model card does not count: it tells what was measured.
+    """
+    place = Path(path)
+    if not place.exists():
+        return f"{path}@{revision or 'main'}"
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return combined(f"{f.name} {file_identity(f)}" for f in files if f.is_file() and f.suffix != ".md")
+
+
+def combined(parts: Iterable[str]) -> str:
+    """One identity of several texts, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,117 @@
+"""Paths that a user writes: made absolute once, when the settings are read.
+
+Workers, trials and jobs run in other working directories than the command did, so a relative path means something else
+there, and two spellings of one path would be two settings. The types here are those of every path in the settings:
+what is not absolute after them is the id of a model or dataset of the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationInfo
+
+_MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of few old models without an organization
+_DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OF_FILES = {".arrow", ".csv", ".gz", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".txt", ".zst"}
+
+
+_start: ContextVar[Path | None] = ContextVar("start", default=None)
+
+
+@contextmanager
+def starting_from(folder: Path) -> Iterator[None]:
+    """Relative paths start from `folder`, the working directory of the command whose settings are read here."""
+    token = _start.set(folder)
+    try:
+        yield
+    finally:
+        _start.reset(token)
+
+
+def absolute(path: str | Path) -> Path:
+    """The path from the file system's root: `~` is the home folder, a relative one starts here. Links are kept."""
+    return Path(os.path.abspath(_here() / os.path.expanduser(path)))
+
+
+def _here() -> Path:
+    return _start.get() or Path.cwd()
+
+
+def model_path(path: str) -> str:
+    """A folder or `.gguf` file made absolute; what nothing local has and may be the id of a model, as it is."""
+    if Path(path).suffix == ".gguf":
+        folder, name = os.path.split(path)
+        return os.path.join(model_path(folder), name) if folder else str(absolute(path))
+    return path if _on_hub(path, _MODEL_ID) else str(absolute(path))
+
+
+def data_path(path: str) -> str:
+    """A file, folder or glob made absolute; what nothing local has and may be the id of a dataset, as it is."""
+    written = os.path.expanduser(path)
+    if glob.has_magic(written) and not absolute(written).exists() and not os.path.isabs(written):
+        return os.path.join(glob.escape(str(_here())), written)
+    is_id = Path(path).suffix.lower() not in _OF_FILES and _on_hub(path, _DATASET_ID)
+    return path if is_id else str(absolute(path))
+
+
+def _on_hub(path: str, pattern: re.Pattern[str]) -> bool:
+    return bool(pattern.fullmatch(path)) and not path.startswith(".") and not absolute(path).exists()
+
+
+def task_path(path: str, info: ValidationInfo) -> str:
+    """As `data_path`; the name of a task of lm-evaluation-harness stays one, whatever lies here."""
+    return path if info.data.get("type") == "lm_eval" and not path.endswith((".yaml", ".yml")) else data_path(path)
+
+
+def tracking_uri(uri: str) -> str:
+    """An MLflow store; the path of one on disk made absolute."""
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
+    return uri if ":" in uri or uri == "databricks" else str(absolute(uri))
+
+
+def nearest(path: str | Path) -> Path | None:
+    """What a path that does not exist may have meant: its first part that is missing, as a neighbor is spelled."""
+    missing = absolute(path)
+    while not missing.parent.exists():
+        missing = missing.parent
+    if not missing.parent.is_dir():
+        return None
+    found = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=1)
+    return missing.parent / found[0] if found else None
+
+
+def not_found(path: str | Path, kind: str = "file or folder") -> str:
+    """That a local path does not exist, with what may have been meant."""
+    near = nearest(path)
+    return f"no such {kind}: {absolute(path)}" + (f"; did you mean {near}?" if near else "")
+
+
+def why_not_loaded(path: str | Path, error: Exception) -> str:
+    """What to tell of a model (from `model_path`) that does not load: no such folder, no such id, or what is wrong."""
+    if os.path.exists(path):
+        return f"{path}: {error}"
+    if Path(path).is_absolute():
+        return not_found(path)
+    return f"{not_found(path)}; and no model {path} is to be had from the Hugging Face hub ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+LocalPath = Annotated[Path, AfterValidator(absolute)]
+LocalFolder = Annotated[str, AfterValidator(lambda path: str(absolute(path)))]
+ModelPath = Annotated[str, AfterValidator(model_path)]
+DataPath = Annotated[str, AfterValidator(data_path)]
+TaskPath = Annotated[str, AfterValidator(task_path)]
+TrackingUri = Annotated[str, AfterValidator(tracking_uri)]

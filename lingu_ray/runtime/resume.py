@@ -1,0 +1,145 @@
+"""What stands in a run's folder from an earlier command, and whether these settings and data may continue it.
+
+A folder in which nothing was trained yet belongs to nobody: other settings begin anew in it. One with a checkpoint or a
+finished model belongs to the settings, models and data that it was begun with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from lingu_ray.cli import load_yaml
+from lingu_ray.config import Config
+from lingu_ray.content import model_identity
+from lingu_ray.corpus.build import Plan
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.checkpoint import checkpoints
+from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.settings import differences
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = {
+    *("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo"),
+    *("corpus.cache_dir", "corpus.if_changed"),
+    # these may have moved: what they hold is compared instead
+    *("student.path", "teacher.path", "corpus.sources.*.path", "corpus.sources.*.image_root"),
+    *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
+    *(f"train.{name}" for name in ("tokens_per_micro_batch", "packing", "gradient_checkpointing")),
+    *(f"train.{name}" for name in ("parallelism", "compile", "steps", "keep_last", "checkpoint_every")),
+    *(f"train.{name}" for name in ("validate_every", "sample_every", "samples")),
+}
+"""Settings that a run may be continued with, changed: patterns of dotted keys.
+
+Its result does not depend on them, up to rounding; but for `train.steps`, which moves its end.
+"""
+
+
+def reached(folder: RunFolder) -> int:
+    """The step that a run has reached: that of its newest checkpoint, or of its finished model."""
+    newest = [state.step for _, state in checkpoints(folder.checkpoints)][-1:]
+    return max([0, *newest, *([folder.exported_step] if folder.exported_step else [])])
+
+
+def check_settings(config: Config, folder: RunFolder) -> None:
+    """Whether the settings may continue what is in the folder; where nothing was trained, they begin anew.
+
+    Raises:
+        UserError: `resume=never`, settings that differ, or steps that are fewer than were trained.
+    """
+    step = reached(folder)
+    if step and config.resume == "never":
+        raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
+    if not folder.config.exists():
+        return
+    earlier = load_yaml(folder.config)
+    before, now = (one.model_dump(mode="json") for one in (earlier, config))
+    lines = differences(before, now, MAY_CHANGE)
+    if lines and step:
+        raise UserError(
+            f"{folder.root} was begun with other settings, and has been trained for {step} steps with them:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nChoose another name=…, or remove the folder to begin anew."
+        )
+    if lines:
+        log.info("%s: nothing was trained there yet; begun anew with other settings:", folder.root)
+        for line in lines:
+            log.info("  %s", line)
+        folder.clear()
+    elif step:
+        _check_steps(earlier.train.steps, config.train.steps, step, folder)
+
+
+def _check_steps(before: int, now: int, step: int, folder: RunFolder) -> None:
+    """Where a run's end was moved: whether it can get there, and by what rule."""
+    if now == before:
+        return
+    if now < step:
+        raise UserError(
+            f"train.steps={now}, and {folder.root} has been trained for {step} steps: "
+            f"give {step} or more, or choose another name=…"
+        )
+    if now > step and not checkpoints(folder.checkpoints):
+        raise UserError(
+            f"train.steps={now}: {folder.root} ended at step {step} and its checkpoints are gone, so it cannot be "
+            f"trained further. Choose another name=… with student.path={folder.export}"
+        )
+    log.info(
+        "%s: train.steps was %d and is %d now: from step %d on, learning rate, temperature and weights are those that "
+        "a run of %d steps has there",
+        *(folder.root, before, now, step + 1, now),
+    )
+
+
+def check_models(config: Config, folder: RunFolder) -> None:
+    """Whether student and teacher are those that the run was begun with; where nothing was trained, they are noted.
+
+    Raises:
+        UserError: the files of one have changed.
+    """
+    now = {"teacher": model_identity(config.teacher.path, config.teacher.revision)}
+    if config.student.path is not None:
+        now["student"] = model_identity(config.student.path, config.student.revision)
+    before = json.loads(folder.models.read_text()) if folder.models.exists() else now
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed and reached(folder):
+        settings = " and ".join(f"{name}.path={getattr(config, name).path}" for name in changed)
+        raise UserError(
+            f"{folder.root} was begun with another model than {settings} is now: its files have changed. "
+            "Put them back, or choose another name=…"
+        )
+    if changed:
+        folder.clear()
+    folder.root.mkdir(parents=True, exist_ok=True)
+    write_json(folder.models, now)
+
+
+def check_data(plan: Plan, folder: RunFolder) -> None:
+    """Whether the data are those that the run was trained on so far.
+
+    Raises:
+        UserError: they have changed, and `corpus.if_changed` is `refuse`.
+    """
+    if not folder.corpus.exists() or not reached(folder):
+        return
+    before: dict[str, Any] = json.loads(folder.corpus.read_text())
+    if before["fingerprint"] == plan.fingerprint:
+        return
+    changed = [name for name, content in plan.contents.items() if before["contents"].get(name) != content]
+    what = (
+        f"the data of source {', '.join(changed)}" if changed else "the student's processor, or lingu_ray's own rules,"
+    )
+    if plan.config.if_changed == "refuse":
+        raise UserError(
+            f"{folder.root} was trained on another corpus ({before['path']}): {what} changed since. Put the data back, "
+            "choose another name=…, or train on with the new data by corpus.if_changed=warn"
+        )
+    log.warning("%s: %s changed since the run was begun; training on with the new data", folder.root, what)
+
+
+def note_data(plan: Plan, folder: RunFolder) -> None:
+    """Write down which corpus the run is trained on."""
+    pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents}
+    write_json(folder.corpus, pointer)

@@ -1,0 +1,145 @@
+"""Whether settings, models and data may continue what stands in a run's folder."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from tinyrun import config, write_pair_and_data
+
+from lingu_ray.cli import to_yaml
+from lingu_ray.config import Config
+from lingu_ray.corpus.build import plan_corpus
+from lingu_ray.errors import UserError
+from lingu_ray.runtime import resume
+from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.trainer import Run
+
+
+@pytest.fixture(autouse=True)
+def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What is logged, information included."""
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def begun(settings: Config, step: int = 0, exported: bool = False) -> RunFolder:
+    """A run's folder as an earlier command left it, trained for `step` steps."""
+    folder = RunFolder(settings.run_dir)
+    folder.root.mkdir(parents=True)
+    folder.config.write_text(to_yaml(settings))
+    if step:
+        checkpoint = folder.checkpoints / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        write_json(checkpoint / "state.json", {"step": step, "validation_ce": None})
+    if exported:
+        folder.export.mkdir()
+        write_json(folder.exported, {"step": step})
+    return folder
+
+
+def test_a_folder_in_which_nothing_was_trained_belongs_to_nobody(data: Path, tmp_path: Path, said):
+    """Other settings begin anew in it, what differs is said by key, and nothing of the earlier ones is left."""
+    folder = begun(config(data, tmp_path))
+    folder.start.mkdir()
+    folder.mlflow.write_text("{}")
+    changed = config(data, tmp_path, distill={"temperature": 2}, resume="never")
+    resume.check_settings(changed, folder)
+    assert "begun anew" in said.text and "distill.temperature.end: 1.0 before, 2.0 now" in said.text
+    assert not any(path.exists() for path in (folder.start, folder.mlflow, folder.config))
+
+
+def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
+    """Each difference has its line, with both values, sources by name; what only costs time may change."""
+    folder = begun(config(data, tmp_path), step=4)
+    tree = config(data, tmp_path).model_dump(mode="json")
+    tree["corpus"]["sources"][0]["weight"] = 0.5
+    tree["distill"]["policy"] = "all"
+    with pytest.raises(UserError) as caught:
+        resume.check_settings(Config.model_validate(tree), folder)
+    assert "corpus.sources.text.weight: 0.6 before, 0.5 now" in str(caught.value)
+    assert "distill.policy: selective before, all now" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 4
+    resume.check_settings(config(data, tmp_path, train={"checkpoint_every": 1}, ray={"num_workers": 2}), folder)
+    with pytest.raises(UserError, match="resume=never"):
+        resume.check_settings(config(data, tmp_path, resume="never"), folder)
+
+
+def test_steps_may_grow(data: Path, tmp_path: Path, said):
+    """More steps train on, by a rule that is said; fewer than were trained are refused; without checkpoints, both."""
+    folder = begun(config(data, tmp_path), step=8, exported=True)
+    longer = config(data, tmp_path, train={"steps": 16})
+    assert Run(config(data, tmp_path)).finished and not Run(longer).finished
+    resume.check_settings(longer, folder)
+    assert "from step 9 on, learning rate, temperature and weights are those that a run of 16 steps has" in said.text
+    with pytest.raises(UserError, match=r"train\.steps=4, .* has been trained for 8 steps"):
+        resume.check_settings(config(data, tmp_path, train={"steps": 4}), folder)
+    shutil.rmtree(folder.checkpoints)
+    with pytest.raises(UserError, match="ended at step 8 and its checkpoints are gone"):
+        resume.check_settings(longer, folder)
+
+
+def test_moved_models_are_the_same_and_changed_ones_are_not(tmp_path: Path):
+    """A pair that was moved may continue; one whose files changed is refused; an untrained run takes it."""
+    write_pair_and_data(tmp_path / "a")
+    settings = config(tmp_path / "a", tmp_path / "runs")
+    folder = begun(settings)
+    resume.check_models(settings, folder)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    moved = config(tmp_path / "b", tmp_path / "runs")
+    checkpoint = folder.checkpoints / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "state.json", {"step": 4, "validation_ce": None})
+    resume.check_settings(moved, folder)
+    resume.check_models(moved, folder)
+    card = tmp_path / "b" / "student" / "config.json"
+    card.write_text(card.read_text() + "\n")
+    with pytest.raises(UserError, match=r"another model than student\.path=.*: its files have changed"):
+        resume.check_models(moved, folder)
+    shutil.rmtree(folder.checkpoints)
+    resume.check_models(moved, folder)
+    resume.check_models(moved, folder)
+
+
+def test_changed_data_are_refused_or_said(tmp_path: Path, said):
+    """The source whose file changed is named; `corpus.if_changed=warn` trains on; moved data are the same."""
+    write_pair_and_data(tmp_path / "a")
+    settings = config(tmp_path / "a", tmp_path / "runs")
+    folder = begun(settings, step=4)
+    processor = tmp_path / "a" / "student"
+    resume.note_data(plan_corpus(settings, processor), folder)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    moved = config(tmp_path / "b", tmp_path / "runs")
+    resume.check_data(plan_corpus(moved, processor), folder)
+    text = tmp_path / "b" / "text.jsonl"
+    text.write_text(text.read_text() + json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    with pytest.raises(UserError, match="the data of source text changed since"):
+        resume.check_data(plan_corpus(moved, processor), folder)
+    warned = config(tmp_path / "b", tmp_path / "runs", corpus={"if_changed": "warn"})
+    resume.check_data(plan_corpus(warned, processor), folder)
+    assert "training on with the new data" in said.text
+
+
+def test_images_that_records_name_belong_to_the_data(tmp_path: Path):
+    """Records copied beside other pictures make another corpus; weights of the loss do not."""
+    write_pair_and_data(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    processor = tmp_path / "a" / "student"
+    plans = lambda: [plan_corpus(config(tmp_path / n, tmp_path), processor).fingerprint for n in "ab"]  # noqa: E731
+    first, second = plans()
+    assert first == second
+    (tmp_path / "b" / "0.png").write_bytes((tmp_path / "b" / "1.png").read_bytes())
+    first, second = plans()
+    assert first != second
+    tree = config(tmp_path / "a", tmp_path).model_dump(mode="json")
+    tree["corpus"]["sources"][0] |= {"kd_weight": 0.5, "ce_weight": 2.0}
+    assert plan_corpus(Config.model_validate(tree), processor).fingerprint == first
+
+
+def test_output_in_a_jobs_own_folder_is_refused(data: Path):
+    """A job's working directory is Ray's copy, which it removes: the run names the setting and the cure."""
+    where = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0/runs")
+    with pytest.raises(UserError, match=r"output_dir=.* lies in the copy .* absolute output_dir="):
+        Run(config(data, where)).check()
+    assert not where.exists()

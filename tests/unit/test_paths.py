@@ -1,0 +1,156 @@
+"""Paths in the settings: absolute from the moment they are read, whatever their spelling and wherever code runs."""
+
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from lingu_ray import paths
+from lingu_ray.config import Config, TaskConfig
+from lingu_ray.distill.pair import load_config
+from lingu_ray.errors import UserError
+from lingu_ray.evaluate import EvaluateConfig
+from lingu_ray.manual import section_in
+
+SETTINGS = {
+    "name": "run",
+    "output_dir": "runs",
+    "student": {"path": "models/vlm"},
+    "teacher": {"path": "models/lm"},
+    "corpus": {
+        "cache_dir": "corpora",
+        "sources": [
+            {"name": "a", "form": "text", "path": "data/*.txt", "language_heavy": True},
+            {"name": "b", "form": "messages", "path": "data/b.jsonl", "image_root": "images"},
+        ],
+    },
+    "tracking": {"uri": "sqlite:///mlflow.db"},
+    "evaluation": {"tasks": [{"name": "t", "kind": "language", "type": "perplexity", "path": "data/t.jsonl"}]},
+}
+
+
+def respelled(tree: Any, spell: Any) -> Any:
+    """The settings with every path spelled another way."""
+    if isinstance(tree, dict):
+        return {key: respelled(value, spell) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [respelled(value, spell) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    if tree.startswith("sqlite:///"):
+        return f"sqlite:///{spell(tree.removeprefix('sqlite:///'))}"
+    return spell(tree) if "/" in tree or tree in ("runs", "corpora", "images") else tree
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with both models in it, which is the home folder too."""
+    for name in ("models/vlm", "models/lm", "data"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_every_spelling_of_a_path_is_the_same_setting(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """Relative, absolute, with `~` and with `..`: equal settings, which mean the same files from any directory."""
+    relative = Config.model_validate(SETTINGS)
+    for spell in (lambda p: str(here / p), lambda p: f"~/{p}", lambda p: f"data/../{p}"):
+        assert Config.model_validate(respelled(SETTINGS, spell)) == relative
+    (here / "elsewhere").mkdir()
+    monkeypatch.chdir(here / "elsewhere")
+    assert Config.model_validate(relative.model_dump()) == relative
+    assert relative.corpus.sources[0].path == str(here / "data/*.txt")
+
+
+def fields(section: type[BaseModel], seen: set[type]) -> list[tuple[str, Any]]:
+    """Every setting of a tree of sections, by name."""
+    if section in seen:
+        return []
+    seen.add(section)
+    found = []
+    for name, field in section.model_fields.items():
+        found.append((f"{section.__name__}.{name}", field))
+        if inner := section_in(field.annotation):
+            found += fields(inner, seen)
+    return found
+
+
+def is_made_absolute(field: Any) -> bool:
+    """Whether one of the types of `paths` stands in a field."""
+    kinds = [get_args(kind)[1] for kind in vars(paths).values() if getattr(kind, "__metadata__", None)]
+    inner = [one for arg in get_args(field.annotation) for one in getattr(arg, "__metadata__", ())]
+    return any(one in kinds for one in [*field.metadata, *inner])
+
+
+def test_no_path_is_left_as_it_was_written():
+    """Every setting that is called a path, folder or store, or is described as one, is made absolute on reading."""
+    named = ("path", "dir", "root", "uri", "out")
+    for name, field in fields(Config, set()) + fields(EvaluateConfig, set()):
+        words = (field.description or "").replace(",", " ").replace(":", " ").split()
+        called = name.rpartition(".")[2].split("_")[-1] in named
+        if called or (words[:1] == ["folder"] and field.annotation is not bool):
+            assert is_made_absolute(field), name
+
+
+@pytest.mark.parametrize("hub_id", ["HuggingFaceTB/SmolVLM-256M-Instruct", "gpt2", "org/model.gguf"])
+def test_hub_ids_stay(here: Path, hub_id: str):
+    """What nothing local has, and the hub may know, is left alone; a name that is a folder here is that folder."""
+    assert paths.model_path(hub_id) == hub_id or hub_id == "org/model.gguf"
+    assert paths.model_path("models/vlm") == str(here / "models/vlm")
+    assert paths.data_path("HuggingFaceM4/the_cauldron") == "HuggingFaceM4/the_cauldron"
+    assert paths.data_path("data/gone.jsonl") == str(here / "data/gone.jsonl")
+
+
+def test_names_of_harness_tasks_stay(here: Path):
+    """A folder that is called like a task of lm-evaluation-harness does not take its place; a YAML file is a path."""
+    (here / "gsm8k").mkdir()
+    settings = {"name": "t", "kind": "language", "type": "lm_eval"}
+    assert TaskConfig.model_validate(settings | {"path": "gsm8k"}).path == "gsm8k"
+    assert TaskConfig.model_validate(settings | {"path": "own.yaml"}).path == str(here / "own.yaml")
+
+
+def test_a_glob_in_a_folder_with_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The working directory's own brackets are no part of the pattern."""
+    import glob
+
+    folder = tmp_path / "[data]"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    monkeypatch.chdir(folder)
+    assert glob.glob(paths.data_path("*.txt")) == [str(folder / "a.txt")]
+
+
+def test_relative_paths_start_where_the_command_did(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """Settings that another process reads for a command mean that command's paths (a trial's values do)."""
+    monkeypatch.chdir("/")
+    with paths.starting_from(here):
+        assert paths.model_path("models/vlm") == str(here / "models/vlm")
+        assert paths.absolute("x") == here / "x"
+    assert paths.absolute("x") == Path("/x")
+
+
+def test_stores(here: Path):
+    """Stores on disk are made absolute, servers are left alone."""
+    assert paths.tracking_uri("sqlite:///a.db") == f"sqlite:///{here / 'a.db'}"
+    assert paths.tracking_uri("mlruns") == str(here / "mlruns")
+    assert paths.tracking_uri("http://host:5000") == "http://host:5000"
+
+
+def test_a_typo_is_answered_with_the_nearest_name(here: Path):
+    """A local model that is not there: no such folder, the nearest name, and nothing of the hub."""
+    with pytest.raises(UserError) as caught:
+        load_config(str(here / "models/vml"), None, False, "student.path")
+    assert f"no such file or folder: {here}/models/vml; did you mean {here}/models/vlm?" in str(caught.value)
+    assert "hub" not in str(caught.value).lower() and "\n" not in str(caught.value)
+    assert paths.nearest(here / "modles" / "vlm") == here / "models"
+    with pytest.raises(UserError, match=r"did you mean .*/models/vlm\?; and no model models/vml is to be had from"):
+        load_config("models/vml", None, False, "student.path")
+
+
+def test_home_is_only_the_tilde(here: Path):
+    """`~` in the middle of a path is a name like any other."""
+    assert paths.absolute("data/~x") == here / "data/~x" and paths.absolute("~") == here
+    assert os.path.isabs(paths.absolute("~/x"))
