@@ -58,7 +58,7 @@ def data_path(path: str) -> str:
     """A file, folder or glob made absolute; what nothing local has and may be the id of a dataset, as it is."""
     written = os.path.expanduser(path)
     if glob.has_magic(written) and not absolute(written).exists() and not os.path.isabs(written):
-        return os.path.join(glob.escape(str(_here())), written)
+        return os.path.abspath(os.path.join(glob.escape(str(_here())), written))
     is_id = Path(path).suffix.lower() not in _OF_FILES and _on_hub(path, _DATASET_ID)
     return path if is_id else str(absolute(path))
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-import sys
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +38,14 @@ from lingu_ray.corpus.pieces import Piece, cut_source, image_folder
 from lingu_ray.corpus.place import VALIDATION, Places, assign
 from lingu_ray.corpus.store import Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
+from lingu_ray.live import LiveLine
 
 log = logging.getLogger(__name__)
 
 LOG_WHAT_THEY_RAISE = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+MUCH_HELD_OUT = 0.2  # share of a source's rows from which it is said
 REJECTED = ["source", "reason", "origin", "excerpt"]
+_LOOK_EVERY_S = 0.5
 META = ["key", "truncated", *REJECTED]
 
 
@@ -133,7 +138,8 @@ def _move(building: Path, folder: Path) -> None:
 def _build(plan: Plan, folder: Path) -> None:
     corpus, sources = plan.config, plan.sources
     with DataContext.current(_data_context()):
-        drafted = draft(plan.tasks)
+        drafted = draft(plan.tasks, folder)
+        log.info("corpus: ordering and writing %d rows", drafted.count())
         meta = _to_table(drafted.select_columns(META))
         counts = quarantine(meta, corpus, sources, folder)
         places = assign(corpus, sources, _keys(meta, sources))
@@ -159,23 +165,52 @@ def _data_context() -> DataContext:
     """Ray Data's settings. Groups are made by sorting: the default starts actors, which outlasts a small corpus."""
     context = DataContext.get_current().copy()
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    if not sys.stdout.isatty():
-        logging.getLogger("ray.data").setLevel(logging.WARNING)  # progress is for a terminal; in a log it is noise
+    context.enable_progress_bars = False  # there is a live line of our own
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     for name in LOG_WHAT_THEY_RAISE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return context
 
 
-def draft(tasks: list[PieceTask]) -> ray.data.Dataset:
-    """Rows and rejects of all pieces, in any order, held in the object store."""
+def draft(tasks: list[PieceTask], folder: Path) -> ray.data.Dataset:
+    """Rows and rejects of all pieces, in any order, held in the object store; `folder` is where tasks say how far."""
     indices = ray.data.from_items([{"task": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
     tasks_ref = ray.put(tasks)
+    done = folder / ".done"
+    done.mkdir()
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         for index in batch["task"].to_pylist():
-            yield from ray.get(tasks_ref)[index].tables()
+            rows = 0
+            for table in ray.get(tasks_ref)[index].tables():
+                rows += len(table)
+                yield table
+            (done / f"{index}-{rows}").touch()
 
-    return indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
+    with _following(done, len(tasks)):
+        drafted = indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
+    shutil.rmtree(done)
+    return drafted
+
+
+@contextmanager
+def _following(done: Path, pieces: int) -> Iterator[None]:
+    """A live line while tasks read pieces, each of which leaves a file named by its number and rows in `done`."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        with LiveLine("corpus: reading", pieces, "piece", keep=False) as line:
+            while not ended.wait(_LOOK_EVERY_S):
+                rows = [int(name.partition("-")[2]) for name in os.listdir(done)]
+                line.show(len(rows), f"{sum(rows)} rows")
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _to_table(dataset: ray.data.Dataset) -> pa.Table:
@@ -255,7 +290,12 @@ def summary(corpus: Corpus) -> list[str]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
         lines.append(
             f"  {name}: {counts['read']} read, {bad} rejected{f' ({reasons})' if bad else ''}, "
-            f"{counts['truncated']} truncated, {counts['validation']} for validation, "
-            f"{counts['used']} used ({counts['passes']:.2f} passes)"
+            f"{counts['truncated']} truncated, {counts['validation']} held out for validation, "
+            f"{counts['accepted'] - counts['validation']} to train on"
         )
+        if counts["validation"] > MUCH_HELD_OUT * counts["accepted"]:
+            lines.append(
+                f"  {name}: corpus.validation_rows={counts['validation']} holds out {counts['validation']} of its "
+                f"{counts['accepted']} rows; lower it to train on more"
+            )
     return lines

@@ -16,9 +16,6 @@ from lingu_ray.distill.capture import KVCapture
 from lingu_ray.distill.decoder import has_layer_types, sliding_window
 from lingu_ray.distill.donation import Donation, Questions
 
-_MIN_QUERIES = 4
-"""Matrix products of fewer rows run other CPU kernels, which round differently; padding keeps results bit-equal."""
-
 
 @dataclass(frozen=True)
 class TeacherRequest(Questions):
@@ -47,7 +44,7 @@ def make_request(donation: Donation, capture: KVCapture | None) -> TeacherReques
 class _SharedKV(Cache):
     """The donated KV with gaps that the teacher's own keys and values fill, each at its position.
 
-    A key stands where it stood in the student's sample, so sums run in the same order and results agree to the bit.
+    A key stands where it stood in the student's sample, so sums run in the same order and results agree up to rounding.
     The layers take turns in one pair of buffers: all write to the same places, and what lies between stays zero.
     """
 
@@ -90,7 +87,7 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest) -> Tenso
     row_Q, slot_Q = _rows_and_slots(request.query_count_S.to(device))
     place_Q = request.query_place_Q.to(device)
     rows, keys = len(request.query_count_S), int(request.width)
-    queries = max(int(slot_Q.max()) + 1, -(-_MIN_QUERIES // rows))
+    queries = int(slot_Q.max()) + 1
 
     def spread(values_Q: Tensor, padding: int) -> Tensor:
         spread_SQ = values_Q.new_full((rows, queries), padding, device=device)

@@ -7,6 +7,8 @@ before anything is loaded.
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -22,11 +24,15 @@ from lingu_ray.distill.decoder import (
 from lingu_ray.errors import UserError
 from lingu_ray.paths import why_not_loaded
 
+log = logging.getLogger(__name__)
+
 _COMPARED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str, **kwargs) -> PreTrainedConfig:
     """The model's configuration; UserError naming the setting when it cannot be had."""
+    if not Path(path).is_absolute():
+        log.info("%s: asking the Hugging Face hub for %s", setting, path)
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **kwargs)
     except (OSError, ValueError) as error:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tqdm import tqdm
 
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.evaluation.engines.engine import Score
@@ -19,12 +18,12 @@ from lingu_ray.evaluation.items import SAMPLE, Parts, fingerprint, fingerprint_o
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
+from lingu_ray.live import LiveLine
 
 log = logging.getLogger(__name__)
 
 CHUNK = 128  # items
 SAMPLES = 12  # first items of a task that keep what was asked, for the report
-LOG_EVERY_S = 30.0
 THUMBNAIL = 224  # longest side of a sample's picture, pixels
 
 
@@ -69,15 +68,13 @@ def fill(sheet: Sheet, replicas: Replicas) -> None:
     label, items = f"{sheet.model}: {sheet.task.config.name}", len(sheet.task.items)
     chunks = list(sheet.chunks())
     done = items - sum(min(CHUNK, items - chunk.begin) for chunk in chunks)
-    begin = said = time.perf_counter()
-    with tqdm(total=items, initial=done, desc=label, unit="item", disable=None, leave=False) as bar:
+    begin, measured = time.perf_counter(), done
+    with LiveLine(label, items, "item", done=done, keep=False) as line:
         for chunk, answers in replicas.answers(chunks):
-            bar.update(sheet.keep(chunk, answers))
-            if bar.disable and time.perf_counter() - said > LOG_EVERY_S:  # no terminal
-                said = time.perf_counter()
-                log.info("%s: %d of %d chunks", label, len(sheet.parts.begun()), -(-items // CHUNK))
+            done += sheet.keep(chunk, answers)
+            line.show(done)
     sheet.parts.join()
-    log.info("%s: %d items, %.1f s", label, items - done, time.perf_counter() - begin)
+    log.info("%s: %d items, %.1f s", label, items - measured, time.perf_counter() - begin)
 
 
 def describe(task: Task) -> Any:

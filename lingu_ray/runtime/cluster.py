@@ -21,6 +21,8 @@ import ray
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
 
+log = logging.getLogger(__name__)
+
 _ANSWER_WITHIN_S = 10.0
 
 
@@ -30,6 +32,9 @@ def connect(settings: RayConfig) -> None:
         return
     address = settings.address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    for name in ("ray._private.authentication", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a notice about tokens, hints for Ray's own programmers
+    log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
     if address is None:
         with _in_groups_of_their_own():
             ray.init(include_dashboard=False, runtime_env={"env_vars": _worker_env()}, **quiet)

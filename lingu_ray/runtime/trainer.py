@@ -117,6 +117,7 @@ class Run:
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
         self.progress = Progress(self.config.name, self.config.train.steps, position)
+        self.progress.say(_starting(self.config))
         self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
         job = Job(self.config, self.folder.root, self.corpus.folder, neighbours, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
@@ -169,6 +170,14 @@ class Run:
             trainer.fit()
         except BaseException as error:
             self.errors.append(error)
+
+
+def _starting(config: Config) -> str:
+    """What takes a while before the first step."""
+    count = config.ray.num_workers
+    workers = f"{count} worker{'s' if count > 1 else ''}"
+    teachers = "" if config.distill.policy == "none" else " and teacher" if count == 1 else " and their teachers"
+    return f"starting {workers}{teachers}, on {'GPU' if uses_gpu(config.ray) else 'CPU'}"
 
 
 def _fit(runs: list[Run]) -> None:

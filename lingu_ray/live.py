@@ -1,0 +1,75 @@
+"""The live line of long work: a bar on a terminal, a log line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+_LOG_EVERY_S = 15.0
+
+
+class LiveLine:
+    """Shows how much of `total` is done.
+
+    Args:
+        label: what is being done.
+        total: how many units there are.
+        unit: what they are called.
+        done: how many are done before.
+        position: which of several lines this is, from the top.
+        keep: whether the bar stays when it is closed; without a terminal, whether the first and last unit are said.
+    """
+
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, position: int = 0, keep: bool = True):
+        self.label, self.total, self.unit, self.first = label, total, unit, done
+        self.live = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total,
+            initial=done,
+            desc=label,
+            unit=unit,
+            position=position,
+            leave=keep,
+            disable=not self.live,
+            dynamic_ncols=True,
+        )
+        self.keep = keep
+        self.begun = time.monotonic()
+        self.logged = float("-inf") if keep else self.begun
+
+    def show(self, done: int, figures: str = "") -> None:
+        """So many units are done; `figures` stand beside the bar."""
+        if self.live:
+            self.bar.set_postfix_str(figures, refresh=False)
+            self.bar.update(done - self.bar.n)
+            self.bar.refresh()
+        elif time.monotonic() - self.logged > _LOG_EVERY_S or (self.keep and done == self.total):
+            self.logged = time.monotonic()
+            self.say(
+                "  ".join(part for part in (f"{self.unit} {done}/{self.total}", figures, self._left(done)) if part)
+            )
+
+    def say(self, message: str) -> None:
+        """Print a line beside the live one."""
+        self.bar.write(f"{self.label}: {message}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the line as it stands, or take it away."""
+        self.bar.close()
+
+    def _left(self, done: int) -> str:
+        if not self.first < done < self.total:
+            return ""
+        seconds = (time.monotonic() - self.begun) / (done - self.first) * (self.total - done)
+        return f"ETA {int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+    def __enter__(self) -> LiveLine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
