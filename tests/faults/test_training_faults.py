@@ -79,8 +79,9 @@ def output(tmp_path_factory, data):
 
 
 def test_interrupted_then_killed_then_finished(data, output):
-    """Ctrl-C finishes the step, writes a checkpoint, says how to go on, and exits with 130; SIGKILL of all processes
-    loses the steps since the newest checkpoint. The same command goes on, and ends with the same weights."""
+    """Ctrl-C finishes the step, writes a checkpoint, says how to resume, and exits with 130; so does SIGTERM to the
+    whole group. SIGKILL of all processes loses the steps since the newest checkpoint. The same command resumes, and ends
+    with the same weights."""
     folder = output / "stopped"
     process = start(data, output, "stopped")
     wait_for_step(process, output, "stopped", 4)
@@ -91,7 +92,14 @@ def test_interrupted_then_killed_then_finished(data, output):
     assert saved >= 4 and saved == read_records(folder / "metrics.jsonl")[-1]["step"]
 
     process = start(data, output, "stopped")
-    wait_for_step(process, output, "stopped", saved + 10)
+    wait_for_step(process, output, "stopped", saved + 2)
+    os.killpg(process.pid, signal.SIGTERM)  # as a batch system does; Ray's own processes have groups of their own
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and "run the same command again to go on" in printed, printed
+    assert checkpoints(folder / "checkpoints")[-1][1].step >= saved + 2
+
+    process = start(data, output, "stopped")
+    wait_for_step(process, output, "stopped", saved + 12)
     family = [process, *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         if member is process or member.is_running():
@@ -102,6 +110,19 @@ def test_interrupted_then_killed_then_finished(data, output):
     assert not (folder / "export").exists()
     finish(start(data, output, "stopped"))
     assert_same_run(output, "stopped")
+
+
+def test_interrupted_before_the_first_step(data, output):
+    """Ctrl-C while Ray starts or the corpus is built: one line and exit code 130, no traceback; the name stays free."""
+    process = start(data, output, "early")
+    for line in process.stdout:
+        if "starting Ray" in line:
+            break
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130 and printed.strip().splitlines()[-1] == "stopped; what was finished is kept"
+    assert "Traceback" not in printed
 
 
 def test_parts_killed(data, output):

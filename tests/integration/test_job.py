@@ -70,12 +70,15 @@ def submit(address, *arguments):
 
 
 def test_job_trains_and_a_bad_one_fails_with_its_reason(cluster, tmp_path):
-    """A submitted run trains on the cluster's workers and exports; bad settings fail the job with the one line."""
+    """A submitted run trains on the cluster's workers and exports; bad settings, and output into
+    the copy of the working directory that Ray removes, fail the job with the one line."""
     write_pair_and_data(tmp_path)
     settings = write_settings(tmp_path / "run.yaml", tmp_path, tmp_path / "runs", train={"steps": 2, "samples": 0})
     done = submit(cluster, str(settings))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").exists()
     assert "step 2/2" in done.stdout + done.stderr
+    homeless = submit(cluster, str(settings), "output_dir=runs")
+    assert homeless.returncode == 1 and "give an absolute output_dir=" in homeless.stdout + homeless.stderr
     failed = submit(cluster, str(settings), "name=other", "distill.temprature=2")
     assert failed.returncode == 1 and "distill.temperature" in failed.stdout + failed.stderr

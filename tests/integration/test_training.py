@@ -15,6 +15,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.metrics import read_records
+from lingu_ray.runtime.optimiser import lr_factor
 from lingu_ray.runtime.tracking import tracking_uri
 from lingu_ray.train import control_of
 
@@ -130,6 +131,39 @@ def test_finished_run_is_found_again_and_other_settings_are_refused(finished, da
         trainer.run(config(data, output, resume="never"))
 
 
+def test_more_steps_extend_a_finished_run(finished, data, output):
+    """`train.steps` up: training resumes from the last checkpoint, no step stands twice, and the model is written anew;
+    from there on the learning rate is that of a run of the new length."""
+    run = config(data, output, name="longer", train={"steps": 4})
+    trainer.run(run)
+    first = weights(run)
+    longer = config(data, output, name="longer", train={"steps": 6})
+    trainer.run(longer)
+    steps = [r for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4, 5, 6]
+    whole = longer.train.learning_rates.decoder
+    assert [r["lr"] for r in steps[4:]] == [pytest.approx(whole * lr_factor(s, longer.train)) for s in (4, 5)]
+    assert any(not torch.equal(first[name], tensor) for name, tensor in weights(longer).items())
+
+
+def workers_started() -> int:
+    """How many training workers this Ray has had, dead ones included."""
+    from ray._private.state import actors
+
+    return sum(actor["ActorClassName"] == "RayTrainWorker" for actor in actors().values())
+
+
+def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output):
+    """A worker's `UserError` ends the run at once, as that error, though failures are retried; then the run is free."""
+    hopeless = config(data, output, name="hopeless", train={"learning_rates": {"decoder": 1e30}})
+    before = workers_started()
+    with pytest.raises(UserError, match=r"the gradient is not finite .* Lower train\.learning_rates"):
+        trainer.run(hopeless)
+    assert workers_started() == before + 1
+    mended = config(data, output, name="hopeless", train={"steps": 2})
+    assert (trainer.run(mended) / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "variant",
     [
@@ -173,7 +207,7 @@ def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, outp
         policy: config(data, output, name=f"new-{policy}", student=NEW, distill={"policy": policy, "w_kd": 5})
         for policy in ("selective", "none")
     }
-    trainer.run_together(list(runs.values()))
+    trainer.run_together(trainer.checked(list(runs.values())))
     kd = [r["kd"] for r in read_records(runs["selective"].run_dir / "metrics.jsonl") if "loss" in r]
     assert kd[0] == pytest.approx(0, abs=1e-6) and kd[-1] > 0  # at first both decoders are equal
     start = load_file(runs["none"].run_dir / "start" / "model.safetensors")

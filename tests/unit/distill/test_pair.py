@@ -67,7 +67,7 @@ def test_wrong_kinds_of_model_are_refused(tmp_path):
     """A folder without model, a text-only student and a VLM as teacher: each is said, with the setting's name."""
     teacher = tiny_teacher(folder=tmp_path / "teacher")
     tiny_student(teacher, folder=tmp_path / "student")
-    with pytest.raises(UserError, match=r"student.path=.*nowhere"):
+    with pytest.raises(UserError, match=r"student.path: no such file or folder: .*nowhere"):
         check_pair(settings(tmp_path, student={"path": str(tmp_path / "nowhere")}))
     with pytest.raises(UserError, match="no vision-language"):
         check_pair(settings(tmp_path, student={"path": str(tmp_path / "teacher")}))

@@ -1,0 +1,71 @@
+"""The first hour of someone new: the documented commands, from a folder of one's own, with relative paths."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tinyrun import settings
+
+pytestmark = pytest.mark.slow
+
+SPACE = {"name": "sweep-mine", "base": "my.yaml", "search": {"distill.w_kd": {"grid": [0.5, 2]}}, "retries": 0}
+ITEMS = [{"query": f"{i} is", "choices": ["odd", "even"], "gold": (i + 1) % 2} for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def here(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models, data, items and settings, all named by relative paths; nothing else of it is set."""
+    folder = tmp_path_factory.mktemp("here")
+    for name, target in (("models/vlm", "student"), ("models/lm", "teacher"), ("data", ".")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(data / target)
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    tree = settings(data, folder, name="mine", control=True, train={"steps": 2, "validate_every": 0})
+    del tree["output_dir"]
+    tree |= {"student": {"path": "models/vlm"}, "teacher": {"path": "models/lm"}}
+    for source, file in zip(tree["corpus"]["sources"], ("data/text.jsonl", "./data/pictures.jsonl"), strict=True):
+        source["path"] = file
+    kinds = (("language", "words"), ("vision", "seen"))
+    language = {"kind": "language", "type": "multiple_choice", "path": "items.jsonl"}
+    vision = {"kind": "vision", "type": "exact_match", "path": "seen.jsonl"}
+    seen = [{"question": "Even or odd?", "image": f"data/{i}.png", "answer": "even"} for i in range(4)]
+    (folder / "seen.jsonl").write_text("".join(json.dumps(item) + "\n" for item in seen))
+    tasks = [{"name": name} | (language if kind == "language" else vision) for kind, name in kinds]
+    tree["evaluation"] = {"tasks": tasks, "engine": "transformers", "bootstrap": 50}
+    (folder / "my.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "tasks.yaml").write_text(yaml.safe_dump({"tasks": tasks, "bootstrap": 50}))
+    (folder / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    return folder
+
+
+def run(here: Path, *words: str) -> str:
+    """Run `python -m …` there; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=here, capture_output=True, text=True, timeout=400, check=False
+    )
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    assert "Traceback" not in printed
+    return printed
+
+
+def test_train_evaluate_and_compare(here: Path):
+    """A run with its control, found again by an absolute spelling; its export and the pair measured; both compared."""
+    first = run(here, "lingu_ray.train", "my.yaml")
+    assert "mine: step 2/2" in first and str(here / "runs/mine/report/report.html") in first
+    again = run(here, "lingu_ray.train", "my.yaml", f"student.path={here}/models/vlm", f"output_dir={here}/runs")
+    assert "found, finished before (2 steps)" in again and "step 2/2" not in again
+    models = ("teacher=models/lm", "adapted=models/vlm", "distilled=runs/mine/export")
+    run(here, "lingu_ray.evaluate", *models, "tasks=tasks.yaml", "out=measured", "engine=transformers")
+    assert json.loads((here / "measured" / "recovery.json").read_text())["tasks"].keys() == {"words", "seen"}
+    assert "distill.policy" in run(here, "tuning.compare", "runs/mine", "runs/mine/control")
+
+
+def test_sweep(here: Path):
+    """A sweep over a recipe with relative paths, into the default folder: every trial is trained and measured."""
+    run(here, "tuning.sweep", "space.yaml", "train.steps=2")
+    outcomes = [json.loads(path.read_text()) for path in (here / "runs/sweep-mine/trials").glob("*/trial.json")]
+    assert [outcome["state"] for outcome in outcomes] == ["finished", "finished"]
