@@ -80,8 +80,8 @@ def output(tmp_path_factory, data):
 
 def test_interrupted_then_killed_then_finished(data, output):
     """Ctrl-C finishes the step, writes a checkpoint, says how to resume, and exits with 130; so does SIGTERM to the
-    whole group. SIGKILL of all processes loses the steps since the newest checkpoint. The same command resumes, and ends
-    with the same weights."""
+    whole group. SIGKILL of all processes loses the steps since the newest checkpoint. The same command resumes, and
+    ends with the same weights."""
     folder = output / "stopped"
     process = start(data, output, "stopped")
     wait_for_step(process, output, "stopped", 4)
