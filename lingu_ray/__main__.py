@@ -13,6 +13,7 @@ from lingu_ray.layout import table, text_width
 START = {
     "lingu-ray train": "the embedded demo, offline: build a small pair, distil it, report what came back",
     "lingu-ray train my.yaml": "your models and data (lingu-ray train smollm2-135m --print-config > my.yaml)",
+    "lingu-ray chat runs/demo/export": "talk to what was trained",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,15 +76,45 @@ def takes_images(path: Path | str) -> bool:
 
 def _load_config(path: Path | str) -> PreTrainedConfig:
     place, origin = origin_of(path)
+    if missing := _missing(Path(path)):
+        raise cannot_load(path, missing + _nearest(Path(path)))
     try:
         return AutoConfig.from_pretrained(place, **origin)
     except NOT_LOADABLE as error:
-        raise cannot_load(path, error) from error
+        raise cannot_load(path, f"{error}{_nearest(Path(path))}") from error
 
 
-def cannot_load(path: Path | str, error: Exception) -> UserError:
+def cannot_load(path: Path | str, reason: Exception | str) -> UserError:
     """The error to raise for a model that does not load."""
-    return UserError(f"cannot load the model {path} for evaluation: {error}")
+    return UserError(f"cannot load the model {path}: {reason}")
+
+
+def _missing(path: Path) -> str | None:
+    """Why there can be no model at a path of this machine; None where there may be one, or for what may be a hub id."""
+    if path.is_dir():
+        return None if (path / "config.json").exists() else "there is no config.json in it"
+    above = _existing(path)
+    if path.exists() or (len(path.parts) <= 2 and above == Path()):
+        return None
+    return f"there is no {above / path.parts[len(above.parts)]}"
+
+
+def _nearest(path: Path) -> str:
+    """The model that may have been meant: one inside the folder, or under a name like the first that does not exist."""
+    near: list[Path] = []
+    if path.is_dir():
+        near = sorted(found.parent for found in path.glob("*/config.json"))
+    elif not path.exists():
+        above, first = _existing(path), path.parts[len(_existing(path).parts)]
+        rest = path.relative_to(above / first)
+        alike = difflib.get_close_matches(first, [found.name for found in above.iterdir()], n=1)
+        near = [above / name / rest for name in alike]
+    return f"; did you mean {' or '.join(map(str, near))}?" if near else ""
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above a path that exists."""
+    return next(parent for parent in path.parents if parent.is_dir())
 
 
 def _eos_ids(place: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
