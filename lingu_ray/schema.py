@@ -67,12 +67,12 @@ def schema_of(model: type[BaseModel], title: str) -> Schema:
 
 
 def _scheduled(section: Schema) -> Schema:
-    """A schedule: a number, its points, or the section."""
+    """A schedule: a number, its points, or the section. An editor explains each by the setting's own description."""
     value = {"type": "number", "minimum": 0}
     fraction = {"type": "number", "minimum": 0, "maximum": 1}
     point = {"type": "array", "prefixItems": [fraction, value], "minItems": 2, "maxItems": 2}
-    points = {"type": "array", "items": point, "minItems": 1, "description": "[fraction of the run, value] pairs"}
-    return {"anyOf": [value | {"description": "constant"}, points, section]}
+    points = {"type": "array", "items": point, "minItems": 1}
+    return {"anyOf": [value, points, {key: part for key, part in section.items() if key != "description"}]}
 
 
 def _task(section: Schema) -> Schema:

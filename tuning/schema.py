@@ -20,12 +20,11 @@ def space_schema() -> Schema:
     run = schema_of(Config, "")
     schema["$defs"] |= run["$defs"]
     known = _dotted(run)
-    searched = {k: v for k, v in known.items() if k.startswith(SEARCHABLE) and k not in NOT_SEARCHABLE}
-    domains = {k: {"$ref": "#/$defs/Domain", "description": v.get("description", "")} for k, v in searched.items()}
+    searched = {key: value for key, value in known.items() if key.startswith(SEARCHABLE) and key not in NOT_SEARCHABLE}
     own = schema["properties"]
-    own["search"] |= {"properties": domains, "propertyNames": _keys(searched)}
-    for values in (own["settings"], own["cases"]["additionalProperties"]):
-        values |= {"properties": known, "propertyNames": _keys(known)}
+    own["search"] |= _only(searched, {"$ref": "#/$defs/Domain"})
+    own["settings"] |= _only(known)
+    own["cases"]["additionalProperties"] |= _only(known)
     return schema
 
 
@@ -39,7 +38,18 @@ def _dotted(run: Schema) -> dict[str, Schema]:
     return known
 
 
-def _keys(known: dict[str, Schema]) -> Schema:
-    """The keys that may be written: those known, and any inside a list or mapping."""
-    open_ended = [re.escape(key) for key, value in known.items() if value.get("type") in ("array", "object")]
-    return {"anyOf": [{"enum": list(known)}, {"pattern": rf"^({'|'.join(open_ended)})\."}]}
+def _only(known: dict[str, Schema], each: Schema | None = None) -> Schema:
+    """A mapping of these settings alone, and of what is inside those that are lists or mappings.
+
+    `each` is what every one of them is given, in place of the setting's own value.
+    """
+    if each:
+        given = {key: each | {"description": value.get("description", "")} for key, value in known.items()}
+    else:
+        given = known
+    inside = "|".join(re.escape(key) for key, value in known.items() if value.get("type") in ("array", "object"))
+    return {
+        "properties": given,
+        "patternProperties": {rf"^({inside})\.": each or {}},
+        "additionalProperties": False,
+    }
