@@ -218,6 +218,7 @@ def test_questions_come_through_a_pipe(
     assert printed.err == "error: no command /nonsense; /image, /new, /help\n"
 
 
+@pytest.mark.slow
 def test_the_command_talks_on_a_terminal(models: Path):
     """On a terminal it says what the model is and how to talk, and Ctrl-D ends it."""
     import pty
