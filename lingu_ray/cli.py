@@ -1,44 +1,109 @@
 """From the command line to a `Config`: a recipe or YAML file, then dotted `key=value` overrides."""
 
 import difflib
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
-from lingu_ray import manual, strict_yaml
-from lingu_ray.config import Config
+from lingu_ray import strict_yaml
+from lingu_ray.commands import recipes, shipped
+from lingu_ray.config import Config, Schedule
 from lingu_ray.errors import UserError
+from lingu_ray.help_pages import Help
+from lingu_ray.layout import table, text_width
+from lingu_ray.manual import setting_lines
 from lingu_ray.settings import OVERRIDE, Settings, T, parse, read_text
+
+USAGE = "python -m lingu_ray.train [RECIPE | file.yaml] [key=value ...] [--print-config] [--help [SECTION]]"
+
+_ABOUT = """\
+Trains one run: a recipe (default: demo) with the settings given, into <output_dir>/<name>/
+Values are YAML. Items of a list are named by position or by their `name`.
+
+recipes:
+{recipes}
+
+examples:
+  python -m lingu_ray.train                                     the embedded demo, offline
+  python -m lingu_ray.train demo train.steps=30                 the same, shorter
+  python -m lingu_ray.train smollm2-135m --print-config         the whole configuration as YAML; trains nothing
+  python -m lingu_ray.train my.yaml distill.policy=none name=ce_only
+  python -m lingu_ray.train my.yaml distill.temperature='{{start: 4, end: 1}}'
+  python -m lingu_ray.train my.yaml corpus.sources.docvqa.limit=1000
+  python -m lingu_ray.train my.yaml corpus.sources.0.prompt='"Question: {{question}}"'"""
+
+
+class Arguments(NamedTuple):
+    """A command line, sorted: what is named, `key=value` settings, and options that begin with a dash."""
+
+    names: list[str]
+    settings: list[str]
+    options: list[str]
 
 
 def load_config(argv: list[str]) -> Config:
-    """Configuration from command-line arguments (see `manual.USAGE`); the recipe `demo` when none is named.
+    """Configuration from command-line arguments (see `USAGE`); the recipe `demo` when none is named.
 
     `--help` and `--print-config` print and raise `SystemExit(0)`. Raises `UserError` for whatever is wrong.
     """
-    recipes, overrides, options = split_arguments(argv)
-    if {"-h", "--help"} & set(options):
-        print(manual.manual())
-        raise SystemExit(0)
-    if unknown := [o for o in options if o != "--print-config"]:
-        hint = f"; settings are given without dashes: {unknown[0].lstrip('-')}" if "=" in unknown[0] else ""
-        raise UserError(f"unknown option {unknown[0]}{hint}\nusage: {manual.USAGE}")
-    if len(recipes) > 1:
-        raise UserError(f"more than one recipe or file: {', '.join(recipes)}\nusage: {manual.USAGE}")
-    settings = read_recipe(recipes[0] if recipes else "demo")
+    named, overrides, options = split_arguments(argv, train_help(), ("--print-config",))
+    if len(named) > 1:
+        raise UserError(f"more than one recipe or file: {', '.join(named)}\nusage: {USAGE}")
+    settings = read_recipe(named[0] if named else "demo")
     for override in overrides:
         settings.override(override)
     config = settings.validate()
-    if "--print-config" in options:
+    if options:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
 
 
-def split_arguments(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Names, `key=value` overrides, and options that begin with a dash."""
+def train_help() -> Help:
+    """The pages of training's `--help`."""
+    width = text_width()
+    schedules = ["what a value that moves over the run is made of (temperature, weights)"]
+    schedules += setting_lines(Schedule, "SETTING.", width)
+    about = _ABOUT.format(recipes="\n".join(table(recipes(), width)))
+    return Help(USAGE, about, Config, {"schedules": "\n".join(schedules)})
+
+
+def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) -> Arguments:
+    """Sort a command line; `known` are the options that the command takes beside `--help`.
+
+    `--help`, `--help SECTION` and `--help=SECTION` print and raise `SystemExit(0)`: what follows is asked about.
+
+    Raises:
+        UserError: an option that is not known, or help on what does not exist.
+    """
+    for place, argument in enumerate(argv):
+        option, _, topic = argument.partition("=")
+        if option in ("-h", "--help"):
+            after = [word for word in argv[place + 1 :] if not word.startswith("-") and not OVERRIDE.fullmatch(word)]
+            help.show([topic, *after] if topic else after)
     options = [a for a in argv if a.startswith("-")]
-    overrides = [a for a in argv if OVERRIDE.fullmatch(a)]
-    return [a for a in argv if a not in options and a not in overrides], overrides, options
+    if unknown := next((option for option in options if option not in known), None):
+        raise UserError(f"unknown option {unknown}{_meant(unknown, help, known)}\nusage: {help.usage}")
+    settings = [a for a in argv if OVERRIDE.fullmatch(a)]
+    return Arguments([a for a in argv if a not in options and a not in settings], settings, options)
+
+
+def _meant(option: str, help: Help, known: Collection[str]) -> str:
+    """What an unknown option may have been meant for."""
+    name, equals, value = option.lstrip("-").partition("=")
+    if equals or name in help.schema.model_fields:
+        return f"; settings are given without dashes: {name}={value or '...'}"
+    near = difflib.get_close_matches(option, [*known, "--help"], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def read_settings(arguments: list[str], schema: type[T]) -> T:
+    """The settings of a command that reads no file; raises `UserError` for whatever is wrong."""
+    settings = Settings(schema, {}, "command line")
+    for argument in arguments:
+        settings.override(argument)
+    return settings.validate()
 
 
 def load_yaml(path: Path) -> Config:
@@ -58,7 +123,7 @@ def read_recipe(recipe: str) -> Settings[Config]:
 
 def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[T]:
     """A YAML file that a package ships in its folder `<kind>s`, by name, or any by path."""
-    known = manual.shipped(package, f"{kind}s")
+    known = shipped(package, f"{kind}s")
     if name in known:
         return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)
     if name.endswith((".yaml", ".yml")):

@@ -1,22 +1,33 @@
 """Make a Hugging Face folder of a GGUF file: safetensors, configuration, tokenizer and chat template.
 
-    python -m lingu_ray.convert_gguf FOLDER_OR_FILE OUT [--dtype float32|bfloat16]
+FOLDER_OR_FILE is a GGUF file, or a folder that holds exactly one; OUT is the folder to write.
 
 Transformers reads GGUF by itself (with the packages `gguf` and `accelerate`), but refuses to save what it read so;
 here the weights go into a fresh model of the same class. Quantised weights are dequantised: what quantising lost stays
 lost.
 """
 
-import argparse
-import sys
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
+from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from lingu_ray.errors import UserError
+from lingu_ray.cli import read_settings, split_arguments
+from lingu_ray.config import Section
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.help_pages import Help
 from lingu_ray.paths import absolute
+
+
+class ConvertConfig(Section):
+    """What the command can be told."""
+
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
+
+
+HELP = Help("python -m lingu_ray.convert_gguf FOLDER_OR_FILE OUT [dtype=float32]", __doc__, ConvertConfig)
 
 
 def find_gguf(source: Path) -> Path:
@@ -49,18 +60,16 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
     tokenizer.save_pretrained(out)
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m lingu_ray.convert_gguf", description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("source", type=absolute, help="GGUF file, or a folder that holds exactly one")
-    parser.add_argument("out", type=absolute, help="folder to write")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights written")
-    arguments = parser.parse_args(argv)
-    try:
-        convert(arguments.source, arguments.out, getattr(torch, arguments.dtype))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {arguments.out}")
+def main(arguments: list[str]) -> None:
+    """Run the command; raises UserError for what the user can mend."""
+    names, settings, _ = split_arguments(arguments, HELP)
+    if len(names) != 2:
+        raise UserError(f"name a GGUF file or its folder, and the folder to write\nusage: {HELP.usage}")
+    config = read_settings(settings, ConvertConfig)
+    source, out = map(absolute, names)
+    convert(source, out, getattr(torch, config.dtype))
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

@@ -1,6 +1,6 @@
 """Make a Hugging Face folder of a nanoVLM checkpoint: class Idefics3, which Transformers and vLLM load as it is.
 
-    python -m lingu_ray.convert_nanovlm FOLDER_OR_HUB_ID OUT [--tokenizer FOLDER_OR_HUB_ID] [--dtype float32|bfloat16]
+FOLDER_OR_HUB_ID holds config.json and model.safetensors; OUT is the folder to write.
 
 nanoVLM (github.com/huggingface/nanoVLM) is what Idefics3, the class of SmolVLM, is under other names: SigLIP, pixel
 shuffle, a linear projector, Llama. For the same ids and pixels the logits are the same, up to
@@ -30,19 +30,32 @@ down but give more tiles, and vLLM, which counts tiles as if every picture were 
 Checkpoints that never split (no `max_img_size`) see the same pixels.
 """
 
-import argparse
-import sys
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import nn
 from transformers import GenerationConfig
 
-from lingu_ray.errors import UserError
+from lingu_ray.cli import read_settings, split_arguments
+from lingu_ray.config import Section
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.help_pages import Help
 from lingu_ray.nanovlm.checkpoint import read_checkpoint
 from lingu_ray.nanovlm.processor import build_processor
 from lingu_ray.nanovlm.weights import build_model
-from lingu_ray.paths import absolute
+from lingu_ray.paths import ModelPath, absolute, model_path
+
+
+class ConvertConfig(Section):
+    """What the command can be told."""
+
+    tokenizer: ModelPath | None = Field(None, description="folder or hub id; null: lm_tokenizer of config.json")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
+
+
+HELP = Help("python -m lingu_ray.convert_nanovlm FOLDER_OR_HUB_ID OUT [key=value ...]", __doc__, ConvertConfig)
 
 
 def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -63,19 +76,16 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
     processor.save_pretrained(out)
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser("python -m lingu_ray.convert_nanovlm", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("source", help="folder with config.json and model.safetensors, or hub id")
-    parser.add_argument("out", type=absolute, help="folder to write")
-    parser.add_argument("--tokenizer", help="folder or hub id; by default lm_tokenizer of config.json")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights written")
-    arguments = parser.parse_args(argv)
-    try:
-        convert(arguments.source, arguments.out, arguments.tokenizer, getattr(torch, arguments.dtype))
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    print(f"wrote {arguments.out}")
+def main(arguments: list[str]) -> None:
+    """Run the command; raises UserError for what the user can mend."""
+    names, settings, _ = split_arguments(arguments, HELP)
+    if len(names) != 2:
+        raise UserError(f"name a nanoVLM checkpoint, and the folder to write\nusage: {HELP.usage}")
+    config = read_settings(settings, ConvertConfig)
+    out = absolute(names[1])
+    convert(model_path(names[0]), out, config.tokenizer, getattr(torch, config.dtype))
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
+
+from lingu_ray.commands import as_called
 
 
 class UserError(Exception):
@@ -32,8 +35,15 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"error: {error}")
-    except (Interrupted, KeyboardInterrupt) as stopped:
-        print(stopped if isinstance(stopped, Interrupted) else "stopped; what was finished is kept")
+        sys.exit(as_called(f"error: {error}"))
+    except Interrupted as stopped:
+        print(stopped)
         sys.exit(130)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has enough of it: `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

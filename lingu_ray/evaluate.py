@@ -1,13 +1,12 @@
 """Measure models on language and vision tasks, and say what came back.
 
-python -m lingu_ray.evaluate MODEL [MODEL …] [key=value …]
 python -m lingu_ray.evaluate teacher=LM adapted=VLM distilled=runs/demo/export tasks=arc_easy,piqa,textvqa
 python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores engine=vllm
 
 MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. The names teacher,
             adapted, ce_only and distilled enter recovery and retention; others are measured beside them.
-tasks=…     names of the catalogue (below) or lm_eval/NAME, with commas between them; or FILE.yaml with the settings'
-            section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
+tasks=…     names of the catalogue (--help catalogue) or lm_eval/NAME, with commas between them; or FILE.yaml with the
+            settings' section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
             was interrupted goes on there; with no MODEL the metrics are made again from the items.
 ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
@@ -19,13 +18,15 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lingu_ray import manual
 from lingu_ray.cli import split_arguments
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tasks.catalogue import listing
+from lingu_ray.evaluation.tasks.catalogue import catalogue, listing
+from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, model_path
 from lingu_ray.settings import Settings, parse, read_text
+
+USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
 
 
 class EvaluateConfig(EvaluationConfig):
@@ -37,9 +38,6 @@ class EvaluateConfig(EvaluationConfig):
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can mend."""
-    if {"-h", "--help"} & set(arguments):
-        print(help_text())
-        raise SystemExit(0)
     models, config = read_arguments(arguments)
 
     from lingu_ray.evaluation.items import measured_models
@@ -64,9 +62,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     Raises:
         UserError: an option, two models of one name, no tasks, or settings that are wrong.
     """
-    bare, assigned, options = split_arguments(arguments)
-    if options:
-        raise UserError(f"unknown option {options[0]}; settings are given as key=value\n\n{__doc__}")
+    bare, assigned, _ = split_arguments(arguments, evaluate_help())
     named = [(Path(model_path(path)).name, path) for path in bare]
     settings: Settings[EvaluateConfig] = Settings(EvaluateConfig, {}, "command line")
     overrides = []
@@ -82,7 +78,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
         settings.override(override)
     config = settings.validate()
     if not config.tasks:
-        raise UserError(f"name the tasks: tasks=arc_easy,piqa or tasks=FILE.yaml\n\n{__doc__}")
+        raise UserError(f"name the tasks: tasks=arc_easy,piqa or tasks=FILE.yaml\nusage: {USAGE}")
     models = {name: Path(model_path(path)) for name, path in named}
     if len(models) < len(named):
         raise UserError("two models have one name: give them names, as in first=MODEL second=MODEL")
@@ -98,10 +94,10 @@ def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:
     return settings
 
 
-def help_text() -> str:
-    """Usage, settings and catalogue."""
-    keys = "\n".join(manual.section_lines(EvaluateConfig, "", manual.text_width()))
-    return f"{__doc__}\nSettings:\n{keys}\n\nCatalogue:\n{listing()}"
+def evaluate_help() -> Help:
+    """The pages of the command's `--help`."""
+    known = f"tasks known by name: {', '.join(catalogue())}, lm_eval/NAME"
+    return Help(USAGE, __doc__, EvaluateConfig, {"catalogue": f"{known}\n{listing()}"})
 
 
 if __name__ == "__main__":

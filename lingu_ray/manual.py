@@ -1,11 +1,9 @@
 """What `--help` teaches: every setting with its default, its meaning and what it wants, read off the `Config` tree."""
 
-import shutil
 import textwrap
-from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -13,29 +11,7 @@ from pydantic.fields import FieldInfo
 from lingu_ray.config import Config, Schedule
 from lingu_ray.strict_yaml import Key, dump
 
-USAGE = "python -m lingu_ray.train [RECIPE | file.yaml] [key=value ...] [--print-config] [--help]"
-
-_EXAMPLES = """\
-  python -m lingu_ray.train                                     the embedded demo, offline
-  python -m lingu_ray.train demo train.steps=30                 the same, shorter
-  python -m lingu_ray.train smollm2-135m --print-config         the whole configuration as YAML; trains nothing
-  python -m lingu_ray.train my.yaml distill.policy=none name=ce_only
-  python -m lingu_ray.train my.yaml distill.temperature='{start: 4, end: 1}'
-  python -m lingu_ray.train my.yaml corpus.sources.docvqa.limit=1000
-  python -m lingu_ray.train my.yaml corpus.sources.0.prompt='"Question: {question}"'"""
-
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-
-
-def recipes() -> dict[str, str]:
-    """Name of every recipe in the package, with the first line of its comment."""
-    return shipped("lingu_ray", "recipes")
-
-
-def shipped(package: str, folder: str) -> dict[str, str]:
-    """Name of every YAML file in a package's folder, with the first line of its comment."""
-    texts = {p.name: p.read_text("utf-8") for p in (files(package) / folder).iterdir() if p.name.endswith(".yaml")}
-    return {name.removesuffix(".yaml"): texts[name].split("\n", 1)[0].lstrip("# ") for name in sorted(texts)}
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
@@ -105,54 +81,52 @@ def explain(setting: FieldInfo) -> str:
     return f"{wants(setting.annotation, setting.metadata)} ({description})"
 
 
-def text_width() -> int:
-    """Columns to fill: those of the terminal, within reason."""
-    return min(max(shutil.get_terminal_size((120, 0)).columns, 80), 140)
+class Placed(NamedTuple):
+    """A section, and what the keys of its settings begin with: `corpus.sources.NAME.` for an item of a list."""
+
+    section: type[BaseModel]
+    prefix: str
 
 
-def manual() -> str:
-    """The text of `--help`."""
-    width = text_width()
-    names = recipes()
-    longest = max(map(len, names))
-    return "\n".join(
-        [
-            f"usage: {USAGE}",
-            "",
-            "Trains one run: a recipe (default: demo) with the settings given, into <output_dir>/<name>/",
-            "Values are YAML. Items of a list are named by position or by their `name`.",
-            "",
-            "recipes:",
-            *(f"  {name:<{longest}}  {line}" for name, line in names.items()),
-            "",
-            "examples:",
-            _EXAMPLES,
-            "",
-            "settings (key = default):",
-            *section_lines(Config, "", width),
-            "",
-            *_wrapped("schedules", "what a value that moves over the run is made of (temperature, weights).", width),
-            *section_lines(Schedule, "SETTING.", width),
-        ]
-    )
+def sections(root: type[BaseModel], key: str = "", prefix: str = "") -> dict[str, Placed]:
+    """Every section inside `root`, at any depth, by its dotted key; schedules are values, and left out."""
+    found: dict[str, Placed] = {}
+    for name, field in root.model_fields.items():
+        section = section_in(field.annotation)
+        if section is not None and section is not Schedule:
+            item = "NAME." if is_list(field.annotation) or get_origin(field.annotation) is dict else ""
+            place = Placed(section, f"{prefix}{name}.{item}")
+            found |= {key + name: place} | sections(section, f"{key}{name}.", place.prefix)
+    return found
 
 
-def section_lines(section: type[BaseModel], prefix: str, width: int) -> list[str]:
-    """Every setting of a section and of those inside it."""
-    lines, nested = [], []
-    for name, field in section.model_fields.items():
-        inner = section_in(field.annotation)
-        if inner is None or inner is Schedule or get_args(field.annotation):
-            lines += _setting_lines(prefix + name, field, width)
-        if inner is not None and inner is not Schedule:
-            item = "NAME." if is_list(field.annotation) else ""
-            nested += ["", *_wrapped(prefix + name, " ".join((inner.__doc__ or "").split()), width)]
-            nested += section_lines(inner, f"{prefix}{name}.{item}", width)
-    return lines + nested
+def settings_in(section: type[BaseModel], prefix: str, width: int) -> dict[str, list[str]]:
+    """The lines that explain each setting of a section itself, by the setting's name."""
+    return {
+        name: _setting_lines(prefix + name, field, width)
+        for name, field in section.model_fields.items()
+        if section_in(field.annotation) in (None, Schedule) or get_args(field.annotation)
+    }
 
 
-def _wrapped(key: str, text: str, width: int) -> list[str]:
-    return textwrap.wrap(f"{key}: {text}", width, subsequent_indent="  ")
+def setting_lines(section: type[BaseModel], prefix: str, width: int) -> list[str]:
+    """The settings of a section itself, with defaults and meaning."""
+    return [line for lines in settings_in(section, prefix, width).values() for line in lines]
+
+
+def section_lines(root: type[BaseModel], key: str, width: int) -> list[str]:
+    """What the section at `key` is, its settings, and those of the sections inside it."""
+    lines: list[str] = []
+    for name, (section, prefix) in sections(root).items():
+        if name == key or name.startswith(key + "."):
+            head = textwrap.wrap(f"{name}: {summary(section)}", width, subsequent_indent="  ")
+            lines += [*([""] if lines else []), *head, *setting_lines(section, prefix, width)]
+    return lines
+
+
+def summary(section: type[BaseModel]) -> str:
+    """What a section is, in one line."""
+    return " ".join((section.__doc__ or "").split())
 
 
 def _setting_lines(key: str, field: FieldInfo, width: int) -> list[str]:

@@ -1,14 +1,7 @@
 """Merge a VLM's decoder with the LM it came from: the baseline that needs no training.
 
-    python -m lingu_ray.merge teacher=MODEL student=MODEL out=DIR [weight=0.5]
-
-teacher=MODEL: the original text-only LM: a folder, a hub id or a .gguf file.
-student=MODEL: the VLM that came from it: a folder or a hub id.
-out=DIR: a new folder, which gets a model of the student's class with its processor.
-weight=W: the teacher's share of the decoder, 0 to 1. Several (weight=0.25,0.5) make the folders DIR-0.25, DIR-0.5.
-
-Decoder, embeddings and head become W · teacher + (1 − W) · student, reckoned in float32 and saved in the student's
-precision. Vision tower, projector and the tokens that the LM does not have stay the student's.
+Decoder, embeddings and head become weight · teacher + (1 − weight) · student, computed in float32 and saved in the
+student's precision. Vision tower, projector and the tokens that the LM does not have stay the student's.
 
 Then measure it beside the others, for example
 
@@ -21,21 +14,52 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Annotated, cast
 
 import torch
+from pydantic import BeforeValidator, Field, field_validator
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from lingu_ray.config import StudentConfig, TeacherConfig
+from lingu_ray.cli import read_settings, split_arguments
+from lingu_ray.config import Section, StudentConfig, TeacherConfig
 from lingu_ray.distill.interpolate import common_ids, interpolate_
 from lingu_ray.distill.pair import check_tokenizers, compare_decoders, load_config
 from lingu_ray.distill.student import load_processor, load_student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.engines.load import origin_of
-from lingu_ray.paths import absolute, model_path, why_not_loaded
+from lingu_ray.help_pages import Help
+from lingu_ray.paths import LocalPath, ModelPath, why_not_loaded
 from lingu_ray.runtime.export import export_model
+
+
+def _one_or_several(weight: object) -> object:
+    """`0.5` and `0.25,0.5` as lists."""
+    return weight.split(",") if isinstance(weight, str) else [weight] if isinstance(weight, int | float) else weight
+
+
+class MergeConfig(Section):
+    """What the command can be told."""
+
+    teacher: ModelPath = Field(description="the original text-only LM: a folder, a hub id or a .gguf file")
+    student: ModelPath = Field(description="the VLM that came from it: a folder or a hub id")
+    out: LocalPath = Field(description="a new folder, which gets a model of the student's class with its processor")
+    weight: Annotated[tuple[float, ...], BeforeValidator(_one_or_several)] = Field(
+        (0.5,),
+        description="the teacher's share of the decoder, 0 to 1; several, as in 0.25,0.5, make the folders OUT-0.25, "
+        "OUT-0.5",
+    )
+
+    @field_validator("weight")
+    @classmethod
+    def _are_shares(cls, weight: tuple[float, ...]) -> tuple[float, ...]:
+        if not weight or not all(0 <= share <= 1 for share in weight) or len(set(weight)) < len(weight):
+            raise ValueError("a number from 0 to 1 is wanted, or several different ones with commas between")
+        return weight
+
+
+HELP = Help("python -m lingu_ray.merge teacher=MODEL student=MODEL out=DIR [weight=0.5]", __doc__, MergeConfig)
 
 
 def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[Path]:
@@ -62,7 +86,7 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
 
 
 def _teacher_settings(path: str) -> TeacherConfig:
-    place, origin = origin_of(model_path(path))
+    place, origin = origin_of(path)
     return TeacherConfig(path=str(place), **origin)
 
 
@@ -96,28 +120,15 @@ def _rows(model: PreTrainedModel) -> int:
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can mend."""
-    given = {name: value for name, _, value in (argument.partition("=") for argument in arguments)}
-    wanted = {"teacher", "student", "out"}
-    if not wanted <= set(given) <= wanted | {"weight"} or not all(given.values()) or len(given) < len(arguments):
-        raise UserError(f"give teacher=MODEL, student=MODEL, out=DIR and, if wished, weight=W, each once\n\n{__doc__}")
-    weights = _weights(given.get("weight", "0.5"))
-    for folder in merge(given["teacher"], given["student"], absolute(given["out"]), weights):
+    names, settings, _ = split_arguments(arguments, HELP)
+    if names:
+        raise UserError(f"{names[0]} is not a setting: models and folder are given by name\nusage: {HELP.usage}")
+    config = read_settings(settings, MergeConfig)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # Transformers' own bars
+    for folder in merge(config.teacher, config.student, config.out, list(config.weight)):
         print(f"wrote {folder}")
 
 
-def _weights(text: str) -> list[float]:
-    try:
-        weights = [float(part) for part in text.split(",")]
-    except ValueError:
-        weights = []
-    if not weights or not all(0 <= weight <= 1 for weight in weights) or len(set(weights)) < len(weights):
-        raise UserError(f"weight={text}: a number from 0 to 1 is wanted, or several different ones with commas between")
-    return weights
-
-
 if __name__ == "__main__":
-    if not sys.stderr.isatty():
-        disable_progress_bar()  # Transformers' own bars
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        sys.exit(print(__doc__))
     run_command(main)

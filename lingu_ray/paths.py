@@ -98,9 +98,13 @@ def not_found(path: str | Path, kind: str = "file or folder") -> str:
 
 def why_not_loaded(path: str | Path, error: Exception) -> str:
     """What to tell of a model (from `model_path`) that does not load: no such folder, no such id, or what is wrong."""
-    if os.path.exists(path):
+    place = Path(path)
+    if place.is_dir() and not any(place.glob("config.json")) and not any(place.glob("*.gguf")):
+        near = " or ".join(str(inner.parent) for inner in sorted(place.glob("*/config.json")))
+        return f"{path}: there is no config.json in it" + (f"; did you mean {near}?" if near else "")
+    if place.exists():
         return f"{path}: {error}"
-    if Path(path).is_absolute():
+    if place.is_absolute():
         return not_found(path)
     return f"{not_found(path)}; and no model {path} is to be had from the Hugging Face hub ({_first_line(error)})"
 

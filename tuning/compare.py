@@ -4,8 +4,7 @@ python -m tuning.compare runs/demo runs/demo/control         # folders
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
 python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
 
-Prints the table and writes `compare.html` with the curves into out=… (default: ./compare).
-uri=… names the MLflow store (default: sqlite:///runs/mlflow.db). limit=… is the most runs of an experiment (20).
+Prints the table and writes `compare.html` with the curves.
 """
 
 from __future__ import annotations
@@ -19,20 +18,35 @@ from typing import Any
 import jinja2
 import mlflow
 from mlflow.exceptions import MlflowException
+from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from lingu_ray.cli import load_yaml
+from lingu_ray.cli import load_yaml, read_settings, split_arguments
+from lingu_ray.config import Section
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.report import embedded, environment
+from lingu_ray.help_pages import Help
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import dotted
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
 
 FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
-_OPTIONS = {"uri": "sqlite:///runs/mlflow.db", "out": "compare", "experiment": "", "limit": "20"}
+USAGE = "python -m tuning.compare [RUN ...] [key=value ...]"
 _NOT_COMPARED = ("name", "output_dir", "tracking.", "corpus.cache_dir", "resume")
+
+
+class CompareConfig(Section):
+    """What the command can be told."""
+
+    out: Path = Field(Path("compare"), description="folder of the page")
+    uri: str = Field("sqlite:///runs/mlflow.db", description="MLflow store that run ids and experiments are in")
+    experiment: str | None = Field(None, description="all runs of this MLflow experiment, newest first")
+    limit: PositiveInt = Field(20, description="most runs of an experiment")
+
+
+HELP = Help(USAGE, __doc__, CompareConfig)
 
 
 @dataclass(frozen=True)
@@ -47,34 +61,23 @@ class Compared:
 
 def main(arguments: list[str]) -> None:
     """Read the runs, print the table, write the page."""
-    if {"-h", "--help"} & set(arguments) or not arguments:
-        print(__doc__.strip())
-        raise SystemExit(0)
-    options, names = _parse(arguments)
+    names, given, _ = split_arguments(arguments, HELP)
+    options = read_settings(given, CompareConfig)
     runs = read_runs(names, options)
     differing = differences(runs)
     show(runs, differing)
-    page = write_page(runs, differing, Path(options["out"]))
+    page = write_page(runs, differing, options.out)
     print(f"page     {page}")
 
 
-def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if unknown := set(given) - set(_OPTIONS):
-        raise UserError(f"no option {', '.join(sorted(unknown))}; there are {', '.join(_OPTIONS)}")
-    if not given.get("limit", "1").isdecimal():
-        raise UserError(f"limit={given['limit']}: give a whole number")
-    return _OPTIONS | given, [argument for argument in arguments if "=" not in argument]
-
-
-def read_runs(names: list[str], options: dict[str, str]) -> list[Compared]:
+def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
     """The runs by folder or MLflow id, and those of the experiment."""
     ids = [name for name in names if not Path(name).is_dir()]
     runs = [read_folder(Path(name)) for name in names if Path(name).is_dir()]
-    if ids or options["experiment"]:
+    if ids or options.experiment:
         runs += _from_mlflow(ids, options)
     if not runs:
-        raise UserError("nothing to compare: name runs by folder or MLflow id, or give experiment=…")
+        raise UserError(f"nothing to compare: name runs by folder or MLflow id, or give experiment=…\nusage: {USAGE}")
     return runs
 
 
@@ -100,19 +103,19 @@ def _measured(folder: RunFolder) -> dict[str, float]:
     return {name: value for name, value in (summary | scores).items() if value is not None}
 
 
-def _from_mlflow(ids: list[str], options: dict[str, str]) -> list[Compared]:
-    uri = options["uri"]
+def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
+    uri = options.uri
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"uri={uri}: no such MLflow store; run ids and experiments are looked up there")
     client = mlflow.MlflowClient(uri)
     try:
         runs = [client.get_run(run_id) for run_id in ids]
-        if options["experiment"]:
-            experiment = client.get_experiment_by_name(options["experiment"])
+        if options.experiment:
+            experiment = client.get_experiment_by_name(options.experiment)
             if experiment is None:
                 known = ", ".join(found.name for found in client.search_experiments())
-                raise UserError(f"experiment={options['experiment']}: {uri} has {known or 'no experiments'}")
-            found = client.search_runs([experiment.experiment_id], max_results=int(options["limit"]))
+                raise UserError(f"experiment={options.experiment}: {uri} has {known or 'no experiments'}")
+            found = client.search_runs([experiment.experiment_id], max_results=options.limit)
             runs += [run for run in found if "train.steps" in run.data.params]  # a sweep's own run trains nothing
     except MlflowException as error:
         raise UserError(f"uri={uri}: {error}") from error

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lingu_ray import manual
+from lingu_ray import commands
 from lingu_ray.cli import read_named
 from lingu_ray.config import Config, Section
 from lingu_ray.errors import UserError
@@ -150,7 +150,7 @@ class Space(Section):
 
 def shipped() -> dict[str, str]:
     """Name of every space in the package, with the first line of its comment."""
-    return manual.shipped("tuning", "spaces")
+    return commands.shipped("tuning", "spaces")
 
 
 def read_space(name: str) -> Settings[Space]:

@@ -11,17 +11,19 @@ from __future__ import annotations
 import os
 import shutil
 
-from lingu_ray import manual, strict_yaml
+from lingu_ray import strict_yaml
 from lingu_ray.cli import read_recipe, split_arguments
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError, run_command
+from lingu_ray.help_pages import Help
+from lingu_ray.layout import table, text_width
 from lingu_ray.settings import differences
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `run` has its own, which lets the trials save
 
-USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help]"
+USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help [SECTION]]"
 
 
 def main(arguments: list[str]) -> None:
@@ -59,11 +61,8 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
 
     `key=value` sets a key of the space where it has such a key, and else of the base, for every trial.
     """
-    names, overrides, options = split_arguments(arguments)
-    if {"-h", "--help"} & set(options):
-        print(help_text())
-        raise SystemExit(0)
-    if options or len(names) != 1:
+    names, overrides, _ = split_arguments(arguments, sweep_help())
+    if len(names) != 1:
         raise UserError(f"name one space: {', '.join(shipped())}, or a YAML file\nusage: {USAGE}")
     settings = read_space(names[0])
     for_base = [o for o in overrides if o.split("=")[0].split(".")[0] not in Space.model_fields]
@@ -81,11 +80,11 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
     return space, base
 
 
-def help_text() -> str:
-    """The text of `--help`."""
-    spaces = [f"  {name:<10}{line}" for name, line in shipped().items()]
-    head = [__doc__.strip(), "", f"usage: {USAGE}", "", "spaces:", *spaces, "", "settings of a space (key = default):"]
-    return "\n".join([*head, *manual.section_lines(Space, "", manual.text_width())])
+def sweep_help() -> Help:
+    """The pages of the command's `--help`."""
+    spaces = "\n".join(table(shipped(), text_width()))
+    other = "A setting that is not one of these goes to the base: see python -m lingu_ray.train --help"
+    return Help(USAGE, f"{__doc__}\nspaces:\n{spaces}\n\n{other}", Space)
 
 
 def open_folder(space: Space, base: Config) -> SweepFolder:

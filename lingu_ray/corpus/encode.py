@@ -104,6 +104,17 @@ class Encoder:
         """The row up to its last answer, which is left out: what generation starts from (errors as `encode`)."""
         return self._join(row, with_last_answer=False)
 
+    def encode_conversation(self, messages: Messages, images: list[bytes]) -> Sample:
+        """A conversation up to where its next answer begins.
+
+        For use, not for training: earlier answers need not be told apart, so any chat template will do.
+        """
+        text = self._render(messages, add_generation_prompt=True)
+        ids, vision = self._prompt(Turn(text, "", len(images)), iter(images), first=True)
+        ids_T = torch.tensor(ids)
+        supervised_T = torch.zeros(len(ids), dtype=torch.bool)
+        return Sample("conversation", 0, ids_T, supervised_T, ids_T == self.image_token_id, vision)
+
     def length(self, row: Row) -> int:
         """Tokens of the whole row, nothing cut. Images count by their size, without being processed one by one.
 

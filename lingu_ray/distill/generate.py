@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
 
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 
@@ -31,12 +32,14 @@ def generate_answers(
     temperature: float = 0.0,
     never: list[int] | None = None,
     stopping: StoppingCriteriaList | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[Tensor]:
     """Token ids of each answer, up to and with its first token of `ends`; greedy at `temperature` 0, else sampled.
 
     `model`: an image-text-to-text model; it is left in the mode (training or not) that it was in.
     `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may hold.
     `stopping`: what else ends an answer; it sees the batch's left-padded prompts with the answers so far.
+    `streamer`: is given the prompt, then each token as it comes; for a single prompt.
     Sampling draws from PyTorch's global generator.
     """
     longest = max(len(prompt.input_ids_T) for prompt in prompts)
@@ -66,6 +69,7 @@ def generate_answers(
             pad_token_id=pad_id,
             suppress_tokens=never,
             stopping_criteria=stopping,
+            streamer=streamer,
         )
     finally:
         model.train(training)

@@ -37,7 +37,7 @@ def build_processor(settings: Settings, path: str) -> Idefics3Processor:
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"--tokenizer {path}: cannot be loaded. {error}") from error
+        raise UserError(f"tokenizer={path}: cannot be loaded. {error}") from error
     tokenizer.pad_token = tokenizer.eos_token
     add_tokens(tokenizer, settings)
     tokenizer.chat_template = template_with_images(settings.get("lm_chat_template") or _QUESTION)
@@ -55,7 +55,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
     if tokenizer.convert_tokens_to_ids(tokens) != list(range(old, new)) or new > settings["lm_vocab_size"]:
         raise UserError(
             f"the tokenizer's {old} tokens and nanoVLM's {len(tokens)} do not make the vocabulary of the checkpoint, "
-            f"lm_vocab_size={settings['lm_vocab_size']}; it was trained with --tokenizer {settings['lm_tokenizer']}"
+            f"lm_vocab_size={settings['lm_vocab_size']}; it was trained with tokenizer={settings['lm_tokenizer']}"
         )
     besides = [token for token in (_IMAGE, _GLOBAL, _FAKE, "<end_of_utterance>") if token not in tokens]
     tokenizer.add_special_tokens({"additional_special_tokens": [*tokens, *besides]})

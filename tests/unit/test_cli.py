@@ -6,7 +6,8 @@ import pytest
 
 from lingu_ray import manual, strict_yaml
 from lingu_ray.cli import load_config, load_yaml, to_yaml
-from lingu_ray.config import Config, DistillConfig, RayConfig, Schedule, SourceConfig, TrainConfig
+from lingu_ray.commands import recipes
+from lingu_ray.config import Config, Schedule
 from lingu_ray.errors import UserError
 
 FILE = """\
@@ -95,6 +96,8 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["train.steps=[1"], ["override train.steps=[1:1: not valid YAML"]),
         (["--train.steps=3"], ["settings are given without dashes: train.steps=3"]),
         (["--verbose"], ["unknown option --verbose\nusage:"]),
+        (["--name", "other"], ["unknown option --name; settings are given without dashes: name=..."]),
+        (["--print-confg"], ["did you mean --print-config?"]),
         (["demo"], ["more than one recipe or file"]),
     ],
 )
@@ -167,25 +170,75 @@ def test_print_config_prints_the_whole_and_exits(file: str, tmp_path: Path, caps
     assert set(strict_yaml.load(path.read_text(), "x")[0]) == set(Config.model_fields)
 
 
-def test_help_teaches_every_setting(capsys: pytest.CaptureFixture[str]):
-    """`--help` has every key with its default and description, and every recipe with its first line."""
+def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """What a command line prints before it exits in peace."""
     with pytest.raises(SystemExit) as caught:
-        load_config(["train.steps=oops", "--help"])
+        load_config(list(argv))
     assert caught.value.code == 0
-    text = capsys.readouterr().out
+    return capsys.readouterr().out
+
+
+def test_help_is_a_page_of_sections(capsys: pytest.CaptureFixture[str]):
+    """`--help` names recipes and sections, a line each, and not yet the settings inside the sections."""
+    text = shown(capsys, "train.steps=oops", "--help")
+    words = " ".join(text.split())
+    assert len(text.splitlines()) < 60
+    assert "output_dir = runs" in text
+    assert "train.steps = " not in text
+    for key, place in manual.sections(Config).items():
+        assert f"  {key} " in text
+        assert manual.summary(place.section) in words
+    for name, line in recipes().items():
+        assert f"{name} {line}" in words
+
+
+def test_help_all_teaches_every_setting(capsys: pytest.CaptureFixture[str]):
+    """`--help all` has every key with its default and description."""
+    text = shown(capsys, "--help", "all")
     for line in (
         "train.steps = 1000",
         "train.learning_rates.vision = 0.0",
         "corpus.sources.NAME.form (required)",
         "student.from_teacher.pixel_shuffle = 4",
         "distill.temperature = 1.0",
+        "SETTING.until = 1.0",
     ):
         assert line in text
     words = " ".join(text.split())
-    for section in (Config, TrainConfig, SourceConfig, DistillConfig, RayConfig):
+    for section in (Config, *(place.section for place in manual.sections(Config).values())):
         for setting in section.model_fields.values():
             if manual.section_in(setting.annotation) is None:
                 assert (setting.description or "no description") in words
-    for name, line in manual.recipes().items():
-        assert name in text
-        assert line in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "there", "not_there"),
+    [
+        (["--help", "distill"], "distill.beta = 0.5", "train.steps"),
+        (["my.yaml", "-h", "distill", "ray"], "ray.num_workers = 1", "train.steps"),
+        (["--help=train.lora"], "train.lora.rank = 16", "train.steps"),
+        (["--help", "train"], "train.lora.rank = 16", "distill"),
+        (["--help", "corpus.sources"], "corpus.sources.NAME.weight = null", "corpus.seed"),
+        (["--help", "corpus.sources.NAME.weight"], "corpus.sources.NAME.weight = null", "ce_weight"),
+        (["--help", "train.steps"], "optimiser steps", "train.betas"),
+        (["--help", "schedules"], "SETTING.shape = linear", "distill"),
+    ],
+)
+def test_help_explains_what_is_asked(capsys: pytest.CaptureFixture[str], argv: list[str], there: str, not_there: str):
+    """`--help SECTION`, or a setting, shows that section with what is inside it, and nothing else."""
+    text = shown(capsys, *argv)
+    assert there in text
+    assert not_there not in text
+
+
+@pytest.mark.parametrize(
+    ("topic", "meant"),
+    [
+        ("distil", "did you mean distill?"),
+        ("temprature", "did you mean distill.temperature?"),
+        ("xyzzy", "there are demo"),
+    ],
+)
+def test_help_on_what_does_not_exist(topic: str, meant: str):
+    """A section that is not there is refused with the nearest section or setting."""
+    assert meant in refusal("--help", topic)

@@ -176,10 +176,10 @@ def test_dtype_and_command_line(tmp_path: Path):
     """The command writes weights in the dtype asked for, and names the cure instead of a traceback."""
     nano.write_checkpoint(tmp_path, SETTINGS, STATES)
     folders = [str(tmp_path), str(tmp_path / "out")]
-    main([*folders, "--dtype", "bfloat16"])
+    main([*folders, "dtype=bfloat16"])
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
-    with pytest.raises(SystemExit, match="error: --tokenizer"):
-        main([*folders, "--tokenizer", str(tmp_path / "none")])
+    with pytest.raises(UserError, match="tokenizer="):
+        main([*folders, f"tokenizer={tmp_path / 'none'}"])
 
 
 def test_what_is_no_nanovlm_is_refused(tmp_path: Path):
@@ -205,7 +205,7 @@ def test_what_is_no_nanovlm_is_refused(tmp_path: Path):
         ({"vit_cls_flag": True}, "vit_cls_flag"),
         ({"lm_attn_scaling": 2.0}, "lm_attn_scaling"),
         ({"lm_chat_template": "{{ messages[0]['content'] }}"}, "lm_chat_template must have"),
-        ({"lm_vocab_size": VOCABULARY - 1}, "was trained with --tokenizer"),
+        ({"lm_vocab_size": VOCABULARY - 1}, "was trained with tokenizer="),
         ({"lm_inter_dim": 128}, "size mismatch"),
         ({"lm_re_base": 10000}, "lm_re_base"),
         ({"lm_n_blocks": 3}, r"Missing: model\.text_model\.layers\.2\..* and 4 more\. Left over: none"),

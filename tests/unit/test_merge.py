@@ -178,10 +178,11 @@ def test_what_cannot_be_merged_is_refused(pair: Path, tmp_path: Path):
     lm, vlm, out = f"teacher={pair / 'lm'}", f"student={pair / 'vlm'}", f"out={tmp_path / 'out'}"
     tiny_teacher(layers=2, folder=tmp_path / "shallow")
     refused = {
-        "give teacher=MODEL": [lm, vlm],
-        "weight=1.5: a number from 0 to 1": [lm, vlm, out, "weight=1.5"],
-        "weight=half: a number": [lm, vlm, out, "weight=half"],
-        "weight=0.5,0.5: a number": [lm, vlm, out, "weight=0.5,0.5"],
+        "out: missing; give a path": [lm, vlm],
+        "models and folder are given by name": [lm, vlm, str(tmp_path / "out")],
+        r"weight: a number from 0 to 1 .* \[weight=1.5\]": [lm, vlm, out, "weight=1.5"],
+        r"weight.0: half does not fit; .* \[weight=half\]": [lm, vlm, out, "weight=half"],
+        r"weight: a number .* \[weight=0.5,0.5\]": [lm, vlm, out, "weight=0.5,0.5"],
         f"out={pair / 'vlm'}: .*exists": [lm, vlm, f"out={pair / 'vlm'}"],
         "num_hidden_layers: student 3, teacher 2": [f"teacher={tmp_path / 'shallow'}", vlm, out],
         "is not a text-only causal LM": [f"teacher={pair / 'vlm'}", vlm, out],

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lingu_ray.__main__ import dispatch
+from lingu_ray.chat import read_arguments as read_chat
 from lingu_ray.cli import load_config
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.strict_yaml import load
@@ -64,11 +66,21 @@ def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pyte
     elif module == "lmms_eval":
         pytest.skip("lmms-eval has an environment of its own")
     else:
-        monkeypatch.setattr(sys, "argv", [module, "--help"])
+        monkeypatch.setattr(sys, "argv", [module, *(words[3:] if "--help" in words else ["--help"])])
         monkeypatch.delitem(sys.modules, module, raising=False)
         with pytest.raises(SystemExit) as caught:
             runpy.run_module(module, run_name="__main__")
         assert caught.value.code in (0, None)
+
+
+@pytest.mark.parametrize("words", commands("lingu-ray"), ids=" ".join)
+def test_console_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]):
+    """What the console command is told to do it knows, with settings that exist."""
+    if words[1:2] == ["chat"]:
+        assert read_chat(words[2:])[0]
+    else:
+        dispatch(words[1:])
+        assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", commands("ray"), ids=" ".join)

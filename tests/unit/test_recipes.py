@@ -5,7 +5,7 @@ from importlib.resources import files
 import pytest
 
 from lingu_ray.cli import load_config
-from lingu_ray.manual import recipes
+from lingu_ray.commands import recipes
 
 
 @pytest.mark.parametrize("name", recipes())

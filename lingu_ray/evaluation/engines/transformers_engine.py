@@ -53,7 +53,7 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.folder = load_folder(path)
         self.prompts = Prompts(self.folder)
-        self.model = _load_model(self.folder).eval().to(self.device)
+        self.model = load_model(self.folder).eval().to(self.device)
         self.max_length = self.folder.max_length
         self.head = output_head(self.model)
 
@@ -155,7 +155,8 @@ class _Said(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def _load_model(folder: Folder) -> Any:
+def load_model(folder: Folder) -> Any:
+    """The weights, in float32 on the CPU; raises UserError where Transformers cannot load them."""
     place, origin = origin_of(folder.path)
     loader = AutoModelForCausalLM if folder.processor is None else AutoModelForImageTextToText
     try:

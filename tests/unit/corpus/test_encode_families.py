@@ -198,12 +198,24 @@ def test_prompts_are_those_of_inference(name, kind):
     if (name, kind) == ("llava_onevision", "turns"):
         pytest.skip("it tiles an image that is alone; training tiles it as its own turn's inference does")
     processor = processor_of(name)
-    question = Encoder(processor, max_length=512).encode_question(ROWS[kind])
+    assert_as_inference(Encoder(processor, max_length=512).encode_question(ROWS[kind]), processor, kind)
+
+
+@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_conversations_are_those_of_inference(name, kind):
+    """So do those of a conversation that is had, with all its images at once."""
+    processor, row = processor_of(name), ROWS[kind]
+    sample = Encoder(processor, max_length=512).encode_conversation(row.messages[:-1], row.images)
+    assert_as_inference(sample, processor, kind)
+
+
+def assert_as_inference(sample: Sample, processor: ProcessorMixin, kind: str) -> None:
     expected = processor.apply_chat_template(
         conversation(ROWS[kind]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
-    assert question.input_ids_T.tolist() == expected["input_ids"][0].tolist()
-    for key, tensor in question.vision.items():
+    assert sample.input_ids_T.tolist() == expected["input_ids"][0].tolist()
+    for key, tensor in sample.vision.items():
         assert torch.equal(tensor, expected[key]), key
 
 

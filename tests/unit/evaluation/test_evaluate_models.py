@@ -8,7 +8,7 @@ import pytest
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
-from lingu_ray.evaluate import help_text, main, read_arguments
+from lingu_ray.evaluate import evaluate_help, main, read_arguments
 from lingu_ray.evaluation.run import evaluate
 
 CHOICE = {"name": "choice", "kind": "language", "type": "multiple_choice"}
@@ -58,9 +58,11 @@ def test_a_task_named_on_the_command_line_can_be_changed_there() -> None:
 
 
 def test_help_teaches_settings_and_catalogue() -> None:
-    """Every setting and every task of the catalogue has its line."""
-    text = help_text()
-    assert all(name in text for name in ("models_at_once", "hellaswag", "textvqa", "lm_eval/NAME"))
+    """The short page names settings, sections and tasks; `catalogue` says where each task's data lies."""
+    text = evaluate_help().text([])
+    assert all(name in text for name in ("models_at_once", "hellaswag", "textvqa", "lm_eval/NAME", "ray  ", "tasks  "))
+    assert "Rowan/hellaswag" in evaluate_help().text(["catalogue"])
+    assert "ray.cpus_per_worker = 1.0" in evaluate_help().text(["ray"])
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""Talk to a model in the terminal: an exported VLM, about images too, or a text-only LM.
+
+MODEL is a folder, a hub id or a .gguf file; IMAGE files are shown with the first question. Each line is a question, and
+the answer is written as it is generated. The model sees the whole conversation, by its own chat template.
+
+  python -m lingu_ray.chat runs/demo/export
+  python -m lingu_ray.chat runs/mine/export receipt.png
+  echo 'What is the total?' | python -m lingu_ray.chat runs/mine/export receipt.png
+
+While you talk:
+  /image PATH   show an image with the next question; `<image>` in the question says where it stands
+  /new          start a new conversation
+  /help         show these commands
+  Ctrl-C        stop the answer
+  Ctrl-D        end
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, PositiveInt
+
+from lingu_ray.cli import read_settings, split_arguments
+from lingu_ray.config import Section
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.help_pages import Help
+from lingu_ray.paths import absolute, model_path
+
+if TYPE_CHECKING:
+    from lingu_ray.conversation import Conversation
+
+
+class ChatConfig(Section):
+    """What the command can be told."""
+
+    temperature: float = Field(0.0, ge=0, description="0: always the likeliest token; above 0: sampled")
+    max_new_tokens: PositiveInt = Field(256, description="longest answer in tokens")
+    device: str | None = Field(None, description="torch device, such as cpu or cuda:1; null: a GPU where there is one")
+
+
+HELP = Help("python -m lingu_ray.chat MODEL [IMAGE ...] [key=value ...]", __doc__, ChatConfig)
+COMMANDS = ("/image", "/new", "/help")
+WHILE_YOU_TALK = __doc__.partition("While you talk:\n")[2].rstrip()
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command; raises UserError for what the user can mend before the first question."""
+    model, images, config = read_arguments(arguments)
+    conversation = open_conversation(model, images, config)
+    if sys.stdin.isatty():
+        print(f"{describe(conversation)}\n{WHILE_YOU_TALK}\n")
+    for line in questions():
+        try:
+            reply(conversation, line.strip())
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+
+
+def read_arguments(arguments: list[str]) -> tuple[str, list[Path], ChatConfig]:
+    """The model, the images, and the settings.
+
+    Raises:
+        UserError: no model, or settings that are wrong.
+    """
+    names, settings, _ = split_arguments(arguments, HELP)
+    if not names:
+        raise UserError(f"name a model: a folder, a hub id or a .gguf file\nusage: {HELP.usage}")
+    return model_path(names[0]), [absolute(name) for name in names[1:]], read_settings(settings, ChatConfig)
+
+
+def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conversation:
+    """Load the model, once everything else is known to be right.
+
+    Raises:
+        UserError: no such model, an image that cannot be read or is not for this model, no such device.
+    """
+    from transformers.utils import logging
+
+    from lingu_ray.conversation import Conversation, read_image
+    from lingu_ray.evaluation.engines.load import load_folder
+    from lingu_ray.evaluation.engines.transformers_engine import load_model
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    conversation = Conversation(load_folder(path), None, config.temperature, config.max_new_tokens)
+    conversation.show(*map(read_image, images))
+    device = _device(config.device)
+    conversation.model = load_model(conversation.folder).eval().to(device)
+    return conversation
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise UserError(f"device={wanted}: torch cannot use it: {str(error).splitlines()[0]}") from error
+    return wanted
+
+
+def describe(conversation: Conversation) -> str:
+    """What the model is, in one line."""
+    model, folder = conversation.model, conversation.folder
+    kind = "text only" if folder.processor is None else "text and images"
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return f"{folder.path}: {type(model).__name__}, {millions:.1f}M parameters, {kind}, on {model.device}"
+
+
+def questions() -> Iterator[str]:
+    """Lines to answer, up to the end of the input; on a terminal with a prompt and a history."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401  (gives `input` its editing and history)
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+
+
+def reply(conversation: Conversation, line: str) -> None:
+    """Answer a question, or do what a command says.
+
+    Raises:
+        UserError: no such command, an image that cannot be read, a question that cannot be asked.
+    """
+    if line.startswith("/"):
+        _obey(conversation, *line.partition(" ")[::2])
+    elif line:
+        conversation.ask(line, lambda piece: print(piece, end="", flush=True))
+        print()
+
+
+def _obey(conversation: Conversation, command: str, rest: str) -> None:
+    from lingu_ray.conversation import read_image
+
+    if command == "/image" and rest.strip():
+        conversation.show(read_image(absolute(rest.strip())))
+    elif command == "/new":
+        conversation.restart()
+    elif command == "/help":
+        print(WHILE_YOU_TALK)
+    elif command == "/image":
+        raise UserError("/image wants the path of an image")
+    else:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        raise UserError(f"no command {command}; " + (f"did you mean {near[0]}?" if near else ", ".join(COMMANDS)))
+
+
+if __name__ == "__main__":
+    run_command(main)
