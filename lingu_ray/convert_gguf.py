@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from lingu_ray.errors import UserError
+from lingu_ray.shell import shell_word
 
 
 def find_gguf(source: Path) -> Path:
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
         convert(arguments.source, arguments.out, getattr(torch, arguments.dtype))
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {arguments.out}")
+    print(f"wrote {shell_word(arguments.out)}")
 
 
 if __name__ == "__main__":

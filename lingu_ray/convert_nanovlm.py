@@ -42,6 +42,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.nanovlm.checkpoint import read_checkpoint
 from lingu_ray.nanovlm.processor import build_processor
 from lingu_ray.nanovlm.weights import build_model
+from lingu_ray.shell import shell_word
 
 
 def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> None:
         convert(arguments.source, arguments.out, arguments.tokenizer, getattr(torch, arguments.dtype))
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"wrote {arguments.out}")
+    print(f"wrote {shell_word(arguments.out)}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.tasks.catalogue import listing
 from lingu_ray.settings import Settings, parse, read_text
+from lingu_ray.shell import shell_word
 
 
 class EvaluateConfig(EvaluationConfig):
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> None:
         result = summarise(config.out, measured_models(config.out, config), config)
     page = write_evaluation(result, config.out)
     print(result["summary"]["verdict"])
-    print(f"report   {page}")
+    print(f"report   {shell_word(page)}")
 
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfig]:

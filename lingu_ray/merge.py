@@ -35,6 +35,7 @@ from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.engines.load import origin_of
 from lingu_ray.runtime.export import export_model
+from lingu_ray.shell import shell_word
 
 
 def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[Path]:
@@ -100,7 +101,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"give teacher=MODEL, student=MODEL, out=DIR and, if wished, weight=W, each once\n\n{__doc__}")
     weights = _weights(given.get("weight", "0.5"))
     for folder in merge(given["teacher"], given["student"], Path(given["out"]), weights):
-        print(f"wrote {folder}")
+        print(f"wrote {shell_word(folder)}")
 
 
 def _weights(text: str) -> list[float]:

@@ -28,6 +28,7 @@ from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import dotted
+from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
 
 FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> None:
     differing = differences(runs)
     show(runs, differing)
     page = write_page(runs, differing, Path(options["out"]))
-    print(f"page     {page}")
+    print(f"page     {shell_word(page)}")
 
 
 def _parse(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
