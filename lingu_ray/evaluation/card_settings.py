@@ -41,11 +41,11 @@ def settings_rows(config: Config) -> Rows:
 def in_words(schedule: Schedule) -> str:
     """A value over the run: `2`, or `from 4 to 1 along a cosine, over the first 50% of the steps`."""
     if schedule.points:
-        return ", then ".join(f"{value:g} from {begin:.0%} of the steps on" for begin, value in schedule.points)
+        return ", then ".join(f"{value:g} from {_percent(begin)} of the steps on" for begin, value in schedule.points)
     if schedule.start == schedule.end:
         return f"{schedule.start:g}"
     shape = "along a cosine" if schedule.shape == "cosine" else "linearly"
-    span = "all steps" if schedule.until == 1 else f"the first {schedule.until:.0%} of the steps"
+    span = "all steps" if schedule.until == 1 else f"the first {_percent(schedule.until)} of the steps"
     return f"from {schedule.start:g} to {schedule.end:g} {shape}, over {span}"
 
 
@@ -81,10 +81,9 @@ def _distillation(config: Config) -> Rows:
         ("cross-entropy on distilled rows", f"× {settings.ce_on_distilled:g}"),
     ]
     if settings.on_policy:
-        answers = f"at most {settings.sampled_tokens} tokens, sampled at temperature {settings.sampling_temperature:g}"
-        rows.append(
-            ("on-policy", f"the student answers {settings.on_policy:.3g} of the distilled rows itself: {answers}")
-        )
+        share, length, warmth = _percent(settings.on_policy), settings.sampled_tokens, settings.sampling_temperature
+        answers = f"of at most {length} tokens, sampled at temperature {warmth:g}"
+        rows.append(("on-policy", f"{share} of the distilled rows have the student's own answers, {answers}"))
     return rows
 
 
@@ -112,7 +111,10 @@ def _optimization(train: TrainConfig) -> Rows:
     rows = [
         ("steps × rows", f"{train.steps} × {train.rows_per_step}"),
         ("learning rates", ", ".join(by_group)),
-        ("their course", f"{train.warmup:.3g} of the steps warm up, then a cosine to {train.min_lr:.3g} of the rate"),
+        (
+            "their course",
+            f"{_percent(train.warmup)} of the steps warm up, then a cosine to {_percent(train.min_lr)} of the rate",
+        ),
         ("optimizer", f"AdamW, betas {train.betas[0]:g} and {train.betas[1]:g}, weight decay {train.weight_decay:g}"),
         ("gradient clipping", f"{train.grad_clip:g}"),
     ]
@@ -136,3 +138,7 @@ def _computation(train: TrainConfig) -> str:
         *(["activations recomputed"] if train.gradient_checkpointing else []),
     ]
     return ", ".join(parts)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g}%"

@@ -174,10 +174,11 @@ def test_schedules_in_words(written: Any, words: str, tmp_path: Path) -> None:
     assert f"| temperature | {words} |" in card(settings, tmp_path)
 
 
-# Settings of how often it is looked at what is trained; and of a source, what names its data and cuts them into rows.
+# How often it is looked at what is trained; where the teacher runs; what names a source's data and cuts them into rows.
 NOT_ACTING = {
     "distill": set(),
     "train": {"validate_every", "sample_every", "samples", "checkpoint_every", "keep_last"},
+    "teacher": {"placement", "transport", "look_ahead", "max_restarts"},
     "source": {"name", "form", "path", "image_root", "image", "prompt", "answer", "prompt_words", "answer_words"},
 }
 # Of the others each must act, or a change of it could not be told.
@@ -196,6 +197,11 @@ OTHER_VALUES: dict[str, Any] = {
     "subset": "other",
     "split": "validation",
     "limit": 5,
+    "path": "owner/another",
+    "revision": "abc",
+    "gguf_file": "small.gguf",
+    "context": "prompt_text",
+    "scope": "visual",
 }
 
 
@@ -210,10 +216,10 @@ def other_values(name: str, value: Any) -> list[Any]:
     return [not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value / 2]
 
 
-@pytest.mark.parametrize("section", ["distill", "train"])
+@pytest.mark.parametrize("section", ["distill", "train", "teacher"])
 def test_every_setting_that_acts_is_told(section: str, tmp_path: Path) -> None:
-    """Another value of any setting of the method or the optimization makes another card, unless it cannot act."""
-    base = config(**{section: ACTIVE[section]})
+    """Another value of any setting of method, optimization or teacher makes another card, unless it cannot act."""
+    base = config(**{section: ACTIVE.get(section, {})})
     before, tree = card(base, tmp_path), base.model_dump(mode="json")
     settings = {name: value for name, value in getattr(base, section) if name not in NOT_ACTING[section]}
     assert len(settings) + len(NOT_ACTING[section]) == len(tree[section])
