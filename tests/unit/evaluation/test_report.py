@@ -23,7 +23,7 @@ from lingu_ray.config import Config, EvaluationConfig, TaskConfig
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.evaluation.recovery import summarise
-from lingu_ray.evaluation.report import throughput, write_report
+from lingu_ray.evaluation.report import throughput, write_evaluation, write_report
 
 STEP = {
     "lr": 1e-4,
@@ -267,6 +267,14 @@ def test_report_of_a_run_that_was_not_evaluated(run_dir: Path) -> None:
     [line] = [line for line in page.text.splitlines() if line.startswith("python -m lingu_ray.evaluate teacher=")]
     models, settings = read_arguments(shlex.split(line)[3:])
     assert models["distilled"] == run_dir / "export" and settings.out == run_dir / "evaluation"
+
+
+def test_report_of_an_evaluation_without_a_run(run_dir: Path) -> None:
+    """The same scores and figures beside each other, under the evaluation's own name; nothing of a training."""
+    out = run_dir / "report"
+    page = Page(write_evaluation(json.loads((out / "recovery.json").read_text()), out).read_text(encoding="utf-8"))
+    assert len(page.labels) == 3 and "lingu_ray evaluation report" in page.text and "58.0%" in page.text
+    assert "Throughput" not in page.text and (out / "recovery.png").exists()
 
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (25, 5)])
