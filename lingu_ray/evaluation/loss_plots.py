@@ -60,6 +60,7 @@ def _draw_training(axis: Axes, runs: Runs, key: str) -> None:
             axis.plot(steps, values, color=COLOURS[model], alpha=0.25, linewidth=0.8)
             axis.plot(steps, smooth(values), line, color=COLOURS[model], linewidth=1.8, label=display_name(model))
     if len(axis.get_legend_handles_labels()[0]) > 1:
+        axis.set_ylim(top=1.25 * axis.get_ylim()[1])  # room for the legend above a curve that hardly falls
         axis.legend(loc="upper right")
 
 
