@@ -19,6 +19,7 @@ from lingu_ray.config import Section
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.help_pages import Help
 from lingu_ray.paths import absolute
+from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> None:
     config = read_settings(settings, ConvertConfig)
     source, out = map(absolute, names)
     convert(source, out, getattr(torch, config.dtype))
-    print(f"wrote {out}")
+    print(f"wrote {shell_word(out)}")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from lingu_ray.nanovlm.checkpoint import read_checkpoint
 from lingu_ray.nanovlm.processor import build_processor
 from lingu_ray.nanovlm.weights import build_model
 from lingu_ray.paths import ModelPath, absolute, model_path
+from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
@@ -84,7 +85,7 @@ def main(arguments: list[str]) -> None:
     config = read_settings(settings, ConvertConfig)
     out = absolute(names[1])
     convert(model_path(names[0]), out, config.tokenizer, getattr(torch, config.dtype))
-    print(f"wrote {out}")
+    print(f"wrote {shell_word(out)}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from lingu_ray.evaluation.tasks.catalogue import catalogue, listing
 from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, model_path
 from lingu_ray.settings import Settings, parse, read_text
+from lingu_ray.shell import shell_word
 
 USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
 
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> None:
         result = summarise(config.out, measured_models(config.out, config), config)
     page = write_evaluation(result, config.out)
     print(result["summary"]["verdict"])
-    print(f"report   {page}")
+    print(f"report   {shell_word(page)}")
 
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfig]:

@@ -32,6 +32,7 @@ from lingu_ray.evaluation.engines.load import origin_of
 from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, ModelPath, why_not_loaded
 from lingu_ray.runtime.export import export_model
+from lingu_ray.shell import shell_word
 
 
 def _one_or_several(weight: object) -> object:
@@ -127,7 +128,7 @@ def main(arguments: list[str]) -> None:
     if not sys.stderr.isatty():
         disable_progress_bar()  # Transformers' own bars
     for folder in merge(config.teacher, config.student, config.out, list(config.weight)):
-        print(f"wrote {folder}")
+        print(f"wrote {shell_word(folder)}")
 
 
 if __name__ == "__main__":

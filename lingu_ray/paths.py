@@ -20,7 +20,7 @@ from typing import Annotated
 from pydantic import AfterValidator, ValidationInfo
 
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of few old models without an organization
-_DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OF_FILES = {".arrow", ".csv", ".gz", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".txt", ".zst"}
 
 
@@ -59,8 +59,13 @@ def data_path(path: str) -> str:
     written = os.path.expanduser(path)
     if glob.has_magic(written) and not absolute(written).exists() and not os.path.isabs(written):
         return os.path.abspath(os.path.join(glob.escape(str(_here())), written))
-    is_id = Path(path).suffix.lower() not in _OF_FILES and _on_hub(path, _DATASET_ID)
+    is_id = Path(path).suffix.lower() not in _OF_FILES and _on_hub(path, _HUB_ID)
     return path if is_id else str(absolute(path))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it is `organization/name`, and nothing that exists here."""
+    return _on_hub(name, _HUB_ID)
 
 
 def _on_hub(path: str, pattern: re.Pattern[str]) -> bool:
@@ -80,14 +85,17 @@ def tracking_uri(uri: str) -> str:
 
 
 def nearest(path: str | Path) -> Path | None:
-    """What a path that does not exist may have meant: its first part that is missing, as a neighbor is spelled."""
-    missing = absolute(path)
+    """What a path that does not exist may have meant: with its first part that is missing as a neighbor is spelled."""
+    missing = whole = absolute(path)
     while not missing.parent.exists():
         missing = missing.parent
     if not missing.parent.is_dir():
         return None
     found = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=1)
-    return missing.parent / found[0] if found else None
+    if not found:
+        return None
+    near = missing.parent / found[0]
+    return meant if (meant := near / whole.relative_to(missing)).exists() else near
 
 
 def not_found(path: str | Path, kind: str = "file or folder") -> str:

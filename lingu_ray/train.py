@@ -121,10 +121,12 @@ def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
 def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
     """Write report and model card, track them, and say in a few lines what came out and where it lies."""
     from lingu_ray.corpus.store import Corpus
+    from lingu_ray.evaluation.command import evaluate_command
     from lingu_ray.evaluation.model_card import write_model_card
     from lingu_ray.evaluation.report import write_report
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import Tracker, tracking_uri
+    from lingu_ray.shell import shell_word
 
     folder = RunFolder(config.run_dir)
     corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
@@ -135,9 +137,12 @@ def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
         summary = recovery["summary"]
         tracker.log_summary({name: summary[name] for name in ("recovery", "retention")})
         print(summary["verdict"])
+    else:
+        print(f"Not evaluated. To measure what came back:\n{evaluate_command(config, folder)}")
     tracker.log_files(folder.report)
     tracker.end("FINISHED")
-    print(f"report   {page}\nmodel    {export}\ncompare  mlflow ui --backend-store-uri {tracking_uri(config)}")
+    print(f"report   {shell_word(page)}\nmodel    {shell_word(export)}")
+    print(f"compare  mlflow ui --backend-store-uri {shell_word(tracking_uri(config))}")
 
 
 if __name__ == "__main__":

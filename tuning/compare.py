@@ -27,9 +27,11 @@ from lingu_ray.config import Section
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.help_pages import Help
+from lingu_ray.paths import LocalPath, TrackingUri
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import dotted
+from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
 
 FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
@@ -40,8 +42,8 @@ _NOT_COMPARED = ("name", "output_dir", "tracking.", "corpus.cache_dir", "resume"
 class CompareConfig(Section):
     """What the command can be told."""
 
-    out: Path = Field(Path("compare"), description="folder of the page")
-    uri: str = Field("sqlite:///runs/mlflow.db", description="MLflow store that run ids and experiments are in")
+    out: LocalPath = Field(Path("compare"), description="folder of the page")
+    uri: TrackingUri = Field("sqlite:///runs/mlflow.db", description="MLflow store that run ids and experiments are in")
     experiment: str | None = Field(None, description="all runs of this MLflow experiment, newest first")
     limit: PositiveInt = Field(20, description="most runs of an experiment")
 
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> None:
     differing = differences(runs)
     show(runs, differing)
     page = write_page(runs, differing, options.out)
-    print(f"page     {page}")
+    print(f"page     {shell_word(page)}")
 
 
 def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:

@@ -14,6 +14,7 @@ from lingu_ray.config import Config
 from lingu_ray.evaluation.plots import format_number
 from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.shell import shell_word
 from tuning import plots
 from tuning.baseline import BASELINE
 from tuning.folder import SweepFolder
@@ -48,9 +49,9 @@ def write_report(space: Space, base: Config, folder: SweepFolder, parent: Parent
         files.append(recipe)
     parent.log(figures_of(best, settings), files)
     print(": ".join(part for part in headline(best, space) if part))
-    print(f"report   {page}")
+    print(f"report   {shell_word(page)}")
     if best is not None:
-        print(f"best     python -m lingu_ray.train {recipe}")
+        print(f"best     python -m lingu_ray.train {shell_word(recipe)}")
     return page
 
 

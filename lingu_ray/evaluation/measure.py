@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import time
@@ -10,21 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from lingu_ray.corpus.images import decode_image
 from lingu_ray.evaluation.engines.engine import Score
 from lingu_ray.evaluation.items import SAMPLE, Parts, fingerprint, fingerprint_of, items_path
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
+from lingu_ray.evaluation.thumbnail import thumbnail
 from lingu_ray.live import LiveLine
 
 log = logging.getLogger(__name__)
 
 CHUNK = 128  # items
 SAMPLES = 12  # first items of a task that keep what was asked, for the report
-THUMBNAIL = 224  # longest side of a sample's picture, pixels
 
 
 class Sheet:
@@ -105,15 +101,7 @@ def _answered(items: Sequence[Item], answers: Answers) -> Columns:
 def _sample(item: Item) -> dict[str, Any]:
     """What was asked, for people: the text, the options that were scored after it, small pictures."""
     if isinstance(item, Asked):
-        return {"asked": item.prompt, "options": [], "images": [_thumbnail(read()) for read in item.images]}
+        return {"asked": item.prompt, "options": [], "images": [thumbnail(read()) for read in item.images]}
     contexts, texts = zip(*((r.context, r.continuation) for r in item.requests), strict=True)
     same = len(set(contexts)) == 1
     return {"asked": contexts[0] if same else texts[0], "options": texts if same else contexts, "images": []}
-
-
-def _thumbnail(encoded: bytes) -> bytes:
-    image = decode_image(encoded)
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()

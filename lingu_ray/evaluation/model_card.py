@@ -7,52 +7,79 @@ from typing import Any
 
 import yaml
 
-from lingu_ray.config import Config
+from lingu_ray.config import Config, SourceConfig
+from lingu_ray.evaluation.card_settings import settings_rows
+from lingu_ray.evaluation.origin import card_metadata, hub_ids, is_hub_id
 from lingu_ray.evaluation.report import environment
+from lingu_ray.evaluation.sources import trained_sources
+
+_LICENSE = ("license", "license_name", "license_link")
+TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")
 
 
-def write_model_card(
-    export_dir: Path, config: Config, result: dict[str, Any] | None, manifest: dict[str, Any] | None
-) -> Path:
+def write_model_card(export_dir: Path, config: Config, result: dict[str, Any] | None, manifest: dict[str, Any]) -> Path:
     """Write the export's README.md, front matter included.
 
     Args:
         export_dir: the exported model's folder.
         config: the run's settings.
         result: content of `recovery.json`; None where the run was not evaluated.
-        manifest: the corpus manifest; None where it is not at hand.
+        manifest: the corpus manifest.
     """
-    template = environment().get_template("model_card.md")
-    text = template.render(
-        front_matter=_front_matter(config),
-        student=_public(config.student.path),
-        teacher=_public(config.teacher.path),
+    templates = environment()
+    templates.filters["data"] = data_name
+    text = templates.get_template("model_card.md").render(
+        front_matter=yaml.safe_dump(front_matter(config), sort_keys=False, allow_unicode=True).strip(),
         config=config,
+        settings=settings_rows(config),
+        sources=trained_sources(config, manifest, config.train.steps),
+        rows=manifest["rows"],
         result=result,
-        manifest=manifest,
     )
     path = export_dir / "README.md"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def _front_matter(config: Config) -> str:
-    """YAML that the Hugging Face hub reads. Local folders are no base models it could link to, so they stay out."""
-    origins = [config.student.path, config.teacher.path]
-    matter: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": "image-text-to-text",
-        "tags": ["vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray"],
-    }
-    if base := [origin for origin in origins if origin and _is_hub_id(origin)]:
-        matter["base_model"] = base
-    return yaml.safe_dump(matter, sort_keys=False).strip()
+def front_matter(config: Config) -> dict[str, Any]:
+    """What the Hugging Face hub reads. What is not known is left out: local folders and files have no page there."""
+    matter: dict[str, Any] = {**_license(config), **_language(config)}
+    if bases := hub_ids(config.student.path) if config.student.path else []:
+        matter |= {"base_model": bases, "base_model_relation": "finetune"}
+    elif bases := hub_ids(config.teacher.path):
+        matter["base_model"] = bases  # the decoder came from it; no finetune of it, since a vision tower was added
+    if datasets := [source.path for source in config.training_sources() if is_hub_id(source.path)]:
+        matter["datasets"] = list(dict.fromkeys(datasets))
+    return matter | {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": list(TAGS)}
 
 
-def _public(origin: str | None) -> str | None:
-    """A hub id, or the last part of a local path: where a folder lay is nobody's business."""
-    return origin if origin is None or _is_hub_id(origin) else Path(origin).name
+def _license(config: Config) -> dict[str, Any]:
+    """The student's license, since its weights were trained on; the teacher's where the student names none.
+
+    Both are ancestors of the decoder's weights. Where neither names a license the card names none: which one applies
+    follows from models and data, and is not ours to guess.
+    """
+    for card in _ancestors(config):
+        if card.get("license"):
+            return {key: card[key] for key in _LICENSE if card.get(key)}
+    return {}
 
 
-def _is_hub_id(origin: str) -> bool:
-    return origin.count("/") == 1 and not origin.startswith((".", "/", "~")) and not Path(origin).exists()
+def _language(config: Config) -> dict[str, Any]:
+    """The languages that the student's card names, or else the teacher's."""
+    return next(({"language": card["language"]} for card in _ancestors(config) if card.get("language")), {})
+
+
+def _ancestors(config: Config) -> list[dict[str, Any]]:
+    """The front matter of the student's own card, where it is no new model, and of the teacher's."""
+    models = ((config.student.path, config.student.revision), (config.teacher.path, config.teacher.revision))
+    return [card_metadata(path, revision) for path, revision in models if path is not None]
+
+
+def data_name(source: SourceConfig) -> str:
+    """A hub data set as a link, with configuration and split; else that it is local, in which form."""
+    limit = f", first {source.limit}" if source.limit else ""
+    if not is_hub_id(source.path):
+        return f"local, form {source.form}{limit}"
+    parts = [*([source.subset] if source.subset else []), source.split]
+    return f"[{source.path}](https://huggingface.co/datasets/{source.path}) ({', '.join(parts)}{limit})"

@@ -10,11 +10,19 @@ from statistics import median
 from typing import Any
 
 import jinja2
-import yaml
+from markupsafe import Markup
 
-from lingu_ray.evaluation.plots import display_name, format_number, models_of, plot_loss, plot_recovery
-from lingu_ray.evaluation.recovery import CE_ONLY, DISTILLED, percent
+from lingu_ray import strict_yaml
+from lingu_ray.cli import load_yaml
+from lingu_ray.config import Config
+from lingu_ray.evaluation.command import evaluate_command
+from lingu_ray.evaluation.held_out import held_out_answers
+from lingu_ray.evaluation.loss_plots import loss_panels, plot_loss
+from lingu_ray.evaluation.plots import Panel, display_name, format_number, model_colors, models_of
+from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, percent
 from lingu_ray.evaluation.samples import answered
+from lingu_ray.evaluation.score_plots import plot_recovery, recovery_panels
+from lingu_ray.evaluation.sources import trained_sources
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, read_records
 
@@ -22,60 +30,79 @@ from lingu_ray.runtime.metrics import Record, read_records
 def write_report(run_dir: Path) -> Path:
     """Write `report/report.html`, `loss.png` and `recovery.png` from what the run's folder holds; the page's path.
 
-    Read where they exist: config.yaml, metrics.jsonl, samples.jsonl, corpus.json (and the manifest it points to),
+    Read where they exist: config.yaml, metrics.jsonl, samples.jsonl, corpus.json (and the corpus it points to),
     report/recovery.json, and metrics and samples of the control. What is missing is left out of the page.
     """
-    run, control = RunFolder(run_dir), RunFolder(run_dir / "control")
+    run = RunFolder(run_dir)
     run.report.mkdir(parents=True, exist_ok=True)
-    records, control_records = read_records(run.metrics), read_records(control.metrics)
-    result = _json(run.report / "recovery.json")
-    loss, recovery = run.report / "loss.png", run.report / "recovery.png"
-    has_loss = plot_loss(records, control_records, loss)
-    if result is not None:
-        plot_recovery(result, recovery)
-    page = (
-        environment()
-        .get_template("report.html")
-        .render(
-            name=run_dir.resolve().name,
-            result=result,
-            answers=answered(run.report, result["tasks"]) if result is not None else [],
-            loss=embedded(loss) if has_loss else None,
-            recovery=embedded(recovery) if result is not None else None,
-            settings=_settings(run.config),
-            manifest=manifest(run_dir),
-            throughput=throughput(records),
-            samples=_samples({DISTILLED: read_records(run.samples), CE_ONLY: read_records(control.samples)}),
-        )
+    config = load_yaml(run.config) if run.config.exists() else None
+    runs, counts, records = _trained(run, config), manifest(run_dir), read_records(run.metrics)
+    samples = {model: read_records(folder.samples) for model, folder in runs.items()}
+    panels = loss_panels({model: read_records(folder.metrics) for model, folder in runs.items()})
+    if panels:
+        plot_loss(panels, run.report / "loss.png")
+    page = _render(
+        "report.html",
+        run.report,
+        name=run_dir.resolve().name,
+        result=_json(run.report / "recovery.json"),
+        command=evaluate_command(config, run) if config and run.export.exists() else None,
+        losses=svgs(panels),
+        settings=_settings(run.config),
+        sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
+        throughput=throughput(records),
+        held_out=held_out_answers(samples, _corpus(run)),
     )
-    path = run.report / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return _written(page, run.report)
 
 
 def write_evaluation(result: dict[str, Any], out_dir: Path) -> Path:
     """Write `report.html` and `recovery.png` of an evaluation that belongs to no run; the page's path."""
-    figure = out_dir / "recovery.png"
-    plot_recovery(result, figure)
-    page = (
-        environment()
-        .get_template("evaluation.html")
-        .render(
-            name=out_dir.resolve().name,
-            result=result,
-            recovery=embedded(figure),
-            answers=answered(out_dir, result["tasks"]),
-        )
-    )
-    path = out_dir / "report.html"
+    page = _render("evaluation.html", out_dir, name=out_dir.resolve().name, result=result)
+    return _written(page, out_dir)
+
+
+def _render(template: str, folder: Path, result: dict[str, Any] | None, **values: Any) -> str:
+    """A page on the result, whose items lie in `folder`; `recovery.png` beside it."""
+    if result is not None:
+        plot_recovery(result, folder / "recovery.png")
+        values["scores"] = svgs(recovery_panels(result))
+        values["colors"] = model_colors(models_of(result))
+        values["answers"] = answered(folder, result)
+    return environment().get_template(template).render(result=result, **values)
+
+
+def _written(page: str, folder: Path) -> Path:
+    path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
 
 
+def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
+    """The run and, where there is one, its control, by the names under which their models are compared."""
+    alone = config is not None and config.distill.policy == "none"
+    new = config is not None and config.student.path is None  # its control is what plain adaptation makes of it
+    runs = {CE_ONLY if alone else DISTILLED: run}
+    control = RunFolder(run.root / "control")
+    if control.metrics.exists():
+        runs.setdefault(ADAPTED if new else CE_ONLY, control)
+    return runs
+
+
+def _corpus(run: RunFolder) -> Path | None:
+    pointer = _json(run.corpus)
+    return None if pointer is None else Path(pointer["path"])
+
+
+def _steps(records: list[Record]) -> int:
+    """Optimizer steps that were done."""
+    return max((record["step"] for record in records if "step_s" in record), default=0)
+
+
 def manifest(run_dir: Path) -> dict[str, Any] | None:
     """The manifest of the run's corpus."""
-    pointer = _json(RunFolder(run_dir).corpus)
-    return None if pointer is None else _json(Path(pointer["path"]) / "manifest.json")
+    corpus = _corpus(RunFolder(run_dir))
+    return None if corpus is None else _json(corpus / "manifest.json")
 
 
 def throughput(records: list[Record]) -> dict[str, float] | None:
@@ -122,7 +149,7 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
-    environment.filters |= {"percent": percent, "models": models_of}
+    environment.filters |= {"percent": percent, "models": models_of, "number": "{:,.0f}".format}
     return environment
 
 
@@ -142,25 +169,17 @@ def _settings(path: Path) -> list[tuple[str, str]]:
         elif value is not None:
             flat.append((prefix, re.sub(r"://[^/@\s]+@", "://…@", str(value))))
 
-    walk("", yaml.safe_load(path.read_text(encoding="utf-8")))
+    walk("", strict_yaml.load(path.read_text(encoding="utf-8"), str(path))[0])
     return flat
-
-
-def _samples(by_model: dict[str, list[Record]]) -> list[dict[str, Any]]:
-    """Each sampled question once: the expected answer, distilled's first and last, the control's last."""
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for record in by_model[DISTILLED]:
-        key = (record["source"], record["position"])
-        row = rows.setdefault(key, {**record, "first_step": record["step"], "first": record["answer"], "control": None})
-        row["last_step"], row["last"] = record["step"], record["answer"]
-    for record in by_model[CE_ONLY]:
-        if row := rows.get((record["source"], record["position"])):
-            row["control"] = record["answer"]
-    return list(rows.values())
 
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def svgs(panels: list[Panel]) -> list[Markup]:
+    """The panels as elements for a page."""
+    return [Markup(panel.svg()) for panel in panels]
 
 
 def embedded(path: Path) -> str:

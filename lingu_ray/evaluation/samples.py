@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lingu_ray.evaluation.items import SAMPLE, first_items
+from lingu_ray.corpus.row import PLACEHOLDER
+from lingu_ray.evaluation.items import DISTILLED, SAMPLE, first_items
 from lingu_ray.evaluation.metrics.metric import Columns
+from lingu_ray.evaluation.plots import display_name, models_of
+from lingu_ray.evaluation.thumbnail import data_uri
 
 PER_TASK = 4
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One item: what was asked (pictures as `data:` addresses), what was expected, and what each model said."""
+    """One question of a task or source: its pictures are `data:` addresses, the answers stand under their headings."""
 
-    task: str
+    origin: str
     asked: str
     images: list[str]
     expected: str
     said: dict[str, str]
 
 
-def answered(out_dir: Path, tasks: dict[str, Any]) -> list[Answered]:
+@dataclass(frozen=True)
+class Answers:
+    """Questions with their answers, the headings of these, and which of them is the run's own."""
+
+    rows: list[Answered]
+    headings: list[str]
+    ours: str
+
+
+def without_placeholders(question: str) -> str:
+    """A question beside its pictures, which need no mark in it."""
+    return question.replace(PLACEHOLDER, "").strip()
+
+
+def answered(out_dir: Path, result: dict[str, Any]) -> Answers:
     """Items of the tasks of `recovery.json`; a task of likelihoods alone (perplexity) has no answers to show."""
-    return [one for name, task in tasks.items() for one in _of_task(out_dir, name, list(task["models"]))]
+    tasks = result["tasks"].items()
+    rows = [one for name, task in tasks for one in _of_task(out_dir, name, list(task["models"]))]
+    return Answers(rows, [display_name(model) for model in models_of(result)], display_name(DISTILLED))
 
 
 def _of_task(out_dir: Path, task: str, models: list[str]) -> list[Answered]:
@@ -39,10 +57,10 @@ def _of_task(out_dir: Path, task: str, models: list[str]) -> list[Answered]:
     return [
         Answered(
             task,
-            first[SAMPLE][place]["asked"],
-            [f"data:image/jpeg;base64,{base64.b64encode(image).decode()}" for image in first[SAMPLE][place]["images"]],
+            without_placeholders(first[SAMPLE][place]["asked"]),
+            [data_uri(image) for image in first[SAMPLE][place]["images"]],
             _expected(first, place),
-            {model: _said(columns, place) for model, columns in items.items()},
+            {display_name(model): _said(columns, place) for model, columns in items.items()},
         )
         for place in range(len(first[SAMPLE]))
     ]

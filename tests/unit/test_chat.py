@@ -17,6 +17,7 @@ from lingu_ray.corpus.encode import FALLBACK_TEMPLATE
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.errors import UserError
+from lingu_ray.paths import model_path
 
 SHORT = ChatConfig(max_new_tokens=8, device="cpu")
 
@@ -160,18 +161,23 @@ def test_what_cannot_be_opened_is_refused(models: Path, tmp_path: Path, monkeypa
     (models / "run" / "export").symlink_to(models / "vlm")
     monkeypatch.chdir(models)
     for path, images, config, message in (
-        (models / "vln", [], SHORT, f"there is no {models / 'vln'}; did you mean {models / 'vlm'}?"),
-        (Path("rum/export"), [], SHORT, "did you mean run/export?"),
-        (Path("run"), [], SHORT, "there is no config.json in it; did you mean run/export?"),
-        (Path("run/exprt"), [], SHORT, "there is no run/exprt; did you mean run/export?"),
-        (Path("vln"), [], SHORT, "did you mean vlm?"),
+        (models / "vln", [], SHORT, f"no such file or folder: {models / 'vln'}; did you mean {models / 'vlm'}?"),
+        (Path("rum/export"), [], SHORT, f"did you mean {models}/run/export?"),
+        (Path("run"), [], SHORT, f"there is no config.json in it; did you mean {models}/run/export?"),
+        (
+            Path("run/exprt"),
+            [],
+            SHORT,
+            f"{models}/run/exprt; did you mean {models}/run/export?",
+        ),
+        (Path("vln"), [], SHORT, f"did you mean {models}/vlm?"),
         (Path("vlm"), [tmp_path / "none.png"], SHORT, f"image {tmp_path / 'none.png'}: cannot be read"),
         (Path("vlm"), [broken], SHORT, f"image {broken}: cannot be read"),
         (Path("lm"), [models / "0.png"], SHORT, "lm is a text-only model: it takes no images"),
         (Path("lm"), [], ChatConfig(device="abacus"), "device=abacus: torch cannot use it"),
     ):
         with pytest.raises(UserError) as caught:
-            opened(path, *images, config=config)
+            opened(model_path(str(path)), *images, config=config)
         assert message in str(caught.value)
 
 
@@ -183,7 +189,7 @@ def test_what_cannot_be_asked_is_refused(models: Path):
         ("What is <image>?", "1 marks <image>, and 0 images"),
         ("/imge x", r"did you mean /image\?"),
         ("/image", "wants the path"),
-        ("/image nowhere.png", "image nowhere.png: cannot be read"),
+        ("/image nowhere.png", "image .*/nowhere.png: cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
             reply(conversation, line)

@@ -84,7 +84,7 @@ def _load_config(path: Path | str) -> PreTrainedConfig:
 
 def cannot_load(path: Path | str, error: Exception) -> UserError:
     """The error to raise for a model that does not load."""
-    return UserError(f"cannot load the model {why_not_loaded(path, error)}")
+    return UserError(f"cannot load the model: {why_not_loaded(path, error)}")
 
 
 def _eos_ids(place: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

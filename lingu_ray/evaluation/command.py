@@ -1,0 +1,19 @@
+"""The command that measures a run's models, for a run that was trained without evaluation tasks."""
+
+from __future__ import annotations
+
+from lingu_ray.config import Config
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.shell import model_word, shell_word
+from lingu_ray.train import compared_models
+
+TASKS = "arc_easy,hellaswag,textvqa"  # a beginning: two of language, one of vision
+
+
+def evaluate_command(config: Config, folder: RunFolder) -> str:
+    """`python -m lingu_ray.evaluate` with the run's models, its results beside the run's report, ready to be copied."""
+    control = RunFolder(folder.root / "control").export
+    models = compared_models(config, folder.export, control if control.exists() else None)
+    words = [model_word(name, model) for name, model in models.items()]
+    out = shell_word(f"out={folder.root.absolute() / 'evaluation'}")
+    return " ".join(["python -m lingu_ray.evaluate", *words, f"tasks={TASKS}", out])

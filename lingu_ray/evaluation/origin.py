@@ -1,0 +1,51 @@
+"""Where models and data come from, as the Hugging Face hub names them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.repocard import metadata_load
+
+from lingu_ray.paths import is_hub_id
+
+
+def public_name(origin: str) -> str:
+    """A hub id, or the last part of a local path: where a folder lay is nobody's business."""
+    return origin if is_hub_id(origin) else Path(origin).name
+
+
+def card_metadata(model: str, revision: str | None = None) -> dict[str, Any]:
+    """What the model's own card says in its front matter: of a folder, or of the hub's cache; empty without a card."""
+    readme = Path(model, "README.md") if Path(model).exists() else _cached(model, revision)
+    if readme is None or not readme.is_file():
+        return {}
+    try:
+        return metadata_load(readme) or {}
+    except (ValueError, yaml.YAMLError):  # a card that nobody can read says nothing
+        return {}
+
+
+def hub_ids(model: str) -> list[str]:
+    """The model's hub id; for a local folder those that it came from, as its configuration or else its card has them.
+
+    A card may name several base models. Empty where nothing is known.
+    """
+    if is_hub_id(model):
+        return [model]
+    config = Path(model, "config.json")
+    named = json.loads(config.read_text("utf-8")).get("_name_or_path") if config.is_file() else None
+    bases = card_metadata(model).get("base_model") or []
+    candidates = ([named] if named else []), (bases if isinstance(bases, list) else [bases])
+    found = ([one for one in of if isinstance(one, str) and is_hub_id(one)] for of in candidates)
+    return next((ids for ids in found if ids), [])
+
+
+def _cached(model: str, revision: str | None) -> Path | None:
+    if not is_hub_id(model):
+        return None
+    found = try_to_load_from_cache(model, "README.md", revision=revision)
+    return Path(found) if isinstance(found, str) else None
