@@ -173,7 +173,7 @@ def test_a_model_without_weights_is_named(models: dict[str, Path], many: Evaluat
     """What fails in an engine comes back as the user's error, with the model's name."""
     broken = Path(shutil.copytree(models["teacher"], tmp_path / "broken"))
     (broken / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model teacher: cannot load the model .*broken"):
+    with pytest.raises(UserError, match=r"model teacher: cannot load the model: .*broken"):
         evaluate({"teacher": broken}, many, tmp_path / "out")
 
 

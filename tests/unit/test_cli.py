@@ -178,8 +178,9 @@ def shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().out
 
 
-def test_help_is_a_page_of_sections(capsys: pytest.CaptureFixture[str]):
+def test_help_is_a_page_of_sections(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """`--help` names recipes and sections, a line each, and not yet the settings inside the sections."""
+    monkeypatch.setenv("COLUMNS", "120")
     text = shown(capsys, "train.steps=oops", "--help")
     words = " ".join(text.split())
     assert len(text.splitlines()) < 60
