@@ -21,6 +21,7 @@ from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
+from lingu_ray.evaluation.scores import reasons_of
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import quiet_libraries
@@ -31,7 +32,6 @@ from tuning.baseline import lend_items
 from tuning.outcome import Outcome, read_outcome, reason, score
 from tuning.search import SCORE, STEP, VALIDATION
 from tuning.space import CASE, SEED, Space, Values, configure, decode, seeded
-from tuning.tracking import PARENT_RUN
 
 STOP = "STOP"
 """A file beside the trials' folders: the sweep was asked to stop."""
@@ -43,14 +43,13 @@ _TRAINING_ONLY = ("checkpoints", ".ray", "start")
 @dataclass(frozen=True)
 class Sweep:
     """What every trial is told: `base` is prepared, `items` the folder of the reference models' measured items,
-    `parent` the sweep's MLflow run, `concurrent` how many trials run at once.
+    `concurrent` how many trials run at once.
     """
 
     space: Space
     base: Config
     trials: Path
     items: Path
-    parent: str
     concurrent: int
 
 
@@ -229,7 +228,12 @@ def schedules(past: list[list[Any]]) -> Values:
 def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
     """The complete settings of a trial's run: a child of the sweep's in MLflow, reading the shared corpora."""
     base, config = sweep.base, seeded(configure(sweep.base, values, name), sweep.base, seed)
-    tags = base.tracking.tags | {PARENT_RUN: sweep.parent, "sweep": sweep.space.name, "trial": name}
+    tracking = {
+        "uri": tracking_uri(base),
+        "run_name": f"{sweep.space.name}/{name}",
+        "parent": sweep.trials.parent,
+        "tags": base.tracking.tags | {"sweep": sweep.space.name, "trial": name},
+    }
     return config.model_copy(
         update={
             "name": name,
@@ -238,7 +242,7 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
             "demo": None,
             "resume": "auto",
             "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir.resolve()}),
-            "tracking": base.tracking.model_copy(update={"uri": tracking_uri(base), "tags": tags}),
+            "tracking": base.tracking.model_copy(update=tracking),
         }
     )
 
@@ -262,4 +266,4 @@ def scores_of(recovery: dict[str, Any]) -> dict[str, Any]:
     summary = recovery["summary"]
     names = ("recovery", "recovery_ci", "retention", "retention_ci")
     scores = {name: task["models"][DISTILLED]["score"] for name, task in recovery["tasks"].items()}
-    return {name: summary[name] for name in names} | {"scores": scores}
+    return {name: summary[name] for name in names} | {"scores": scores, "reasons": reasons_of(recovery)}
