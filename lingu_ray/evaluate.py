@@ -10,6 +10,9 @@ tasks=…     names of the catalogue (--help catalogue) or lm_eval/NAME, with co
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
             was interrupted goes on there; with no MODEL the metrics are made again from the items.
 ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
+tracking.KEY=…  MLflow: a run for the evaluation, and one nested under it for each model, with its scores. The store is
+            tracking.uri, else $MLFLOW_TRACKING_URI, else mlflow.db beside `out` (where runs lie) or, if there is none
+            yet, in it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from pathlib import Path
 from pydantic import Field
 
 from lingu_ray.cli import split_arguments
-from lingu_ray.config import EvaluationConfig, RayConfig
+from lingu_ray.config import EvaluationConfig, RayConfig, TrackingConfig
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.tasks.catalogue import catalogue, listing
 from lingu_ray.help_pages import Help
@@ -35,6 +38,7 @@ class EvaluateConfig(EvaluationConfig):
 
     out: LocalPath = Field(Path("evaluation"), description="folder of the results")
     ray: RayConfig = RayConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
 
 def main(arguments: list[str]) -> None:
@@ -45,16 +49,20 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.evaluation.recovery import summarise
     from lingu_ray.evaluation.report import write_evaluation
     from lingu_ray.evaluation.run import evaluate
+    from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
     from lingu_ray.runtime.progress import quiet_libraries
+    from lingu_ray.runtime.tracking import where_to_look
 
     quiet_libraries()
-    if models:
-        result = evaluate(models, config, config.out, ray_settings=config.ray)
-    else:
-        result = summarise(config.out, measured_models(config.out, config), config)
-    page = write_evaluation(result, config.out)
+    with open_evaluation(config.tracking, config.out, config) as run:
+        if models:
+            result = evaluate(models, config, config.out, ray_settings=config.ray)
+        else:
+            result = summarise(config.out, measured_models(config.out, config), config)
+        page = write_evaluation(result, config.out)
+        log_evaluation(run, config.tracking, config.out, result, models)
     print(result["summary"]["verdict"])
-    print(f"report   {shell_word(page)}")
+    print(f"report   {shell_word(page)}\ncompare  {where_to_look(run.uri)}")
 
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfig]:

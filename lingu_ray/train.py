@@ -74,17 +74,24 @@ def with_demo(config: Config) -> Config:
 
 
 def control_of(config: Config) -> Config:
-    """The CE-only control: the same data, steps and seed, without teacher; it lies in the run's folder."""
+    """The CE-only control: the same data, steps and seed, without teacher; it lies in the run's folder, and in MLflow
+    under the run.
+    """
     from lingu_ray.runtime.tracking import tracking_uri
 
     sources = config.training_sources()
+    tracking = {
+        "uri": tracking_uri(config),
+        "run_name": f"{config.tracking.run_name or config.name}/control",
+        "parent": config.run_dir.resolve(),
+    }
     return config.model_copy(
         update={
             "name": "control",
             "output_dir": config.run_dir,
             "corpus": config.corpus.model_copy(update={"sources": sources, "cache_dir": config.corpora_dir}),
             "distill": config.distill.model_copy(update={"policy": "none"}),
-            "tracking": config.tracking.model_copy(update={"uri": tracking_uri(config)}),
+            "tracking": config.tracking.model_copy(update=tracking),
         }
     )
 
@@ -96,9 +103,13 @@ def compared_models(config: Config, distilled: Path, ce_only: Path | None) -> di
         models["adapted"] = config.student.path
     models["ce_only" if config.distill.policy == "none" else "distilled"] = str(distilled)
     if ce_only is not None:
-        # a new VLM's CE-only twin is what plain adaptation makes of it
-        models["ce_only" if config.student.path is not None else "adapted"] = str(ce_only)
+        models[control_model(config)] = str(ce_only)
     return models
+
+
+def control_model(config: Config) -> str:
+    """The control's name in the evaluation: a new VLM's CE-only twin is what plain adaptation makes of it."""
+    return "ce_only" if config.student.path is not None else "adapted"
 
 
 def teacher_path(config: Config) -> str:
@@ -125,24 +136,36 @@ def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
     from lingu_ray.evaluation.model_card import write_model_card
     from lingu_ray.evaluation.report import write_report
     from lingu_ray.runtime.folder import RunFolder
-    from lingu_ray.runtime.tracking import Tracker, tracking_uri
+    from lingu_ray.runtime.tracking import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
 
     folder = RunFolder(config.run_dir)
     corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
     write_model_card(export, config, recovery, corpus.manifest)
     page = write_report(folder.root)
-    tracker = Tracker(config, folder)
+    track(config, recovery)
     if recovery is not None:
-        summary = recovery["summary"]
-        tracker.log_summary({name: summary[name] for name in ("recovery", "retention")})
-        print(summary["verdict"])
+        print(recovery["summary"]["verdict"])
     else:
         print(f"Not evaluated. To measure what came back:\n{evaluate_command(config, folder)}")
-    tracker.log_files(folder.report)
-    tracker.end("FINISHED")
-    print(f"report   {shell_word(page)}\nmodel    {shell_word(export)}")
-    print(f"compare  mlflow ui --backend-store-uri {shell_word(tracking_uri(config))}")
+    print(f"report   {shell_word(page)}\nmodel    {shell_word(export)}\ncompare  {where_to_look(tracking_uri(config))}")
+
+
+def track(config: Config, recovery: dict[str, Any] | None) -> None:
+    """Log the report, and what was measured of the run's model and of its control's, each in its own MLflow run."""
+    from lingu_ray.evaluation.scores import figures_of, trained_model
+    from lingu_ray.runtime.folder import RunFolder
+    from lingu_ray.runtime.tracking import Tracker
+
+    folder = RunFolder(config.run_dir)
+    with Tracker(config, folder) as run:
+        run.log_files(folder.report)
+        if recovery is not None:
+            run.log_figures(figures_of(recovery, trained_model(recovery)))
+    if recovery is not None and config.control:
+        control = control_of(config)
+        with Tracker(control, RunFolder(control.run_dir)) as run:
+            run.log_figures(figures_of(recovery, control_model(config)))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ os.environ |= {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # otherwise a request that cannot be met is retried for ever
 }
 os.environ.pop("RAY_ADDRESS", None)  # never join a cluster that happens to run here
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor write into a store that somebody uses
 
 import pytest
 

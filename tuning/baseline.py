@@ -64,9 +64,16 @@ def build_baseline(space: Space, config: Config) -> Path:
         if not any(_same_corpus(trial, other) for other in built):
             build_corpus(trial, run.start)
             built.append(trial)
-    adapted = config.student.path or str(trainer.run(control_of(config)))
+    adapted = config.student.path or str(trainer.run(_adapted(space, config, config.output_dir)))
     measure(config, {TEACHER: teacher_path(config), ADAPTED: adapted})
     return run.report
+
+
+def _adapted(space: Space, config: Config, folder: Path) -> Config:
+    """The run that makes the adapted model; in MLflow it is the sweep's child."""
+    twin = control_of(config)
+    tracking = {"run_name": f"{space.name}/{ADAPTED}", "parent": folder}
+    return twin.model_copy(update={"tracking": twin.tracking.model_copy(update=tracking)})
 
 
 def _same_corpus(a: Config, b: Config) -> bool:

@@ -1,17 +1,18 @@
-"""Runs side by side: the settings that differ, the figures, the curves.
+"""Runs side by side: figures, the settings that differ, curves.
 
 python -m tuning.compare runs/demo runs/demo/control         # folders
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
 python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
 
-Prints the table and writes `compare.html` with the curves.
+Prints the tables and writes `compare.html` with the curves.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +24,35 @@ from rich.console import Console
 from rich.table import Table
 
 from lingu_ray.cli import load_yaml, read_settings, split_arguments
-from lingu_ray.config import Section
+from lingu_ray.config import Config, Section, TrackingConfig
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.report import embedded, environment
+from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
 from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, TrackingUri
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
-from lingu_ray.runtime.tracking import dotted
+from lingu_ray.runtime.tracking import flat, store_uri, without_credentials
 from lingu_ray.shell import shell_word
+from lingu_ray.train import control_model
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
+from tuning.differences import NONE, differing_settings
 
 FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
 USAGE = "python -m tuning.compare [RUN ...] [key=value ...]"
-_NOT_COMPARED = ("name", "output_dir", "tracking.", "corpus.cache_dir", "resume")
+_BESIDE = 4
+"""Runs up to which each has a column; more have a line each."""
 
 
 class CompareConfig(Section):
     """What the command can be told."""
 
     out: LocalPath = Field(Path("compare"), description="folder of the page")
-    uri: TrackingUri = Field("sqlite:///runs/mlflow.db", description="MLflow store that run ids and experiments are in")
+    uri: TrackingUri | None = Field(
+        None,
+        description="MLflow store that run ids and experiments are in; null: $MLFLOW_TRACKING_URI, else "
+        "sqlite:///runs/mlflow.db",
+    )
     experiment: str | None = Field(None, description="all runs of this MLflow experiment, newest first")
     limit: PositiveInt = Field(20, description="most runs of an experiment")
 
@@ -61,14 +70,23 @@ class Compared:
     curves: Curves = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A table as it is shown: titles of the columns, then lines of a label and its cells."""
+
+    titles: list[str]
+    lines: list[list[str]]
+
+
 def main(arguments: list[str]) -> None:
-    """Read the runs, print the table, write the page."""
+    """Read the runs, print the tables, write the page."""
     names, given, _ = split_arguments(arguments, HELP)
     options = read_settings(given, CompareConfig)
-    runs = read_runs(names, options)
-    differing = differences(runs)
-    show(runs, differing)
-    page = write_page(runs, differing, options.out)
+    runs = told_apart(read_runs(names, options))
+    tables = {"Figures": figure_table(runs), "Settings that differ": settings_table(runs)}
+    for title, table in tables.items():
+        show(title, table)
+    page = write_page(runs, tables, options.out)
     print(f"page     {shell_word(page)}")
 
 
@@ -83,32 +101,44 @@ def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
     return runs
 
 
+def told_apart(runs: list[Compared]) -> list[Compared]:
+    """The runs, numbered where several have one name."""
+    total, seen = Counter(run.name for run in runs), Counter[str]()
+    named = []
+    for run in runs:
+        seen[run.name] += 1
+        named.append(replace(run, name=f"{run.name} #{seen[run.name]}") if total[run.name] > 1 else run)
+    return named
+
+
 def read_folder(path: Path) -> Compared:
     """A run's folder."""
     folder = RunFolder(path)
     if not folder.config.exists():
         raise UserError(f"{path}: no run lies there (no config.yaml)")
-    settings = {key: str(value) for key, value in dotted(load_yaml(folder.config).model_dump(mode="json"))}
+    config = load_yaml(folder.config)
     records = read_records(folder.metrics)
     figures = {name: record[name] for record in records for name in FIGURES if record.get(name) is not None}  # the last
-    return Compared(str(path), settings, figures | _measured(folder), curves_of(records))
+    return Compared(str(path), flat(config), figures | _measured(folder, config), curves_of(records))
 
 
-def _measured(folder: RunFolder) -> dict[str, float]:
-    path = folder.report / "recovery.json"
-    if not path.exists():
-        return {}
-    result = json.loads(path.read_text())
-    own = "distilled" if any("distilled" in task["models"] for task in result["tasks"].values()) else "ce_only"
-    scores = {name: task["models"][own]["score"] for name, task in result["tasks"].items() if own in task["models"]}
-    summary = {name: result["summary"][name] for name in ("recovery", "retention")}
-    return {name: value for name, value in (summary | scores).items() if value is not None}
+def _measured(folder: RunFolder, config: Config) -> dict[str, float]:
+    """What was measured of the run's model: a control's stands in the report of its run."""
+    own = folder.report / "recovery.json"
+    if own.exists():
+        result = json.loads(own.read_text())
+        return figures_of(result, trained_model(result))
+    above = RunFolder(folder.root.resolve().parent).report / "recovery.json"
+    if config.name == "control" and above.exists():
+        return figures_of(json.loads(above.read_text()), control_model(config))
+    return {}
 
 
 def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
-    uri = options.uri
+    uri = options.uri or store_uri(TrackingConfig(), Path("runs"))
+    shown = without_credentials(uri)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"uri={uri}: no such MLflow store; run ids and experiments are looked up there")
+        raise UserError(f"uri={shown}: no such MLflow store; run ids and experiments are looked up there")
     client = mlflow.MlflowClient(uri)
     try:
         runs = [client.get_run(run_id) for run_id in ids]
@@ -116,11 +146,11 @@ def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
             experiment = client.get_experiment_by_name(options.experiment)
             if experiment is None:
                 known = ", ".join(found.name for found in client.search_experiments())
-                raise UserError(f"experiment={options.experiment}: {uri} has {known or 'no experiments'}")
+                raise UserError(f"experiment={options.experiment}: {shown} has {known or 'no experiments'}")
             found = client.search_runs([experiment.experiment_id], max_results=options.limit)
-            runs += [run for run in found if "train.steps" in run.data.params]  # a sweep's own run trains nothing
+            runs += [run for run in found if _has_model(run)]
     except MlflowException as error:
-        raise UserError(f"uri={uri}: {error}") from error
+        raise UserError(without_credentials(f"uri={uri}: {error}")) from error
     return [_from_run(client, run) for run in runs]
 
 
@@ -133,61 +163,67 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
     return Compared(run.info.run_name, dict(run.data.params), dict(run.data.metrics), curves)
 
 
-def differences(runs: list[Compared]) -> list[str]:
-    """Settings that are not the same in all runs."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    compared = [key for key in keys if not key.startswith(_NOT_COMPARED)]
-    return [key for key in compared if len({run.settings.get(key) for run in runs}) > 1]
+def _has_model(run: Any) -> bool:
+    """Whether a run trained or measured a model: the run that a sweep's trials are nested under did not."""
+    return "train.steps" in run.data.params or any(task_of(name) for name in run.data.metrics)
 
 
-def figure_names(runs: list[Compared]) -> list[str]:
-    """The figures to show: those every run is known for first, then scores of tasks."""
+def figure_table(runs: list[Compared]) -> Matrix:
+    """The figures of training, and the tasks' scores."""
     found = dict.fromkeys(name for run in runs for name in run.figures)
-    tasks = [name for name in found if name not in FIGURES and not _is_trace(name)]
-    return [name for name in FIGURES if name in found] + tasks
+    tasks = {name: task for name in found if (task := task_of(name))}
+    names = {name: name for name in FIGURES if name in found} | tasks
+    return _matrix(runs, [(label, [_cell(run.figures.get(name)) for run in runs]) for name, label in names.items()])
 
 
-def _is_trace(name: str) -> bool:
-    """Metrics of every step that tell little at the end."""
-    return name.startswith(("system/", "validation_ce.")) or name in (
-        *("lr", "grad_norm", "temperature", "w_ce", "w_kd", "tokens"),
-        *("data_wait", "teacher_wait", "step_s"),
-    )
+def settings_table(runs: list[Compared]) -> Matrix:
+    """The settings that are not the same in all runs. Where runs are many, what only one has is in one column.
+
+    A model that was evaluated without a run has no settings, and is left out.
+    """
+    runs = [run for run in runs if run.settings]
+    rows = differing_settings([run.settings for run in runs])
+    shared = [row for row in rows if len(runs) <= _BESIDE or row.apart is None]
+    table = [("\n".join(row.keys), list(row.values)) for row in shared]
+    if len(shared) < len(rows):
+        own = [[" = ".join((*row.keys, row.values[i])) for row in rows if row.apart == i] for i in range(len(runs))]
+        table.append(("only here", ["\n".join(lines) or NONE for lines in own]))
+    return _matrix(runs, table)
 
 
-def show(runs: list[Compared], differing: list[str]) -> None:
-    """The table on the terminal: a column a run."""
-    table = Table(title="Runs side by side")
+def _matrix(runs: list[Compared], rows: list[tuple[str, list[str]]]) -> Matrix:
+    """A column for each of a few runs, or a line for each of many."""
+    names, labels = [run.name for run in runs], [label for label, _ in rows]
+    if len(runs) <= _BESIDE:
+        return Matrix(names, [[label, *cells] for label, cells in rows])
+    columns = [cells for _, cells in rows]
+    return Matrix(labels, [[name, *(cells[i] for cells in columns)] for i, name in enumerate(names)])
+
+
+def show(title: str, matrix: Matrix) -> None:
+    """A table on the terminal."""
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("", no_wrap=True)
-    for run in runs:
-        table.add_column(run.name, overflow="fold")
-    for key in differing:
-        table.add_row(key, *(run.settings.get(key, "–") for run in runs))
-    table.add_section()
-    for name in figure_names(runs):
-        table.add_row(name, *(_cell(run.figures.get(name)) for run in runs))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    for name in matrix.titles:
+        table.add_column(name, overflow="fold")
+    for line in matrix.lines:
+        table.add_row(*line)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    console.print(table if matrix.titles and matrix.lines else f"{title}: none")
 
 
 def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return NONE if value is None else f"{value:.4g}"
 
 
-def write_page(runs: list[Compared], differing: list[str], out: Path) -> Path:
+def write_page(runs: list[Compared], tables: dict[str, Matrix], out: Path) -> Path:
     """`compare.html`, and the curves as PNG beside it."""
     out.mkdir(parents=True, exist_ok=True)
     curves, page = out / "curves.png", out / "compare.html"
     drawn = plot_curves([(run.name, run.curves) for run in runs], curves)
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
-    page.write_text(
-        template.render(
-            runs=[run.name for run in runs],
-            settings=[(key, [run.settings.get(key, "–") for run in runs]) for key in differing],
-            figures=[(name, [_cell(run.figures.get(name)) for run in runs]) for name in figure_names(runs)],
-            curves=embedded(curves) if drawn else None,
-        ),
-        encoding="utf-8",
-    )
+    text = template.render(count=len(runs), tables=tables, curves=embedded(curves) if drawn else None)
+    page.write_text(text, encoding="utf-8")
     return page
 
 

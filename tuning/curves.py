@@ -42,11 +42,15 @@ def plot_curves(runs: list[tuple[str, Curves]], path: Path) -> bool:
             for index, (label, curves) in enumerate(runs):
                 if name in curves:
                     steps, values = curves[name]
-                    style = "o-" if name == "validation_ce" else "-"
-                    colour = SOURCE_COLOURS[index % len(SOURCE_COLOURS)]
-                    axis.plot(steps, smooth(np.array(values)), style, ms=3, lw=1.5, color=colour, label=label)
+                    row, column = divmod(index, len(SOURCE_COLOURS))
+                    style = ("-", "--", ":")[row % 3] + ("o" if name == "validation_ce" else "")
+                    color = SOURCE_COLOURS[column]
+                    axis.plot(steps, smooth(np.array(values)), style, ms=3, lw=1.5, color=color, label=label)
             axis.set_title(CURVES[name], loc="left")
-            axis.set(xlabel="optimiser step", ylabel="nats per token")
+            axis.set(xlabel="optimizer step")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(runs)))
+        figure.axes[0].set_ylabel("nats per token")
+        drawn = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
+        lines = {label: line for pairs in drawn for line, label in pairs}  # a run may lack the first panel's curve
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(4, len(runs)))
     return True

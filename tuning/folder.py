@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+TUNE_NAME = "experiment"
+
 
 @dataclass(frozen=True)
 class SweepFolder:
@@ -26,6 +28,10 @@ class SweepFolder:
     def tune(self) -> Path:
         """Ray Tune's own state."""
         return self.root / ".tune"
+
+    def traceback(self, trial: str) -> Path:
+        """What Ray Tune wrote of the error that ended a trial."""
+        return self.tune / TUNE_NAME / trial / "error.txt"
 
     @property
     def report(self) -> Path:

@@ -22,8 +22,8 @@ class Outcome:
     """A trial's settings and what came of them.
 
     `state`: stopped means early, by the scheduler or by hand. `recovery`, `retention` and their intervals `_ci` are
-    None until measured, and where they have no value. `scores`: task name → score of the trial's model. `run_id`: in
-    MLflow.
+    None until measured, and where they have no value: `reasons` says why. `scores`: task name → score of the trial's
+    model. `run_id`: in MLflow.
     """
 
     trial: str
@@ -38,6 +38,7 @@ class Outcome:
     retention: float | None = None
     retention_ci: list[float] | None = None
     scores: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     run_id: str | None = None
     error: str | None = None
@@ -61,6 +62,16 @@ def read_outcomes(trials: Path) -> list[Outcome]:
     """The outcomes of all trials of a sweep, by name."""
     found = [read_outcome(folder) for folder in sorted(trials.glob("*")) if folder.is_dir()]
     return [outcome for outcome in found if outcome is not None]
+
+
+def failures(outcomes: list[Outcome]) -> list[Outcome]:
+    """Those that failed, by name."""
+    return sorted((outcome for outcome in outcomes if outcome.state == "failed"), key=lambda outcome: outcome.trial)
+
+
+def all_failed(outcomes: list[Outcome]) -> bool:
+    """Whether there are trials, and all of them failed."""
+    return bool(outcomes) and all(outcome.state == "failed" for outcome in outcomes)
 
 
 def reason(error: BaseException) -> str:

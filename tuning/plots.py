@@ -29,16 +29,16 @@ _LABELLED = 14
 
 def plot_pareto(settings: list[Setting], space: Space, path: Path) -> bool:
     """Recovery against retention, a point a setting; bars are the seeds' spread, the line is the front."""
-    points = [(s, s.figure("recovery"), s.figure("retention")) for s in settings]
-    measured = [(s, recovery, retention) for s, recovery, retention in points if recovery and retention]
+    points = [(rank, s, s.figure("recovery"), s.figure("retention")) for rank, s in enumerate(settings, 1)]
+    measured = [(rank, s, recovery, retention) for rank, s, recovery, retention in points if recovery and retention]
     if not measured:
         return False
     front = pareto_front(settings)
-    on_front = sorted((a.mean, b.mean) for s, a, b in measured if s in front)
+    on_front = sorted((a.mean, b.mean) for _, s, a, b in measured if s in front)
     with canvas(path, (7.2, 4.4)) as figure:
         axis = figure.subplots()
         axis.plot(*zip(*on_front, strict=True), "-", color=FRONT, lw=1, zorder=0)
-        for place, (setting, recovery, retention) in enumerate(measured):
+        for line, (rank, setting, recovery, retention) in enumerate(measured):
             axis.errorbar(
                 recovery.mean,
                 retention.mean,
@@ -50,9 +50,8 @@ def plot_pareto(settings: list[Setting], space: Space, path: Path) -> bool:
                 markersize=6,
                 elinewidth=1,
             )
-            if place < _LABELLED:
-                at = (recovery.mean, retention.mean)
-                axis.annotate(setting.label, at, (5, 5), textcoords="offset points", fontsize=7.5, color="#444444")
+            if line < _LABELLED:
+                _label(axis, line, f"{rank}", setting.label or "base", (recovery.mean, retention.mean))
         axis.axhline(space.min_retention, color="#666666", linestyle="--", linewidth=1)
         axis.annotate(
             f"constraint: {space.min_retention:.1%}",
@@ -69,6 +68,12 @@ def plot_pareto(settings: list[Setting], space: Space, path: Path) -> bool:
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
         axis.set_title("What each setting brings back, and keeps", loc="left")
     return True
+
+
+def _label(axis: Axes, line: int, number: str, text: str, at: tuple[float, float]) -> None:
+    """A number at the point, and beside the figure what it stands for: whole labels would lie one over another."""
+    axis.annotate(number, at, (5, 4), textcoords="offset points", fontsize=8, color="#444444")
+    axis.text(1.03, 1 - 0.065 * line, f"{number}  {text}", transform=axis.transAxes, va="top", fontsize=8)
 
 
 def plot_heat(settings: list[Setting], space: Space, path: Path) -> bool:

@@ -11,6 +11,8 @@ import jinja2
 
 from lingu_ray import strict_yaml
 from lingu_ray.config import Config
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.items import ADAPTED, TEACHER
 from lingu_ray.evaluation.plots import format_number
 from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
@@ -18,44 +20,62 @@ from lingu_ray.shell import shell_word
 from tuning import plots
 from tuning.baseline import BASELINE
 from tuning.folder import SweepFolder
-from tuning.outcome import read_outcomes
+from tuning.outcome import all_failed, failures, read_outcomes
 from tuning.progress import with_spread
-from tuning.results import Setting, best_of, best_recipe, keeps_vision, settings_of, write_table
+from tuning.results import Setting, best_of, best_recipe, keeps_vision, settings_of, why_no_best, write_table
 from tuning.space import Space
-from tuning.tracking import ParentRun
+from tuning.tracking import SweepRun
 
 _FIGURES = (
     ("pareto", "Recovery and retention", True, ""),
     ("heat", "Heat map", False, ""),
     ("parallel", "Parallel coordinates", False, ""),
     ("importance", "Importance", False, "Permutation importance in a random forest fitted to the trials: a hint."),
-    ("curves", "The best settings as they trained", True, ""),
+    ("curves", "As they trained", True, "The first settings of the table below."),
 )
 
 
-def write_report(space: Space, base: Config, folder: SweepFolder, parent: ParentRun) -> Path:
+def write_report(space: Space, base: Config, folder: SweepFolder, tracked: SweepRun) -> Path:
     """Write the report of whatever has ended so far, log it, and say what came out; returns the page's path."""
     folder.report.mkdir(parents=True, exist_ok=True)
-    settings = settings_of(read_outcomes(folder.trials), space)
+    outcomes = read_outcomes(folder.trials)
+    settings = settings_of(outcomes, space)
     drawn = draw(settings, space, folder)
     page = folder.report / "sweep.html"
     page.write_text(render(settings, space, folder, drawn), encoding="utf-8")
     table, recipe = folder.report / "table.csv", folder.report / "best.yaml"
     write_table(settings, table)
-    files = [page, table, *drawn.values()]
-    best = best_of(settings)
+    best = best_of(settings, space)
+    recipe.unlink(missing_ok=True)
     if best is not None:
         recipe.write_text(best_recipe(best, base, space.name))
-        files.append(recipe)
-    parent.log(figures_of(best, settings), files)
-    print(": ".join(part for part in headline(best, space) if part))
+    tracked.log_figures(sweep_figures(best, settings))
+    tracked.log_files(page, table, *drawn.values(), recipe)
+    if not all_failed(outcomes):  # which `check_trials` tells
+        print(": ".join(headline(settings, space)))
+        if failed := failures(outcomes):
+            print(f"failed   {len(failed)} of {len(outcomes)} trials; {failed[0].trial}: {failed[0].error}")
+        how = f"python -m lingu_ray.train {shell_word(recipe)}" if best else "none, so there is no best.yaml"
+        print(f"best     {how}")
     print(f"report   {shell_word(page)}")
-    if best is not None:
-        print(f"best     python -m lingu_ray.train {shell_word(recipe)}")
     return page
 
 
-def figures_of(best: Setting | None, settings: list[Setting]) -> dict[str, float | None]:
+def check_trials(folder: SweepFolder) -> None:
+    """Raise a UserError where every trial of the sweep failed."""
+    outcomes = read_outcomes(folder.trials)
+    if not all_failed(outcomes):
+        return
+    first, count, name = failures(outcomes)[0], len(outcomes), folder.root.name
+    what = f"all {count} trials of {name} failed, the first" if count > 1 else f"the only trial of {name} failed"
+    raise UserError(
+        f"{what} ({first.trial}) with: {first.error}\n"
+        f"Its traceback: {folder.traceback(first.trial)}\n"
+        f"Correct the cause, remove {folder.root}, and run the command again."
+    )
+
+
+def sweep_figures(best: Setting | None, settings: list[Setting]) -> dict[str, float | None]:
     """The sweep's figures in MLflow."""
     trials = [trial for setting in settings for trial in setting.trials]
     counts = Counter(trial.state for trial in trials)
@@ -66,10 +86,11 @@ def figures_of(best: Setting | None, settings: list[Setting]) -> dict[str, float
     return figures
 
 
-def headline(best: Setting | None, space: Space) -> tuple[str, str]:
+def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
     """The finding in one line, in two parts."""
+    best = best_of(settings, space)
     if best is None:
-        return "No trial was measured", ""
+        return "No best setting", why_no_best(settings, space)
     recovery, retention = with_spread(best.figure("recovery"), ".1%"), with_spread(best.figure("retention"), ".1%")
     found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
     if not keeps_vision(best, space):
@@ -92,7 +113,7 @@ def draw(settings: list[Setting], space: Space, folder: SweepFolder) -> dict[str
 
 def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: dict[str, Path]) -> str:
     """The page."""
-    best = best_of(settings)
+    best = best_of(settings, space)
     outcomes = [trial for setting in settings for trial in setting.trials]
     tasks = list(dict.fromkeys(task for trial in outcomes for task in trial.scores))
     baseline = _baseline_tasks(folder)
@@ -104,16 +125,19 @@ def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: di
         trials=len(outcomes),
         states=", ".join(f"{count} {state}" for state, count in counts.items()),
         holds=best is not None and keeps_vision(best, space),
-        headline=headline(best, space),
+        headline=headline(settings, space),
+        unranked=[name for name in space.objectives[:1] if best is None and any(s.measured for s in settings)],
         rows=[_row(setting, space, tasks, shares) for setting in settings],
         tasks=tasks,
-        reference=_reference(baseline),
+        reference=_reference(baseline, tasks),
+        ranked=best is not None,
+        failed=all_failed(outcomes),
         figures=[
             {"title": title, "wide": wide, "note": note, "data": embedded(drawn[name])}
             for name, title, wide, note in _FIGURES
             if name in drawn
         ],
-        failures=[(trial.trial, trial.error) for trial in outcomes if trial.state == "failed"],
+        failures=sorted((t.trial, s.label, t.error) for s in settings for t in s.trials if t.state == "failed"),
         yaml=strict_yaml.dump(space),
     )
 
@@ -123,7 +147,7 @@ def _row(setting: Setting, space: Space, tasks: list[str], shares: dict[str, boo
         "label": setting.label or "base",
         "seeds": len(setting.trials),
         "state": setting.state,
-        "measured": setting.figure("recovery") is not None,
+        "measured": setting.measured,
         "good": keeps_vision(setting, space),
         "recovery": with_spread(setting.figure("recovery"), ".1%"),
         "retention": with_spread(setting.figure("retention"), ".1%"),
@@ -132,16 +156,17 @@ def _row(setting: Setting, space: Space, tasks: list[str], shares: dict[str, boo
     }
 
 
-def _reference(tasks: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """The reference models' scores by task."""
+def _reference(measured: dict[str, Any], tasks: list[str]) -> dict[str, list[str]]:
+    """The reference models' scores on the tasks; a dash where a model was not measured."""
 
-    def score(task: dict[str, Any], model: str) -> str:
-        if model not in task["models"]:
-            return "not measured"
-        value = task["models"][model]["score"]
-        return format_number(value) if not task["share"] else f"{value:.1%}"
+    def score(task: str, model: str) -> str:
+        entry = measured.get(task, {"models": {}})
+        if model not in entry["models"]:
+            return "–"
+        value = entry["models"][model]["score"]
+        return format_number(value) if not entry["share"] else f"{value:.1%}"
 
-    return {name: {model: score(task, model) for model in ("teacher", "adapted")} for name, task in tasks.items()}
+    return {model: [score(task, model) for task in tasks] for model in (TEACHER, ADAPTED)} if tasks else {}
 
 
 def _baseline_tasks(folder: SweepFolder) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from lingu_ray import strict_yaml
 from lingu_ray.cli import to_yaml
 from lingu_ray.config import Config
-from tuning.outcome import Outcome
+from tuning.outcome import Outcome, all_failed, failures
 from tuning.space import Space, Values, configure
 
 
@@ -39,6 +39,11 @@ class Setting:
     def score(self, task: str) -> Figure | None:
         """A task's score over the trials that were measured."""
         return _figure([trial.scores[task] for trial in self.trials if task in trial.scores])
+
+    @property
+    def measured(self) -> bool:
+        """Whether a trial's model was evaluated."""
+        return any(trial.scores for trial in self.trials)
 
     @property
     def state(self) -> str:
@@ -93,12 +98,16 @@ def keeps_vision(setting: Setting, space: Space) -> bool:
 
 
 def rank(setting: Setting, space: Space) -> tuple[Any, ...]:
-    """Sort key: settings that keep vision by the objective, then the others by retention, then the unmeasured."""
-    objective = setting.figure(space.objectives[0])
+    """Sort key: settings that keep vision by the objective, then the others by retention.
+
+    By validation come those without the objective: measured ones that keep vision, other measured ones, the unmeasured.
+    """
+    objective, good = setting.figure(space.objectives[0]), keeps_vision(setting, space)
     if objective is None:
         validation = setting.figure("validation_ce")
-        return (2, validation.mean if validation else float("inf"))
-    if keeps_vision(setting, space):
+        group = 4 if not setting.measured else 2 if good else 3
+        return (group, validation.mean if validation else float("inf"))
+    if good:
         return (0, -objective.mean)
     retention = setting.figure("retention")
     assert retention is not None
@@ -117,9 +126,21 @@ def pareto_front(settings: list[Setting]) -> list[Setting]:
     return [s for s, _ in sorted(front, key=lambda pair: pair[1])]
 
 
-def best_of(settings: list[Setting]) -> Setting | None:
-    """The best setting that was measured."""
-    return next((s for s in settings if s.figure("recovery") or s.figure("retention")), None)
+def best_of(settings: list[Setting], space: Space) -> Setting | None:
+    """The best setting; None where no trial has a value of the objective (see `why_no_best`)."""
+    return next((s for s in settings if s.figure(space.objectives[0])), None)
+
+
+def why_no_best(settings: list[Setting], space: Space) -> str:
+    """What keeps a sweep from having a best setting, in one line."""
+    trials = [trial for setting in settings for trial in setting.trials]
+    measured = [trial for trial in trials if trial.scores]
+    if all_failed(trials):
+        return f"every trial failed, the first with: {failures(trials)[0].error}"
+    if not measured:
+        return "no trial was measured"
+    objective = space.objectives[0]
+    return f"{objective} has no value ({measured[0].reasons.get(objective, 'not measured')})"
 
 
 def best_recipe(setting: Setting, base: Config, name: str) -> str:

@@ -23,20 +23,19 @@ from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
-from tuning.folder import SweepFolder
+from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import read_outcome, read_outcomes, reason
 from tuning.progress import Watch
 from tuning.search import algorithm, parameters, scheduler
 from tuning.space import Space
-from tuning.tracking import ParentRun
+from tuning.tracking import SweepRun
 from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_name
 
-_NAME = "experiment"
 _LITTLE = 2**20  # Ray wants a trial to ask for something
 _SAVE_WITHIN_S = 300.0
 
 
-def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, parent: ParentRun) -> bool:
+def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tracked: SweepRun) -> bool:
     """Run what is not finished yet; returns whether all trials have ended (not so after Ctrl-C).
 
     As many at once as the cluster holds the workers of, so that none waits for what another has. Whatever ends this,
@@ -44,11 +43,11 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, par
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it would tell, `Watch` and the report do
     concurrent = concurrent_trials(space, base)
-    sweep = Sweep(space, base, folder.trials, items, parent.run_id, concurrent, Path.cwd())
+    sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd())
     memory = memory_share(concurrent) if space.pbt else _LITTLE
     kind = PopulationTrial if space.pbt else Trial
     trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), {"memory": memory})
-    state = folder.tune / _NAME
+    state = folder.tune / TUNE_NAME
     if tune.Tuner.can_restore(str(state)):
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, restart_errored=False)
     else:
@@ -64,7 +63,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, par
                 trial_dirname_creator=_dirname,
             ),
             run_config=tune.RunConfig(
-                name=_NAME,
+                name=TUNE_NAME,
                 storage_path=str(folder.tune),
                 verbose=0,
                 failure_config=FailureConfig(max_failures=space.retries),
@@ -77,7 +76,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, par
             if not interrupted.is_set():
                 mark_dead(results, folder.trials)
     finally:
-        parent.end_children(read_outcomes(folder.trials))
+        tracked.end_children(read_outcomes(folder.trials))
     return not interrupted.is_set()
 
 

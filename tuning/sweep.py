@@ -35,25 +35,23 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.train import with_demo
     from tuning.baseline import build_baseline, check_baseline
-    from tuning.report import write_report
+    from tuning.report import check_trials, write_report
     from tuning.run import run_trials
-    from tuning.tracking import ParentRun
+    from tuning.tracking import SweepRun
 
     quiet_libraries()
     shared = None if base.demo else check_baseline(space, base, folder.root)  # before Ray starts
     connect(base.ray)
     prepared = with_demo(base)
-    items = build_baseline(space, shared or check_baseline(space, prepared, folder.root))
-    parent = ParentRun(space, base, folder.root)
-    status = "FAILED"
-    try:
-        finished = run_trials(space, prepared, folder, items, parent)
-        status = "FINISHED" if finished else "KILLED"
-    finally:
-        write_report(space, base, folder, parent)
-        parent.end(status)
-    if not finished:
-        raise Interrupted(f"stopped and saved: run the same command again to go on ({folder.root})")
+    with SweepRun(space, base, folder) as tracked:
+        items = build_baseline(space, shared or check_baseline(space, prepared, folder.root))
+        try:
+            finished = run_trials(space, prepared, folder, items, tracked)
+        finally:
+            write_report(space, base, folder, tracked)
+        if not finished:
+            raise Interrupted(f"stopped and saved: run the same command again to go on ({folder.root})")
+        check_trials(folder)
 
 
 def load(arguments: list[str]) -> tuple[Space, Config]:

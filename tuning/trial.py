@@ -21,6 +21,7 @@ from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
+from lingu_ray.evaluation.scores import reasons_of
 from lingu_ray.paths import starting_from
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record
@@ -32,7 +33,6 @@ from tuning.baseline import lend_items
 from tuning.outcome import Outcome, read_outcome, reason, score
 from tuning.search import SCORE, STEP, VALIDATION
 from tuning.space import CASE, SEED, Space, Values, configure, decode, seeded
-from tuning.tracking import PARENT_RUN
 
 STOP = "STOP"
 """A file beside the trials' folders: the sweep was asked to stop."""
@@ -44,14 +44,13 @@ _TRAINING_ONLY = ("checkpoints", ".ray", "start")
 @dataclass(frozen=True)
 class Sweep:
     """What every trial is told: `base` is prepared, `items` the folder of the reference models' measured items,
-    `parent` the sweep's MLflow run, `concurrent` how many trials run at once, `start` where relative paths start.
+    `concurrent` how many trials run at once, `start` where relative paths start.
     """
 
     space: Space
     base: Config
     trials: Path
     items: Path
-    parent: str
     concurrent: int
     start: Path
 
@@ -234,7 +233,12 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
     base = sweep.base
     with starting_from(sweep.start):
         config = seeded(configure(base, values, name), base, seed)
-    tags = base.tracking.tags | {PARENT_RUN: sweep.parent, "sweep": sweep.space.name, "trial": name}
+    tracking = {
+        "uri": tracking_uri(base),
+        "run_name": f"{sweep.space.name}/{name}",
+        "parent": sweep.trials.parent,
+        "tags": base.tracking.tags | {"sweep": sweep.space.name, "trial": name},
+    }
     return config.model_copy(
         update={
             "name": name,
@@ -243,7 +247,7 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
             "demo": None,
             "resume": "auto",
             "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir}),
-            "tracking": base.tracking.model_copy(update={"uri": tracking_uri(base), "tags": tags}),
+            "tracking": base.tracking.model_copy(update=tracking),
         }
     )
 
@@ -267,4 +271,4 @@ def scores_of(recovery: dict[str, Any]) -> dict[str, Any]:
     summary = recovery["summary"]
     names = ("recovery", "recovery_ci", "retention", "retention_ci")
     scores = {name: task["models"][DISTILLED]["score"] for name, task in recovery["tasks"].items()}
-    return {name: summary[name] for name in names} | {"scores": scores}
+    return {name: summary[name] for name in names} | {"scores": scores, "reasons": reasons_of(recovery)}

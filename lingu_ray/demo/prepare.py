@@ -133,7 +133,8 @@ def adapt(config: Config, root: Path, data: Path, teacher: Path) -> Path:
                 "distill": {"policy": "none"},
                 "train": ADAPTING | {"steps": steps, "checkpoint_every": steps},
                 "ray": config.ray.model_dump(),
-                "tracking": config.tracking.model_dump() | {"uri": tracking_uri(config)},
+                "tracking": config.tracking.model_dump()
+                | {"uri": tracking_uri(config), "run_name": "demo: adapted", "parent": None},
             }
         )
     )

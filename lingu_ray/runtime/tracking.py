@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import re
+import shlex
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import mlflow
-from mlflow.entities import Metric, Param
+import ray
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.git_utils import get_git_commit
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
 
-from lingu_ray.config import Config
-from lingu_ray.errors import UserError
+from lingu_ray import strict_yaml
+from lingu_ray.config import Config, Schedule, TrackingConfig
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.folder import RunFolder, write_json
 from lingu_ray.runtime.metrics import NewestSteps, Record
+from lingu_ray.shell import shell_word
 
+log = logging.getLogger(__name__)
+
+STORE = "mlflow.db"
 _PARAM_LIMIT = 6000
+_CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a bad address, file, or missing driver
+_GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+COMMAND = "command"
+"""Tag of the whole command: of MLflow's own `mlflow.source.name` its pages show what follows the last slash alone."""
+_ORIGIN = ("mlflow.source.", MLFLOW_USER, COMMAND)
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SECRET_KEY = re.compile(r"token|secret|passw|credential|api_?key", re.IGNORECASE)
+
+
+def store_uri(settings: TrackingConfig, folder: Path) -> str:
+    """The store of the settings, else that of the environment, else SQLite in `folder`."""
+    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / STORE}"
 
 
 def tracking_uri(config: Config) -> str:
-    """The store of the settings; by default SQLite under `output_dir`."""
-    return config.tracking.uri or f"sqlite:///{config.output_dir.resolve() / 'mlflow.db'}"
+    """The store of a run (see `store_uri`)."""
+    return store_uri(config.tracking, config.output_dir)
+
+
+def where_to_look(uri: str) -> str:
+    """What shows the store: a server's address, or the command that serves a database."""
+    shown = without_credentials(uri)
+    return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shell_word(shown)}"
 
 
 def artifact_location(uri: str) -> str | None:
@@ -33,43 +69,64 @@ def artifact_location(uri: str) -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
 
 
-class Tracker:
-    """One MLflow run, written by the driver. A run that goes on writes into the same MLflow run again."""
+class MlflowRun:
+    """One MLflow run, found again by a file that names its store and id; a new one is started where it is gone.
 
-    def __init__(self, config: Config, folder: RunFolder):
-        self.folder = folder
-        uri = tracking_uri(config)
+    As a context it ends the run: FINISHED, KILLED after an interruption, else FAILED.
+
+    Args:
+        uri: the store.
+        settings: experiment, run name, parent and tags.
+        pointer: the file.
+        name: of a new run, unless the settings name it.
+        params: settings, which a new run has as parameters.
+
+    Raises:
+        UserError: the store cannot be opened, or the experiment was deleted.
+    """
+
+    def __init__(self, uri: str, settings: TrackingConfig, pointer: Path, name: str, params: Mapping[str, str]):
+        self.uri = uri
+        self.monitor: SystemMetricsMonitor | None = None
         try:
             self.client = mlflow.MlflowClient(uri)
-            earlier = self._earlier_run(uri)
-            self.run_id = earlier or self._new_run(config, uri)
+            earlier = self._pointed_to(pointer)
+            self.resumed = earlier is not None
+            run = earlier or self._new_run(settings, name, params)
+            self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
+            tags = settings.tags | self._origin(settings.parent)
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
             self.client.update_run(self.run_id, status="RUNNING")
-        except MlflowException as error:
-            raise UserError(f"tracking.uri={uri}: MLflow cannot open it. {error}") from error
-        write_json(folder.mlflow, {"uri": uri, "run_id": self.run_id})
-        self.monitor = None
-        if config.tracking.system_metrics:
-            self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=earlier is not None, tracking_uri=uri)
-            self.monitor.start()
+        except _CANNOT_OPEN as error:
+            raise UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {error}")) from error
+        if pointer.exists() and not self.resumed:
+            log.info("%s: no such run in %s; a new one is started", pointer, without_credentials(uri))
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        write_json(pointer, {"uri": uri, "run_id": self.run_id})
 
-    def log(self, records: list[Record]) -> None:
-        """Every metric of the records."""
-        metrics = [
-            Metric(name, value, int(record["time"] * 1000), record["step"])
-            for record in records
-            for name, value in _flat(record)
-        ]
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+        self.end("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+
+    def watch_system(self) -> None:
+        """Log use of CPU, memory and GPU until the run ends."""
+        self.monitor = SystemMetricsMonitor(self.run_id, resume_logging=self.resumed, tracking_uri=self.uri)
+        self.monitor.start()
+
+    def log_figures(self, figures: Mapping[str, float | None]) -> None:
+        """Figures of the whole run, such as recovery and retention; those that have a value."""
+        now = int(time.time() * 1000)
+        self.log_metrics([Metric(name, float(value), now, 0) for name, value in figures.items() if value is not None])
+
+    def log_metrics(self, metrics: list[Metric]) -> None:
+        """Any number of metrics."""
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
-
-    def newest_steps(self) -> NewestSteps:
-        """Up to where the store has this run's metrics."""
-        return NewestSteps(self._last_step("loss"), self._last_step("validation_ce"))
-
-    def log_summary(self, figures: dict[str, float | None]) -> None:
-        """Figures of the whole run, such as recovery and retention."""
-        metrics = [Metric(n, float(v), int(time.time() * 1000), 0) for n, v in figures.items() if v is not None]
-        self.client.log_batch(self.run_id, metrics=metrics)
 
     def log_files(self, *paths: Path) -> None:
         """Files and folders as artifacts; what is not there is left out."""
@@ -80,7 +137,7 @@ class Tracker:
                 self.client.log_artifact(self.run_id, str(path))
 
     def rest(self) -> None:
-        """Leave the run as it is, RUNNING: it will go on."""
+        """Leave the run as it is, RUNNING: it will be resumed."""
         if self.monitor:
             self.monitor.finish()
 
@@ -89,42 +146,110 @@ class Tracker:
         self.rest()
         self.client.set_terminated(self.run_id, status)
 
-    def _new_run(self, config: Config, uri: str) -> str:
-        experiment_id = find_experiment(self.client, config.tracking.experiment, uri)
-        run = self.client.create_run(experiment_id, run_name=config.name, tags=config.tracking.tags)
-        log_params(self.client, run.info.run_id, config.model_dump(mode="json"))
-        return run.info.run_id
+    def _pointed_to(self, pointer: Path) -> Run | None:
+        """The run that the file names; None where there is no file, or the run is in another store, deleted or gone."""
+        if not pointer.exists():
+            return None
+        earlier = json.loads(pointer.read_text())
+        return self.find(earlier["run_id"]) if earlier["uri"] == self.uri else None
 
-    def _earlier_run(self, uri: str) -> str | None:
-        if not self.folder.mlflow.exists():
-            return None
-        earlier = json.loads(self.folder.mlflow.read_text())
-        if earlier["uri"] != uri:
-            return None
+    def find(self, run_id: str) -> Run | None:
+        """Any run of the store; None where it was deleted, or is gone with what the store once held."""
         try:
-            return self.client.get_run(earlier["run_id"]).info.run_id
-        except MlflowException:
-            return None  # the store was emptied since: a new run is begun
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == _GONE:
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def _new_run(self, settings: TrackingConfig, name: str, params: Mapping[str, str]) -> Run:
+        run = self.client.create_run(self._experiment(settings.experiment), run_name=settings.run_name or name)
+        entries = [Param(key, value[:_PARAM_LIMIT]) for key, value in params.items()]
+        for start in range(0, len(entries), 100):
+            self.client.log_batch(run.info.run_id, params=entries[start : start + 100])
+        return run
+
+    def _experiment(self, name: str) -> str:
+        """Id of the experiment, which is made where there is none."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return self.client.create_experiment(name, artifact_location(self.uri))
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"tracking.experiment={name}: it was deleted in {without_credentials(self.uri)}; name another, "
+                f"or restore it: mlflow experiments restore --experiment-id {found.experiment_id}"
+            )
+        return found.experiment_id
+
+    def _origin(self, parent: Path | None) -> dict[str, str]:
+        """Tags of where the run comes from: its parent, and the command; an actor of Ray has that of the parent."""
+        above = None if parent is None else self._pointed_to(RunFolder(parent).mlflow)
+        if above is None:
+            if parent is not None:
+                log.info("tracking.parent=%s: no run of it in %s; not nested", parent, without_credentials(self.uri))
+            return source_tags()
+        inherited = {key: value for key, value in above.data.tags.items() if key.startswith(_ORIGIN)}
+        return {MLFLOW_PARENT_RUN_ID: above.info.run_id} | (inherited if _in_actor() else source_tags())
+
+
+class Tracker(MlflowRun):
+    """A training run in MLflow, written by the driver."""
+
+    def __init__(self, config: Config, folder: RunFolder):
+        super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
+
+    def log(self, records: list[Record]) -> None:
+        """Every metric of the records."""
+        self.log_metrics(
+            [
+                Metric(name, value, int(record["time"] * 1000), record["step"])
+                for record in records
+                for name, value in _named_numbers(record)
+            ]
+        )
+
+    def newest_steps(self) -> NewestSteps:
+        """Up to where the store has this run's metrics."""
+        return NewestSteps(self._last_step("loss"), self._last_step("validation_ce"))
 
     def _last_step(self, name: str) -> int:
         history = self.client.get_metric_history(self.run_id, name)
         return max((metric.step for metric in history), default=0)
 
 
-def find_experiment(client: mlflow.MlflowClient, name: str, uri: str) -> str:
-    """Id of the experiment, which is made where there is none."""
-    experiment = client.get_experiment_by_name(name)
-    return experiment.experiment_id if experiment else client.create_experiment(name, artifact_location(uri))
+def source_tags() -> dict[str, str]:
+    """Who ran which command, and the commit of the checkout that it ran in, under MLflow's names."""
+    commit = get_git_commit(os.getcwd())
+    tags = {MLFLOW_SOURCE_NAME: shlex.join(_program()), COMMAND: command_line()}
+    return resolve_tags(tags | ({MLFLOW_GIT_COMMIT: commit} if commit else {}))
 
 
-def log_params(client: mlflow.MlflowClient, run_id: str, settings: dict[str, Any]) -> None:
-    """A tree of settings as the run's parameters, by dotted key."""
-    params = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in dotted(settings)]
-    for start in range(0, len(params), 100):
-        client.log_batch(run_id, params=params[start : start + 100])
+def command_line() -> str:
+    """The command of this process, as one types it; without secrets."""
+    return shlex.join([*_program(), *map(_without_secret, sys.argv[1:])])
 
 
-def _flat(record: Record) -> Iterator[tuple[str, float]]:
+def _program() -> list[str]:
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["python", "-m", module.name.removesuffix(".__main__")] if module else [Path(sys.argv[0]).name]
+
+
+def _in_actor() -> bool:
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
+def _without_secret(argument: str) -> str:
+    key, equals, _ = argument.partition("=")
+    return f"{key}=…" if equals and _SECRET_KEY.search(key) else without_credentials(argument)
+
+
+def without_credentials(text: str) -> str:
+    """The text with `…` in place of the user and password that an address may carry."""
+    return _CREDENTIALS.sub("…", text)
+
+
+def _named_numbers(record: Record) -> Iterator[tuple[str, float]]:
     """Named numbers of a record; validation by source becomes `validation_ce.<source>`."""
     for name, value in record.items():
         if name == "validation":
@@ -133,11 +258,22 @@ def _flat(record: Record) -> Iterator[tuple[str, float]]:
             yield name, float(value)
 
 
-def dotted(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a tree of settings with its dotted key; list items by position."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else None
-    if items is None or not tree:
-        yield prefix, tree
+def flat(settings: BaseModel) -> dict[str, str]:
+    """Every setting as text, by its dotted key; items of a list by name, as on the command line. No credentials."""
+    return {key: without_credentials(_text(value)) for key, value in _leaves(settings, "")}
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, tuple | list) and value and all(hasattr(item, "name") for item in value):
+        value = {item.name: item for item in value}
+    if isinstance(value, BaseModel) and not isinstance(value, Schedule):
+        value = {name: getattr(value, name) for name in type(value).model_fields if name != "name" or not key}
+    if not isinstance(value, dict) or not value:
+        yield key, value
         return
-    for name, value in items:
-        yield from dotted(value, f"{prefix}.{name}" if prefix else str(name))
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | Path | Schedule) else strict_yaml.dump(value, inline=True).strip()

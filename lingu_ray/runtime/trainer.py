@@ -116,6 +116,8 @@ class Run:
         """
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
+        if self.config.tracking.system_metrics:
+            self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
         self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again

@@ -58,7 +58,7 @@ def test_interrupted_then_killed_then_finished(data, tmp_path):
     assert process.returncode == 130 and "run the same command again" in printed, printed
     (first,) = outcomes()
     assert first.state == "stopped" and first.step < 60
-    assert statuses(tmp_path) == {"sweep": "KILLED", first.trial: "KILLED"}
+    assert statuses(tmp_path) == {"sweep": "KILLED", f"sweep/{first.trial}": "KILLED"}
 
     process = start(space)
     wait_for(process, lambda: any(o.state == "finished" for o in outcomes()) and len(outcomes()) == 2)

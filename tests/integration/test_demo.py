@@ -4,7 +4,11 @@ import json
 import subprocess
 import sys
 
+import mlflow
 import pytest
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
+
+from lingu_ray.runtime.tracking import COMMAND
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +26,13 @@ def demo(output):
     return done.stdout
 
 
+def tracked(output):
+    """The runs in MLflow, by name."""
+    client = mlflow.MlflowClient(f"sqlite:///{output / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("lingu_ray").experiment_id])
+    return {run.info.run_name: run for run in runs}
+
+
 def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     """Teacher, adapted student, distilled model, control, evaluation and report are made; the second time, found."""
     printed = demo(tmp_path)
@@ -35,9 +46,22 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     assert "## Results" in (run / "export" / "README.md").read_text()
     assert (run / "control" / "export" / "model.safetensors").exists()
 
+    runs = tracked(tmp_path)
+    assert runs.keys() == {"demo: adapted", "demo", "demo/control"}
+    assert runs["demo/control"].data.tags[MLFLOW_PARENT_RUN_ID] == runs["demo"].info.run_id
+    for name, model in (("demo", "distilled"), ("demo/control", "ce_only")):
+        scores = {task: entry["models"][model]["score"] for task, entry in recovery["tasks"].items()}
+        metrics = runs[name].data.metrics
+        assert {task: metrics[f"eval/{task}/score"] for task in scores} == pytest.approx(scores)
+    for one in runs.values():
+        assert one.info.status == "FINISHED"
+        assert one.data.tags[MLFLOW_SOURCE_NAME] == "python -m lingu_ray.train"
+        assert one.data.tags[COMMAND].startswith(f"python -m lingu_ray.train demo output_dir={tmp_path} demo.")
+
     made = [*tmp_path.glob(".demo/*/teacher/model.safetensors"), *tmp_path.rglob("export/model.safetensors"),
             *tmp_path.rglob("shard-*.parquet"), *(run / "report" / "items").iterdir()]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) >= 6 + 14  # teacher; adapted, distilled, control; two corpora; four tasks on the models that can
     assert recovery["summary"]["verdict"] in demo(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in made} == before
+    assert {one.info.run_id for one in tracked(tmp_path).values()} == {one.info.run_id for one in runs.values()}

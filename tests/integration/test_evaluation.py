@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from tiny import picture, tiny_student, tiny_teacher
 
 from lingu_ray.config import EvaluationConfig, RayConfig
@@ -107,15 +109,26 @@ def test_items_of_an_earlier_evaluation_are_not_taken(
 def test_the_command(
     models: dict[str, Path], settings: EvaluationConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Writes json, items and figure, and prints the verdict; without models it does so from the items."""
+    """Writes json, items and figure, prints the verdict, and tracks each model; without models all from the items."""
     tasks = tmp_path / "tasks.yaml"
     tasks.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     out = tmp_path / "out"
-    main([*(f"{name}={path}" for name, path in models.items()), f"tasks={tasks}", f"out={out}"])
+    rest = [f"tasks={tasks}", f"out={out}", "tracking.system_metrics=false"]
+    main([*(f"{name}={path}" for name, path in models.items()), *rest])
     written = (out / "recovery.json").read_bytes()
-    main([f"tasks={tasks}", f"out={out}"])
-    first, page, *again = capsys.readouterr().out.splitlines()
-    assert [first, page] == again and first.startswith("The claim") and page.endswith(str(out / "report.html"))
+    main(rest)
+    first, page, compare, *again = capsys.readouterr().out.splitlines()
+    assert [first, page, compare] == again and first.startswith("The claim")
+    assert page.endswith(str(out / "report.html")) and compare.endswith(f"sqlite:///{out / 'mlflow.db'}")
+    client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
+    runs = {run.info.run_name: run for run in client.search_runs(["1"])}
+    assert runs.keys() == {"out", *models} and len(client.search_runs(["1"])) == 4  # the second time, found again
+    assert {artifact.path for artifact in client.list_artifacts(runs["out"].info.run_id)} >= {"report.html"}
+    for name, task in (("teacher", "choice"), ("distilled", "image")):
+        score = json.loads(written)["tasks"][task]["models"][name]["score"]
+        assert runs[name].data.metrics[f"eval/{task}/score"] == score
+        assert runs[name].data.tags[MLFLOW_PARENT_RUN_ID] == runs["out"].info.run_id
+        assert runs[name].data.tags["model"] == str(models[name])
     assert (out / "recovery.json").read_bytes() == written and (out / "recovery.png").exists()
     html = (out / "report.html").read_text()
     assert "Answers side by side" in html and "data:image/jpeg" in html and "Names refer" not in html

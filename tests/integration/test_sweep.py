@@ -5,13 +5,15 @@ import json
 
 import mlflow
 import pytest
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from tinysweep import write_adapted_and_tasks, write_base, write_space
 
 from lingu_ray.cli import load_yaml
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.tracking import COMMAND, command_line
 from tuning import compare, sweep
 from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
-from tuning.tracking import PARENT_RUN
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +45,7 @@ def children(folder: SweepFolder) -> list:
     client = mlflow.MlflowClient(pointer["uri"])
     parent = client.get_run(pointer["run_id"])
     assert parent.info.status == "FINISHED"
-    runs = client.search_runs([parent.info.experiment_id], f"tags.`{PARENT_RUN}` = '{pointer['run_id']}'")
+    runs = client.search_runs([parent.info.experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{pointer['run_id']}'")
     assert {artifact.path for artifact in client.list_artifacts(pointer["run_id"])} >= {"sweep.html", "table.csv"}
     return runs
 
@@ -78,8 +80,10 @@ def test_mlflow_has_a_child_a_trial(finished):
         assert run.info.status == ("FINISHED" if outcome.state == "finished" else "FAILED")
         assert run.data.tags["state"] == outcome.state and run.data.tags["case"] == outcome.case
         assert run.data.params["distill.policy"] == "selective"
+        assert run.data.tags[COMMAND] == command_line()  # the sweep's, not that of the trial's process
         if outcome.state == "finished":
             assert run.data.metrics["recovery"] == pytest.approx(outcome.recovery)
+            assert run.data.metrics["eval/choices/score"] == pytest.approx(outcome.scores["choices"])
             assert run.data.metrics.keys() >= {"loss", "kd", "validation_ce"}
 
 
@@ -96,11 +100,18 @@ def test_report_table_and_recipe(finished):
 
 
 def test_finished_trials_are_not_run_again(finished, tasks, output):
-    """The same command again ends at once, with every trial as it was; other settings are refused."""
+    """The same command again ends at once, with every trial as it was; other settings are refused.
+
+    Its MLflow run was deleted meanwhile: a new one has the trials as children.
+    """
     files = {path: path.stat().st_mtime_ns for path in finished.trials.glob("*/metrics.jsonl")}
+    before = json.loads((finished.root / "mlflow.json").read_text())
+    mlflow.MlflowClient(before["uri"]).delete_run(before["run_id"])
     sweep.main([str(output / "cases.yaml")])
     assert files == {path: path.stat().st_mtime_ns for path in finished.trials.glob("*/metrics.jsonl")}
-    with pytest.raises(sweep.UserError, match="begun with other settings"):
+    assert json.loads((finished.root / "mlflow.json").read_text())["run_id"] != before["run_id"]
+    assert {run.info.run_id for run in children(finished)} == {o.run_id for o in read_outcomes(finished.trials)}
+    with pytest.raises(UserError, match="begun with other settings"):
         sweep.main([str(output / "cases.yaml"), "train.steps=9"])
 
 
@@ -109,12 +120,26 @@ def test_compare_folders_and_experiment(finished, output, capsys):
     good = [str(finished.trials / o.trial) for o in read_outcomes(finished.trials) if o.state == "finished"]
     compare.main([*good, f"out={output / 'compared'}"])
     printed = capsys.readouterr().out
-    assert "distill.w_kd" in printed and "recovery" in printed and "seed" not in printed
+    assert "distill.w_kd" in printed and "recovery" in printed and "choices" in printed and "seed" not in printed
     page = (output / "compared" / "compare.html").read_text()
     assert "data:image/png;base64" in page
     uri = json.loads((finished.root / "mlflow.json").read_text())["uri"]
     compare.main(["experiment=lingu_ray", f"uri={uri}", f"out={output / 'compared'}"])
     assert "train.learning_rates.decoder" in capsys.readouterr().out
+
+
+def test_a_sweep_whose_trials_all_fail_is_an_error(ray_cluster, tasks, output):
+    """The command ends with the first reason and where its traceback lies; page and MLflow say failed too."""
+    settings = {"ray.max_failures": 0, "train.learning_rates.decoder": 1e30}
+    with pytest.raises(UserError, match=r"the only trial of hopeless failed.*gradient is not finite") as caught:
+        run(tasks, output, "hopeless", search={"distill.w_kd": {"grid": [1]}}, retries=0, settings=settings)
+    folder = SweepFolder(output / "hopeless")
+    (outcome,) = read_outcomes(folder.trials)
+    assert str(folder.traceback(outcome.trial)) in str(caught.value)
+    assert "gradient is not finite" in folder.traceback(outcome.trial).read_text()
+    assert "every trial failed" in (folder.report / "sweep.html").read_text()
+    pointer = json.loads((folder.root / "mlflow.json").read_text())
+    assert mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"]).info.status == "FAILED"
 
 
 def test_asha_and_optuna(ray_cluster, tasks, output):

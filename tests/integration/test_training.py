@@ -6,6 +6,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from safetensors.torch import load_file
 from tinyrun import config
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -84,7 +85,7 @@ def test_metrics_tell_the_whole_story(finished):
     client = mlflow.MlflowClient(tracking_uri(finished))
     run = client.get_run(json.loads((finished.run_dir / "mlflow.json").read_text())["run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.params["distill.policy"] == "selective" and run.data.params["corpus.sources.0.name"] == "text"
+    assert run.data.params["distill.policy"] == "selective" and run.data.params["corpus.sources.text.weight"] == "0.6"
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in steps]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "manifest.json"}
@@ -111,13 +112,16 @@ def test_two_workers_give_the_same_weights(finished, data, output):
 
 
 def test_control_has_the_same_data_and_no_teacher(finished):
-    """The CE-only control finds the same corpus, takes the same steps, and has no KD term."""
+    """The CE-only control finds the same corpus, takes the same steps, has no KD term, and is nested under its run."""
     control = control_of(finished)
     trainer.run(control)
     where = lambda run: json.loads((run.run_dir / "corpus.json").read_text())["path"]  # noqa: E731
     assert where(control) == where(finished)
     steps = [r for r in read_records(control.run_dir / "metrics.jsonl") if "loss" in r]
     assert len(steps) == 8 and all(record["kd"] is None for record in steps)
+    ours, theirs = (json.loads((run.run_dir / "mlflow.json").read_text())["run_id"] for run in (control, finished))
+    tracked = mlflow.MlflowClient(tracking_uri(finished)).get_run(ours)
+    assert tracked.info.run_name == "tiny/control" and tracked.data.tags[MLFLOW_PARENT_RUN_ID] == theirs
 
 
 def test_finished_run_is_found_again_and_other_settings_are_refused(finished, data, output):

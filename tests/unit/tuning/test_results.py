@@ -7,7 +7,7 @@ import pytest
 
 from lingu_ray.cli import load_config, load_yaml
 from tuning.outcome import Outcome, read_outcome, read_outcomes, score
-from tuning.results import best_of, best_recipe, pareto_front, settings_of, write_table
+from tuning.results import best_of, best_recipe, pareto_front, settings_of, why_no_best, write_table
 from tuning.space import Space
 
 SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2, 3, 4]}}})
@@ -20,7 +20,7 @@ def outcome(w_kd, recovery=None, retention=None, seed=0, state="finished", **res
 
 
 def test_ranking_puts_what_keeps_vision_first():
-    """Good ones by recovery, then those below the constraint by retention, then the unmeasured by validation."""
+    """Good ones by recovery, then those below the constraint by retention, then by validation: measured ones first."""
     outcomes = [
         outcome(1, 0.5, 1.0),
         outcome(2, 0.9, 0.9),
@@ -29,9 +29,11 @@ def test_ranking_puts_what_keeps_vision_first():
         outcome(5, state="stopped", validation_ce=2.0),
         outcome(6, state="stopped", validation_ce=1.0),
         outcome(7, state="failed"),
+        outcome(8, None, 0.9, validation_ce=2.5, scores={"digits": 0.8}),
+        outcome(9, None, 1.0, validation_ce=3.0, scores={"digits": 0.9}),
     ]
     order = [setting.values["distill.w_kd"] for setting in settings_of(outcomes, SPACE)]
-    assert order == [3, 1, 4, 2, 6, 5, 7]
+    assert order == [3, 1, 4, 2, 9, 8, 6, 5, 7]
 
 
 def test_labels_are_short():
@@ -53,7 +55,25 @@ def test_seeds_are_one_setting_with_mean_and_spread():
 def test_the_constraint_holds_for_the_mean_over_seeds():
     """One lucky seed does not make a setting good."""
     outcomes = [outcome(1, 0.9, 1.0, 0), outcome(1, 0.9, 0.9, 1), outcome(2, 0.6, 0.99, 0)]
-    assert best_of(settings_of(outcomes, SPACE)).values == {"distill.w_kd": 2}
+    assert best_of(settings_of(outcomes, SPACE), SPACE).values == {"distill.w_kd": 2}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "why"),
+    [
+        (
+            [outcome(1, None, 1.0, scores={"a": 1.0}, reasons={"recovery": "a: no loss"})],
+            "recovery has no value (a: no loss)",
+        ),
+        ([outcome(1, state="failed", error="disk is full")], "every trial failed, the first with: disk is full"),
+        ([outcome(1, state="stopped"), outcome(2, state="failed", error="x")], "no trial was measured"),
+        ([], "no trial was measured"),
+    ],
+)
+def test_without_a_best_setting_there_is_a_reason(outcomes, why):
+    """Where the objective is known of no trial, no setting is the best, and the reason is the trials' own."""
+    settings = settings_of(outcomes, SPACE)
+    assert best_of(settings, SPACE) is None and why_no_best(settings, SPACE).startswith(why)
 
 
 def test_pareto_front():

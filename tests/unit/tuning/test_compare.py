@@ -1,0 +1,94 @@
+"""Runs side by side: which settings are shown, whose scores, and where from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lingu_ray.cli import load_config, to_yaml
+from lingu_ray.evaluation.scores import figures_of
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.tracking import Tracker, flat, tracking_uri
+from lingu_ray.train import control_of
+from tuning import compare
+from tuning.differences import differing_settings
+
+TASKS = {"cloze": ("language", 0.5), "digits": ("vision", 0.9)}
+
+
+def result(**models: float) -> dict:
+    """The parts of `recovery.json` that are shown: every model scores the task's level times its factor."""
+    return {
+        "tasks": {
+            task: {"models": {model: {"score": level * factor} for model, factor in models.items()}}
+            for task, (_, level) in TASKS.items()
+        },
+        "summary": {"models": {model: {"recovery": factor, "retention": None} for model, factor in models.items()}},
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run with its control, evaluated, in folders and in MLflow."""
+    config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false"])
+    measured = result(distilled=1.0, ce_only=0.5)
+    for one, model in ((config, "distilled"), (control_of(config), "ce_only")):
+        folder = RunFolder(one.run_dir)
+        folder.root.mkdir(parents=True, exist_ok=True)
+        folder.config.write_text(to_yaml(one))
+        with Tracker(one, folder) as tracked:
+            tracked.log_figures(figures_of(measured, model))
+    folder = RunFolder(config.run_dir)
+    folder.report.mkdir()
+    (folder.report / "recovery.json").write_text(json.dumps(measured))
+    return folder
+
+
+def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Scores of run and control, from the report's JSON and from MLflow; of the settings the policy alone."""
+    control = run.root / "control"
+    uri = tracking_uri(load_config(["demo", f"output_dir={tmp_path}"]))
+    by_folder = compare.read_runs([str(run.root), str(control)], compare._OPTIONS)
+    by_name = {r.name: r for r in compare.read_runs([], compare._OPTIONS | {"uri": uri, "experiment": "lingu_ray"})}
+    assert by_name.keys() == {"demo", "demo/control"}
+    for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/control"]), strict=True):
+        assert folder.figures == tracked.figures and folder.figures["eval/cloze/score"] in (0.5, 0.25)
+        assert folder.settings == tracked.settings
+    assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
+    compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
+    printed, page = capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()
+    for text in (printed, page):
+        assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
+        assert "eval/" not in text and "output_dir" not in text
+
+
+def test_settings_that_say_the_same_share_a_line() -> None:
+    """Two keys with the same values are one row; tasks and sources are one each, with what differs in them."""
+    tasks = (
+        "[{name: a.b, kind: language, type: perplexity, path: x}, {name: c, kind: language, type: perplexity, path: y}]"
+    )
+    one = [f"evaluation.tasks={tasks}", "train.learning_rates.vision=1.0", "train.learning_rates.projector=1.0"]
+    two = [f"evaluation.tasks={tasks.replace('path: y', 'path: z, limit: 5')}", "train.learning_rates.vision=2.0"]
+    two += ["train.learning_rates.projector=2.0", "distill.temperature={start: 4, end: 1}", "train.lora.rank=4"]
+    first, second = (flat(load_config(["demo", *arguments])) for arguments in (one, two))
+    assert {row.keys: row.values for row in differing_settings([first, second])} == {
+        ("distill.temperature",): (first["distill.temperature"], "4 → 1 (linear)"),
+        ("train.learning_rates.vision", "train.learning_rates.projector"): ("1.0", "2.0"),
+        ("evaluation",): ("tasks=a.b, c (path=y, limit=null)", "tasks=a.b, c (path=z, limit=5)"),
+        ("train.lora",): ("null", "rank=4, alpha=32.0, dropout=0.0, targets=[]"),
+    }
+    assert differing_settings([first, first]) == []
+
+
+def test_runs_of_one_name_are_told_apart_and_many_have_a_line_each() -> None:
+    """A few runs are columns, many are lines, with what only one has in one column; equal names are numbered."""
+    runs = [compare.Compared("demo", {"a": str(i), "b": str(i == 5)}, {"loss": float(i)}) for i in range(6)]
+    few, many = (compare.told_apart(some) for some in (runs[:2], runs))
+    assert compare.settings_table(few) == compare.Matrix(["demo #1", "demo #2"], [["a", "0", "1"]])
+    table = compare.figure_table(many)
+    assert table.titles == ["loss"] and table.lines[5] == ["demo #6", "5"]
+    table = compare.settings_table([*many, compare.Compared("evaluated", {}, {"eval/x/score": 1.0})])
+    assert table.titles == ["a", "only here"]
+    assert table.lines[4:] == [["demo #5", "4", "–"], ["demo #6", "5", "b = True"]]

@@ -1,0 +1,126 @@
+"""The sweep's report from made-up outcomes, and its run in a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from lingu_ray.cli import load_config
+from lingu_ray.config import Config
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.tracking import Tracker
+from tuning.folder import SweepFolder
+from tuning.outcome import Outcome, read_outcomes
+from tuning.report import check_trials, write_report
+from tuning.space import Space
+from tuning.tracking import SweepRun
+
+SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2]}}})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store that the tests of this file share."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def base(store: str, tmp_path: Path) -> Config:
+    """The recipe that the sweep starts from."""
+    return load_config(["demo", f"output_dir={tmp_path}", f"tracking.uri={store}", "tracking.system_metrics=false"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> SweepFolder:
+    """The sweep's folder."""
+    return SweepFolder(tmp_path / "s")
+
+
+def trial(w_kd: float, state: str = "finished", **rest: object) -> Outcome:
+    """A trial's outcome."""
+    return Outcome(f"trial-{w_kd}", {"distill.w_kd": w_kd}, None, 0, state, **rest)
+
+
+def report(folder: SweepFolder, base: Config, *outcomes: Outcome) -> str:
+    """The page that these outcomes give."""
+    for outcome in outcomes:
+        outcome.write(folder.trials / outcome.trial)
+    with SweepRun(SPACE, base, folder) as tracked:
+        return write_report(SPACE, base, folder, tracked).read_text()
+
+
+def test_the_best_setting_is_a_recipe(folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Page, table and recipe name the best; how many trials failed is said, and in MLflow too."""
+    good = trial(1, recovery=0.9, retention=1.0, scores={"cloze": 0.6})
+    page = report(folder, base, good, trial(2, "failed", error="the disk is full"))
+    printed = capsys.readouterr().out
+    assert (
+        "Best: w_kd=1 brings back 90.0%" in printed and "failed   1 of 2 trials; trial-2: the disk is full" in printed
+    )
+    assert "the disk is full" in page and 'class="ours"' in page
+    assert f"best     python -m lingu_ray.train {folder.report / 'best.yaml'}" in printed
+    check_trials(folder)  # some are good
+    pointer = json.loads((folder.root / "mlflow.json").read_text())
+    run = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"])
+    assert run.data.metrics == {"trials_finished": 1, "trials_failed": 1, "best_recovery": 0.9, "best_retention": 1.0}
+
+
+def test_measured_trials_without_recovery_are_shown(
+    folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table has their scores, by validation; page and terminal say why none is the best, and none is marked."""
+    why = {"recovery": "cloze: no loss to recover beyond noise"}
+    rest = {"retention": 1.0, "reasons": why}
+    folder.report.mkdir(parents=True)
+    (folder.report / "best.yaml").write_text("of an earlier report")
+    page = report(
+        folder,
+        base,
+        trial(1, validation_ce=2.0, scores={"cloze": 0.625}, **rest),
+        trial(2, validation_ce=1.5, scores={"cloze": 0.5}, **rest),
+    )
+    printed = capsys.readouterr().out
+    for text in (page, printed):
+        assert "No best setting" in text and "recovery has no value (cloze: no loss to recover beyond noise)" in text
+    assert "best     none" in printed and not (folder.report / "best.yaml").exists()
+    assert page.index("50.0%") < page.index("62.5%") and 'class="ours"' not in page
+    assert "ranked by validation" in page
+
+
+def test_a_sweep_whose_trials_all_failed_is_an_error(
+    folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One message: how many, the first reason, where its traceback lies, and what to do."""
+    page = report(folder, base, *(trial(w, "failed", error=f"error {w}") for w in (1, 2)))
+    assert "every trial failed, the first with: error 1" in page and "error 1" not in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"all 2 trials of s failed, the first \(trial-1\) with: error 1\n.*error\.txt\n"
+    ):
+        check_trials(folder)
+
+
+def test_trials_go_over_to_a_new_run(folder: SweepFolder, base: Config) -> None:
+    """Where the sweep's MLflow run was deleted another is started, and the trials' runs are its children and ended."""
+    name = "trial-1"
+    config = base.model_copy(
+        update={
+            "name": name,
+            "output_dir": folder.trials,
+            "tracking": base.tracking.model_copy(update={"parent": folder.root}),
+        }
+    )
+    first = SweepRun(SPACE, base, folder)
+    outcome = trial(1, "failed", run_id=Tracker(config, RunFolder(config.run_dir)).run_id)
+    lost = trial(2, run_id="0" * 32)  # of a store that was emptied since
+    first.client.delete_run(first.run_id)
+    with SweepRun(SPACE, base, folder) as second:
+        second.end_children([outcome, lost])
+    run = second.client.get_run(outcome.run_id)
+    assert second.run_id != first.run_id and run.data.tags[MLFLOW_PARENT_RUN_ID] == second.run_id
+    assert run.info.status == "FAILED" and run.data.tags["state"] == "failed"
+    assert read_outcomes(folder.trials) == []
