@@ -164,4 +164,4 @@ def test_the_store_is_the_settings_then_the_environments(monkeypatch: pytest.Mon
     assert tracking_uri(config) == "http://me:pw@host:5000"
     assert tracking_uri(load_config(["demo", "tracking.uri=http://other"])) == "http://other"
     assert where_to_look(tracking_uri(config)) == "http://…@host:5000"
-    assert where_to_look("sqlite:///a.db") == "mlflow ui --backend-store-uri sqlite:///a.db"
+    assert where_to_look("sqlite:////a b.db") == "mlflow ui --backend-store-uri 'sqlite:////a b.db'"

@@ -50,8 +50,9 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     """Scores of run and control, from the report's JSON and from MLflow; of the settings the policy alone."""
     control = run.root / "control"
     uri = tracking_uri(load_config(["demo", f"output_dir={tmp_path}"]))
-    by_folder = compare.read_runs([str(run.root), str(control)], compare._OPTIONS)
-    by_name = {r.name: r for r in compare.read_runs([], compare._OPTIONS | {"uri": uri, "experiment": "lingu_ray"})}
+    by_folder = compare.read_runs([str(run.root), str(control)], compare.CompareConfig())
+    stored = compare.CompareConfig(uri=uri, experiment="lingu_ray")
+    by_name = {r.name: r for r in compare.read_runs([], stored)}
     assert by_name.keys() == {"demo", "demo/control"}
     for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/control"]), strict=True):
         assert folder.figures == tracked.figures and folder.figures["eval/cloze/score"] in (0.5, 0.25)
@@ -66,17 +67,15 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
 
 def test_settings_that_say_the_same_share_a_line() -> None:
     """Two keys with the same values are one row; tasks and sources are one each, with what differs in them."""
-    tasks = (
-        "[{name: a.b, kind: language, type: perplexity, path: x}, {name: c, kind: language, type: perplexity, path: y}]"
-    )
+    tasks = "[{name: a.b, kind: language, type: perplexity, path: /x}, {name: c, kind: language, type: perplexity, path: /y}]"
     one = [f"evaluation.tasks={tasks}", "train.learning_rates.vision=1.0", "train.learning_rates.projector=1.0"]
-    two = [f"evaluation.tasks={tasks.replace('path: y', 'path: z, limit: 5')}", "train.learning_rates.vision=2.0"]
+    two = [f"evaluation.tasks={tasks.replace('path: /y', 'path: /z, limit: 5')}", "train.learning_rates.vision=2.0"]
     two += ["train.learning_rates.projector=2.0", "distill.temperature={start: 4, end: 1}", "train.lora.rank=4"]
     first, second = (flat(load_config(["demo", *arguments])) for arguments in (one, two))
     assert {row.keys: row.values for row in differing_settings([first, second])} == {
         ("distill.temperature",): (first["distill.temperature"], "4 → 1 (linear)"),
         ("train.learning_rates.vision", "train.learning_rates.projector"): ("1.0", "2.0"),
-        ("evaluation",): ("tasks=a.b, c (path=y, limit=null)", "tasks=a.b, c (path=z, limit=5)"),
+        ("evaluation",): ("tasks=a.b, c (path=/y, limit=null)", "tasks=a.b, c (path=/z, limit=5)"),
         ("train.lora",): ("null", "rank=4, alpha=32.0, dropout=0.0, targets=[]"),
     }
     assert differing_settings([first, first]) == []
