@@ -55,6 +55,8 @@ def check(config: Config) -> list[Run]:
 
 def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, Any] | None:
     """Evaluate what was trained; whatever goes wrong, the trained model is named."""
+    from lingu_ray.evaluation.models import compared_models
+
     log.info("trained: %s", distilled)
     try:
         return measure(config, compared_models(config, distilled, ce_only))
@@ -96,27 +98,6 @@ def control_of(config: Config) -> Config:
     )
 
 
-def compared_models(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, str]:
-    """The models that the report sets side by side, by name."""
-    models = {"teacher": teacher_path(config)}
-    if config.student.path is not None:
-        models["adapted"] = config.student.path
-    models["ce_only" if config.distill.policy == "none" else "distilled"] = str(distilled)
-    if ce_only is not None:
-        models[control_model(config)] = str(ce_only)
-    return models
-
-
-def control_model(config: Config) -> str:
-    """The control's name in the evaluation: a new VLM's CE-only twin is what plain adaptation makes of it."""
-    return "ce_only" if config.student.path is not None else "adapted"
-
-
-def teacher_path(config: Config) -> str:
-    """What the teacher is measured from: a folder, hub id or GGUF file."""
-    return str(Path(config.teacher.path, config.teacher.gguf_file or ""))
-
-
 def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
     """Evaluate the models, or find them evaluated; None without evaluation tasks."""
     from lingu_ray.evaluation.run import evaluate
@@ -153,6 +134,7 @@ def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
 
 def track(config: Config, recovery: dict[str, Any] | None) -> None:
     """Log the report, and what was measured of the run's model and of its control's, each in its own MLflow run."""
+    from lingu_ray.evaluation.models import control_model
     from lingu_ray.evaluation.scores import figures_of, trained_model
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import Tracker

@@ -14,11 +14,12 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.items import ADAPTED, TEACHER
+from lingu_ray.evaluation.models import teacher_path
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import tracking_uri
-from lingu_ray.train import control_of, measure, teacher_path
+from lingu_ray.train import control_of, measure
 from tuning.space import Space, configure, corner_values, seeded, seeds_of
 
 BASELINE = "baseline"

@@ -26,6 +26,7 @@ from rich.table import Table
 from lingu_ray.cli import load_yaml, read_settings, split_arguments
 from lingu_ray.config import Config, Section, TrackingConfig
 from lingu_ray.errors import UserError, run_command
+from lingu_ray.evaluation.models import control_model
 from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
 from lingu_ray.help_pages import Help
@@ -34,7 +35,6 @@ from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import flat, store_uri, without_credentials
 from lingu_ray.shell import shell_word
-from lingu_ray.train import control_model
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
 from tuning.differences import NONE, differing_settings
 

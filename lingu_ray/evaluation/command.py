@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lingu_ray.config import Config
+from lingu_ray.evaluation.models import compared_models
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.shell import model_word, shell_word
-from lingu_ray.train import compared_models
 
 TASKS = "arc_easy,hellaswag,textvqa"  # a beginning: two of language, one of vision
 

@@ -26,7 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, ML
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from lingu_ray import strict_yaml
+from lingu_ray import paths, strict_yaml
 from lingu_ray.config import Config, Schedule, TrackingConfig
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.folder import RunFolder, write_json
@@ -48,7 +48,8 @@ _SECRET_KEY = re.compile(r"token|secret|passw|credential|api_?key", re.IGNORECAS
 
 def store_uri(settings: TrackingConfig, folder: Path) -> str:
     """The store of the settings, else that of the environment, else SQLite in `folder`."""
-    return settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve() / STORE}"
+    named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / STORE}"
+    return paths.tracking_uri(named)
 
 
 def tracking_uri(config: Config) -> str:

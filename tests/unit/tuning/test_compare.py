@@ -67,7 +67,8 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
 
 def test_settings_that_say_the_same_share_a_line() -> None:
     """Two keys with the same values are one row; tasks and sources are one each, with what differs in them."""
-    tasks = "[{name: a.b, kind: language, type: perplexity, path: /x}, {name: c, kind: language, type: perplexity, path: /y}]"
+    kind = "kind: language, type: perplexity"
+    tasks = f"[{{name: a.b, {kind}, path: /x}}, {{name: c, {kind}, path: /y}}]"
     one = [f"evaluation.tasks={tasks}", "train.learning_rates.vision=1.0", "train.learning_rates.projector=1.0"]
     two = [f"evaluation.tasks={tasks.replace('path: /y', 'path: /z, limit: 5')}", "train.learning_rates.vision=2.0"]
     two += ["train.learning_rates.projector=2.0", "distill.temperature={start: 4, end: 1}", "train.lora.rank=4"]
