@@ -9,8 +9,9 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SHORT = [
-    "demo.teacher_steps=30", "demo.adapt_steps=12", "demo.cloze_items=40", "demo.vision_items=40",
-    "train.steps=6", "train.validate_every=0", "corpus.rows=120", "evaluation.bootstrap=100",
+    "demo.hidden_size=96", "demo.heads=3", "demo.layers=2", "demo.teacher_steps=150", "demo.adapt_steps=25",
+    "demo.cloze_items=40", "demo.quote_items=40", "demo.vision_items=40",
+    "train.steps=20", "train.validate_every=0", "train.sample_every=20", "corpus.rows=400", "evaluation.bootstrap=100",
 ]  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     printed = demo(tmp_path)
     run = tmp_path / "demo"
     recovery = json.loads((run / "report" / "recovery.json").read_text())
-    assert set(recovery["tasks"]) == {"cloze", "perplexity", "digits", "sentences"}
+    assert set(recovery["tasks"]) == {"cloze", "perplexity", "quotes", "digits", "sentences"}
     assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
     assert recovery["summary"]["verdict"] in printed
     page = (run / "report" / "report.html").read_text()
@@ -38,6 +39,6 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     made = [*tmp_path.glob(".demo/*/teacher/model.safetensors"), *tmp_path.rglob("export/model.safetensors"),
             *tmp_path.rglob("shard-*.parquet"), *(run / "report" / "items").iterdir()]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in made}
-    assert len(before) >= 6 + 14  # teacher; adapted, distilled, control; two corpora; four tasks on the models that can
+    assert len(before) >= 6 + 18  # teacher; adapted, distilled, control; two corpora; five tasks on the models that can
     assert recovery["summary"]["verdict"] in demo(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in made} == before
