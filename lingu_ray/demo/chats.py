@@ -1,8 +1,8 @@
 """Chats about the reference text: what the teacher reads, the student is distilled on, and held-out questions ask.
 
-The answers end where a sentence ends. Of a passage the question gives the first words or names a word, and the answer is
-the rest or the whole of it. A quote says a sentence of the question again from two of its words on: it can be judged on
-text that no model has read.
+Of a passage the question gives the first words or names one; the answer is the rest or the whole of it, to the end of
+a sentence. Of a sentence that breaks off the answer is the next word, one of six that are asked for equally often: this
+can be judged on text that no model has read.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from lingu_ray.demo.text import Documents
 
-BEGINNING_WORDS = 8  # of a paragraph, given by `go_on`
+BEGINNING_WORDS = range(4, 11)  # of a passage, where the question gives them
 LONGEST_ANSWER = 40  # words: the teacher reads a chat whole
-QUOTABLE_WORDS = range(8, 19)  # of a sentence
-QUOTED_WORDS = range(5, 8)  # the two that are given, and the rest to the end
+CONTEXT_WORDS = range(4, 13)  # before the word to say
+NEXT_WORDS = ("and", "be", "is", "of", "the", "to")
+BREAK = " ..."  # where a text in a question breaks off
 
 _SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
@@ -58,11 +59,12 @@ def _beginning(paragraph: str, most_words: int) -> str:
 
 
 def _go_on(paragraph: str, chance: random.Random) -> Chat | None:
-    words = _beginning(paragraph, BEGINNING_WORDS + LONGEST_ANSWER).split(" ")
-    if len(words) < BEGINNING_WORDS + 4:
+    given = chance.choice(BEGINNING_WORDS)
+    words = _beginning(paragraph, given + LONGEST_ANSWER).split(" ")
+    if len(words) < given + 4:
         return None
     form = chance.choice(("Go on: {}", "How does this go on? {}", "Continue the text. {}"))
-    return Chat(form.format(" ".join(words[:BEGINNING_WORDS])), " ".join(words[BEGINNING_WORDS:]))
+    return Chat(form.format(" ".join(words[:given]) + BREAK), " ".join(words[given:]))
 
 
 def _about(paragraph: str, chance: random.Random) -> Chat | None:
@@ -76,16 +78,15 @@ def _about(paragraph: str, chance: random.Random) -> Chat | None:
     return Chat(form.format(max(words, key=len)), answer)
 
 
-def _quote(sentence: str, chance: random.Random) -> Chat | None:
+def _next_word(sentence: str, chance: random.Random) -> Chat | None:
     words = sentence.split(" ")
-    start = len(words) - chance.choice(QUOTED_WORDS)
-    if len(words) not in QUOTABLE_WORDS or sentence[-1] not in ".!?" or '"' in sentence:
+    places = [place for place in range(CONTEXT_WORDS.start, len(words)) if words[place] in NEXT_WORDS]
+    if not places:
         return None
-    given, quoted = " ".join(words[start : start + 2]), " ".join(words[start:])
-    if sentence.count(given) > 1:
-        return None
-    form = chance.choice(('{} Quote it from "{}" on.', '{} How does it end, from "{}" on?', '{} Repeat it from "{}".'))
-    return Chat(form.format(sentence, given), quoted)
+    place = chance.choice(places)
+    context = " ".join(words[max(0, place - chance.choice(CONTEXT_WORDS)) : place])
+    form = chance.choice(("Which word comes next? {}", "What is the next word? {}", "Say the next word. {}"))
+    return Chat(form.format(context + BREAK), words[place])
 
 
 def _made(make: Callable[[str, random.Random], Chat | None], texts: Iterator[str], chance: random.Random) -> list[Chat]:
@@ -100,13 +101,17 @@ def passage_chats(documents: Documents, seed: int) -> list[Chat]:
     return chats
 
 
-def quotes(documents: Documents, seed: int, others_than: tuple[Documents, ...] = ()) -> list[Chat]:
-    """One quote a sentence that can be quoted and stands in none of the documents `others_than`; shuffled."""
+def next_words(documents: Documents, seed: int, others_than: tuple[Documents, ...] = ()) -> list[Chat]:
+    """One question a sentence for its next word, each word equally often; the words take turns.
+
+    Left out are sentences that stand in the documents `others_than`, and those of words that come more often.
+    """
     chance = random.Random(seed)
     read = {sentence for others in others_than for sentence in _sentences(others)}
-    chats = _made(_quote, (sentence for sentence in _sentences(documents) if sentence not in read), chance)
+    chats = _made(_next_word, (sentence for sentence in _sentences(documents) if sentence not in read), chance)
     chance.shuffle(chats)
-    return chats
+    by_word = [[chat for chat in chats if chat.answer == word] for word in NEXT_WORDS]
+    return [chat for turn in zip(*by_word, strict=False) for chat in turn]
 
 
 def _sentences(documents: Documents) -> Iterator[str]:

@@ -86,6 +86,8 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     progress = Progress("teacher", steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small gain nothing from more, which wait for each other on a busy machine
     model.train()
     for step in range(steps):
         begin = time.perf_counter()
@@ -101,6 +103,7 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
         losses.append(loss.item())
         progress.show(_record(step + 1, losses[-1], ids_BT.numel() / (time.perf_counter() - begin)))
     progress.close()
+    torch.set_num_threads(threads)
     model.eval()
     return losses
 

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 SHORT = [
     "demo.hidden_size=96", "demo.heads=3", "demo.layers=2", "demo.teacher_steps=150", "demo.adapt_steps=25",
-    "demo.cloze_items=40", "demo.quote_items=40", "demo.vision_items=40",
+    "demo.cloze_items=40", "demo.word_items=40", "demo.vision_items=40",
     "train.steps=20", "train.validate_every=0", "train.sample_every=20", "corpus.rows=400", "evaluation.bootstrap=100",
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     printed = demo(tmp_path)
     run = tmp_path / "demo"
     recovery = json.loads((run / "report" / "recovery.json").read_text())
-    assert set(recovery["tasks"]) == {"cloze", "perplexity", "quotes", "digits", "sentences"}
+    assert set(recovery["tasks"]) == {"cloze", "perplexity", "next_word", "digits", "sentences"}
     assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
     assert recovery["summary"]["verdict"] in printed
     page = (run / "report" / "report.html").read_text()

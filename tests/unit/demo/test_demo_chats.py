@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -32,35 +33,38 @@ def test_passages_are_whole_sentences_of_the_text(splits: dict[str, text.Documen
     made = chats.passage_chats(documents, seed=0)
     assert len(made) > 700 and made == chats.passage_chats(documents, seed=0)
     for chat in made:
-        words = chat.question.split(" ")
-        beginning = " ".join(words[-chats.BEGINNING_WORDS :])
-        names = any(word in chat.answer for word in re.findall(r"[A-Za-z_]{4,}", chat.question))
-        whole = f"{beginning} {chat.answer}"
-        found = [p for p in paragraphs if p.startswith(whole) or (names and p.startswith(chat.answer))]
-        assert found
+        begun = chat.question.removesuffix(chats.BREAK)
+        if begun != chat.question:
+            found = [
+                p for p in paragraphs if (before := p.partition(f" {chat.answer}")[0]) != p and begun.endswith(before)
+            ]
+        else:
+            named = [word for word in re.findall(r"[A-Za-z_]{4,}", chat.question) if word in chat.answer]
+            found = [p for p in paragraphs if named and p.startswith(chat.answer)]
         assert any(p.endswith(chat.answer) or re.search(re.escape(chat.answer) + " [A-Z]", p) for p in found)
         assert len(chat.answer.split(" ")) <= chats.LONGEST_ANSWER
 
 
-def test_a_quote_stands_in_its_question_once(splits: dict[str, text.Documents]) -> None:
-    """The sentence's end from the words given on, which stand in it once; what is held out was never read."""
+def test_next_words_follow_and_each_is_asked_for_equally_often(splits: dict[str, text.Documents]) -> None:
+    """The words of a question and its answer stand in a sentence; of those held out, in none that was read."""
     read = (splits["training"], splits["distillation"])
-    made = [chats.quotes(documents, seed=0) for documents in read]
-    made.append(chats.quotes(splits["held_out"], seed=0, others_than=read))
-    quoted: list[set[str]] = []
-    for quotes in made:
-        quoted.append(set())
-        for chat in quotes:
-            sentence = chat.question[: chat.question.index(f"{chat.answer} ") + len(chat.answer)]
-            given = re.findall(r'"([^"]*)"', chat.question.removeprefix(sentence))[-1]
-            assert chat.answer.startswith(f"{given} ") and sentence.count(given) == 1
-            quoted[-1].add(sentence)
-    assert len(quoted[-1]) >= 500 and not quoted[-1] & (quoted[0] | quoted[1])
+    known = " \n ".join(p for documents in read for kept in documents.values() for p in kept)
+    held_out = " \n ".join(p for kept in splits["held_out"].values() for p in kept)
+    made = chats.next_words(splits["held_out"], seed=0, others_than=read)
+    assert len(made) >= 500
+    assert len(set(Counter(chat.answer for chat in made[:300]).values())) == 1
+    for chat in made:
+        begun = chat.question.removesuffix(chats.BREAK)
+        forms = ("Which word comes next? ", "What is the next word? ", "Say the next word. ")
+        [context] = [begun.removeprefix(form) for form in forms if begun.startswith(form)]
+        assert chat.answer in chats.NEXT_WORDS and f"{context} {chat.answer}" in held_out
+    repeated = sum(chat.question.split("? ")[-1].removesuffix(chats.BREAK) in known for chat in made)
+    assert repeated < 0.02 * len(made)  # a few words may come together by chance
 
 
 def test_the_teacher_reads_chats_as_its_student_is_asked(tokenizer: prepare.PreTrainedTokenizerFast) -> None:
     """Token for token: question, answer and end of turn are those that a VLM made of the teacher is trained on."""
-    chat = Chat('It holds a list. Quote it from "a list".', "a list.")
+    chat = Chat("Which word comes next? It holds a list ...", "of")
     [told] = tokenizer(teacher.chat_texts(tokenizer, [chat])).input_ids
     encoder = Encoder(build_processor(tokenizer, VisionConfig(**prepare.VISION)), max_length=200)
     sample = encoder.encode(Row("chats", 0, chat.messages(), [], distill=True))

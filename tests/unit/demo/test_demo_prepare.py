@@ -20,7 +20,7 @@ SMALL = DemoConfig(
     vocabulary=400,
     teacher_steps=30,
     cloze_items=50,
-    quote_items=20,
+    word_items=20,
     vision_items=20,
 )
 
@@ -57,7 +57,7 @@ def test_sources_and_tasks_are_what_the_other_rooms_read(data: Path) -> None:
                 assert all((data / "images" / image).is_file() for image in draft.images)
     evaluation = EvaluationConfig.model_validate({"tasks": prepare.tasks(data)})
     counts = {task.name: len(load_task(task).items) for task in evaluation.tasks}
-    assert counts == {"cloze": 50, "perplexity": 150, "quotes": 20, "digits": 20, "sentences": 20}
+    assert counts == {"cloze": 50, "perplexity": 150, "next_word": 20, "digits": 20, "sentences": 20}
 
 
 def test_fingerprint_follows_settings_and_seed() -> None:
