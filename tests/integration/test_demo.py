@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from lingu_ray.demo.digits import TOPICS, WORDS, Digit
+from lingu_ray.evaluation.items import read_items
+
 pytestmark = pytest.mark.slow
 
 SHORT = [
@@ -42,3 +45,18 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     assert len(before) >= 6 + 18  # teacher; adapted, distilled, control; two corpora; five tasks on the models that can
     assert recovery["summary"]["verdict"] in demo(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in made} == before
+
+    check_what_is_said(run)
+
+
+def check_what_is_said(run):
+    """Asked about text in its chat template, the distilled model writes no turn of its own and names no digit."""
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    said = [sample["answer"] for sample in samples if "<image>" not in sample["question"]]
+    asked = read_items(run / "report", "next_word", "distilled")
+    assert said and asked is not None
+    said += asked["prediction"]
+    assert not [answer for answer in said if "User:" in answer or "Assistant:" in answer]
+    of_digits = {topic.sentence(Digit("", value)) for topic in TOPICS for value in range(10)}
+    of_digits |= {*WORDS, "odd", "even", "first", "second", *map(str, range(20))}
+    assert not of_digits.intersection(said)

@@ -14,6 +14,7 @@ from lingu_ray.corpus.row import Row
 from lingu_ray.demo import chats, prepare, teacher, text
 from lingu_ray.demo.chats import Chat
 from lingu_ray.distill.student import build_processor
+from lingu_ray.evaluation.engines.prompts import TextProcessor
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +64,18 @@ def test_next_words_follow_and_each_is_asked_for_equally_often(splits: dict[str,
 
 
 def test_the_teacher_reads_chats_as_its_student_is_asked(tokenizer: prepare.PreTrainedTokenizerFast) -> None:
-    """Token for token: question, answer and end of turn are those that a VLM made of the teacher is trained on."""
+    """Token for token: question, answer and end of turn are those that a VLM made of the teacher is trained on.
+
+    And the evaluation asks the teacher, which has no processor, the same.
+    """
     chat = Chat("Which word comes next? It holds a list ...", "of")
     [told] = tokenizer(teacher.chat_texts(tokenizer, [chat])).input_ids
-    encoder = Encoder(build_processor(tokenizer, VisionConfig(**prepare.VISION)), max_length=200)
-    sample = encoder.encode(Row("chats", 0, chat.messages(), [], distill=True))
+    row = Row("chats", 0, chat.messages(), [], distill=True)
+    asked = Encoder(TextProcessor(tokenizer), max_length=200).encode_question(row).input_ids_T.tolist()
+    assert told[: len(asked)] == asked
+    student = Encoder(build_processor(tokenizer, VisionConfig(**prepare.VISION)), max_length=200)
+    assert student.encode_question(row).input_ids_T.tolist() == asked
+    sample = student.encode(row)
     assert told[: len(sample)] == sample.input_ids_T.tolist()
     assert sample.input_ids_T[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(told[len(sample) :]) == "\n"
