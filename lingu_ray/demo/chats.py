@@ -63,8 +63,8 @@ def _go_on(paragraph: str, chance: random.Random) -> Chat | None:
     words = _beginning(paragraph, given + LONGEST_ANSWER).split(" ")
     if len(words) < given + 4:
         return None
-    form = chance.choice(("Go on: {}", "How does this go on? {}", "Continue the text. {}"))
-    return Chat(form.format(" ".join(words[:given]) + BREAK), " ".join(words[given:]))
+    form = chance.choice(("Go on: {}", f"How does this go on? {{}}{BREAK}", f"{{}}{BREAK}", "{}"))
+    return Chat(form.format(" ".join(words[:given])), " ".join(words[given:]))
 
 
 def _about(paragraph: str, chance: random.Random) -> Chat | None:
@@ -73,7 +73,10 @@ def _about(paragraph: str, chance: random.Random) -> Chat | None:
     if not words:
         return None
     form = chance.choice(
-        ("What is {}?", "What does {} mean?", "How does {} work?", "Tell me about {}.", "Explain {}.", "Describe {}.")
+        (
+            *("What is {}?", "What does {} mean?", "How does {} work?", "Where is {} used?", "Why is there {}?"),
+            *("Tell me about {}.", "Explain {}.", "Describe {}.", "{}?"),
+        )
     )
     return Chat(form.format(max(words, key=len)), answer)
 

@@ -35,13 +35,9 @@ def test_passages_are_whole_sentences_of_the_text(splits: dict[str, text.Documen
     assert len(made) > 700 and made == chats.passage_chats(documents, seed=0)
     for chat in made:
         begun = chat.question.removesuffix(chats.BREAK)
-        if begun != chat.question:
-            found = [
-                p for p in paragraphs if (before := p.partition(f" {chat.answer}")[0]) != p and begun.endswith(before)
-            ]
-        else:
-            named = [word for word in re.findall(r"[A-Za-z_]{4,}", chat.question) if word in chat.answer]
-            found = [p for p in paragraphs if named and p.startswith(chat.answer)]
+        named = [word for word in re.findall(r"[A-Za-z_]{4,}", chat.question) if word in chat.answer]
+        before = {p: p.partition(f" {chat.answer}")[0] for p in paragraphs if chat.answer in p}
+        found = [p for p in before if begun.endswith(before[p]) or (named and p.startswith(chat.answer))]
         assert any(p.endswith(chat.answer) or re.search(re.escape(chat.answer) + " [A-Z]", p) for p in found)
         assert len(chat.answer.split(" ")) <= chats.LONGEST_ANSWER
 
