@@ -74,8 +74,9 @@ def _about(paragraph: str, chance: random.Random) -> Chat | None:
         return None
     form = chance.choice(
         (
-            *("What is {}?", "What does {} mean?", "How does {} work?", "Where is {} used?", "Why is there {}?"),
-            *("Tell me about {}.", "Explain {}.", "Describe {}.", "{}?"),
+            *("What is {}?", "What does {} mean?", "What does {} do?", "What follows from {}?", "How does {} work?"),
+            *("Where is {} used?", "When is {} needed?", "Why is there {}?", "Who uses {}?", "Is {} right?"),
+            *("Tell me about {}.", "Explain {}.", "Describe {}.", "Say something of {}.", "Name {}.", "{}?"),
         )
     )
     return Chat(form.format(max(words, key=len)), answer)

@@ -26,7 +26,7 @@ from lingu_ray.demo.teacher import build_teacher, token_stream, train_teacher
 
 SHORT_QUESTIONS, LONG_QUESTIONS = 6000, 3000  # of the training digits
 PASSAGE_CHATS, NEXT_WORDS = 2500, 3000  # that the teacher reads
-TOLD = 30  # times that the teacher reads each sentence about a digit named in words: until it can look a digit up
+TOLD = 20  # times that the teacher reads each sentence about a digit named in words
 
 VISION = {
     "image_size": digits.IMAGE_SIDE,
@@ -174,10 +174,10 @@ def adapting_sources(data: Path) -> list[dict[str, Any]]:
 def distillation_sources(data: Path) -> list[dict[str, Any]]:
     """The mixture of the demo's main run: text and long answers are language-heavy, short answers are not."""
     return [
-        _source(data, "passages", 0.35, language_heavy=True),
+        _source(data, "passages", 0.35, language_heavy=True, ce_weight=2.5),
         _source(data, "next_words", 0.1, language_heavy=True, ce_weight=10.0, kd_weight=10.0),
         # here the labels say more than the teacher, who never saw a digit: CE at full weight, KD at a tenth
-        _source(data, "long", 0.25, language_heavy=True, ce_weight=5.0, kd_weight=0.1),
+        _source(data, "long", 0.25, language_heavy=True, ce_weight=8.0, kd_weight=0.1),
         _source(data, "short", 0.3, ce_weight=24.0),  # a few tokens against the many of the text
     ]
 

@@ -105,8 +105,8 @@ def _size(documents: Documents) -> int:
 
 
 def running_texts(documents: Documents) -> list[str]:
-    """A text a document, one paragraph a line."""
-    return ["\n".join(kept) for kept in documents.values()]
+    """A text a document, without newlines: in all that the teacher reads, these stand between turns alone."""
+    return [" ".join(kept) for kept in documents.values()]
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -77,6 +77,14 @@ def test_the_teacher_reads_chats_as_its_student_is_asked(tokenizer: prepare.PreT
     assert tokenizer.decode(told[len(sample) :]) == "\n"
 
 
+def test_newlines_stand_between_turns_alone(splits: dict[str, text.Documents]) -> None:
+    """No text and no turn of a chat has one: a teacher that loses track of a conversation does not open a turn."""
+    training = splits["training"]
+    told = prepare.training_chats(training, seed=0)
+    assert not [one for one in text.running_texts(training) if "\n" in one]
+    assert not [chat for chat in told if "\n" in chat.question + chat.answer]
+
+
 def test_the_teacher_reads_no_chat_from_its_middle(tokenizer: prepare.PreTrainedTokenizerFast) -> None:
     """Wherever a passage is drawn: in running text it begins there, in a chat at the chat's first word."""
     told = [Chat("What is it?", "It is a list."), Chat("And that?", "That is a function of two arguments.")]
