@@ -38,7 +38,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
 from lingu_ray.config import Config, CorpusConfig, RayConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
-from lingu_ray.demo.text import Documents, passages, read_documents, train_tokenizer, training_texts
+from lingu_ray.demo.text import Documents, passages, read_documents, running_texts, train_tokenizer
 from lingu_ray.distill.student import prepare_student
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
@@ -203,7 +203,7 @@ def make_models(folder: Path, layers: int) -> list[str]:
     """Save a random language model with a tokenizer of small vocabulary, and the VLM that a recipe would make of it."""
     torch.manual_seed(0)
     lm, vlm = folder / "SmolLM2-135M, random", folder / "SmolVLM-256M, random"
-    tokenizer = train_tokenizer(training_texts(documents()), WORDS_OF_TOKENIZER)
+    tokenizer = train_tokenizer(running_texts(documents()), WORDS_OF_TOKENIZER)
     LlamaForCausalLM(language_config(layers, tokenizer)).save_pretrained(lm)
     tokenizer.save_pretrained(lm)
     config = Config(

@@ -447,6 +447,7 @@ class DemoConfig(Section):
     teacher_steps: PositiveInt = Field(550, description="steps of 8 × 96 tokens that train the teacher")
     adapt_steps: PositiveInt = Field(300, description="steps that turn it into a VLM, and make it forget")
     cloze_items: PositiveInt = Field(800, description="held-out four-way cloze items")
+    word_items: PositiveInt = Field(500, description="held-out sentences whose next word is asked for, in a chat")
     vision_items: PositiveInt = Field(500, description="held-out image questions of each kind")
 
 

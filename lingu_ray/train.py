@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.progress import quiet_libraries
 
     quiet_libraries()
-    runs = None if config.demo else check(config)  # before Ray starts
+    runs = check(config) if config.demo is None else check_demo(config)  # before Ray starts
     connect(config.ray)
     config = with_demo(config)
     distilled, *control = trainer.run_together(runs or check(config))
@@ -51,6 +51,17 @@ def check(config: Config) -> list[Run]:
     for task in config.evaluation.tasks:
         load_task(task)
     return runs
+
+
+def check_demo(config: Config) -> None:
+    """What can be checked of the demo before Ray starts: its models and data may not be built yet."""
+    from lingu_ray.demo.prepare import filled
+    from lingu_ray.runtime.folder import RunFolder
+    from lingu_ray.runtime.resume import check_settings
+    from lingu_ray.runtime.trainer import check_output
+
+    check_output(config)
+    check_settings(filled(config), RunFolder(config.run_dir))
 
 
 def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, Any] | None:

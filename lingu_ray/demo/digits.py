@@ -17,6 +17,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from lingu_ray.demo.chats import Chat
+
 IMAGE_SIDE = 32  # pixels, enlarged from 8
 HELD_OUT_EVERY = 5  # every fifth image is held out
 
@@ -150,11 +152,11 @@ def _sentence(topic: Topic, chance: random.Random, digits: list[Digit]) -> Quest
     return Question("sentence", f"<image>{chance.choice(topic.questions)}", topic.sentence(digit), (digit.image,))
 
 
-def told_in_words() -> list[str]:
-    """The same questions about digits that are named in words, as chats: what a language model knows of digits."""
+def told_in_words() -> list[Chat]:
+    """The same questions about digits that are named in words: what a language model knows of digits."""
     named = ("The digit {}.", "Here is {}.")
     return [
-        f"User: {name.format(digit.word)} {question}\nAssistant: {topic.sentence(digit)}"
+        Chat(f"{name.format(digit.word)} {question}", topic.sentence(digit))
         for digit in (Digit("", value) for value in range(10))
         for topic in TOPICS
         for question in topic.questions

@@ -1,4 +1,4 @@
-"""Texts of the language-heavy source and of the language tasks, from passages of running words.
+"""Items of the language tasks whose texts are scored, from passages of running words.
 
 The four-way cloze gives one continuation and four contexts, one of them its own: which does it follow? (Choosing among
 four continuations instead would mostly show which of them is likely by itself.)
@@ -12,17 +12,8 @@ from typing import Any
 from lingu_ray.demo.text import Documents, passages
 
 CONTEXT_WORDS, CONTINUATION_WORDS = 12, 12
-PROMPT_WORDS, ANSWER_WORDS = 16, 56
 PERPLEXITY_WORDS, PERPLEXITY_TEXTS = 80, 150
 OPTIONS = 4
-
-
-def reference_texts(documents: Documents) -> list[dict[str, str]]:
-    """Passages cut into a prompt and the text that goes on from it, for a `prompt_completion` source."""
-    return [
-        {"prompt": " ".join(words[:PROMPT_WORDS]), "completion": " ".join(words[PROMPT_WORDS:])}
-        for _, words in passages(documents, PROMPT_WORDS + ANSWER_WORDS)
-    ]
 
 
 def cloze_items(documents: Documents, count: int, seed: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import random
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -19,11 +20,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from lingu_ray.config import Config, DemoConfig
-from lingu_ray.demo import digits, items, text
+from lingu_ray.demo import chats, digits, items, text
+from lingu_ray.demo.chats import Chat
 from lingu_ray.demo.teacher import build_teacher, token_stream, train_teacher
 
+ADAPTED = "adapted"  # the run that makes the student
 SHORT_QUESTIONS, LONG_QUESTIONS = 6000, 3000  # of the training digits
-TOLD = 40  # times that the teacher reads each sentence about a digit named in words: until it can look a digit up
+PASSAGE_CHATS, NEXT_WORDS = 2500, 3000  # that the teacher reads
+TOLD = 20  # times that the teacher reads each sentence about a digit named in words
 
 VISION = {
     "image_size": digits.IMAGE_SIDE,
@@ -52,15 +56,28 @@ def prepare(config: Config) -> Config:
         UserError: this Python carries too little text.
     """
     assert config.demo is not None
-    root = config.output_dir.resolve() / ".demo" / fingerprint(config.demo, config.seed)
+    root = root_of(config)
     data = stage(root / "data", partial(write_data, settings=config.demo, seed=config.seed))
     teacher = stage(root / "teacher", partial(write_teacher, data=data, settings=config.demo, seed=config.seed))
-    student = adapt(config, root, data, teacher)
+    adapt(config, root, data, teacher)
+    return filled(config)
+
+
+def root_of(config: Config) -> Path:
+    """Where the demo's models and data lie, or will lie."""
+    assert config.demo is not None
+    return config.output_dir / ".demo" / fingerprint(config.demo, config.seed)
+
+
+def filled(config: Config) -> Config:
+    """The configuration of the run to make, whether its models and data are built yet or not."""
+    root = root_of(config)
+    data = root / "data"
     return Config.model_validate(
         config.model_dump()
         | {
-            "student": {"path": str(student)},
-            "teacher": config.teacher.model_dump() | {"path": str(teacher)},
+            "student": {"path": str(root / ADAPTED / "export")},
+            "teacher": config.teacher.model_dump() | {"path": str(root / "teacher")},
             "corpus": config.corpus.model_dump() | {"sources": distillation_sources(data)},
             "evaluation": config.evaluation.model_dump() | {"tasks": tasks(data)},
         }
@@ -88,10 +105,15 @@ def stage(folder: Path, make: Callable[[Path], None]) -> Path:
 def write_data(folder: Path, settings: DemoConfig, seed: int) -> None:
     """Tokenizer, text of the three splits, pictures, questions and evaluation items."""
     splits = text.split(text.read_documents())
-    training = text.training_texts(splits["training"]) + digits.told_in_words() * TOLD
-    _write_lines(folder / "training.jsonl", ({"text": one} for one in training))
-    text.train_tokenizer(training, settings.vocabulary).save_pretrained(folder / "tokenizer")
-    _write_lines(folder / "reference.jsonl", items.reference_texts(splits["distillation"]))
+    running, told = text.running_texts(splits["training"]), training_chats(splits["training"], seed)
+    _write_lines(folder / "running.jsonl", ({"text": one} for one in running))
+    _write_lines(folder / "chats.jsonl", (chat.training_record() for chat in told))
+    read = running + [part for chat in told for part in (chat.question, chat.answer)]
+    text.train_tokenizer(read, settings.vocabulary).save_pretrained(folder / "tokenizer")
+    for name, make in (("passages", chats.passage_chats), ("next_words", chats.next_words)):
+        _write_lines(folder / f"{name}.jsonl", (chat.training_record() for chat in make(splits["distillation"], seed)))
+    unread = chats.next_words(splits["held_out"], seed, others_than=(splits["training"], splits["distillation"]))
+    _write_lines(folder / "unread.jsonl", (chat.evaluation_item() for chat in unread[: settings.word_items]))
     _write_lines(folder / "cloze.jsonl", items.cloze_items(splits["held_out"], settings.cloze_items, seed))
     _write_lines(folder / "perplexity.jsonl", items.perplexity_texts(splits["held_out"], seed))
 
@@ -104,27 +126,36 @@ def write_data(folder: Path, settings: DemoConfig, seed: int) -> None:
         _write_lines(folder / f"{name}.jsonl", (question.evaluation_item("images") for question in questions))
 
 
+def training_chats(documents: text.Documents, seed: int) -> list[Chat]:
+    """What the teacher reads of chats, shuffled: of the text, and of digits that are named in words."""
+    read = chats.passage_chats(documents, seed)[:PASSAGE_CHATS] + chats.next_words(documents, seed)[:NEXT_WORDS]
+    read += digits.told_in_words() * TOLD
+    random.Random(seed).shuffle(read)
+    return read
+
+
 def write_teacher(folder: Path, data: Path, settings: DemoConfig, seed: int) -> None:
     """Train the teacher on the training split; writes it with its tokenizer."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(data / "tokenizer")
-    texts = [json.loads(line)["text"] for line in (data / "training.jsonl").read_text().splitlines()]
+    texts = [record["text"] for record in _read_lines(data / "running.jsonl")]
+    told = [Chat(record["prompt"], record["completion"]) for record in _read_lines(data / "chats.jsonl")]
     model = build_teacher(settings, tokenizer, seed)
-    train_teacher(model, token_stream(tokenizer, texts), settings.teacher_steps, seed)
+    train_teacher(model, token_stream(tokenizer, texts, told), settings.teacher_steps, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def adapt(config: Config, root: Path, data: Path, teacher: Path) -> Path:
+def adapt(config: Config, root: Path, data: Path, teacher: Path) -> None:
     """Make a VLM of the teacher by CE alone on questions about digits: it learns to see, and forgets."""
     from lingu_ray.runtime.tracking import tracking_uri
     from lingu_ray.runtime.trainer import run
 
     assert config.demo is not None
     steps = config.demo.adapt_steps
-    return run(
+    run(
         Config.model_validate(
             {
-                "name": "adapted",
+                "name": ADAPTED,
                 "output_dir": root,
                 "seed": config.seed,
                 "student": {"from_teacher": VISION},
@@ -158,18 +189,20 @@ def adapting_sources(data: Path) -> list[dict[str, Any]]:
 def distillation_sources(data: Path) -> list[dict[str, Any]]:
     """The mixture of the demo's main run: text and long answers are language-heavy, short answers are not."""
     return [
-        _source(data, "reference", 0.25, language_heavy=True),
-        # here the labels say more than the teacher, who never saw a digit: CE at full weight, KD at half
-        _source(data, "long", 0.25, language_heavy=True, ce_weight=5.0, kd_weight=0.5),
-        _source(data, "short", 0.5, ce_weight=24.0),  # a few tokens against the many of the text
+        _source(data, "passages", 0.35, language_heavy=True, ce_weight=2.5),
+        _source(data, "next_words", 0.1, language_heavy=True, ce_weight=10.0, kd_weight=10.0),
+        # here the labels say more than the teacher, who never saw a digit: CE at full weight, KD at a tenth
+        _source(data, "long", 0.25, language_heavy=True, ce_weight=8.0, kd_weight=0.1),
+        _source(data, "short", 0.3, ce_weight=24.0),  # a few tokens against the many of the text
     ]
 
 
 def tasks(data: Path) -> list[dict[str, Any]]:
-    """Held-out items: two language tasks and two vision tasks."""
+    """Held-out items: language scored (cloze, perplexity) and spoken (next words), and answers about pictures."""
     return [
         {"name": "cloze", "kind": "language", "type": "multiple_choice", "path": str(data / "cloze.jsonl")},
         {"name": "perplexity", "kind": "language", "type": "perplexity", "path": str(data / "perplexity.jsonl")},
+        {"name": "next_word", "kind": "language", "type": "exact_match", "path": str(data / "unread.jsonl")},
         *(
             {"name": name, "kind": "vision", "type": "exact_match", "path": str(data / f"{name}.jsonl")}
             | {"max_new_tokens": longest}
@@ -180,3 +213,7 @@ def tasks(data: Path) -> list[dict[str, Any]]:
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lingu_ray.config import DemoConfig
+from lingu_ray.demo.chats import Chat
 from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import Progress
 
@@ -38,14 +40,38 @@ def build_teacher(settings: DemoConfig, tokenizer: PreTrainedTokenizerFast, seed
     )
 
 
-def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """All texts in one int64 sequence `[T]`, an end-of-text token after each."""
-    end = [tokenizer.eos_token_id]
-    return torch.tensor([token for ids in tokenizer(texts).input_ids for token in ids + end])
+@dataclass(frozen=True)
+class Stream:
+    """All that the teacher reads in one sequence: `ids_T` int64, an end-of-text token after each text.
+
+    A training passage drawn at `t` begins at `begin_T[t]` (int64): anywhere in running text, but never inside a chat. A
+    model that reads half chats learns that "Assistant:" may come at any time, and says so.
+    """
+
+    ids_T: Tensor
+    begin_T: Tensor
 
 
-def train_teacher(model: LlamaForCausalLM, ids_T: Tensor, steps: int, seed: int) -> list[float]:
-    """Train on random passages of the token stream `ids_T` (int64); returns the loss of every step, nats per token.
+def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], chats: list[Chat]) -> Stream:
+    """Running texts, then chats as the tokenizer's template writes them."""
+    ids: list[int] = []
+    begin: list[int] = []
+    for one in tokenizer(texts).input_ids:
+        ids += [*one, tokenizer.eos_token_id]
+        begin += range(len(begin), len(ids))
+    for one in tokenizer(chat_texts(tokenizer, chats)).input_ids:
+        begin += [len(ids)] * len(one)
+        ids += one
+    return Stream(torch.tensor(ids), torch.tensor(begin))
+
+
+def chat_texts(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[str]:
+    """Each chat in the template that the tokenizer brings, its end of turn included."""
+    return [str(tokenizer.apply_chat_template(chat.messages(), tokenize=False)) for chat in chats]
+
+
+def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int) -> list[float]:
+    """Train on random passages of the stream; returns the loss of every step, nats per token.
 
     Muon for the layers' matrices and AdamW for the rest: with a few hundred steps to spend, it gets about twice as far
     as AdamW alone. Both decay linearly to 0.
@@ -60,11 +86,13 @@ def train_teacher(model: LlamaForCausalLM, ids_T: Tensor, steps: int, seed: int)
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     progress = Progress("teacher", steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small gain nothing from more, which wait for each other on a busy machine
     model.train()
     for step in range(steps):
         begin = time.perf_counter()
-        start_B1 = torch.randint(len(ids_T) - PASSAGE, (PASSAGES_PER_STEP, 1), generator=generator)
-        ids_BT = ids_T[start_B1 + torch.arange(PASSAGE)]
+        start_B1 = torch.randint(len(stream.ids_T) - PASSAGE, (PASSAGES_PER_STEP, 1), generator=generator)
+        ids_BT = stream.ids_T[stream.begin_T[start_B1] + torch.arange(PASSAGE)]
         loss = model(input_ids=ids_BT, labels=ids_BT).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -75,6 +103,7 @@ def train_teacher(model: LlamaForCausalLM, ids_T: Tensor, steps: int, seed: int)
         losses.append(loss.item())
         progress.show(_record(step + 1, losses[-1], ids_BT.numel() / (time.perf_counter() - begin)))
     progress.close()
+    torch.set_num_threads(threads)
     model.eval()
     return losses
 

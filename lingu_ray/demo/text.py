@@ -18,6 +18,7 @@ from pydoc_data.topics import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lingu_ray.distill.student import PLAIN
 from lingu_ray.errors import UserError
 
 Documents = dict[str, list[str]]
@@ -103,19 +104,16 @@ def _size(documents: Documents) -> int:
     return sum(len(paragraph) for kept in documents.values() for paragraph in kept)
 
 
-def training_texts(documents: Documents) -> list[str]:
-    """A text a document, one paragraph a line; every fourth document as chats, where one paragraph answers another."""
-    texts = []
-    for index, kept in enumerate(documents.values()):
-        if index % 4 == 0:
-            texts += [f"User: {asked}\nAssistant: {said}" for asked, said in zip(kept[::2], kept[1::2], strict=False)]
-        else:
-            texts.append("\n".join(kept))
-    return texts
+def running_texts(documents: Documents) -> list[str]:
+    """A text a document, without newlines: in all that the teacher reads, these stand between turns alone."""
+    return [" ".join(kept) for kept in documents.values()]
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `vocabulary` tokens, the 256 bytes and the end-of-text token among them."""
+    """Byte-level BPE of `vocabulary` tokens, the 256 bytes and the end-of-text token among them.
+
+    It brings the chat template that a VLM made of the teacher is given: so both are asked alike.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -127,7 +125,11 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFas
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+        tokenizer_object=bpe,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        chat_template=PLAIN,
     )
 
 

@@ -8,13 +8,16 @@ import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
+from lingu_ray.demo.digits import TOPICS, WORDS, Digit
+from lingu_ray.evaluation.items import read_items
 from lingu_ray.runtime.tracking import COMMAND
 
 pytestmark = pytest.mark.slow
 
 SHORT = [
-    "demo.teacher_steps=30", "demo.adapt_steps=12", "demo.cloze_items=40", "demo.vision_items=40",
-    "train.steps=6", "train.validate_every=0", "corpus.rows=120", "evaluation.bootstrap=100",
+    "demo.hidden_size=96", "demo.heads=3", "demo.layers=2", "demo.teacher_steps=150", "demo.adapt_steps=25",
+    "demo.cloze_items=40", "demo.word_items=40", "demo.vision_items=40",
+    "train.steps=20", "train.validate_every=0", "train.sample_every=20", "corpus.rows=400", "evaluation.bootstrap=100",
 ]  # fmt: skip
 
 
@@ -38,7 +41,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     printed = demo(tmp_path)
     run = tmp_path / "demo"
     recovery = json.loads((run / "report" / "recovery.json").read_text())
-    assert set(recovery["tasks"]) == {"cloze", "perplexity", "digits", "sentences"}
+    assert set(recovery["tasks"]) == {"cloze", "perplexity", "next_word", "digits", "sentences"}
     assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
     assert recovery["summary"]["verdict"] in printed
     page = (run / "report" / "report.html").read_text()
@@ -61,7 +64,25 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     made = [*tmp_path.glob(".demo/*/teacher/model.safetensors"), *tmp_path.rglob("export/model.safetensors"),
             *tmp_path.rglob("shard-*.parquet"), *(run / "report" / "items").iterdir()]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in made}
-    assert len(before) >= 6 + 14  # teacher; adapted, distilled, control; two corpora; four tasks on the models that can
+    assert len(before) >= 6 + 18  # teacher; adapted, distilled, control; two corpora; five tasks on the models that can
     assert recovery["summary"]["verdict"] in demo(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in made} == before
     assert {one.info.run_id for one in tracked(tmp_path).values()} == {one.info.run_id for one in runs.values()}
+
+    check_what_is_said(run)
+
+
+def check_what_is_said(run):
+    """Asked about text in its chat template, the distilled model writes no turn of its own and names no digit.
+
+    Newlines stand between turns alone: one in an answer is where the next turn begins.
+    """
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    said = [sample["answer"] for sample in samples if "<image>" not in sample["question"]]
+    asked = read_items(run / "report", "next_word", "distilled")
+    assert said and asked is not None
+    said += asked["prediction"]
+    assert not [answer for answer in said if any(mark in answer for mark in ("\n", "User:", "Assistant:"))]
+    of_digits = {topic.sentence(Digit("", value)) for topic in TOPICS for value in range(10)}
+    of_digits |= {*WORDS, "odd", "even", "first", "second", *map(str, range(20))}
+    assert not of_digits.intersection(said)

@@ -13,7 +13,16 @@ from lingu_ray.corpus.forms import prompt_completion
 from lingu_ray.demo import prepare, teacher
 from lingu_ray.evaluation.tasks.load import load_task
 
-SMALL = DemoConfig(hidden_size=32, heads=1, layers=1, vocabulary=400, teacher_steps=30, cloze_items=50, vision_items=20)
+SMALL = DemoConfig(
+    hidden_size=32,
+    heads=1,
+    layers=1,
+    vocabulary=400,
+    teacher_steps=30,
+    cloze_items=50,
+    word_items=20,
+    vision_items=20,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +36,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_teacher_learns_and_is_reproducible(data: Path, tmp_path: Path) -> None:
     """A few steps lower the loss well below that of guessing, and the same seed gives the same weights."""
     tokenizer = prepare.PreTrainedTokenizerFast.from_pretrained(data / "tokenizer")
-    lines = (data / "training.jsonl").read_text().splitlines()[:40]
-    ids_T = teacher.token_stream(tokenizer, [json.loads(line)["text"] for line in lines])
+    lines = (data / "running.jsonl").read_text().splitlines()[:40]
+    told = [prepare.Chat("What is it?", "It is a list.")]
+    stream = teacher.token_stream(tokenizer, [json.loads(line)["text"] for line in lines], told)
     models = []
     for _ in range(2):
         models.append(teacher.build_teacher(SMALL, tokenizer, seed=0))
-        losses = teacher.train_teacher(models[-1], ids_T, steps=SMALL.teacher_steps, seed=0)
+        losses = teacher.train_teacher(models[-1], stream, steps=SMALL.teacher_steps, seed=0)
     assert losses[-1] < losses[0] - 1
     states = [model.state_dict() for model in models]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -47,7 +57,7 @@ def test_sources_and_tasks_are_what_the_other_rooms_read(data: Path) -> None:
                 assert all((data / "images" / image).is_file() for image in draft.images)
     evaluation = EvaluationConfig.model_validate({"tasks": prepare.tasks(data)})
     counts = {task.name: len(load_task(task).items) for task in evaluation.tasks}
-    assert counts == {"cloze": 50, "perplexity": 150, "digits": 20, "sentences": 20}
+    assert counts == {"cloze": 50, "perplexity": 150, "next_word": 20, "digits": 20, "sentences": 20}
 
 
 def test_fingerprint_follows_settings_and_seed() -> None:
