@@ -84,3 +84,10 @@ def write_settings(path: Path, data: Path, output_dir: Path, **overrides: Any) -
     """The settings as a YAML file, for the command line."""
     path.write_text(yaml.safe_dump(settings(data, output_dir, **overrides)))
     return path
+
+
+def workers_started() -> int:
+    """How many training workers this Ray has had, dead ones included."""
+    from ray._private.state import actors
+
+    return sum(actor["ActorClassName"] == "RayTrainWorker" for actor in actors().values())

@@ -18,7 +18,7 @@ from typing import Any
 from ray import tune
 
 from lingu_ray.config import Config
-from lingu_ray.errors import Interrupted
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
 from lingu_ray.evaluation.scores import reasons_of
@@ -75,11 +75,14 @@ class Trial(tune.Trainable):
         self.run: Run | None = None
 
     def step(self) -> dict[str, Any]:
-        """Go on, and note why where that fails; Tune may try again."""
+        """Train on, and note why where that fails; Tune may try again, but not what the user has to mend."""
         try:
             return self.advance()
         except Interrupted:
             raise
+        except UserError as error:
+            self.note(state="failed", error=reason(error))
+            return self.result(done=True)
         except Exception as error:
             self.note(state="failed", error=reason(error))
             raise

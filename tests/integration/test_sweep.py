@@ -6,6 +6,7 @@ import json
 import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from tinyrun import workers_started
 from tinysweep import write_adapted_and_tasks, write_base, write_space
 
 from lingu_ray.cli import load_yaml
@@ -55,12 +56,14 @@ def finished(ray_cluster, tasks, output) -> SweepFolder:
     """Two good cases, and one whose learning rate breaks the training; workers of a whole CPU of two."""
     broken = {"train.learning_rates.decoder": 1e30}
     cases = {"much": {"distill.w_kd": 1}, "little": {"distill.w_kd": 0.5}, "broken": broken}
-    settings = {"ray.cpus_per_worker": 1, "ray.max_failures": 0}
-    return run(tasks, output, "cases", search={}, cases=cases, retries=1, settings=settings)
+    before = workers_started()
+    folder = run(tasks, output, "cases", search={}, cases=cases, retries=1, settings={"ray.cpus_per_worker": 1})
+    assert workers_started() == before + len(cases)  # what only the user can mend is not tried again
+    return folder
 
 
 def test_trials_end_and_failures_are_marked(finished):
-    """Good trials are measured; a broken one is tried again, marked with its reason, and sinks nothing."""
+    """Good trials are measured; a broken one is marked with its reason, not tried again, and sinks nothing."""
     outcomes = {outcome.case: outcome for outcome in read_outcomes(finished.trials)}
     assert len(outcomes) == 3
     for good in (outcomes["much"], outcomes["little"]):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from safetensors.torch import load_file
-from tinyrun import config
+from tinyrun import config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray.config import Config
@@ -148,13 +148,6 @@ def test_more_steps_extend_a_finished_run(finished, data, output):
     whole = longer.train.learning_rates.decoder
     assert [r["lr"] for r in steps[4:]] == [pytest.approx(whole * lr_factor(s, longer.train)) for s in (4, 5)]
     assert any(not torch.equal(first[name], tensor) for name, tensor in weights(longer).items())
-
-
-def workers_started() -> int:
-    """How many training workers this Ray has had, dead ones included."""
-    from ray._private.state import actors
-
-    return sum(actor["ActorClassName"] == "RayTrainWorker" for actor in actors().values())
 
 
 def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output):
