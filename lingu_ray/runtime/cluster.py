@@ -15,6 +15,9 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 # by then. Writing to new ones takes several times as long. A cluster started elsewhere wants it in its own environment.
 os.environ.setdefault("RAY_free_objects_batch_size", "1")
 
+# A run has more processes than a small machine has cores, most of them waiting: four times this number is warned of.
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
+
 import grpc
 import ray
 
