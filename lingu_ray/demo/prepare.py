@@ -189,11 +189,11 @@ def adapting_sources(data: Path) -> list[dict[str, Any]]:
 def distillation_sources(data: Path) -> list[dict[str, Any]]:
     """The mixture of the demo's main run: text and long answers are language-heavy, short answers are not."""
     return [
-        _source(data, "passages", 0.35, language_heavy=True, ce_weight=2.5),
+        _source(data, "passages", 0.4, language_heavy=True, ce_weight=3.0),
         _source(data, "next_words", 0.1, language_heavy=True, ce_weight=10.0, kd_weight=10.0),
         # here the labels say more than the teacher, who never saw a digit: CE at full weight, KD at a tenth
-        _source(data, "long", 0.25, language_heavy=True, ce_weight=8.0, kd_weight=0.1),
-        _source(data, "short", 0.3, ce_weight=24.0),  # a few tokens against the many of the text
+        _source(data, "long", 0.25, language_heavy=True, ce_weight=4.0, kd_weight=0.1),
+        _source(data, "short", 0.25, ce_weight=24.0),  # a few tokens against the many of the text
     ]
 
 
