@@ -30,8 +30,9 @@ class SweepFolder:
         return self.root / ".tune"
 
     def traceback(self, trial: str) -> Path:
-        """What Ray Tune wrote of the error that ended a trial."""
-        return self.tune / TUNE_NAME / trial / "error.txt"
+        """What Ray Tune wrote of the error that ended a trial; its own folder where its `UserError` says all."""
+        written = self.tune / TUNE_NAME / trial / "error.txt"
+        return written if written.exists() else self.trials / trial
 
     @property
     def report(self) -> Path:

@@ -70,7 +70,7 @@ def check_trials(folder: SweepFolder) -> None:
     what = f"all {count} trials of {name} failed, the first" if count > 1 else f"the only trial of {name} failed"
     raise UserError(
         f"{what} ({first.trial}) with: {first.error}\n"
-        f"Its traceback: {folder.traceback(first.trial)}\n"
+        f"Look at {folder.traceback(first.trial)}\n"
         f"Correct the cause, remove {folder.root}, and run the command again."
     )
 

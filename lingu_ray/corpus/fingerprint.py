@@ -55,8 +55,8 @@ def source_content(source: SourceConfig, pieces: list[Piece]) -> str:
     try:
         files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.form) for path in paths]
         return combined([*files, *(_image(path) for path in _named_images(source, pieces))])
-    except UNREADABLE as error:
-        raise UserError(f"source {source.name}: cannot be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
 
 
 def _file(path: str, blocks: int, form: str) -> str:
@@ -73,13 +73,17 @@ def _named_images(source: SourceConfig, pieces: list[Piece]) -> Iterator[Path]:
     if source.form == "image_folder":  # its files are the images
         return
     for piece in evenly(pieces, SAMPLED_PIECES):
-        for _, record in itertools.islice(piece.records(), SAMPLED_RECORDS):
+        try:
+            records = [record for _, record in itertools.islice(piece.records(), SAMPLED_RECORDS)]
+        except UNREADABLE as error:
+            raise UserError(f"source {source.name}: {piece.path} cannot be read: {error}") from error
+        for record in records:
             if isinstance(record, BadRecord):
                 continue
             try:
                 references = [image for draft in FORMS[source.form](record, source) for image in draft.images]
-            except BadRecord:
-                continue  # the build rejects it, by name
+            except Exception:
+                continue  # whatever a form makes of a record, the build tells
             yield from (image_folder(source, piece) / image for image in references if isinstance(image, str))
 
 

@@ -111,5 +111,5 @@ def test_a_damaged_file_is_named(tmp_path, processor_dir, ray_cluster, kind):
 
 def test_unknown_source(tmp_path, processor_dir, ray_cluster):
     """A path at which there is nothing ends the build before any work, naming source and path."""
-    with pytest.raises(UserError, match=r"source words: no data found at .*gone.jsonl"):
+    with pytest.raises(UserError, match=r"source words: no such file or folder: .*gone.jsonl"):
         build_corpus(config(tmp_path, tmp_path / "gone.jsonl"), processor_dir)

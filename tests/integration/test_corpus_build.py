@@ -94,7 +94,7 @@ def test_a_corpus_holds_every_good_row_once(tmp_path, processor_dir, caplog):
         "validation": 5,
         "distill": True,
     }
-    assert "words: 120 read, 0 rejected, 0 truncated, 5 for validation, 115 used (1.00 passes)" in caplog.text
+    assert "words: 120 read, 0 rejected, 0 truncated, 5 held out for validation, 115 to train on" in caplog.text
 
 
 def test_weights_hold_in_every_prefix_and_small_sources_repeat(tmp_path, processor_dir):
@@ -126,7 +126,7 @@ def test_any_number_of_blocks_gives_the_same_corpus(tmp_path, processor_dir, mon
     for number, (line_bytes, blocks) in enumerate(((1 << 20, None), (500, None), (3000, 7), (1 << 20, 30))):
         monkeypatch.setattr(pieces, "LINES_BYTES", line_bytes)
         monkeypatch.setattr(
-            build, "draft", lambda t, n=blocks: draft(t).repartition(n).materialize() if n else draft(t)
+            build, "draft", lambda t, f, n=blocks: draft(t, f).repartition(n).materialize() if n else draft(t, f)
         )
         settings = config(tmp_path, sources, cache_dir=tmp_path / str(number))
         folder = build_corpus(settings, processor_dir).folder

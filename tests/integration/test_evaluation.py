@@ -156,7 +156,9 @@ def test_a_second_evaluation_asks_nothing(models: dict[str, Path], settings: Eva
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "items").iterdir()}
     evaluate(copies, settings, tmp_path / "out")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    os.utime(copies["adapted"] / "model.safetensors")
+    os.utime(copies["teacher"] / "model.safetensors")  # touched, and still the same model
+    config = copies["adapted"] / "config.json"
+    config.write_text(config.read_text() + "\n")
     evaluate(copies, settings, tmp_path / "out")
     changed = {path.name for path in kept if path.stat().st_mtime_ns != kept[path]}
     assert changed == {f"{task.name}.adapted.parquet" for task in settings.tasks}

@@ -132,14 +132,13 @@ def test_compare_folders_and_experiment(finished, output, capsys):
 
 
 def test_a_sweep_whose_trials_all_fail_is_an_error(ray_cluster, tasks, output):
-    """The command ends with the first reason and where its traceback lies; page and MLflow say failed too."""
+    """The command ends with the first reason and the trial's folder; page and MLflow say failed too."""
     settings = {"ray.max_failures": 0, "train.learning_rates.decoder": 1e30}
     with pytest.raises(UserError, match=r"the only trial of hopeless failed.*gradient is not finite") as caught:
         run(tasks, output, "hopeless", search={"distill.w_kd": {"grid": [1]}}, retries=0, settings=settings)
     folder = SweepFolder(output / "hopeless")
     (outcome,) = read_outcomes(folder.trials)
-    assert str(folder.traceback(outcome.trial)) in str(caught.value)
-    assert "gradient is not finite" in folder.traceback(outcome.trial).read_text()
+    assert str(folder.trials / outcome.trial) in str(caught.value)
     assert "every trial failed" in (folder.report / "sweep.html").read_text()
     pointer = json.loads((folder.root / "mlflow.json").read_text())
     assert mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"]).info.status == "FAILED"
