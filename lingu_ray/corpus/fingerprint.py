@@ -17,7 +17,7 @@ from typing import Any
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.content import BLOCKS, combined, file_identity
 from lingu_ray.corpus.forms import FORMS, BadRecord
-from lingu_ray.corpus.pieces import UNREADABLE, Piece, evenly, image_folder
+from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, evenly, image_folder
 from lingu_ray.errors import UserError
 
 VERSION = 2  # of what a build writes; a new one makes every corpus be built anew
@@ -26,7 +26,7 @@ NOT_OF_THE_ORDER = {"sources", "cache_dir", "if_changed"}
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count
-SAMPLED_PIECES, SAMPLED_RECORDS = 16, 2  # whose images are looked at
+SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are looked at: the first records of some files
 
 
 def fingerprint(
@@ -69,22 +69,28 @@ def _file(path: str, blocks: int, form: str) -> str:
 
 
 def _named_images(source: SourceConfig, pieces: list[Piece]) -> Iterator[Path]:
-    """Images that a sample of the records refers to by path."""
+    """Images that the first records of a sample of the files refer to by path, however the files are cut."""
     if source.form == "image_folder":  # its files are the images
         return
-    for piece in evenly(pieces, SAMPLED_PIECES):
-        try:
-            records = [record for _, record in itertools.islice(piece.records(), SAMPLED_RECORDS)]
-        except UNREADABLE as error:
-            raise UserError(f"source {source.name}: {piece.path} cannot be read: {error}") from error
-        for record in records:
-            if isinstance(record, BadRecord):
-                continue
+    of_files = [list(of_file) for _, of_file in itertools.groupby(pieces, key=lambda piece: piece.path)]
+    for of_file in evenly(of_files, SAMPLED_FILES):
+        folder = image_folder(source, of_file[0])
+        for record in _first_records(source, of_file):
             try:
                 references = [image for draft in FORMS[source.form](record, source) for image in draft.images]
             except Exception:
                 continue  # whatever a form makes of a record, the build tells
-            yield from (image_folder(source, piece) / image for image in references if isinstance(image, str))
+            yield from (folder / image for image in references if isinstance(image, str))
+
+
+def _first_records(source: SourceConfig, pieces: list[Piece]) -> list[Record]:
+    """Those of a file that can be read."""
+    numbered = itertools.chain.from_iterable(piece.records() for piece in pieces)
+    try:
+        first = [record for _, record in itertools.islice(numbered, SAMPLED_RECORDS)]
+    except UNREADABLE as error:
+        raise UserError(f"source {source.name}: {pieces[0].path} cannot be read: {error}") from error
+    return [record for record in first if not isinstance(record, BadRecord)]
 
 
 def _image(path: Path) -> str:
