@@ -42,8 +42,8 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         print(stopped)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept", file=sys.stderr)
-        sys.exit(130)
+        print("stopped; what was finished is kept", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: a Ray that is half started can take minutes to shut down, and ends with this process
     except BrokenPipeError:  # whoever read the output has enough of it: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -24,6 +24,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
 from lingu_ray.distill.student import prepare_student
 from lingu_ray.errors import Interrupted, UserError, user_error
+from lingu_ray.interrupt import ended_by_interrupt
 from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, Tail
@@ -63,8 +64,9 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
     `Interrupted` after Ctrl-C (checkpoints are written).
     """
     waiting = [run for run in runs if not run.finished]
-    for run in waiting:
-        run.prepare()
+    with ended_by_interrupt():
+        for run in waiting:
+            run.prepare()
     if waiting and room_for_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
         _fit(waiting)
     else:
