@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
-from lingu_ray.demo.digits import TOPICS, WORDS, Digit
+from lingu_ray.demo.chats import NEXT_WORDS
 from lingu_ray.evaluation.items import read_items
 from lingu_ray.runtime.tracking import COMMAND
 
@@ -73,16 +73,14 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
 
 
 def check_what_is_said(run):
-    """Asked about text in its chat template, the distilled model writes no turn of its own and names no digit.
+    """Asked about text in its chat template, the distilled model opens no turn; asked for a word, it says one and ends.
 
-    Newlines stand between turns alone: one in an answer is where the next turn begins.
+    Newlines stand between turns alone: one in an answer is where the next turn begins. The adapted model names digits.
     """
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     said = [sample["answer"] for sample in samples if "<image>" not in sample["question"]]
-    asked = read_items(run / "report", "next_word", "distilled")
-    assert said and asked is not None
-    said += asked["prediction"]
-    assert not [answer for answer in said if any(mark in answer for mark in ("\n", "User:", "Assistant:"))]
-    of_digits = {topic.sentence(Digit("", value)) for topic in TOPICS for value in range(10)}
-    of_digits |= {*WORDS, "odd", "even", "first", "second", *map(str, range(20))}
-    assert not of_digits.intersection(said)
+    words = {model: read_items(run / "report", "next_word", model)["prediction"] for model in ("adapted", "distilled")}
+    assert said
+    assert not [one for one in said + words["distilled"] if any(mark in one for mark in ("\n", "User:", "Assistant:"))]
+    assert set(words["distilled"]) <= set(NEXT_WORDS)
+    assert not set(words["adapted"]) <= set(NEXT_WORDS)
