@@ -15,7 +15,7 @@ from tinyrun import write_settings
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.metrics import read_records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 TRAIN = {"steps": 40, "checkpoint_every": 8, "validate_every": 0, "sample_every": 0}
 
@@ -31,7 +31,7 @@ def start(data, output, name):
 
 def wait_for_step(process, output, name, step):
     """Wait until the run has done `step` steps."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         records = read_records(output / name / "metrics.jsonl")
         if records and records[-1]["step"] >= step:
@@ -43,7 +43,7 @@ def wait_for_step(process, output, name, step):
 
 def finish(process):
     """Wait for the end; returns what was printed."""
-    printed, _ = process.communicate(timeout=180)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     return printed
 
@@ -86,7 +86,7 @@ def test_interrupted_then_killed_then_finished(data, output):
     process = start(data, output, "stopped")
     wait_for_step(process, output, "stopped", 4)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=240)
     assert process.returncode == 130 and "run the same command again to go on" in printed, printed
     saved = checkpoints(folder / "checkpoints")[-1][1].step
     assert saved >= 4 and saved == read_records(folder / "metrics.jsonl")[-1]["step"]
@@ -94,7 +94,7 @@ def test_interrupted_then_killed_then_finished(data, output):
     process = start(data, output, "stopped")
     wait_for_step(process, output, "stopped", saved + 2)
     os.killpg(process.pid, signal.SIGTERM)  # as a batch system does; Ray's own processes have groups of their own
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=240)
     assert process.returncode == 130 and "run the same command again to go on" in printed, printed
     assert checkpoints(folder / "checkpoints")[-1][1].step >= saved + 2
 
@@ -120,7 +120,7 @@ def test_interrupted_before_the_first_step(data, output):
             break
     time.sleep(1.5)
     os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=240)
     assert process.returncode == 130 and printed.strip().splitlines()[-1] == "stopped; what was finished is kept"
     assert "Traceback" not in printed
 
