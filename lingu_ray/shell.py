@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from os.path import abspath
 from pathlib import Path
 
-SQLITE = "sqlite:///"
+from lingu_ray.paths import absolute, tracking_uri
 
 
 def shell_word(value: Path | str) -> str:
@@ -14,11 +13,11 @@ def shell_word(value: Path | str) -> str:
 
     Any other string (a hub id, the address of a server) stays as it is, up to quotes.
     """
-    if isinstance(value, str) and value.startswith(SQLITE):
-        value = SQLITE + abspath(value.removeprefix(SQLITE))
-    return shlex.quote(abspath(value) if isinstance(value, Path) else value)
+    if isinstance(value, str) and value.startswith("sqlite:///"):
+        value = tracking_uri(value)
+    return shlex.quote(str(absolute(value)) if isinstance(value, Path) else value)
 
 
 def model_word(name: str, model: str) -> str:
     """`name=model` as one word: a model that is a local file or folder is made absolute, a hub id stays."""
-    return shell_word(f"{name}={abspath(model) if Path(model).exists() else model}")
+    return shell_word(f"{name}={absolute(model) if Path(model).exists() else model}")

@@ -96,7 +96,7 @@ def control_of(config: Config) -> Config:
     tracking = {
         "uri": tracking_uri(config),
         "run_name": f"{config.tracking.run_name or config.name}/control",
-        "parent": config.run_dir.resolve(),
+        "parent": config.run_dir,
     }
     return config.model_copy(
         update={
