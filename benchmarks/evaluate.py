@@ -192,7 +192,7 @@ def choices(text: str, others: list[str]) -> list[ScoreRequest]:
 
 
 def picture(seed: int) -> bytes:
-    """A JPEG of coloured fields."""
+    """A JPEG of colored fields."""
     fields = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(fields).resize((IMAGE_SIDE, IMAGE_SIDE)).save(buffer, "JPEG")

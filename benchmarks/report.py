@@ -50,10 +50,10 @@ class Timing:
 
 def seconds_of(function: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, the GPU's work included."""
-    synchronise()
+    synchronize()
     begin = time.perf_counter()
     function()
-    synchronise()
+    synchronize()
     return time.perf_counter() - begin
 
 
@@ -105,7 +105,7 @@ def measure_between(
             before = after
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """Wait until the GPU, where there is one, has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

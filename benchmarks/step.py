@@ -2,7 +2,7 @@
 
     python -m benchmarks.step --out docs/performance
 
-Each way takes one optimiser step over the same micro-batches of image questions, all of them distilled: the worst case
+Each way takes one optimizer step over the same micro-batches of image questions, all of them distilled: the worst case
 for the teacher. The decoder has SmolLM2-135M's shapes with random weights; the vision tower is kept small, so that the
 student's own work does not hide the teacher's. Rows:
 
@@ -70,7 +70,7 @@ def main() -> None:
 def plot(rows: list[Row], path: Path) -> None:
     """A bar a way."""
     ways = [row["way"].replace("_", "\n") for row in rows]
-    heights = {"one optimiser step": [row["ratio_to_sft"] for row in rows]}
+    heights = {"one optimizer step": [row["ratio_to_sft"] for row in rows]}
     plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, heights, ("plain fine-tuning", 1.0))
 
 
@@ -114,7 +114,7 @@ def _measure(settings: Row) -> Iterator[Measured]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings["precision"]
     student = _student(settings).to(device)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
     batches = [_micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
     with tempfile.TemporaryDirectory() as folder:
         _teacher(settings).save_pretrained(folder)
@@ -125,23 +125,23 @@ def _measure(settings: Row) -> Iterator[Measured]:
         def way(teacher: TeacherClient | None, look_ahead: int = 0) -> Callable[[], None]:
             config = _config(folder, "actor", look_ahead, precision)
             micro_batches = MicroBatches(config, Student(student), teacher, device)
-            return lambda: _step(micro_batches, batches, optimiser)
+            return lambda: _step(micro_batches, batches, optimizer)
 
         full = MicroBatches(_config(folder, "actor", 0, precision), Student(student), _FullSequence(local), device)
         ways = {
-            "full_sequence": lambda: _full_sequence_step(full, batches, optimiser),
-            "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimiser, local),
+            "full_sequence": lambda: _full_sequence_step(full, batches, optimizer),
+            "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimizer, local),
             "in_process": way(InProcessTeacher(local)),
             **{f"actor_{ahead}": way(actor, ahead) for ahead in (0, 1, 2)},
         }
         yield from measure_between(way(None), {name: ways[name] for name in settings["ways"]}, settings["repeats"])
 
 
-def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer) -> None:
+def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer) -> None:
     plans = [micro_batches.plan(batch) for batch in batches]
     micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class _FullSequence(InProcessTeacher):
@@ -159,7 +159,7 @@ class _FullSequence(InProcessTeacher):
 
 
 def _full_sequence_step(
-    micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer
+    micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer
 ) -> None:
     """As `_step`, the teacher reading every micro-batch whole."""
     teacher: Any = micro_batches.teacher
@@ -169,12 +169,12 @@ def _full_sequence_step(
         predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
         teacher.hidden_MD = teacher.read(batch)[predicts_BT]
         micro_batches.run([batch], [plan], weights)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _all_logits_step(
-    micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer, teacher: Teacher
+    micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer, teacher: Teacher
 ) -> None:
     """Logits of every position on both sides, then cross-entropy and KL on the answers (TRL's GKD trainer)."""
     reader: Any = micro_batches.teacher
@@ -192,8 +192,8 @@ def _all_logits_step(
         labels_N = inputs.input_ids_BT.roll(-1, 1)[predicts_BT]
         kd = F.kl_div(log_s_NV[:, :shared].log_softmax(-1), log_t_NU, reduction="batchmean", log_target=True)
         ((F.cross_entropy(log_s_NV, labels_N) + kd) / len(batches)).backward()
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _student(settings: Row) -> Idefics3ForConditionalGeneration:

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
-from lingu_ray.evaluation.tasks.catalogue import complete
+from lingu_ray.evaluation.tasks.catalog import complete
 from lingu_ray.evaluation.tasks.templates import compile_template
 from lingu_ray.paths import DataPath, LocalFolder, LocalPath, ModelPath, TaskPath, TrackingUri
 
@@ -296,10 +296,10 @@ class LoraConfig(Section):
 
 
 class TrainConfig(Section):
-    """The optimisation."""
+    """The optimization."""
 
-    steps: PositiveInt = Field(1000, description="optimiser steps")
-    rows_per_step: PositiveInt = Field(32, description="rows of one optimiser step, over all workers")
+    steps: PositiveInt = Field(1000, description="optimizer steps")
+    rows_per_step: PositiveInt = Field(32, description="rows of one optimizer step, over all workers")
     tokens_per_micro_batch: PositiveInt = Field(8192, description="tokens a forward pass may hold, padding included")
     packing: bool = Field(
         False, description="several samples in one row instead of padding; none sees another; pays with flash attention"
@@ -415,7 +415,7 @@ class EvaluationConfig(Section):
     """What is measured after training, on teacher, adapted, CE-only and distilled model."""
 
     tasks: tuple[Annotated[TaskConfig, BeforeValidator(complete)], ...] = Field(
-        (), description="names of the catalogue, lm_eval/NAME, or sections; empty: no evaluation"
+        (), description="names of the catalog, lm_eval/NAME, or sections; empty: no evaluation"
     )
     engine: Literal["auto", "vllm", "transformers"] = Field(
         "auto", description="auto: vLLM where it is installed and can serve every model, else Transformers"

@@ -3,7 +3,7 @@
 FOLDER_OR_FILE is a GGUF file, or a folder that holds exactly one; OUT is the folder to write.
 
 Transformers reads GGUF by itself (with the packages `gguf` and `accelerate`), but refuses to save what it read so;
-here the weights go into a fresh model of the same class. Quantised weights are dequantised: what quantising lost stays
+here the weights go into a fresh model of the same class. Quantized weights are dequantized: what quantizing lost stays
 lost.
 """
 

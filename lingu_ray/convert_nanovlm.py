@@ -8,7 +8,7 @@ shuffle, a linear projector, Llama. For the same ids and pixels the logits are t
 
 **Weights.** The tower's fused q, k and v are split. Both fold patches in the same order (row, column, channel), so the
 projector stays as it is. nanoVLM shows its tower pixels in [0, 1]; Idefics3 takes an image that is 0 everywhere for
-padding and would lose a black tile. So pixels are normalised to [-1, 1], and the patch embedding is rewritten to match.
+padding and would lose a black tile. So pixels are normalized to [-1, 1], and the patch embedding is rewritten to match.
 
 **Prompt.** Where nanoVLM writes `<row_1_col_1>`, Idefics3's processor and vLLM write
 `<fake_token_around_image><row_1_col_1>`: nanoVLM's tokens keep their ids under these longer names. The order of the

@@ -5,7 +5,7 @@ python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores eng
 
 MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. The names teacher,
             adapted, ce_only and distilled enter recovery and retention; others are measured beside them.
-tasks=…     names of the catalogue (--help catalogue) or lm_eval/NAME, with commas between them; or FILE.yaml with the
+tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas between them; or FILE.yaml with the
             settings' section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
             was interrupted goes on there; with no MODEL the metrics are made again from the items.
@@ -24,7 +24,7 @@ from pydantic import Field
 from lingu_ray.cli import split_arguments
 from lingu_ray.config import EvaluationConfig, RayConfig, TrackingConfig
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tasks.catalogue import catalogue, listing
+from lingu_ray.evaluation.tasks.catalog import catalog, listing
 from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, model_path
 from lingu_ray.settings import Settings, parse, read_text
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     models, config = read_arguments(arguments)
 
     from lingu_ray.evaluation.items import measured_models
-    from lingu_ray.evaluation.recovery import summarise
+    from lingu_ray.evaluation.recovery import summarize
     from lingu_ray.evaluation.report import write_evaluation
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         if models:
             result = evaluate(models, config, config.out, ray_settings=config.ray)
         else:
-            result = summarise(config.out, measured_models(config.out, config), config)
+            result = summarize(config.out, measured_models(config.out, config), config)
         page = write_evaluation(result, config.out)
         log_evaluation(run, config.tracking, config.out, result, models)
     print(result["summary"]["verdict"])
@@ -105,8 +105,8 @@ def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:
 
 def evaluate_help() -> Help:
     """The pages of the command's `--help`."""
-    known = f"tasks known by name: {', '.join(catalogue())}, lm_eval/NAME"
-    return Help(USAGE, __doc__, EvaluateConfig, {"catalogue": f"{known}\n{listing()}"})
+    known = f"tasks known by name: {', '.join(catalog())}, lm_eval/NAME"
+    return Help(USAGE, __doc__, EvaluateConfig, {"catalog": f"{known}\n{listing()}"})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from lingu_ray import strict_yaml
 from lingu_ray.cli import split_arguments
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tasks.catalogue import LM_EVAL, catalogue
+from lingu_ray.evaluation.tasks.catalog import LM_EVAL, catalog
 from lingu_ray.help_pages import Help
 
 Schema = dict[str, Any]
@@ -76,12 +76,12 @@ def _scheduled(section: Schema) -> Schema:
 
 
 def _task(section: Schema) -> Schema:
-    """A task: its name in the catalogue, `lm_eval/NAME`, a section, or one that changes a task of the catalogue."""
+    """A task: its name in the catalog, `lm_eval/NAME`, a section, or one that changes a task of the catalog."""
     harness = {"type": "string", "pattern": f"^{LM_EVAL}."}
-    known = {"anyOf": [{"enum": list(catalogue())}, harness]}
+    known = {"anyOf": [{"enum": list(catalog())}, harness]}
     own = section["properties"]
     name = own["name"] | {"pattern": f"^({LM_EVAL})?[A-Za-z0-9_.-]+$"}
-    like = known | {"description": "task of the catalogue, or lm_eval/NAME, that says what is not said here"}
+    like = known | {"description": "task of the catalog, or lm_eval/NAME, that says what is not said here"}
     whole = {"required": list(section["required"]), "properties": {"name": own["name"], "like": False}}
     changed = {"anyOf": [{"required": ["like"]}, {"properties": {"name": known}}]}
     written = section | {

@@ -33,7 +33,7 @@ def curves_of(records: list[Record]) -> Curves:
 
 
 def plot_curves(runs: list[tuple[str, Curves]], path: Path) -> bool:
-    """A panel for each curve that one of the labelled runs has; False where none has any."""
+    """A panel for each curve that one of the labeled runs has; False where none has any."""
     names = [name for name in CURVES if any(name in curves for _, curves in runs)]
     if not names:
         return False

@@ -81,7 +81,7 @@ def reason(error: BaseException) -> str:
 
 
 def score(outcome: Outcome, space: Space) -> float:
-    """What a search of one objective maximises; NaN where it was not measured.
+    """What a search of one objective maximizes; NaN where it was not measured.
 
     The objective itself where retention keeps `min_retention`; below, ten times the shortfall is taken off, so that
     the search is drawn back to where vision is kept.

@@ -23,7 +23,7 @@ from tuning.space import CASE, Space
 GOOD, POOR, FRONT = "#009E73", "#999999", "#D55E00"
 HEAT = ("distill.temperature", "distill.w_kd")
 BEST_CURVES = 5
-READABLE = {"boxstyle": "round,pad=0.25", "facecolor": "white", "alpha": 0.85, "linewidth": 0}  # on any colour
+READABLE = {"boxstyle": "round,pad=0.25", "facecolor": "white", "alpha": 0.85, "linewidth": 0}  # on any color
 _LABELLED = 14
 
 
@@ -117,7 +117,7 @@ def _tiles(axis: Axes, columns: Any, rows: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 def plot_parallel(settings: list[Setting], space: Space, path: Path) -> bool:
-    """A line a setting through what was searched, coloured by the objective."""
+    """A line a setting through what was searched, colored by the objective."""
     import matplotlib.pyplot as plt
 
     keys = searched_keys(settings)

@@ -93,7 +93,7 @@ class Space(Section):
     hours: float | None = Field(None, gt=0, description="after that long all trials are stopped, saved; null: no limit")
     algorithm: Literal["random", "optuna"] = Field("random", description="how values are drawn; optuna: TPE")
     objectives: tuple[Literal["recovery", "retention"], ...] = Field(
-        ("recovery",), min_length=1, description="what is maximised; both: optuna looks for the Pareto front"
+        ("recovery",), min_length=1, description="what is maximized; both: optuna looks for the Pareto front"
     )
     min_retention: float = Field(0.99, ge=0, description="constraint: retention from which a setting counts as good")
     asha: AshaConfig | None = Field(None, description="stop poor trials early; null: off")

@@ -116,7 +116,7 @@ class Trial(tune.Trainable):
         run.check()
         if not run.finished:
             run.prepare()
-            run.begin(position=0, neighbours=self.sweep.concurrent - 1, until=until)
+            run.begin(position=0, neighbors=self.sweep.concurrent - 1, until=until)
             self.note(run_id=run.tracker.run_id)
         return run
 

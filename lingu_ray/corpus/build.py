@@ -1,4 +1,4 @@
-"""Building a corpus with Ray Data: read, normalise, check, quarantine, order, write.
+"""Building a corpus with Ray Data: read, normalize, check, quarantine, order, write.
 
     pieces of files ─► rows and rejects (tasks) ─► places in the global order (driver) ─► shards (tasks)
 

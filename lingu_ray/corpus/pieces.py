@@ -288,7 +288,7 @@ def _read_images(piece: Piece) -> Iterator[Numbered]:
 
 
 def _read_tar(piece: Piece) -> Iterator[Numbered]:
-    """Samples of a WebDataset: neighbouring members that share the name up to the first dot of its last part."""
+    """Samples of a WebDataset: neighboring members that share the name up to the first dot of its last part."""
     with tarfile.open(piece.path, "r|*") as tar:
         members = ((*_split_name(member.name), tar.extractfile(member)) for member in tar if member.isfile())
         for number, (_, group) in enumerate(itertools.groupby(members, key=lambda member: member[0]), 1):

@@ -1,6 +1,6 @@
 """Reading a corpus in training: the rows of each step, encoded ahead of need.
 
-Optimiser step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r those of them
+Optimizer step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r those of them
 with position % world_size == r. Positions go on past the end of the corpus: a new pass. So the step number alone says
 where to go on, whatever the number of workers before and after.
 """
@@ -26,7 +26,7 @@ class StepReader:
     Args:
         corpus: what to read.
         encoder: how to encode.
-        rows_per_step: rows of one optimiser step over all ranks.
+        rows_per_step: rows of one optimizer step over all ranks.
         rank, world_size: which rows are this worker's.
         start_step: first step to give.
         steps: number of steps of the whole run, so the first that is not given.

@@ -78,8 +78,8 @@ def write_images(folder: Path) -> tuple[list[Digit], list[Digit]]:
     splits: tuple[list[Digit], list[Digit]] = ([], [])
     for index, (pixels, value) in enumerate(zip(pixels_I64, values_I, strict=True)):
         digit = Digit(f"{index:04}.png", int(value))
-        grey = Image.fromarray(np.round(pixels.reshape(8, 8) * 255 / 16).astype(np.uint8))
-        grey.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(folder / digit.image)
+        gray = Image.fromarray(np.round(pixels.reshape(8, 8) * 255 / 16).astype(np.uint8))
+        gray.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(folder / digit.image)
         splits[index % HELD_OUT_EVERY == 0].append(digit)
     return splits
 

@@ -78,11 +78,11 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
-    optimisers = [
+    optimizers = [
         torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.1),
         torch.optim.AdamW(others, lr=EMBEDDING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    decays = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimisers]
+    decays = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimizers]
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     progress = Progress("teacher", steps)
@@ -96,9 +96,9 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
         loss = model(input_ids=ids_BT, labels=ids_BT).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser, decay in zip(optimisers, decays, strict=True):
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer, decay in zip(optimizers, decays, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
             decay.step()
         losses.append(loss.item())
         progress.show(_record(step + 1, losses[-1], ids_BT.numel() / (time.perf_counter() - begin)))

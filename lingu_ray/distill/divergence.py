@@ -42,7 +42,7 @@ def reverse_kl(
 def jsd(
     log_s_MV: Tensor, s_MV: Tensor, log_t_MV: Tensor, t_MV: Tensor, work: Workspace, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised Jensen–Shannon: β KL(T‖m) + (1 − β) KL(S‖m) with m = β t + (1 − β) s.
+    """Generalized Jensen–Shannon: β KL(T‖m) + (1 − β) KL(S‖m) with m = β t + (1 − β) s.
 
     With g = (1 − β)(log s − log m) the gradient is s (g − Σ s g). (Agarwal et al. 2024, GKD, eq. 1.)
     """

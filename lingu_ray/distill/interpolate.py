@@ -61,11 +61,11 @@ def _pairs(student: PreTrainedModel, teacher: PreTrainedModel) -> Iterator[tuple
             tied, untied = ("student", "teacher") if _HEAD in theirs else ("teacher", "student")
             raise UserError(
                 f"the {tied}'s output head is its embedding matrix and the {untied}'s is not: no weights between the "
-                "two fit both. Take the LM that the student's decoder was initialised from as teacher"
+                "two fit both. Take the LM that the student's decoder was initialized from as teacher"
             )
         raise UserError(
             f"student and teacher do not have the same parameters; only one of them has {', '.join(different[:5])}. "
-            "Take the LM that the student's decoder was initialised from as teacher"
+            "Take the LM that the student's decoder was initialized from as teacher"
         )
     for name, parameter in ours.items():
         yield name, parameter, theirs[name]

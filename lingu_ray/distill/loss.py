@@ -2,7 +2,7 @@
 
     L = w_ce · Σ c_i CE_i / N_ce  +  w_kd · τ² · Σ k_i KD_τ,i / N_kd
 
-with N the counts of the whole optimiser step, over micro-batches and workers, so that the loss does not depend on how a
+with N the counts of the whole optimizer step, over micro-batches and workers, so that the loss does not depend on how a
 batch is cut. Logits exist a chunk of tokens at a time; the gradients of hidden states and head come out of the same
 pass, so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32.
 """
@@ -30,7 +30,7 @@ class TeacherAnswer:
     """What the teacher says about M of the N supervised tokens.
 
     `answered_N` (bool) marks them, `hidden_MD` are its final hidden states in the same order, `head` its output
-    head. Ids below both vocabularies are shared; both distributions are renormalised over them.
+    head. Ids below both vocabularies are shared; both distributions are renormalized over them.
     """
 
     hidden_MD: Tensor
@@ -40,7 +40,7 @@ class TeacherAnswer:
 
 @dataclass(frozen=True)
 class LossScales:
-    """What each token's terms are multiplied by, normalisation and weights included (float32).
+    """What each token's terms are multiplied by, normalization and weights included (float32).
 
     `ce_N`: w_ce · c_i / N_ce for each supervised token. `kd_M`: w_kd · k_i / N_kd for each answered one (τ² is applied
     here). `temperature`: τ, of the KD term alone.

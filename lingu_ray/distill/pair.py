@@ -79,7 +79,7 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
         raise UserError(
             "student and teacher do not fit: the teacher continues from the student's keys and values, so both "
             "decoders must have the same architecture.\n" + "\n".join(different) + "\n"
-            "Take the LM that the student's decoder was initialised from as teacher.path."
+            "Take the LM that the student's decoder was initialized from as teacher.path."
         )
 
 
@@ -93,7 +93,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
     if len(different) > 0.01 * len(shared):
         i = different[0]
         raise UserError(
-            f"student and teacher tokenise differently: {len(different)} of {len(shared)} shared ids, first {i}: "
+            f"student and teacher tokenize differently: {len(different)} of {len(shared)} shared ids, first {i}: "
             f"student {student_tokens[i]!r}, teacher {teacher_tokens[i]!r}. KD compares distributions id by id."
         )
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, TEACHER
 from lingu_ray.evaluation.svg import INK, LINE, SOFT, themed_svg
 
-# Okabe and Ito's palette, told apart by the colour-blind too; its black is the ink, which is light on a dark page.
+# Okabe and Ito's palette, told apart by the color-blind too; its black is the ink, which is light on a dark page.
 COLOURS = {TEACHER: "#999999", ADAPTED: "#E69F00", CE_ONLY: "#56B4E9", DISTILLED: "#009E73"}
 SOURCE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999999")
 NAMES = {TEACHER: "teacher (original LM)", ADAPTED: "adapted VLM", CE_ONLY: "CE only", DISTILLED: "distilled"}

@@ -71,7 +71,7 @@ Quotients = dict[str, Quotient]
 QUOTIENT = {"language": "recovery", "vision": "retention"}
 
 
-def summarise(out_dir: Path, models: list[str], settings: EvaluationConfig) -> dict[str, Any]:
+def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> dict[str, Any]:
     """Make the dict of `recovery.json` from the measured items of `models`, and write it.
 
     Raises:

@@ -17,7 +17,7 @@ from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import takes_images
 from lingu_ray.evaluation.items import items_path
 from lingu_ray.evaluation.measure import Sheet, describe, fill
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime.cluster import connect
@@ -74,7 +74,7 @@ def evaluate(
                 unfinished.setdefault(name, []).append(sheet)
     if unfinished:
         _measure(unfinished, models, settings, ray_settings or RayConfig(), sharers)
-    return summarise(out_dir, [*measured, *models], settings)
+    return summarize(out_dir, [*measured, *models], settings)
 
 
 def _measure(

@@ -1,4 +1,4 @@
-"""Checkpoints with everything to go on: model, optimiser, step. Each is written whole or not at all.
+"""Checkpoints with everything to go on: model, optimizer, step. Each is written whole or not at all.
 
 Randomness is seeded by step and worker, and the corpus position follows from the step, so neither needs a state.
 Tensors are saved whole and by name, so a run can go on with another number of workers, or sharded where it was not.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import leads
-from lingu_ray.runtime.optimiser import trained_parameters
+from lingu_ray.runtime.optimizer import trained_parameters
 from lingu_ray.runtime.sharding import collect, named_tensors, share
 
 _NAME = "step-{:08d}"
@@ -26,7 +26,7 @@ _NAME = "step-{:08d}"
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """`step`: optimiser steps done. `validation_ce`: the newest mean validation CE, if there was one."""
+    """`step`: optimizer steps done. `validation_ce`: the newest mean validation CE, if there was one."""
 
     step: int
     validation_ce: float | None
@@ -43,15 +43,15 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def checkpoint_bytes(model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Size of a checkpoint: the weights, and two moments of each trained parameter."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    moments = sum(2 * p.numel() * p.element_size() for group in optimiser.param_groups for p in group["params"])
+    moments = sum(2 * p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     return weights + moments
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: CheckpointState, keep_last: int
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: CheckpointState, keep_last: int
 ) -> None:
     """Write the checkpoint of `state.step`, then remove all but the `keep_last` newest and the best.
 
@@ -59,16 +59,16 @@ def save_checkpoint(
     """
     writes = leads()
     if writes:
-        require_space(folder, checkpoint_bytes(model, optimiser), f"the checkpoint of step {state.step}")
+        require_space(folder, checkpoint_bytes(model, optimizer), f"the checkpoint of step {state.step}")
     weights = collect(named_tensors(model), writes)
-    moments = {name: collect(kept, writes) for name, kept in _moments(model, optimiser).items()}
+    moments = {name: collect(kept, writes) for name, kept in _moments(model, optimizer).items()}
     if not writes:
         return
     temporary, final = folder / f".{_NAME.format(state.step)}.tmp", folder / _NAME.format(state.step)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     save_file(weights, temporary / "model.safetensors")
-    torch.save(moments, temporary / "optimiser.pt")
+    torch.save(moments, temporary / "optimizer.pt")
     (temporary / "state.json").write_text(json.dumps(asdict(state)))
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
@@ -81,8 +81,8 @@ def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
     return [(path, CheckpointState(**json.loads((path / "state.json").read_text()))) for path in found]
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> CheckpointState | None:
-    """Restore the newest checkpoint into model and optimiser; None when there is none. All workers call it."""
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
+    """Restore the newest checkpoint into model and optimizer; None when there is none. All workers call it."""
     found = checkpoints(folder)
     if not found:
         return None
@@ -91,7 +91,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optim
     with safe_open(path / "model.safetensors", "pt") as weights, torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(share(weights.get_tensor(name), tensor))
-    moments = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
+    moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     names = {id(tensor): name for name, tensor in tensors.items()}
     kept = {
         place: {
@@ -99,9 +99,9 @@ def load_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optim
             key: share(value, parameter) if value.shape == parameter.shape else value
             for key, value in moments[names[id(parameter)]].items()
         }
-        for place, parameter in enumerate(trained_parameters(optimiser))
+        for place, parameter in enumerate(trained_parameters(optimizer))
     }
-    optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
@@ -111,10 +111,10 @@ def best_checkpoint(folder: Path) -> Path | None:
     return min(scored)[2] if scored else None
 
 
-def _moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What the optimiser keeps of each parameter, by the parameter's name."""
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What the optimizer keeps of each parameter, by the parameter's name."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    return {names[id(p)]: optimiser.state[p] for p in trained_parameters(optimiser)}
+    return {names[id(p)]: optimizer.state[p] for p in trained_parameters(optimizer)}
 
 
 def _prune(folder: Path, keep_last: int) -> None:

@@ -1,4 +1,4 @@
-"""Fully sharded data parallelism (FSDP2): each worker keeps a share of every decoder layer, and its optimiser state.
+"""Fully sharded data parallelism (FSDP2): each worker keeps a share of every decoder layer, and its optimizer state.
 
 The decoder's layers alone are sharded: nearly all of the weights, and the one part of the student that every forward
 pass runs through. A text-only micro-batch leaves out vision tower and projector, and the loss reads the head outside
@@ -42,7 +42,7 @@ def shard(student: Student, device: torch.device) -> None:
     # The decoder, sharding nothing of its own, makes the layers work ahead together.
     fully_shard(student.decoder, mesh=mesh, ignored_params=set(student.decoder.parameters()))
     for before, layer in zip([sharded[0], *sharded], sharded, strict=False):
-        # a sum, no mean: the loss is normalised by the counts of all workers
+        # a sum, no mean: the loss is normalized by the counts of all workers
         layer.set_gradient_divide_factor(1.0)
         layer.set_force_sum_reduction_for_comms(True)
         # What a backward pass fetches ahead would else be told from the forward passes since the last one, which may

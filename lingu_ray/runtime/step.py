@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches forward, to the teacher, backward; the teacher works while the student goes on."""
+"""One optimizer step: micro-batches forward, to the teacher, backward; the teacher works while the student goes on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StepSums:
 
 @dataclass(frozen=True)
 class StepWeights:
-    """τ, w_ce and w_kd of this step, and the counts they are normalised by, over all workers."""
+    """τ, w_ce and w_kd of this step, and the counts they are normalized by, over all workers."""
 
     temperature: float
     w_ce: float
@@ -50,12 +50,12 @@ class StepWeights:
 class _InFlight:
     """A micro-batch whose forward pass is done and whose teacher may still be thinking.
 
-    `labelled_N`: tokens whose answer is the corpus's own, so that they have a cross-entropy to learn from.
+    `labeled_N`: tokens whose answer is the corpus's own, so that they have a cross-entropy to learn from.
     """
 
     hidden_ND: Tensor
     labels_N: Tensor
-    labelled_N: Tensor
+    labeled_N: Tensor
     ce_weight_N: Tensor
     kd_weight_M: Tensor
     answered_N: Tensor
@@ -96,7 +96,7 @@ class MicroBatches:
 
     def weights(self, progress: float, batches: list[MicroBatch], plans: list[Donation | None]) -> StepWeights:
         """Weights at `progress` of the run, with the token counts of the whole step."""
-        ce_tokens = sum(_labelled_tokens(batch) for batch in batches)
+        ce_tokens = sum(_labeled_tokens(batch) for batch in batches)
         kd_tokens = sum(plan.tokens for plan in plans if plan is not None)
         ce_tokens, kd_tokens = all_sum([ce_tokens, kd_tokens], self.device)
         distill = self.config.distill
@@ -139,7 +139,7 @@ class MicroBatches:
         return _InFlight(
             hidden_ND=hidden_BTD[row_N.to(self.device), column_N.to(self.device)],
             labels_N=batch.input_ids_BT[row_N, column_N + 1].to(self.device),
-            labelled_N=~batch.sampled_S[sample_N].to(self.device),
+            labeled_N=~batch.sampled_S[sample_N].to(self.device),
             ce_weight_N=_by_source(self.ce_weights, batch)[sample_N].to(self.device),
             kd_weight_M=_by_source(self.kd_weights, batch)[sample_N[answered_N]].to(self.device),
             answered_N=answered_N.to(self.device),
@@ -154,7 +154,7 @@ class MicroBatches:
             sums.teacher_wait += time.perf_counter() - begin
             answer = TeacherAnswer(hidden_MD, self.teacher.output_head, flight.answered_N)
         scales = LossScales(
-            ce_N=flight.ce_weight_N * flight.labelled_N * (weights.w_ce / max(weights.ce_tokens, 1)),
+            ce_N=flight.ce_weight_N * flight.labeled_N * (weights.w_ce / max(weights.ce_tokens, 1)),
             kd_M=flight.kd_weight_M * (weights.w_kd / max(weights.kd_tokens, 1)),
             temperature=weights.temperature,
         )
@@ -162,7 +162,7 @@ class MicroBatches:
         if terms.loss.requires_grad:  # not where all is frozen that the micro-batch runs through
             terms.loss.backward()
         sums.loss += float(terms.loss.detach())
-        sums.ce += float(terms.ce_N[flight.labelled_N].sum())
+        sums.ce += float(terms.ce_N[flight.labeled_N].sum())
         sums.kd += float(terms.kd_M.sum())
 
     def _loss(self, flight: _InFlight, scales: LossScales, answer: TeacherAnswer | None) -> LossTerms:
@@ -184,6 +184,6 @@ def _by_source(weights: dict[str, float], batch: MicroBatch) -> Tensor:
     return torch.tensor([weights[source] for source in batch.sources])
 
 
-def _labelled_tokens(batch: MicroBatch) -> int:
+def _labeled_tokens(batch: MicroBatch) -> int:
     row_N, column_N = batch.supervised_BT.nonzero(as_tuple=True)
     return int((~batch.sampled_S[batch.sample_BT[row_N, column_N]]).sum())

@@ -110,10 +110,10 @@ class Run:
         self.folder.stop.unlink(missing_ok=True)
         self.folder.config.write_text(to_yaml(self.config))
 
-    def begin(self, position: int, neighbours: int, until: int | None = None) -> None:
+    def begin(self, position: int, neighbors: int, until: int | None = None) -> None:
         """Start training, in a thread.
 
-        `neighbours` runs train beside this one, and its live line is number `position`. `until`: step at which to save
+        `neighbors` runs train beside this one, and its live line is number `position`. `until`: step at which to save
         and rest; None: the last one, after which the model is exported.
         """
         self.until = until
@@ -123,7 +123,7 @@ class Run:
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
         self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
-        job = Job(self.config, self.folder.root, self.corpus.folder, neighbours, until)
+        job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
 

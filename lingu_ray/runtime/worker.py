@@ -32,7 +32,7 @@ from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder, write_json
 from lingu_ray.runtime.metrics import JsonLines, Record
 from lingu_ray.runtime.on_policy import OnPolicy
-from lingu_ray.runtime.optimiser import make_optimiser, set_learning_rates, trained_parameters
+from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.step import MicroBatches
 from lingu_ray.runtime.teachers import TeacherClient, make_teacher
@@ -43,14 +43,14 @@ from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
 class Job:
     """What the driver hands to the workers; paths are absolute and on storage that all nodes share.
 
-    `neighbours`: runs that train beside this one and share the cores. `until`: step after which to save and rest; None:
+    `neighbors`: runs that train beside this one and share the cores. `until`: step after which to save and rest; None:
     train to the end and export.
     """
 
     config: Config
     run_dir: Path
     corpus_dir: Path
-    neighbours: int
+    neighbors: int
     until: int | None = None
 
 
@@ -68,7 +68,7 @@ class Worker:
         self.config, self.folder = job.config, RunFolder(job.run_dir)
         self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
         self.device = ray.train.torch.get_device()
-        self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbours))
+        self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
         torch.set_num_threads(self.threads)
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
@@ -76,8 +76,8 @@ class Worker:
         self.processor = AutoProcessor.from_pretrained(self.folder.start)
         self.encoder = Encoder(self.processor, self.config.corpus.max_length)
         self.student = self._load_student()
-        self.optimiser = make_optimiser(self.student, self.config.train)
-        self.parameters = trained_parameters(self.optimiser)
+        self.optimizer = make_optimizer(self.student, self.config.train)
+        self.parameters = trained_parameters(self.optimizer)
         self.micro_batches = MicroBatches(self.config, self.student, teacher, self.device)
         self.on_policy = OnPolicy(self.config, self.student, self.encoder)
         self.held_out = self.corpus.validation()
@@ -96,7 +96,7 @@ class Worker:
         settings = self.config.train
         step = self._restore()
         if self.leads:
-            needed = checkpoint_bytes(self.student.model, self.optimiser)
+            needed = checkpoint_bytes(self.student.model, self.optimizer)
             require_space(self.folder.checkpoints, needed, "a checkpoint")
         reader = StepReader(
             self.corpus,
@@ -126,7 +126,7 @@ class Worker:
             write_json(self.folder.exported, {"step": settings.steps})
 
     def _train_step(self, step: int, reader: StepReader) -> bool:
-        """One optimiser step; returns whether the run was asked to stop."""
+        """One optimizer step; returns whether the run was asked to stop."""
         begin = time.perf_counter()
         samples = next(reader)
         data_wait = time.perf_counter() - begin
@@ -135,8 +135,8 @@ class Worker:
             with between_steps(self.student):
                 samples = self.on_policy.answer(samples, step)
         batches = self.micro_batches.make(samples, self.encoder.pad_id)
-        self.optimiser.zero_grad(set_to_none=True)
-        factor = set_learning_rates(self.optimiser, step, self.config.train)
+        self.optimizer.zero_grad(set_to_none=True)
+        factor = set_learning_rates(self.optimizer, step, self.config.train)
 
         plans = [self.micro_batches.plan(batch) for batch in batches]
         progress = step / max(1, self.config.train.steps - 1)
@@ -150,7 +150,7 @@ class Worker:
                 f"step {step + 1}: the gradient is not finite (loss {sums.loss}); sources in it: {', '.join(sources)}. "
                 "Lower train.learning_rates or distill.w_kd, or use train.precision=fp32."
             )
-        self.optimiser.step()
+        self.optimizer.step()
 
         seconds = time.perf_counter() - begin
         read = sum(batch.tokens for batch in batches)
@@ -197,7 +197,7 @@ class Worker:
                     self.samples.append({"step": step, **record})
 
     def _restore(self) -> int:
-        state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser)
+        state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer)
         step = state.step if state else 0
         self.validation_ce = state.validation_ce if state else None
         if self.leads:
@@ -208,7 +208,7 @@ class Worker:
     def _save(self, step: int) -> None:
         state = CheckpointState(step, self.validation_ce)
         keep = self.config.train.keep_last
-        save_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser, state, keep)
+        save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
 
     def _load_student(self) -> Student:
         settings = self.config.student

@@ -28,7 +28,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluate import main
 from lingu_ray.evaluation import measure
 from lingu_ray.evaluation.engines.engine import ScoreRequest
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
 from lingu_ray.evaluation.run import evaluate
 
@@ -91,7 +91,7 @@ def test_the_same_json_without_a_model(models: dict[str, Path], settings: Evalua
     evaluate(models, settings, tmp_path)
     written = (tmp_path / "recovery.json").read_bytes()
     shutil.copytree(tmp_path / "items", tmp_path / "elsewhere" / "items")
-    summarise(tmp_path / "elsewhere", list(models), settings)
+    summarize(tmp_path / "elsewhere", list(models), settings)
     assert (tmp_path / "elsewhere" / "recovery.json").read_bytes() == written
 
 

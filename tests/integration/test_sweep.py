@@ -99,7 +99,7 @@ def test_report_table_and_recipe(finished):
     best = load_yaml(finished.report / "best.yaml")
     assert best.distill.w_kd.at(0) == {"much": 1, "little": 0.5}[rows[0]["case"]] and best.name == "cases-best"
     assert len(list(finished.trials.glob("*/export"))) == 1
-    assert not list(finished.trials.glob("*/checkpoints/*/optimiser*"))
+    assert not list(finished.trials.glob("*/checkpoints/*/optimizer*"))
 
 
 def test_finished_trials_are_not_run_again(finished, tasks, output):

@@ -16,7 +16,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.metrics import read_records
-from lingu_ray.runtime.optimiser import lr_factor
+from lingu_ray.runtime.optimizer import lr_factor
 from lingu_ray.runtime.tracking import tracking_uri
 from lingu_ray.train import control_of
 

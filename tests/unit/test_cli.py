@@ -80,7 +80,7 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["train.stepz=3"], ["train.stepz: no such setting; did you mean train.steps? [train.stepz=3]"]),
         (["steps=3"], ["did you mean train.steps?"]),
         (["nonsense.x=3"], ["the top level has name, output_dir", "[nonsense.x=3]"]),
-        (["train.steps=abc"], ["train.steps: abc does not fit; give a whole number above 0 (optimiser steps)"]),
+        (["train.steps=abc"], ["train.steps: abc does not fit; give a whole number above 0 (optimizer steps)"]),
         (["train.steps=abc", "train.rows_per_step=0"], ["train.steps: abc", "\ntrain.rows_per_step: 0"]),
         (["train.betas=[0.9]"], ["train.betas.1: missing; give a list of 2 numbers"]),
         (["distill.policy=some"], ["give selective | all | language_only | none"]),
@@ -221,7 +221,7 @@ def test_help_all_teaches_every_setting(capsys: pytest.CaptureFixture[str]):
         (["--help", "train"], "train.lora.rank = 16", "distill"),
         (["--help", "corpus.sources"], "corpus.sources.NAME.weight = null", "corpus.seed"),
         (["--help", "corpus.sources.NAME.weight"], "corpus.sources.NAME.weight = null", "ce_weight"),
-        (["--help", "train.steps"], "optimiser steps", "train.betas"),
+        (["--help", "train.steps"], "optimizer steps", "train.betas"),
         (["--help", "schedules"], "SETTING.shape = linear", "distill"),
     ],
 )

@@ -145,7 +145,7 @@ def test_the_command_prints_a_schema_that_explains(capsys: pytest.CaptureFixture
     """The output is JSON, with the settings' meanings, and their defaults as one writes them."""
     main([])
     schema = json.loads(capsys.readouterr().out)
-    assert "optimiser steps" in descriptions(schema)
+    assert "optimizer steps" in descriptions(schema)
     assert schema["$defs"]["DistillConfig"]["properties"]["temperature"]["default"] == 1.0
     assert schema["$defs"]["TrainConfig"]["properties"]["steps"]["default"] == 1000
 

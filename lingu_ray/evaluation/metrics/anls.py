@@ -1,4 +1,4 @@
-"""Average normalised Levenshtein similarity, of DocVQA and InfoVQA: near misses of reading count in part."""
+"""Average normalized Levenshtein similarity, of DocVQA and InfoVQA: near misses of reading count in part."""
 
 from __future__ import annotations
 

@@ -39,15 +39,15 @@ def judge_perplexity(columns: Columns) -> Scores:
 
 
 def judge_exact_match(columns: Columns) -> Scores:
-    """The normalised answer is one of those accepted."""
+    """The normalized answer is one of those accepted."""
     score = [
-        float(normalise(prediction) in {normalise(right) for right in answers})
+        float(normalize(prediction) in {normalize(right) for right in answers})
         for prediction, answers in zip(columns["prediction"], columns["answers"], strict=True)
     ]
     return Scores(score, [1.0] * len(score), {})
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """Lower case; no articles (unless that is all there is); no punctuation but what belongs to a number."""
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer.lower())  # 1,000 is 1000
     text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", " ", text)  # -5, 2.5, 10:30 and 1/2 stay

@@ -1,4 +1,4 @@
-"""The VQA score: an answer is right as far as people gave it too, after the official normalisation.
+"""The VQA score: an answer is right as far as people gave it too, after the official normalization.
 
 VQAv2 and TextVQA hold ten people's answers to a question. Each person in turn is left out: the answer scores a third
 for each of the others who gave it, at most 1; the score is the mean over whom to leave out.
@@ -47,15 +47,15 @@ def vqa_accuracy(prediction: str, answers: list[str]) -> float:
             f"vqa_accuracy wants the answers of several people (VQAv2 and TextVQA have ten), found {answers}; "
             "where one answer is right, take type exact_match"
         )
-    said, total = normalise_vqa(prediction), len(answers)
-    matches = sum(normalise_vqa(answer) == said for answer in answers)
+    said, total = normalize_vqa(prediction), len(answers)
+    matches = sum(normalize_vqa(answer) == said for answer in answers)
     if not matches:
         return 0.0
     # A person who agrees leaves one match less among the others.
     return (matches * min(1.0, (matches - 1) / 3) + (total - matches) * min(1.0, matches / 3)) / total
 
 
-def normalise_vqa(answer: str) -> str:
+def normalize_vqa(answer: str) -> str:
     """Lower case, digits for small numbers, contractions with their apostrophe; no articles, no punctuation."""
     text = answer.replace("\n", " ").replace("\t", " ").strip()
     number = re.search(r"\d,+\d", text) is not None  # then every mark goes without leaving a space: 1,000 is 1000

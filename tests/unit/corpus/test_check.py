@@ -69,7 +69,7 @@ def test_the_students_own_image_token_in_a_text():
 
 
 def test_transparency_is_shown_on_white():
-    """A transparent pixel is white, whatever colour lies under it; so are palettes with a transparent entry."""
+    """A transparent pixel is white, whatever color lies under it; so are palettes with a transparent entry."""
     image = Image.fromarray(np.array([[[255, 0, 0, 0], [0, 255, 0, 255]]], dtype=np.uint8), "RGBA")
     for mode in ("RGBA", "P"):
         buffer = io.BytesIO()

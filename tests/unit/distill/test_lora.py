@@ -15,7 +15,7 @@ from lingu_ray.distill.lora import add_adapters, is_adapter
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.optimiser import make_optimiser, trained_parameters
+from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
 
 LORA = LoraConfig(rank=4, alpha=6)
 
@@ -69,16 +69,16 @@ def test_adapters_are_what_learns_in_the_decoder():
     plain, _ = donated(Student(tiny_student(tiny_teacher())))
     assert torch.equal(donated(student)[0], plain)  # new adapters change nothing
     rates = LearningRates(vision=0, projector=1e-3, decoder=1e-2)
-    optimiser = make_optimiser(student, TrainConfig(learning_rates=rates, lora=LORA))
+    optimizer = make_optimizer(student, TrainConfig(learning_rates=rates, lora=LORA))
     names = {id(p): name for name, p in student.model.named_parameters()}
-    learning = {names[id(p)] for p in trained_parameters(optimiser)}
+    learning = {names[id(p)] for p in trained_parameters(optimizer)}
     projector = {name for name, _ in student.parameter_groups()["projector"]}
     assert learning == {name for name in names.values() if is_adapter(name)} | projector
     assert learning == {name for name, p in student.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
     for _ in range(2):  # the first step moves B alone, for it begins as zero
         student.hidden_states(batch())[0].square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     changed = {name for name, p in student.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in names.values() if is_adapter(name)}
 

@@ -81,7 +81,7 @@ def test_other_tokenizer_is_refused():
     other = tiny_tokenizer()
     shuffled = {token: (i + 7) % VOCABULARY for token, i in other.get_vocab().items()}
     other.get_vocab = lambda: shuffled
-    with pytest.raises(UserError, match="tokenise differently"):
+    with pytest.raises(UserError, match="tokenize differently"):
         check_tokenizers(tiny_tokenizer(), other)
 
 

@@ -142,7 +142,7 @@ def reference(cut: Cut, objective: Objective, **kind: Any) -> tuple[Result, dict
 
 
 def fast(cut: Cut, objective: Objective, packing: bool, **kind: Any) -> tuple[Result, dict[str, Tensor]]:
-    """The same by the library: an optimiser step of these micro-batches."""
+    """The same by the library: an optimizer step of these micro-batches."""
     vlm, lm = pair(**kind)
     distill = asdict(objective)
     tree = settings(Path(), Path(), teacher={"scope": distill.pop("scope")}, distill=distill)

@@ -210,12 +210,12 @@ def test_rows_of_the_corpus_forms(images: Path) -> None:
     turns = [
         {"from": "human", "value": "<image>\nWhat is it?"},
         {"from": "gpt", "value": "A cat."},
-        {"from": "human", "value": "Which colour?"},
+        {"from": "human", "value": "Which color?"},
         {"from": "gpt", "value": "Red."},
     ]
     path = write(images / "a.jsonl", {"conversations": turns, "image": "img/1.png"})
     task = config(path, "exact_match", form="llava")
-    assert questions(task) == [GenerateRequest("<image>Which colour?", (picture(1),), 16)]
+    assert questions(task) == [GenerateRequest("<image>Which color?", (picture(1),), 16)]
     assert load_task(task).items[0].reference == {"answers": ["Red."]}
 
     task = config(images / "img" / "[12].png", "exact_match", form="image_folder")

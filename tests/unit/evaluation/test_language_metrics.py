@@ -7,7 +7,7 @@ import math
 import pytest
 
 from lingu_ray.config import TASK_TYPES
-from lingu_ray.evaluation.metrics.language import LANGUAGE_METRICS, normalise
+from lingu_ray.evaluation.metrics.language import LANGUAGE_METRICS, normalize
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.metrics.registry import METRICS
 
@@ -69,7 +69,7 @@ def test_perplexity() -> None:
 
 
 def test_exact_match() -> None:
-    """One of the accepted answers, after normalisation."""
+    """One of the accepted answers, after normalization."""
     columns: Columns = {"prediction": ["The Cat.", "7"], "answers": [["a dog", "cat"], ["seven"]]}
     assert judge("exact_match", columns) == Scores([1.0, 0.0], [1.0, 1.0], {})
 
@@ -86,6 +86,6 @@ def test_exact_match() -> None:
         ("3.", "3"),
     ],
 )
-def test_normalised_answers(answer: str, plain: str) -> None:
+def test_normalized_answers(answer: str, plain: str) -> None:
     """Case, articles and punctuation go; what belongs to a number stays, and a lone article too."""
-    assert normalise(answer) == plain
+    assert normalize(answer) == plain

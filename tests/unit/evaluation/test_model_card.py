@@ -22,7 +22,7 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.evaluation.card_settings import in_words
 from lingu_ray.evaluation.model_card import front_matter, write_model_card
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.runtime.export import export_model
 
 TREE: dict[str, Any] = {
@@ -147,7 +147,7 @@ def test_results_are_a_table(tmp_path: Path) -> None:
     task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
     for model, right in (("teacher", 90), ("adapted", 30), ("distilled", 80)):
         write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
-    result = summarise(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=50))
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=50))
     text = card(config(), tmp_path, result)
     assert result["summary"]["verdict"] in text and "| cloze | acc | 100 | 90.0%" in text
     for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):

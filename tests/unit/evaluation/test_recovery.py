@@ -15,7 +15,7 @@ from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import interval, level, resample
 from lingu_ray.evaluation.items import measured_models
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.recovery import summarize
 
 CLOZE = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
 TEXT = TaskConfig(name="text", kind="language", type="perplexity", path="-")
@@ -35,7 +35,7 @@ def settings(*tasks: TaskConfig, **more: Any) -> EvaluationConfig:
 def test_perplexity_is_per_token_over_all_texts(tmp_path: Path) -> None:
     """exp(Σ nats / Σ tokens), not the mean of the texts' perplexities."""
     write_measured(tmp_path, TEXT, "teacher", [2.0, 10.0], [2.0, 4.0])
-    entry = summarise(tmp_path, ["teacher"], settings(TEXT))["tasks"]["text"]["models"]["teacher"]
+    entry = summarize(tmp_path, ["teacher"], settings(TEXT))["tasks"]["text"]["models"]["teacher"]
     assert entry["score"] == pytest.approx(math.exp(12 / 6)) and entry["nats_per_token"] == pytest.approx(2.0)
 
 
@@ -68,7 +68,7 @@ def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:
         write_measured(tmp_path, CLOZE, model, correct(share, 400))
     for model, share in {"adapted": 0.9, "ce_only": 0.9, "distilled": 0.81}.items():
         write_measured(tmp_path, DIGITS, model, correct(share, 200))
-    result = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))
+    result = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))
     cloze, summary = result["tasks"]["cloze"], result["summary"]
     assert (cloze["kind"], cloze["metric"], cloze["n"]) == ("language", "acc", 400)
     assert cloze["recovery"] == summary["recovery"] == pytest.approx(2 / 3)
@@ -87,7 +87,7 @@ def test_perplexity_recovers_in_nats_with_the_sign_turned(tmp_path: Path) -> Non
     noise = np.random.default_rng(0).normal(size=100) * 0.1
     for model, nats in {"teacher": 3.0, "adapted": 9.0, "distilled": 4.0, "ce_only": 10.0}.items():
         write_measured(tmp_path, TEXT, model, list((nats + noise) * 10), tokens)
-    task = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(TEXT))["tasks"]["text"]
+    task = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(TEXT))["tasks"]["text"]
     assert task["recovery"] == pytest.approx(5 / 6)
     assert task["ce_only"]["recovery"] == pytest.approx(-1 / 6)  # it lost still more
     score = {model: entry["score"] for model, entry in task["models"].items()}
@@ -101,7 +101,7 @@ def test_the_claim_holds_when_all_three_parts_do(tmp_path: Path) -> None:
         write_measured(tmp_path, CLOZE, model, correct(share, 1000))
         if model != "teacher":
             write_measured(tmp_path, DIGITS, model, correct(0.9, 200))
-    summary = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
+    summary = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
     assert summary["claim_holds"] is True and summary["verdict"].startswith("The claim holds: 97% [")
 
 
@@ -111,7 +111,7 @@ def test_the_claim_does_not_hold_when_ce_only_does_as_well(tmp_path: Path) -> No
         write_measured(tmp_path, CLOZE, model, correct(share, 1000))
         if model != "teacher":
             write_measured(tmp_path, DIGITS, model, correct(0.9, 200))
-    summary = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
+    summary = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
     assert summary["claim_holds"] is False and "CE-only is not beaten" in summary["verdict"]
 
 
@@ -120,7 +120,7 @@ def test_no_wild_number_where_nothing_was_lost(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for model in ("teacher", "adapted", "distilled"):
         write_measured(tmp_path, CLOZE, model, [float(x) for x in random.random(200) < 0.5])
-    result = summarise(tmp_path, ["teacher", "adapted", "distilled"], settings(CLOZE))
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings(CLOZE))
     assert result["tasks"]["cloze"]["recovery"] is None
     assert "no loss to recover beyond noise" in result["tasks"]["cloze"]["recovery_reason"]
     assert result["summary"]["claim_holds"] is None and "cannot be judged" in result["summary"]["verdict"]
@@ -130,7 +130,7 @@ def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
     """Any subset works, and other models are measured beside."""
     write_measured(tmp_path, CLOZE, "adapted", correct(0.3, 50))
     write_measured(tmp_path, CLOZE, "interpolated", correct(0.4, 50))
-    result = summarise(tmp_path, ["adapted", "interpolated"], settings(CLOZE))
+    result = summarize(tmp_path, ["adapted", "interpolated"], settings(CLOZE))
     assert set(result["tasks"]["cloze"]["models"]) == {"adapted", "interpolated"}
     assert result["tasks"]["cloze"]["recovery"] is None and result["summary"]["ce_only"] is None
     assert result["tasks"]["cloze"]["recovery_reason"] == "not measured: teacher, distilled"
@@ -140,7 +140,7 @@ def test_perplexities_over_different_tokens_are_not_compared(tmp_path: Path) -> 
     """Nats per token of two tokenizers have no common unit."""
     for model, tokens in {"teacher": 10.0, "adapted": 10.0, "distilled": 12.0}.items():
         write_measured(tmp_path, TEXT, model, [30.0 if model == "teacher" else 60.0] * 20, [tokens] * 20)
-    task = summarise(tmp_path, ["teacher", "adapted", "distilled"], settings(TEXT))["tasks"]["text"]
+    task = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings(TEXT))["tasks"]["text"]
     assert task["recovery"] is None and "different numbers of tokens" in task["recovery_reason"]
 
 
@@ -149,7 +149,7 @@ def test_models_measured_on_different_items_are_refused(tmp_path: Path) -> None:
     write_measured(tmp_path, CLOZE, "teacher", correct(0.5, 10))
     write_measured(tmp_path, CLOZE, "adapted", correct(0.5, 9))
     with pytest.raises(UserError, match="different items"):
-        summarise(tmp_path, ["teacher", "adapted"], settings(CLOZE))
+        summarize(tmp_path, ["teacher", "adapted"], settings(CLOZE))
 
 
 def test_measured_models_are_found_again(tmp_path: Path) -> None:

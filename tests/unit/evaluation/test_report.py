@@ -22,7 +22,7 @@ from lingu_ray.cli import to_yaml
 from lingu_ray.config import Config, EvaluationConfig, TaskConfig
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.report import throughput, write_evaluation, write_report
 
 STEP = {
@@ -171,7 +171,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
         write_measured(run / "report", text, model, [nats + i % 3 for i in range(200)])
         if model != "teacher":
             write_measured(run / "report", digits, model, [1.0] * 200)
-    summarise(run / "report", list(scores), EvaluationConfig(tasks=tasks, bootstrap=200))
+    summarize(run / "report", list(scores), EvaluationConfig(tasks=tasks, bootstrap=200))
     write_report(run)
     return run
 
@@ -284,7 +284,7 @@ def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -
     for task in tasks:
         for model, right in (("teacher", 90), ("adapted", 30), ("distilled", 80)):
             write_measured(tmp_path / "report", task, model, [float(i < right) for i in range(100)])
-    summarise(tmp_path / "report", ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=tasks, bootstrap=20))
+    summarize(tmp_path / "report", ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=tasks, bootstrap=20))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert len(page.labels) == count
     with Image.open(tmp_path / "report" / "recovery.png") as image:
@@ -298,7 +298,7 @@ def test_report_with_a_null_recovery_and_an_extra_model(tmp_path: Path) -> None:
     task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
     for model in ("adapted", "interpolated"):
         write_measured(tmp_path / "report", task, model, [0.0, 0.0])
-    summarise(tmp_path / "report", ["adapted", "interpolated"], EvaluationConfig(tasks=(task,), bootstrap=50))
+    summarize(tmp_path / "report", ["adapted", "interpolated"], EvaluationConfig(tasks=(task,), bootstrap=50))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "interpolated" in page.text and "not measured: teacher, distilled" in page.text
 

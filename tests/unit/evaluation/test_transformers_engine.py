@@ -113,7 +113,7 @@ def test_scores_do_not_depend_on_the_token_budget(folders: dict[str, Path]) -> N
 
 
 def test_teacher_and_student_cut_text_into_the_same_tokens(folders: dict[str, Path]) -> None:
-    """The student's added tokens do not change how plain text is tokenised."""
+    """The student's added tokens do not change how plain text is tokenized."""
     requests = [ScoreRequest(*pair) for pair in TEXTS]
     of_teacher, of_student = (encode_pairs(load_tokenizer(folders[name]), requests) for name in ("teacher", "student"))
     assert of_teacher == of_student

@@ -1,4 +1,4 @@
-"""An optimiser step: independent of how the batch is cut, and of gradient to the student alone."""
+"""An optimizer step: independent of how the batch is cut, and of gradient to the student alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tasks by name: what an entry of `evaluation.tasks` means, and what the catalogue's own tasks ask."""
+"""Tasks by name: what an entry of `evaluation.tasks` means, and what the catalog's own tasks ask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.evaluation.engines.engine import ScoreRequest
-from lingu_ray.evaluation.tasks.catalogue import catalogue, listing
+from lingu_ray.evaluation.tasks.catalog import catalog, listing
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Scored
 
@@ -25,14 +25,14 @@ def tasks(*entries: Any) -> tuple[TaskConfig, ...]:
 
 
 def asked(name: str, folder: Path, *records: dict[str, Any]) -> list[tuple[tuple[ScoreRequest, ...], dict[str, Any]]]:
-    """Requests and references of a catalogue's task on records in the columns of its data."""
+    """Requests and references of a catalog's task on records in the columns of its data."""
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     (config,) = tasks({"name": name, "path": str(path)})
     return [(item.requests, item.reference) for item in load_task(config).items if isinstance(item, Scored)]
 
 
-@pytest.mark.parametrize("name", catalogue())
+@pytest.mark.parametrize("name", catalog())
 def test_every_task_is_complete(name: str) -> None:
     """A name alone is a task, with a split to take; what it was resolved to means the same, read again."""
     (task,) = tasks(name)
@@ -42,14 +42,14 @@ def test_every_task_is_complete(name: str) -> None:
 
 
 def test_no_name_is_given_twice() -> None:
-    """The files of the catalogue do not hide one another's tasks, nor one file its own."""
-    texts = [file.read_text() for file in (files("lingu_ray") / "evaluation/catalogue").iterdir()]
+    """The files of the catalog do not hide one another's tasks, nor one file its own."""
+    texts = [file.read_text() for file in (files("lingu_ray") / "evaluation/catalog").iterdir()]
     keys = [pair[0].value for text in texts for pair in yaml.compose(text).value]
     assert [key for key, count in Counter(keys).items() if count > 1] == []
-    assert set(keys) == set(catalogue())
+    assert set(keys) == set(catalog())
 
 
-def test_a_mapping_takes_the_rest_from_the_catalogue() -> None:
+def test_a_mapping_takes_the_rest_from_the_catalog() -> None:
     """By its own name, or by `like` where one task is wanted twice."""
     (arc,) = tasks("arc_easy")
     assert tasks({"name": "arc_easy", "limit": 100}) == (arc.model_copy(update={"limit": 100}),)
@@ -76,7 +76,7 @@ def test_tasks_of_the_harness_by_name() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("arc_eazy", "no task 'arc_eazy' in the catalogue; did you mean arc_easy"),
+        ("arc_eazy", "no task 'arc_eazy' in the catalog; did you mean arc_easy"),
         ({"name": "helaswag", "limit": 3}, "did you mean hellaswag"),
         ({"name": "mine", "like": "nothing of the kind"}, "there are arc_easy, arc_challenge"),
         ({"name": "mine", "kind": "language", "path": "x"}, "A task of your own needs kind, type and path"),

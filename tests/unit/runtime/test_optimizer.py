@@ -7,7 +7,7 @@ from tiny import tiny_student, tiny_teacher
 
 from lingu_ray.config import LearningRates, TrainConfig
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.optimiser import lr_factor, make_optimiser, set_learning_rates, trained_parameters
+from lingu_ray.runtime.optimizer import lr_factor, make_optimizer, set_learning_rates, trained_parameters
 
 
 def test_frozen_groups_are_left_out():
@@ -16,14 +16,14 @@ def test_frozen_groups_are_left_out():
     settings = TrainConfig(
         steps=100, weight_decay=0.1, learning_rates=LearningRates(vision=0, projector=1e-3, decoder=1e-4)
     )
-    optimiser = make_optimiser(student, settings)
+    optimizer = make_optimizer(student, settings)
     groups = student.parameter_groups()
     assert not any(p.requires_grad for _, p in groups["vision"])
-    assert len(trained_parameters(optimiser)) == len(groups["projector"]) + len(groups["decoder"])
-    for group in optimiser.param_groups:
+    assert len(trained_parameters(optimizer)) == len(groups["projector"]) + len(groups["decoder"])
+    for group in optimizer.param_groups:
         assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
-    factor = set_learning_rates(optimiser, 60, settings)
-    assert sorted({group["lr"] for group in optimiser.param_groups}) == pytest.approx([1e-4 * factor, 1e-3 * factor])
+    factor = set_learning_rates(optimizer, 60, settings)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1e-4 * factor, 1e-3 * factor])
 
 
 def test_schedule_warms_up_and_ends_at_its_floor():

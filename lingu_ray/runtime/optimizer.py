@@ -14,7 +14,7 @@ from lingu_ray.distill.lora import is_adapter
 from lingu_ray.distill.student import Student
 
 
-def make_optimiser(student: Student, settings: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(student: Student, settings: TrainConfig) -> torch.optim.AdamW:
     """AdamW with one learning rate a group; groups with rate 0 are frozen; only matrices decay.
 
     With `settings.lora` the adapters are the decoder's group, and its own weights are frozen.
@@ -35,9 +35,9 @@ def make_optimiser(student: Student, settings: TrainConfig) -> torch.optim.AdamW
     return torch.optim.AdamW(groups, betas=settings.betas)
 
 
-def trained_parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """All parameters that the optimiser updates."""
-    return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """All parameters that the optimizer updates."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def lr_factor(step: int, settings: TrainConfig) -> float:
@@ -49,9 +49,9 @@ def lr_factor(step: int, settings: TrainConfig) -> float:
     return settings.min_lr + (1 - settings.min_lr) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 
-def set_learning_rates(optimiser: torch.optim.Optimizer, step: int, settings: TrainConfig) -> float:
+def set_learning_rates(optimizer: torch.optim.Optimizer, step: int, settings: TrainConfig) -> float:
     """Set every group's rate for `step`; returns the share of the peak."""
     factor = lr_factor(step, settings)
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return factor

@@ -1,4 +1,4 @@
-"""Tasks that are known by name: those of `evaluation/catalogue/*.yaml`, and `lm_eval/NAME`."""
+"""Tasks that are known by name: those of `evaluation/catalog/*.yaml`, and `lm_eval/NAME`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ LM_EVAL = "lm_eval/"
 
 
 @cache
-def catalogue() -> dict[str, Settings]:
-    """Settings of every task of the catalogue, by name, without the name."""
+def catalog() -> dict[str, Settings]:
+    """Settings of every task of the catalog, by name, without the name."""
     texts = [
         file.read_text("utf-8")
-        for file in sorted((files("lingu_ray") / "evaluation/catalogue").iterdir(), key=lambda file: file.name)
+        for file in sorted((files("lingu_ray") / "evaluation/catalog").iterdir(), key=lambda file: file.name)
         if file.name.endswith(".yaml")
     ]
     return {name: settings for text in texts for name, settings in yaml.safe_load(text).items()}
 
 
 def listing() -> str:
-    """The catalogue for people, a line a task: name, kind, type, where its data lies."""
-    longest = max(map(len, catalogue()))
+    """The catalog for people, a line a task: name, kind, type, where its data lies."""
+    longest = max(map(len, catalog()))
     return "\n".join(
-        f"{name:{longest}}  {task['kind']:8}  {task['type']:16}  {task['path']}" for name, task in catalogue().items()
+        f"{name:{longest}}  {task['kind']:8}  {task['type']:16}  {task['path']}" for name, task in catalog().items()
     )
 
 
 def complete(task: Any) -> Any:
     """What an entry of `evaluation.tasks` means.
 
-    `arc_easy` is a task of the catalogue, `lm_eval/gsm8k` one of lm-evaluation-harness. A mapping without `type` takes
+    `arc_easy` is a task of the catalog, `lm_eval/gsm8k` one of lm-evaluation-harness. A mapping without `type` takes
     what it does not say from the task of its name, or of the name under `like`. Anything else stays as it is.
 
     Raises:
@@ -51,8 +51,8 @@ def complete(task: Any) -> Any:
     if known.startswith(LM_EVAL):
         name = given["name"].removeprefix(LM_EVAL)  # it becomes a file's name
         return {"kind": "language", "type": "lm_eval", "path": known.removeprefix(LM_EVAL)} | given | {"name": name}
-    if known not in catalogue():
-        near = difflib.get_close_matches(known, catalogue(), n=3)
-        meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalogue())}"
-        raise ValueError(f"no task {known!r} in the catalogue; {meant} A task of your own needs kind, type and path")
-    return catalogue()[known] | given
+    if known not in catalog():
+        near = difflib.get_close_matches(known, catalog(), n=3)
+        meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalog())}"
+        raise ValueError(f"no task {known!r} in the catalog; {meant} A task of your own needs kind, type and path")
+    return catalog()[known] | given

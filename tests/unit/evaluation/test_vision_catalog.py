@@ -1,4 +1,4 @@
-"""Every vision task of the catalogue, on a row with the columns that its dataset's card shows."""
+"""Every vision task of the catalog, on a row with the columns that its dataset's card shows."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from tiny import picture
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.evaluation.metrics.registry import METRICS
-from lingu_ray.evaluation.tasks.catalogue import catalogue
+from lingu_ray.evaluation.tasks.catalog import catalog
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked
 
@@ -198,7 +198,7 @@ TOPS = {"vqa_accuracy": 1, "mme": 200, "cider": 0}  # of one item no n-gram is r
 
 
 def load(folder: Path, name: str, rows: list[dict[str, Any]], **changes: Any) -> tuple[TaskConfig, list[Asked]]:
-    """The task of the catalogue on rows in a parquet file, as `evaluation.tasks` names it."""
+    """The task of the catalog on rows in a parquet file, as `evaluation.tasks` names it."""
     Dataset.from_list(rows).to_parquet(str(folder / "rows.parquet"))
     place = {"path": str(folder / "rows.parquet"), "subset": None, "split": None}
     (config,) = EvaluationConfig.model_validate({"tasks": [{"name": name, **place, **changes}]}).tasks
@@ -222,8 +222,8 @@ def test_rows_become_the_questions_of_lmms_eval(name: str, tmp_path: Path):
 
 
 def test_every_vision_task_is_tried_here():
-    """No entry of the catalogue's vision tasks goes without a case above."""
-    assert {name for name, entry in catalogue().items() if entry["kind"] == "vision"} == CASES.keys()
+    """No entry of the catalog's vision tasks goes without a case above."""
+    assert {name for name, entry in catalog().items() if entry["kind"] == "vision"} == CASES.keys()
 
 
 def test_a_question_without_a_hint_has_no_context(tmp_path: Path):
@@ -233,7 +233,7 @@ def test_a_question_without_a_hint_has_no_context(tmp_path: Path):
     assert item.prompt == prompt.removeprefix("Context: Think of heat.\n")
 
 
-def test_gqa_as_the_catalogue_says_to_join_it(tmp_path: Path):
+def test_gqa_as_the_catalog_says_to_join_it(tmp_path: Path):
     """The comment's recipe on two questions about one image: each has the image, and is asked as POPE's are."""
     images = Dataset.from_list([{"id": "n1", "image": IMAGE}]).cast_column("image", Image(decode=False))
     number = {name: number for number, name in enumerate(images["id"])}
