@@ -7,8 +7,8 @@ from importlib import import_module
 
 from lingu_ray import __version__
 from lingu_ray.commands import COMMANDS, guide_path, recipes
+from lingu_ray.config.layout import table, text_width
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.layout import table, text_width
 
 START = {
     "lingu-ray train": "the embedded demo, offline: build a small pair, distil it, report what came back",

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt
 
-from lingu_ray.cli import read_settings, split_arguments
 from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import absolute, model_path
 
 if TYPE_CHECKING:

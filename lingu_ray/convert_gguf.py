@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from lingu_ray.cli import read_settings, split_arguments
 from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import absolute
 from lingu_ray.shell import shell_word
 

@@ -38,10 +38,10 @@ from pydantic import Field
 from torch import nn
 from transformers import GenerationConfig
 
-from lingu_ray.cli import read_settings, split_arguments
 from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.help_pages import Help
 from lingu_ray.nanovlm.checkpoint import read_checkpoint
 from lingu_ray.nanovlm.processor import build_processor
 from lingu_ray.nanovlm.weights import build_model

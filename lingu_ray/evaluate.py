@@ -21,13 +21,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lingu_ray.cli import split_arguments
 from lingu_ray.config import EvaluationConfig, RayConfig, TrackingConfig
+from lingu_ray.config.command_line import split_arguments
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.settings import Settings, parse, read_text
+from lingu_ray.config.task_catalog import catalog, listing
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tasks.catalog import catalog, listing
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, model_path
-from lingu_ray.settings import Settings, parse, read_text
 from lingu_ray.shell import shell_word
 
 USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
@@ -47,9 +47,9 @@ def main(arguments: list[str]) -> None:
 
     from lingu_ray.evaluation.items import measured_models
     from lingu_ray.evaluation.recovery import summarize
-    from lingu_ray.evaluation.report import write_evaluation
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
+    from lingu_ray.report.report import write_evaluation
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.runtime.tracking import where_to_look
 

@@ -21,15 +21,15 @@ from pydantic import BeforeValidator, Field, field_validator
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from lingu_ray.cli import read_settings, split_arguments
 from lingu_ray.config import Section, StudentConfig, TeacherConfig
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.interpolate import common_ids, interpolate_
 from lingu_ray.distill.pair import check_tokenizers, compare_decoders, load_config
 from lingu_ray.distill.student import load_processor, load_student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.engines.load import origin_of
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, ModelPath, why_not_loaded
 from lingu_ray.runtime.export import export_model
 from lingu_ray.shell import shell_word

@@ -20,12 +20,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from lingu_ray import strict_yaml
-from lingu_ray.cli import split_arguments
-from lingu_ray.config import Config
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import split_arguments
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.task_catalog import LM_EVAL, catalog
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tasks.catalog import LM_EVAL, catalog
-from lingu_ray.help_pages import Help
 
 Schema = dict[str, Any]
 

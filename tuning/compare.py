@@ -23,14 +23,14 @@ from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from lingu_ray.cli import load_yaml, read_settings, split_arguments
 from lingu_ray.config import Config, Section, TrackingConfig
+from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.models import control_model
-from lingu_ray.evaluation.report import embedded, environment
 from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, TrackingUri
+from lingu_ray.report.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import flat, store_uri, without_credentials

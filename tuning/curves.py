@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lingu_ray.evaluation.plots import SOURCE_COLOURS, canvas, smooth
+from lingu_ray.report.plots import SOURCE_COLOURS, canvas, smooth
 from lingu_ray.runtime.metrics import Record
 
 CURVES = {

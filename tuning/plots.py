@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from lingu_ray.evaluation.plots import canvas
+from lingu_ray.report.plots import canvas
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from tuning.curves import curves_of, plot_curves

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingu_ray import strict_yaml
-from lingu_ray.cli import to_yaml
-from lingu_ray.config import Config
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import to_yaml
 from tuning.outcome import Outcome, all_failed, failures
 from tuning.space import Space, Values, configure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lingu_ray.config import Config
-from lingu_ray.manual import sections
+from lingu_ray.config.help import sections
 from lingu_ray.schema import Schema, schema_of
 from tuning.space import NOT_SEARCHABLE, SEARCHABLE, Space
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray import commands
-from lingu_ray.cli import read_named
 from lingu_ray.config import Config, Section
+from lingu_ray.config.command_line import read_named
+from lingu_ray.config.settings import Settings
 from lingu_ray.errors import UserError
-from lingu_ray.settings import Settings
 
 Values = dict[str, Any]
 

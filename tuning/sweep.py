@@ -11,13 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 
-from lingu_ray import strict_yaml
-from lingu_ray.cli import read_recipe, split_arguments
-from lingu_ray.config import Config
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import read_recipe, split_arguments
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.settings import differences
 from lingu_ray.errors import Interrupted, UserError, run_command
-from lingu_ray.help_pages import Help
-from lingu_ray.layout import table, text_width
-from lingu_ray.settings import differences
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 

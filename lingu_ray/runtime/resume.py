@@ -10,14 +10,14 @@ import json
 import logging
 from typing import Any
 
-from lingu_ray.cli import load_yaml
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import load_yaml
+from lingu_ray.config.settings import differences
 from lingu_ray.content import model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.settings import differences
 
 log = logging.getLogger(__name__)
 

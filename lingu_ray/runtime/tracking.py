@@ -26,8 +26,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, ML
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from lingu_ray import paths, strict_yaml
-from lingu_ray.config import Config, Schedule, TrackingConfig
+from lingu_ray import paths
+from lingu_ray.config import Config, Schedule, TrackingConfig, strict_yaml
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.folder import RunFolder, write_json
 from lingu_ray.runtime.metrics import NewestSteps, Record

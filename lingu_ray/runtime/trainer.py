@@ -16,8 +16,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
-from lingu_ray.cli import to_yaml
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
 from lingu_ray.corpus.store import Corpus

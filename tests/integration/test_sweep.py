@@ -9,7 +9,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from tinyrun import workers_started
 from tinysweep import write_adapted_and_tasks, write_base, write_space
 
-from lingu_ray.cli import load_yaml
+from lingu_ray.config.command_line import load_yaml
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.tracking import COMMAND, command_line
 from tuning import compare, sweep

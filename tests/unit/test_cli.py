@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray import manual, strict_yaml
-from lingu_ray.cli import load_config, load_yaml, to_yaml
 from lingu_ray.commands import recipes
-from lingu_ray.config import Config, Schedule
+from lingu_ray.config import Config, Schedule, strict_yaml
+from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
+from lingu_ray.config.help import section_in, sections, summary
 from lingu_ray.errors import UserError
 
 FILE = """\
@@ -186,9 +186,9 @@ def test_help_is_a_page_of_sections(capsys: pytest.CaptureFixture[str], monkeypa
     assert len(text.splitlines()) < 60
     assert "output_dir = runs" in text
     assert "train.steps = " not in text
-    for key, place in manual.sections(Config).items():
+    for key, place in sections(Config).items():
         assert f"  {key} " in text
-        assert manual.summary(place.section) in words
+        assert summary(place.section) in words
     for name, line in recipes().items():
         assert f"{name} {line}" in words
 
@@ -206,9 +206,9 @@ def test_help_all_teaches_every_setting(capsys: pytest.CaptureFixture[str]):
     ):
         assert line in text
     words = " ".join(text.split())
-    for section in (Config, *(place.section for place in manual.sections(Config).values())):
+    for section in (Config, *(place.section for place in sections(Config).values())):
         for setting in section.model_fields.values():
-            if manual.section_in(setting.annotation) is None:
+            if section_in(setting.annotation) is None:
                 assert (setting.description or "no description") in words
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from lingu_ray.__main__ import dispatch
 from lingu_ray.chat import read_arguments as read_chat
-from lingu_ray.cli import load_config
+from lingu_ray.config.command_line import load_config
+from lingu_ray.config.strict_yaml import load
 from lingu_ray.evaluate import read_arguments
-from lingu_ray.strict_yaml import load
 from tuning.space import Space, check, configure
 from tuning.sweep import load as load_sweep
 
@@ -123,7 +123,7 @@ def test_no_figure_is_left_open(document: str):
 
 def test_settings_named_in_the_guide_exist():
     """Dotted settings that the guide mentions in backticks are settings."""
-    from lingu_ray.manual import field_at, section_at
+    from lingu_ray.config.help import field_at, section_at
 
     text = (ROOT / "docs/guide.md").read_text("utf-8")
     for name in re.findall(r"`((?:student|teacher|corpus|distill|train|ray|tracking|evaluation)\.[a-z_.]+)", text):

@@ -4,8 +4,8 @@ from importlib.resources import files
 
 import pytest
 
-from lingu_ray.cli import load_config
 from lingu_ray.commands import recipes
+from lingu_ray.config.command_line import load_config
 
 
 @pytest.mark.parametrize("name", recipes())

@@ -11,10 +11,9 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from lingu_ray import strict_yaml
-from lingu_ray.cli import load_config, to_yaml
 from lingu_ray.commands import guide_path, recipes
-from lingu_ray.config import Config
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import load_config, to_yaml
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
 from lingu_ray.schema import SCHEMAS, main

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.cli import to_yaml
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import to_yaml
 from lingu_ray.train import show
 
 

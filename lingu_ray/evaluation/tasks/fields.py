@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from lingu_ray.config import TaskConfig
+from lingu_ray.config.task_templates import compile_template
 from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.forms import FORMS, Draft
 from lingu_ray.corpus.pieces import Record
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.tasks.items import Fields, Malformed
 from lingu_ray.evaluation.tasks.rows import source_of
-from lingu_ray.evaluation.tasks.templates import compile_template
 
 
 def fields_of(config: TaskConfig, record: Record) -> list[Fields]:

@@ -13,8 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.task_catalog import catalog, listing
 from lingu_ray.evaluation.engines.engine import ScoreRequest
-from lingu_ray.evaluation.tasks.catalog import catalog, listing
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Scored
 
@@ -43,7 +43,7 @@ def test_every_task_is_complete(name: str) -> None:
 
 def test_no_name_is_given_twice() -> None:
     """The files of the catalog do not hide one another's tasks, nor one file its own."""
-    texts = [file.read_text() for file in (files("lingu_ray") / "evaluation/catalog").iterdir()]
+    texts = [file.read_text() for file in (files("lingu_ray") / "config/tasks").iterdir()]
     keys = [pair[0].value for text in texts for pair in yaml.compose(text).value]
     assert [key for key, count in Counter(keys).items() if count > 1] == []
     assert set(keys) == set(catalog())

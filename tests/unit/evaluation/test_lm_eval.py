@@ -13,6 +13,7 @@ import yaml
 from tiny import tiny_teacher
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.task_catalog import catalog
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
@@ -20,7 +21,6 @@ from lingu_ray.evaluation.items import items_path, write_items
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.metrics.registry import METRICS
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.evaluation.tasks.catalog import catalog
 from lingu_ray.evaluation.tasks.harness import harness_items, manager
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored, Task

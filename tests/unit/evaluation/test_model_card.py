@@ -20,9 +20,9 @@ from transformers import AutoProcessor, PreTrainedModel
 from lingu_ray.config import Config, EvaluationConfig, Schedule, SourceConfig, TaskConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
-from lingu_ray.evaluation.card_settings import in_words
-from lingu_ray.evaluation.model_card import front_matter, write_model_card
 from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.report.card_settings import in_words
+from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.runtime.export import export_model
 
 TREE: dict[str, Any] = {

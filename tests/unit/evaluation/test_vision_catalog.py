@@ -8,8 +8,8 @@ from datasets import Dataset, Image, load_from_disk
 from tiny import picture
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.task_catalog import catalog
 from lingu_ray.evaluation.metrics.registry import METRICS
-from lingu_ray.evaluation.tasks.catalog import catalog
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.cli import load_config, to_yaml
+from lingu_ray.config.command_line import load_config, to_yaml
 from lingu_ray.evaluation.scores import figures_of
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import Tracker, flat, tracking_uri

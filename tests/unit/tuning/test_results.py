@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lingu_ray.cli import load_config, load_yaml
+from lingu_ray.config.command_line import load_config, load_yaml
 from tuning.outcome import Outcome, read_outcome, read_outcomes, score
 from tuning.results import best_of, best_recipe, pareto_front, settings_of, why_no_best, write_table
 from tuning.space import Space

@@ -9,8 +9,8 @@ import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lingu_ray.cli import load_config
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import Tracker

@@ -17,9 +17,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from lingu_ray import manual, strict_yaml
+from lingu_ray.config import strict_yaml
+from lingu_ray.config.help import explain, field_at, section_at
+from lingu_ray.config.strict_yaml import Key
 from lingu_ray.errors import UserError
-from lingu_ray.strict_yaml import Key
 
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -189,12 +190,12 @@ def _child(node: Any, part: str | int) -> Any:
 def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
     """Which setting may have been meant: of the same section, or of the same name elsewhere."""
     above = dotted.rpartition(".")[0]
-    section = manual.section_at(key[:-1], schema)
+    section = section_at(key[:-1], schema)
     siblings = list(section.model_fields) if section else []
     near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
     if near:
         return f"did you mean {above + '.' if above else ''}{near[0]}?"
-    elsewhere = [f"{top}.{key[-1]}" for top in schema.model_fields if manual.field_at((top, str(key[-1])), schema)]
+    elsewhere = [f"{top}.{key[-1]}" for top in schema.model_fields if field_at((top, str(key[-1])), schema)]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
     return f"{above or 'the top level'} has {', '.join(siblings)}"
@@ -202,8 +203,8 @@ def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
 
 def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
     """A value of the wrong kind, or none where one is needed."""
-    setting = manual.field_at(key, schema)
-    wanted = manual.explain(setting) if setting else error["msg"]
+    setting = field_at(key, schema)
+    wanted = explain(setting) if setting else error["msg"]
     if error["type"] == "missing":
         return f"missing; give {wanted}"
     quote = "; quote text that YAML reads otherwise" if error["type"] == "string_type" else ""

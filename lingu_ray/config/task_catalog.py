@@ -1,4 +1,4 @@
-"""Tasks that are known by name: those of `evaluation/catalog/*.yaml`, and `lm_eval/NAME`."""
+"""Tasks that are known by name: those of `config/tasks/*.yaml`, and `lm_eval/NAME`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def catalog() -> dict[str, Settings]:
     """Settings of every task of the catalog, by name, without the name."""
     texts = [
         file.read_text("utf-8")
-        for file in sorted((files("lingu_ray") / "evaluation/catalog").iterdir(), key=lambda file: file.name)
+        for file in sorted((files("lingu_ray") / "config/tasks").iterdir(), key=lambda file: file.name)
         if file.name.endswith(".yaml")
     ]
     return {name: settings for text in texts for name, settings in yaml.safe_load(text).items()}

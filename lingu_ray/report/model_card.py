@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from lingu_ray.config import Config, SourceConfig
-from lingu_ray.evaluation.card_settings import settings_rows
-from lingu_ray.evaluation.origin import card_metadata, hub_ids, is_hub_id
-from lingu_ray.evaluation.report import environment
-from lingu_ray.evaluation.sources import trained_sources
+from lingu_ray.report.card_settings import settings_rows
+from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
+from lingu_ray.report.report import environment
+from lingu_ray.report.sources import trained_sources
 
 _LICENSE = ("license", "license_name", "license_link")
 TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")

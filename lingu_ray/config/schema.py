@@ -1,7 +1,7 @@
 """The typed configuration of a run.
 
 A run is one `Config`: a tree of small sections, read from a YAML recipe and dotted `key=value` overrides
-(`lingu_ray.cli`). Every field carries its meaning as a description, which is what `--help` prints.
+(`lingu_ray.config.command_line`). Every field carries its meaning as a description, which is what `--help` prints.
 Whatever can be wrong in the settings alone is refused here, before Ray starts.
 """
 
@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
-from lingu_ray.evaluation.tasks.catalog import complete
-from lingu_ray.evaluation.tasks.templates import compile_template
+from lingu_ray.config.task_catalog import complete
+from lingu_ray.config.task_templates import compile_template
 from lingu_ray.paths import DataPath, LocalFolder, LocalPath, ModelPath, TaskPath, TrackingUri
 
 Policy = Literal["selective", "all", "language_only", "none"]

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, TEACHER
-from lingu_ray.evaluation.svg import INK, LINE, SOFT, themed_svg
+from lingu_ray.report.svg import INK, LINE, SOFT, themed_svg
 
 # Okabe and Ito's palette, told apart by the color-blind too; its black is the ink, which is light on a dark page.
 COLOURS = {TEACHER: "#999999", ADAPTED: "#E69F00", CE_ONLY: "#56B4E9", DISTILLED: "#009E73"}

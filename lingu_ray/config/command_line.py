@@ -6,14 +6,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
-from lingu_ray import strict_yaml
 from lingu_ray.commands import recipes, shipped
-from lingu_ray.config import Config, Schedule
+from lingu_ray.config import strict_yaml
+from lingu_ray.config.help import setting_lines
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.schema import Config, Schedule
+from lingu_ray.config.settings import OVERRIDE, Settings, T, parse, read_text
 from lingu_ray.errors import UserError
-from lingu_ray.help_pages import Help
-from lingu_ray.layout import table, text_width
-from lingu_ray.manual import setting_lines
-from lingu_ray.settings import OVERRIDE, Settings, T, parse, read_text
 
 USAGE = "python -m lingu_ray.train [RECIPE | file.yaml] [key=value ...] [--print-config] [--help [SECTION]]"
 

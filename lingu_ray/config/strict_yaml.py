@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from lingu_ray.config import Schedule
+from lingu_ray.config.schema import Schedule
 from lingu_ray.errors import UserError
 
 Key = tuple[str | int, ...]

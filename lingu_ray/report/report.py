@@ -12,17 +12,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lingu_ray import strict_yaml
-from lingu_ray.cli import load_yaml
-from lingu_ray.config import Config
-from lingu_ray.evaluation.command import evaluate_command
-from lingu_ray.evaluation.held_out import held_out_answers
-from lingu_ray.evaluation.loss_plots import loss_panels, plot_loss
-from lingu_ray.evaluation.plots import Panel, display_name, format_number, model_colors, models_of
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import load_yaml
 from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, percent
-from lingu_ray.evaluation.samples import answered
-from lingu_ray.evaluation.score_plots import plot_recovery, recovery_panels
-from lingu_ray.evaluation.sources import trained_sources
+from lingu_ray.report.command import evaluate_command
+from lingu_ray.report.held_out import held_out_answers
+from lingu_ray.report.loss_plots import loss_panels, plot_loss
+from lingu_ray.report.plots import Panel, display_name, format_number, model_colors, models_of
+from lingu_ray.report.samples import answered
+from lingu_ray.report.score_plots import plot_recovery, recovery_panels
+from lingu_ray.report.sources import trained_sources
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, read_records
 
@@ -142,7 +141,7 @@ def format_quotient(task: dict[str, Any]) -> str:
 def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
     """The templates of this room and of `others`, with filters for scores; HTML is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("lingu_ray", "evaluation/templates"), *others]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("lingu_ray", "report/templates"), *others]),
         autoescape=lambda template: template is not None and template.endswith(".html"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -10,9 +10,9 @@ from typing import NoReturn
 from pydantic import BaseModel
 
 from lingu_ray.commands import as_called
+from lingu_ray.config.help import section_lines, sections, setting_lines, settings_in, summary
+from lingu_ray.config.layout import table, text_width
 from lingu_ray.errors import UserError
-from lingu_ray.layout import table, text_width
-from lingu_ray.manual import section_lines, sections, setting_lines, settings_in, summary
 
 
 class NoSettings(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lingu_ray.config import Config, DistillConfig, Schedule, StudentConfig, TeacherConfig, TrainConfig
-from lingu_ray.evaluation.origin import public_name
+from lingu_ray.report.origin import public_name
 
 Rows = list[tuple[str, str]]
 """Settings and their values."""

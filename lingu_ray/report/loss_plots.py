@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lingu_ray.evaluation.plots import COLOURS, SOURCE_COLOURS, Panel, canvas, display_name, smooth
-from lingu_ray.evaluation.svg import SOFT
+from lingu_ray.report.plots import COLOURS, SOURCE_COLOURS, Panel, canvas, display_name, smooth
+from lingu_ray.report.svg import SOFT
 from lingu_ray.runtime.metrics import Record
 
 SIZE = (4.4, 3.6)  # inches of a panel

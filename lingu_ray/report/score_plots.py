@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
-from lingu_ray.evaluation.plots import Panel, canvas, display_name, format_number, model_colors, models_of
 from lingu_ray.evaluation.recovery import percent
-from lingu_ray.evaluation.svg import INK, SOFT
+from lingu_ray.report.plots import Panel, canvas, display_name, format_number, model_colors, models_of
+from lingu_ray.report.svg import INK, SOFT
 
 SIZE = (3.1, 3.4)  # inches of a panel
 COLUMNS = 4  # panels beside each other, as long as they are not more than its square

@@ -11,8 +11,8 @@ import numpy as np
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.items import DISTILLED, SAMPLE, first_items
 from lingu_ray.evaluation.metrics.metric import Columns
-from lingu_ray.evaluation.plots import display_name, models_of
 from lingu_ray.evaluation.thumbnail import data_uri
+from lingu_ray.report.plots import display_name, models_of
 
 PER_TASK = 4
 

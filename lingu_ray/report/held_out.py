@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lingu_ray.evaluation.plots import display_name
-from lingu_ray.evaluation.samples import Answered, Answers, without_placeholders
 from lingu_ray.evaluation.thumbnail import data_uri, thumbnail
+from lingu_ray.report.plots import display_name
+from lingu_ray.report.samples import Answered, Answers, without_placeholders
 from lingu_ray.runtime.metrics import Record
 
 Key = tuple[str, int]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lingu_ray.config import Config, Schedule
-from lingu_ray.strict_yaml import Key, dump
+from lingu_ray.config.schema import Config, Schedule
+from lingu_ray.config.strict_yaml import Key, dump
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
