@@ -14,7 +14,7 @@ from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import Tracker
-from tuning.folder import SweepFolder
+from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import Outcome, read_outcomes
 from tuning.report import check_trials, write_report
 from tuning.space import Space
@@ -98,9 +98,13 @@ def test_a_sweep_whose_trials_all_failed_is_an_error(
     """One message: how many, the first reason, where its traceback lies, and what to do."""
     page = report(folder, base, *(trial(w, "failed", error=f"error {w}") for w in (1, 2)))
     assert "every trial failed, the first with: error 1" in page and "error 1" not in capsys.readouterr().out
-    with pytest.raises(
-        UserError, match=r"all 2 trials of s failed, the first \(trial-1\) with: error 1\n.*error\.txt\n"
-    ):
+    first = r"all 2 trials of s failed, the first \(trial-1\) with: error 1\nLook at "
+    with pytest.raises(UserError, match=first + rf"{folder.trials}/trial-1\n"):
+        check_trials(folder)
+    written = folder.tune / TUNE_NAME / "trial-1" / "error.txt"  # Tune writes one where the trial itself raised
+    written.parent.mkdir(parents=True)
+    written.touch()
+    with pytest.raises(UserError, match=first + rf"{written}\n"):
         check_trials(folder)
 
 
