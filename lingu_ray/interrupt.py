@@ -22,12 +22,12 @@ def ended_by_interrupt() -> Iterator[None]:
         yield
         return
     asked = threading.Event()
+    watch = threading.Timer(_GIVE_UP_S, os._exit, [130])
+    watch.daemon = True
 
     def end(*_: object) -> None:
         if not asked.is_set():
             asked.set()
-            watch = threading.Timer(_GIVE_UP_S, os._exit, [130])
-            watch.daemon = True
             watch.start()
         raise KeyboardInterrupt
 
@@ -36,5 +36,6 @@ def ended_by_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        watch.cancel()  # what came out of here is in its caller's hands
     if asked.is_set():
         raise KeyboardInterrupt

@@ -33,3 +33,18 @@ with interrupt.ended_by_interrupt():
         threading.Event().wait()
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 130
+
+
+def test_a_process_that_took_the_interrupt_lives_on():
+    """Where the exception has left, the caller decides: nothing ends the process later."""
+    code = """
+import signal, time
+from lingu_ray import interrupt
+interrupt._GIVE_UP_S = 0.5
+try:
+    with interrupt.ended_by_interrupt():
+        signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    time.sleep(1.5)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
