@@ -19,7 +19,7 @@ from lingu_ray.paths import DataPath, LocalFolder, LocalPath, ModelPath, TaskPat
 
 Policy = Literal["selective", "all", "language_only", "none"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd", "tv"]
-Form = Literal[
+Format = Literal[
     "messages",
     "cauldron",
     "finevision",
@@ -45,10 +45,10 @@ TaskType = Literal[
     "mme",
     "lm_eval",
 ]
-FORM_TYPES = ("exact_match", "anls", "relaxed_accuracy", "cider", "rouge_l")
+FORMAT_TYPES = ("exact_match", "anls", "relaxed_accuracy", "cider", "rouge_l")
 TASK_TYPES = {
     "language": ("multiple_choice", "last_word", "perplexity", "exact_match", "lm_eval"),
-    "vision": ("multiple_choice", *FORM_TYPES, "vqa_accuracy", "mme"),
+    "vision": ("multiple_choice", *FORMAT_TYPES, "vqa_accuracy", "mme"),
 }
 RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction")  # columns of a task's measured items
 
@@ -188,7 +188,7 @@ class SourceConfig(Section):
     """One source of the corpus."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="unique name; metrics and counts carry it")
-    form: Form = Field(description="what a record looks like (see docs/guide.md, 'Corpus')")
+    format: Format = Field(description="what a record looks like (see docs/guide.md, 'Corpus')")
     path: DataPath = Field(description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset")
     subset: str | None = Field(None, description="hub: configuration name")
     split: str = Field("train", description="hub and save_to_disk: split")
@@ -198,7 +198,7 @@ class SourceConfig(Section):
     kd_weight: float = Field(1.0, ge=0, description="weight of its tokens' KD term, where the policy distils it")
     limit: PositiveInt | None = Field(None, description="use the first N records only")
     image_root: LocalFolder | None = Field(None, description="folder that relative image paths start from")
-    prompt: str | None = Field(None, description="question, for forms that have none; `template`: format string")
+    prompt: str | None = Field(None, description="question, for formats that have none; `template`: format string")
     answer: str | None = Field(None, description="`template`, `image_folder`: format string of the answer")
     image: str | None = Field(None, description="`template`: column that holds the image path or bytes")
     prompt_words: PositiveInt = Field(32, description="`text`: words of a passage that are the prompt")
@@ -206,8 +206,8 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _template_is_complete(self) -> SourceConfig:
-        if self.form == "template" and not (self.prompt and self.answer):
-            raise ValueError(f"source {self.name}: form 'template' needs `prompt` and `answer` format strings")
+        if self.format == "template" and not (self.prompt and self.answer):
+            raise ValueError(f"source {self.name}: format 'template' needs `prompt` and `answer` format strings")
         return self
 
 
@@ -376,7 +376,9 @@ class TaskConfig(Section):
     where: str | None = Field(
         None, description="rows to take: a column or a Jinja {{expression}} that is true or false"
     )
-    form: Form | None = Field(None, description="what a row is, of the corpus's forms; its last question is asked")
+    format: Format | None = Field(
+        None, description="what a row is, of the corpus's formats; its last question is asked"
+    )
     fields: dict[str, str] = Field(
         {}, description="an item's field: a column, or a Jinja template over the columns; empty: the row has the fields"
     )
@@ -396,10 +398,11 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _readable(self) -> TaskConfig:
-        if self.form and (self.fields or self.form == "template" or self.type not in FORM_TYPES):
+        if self.format and (self.fields or self.format == "template" or self.type not in FORMAT_TYPES):
             raise ValueError(
-                f"task {self.name}: form '{self.form}' gives a question and its answer, for the types "
-                f"{', '.join(FORM_TYPES)}; columns are named by `fields`, not by form 'template' nor beside a form"
+                f"task {self.name}: format '{self.format}' gives a question and its answer, for the types "
+                f"{', '.join(FORMAT_TYPES)}; columns are named by `fields`, not by format 'template' "
+                "nor beside a format"
             )
         if self.type == "lm_eval" and (self.fields or self.where or self.subset or self.split):
             raise ValueError(f"task {self.name}: a task of lm_eval brings its own data and fields: leave yours out")

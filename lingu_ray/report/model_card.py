@@ -77,9 +77,9 @@ def _ancestors(config: Config) -> list[dict[str, Any]]:
 
 
 def data_name(source: SourceConfig) -> str:
-    """A hub data set as a link, with configuration and split; else that it is local, in which form."""
+    """A hub data set as a link, with configuration and split; else that it is local, in which format."""
     limit = f", first {source.limit}" if source.limit else ""
     if not is_hub_id(source.path):
-        return f"local, form {source.form}{limit}"
+        return f"local, format {source.format}{limit}"
     parts = [*([source.subset] if source.subset else []), source.split]
     return f"[{source.path}](https://huggingface.co/datasets/{source.path}) ({', '.join(parts)}{limit})"

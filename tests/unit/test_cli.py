@@ -7,8 +7,10 @@ import pytest
 from lingu_ray.commands import recipes
 from lingu_ray.config import Config, Schedule, strict_yaml
 from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
-from lingu_ray.config.help import section_in, sections, summary
+from lingu_ray.config.help import field_at, section_in, sections, summary
+from lingu_ray.config.renamed import RENAMED
 from lingu_ray.errors import UserError
+from lingu_ray.evaluate import read_arguments
 
 FILE = """\
 name: mine
@@ -16,8 +18,8 @@ student: {path: vlm}
 teacher: {path: lm}
 corpus:
   sources:
-    - {name: t0, form: prompt_completion, path: t0.jsonl, language_heavy: true}
-    - {name: t0.long, form: text, path: long.txt}
+    - {name: t0, format: prompt_completion, path: t0.jsonl, language_heavy: true}
+    - {name: t0.long, format: text, path: long.txt}
 """
 
 
@@ -88,6 +90,10 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["corpus.sources.t1.limit=3"], ["corpus.sources has no item 't1'; it has: 0 (t0), 1 (t0.long)"]),
         (["corpus.sources.7.limit=3"], ["has no item '7'"]),
         (["evaluation.tasks=[piqa]", "evaluation.tasks.piqua.limit=3"], ["has no item 'piqua'; it has: 0 (piqa)"]),
+        (
+            ["corpus.sources.t0.form=text"],
+            ["corpus.sources.t0.form is called format now [corpus.sources.t0.form=text]"],
+        ),
         (["corpus.sources.t0.limits=3"], ["did you mean corpus.sources.t0.limit?"]),
         (["corpus.sources.t0.prompt={q}"], ["corpus.sources.t0.prompt: {q: null} does not fit", "quote text"]),
         (["name.x=1"], ["name is 'mine', a value without parts: give name as a whole"]),
@@ -120,6 +126,30 @@ def test_errors_of_a_file_name_its_line(tmp_path: Path):
     assert refusal(str(path)) == f"{path}:9: train is given twice, first on line 8: remove one"
     path.write_text("- a\n")
     assert "a configuration is a mapping of keys, this is list" in refusal(str(path))
+
+
+def test_an_old_name_is_told_once_with_the_new_one(tmp_path: Path):
+    """A file with the old name of a required setting gets one line, not a second one that the new name is missing."""
+    path = tmp_path / "old.yaml"
+    path.write_text(FILE.replace("format: text", "form: text"))
+    assert refusal(str(path)) == f"corpus.sources.t0.long.form is called format now [{path}:7]"
+
+
+def test_an_old_name_is_told_by_every_command(tmp_path: Path):
+    """The same holds for a task, in a run's settings and in those of `lingu_ray.evaluate`."""
+    task = "tasks: [{name: mine, kind: vision, type: anls, path: x.jsonl, form: llava}]"
+    path = tmp_path / "tasks.yaml"
+    path.write_text(task)
+    with pytest.raises(UserError, match=rf"^tasks\.mine\.form is called format now \[{path}:1\]$"):
+        read_arguments(["model", f"tasks={path}"])
+    assert refusal("demo", f"evaluation={{{task}}}").startswith("evaluation.tasks.mine.form is called format now")
+
+
+def test_renamed_settings_lead_somewhere():
+    """Every old name is gone from the settings, and its new name is one of them."""
+    for old, new in RENAMED.items():
+        assert field_at(tuple(part for part in old.split(".") if part != "*")) is None
+        assert field_at(tuple(part for part in new.split(".") if part != "*")) is not None
 
 
 def test_unknown_recipe_and_missing_file():
@@ -199,7 +229,7 @@ def test_help_all_teaches_every_setting(capsys: pytest.CaptureFixture[str]):
     for line in (
         "train.steps = 1000",
         "train.learning_rates.vision = 0.0",
-        "corpus.sources.NAME.form (required)",
+        "corpus.sources.NAME.format (required)",
         "student.from_teacher.pixel_shuffle = 4",
         "distill.temperature = 1.0",
         "SETTING.until = 1.0",

@@ -22,8 +22,8 @@ SETTINGS = {
     "corpus": {
         "cache_dir": "corpora",
         "sources": [
-            {"name": "a", "form": "text", "path": "data/*.txt", "language_heavy": True},
-            {"name": "b", "form": "messages", "path": "data/b.jsonl", "image_root": "images"},
+            {"name": "a", "format": "text", "path": "data/*.txt", "language_heavy": True},
+            {"name": "b", "format": "messages", "path": "data/b.jsonl", "image_root": "images"},
         ],
     },
     "tracking": {"uri": "sqlite:///mlflow.db"},
