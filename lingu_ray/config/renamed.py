@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from lingu_ray.config.help import section_at
-from lingu_ray.config.schema import Config
+from lingu_ray.config.tree import section_at
 
 RENAMED = {
     "corpus.sources.*.form": "corpus.sources.*.format",
@@ -27,4 +26,4 @@ def new_name(section: type[BaseModel] | None, name: str) -> str | None:
 
 
 def _section(dotted: str) -> type[BaseModel] | None:
-    return section_at(tuple(0 if part == "*" else part for part in dotted.split(".") if part), Config)
+    return section_at(tuple(0 if part == "*" else part for part in dotted.split(".") if part))

@@ -18,9 +18,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lingu_ray.config import strict_yaml
-from lingu_ray.config.help import explain, field_at, section_at
+from lingu_ray.config.help import explain
 from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
+from lingu_ray.config.tree import field_at, section_at
 from lingu_ray.errors import UserError
 
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import CorpusConfig, SourceConfig
+from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
 from lingu_ray.corpus.formats import FORMATS, BadRecord
 from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, evenly, image_folder
 from lingu_ray.errors import UserError
 
 VERSION = 3  # of what a build writes; a new one makes every corpus be built anew
-NOT_OF_THE_ROW = {"ce_weight", "kd_weight", "path", "image_root"}  # read by training alone, or known by their content
-NOT_OF_THE_ORDER = {"sources", "cache_dir", "if_changed"}
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count
@@ -35,8 +34,10 @@ def fingerprint(
     """Sixteen hexadecimal digits; equal for equal settings, contents of sources (`source_content`) and processor."""
     content: dict[str, Any] = {
         "version": VERSION,
-        "corpus": corpus.model_dump(mode="json", exclude=NOT_OF_THE_ORDER),
-        "sources": [source.model_dump(mode="json", exclude=NOT_OF_THE_ROW) for source in sources],
+        "corpus": corpus.model_dump(mode="json", exclude={"sources", *fields_with(NOT_IN_FINGERPRINT, CorpusConfig)}),
+        "sources": [
+            source.model_dump(mode="json", exclude=fields_with(NOT_IN_FINGERPRINT, SourceConfig)) for source in sources
+        ],
         "contents": [contents[source.name] for source in sources],
         "processor": _processor(processor_dir),
     }
