@@ -210,7 +210,7 @@ def make_models(folder: Path, layers: int) -> list[str]:
         name="benchmark",
         teacher=TeacherConfig(path=str(lm)),
         student=StudentConfig(from_teacher=VisionConfig()),  # SmolVLM-256M's tower
-        corpus=CorpusConfig(sources=(SourceConfig(name="none", form="text", path="none", language_heavy=True),)),
+        corpus=CorpusConfig(sources=(SourceConfig(name="none", format="text", path="none", language_heavy=True),)),
     )
     prepare_student(config, vlm)
     return [str(lm), str(vlm)]

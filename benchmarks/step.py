@@ -248,7 +248,7 @@ def _config(teacher: str, placement: str, look_ahead: int, precision: str) -> Co
             "name": "benchmark",
             "student": {"path": "made here"},
             "teacher": {"path": teacher, "placement": placement, "look_ahead": look_ahead},
-            "corpus": {"sources": [{"name": "images", "form": "text", "path": "made here", "language_heavy": True}]},
+            "corpus": {"sources": [{"name": "images", "format": "text", "path": "made here", "language_heavy": True}]},
             "train": {"precision": precision},
         }
     )

@@ -14,17 +14,22 @@ from pydantic import Field, PositiveInt, model_validator
 from lingu_ray import commands
 from lingu_ray.config import Config, Section
 from lingu_ray.config.command_line import read_named
+from lingu_ray.config.facts import SEARCHABLE
 from lingu_ray.config.settings import Settings
+from lingu_ray.config.tree import has, settings_with
 from lingu_ray.errors import UserError
 
 Values = dict[str, Any]
 
-SEARCHABLE = ("distill.", "train.", "corpus.", "teacher.context", "teacher.scope", "student.from_teacher")
-NOT_SEARCHABLE = ("corpus.cache_dir",)
 SCHEDULED = ("distill.temperature", "distill.w_ce", "distill.w_kd")
 CASE, SEED = "case", "seed"
 _CHECKED_TOGETHER = 2000
 """Combinations up to which all are checked; beyond, each value beside the first ones of the others."""
+
+
+def searchable(key: str) -> bool:
+    """Whether trials may differ in a setting; a whole part of a run (`train`) is none."""
+    return has(SEARCHABLE, key) and "." in key
 
 
 class Domain(Section):
@@ -107,10 +112,10 @@ class Space(Section):
         if not self.search and not self.cases:
             raise ValueError("nothing to search: give keys under `search`, or `cases`")
         for key in [*self.search, *(key for case in self.cases.values() for key in case)]:
-            if not key.startswith(SEARCHABLE) or key in NOT_SEARCHABLE:
+            if not searchable(key):
                 raise ValueError(
                     f"{key} cannot be searched: all trials share models, data paths, evaluation and cluster. "
-                    f"Searched are keys of {', '.join(name.rstrip('.') for name in SEARCHABLE)}; "
+                    f"Searched are keys of {', '.join(sorted(settings_with(SEARCHABLE)))}; "
                     "`settings` sets others for all, `seeds` repeats"
                 )
         if self.algorithm == "optuna" and (self.seeds > 1 or any(d.grid for d in self.search.values())):

@@ -1,26 +1,19 @@
-"""Settings: their schema, and the way from command line and YAML to them."""
+"""Settings: their schema, and the way from command line and YAML to them.
 
-from lingu_ray.config.schema import (
-    TASK_TYPES,
-    Config,
-    CorpusConfig,
-    DemoConfig,
-    DistillConfig,
-    EvaluationConfig,
-    Form,
-    LearningRates,
-    LoraConfig,
-    RayConfig,
-    Schedule,
-    Section,
-    SourceConfig,
-    StudentConfig,
-    TaskConfig,
-    TeacherConfig,
-    TrackingConfig,
-    TrainConfig,
-    VisionConfig,
-)
+The schema is exported here, a file for each part of a run: `models`, `corpus`, `distill`, `train`, `cluster`,
+`tracking`, `evaluation`, `demo`, put together in `run`. This package imports no other room of lingu_ray.
+"""
+
+from lingu_ray.config.base import Schedule, Section
+from lingu_ray.config.cluster import RayConfig
+from lingu_ray.config.corpus import CorpusConfig, Format, SourceConfig
+from lingu_ray.config.demo import DemoConfig
+from lingu_ray.config.distill import DistillConfig
+from lingu_ray.config.evaluation import TASK_TYPES, EvaluationConfig, TaskConfig
+from lingu_ray.config.models import StudentConfig, TeacherConfig, VisionConfig
+from lingu_ray.config.run import Config
+from lingu_ray.config.tracking import TrackingConfig
+from lingu_ray.config.train import LearningRates, LoraConfig, TrainConfig
 
 __all__ = [
     "TASK_TYPES",
@@ -29,7 +22,7 @@ __all__ = [
     "DemoConfig",
     "DistillConfig",
     "EvaluationConfig",
-    "Form",
+    "Format",
     "LearningRates",
     "LoraConfig",
     "RayConfig",

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lingu_ray.commands import recipes, shipped
-from lingu_ray.config import strict_yaml
+from lingu_ray.config import Config, Schedule, strict_yaml
 from lingu_ray.config.help import setting_lines
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
-from lingu_ray.config.schema import Config, Schedule
 from lingu_ray.config.settings import OVERRIDE, Settings, T, parse, read_text
 from lingu_ray.errors import UserError
 

@@ -8,43 +8,11 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lingu_ray.config.schema import Config, Schedule
-from lingu_ray.config.strict_yaml import Key, dump
+from lingu_ray.config.base import Schedule
+from lingu_ray.config.strict_yaml import dump
+from lingu_ray.config.tree import is_list, is_mapping, section_in
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-
-
-def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section inside a field's type (itself, optional, or the item of a list), if there is one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in get_args(annotation) if (found := section_in(arg))), None)
-
-
-def is_list(annotation: Any) -> bool:
-    """Whether a field holds any number of items."""
-    return get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis
-
-
-def section_at(key: Key, root: type[BaseModel] = Config) -> type[BaseModel] | None:
-    """The section that `key` leads to; list positions and names in a mapping are passed over."""
-    section: type[BaseModel] | None = root
-    parts = iter(key)
-    for part in parts:
-        if section is None or isinstance(part, int):
-            continue
-        field = section.model_fields.get(part)
-        section = section_in(field.annotation) if field else None
-        if field and get_origin(field.annotation) is dict:
-            next(parts, None)
-    return section
-
-
-def field_at(key: Key, root: type[BaseModel] = Config) -> FieldInfo | None:
-    """The field that `key` leads to; list positions and names in a mapping are passed over."""
-    names = [part for part in key if isinstance(part, str)]
-    section = section_at(tuple(names[:-1]), root)
-    return section.model_fields.get(names[-1]) if section and names else None
 
 
 def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
@@ -57,7 +25,7 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
         return wants(arguments[0], metadata) + " or null"
     if get_origin(annotation) is Literal:
         return " | ".join(arguments)
-    if get_origin(annotation) is dict:
+    if is_mapping(annotation):
         return "a mapping of names to values"
     if is_list(annotation):
         return "a list of sections, each with its keys" if section_in(annotation) else "a list"
@@ -94,7 +62,7 @@ def sections(root: type[BaseModel], key: str = "", prefix: str = "") -> dict[str
     for name, field in root.model_fields.items():
         section = section_in(field.annotation)
         if section is not None and section is not Schedule:
-            item = "NAME." if is_list(field.annotation) or get_origin(field.annotation) is dict else ""
+            item = "NAME." if is_list(field.annotation) or is_mapping(field.annotation) else ""
             place = Placed(section, f"{prefix}{name}.{item}")
             found |= {key + name: place} | sections(section, f"{key}{name}.", place.prefix)
     return found

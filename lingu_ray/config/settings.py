@@ -18,8 +18,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lingu_ray.config import strict_yaml
-from lingu_ray.config.help import explain, field_at, section_at
+from lingu_ray.config.help import explain
+from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
+from lingu_ray.config.tree import field_at, section_at
 from lingu_ray.errors import UserError
 
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
@@ -135,12 +137,16 @@ class Settings(Generic[T]):
         try:
             return self.schema.model_validate(self.tree)
         except ValidationError as error:
-            lines = [self._explain(e) for e in error.errors(include_url=False)]
+            errors = error.errors(include_url=False)
+            given = [(*e["loc"][:-1], new) for e in errors if (new := self._new_name(e))]
+            lines = [self._explain(e) for e in errors if e["type"] != "missing" or e["loc"] not in given]
             raise UserError("\n".join(lines)) from error
 
     def _explain(self, error: ErrorDetails) -> str:
         key = error["loc"]
         dotted = self._dotted(key)
+        if new := self._new_name(error):
+            return f"{dotted} is called {new} now [{self._origin(key)}]"
         if error["type"] == "extra_forbidden":
             problem = f"no such setting; {_nearest(self.schema, key, dotted)}"
         elif error["type"] == "value_error":
@@ -148,6 +154,13 @@ class Settings(Generic[T]):
         else:
             problem = _unfit(self.schema, key, error)
         return f"{dotted + ': ' if dotted else ''}{problem} [{self._origin(key)}]"
+
+    def _new_name(self, error: ErrorDetails) -> str | None:
+        """What an unknown setting is called now, if it was renamed."""
+        *above, name = error["loc"] or ("",)
+        return (
+            new_name(section_at(tuple(above), self.schema), str(name)) if error["type"] == "extra_forbidden" else None
+        )
 
     def _dotted(self, key: Key) -> str:
         """The key as one writes it: items of a list by their name."""

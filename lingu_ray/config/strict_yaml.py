@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from lingu_ray.config.schema import Schedule
+from lingu_ray.config.base import Schedule
 from lingu_ray.errors import UserError
 
 Key = tuple[str | int, ...]
@@ -29,6 +29,7 @@ _SCALARS = {
 }
 
 
+_ODD_BREAKS = re.compile("[\r\x85\u2028\u2029]")
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -37,7 +38,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012
+    """Keeps PyYAML's own scalars beside ours: text that either reading takes for something else is quoted."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)  # list items are indented under their key
@@ -103,6 +104,11 @@ def _refuse_twice(node: yaml.MappingNode, key: Key, origin: str) -> None:
         first[name] = line
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    """Text; with line breaks beside the usual one it is quoted so that they are escaped, as plain text loses them."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _ODD_BREAKS.search(text) else None)
+
+
 def _represent_section(dumper: _Dumper, section: BaseModel) -> yaml.Node:
     if isinstance(section, Schedule) and section == Schedule(start=section.start, end=section.start):
         return dumper.represent_data(section.start)
@@ -111,6 +117,7 @@ def _represent_section(dumper: _Dumper, section: BaseModel) -> yaml.Node:
     return dumper.represent_data({name: getattr(section, name) for name in type(section).model_fields})
 
 
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_multi_representer(BaseModel, _represent_section)
 _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_str(str(path)))
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
+from lingu_ray.config import strict_yaml
 
 Settings = dict[str, Any]
 
@@ -17,16 +17,15 @@ LM_EVAL = "lm_eval/"
 @cache
 def catalog() -> dict[str, Settings]:
     """Settings of every task of the catalog, by name, without the name."""
-    texts = [
-        file.read_text("utf-8")
-        for file in sorted((files("lingu_ray") / "config/tasks").iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".yaml")
-    ]
-    return {name: settings for text in texts for name, settings in yaml.safe_load(text).items()}
+    known: dict[str, Settings] = {}
+    for file in sorted((files("lingu_ray") / "config/tasks").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".yaml"):
+            known |= strict_yaml.load(file.read_text("utf-8"), file.name)[0]
+    return known
 
 
 def listing() -> str:
-    """The catalog for people, a line a task: name, kind, type, where its data lies."""
+    """The catalog as text, one line per task: name, kind, type, where its data lies."""
     longest = max(map(len, catalog()))
     return "\n".join(
         f"{name:{longest}}  {task['kind']:8}  {task['type']:16}  {task['path']}" for name, task in catalog().items()

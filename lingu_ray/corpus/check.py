@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
-from lingu_ray.corpus.forms import BadRecord, Draft
+from lingu_ray.corpus.formats import BadRecord, Draft
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.check import Checker
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.corpus.forms import FORMS, BadRecord, Draft
+from lingu_ray.corpus.formats import FORMATS, BadRecord, Draft
 from lingu_ray.corpus.pieces import UNREADABLE, Numbered, Piece, Record
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError
@@ -73,7 +73,7 @@ class PieceTask:
             yield record
             return
         try:
-            yield from FORMS[self.source.form](record, self.source)
+            yield from FORMATS[self.source.format](record, self.source)
         except BadRecord as bad:
             yield bad
 

@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import CorpusConfig, SourceConfig
+from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
-from lingu_ray.corpus.forms import FORMS, BadRecord
+from lingu_ray.corpus.formats import FORMATS, BadRecord
 from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, evenly, image_folder
 from lingu_ray.errors import UserError
 
-VERSION = 2  # of what a build writes; a new one makes every corpus be built anew
-NOT_OF_THE_ROW = {"ce_weight", "kd_weight", "path", "image_root"}  # read by training alone, or known by their content
-NOT_OF_THE_ORDER = {"sources", "cache_dir", "if_changed"}
+VERSION = 3  # of what a build writes; a new one makes every corpus be built anew
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count
@@ -35,8 +34,10 @@ def fingerprint(
     """Sixteen hexadecimal digits; equal for equal settings, contents of sources (`source_content`) and processor."""
     content: dict[str, Any] = {
         "version": VERSION,
-        "corpus": corpus.model_dump(mode="json", exclude=NOT_OF_THE_ORDER),
-        "sources": [source.model_dump(mode="json", exclude=NOT_OF_THE_ROW) for source in sources],
+        "corpus": corpus.model_dump(mode="json", exclude={"sources", *fields_with(NOT_IN_FINGERPRINT, CorpusConfig)}),
+        "sources": [
+            source.model_dump(mode="json", exclude=fields_with(NOT_IN_FINGERPRINT, SourceConfig)) for source in sources
+        ],
         "contents": [contents[source.name] for source in sources],
         "processor": _processor(processor_dir),
     }
@@ -53,16 +54,16 @@ def source_content(source: SourceConfig, pieces: list[Piece]) -> str:
     read = set(evenly(paths, FILES_READ))
     blocks = max(2, 16 * BLOCKS // max(len(read), 1))  # at most a gibibyte of all files together
     try:
-        files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.form) for path in paths]
+        files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.format) for path in paths]
         return combined([*files, *(_image(path) for path in _named_images(source, pieces))])
     except OSError as error:
         raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
 
 
-def _file(path: str, blocks: int, form: str) -> str:
+def _file(path: str, blocks: int, format: str) -> str:
     """One file. What its name says counts: how it is read, and for folders of images the label."""
     place = Path(path)
-    name = f"{place.parent.name}/{place.name}" if form == "image_folder" else place.suffix
+    name = f"{place.parent.name}/{place.name}" if format == "image_folder" else place.suffix
     if place.is_dir():  # a saved dataset: its pieces name its files
         return name
     return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
@@ -70,16 +71,16 @@ def _file(path: str, blocks: int, form: str) -> str:
 
 def _named_images(source: SourceConfig, pieces: list[Piece]) -> Iterator[Path]:
     """Images that the first records of a sample of the files refer to by path, however the files are cut."""
-    if source.form == "image_folder":  # its files are the images
+    if source.format == "image_folder":  # its files are the images
         return
     of_files = [list(of_file) for _, of_file in itertools.groupby(pieces, key=lambda piece: piece.path)]
     for of_file in evenly(of_files, SAMPLED_FILES):
         folder = image_folder(source, of_file[0])
         for record in _first_records(source, of_file):
             try:
-                references = [image for draft in FORMS[source.form](record, source) for image in draft.images]
+                references = [image for draft in FORMATS[source.format](record, source) for image in draft.images]
             except Exception:
-                continue  # whatever a form makes of a record, the build tells
+                continue  # whatever a format makes of a record, the build tells
             yield from (folder / image for image in references if isinstance(image, str))
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.forms import IMAGE_SUFFIXES, BadRecord
+from lingu_ray.corpus.formats import IMAGE_SUFFIXES, BadRecord
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
 
@@ -67,7 +67,7 @@ def cut_source(source: SourceConfig) -> list[Piece]:
         UserError: nothing is found at `source.path`, or a file's kind is not known.
     """
     files = find_files(source)
-    if source.form == "image_folder":
+    if source.format == "image_folder":
         pieces = list(_cut_images(files))
     else:
         pieces = [piece for path in files for piece in _cut_file(source, path)]
@@ -96,7 +96,7 @@ def find_files(source: SourceConfig) -> list[str]:
     if not path.is_absolute():
         found = [Path(p) for p in hub_files(source)]
     elif path.is_dir():
-        wanted = IMAGE_SUFFIXES if source.form == "image_folder" else set(CUTTERS)
+        wanted = IMAGE_SUFFIXES if source.format == "image_folder" else set(CUTTERS)
         folder = _saved_dataset(source, path)
         found = [folder] if folder else [p for p in path.rglob("*") if p.suffix.lower() in wanted and p.is_file()]
     else:

@@ -174,7 +174,7 @@ def adapt(config: Config, root: Path, data: Path, teacher: Path) -> None:
 def _source(data: Path, name: str, weight: float, **settings: Any) -> dict[str, Any]:
     return {
         "name": name,
-        "form": "prompt_completion",
+        "format": "prompt_completion",
         "path": str(data / f"{name}.jsonl"),
         "image_root": str(data / "images"),
         "weight": weight,

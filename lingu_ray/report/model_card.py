@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lingu_ray.config import Config, SourceConfig
+from lingu_ray.config import Config, SourceConfig, strict_yaml
 from lingu_ray.report.card_settings import settings_rows
 from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
 from lingu_ray.report.report import environment
@@ -29,7 +27,7 @@ def write_model_card(export_dir: Path, config: Config, result: dict[str, Any] | 
     templates = environment()
     templates.filters["data"] = data_name
     text = templates.get_template("model_card.md").render(
-        front_matter=yaml.safe_dump(front_matter(config), sort_keys=False, allow_unicode=True).strip(),
+        front_matter=strict_yaml.dump(front_matter(config)).strip(),
         config=config,
         settings=settings_rows(config),
         sources=trained_sources(config, manifest, config.train.steps),
@@ -77,9 +75,9 @@ def _ancestors(config: Config) -> list[dict[str, Any]]:
 
 
 def data_name(source: SourceConfig) -> str:
-    """A hub data set as a link, with configuration and split; else that it is local, in which form."""
+    """A hub data set as a link, with configuration and split; else that it is local, in which format."""
     limit = f", first {source.limit}" if source.limit else ""
     if not is_hub_id(source.path):
-        return f"local, form {source.form}{limit}"
+        return f"local, format {source.format}{limit}"
     parts = [*([source.subset] if source.subset else []), source.split]
     return f"[{source.path}](https://huggingface.co/datasets/{source.path}) ({', '.join(parts)}{limit})"

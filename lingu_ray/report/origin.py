@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from lingu_ray.config import strict_yaml
+from lingu_ray.errors import UserError
 from lingu_ray.paths import is_hub_id
 
 
@@ -24,9 +25,11 @@ def card_metadata(model: str, revision: str | None = None) -> dict[str, Any]:
     if readme is None or not readme.is_file():
         return {}
     try:
-        return metadata_load(readme) or {}
-    except (ValueError, yaml.YAMLError):  # a card that nobody can read says nothing
+        block = REGEX_YAML_BLOCK.search(readme.read_text("utf-8"))
+        metadata = strict_yaml.load(block[2], str(readme))[0] if block else None
+    except (UnicodeDecodeError, UserError):  # a card that nobody can read says nothing
         return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def hub_ids(model: str) -> list[str]:

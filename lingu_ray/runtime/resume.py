@@ -12,7 +12,9 @@ from typing import Any
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
+from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.settings import differences
+from lingu_ray.config.tree import settings_with
 from lingu_ray.content import model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.errors import UserError
@@ -20,21 +22,6 @@ from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.folder import RunFolder, write_json
 
 log = logging.getLogger(__name__)
-
-MAY_CHANGE = {
-    *("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo"),
-    *("corpus.cache_dir", "corpus.if_changed"),
-    # these may have moved: what they hold is compared instead
-    *("student.path", "teacher.path", "corpus.sources.*.path", "corpus.sources.*.image_root"),
-    *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
-    *(f"train.{name}" for name in ("tokens_per_micro_batch", "packing", "gradient_checkpointing")),
-    *(f"train.{name}" for name in ("parallelism", "compile", "steps", "keep_last", "checkpoint_every")),
-    *(f"train.{name}" for name in ("validate_every", "sample_every", "samples")),
-}
-"""Settings that a run may be continued with, changed: patterns of dotted keys.
-
-Its result does not depend on them, up to rounding; but for `train.steps`, which moves its end.
-"""
 
 
 def reached(folder: RunFolder) -> int:
@@ -56,7 +43,7 @@ def check_settings(config: Config, folder: RunFolder) -> None:
         return
     earlier = load_yaml(folder.config)
     before, now = (one.model_dump(mode="json") for one in (earlier, config))
-    lines = differences(before, now, MAY_CHANGE)
+    lines = differences(before, now, settings_with(MAY_CHANGE))
     if lines and step:
         raise UserError(
             f"{folder.root} was begun with other settings, and has been trained for {step} steps with them:\n"

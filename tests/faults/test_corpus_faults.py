@@ -36,8 +36,8 @@ def processor_dir(tmp_path_factory):
     return folder
 
 
-def config(folder: Path, path: Path, form: str = "prompt_completion", **corpus) -> Config:
-    source = {"name": "words", "form": form, "path": str(path)}
+def config(folder: Path, path: Path, format: str = "prompt_completion", **corpus) -> Config:
+    source = {"name": "words", "format": format, "path": str(path)}
     return Config.model_validate(
         {
             "name": "run",
@@ -103,9 +103,9 @@ def test_a_damaged_file_is_named(tmp_path, processor_dir, ray_cluster, kind):
         path.write_bytes(path.read_bytes()[:5000])
     else:
         path.write_bytes(b"[{]")
-    form = "webdataset" if kind == "tar" else "prompt_completion"
+    format = "webdataset" if kind == "tar" else "prompt_completion"
     with pytest.raises(UserError, match=rf"^source words: .*data.{kind} cannot be read: ") as error:
-        build_corpus(config(tmp_path, path, form), processor_dir)
+        build_corpus(config(tmp_path, path, format), processor_dir)
     assert "Traceback" not in str(error.value)
 
 

@@ -34,7 +34,7 @@ def words(folder: Path, name: str, count: int) -> dict:
     """A language-heavy source of `count` text rows."""
     records: list[dict | str] = [{"prompt": f"{name} {i}?", "completion": f"answer {i}"} for i in range(count)]
     path = write_lines(folder / f"{name}.jsonl", records)
-    return {"name": name, "form": "prompt_completion", "path": str(path), "language_heavy": True}
+    return {"name": name, "format": "prompt_completion", "path": str(path), "language_heavy": True}
 
 
 def pictures(folder: Path, name: str, count: int) -> dict:
@@ -44,7 +44,7 @@ def pictures(folder: Path, name: str, count: int) -> dict:
     records: list[dict | str] = [
         {"prompt": f"{name} {i}?", "completion": f"thing {i}", "image": f"{name}{i % 3}.png"} for i in range(count)
     ]
-    return {"name": name, "form": "prompt_completion", "path": str(write_lines(folder / f"{name}.jsonl", records))}
+    return {"name": name, "format": "prompt_completion", "path": str(write_lines(folder / f"{name}.jsonl", records))}
 
 
 def config(folder: Path, sources: list[dict], policy: str = "all", **corpus) -> Config:
@@ -151,7 +151,7 @@ def test_bad_rows_are_quarantined_with_reason_and_origin(tmp_path, processor_dir
         "bad_json": '{"prompt": "?",',
     }
     path = write_lines(tmp_path / "mixed.jsonl", [*good, *bad.values(), {"prompt": "long?", "completion": "w " * 300}])
-    source = {"name": "mixed", "form": "prompt_completion", "path": str(path)}
+    source = {"name": "mixed", "format": "prompt_completion", "path": str(path)}
     corpus = build_corpus(config(tmp_path, [source], max_reject_rate=0.5), processor_dir)
     counts = corpus.manifest["sources"]["mixed"]
     assert counts["rejected"] == {reason: 1 for reason in bad}
@@ -167,7 +167,7 @@ def test_too_many_bad_rows_stop_the_build(tmp_path, processor_dir):
     """Above max_reject_rate the error names source, share, each reason with an example, and the cure."""
     records: list[dict | str] = [{"prompt": f"q {i}?", "completion": "" if i % 4 == 0 else "a"} for i in range(40)]
     path = write_lines(tmp_path / "holes.jsonl", [*records, {"prompt": 1, "completion": "a"}])
-    source = {"name": "holes", "form": "prompt_completion", "path": str(path)}
+    source = {"name": "holes", "format": "prompt_completion", "path": str(path)}
     settings = config(tmp_path, [words(tmp_path, "words", 20), source], max_reject_rate=0.2)
     with pytest.raises(UserError) as error:
         build_corpus(settings, processor_dir)
@@ -244,8 +244,8 @@ def test_every_row_can_be_encoded(tmp_path, processor_dir):
     for i in range(8):
         (tmp_path / "shapes" / "red-circle" / f"{i}.jpg").write_bytes(picture(i, (40 + i, 20), "JPEG"))
     sources = [
-        {"name": "docs", "form": "text", "path": str(tmp_path / "docs"), "prompt_words": 8},
-        {"name": "shapes", "form": "image_folder", "path": str(tmp_path / "shapes")},
+        {"name": "docs", "format": "text", "path": str(tmp_path / "docs"), "prompt_words": 8},
+        {"name": "shapes", "format": "image_folder", "path": str(tmp_path / "shapes")},
     ]
     corpus = build_corpus(config(tmp_path, sources, max_length=80, max_reject_rate=0.1), processor_dir)
     encoder = Encoder(AutoProcessor.from_pretrained(processor_dir), 80)

@@ -105,7 +105,7 @@ def export_new(folder: Path) -> None:
         name="new",
         teacher=TeacherConfig(path=str(folder / "teacher")),
         student=StudentConfig(from_teacher=vision),
-        corpus=CorpusConfig(sources=(SourceConfig(name="none", form="text", path="none", language_heavy=True),)),
+        corpus=CorpusConfig(sources=(SourceConfig(name="none", format="text", path="none", language_heavy=True),)),
     )
     prepare_student(config, folder / "start")
     start = StudentConfig(path=str(folder / "start"))

@@ -158,7 +158,7 @@ def test_the_teacher_may_be_a_gguf_file(tmp_path: Path):
             from_teacher=VisionConfig(image_size=32, patch_size=8, hidden_size=32, layers=1, heads=2)
         ),
         teacher=TeacherConfig(path=str(tmp_path / "lm")),
-        corpus=CorpusConfig(sources=(SourceConfig(name="text", form="text", path="x", language_heavy=True),)),
+        corpus=CorpusConfig(sources=(SourceConfig(name="text", format="text", path="x", language_heavy=True),)),
     )
     prepare_student(config, tmp_path / "vlm")
     student = AutoModelForImageTextToText.from_pretrained(tmp_path / "vlm")

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from lingu_ray import paths
 from lingu_ray.config import Config, TaskConfig
-from lingu_ray.config.help import section_in
+from lingu_ray.config.tree import section_in
 from lingu_ray.distill.pair import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
@@ -22,8 +22,8 @@ SETTINGS = {
     "corpus": {
         "cache_dir": "corpora",
         "sources": [
-            {"name": "a", "form": "text", "path": "data/*.txt", "language_heavy": True},
-            {"name": "b", "form": "messages", "path": "data/b.jsonl", "image_root": "images"},
+            {"name": "a", "format": "text", "path": "data/*.txt", "language_heavy": True},
+            {"name": "b", "format": "messages", "path": "data/b.jsonl", "image_root": "images"},
         ],
     },
     "tracking": {"uri": "sqlite:///mlflow.db"},

@@ -123,7 +123,7 @@ def test_no_figure_is_left_open(document: str):
 
 def test_settings_named_in_the_guide_exist():
     """Dotted settings that the guide mentions in backticks are settings."""
-    from lingu_ray.config.help import field_at, section_at
+    from lingu_ray.config.tree import field_at, section_at
 
     text = (ROOT / "docs/guide.md").read_text("utf-8")
     for name in re.findall(r"`((?:student|teacher|corpus|distill|train|ray|tracking|evaluation)\.[a-z_.]+)", text):

@@ -32,7 +32,7 @@ def test_what_is_printed_can_be_copied(
             "name": "small",
             "student": {"path": "owner/vlm"},
             "teacher": {"path": "owner/lm"},
-            "corpus": {"sources": [{"name": "stories", "form": "text", "path": "x", "language_heavy": True}]},
+            "corpus": {"sources": [{"name": "stories", "format": "text", "path": "x", "language_heavy": True}]},
             "tracking": {"system_metrics": False},
         }
     )

@@ -1,4 +1,4 @@
-"""From a row to fields: a corpus form, templates over its columns, or the row as it is."""
+"""From a row to fields: a corpus format, templates over its columns, or the row as it is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from lingu_ray.config import TaskConfig
 from lingu_ray.config.task_templates import compile_template
 from lingu_ray.corpus.check import check_messages
-from lingu_ray.corpus.forms import FORMS, Draft
+from lingu_ray.corpus.formats import FORMATS, Draft
 from lingu_ray.corpus.pieces import Record
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.tasks.items import Fields, Malformed
@@ -15,14 +15,14 @@ from lingu_ray.evaluation.tasks.rows import source_of
 
 
 def fields_of(config: TaskConfig, record: Record) -> list[Fields]:
-    """The fields of a row's items: one, or as many as its corpus form makes of it.
+    """The fields of a row's items: one, or as many as its corpus format makes of it.
 
     Raises:
         Malformed: a template does not fit the row.
-        BadRecord: the row is not of the corpus form.
+        BadRecord: the row is not of the corpus format.
     """
-    if config.form:
-        return [_question(draft) for draft in FORMS[config.form](record, source_of(config))]
+    if config.format:
+        return [_question(draft) for draft in FORMATS[config.format](record, source_of(config))]
     if config.fields:
         return [{key: _value(key, text, record) for key, text in config.fields.items()}]
     return [record]

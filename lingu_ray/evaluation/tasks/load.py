@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from lingu_ray.config import TaskConfig
-from lingu_ray.corpus.forms import BadRecord
+from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.fields import fields_of, selected
 from lingu_ray.evaluation.tasks.harness import harness_items

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lingu_ray.config import SourceConfig, TaskConfig
-from lingu_ray.corpus.forms import BadRecord
+from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, cut_source, hub_files
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
@@ -68,7 +68,7 @@ def source_of(config: TaskConfig) -> SourceConfig:
     """The task's data as a source of a corpus."""
     return SourceConfig(
         name=config.name,
-        form=config.form or "messages",  # which one matters to the reader for `image_folder` alone
+        format=config.format or "messages",  # which one matters to the reader for `image_folder` alone
         path=config.path,
         subset=config.subset,
         split=config.split or "train",

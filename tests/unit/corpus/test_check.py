@@ -7,7 +7,7 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.corpus.check import Checker, check_placeholders
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.corpus.forms import BadRecord, Draft
+from lingu_ray.corpus.formats import BadRecord, Draft
 from lingu_ray.corpus.images import decode_image, image_size
 
 

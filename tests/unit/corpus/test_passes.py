@@ -14,7 +14,7 @@ from lingu_ray.corpus.place import assign
 def manifest_of(sizes: dict[str, int], weights: list[float] | None = None, held_out: int = 2, rows: int | None = None):
     """The manifest's part that counts, made by what makes it in a build."""
     sources = tuple(
-        SourceConfig(name=name, form="text", path="-", weight=weights[index] if weights else None)
+        SourceConfig(name=name, format="text", path="-", weight=weights[index] if weights else None)
         for index, name in enumerate(sizes)
     )
     corpus = CorpusConfig(sources=sources, validation_rows=held_out, rows=rows)

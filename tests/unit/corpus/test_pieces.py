@@ -10,17 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import picture
 
-from lingu_ray.config import Form, SourceConfig
+from lingu_ray.config import Format, SourceConfig
 from lingu_ray.corpus import pieces
-from lingu_ray.corpus.forms import FORMS, BadRecord
+from lingu_ray.corpus.formats import FORMATS, BadRecord
 from lingu_ray.corpus.pieces import cut_source
 from lingu_ray.errors import UserError
 
 RECORDS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(10)]
 
 
-def source(path: Path | str, form: Any = "prompt_completion", **settings) -> SourceConfig:
-    return SourceConfig(name="s", form=form, path=str(path), **settings)
+def source(path: Path | str, format: Any = "prompt_completion", **settings) -> SourceConfig:
+    return SourceConfig(name="s", format=format, path=str(path), **settings)
 
 
 def read(settings: SourceConfig) -> list[tuple[int, Any]]:
@@ -162,5 +162,5 @@ def test_paths_that_do_not_work_say_why(tmp_path, monkeypatch, path, message):
 
 
 def test_every_form_of_the_configuration_is_there():
-    """The configuration's list of forms and the table of forms are the same."""
-    assert set(FORMS) == set(get_args(Form))
+    """The configuration's list of formats and the table of formats are the same."""
+    assert set(FORMATS) == set(get_args(Format))

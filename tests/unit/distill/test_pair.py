@@ -21,7 +21,7 @@ from lingu_ray.distill.pair import check_kind, check_pair, check_tokenizers
 from lingu_ray.distill.student import PLAIN, Student, prepare_student
 from lingu_ray.errors import UserError
 
-SOURCE = {"name": "text", "form": "text", "path": "text.txt", "language_heavy": True}
+SOURCE = {"name": "text", "format": "text", "path": "text.txt", "language_heavy": True}
 VISION = {
     "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2,
     "pixel_shuffle": 2,

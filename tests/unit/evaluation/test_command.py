@@ -16,7 +16,7 @@ from lingu_ray.runtime.folder import RunFolder
 
 def config(**changes: Any) -> Config:
     """A run whose student is a folder, and whose teacher is of the hub."""
-    source = {"name": "stories", "form": "text", "path": "x", "language_heavy": True}
+    source = {"name": "stories", "format": "text", "path": "x", "language_heavy": True}
     tree = {"name": "small", "student": {"path": "models/my vlm"}, "teacher": {"path": "owner/lm"}}
     return Config.model_validate({**tree, "corpus": {"sources": [source]}, **changes})
 

@@ -31,8 +31,8 @@ TREE: dict[str, Any] = {
     "teacher": {"path": "owner/lm"},
     "corpus": {
         "sources": [
-            {"name": "stories", "form": "text", "path": "x.txt", "language_heavy": True, "weight": 3},
-            {"name": "digits", "form": "cauldron", "path": "owner/data", "subset": "seven", "weight": 1},
+            {"name": "stories", "format": "text", "path": "x.txt", "language_heavy": True, "weight": 3},
+            {"name": "digits", "format": "cauldron", "path": "owner/data", "subset": "seven", "weight": 1},
         ]
     },
     "train": {"steps": 300, "rows_per_step": 8},
@@ -136,7 +136,7 @@ def test_sources_with_their_weights_and_passes(tmp_path: Path) -> None:
     sources = [source.model_copy(update={"kd_weight": 0.7}) for source in settings.corpus.sources]
     settings = settings.model_copy(update={"corpus": settings.corpus.model_copy(update={"sources": tuple(sources)})})
     text = card(settings, tmp_path)
-    stories = "| stories | local, form text | yes | yes | 3 | 75.0% | 0.2 | 0.7 | 340 | 8 | 268 | 6.72 |"
+    stories = "| stories | local, format text | yes | yes | 3 | 75.0% | 0.2 | 0.7 | 340 | 8 | 268 | 6.72 |"
     link = "[owner/data](https://huggingface.co/datasets/owner/data) (seven, train)"
     digits = f"| digits | {link} | no | no | 1 | 25.0% | 1 | – | 340 | 8 | 268 | 2.24 |"
     assert stories in text and digits in text
@@ -179,7 +179,7 @@ NOT_ACTING = {
     "distill": set(),
     "train": {"validate_every", "sample_every", "samples", "checkpoint_every", "keep_last"},
     "teacher": {"placement", "transport", "look_ahead", "max_restarts"},
-    "source": {"name", "form", "path", "image_root", "image", "prompt", "answer", "prompt_words", "answer_words"},
+    "source": {"name", "format", "path", "image_root", "image", "prompt", "answer", "prompt_words", "answer_words"},
 }
 # Of the others each must act, or a change of it could not be told.
 ACTIVE: dict[str, dict[str, Any]] = {

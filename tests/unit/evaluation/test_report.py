@@ -137,8 +137,8 @@ def config() -> Config:
             "tracking": {"uri": "https://user:secret@mlflow.example/path"},
             "corpus": {
                 "sources": [
-                    {"name": "stories", "form": "text", "path": "x", "language_heavy": True, "kd_weight": 0.7},
-                    {"name": "digits", "form": "template", "path": "x", "prompt": "<image>?", "answer": "{label}"},
+                    {"name": "stories", "format": "text", "path": "x", "language_heavy": True, "kd_weight": 0.7},
+                    {"name": "digits", "format": "template", "path": "x", "prompt": "<image>?", "answer": "{label}"},
                 ]
             },
             "distill": {"ce_on_distilled": 0.2},
@@ -197,7 +197,7 @@ def test_report_is_one_whole_page(reported: Path, text: str) -> None:
     assert verdict.startswith("The claim holds") and verdict in page.text
     for part in ("58.0%", "2 empty answer", "of the control", "the end", "10.0%", "20.0%", "train.steps", "owner/vlm"):
         assert part in page.text, part
-    assert "corpus.sources[stories].form" in page.text
+    assert "corpus.sources[stories].format" in page.text
     assert "mlflow.example" in page.text and "secret" not in page.text
 
 

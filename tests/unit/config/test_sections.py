@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from lingu_ray.config import Config, Schedule, SourceConfig
 
-SOURCE = {"name": "text", "form": "text", "path": "text.jsonl", "language_heavy": True}
+SOURCE = {"name": "text", "format": "text", "path": "text.jsonl", "language_heavy": True}
 MINIMAL = {
     "name": "run",
     "student": {"path": "vlm"},
@@ -37,7 +37,7 @@ def test_minimal_configuration_is_complete():
         ({"corpus": {"sources": [SOURCE | {"language_heavy": False}]}}, "language_heavy: true"),
         ({"corpus": {"sources": [SOURCE, SOURCE]}}, "names must be unique, found twice: text"),
         ({"corpus": {"sources": [SOURCE | {"weight": 0.5}, SOURCE | {"name": "b"}]}}, "missing: ['b']"),
-        ({"corpus": {"sources": [SOURCE | {"form": "template"}]}}, "needs `prompt` and `answer`"),
+        ({"corpus": {"sources": [SOURCE | {"format": "template"}]}}, "needs `prompt` and `answer`"),
         ({"corpus": {"sources": [SOURCE], "max_length": 9000}}, "the longest sample must fit a micro-batch"),
         ({"train": {"rows_per_step": 2}, "ray": {"num_workers": 3}}, "every worker needs a row in every step"),
         ({"distill": {"temperature": 0}}, "distill.temperature must be above 0"),
@@ -83,7 +83,7 @@ def test_number_is_a_constant_schedule():
 )
 def test_policy_says_which_sources_train_and_distil(policy: str, trained: list[str], distilled: list[str]):
     """The variants differ in the sources trained on and distilled, as the paper's comparison has them."""
-    sources = [SOURCE, {"name": "vision", "form": "cauldron", "path": "images"}]
+    sources = [SOURCE, {"name": "vision", "format": "cauldron", "path": "images"}]
     config = Config.model_validate(with_changes(corpus={"sources": sources}, distill={"policy": policy}))
     assert [s.name for s in config.training_sources()] == trained
     assert [s.name for s in config.training_sources() if config.distils(s)] == distilled

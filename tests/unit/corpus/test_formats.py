@@ -3,19 +3,19 @@ from typing import Any
 import pytest
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.forms import FORMS, BadRecord, Draft
+from lingu_ray.corpus.formats import FORMATS, BadRecord, Draft
 
 
-def source(form: Any, **settings) -> SourceConfig:
-    return SourceConfig(name="s", form=form, path="x", **settings)
+def source(format: Any, **settings) -> SourceConfig:
+    return SourceConfig(name="s", format=format, path="x", **settings)
 
 
-def drafts(form: str, record: dict, **settings) -> list[Draft]:
-    return list(FORMS[form](record, source(form, **settings)))
+def drafts(format: str, record: dict, **settings) -> list[Draft]:
+    return list(FORMATS[format](record, source(format, **settings)))
 
 
-def conversation(form: str, record: dict, **settings) -> list[tuple[str, str]]:
-    (draft,) = drafts(form, record, **settings)
+def conversation(format: str, record: dict, **settings) -> list[tuple[str, str]]:
+    (draft,) = drafts(format, record, **settings)
     return [(m["role"], m["content"]) for m in draft.messages]
 
 
@@ -48,14 +48,14 @@ def test_parts_with_images_beside():
     assert draft.images == [{"bytes": b"x", "path": None}]
 
 
-@pytest.mark.parametrize("form", ["cauldron", "finevision"])
-def test_cauldron_and_finevision(form):
+@pytest.mark.parametrize("format", ["cauldron", "finevision"])
+def test_cauldron_and_finevision(format):
     """Several texts are one conversation of several turns, its images before the first question."""
     record = {
         "images": [{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}],
         "texts": [{"user": "A?", "assistant": "a", "source": "vqa"}, {"user": "B?", "assistant": "b", "source": "vqa"}],
     }
-    assert conversation(form, record) == [
+    assert conversation(format, record) == [
         ("user", "<image><image>A?"),
         ("assistant", "a"),
         ("user", "B?"),
@@ -142,7 +142,7 @@ def test_image_folder():
 
 
 def test_webdataset():
-    """A caption as txt or in json, or a record of another form in json; the image comes from the tar."""
+    """A caption as txt or in json, or a record of another format in json; the image comes from the tar."""
     image = {"jpg": b"x"}
     assert conversation("webdataset", image | {"txt": b"A cat.\n"}) == [
         ("user", "<image>What is in the picture?"),
@@ -168,7 +168,7 @@ def test_template():
 
 
 @pytest.mark.parametrize(
-    ("form", "record", "reason"),
+    ("format", "record", "reason"),
     [
         ("messages", {"text": "x"}, "missing_field"),
         ("messages", {"messages": "x"}, "wrong_type"),
@@ -185,10 +185,10 @@ def test_template():
         ("webdataset", {"jpg": b"x", "txt": b"\xff"}, "wrong_type"),
     ],
 )
-def test_records_of_another_shape_say_so(form, record, reason):
-    """A record that does not fit its form is a bad record with its reason, never an exception that ends the build."""
+def test_records_of_another_shape_say_so(format, record, reason):
+    """A record that does not fit its format is a bad record with its reason, never an exception that ends the build."""
     with pytest.raises(BadRecord) as error:
-        drafts(form, record)
+        drafts(format, record)
     assert error.value.reason == reason
 
 

@@ -13,7 +13,7 @@ from lingu_ray.__main__ import dispatch, overview
 from lingu_ray.commands import COMMANDS, as_called, guide_path, recipes
 from lingu_ray.errors import UserError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,8 @@
-"""Forms: what a record looks like in the field, and how it becomes a conversation.
+"""Formats: what a record looks like in the field, and how it becomes a conversation.
 
-A form takes a record and its source's settings and yields drafts (most yield one): messages with `PLACEHOLDER` where
+A format takes a record and its source's settings and yields drafts (most yield one): messages with `PLACEHOLDER` where
 an image stands, and references to the images (bytes, a path, or a Hugging Face image `{"bytes", "path"}`).
-What a form cannot understand it raises as `BadRecord`; whether a draft makes a good row is for `check` to say.
+What a format cannot understand it raises as `BadRecord`; whether a draft makes a good row is for `check` to say.
 """
 
 from __future__ import annotations
@@ -184,12 +184,12 @@ def scienceqa(record: Record, source: SourceConfig) -> Iterator[Draft]:
 
 def image_folder(record: Record, source: SourceConfig) -> Iterator[Draft]:
     """An image file; its folder's name, `-` and `_` as spaces, is `{label}` in `prompt` and `answer`."""
-    question = _format(source.prompt or WHAT_IS_IT, record)
-    yield _draft(_said(question, _format(source.answer or "{label}", record)), [record["image"]])
+    question = _fill(source.prompt or WHAT_IS_IT, record)
+    yield _draft(_said(question, _fill(source.answer or "{label}", record)), [record["image"]])
 
 
 def webdataset(record: Record, source: SourceConfig) -> Iterator[Draft]:
-    """A sample of a tar: an image with `json` (a record of another form, or with a `caption`) or `txt` (a caption)."""
+    """A sample of a tar: an image with `json` (a record of another format or with a `caption`) or `txt`, a caption."""
     images = [record[suffix[1:]] for suffix in sorted(IMAGE_SUFFIXES) if suffix[1:] in record]
     fields: Record = {"images": images}
     if "json" in record:
@@ -201,9 +201,9 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[Draft]:
             raise BadRecord("bad_json", str(error)) from error
     if "txt" in record:
         fields["caption"] = _decode(record["txt"])
-    for name, form in INNER_FORMS.items():
+    for name, inner in INNER_FORMATS.items():
         if name in fields:
-            yield from form(fields, source)
+            yield from inner(fields, source)
             return
     yield _draft(_said(source.prompt or WHAT_IS_IT, _text(fields, "caption")), images)
 
@@ -220,10 +220,10 @@ def template(record: Record, source: SourceConfig) -> Iterator[Draft]:
     assert source.prompt and source.answer  # the configuration's check
     reference = _field(record, source.image) if source.image else []
     images = reference if isinstance(reference, list) else [reference]
-    yield _draft(_said(_format(source.prompt, record), _format(source.answer, record)), images)
+    yield _draft(_said(_fill(source.prompt, record), _fill(source.answer, record)), images)
 
 
-def _format(pattern: str, record: Record) -> str:
+def _fill(pattern: str, record: Record) -> str:
     try:
         return pattern.format_map(record)
     except KeyError as error:
@@ -234,15 +234,15 @@ def _format(pattern: str, record: Record) -> str:
         raise BadRecord("wrong_type", f"{pattern!r} does not fit the record: {error}") from error
 
 
-Form = Callable[[Record, SourceConfig], Iterator[Draft]]
+Format = Callable[[Record, SourceConfig], Iterator[Draft]]
 
-INNER_FORMS: dict[str, Form] = {
+INNER_FORMATS: dict[str, Format] = {
     "messages": messages,
     "conversations": llava,
     "texts": cauldron,
     "completion": prompt_completion,
 }
-FORMS: dict[str, Form] = {
+FORMATS: dict[str, Format] = {
     "messages": messages,
     "cauldron": cauldron,
     "finevision": cauldron,

@@ -24,7 +24,7 @@ RUN = """
 name: mine
 student: {path: vlm}
 teacher: {path: lm}
-corpus: {sources: [{name: text, form: text, path: t.txt, language_heavy: true}]}
+corpus: {sources: [{name: text, format: text, path: t.txt, language_heavy: true}]}
 """
 OWN_TASK = "{name: mine, kind: language, type: multiple_choice, path: items.jsonl"
 
