@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lingu_ray.distill.decoder import (
     ATTENTION_KINDS,
@@ -21,6 +21,23 @@ from lingu_ray.distill.decoder import (
 from lingu_ray.errors import UserError
 
 _COMPARED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+
+
+def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise UserError when two loaded models are no pair: wrong kinds of model, or decoders that differ."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, PreTrainedModel):
+            raise UserError(
+                f"{name}: must be the Transformers model itself, without wrappers; it is a {type(model).__name__}"
+            )
+    if any(hasattr(teacher.config, f"{kind}_config") for kind in ("vision", "audio")):
+        raise UserError(f"teacher: {type(teacher).__name__} is not a text-only causal LM")
+    if not any(hasattr(student.config, f"{kind}_config") for kind in ("vision", "audio")):
+        raise UserError(f"student: {type(student).__name__} is no vision-language model")
+    text = student.config.get_text_config(decoder=True)
+    check_kind(teacher.config, "teacher")
+    check_kind(text, "student")
+    compare_decoders(text, teacher.config)
 
 
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
