@@ -39,11 +39,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
 from lingu_ray.config import Config, CorpusConfig, RayConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.demo.text import Documents, passages, read_documents, running_texts, train_tokenizer
-from lingu_ray.distill.student import prepare_student
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
 from lingu_ray.runtime.cluster import connect
+from lingu_ray.runtime.models import prepare_student
 
 ENGINES: dict[str, Callable[[str, int], Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine}
 TASKS = ("choice", "perplexity", "text", "image")

@@ -40,10 +40,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio
-from lingu_ray.config import DistillConfig
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.distill.loss import LossScales, TeacherAnswer, ce_kd_loss
+from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 
 KD_ALONE = ("trl_fused", "liger_triton")
 STATUS = Path("/proc/self/status")
@@ -112,10 +111,10 @@ def ours(x: Inputs) -> Tensor:
     n = len(x.labels_N)
     scale_N = torch.full((n,), 0.5 / n, device=x.labels_N.device)
     all_N = torch.ones(n, dtype=torch.bool, device=x.labels_N.device)
-    answer = TeacherAnswer(x.teacher_hidden_ND, OutputHead(x.teacher_weight_VD), all_N)
-    divergence = divergence_of(DistillConfig(divergence="jsd", beta=0.5))
+    teacher = TeacherOutput(x.teacher_hidden_ND, OutputHead(x.teacher_weight_VD), all_N)
+    divergence = divergence_of("jsd", beta=0.5)
     head = OutputHead(x.weight_VD)
-    return ce_kd_loss(x.hidden_ND, head, x.labels_N, LossScales(scale_N, scale_N, 1.0), answer, divergence).loss
+    return ce_kd_loss(x.hidden_ND, head, x.labels_N, LossScales(scale_N, scale_N, 1.0), teacher, divergence).loss
 
 
 def make_liger() -> Loss:

@@ -38,10 +38,11 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import InProcessTeacher, TeacherClient, make_teacher
+from lingu_ray.runtime.models import load_teacher
+from lingu_ray.runtime.step import MicroBatches, model_inputs
+from lingu_ray.runtime.teachers import make_teacher
 
 VOCABULARY, ADDED = 49152, 128
 IMAGE_TOKEN = VOCABULARY
@@ -119,7 +120,7 @@ def _measure(settings: Row) -> Iterator[Measured]:
     with tempfile.TemporaryDirectory() as folder:
         _teacher(settings).save_pretrained(folder)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        local = Teacher.load(_config(folder, "in_process", 0, precision).teacher, dtype, device)
+        local = load_teacher(_config(folder, "in_process", 0, precision).teacher, dtype, device)
         actor = make_teacher(_config(folder, "actor", 0, precision).teacher, dtype, device, torch.get_num_threads())
 
         def way(teacher: TeacherClient | None, look_ahead: int = 0) -> Callable[[], None]:
@@ -148,7 +149,7 @@ class _FullSequence(InProcessTeacher):
     """A teacher that reads everything itself; it is handed the micro-batch instead of shared KV."""
 
     def submit(self, request: Any) -> Any:
-        """The ticket is the answer, made by `_full_sequence_step` beforehand."""
+        """The ticket is the result, made by `_full_sequence_step` beforehand."""
         return self.hidden_MD
 
     @torch.no_grad()
@@ -181,7 +182,7 @@ def _all_logits_step(
     student = micro_batches.student
     for batch in batches:
         predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
-        inputs = micro_batches.inputs(batch)
+        inputs = model_inputs(batch).to(micro_batches.device)
         with micro_batches.autocast():
             hidden_BTD = student.body(**forward_arguments(student.body, inputs), use_cache=False).last_hidden_state
             logits_BTV = student.head(hidden_BTD)

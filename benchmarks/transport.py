@@ -26,7 +26,7 @@ from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, 
 from lingu_ray.config import RayConfig, TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.transport import Transport, make_transport, pack
+from lingu_ray.runtime.transport import Transport, make_transport, to_bytes
 
 LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256
@@ -67,7 +67,7 @@ def one_way(call: Callable[[], ray.ObjectRef]) -> float:
 
 def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callable[[], float]]:
     """Every way as a function that returns the seconds of one transfer."""
-    source = pack(request.kv_L2PHE)["bytes"]
+    source = to_bytes(request.kv_L2PHE)["bytes"]
     warm = np.ones_like(source)
 
     def send(name: str) -> ray.ObjectRef:

@@ -25,13 +25,12 @@ from lingu_ray.config import Section, StudentConfig, TeacherConfig
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.interpolate import common_ids, interpolate_
-from lingu_ray.distill.pair import check_tokenizers, compare_decoders, load_config
-from lingu_ray.distill.student import load_processor, load_student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.pair import check_tokenizers, compare_decoders
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.engines.load import origin_of
 from lingu_ray.paths import LocalPath, ModelPath, why_not_loaded
 from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.models import gguf_arguments, load_config, load_processor, load_student, load_teacher
 from lingu_ray.shell import shell_word
 
 
@@ -77,7 +76,7 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
     processor = load_processor(student_settings)
     teacher_tokenizer = _tokenizer(teacher_settings)
     check_tokenizers(processor.tokenizer, teacher_tokenizer)
-    lm = Teacher.load(teacher_settings, torch.float32, torch.device("cpu")).model
+    lm = load_teacher(teacher_settings, torch.float32, torch.device("cpu")).model
     for weight, folder in zip(weights, folders, strict=True):
         vlm = load_student(student_settings)  # anew: what is exported has the saved precision
         common_V = common_ids(processor.tokenizer, teacher_tokenizer, _rows(vlm), _rows(lm))
@@ -91,13 +90,9 @@ def _teacher_settings(path: str) -> TeacherConfig:
     return TeacherConfig(path=str(place), **origin)
 
 
-def _gguf(settings: TeacherConfig) -> dict[str, str]:
-    return {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
-
-
 def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> torch.dtype:
     """Refuse what is no pair, before any weights are read; returns the precision the student is saved in."""
-    lm = load_config(teacher.path, None, False, "teacher", **_gguf(teacher))
+    lm = load_config(teacher.path, None, False, "teacher", **gguf_arguments(teacher))
     vlm = load_config(cast(str, student.path), None, False, "student")
     if hasattr(lm, "vision_config"):
         raise UserError(f"teacher={teacher.path}: a {lm.model_type} is not a text-only causal LM")
@@ -109,7 +104,7 @@ def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> tor
 
 def _tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
     try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(settings.path, **_gguf(settings)))
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(settings.path, **gguf_arguments(settings)))
     except (OSError, ValueError) as error:
         why = why_not_loaded(settings.path, error)
         raise UserError(f"teacher: its tokenizer cannot be loaded: {why}") from error

@@ -15,16 +15,16 @@ from tinyrun import config
 
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
-from lingu_ray.distill.student import Student, load_student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.runtime.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.models import load_student, load_teacher
 from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.sharding import collect
 from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import InProcessTeacher
 from lingu_ray.runtime.validation import Validation, answer_samples
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ class Steps:
         prepare(self.student, self.config.train, CPU, seed=0)
         self.optimizer = make_optimizer(self.student, self.config.train)
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
-        teacher = InProcessTeacher(Teacher.load(self.config.teacher, dtype, CPU))
+        teacher = InProcessTeacher(load_teacher(self.config.teacher, dtype, CPU))
         self.micro_batches = MicroBatches(self.config, self.student, teacher, CPU)
         self.encoder = Encoder(tiny_processor(), 160)
         self.rows = rows(data)

@@ -18,7 +18,7 @@ from pydoc_data.topics import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lingu_ray.distill.student import PLAIN
+from lingu_ray.distill.new_student import PLAIN
 from lingu_ray.errors import UserError
 
 Documents = dict[str, list[str]]

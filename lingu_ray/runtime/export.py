@@ -28,7 +28,7 @@ def export_model(
     if not writes:
         return
     if lora is not None:
-        tensors = merged(tensors, lora)
+        tensors = merged(tensors, lora.rank, lora.alpha)
     tensors = as_published(model, tensors)
     cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
     temporary = folder.with_name(f".{folder.name}.tmp")

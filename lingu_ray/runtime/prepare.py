@@ -20,7 +20,7 @@ def prepare(student: Student, settings: TrainConfig, device: torch.device, seed:
     if settings.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.lora is not None:
-        add_adapters(student.decoder, settings.lora, seed)
+        add_adapters(student.decoder, **dict(settings.lora), seed=seed)
     if settings.parallelism == "fsdp2":
         shard(student, device)
     if settings.compile:

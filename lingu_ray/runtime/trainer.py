@@ -21,13 +21,13 @@ from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
 from lingu_ray.corpus.store import Corpus
-from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
-from lingu_ray.distill.student import prepare_student
+from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import ended_by_interrupt
 from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, Tail
+from lingu_ray.runtime.models import check_pair, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, note_data
 from lingu_ray.runtime.tracking import Tracker
@@ -238,7 +238,7 @@ def prepare_start(config: Config, folder: RunFolder) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         prepare_student(config, temporary)
         temporary.rename(folder.start)
-    check_tokenizers(AutoProcessor.from_pretrained(folder.start).tokenizer, load_teacher_tokenizer(config))
+    check_tokenizers(AutoProcessor.from_pretrained(folder.start).tokenizer, load_teacher_tokenizer(config.teacher))
 
 
 def check_output(config: Config) -> None:

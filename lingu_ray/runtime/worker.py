@@ -16,8 +16,8 @@ from lingu_ray.config import Config, StudentConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.read import StepReader
 from lingu_ray.corpus.store import Corpus
-from lingu_ray.distill.pair import load_config
-from lingu_ray.distill.student import Student, load_student
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import TeacherClient
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import (
     CheckpointState,
@@ -31,11 +31,12 @@ from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder, write_json
 from lingu_ray.runtime.metrics import JsonLines, Record
+from lingu_ray.runtime.models import load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import TeacherClient, make_teacher
+from lingu_ray.runtime.teachers import make_teacher
 from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
 
 

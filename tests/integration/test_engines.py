@@ -30,12 +30,12 @@ from transformers import (
 )
 
 from lingu_ray.config import Config, CorpusConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
-from lingu_ray.distill.student import load_processor, load_student, prepare_student
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine, obstacle
 from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.models import load_processor, load_student, prepare_student
 
 SENTENCE = "Names refer to objects. Names are introduced by name binding operations. "
 SHARED = SENTENCE * 3  # several blocks of vLLM's cache

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 from lingu_ray import paths
 from lingu_ray.config import Config, TaskConfig
 from lingu_ray.config.tree import section_in
-from lingu_ray.distill.pair import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
+from lingu_ray.runtime.models import load_config
 
 SETTINGS = {
     "name": "run",

@@ -32,7 +32,7 @@ def batch():
 def adapted(train=True):
     """A student with adapters; trained ones differ from zero."""
     student = Student(tiny_student(tiny_teacher()))
-    add_adapters(student.decoder, LORA, seed=0)
+    add_adapters(student.decoder, rank=4, alpha=6)
     if train:
         for name, parameter in student.model.named_parameters():
             if is_adapter(name):
@@ -86,11 +86,11 @@ def test_adapters_are_what_learns_in_the_decoder():
 def test_targets_are_kept_to_and_must_exist():
     """Only the named layers are adapted; a name that the decoder lacks is refused with those it has."""
     student = Student(tiny_student(tiny_teacher()))
-    add_adapters(student.decoder, LoraConfig(targets=("v_proj",)), seed=0)
+    add_adapters(student.decoder, rank=4, alpha=6, targets=["v_proj"])
     adapters = [name for name, _ in student.model.named_parameters() if is_adapter(name)]
     assert len(adapters) == 2 * 3 and all(".v_proj." in name for name in adapters)
     with pytest.raises(UserError, match=r"no linear layer named w_proj; it has .*v_proj"):
-        add_adapters(Student(tiny_student(tiny_teacher())).decoder, LoraConfig(targets=("w_proj",)), seed=0)
+        add_adapters(Student(tiny_student(tiny_teacher())).decoder, rank=4, alpha=6, targets=["w_proj"])
 
 
 def test_export_is_merged(tmp_path):
@@ -126,7 +126,7 @@ def test_missing_peft_is_said_with_its_cure(monkeypatch):
     """Without peft the error names what to install."""
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'lingu-ray\[lora\]'"):
-        add_adapters(Student(tiny_student(tiny_teacher())).decoder, LORA, seed=0)
+        add_adapters(Student(tiny_student(tiny_teacher())).decoder, rank=4, alpha=6)
 
 
 @pytest.mark.parametrize("what", [{"lora": {}}, {"parallelism": "fsdp2"}])
