@@ -17,6 +17,7 @@ from typing import Any
 
 from ray import tune
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
@@ -198,7 +199,7 @@ class PopulationTrial(Trial):
         self.look()
         self.end(run)
         self.past = {"step": until, "values": past}
-        self._past.write_text(json.dumps(self.past))
+        write_json(self._past, self.past)
         self.note_validation(self.news.pop())
         self.news.clear()
         return self.finish(run) if until == steps else self.result(done=False)

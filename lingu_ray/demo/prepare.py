@@ -10,7 +10,6 @@ import hashlib
 import json
 import platform
 import random
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, DemoConfig
 from lingu_ray.demo import chats, digits, items, text
 from lingu_ray.demo.chats import Chat
@@ -94,11 +94,8 @@ def fingerprint(settings: DemoConfig, seed: int) -> str:
 def stage(folder: Path, make: Callable[[Path], None]) -> Path:
     """The stage's folder, found again; or made under another name and renamed when whole."""
     if not folder.exists():
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        make(part)
-        part.rename(folder)
+        with whole_folder(folder, keep_existing=True) as temporary:
+            make(temporary)
     return folder
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingu_ray.atomic import whole_file
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.metrics.metric import Columns
@@ -34,11 +35,9 @@ def items_path(out_dir: Path, task: str, model: str) -> Path:
 
 def write_items(path: Path, columns: Columns, fingerprint: str) -> None:
     """Write one file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".writing")
     table = pa.table(columns).replace_schema_metadata({_FINGERPRINT: fingerprint})
-    pq.write_table(table, part)
-    part.replace(path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def fingerprint_of(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import leads
 from lingu_ray.runtime.optimizer import trained_parameters
@@ -64,14 +65,10 @@ def save_checkpoint(
     moments = {name: collect(kept, writes) for name, kept in _moments(model, optimizer).items()}
     if not writes:
         return
-    temporary, final = folder / f".{_NAME.format(state.step)}.tmp", folder / _NAME.format(state.step)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(weights, temporary / "model.safetensors")
-    torch.save(moments, temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps(asdict(state)))
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    with whole_folder(folder / _NAME.format(state.step)) as temporary:
+        save_file(weights, temporary / "model.safetensors")
+        torch.save(moments, temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)))
     _prune(folder, keep_last)
 
 
@@ -120,6 +117,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, di
 def _prune(folder: Path, keep_last: int) -> None:
     found = [path for path, _ in checkpoints(folder)]
     best = best_checkpoint(folder)
-    for path in found[:-keep_last]:
+    leftovers = list(folder.glob(".step-*.tmp"))  # this run's own: of a worker that was killed, wherever it ran
+    for path in (*found[:-keep_last], *leftovers):
         if path != best:
             shutil.rmtree(path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel, ProcessorMixin, SiglipVisionModel
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.config import LoraConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import merged
@@ -31,14 +31,11 @@ def export_model(
         tensors = merged(tensors, lora)
     tensors = as_published(model, tensors)
     cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     _end_turns(model, processor)
     nn.Module.to(model, dtype)  # the configuration that is saved names the model's dtype
-    model.save_pretrained(temporary, state_dict={name: cast[id(tensor)] for name, tensor in tensors.items()})
-    processor.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary, state_dict={name: cast[id(tensor)] for name, tensor in tensors.items()})
+        processor.save_pretrained(temporary)
 
 
 def _end_turns(model: PreTrainedModel, processor: ProcessorMixin) -> None:

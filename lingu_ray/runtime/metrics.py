@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.atomic import write_text
+
 Record = dict[str, Any]
 
 
@@ -38,9 +40,7 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = [record for record in read_records(self.path) if record["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def read_records(path: Path) -> list[Record]:

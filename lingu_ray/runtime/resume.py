@@ -10,6 +10,7 @@ import json
 import logging
 from typing import Any
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.settings import differences
@@ -17,7 +18,7 @@ from lingu_ray.content import model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -27,9 +27,10 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from lingu_ray import paths
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, Schedule, TrackingConfig, strict_yaml
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import NewestSteps, Record
 from lingu_ray.shell import shell_word
 

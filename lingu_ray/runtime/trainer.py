@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
+from lingu_ray.atomic import whole_folder, write_text
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
@@ -95,7 +95,7 @@ class Run:
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
-            self.folder.config.write_text(to_yaml(self.config))
+            write_text(self.folder.config, to_yaml(self.config))
             return
         prepare_start(self.config, self.folder)
         self.plan = plan_corpus(self.config, self.folder.start)
@@ -108,7 +108,7 @@ class Run:
         _say_passes(self.config, self.corpus)
         note_data(self.plan, self.folder)
         self.folder.stop.unlink(missing_ok=True)
-        self.folder.config.write_text(to_yaml(self.config))
+        write_text(self.folder.config, to_yaml(self.config))
 
     def begin(self, position: int, neighbors: int, until: int | None = None) -> None:
         """Start training, in a thread.
@@ -234,10 +234,8 @@ def prepare_start(config: Config, folder: RunFolder) -> None:
     check_pair(config)
     check_models(config, folder)
     if not folder.start.exists():
-        temporary = folder.start.with_name(".start.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        prepare_student(config, temporary)
-        temporary.rename(folder.start)
+        with whole_folder(folder.start, keep_existing=True) as temporary:
+            prepare_student(config, temporary)
     check_tokenizers(AutoProcessor.from_pretrained(folder.start).tokenizer, load_teacher_tokenizer(config))
 
 

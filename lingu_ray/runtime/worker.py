@@ -12,6 +12,7 @@ import ray.train
 import torch
 from transformers import AutoProcessor
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, StudentConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.read import StepReader
@@ -29,7 +30,7 @@ from lingu_ray.runtime.checkpoint import (
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import JsonLines, Record
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters

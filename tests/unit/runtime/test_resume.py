@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from tinyrun import config, write_pair_and_data
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import resume
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.trainer import Run
 
 
