@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
+from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import read_outcome, read_outcomes, reason
@@ -97,7 +97,7 @@ def concurrent_trials(space: Space, base: Config) -> int:
     """How many trials run at once."""
     use_gpu = uses_gpu(base.ray)
     check_resources(base.ray, use_gpu)
-    room = max(1, room_for_runs(base.ray, use_gpu))
+    room = max(1, max_concurrent_runs(base.ray, use_gpu))
     if space.concurrent is not None and space.concurrent > room:
         raise UserError(
             f"concurrent={space.concurrent} trials need more workers than the cluster holds: it has room for {room}. "

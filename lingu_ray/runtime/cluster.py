@@ -117,7 +117,7 @@ def check_resources(settings: RayConfig, use_gpu: bool) -> None:
             )
 
 
-def room_for_runs(settings: RayConfig, use_gpu: bool) -> int:
+def max_concurrent_runs(settings: RayConfig, use_gpu: bool) -> int:
     """How many runs' workers the cluster holds at once; a worker fits on one node or not at all."""
     needed = _needed(settings, use_gpu, runs=1)
     worker = {name: amount / settings.num_workers for name, amount in needed.items()}

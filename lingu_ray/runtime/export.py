@@ -12,8 +12,8 @@ from lingu_ray.atomic import whole_folder
 from lingu_ray.config import LoraConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import merged
-from lingu_ray.runtime.distributed import leads
-from lingu_ray.runtime.sharding import collect
+from lingu_ray.runtime.distributed import is_main_process
+from lingu_ray.runtime.sharding import gather_full
 
 
 def export_model(
@@ -23,8 +23,8 @@ def export_model(
 
     All workers call it, and the first one writes. The model cannot be trained on afterwards: it takes on `dtype`.
     """
-    writes = leads()
-    tensors = collect(model.state_dict(keep_vars=True), writes)
+    writes = is_main_process()
+    tensors = gather_full(model.state_dict(keep_vars=True), writes)
     if not writes:
         return
     if lora is not None:

@@ -20,9 +20,10 @@ class RunFolder:
         return self.root / "config.yaml"
 
     @property
-    def start(self) -> Path:
+    def initial_model(self) -> Path:
         """The student's processor; for `student.from_teacher` also the new model before training."""
-        return self.root / "start"
+        earlier = self.root / "start"  # its name in runs of lingu_ray before 0.2
+        return earlier if earlier.is_dir() else self.root / "initial_model"
 
     @property
     def corpus(self) -> Path:
@@ -88,7 +89,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what a run left that never trained."""
-        for path in (self.start, self.ray, self.report):
+        for path in (self.initial_model, self.ray, self.report):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow):
             path.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, Schedule, TrackingConfig, strict_yaml
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import NewestSteps, Record
+from lingu_ray.runtime.records import LoggedSteps, Record
 from lingu_ray.shell import shell_word
 
 log = logging.getLogger(__name__)
@@ -211,9 +211,9 @@ class Tracker(MlflowRun):
             ]
         )
 
-    def newest_steps(self) -> NewestSteps:
+    def logged_steps(self) -> LoggedSteps:
         """Up to where the store has this run's metrics."""
-        return NewestSteps(self._last_step("loss"), self._last_step("validation_ce"))
+        return LoggedSteps(self._last_step("loss"), self._last_step("validation_ce"))
 
     def _last_step(self, name: str) -> int:
         history = self.client.get_metric_history(self.run_id, name)

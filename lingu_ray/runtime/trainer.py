@@ -25,11 +25,11 @@ from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_to
 from lingu_ray.distill.student import prepare_student
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import ended_by_interrupt
-from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
+from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import Record, Tail
 from lingu_ray.runtime.progress import Progress
-from lingu_ray.runtime.resume import check_data, check_models, check_settings, note_data
+from lingu_ray.runtime.records import Record, RecordReader
+from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
 from lingu_ray.runtime.tracking import Tracker
 from lingu_ray.runtime.worker import Job, train_worker
 
@@ -67,7 +67,7 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
     with ended_by_interrupt():
         for run in waiting:
             run.prepare()
-    if waiting and room_for_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
+    if waiting and max_concurrent_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
         _fit(waiting)
     else:
         for run in waiting:
@@ -76,7 +76,7 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
 
 
 class Run:
-    """One run on the driver's side: `check`, then `prepare`, then `begin`."""
+    """One run on the driver's side: `check`, then `prepare`, then `start`."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -97,8 +97,8 @@ class Run:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
             write_text(self.folder.config, to_yaml(self.config))
             return
-        prepare_start(self.config, self.folder)
-        self.plan = plan_corpus(self.config, self.folder.start)
+        prepare_initial_model(self.config, self.folder)
+        self.plan = plan_corpus(self.config, self.folder.initial_model)
         check_data(self.plan, self.folder)
 
     def prepare(self) -> None:
@@ -106,11 +106,11 @@ class Run:
         check_resources(self.config.ray, uses_gpu(self.config.ray))
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
-        note_data(self.plan, self.folder)
+        record_corpus(self.plan, self.folder)
         self.folder.stop.unlink(missing_ok=True)
         write_text(self.folder.config, to_yaml(self.config))
 
-    def begin(self, position: int, neighbors: int, until: int | None = None) -> None:
+    def start(self, position: int, neighbors: int, until: int | None = None) -> None:
         """Start training, in a thread.
 
         `neighbors` runs train beside this one, and its live line is number `position`. `until`: step at which to save
@@ -122,7 +122,9 @@ class Run:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
+        self.reader = RecordReader(
+            self.folder.metrics, self.tracker.logged_steps()
+        )  # what is tracked is not told again
         job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
@@ -136,7 +138,7 @@ class Run:
         """Show, track and return what happened since the last look."""
         if self.thread is None:
             return []
-        records = self.tail.new_records()
+        records = self.reader.new_records()
         for record in records:
             self.progress.show(record)
         self.tracker.log(records)
@@ -188,7 +190,7 @@ def _fit(runs: list[Run]) -> None:
     """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
     with _stop_on_interrupt(runs):
         for position, run in enumerate(runs):
-            run.begin(position, len(runs) - 1)
+            run.start(position, len(runs) - 1)
         try:
             while any(run.training for run in runs):
                 for run in runs:
@@ -229,14 +231,14 @@ class NoRetryOfUserErrors(UserCallback):
                 raise found
 
 
-def prepare_start(config: Config, folder: RunFolder) -> None:
+def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     """Check the pair and write the run's starting point, once."""
     check_pair(config)
     check_models(config, folder)
-    if not folder.start.exists():
-        with whole_folder(folder.start, keep_existing=True) as temporary:
+    if not folder.initial_model.exists():
+        with whole_folder(folder.initial_model, keep_existing=True) as temporary:
             prepare_student(config, temporary)
-    check_tokenizers(AutoProcessor.from_pretrained(folder.start).tokenizer, load_teacher_tokenizer(config))
+    check_tokenizers(AutoProcessor.from_pretrained(folder.initial_model).tokenizer, load_teacher_tokenizer(config))
 
 
 def check_output(config: Config) -> None:

@@ -43,12 +43,12 @@ def begun(settings: Config, step: int = 0, exported: bool = False) -> RunFolder:
 def test_a_folder_in_which_nothing_was_trained_belongs_to_nobody(data: Path, tmp_path: Path, said):
     """Other settings begin anew in it, what differs is said by key, and nothing of the earlier ones is left."""
     folder = begun(config(data, tmp_path))
-    folder.start.mkdir()
+    folder.initial_model.mkdir()
     folder.mlflow.write_text("{}")
     changed = config(data, tmp_path, distill={"temperature": 2}, resume="never")
     resume.check_settings(changed, folder)
     assert "begun anew" in said.text and "distill.temperature.end: 1.0 before, 2.0 now" in said.text
-    assert not any(path.exists() for path in (folder.start, folder.mlflow, folder.config))
+    assert not any(path.exists() for path in (folder.initial_model, folder.mlflow, folder.config))
 
 
 def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
@@ -109,7 +109,7 @@ def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     settings = config(tmp_path / "a", tmp_path / "runs")
     folder = begun(settings, step=4)
     processor = tmp_path / "a" / "student"
-    resume.note_data(plan_corpus(settings, processor), folder)
+    resume.record_corpus(plan_corpus(settings, processor), folder)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     moved = config(tmp_path / "b", tmp_path / "runs")
     resume.check_data(plan_corpus(moved, processor), folder)

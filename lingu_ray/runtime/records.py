@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class NewestSteps:
+class LoggedSteps:
     """The newest step of training records, and of validation records; 0: none."""
 
     training: int
@@ -51,16 +51,16 @@ def read_records(path: Path) -> list[Record]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-class Tail:
+class RecordReader:
     """Reads the records that were appended since the last look, each step's once, also when the file was cut.
 
     `known` names the newest step and the newest validation that count as read already.
     """
 
-    def __init__(self, path: Path, known: NewestSteps | None = None):
+    def __init__(self, path: Path, known: LoggedSteps | None = None):
         self.path = path
         self.offset = 0
-        self.newest = NewestSteps(0, 0) if known is None else known
+        self.newest = LoggedSteps(0, 0) if known is None else known
 
     def new_records(self) -> list[Record]:
         """Records not seen yet."""
