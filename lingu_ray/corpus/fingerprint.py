@@ -6,14 +6,13 @@ those of a sample of the records are looked at; after changing others in place, 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lingu_ray import content
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.content import BLOCKS, combined, file_identity
 from lingu_ray.corpus.forms import FORMS, BadRecord
@@ -33,14 +32,14 @@ def fingerprint(
     corpus: CorpusConfig, sources: tuple[SourceConfig, ...], contents: dict[str, str], processor_dir: Path
 ) -> str:
     """Sixteen hexadecimal digits; equal for equal settings, contents of sources (`source_content`) and processor."""
-    content: dict[str, Any] = {
+    described: dict[str, Any] = {
         "version": VERSION,
         "corpus": corpus.model_dump(mode="json", exclude=NOT_OF_THE_ORDER),
         "sources": [source.model_dump(mode="json", exclude=NOT_OF_THE_ROW) for source in sources],
         "contents": [contents[source.name] for source in sources],
         "processor": _processor(processor_dir),
     }
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return content.fingerprint(described, digits=16)
 
 
 def source_content(source: SourceConfig, pieces: list[Piece]) -> str:

@@ -6,7 +6,6 @@ training run of its own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import random
@@ -18,6 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from lingu_ray import content
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, DemoConfig
 from lingu_ray.demo import chats, digits, items, text
@@ -88,7 +88,7 @@ def fingerprint(settings: DemoConfig, seed: int) -> str:
     """What the built things depend on: settings, seed, Python (its text), scikit-learn (its digits), and this code."""
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     parts = [settings.model_dump_json(), seed, platform.python_version(), version("scikit-learn"), *code]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return content.fingerprint(parts, digits=16)
 
 
 def stage(folder: Path, make: Callable[[Path], None]) -> Path:

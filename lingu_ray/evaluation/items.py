@@ -6,12 +6,9 @@ interrupted goes on where it was. Both carry the fingerprint of what was asked o
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -119,8 +116,3 @@ class Parts:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
-
-
-def fingerprint(asked: Any, model: str) -> str:
-    """Of what is asked (anything of JSON) and the model's identity (`content.model_identity`)."""
-    return hashlib.sha256(json.dumps([asked, model], default=str).encode()).hexdigest()

@@ -83,6 +83,11 @@ class RunFolder:
         return self.root / "models.json"
 
     @property
+    def environment(self) -> Path:
+        """JSON with versions, commit and hardware that the run was made with."""
+        return self.root / "environment.json"
+
+    @property
     def ray(self) -> Path:
         """Ray Train's own state."""
         return self.root / ".ray"
@@ -91,5 +96,5 @@ class RunFolder:
         """Remove what a run left that never trained."""
         for path in (self.initial_model, self.ray, self.report):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow):
+        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment):
             path.unlink(missing_ok=True)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
 from lingu_ray.distill.student import prepare_student
 from lingu_ray.errors import Interrupted, UserError, user_error
-from lingu_ray.interrupt import ended_by_interrupt
+from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
+from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
@@ -64,7 +64,7 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
     `Interrupted` after Ctrl-C (checkpoints are written).
     """
     waiting = [run for run in runs if not run.finished]
-    with ended_by_interrupt():
+    with exit_on_interrupt():
         for run in waiting:
             run.prepare()
     if waiting and max_concurrent_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
@@ -118,13 +118,12 @@ class Run:
         """
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
+        self.tracker.log_environment(record_environment(self.folder.root))
         if self.config.tracking.system_metrics:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.reader = RecordReader(
-            self.folder.metrics, self.tracker.logged_steps()
-        )  # what is tracked is not told again
+        self.reader = RecordReader(self.folder.metrics, self.tracker.logged_steps())  # logged steps are skipped
         job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
@@ -188,7 +187,13 @@ def _starting(config: Config) -> str:
 
 def _fit(runs: list[Run]) -> None:
     """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
-    with _stop_on_interrupt(runs):
+
+    def save() -> None:
+        for run in runs:
+            run.folder.stop.touch()
+        runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
+
+    with save_on_interrupt(save):
         for position, run in enumerate(runs):
             run.start(position, len(runs) - 1)
         try:
@@ -269,26 +274,6 @@ def _say_passes(config: Config, corpus: Corpus) -> None:
             "weight, or give more data",
             *(config.name, MANY_PASSES, ", ".join(often)),
         )
-
-
-@contextmanager
-def _stop_on_interrupt(runs: list[Run]) -> Iterator[None]:
-    """First Ctrl-C: ask the workers to finish the step and save. Second: give up at once."""
-
-    def ask(*_: object) -> None:
-        if runs[0].folder.stop.exists():
-            raise KeyboardInterrupt
-        for run in runs:
-            run.folder.stop.touch()
-        runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _readable(error: BaseException) -> BaseException:

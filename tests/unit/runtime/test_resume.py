@@ -51,6 +51,14 @@ def test_a_folder_in_which_nothing_was_trained_belongs_to_nobody(data: Path, tmp
     assert not any(path.exists() for path in (folder.initial_model, folder.mlflow, folder.config))
 
 
+def test_the_initial_model_of_earlier_runs_is_found(tmp_path: Path) -> None:
+    """A run whose folder has it under its earlier name, `start`, resumes with it."""
+    folder = RunFolder(tmp_path)
+    assert folder.initial_model == tmp_path / "initial_model"
+    (tmp_path / "start").mkdir()
+    assert folder.initial_model == tmp_path / "start"
+
+
 def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
     """Each difference has its line, with both values, sources by name; what only costs time may change."""
     folder = begun(config(data, tmp_path), step=4)
