@@ -1,11 +1,13 @@
-"""What identifies files: their content, wherever they lie and whenever they were written."""
+"""What identifies files, models and settings: their content, wherever it lies and whenever it was written."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 BLOCK = 1 << 16
 BLOCKS = 1024
@@ -42,8 +44,17 @@ def model_identity(path: str, revision: str | None = None) -> str:
 
 
 def combined(parts: Iterable[str]) -> str:
-    """One identity of several texts, in order."""
+    """One identity of several texts, in order: thirty-two hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()
+
+
+def fingerprint(value: Any, digits: int = 32) -> str:
+    """So many hexadecimal digits, equal for equal values; the order of a mapping's keys does not count.
+
+    `value` is anything that JSON can say; other objects count by their text.
+    """
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()

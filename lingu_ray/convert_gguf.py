@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
@@ -43,7 +44,12 @@ def find_gguf(source: Path) -> Path:
 
 
 def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model of `source` (a GGUF file, or a folder with one) to the folder `out`, its weights in `dtype`."""
+    """Write the model of `source` (a GGUF file, or a folder with one) to the new folder `out`, its weights in `dtype`.
+
+    Raises:
+        UserError: `out` exists, or `source` is no GGUF file and no folder with exactly one.
+    """
+    require_new_folder(out)
     gguf = find_gguf(source)
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -57,8 +63,9 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def main(arguments: list[str]) -> None:

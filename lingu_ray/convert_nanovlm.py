@@ -38,6 +38,7 @@ from pydantic import Field
 from torch import nn
 from transformers import GenerationConfig
 
+from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
@@ -64,6 +65,7 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
 
     `tokenizer` is a folder or hub id, and by default the one that the checkpoint names. Weights are written in `dtype`.
     """
+    require_new_folder(out)
     settings, states = read_checkpoint(source)
     processor = build_processor(settings, tokenizer or settings["lm_tokenizer"])
     model = build_model(settings, states, processor)
@@ -73,8 +75,9 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+    with whole_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
 
 
 def main(arguments: list[str]) -> None:

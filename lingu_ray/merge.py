@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from lingu_ray.atomic import require_new_folder
 from lingu_ray.config import Section, StudentConfig, TeacherConfig
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
@@ -69,8 +70,8 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
         UserError: a folder is there already; the two do not fit; one cannot be loaded.
     """
     folders = [out if len(weights) == 1 else out.with_name(f"{out.name}-{weight:g}") for weight in weights]
-    if there := next((folder for folder in folders if folder.exists()), None):
-        raise UserError(f"out={out}: {there} exists; name another folder, or delete it")
+    for folder in folders:
+        require_new_folder(folder)
     student_settings, teacher_settings = StudentConfig(path=student), _teacher_settings(teacher)
     dtype = _check_configurations(student_settings, teacher_settings)
     processor = load_processor(student_settings)

@@ -23,7 +23,7 @@ from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.models import load_student, load_teacher
 from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
-from lingu_ray.runtime.sharding import collect
+from lingu_ray.runtime.sharding import gather_full, named_tensors
 from lingu_ray.runtime.step import MicroBatches
 from lingu_ray.runtime.validation import Validation, answer_samples
 
@@ -95,10 +95,10 @@ class Steps:
             sum_gradients(parameters)
             norm = clip_gradients(parameters, 1.0)
             named = self.student.model.named_parameters()
-            gradients = collect({name: p.grad for name, p in named if p.grad is not None}, self.rank == 0)
+            gradients = gather_full({name: p.grad for name, p in named if p.grad is not None}, self.rank == 0)
             self.optimizer.step()
             steps.append([*all_sum([len(batches), sums.loss, sums.kd], CPU), norm])
-        weights = collect(self.student.model.state_dict(keep_vars=True), self.rank == 0)
+        weights = gather_full(self.student.model.state_dict(keep_vars=True), self.rank == 0)
         weights = {name: tensor.clone() for name, tensor in weights.items()}
         columns = [list(column) for column in zip(*steps, strict=True)]
         return Outcome(*columns, record["validation_ce"], [a["answer"] for a in answers], gradients, weights)
@@ -110,6 +110,13 @@ class Steps:
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         assert load_checkpoint(folder, self.student.model, self.optimizer) is not None
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
+        """Weights and what the optimizer keeps, unsharded, by name; on the first worker."""
+        main, optimizer = self.rank == 0, self.optimizer
+        named = named_tensors(self.student.model)
+        moments = {n: gather_full(optimizer.state[p], main) for n, p in named.items() if p in optimizer.state}
+        return gather_full(named, main), moments
 
     def export(self, folder: Path) -> None:
         """Write the finished model."""

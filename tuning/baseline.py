@@ -41,8 +41,8 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     _check_objectives(space, config)
     trainer.check_output(config)
     run = RunFolder(config.run_dir)
-    trainer.prepare_start(config, run)
-    plan_corpus(config, run.start)
+    trainer.prepare_initial_model(config, run)
+    plan_corpus(config, run.initial_model)
     for task in config.evaluation.tasks:
         load_task(task)
     return config
@@ -63,7 +63,7 @@ def build_baseline(space: Space, config: Config) -> Path:
     for values, seed in itertools.product(corner_values(space), seeds_of(space, config)):
         trial = seeded(configure(config, values, space.name), config, seed)
         if not any(_same_corpus(trial, other) for other in built):
-            build_corpus(trial, run.start)
+            build_corpus(trial, run.initial_model)
             built.append(trial)
     adapted = config.student.path or str(trainer.run(_adapted(space, config, config.output_dir)))
     measure(config, {TEACHER: teacher_path(config), ADAPTED: adapted})

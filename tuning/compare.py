@@ -32,8 +32,8 @@ from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
 from lingu_ray.paths import LocalPath, TrackingUri
 from lingu_ray.report.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import read_records
-from lingu_ray.runtime.tracking import flat, store_uri, without_credentials
+from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.tracking import flat, newest_settings, store_uri, without_credentials
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
 from tuning.differences import NONE, differing_settings
@@ -160,7 +160,7 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         points = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
-    return Compared(run.info.run_name, dict(run.data.params), dict(run.data.metrics), curves)
+    return Compared(run.info.run_name, newest_settings(run), dict(run.data.metrics), curves)
 
 
 def _has_model(run: Any) -> bool:

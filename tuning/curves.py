@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from lingu_ray.report.plots import SOURCE_COLOURS, canvas, smooth
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.records import Record
 
 CURVES = {
     "loss": "Loss",

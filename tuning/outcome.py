@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from lingu_ray.atomic import write_json
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.folder import write_json
 from tuning.space import Space, Values
 
 State = Literal["running", "finished", "stopped", "failed"]

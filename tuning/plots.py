@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from lingu_ray.report.plots import canvas
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import read_records
+from lingu_ray.runtime.records import read_records
 from tuning.curves import curves_of, plot_curves
 from tuning.results import Setting, brief, keeps_vision, pareto_front, short
 from tuning.space import CASE, Space

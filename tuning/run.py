@@ -21,7 +21,8 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
+from lingu_ray.interrupt import save_on_interrupt
+from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import read_outcome, read_outcomes, reason
@@ -97,7 +98,7 @@ def concurrent_trials(space: Space, base: Config) -> int:
     """How many trials run at once."""
     use_gpu = uses_gpu(base.ray)
     check_resources(base.ray, use_gpu)
-    room = max(1, room_for_runs(base.ray, use_gpu))
+    room = max(1, max_concurrent_runs(base.ray, use_gpu))
     if space.concurrent is not None and space.concurrent > room:
         raise UserError(
             f"concurrent={space.concurrent} trials need more workers than the cluster holds: it has room for {room}. "
@@ -116,7 +117,7 @@ def memory_share(concurrent: int) -> int:
 @contextmanager
 def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
     """First Ctrl-C, or SIGTERM: let all trials save, then stop Tune. Second: give up at once."""
-    interrupted, marker = threading.Event(), trials / STOP
+    marker = trials / STOP
     marker.unlink(missing_ok=True)
 
     def save_then_stop() -> None:
@@ -131,17 +132,13 @@ def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGUSR1)  # which Tune takes for a request to end
 
-    def ask(*_: object) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
+    def save() -> None:
         print("letting the trials finish their steps and save; Ctrl-C again gives up at once", file=sys.stderr)
         threading.Thread(target=save_then_stop, daemon=True).start()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune has its own
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune has its own
     try:
-        yield interrupted
+        with save_on_interrupt(save) as interrupted:
+            yield interrupted
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGUSR1, before)

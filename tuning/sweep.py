@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 
+from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import read_recipe, split_arguments
 from lingu_ray.config.help_pages import Help
@@ -92,7 +93,7 @@ def open_folder(space: Space, base: Config) -> SweepFolder:
         before, now = (strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(), text))
         _check_begun(folder, base.resume, differences(before, now))
     folder.trials.mkdir(parents=True, exist_ok=True)
-    folder.space.write_text(text)
+    write_text(folder.space, text)
     return folder
 
 

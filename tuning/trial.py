@@ -17,6 +17,7 @@ from typing import Any
 
 from ray import tune
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
@@ -24,8 +25,8 @@ from lingu_ray.evaluation.run import evaluate
 from lingu_ray.evaluation.scores import reasons_of
 from lingu_ray.paths import starting_from
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import quiet_libraries
+from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.tracking import tracking_uri
 from lingu_ray.runtime.trainer import Run
 from lingu_ray.train import show
@@ -37,8 +38,6 @@ from tuning.space import CASE, SEED, Space, Values, configure, decode, seeded
 STOP = "STOP"
 """A file beside the trials' folders: the sweep was asked to stop."""
 _POLL_S = 0.25
-_TRAINING_ONLY = ("checkpoints", ".ray", "start")
-"""What a trial that was measured needs no more."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Trial(tune.Trainable):
         run.check()
         if not run.finished:
             run.prepare()
-            run.begin(position=0, neighbors=self.sweep.concurrent - 1, until=until)
+            run.start(position=0, neighbors=self.sweep.concurrent - 1, until=until)
             self.note(run_id=run.tracker.run_id)
         return run
 
@@ -144,8 +143,8 @@ class Trial(tune.Trainable):
         recovery = measure(self.sweep, run.config)
         show(run.config, run.folder.export, recovery)
         self.note(state="finished", step=run.config.train.steps, **scores_of(recovery))
-        for name in _TRAINING_ONLY:
-            shutil.rmtree(self.folder.root / name, ignore_errors=True)
+        for needed_by_training in (self.folder.checkpoints, self.folder.ray, self.folder.initial_model):
+            shutil.rmtree(needed_by_training, ignore_errors=True)
         return self.result(done=True)
 
     def result(self, done: bool) -> dict[str, Any]:
@@ -198,7 +197,7 @@ class PopulationTrial(Trial):
         self.look()
         self.end(run)
         self.past = {"step": until, "values": past}
-        self._past.write_text(json.dumps(self.past))
+        write_json(self._past, self.past)
         self.note_validation(self.news.pop())
         self.news.clear()
         return self.finish(run) if until == steps else self.result(done=False)

@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ import ray.data
 from ray.data.context import DataContext, ShuffleStrategy
 from ray.exceptions import RayTaskError
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
 from lingu_ray.corpus.draft import PieceTask
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
@@ -93,21 +93,17 @@ def build_planned(plan: Plan) -> Corpus:
     Raises:
         UserError: a source with too many bad rows or too few good ones.
     """
-    mark, folder = plan.fingerprint, plan.folder
+    folder = plan.folder
     if folder.is_dir():
         log.info("corpus %s: found, built before", folder)
         return Corpus(folder)
-    building = folder.with_name(f".building-{mark}-{uuid.uuid4().hex[:8]}")
-    building.mkdir(parents=True)
     try:
-        _build(plan, building)
-        _move(building, folder)
+        with whole_folder(folder, keep_existing=True) as building:
+            _build(plan, building)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     corpus = Corpus(folder)
     for line in summary(corpus):
         log.info(line)
@@ -124,15 +120,6 @@ def piece_tasks(
     for index, (source, piece) in enumerate(pairs):
         tasks.append(PieceTask(index, piece, source, str(image_folder(source, piece)), processor, length))
     return tasks
-
-
-def _move(building: Path, folder: Path) -> None:
-    """Puts a whole corpus in its place; one that another process has put there meanwhile is the same."""
-    try:
-        building.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
 
 
 def _build(plan: Plan, folder: Path) -> None:

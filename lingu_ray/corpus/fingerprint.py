@@ -6,14 +6,13 @@ those of a sample of the records are looked at; after changing others in place, 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lingu_ray import content
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
@@ -32,7 +31,7 @@ def fingerprint(
     corpus: CorpusConfig, sources: tuple[SourceConfig, ...], contents: dict[str, str], processor_dir: Path
 ) -> str:
     """Sixteen hexadecimal digits; equal for equal settings, contents of sources (`source_content`) and processor."""
-    content: dict[str, Any] = {
+    described: dict[str, Any] = {
         "version": VERSION,
         "corpus": corpus.model_dump(mode="json", exclude={"sources", *fields_with(NOT_IN_FINGERPRINT, CorpusConfig)}),
         "sources": [
@@ -41,7 +40,7 @@ def fingerprint(
         "contents": [contents[source.name] for source in sources],
         "processor": _processor(processor_dir),
     }
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return content.fingerprint(described, digits=16)
 
 
 def source_content(source: SourceConfig, pieces: list[Piece]) -> str:

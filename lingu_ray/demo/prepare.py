@@ -6,11 +6,9 @@ training run of its own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import random
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +17,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from lingu_ray import content
+from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, DemoConfig
 from lingu_ray.demo import chats, digits, items, text
 from lingu_ray.demo.chats import Chat
@@ -88,17 +88,14 @@ def fingerprint(settings: DemoConfig, seed: int) -> str:
     """What the built things depend on: settings, seed, Python (its text), scikit-learn (its digits), and this code."""
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     parts = [settings.model_dump_json(), seed, platform.python_version(), version("scikit-learn"), *code]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return content.fingerprint(parts, digits=16)
 
 
 def stage(folder: Path, make: Callable[[Path], None]) -> Path:
     """The stage's folder, found again; or made under another name and renamed when whole."""
     if not folder.exists():
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        make(part)
-        part.rename(folder)
+        with whole_folder(folder, keep_existing=True) as temporary:
+            make(temporary)
     return folder
 
 

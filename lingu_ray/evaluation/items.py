@@ -6,16 +6,14 @@ interrupted goes on where it was. Both carry the fingerprint of what was asked o
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingu_ray.atomic import whole_file
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.metrics.metric import Columns
@@ -34,11 +32,9 @@ def items_path(out_dir: Path, task: str, model: str) -> Path:
 
 def write_items(path: Path, columns: Columns, fingerprint: str) -> None:
     """Write one file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".writing")
     table = pa.table(columns).replace_schema_metadata({_FINGERPRINT: fingerprint})
-    pq.write_table(table, part)
-    part.replace(path)
+    with whole_file(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 def fingerprint_of(path: Path) -> str | None:
@@ -120,8 +116,3 @@ class Parts:
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
-
-
-def fingerprint(asked: Any, model: str) -> str:
-    """Of what is asked (anything of JSON) and the model's identity (`content.model_identity`)."""
-    return hashlib.sha256(json.dumps([asked, model], default=str).encode()).hexdigest()

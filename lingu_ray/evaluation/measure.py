@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.content import fingerprint
 from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.items import SAMPLE, Parts, fingerprint, fingerprint_of, items_path
+from lingu_ray.evaluation.items import SAMPLE, Parts, fingerprint_of, items_path
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
@@ -30,7 +31,7 @@ class Sheet:
         """`described` is that of the task, the same for all models; `identity` that of the model, for all tasks."""
         self.task, self.model = task, model
         self.path = items_path(out_dir, task.config.name, model)
-        self.fingerprint = fingerprint([described, engine], identity)
+        self.fingerprint = fingerprint([described, engine, identity])
         self.parts = Parts(self.path, self.fingerprint)
 
     @property

@@ -21,6 +21,7 @@ from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime.cluster import connect
+from lingu_ray.runtime.environment import record_environment
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def evaluate(
     Args:
         models: what to measure.
         settings: tasks, engine, replicas, resamples, thresholds.
-        out_dir: gets `items/<task>.<model>.parquet` and `recovery.json`.
+        out_dir: gets `items/<task>.<model>.parquet`, `recovery.json`, and `environment.json` of the newest measuring.
         measured: models whose items lie in `out_dir` already; they are compared, and not loaded.
         ray_settings: the cluster to join, where Ray is not running yet, and what a replica gets of it.
         sharers: how many evaluations run side by side on this cluster.
@@ -73,7 +74,7 @@ def evaluate(
             if not sheet.whole:
                 unfinished.setdefault(name, []).append(sheet)
     if unfinished:
-        _measure(unfinished, models, settings, ray_settings or RayConfig(), sharers)
+        _measure(unfinished, models, settings, out_dir, ray_settings or RayConfig(), sharers)
     return summarize(out_dir, [*measured, *models], settings)
 
 
@@ -81,11 +82,13 @@ def _measure(
     unfinished: dict[str, list[Sheet]],
     models: dict[str, Path],
     settings: EvaluationConfig,
+    out_dir: Path,
     ray_settings: RayConfig,
     sharers: int,
 ) -> None:
     """Load one model after the other, or `models_at_once` side by side, and ask it what is left."""
     connect(ray_settings)
+    record_environment(out_dir)
     hardware = Hardware.of(settings, ray_settings, sharers)
     engine = _chosen_engine(settings, [models[name] for name in unfinished], hardware)
 

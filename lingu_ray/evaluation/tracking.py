@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.evaluation.scores import figures_of
+from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import STORE, MlflowRun, flat, store_uri
 
@@ -35,6 +36,7 @@ def log_evaluation(
     `models`: where they lie, of those that are known; a tag tells.
     """
     out = out.resolve()
+    run.log_environment(read_environment(out))
     run.log_files(*(out / name for name in ("report.html", "recovery.json", "recovery.png")))
     for model in dict.fromkeys(model for task in result["tasks"].values() for model in task["models"]):
         tags = settings.tags | ({"model": str(models[model])} if model in models else {})

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lingu_ray.report.plots import COLOURS, SOURCE_COLOURS, Panel, canvas, display_name, smooth
 from lingu_ray.report.svg import SOFT
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.records import Record
 
 SIZE = (4.4, 3.6)  # inches of a panel
 LINES = ("-", "--")  # of the run, and of its control

@@ -23,7 +23,7 @@ from lingu_ray.report.samples import answered
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
 from lingu_ray.report.sources import trained_sources
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import Record, read_records
+from lingu_ray.runtime.records import Record, read_records
 
 
 def write_report(run_dir: Path) -> Path:

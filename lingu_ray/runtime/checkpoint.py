@@ -16,10 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.distributed import leads
+from lingu_ray.runtime.distributed import is_main_process
 from lingu_ray.runtime.optimizer import trained_parameters
-from lingu_ray.runtime.sharding import collect, named_tensors, share
+from lingu_ray.runtime.sharding import gather_full, local_shard, named_tensors
 
 _NAME = "step-{:08d}"
 
@@ -57,21 +58,17 @@ def save_checkpoint(
 
     All workers call it, and the first one writes.
     """
-    writes = leads()
+    writes = is_main_process()
     if writes:
         require_space(folder, checkpoint_bytes(model, optimizer), f"the checkpoint of step {state.step}")
-    weights = collect(named_tensors(model), writes)
-    moments = {name: collect(kept, writes) for name, kept in _moments(model, optimizer).items()}
+    weights = gather_full(named_tensors(model), writes)
+    moments = {name: gather_full(kept, writes) for name, kept in _moments(model, optimizer).items()}
     if not writes:
         return
-    temporary, final = folder / f".{_NAME.format(state.step)}.tmp", folder / _NAME.format(state.step)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(weights, temporary / "model.safetensors")
-    torch.save(moments, temporary / "optimizer.pt")
-    (temporary / "state.json").write_text(json.dumps(asdict(state)))
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    with whole_folder(folder / _NAME.format(state.step)) as temporary:
+        save_file(weights, temporary / "model.safetensors")
+        torch.save(moments, temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)))
     _prune(folder, keep_last)
 
 
@@ -90,13 +87,13 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     tensors = named_tensors(model)
     with safe_open(path / "model.safetensors", "pt") as weights, torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(share(weights.get_tensor(name), tensor))
+            tensor.copy_(local_shard(weights.get_tensor(name), tensor))
     moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     names = {id(tensor): name for name, tensor in tensors.items()}
     kept = {
         place: {
             # AdamW's step is a number, and has no parts
-            key: share(value, parameter) if value.shape == parameter.shape else value
+            key: local_shard(value, parameter) if value.shape == parameter.shape else value
             for key, value in moments[names[id(parameter)]].items()
         }
         for place, parameter in enumerate(trained_parameters(optimizer))
@@ -120,6 +117,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, di
 def _prune(folder: Path, keep_last: int) -> None:
     found = [path for path, _ in checkpoints(folder)]
     best = best_checkpoint(folder)
-    for path in found[:-keep_last]:
+    leftovers = list(folder.glob(".step-*.tmp"))  # this run's own: of a worker that was killed, wherever it ran
+    for path in (*found[:-keep_last], *leftovers):
         if path != best:
             shutil.rmtree(path)

@@ -23,7 +23,7 @@ import ray
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.interrupt import ended_by_interrupt
+from lingu_ray.interrupt import exit_on_interrupt
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def connect(settings: RayConfig) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)  # a notice about tokens, hints for Ray's own programmers
     log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
     if address is None:
-        with ended_by_interrupt(), _in_groups_of_their_own():
+        with exit_on_interrupt(), _in_groups_of_their_own():
             ray.init(include_dashboard=False, runtime_env={"env_vars": _worker_env()}, **quiet)
         return
     _require_answer(address)
@@ -117,7 +117,7 @@ def check_resources(settings: RayConfig, use_gpu: bool) -> None:
             )
 
 
-def room_for_runs(settings: RayConfig, use_gpu: bool) -> int:
+def max_concurrent_runs(settings: RayConfig, use_gpu: bool) -> int:
     """How many runs' workers the cluster holds at once; a worker fits on one node or not at all."""
     needed = _needed(settings, use_gpu, runs=1)
     worker = {name: amount / settings.num_workers for name, amount in needed.items()}

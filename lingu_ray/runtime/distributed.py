@@ -21,7 +21,7 @@ _BUCKET_ELEMENTS = 2**25
 """128 MiB of float32 a message."""
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this worker is the one that writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
 

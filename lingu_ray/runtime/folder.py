@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,9 +20,10 @@ class RunFolder:
         return self.root / "config.yaml"
 
     @property
-    def start(self) -> Path:
+    def initial_model(self) -> Path:
         """The student's processor; for `student.from_teacher` also the new model before training."""
-        return self.root / "start"
+        earlier = self.root / "start"  # its name in runs of lingu_ray before 0.2
+        return earlier if earlier.is_dir() else self.root / "initial_model"
 
     @property
     def corpus(self) -> Path:
@@ -83,20 +83,18 @@ class RunFolder:
         return self.root / "models.json"
 
     @property
+    def environment(self) -> Path:
+        """JSON with versions, commit and hardware that the run was made with."""
+        return self.root / "environment.json"
+
+    @property
     def ray(self) -> Path:
         """Ray Train's own state."""
         return self.root / ".ray"
 
     def clear(self) -> None:
         """Remove what a run left that never trained."""
-        for path in (self.start, self.ray, self.report):
+        for path in (self.initial_model, self.ray, self.report):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow):
+        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment):
             path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)

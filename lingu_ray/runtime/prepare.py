@@ -11,7 +11,7 @@ from torch import nn
 from lingu_ray.config import TrainConfig
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.sharding import shard, whole
+from lingu_ray.runtime.sharding import shard, unsharded
 
 
 def prepare(student: Student, settings: TrainConfig, device: torch.device, seed: int) -> None:
@@ -35,5 +35,5 @@ def between_steps(student: Student) -> Iterator[None]:
 
     Compiled layers are for training alone: here they would be compiled again for each mode, and as a cache grows.
     """
-    with whole(student.decoder), torch.compiler.set_stance("force_eager"):
+    with unsharded(student.decoder), torch.compiler.set_stance("force_eager"):
         yield

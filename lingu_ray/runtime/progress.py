@@ -10,7 +10,7 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lingu_ray.live import LiveLine
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.records import Record
 
 
 def quiet_libraries() -> None:

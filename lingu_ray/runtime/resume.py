@@ -10,6 +10,7 @@ import json
 import logging
 from typing import Any
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.facts import MAY_CHANGE
@@ -19,12 +20,12 @@ from lingu_ray.content import model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
-def reached(folder: RunFolder) -> int:
+def trained_steps(folder: RunFolder) -> int:
     """The step that a run has reached: that of its newest checkpoint, or of its finished model."""
     newest = [state.step for _, state in checkpoints(folder.checkpoints)][-1:]
     return max([0, *newest, *([folder.exported_step] if folder.exported_step else [])])
@@ -36,7 +37,7 @@ def check_settings(config: Config, folder: RunFolder) -> None:
     Raises:
         UserError: `resume=never`, settings that differ, or steps that are fewer than were trained.
     """
-    step = reached(folder)
+    step = trained_steps(folder)
     if step and config.resume == "never":
         raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
     if not folder.config.exists():
@@ -91,7 +92,7 @@ def check_models(config: Config, folder: RunFolder) -> None:
         now["student"] = model_identity(config.student.path, config.student.revision)
     before = json.loads(folder.models.read_text()) if folder.models.exists() else now
     changed = [name for name in now if before.get(name) != now[name]]
-    if changed and reached(folder):
+    if changed and trained_steps(folder):
         settings = " and ".join(f"{name}.path={getattr(config, name).path}" for name in changed)
         raise UserError(
             f"{folder.root} was begun with another model than {settings} is now: its files have changed. "
@@ -109,7 +110,7 @@ def check_data(plan: Plan, folder: RunFolder) -> None:
     Raises:
         UserError: they have changed, and `corpus.if_changed` is `refuse`.
     """
-    if not folder.corpus.exists() or not reached(folder):
+    if not folder.corpus.exists() or not trained_steps(folder):
         return
     before: dict[str, Any] = json.loads(folder.corpus.read_text())
     if before["fingerprint"] == plan.fingerprint:
@@ -126,7 +127,7 @@ def check_data(plan: Plan, folder: RunFolder) -> None:
     log.warning("%s: %s changed since the run was begun; training on with the new data", folder.root, what)
 
 
-def note_data(plan: Plan, folder: RunFolder) -> None:
+def record_corpus(plan: Plan, folder: RunFolder) -> None:
     """Write down which corpus the run is trained on."""
     pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents}
     write_json(folder.corpus, pointer)

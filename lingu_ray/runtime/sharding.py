@@ -6,7 +6,8 @@ of any forward pass; a worker waiting there for the others would wait for ever. 
 and head stay whole on each worker, and their gradients are summed once a step, as `distributed.py` says.
 
 A sharded layer talks to the other workers in each of its passes, so all workers must run the same passes. In training
-`matching_passes` sees to that; where passes cannot match (validation, generation) layers are made `whole` for a while.
+`dummy_micro_batches` adds what is missing; where passes cannot match (validation, generation) layers are `unsharded`
+for a while.
 
 Gradients are scattered in every backward pass, not in the step's last alone: till then they would have to be kept
 unsharded, which takes as much memory as the weights that sharding is to save.
@@ -56,7 +57,7 @@ def is_sharded(decoder: nn.Module) -> bool:
 
 
 @contextmanager
-def whole(decoder: nn.Module) -> Iterator[None]:
+def unsharded(decoder: nn.Module) -> Iterator[None]:
     """Within it every worker has all weights, so that it may run as many forward passes as it likes, and none backward.
 
     All workers must enter, between two steps. It takes the memory of an unsharded decoder.
@@ -76,7 +77,7 @@ def whole(decoder: nn.Module) -> Iterator[None]:
             layer.reshard()
 
 
-def matching_passes(batches: list[MicroBatch], device: torch.device) -> list[MicroBatch]:
+def dummy_micro_batches(batches: list[MicroBatch], device: torch.device) -> list[MicroBatch]:
     """Micro-batches that teach nothing, as many as this worker has fewer than the one with most.
 
     They are the smallest one again, with answers that count neither for CE nor, as nobody plans it, for KD.
@@ -86,7 +87,7 @@ def matching_passes(batches: list[MicroBatch], device: torch.device) -> list[Mic
     return [replace(smallest, sampled_S=torch.ones_like(smallest.sampled_S))] * missing
 
 
-def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def gather_full(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     """The tensors, detached, whole and on the CPU; tied ones stay one. Nothing where they are not to be kept.
 
     All workers must call it, with the same names.
@@ -100,7 +101,7 @@ def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return {name: collected[id(tensor)] for name, tensor in tensors.items()} if keep else {}
 
 
-def share(tensor: Tensor, like: Tensor) -> Tensor:
+def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
     """This worker's share of a whole tensor, sharded as `like` is; nothing is sent."""
     if not isinstance(like, DTensor):
         return tensor

@@ -24,7 +24,7 @@ from lingu_ray.distill.step import DistillStep, SampleScales, StudentPass
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import TeacherClient
 from lingu_ray.runtime.distributed import all_sum
-from lingu_ray.runtime.sharding import is_sharded, matching_passes
+from lingu_ray.runtime.sharding import dummy_micro_batches, is_sharded
 
 
 @dataclass
@@ -87,7 +87,7 @@ class MicroBatches:
         in_flight: deque[tuple[MicroBatch, StudentPass]] = deque()
         passes = list(zip(batches, plans, strict=True))
         if is_sharded(self.student.decoder):
-            passes += [(batch, None) for batch in matching_passes(batches, self.device)]
+            passes += [(batch, None) for batch in dummy_micro_batches(batches, self.device)]
         for batch, plan in passes:
             in_flight.append((batch, self._forward(batch, plan)))
             if len(in_flight) > self.look_ahead:

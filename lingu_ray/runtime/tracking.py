@@ -27,22 +27,27 @@ from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from lingu_ray import paths
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, Schedule, TrackingConfig, strict_yaml
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.runtime.metrics import NewestSteps, Record
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.records import LoggedSteps, Record
 from lingu_ray.shell import shell_word
 
 log = logging.getLogger(__name__)
 
 STORE = "mlflow.db"
 _PARAM_LIMIT = 6000
+_BATCH = 100
+"""Parameters or tags that MLflow takes at a time."""
+_RESUMED = "resumed."
+_REMOVED = "–"
 _CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a bad address, file, or missing driver
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 COMMAND = "command"
 """Tag of the whole command: of MLflow's own `mlflow.source.name` its pages show what follows the last slash alone."""
 _ORIGIN = ("mlflow.source.", MLFLOW_USER, COMMAND)
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _SECRET_KEY = re.compile(r"token|secret|passw|credential|api_?key", re.IGNORECASE)
 
 
@@ -80,7 +85,7 @@ class MlflowRun:
         settings: experiment, run name, parent and tags.
         pointer: the file.
         name: of a new run, unless the settings name it.
-        params: settings, which a new run has as parameters.
+        params: settings, which a new run has as parameters; a resumed one has those that changed as tags.
 
     Raises:
         UserError: the store cannot be opened, or the experiment was deleted.
@@ -95,8 +100,8 @@ class MlflowRun:
             self.resumed = earlier is not None
             run = earlier or self._new_run(settings, name, params)
             self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
-            tags = settings.tags | self._origin(settings.parent)
-            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            changed = changed_settings(earlier, params) if earlier else {}
+            self.set_tags(settings.tags | self._origin(settings.parent) | changed)
             self.client.update_run(self.run_id, status="RUNNING")
         except _CANNOT_OPEN as error:
             raise UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {error}")) from error
@@ -128,6 +133,16 @@ class MlflowRun:
         """Any number of metrics."""
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Any number of tags."""
+        entries = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, len(entries), _BATCH):
+            self.client.log_batch(self.run_id, tags=entries[start : start + _BATCH])
+
+    def log_environment(self, environment: Mapping[str, str]) -> None:
+        """The content of `environment.json`, as tags `environment.KEY`."""
+        self.set_tags({f"environment.{key}": value for key, value in environment.items()})
 
     def log_files(self, *paths: Path) -> None:
         """Files and folders as artifacts; what is not there is left out."""
@@ -167,8 +182,8 @@ class MlflowRun:
     def _new_run(self, settings: TrackingConfig, name: str, params: Mapping[str, str]) -> Run:
         run = self.client.create_run(self._experiment(settings.experiment), run_name=settings.run_name or name)
         entries = [Param(key, value[:_PARAM_LIMIT]) for key, value in params.items()]
-        for start in range(0, len(entries), 100):
-            self.client.log_batch(run.info.run_id, params=entries[start : start + 100])
+        for start in range(0, len(entries), _BATCH):
+            self.client.log_batch(run.info.run_id, params=entries[start : start + _BATCH])
         return run
 
     def _experiment(self, name: str) -> str:
@@ -210,13 +225,30 @@ class Tracker(MlflowRun):
             ]
         )
 
-    def newest_steps(self) -> NewestSteps:
+    def logged_steps(self) -> LoggedSteps:
         """Up to where the store has this run's metrics."""
-        return NewestSteps(self._last_step("loss"), self._last_step("validation_ce"))
+        return LoggedSteps(self._last_step("loss"), self._last_step("validation_ce"))
 
     def _last_step(self, name: str) -> int:
         history = self.client.get_metric_history(self.run_id, name)
         return max((metric.step for metric in history), default=0)
+
+
+def changed_settings(run: Run, params: Mapping[str, str]) -> dict[str, str]:
+    """Tags `resumed.KEY` of a resumed run: settings other than its parameters, which MLflow cannot change.
+
+    A setting that changed and came back, or is no more, has its tag, too: a tag tells the newest value.
+    """
+    known = run.data.params
+    now = dict.fromkeys(known, _REMOVED) | {key: value[:_PARAM_LIMIT] for key, value in params.items()}
+    tagged = {key for key in now if f"{_RESUMED}{key}" in run.data.tags}
+    return {f"{_RESUMED}{key}": value for key, value in now.items() if value != known.get(key) or key in tagged}
+
+
+def newest_settings(run: Run) -> dict[str, str]:
+    """The settings that an MLflow run was last resumed with, or else started with, by dotted key."""
+    changed = {k.removeprefix(_RESUMED): v for k, v in run.data.tags.items() if k.startswith(_RESUMED)}
+    return {key: value for key, value in (run.data.params | changed).items() if value != _REMOVED}
 
 
 def source_tags() -> dict[str, str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
+from lingu_ray.atomic import whole_folder, write_text
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
@@ -23,13 +22,14 @@ from lingu_ray.corpus.passes import passes
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
-from lingu_ray.interrupt import ended_by_interrupt
-from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
+from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
+from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
+from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import Record, Tail
 from lingu_ray.runtime.models import check_pair, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.progress import Progress
-from lingu_ray.runtime.resume import check_data, check_models, check_settings, note_data
+from lingu_ray.runtime.records import Record, RecordReader
+from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
 from lingu_ray.runtime.tracking import Tracker
 from lingu_ray.runtime.worker import Job, train_worker
 
@@ -64,10 +64,10 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
     `Interrupted` after Ctrl-C (checkpoints are written).
     """
     waiting = [run for run in runs if not run.finished]
-    with ended_by_interrupt():
+    with exit_on_interrupt():
         for run in waiting:
             run.prepare()
-    if waiting and room_for_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
+    if waiting and max_concurrent_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
         _fit(waiting)
     else:
         for run in waiting:
@@ -76,7 +76,7 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
 
 
 class Run:
-    """One run on the driver's side: `check`, then `prepare`, then `begin`."""
+    """One run on the driver's side: `check`, then `prepare`, then `start`."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -95,10 +95,10 @@ class Run:
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
-            self.folder.config.write_text(to_yaml(self.config))
+            write_text(self.folder.config, to_yaml(self.config))
             return
-        prepare_start(self.config, self.folder)
-        self.plan = plan_corpus(self.config, self.folder.start)
+        prepare_initial_model(self.config, self.folder)
+        self.plan = plan_corpus(self.config, self.folder.initial_model)
         check_data(self.plan, self.folder)
 
     def prepare(self) -> None:
@@ -106,11 +106,11 @@ class Run:
         check_resources(self.config.ray, uses_gpu(self.config.ray))
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
-        note_data(self.plan, self.folder)
+        record_corpus(self.plan, self.folder)
         self.folder.stop.unlink(missing_ok=True)
-        self.folder.config.write_text(to_yaml(self.config))
+        write_text(self.folder.config, to_yaml(self.config))
 
-    def begin(self, position: int, neighbors: int, until: int | None = None) -> None:
+    def start(self, position: int, neighbors: int, until: int | None = None) -> None:
         """Start training, in a thread.
 
         `neighbors` runs train beside this one, and its live line is number `position`. `until`: step at which to save
@@ -118,11 +118,12 @@ class Run:
         """
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
+        self.tracker.log_environment(record_environment(self.folder.root))
         if self.config.tracking.system_metrics:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
+        self.reader = RecordReader(self.folder.metrics, self.tracker.logged_steps())  # logged steps are skipped
         job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
@@ -136,7 +137,7 @@ class Run:
         """Show, track and return what happened since the last look."""
         if self.thread is None:
             return []
-        records = self.tail.new_records()
+        records = self.reader.new_records()
         for record in records:
             self.progress.show(record)
         self.tracker.log(records)
@@ -186,9 +187,15 @@ def _starting(config: Config) -> str:
 
 def _fit(runs: list[Run]) -> None:
     """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
-    with _stop_on_interrupt(runs):
+
+    def save() -> None:
+        for run in runs:
+            run.folder.stop.touch()
+        runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
+
+    with save_on_interrupt(save):
         for position, run in enumerate(runs):
-            run.begin(position, len(runs) - 1)
+            run.start(position, len(runs) - 1)
         try:
             while any(run.training for run in runs):
                 for run in runs:
@@ -229,16 +236,16 @@ class NoRetryOfUserErrors(UserCallback):
                 raise found
 
 
-def prepare_start(config: Config, folder: RunFolder) -> None:
+def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     """Check the pair and write the run's starting point, once."""
     check_pair(config)
     check_models(config, folder)
-    if not folder.start.exists():
-        temporary = folder.start.with_name(".start.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        prepare_student(config, temporary)
-        temporary.rename(folder.start)
-    check_tokenizers(AutoProcessor.from_pretrained(folder.start).tokenizer, load_teacher_tokenizer(config.teacher))
+    if not folder.initial_model.exists():
+        with whole_folder(folder.initial_model, keep_existing=True) as temporary:
+            prepare_student(config, temporary)
+    check_tokenizers(
+        AutoProcessor.from_pretrained(folder.initial_model).tokenizer, load_teacher_tokenizer(config.teacher)
+    )
 
 
 def check_output(config: Config) -> None:
@@ -269,26 +276,6 @@ def _say_passes(config: Config, corpus: Corpus) -> None:
             "weight, or give more data",
             *(config.name, MANY_PASSES, ", ".join(often)),
         )
-
-
-@contextmanager
-def _stop_on_interrupt(runs: list[Run]) -> Iterator[None]:
-    """First Ctrl-C: ask the workers to finish the step and save. Second: give up at once."""
-
-    def ask(*_: object) -> None:
-        if runs[0].folder.stop.exists():
-            raise KeyboardInterrupt
-        for run in runs:
-            run.folder.stop.touch()
-        runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _readable(error: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ from lingu_ray.corpus.row import Row
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 from lingu_ray.runtime.distributed import all_sum
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.step import MicroBatches
 
 _ANSWER_TOKENS = 48

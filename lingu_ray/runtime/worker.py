@@ -12,6 +12,7 @@ import ray.train
 import torch
 from transformers import AutoProcessor
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, StudentConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.read import StepReader
@@ -27,14 +28,14 @@ from lingu_ray.runtime.checkpoint import (
     save_checkpoint,
 )
 from lingu_ray.runtime.cluster import threads
-from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
+from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.runtime.metrics import JsonLines, Record
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
+from lingu_ray.runtime.records import JsonLines, Record
 from lingu_ray.runtime.step import MicroBatches
 from lingu_ray.runtime.teachers import make_teacher
 from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
@@ -74,7 +75,7 @@ class Worker:
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)
-        self.processor = AutoProcessor.from_pretrained(self.folder.start)
+        self.processor = AutoProcessor.from_pretrained(self.folder.initial_model)
         self.encoder = Encoder(self.processor, self.config.corpus.max_length)
         self.student = self._load_student()
         self.optimizer = make_optimizer(self.student, self.config.train)
@@ -87,16 +88,11 @@ class Worker:
         self.samples = JsonLines(self.folder.samples)
         self.validation_ce: float | None = None
 
-    @property
-    def leads(self) -> bool:
-        """Whether this worker writes the files."""
-        return self.rank == 0
-
     def run(self) -> None:
         """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
         settings = self.config.train
         step = self._restore()
-        if self.leads:
+        if is_main_process():
             needed = checkpoint_bytes(self.student.model, self.optimizer)
             require_space(self.folder.checkpoints, needed, "a checkpoint")
         reader = StepReader(
@@ -112,7 +108,7 @@ class Worker:
             while step < self.last_step:
                 stop = self._train_step(step, reader)
                 step += 1
-                self._look_at(step, last=step == self.last_step)
+                self._validate_and_sample(step, last=step == self.last_step)
                 if stop or step == self.last_step or step % settings.checkpoint_every == 0:
                     self._save(step)
                 if stop and step < self.last_step:
@@ -123,7 +119,7 @@ class Worker:
     def _export(self) -> None:
         settings = self.config.train
         export_model(self.student.model, self.processor, self._export_dtype(), self.folder.export, settings.lora)
-        if self.leads:
+        if is_main_process():
             write_json(self.folder.exported, {"step": settings.steps})
 
     def _train_step(self, step: int, reader: StepReader) -> bool:
@@ -155,11 +151,11 @@ class Worker:
 
         seconds = time.perf_counter() - begin
         read = sum(batch.tokens for batch in batches)
-        asked = self.leads and self.folder.stop.exists()
+        asked = is_main_process() and self.folder.stop.exists()
         loss, ce, kd, read, waits, teacher_waits, stop = all_sum(
             [sums.loss, sums.ce, sums.kd, read, data_wait, sums.teacher_wait, float(asked)], self.device
         )
-        if self.leads:
+        if is_main_process():
             self.metrics.append(
                 {
                     "step": step + 1,
@@ -181,18 +177,18 @@ class Worker:
             )
         return stop > 0
 
-    def _look_at(self, step: int, last: bool) -> None:
+    def _validate_and_sample(self, step: int, last: bool) -> None:
         """Validate and sample when it is time."""
         settings = self.config.train
         if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
             with between_steps(self.student):
                 record: Record = self.validation.run(self.micro_batches)
             self.validation_ce = record["validation_ce"]
-            if self.leads:
+            if is_main_process():
                 self.metrics.append({"step": step, **record, "time": time.time()})
             ray.train.report({"step": step, "validation_ce": self.validation_ce})
         if last or (settings.sample_every and step % settings.sample_every == 0):
-            rows = sample_rows(self.held_out, settings.samples) if self.leads else []
+            rows = sample_rows(self.held_out, settings.samples) if is_main_process() else []
             with between_steps(self.student):
                 for record in answer_samples(self.student, self.encoder, rows):
                     self.samples.append({"step": step, **record})
@@ -201,7 +197,7 @@ class Worker:
         state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer)
         step = state.step if state else 0
         self.validation_ce = state.validation_ce if state else None
-        if self.leads:
+        if is_main_process():
             self.metrics.drop_after(step)
             self.samples.drop_after(step)
         return step
@@ -214,7 +210,7 @@ class Worker:
     def _load_student(self) -> Student:
         settings = self.config.student
         if settings.from_teacher is not None:
-            settings = StudentConfig(path=str(self.folder.start))
+            settings = StudentConfig(path=str(self.folder.initial_model))
         student = Student(load_student(settings))
         prepare(student, self.config.train, self.device, self.config.seed)
         return student

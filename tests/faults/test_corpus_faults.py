@@ -66,15 +66,16 @@ def test_a_killed_build_is_never_taken_for_a_corpus(tmp_path, processor_dir, ray
     process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     try:
         deadline = time.monotonic() + 120
-        while not list(settings.corpora_dir.glob(".building-*/shard-*")):
+        while not list(settings.corpora_dir.glob(".*.tmp/shard-*")):
             assert process.poll() is None and time.monotonic() < deadline, "the build ended before it could be killed"
             time.sleep(0.005)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(ray_folder, ignore_errors=True)
-    assert [path.name for path in settings.corpora_dir.iterdir() if not path.name.startswith(".building-")] == []
+    assert all(path.name.startswith(".") for path in settings.corpora_dir.iterdir())
     corpus = build_corpus(settings, processor_dir)
+    assert list(settings.corpora_dir.iterdir()) == [corpus.folder]  # what the killed build left is removed
     asked = [row.messages[0]["content"] for row in corpus.rows(range(len(corpus)))]
     assert len(set(asked)) == len(asked) == ROWS - 5
 

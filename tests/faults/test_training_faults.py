@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tinyrun import write_settings
 
 from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.metrics import read_records
+from lingu_ray.runtime.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -15,8 +15,8 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
-from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.optimizer import lr_factor
+from lingu_ray.runtime.records import read_records
 from lingu_ray.runtime.tracking import tracking_uri
 from lingu_ray.train import control_of
 
@@ -207,7 +207,7 @@ def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, outp
     trainer.run_together(trainer.checked(list(runs.values())))
     kd = [r["kd"] for r in read_records(runs["selective"].run_dir / "metrics.jsonl") if "loss" in r]
     assert kd[0] == pytest.approx(0, abs=1e-6) and kd[-1] > 0  # at first both decoders are equal
-    start = load_file(runs["none"].run_dir / "start" / "model.safetensors")
+    start = load_file(runs["none"].run_dir / "initial_model" / "model.safetensors")
     moved = {
         policy: sum((weights(run)[name] - start[name]).square().sum() for name in start if "text_model" in name)
         for policy, run in runs.items()

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from tinyrun import config, write_pair_and_data
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import resume
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.trainer import Run
 
 
@@ -42,12 +43,20 @@ def begun(settings: Config, step: int = 0, exported: bool = False) -> RunFolder:
 def test_a_folder_in_which_nothing_was_trained_belongs_to_nobody(data: Path, tmp_path: Path, said):
     """Other settings begin anew in it, what differs is said by key, and nothing of the earlier ones is left."""
     folder = begun(config(data, tmp_path))
-    folder.start.mkdir()
+    folder.initial_model.mkdir()
     folder.mlflow.write_text("{}")
     changed = config(data, tmp_path, distill={"temperature": 2}, resume="never")
     resume.check_settings(changed, folder)
     assert "begun anew" in said.text and "distill.temperature.end: 1.0 before, 2.0 now" in said.text
-    assert not any(path.exists() for path in (folder.start, folder.mlflow, folder.config))
+    assert not any(path.exists() for path in (folder.initial_model, folder.mlflow, folder.config))
+
+
+def test_the_initial_model_of_earlier_runs_is_found(tmp_path: Path) -> None:
+    """A run whose folder has it under its earlier name, `start`, resumes with it."""
+    folder = RunFolder(tmp_path)
+    assert folder.initial_model == tmp_path / "initial_model"
+    (tmp_path / "start").mkdir()
+    assert folder.initial_model == tmp_path / "start"
 
 
 def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
@@ -108,7 +117,7 @@ def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     settings = config(tmp_path / "a", tmp_path / "runs")
     folder = begun(settings, step=4)
     processor = tmp_path / "a" / "student"
-    resume.note_data(plan_corpus(settings, processor), folder)
+    resume.record_corpus(plan_corpus(settings, processor), folder)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     moved = config(tmp_path / "b", tmp_path / "runs")
     resume.check_data(plan_corpus(moved, processor), folder)

@@ -65,6 +65,19 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
         assert "eval/" not in text and "output_dir" not in text
 
 
+def test_a_resumed_run_shows_its_newest_settings(run: RunFolder, tmp_path: Path) -> None:
+    """Steps that were added later, by config.yaml and by MLflow, whose parameters cannot change."""
+    config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false", "train.steps=4321"])
+    run.config.write_text(to_yaml(config))
+    with Tracker(config, run):
+        pass
+    stored = compare.CompareConfig(uri=tracking_uri(config), experiment="lingu_ray")
+    (by_folder,) = compare.read_runs([str(run.root)], compare.CompareConfig())
+    tracked = next(r for r in compare.read_runs([], stored) if r.name == "demo")
+    assert by_folder.settings["train.steps"] == tracked.settings["train.steps"] == "4321"
+    assert by_folder.settings == tracked.settings
+
+
 def test_settings_that_say_the_same_share_a_line() -> None:
     """Two keys with the same values are one row; tasks and sources are one each, with what differs in them."""
     kind = "kind: language, type: perplexity"

@@ -1,6 +1,6 @@
 """metrics.jsonl: each step once, whatever crashed; the tail follows it."""
 
-from lingu_ray.runtime.metrics import JsonLines, Tail, read_records
+from lingu_ray.runtime.records import JsonLines, RecordReader, read_records
 
 
 def test_steps_to_be_done_again_are_dropped(tmp_path):
@@ -17,7 +17,7 @@ def test_steps_to_be_done_again_are_dropped(tmp_path):
 
 def test_tail_sees_every_line_once_and_whole(tmp_path):
     """Half a line waits for its end; after a cut, steps done again are not told again."""
-    tail = Tail(tmp_path / "m.jsonl")
+    tail = RecordReader(tmp_path / "m.jsonl")
     assert tail.new_records() == []
     lines = JsonLines(tail.path)
     lines.append({"step": 1})

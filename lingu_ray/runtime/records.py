@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.atomic import write_text
+
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class NewestSteps:
+class LoggedSteps:
     """The newest step of training records, and of validation records; 0: none."""
 
     training: int
@@ -38,9 +40,7 @@ class JsonLines:
         if not self.path.exists():
             return
         kept = [record for record in read_records(self.path) if record["step"] <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def read_records(path: Path) -> list[Record]:
@@ -51,16 +51,16 @@ def read_records(path: Path) -> list[Record]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
-class Tail:
+class RecordReader:
     """Reads the records that were appended since the last look, each step's once, also when the file was cut.
 
     `known` names the newest step and the newest validation that count as read already.
     """
 
-    def __init__(self, path: Path, known: NewestSteps | None = None):
+    def __init__(self, path: Path, known: LoggedSteps | None = None):
         self.path = path
         self.offset = 0
-        self.newest = NewestSteps(0, 0) if known is None else known
+        self.newest = LoggedSteps(0, 0) if known is None else known
 
     def new_records(self) -> list[Record]:
         """Records not seen yet."""
