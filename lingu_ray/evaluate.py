@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.evaluation.recovery import summarize
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
-    from lingu_ray.report.report import write_evaluation
+    from lingu_ray.report.run_page import write_evaluation
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.runtime.tracking import where_to_look
 

@@ -124,9 +124,9 @@ def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
 def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
     """Write report and model card, track them, and say in a few lines what came out and where it lies."""
     from lingu_ray.corpus.store import Corpus
-    from lingu_ray.report.command import evaluate_command
+    from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.model_card import write_model_card
-    from lingu_ray.report.report import write_report
+    from lingu_ray.report.run_page import write_report
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word

@@ -30,7 +30,7 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.models import control_model
 from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
 from lingu_ray.paths import LocalPath, TrackingUri
-from lingu_ray.report.report import embedded, environment
+from lingu_ray.report.pages import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
 from lingu_ray.runtime.tracking import flat, store_uri, without_credentials

@@ -12,8 +12,8 @@ import jinja2
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.items import ADAPTED, TEACHER
+from lingu_ray.report.pages import embedded, environment
 from lingu_ray.report.plots import format_number
-from lingu_ray.report.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.shell import shell_word
 from tuning import plots

@@ -10,7 +10,7 @@ import yaml
 from lingu_ray.config import Config, SourceConfig
 from lingu_ray.report.card_settings import settings_rows
 from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
-from lingu_ray.report.report import environment
+from lingu_ray.report.pages import environment
 from lingu_ray.report.sources import trained_sources
 
 _LICENSE = ("license", "license_name", "license_link")

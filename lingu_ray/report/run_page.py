@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import load_yaml
-from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, percent
-from lingu_ray.report.command import evaluate_command
+from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED
+from lingu_ray.report.evaluate_command import evaluate_command
 from lingu_ray.report.held_out import held_out_answers
-from lingu_ray.report.loss_plots import loss_panels, plot_loss
-from lingu_ray.report.plots import Panel, display_name, format_number, model_colors, models_of
+from lingu_ray.report.loss_plots import loss_panels
+from lingu_ray.report.pages import environment, svgs
+from lingu_ray.report.plots import model_colors, models_of, save_panels
 from lingu_ray.report.samples import answered
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
 from lingu_ray.report.sources import trained_sources
@@ -39,7 +36,7 @@ def write_report(run_dir: Path) -> Path:
     samples = {model: read_records(folder.samples) for model, folder in runs.items()}
     panels = loss_panels({model: read_records(folder.metrics) for model, folder in runs.items()})
     if panels:
-        plot_loss(panels, run.report / "loss.png")
+        save_panels(panels, run.report / "loss.png")
     page = _render(
         "report.html",
         run.report,
@@ -122,36 +119,6 @@ def throughput(records: list[Record]) -> dict[str, float] | None:
     }
 
 
-def format_score(entry: dict[str, Any], share: bool) -> tuple[str, str]:
-    """A score and its interval: `54.7%`, `[51.6, 57.8]`; of what is no share a number: `38.9`, `[37.2, 40.6]`."""
-    if not share:
-        return format_number(entry["score"]), f"[{', '.join(format_number(x) for x in entry['ci'])}]"
-    score, _, ci = percent(entry["score"], entry["ci"], 1).partition(" ")
-    return score, ci
-
-
-def format_quotient(task: dict[str, Any]) -> str:
-    """A task's recovery or retention with its interval, or why it has none."""
-    kind = "recovery" if task["kind"] == "language" else "retention"
-    if task[kind] is None:
-        return f"{kind}: {task[f'{kind}_reason']}"
-    return f"{kind} {percent(task[kind], task[f'{kind}_ci'], 0 if kind == 'recovery' else 1)}"
-
-
-def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
-    """The templates of this room and of `others`, with filters for scores; HTML is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("lingu_ray", "report/templates"), *others]),
-        autoescape=lambda template: template is not None and template.endswith(".html"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
-    environment.filters |= {"percent": percent, "models": models_of, "number": "{:,.0f}".format}
-    return environment
-
-
 def _settings(path: Path) -> list[tuple[str, str]]:
     """The run's settings, flat: `train.steps`, `200`; without the credentials that a URI may carry."""
     if not path.exists():
@@ -174,13 +141,3 @@ def _settings(path: Path) -> list[tuple[str, str]]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def svgs(panels: list[Panel]) -> list[Markup]:
-    """The panels as elements for a page."""
-    return [Markup(panel.svg()) for panel in panels]
-
-
-def embedded(path: Path) -> str:
-    """A PNG as a `data:` address, so that a page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -23,7 +23,7 @@ from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.report.report import throughput, write_evaluation, write_report
+from lingu_ray.report.run_page import throughput, write_evaluation, write_report
 
 STEP = {
     "lr": 1e-4,
