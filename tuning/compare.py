@@ -9,7 +9,6 @@ Prints the tables and writes `compare.html` with the curves.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -25,15 +24,17 @@ from rich.table import Table
 
 from lingu_ray.config import Config, Section, TrackingConfig
 from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
+from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.models import control_model
-from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
+from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.evaluation.roles import control_role
+from lingu_ray.evaluation.tracking import figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri
 from lingu_ray.report.pages import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import read_records
-from lingu_ray.runtime.tracking import flat, store_uri, without_credentials
+from lingu_ray.runtime.tracking import store_uri
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
 from tuning.differences import NONE, differing_settings
@@ -124,13 +125,11 @@ def read_folder(path: Path) -> Compared:
 
 def _measured(folder: RunFolder, config: Config) -> dict[str, float]:
     """What was measured of the run's model: a control's stands in the report of its run."""
-    own = folder.report / "recovery.json"
-    if own.exists():
-        result = json.loads(own.read_text())
-        return figures_of(result, trained_model(result))
-    above = RunFolder(folder.root.resolve().parent).report / "recovery.json"
-    if config.name == "control" and above.exists():
-        return figures_of(json.loads(above.read_text()), control_model(config))
+    if own := read_recovery(folder.report):
+        return figures_of(own, own.trained_model)
+    above = read_recovery(RunFolder(folder.root.resolve().parent).report)
+    if config.name == "control" and above:
+        return figures_of(above, control_role(config))
     return {}
 
 

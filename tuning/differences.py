@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lingu_ray.config import SourceConfig, TaskConfig
 
 Flat = dict[str, str]
-"""Settings by dotted key (`tracking.flat`)."""
+"""Settings by dotted key (`config.flat`)."""
 
 NONE, NULL = "–", "null"
 _NOT_COMPARED = re.compile(

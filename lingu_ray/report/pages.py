@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from lingu_ray.evaluation.recovery import percent
-from lingu_ray.report.plots import Panel, display_name, format_number, models_of
+from lingu_ray.evaluation.results import Estimate, TaskScores
+from lingu_ray.evaluation.roles import DISTILLED
+from lingu_ray.report.plots import Panel, display_name, format_number
 
 
 def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
@@ -23,7 +23,7 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
-    environment.filters |= {"percent": percent, "models": models_of, "number": "{:,.0f}".format}
+    environment.filters["number"] = "{:,.0f}".format
     return environment
 
 
@@ -37,17 +37,18 @@ def embedded(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def format_score(entry: dict[str, Any], share: bool) -> tuple[str, str]:
+def format_score(found: Estimate, is_share: bool) -> tuple[str, str]:
     """A score and its interval: `54.7%`, `[51.6, 57.8]`; of what is no share a number: `38.9`, `[37.2, 40.6]`."""
-    if not share:
-        return format_number(entry["score"]), f"[{', '.join(format_number(x) for x in entry['ci'])}]"
-    score, _, ci = percent(entry["score"], entry["ci"], 1).partition(" ")
+    if not is_share:
+        return format_number(found.value), f"[{', '.join(format_number(x) for x in found.ci)}]"
+    score, _, ci = found.percent(1).partition(" ")
     return score, ci
 
 
-def format_quotient(task: dict[str, Any]) -> str:
-    """A task's recovery or retention with its interval, or why it has none."""
-    kind = "recovery" if task["kind"] == "language" else "retention"
-    if task[kind] is None:
-        return f"{kind}: {task[f'{kind}_reason']}"
-    return f"{kind} {percent(task[kind], task[f'{kind}_ci'], 0 if kind == 'recovery' else 1)}"
+def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
+    """Recovery or retention of the model on a task with its interval, or why the distilled model's has no value."""
+    found = task.models.get(model)
+    if found is not None and found.share is not None:
+        return f"{task.share_name} {found.share.percent(task.digits)}"
+    reason = task.reason if model == DISTILLED else None
+    return f"{task.share_name}: {reason or 'none'}"

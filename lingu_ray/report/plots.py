@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, TEACHER
+from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
 from lingu_ray.report.svg import INK, LINE, SOFT, themed_svg
 
 # Okabe and Ito's palette, told apart by the color-blind too; its black is the ink, which is light on a dark page.
@@ -107,16 +106,10 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def model_colors(models: list[str]) -> dict[str, str]:
     """Each model's color: its own, or the next of those for others."""
-    others = [one for one in models if one not in COLORS]
+    others = [model for model in models if model not in COLORS]
     return {model: COLORS.get(model) or OTHERS[others.index(model) % len(OTHERS)] for model in models}
 
 
 def format_number(value: float) -> str:
     """A score that is no share, three digits or whole: `0.83`, `38.9`, `10,742`."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def models_of(result: dict[str, Any]) -> list[str]:
-    """All models of a result: the four of the method in their order, then others."""
-    found = {model for task in result["tasks"].values() for model in task["models"]}
-    return [model for model in NAMES if model in found] + sorted(found - set(NAMES))

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
-from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED
+from lingu_ray.config.flat import flat
+from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.evaluation.roles import CE_ONLY, DISTILLED, control_role, trained_role
 from lingu_ray.report.evaluate_command import evaluate_command
+from lingu_ray.report.evaluation_page import scores_shown
 from lingu_ray.report.held_out import held_out_answers
 from lingu_ray.report.loss_plots import loss_panels
 from lingu_ray.report.pages import environment, svgs
-from lingu_ray.report.plots import model_colors, models_of, save_panels
-from lingu_ray.report.samples import answered
-from lingu_ray.report.score_plots import plot_recovery, recovery_panels
+from lingu_ray.report.plots import save_panels
 from lingu_ray.report.sources import trained_sources
+from lingu_ray.report.versions import read_versions
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, read_records
 
@@ -26,8 +27,8 @@ from lingu_ray.runtime.metrics import Record, read_records
 def write_report(run_dir: Path) -> Path:
     """Write `report/report.html`, `loss.png` and `recovery.png` from what the run's folder holds; the page's path.
 
-    Read where they exist: config.yaml, metrics.jsonl, samples.jsonl, corpus.json (and the corpus it points to),
-    report/recovery.json, and metrics and samples of the control. What is missing is left out of the page.
+    Read where they exist: config.yaml, environment.json, metrics.jsonl, samples.jsonl, corpus.json (and the corpus it
+    points to), report/recovery.json, and metrics and samples of the control. What is missing is left out of the page.
     """
     run = RunFolder(run_dir)
     run.report.mkdir(parents=True, exist_ok=True)
@@ -37,51 +38,32 @@ def write_report(run_dir: Path) -> Path:
     panels = loss_panels({model: read_records(folder.metrics) for model, folder in runs.items()})
     if panels:
         save_panels(panels, run.report / "loss.png")
-    page = _render(
-        "report.html",
-        run.report,
-        name=run_dir.resolve().name,
-        result=_json(run.report / "recovery.json"),
-        command=evaluate_command(config, run) if config and run.export.exists() else None,
-        losses=svgs(panels),
-        settings=_settings(run.config),
-        sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
-        throughput=throughput(records),
-        held_out=held_out_answers(samples, _corpus(run)),
+    text = (
+        environment()
+        .get_template("report.html")
+        .render(
+            name=run_dir.resolve().name,
+            command=evaluate_command(config, run) if config and run.export.exists() else None,
+            losses=svgs(panels),
+            settings=flat(config) if config else {},
+            versions=read_versions(run_dir),
+            sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
+            throughput=throughput(records),
+            held_out=held_out_answers(samples, _corpus(run)),
+            **scores_shown(read_recovery(run.report), run.report),
+        )
     )
-    return _written(page, run.report)
-
-
-def write_evaluation(result: dict[str, Any], out_dir: Path) -> Path:
-    """Write `report.html` and `recovery.png` of an evaluation that belongs to no run; the page's path."""
-    page = _render("evaluation.html", out_dir, name=out_dir.resolve().name, result=result)
-    return _written(page, out_dir)
-
-
-def _render(template: str, folder: Path, result: dict[str, Any] | None, **values: Any) -> str:
-    """A page on the result, whose items lie in `folder`; `recovery.png` beside it."""
-    if result is not None:
-        plot_recovery(result, folder / "recovery.png")
-        values["scores"] = svgs(recovery_panels(result))
-        values["colors"] = model_colors(models_of(result))
-        values["answers"] = answered(folder, result)
-    return environment().get_template(template).render(result=result, **values)
-
-
-def _written(page: str, folder: Path) -> Path:
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    page = run.report / "report.html"
+    page.write_text(text, encoding="utf-8")
+    return page
 
 
 def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
-    """The run and, where there is one, its control, by the names under which their models are compared."""
-    alone = config is not None and config.distill.policy == "none"
-    new = config is not None and config.student.path is None  # its control is what plain adaptation makes of it
-    runs = {CE_ONLY if alone else DISTILLED: run}
+    """The run and, where there is one, its control, by the roles of their models."""
+    runs = {DISTILLED if config is None else trained_role(config): run}
     control = RunFolder(run.root / "control")
     if control.metrics.exists():
-        runs.setdefault(ADAPTED if new else CE_ONLY, control)
+        runs.setdefault(CE_ONLY if config is None else control_role(config), control)
     return runs
 
 
@@ -117,26 +99,6 @@ def throughput(records: list[Record]) -> dict[str, float] | None:
             for share in ("data_wait", "teacher_wait")
         },
     }
-
-
-def _settings(path: Path) -> list[tuple[str, str]]:
-    """The run's settings, flat: `train.steps`, `200`; without the credentials that a URI may carry."""
-    if not path.exists():
-        return []
-    flat: list[tuple[str, str]] = []
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
-            for index, inner in enumerate(value):
-                walk(f"{prefix}[{inner.get('name', index)}]", inner)
-        elif value is not None:
-            flat.append((prefix, re.sub(r"://[^/@\s]+@", "://…@", str(value))))
-
-    walk("", strict_yaml.load(path.read_text(encoding="utf-8"), str(path))[0])
-    return flat
 
 
 def _json(path: Path) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
 from lingu_ray.demo.chats import NEXT_WORDS
-from lingu_ray.evaluation.items import read_items
+from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.runtime.tracking import COMMAND
 
 pytestmark = pytest.mark.slow

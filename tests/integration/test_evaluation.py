@@ -75,10 +75,10 @@ def test_the_copy_of_the_teacher_scores_as_the_teacher(
     models: dict[str, Path], settings: EvaluationConfig, tmp_path: Path
 ) -> None:
     """A student with the teacher's decoder differs by the few tokens it has more; vision leaves the teacher out."""
-    tasks = evaluate(models, settings, tmp_path)["tasks"]
-    assert list(tasks["choice"]["models"]) == list(tasks["text"]["models"]) == ["teacher", "adapted", "distilled"]
-    assert list(tasks["image"]["models"]) == ["adapted", "distilled"]
-    assert {name: task["n"] for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
+    tasks = evaluate(models, settings, tmp_path).tasks
+    assert list(tasks["choice"].models) == list(tasks["text"].models) == ["teacher", "adapted", "distilled"]
+    assert list(tasks["image"].models) == ["adapted", "distilled"]
+    assert {name: task.items for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
     table = {model: pq.read_table(tmp_path / "items" / f"choice.{model}.parquet").to_pydict() for model in models}
     assert {"item", "gold", "lengths", "logliks", "tokens", "greedy"} <= set(table["teacher"])
     logliks = {model: np.array(columns["logliks"]) for model, columns in table.items()}

@@ -21,6 +21,7 @@ from lingu_ray.config import Config, EvaluationConfig, Schedule, SourceConfig, T
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.results import Recovery
 from lingu_ray.report.card_settings import in_words
 from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.runtime.export import export_model
@@ -49,7 +50,7 @@ def config(**sections: Any) -> Config:
     return Config.model_validate(tree)
 
 
-def card(settings: Config, folder: Path, result: dict[str, Any] | None = None) -> str:
+def card(settings: Config, folder: Path, result: Recovery | None = None) -> str:
     """The text of the card."""
     return write_model_card(folder, settings, result, MANIFEST).read_text(encoding="utf-8")
 
@@ -149,7 +150,7 @@ def test_results_are_a_table(tmp_path: Path) -> None:
         write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
     result = summarize(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=50))
     text = card(config(), tmp_path, result)
-    assert result["summary"]["verdict"] in text and "| cloze | acc | 100 | 90.0%" in text
+    assert result.verdict.text in text and "| cloze | acc | 100 | 90.0%" in text
     for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert all(line.endswith("|") for line in text.splitlines() if line.startswith("|"))

@@ -23,7 +23,9 @@ from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.report.run_page import throughput, write_evaluation, write_report
+from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.report.evaluation_page import write_evaluation
+from lingu_ray.report.run_page import throughput, write_report
 
 STEP = {
     "lr": 1e-4,
@@ -193,11 +195,13 @@ def test_report_is_one_whole_page(reported: Path, text: str) -> None:
     page = Page(text)
     assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in page.sources)
     assert "script" not in page.tags and "b" in page.tags and "<script>alert(1)</script>" in page.text
-    verdict = json.loads((reported / "report" / "recovery.json").read_text())["summary"]["verdict"]
+    result = read_recovery(reported / "report")
+    assert result is not None
+    verdict = result.verdict.text
     assert verdict.startswith("The claim holds") and verdict in page.text
     for part in ("58.0%", "2 empty answer", "of the control", "the end", "10.0%", "20.0%", "train.steps", "owner/vlm"):
         assert part in page.text, part
-    assert "corpus.sources[stories].form" in page.text
+    assert "corpus.sources.stories.form" in page.text
     assert "mlflow.example" in page.text and "secret" not in page.text
 
 
@@ -272,7 +276,9 @@ def test_report_of_a_run_that_was_not_evaluated(run_dir: Path) -> None:
 def test_report_of_an_evaluation_without_a_run(run_dir: Path) -> None:
     """The same scores and figures beside each other, under the evaluation's own name; nothing of a training."""
     out = run_dir / "report"
-    page = Page(write_evaluation(json.loads((out / "recovery.json").read_text()), out).read_text(encoding="utf-8"))
+    result = read_recovery(out)
+    assert result is not None
+    page = Page(write_evaluation(result, out).read_text(encoding="utf-8"))
     assert len(page.labels) == 3 and "lingu_ray evaluation report" in page.text and "58.0%" in page.text
     assert "Throughput" not in page.text and (out / "recovery.png").exists()
 

@@ -19,8 +19,9 @@ from mlflow.utils.mlflow_tags import (
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.command_line import load_config
+from lingu_ray.config.flat import flat
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.tracking import COMMAND, MlflowRun, command_line, flat, source_tags, tracking_uri, where_to_look
+from lingu_ray.runtime.tracking import COMMAND, MlflowRun, command_line, source_tags, tracking_uri, where_to_look
 
 
 @pytest.fixture(scope="module")

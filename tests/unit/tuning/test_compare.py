@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from lingu_ray.config.command_line import load_config, to_yaml
-from lingu_ray.evaluation.scores import figures_of
+from lingu_ray.config.flat import flat
+from lingu_ray.evaluation.results import (
+    Estimate,
+    Interval,
+    Kind,
+    Means,
+    ModelScore,
+    Recovery,
+    TaskScores,
+    Verdict,
+    write_recovery,
+)
+from lingu_ray.evaluation.tracking import figures_of
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import Tracker, flat, tracking_uri
+from lingu_ray.runtime.tracking import Tracker, tracking_uri
 from lingu_ray.train import control_of
 from tuning import compare
 from tuning.differences import differing_settings
 
-TASKS = {"cloze": ("language", 0.5), "digits": ("vision", 0.9)}
+TASKS: dict[str, tuple[Kind, float]] = {"cloze": ("language", 0.5), "digits": ("vision", 0.9)}
 
 
-def result(**models: float) -> dict:
-    """The parts of `recovery.json` that are shown: every model scores the task's level times its factor."""
-    return {
-        "tasks": {
-            task: {"models": {model: {"score": level * factor} for model, factor in models.items()}}
-            for task, (_, level) in TASKS.items()
-        },
-        "summary": {"models": {model: {"recovery": factor, "retention": None} for model, factor in models.items()}},
-    }
+def estimate(value: float) -> Estimate:
+    """A value that is certain."""
+    return Estimate(value, Interval(value, value))
+
+
+def result(**models: float) -> Recovery:
+    """Every model scores the task's level times its factor, which is its mean recovery too."""
+    tasks: dict[str, TaskScores] = {}
+    for name, (kind, level) in TASKS.items():
+        scores = {model: ModelScore(estimate(level * factor), {}, None) for model, factor in models.items()}
+        tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher", None)
+    means = {model: Means(estimate(factor), None) for model, factor in models.items()}
+    return Recovery(tasks, means["distilled"], None, means, Verdict(None, "The claim cannot be judged: no vision."))
 
 
 @pytest.fixture
@@ -42,7 +57,7 @@ def run(tmp_path: Path) -> RunFolder:
             tracked.log_figures(figures_of(measured, model))
     folder = RunFolder(config.run_dir)
     folder.report.mkdir()
-    (folder.report / "recovery.json").write_text(json.dumps(measured))
+    write_recovery(measured, folder.report)
     return folder
 
 
