@@ -94,6 +94,8 @@ def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
     found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
     if not keeps_vision(best, space):
         return f"No setting keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
+    if best.exceptions:
+        return "Best, but not on every task", "; ".join([found, *best.exceptions])
     return "Best", found
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lingu_ray.config import strict_yaml
-from lingu_ray.config.schema import Schedule
+from lingu_ray.config import Schedule, strict_yaml
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 

@@ -44,6 +44,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     assert set(recovery["tasks"]) == {"cloze", "perplexity", "next_word", "digits", "sentences"}
     assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
     assert recovery["summary"]["verdict"] in printed
+    assert "It is the control of demo" in (run / "control" / "export" / "README.md").read_text()
     page = (run / "report" / "report.html").read_text()
     assert recovery["summary"]["verdict"].split(":")[0] in page and "<svg" in page and "data:image/jpeg;base64," in page
     assert "## Results" in (run / "export" / "README.md").read_text()

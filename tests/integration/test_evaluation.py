@@ -123,6 +123,7 @@ def test_the_command(
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
     assert runs.keys() == {"out", *models} and len(client.search_runs(["1"])) == 4  # the second time, found again
+    assert runs["out"].data.tags["verdict"] == first
     assert {artifact.path for artifact in client.list_artifacts(runs["out"].info.run_id)} >= {"report.html"}
     for name, task in (("teacher", "choice"), ("distilled", "image")):
         score = json.loads(written)["tasks"][task]["models"][name]["score"]

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.evaluation.results import Verdict, read_recovery, write_recovery
 from lingu_ray.report.evaluation_page import write_evaluation
 from lingu_ray.report.run_page import throughput, write_report
 
@@ -254,6 +255,25 @@ def test_a_run_by_cross_entropy_alone_is_named_so(run_dir: Path, config: Config)
     (run_dir / "config.yaml").write_text(to_yaml(alone))
     page = Page(write_report(run_dir).read_text(encoding="utf-8"))
     assert "CE only, step 10" in page.text and "distilled, step 10" not in page.text
+
+
+def test_versions_are_shown(run_dir: Path, text: str) -> None:
+    """The run's environment.json as a table; a run without one has none."""
+    assert "<h2>Versions</h2>" not in text
+    (run_dir / "environment.json").write_text('{"torch": "2.9.0", "git.commit": "abc"}')
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "<tr><th>git.commit</th><td>abc</td></tr>" in page and "2.9.0" in Page(page).text
+
+
+def test_a_task_that_the_means_hide_is_in_the_first_line(run_dir: Path) -> None:
+    """The page's heading is the verdict with its exceptions, in a color of its own."""
+    result = read_recovery(run_dir / "report")
+    assert result is not None
+    exception = "sentences: retention 95.0% [91.5, 99.3] is below 99%"
+    mixed = Verdict(True, f"The claim holds, but not on every task: 97%; {exception}.", (exception,))
+    write_recovery(replace(result, verdict=mixed), run_dir / "report")
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert mixed.text in Page(page).text and "--tone: var(--mixed)" in page
 
 
 def test_report_of_a_run_without_anything(tmp_path: Path) -> None:

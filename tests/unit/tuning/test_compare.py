@@ -19,7 +19,7 @@ from lingu_ray.evaluation.results import (
     Verdict,
     write_recovery,
 )
-from lingu_ray.evaluation.tracking import figures_of
+from lingu_ray.evaluation.tracking import figures_of, log_verdict
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import Tracker, tracking_uri
 from lingu_ray.train import control_of
@@ -55,6 +55,8 @@ def run(tmp_path: Path) -> RunFolder:
         folder.config.write_text(to_yaml(one))
         with Tracker(one, folder) as tracked:
             tracked.log_figures(figures_of(measured, model))
+            if model == "distilled":
+                log_verdict(tracked, measured.verdict)
     folder = RunFolder(config.run_dir)
     folder.report.mkdir()
     write_recovery(measured, folder.report)
@@ -71,12 +73,13 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     assert by_name.keys() == {"demo", "demo/control"}
     for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/control"]), strict=True):
         assert folder.figures == tracked.figures and folder.figures["eval/cloze/score"] in (0.5, 0.25)
-        assert folder.settings == tracked.settings
+        assert folder.settings == tracked.settings and folder.verdict == tracked.verdict
     assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
     compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
     printed, page = capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()
     for text in (printed, page):
         assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
+        assert text.count("The claim cannot be judged: no vision.") == 1
         assert "eval/" not in text and "output_dir" not in text
 
 
