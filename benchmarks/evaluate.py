@@ -59,9 +59,9 @@ class Measured:
         torch.set_num_threads(os.cpu_count() or 1)
         self.engine = ENGINES[engine](model, tokens_per_batch)
 
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images; answers when it is loaded."""
-        return self.engine.sees
+        return self.engine.supports_images
 
     def seconds(self, requests: list[ScoreRequest] | list[GenerateRequest]) -> float:
         """Time of answering requests of one kind."""
@@ -100,9 +100,9 @@ def measure_model(model: str, options: Any) -> list[Row]:
         actors = {}
         for engine in ENGINES:
             actors[engine], starts[engine, size] = start(engine, model, size)
-        sees = ray.get(actors["transformers"].sees.remote())
+        supports_images = ray.get(actors["transformers"].supports_images.remote())
         for task in options.tasks:
-            if sees or task != "image":
+            if supports_images or task != "image":
                 ways = {engine: one_round(actor, task, options) for engine, actor in actors.items()}
                 timings[task, size] = measure(ways, options.repeats, clock=lambda way: way())
         for actor in actors.values():
@@ -120,7 +120,7 @@ def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
     share = 1 / len(ENGINES) if torch.cuda.is_available() else 0
     remote: Any = ray.remote
     actor = remote(num_cpus=0, num_gpus=share)(Measured).remote(engine, model, tokens_per_batch)
-    ray.get(actor.sees.remote())
+    ray.get(actor.supports_images.remote())
     return actor, time.perf_counter() - begin
 
 

@@ -82,16 +82,16 @@ def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conv
     from transformers.utils import logging
 
     from lingu_ray.conversation import Conversation, read_image
-    from lingu_ray.evaluation.engines.load import load_folder
+    from lingu_ray.evaluation.engines.load import load_model_files
     from lingu_ray.evaluation.engines.transformers_engine import load_model
 
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    conversation = Conversation(load_folder(path), None, config.temperature, config.max_new_tokens)
+    conversation = Conversation(load_model_files(path), None, config.temperature, config.max_new_tokens)
     conversation.show(*map(read_image, images))
     device = _device(config.device)
-    conversation.model = load_model(conversation.folder).eval().to(device)
+    conversation.model = load_model(conversation.files).eval().to(device)
     return conversation
 
 
@@ -108,7 +108,7 @@ def _device(name: str | None) -> str:
 
 def describe(conversation: Conversation) -> str:
     """What the model is, in one line."""
-    model, folder = conversation.model, conversation.folder
+    model, folder = conversation.model, conversation.files
     kind = "text only" if folder.processor is None else "text and images"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return f"{folder.path}: {type(model).__name__}, {millions:.1f}M parameters, {kind}, on {model.device}"

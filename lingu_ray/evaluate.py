@@ -45,11 +45,11 @@ def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can mend."""
     models, config = read_arguments(arguments)
 
-    from lingu_ray.evaluation.items import measured_models
+    from lingu_ray.evaluation.item_files import measured_models
     from lingu_ray.evaluation.recovery import summarize
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
-    from lingu_ray.report.report import write_evaluation
+    from lingu_ray.report.evaluation_page import write_evaluation
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.runtime.tracking import where_to_look
 
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
             result = summarize(config.out, measured_models(config.out, config), config)
         page = write_evaluation(result, config.out)
         log_evaluation(run, config.tracking, config.out, result, models)
-    print(result["summary"]["verdict"])
+    print(result.verdict.text)
     print(f"report   {shell_word(page)}\ncompare  {where_to_look(run.uri)}")
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import run_command
 
 if TYPE_CHECKING:
+    from lingu_ray.evaluation.results import Recovery
     from lingu_ray.runtime.trainer import Run
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ def check_demo(config: Config) -> None:
     check_settings(filled(config), RunFolder(config.run_dir))
 
 
-def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, Any] | None:
+def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> Recovery | None:
     """Evaluate what was trained; whatever goes wrong, the trained model is named."""
-    from lingu_ray.evaluation.models import compared_models
+    from lingu_ray.evaluation.roles import compared_models
 
     log.info("trained: %s", distilled)
     try:
@@ -109,7 +110,7 @@ def control_of(config: Config) -> Config:
     )
 
 
-def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
+def measure(config: Config, models: dict[str, str]) -> Recovery | None:
     """Evaluate the models, or find them evaluated; None without evaluation tasks."""
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.runtime.folder import RunFolder
@@ -121,12 +122,12 @@ def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
     return evaluate(paths, config.evaluation, folder.report, ray_settings=config.ray)
 
 
-def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
+def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     """Write report and model card, track them, and say in a few lines what came out and where it lies."""
     from lingu_ray.corpus.store import Corpus
-    from lingu_ray.report.command import evaluate_command
+    from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.model_card import write_model_card
-    from lingu_ray.report.report import write_report
+    from lingu_ray.report.run_page import write_report
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
@@ -134,19 +135,22 @@ def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
     folder = RunFolder(config.run_dir)
     corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
     write_model_card(export, config, recovery, corpus.manifest)
+    if config.control:
+        control = control_of(config)
+        write_model_card(RunFolder(control.run_dir).export, control, recovery, corpus.manifest, control_of=config.name)
     page = write_report(folder.root)
     track(config, recovery)
     if recovery is not None:
-        print(recovery["summary"]["verdict"])
+        print(recovery.verdict.text)
     else:
         print(f"Not evaluated. To measure what came back:\n{evaluate_command(config, folder)}")
     print(f"report   {shell_word(page)}\nmodel    {shell_word(export)}\ncompare  {where_to_look(tracking_uri(config))}")
 
 
-def track(config: Config, recovery: dict[str, Any] | None) -> None:
+def track(config: Config, recovery: Recovery | None) -> None:
     """Log the report, and what was measured of the run's model and of its control's, each in its own MLflow run."""
-    from lingu_ray.evaluation.models import control_model
-    from lingu_ray.evaluation.scores import figures_of, trained_model
+    from lingu_ray.evaluation.roles import control_role
+    from lingu_ray.evaluation.tracking import figures_of, log_verdict
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import Tracker
 
@@ -154,11 +158,12 @@ def track(config: Config, recovery: dict[str, Any] | None) -> None:
     with Tracker(config, folder) as run:
         run.log_files(folder.report)
         if recovery is not None:
-            run.log_figures(figures_of(recovery, trained_model(recovery)))
+            run.log_figures(figures_of(recovery, recovery.trained_model))
+            log_verdict(run, recovery.verdict)
     if recovery is not None and config.control:
         control = control_of(config)
         with Tracker(control, RunFolder(control.run_dir)) as run:
-            run.log_figures(figures_of(recovery, control_model(config)))
+            run.log_figures(figures_of(recovery, control_role(config)))
 
 
 if __name__ == "__main__":

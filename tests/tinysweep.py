@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
-from lingu_ray.evaluation.metrics.language import normalize
+from lingu_ray.evaluation.metrics.short_answers import normalize
 
 
 def write_adapted_and_tasks(data: Path) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.items import ADAPTED, TEACHER
-from lingu_ray.evaluation.models import teacher_path
+from lingu_ray.evaluation.roles import ADAPTED, TEACHER, teacher_path
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.folder import RunFolder

@@ -9,7 +9,6 @@ Prints the tables and writes `compare.html` with the curves.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -25,15 +24,17 @@ from rich.table import Table
 
 from lingu_ray.config import Config, Section, TrackingConfig
 from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
+from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.models import control_model
-from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
+from lingu_ray.evaluation.results import Recovery, read_recovery
+from lingu_ray.evaluation.roles import control_role
+from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri
-from lingu_ray.report.report import embedded, environment
+from lingu_ray.report.pages import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import read_records
-from lingu_ray.runtime.tracking import flat, newest_settings, store_uri, without_credentials
+from lingu_ray.runtime.tracking import newest_settings, store_uri
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curves_of, plot_curves
 from tuning.differences import NONE, differing_settings
@@ -62,12 +63,13 @@ HELP = Help(USAGE, __doc__, CompareConfig)
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: flat settings, the last figure of each kind, and curves as (steps, values)."""
+    """One run: flat settings, last figure of each kind, curves as (steps, values); the verdict where it has one."""
 
     name: str
     settings: dict[str, str]
     figures: dict[str, float]
     curves: Curves = field(default_factory=dict)
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def main(arguments: list[str]) -> None:
     names, given, _ = split_arguments(arguments, HELP)
     options = read_settings(given, CompareConfig)
     runs = told_apart(read_runs(names, options))
-    tables = {"Figures": figure_table(runs), "Settings that differ": settings_table(runs)}
+    verdicts = Matrix(["verdict"], [[run.name, run.verdict] for run in runs if run.verdict is not None])
+    tables = {"Figures": figure_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
     for title, table in tables.items():
         show(title, table)
     page = write_page(runs, tables, options.out)
@@ -119,18 +122,18 @@ def read_folder(path: Path) -> Compared:
     config = load_yaml(folder.config)
     records = read_records(folder.metrics)
     figures = {name: record[name] for record in records for name in FIGURES if record.get(name) is not None}  # the last
-    return Compared(str(path), flat(config), figures | _measured(folder, config), curves_of(records))
+    own = read_recovery(folder.report)
+    verdict = own.verdict.text if own else None
+    return Compared(str(path), flat(config), figures | _measured(folder, config, own), curves_of(records), verdict)
 
 
-def _measured(folder: RunFolder, config: Config) -> dict[str, float]:
+def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:
     """What was measured of the run's model: a control's stands in the report of its run."""
-    own = folder.report / "recovery.json"
-    if own.exists():
-        result = json.loads(own.read_text())
-        return figures_of(result, trained_model(result))
-    above = RunFolder(folder.root.resolve().parent).report / "recovery.json"
-    if config.name == "control" and above.exists():
-        return figures_of(json.loads(above.read_text()), control_model(config))
+    if own:
+        return figures_of(own, own.trained_model)
+    above = read_recovery(RunFolder(folder.root.resolve().parent).report)
+    if config.name == "control" and above:
+        return figures_of(above, control_role(config))
     return {}
 
 
@@ -160,7 +163,8 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         points = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
-    return Compared(run.info.run_name, newest_settings(run), dict(run.data.metrics), curves)
+    verdict = run.data.tags.get(VERDICT)
+    return Compared(run.info.run_name, newest_settings(run), dict(run.data.metrics), curves, verdict)
 
 
 def _has_model(run: Any) -> bool:

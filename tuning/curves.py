@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lingu_ray.report.plots import SOURCE_COLOURS, canvas, smooth
+from lingu_ray.report.plots import SOURCE_COLORS, canvas, smooth
 from lingu_ray.runtime.records import Record
 
 CURVES = {
@@ -42,9 +42,9 @@ def plot_curves(runs: list[tuple[str, Curves]], path: Path) -> bool:
             for index, (label, curves) in enumerate(runs):
                 if name in curves:
                     steps, values = curves[name]
-                    row, column = divmod(index, len(SOURCE_COLOURS))
+                    row, column = divmod(index, len(SOURCE_COLORS))
                     style = ("-", "--", ":")[row % 3] + ("o" if name == "validation_ce" else "")
-                    color = SOURCE_COLOURS[column]
+                    color = SOURCE_COLORS[column]
                     axis.plot(steps, smooth(np.array(values)), style, ms=3, lw=1.5, color=color, label=label)
             axis.set_title(CURVES[name], loc="left")
             axis.set(xlabel="optimizer step")

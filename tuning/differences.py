@@ -12,7 +12,7 @@ from lingu_ray.config.facts import NOT_COMPARED
 from lingu_ray.config.tree import has
 
 Flat = dict[str, str]
-"""Settings by dotted key (`tracking.flat`)."""
+"""Settings by dotted key (`config.flat`)."""
 
 NONE, NULL = "–", "null"
 _SOURCES, _TASKS, _EVALUATION = "corpus.sources", "evaluation.tasks", "evaluation"

@@ -23,7 +23,7 @@ class Outcome:
 
     `state`: stopped means early, by the scheduler or by hand. `recovery`, `retention` and their intervals `_ci` are
     None until measured, and where they have no value: `reasons` says why. `scores`: task name → score of the trial's
-    model. `run_id`: in MLflow.
+    model. `exceptions`: the tasks that its verdict names (`Verdict.exceptions`). `run_id`: in MLflow.
     """
 
     trial: str
@@ -39,6 +39,7 @@ class Outcome:
     retention_ci: list[float] | None = None
     scores: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    exceptions: list[str] = field(default_factory=list)
     seconds: float = 0.0
     run_id: str | None = None
     error: str | None = None

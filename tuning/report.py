@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import jinja2
 
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.items import ADAPTED, TEACHER
+from lingu_ray.evaluation.results import TaskScores, read_recovery
+from lingu_ray.evaluation.roles import ADAPTED, TEACHER
+from lingu_ray.report.pages import embedded, environment
 from lingu_ray.report.plots import format_number
-from lingu_ray.report.report import embedded, environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.shell import shell_word
 from tuning import plots
@@ -94,6 +94,8 @@ def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
     found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
     if not keeps_vision(best, space):
         return f"No setting keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
+    if best.exceptions:
+        return "Best, but not on every task", "; ".join([found, *best.exceptions])
     return "Best", found
 
 
@@ -116,7 +118,7 @@ def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: di
     outcomes = [trial for setting in settings for trial in setting.trials]
     tasks = list(dict.fromkeys(task for trial in outcomes for task in trial.scores))
     baseline = _baseline_tasks(folder)
-    shares = {name: task["share"] for name, task in baseline.items()}
+    shares = {name: task.is_share for name, task in baseline.items()}
     counts = Counter(trial.state for trial in outcomes)
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("sweep.html")
     return template.render(
@@ -155,20 +157,19 @@ def _row(setting: Setting, space: Space, tasks: list[str], shares: dict[str, boo
     }
 
 
-def _reference(measured: dict[str, Any], tasks: list[str]) -> dict[str, list[str]]:
+def _reference(measured: dict[str, TaskScores], tasks: list[str]) -> dict[str, list[str]]:
     """The reference models' scores on the tasks; a dash where a model was not measured."""
 
     def score(task: str, model: str) -> str:
-        entry = measured.get(task, {"models": {}})
-        if model not in entry["models"]:
+        if task not in measured or model not in measured[task].models:
             return "–"
-        value = entry["models"][model]["score"]
-        return format_number(value) if not entry["share"] else f"{value:.1%}"
+        value = measured[task].models[model].score.value
+        return f"{value:.1%}" if measured[task].is_share else format_number(value)
 
     return {model: [score(task, model) for task in tasks] for model in (TEACHER, ADAPTED)} if tasks else {}
 
 
-def _baseline_tasks(folder: SweepFolder) -> dict[str, Any]:
-    """The tasks of the baseline's `recovery.json`; none where it was not measured."""
-    path = RunFolder(folder.root / BASELINE).report / "recovery.json"
-    return json.loads(path.read_text())["tasks"] if path.exists() else {}
+def _baseline_tasks(folder: SweepFolder) -> dict[str, TaskScores]:
+    """The tasks of the baseline's evaluation; none where it was not measured."""
+    measured = read_recovery(RunFolder(folder.root / BASELINE).report)
+    return measured.tasks if measured else {}

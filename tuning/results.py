@@ -40,6 +40,12 @@ class Setting:
         return _figure([trial.scores[task] for trial in self.trials if task in trial.scores])
 
     @property
+    def exceptions(self) -> list[str]:
+        """What its trials' verdicts say of single tasks; with the trials' names where there are several."""
+        several = len(self.trials) > 1
+        return [f"{t.trial}, {said}" if several else said for t in self.trials for said in t.exceptions]
+
+    @property
     def measured(self) -> bool:
         """Whether a trial's model was evaluated."""
         return any(trial.scores for trial in self.trials)

@@ -6,8 +6,9 @@ from mlflow.entities import RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lingu_ray.config import Config
+from lingu_ray.config.flat import flat
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import MlflowRun, flat, tracking_uri
+from lingu_ray.runtime.tracking import MlflowRun, tracking_uri
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome
 from tuning.space import Space

@@ -20,9 +20,9 @@ from ray import tune
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
-from lingu_ray.evaluation.scores import reasons_of
 from lingu_ray.paths import starting_from
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.progress import quiet_libraries
@@ -254,8 +254,8 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
     )
 
 
-def measure(sweep: Sweep, config: Config) -> dict[str, Any]:
-    """The content of `recovery.json`: the trained model beside the reference ones."""
+def measure(sweep: Sweep, config: Config) -> Recovery:
+    """Measure the trained model beside the reference ones."""
     folder = RunFolder(config.run_dir)
     lend_items(sweep.items, folder.report)
     return evaluate(
@@ -268,9 +268,11 @@ def measure(sweep: Sweep, config: Config) -> dict[str, Any]:
     )
 
 
-def scores_of(recovery: dict[str, Any]) -> dict[str, Any]:
+def scores_of(recovery: Recovery) -> dict[str, Any]:
     """The figures of an outcome."""
-    summary = recovery["summary"]
-    names = ("recovery", "recovery_ci", "retention", "retention_ci")
-    scores = {name: task["models"][DISTILLED]["score"] for name, task in recovery["tasks"].items()}
-    return {name: summary[name] for name in names} | {"scores": scores, "reasons": reasons_of(recovery)}
+    figures: dict[str, Any] = {}
+    for name, mean in recovery.distilled.items():
+        figures |= {name: mean.value if mean else None, f"{name}_ci": list(mean.ci) if mean else None}
+    scores = {name: task.models[DISTILLED].score.value for name, task in recovery.tasks.items()}
+    exceptions = list(recovery.verdict.exceptions)
+    return figures | {"scores": scores, "reasons": recovery.reasons(), "exceptions": exceptions}

@@ -11,7 +11,7 @@ from typing import Any
 
 from lingu_ray.content import fingerprint
 from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.items import SAMPLE, Parts, fingerprint_of, items_path
+from lingu_ray.evaluation.item_files import SAMPLE, Parts, fingerprint_of, items_path
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
@@ -24,7 +24,7 @@ CHUNK = 128  # items
 SAMPLES = 12  # first items of a task that keep what was asked, for the report
 
 
-class Sheet:
+class TaskRun:
     """A task's items for one model: which are answered, which are not."""
 
     def __init__(self, task: Task, described: Any, model: str, identity: str, engine: str, out_dir: Path) -> None:
@@ -60,17 +60,17 @@ class Sheet:
         return scored or [item.request(self.task.config) for item in items if isinstance(item, Asked)]
 
 
-def fill(sheet: Sheet, replicas: Replicas) -> None:
+def run_task(run: TaskRun, replicas: Replicas) -> None:
     """Ask what is left, and make one file of it."""
-    label, items = f"{sheet.model}: {sheet.task.config.name}", len(sheet.task.items)
-    chunks = list(sheet.chunks())
+    label, items = f"{run.model}: {run.task.config.name}", len(run.task.items)
+    chunks = list(run.chunks())
     done = items - sum(min(CHUNK, items - chunk.begin) for chunk in chunks)
     begin, measured = time.perf_counter(), done
     with LiveLine(label, items, "item", done=done, keep=False) as line:
         for chunk, answers in replicas.answers(chunks):
-            done += sheet.keep(chunk, answers)
+            done += run.keep(chunk, answers)
             line.show(done)
-    sheet.parts.join()
+    run.parts.join()
     log.info("%s: %d items, %.1f s", label, items - measured, time.perf_counter() - begin)
 
 

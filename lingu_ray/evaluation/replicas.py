@@ -25,7 +25,7 @@ Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
 Answers = list[Score] | list[str]
 
 AHEAD = 2  # chunks that an engine has: one in work, one waiting
-LIVES = 2  # engines that one chunk may bring down before it is given up
+MAX_ENGINE_RESTARTS = 1  # after deaths at one and the same chunk; at the next one it is given up
 
 
 @dataclass(frozen=True)
@@ -193,9 +193,9 @@ class Replicas:
     def _revive(self, given: _Given, error: RayActorError) -> None:
         """Another engine in the place of one that died; its chunks are asked again."""
         given.lost += 1
-        if given.lost >= LIVES:
+        if given.lost > MAX_ENGINE_RESTARTS:
             raise UserError(
-                f"model {self.name} ({self.path}): its {self.engine} engine died {LIVES} times at the items from "
+                f"model {self.name} ({self.path}): its {self.engine} engine died {given.lost} times at the items from "
                 f"{given.chunk.begin + 1} on (out of memory?): lower evaluation.tokens_per_batch, or set "
                 f"evaluation.engine to the other one. {error}"
             ) from error

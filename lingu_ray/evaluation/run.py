@@ -15,10 +15,11 @@ from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.content import model_identity
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import takes_images
-from lingu_ray.evaluation.items import items_path
-from lingu_ray.evaluation.measure import Sheet, describe, fill
+from lingu_ray.evaluation.item_files import items_path
+from lingu_ray.evaluation.measure import TaskRun, describe, run_task
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
+from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.environment import record_environment
@@ -33,7 +34,7 @@ def evaluate(
     measured: Sequence[str] = (),
     ray_settings: RayConfig | None = None,
     sharers: int = 1,
-) -> dict[str, Any]:
+) -> Recovery:
     """Measure every model (name → folder, hub id or .gguf file) on every task it can take.
 
     Models named `teacher`, `adapted`, `ce_only` and `distilled` enter recovery and retention; others are measured
@@ -63,23 +64,23 @@ def evaluate(
             raise UserError(f"a model's name is of letters, digits, _ and -, found {name!r}")
     tasks = [load_task(config) for config in settings.tasks]
     described = [describe(task) for task in tasks]
-    unfinished: dict[str, list[Sheet]] = {}
+    unfinished: dict[str, list[TaskRun]] = {}
     for name, path in models.items():
         can_see, identity = takes_images(path), model_identity(str(path))
         for task, description in zip(tasks, described, strict=True):
             if task.config.kind == "vision" and not can_see:
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
                 continue
-            sheet = Sheet(task, description, name, identity, settings.engine, out_dir)
-            if not sheet.whole:
-                unfinished.setdefault(name, []).append(sheet)
+            run = TaskRun(task, description, name, identity, settings.engine, out_dir)
+            if not run.whole:
+                unfinished.setdefault(name, []).append(run)
     if unfinished:
         _measure(unfinished, models, settings, out_dir, ray_settings or RayConfig(), sharers)
     return summarize(out_dir, [*measured, *models], settings)
 
 
 def _measure(
-    unfinished: dict[str, list[Sheet]],
+    unfinished: dict[str, list[TaskRun]],
     models: dict[str, Path],
     settings: EvaluationConfig,
     out_dir: Path,
@@ -99,8 +100,8 @@ def _measure(
         with lane as replicas:
             for name in names:
                 replicas.serve(name, models[name])
-                for sheet in unfinished[name]:
-                    fill(sheet, replicas)
+                for run in unfinished[name]:
+                    run_task(run, replicas)
 
     with ThreadPoolExecutor(settings.models_at_once) as pool:
         running = [pool.submit(measure_one_after_another, lane) for lane in lanes]
@@ -125,7 +126,7 @@ def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Har
     if settings.engine == "transformers":
         return settings.engine
     # vLLM changes the process that imports it
-    ask: Any = ray.remote(max_calls=1)(_obstacles)
+    ask: Any = ray.remote(max_calls=1)(_unsupported_reasons)
     found = ray.get(ask.options(**hardware.options()).remote([str(model) for model in models]))
     reasons = [f"{model}: {reason}" for model, reason in zip(models, found, strict=True) if reason]
     if reasons and settings.engine == "vllm":
@@ -135,7 +136,7 @@ def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Har
     return "transformers" if reasons else "vllm"
 
 
-def _obstacles(models: list[str]) -> list[str | None]:
-    from lingu_ray.evaluation.engines.vllm_engine import obstacle
+def _unsupported_reasons(models: list[str]) -> list[str | None]:
+    from lingu_ray.evaluation.engines.vllm_engine import unsupported_reason
 
-    return [obstacle(model) for model in models]
+    return [unsupported_reason(model) for model in models]

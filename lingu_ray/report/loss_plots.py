@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from lingu_ray.report.plots import COLOURS, SOURCE_COLOURS, Panel, canvas, display_name, smooth
+from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, display_name, smooth
 from lingu_ray.report.svg import SOFT
 from lingu_ray.runtime.records import Record
 
@@ -34,14 +33,6 @@ def loss_panels(runs: Runs) -> list[Panel]:
     return [Panel(title, SIZE, partial(_draw, known, title, draw)) for title, draw, drawn in there if drawn]
 
 
-def plot_loss(panels: list[Panel], path: Path) -> None:
-    """The panels beside each other."""
-    width, height = SIZE
-    with canvas(path, (width * len(panels), height)) as figure:
-        for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            panel.draw(axis)
-
-
 def _draw(runs: Runs, title: str, draw: Callable[[Axes, Runs], None], axis: Axes) -> None:
     draw(axis, runs)
     axis.set_title(title, loc="left")
@@ -57,8 +48,8 @@ def _draw_training(axis: Axes, runs: Runs, key: str) -> None:
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
             steps, values = np.array(points).T
-            axis.plot(steps, values, color=COLOURS[model], alpha=0.25, linewidth=0.8)
-            axis.plot(steps, smooth(values), line, color=COLOURS[model], linewidth=1.8, label=display_name(model))
+            axis.plot(steps, values, color=COLORS[model], alpha=0.25, linewidth=0.8)
+            axis.plot(steps, smooth(values), line, color=COLORS[model], linewidth=1.8, label=display_name(model))
     if len(axis.get_legend_handles_labels()[0]) > 1:
         axis.set_ylim(top=1.25 * axis.get_ylim()[1])  # room for the legend above a curve that hardly falls
         axis.legend(loc="upper right")
@@ -67,8 +58,8 @@ def _draw_training(axis: Axes, runs: Runs, key: str) -> None:
 def _draw_validation(axis: Axes, runs: Runs) -> None:
     records = [record for of_model in runs.values() for record in of_model if "validation" in record]
     for index, source in enumerate(sorted({source for record in records for source in record["validation"]})):
-        color = SOURCE_COLOURS[index % len(SOURCE_COLOURS)]
-        marker = MARKERS[index // len(SOURCE_COLOURS) % len(MARKERS)]
+        color = SOURCE_COLORS[index % len(SOURCE_COLORS)]
+        marker = MARKERS[index // len(SOURCE_COLORS) % len(MARKERS)]
         for number, of_model in enumerate(runs.values()):
             points = [(r["step"], r["validation"][source]["ce"]) for r in of_model if source in r.get("validation", {})]
             if points:

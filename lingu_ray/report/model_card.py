@@ -6,29 +6,42 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import Config, SourceConfig, strict_yaml
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.roles import control_role, trained_role
 from lingu_ray.report.card_settings import settings_rows
 from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
-from lingu_ray.report.report import environment
+from lingu_ray.report.pages import environment
 from lingu_ray.report.sources import trained_sources
+from lingu_ray.report.versions import read_versions
 
 _LICENSE = ("license", "license_name", "license_link")
 TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")
 
 
-def write_model_card(export_dir: Path, config: Config, result: dict[str, Any] | None, manifest: dict[str, Any]) -> Path:
+def write_model_card(
+    export_dir: Path,
+    config: Config,
+    result: Recovery | None,
+    manifest: dict[str, Any],
+    control_of: str | None = None,
+) -> Path:
     """Write the export's README.md, front matter included.
 
     Args:
         export_dir: the exported model's folder.
         config: the run's settings.
-        result: content of `recovery.json`; None where the run was not evaluated.
+        result: what was measured; None where the run was not evaluated.
         manifest: the corpus manifest.
+        control_of: for a control, the name of the run that it is the control of.
     """
     templates = environment()
     templates.filters["data"] = data_name
     text = templates.get_template("model_card.md").render(
         front_matter=strict_yaml.dump(front_matter(config)).strip(),
         config=config,
+        control_of=control_of,
+        role=control_role(config) if control_of else trained_role(config),
+        versions=read_versions(config.run_dir),
         settings=settings_rows(config),
         sources=trained_sources(config, manifest, config.train.steps),
         rows=manifest["rows"],

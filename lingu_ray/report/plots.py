@@ -1,7 +1,12 @@
 """What all figures share: style, colors, and panels.
 
-A figure is a row or grid of panels. In a page every panel is an SVG of its own, which the page lays out by its width;
-a PNG holds all panels of a figure, on white.
+A figure is a list of `Panel`s, each with a function that draws on a matplotlib `Axes`. The same list is shown twice:
+
+- in a page: `pages.svgs(panels)` gives one `<svg>` per panel, and the macro `figure` of `parts.html` lays them out.
+  Text, rules and background follow the page, light or dark, where they are drawn in `INK`, `SOFT` and `LINE`
+  (`svg.py`), which matplotlib's own text and axes are (`STYLE`);
+- as a PNG on white: `save_panels(panels, path)` puts them side by side. A figure that needs more than that, such as a
+  grid with a title, draws its panels on a `canvas`.
 """
 
 from __future__ import annotations
@@ -10,18 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lingu_ray.evaluation.recovery import ADAPTED, CE_ONLY, DISTILLED, TEACHER
+from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
 from lingu_ray.report.svg import INK, LINE, SOFT, themed_svg
 
 # Okabe and Ito's palette, told apart by the color-blind too; its black is the ink, which is light on a dark page.
-COLOURS = {TEACHER: "#999999", ADAPTED: "#E69F00", CE_ONLY: "#56B4E9", DISTILLED: "#009E73"}
-SOURCE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999999")
+COLORS = {TEACHER: "#999999", ADAPTED: "#E69F00", CE_ONLY: "#56B4E9", DISTILLED: "#009E73"}
+SOURCE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999999")
 NAMES = {TEACHER: "teacher (original LM)", ADAPTED: "adapted VLM", CE_ONLY: "CE only", DISTILLED: "distilled"}
 STYLE = {
     "font.size": 10,
@@ -84,6 +88,15 @@ def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
 
 
+def save_panels(panels: list[Panel], path: Path) -> None:
+    """Save the panels side by side as a PNG."""
+    widths = [panel.size[0] for panel in panels]
+    with canvas(path, (sum(widths), max(panel.size[1] for panel in panels))) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+        for axis, panel in zip(axes, panels, strict=True):
+            panel.draw(axis)
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
     """Mean over a window of a twentieth of the run, shorter at its ends."""
     window = max(1, len(values) // 20)
@@ -93,16 +106,10 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 def model_colors(models: list[str]) -> dict[str, str]:
     """Each model's color: its own, or the next of those for others."""
-    others = [one for one in models if one not in COLOURS]
-    return {model: COLOURS.get(model) or OTHERS[others.index(model) % len(OTHERS)] for model in models}
+    others = [model for model in models if model not in COLORS]
+    return {model: COLORS.get(model) or OTHERS[others.index(model) % len(OTHERS)] for model in models}
 
 
 def format_number(value: float) -> str:
     """A score that is no share, three digits or whole: `0.83`, `38.9`, `10,742`."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def models_of(result: dict[str, Any]) -> list[str]:
-    """All models of a result: the four of the method in their order, then others."""
-    found = {model for task in result["tasks"].values() for model in task["models"]}
-    return [model for model in NAMES if model in found] + sorted(found - set(NAMES))

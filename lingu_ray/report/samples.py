@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lingu_ray.corpus.row import PLACEHOLDER
-from lingu_ray.evaluation.items import DISTILLED, SAMPLE, first_items
+from lingu_ray.evaluation.item_files import SAMPLE, first_items
 from lingu_ray.evaluation.metrics.metric import Columns
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.evaluation.thumbnail import data_uri
-from lingu_ray.report.plots import display_name, models_of
+from lingu_ray.report.plots import display_name
 
 PER_TASK = 4
 
@@ -42,11 +43,10 @@ def without_placeholders(question: str) -> str:
     return question.replace(PLACEHOLDER, "").strip()
 
 
-def answered(out_dir: Path, result: dict[str, Any]) -> Answers:
+def answered(out_dir: Path, result: Recovery) -> Answers:
     """Items of the tasks of `recovery.json`; a task of likelihoods alone (perplexity) has no answers to show."""
-    tasks = result["tasks"].items()
-    rows = [one for name, task in tasks for one in _of_task(out_dir, name, list(task["models"]))]
-    return Answers(rows, [display_name(model) for model in models_of(result)], display_name(DISTILLED))
+    rows = [one for name, task in result.tasks.items() for one in _of_task(out_dir, name, list(task.models))]
+    return Answers(rows, [display_name(model) for model in result.measured], display_name(DISTILLED))
 
 
 def _of_task(out_dir: Path, task: str, models: list[str]) -> list[Answered]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import mlflow
 import ray
@@ -23,12 +23,12 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
-from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
 from lingu_ray import paths
 from lingu_ray.atomic import write_json
-from lingu_ray.config import Config, Schedule, TrackingConfig, strict_yaml
+from lingu_ray.config import Config, TrackingConfig
+from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import LoggedSteps, Record
@@ -47,7 +47,6 @@ _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 COMMAND = "command"
 """Tag of the whole command: of MLflow's own `mlflow.source.name` its pages show what follows the last slash alone."""
 _ORIGIN = ("mlflow.source.", MLFLOW_USER, COMMAND)
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _SECRET_KEY = re.compile(r"token|secret|passw|credential|api_?key", re.IGNORECASE)
 
 
@@ -277,11 +276,6 @@ def _without_secret(argument: str) -> str:
     return f"{key}=…" if equals and _SECRET_KEY.search(key) else without_credentials(argument)
 
 
-def without_credentials(text: str) -> str:
-    """The text with `…` in place of the user and password that an address may carry."""
-    return _CREDENTIALS.sub("…", text)
-
-
 def _named_numbers(record: Record) -> Iterator[tuple[str, float]]:
     """Named numbers of a record; validation by source becomes `validation_ce.<source>`."""
     for name, value in record.items():
@@ -289,24 +283,3 @@ def _named_numbers(record: Record) -> Iterator[tuple[str, float]]:
             yield from ((f"validation_ce.{source}", entry["ce"]) for source, entry in value.items())
         elif name not in ("step", "time") and value is not None:
             yield name, float(value)
-
-
-def flat(settings: BaseModel) -> dict[str, str]:
-    """Every setting as text, by its dotted key; items of a list by name, as on the command line. No credentials."""
-    return {key: without_credentials(_text(value)) for key, value in _leaves(settings, "")}
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, tuple | list) and value and all(hasattr(item, "name") for item in value):
-        value = {item.name: item for item in value}
-    if isinstance(value, BaseModel) and not isinstance(value, Schedule):
-        value = {name: getattr(value, name) for name in type(value).model_fields if name != "name" or not key}
-    if not isinstance(value, dict) or not value:
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path | Schedule) else strict_yaml.dump(value, inline=True).strip()

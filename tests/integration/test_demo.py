@@ -9,7 +9,7 @@ import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
 from lingu_ray.demo.chats import NEXT_WORDS
-from lingu_ray.evaluation.items import read_items
+from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.runtime.tracking import COMMAND
 
 pytestmark = pytest.mark.slow
@@ -44,6 +44,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     assert set(recovery["tasks"]) == {"cloze", "perplexity", "next_word", "digits", "sentences"}
     assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
     assert recovery["summary"]["verdict"] in printed
+    assert "It is the control of demo" in (run / "control" / "export" / "README.md").read_text()
     page = (run / "report" / "report.html").read_text()
     assert recovery["summary"]["verdict"].split(":")[0] in page and "<svg" in page and "data:image/jpeg;base64," in page
     assert "## Results" in (run / "export" / "README.md").read_text()

@@ -75,10 +75,10 @@ def test_the_copy_of_the_teacher_scores_as_the_teacher(
     models: dict[str, Path], settings: EvaluationConfig, tmp_path: Path
 ) -> None:
     """A student with the teacher's decoder differs by the few tokens it has more; vision leaves the teacher out."""
-    tasks = evaluate(models, settings, tmp_path)["tasks"]
-    assert list(tasks["choice"]["models"]) == list(tasks["text"]["models"]) == ["teacher", "adapted", "distilled"]
-    assert list(tasks["image"]["models"]) == ["adapted", "distilled"]
-    assert {name: task["n"] for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
+    tasks = evaluate(models, settings, tmp_path).tasks
+    assert list(tasks["choice"].models) == list(tasks["text"].models) == ["teacher", "adapted", "distilled"]
+    assert list(tasks["image"].models) == ["adapted", "distilled"]
+    assert {name: task.items for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
     table = {model: pq.read_table(tmp_path / "items" / f"choice.{model}.parquet").to_pydict() for model in models}
     assert {"item", "gold", "lengths", "logliks", "tokens", "greedy"} <= set(table["teacher"])
     logliks = {model: np.array(columns["logliks"]) for model, columns in table.items()}
@@ -123,6 +123,7 @@ def test_the_command(
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
     assert runs.keys() == {"out", *models} and len(client.search_runs(["1"])) == 4  # the second time, found again
+    assert runs["out"].data.tags["verdict"] == first
     assert {artifact.path for artifact in client.list_artifacts(runs["out"].info.run_id)} >= {"report.html"}
     for name, task in (("teacher", "choice"), ("distilled", "image")):
         score = json.loads(written)["tasks"][task]["models"][name]["score"]

@@ -43,7 +43,7 @@ class Engine(Protocol):
     """A loaded model. Answers come in the order of the requests."""
 
     @property
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images."""
         ...
 

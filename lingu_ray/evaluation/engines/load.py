@@ -25,7 +25,7 @@ NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError)
 
 
 @dataclass(frozen=True)
-class Folder:
+class ModelFiles:
     """A model's folder or hub id without its weights; `processor` is None for a causal LM."""
 
     path: str
@@ -47,12 +47,12 @@ def origin_of(path: Path | str) -> tuple[Path, dict[str, Any]]:
     return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
 
 
-def sees(config: PreTrainedConfig) -> bool:
+def supports_images(config: PreTrainedConfig) -> bool:
     """Whether the model of this configuration takes images."""
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def load_folder(path: Path | str) -> Folder:
+def load_model_files(path: Path | str) -> ModelFiles:
     """Read everything but the weights.
 
     Raises:
@@ -62,16 +62,16 @@ def load_folder(path: Path | str) -> Folder:
     config = _load_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **origin)
-        processor = AutoProcessor.from_pretrained(place) if sees(config) else None
+        processor = AutoProcessor.from_pretrained(place) if supports_images(config) else None
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
     assert tokenizer is not None  # Transformers' annotation allows it, its code raises
-    return Folder(str(path), config, tokenizer, processor, _eos_ids(place, config, tokenizer))
+    return ModelFiles(str(path), config, tokenizer, processor, _eos_ids(place, config, tokenizer))
 
 
 def takes_images(path: Path | str) -> bool:
-    """Whether the model at `path` does; reads its configuration alone (errors as `load_folder`)."""
-    return sees(_load_config(path))
+    """Whether the model at `path` does; reads its configuration alone (errors as `load_model_files`)."""
+    return supports_images(_load_config(path))
 
 
 def _load_config(path: Path | str) -> PreTrainedConfig:

@@ -23,14 +23,14 @@ from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, cannot_load, load_folder, origin_of
+from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, cannot_load, load_model_files, origin_of
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 
 HEAD_CHUNK = 1024  # scored tokens whose logits exist at one time
 
 
-def cut(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
+def batches_within(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
     """Indices in batches, longest first, padded tokens of each at most `token_budget` (a longer one goes alone)."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     begin = 0
@@ -41,26 +41,26 @@ def cut(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
 
 
 class TransformersEngine:
-    """A model folder or hub id, loaded in float32 on the GPU where there is one. See `engine.Engine`."""
+    """A model (folder or hub id), loaded in float32 on the GPU where there is one. See `engine.Engine`."""
 
     def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
-        """Load the model. A path that ends in `.gguf` is that file of its folder.
+        """Load the model. A path that ends in `.gguf` is that file in its folder.
 
         Raises:
             UserError: nothing at `path` that Transformers can load, or a head this engine does not score.
         """
         self.tokens_per_batch = tokens_per_batch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.folder = load_folder(path)
-        self.prompts = Prompts(self.folder)
-        self.model = load_model(self.folder).eval().to(self.device)
-        self.max_length = self.folder.max_length
+        self.files = load_model_files(path)
+        self.prompts = Prompts(self.files)
+        self.model = load_model(self.files).eval().to(self.device)
+        self.max_length = self.files.max_length
         self.head = output_head(self.model)
 
     @property
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images."""
-        return self.folder.processor is not None
+        return self.files.processor is not None
 
     @torch.inference_mode()
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
@@ -69,11 +69,11 @@ class TransformersEngine:
         Raises:
             UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
         """
-        cuts = all_windows(self.folder.tokenizer, requests, self.max_length)
+        cuts = all_windows(self.files.tokenizer, requests, self.max_length)
         scored: dict[int, WindowScore] = {}
-        for batch in cut([len(w.ids) - 1 for w in cuts], self.tokens_per_batch):
+        for batch in batches_within([len(w.ids) - 1 for w in cuts], self.tokens_per_batch):
             scored.update(zip(batch, self._score([cuts[i] for i in batch]), strict=True))
-        return join_windows(self.folder.path, cuts, [scored[i] for i in range(len(cuts))], len(requests))
+        return join_windows(self.files.path, cuts, [scored[i] for i in range(len(cuts))], len(requests))
 
     def _score(self, chosen: list[Window]) -> list[WindowScore]:
         """Score windows in one right-padded forward pass; logits at the scored positions alone."""
@@ -121,7 +121,9 @@ class TransformersEngine:
             for begin in range(0, len(indices), ENCODED_AT_ONCE):
                 chosen = indices[begin : begin + ENCODED_AT_ONCE]
                 samples = [self.prompts.encode(requests[i]) for i in chosen]
-                for batch in cut([len(sample) + max_new_tokens for sample in samples], self.tokens_per_batch):
+                for batch in batches_within(
+                    [len(sample) + max_new_tokens for sample in samples], self.tokens_per_batch
+                ):
                     texts = self._answer([requests[chosen[i]] for i in batch], [samples[i] for i in batch])
                     answers.update(zip((chosen[i] for i in batch), texts, strict=True))
         return [answers[i] for i in range(len(requests))]
@@ -155,14 +157,14 @@ class _Said(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def load_model(folder: Folder) -> Any:
+def load_model(files: ModelFiles) -> Any:
     """The weights, in float32 on the CPU; raises UserError where Transformers cannot load them."""
-    place, origin = origin_of(folder.path)
-    loader = AutoModelForCausalLM if folder.processor is None else AutoModelForImageTextToText
+    place, origin = origin_of(files.path)
+    loader = AutoModelForCausalLM if files.processor is None else AutoModelForImageTextToText
     try:
         # One precision for all models: what differs in the scores is the weights alone.
         model = loader.from_pretrained(place, dtype=torch.float32, **(origin or {"use_safetensors": True}))
     except NOT_LOADABLE as error:
-        raise cannot_load(folder.path, error) from error
+        raise cannot_load(files.path, error) from error
     use_exact_attention(model.get_decoder())
     return model

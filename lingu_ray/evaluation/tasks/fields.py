@@ -10,8 +10,8 @@ from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS, Draft
 from lingu_ray.corpus.pieces import Record
 from lingu_ray.corpus.row import PLACEHOLDER
-from lingu_ray.evaluation.tasks.items import Fields, Malformed
 from lingu_ray.evaluation.tasks.rows import source_of
+from lingu_ray.evaluation.tasks.task_types import Fields, Malformed
 
 
 def fields_of(config: TaskConfig, record: Record) -> list[Fields]:

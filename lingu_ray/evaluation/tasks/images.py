@@ -9,8 +9,8 @@ from typing import Any
 from lingu_ray.config import TaskConfig
 from lingu_ray.corpus.check import load_image
 from lingu_ray.evaluation.tasks.fields import fields_of
-from lingu_ray.evaluation.tasks.items import Fields
 from lingu_ray.evaluation.tasks.rows import Place
+from lingu_ray.evaluation.tasks.task_types import Fields
 
 
 @dataclass(frozen=True)

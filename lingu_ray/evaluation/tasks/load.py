@@ -11,9 +11,9 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.fields import fields_of, selected
 from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.images import item_images
-from lingu_ray.evaluation.tasks.items import Malformed, asked, is_scored, scored
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
+from lingu_ray.evaluation.tasks.task_types import Malformed, asked, is_scored, scored
 
 
 def load_task(config: TaskConfig) -> Task:

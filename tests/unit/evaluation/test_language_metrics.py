@@ -7,9 +7,9 @@ import math
 import pytest
 
 from lingu_ray.config import TASK_TYPES
-from lingu_ray.evaluation.metrics.language import LANGUAGE_METRICS, normalize
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
-from lingu_ray.evaluation.metrics.registry import METRICS
+from lingu_ray.evaluation.metrics.short_answers import normalize
+from lingu_ray.evaluation.tasks.judging import METRICS
 
 
 def judge(type: str, columns: Columns) -> Scores:
@@ -25,7 +25,6 @@ def level(scores: Scores, extra: str | None = None) -> float:
 def test_every_type_has_a_metric() -> None:
     """The registry joins language, vision and the harness, and nothing else."""
     assert set(METRICS) == {type for types in TASK_TYPES.values() for type in types}
-    assert set(LANGUAGE_METRICS) < set(METRICS)
     assert [type for type, metric in METRICS.items() if not metric.higher_is_better] == ["perplexity"]
 
 

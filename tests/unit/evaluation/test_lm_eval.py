@@ -17,11 +17,11 @@ from lingu_ray.config.task_catalog import catalog
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
-from lingu_ray.evaluation.items import items_path, write_items
+from lingu_ray.evaluation.item_files import items_path, write_items
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
-from lingu_ray.evaluation.metrics.registry import METRICS
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.tasks.harness import harness_items, manager
+from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored, Task
 
@@ -352,8 +352,8 @@ def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
     harness._requests.cache_clear()
     assert METRICS["lm_eval"].judge(columns) == expected
     write_items(items_path(tmp_path, "t", "teacher"), columns, "")
-    reported = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,)))["tasks"]["t"]
-    assert (reported["metric"], reported["share"]) == ("acc_norm", True)
+    reported = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"]
+    assert (reported.metric, reported.is_share) == ("acc_norm", True)
     with pytest.raises(UserError, match="its data is not what it was"):
         METRICS["lm_eval"].judge({key: column * 3 for key, column in columns.items()})
     with pytest.raises(UserError, match=r"limit is 7, but .* holds 6"):

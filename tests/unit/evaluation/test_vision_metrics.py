@@ -12,15 +12,17 @@ import pytest
 
 from lingu_ray.config import TASK_TYPES
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.metrics.anls import anls
-from lingu_ray.evaluation.metrics.caption_words import caption_words
-from lingu_ray.evaluation.metrics.captions import cider_of_words, judge_cider, rouge_l, rouge_l_of_words
-from lingu_ray.evaluation.metrics.letters import named_option
+from lingu_ray.evaluation.metrics.captions import (
+    caption_words,
+    cider_of_words,
+    judge_cider,
+    rouge_l,
+    rouge_l_of_words,
+)
+from lingu_ray.evaluation.metrics.choice import judge_mme, named_option, yes_or_no
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
-from lingu_ray.evaluation.metrics.mme import judge_mme, yes_or_no
 from lingu_ray.evaluation.metrics.registry import METRICS
-from lingu_ray.evaluation.metrics.relaxed import relaxed_accuracy
-from lingu_ray.evaluation.metrics.vqa import normalize_vqa, vqa_accuracy
+from lingu_ray.evaluation.metrics.short_answers import anls, normalize_vqa, relaxed_accuracy, vqa_accuracy
 
 VOCABULARY = "a man dog on the red bus with two cats in front of is riding near"
 

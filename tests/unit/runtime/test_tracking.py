@@ -19,17 +19,16 @@ from mlflow.utils.mlflow_tags import (
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.command_line import load_config
+from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.tracking import (
     COMMAND,
     MlflowRun,
     command_line,
-    flat,
     newest_settings,
     source_tags,
     tracking_uri,
     where_to_look,
-    without_credentials,
 )
 
 

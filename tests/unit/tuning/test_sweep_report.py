@@ -70,6 +70,17 @@ def test_the_best_setting_is_a_recipe(folder: SweepFolder, base: Config, capsys:
     assert run.data.metrics == {"trials_finished": 1, "trials_failed": 1, "best_recovery": 0.9, "best_retention": 1.0}
 
 
+def test_the_headline_names_tasks_that_the_means_hide(
+    folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the best trial's verdict says of single tasks stands in the headline, printed and on the page."""
+    said = "sentences: retention 95.0% [91.5, 99.3] is below 99%"
+    page = report(folder, base, trial(1, recovery=0.9, retention=1.0, scores={"cloze": 0.6}, exceptions=[said]))
+    printed = capsys.readouterr().out
+    assert "Best, but not on every task: w_kd=1 brings back 90.0%" in printed
+    assert f"of vision; {said}\n" in printed and said in page
+
+
 def test_measured_trials_without_recovery_are_shown(
     folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,9 +21,11 @@ from lingu_ray.config import Config, EvaluationConfig, Schedule, SourceConfig, T
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.results import Recovery
 from lingu_ray.report.card_settings import in_words
 from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.runtime.export import export_model
+from lingu_ray.train import control_of
 
 TREE: dict[str, Any] = {
     "name": "small",
@@ -49,7 +51,7 @@ def config(**sections: Any) -> Config:
     return Config.model_validate(tree)
 
 
-def card(settings: Config, folder: Path, result: dict[str, Any] | None = None) -> str:
+def card(settings: Config, folder: Path, result: Recovery | None = None) -> str:
     """The text of the card."""
     return write_model_card(folder, settings, result, MANIFEST).read_text(encoding="utf-8")
 
@@ -149,10 +151,35 @@ def test_results_are_a_table(tmp_path: Path) -> None:
         write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
     result = summarize(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=50))
     text = card(config(), tmp_path, result)
-    assert result["summary"]["verdict"] in text and "| cloze | acc | 100 | 90.0%" in text
+    assert result.verdict.text in text and "| cloze | acc | 100 | 90.0%" in text
     for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert all(line.endswith("|") for line in text.splitlines() if line.startswith("|"))
+
+
+def test_a_control_has_a_card_of_its_own(tmp_path: Path) -> None:
+    """It is named after its run, says what it is, and has its own recovery; the verdict is that of the run."""
+    task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
+    for model, right in (("teacher", 90), ("adapted", 30), ("ce_only", 60), ("distilled", 84)):
+        write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
+    models = ["teacher", "adapted", "ce_only", "distilled"]
+    result = summarize(tmp_path, models, EvaluationConfig(tasks=(task,), bootstrap=50))
+    run = config(output_dir=str(tmp_path), control=True)
+    path = write_model_card(tmp_path, control_of(run), result, MANIFEST, control_of="small")
+    text = path.read_text(encoding="utf-8")
+    assert "# small/control\n" in text and "with cross-entropy alone" in text and "It is the control of small" in text
+    assert f"On small: {result.verdict.text}" in text
+    assert re.search(r"^\| cloze .* recovery 50% \[\d+, \d+\] \|$", text, flags=re.MULTILINE)
+
+
+def test_versions_are_told_where_the_run_has_them(tmp_path: Path) -> None:
+    """The run's environment.json as a table; a run without one has no such section."""
+    run = config(output_dir=str(tmp_path))
+    assert "## Versions" not in card(run, tmp_path)
+    run.run_dir.mkdir()
+    (run.run_dir / "environment.json").write_text('{"torch": "2.9.0", "git.commit": "abc"}')
+    text = card(run, tmp_path)
+    assert "## Versions\n\n| | |\n|---|---|\n| torch | 2.9.0 |\n| git.commit | abc |\n" in text
 
 
 @pytest.mark.parametrize(

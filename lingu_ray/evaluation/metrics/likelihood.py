@@ -1,12 +1,10 @@
-"""How answers to language tasks are judged."""
+"""Judging by likelihood: multiple choice, the last word, perplexity."""
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
-from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
+from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
 
 def judge_likelihoods(columns: Columns) -> Scores:
@@ -36,28 +34,3 @@ def judge_perplexity(columns: Columns) -> Scores:
         if counts := columns.get(f"{unit}s"):
             extra[f"nats_per_{unit}"] = [n * sum(tokens) / sum(counts) for n in nats]
     return Scores(nats, tokens, extra)
-
-
-def judge_exact_match(columns: Columns) -> Scores:
-    """The normalized answer is one of those accepted."""
-    score = [
-        float(normalize(prediction) in {normalize(right) for right in answers})
-        for prediction, answers in zip(columns["prediction"], columns["answers"], strict=True)
-    ]
-    return Scores(score, [1.0] * len(score), {})
-
-
-def normalize(answer: str) -> str:
-    """Lower case; no articles (unless that is all there is); no punctuation but what belongs to a number."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer.lower())  # 1,000 is 1000
-    text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", " ", text)  # -5, 2.5, 10:30 and 1/2 stay
-    words = text.split()
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
-
-
-LANGUAGE_METRICS: dict[str, Metric] = {
-    "multiple_choice": Metric("acc", True, True, judge_likelihoods),
-    "last_word": Metric("acc", True, True, judge_last_word),
-    "perplexity": Metric("perplexity", False, False, judge_perplexity),
-    "exact_match": Metric("exact_match", True, True, judge_exact_match),
-}

@@ -10,7 +10,7 @@ import pytest
 
 from lingu_ray.config import Config
 from lingu_ray.evaluate import read_arguments
-from lingu_ray.report.command import evaluate_command
+from lingu_ray.report.evaluate_command import evaluate_command
 from lingu_ray.runtime.folder import RunFolder
 
 

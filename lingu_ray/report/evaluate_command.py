@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lingu_ray.config import Config
-from lingu_ray.evaluation.models import compared_models
+from lingu_ray.evaluation.roles import compared_models
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.shell import model_word, shell_word
 

@@ -17,8 +17,8 @@ from lingu_ray.atomic import whole_file
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.metrics.metric import Columns
+from lingu_ray.evaluation.roles import in_order
 
-TEACHER, ADAPTED, CE_ONLY, DISTILLED = MODELS = ("teacher", "adapted", "ce_only", "distilled")
 SAMPLE = "sample"
 """A column beside those of `Columns`: of the first items, what was asked, for people; null in the others."""
 
@@ -86,7 +86,7 @@ def measured_models(out_dir: Path, settings: EvaluationConfig) -> list[str]:
     tasks = {task.name for task in settings.tasks}
     names = [path.stem.rpartition(".") for path in (out_dir / "items").glob("*.parquet")]
     found = {model for task, _, model in names if task in tasks}
-    return [model for model in MODELS if model in found] + sorted(found - set(MODELS))
+    return in_order(found)
 
 
 class Parts:

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.report.report import throughput, write_evaluation, write_report
+from lingu_ray.evaluation.results import Verdict, read_recovery, write_recovery
+from lingu_ray.report.evaluation_page import write_evaluation
+from lingu_ray.report.run_page import throughput, write_report
 
 STEP = {
     "lr": 1e-4,
@@ -193,11 +196,13 @@ def test_report_is_one_whole_page(reported: Path, text: str) -> None:
     page = Page(text)
     assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in page.sources)
     assert "script" not in page.tags and "b" in page.tags and "<script>alert(1)</script>" in page.text
-    verdict = json.loads((reported / "report" / "recovery.json").read_text())["summary"]["verdict"]
+    result = read_recovery(reported / "report")
+    assert result is not None
+    verdict = result.verdict.text
     assert verdict.startswith("The claim holds") and verdict in page.text
     for part in ("58.0%", "2 empty answer", "of the control", "the end", "10.0%", "20.0%", "train.steps", "owner/vlm"):
         assert part in page.text, part
-    assert "corpus.sources[stories].format" in page.text
+    assert "corpus.sources.stories.format" in page.text
     assert "mlflow.example" in page.text and "secret" not in page.text
 
 
@@ -252,6 +257,25 @@ def test_a_run_by_cross_entropy_alone_is_named_so(run_dir: Path, config: Config)
     assert "CE only, step 10" in page.text and "distilled, step 10" not in page.text
 
 
+def test_versions_are_shown(run_dir: Path, text: str) -> None:
+    """The run's environment.json as a table; a run without one has none."""
+    assert "<h2>Versions</h2>" not in text
+    (run_dir / "environment.json").write_text('{"torch": "2.9.0", "git.commit": "abc"}')
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert "<tr><th>git.commit</th><td>abc</td></tr>" in page and "2.9.0" in Page(page).text
+
+
+def test_a_task_that_the_means_hide_is_in_the_first_line(run_dir: Path) -> None:
+    """The page's heading is the verdict with its exceptions, in a color of its own."""
+    result = read_recovery(run_dir / "report")
+    assert result is not None
+    exception = "sentences: retention 95.0% [91.5, 99.3] is below 99%"
+    mixed = Verdict(True, f"The claim holds, but not on every task: 97%; {exception}.", (exception,))
+    write_recovery(replace(result, verdict=mixed), run_dir / "report")
+    page = write_report(run_dir).read_text(encoding="utf-8")
+    assert mixed.text in Page(page).text and "--tone: var(--mixed)" in page
+
+
 def test_report_of_a_run_without_anything(tmp_path: Path) -> None:
     """What is missing is left out; the page says that nothing was evaluated."""
     page = Page(write_report(tmp_path / "bare").read_text(encoding="utf-8"))
@@ -272,7 +296,9 @@ def test_report_of_a_run_that_was_not_evaluated(run_dir: Path) -> None:
 def test_report_of_an_evaluation_without_a_run(run_dir: Path) -> None:
     """The same scores and figures beside each other, under the evaluation's own name; nothing of a training."""
     out = run_dir / "report"
-    page = Page(write_evaluation(json.loads((out / "recovery.json").read_text()), out).read_text(encoding="utf-8"))
+    result = read_recovery(out)
+    assert result is not None
+    page = Page(write_evaluation(result, out).read_text(encoding="utf-8"))
     assert len(page.labels) == 3 and "lingu_ray evaluation report" in page.text and "58.0%" in page.text
     assert "Throughput" not in page.text and (out / "recovery.png").exists()
 

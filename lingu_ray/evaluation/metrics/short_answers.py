@@ -1,17 +1,19 @@
-"""The VQA score: an answer is right as far as people gave it too, after the official normalization.
-
-VQAv2 and TextVQA hold ten people's answers to a question. Each person in turn is left out: the answer scores a third
-for each of the others who gave it, at most 1; the score is the mean over whom to leave out.
-"""
+"""Judging short answers against those that are accepted: exact match, VQA score, ANLS, relaxed accuracy."""
 
 from __future__ import annotations
 
 import re
 
+from rapidfuzz.distance import Levenshtein
+
 from lingu_ray.errors import UserError
 
+LEAST_SIMILARITY = 0.5
+"""ANLS below which an answer is wrong altogether; the half itself counts, as in the official evaluation."""
+TOLERANCE = 0.05
+"""Share of the right number by which one may be off, in relaxed accuracy."""
 ENOUGH = 4
-"""Answers to an item below which no answer can score 1."""
+"""VQA score: answers to an item below which no answer can score 1."""
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -36,8 +38,24 @@ _RESTORED = {
 }
 
 
+def exact_match(prediction: str, answers: list[str]) -> float:
+    """1 if the normalized answer is one of those accepted, else 0."""
+    return float(normalize(prediction) in {normalize(answer) for answer in answers})
+
+
+def normalize(answer: str) -> str:
+    """Lower case; no articles (unless that is all there is); no punctuation but what belongs to a number."""
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer.lower())  # 1,000 is 1000
+    text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", " ", text)  # -5, 2.5, 10:30 and 1/2 stay
+    words = text.split()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+
+
 def vqa_accuracy(prediction: str, answers: list[str]) -> float:
-    """Mean over the answers of min(1, matches among the others / 3).
+    """VQA score: an answer is right as far as people gave it too, after the official normalization.
+
+    VQAv2 and TextVQA hold ten people's answers to a question. Each person in turn is left out: the answer scores a
+    third for each of the others who gave it, at most 1; the score is the mean over whom to leave out.
 
     Raises:
         UserError: fewer than four answers, among which none can score 1.
@@ -64,3 +82,39 @@ def normalize_vqa(answer: str) -> str:
     text = re.sub(r"\.(?!\d)", "", text)
     words = [_NUMBERS.get(word, word) for word in text.lower().split()]
     return " ".join(_RESTORED.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def anls(prediction: str, answers: list[str]) -> float:
+    """Average normalized Levenshtein similarity, of DocVQA and InfoVQA: near misses of reading count in part.
+
+    Similarity to the nearest answer, 1 − edits / length of the longer, without regard to case and spacing.
+    """
+    said = _lower(prediction)
+    return max(Levenshtein.normalized_similarity(said, _lower(a), score_cutoff=LEAST_SIMILARITY) for a in answers)
+
+
+def _lower(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def relaxed_accuracy(prediction: str, answers: list[str]) -> float:
+    """Relaxed accuracy, of ChartQA: 1 if one of the answers is met, else 0.
+
+    A number may be off by 5% of the right one; other answers match without regard to case.
+    """
+    return float(any(_met(prediction.strip(), answer.strip()) for answer in answers))
+
+
+def _met(prediction: str, answer: str) -> bool:
+    said, right = _number(prediction), _number(answer)
+    if said is None or not right:  # of 0 there is no share to be off by
+        return prediction.lower() == answer.lower()
+    return abs(said - right) / abs(right) <= TOLERANCE
+
+
+def _number(text: str) -> float | None:
+    """The number that a text is; 5% is 0.05."""
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return None
