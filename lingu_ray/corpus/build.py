@@ -1,10 +1,10 @@
 """Building a corpus with Ray Data: read, normalize, check, quarantine, order, write.
 
-    pieces of files ─► rows and rejects (tasks) ─► places in the global order (driver) ─► shards (tasks)
+    file splits ─► rows and rejects (tasks) ─► positions in the global order (driver) ─► shards (tasks)
 
-Every row has a key, its piece and its place in it, that depends on the files alone. The order is drawn over the sorted
-keys, so any number of blocks, tasks or nodes gives the same corpus. It is written beside its place and renamed when
-whole.
+Every row has a key (its file split and its index in it) that depends on the files alone. The order is drawn over the
+sorted keys, so any number of blocks, tasks or nodes gives the same corpus. It is written to a temporary folder that is
+renamed when complete.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ray.exceptions import RayTaskError
 
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
-from lingu_ray.corpus.draft import PieceTask
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.mix import IntArray
-from lingu_ray.corpus.pieces import Piece, cut_source, image_folder
-from lingu_ray.corpus.place import VALIDATION, Places, assign
+from lingu_ray.corpus.normalize import SplitTask
+from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
+from lingu_ray.corpus.splits import FileSplit, image_folder, split_source
 from lingu_ray.corpus.store import Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
 from lingu_ray.live import LiveLine
@@ -58,7 +58,7 @@ class Plan:
 
     config: CorpusConfig
     sources: tuple[SourceConfig, ...]
-    tasks: list[PieceTask]
+    tasks: list[SplitTask]
     contents: dict[str, str]
     fingerprint: str
     folder: Path
@@ -75,10 +75,10 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
         UserError: data that is not found or cannot be read.
     """
     sources = config.training_sources()
-    pieces = [cut_source(source) for source in sources]
-    contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, pieces, strict=True)}
+    splits = [split_source(source) for source in sources]
+    contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
     mark = fingerprint(config.corpus, sources, contents, processor_dir)
-    tasks = piece_tasks(config, sources, pieces, processor_dir)
+    tasks = split_tasks(config, sources, splits, processor_dir)
     return Plan(config.corpus, sources, tasks, contents, mark, config.corpora_dir / mark)
 
 
@@ -110,34 +110,34 @@ def build_planned(plan: Plan) -> Corpus:
     return corpus
 
 
-def piece_tasks(
-    config: Config, sources: tuple[SourceConfig, ...], pieces: list[list[Piece]], processor_dir: Path
-) -> list[PieceTask]:
-    """All pieces of all sources, numbered."""
+def split_tasks(
+    config: Config, sources: tuple[SourceConfig, ...], splits: list[list[FileSplit]], processor_dir: Path
+) -> list[SplitTask]:
+    """One task for each file split of each source, numbered."""
     processor, length = str(processor_dir.absolute()), config.corpus.max_length
-    pairs = [(source, piece) for source, of_source in zip(sources, pieces, strict=True) for piece in of_source]
+    pairs = [(source, split) for source, of_source in zip(sources, splits, strict=True) for split in of_source]
     tasks = []
-    for index, (source, piece) in enumerate(pairs):
-        tasks.append(PieceTask(index, piece, source, str(image_folder(source, piece)), processor, length))
+    for index, (source, split) in enumerate(pairs):
+        tasks.append(SplitTask(index, split, source, str(image_folder(source, split)), processor, length))
     return tasks
 
 
 def _build(plan: Plan, folder: Path) -> None:
     corpus, sources = plan.config, plan.sources
     with DataContext.current(_data_context()):
-        drafted = draft(plan.tasks, folder)
-        log.info("corpus: ordering and writing %d rows", drafted.count())
-        meta = _to_table(drafted.select_columns(META))
+        normalized = normalize(plan.tasks, folder)
+        log.info("corpus: ordering and writing %d rows", normalized.count())
+        meta = _to_table(normalized.select_columns(META))
         counts = quarantine(meta, corpus, sources, folder)
-        places = assign(corpus, sources, _keys(meta, sources))
-        write_shards(drafted, places, folder)
+        order = draw_order(corpus, sources, _keys(meta, sources))
+        write_shards(normalized, order, folder)
     manifest = {
         "fingerprint": plan.fingerprint,
-        "rows": places.rows,
+        "rows": order.rows,
         "rows_per_shard": corpus.rows_per_shard,
         "seed": corpus.seed,
         "max_length": corpus.max_length,
-        "sources": {s.name: counts[s.name] | places.used[s.name] | {"distill": s.language_heavy} for s in sources},
+        "sources": {s.name: counts[s.name] | order.used[s.name] | {"distill": s.language_heavy} for s in sources},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
@@ -159,8 +159,8 @@ def _data_context() -> DataContext:
     return context
 
 
-def draft(tasks: list[PieceTask], folder: Path) -> ray.data.Dataset:
-    """Rows and rejects of all pieces, in any order, held in the object store; `folder` is where tasks say how far."""
+def normalize(tasks: list[SplitTask], folder: Path) -> ray.data.Dataset:
+    """Rows and rejects of all file splits, unordered, in the object store; tasks report progress through `folder`."""
     indices = ray.data.from_items([{"task": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
     tasks_ref = ray.put(tasks)
     done = folder / ".done"
@@ -175,18 +175,18 @@ def draft(tasks: list[PieceTask], folder: Path) -> ray.data.Dataset:
             (done / f"{index}-{rows}").touch()
 
     with _following(done, len(tasks)):
-        drafted = indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
+        normalized = indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
     shutil.rmtree(done)
-    return drafted
+    return normalized
 
 
 @contextmanager
-def _following(done: Path, pieces: int) -> Iterator[None]:
-    """A live line while tasks read pieces, each of which leaves a file named by its number and rows in `done`."""
+def _following(done: Path, splits: int) -> Iterator[None]:
+    """Shows a live line while tasks read; each finished one leaves a file in `done`, named by its index and rows."""
     ended = threading.Event()
 
     def follow() -> None:
-        with LiveLine("corpus: reading", pieces, "piece", keep=False) as line:
+        with LiveLine("corpus: reading", splits, "file split", keep=False) as line:
             while not ended.wait(_LOOK_EVERY_S):
                 rows = [int(name.partition("-")[2]) for name in os.listdir(done)]
                 line.show(len(rows), f"{sum(rows)} rows")
@@ -244,16 +244,16 @@ def _too_many_bad(name: str, read: int, reasons: dict[str, int], rejected: pa.Ta
     )
 
 
-def write_shards(drafted: ray.data.Dataset, places: Places, folder: Path) -> None:
+def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path) -> None:
     """Writes all shards and the validation rows, one task a file.
 
     Raises:
-        RuntimeError: a file has not the rows it should have.
+        RuntimeError: fewer or more rows were written than the order has.
     """
-    places_ref = ray.put(places)
+    order_ref = ray.put(order)
 
-    def put(table: pa.Table) -> pa.Table:
-        return ray.get(places_ref).put(table)
+    def assign(table: pa.Table) -> pa.Table:
+        return ray.get(order_ref).assign(table)
 
     def write(table: pa.Table) -> pa.Table:
         shard = table["shard"][0].as_py()
@@ -262,11 +262,11 @@ def write_shards(drafted: ray.data.Dataset, places: Places, folder: Path) -> Non
         write_rows(table, folder / ("validation.parquet" if held_out else shard_name(shard)))
         return pa.table({"rows": [len(table)]})
 
-    placed = drafted.map_batches(put, batch_format="pyarrow")
-    files = placed.groupby("shard").map_groups(write, batch_format="pyarrow")
+    assigned = normalized.map_batches(assign, batch_format="pyarrow")
+    files = assigned.groupby("shard").map_groups(write, batch_format="pyarrow")
     written = sum(file["rows"] for file in files.iter_rows())
-    if written != len(places.keys):
-        raise RuntimeError(f"{folder}: {written} rows written, {len(places.keys)} have a place")
+    if written != len(order.keys):
+        raise RuntimeError(f"{folder}: {written} rows written, {len(order.keys)} expected")
 
 
 def summary(corpus: Corpus) -> list[str]:

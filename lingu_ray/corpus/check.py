@@ -1,4 +1,4 @@
-"""What makes a draft a row, and what sends it to quarantine."""
+"""Checks that decide whether a raw row becomes a row of the corpus or is quarantined."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
-from lingu_ray.corpus.formats import BadRecord, Draft
+from lingu_ray.corpus.formats import BadRecord, RawRow
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 
@@ -21,23 +21,23 @@ class Checked:
 
 
 class Checker:
-    """Checks drafts of one source against the student's encoder."""
+    """Checks raw rows of one source against the student's encoder."""
 
     def __init__(self, encoder: Encoder, source: str, distill: bool) -> None:
         self.encoder = encoder
         self.source = source
         self.distill = distill
 
-    def check(self, draft: Draft, folder: Path) -> Checked:
-        """The draft as a row; relative image paths start from `folder`.
+    def check(self, raw_row: RawRow, folder: Path) -> Checked:
+        """The raw row as a checked row; relative image paths start from `folder`.
 
         Raises:
             BadRecord: with the reason.
         """
-        check_messages(draft.messages)
-        check_placeholders(draft.messages, len(draft.images), self.encoder.image_token)
-        images = [load_image(reference, folder) for reference in draft.images]
-        row = Row(self.source, -1, draft.messages, images, self.distill)
+        check_messages(raw_row.messages)
+        check_placeholders(raw_row.messages, len(raw_row.images), self.encoder.image_token)
+        images = [load_image(reference, folder) for reference in raw_row.images]
+        row = Row(self.source, -1, raw_row.messages, images, self.distill)
         try:
             length = self.encoder.length(row)
         except PromptTooLong as error:

@@ -16,8 +16,8 @@ from lingu_ray import content
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
-from lingu_ray.corpus.formats import FORMATS, BadRecord
-from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, evenly, image_folder
+from lingu_ray.corpus.formats import FORMATS, BadRecord, Record
+from lingu_ray.corpus.splits import UNREADABLE, FileSplit, evenly, image_folder
 from lingu_ray.errors import UserError
 
 VERSION = 3  # of what a build writes; a new one makes every corpus be built anew
@@ -43,53 +43,53 @@ def fingerprint(
     return content.fingerprint(described, digits=16)
 
 
-def source_content(source: SourceConfig, pieces: list[Piece]) -> str:
+def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
     """What tells a source's data from other data: its files in order, and images that its records name by path.
 
     Raises:
         UserError: a file cannot be read.
     """
-    paths = list(dict.fromkeys(path for piece in pieces for path in piece.files or (piece.path,)))
+    paths = list(dict.fromkeys(path for split in splits for path in split.files or (split.path,)))
     read = set(evenly(paths, FILES_READ))
     blocks = max(2, 16 * BLOCKS // max(len(read), 1))  # at most a gibibyte of all files together
     try:
         files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.format) for path in paths]
-        return combined([*files, *(_image(path) for path in _named_images(source, pieces))])
+        return combined([*files, *(_image(path) for path in _named_images(source, splits))])
     except OSError as error:
         raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
 
 
 def _file(path: str, blocks: int, format: str) -> str:
     """One file. What its name says counts: how it is read, and for folders of images the label."""
-    place = Path(path)
-    name = f"{place.parent.name}/{place.name}" if format == "image_folder" else place.suffix
-    if place.is_dir():  # a saved dataset: its pieces name its files
+    file = Path(path)
+    name = f"{file.parent.name}/{file.name}" if format == "image_folder" else file.suffix
+    if file.is_dir():  # a saved dataset: its file splits name its files
         return name
     return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
 
 
-def _named_images(source: SourceConfig, pieces: list[Piece]) -> Iterator[Path]:
+def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Path]:
     """Images that the first records of a sample of the files refer to by path, however the files are cut."""
     if source.format == "image_folder":  # its files are the images
         return
-    of_files = [list(of_file) for _, of_file in itertools.groupby(pieces, key=lambda piece: piece.path)]
+    of_files = [list(of_file) for _, of_file in itertools.groupby(splits, key=lambda split: split.path)]
     for of_file in evenly(of_files, SAMPLED_FILES):
         folder = image_folder(source, of_file[0])
         for record in _first_records(source, of_file):
             try:
-                references = [image for draft in FORMATS[source.format](record, source) for image in draft.images]
+                references = [image for raw_row in FORMATS[source.format](record, source) for image in raw_row.images]
             except Exception:
                 continue  # whatever a format makes of a record, the build tells
             yield from (folder / image for image in references if isinstance(image, str))
 
 
-def _first_records(source: SourceConfig, pieces: list[Piece]) -> list[Record]:
+def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record]:
     """Those of a file that can be read."""
-    numbered = itertools.chain.from_iterable(piece.records() for piece in pieces)
+    numbered = itertools.chain.from_iterable(split.records() for split in splits)
     try:
         first = [record for _, record in itertools.islice(numbered, SAMPLED_RECORDS)]
     except UNREADABLE as error:
-        raise UserError(f"source {source.name}: {pieces[0].path} cannot be read: {error}") from error
+        raise UserError(f"source {source.name}: {splits[0].path} cannot be read: {error}") from error
     return [record for record in first if not isinstance(record, BadRecord)]
 
 

@@ -1,8 +1,8 @@
 """Formats: what a record looks like in the field, and how it becomes a conversation.
 
-A format takes a record and its source's settings and yields drafts (most yield one): messages with `PLACEHOLDER` where
-an image stands, and references to the images (bytes, a path, or a Hugging Face image `{"bytes", "path"}`).
-What a format cannot understand it raises as `BadRecord`; whether a draft makes a good row is for `check` to say.
+A format takes a record and its source's settings and yields raw rows (most yield one): messages with `PLACEHOLDER`
+where an image stands, and references to the images (bytes, a path, or a Hugging Face image `{"bytes", "path"}`).
+What a format cannot understand it raises as `BadRecord`; whether a raw row is a good row is decided in `check`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class BadRecord(Exception):
 
 
 @dataclass
-class Draft:
-    """A conversation that is not checked yet."""
+class RawRow:
+    """A conversation as its format gives it, not checked yet (`check.Checker`); `images` are references."""
 
     messages: Messages
     images: list[Any]
@@ -74,17 +74,17 @@ def _said(user: str, assistant: str) -> Messages:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def _draft(messages: Messages, images: list[Any]) -> Draft:
-    """Where no message says where the images stand, they stand before the first question."""
+def _raw_row(messages: Messages, images: list[Any]) -> RawRow:
+    """A raw row; images that no message has a placeholder for are put before the first question."""
     if images and not any(PLACEHOLDER in m["content"] for m in messages):
         for message in messages:
             if message["role"] == "user":
                 message["content"] = PLACEHOLDER * len(images) + message["content"]
                 break
-    return Draft(messages, images)
+    return RawRow(messages, images)
 
 
-def messages(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def messages(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`messages: [{role, content}]`, content text or Hugging Face parts; `images` unless they stand in the parts."""
     turns: Messages = []
     inside: list[Any] = []
@@ -95,7 +95,7 @@ def messages(record: Record, source: SourceConfig) -> Iterator[Draft]:
             content, found = _join_parts(content)
             inside += found
         turns.append({"role": _text(message, "role"), "content": _text({"content": content}, "content")})
-    yield _draft(turns, inside or _images(record))
+    yield _raw_row(turns, inside or _images(record))
 
 
 def _join_parts(parts: list[Any]) -> tuple[str, list[Any]]:
@@ -114,19 +114,19 @@ def _join_parts(parts: list[Any]) -> tuple[str, list[Any]]:
     return text, images
 
 
-def cauldron(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def cauldron(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """The Cauldron, FineVision: `images`, `texts: [{user, assistant}]`, one conversation of several turns."""
     turns: Messages = []
     for value in _list(record, "texts"):
         turn = _dict(value, "a text")
         turns += _said(_text(turn, "user"), _text(turn, "assistant"))
-    yield _draft(turns, _images(record))
+    yield _raw_row(turns, _images(record))
 
 
 LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
-def llava(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def llava(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """LLaVA: `conversations: [{from: human | gpt, value}]`, `image` a path or several, `<image>` in the text."""
     turns: Messages = []
     for value in _list(record, "conversations"):
@@ -137,22 +137,22 @@ def llava(record: Record, source: SourceConfig) -> Iterator[Draft]:
         # The line break that LLaVA writes around a placeholder belongs to its template, not to the text.
         text = re.sub(rf"\n*{PLACEHOLDER}\n*", PLACEHOLDER, _text(turn, "value"))
         turns.append({"role": LLAVA_ROLES[speaker], "content": text})
-    yield _draft(turns, _images(record))
+    yield _raw_row(turns, _images(record))
 
 
-def prompt_completion(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`prompt`, `completion`, and optionally `image` or `images`."""
-    yield _draft(_said(_text(record, "prompt"), _text(record, "completion")), _images(record))
+    yield _raw_row(_said(_text(record, "prompt"), _text(record, "completion")), _images(record))
 
 
-def instruction(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Alpaca: `instruction`, `input` (may be empty), `output`."""
     given = record.get("input") or ""
     question = _text(record, "instruction") + (f"\n\n{given}" if given else "")
-    yield _draft(_said(question, _text(record, "output")), _images(record))
+    yield _raw_row(_said(question, _text(record, "output")), _images(record))
 
 
-def text(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`text`, cut into passages: `prompt_words` words to go on from, then `answer_words` words as the answer."""
     whole = _text(record, "text")
     words = [match.span() for match in re.finditer(r"\S+", whole)]
@@ -164,10 +164,10 @@ def text(record: Record, source: SourceConfig) -> Iterator[Draft]:
         given = whole[words[start][0] : words[middle - 1][1]]
         answer = whole[words[middle][0] : words[stop - 1][1]]
         question = f"{source.prompt}\n{given}" if source.prompt else given
-        yield Draft(_said(question, answer), [])
+        yield RawRow(_said(question, answer), [])
 
 
-def scienceqa(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def scienceqa(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """ScienceQA: `question`, `choices`, `answer` (index), and if there: `hint`, `image`, `lecture`, `solution`."""
     choices = _list(record, "choices")
     index = _field(record, "answer")
@@ -179,16 +179,16 @@ def scienceqa(record: Record, source: SourceConfig) -> Iterator[Draft]:
     question = f"{context}Question: {_text(record, 'question')}\nChoices:\n{listed}"
     reasons = [record[key].strip() for key in ("lecture", "solution") if record.get(key)]
     answer = "\n".join([f"The answer is {letters[index]}. {choices[index]}", *reasons])
-    yield _draft(_said(question, answer), _images(record))
+    yield _raw_row(_said(question, answer), _images(record))
 
 
-def image_folder(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def image_folder(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """An image file; its folder's name, `-` and `_` as spaces, is `{label}` in `prompt` and `answer`."""
     question = _fill(source.prompt or WHAT_IS_IT, record)
-    yield _draft(_said(question, _fill(source.answer or "{label}", record)), [record["image"]])
+    yield _raw_row(_said(question, _fill(source.answer or "{label}", record)), [record["image"]])
 
 
-def webdataset(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """A sample of a tar: an image with `json` (a record of another format or with a `caption`) or `txt`, a caption."""
     images = [record[suffix[1:]] for suffix in sorted(IMAGE_SUFFIXES) if suffix[1:] in record]
     fields: Record = {"images": images}
@@ -205,7 +205,7 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[Draft]:
         if name in fields:
             yield from inner(fields, source)
             return
-    yield _draft(_said(source.prompt or WHAT_IS_IT, _text(fields, "caption")), images)
+    yield _raw_row(_said(source.prompt or WHAT_IS_IT, _text(fields, "caption")), images)
 
 
 def _decode(encoded: bytes) -> str:
@@ -215,12 +215,12 @@ def _decode(encoded: bytes) -> str:
         raise BadRecord("wrong_type", f"not UTF-8 text: {error}") from error
 
 
-def template(record: Record, source: SourceConfig) -> Iterator[Draft]:
+def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Any columns: `prompt` and `answer` are format strings over them, `image` names the image's column."""
     assert source.prompt and source.answer  # the configuration's check
     reference = _field(record, source.image) if source.image else []
     images = reference if isinstance(reference, list) else [reference]
-    yield _draft(_said(_fill(source.prompt, record), _fill(source.answer, record)), images)
+    yield _raw_row(_said(_fill(source.prompt, record), _fill(source.answer, record)), images)
 
 
 def _fill(pattern: str, record: Record) -> str:
@@ -234,7 +234,7 @@ def _fill(pattern: str, record: Record) -> str:
         raise BadRecord("wrong_type", f"{pattern!r} does not fit the record: {error}") from error
 
 
-Format = Callable[[Record, SourceConfig], Iterator[Draft]]
+Format = Callable[[Record, SourceConfig], Iterator[RawRow]]
 
 INNER_FORMATS: dict[str, Format] = {
     "messages": messages,

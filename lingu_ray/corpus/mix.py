@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 
-def chairman(weights: list[float], length: int) -> IntArray:
+def interleave(weights: list[float], length: int) -> IntArray:
     """Source index at each position, int64 of shape [length].
 
     At position n (from 1) a source that has c places may take the next one if n·w − c ≥ 1/(2k − 2), with w its share
@@ -46,12 +46,12 @@ def order_of_sources(sizes: list[int], weights: list[float] | None, rows: int | 
     """
     shares = weights or [float(size) for size in sizes]
     if rows is not None:
-        return chairman(shares, rows)
+        return interleave(shares, rows)
     if weights is None:
-        return chairman(shares, sum(sizes))
+        return interleave(shares, sum(sizes))
     total = math.fsum(shares)
     enough = max(math.ceil((size + 1) * total / share) for size, share in zip(sizes, shares, strict=True))
-    order = chairman(shares, enough)
+    order = interleave(shares, enough)
     seen = [np.flatnonzero(order == i)[size - 1] for i, size in enumerate(sizes)]
     return order[: max(seen) + 1]
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import picture, tiny_processor
 
 from lingu_ray.config import Config
-from lingu_ray.corpus import build, pieces
+from lingu_ray.corpus import build, splits
 from lingu_ray.corpus.build import build_corpus
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
@@ -119,14 +119,16 @@ def test_weights_hold_in_every_prefix_and_small_sources_repeat(tmp_path, process
 
 
 def test_any_number_of_blocks_gives_the_same_corpus(tmp_path, processor_dir, monkeypatch):
-    """Files cut in one piece or in many, rows in one block or in many: the same bytes on disk."""
+    """Files in one file split or in many, rows in one block or in many: the same bytes on disk."""
     sources = [words(tmp_path, "words", 100) | {"weight": 2}, pictures(tmp_path, "pictures", 50) | {"weight": 1}]
     contents = []
-    draft = build.draft
+    normalize = build.normalize
     for number, (line_bytes, blocks) in enumerate(((1 << 20, None), (500, None), (3000, 7), (1 << 20, 30))):
-        monkeypatch.setattr(pieces, "LINES_BYTES", line_bytes)
+        monkeypatch.setattr(splits, "LINES_BYTES", line_bytes)
         monkeypatch.setattr(
-            build, "draft", lambda t, f, n=blocks: draft(t, f).repartition(n).materialize() if n else draft(t, f)
+            build,
+            "normalize",
+            lambda t, f, n=blocks: normalize(t, f).repartition(n).materialize() if n else normalize(t, f),
         )
         settings = config(tmp_path, sources, cache_dir=tmp_path / str(number))
         folder = build_corpus(settings, processor_dir).folder

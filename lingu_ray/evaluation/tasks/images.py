@@ -49,4 +49,4 @@ def references(fields: Fields) -> list[Any]:
 
 
 def _folder(place: Place) -> Path:
-    return Path(place.piece.path).parent
+    return Path(place.split.path).parent

@@ -3,20 +3,20 @@ from typing import Any
 import pytest
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.formats import FORMATS, BadRecord, Draft
+from lingu_ray.corpus.formats import FORMATS, BadRecord, RawRow
 
 
 def source(format: Any, **settings) -> SourceConfig:
     return SourceConfig(name="s", format=format, path="x", **settings)
 
 
-def drafts(format: str, record: dict, **settings) -> list[Draft]:
+def raw_rows(format: str, record: dict, **settings) -> list[RawRow]:
     return list(FORMATS[format](record, source(format, **settings)))
 
 
 def conversation(format: str, record: dict, **settings) -> list[tuple[str, str]]:
-    (draft,) = drafts(format, record, **settings)
-    return [(m["role"], m["content"]) for m in draft.messages]
+    (raw_row,) = raw_rows(format, record, **settings)
+    return [(m["role"], m["content"]) for m in raw_row.messages]
 
 
 def test_messages_with_text_and_with_parts():
@@ -29,23 +29,23 @@ def test_messages_with_text_and_with_parts():
         ],
         "images": ["a.png"],
     }
-    (draft,) = drafts("messages", record)
-    assert [m["content"] for m in draft.messages] == ["Be brief.", "See <image>?", "Yes."]
-    assert draft.images == ["a.png"]
+    (raw_row,) = raw_rows("messages", record)
+    assert [m["content"] for m in raw_row.messages] == ["Be brief.", "See <image>?", "Yes."]
+    assert raw_row.images == ["a.png"]
     parts = [{"type": "text", "text": "See "}, {"type": "image", "path": "b.png"}, {"type": "text", "text": "?"}]
     record = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "Yes."}]}
-    (draft,) = drafts("messages", record)
-    assert draft.messages[0]["content"] == "See <image>?"
-    assert draft.images == ["b.png"]
+    (raw_row,) = raw_rows("messages", record)
+    assert raw_row.messages[0]["content"] == "See <image>?"
+    assert raw_row.images == ["b.png"]
 
 
 def test_parts_with_images_beside():
     """Parts `{"type": "image"}` without a reference take their images from `images`, as hub datasets have them."""
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
     record = {"messages": [{"role": "user", "content": parts}], "images": [{"bytes": b"x", "path": None}]}
-    (draft,) = drafts("messages", record)
-    assert draft.messages[0]["content"] == "<image>What?"
-    assert draft.images == [{"bytes": b"x", "path": None}]
+    (raw_row,) = raw_rows("messages", record)
+    assert raw_row.messages[0]["content"] == "<image>What?"
+    assert raw_row.images == [{"bytes": b"x", "path": None}]
 
 
 @pytest.mark.parametrize("format", ["cauldron", "finevision"])
@@ -71,9 +71,9 @@ def test_llava():
         ("assistant", "That."),
     ]
     turns = [{"from": "human", "value": "Is\n<image>\nlike\n<image>"}, {"from": "gpt", "value": "No."}]
-    (draft,) = drafts("llava", {"conversations": turns, "image": ["a.jpg", "b.jpg"]})
-    assert draft.messages[0]["content"] == "Is<image>like<image>"
-    assert draft.images == ["a.jpg", "b.jpg"]
+    (raw_row,) = raw_rows("llava", {"conversations": turns, "image": ["a.jpg", "b.jpg"]})
+    assert raw_row.messages[0]["content"] == "Is<image>like<image>"
+    assert raw_row.images == ["a.jpg", "b.jpg"]
 
 
 def test_prompt_completion():
@@ -94,10 +94,10 @@ def test_instruction():
 def test_text_is_cut_into_passages():
     """Each passage: prompt_words given, answer_words to say; white space stays; a rest with an answer is kept."""
     record = {"text": "a b\nc d e  f g h i"}
-    passages = drafts("text", record, prompt_words=2, answer_words=2)
+    passages = raw_rows("text", record, prompt_words=2, answer_words=2)
     said = [(d.messages[0]["content"], d.messages[1]["content"]) for d in passages]
     assert said == [("a b", "c d"), ("e  f", "g h")]
-    passages = drafts("text", record, prompt_words=2, answer_words=4)
+    passages = raw_rows("text", record, prompt_words=2, answer_words=4)
     assert [d.messages[1]["content"] for d in passages] == ["c d e  f", "i"]
     assert conversation("text", {"text": "a b c"}, prompt_words=2, prompt="Go on:")[0] == ("user", "Go on:\na b")
 
@@ -105,7 +105,7 @@ def test_text_is_cut_into_passages():
 def test_text_too_short_for_a_passage():
     """A document without a word to answer is a bad record."""
     with pytest.raises(BadRecord) as error:
-        drafts("text", {"text": "only three words"}, prompt_words=3)
+        raw_rows("text", {"text": "only three words"}, prompt_words=3)
     assert error.value.reason == "too_short"
 
 
@@ -127,7 +127,7 @@ def test_scienceqa():
     bare = {"question": "Which?", "choices": ["red", "blue"], "answer": 0, "image": None, "hint": ""}
     assert conversation("scienceqa", bare)[1] == ("assistant", "The answer is A. red")
     with pytest.raises(BadRecord, match="index of the 2 choices"):
-        drafts("scienceqa", record | {"answer": 2})
+        raw_rows("scienceqa", record | {"answer": 2})
 
 
 def test_image_folder():
@@ -152,9 +152,9 @@ def test_webdataset():
     said = (
         b'{"conversations": [{"from": "human", "value": "<image>?"}, {"from": "gpt", "value": "!"}], "image": "1.jpg"}'
     )
-    (draft,) = drafts("webdataset", image | {"json": said})
-    assert draft.images == [b"x"]
-    assert draft.messages[0]["content"] == "<image>?"
+    (raw_row,) = raw_rows("webdataset", image | {"json": said})
+    assert raw_row.images == [b"x"]
+    assert raw_row.messages[0]["content"] == "<image>?"
 
 
 def test_template():
@@ -188,11 +188,11 @@ def test_template():
 def test_records_of_another_shape_say_so(format, record, reason):
     """A record that does not fit its format is a bad record with its reason, never an exception that ends the build."""
     with pytest.raises(BadRecord) as error:
-        drafts(format, record)
+        raw_rows(format, record)
     assert error.value.reason == reason
 
 
 def test_template_names_the_missing_column():
     """A format string over a column that is not there names it and those that are."""
     with pytest.raises(BadRecord, match=r"no column 'q'.*there are: question"):
-        drafts("template", {"question": "x"}, prompt="{q}", answer="y")
+        raw_rows("template", {"question": "x"}, prompt="{q}", answer="y")

@@ -3,7 +3,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lingu_ray.corpus.mix import chairman, order_of_sources, picks, shuffled
+from lingu_ray.corpus.mix import interleave, order_of_sources, picks, shuffled
 
 
 def largest_deviation(order: np.ndarray, weights: list[float]) -> Fraction:
@@ -23,13 +23,13 @@ def test_every_prefix_is_within_one_row_of_the_weights(sources):
     generator = np.random.default_rng(sources)
     for trial in range(40):
         weights = (generator.random(sources) ** (1 + trial % 5) + 1e-4).tolist()
-        worst = largest_deviation(chairman(weights, 300), weights)
+        worst = largest_deviation(interleave(weights, 300), weights)
         assert worst <= 1 - Fraction(1, max(2 * sources - 2, 1)) + Fraction(1, 10**6)
 
 
 def test_the_issue_of_block_mixing_does_not_arise():
     """Weights 0.6, 0.3, 0.1 over ten rows give 6, 3, 1: in the first ten, the next ten, and so on."""
-    order = chairman([0.6, 0.3, 0.1], 100)
+    order = interleave([0.6, 0.3, 0.1], 100)
     for start in range(0, 100, 10):
         assert np.bincount(order[start : start + 10]).tolist() == [6, 3, 1]
 

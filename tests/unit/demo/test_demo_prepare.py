@@ -53,8 +53,8 @@ def test_sources_and_tasks_are_what_the_other_rooms_read(data: Path) -> None:
     for settings in prepare.distillation_sources(data) + prepare.adapting_sources(data):
         source = SourceConfig.model_validate(settings)
         for line in Path(source.path).read_text().splitlines():
-            for draft in prompt_completion(json.loads(line), source):
-                assert all((data / "images" / image).is_file() for image in draft.images)
+            for raw_row in prompt_completion(json.loads(line), source):
+                assert all((data / "images" / image).is_file() for image in raw_row.images)
     evaluation = EvaluationConfig.model_validate({"tasks": prepare.tasks(data)})
     counts = {task.name: len(load_task(task).items) for task in evaluation.tasks}
     assert counts == {"cloze": 50, "perplexity": 150, "next_word": 20, "digits": 20, "sentences": 20}

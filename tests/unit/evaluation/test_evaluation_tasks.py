@@ -205,7 +205,7 @@ def test_code_of_a_dataset_is_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "ran").exists()
 
 
-def test_rows_of_the_corpus_forms(images: Path) -> None:
+def test_rows_of_the_corpus_formats(images: Path) -> None:
     """The last user turn is asked about all images; what the assistant says to it is the answer."""
     turns = [
         {"from": "human", "value": "<image>\nWhat is it?"},

@@ -1,4 +1,4 @@
-"""Places: which good row of which source stands where in the corpus, drawn on the driver over the rows' keys."""
+"""The global order: the position of every good row in the corpus, drawn on the driver over the rows' keys."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus.mix import IntArray, order_of_sources, picks, shuffled
 from lingu_ray.errors import UserError
 
-VALIDATION = -1  # in place of a shard: held out
+VALIDATION = -1  # as a shard: held out
 
 
 @dataclass(frozen=True)
-class Places:
-    """Rows' places, sorted by key: a repeated row has several, one that is not used has none.
+class GlobalOrder:
+    """Shard and position of every row, sorted by key: a repeated row has several entries, an unused one none.
 
     `keys`, `shards`, `positions`: int64 of the same length. Held-out rows are in shard `VALIDATION`, at their position
     in their source's validation set.
@@ -28,20 +28,20 @@ class Places:
     used: dict[str, dict[str, int | float]]  # by source: counts for the manifest
     rows: int  # length of the order
 
-    def put(self, drafted: pa.Table) -> pa.Table:
-        """Rows of a block at their places, with `shard` and `position`; a row with several comes several times."""
-        keys = drafted["key"].to_numpy()
+    def assign(self, block: pa.Table) -> pa.Table:
+        """The block's used rows with their `shard` and `position`; a row with several entries comes several times."""
+        keys = block["key"].to_numpy()
         first = np.searchsorted(self.keys, keys, side="left")
         count = np.searchsorted(self.keys, keys, side="right") - first
         rows = np.repeat(np.arange(len(keys)), count)
         nth = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        places = np.repeat(first, count) + nth
-        placed = drafted.select(["source", "messages", "images", "distill"]).take(pa.array(rows))
-        placed = placed.append_column("shard", pa.array(self.shards[places]))
-        return placed.append_column("position", pa.array(self.positions[places]))
+        entries = np.repeat(first, count) + nth
+        assigned = block.select(["source", "messages", "images", "distill"]).take(pa.array(rows))
+        assigned = assigned.append_column("shard", pa.array(self.shards[entries]))
+        return assigned.append_column("position", pa.array(self.positions[entries]))
 
 
-def assign(corpus: CorpusConfig, sources: tuple[SourceConfig, ...], keys: dict[str, IntArray]) -> Places:
+def draw_order(corpus: CorpusConfig, sources: tuple[SourceConfig, ...], keys: dict[str, IntArray]) -> GlobalOrder:
     """Draws the held-out rows and the global order from each source's sorted keys.
 
     Raises:
@@ -72,4 +72,4 @@ def assign(corpus: CorpusConfig, sources: tuple[SourceConfig, ...], keys: dict[s
         used[source.name] = {"used": len(positions), "passes": passes, "validation": corpus.validation_rows}
     all_keys, shards, positions = (np.concatenate(part) for part in zip(*blocks, strict=True))
     by_key = np.lexsort((positions, all_keys))
-    return Places(all_keys[by_key], shards[by_key], positions[by_key], used, len(order))
+    return GlobalOrder(all_keys[by_key], shards[by_key], positions[by_key], used, len(order))

@@ -1,4 +1,4 @@
-"""The tasks of a build that read pieces: records become rows, or rejects that say why."""
+"""Normalizing: the build's tasks that read file splits and turn records into rows, or into rejects with a reason."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pyarrow as pa
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.check import Checker
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.corpus.formats import FORMATS, BadRecord, Draft
-from lingu_ray.corpus.pieces import UNREADABLE, Numbered, Piece, Record
+from lingu_ray.corpus.formats import FORMATS, BadRecord, RawRow, Record
+from lingu_ray.corpus.splits import UNREADABLE, FileSplit, Numbered
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError
 
 ROWS_PER_BLOCK = 64
 EXCERPT = 200  # characters
 
-DRAFTED = pa.schema(
+NORMALIZED = pa.schema(
     [
-        ("key", pa.int64()),  # piece, place in the piece: sorts as the files do
+        ("key", pa.int64()),  # file split << 32 | index in it: sorts as the files do
         ("source", pa.string()),
         ("messages", MESSAGES),
         ("images", pa.list_(pa.large_binary())),
@@ -37,38 +37,38 @@ DRAFTED = pa.schema(
 
 
 @dataclass(frozen=True)
-class PieceTask:
-    """One piece with what it takes to turn it into rows; `index` counts pieces over all sources."""
+class SplitTask:
+    """A file split and everything needed to turn it into rows; `index` counts splits over all sources."""
 
     index: int
-    piece: Piece
+    split: FileSplit
     source: SourceConfig
     image_folder: str  # where relative image paths start
     processor_dir: str
     max_length: int
 
     def tables(self) -> Iterator[pa.Table]:
-        """Rows and rejects of `DRAFTED`, a block at a time."""
+        """Rows and rejects of `NORMALIZED`, a block at a time."""
         rows: list[dict[str, Any]] = []
-        for place, row in enumerate(self._rows()):
-            rows.append(row | {"key": self.index << 32 | place, "source": self.source.name})
+        for index, row in enumerate(self._rows()):
+            rows.append(row | {"key": self.index << 32 | index, "source": self.source.name})
             if len(rows) == ROWS_PER_BLOCK:
-                yield pa.Table.from_pylist(rows, DRAFTED)
+                yield pa.Table.from_pylist(rows, NORMALIZED)
                 rows = []
-        yield pa.Table.from_pylist(rows, DRAFTED)
+        yield pa.Table.from_pylist(rows, NORMALIZED)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         encoder = load_encoder(self.processor_dir, self.max_length)
         checker = Checker(encoder, self.source.name, self.source.language_heavy)
         folder = Path(self.image_folder)
         for number, record in self._records():
-            origin = {"origin": self.piece.origin(number)}
-            for draft in self._drafts(record):
+            origin = {"origin": self.split.origin(number)}
+            for raw_row in self._raw_rows(record):
                 yield (
-                    as_reject(draft) if isinstance(draft, BadRecord) else checked_row(checker, draft, folder)
+                    as_reject(raw_row) if isinstance(raw_row, BadRecord) else checked_row(checker, raw_row, folder)
                 ) | origin
 
-    def _drafts(self, record: Record | BadRecord) -> Iterator[Draft | BadRecord]:
+    def _raw_rows(self, record: Record | BadRecord) -> Iterator[RawRow | BadRecord]:
         if isinstance(record, BadRecord):
             yield record
             return
@@ -79,15 +79,15 @@ class PieceTask:
 
     def _records(self) -> Iterator[Numbered]:
         try:
-            yield from self.piece.records()
+            yield from self.split.records()
         except UNREADABLE as error:
-            raise UserError(f"source {self.source.name}: {self.piece.path} cannot be read: {error}") from error
+            raise UserError(f"source {self.source.name}: {self.split.path} cannot be read: {error}") from error
 
 
-def checked_row(checker: Checker, draft: Draft, folder: Path) -> dict[str, Any]:
-    """The fields of a good row, or those of a reject: one bad passage of a document costs one passage."""
+def checked_row(checker: Checker, raw_row: RawRow, folder: Path) -> dict[str, Any]:
+    """The fields of a good row, or those of a reject: a bad passage of a document costs that passage alone."""
     try:
-        checked = checker.check(draft, folder)
+        checked = checker.check(raw_row, folder)
     except BadRecord as bad:
         return as_reject(bad)
     row = checked.row

@@ -11,9 +11,9 @@ import pytest
 from tiny import picture
 
 from lingu_ray.config import Format, SourceConfig
-from lingu_ray.corpus import pieces
+from lingu_ray.corpus import splits
 from lingu_ray.corpus.formats import FORMATS, BadRecord
-from lingu_ray.corpus.pieces import cut_source
+from lingu_ray.corpus.splits import split_source
 from lingu_ray.errors import UserError
 
 RECORDS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(10)]
@@ -24,7 +24,7 @@ def source(path: Path | str, format: Any = "prompt_completion", **settings) -> S
 
 
 def read(settings: SourceConfig) -> list[tuple[int, Any]]:
-    return [numbered for piece in cut_source(settings) for numbered in piece.records()]
+    return [numbered for split in split_source(settings) for numbered in split.records()]
 
 
 def write_lines(path: Path, records: list[dict]) -> Path:
@@ -56,27 +56,27 @@ def test_hub_datasets_are_read_from_their_cache(tmp_path, monkeypatch):
     (tmp_path / "owner" / "data").mkdir(parents=True)
     table = datasets.Dataset.from_list([{"image": {"bytes": picture(i), "path": None}} for i in range(5)])
     table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "owner" / "data" / "train.parquet")
-    files = pieces.hub_files(source("owner/data"))
+    files = splits.hub_files(source("owner/data"))
     records = [record for path in files for _, record in read(source(path))]
     assert records == [{"image": {"bytes": picture(i), "path": None}} for i in range(5)]
     with pytest.raises(UserError, match="use `limit`"):
-        pieces.hub_files(source("owner/data", split="train[:2]"))
+        splits.hub_files(source("owner/data", split="train[:2]"))
 
 
 def test_hub_dataset_that_is_not_there():
     """Neither a path nor a dataset: the error names both and the source."""
     with pytest.raises(UserError, match=r"source s: no such file or folder: .*, and no dataset 'nobody/nothing'"):
-        cut_source(source("nobody/nothing"))
+        split_source(source("nobody/nothing"))
 
 
-def test_lines_do_not_depend_on_where_pieces_are_cut(tmp_path, monkeypatch):
-    """Pieces of a few bytes give the records and line numbers of one piece; blank lines count but are no records."""
+def test_lines_do_not_depend_on_where_files_are_split(tmp_path, monkeypatch):
+    """File splits of a few bytes give the records and line numbers of one; blank lines count but are no records."""
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join([json.dumps(RECORDS[0]), "", *map(json.dumps, RECORDS[1:])]))
     whole = read(source(path))
     assert [number for number, _ in whole] == [1, *range(3, 12)]
     for size in (1, 7, 40, 100):
-        monkeypatch.setattr(pieces, "LINES_BYTES", size)
+        monkeypatch.setattr(splits, "LINES_BYTES", size)
         assert read(source(path)) == whole
 
 
@@ -91,12 +91,12 @@ def test_a_bad_line_costs_one_line(tmp_path):
         "wrong_type",
     ]
     assert found[3] == (4, {"prompt": "ok"})
-    assert cut_source(source(path))[0].origin(3) == f"{path}:3"
+    assert split_source(source(path))[0].origin(3) == f"{path}:3"
 
 
 def test_plain_text(tmp_path, monkeypatch):
-    """Text files are cut at line ends; no word is lost between pieces."""
-    monkeypatch.setattr(pieces, "LINES_BYTES", 100)
+    """Text files are cut at line ends; no word is lost between splits."""
+    monkeypatch.setattr(splits, "LINES_BYTES", 100)
     words = [f"w{i}" for i in range(200)]
     (tmp_path / "a.txt").write_text("\n".join(" ".join(words[i : i + 5]) for i in range(0, 200, 5)))
     found = read(source(tmp_path / "a.txt", "text"))
@@ -121,7 +121,7 @@ def test_image_folder(tmp_path):
     settings = source(tmp_path, "image_folder")
     path = str(tmp_path / "green-apple_x" / "1.png")
     assert read(settings) == [(1, {"image": path, "label": "green apple x"})]
-    assert cut_source(settings)[0].origin(1) == path
+    assert split_source(settings)[0].origin(1) == path
 
 
 def test_webdataset(tmp_path):
@@ -136,8 +136,8 @@ def test_webdataset(tmp_path):
 
 
 def test_limit_counts_records_over_files(tmp_path, monkeypatch):
-    """The first N records of the source, whatever the files and pieces."""
-    monkeypatch.setattr(pieces, "LINES_BYTES", 50)
+    """The first N records of the source, whatever the files and splits."""
+    monkeypatch.setattr(splits, "LINES_BYTES", 50)
     write_lines(tmp_path / "1.jsonl", RECORDS[:5])
     write_lines(tmp_path / "2.jsonl", RECORDS[5:])
     for limit in (1, 5, 7, 10, 99):
@@ -158,7 +158,7 @@ def test_paths_that_do_not_work_say_why(tmp_path, monkeypatch, path, message):
     (tmp_path / "data.csv").write_text("a,b")
     datasets.DatasetDict({"test": datasets.Dataset.from_list(RECORDS)}).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=message):
-        cut_source(source(path))
+        split_source(source(path))
 
 
 def test_every_form_of_the_configuration_is_there():

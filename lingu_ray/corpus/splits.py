@@ -1,7 +1,8 @@
-"""From a source's path to pieces: parts of files that tasks read independently, always cut in the same way.
+"""File splits of a source: parts of its files that tasks read independently, the same ones on every machine.
 
-A piece yields `(number, record)` pairs, `number` counting from 1 within its file (JSONL, text: the line). What stands
-where a record should be but cannot be read is yielded as a `BadRecord`, so that one bad line costs one line.
+A file split yields `(number, record)` pairs; `number` counts from 1 within the file (JSONL, text: the line). A record
+that cannot be read is yielded as a `BadRecord`, so that a bad line costs one line. Not to be confused with a split of
+a hub dataset (train, test), which is the source's setting `split`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.formats import IMAGE_SUFFIXES, BadRecord
+from lingu_ray.corpus.formats import IMAGE_SUFFIXES, BadRecord, Record
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
 
 T = TypeVar("T")
-Record = dict[str, Any]
 Numbered = tuple[int, Record | BadRecord]
 
 UNREADABLE = (
@@ -35,12 +35,12 @@ UNREADABLE = (
     pa.ArrowException,
     tarfile.TarError,
 )  # what a damaged file raises
-LINES_BYTES = 4 << 20  # of a JSONL or text piece
-FILES_PER_PIECE = 512  # of an image folder
+LINES_BYTES = 4 << 20  # of a JSONL or text split
+FILES_PER_SPLIT = 512  # of an image folder
 
 
 @dataclass(frozen=True)
-class Piece:
+class FileSplit:
     """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all; `first` records precede it"""
 
     kind: str
@@ -60,23 +60,23 @@ class Piece:
         return self.files[number - self.first - 1] if self.files else f"{self.path}:{number}"
 
 
-def cut_source(source: SourceConfig) -> list[Piece]:
-    """All pieces of a source that lies in files, in a fixed order, trimmed to `source.limit` records.
+def split_source(source: SourceConfig) -> list[FileSplit]:
+    """All splits of a source that lies in files, in a fixed order, trimmed to `source.limit` records.
 
     Raises:
         UserError: nothing is found at `source.path`, or a file's kind is not known.
     """
     files = find_files(source)
     if source.format == "image_folder":
-        pieces = list(_cut_images(files))
+        splits = list(_split_images(files))
     else:
-        pieces = [piece for path in files for piece in _cut_file(source, path)]
-    return pieces if source.limit is None else list(_trim(pieces, source.limit))
+        splits = [split for path in files for split in _split_file(source, path)]
+    return splits if source.limit is None else list(_trim(splits, source.limit))
 
 
-def image_folder(source: SourceConfig, piece: Piece) -> Path:
-    """Where relative paths of a piece's images start: `image_root`, else beside the file of records."""
-    return Path(source.image_root or Path(piece.path).parent)
+def image_folder(source: SourceConfig, split: FileSplit) -> Path:
+    """Where relative paths of a split's images start: `image_root`, else beside the file of records."""
+    return Path(source.image_root or Path(split.path).parent)
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
@@ -96,7 +96,7 @@ def find_files(source: SourceConfig) -> list[str]:
     if not path.is_absolute():
         found = [Path(p) for p in hub_files(source)]
     elif path.is_dir():
-        wanted = IMAGE_SUFFIXES if source.format == "image_folder" else set(CUTTERS)
+        wanted = IMAGE_SUFFIXES if source.format == "image_folder" else set(SPLITTERS)
         folder = _saved_dataset(source, path)
         found = [folder] if folder else [p for p in path.rglob("*") if p.suffix.lower() in wanted and p.is_file()]
     else:
@@ -142,68 +142,68 @@ def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
     return path if (path / "state.json").is_file() else None
 
 
-def _cut_file(source: SourceConfig, path: str) -> list[Piece]:
+def _split_file(source: SourceConfig, path: str) -> list[FileSplit]:
     suffix = Path(path).suffix.lower() if Path(path).is_file() else ""
-    if suffix not in CUTTERS:
-        known = ", ".join(sorted(CUTTERS)[1:])
+    if suffix not in SPLITTERS:
+        known = ", ".join(sorted(SPLITTERS)[1:])
         raise UserError(
             f"source {source.name}: {path} is of no known kind ({known}, or a folder of datasets.save_to_disk)"
         )
     try:
-        return list(CUTTERS[suffix](path))
+        return list(SPLITTERS[suffix](path))
     except UNREADABLE as error:
         raise UserError(f"source {source.name}: {path} cannot be read: {error}") from error
 
 
-def _trim(pieces: list[Piece], limit: int) -> Iterator[Piece]:
-    for piece in pieces:
+def _trim(splits: list[FileSplit], limit: int) -> Iterator[FileSplit]:
+    for split in splits:
         if limit <= 0:
             return
-        count = sum(1 for _ in replace(piece, limit=limit).records())
-        yield replace(piece, limit=count)
+        count = sum(1 for _ in replace(split, limit=limit).records())
+        yield replace(split, limit=count)
         limit -= count
 
 
-def _cut_lines(kind: str, path: str) -> Iterator[Piece]:
+def _split_lines(kind: str, path: str) -> Iterator[FileSplit]:
     start = line = 0
     with open(path, "rb") as file:
         while block := file.read(LINES_BYTES):
             block += file.readline()
-            yield Piece(kind, path, start, start + len(block), line)
+            yield FileSplit(kind, path, start, start + len(block), line)
             start += len(block)
             line += block.count(b"\n")
 
 
-def _cut_json(path: str) -> Iterator[Piece]:
-    """A JSON array of records in one piece; many a `.json` holds JSON lines instead."""
+def _split_json(path: str) -> Iterator[FileSplit]:
+    """A JSON array of records in one split; many a `.json` holds JSON lines instead."""
     with open(path, "rb") as file:
         head = file.readline().strip()
     try:
         is_lines = isinstance(json.loads(head), dict)
     except ValueError:
         is_lines = False
-    yield from _cut_lines("lines", path) if is_lines else [Piece("json", path)]
+    yield from _split_lines("lines", path) if is_lines else [FileSplit("json", path)]
 
 
-def _cut_parquet(path: str) -> Iterator[Piece]:
+def _split_parquet(path: str) -> Iterator[FileSplit]:
     metadata = pq.read_metadata(path)
     first = 0
     for group in range(metadata.num_row_groups):
-        yield Piece("parquet", path, group, group + 1, first)
+        yield FileSplit("parquet", path, group, group + 1, first)
         first += metadata.row_group(group).num_rows
 
 
-def _cut_saved(path: str) -> Iterator[Piece]:
+def _split_saved(path: str) -> Iterator[FileSplit]:
     state = json.loads((Path(path) / "state.json").read_text())
     for file in state["_data_files"]:
-        yield from _cut_arrow(str(Path(path) / file["filename"]))
+        yield from _split_arrow(str(Path(path) / file["filename"]))
 
 
-def _cut_arrow(path: str) -> Iterator[Piece]:
+def _split_arrow(path: str) -> Iterator[FileSplit]:
     first = 0
     with pa.memory_map(path) as file, pa.ipc.open_stream(file) as batches:
         for index, batch in enumerate(batches):
-            yield Piece("arrow", path, index, index + 1, first)
+            yield FileSplit("arrow", path, index, index + 1, first)
             first += batch.num_rows
 
 
@@ -212,32 +212,32 @@ def _arrow_rows(path: str) -> int:
         return sum(batch.num_rows for batch in batches)
 
 
-def _cut_images(files: list[str]) -> Iterator[Piece]:
-    for first in range(0, len(files), FILES_PER_PIECE):
-        part = tuple(files[first : first + FILES_PER_PIECE])
-        yield Piece("images", str(Path(part[0]).parent), first=first, files=part)
+def _split_images(files: list[str]) -> Iterator[FileSplit]:
+    for first in range(0, len(files), FILES_PER_SPLIT):
+        part = tuple(files[first : first + FILES_PER_SPLIT])
+        yield FileSplit("images", str(Path(part[0]).parent), first=first, files=part)
 
 
-CUTTERS: dict[str, Callable[[str], Iterator[Piece]]] = {
-    "": _cut_saved,
-    ".jsonl": lambda path: _cut_lines("lines", path),
-    ".ndjson": lambda path: _cut_lines("lines", path),
-    ".json": _cut_json,
-    ".parquet": _cut_parquet,
-    ".arrow": _cut_arrow,
-    ".txt": lambda path: _cut_lines("text", path),
-    ".tar": lambda path: iter([Piece("tar", path)]),
+SPLITTERS: dict[str, Callable[[str], Iterator[FileSplit]]] = {
+    "": _split_saved,
+    ".jsonl": lambda path: _split_lines("lines", path),
+    ".ndjson": lambda path: _split_lines("lines", path),
+    ".json": _split_json,
+    ".parquet": _split_parquet,
+    ".arrow": _split_arrow,
+    ".txt": lambda path: _split_lines("text", path),
+    ".tar": lambda path: iter([FileSplit("tar", path)]),
 }
 
 
-def _read_range(piece: Piece) -> bytes:
-    with open(piece.path, "rb") as file:
-        file.seek(piece.start)
-        return file.read(piece.stop - piece.start)
+def _read_range(split: FileSplit) -> bytes:
+    with open(split.path, "rb") as file:
+        file.seek(split.start)
+        return file.read(split.stop - split.start)
 
 
-def _read_lines(piece: Piece) -> Iterator[Numbered]:
-    for number, line in enumerate(_read_range(piece).split(b"\n"), piece.first + 1):
+def _read_lines(split: FileSplit) -> Iterator[Numbered]:
+    for number, line in enumerate(_read_range(split).split(b"\n"), split.first + 1):
         if line.strip():
             yield number, _parse(line)
 
@@ -253,55 +253,55 @@ def _as_record(value: Any) -> Record | BadRecord:
     return value if isinstance(value, dict) else BadRecord("wrong_type", f"a record must be an object: {value!r:.120}")
 
 
-def _read_json(piece: Piece) -> Iterator[Numbered]:
+def _read_json(split: FileSplit) -> Iterator[Numbered]:
     try:
-        content = json.loads(Path(piece.path).read_bytes())
+        content = json.loads(Path(split.path).read_bytes())
     except ValueError as error:
         raise ValueError(f"neither a JSON array of records nor JSON lines: {error}") from error
     for number, value in enumerate(content if isinstance(content, list) else [content], 1):
         yield number, _as_record(value)
 
 
-def _read_text(piece: Piece) -> Iterator[Numbered]:
+def _read_text(split: FileSplit) -> Iterator[Numbered]:
     try:
-        yield piece.first + 1, {"text": _read_range(piece).decode()}
+        yield split.first + 1, {"text": _read_range(split).decode()}
     except UnicodeDecodeError as error:
-        yield piece.first + 1, BadRecord("wrong_type", f"not UTF-8 text: {error}")
+        yield split.first + 1, BadRecord("wrong_type", f"not UTF-8 text: {error}")
 
 
-def _read_parquet(piece: Piece) -> Iterator[Numbered]:
-    with pq.ParquetFile(piece.path) as file:
-        batches = file.iter_batches(batch_size=64, row_groups=list(range(piece.start, piece.stop)))
-        yield from enumerate((record for batch in batches for record in batch.to_pylist()), piece.first + 1)
+def _read_parquet(split: FileSplit) -> Iterator[Numbered]:
+    with pq.ParquetFile(split.path) as file:
+        batches = file.iter_batches(batch_size=64, row_groups=list(range(split.start, split.stop)))
+        yield from enumerate((record for batch in batches for record in batch.to_pylist()), split.first + 1)
 
 
-def _read_arrow(piece: Piece) -> Iterator[Numbered]:
-    with pa.memory_map(piece.path) as file, pa.ipc.open_stream(file) as batches:
-        part = itertools.islice(batches, piece.start, piece.stop)
-        yield from enumerate((record for batch in part for record in batch.to_pylist()), piece.first + 1)
+def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
+    with pa.memory_map(split.path) as file, pa.ipc.open_stream(file) as batches:
+        part = itertools.islice(batches, split.start, split.stop)
+        yield from enumerate((record for batch in part for record in batch.to_pylist()), split.first + 1)
 
 
-def _read_images(piece: Piece) -> Iterator[Numbered]:
-    for number, path in enumerate(piece.files, piece.first + 1):
+def _read_images(split: FileSplit) -> Iterator[Numbered]:
+    for number, path in enumerate(split.files, split.first + 1):
         label = Path(path).parent.name.replace("-", " ").replace("_", " ")
         yield number, {"image": path, "label": label}
 
 
-def _read_tar(piece: Piece) -> Iterator[Numbered]:
+def _read_tar(split: FileSplit) -> Iterator[Numbered]:
     """Samples of a WebDataset: neighboring members that share the name up to the first dot of its last part."""
-    with tarfile.open(piece.path, "r|*") as tar:
-        members = ((*_split_name(member.name), tar.extractfile(member)) for member in tar if member.isfile())
+    with tarfile.open(split.path, "r|*") as tar:
+        members = ((*_member_name(member.name), tar.extractfile(member)) for member in tar if member.isfile())
         for number, (_, group) in enumerate(itertools.groupby(members, key=lambda member: member[0]), 1):
             yield number, {suffix: file.read() for _, suffix, file in group if file is not None}
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def _member_name(name: str) -> tuple[str, str]:
     folder, _, last = name.rpartition("/")
     key, _, suffix = last.partition(".")
     return f"{folder}/{key}", suffix.lower()
 
 
-READERS: dict[str, Callable[[Piece], Iterator[Numbered]]] = {
+READERS: dict[str, Callable[[FileSplit], Iterator[Numbered]]] = {
     "lines": _read_lines,
     "json": _read_json,
     "text": _read_text,
