@@ -97,6 +97,14 @@ def _meant(option: str, help: Help, known: Collection[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def settings_alone(arguments: list[str], help: Help, schema: type[T]) -> T:
+    """The settings of a command that takes nothing else; raises `UserError` for whatever is wrong."""
+    names, settings, _ = split_arguments(arguments, help)
+    if names:
+        raise UserError(f"{names[0]!r} is not a setting: the command takes key=value alone\nusage: {help.usage}")
+    return read_settings(settings, schema)
+
+
 def read_settings(arguments: list[str], schema: type[T]) -> T:
     """The settings of a command that reads no file; raises `UserError` for whatever is wrong."""
     settings = Settings(schema, {}, "command line")

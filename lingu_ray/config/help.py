@@ -28,7 +28,11 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
     if is_mapping(annotation):
         return "a mapping of names to values"
     if is_list(annotation):
-        return "a list of sections, each with its keys" if section_in(annotation) else "a list"
+        return (
+            "a list of sections, each with its keys"
+            if section_in(annotation)
+            else f"a list, each {wants(arguments[0])}"
+        )
     if get_origin(annotation) is tuple:
         return f"a list of {len(arguments)} numbers"
     if annotation is Schedule:
@@ -39,8 +43,9 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
 def _bounds(metadata: tuple[Any, ...] | list[Any]) -> str:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     limits = [f"{words[name]} {getattr(m, name):g}" for m in metadata for name in words if hasattr(m, name)]
+    multiples = [f"in multiples of {m.multiple_of:g}" for m in metadata if getattr(m, "multiple_of", None)]
     patterns = [f"that matches {m.pattern}" for m in metadata if getattr(m, "pattern", None)]
-    return "".join(f" {text}" for text in [" and ".join(limits), *patterns] if text)
+    return "".join(f" {text}" for text in [" and ".join(limits), *multiples, *patterns] if text)
 
 
 def explain(setting: FieldInfo) -> str:
