@@ -84,7 +84,7 @@ class Measured:
 
 
 class EnginesConfig(BenchmarkConfig):
-    """What the benchmark can be told."""
+    """Settings of the benchmark."""
 
     repeats: PositiveInt = Field(3, description="rounds of timing")
     tasks: Several[TaskName] = Field(get_args(TaskName), description="what is asked")

@@ -274,7 +274,7 @@ def plot(rows: list[Row], shapes: list[Shape], names: list[str], out: Path) -> N
 
 
 class LossConfig(BenchmarkConfig):
-    """What the benchmark can be told."""
+    """Settings of the benchmark."""
 
     repeats: PositiveInt = Field(5, description="rounds of timing")
     tokens: Several[PositiveInt] = Field((256, 1024), description="supervised tokens")

@@ -147,7 +147,7 @@ def _cpu_name() -> str:
 
 
 class BenchmarkConfig(Section):
-    """What every benchmark can be told."""
+    """Settings of every benchmark."""
 
     out: LocalPath | None = Field(None, description="folder for the JSON, the table and the plot; null: print only")
     repeats: PositiveInt = Field(10, description="rounds of timing")

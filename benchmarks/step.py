@@ -52,7 +52,7 @@ Way = Literal["full_sequence", "full_sequence_all_logits", "in_process", "actor_
 
 
 class StepConfig(BenchmarkConfig):
-    """What the benchmark can be told."""
+    """Settings of the benchmark."""
 
     repeats: PositiveInt = Field(3, description="rounds of timing")
     ways: Several[Way] = Field(get_args(Way), description="what is timed beside plain fine-tuning")

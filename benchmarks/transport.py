@@ -125,7 +125,7 @@ def row_of(megabytes: int, dtype: str, name: str, timings: dict[str, Timing]) ->
 
 
 class TransportConfig(BenchmarkConfig):
-    """What the benchmark can be told."""
+    """Settings of the benchmark."""
 
     repeats: PositiveInt = Field(20, description="rounds of timing")
     sizes: Several[PositiveInt] = Field((8, 64, 256), description="MB (2^20 bytes) of KV")
