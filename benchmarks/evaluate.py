@@ -1,6 +1,6 @@
 """Items a second that the evaluation's engines get through: vLLM against Transformers, on the same items.
 
-    python -m benchmarks.evaluate [MODEL ...] --out docs/performance
+    python -m benchmarks.evaluate [MODEL ...] out=docs/performance
 
 Without a MODEL it makes two with random weights: a language model of SmolLM2-135M's shape, and on it a VLM of
 SmolVLM-256M's shape that sees one tile an image. Tasks:
@@ -27,26 +27,40 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import ray
 import torch
 from PIL import Image
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
-from lingu_ray.config import Config, CorpusConfig, RayConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of
+from lingu_ray.config import (
+    Config,
+    CorpusConfig,
+    RayConfig,
+    Several,
+    SourceConfig,
+    StudentConfig,
+    TeacherConfig,
+    VisionConfig,
+)
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.demo.text import Documents, passages, read_documents, running_texts, train_tokenizer
+from lingu_ray.errors import run_command
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
+from lingu_ray.paths import model_path
 from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.models import prepare_student
 
 ENGINES: dict[str, Callable[[str, int], Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine}
-TASKS = ("choice", "perplexity", "text", "image")
+TaskName = Literal["choice", "perplexity", "text", "image"]
 CONTEXT = 2048
 VOCABULARY, WORDS_OF_TOKENIZER = 49152, 4096
 IMAGE_SIDE = 512
@@ -69,30 +83,37 @@ class Measured:
         return seconds_of(partial(self.engine.loglikelihoods if scored else self.engine.generate, requests))
 
 
-def main() -> None:
+class EnginesConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(3, description="rounds of timing")
+    tasks: Several[TaskName] = Field(get_args(TaskName), description="what is asked")
+    tokens_per_batch: Several[PositiveInt] = Field((2048, 8192), description="batch sizes")
+    items: PositiveInt = Field(32, description="items of a round")
+    images: PositiveInt = Field(8, description="items of a round of `image`")
+    words: PositiveInt = Field(60, description="words of a text")
+    new_tokens: PositiveInt = Field(32, description="tokens of an answer")
+    layers: PositiveInt = Field(30, description="decoder layers of the random models")
+
+
+HELP = Help("python -m benchmarks.evaluate [MODEL ...] [key=value ...]", __doc__, EnginesConfig)
+
+
+def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    arguments = parser(__doc__, repeats=3)
-    arguments.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids (default: random ones)")
-    arguments.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default all")
-    arguments.add_argument("--tokens-per-batch", type=int, nargs="+", default=[2048, 8192], metavar="N")
-    arguments.add_argument("--items", type=int, default=32, help="of a round (default 32)")
-    arguments.add_argument("--images", type=int, default=8, help="items of a round of `image` (default 8)")
-    arguments.add_argument("--words", type=int, default=60, help="of a text (default 60)")
-    arguments.add_argument("--new-tokens", type=int, default=32, help="of an answer (default 32)")
-    arguments.add_argument("--layers", type=int, default=30, help="decoder layers of the random models (default 30)")
-    options = arguments.parse_args()
+    names, given, _ = split_arguments(arguments, HELP)
+    options = read_settings(given, EnginesConfig)
     connect(RayConfig())
     with tempfile.TemporaryDirectory() as folder:
-        models = options.models or make_models(Path(folder), options.layers)
+        models = list(map(model_path, names)) or make_models(Path(folder), options.layers)
         rows = [row for model in models for row in measure_model(model, options)]
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    publish("evaluate", rows, options.out, settings)
+    publish("evaluate", rows, options.out, {"models": names} | options.recorded)
     if options.out is not None:
         plot(rows, options.out / "evaluate.png")
     ray.shutdown()
 
 
-def measure_model(model: str, options: Any) -> list[Row]:
+def measure_model(model: str, options: EnginesConfig) -> list[Row]:
     """Rows of a model: every task, batch size and engine."""
     timings: dict[tuple[str, int], dict[str, Timing]] = {}
     starts: dict[tuple[str, int], float] = {}
@@ -150,13 +171,13 @@ def row(
     }
 
 
-def one_round(actor: Any, task: str, options: Any) -> Callable[[], float]:
+def one_round(actor: Any, task: str, options: EnginesConfig) -> Callable[[], float]:
     """A function that measures the next round's items at every call."""
     rounds = requests_of(task, items_of(task, options), options.words, options.new_tokens)
     return lambda: ray.get(actor.seconds.remote(next(rounds)))
 
 
-def items_of(task: str, options: Any) -> int:
+def items_of(task: str, options: EnginesConfig) -> int:
     """How many items a round has."""
     return options.images if task == "image" else options.items
 
@@ -246,4 +267,4 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,7 +6,6 @@ come back, and hands them to `publish`, and to `plot_bars` where a picture helps
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -21,7 +20,11 @@ from typing import Any
 import ray
 import torch
 import transformers
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
+
+from lingu_ray.config import Section
+from lingu_ray.paths import LocalPath
 
 Row = dict[str, Any]
 
@@ -143,12 +146,16 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def parser(description: str | None, repeats: int = 10) -> argparse.ArgumentParser:
-    """Command line with what every benchmark takes: `--out` and `--repeats`."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--out", type=Path, help="folder for the JSON, the table and the plot; default: print only")
-    result.add_argument("--repeats", type=int, default=repeats, help=f"rounds of timing (default {repeats})")
-    return result
+class BenchmarkConfig(Section):
+    """Settings of every benchmark."""
+
+    out: LocalPath | None = Field(None, description="folder for the JSON, the table and the plot; null: print only")
+    repeats: PositiveInt = Field(10, description="rounds of timing")
+
+    @property
+    def recorded(self) -> Row:
+        """The settings that the result names: all but where it is written."""
+        return self.model_dump(mode="json", exclude={"out"})
 
 
 def publish(name: str, rows: Sequence[Row], out: Path | None, settings: Row | None = None) -> None:

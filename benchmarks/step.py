@@ -1,6 +1,6 @@
 """What the teacher costs a training step: plain fine-tuning, a full-sequence teacher, and the KV-shared one.
 
-    python -m benchmarks.step --out docs/performance
+    python -m benchmarks.step out=docs/performance
 
 Each way takes one optimizer step over the same micro-batches of image questions, all of them distilled: the worst case
 for the teacher. The decoder has SmolLM2-135M's shapes with random weights; the vision tower is kept small, so that the
@@ -18,27 +18,30 @@ between two steps of `sft` and compared with their mean, so that a machine whose
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import ray
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.report import Measured, Row, Timing, measure_between, parser, plot_bars, publish, ratios
-from lingu_ray.config import Config
+from benchmarks.report import BenchmarkConfig, Measured, Row, Timing, measure_between, plot_bars, publish, ratios
+from lingu_ray.config import Config, Several
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
+from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.step import MicroBatches, model_inputs
@@ -46,14 +49,32 @@ from lingu_ray.runtime.teachers import make_teacher
 
 VOCABULARY, ADDED = 49152, 128
 IMAGE_TOKEN = VOCABULARY
-WAYS = ("full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2")
+Way = Literal["full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2"]
 
 
-def main() -> None:
+class StepConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(3, description="rounds of timing")
+    ways: Several[Way] = Field(get_args(Way), description="what is timed beside plain fine-tuning")
+    rows: PositiveInt = Field(8, description="rows of a micro-batch")
+    micro_batches: PositiveInt = Field(3, description="micro-batches of a step")
+    image_tokens: PositiveInt = Field(256, description="image tokens of a row, a square")
+    text_tokens: PositiveInt = Field(32, description="question tokens")
+    answer_tokens: PositiveInt = Field(32, description="answer tokens")
+    layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
+    hidden: PositiveInt = Field(576, multiple_of=192, description="decoder width")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="as train.precision")
+
+
+HELP = Help("python -m benchmarks.step [key=value ...]", __doc__, StepConfig)
+
+
+def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    arguments = _arguments()
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    config = _config("unused", "in_process", 0, arguments.precision)
+    options = settings_alone(arguments, HELP, StepConfig)
+    settings = options.recorded
+    config = _config("unused", "in_process", 0, options.precision)
     connect(config.ray)
     gpus = 1 if torch.cuda.is_available() else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(_measure)
@@ -63,9 +84,9 @@ def main() -> None:
             steps.append(ray.get(reference))
             bar.update()
     rows = [_row(way, steps, settings) for way in ("sft", *settings["ways"])]
-    publish("step", rows, arguments.out, settings)
-    if arguments.out is not None:
-        plot(rows, arguments.out / "step.png")
+    publish("step", rows, options.out, settings)
+    if options.out is not None:
+        plot(rows, options.out / "step.png")
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -73,22 +94,6 @@ def plot(rows: list[Row], path: Path) -> None:
     ways = [row["way"].replace("_", "\n") for row in rows]
     heights = {"one optimizer step": [row["ratio_to_sft"] for row in rows]}
     plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, heights, ("plain fine-tuning", 1.0))
-
-
-def _arguments() -> argparse.Namespace:
-    result = parser(__doc__, repeats=3)
-    result.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)} (default all)"
-    )
-    result.add_argument("--rows", type=int, default=8, help="rows of a micro-batch (default 8)")
-    result.add_argument("--micro-batches", type=int, default=3, help="micro-batches of a step (default 3)")
-    result.add_argument("--image-tokens", type=int, default=256, help="image tokens of a row, a square (default 256)")
-    result.add_argument("--text-tokens", type=int, default=32, help="question tokens (default 32)")
-    result.add_argument("--answer-tokens", type=int, default=32, help="answer tokens (default 32)")
-    result.add_argument("--layers", type=int, default=30, help="decoder layers (default 30, SmolLM2-135M's)")
-    result.add_argument("--hidden", type=int, default=576, help="decoder width, a multiple of 64 × 3 (default 576)")
-    result.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="as train.precision")
-    return result.parse_args()
 
 
 def _row(way: str, steps: list[Measured], settings: Row) -> Row:
@@ -256,4 +261,4 @@ def _config(teacher: str, placement: str, look_ahead: int, precision: str) -> Co
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -1,4 +1,4 @@
-"""The console command `lingu-ray`, also `python -m lingu_ray`: says what commands there are, and runs one."""
+"""The console command `lingu-ray`, also `python -m lingu_ray`: lists the commands, and runs one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def dispatch(arguments: list[str]) -> None:
-    """Run the command that comes first with the arguments that follow it.
+    """Run the command named by the first argument with the arguments after it.
 
     Raises:
         UserError: no such command, or whatever the command raises.

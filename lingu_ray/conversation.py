@@ -1,6 +1,6 @@
-"""A conversation with a model, about images too: it keeps what was said, and streams what is answered.
+"""A conversation with a model, about images too: it keeps the messages, and streams the answers.
 
-The prompt is what the corpus's encoder makes of the conversation: what a student of that model is trained on.
+The corpus's encoder makes the prompt, so it is what a student of that model is trained on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def read_image(path: Path) -> bytes:
 
 
 class Conversation:
-    """What was said, and the model that answers.
+    """The messages so far, and the model that answers.
 
     Args:
         files: the model's configuration, tokenizer and processor.
@@ -54,7 +54,7 @@ class Conversation:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was said and shown."""
+        """Forget all messages and images."""
         self.messages: Messages = []
         self.images: list[bytes] = []
         self.shown: list[bytes] = []  # images for the next question
@@ -72,7 +72,7 @@ class Conversation:
     def ask(self, question: str, write: Callable[[str], object]) -> str:
         """Answer a question; `write` is given the answer piece by piece as it is generated.
 
-        Ctrl-C ends the answer, and what was said until then counts as the answer.
+        Ctrl-C ends the answer; what was generated until then counts as the answer.
 
         Raises:
             UserError: the conversation does not fit the model's context, marks `<image>` do not match the images, or

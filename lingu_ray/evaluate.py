@@ -1,4 +1,4 @@
-"""Measure models on language and vision tasks, and say what came back.
+"""Measure models on language and vision tasks, and report what came back.
 
 python -m lingu_ray.evaluate teacher=LM adapted=VLM distilled=runs/demo/export tasks=arc_easy,piqa,textvqa
 python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores engine=vllm
@@ -8,7 +8,7 @@ MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else
 tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas between them; or FILE.yaml with the
             settings' section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
-            was interrupted goes on there; with no MODEL the metrics are made again from the items.
+            was interrupted resumes there; without a MODEL the metrics are computed again from the items.
 ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
 tracking.KEY=…  MLflow: a run for the evaluation, and one nested under it for each model, with its scores. The store is
             tracking.uri, else $MLFLOW_TRACKING_URI, else mlflow.db beside `out` (where runs lie) or, if there is none
@@ -34,7 +34,7 @@ USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help 
 
 
 class EvaluateConfig(EvaluationConfig):
-    """What the command can be told."""
+    """Settings of the command."""
 
     out: LocalPath = Field(Path("evaluation"), description="folder of the results")
     ray: RayConfig = RayConfig()
@@ -42,7 +42,7 @@ class EvaluateConfig(EvaluationConfig):
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for a mistake of the user."""
     models, config = read_arguments(arguments)
 
     from lingu_ray.evaluation.item_files import measured_models
@@ -69,7 +69,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     """Models by name, and the settings.
 
     Raises:
-        UserError: an option, two models of one name, no tasks, or settings that are wrong.
+        UserError: an option, two models of one name, no tasks, or wrong settings.
     """
     bare, assigned, _ = split_arguments(arguments, evaluate_help())
     named = [(Path(model_path(path)).name, path) for path in bare]

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from lingu_ray.atomic import require_new_folder
-from lingu_ray.config import Section, StudentConfig, TeacherConfig
-from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config import Section, Several, StudentConfig, TeacherConfig
+from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.interpolate import common_ids, interpolate_
 from lingu_ray.distill.pair import check_tokenizers, compare_decoders
@@ -35,18 +35,13 @@ from lingu_ray.runtime.models import gguf_arguments, load_config, load_processor
 from lingu_ray.shell import shell_word
 
 
-def _one_or_several(weight: object) -> object:
-    """`0.5` and `0.25,0.5` as lists."""
-    return weight.split(",") if isinstance(weight, str) else [weight] if isinstance(weight, int | float) else weight
-
-
 class MergeConfig(Section):
     """What the command can be told."""
 
     teacher: ModelPath = Field(description="the original text-only LM: a folder, a hub id or a .gguf file")
     student: ModelPath = Field(description="the VLM that came from it: a folder or a hub id")
     out: LocalPath = Field(description="a new folder, which gets a model of the student's class with its processor")
-    weight: Annotated[tuple[float, ...], BeforeValidator(_one_or_several)] = Field(
+    weight: Several[float] = Field(
         (0.5,),
         description="the teacher's share of the decoder, 0 to 1; several, as in 0.25,0.5, make the folders OUT-0.25, "
         "OUT-0.5",
@@ -117,10 +112,7 @@ def _rows(model: PreTrainedModel) -> int:
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for what the user can mend."""
-    names, settings, _ = split_arguments(arguments, HELP)
-    if names:
-        raise UserError(f"{names[0]} is not a setting: models and folder are given by name\nusage: {HELP.usage}")
-    config = read_settings(settings, MergeConfig)
+    config = settings_alone(arguments, HELP, MergeConfig)
     if not sys.stderr.isatty():
         disable_progress_bar()  # Transformers' own bars
     for folder in merge(config.teacher, config.student, config.out, list(config.weight)):

@@ -1,10 +1,10 @@
-"""Print the JSON schema of a settings file, with which an editor completes, explains and checks what one types.
+"""Print the JSON schema of a settings file, with which an editor completes, explains and checks what you type.
 
 train       a run's file, as in python -m lingu_ray.train my.yaml (default)
 evaluate    a file of tasks, as in python -m lingu_ray.evaluate MODEL tasks=tasks.yaml
 sweep       a space, as in python -m tuning.sweep space.yaml
 
-Write it beside the file, and name it in the file's first line, which editors with yaml-language-server read:
+Write it beside the file and name it in the file's first line, where editors with yaml-language-server find it:
 
   python -m lingu_ray.schema train > train.schema.json
   # yaml-language-server: $schema=train.schema.json
@@ -32,7 +32,7 @@ HELP = Help("python -m lingu_ray.schema [train | evaluate | sweep]", __doc__)
 
 
 class _Generator(GenerateJsonSchema):
-    """Defaults as one would write them (a schedule that does not move is a number), and no titles made of names."""
+    """Defaults as a user writes them (a constant schedule is a number), and no titles made from names."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
         return False
@@ -42,7 +42,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for a mistake of the user."""
     names, settings, _ = split_arguments(arguments, HELP)
     if len(names) > 1 or settings:
         raise UserError(f"one schema at a time, without settings\nusage: {HELP.usage}")
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> None:
 
 
 def schema_of(model: type[BaseModel], title: str) -> Schema:
-    """The JSON schema of a settings file: what `model` accepts, schedules and tasks as they may be written."""
+    """The JSON schema of a settings file: what `model` accepts, schedules and tasks however they are written."""
     schema = model.model_json_schema(schema_generator=_Generator)
     definitions = schema.setdefault("$defs", {})
     if "Schedule" in definitions:

@@ -4,7 +4,7 @@ The schema is exported here, a file for each part of a run: `models`, `corpus`, 
 `tracking`, `evaluation`, `demo`, put together in `run`. This package imports no other room of lingu_ray.
 """
 
-from lingu_ray.config.base import Schedule, Section
+from lingu_ray.config.base import Schedule, Section, Several
 from lingu_ray.config.cluster import RayConfig
 from lingu_ray.config.corpus import CorpusConfig, Format, SourceConfig
 from lingu_ray.config.demo import DemoConfig
@@ -28,6 +28,7 @@ __all__ = [
     "RayConfig",
     "Schedule",
     "Section",
+    "Several",
     "SourceConfig",
     "StudentConfig",
     "TaskConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -63,6 +63,16 @@ def _written_short(value: object) -> object:
 
 
 Scheduled = Annotated[Schedule, BeforeValidator(_written_short)]
+
+
+def _with_commas(value: object) -> object:
+    """`0.25,0.5`, or a single value, as a list."""
+    return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
+
+
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], BeforeValidator(_with_commas)]
+"""One value or several, which on a command line may be written with commas between: `sizes=8,64`."""
 
 
 def twice(names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""From the command line to a `Config`: a recipe or YAML file, then dotted `key=value` overrides."""
+"""From the command line to settings: a recipe or YAML file, then dotted `key=value` overrides."""
 
 import difflib
 from collections.abc import Collection
@@ -34,7 +34,7 @@ examples:
 
 
 class Arguments(NamedTuple):
-    """A command line, sorted: what is named, `key=value` settings, and options that begin with a dash."""
+    """A command line, sorted: names, `key=value` settings, and options that start with a dash."""
 
     names: list[str]
     settings: list[str]
@@ -62,24 +62,24 @@ def load_config(argv: list[str]) -> Config:
 def train_help() -> Help:
     """The pages of training's `--help`."""
     width = text_width()
-    schedules = ["what a value that moves over the run is made of (temperature, weights)"]
+    schedules = ["values that move over the run (temperature, weights)"]
     schedules += setting_lines(Schedule, "SETTING.", width)
     about = _ABOUT.format(recipes="\n".join(table(recipes(), width)))
     return Help(USAGE, about, Config, {"schedules": "\n".join(schedules)})
 
 
 def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) -> Arguments:
-    """Sort a command line; `known` are the options that the command takes beside `--help`.
+    """Sort a command line; `known` are the options that the command takes besides `--help`.
 
-    `--help`, `--help SECTION` and `--help=SECTION` print and raise `SystemExit(0)`: what follows is asked about.
+    `--help`, `--help SECTION` and `--help=SECTION` print and raise `SystemExit(0)`; words after `--help` are topics.
 
     Raises:
-        UserError: an option that is not known, or help on what does not exist.
+        UserError: an unknown option, or help on a topic that does not exist.
     """
-    for place, argument in enumerate(argv):
+    for index, argument in enumerate(argv):
         option, _, topic = argument.partition("=")
         if option in ("-h", "--help"):
-            after = [word for word in argv[place + 1 :] if not word.startswith("-") and not OVERRIDE.fullmatch(word)]
+            after = [word for word in argv[index + 1 :] if not word.startswith("-") and not OVERRIDE.fullmatch(word)]
             help.show([topic, *after] if topic else after)
     options = [a for a in argv if a.startswith("-")]
     if unknown := next((option for option in options if option not in known), None):
@@ -89,7 +89,7 @@ def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) ->
 
 
 def _meant(option: str, help: Help, known: Collection[str]) -> str:
-    """What an unknown option may have been meant for."""
+    """What the user may have meant by an unknown option."""
     name, equals, value = option.lstrip("-").partition("=")
     if equals or name in help.schema.model_fields:
         return f"; settings are given without dashes: {name}={value or '...'}"
@@ -97,8 +97,16 @@ def _meant(option: str, help: Help, known: Collection[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
+def settings_alone(arguments: list[str], help: Help, schema: type[T]) -> T:
+    """The settings of a command that takes nothing but settings; raises `UserError` for whatever is wrong."""
+    names, settings, _ = split_arguments(arguments, help)
+    if names:
+        raise UserError(f"{names[0]!r} is not a setting: the command takes key=value alone\nusage: {help.usage}")
+    return read_settings(settings, schema)
+
+
 def read_settings(arguments: list[str], schema: type[T]) -> T:
-    """The settings of a command that reads no file; raises `UserError` for whatever is wrong."""
+    """Settings from `key=value` arguments alone, without a file; raises `UserError` for whatever is wrong."""
     settings = Settings(schema, {}, "command line")
     for argument in arguments:
         settings.override(argument)
@@ -121,7 +129,7 @@ def read_recipe(recipe: str) -> Settings[Config]:
 
 
 def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[T]:
-    """A YAML file that a package ships in its folder `<kind>s`, by name, or any by path."""
+    """A YAML file: by name one of the package's folder `<kind>s`, by path any."""
     known = shipped(package, f"{kind}s")
     if name in known:
         return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)

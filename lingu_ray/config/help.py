@@ -1,4 +1,4 @@
-"""What `--help` teaches: every setting with its default, its meaning and what it wants, read off the `Config` tree."""
+"""Texts of `--help`: every setting with its default, meaning and accepted values, read from the sections themselves."""
 
 import textwrap
 from pathlib import Path
@@ -28,7 +28,7 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
     if is_mapping(annotation):
         return "a mapping of names to values"
     if is_list(annotation):
-        return "a list of sections, each with its keys" if section_in(annotation) else "a list"
+        return f"a list, each {wants(arguments[0])}"
     if get_origin(annotation) is tuple:
         return f"a list of {len(arguments)} numbers"
     if annotation is Schedule:
@@ -39,25 +39,26 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
 def _bounds(metadata: tuple[Any, ...] | list[Any]) -> str:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     limits = [f"{words[name]} {getattr(m, name):g}" for m in metadata for name in words if hasattr(m, name)]
+    multiples = [f"in multiples of {m.multiple_of:g}" for m in metadata if getattr(m, "multiple_of", None)]
     patterns = [f"that matches {m.pattern}" for m in metadata if getattr(m, "pattern", None)]
-    return "".join(f" {text}" for text in [" and ".join(limits), *patterns] if text)
+    return "".join(f" {text}" for text in [" and ".join(limits), *multiples, *patterns] if text)
 
 
 def explain(setting: FieldInfo) -> str:
-    """What a setting wants, and what it means."""
+    """What a setting accepts, and what it means."""
     description = setting.description or " ".join((getattr(setting.annotation, "__doc__", None) or "").split())
     return f"{wants(setting.annotation, setting.metadata)} ({description})"
 
 
 class Placed(NamedTuple):
-    """A section, and what the keys of its settings begin with: `corpus.sources.NAME.` for an item of a list."""
+    """A section, and the prefix of its settings' keys: `corpus.sources.NAME.` for an item of a list."""
 
     section: type[BaseModel]
     prefix: str
 
 
 def sections(root: type[BaseModel], key: str = "", prefix: str = "") -> dict[str, Placed]:
-    """Every section inside `root`, at any depth, by its dotted key; schedules are values, and left out."""
+    """Every section inside `root`, at any depth, by its dotted key; schedules count as values and are left out."""
     found: dict[str, Placed] = {}
     for name, field in root.model_fields.items():
         section = section_in(field.annotation)
@@ -83,7 +84,7 @@ def setting_lines(section: type[BaseModel], prefix: str, width: int) -> list[str
 
 
 def section_lines(root: type[BaseModel], key: str, width: int) -> list[str]:
-    """What the section at `key` is, its settings, and those of the sections inside it."""
+    """Summary and settings of the section at `key`, and of the sections inside it."""
     lines: list[str] = []
     for name, (section, prefix) in sections(root).items():
         if name == key or name.startswith(key + "."):

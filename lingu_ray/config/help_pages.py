@@ -1,4 +1,4 @@
-"""The pages of `--help`: a short one first, then one a section of settings, or everything."""
+"""The pages of `--help`: an overview, one page per section of settings, or everything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NoSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Help:
-    """What a command tells of itself.
+    """What a command says about itself.
 
     `usage` is one line, `about` says what the command does, `schema` has its settings; `chapters` are further pages by
     name, whose first line says what they are.
@@ -62,7 +62,7 @@ class Help:
         ]
 
     def _contents(self) -> list[str]:
-        """The sections and chapters with a line each, and how to see one."""
+        """The sections and chapters with one line each, and how to read one."""
         lines = {key: summary(place.section) for key, place in sections(self.schema).items()}
         lines |= {name: text.split("\n", 1)[0] for name, text in self.chapters.items()}
         if not lines:
@@ -84,7 +84,7 @@ class Help:
         raise UserError(self._unknown(topic))
 
     def _settings(self) -> dict[str, str]:
-        """Every setting's own lines, by its key."""
+        """The lines of every setting, by its key."""
         places = {"": (self.schema, ""), **{f"{key}.": place for key, place in sections(self.schema).items()}}
         return {
             key + name: "\n".join(lines)
@@ -93,7 +93,7 @@ class Help:
         }
 
     def _unknown(self, topic: str) -> str:
-        """What to say to a topic that there is no page of."""
+        """The message for a topic without a page."""
         topics = [*sections(self.schema), *self.chapters, "all"]
         keys = [*topics, *self._settings()]
         near = difflib.get_close_matches(topic, keys, n=1)

@@ -1,4 +1,4 @@
-"""Text for terminals: how wide it is, and tables of names with a line each."""
+"""Text for terminals: its width, and tables of names with one line each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 
 def text_width() -> int:
-    """Columns to fill: those of the terminal, within reason."""
+    """Width of text in columns: that of the terminal, between 80 and 140."""
     return min(max(shutil.get_terminal_size((120, 0)).columns, 80), 140)
 
 

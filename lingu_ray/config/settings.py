@@ -1,7 +1,6 @@
-"""A tree of settings on its way to a typed one: YAML, then dotted `key=value` overrides, then every mistake explained.
+"""Settings before validation: a tree from YAML, changed by dotted `key=value` overrides, then validated.
 
-Whatever is wrong is told in one line each: the key, its value, what it wants, and the file and line or override it
-came from.
+Every mistake becomes one line: the key, its value, what is wanted, and the file and line or override it came from.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ def read_text(path: Path) -> str:
 
 
 def differences(before: object, now: object, ignored: Collection[str] = (), key: str = "") -> list[str]:
-    """A line for every setting in which two trees differ: key, both values.
+    """One line for every setting in which two trees differ: key and both values.
 
-    `ignored`: patterns of dotted keys (`fnmatch`). Items of a list are told by their `name`, else by position.
+    `ignored`: patterns of dotted keys (`fnmatch`). Items of a list are matched by their `name`, else by position.
     """
     if any(fnmatch(key, pattern) for pattern in ignored):
         return []
@@ -63,7 +62,7 @@ def differences(before: object, now: object, ignored: Collection[str] = (), key:
 
 
 def _parts(tree: object) -> dict[str, Any] | None:
-    """What a tree is made of, by name; None for a value, and for a list of plain values, which is one."""
+    """The parts of a tree by name; None for a value (a list of plain values is one)."""
     if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
         return {str(item.get("name", position)): item for position, item in enumerate(tree)}
     return tree if isinstance(tree, dict) and tree else None
@@ -76,7 +75,7 @@ def _short(value: object) -> str:
 
 @dataclass
 class Settings(Generic[T]):
-    """A tree of settings that is not validated yet, and where each came from."""
+    """A tree of settings that is not validated yet, with the origin of each."""
 
     schema: type[T]
     tree: dict[str, Any]
@@ -90,7 +89,7 @@ class Settings(Generic[T]):
         self.put(dotted, value, argument)
 
     def put(self, dotted: str, value: Any, origin: str) -> None:
-        """Give a key its value; `origin` says where it came from."""
+        """Set a key to a value; `origin` says where it came from."""
         *parents, last = key = self._key(dotted, origin)
         node: Any = self.tree
         for part in parents:
@@ -133,7 +132,7 @@ class Settings(Generic[T]):
         raise UserError(f"{argument}: {above} has no item {position!r}; it has: {known}")
 
     def validate(self) -> T:
-        """The typed configuration; every error of it in one `UserError`, a line each."""
+        """The typed settings; all errors together in one `UserError`, one line each."""
         try:
             return self.schema.model_validate(self.tree)
         except ValidationError as error:
@@ -157,13 +156,13 @@ class Settings(Generic[T]):
 
     def _new_name(self, error: ErrorDetails) -> str | None:
         """What an unknown setting is called now, if it was renamed."""
-        *above, name = error["loc"] or ("",)
-        return (
-            new_name(section_at(tuple(above), self.schema), str(name)) if error["type"] == "extra_forbidden" else None
-        )
+        if error["type"] != "extra_forbidden":
+            return None
+        *above, name = error["loc"]
+        return new_name(section_at(tuple(above), self.schema), str(name))
 
     def _dotted(self, key: Key) -> str:
-        """The key as one writes it: items of a list by their name."""
+        """The key as the user writes it: items of a list by their name."""
         parts: list[str] = []
         node: Any = self.tree
         for part in key:
@@ -173,7 +172,7 @@ class Settings(Generic[T]):
         return ".".join(parts)
 
     def _origin(self, key: Key) -> str:
-        """Where a key came from: its own line or override, else that of what holds it, or of what it holds."""
+        """Where a key came from: its own line or override, else that of a section around it, or of a setting in it."""
         above = (key[:n] for n in range(len(key), 0, -1) if key[:n] in self.origins)
         below = (k for k in self.origins if key and k[: len(key)] == key)
         nearest = next(above, None) or next(below, None)
@@ -194,7 +193,7 @@ def _longest(names: list[str], dotted: str) -> str:
 
 
 def _child(node: Any, part: str | int) -> Any:
-    """What stands under `part` of a mapping or list; None where nothing does."""
+    """The value at `part` of a mapping or list; None if there is none."""
     if isinstance(node, list) and isinstance(part, int):
         return node[part] if part < len(node) else None
     return node.get(part) if isinstance(node, dict) else None

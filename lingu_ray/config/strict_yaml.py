@@ -1,7 +1,8 @@
-"""YAML as people mean it: PyYAML's safe loader with the scalars of YAML 1.2's core schema, and no key given twice.
+"""The project's YAML, read and written: the scalars of YAML 1.2's core schema, and no key given twice.
 
 PyYAML reads `1e-5` as text, `no` as false, `12:30` as 750 and `2024-01-01` as a date, and keeps the last of two equal
-keys. Here `1e-5` is a number, the others are text, and a second key is an error.
+keys. Here `1e-5` is a number, the others are text, and a second key is an error. What is written reads the same in
+YAML 1.1: text that either version takes for something else is quoted.
 """
 
 import re

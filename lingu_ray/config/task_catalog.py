@@ -1,4 +1,4 @@
-"""Tasks that are known by name: those of `config/tasks/*.yaml`, and `lm_eval/NAME`."""
+"""Tasks known by name: those of `config/tasks/*.yaml`, and `lm_eval/NAME` of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def listing() -> str:
 
 
 def complete(task: Any) -> Any:
-    """What an entry of `evaluation.tasks` means.
+    """The full settings of an entry of `evaluation.tasks`.
 
-    `arc_easy` is a task of the catalog, `lm_eval/gsm8k` one of lm-evaluation-harness. A mapping without `type` takes
-    what it does not say from the task of its name, or of the name under `like`. Anything else stays as it is.
+    `arc_easy` is a task of the catalog, `lm_eval/gsm8k` one of lm-evaluation-harness. A mapping without `type`
+    inherits the rest from the task of its name, or of the name under `like`. Anything else is returned unchanged.
 
     Raises:
         ValueError: no such task.

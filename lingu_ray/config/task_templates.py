@@ -1,7 +1,7 @@
-"""What a task's `fields` and `where` say of a row: the name of a column, or a Jinja template over the columns.
+"""How a task's `fields` and `where` read a row: by the name of a column, or by a Jinja template over the columns.
 
-A template that is one single `{{expression}}` gives the expression's value as it is (a list, a number); any other gives
-text. Templates are sandboxed, a column that is not there is an error, and beside Jinja's own filters there is
+A template that is one single `{{expression}}` gives the expression's value unchanged (a list, a number); any other
+gives text. Templates are sandboxed, a missing column is an error, and besides Jinja's own filters there is
 `regex_replace(pattern, replacement)`.
 """
 
@@ -28,7 +28,7 @@ _ENVIRONMENT.filters["regex_replace"] = _regex_replace
 
 @cache
 def compile_template(text: str) -> Callable[[Row], Any]:
-    """What gives the value of `text` for a row; it raises what the expression does, `LookupError` without the column.
+    """A function from a row to the value of `text`; it raises what the expression raises, `LookupError` for no column.
 
     Raises:
         ValueError: the template is malformed.
@@ -45,7 +45,7 @@ def compile_template(text: str) -> Callable[[Row], Any]:
 
 
 def _is_expression(template: nodes.Template) -> bool:
-    """Whether all that there is is one `{{expression}}`."""
+    """Whether the template is one single `{{expression}}`."""
     outputs = [part for node in template.body for part in (node.nodes if isinstance(node, nodes.Output) else [node])]
     return len(outputs) == 1 and isinstance(outputs[0], nodes.Expr) and not isinstance(outputs[0], nodes.TemplateData)
 

@@ -188,7 +188,7 @@ def test_what_cannot_be_asked_is_refused(models: Path):
         ("word " * 2000, "/new starts a new one"),
         ("What is <image>?", "1 marks <image>, and 0 images"),
         ("/imge x", r"did you mean /image\?"),
-        ("/image", "wants the path"),
+        ("/image", "needs the path"),
         ("/image nowhere.png", "image .*/nowhere.png: cannot be read"),
     ):
         with pytest.raises(UserError, match=message):

@@ -179,7 +179,7 @@ def test_what_cannot_be_merged_is_refused(pair: Path, tmp_path: Path):
     tiny_teacher(layers=2, folder=tmp_path / "shallow")
     refused = {
         "out: missing; give a path": [lm, vlm],
-        "models and folder are given by name": [lm, vlm, str(tmp_path / "out")],
+        "is not a setting: the command takes key=value alone": [lm, vlm, str(tmp_path / "out")],
         r"weight: a number from 0 to 1 .* \[weight=1.5\]": [lm, vlm, out, "weight=1.5"],
         r"weight.0: half does not fit; .* \[weight=half\]": [lm, vlm, out, "weight=half"],
         r"weight: a number .* \[weight=0.5,0.5\]": [lm, vlm, out, "weight=0.5,0.5"],

@@ -14,6 +14,7 @@ from lingu_ray.commands import COMMANDS, as_called, guide_path, recipes
 from lingu_ray.errors import UserError
 
 ROOT = Path(__file__).parents[3]
+BENCHMARKS = [f"benchmarks.{name}" for name in ("evaluate", "loss", "step", "transport")]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -40,11 +41,21 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith(f"usage: python -m {COMMANDS[name].module}")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_refuses_unknown_options(name: str):
-    """All of them read their arguments alike."""
+@pytest.mark.parametrize("module", [*(command.module for command in COMMANDS.values()), *BENCHMARKS])
+def test_every_command_refuses_unknown_options(module: str):
+    """All of them, benchmarks too, read their arguments alike."""
     with pytest.raises(UserError, match="unknown option --hlep; did you mean --help"):
-        import_module(COMMANDS[name].module).main(["--hlep"])
+        import_module(module).main(["--hlep"])
+
+
+def test_every_program_is_run_in_one_way():
+    """What can be run as a module has its `main` run by `run_command`, and nothing has a parser of its own."""
+    modules = [path for package in ("lingu_ray", "tuning", "benchmarks") for path in (ROOT / package).rglob("*.py")]
+    texts = {path: path.read_text("utf-8") for path in modules}
+    programs = [text for text in texts.values() if '\nif __name__ == "__main__":\n' in text]
+    assert len(programs) == len(COMMANDS) + len(BENCHMARKS) + 1
+    assert all("run_command(" in text for text in programs)
+    assert not [path for path, text in texts.items() if "argparse" in text]
 
 
 @pytest.mark.parametrize(
