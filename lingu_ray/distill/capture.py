@@ -28,7 +28,7 @@ class KVCapture:
     """Collects `kv_L2PHE` (keys `[:, 0]`, values `[:, 1]` of the donated positions, detached) and `position_BT`.
 
     `position_BT` are the RoPE positions that the decoder was given; None where it counts from 0 itself. Models with
-    several RoPE axes (M-RoPE) give text tokens the same position on all of them, so the last axis stands for all.
+    several RoPE axes (M-RoPE) give text tokens the same position on all of them, so the last axis is enough.
     """
 
     def __init__(self, layers: int, row_P: Tensor, column_P: Tensor):
@@ -55,7 +55,7 @@ class KVCapture:
         if self.position_BT is None:
             return column_Q
         position_BT = self.position_BT.cpu()
-        return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may stand for all
+        return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may hold for all
 
 
 _active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=None)

@@ -52,12 +52,12 @@ class Distiller(nn.Module):
 
         L = w_ce · Σ CE / ce_tokens  +  w_kd · τ² · Σ KD_τ / kd_tokens
 
-    CE runs over all supervised tokens, KD over those of the rows to distil. The teacher continues from the keys and
-    values that the student computed for the prompt, so it needs no eyes; it has no gradient, and nothing flows back
-    through what is donated.
+    CE is summed over all supervised tokens, KD over those of the rows to distil. The text-only teacher continues from
+    the keys and values that the student computed for the prompt, images included. It has no gradient, and none flows
+    back through those keys and values.
 
     Both models are changed: the student's attention donates its KV, the teacher is frozen and in eval mode. The module
-    holds the student alone: `parameters()`, `to()` and `state_dict()` are the student's, the teacher is moved by you.
+    holds the student alone: `parameters()`, `to()` and `state_dict()` are the student's, the teacher is not moved.
 
     Args:
         student: a vision-language model (`AutoModelForImageTextToText`), not wrapped.

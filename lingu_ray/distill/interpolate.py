@@ -1,4 +1,4 @@
-"""A student's decoder drawn towards the teacher in weight space: the merging that distillation is compared with.
+"""Interpolation of a student's decoder with its teacher in weight space: the baseline of merging.
 
 Shape suffixes: V the student's vocabulary.
 """
@@ -23,7 +23,7 @@ def interpolate_(student: PreTrainedModel, teacher: PreTrainedModel, weight: flo
         student: a VLM; its vision tower and projector stay as they are.
         teacher: the LM, of the same architecture.
         weight: the teacher's share; 0 leaves every bit of the student, 1 gives every bit of the teacher.
-        common_V: the ids whose rows of embeddings and head take part; the other rows stay the student's.
+        common_V: the ids whose rows of embeddings and head are interpolated; the other rows stay the student's.
 
     Raises:
         UserError: one of the two has a parameter that the other lacks, or ties its head where the other does not.

@@ -1,4 +1,4 @@
-"""The pair: a student VLM and the text-only LM that its decoder came from. Do they fit?
+"""Checks that a student VLM and a text-only LM are a pair: the LM that the student's decoder came from.
 
 The teacher continues from the student's KV without any projection. That is only right when both decoders have the same
 layers, key/value heads, head dimension, RoPE and attention kind, so all of it is compared, on the configurations alone,
@@ -72,10 +72,10 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 
 
 def check_kind(config: PreTrainedConfig, setting: str) -> None:
-    """Raise UserError for an architecture whose memory of the prompt is not one key and value a position and layer."""
+    """Raise UserError for an architecture that does not keep one key and value for each position and layer."""
     reasons = {
         "is an encoder-decoder": config.is_encoder_decoder,
-        "looks at images by cross-attention, so they are not in its prompt's KV": _has(config, "cross_attention_layers")
+        "reads images by cross-attention, so they are not in its prompt's KV": _has(config, "cross_attention_layers")
         or _has(config, "cross_layer_interval"),
         "keeps compressed keys and values (MLA)": _has(config, "kv_lora_rank"),
         "has no attention heads": not _has(config, "num_attention_heads"),

@@ -1,6 +1,6 @@
 """The method for one micro-batch: plan the donation, run the student, ask the teacher, compute the loss.
 
-The steps are separate so that a caller can put work between asking the teacher and needing what it says. The KV that
+The steps are separate so that a caller can do other work between asking the teacher and needing its output. The KV that
 the student donates is detached and the teacher runs without gradients: only the student learns.
 """
 
@@ -27,7 +27,7 @@ class StudentPass:
 
     `hidden_ND`: the student's final hidden states where it predicts the N supervised tokens `labels_N`, row-major.
     `sample_N`: the sample of each. `kd_mask_N`: which of them get a KD term. Both are on the CPU.
-    `ticket`: what the teacher's client gave for the request; None where nothing is asked.
+    `ticket`: returned by the teacher's client for the request; None where nothing is asked.
     """
 
     hidden_ND: Tensor

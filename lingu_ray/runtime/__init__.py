@@ -7,4 +7,5 @@ optimizer   groups, schedules                   checkpoint  written whole or not
 validation  by source, and sample answers       export      the finished model
 metrics     metrics.jsonl                       progress    the live line
 tracking    MLflow                              cluster     connecting to Ray
+models      the settings' models, loaded
 """

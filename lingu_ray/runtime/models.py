@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def gguf_arguments(settings: TeacherConfig) -> dict[str, str]:
-    """What `from_pretrained` of configuration, tokenizer or model is told beside `path` for a model that is a GGUF."""
+    """Further arguments of `from_pretrained` for a teacher that is a GGUF file: configuration, tokenizer or model."""
     return {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
 
 

@@ -117,14 +117,14 @@ class MicroBatches:
         start = time.perf_counter()
         teacher = self.step.teacher_output(done)
         sums.teacher_wait += time.perf_counter() - start
-        labeled_S = ~batch.sampled_S  # whose answers are the corpus's own, so that they have a cross-entropy to learn
+        labeled_S = ~batch.sampled_S  # samples whose answers are the corpus's own have a cross-entropy
         scales = SampleScales(
             ce_S=_by_source(self.ce_weights, batch) * labeled_S * (weights.w_ce / max(weights.ce_tokens, 1)),
             kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_tokens, 1)),
             temperature=weights.temperature,
         )
         terms = self.step.loss(done, teacher, scales)
-        if terms.loss.requires_grad:  # not where all is frozen that the micro-batch runs through
+        if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
             terms.loss.backward()
         sums.loss += float(terms.loss.detach())
         sums.ce += float(terms.ce_N[labeled_S[done.sample_N].to(self.device)].sum())

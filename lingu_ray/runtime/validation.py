@@ -1,4 +1,4 @@
-"""Validation by source, and answers of the student to read."""
+"""Validation loss by source, and sample answers of the student."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Validation:
 
 
 def sample_rows(rows: dict[str, list[Row]], count: int) -> list[Row]:
-    """`count` held-out rows, taking turns between the sources."""
+    """`count` held-out rows, from the sources in turn."""
     turns = [row for same_turn in zip(*_even(list(rows.values())), strict=True) for row in same_turn if row is not None]
     return turns[:count]
 

@@ -1,5 +1,6 @@
 """What the documentation tells people to type works: commands parse, settings exist, make targets are there."""
 
+import inspect
 import json
 import re
 import runpy
@@ -52,7 +53,14 @@ def parse_train(words: list[str], my_yaml: str) -> None:
 
 @pytest.mark.parametrize("words", commands("python"), ids=" ".join)
 def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch):
-    """Training and evaluation give settings, sweeps a space; other modules exist and explain themselves."""
+    """Training and evaluation give settings, sweeps a space; other modules exist and explain themselves.
+
+    Scripts exist and take as many arguments as they are given (that they work: `test_examples.py`).
+    """
+    if words[1] != "-m":
+        monkeypatch.syspath_prepend(str(ROOT / "examples"))
+        inspect.signature(runpy.run_path(str(ROOT / words[1]))["main"]).bind(*words[2:])
+        return
     module = words[words.index("-m") + 1]
     if module == "lingu_ray.train":
         parse_train(words[3:], my_yaml)

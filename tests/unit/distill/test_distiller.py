@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, PLACEHOLDER, Prompt
+from parallelrun import in_workers
 from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config
 from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -134,6 +135,30 @@ def test_accumulation_is_one_large_batch(distiller):
     assert total == pytest.approx(output.loss.item(), rel=1e-5)
     for name, gradient in gradients(distiller.student).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def half_of_the_rows(data: Path, folder: Path) -> None:
+    """One of two workers' gradients after a step of `DistributedDataParallel` on its two rows, saved by the first."""
+    student, teacher = pair("idefics3")
+    distiller = Distiller(student, teacher)
+    rank = torch.distributed.get_rank()
+    everything = distiller.count(as_processor(collate(samples("idefics3"), PAD)), MASK)
+    batch = as_processor(collate(samples("idefics3")[2 * rank : 2 * rank + 2], PAD))
+    wrapped = torch.nn.parallel.DistributedDataParallel(distiller, find_unused_parameters=True)
+    mask = MASK[2 * rank : 2 * rank + 2]
+    wrapped(batch, mask, ce_tokens=everything.ce / 2, kd_tokens=everything.kd / 2).loss.backward()
+    if rank == 0:
+        torch.save(gradients(student), folder / "gradients.pt")
+
+
+@pytest.mark.slow
+def test_data_parallel_is_one_large_batch(distiller, batch, tmp_path):
+    """Wrapped in DistributedDataParallel, two workers with two rows each have the gradient of all four rows."""
+    distiller(batch, MASK).loss.backward()
+    in_workers(half_of_the_rows, tmp_path, tmp_path)
+    found = torch.load(tmp_path / "gradients.pt")
+    for name, gradient in gradients(distiller.student).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_nothing_to_learn_is_a_loss_of_zero(distiller, batch):
