@@ -24,7 +24,7 @@ from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
 
@@ -69,7 +69,7 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     names, settings, _ = split_arguments(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a GGUF file or its folder, and the folder to write\nusage: {HELP.usage}")

@@ -51,7 +51,7 @@ from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     tokenizer: ModelPath | None = Field(None, description="folder or hub id; null: lm_tokenizer of config.json")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
@@ -81,7 +81,7 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     names, settings, _ = split_arguments(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a nanoVLM checkpoint, and the folder to write\nusage: {HELP.usage}")

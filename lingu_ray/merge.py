@@ -42,7 +42,7 @@ def _one_or_several(weight: object) -> object:
 
 
 class MergeConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     teacher: ModelPath = Field(description="the original text-only LM: a folder, a hub id or a .gguf file")
     student: ModelPath = Field(description="the VLM that came from it: a folder or a hub id")
@@ -80,7 +80,7 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
     check_tokenizers(processor.tokenizer, teacher_tokenizer)
     lm = Teacher.load(teacher_settings, torch.float32, torch.device("cpu")).model
     for weight, folder in zip(weights, folders, strict=True):
-        vlm = load_student(student_settings)  # anew: what is exported has the saved precision
+        vlm = load_student(student_settings)  # loaded again for each weight: an export changes its dtype
         common_V = common_ids(processor.tokenizer, teacher_tokenizer, _rows(vlm), _rows(lm))
         interpolate_(vlm, lm, weight, common_V)
         export_model(vlm, processor, dtype, folder)
@@ -97,7 +97,7 @@ def _gguf(settings: TeacherConfig) -> dict[str, str]:
 
 
 def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> torch.dtype:
-    """Refuse what is no pair, before any weights are read; returns the precision the student is saved in."""
+    """Refuse models that are not a pair, before weights are read; returns the dtype of the student's weights."""
     lm = load_config(teacher.path, None, False, "teacher", **_gguf(teacher))
     vlm = load_config(cast(str, student.path), None, False, "student")
     if hasattr(lm, "vision_config"):
@@ -121,7 +121,7 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     names, settings, _ = split_arguments(arguments, HELP)
     if names:
         raise UserError(f"{names[0]} is not a setting: models and folder are given by name\nusage: {HELP.usage}")
