@@ -108,8 +108,13 @@ def test_interrupted_then_killed_then_finished(data, output):
     newest = checkpoints(folder / "checkpoints")[-1][1].step
     assert saved < newest < TRAIN["steps"] and newest % 8 == 0
     assert not (folder / "export").exists()
+    half = (
+        folder / "checkpoints" / ".step-00000016.elsewhere-1-00.tmp"
+    )  # what a worker leaves that is killed as it saves
+    half.mkdir()
     finish(start(data, output, "stopped"))
     assert_same_run(output, "stopped")
+    assert not list((folder / "checkpoints").glob(".*"))
 
 
 def test_interrupted_before_the_first_step(data, output):

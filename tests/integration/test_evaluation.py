@@ -124,6 +124,7 @@ def test_the_command(
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
     assert runs.keys() == {"out", *models} and len(client.search_runs(["1"])) == 4  # the second time, found again
     assert {artifact.path for artifact in client.list_artifacts(runs["out"].info.run_id)} >= {"report.html"}
+    assert runs["out"].data.tags["environment.torch"] == json.loads((out / "environment.json").read_text())["torch"]
     for name, task in (("teacher", "choice"), ("distilled", "image")):
         score = json.loads(written)["tasks"][task]["models"][name]["score"]
         assert runs[name].data.metrics[f"eval/{task}/score"] == score
