@@ -1,10 +1,10 @@
-"""Make a Hugging Face folder of a GGUF file: safetensors, configuration, tokenizer and chat template.
+"""Convert a GGUF file into a Hugging Face folder: safetensors, configuration, tokenizer and chat template.
 
 FOLDER_OR_FILE is a GGUF file, or a folder that holds exactly one; OUT is the folder to write.
 
-Transformers reads GGUF by itself (with the packages `gguf` and `accelerate`), but refuses to save what it read so;
-here the weights go into a fresh model of the same class. Quantized weights are dequantized: what quantizing lost stays
-lost.
+Transformers reads GGUF (with the packages `gguf` and `accelerate`), but refuses to save a model that it read that way;
+here the weights are copied into a new model of the same class. Quantized weights are dequantized; what quantizing lost
+stays lost.
 """
 
 from pathlib import Path

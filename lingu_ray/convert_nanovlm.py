@@ -1,4 +1,4 @@
-"""Make a Hugging Face folder of a nanoVLM checkpoint: class Idefics3, which Transformers and vLLM load as it is.
+"""Convert a nanoVLM checkpoint into a Hugging Face folder of class Idefics3, which Transformers and vLLM load.
 
 FOLDER_OR_HUB_ID holds config.json and model.safetensors; OUT is the folder to write.
 
