@@ -11,11 +11,11 @@ from typing import Any
 
 BLOCK = 1 << 16
 BLOCKS = 1024
-"""A file of up to so many blocks (64 MiB) is read whole; of a larger one as many, its first and last among them."""
+"""Blocks read of a file: all of one up to 64 MiB; of a larger one as many, with the first and the last."""
 
 
 def file_identity(path: str | Path, blocks: int = BLOCKS) -> str:
-    """Thirty-two hexadecimal digits of a file's size and content; at most `blocks` (2 or more) of it are read.
+    """Identity of a file by size and content: thirty-two hexadecimal digits. Reads at most `blocks` (2 or more) of it.
 
     Raises:
         OSError: it cannot be read.
@@ -32,9 +32,9 @@ def file_identity(path: str | Path, blocks: int = BLOCKS) -> str:
 
 
 def model_identity(path: str, revision: str | None = None) -> str:
-    """What tells one model from another: the content of a local folder's (or file's) files, or the hub id.
+    """Identity of a model: of the content of a local folder's files, or of a file; of a hub model, id and revision.
 
-    The model card does not count: it tells what was measured.
+    The model card does not count: it is written after measuring.
     """
     place = Path(path)
     if not place.exists():

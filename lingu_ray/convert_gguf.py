@@ -1,10 +1,10 @@
-"""Make a Hugging Face folder of a GGUF file: safetensors, configuration, tokenizer and chat template.
+"""Convert a GGUF file into a Hugging Face folder: safetensors, configuration, tokenizer and chat template.
 
 FOLDER_OR_FILE is a GGUF file, or a folder that holds exactly one; OUT is the folder to write.
 
-Transformers reads GGUF by itself (with the packages `gguf` and `accelerate`), but refuses to save what it read so;
-here the weights go into a fresh model of the same class. Quantized weights are dequantized: what quantizing lost stays
-lost.
+Transformers reads GGUF (with the packages `gguf` and `accelerate`), but refuses to save a model that it read that way;
+here the weights are copied into a new model of the same class. Quantized weights are dequantized; what quantizing lost
+stays lost.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
 
@@ -69,7 +69,7 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     names, settings, _ = split_arguments(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a GGUF file or its folder, and the folder to write\nusage: {HELP.usage}")

@@ -1,4 +1,4 @@
-"""Make a Hugging Face folder of a nanoVLM checkpoint: class Idefics3, which Transformers and vLLM load as it is.
+"""Convert a nanoVLM checkpoint into a Hugging Face folder of class Idefics3, which Transformers and vLLM load.
 
 FOLDER_OR_HUB_ID holds config.json and model.safetensors; OUT is the folder to write.
 
@@ -51,7 +51,7 @@ from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     tokenizer: ModelPath | None = Field(None, description="folder or hub id; null: lm_tokenizer of config.json")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
@@ -81,7 +81,7 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     names, settings, _ = split_arguments(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a nanoVLM checkpoint, and the folder to write\nusage: {HELP.usage}")

@@ -36,7 +36,7 @@ from lingu_ray.shell import shell_word
 
 
 class MergeConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     teacher: ModelPath = Field(description="the original text-only LM: a folder, a hub id or a .gguf file")
     student: ModelPath = Field(description="the VLM that came from it: a folder or a hub id")
@@ -74,7 +74,7 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
     check_tokenizers(processor.tokenizer, teacher_tokenizer)
     lm = load_teacher(teacher_settings, torch.float32, torch.device("cpu")).model
     for weight, folder in zip(weights, folders, strict=True):
-        vlm = load_student(student_settings)  # anew: what is exported has the saved precision
+        vlm = load_student(student_settings)  # loaded again for each weight: an export changes its dtype
         common_V = common_ids(processor.tokenizer, teacher_tokenizer, _rows(vlm), _rows(lm))
         interpolate_(vlm, lm, weight, common_V)
         export_model(vlm, processor, dtype, folder)
@@ -87,7 +87,7 @@ def _teacher_settings(path: str) -> TeacherConfig:
 
 
 def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> torch.dtype:
-    """Refuse what is no pair, before any weights are read; returns the precision the student is saved in."""
+    """Refuse models that are not a pair, before weights are read; returns the dtype of the student's weights."""
     lm = load_config(teacher.path, None, False, "teacher", **gguf_arguments(teacher))
     vlm = load_config(cast(str, student.path), None, False, "student")
     if hasattr(lm, "vision_config"):
@@ -111,7 +111,7 @@ def _rows(model: PreTrainedModel) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     config = settings_alone(arguments, HELP, MergeConfig)
     if not sys.stderr.isatty():
         disable_progress_bar()  # Transformers' own bars

@@ -1,7 +1,7 @@
-"""Checkpoints with everything to go on: model, optimizer, step. Each is written whole or not at all.
+"""Checkpoints: model, optimizer and step, all that a run resumes from.
 
-Randomness is seeded by step and worker, and the corpus position follows from the step, so neither needs a state.
-Tensors are saved whole and by name, so a run can go on with another number of workers, or sharded where it was not.
+Randomness is seeded by step and worker, and the corpus position follows from the step, so neither has a state. Tensors
+are saved unsharded and by name: a run resumes with any number of workers, sharded or not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CheckpointState:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise UserError when the disk that holds `folder` has fewer than `needed` bytes free."""
+    """Raise UserError where the disk of `folder` has fewer than `needed` bytes free."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -45,7 +45,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Size of a checkpoint: the weights, and two moments of each trained parameter."""
+    """Size of a checkpoint in bytes: the weights, and two moments of each trained parameter."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = sum(2 * p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     return weights + moments
@@ -56,7 +56,7 @@ def save_checkpoint(
 ) -> None:
     """Write the checkpoint of `state.step`, then remove all but the `keep_last` newest and the best.
 
-    All workers call it, and the first one writes.
+    All workers must call it; the first one writes.
     """
     writes = is_main_process()
     if writes:
@@ -73,13 +73,13 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
-    """All whole checkpoints, oldest first."""
+    """All complete checkpoints, oldest first."""
     found = sorted(path for path in folder.glob("step-*") if (path / "state.json").exists())
     return [(path, CheckpointState(**json.loads((path / "state.json").read_text()))) for path in found]
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
-    """Restore the newest checkpoint into model and optimizer; None when there is none. All workers call it."""
+    """Load the newest checkpoint into model and optimizer; None where there is none. All workers must call it."""
     found = checkpoints(folder)
     if not found:
         return None
@@ -92,7 +92,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     names = {id(tensor): name for name, tensor in tensors.items()}
     kept = {
         place: {
-            # AdamW's step is a number, and has no parts
+            # AdamW's step is a scalar, which is not sharded
             key: local_shard(value, parameter) if value.shape == parameter.shape else value
             for key, value in moments[names[id(parameter)]].items()
         }
@@ -103,13 +103,13 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation CE (of equals, the newest); None when none was validated."""
+    """The checkpoint with the lowest validation CE (of equal ones the newest); None where none was validated."""
     scored = [(state.validation_ce, -state.step, path) for path, state in checkpoints(folder) if state.validation_ce]
     return min(scored)[2] if scored else None
 
 
 def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What the optimizer keeps of each parameter, by the parameter's name."""
+    """The optimizer's state of each parameter, by the parameter's name."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
     return {names[id(p)]: optimizer.state[p] for p in trained_parameters(optimizer)}
 
@@ -117,7 +117,7 @@ def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, di
 def _prune(folder: Path, keep_last: int) -> None:
     found = [path for path, _ in checkpoints(folder)]
     best = best_checkpoint(folder)
-    leftovers = list(folder.glob(".step-*.tmp"))  # this run's own: of a worker that was killed, wherever it ran
+    leftovers = list(folder.glob(".step-*.tmp"))  # of a worker that was killed, on any machine
     for path in (*found[:-keep_last], *leftovers):
         if path != best:
             shutil.rmtree(path)

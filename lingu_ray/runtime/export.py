@@ -1,4 +1,4 @@
-"""The finished model, as Transformers and vLLM load it: the student's own class, not one parameter more."""
+"""Export of the finished model for Transformers and vLLM: the student's own class, without additional parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def export_model(
 ) -> None:
     """Write safetensors, configuration, generation settings and processor to `folder`, whole or not at all.
 
-    All workers call it, and the first one writes. The model cannot be trained on afterwards: it takes on `dtype`.
+    All workers must call it; the first one writes. It converts the model to `dtype`, so training cannot continue.
     """
     writes = is_main_process()
     tensors = gather_full(model.state_dict(keep_vars=True), writes)
@@ -39,7 +39,7 @@ def export_model(
 
 
 def _end_turns(model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Let generation end at the token that the model was trained to end its turns with; published settings may not."""
+    """Add the token that ends a turn in training to the end tokens of generation, where published settings lack it."""
     encoder = Encoder(processor, 1)
     turn, settings = encoder.end_of_turn_id, model.generation_config
     assert settings is not None  # a model that generates has some

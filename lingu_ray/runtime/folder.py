@@ -1,4 +1,4 @@
-"""What lies where in a run's folder."""
+"""Files and folders of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunFolder:
 
     @property
     def corpus(self) -> Path:
-        """JSON that points to the corpus, with what tells its data from other data."""
+        """JSON with the corpus's path, fingerprint and content identities of its sources."""
         return self.root / "corpus.json"
 
     @property
@@ -42,7 +42,7 @@ class RunFolder:
 
     @property
     def exported(self) -> Path:
-        """JSON that says after which step `export` was written."""
+        """JSON with the step after which `export` was written."""
         return self.root / "exported.json"
 
     @property
@@ -69,17 +69,17 @@ class RunFolder:
 
     @property
     def stop(self) -> Path:
-        """Its presence asks the workers to save and stop after the current step."""
+        """A file that asks the workers to save and stop after the current step."""
         return self.root / "STOP"
 
     @property
     def mlflow(self) -> Path:
-        """JSON that points to the run in the MLflow store."""
+        """JSON with store and id of the MLflow run."""
         return self.root / "mlflow.json"
 
     @property
     def models(self) -> Path:
-        """JSON with what tells student and teacher from other models."""
+        """JSON with the content identities of student and teacher."""
         return self.root / "models.json"
 
     @property
@@ -93,7 +93,7 @@ class RunFolder:
         return self.root / ".ray"
 
     def clear(self) -> None:
-        """Remove what a run left that never trained."""
+        """Remove all that a run left which was never trained."""
         for path in (self.initial_model, self.ray, self.report):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment):

@@ -26,7 +26,7 @@ def make_optimizer(student: Student, settings: TrainConfig) -> torch.optim.AdamW
         for parameter_name, parameter in named:
             parameter.requires_grad_(rate > 0 and (is_adapter(parameter_name) or not adapters_only))
         trained = [p for _, p in named if p.requires_grad]
-        # sharded and whole tensors do not mix in one fused update
+        # sharded and replicated tensors cannot be in one fused update
         for decay, sharded in itertools.product((True, False), (True, False)):
             parameters = [p for p in trained if (p.ndim > 1) is decay and isinstance(p, DTensor) is sharded]
             if parameters:

@@ -1,7 +1,7 @@
-"""metrics.jsonl: what happened, a JSON object a line.
+"""Records of a run as JSON lines: metrics.jsonl (training steps and validations) and samples.jsonl.
 
-The first worker appends; driver, report and tracker read. A run that goes on from a checkpoint first drops the lines of
-steps that it is about to do again, so every step stands there once.
+The first worker appends; driver, report and tracker read. A resumed run first drops the records of steps after its
+checkpoint, so that every step is recorded once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class LoggedSteps:
-    """The newest step of training records, and of validation records; 0: none."""
+    """Step of the newest training record and of the newest validation record; 0 where there is none."""
 
     training: int
     validation: int
@@ -36,7 +36,7 @@ class JsonLines:
             file.write(json.dumps(record) + "\n")
 
     def drop_after(self, step: int) -> None:
-        """Keep the records up to `step` (the last one finished)."""
+        """Remove the records after `step`."""
         if not self.path.exists():
             return
         kept = [record for record in read_records(self.path) if record["step"] <= step]
@@ -44,7 +44,7 @@ class JsonLines:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All whole lines of the file; a last line cut short by a crash is left out."""
+    """All records of the file; a last line that a crash truncated is ignored."""
     if not path.exists():
         return []
     text = path.read_text()
@@ -52,9 +52,9 @@ def read_records(path: Path) -> list[Record]:
 
 
 class RecordReader:
-    """Reads the records that were appended since the last look, each step's once, also when the file was cut.
+    """Reads the records that were appended since the last call, each step once, also after the file was truncated.
 
-    `known` names the newest step and the newest validation that count as read already.
+    `known`: records up to these steps count as read.
     """
 
     def __init__(self, path: Path, known: LoggedSteps | None = None):
@@ -63,7 +63,7 @@ class RecordReader:
         self.newest = LoggedSteps(0, 0) if known is None else known
 
     def new_records(self) -> list[Record]:
-        """Records not seen yet."""
+        """The records that were not read yet."""
         if not self.path.exists():
             return []
         if self.path.stat().st_size < self.offset:
@@ -71,9 +71,9 @@ class RecordReader:
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        return [record for record in map(json.loads, whole.splitlines()) if self._is_new(record)]
+        lines = data[: data.rfind(b"\n") + 1]
+        self.offset += len(lines)
+        return [record for record in map(json.loads, lines.splitlines()) if self._is_new(record)]
 
     def _is_new(self, record: Record) -> bool:
         kind = "validation" if "validation" in record else "training"

@@ -1,7 +1,7 @@
-"""What stands in a run's folder from an earlier command, and whether these settings and data may continue it.
+"""Checks whether settings, models and data may continue the run that a folder holds.
 
-A folder in which nothing was trained yet belongs to nobody: other settings begin anew in it. One with a checkpoint or a
-finished model belongs to the settings, models and data that it was begun with.
+A folder in which nothing was trained yet can be used by any settings: its run starts again. A folder with a checkpoint
+or a finished model is bound to the settings, models and data that its run was started with.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 
 def trained_steps(folder: RunFolder) -> int:
-    """The step that a run has reached: that of its newest checkpoint, or of its finished model."""
+    """Steps that a run was trained for: those of its newest checkpoint, or of its finished model."""
     newest = [state.step for _, state in checkpoints(folder.checkpoints)][-1:]
     return max([0, *newest, *([folder.exported_step] if folder.exported_step else [])])
 
 
 def check_settings(config: Config, folder: RunFolder) -> None:
-    """Whether the settings may continue what is in the folder; where nothing was trained, they begin anew.
+    """Check that the settings may continue the run in the folder; where nothing was trained, it is cleared for them.
 
     Raises:
         UserError: `resume=never`, settings that differ, or steps that are fewer than were trained.
@@ -47,12 +47,12 @@ def check_settings(config: Config, folder: RunFolder) -> None:
     lines = differences(before, now, settings_with(MAY_CHANGE))
     if lines and step:
         raise UserError(
-            f"{folder.root} was begun with other settings, and has been trained for {step} steps with them:\n"
+            f"{folder.root} was started with other settings, and has been trained for {step} steps with them:\n"
             + "\n".join(f"  {line}" for line in lines)
-            + "\nChoose another name=…, or remove the folder to begin anew."
+            + "\nChoose another name=…, or remove the folder to start again."
         )
     if lines:
-        log.info("%s: nothing was trained there yet; begun anew with other settings:", folder.root)
+        log.info("%s: nothing was trained there yet; started again with other settings:", folder.root)
         for line in lines:
             log.info("  %s", line)
         folder.clear()
@@ -61,7 +61,7 @@ def check_settings(config: Config, folder: RunFolder) -> None:
 
 
 def _check_steps(before: int, now: int, step: int, folder: RunFolder) -> None:
-    """Where a run's end was moved: whether it can get there, and by what rule."""
+    """Check a changed `train.steps`: refuse what cannot be reached, and log which schedule holds from now on."""
     if now == before:
         return
     if now < step:
@@ -82,7 +82,7 @@ def _check_steps(before: int, now: int, step: int, folder: RunFolder) -> None:
 
 
 def check_models(config: Config, folder: RunFolder) -> None:
-    """Whether student and teacher are those that the run was begun with; where nothing was trained, they are noted.
+    """Check that student and teacher are those that the run was started with; record them where nothing was trained.
 
     Raises:
         UserError: the files of one have changed.
@@ -95,7 +95,7 @@ def check_models(config: Config, folder: RunFolder) -> None:
     if changed and trained_steps(folder):
         settings = " and ".join(f"{name}.path={getattr(config, name).path}" for name in changed)
         raise UserError(
-            f"{folder.root} was begun with another model than {settings} is now: its files have changed. "
+            f"{folder.root} was started with another model than {settings} is now: its files have changed. "
             "Put them back, or choose another name=…"
         )
     if changed:
@@ -105,7 +105,7 @@ def check_models(config: Config, folder: RunFolder) -> None:
 
 
 def check_data(plan: Plan, folder: RunFolder) -> None:
-    """Whether the data are those that the run was trained on so far.
+    """Check that the data are those that the run was trained on so far.
 
     Raises:
         UserError: they have changed, and `corpus.if_changed` is `refuse`.
@@ -124,10 +124,10 @@ def check_data(plan: Plan, folder: RunFolder) -> None:
             f"{folder.root} was trained on another corpus ({before['path']}): {what} changed since. Put the data back, "
             "choose another name=…, or train on with the new data by corpus.if_changed=warn"
         )
-    log.warning("%s: %s changed since the run was begun; training on with the new data", folder.root, what)
+    log.warning("%s: %s changed since the run was started; training on with the new data", folder.root, what)
 
 
 def record_corpus(plan: Plan, folder: RunFolder) -> None:
-    """Write down which corpus the run is trained on."""
+    """Record which corpus the run is trained on."""
     pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents}
     write_json(folder.corpus, pointer)

@@ -1,4 +1,4 @@
-"""MLflow: the whole configuration, every metric by step, manifest, plots, samples and evaluation of a run."""
+"""MLflow: settings, environment, metrics by step, manifest, plots, samples and evaluation of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _REMOVED = "–"
 _CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a bad address, file, or missing driver
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 COMMAND = "command"
-"""Tag of the whole command: of MLflow's own `mlflow.source.name` its pages show what follows the last slash alone."""
+"""Tag of the full command: of `mlflow.source.name` MLflow's pages show only what follows the last slash."""
 _ORIGIN = ("mlflow.source.", MLFLOW_USER, COMMAND)
 _SECRET_KEY = re.compile(r"token|secret|passw|credential|api_?key", re.IGNORECASE)
 
@@ -62,7 +62,7 @@ def tracking_uri(config: Config) -> str:
 
 
 def where_to_look(uri: str) -> str:
-    """What shows the store: a server's address, or the command that serves a database."""
+    """How to open the store: a server's address, or the command that serves a database."""
     shown = without_credentials(uri)
     return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shell_word(shown)}"
 
@@ -75,7 +75,7 @@ def artifact_location(uri: str) -> str | None:
 
 
 class MlflowRun:
-    """One MLflow run, found again by a file that names its store and id; a new one is started where it is gone.
+    """One MLflow run: the one that a file names by store and id, or a new one where that is gone.
 
     As a context it ends the run: FINISHED, KILLED after an interruption, else FAILED.
 
@@ -124,41 +124,41 @@ class MlflowRun:
         self.monitor.start()
 
     def log_figures(self, figures: Mapping[str, float | None]) -> None:
-        """Figures of the whole run, such as recovery and retention; those that have a value."""
+        """Figures without a step, such as recovery and retention; None is left out."""
         now = int(time.time() * 1000)
         self.log_metrics([Metric(name, float(value), now, 0) for name, value in figures.items() if value is not None])
 
     def log_metrics(self, metrics: list[Metric]) -> None:
-        """Any number of metrics."""
+        """Log any number of metrics."""
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Any number of tags."""
+        """Set any number of tags."""
         entries = [RunTag(key, value) for key, value in tags.items()]
         for start in range(0, len(entries), _BATCH):
             self.client.log_batch(self.run_id, tags=entries[start : start + _BATCH])
 
     def log_environment(self, environment: Mapping[str, str]) -> None:
-        """The content of `environment.json`, as tags `environment.KEY`."""
+        """Set the content of `environment.json` as tags `environment.KEY`."""
         self.set_tags({f"environment.{key}": value for key, value in environment.items()})
 
     def log_files(self, *paths: Path) -> None:
-        """Files and folders as artifacts; what is not there is left out."""
+        """Log files and folders as artifacts; missing ones are left out."""
         for path in paths:
             if path.is_dir():
                 self.client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
             elif path.exists():
                 self.client.log_artifact(self.run_id, str(path))
 
-    def rest(self) -> None:
-        """Leave the run as it is, RUNNING: it will be resumed."""
+    def pause(self) -> None:
+        """Leave the run RUNNING: it will be resumed."""
         if self.monitor:
             self.monitor.finish()
 
     def end(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
-        self.rest()
+        self.pause()
         self.client.set_terminated(self.run_id, status)
 
     def _pointed_to(self, pointer: Path) -> Run | None:
@@ -215,7 +215,7 @@ class Tracker(MlflowRun):
         super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
 
     def log(self, records: list[Record]) -> None:
-        """Every metric of the records."""
+        """Log every metric of the records."""
         self.log_metrics(
             [
                 Metric(name, value, int(record["time"] * 1000), record["step"])
@@ -225,7 +225,7 @@ class Tracker(MlflowRun):
         )
 
     def logged_steps(self) -> LoggedSteps:
-        """Up to where the store has this run's metrics."""
+        """The newest steps of which the store has this run's metrics."""
         return LoggedSteps(self._last_step("loss"), self._last_step("validation_ce"))
 
     def _last_step(self, name: str) -> int:
@@ -236,7 +236,7 @@ class Tracker(MlflowRun):
 def changed_settings(run: Run, params: Mapping[str, str]) -> dict[str, str]:
     """Tags `resumed.KEY` of a resumed run: settings other than its parameters, which MLflow cannot change.
 
-    A setting that changed and came back, or is no more, has its tag, too: a tag tells the newest value.
+    A setting that changed back, or was removed, has a tag, too: tags hold the newest values.
     """
     known = run.data.params
     now = dict.fromkeys(known, _REMOVED) | {key: value[:_PARAM_LIMIT] for key, value in params.items()}
@@ -258,7 +258,7 @@ def source_tags() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command of this process, as one types it; without secrets."""
+    """The command of this process as it is typed, without secrets."""
     return shlex.join([*_program(), *map(_without_secret, sys.argv[1:])])
 
 

@@ -46,10 +46,10 @@ def run(config: Config) -> Path:
 
 
 def checked(configs: Sequence[Config]) -> list[Run]:
-    """The runs, with everything checked that can be without Ray: folder, pair, data, outputs.
+    """The runs, after all checks that need no Ray: folder, pair, data, outputs.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: something that the user can fix.
     """
     runs = [Run(config) for config in configs]
     for run in runs:
@@ -60,8 +60,11 @@ def checked(configs: Sequence[Config]) -> list[Run]:
 def run_together(runs: Sequence[Run]) -> list[Path]:
     """Train checked runs and return their exported models: side by side where Ray has room for all, else one by one.
 
-    A finished run is found again, an unfinished one is resumed. Needs Ray. Raises UserError for what the user can mend,
-    `Interrupted` after Ctrl-C (checkpoints are written).
+    A finished run is not trained again, an unfinished one is resumed. Ray must be running.
+
+    Raises:
+        UserError: something that the user can fix.
+        Interrupted: Ctrl-C; checkpoints are written.
     """
     waiting = [run for run in runs if not run.finished]
     with exit_on_interrupt():
@@ -86,11 +89,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the model of the last step is there."""
+        """Whether the model of the last step was exported."""
         return self.folder.exported_step == self.config.train.steps
 
     def check(self) -> None:
-        """All that can be checked without Ray, and the starting point. Raises UserError."""
+        """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
         check_settings(self.config, self.folder)
         if self.finished:
@@ -102,7 +105,7 @@ class Run:
         check_data(self.plan, self.folder)
 
     def prepare(self) -> None:
-        """The corpus, and what is written down before training. Raises UserError."""
+        """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
         check_resources(self.config.ray, uses_gpu(self.config.ray))
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
@@ -114,7 +117,7 @@ class Run:
         """Start training, in a thread.
 
         `neighbors` runs train beside this one, and its live line is number `position`. `until`: step at which to save
-        and rest; None: the last one, after which the model is exported.
+        and pause; None: the last one, after which the model is exported.
         """
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
@@ -130,11 +133,11 @@ class Run:
 
     @property
     def training(self) -> bool:
-        """Whether the workers are at it."""
+        """Whether the workers are running."""
         return self.thread is not None and self.thread.is_alive()
 
     def follow(self) -> list[Record]:
-        """Show, track and return what happened since the last look."""
+        """Show, track and return the records since the last call."""
         if self.thread is None:
             return []
         records = self.reader.new_records()
@@ -144,7 +147,7 @@ class Run:
         return records
 
     def stop(self) -> None:
-        """Let the workers finish the step and save, wait for them, and close live line and tracking."""
+        """Ask the workers to finish the step and save, wait for them, and close live line and tracking."""
         self.folder.stop.touch()
         if self.thread is not None:
             self.thread.join()
@@ -153,7 +156,7 @@ class Run:
         self.tracker.end("KILLED")
 
     def end(self) -> None:
-        """Close live line and tracking of a run that was begun. Raises what ended the training, or `Interrupted`."""
+        """Close live line and tracking of a started run. Raises what ended the training, or `Interrupted`."""
         if self.thread is None:
             return
         self.progress.close()
@@ -161,11 +164,11 @@ class Run:
             self.tracker.end("FAILED")
             raise _readable(self.errors[0])
         if self.until is not None and not self.finished:
-            self.tracker.rest()
+            self.tracker.pause()
             return
         if not self.finished:
             self.tracker.end("KILLED")
-            raise Interrupted(f"stopped and saved: run the same command again to go on ({self.folder.root})")
+            raise Interrupted(f"stopped and saved: run the same command again to resume ({self.folder.root})")
         manifest = self.corpus.folder / "manifest.json"
         self.tracker.log_files(self.folder.config, self.folder.corpus, manifest, self.folder.samples)
         self.tracker.end("FINISHED")
@@ -178,7 +181,7 @@ class Run:
 
 
 def _starting(config: Config) -> str:
-    """What takes a while before the first step."""
+    """The message on what takes a while before the first step."""
     count = config.ray.num_workers
     workers = f"{count} worker{'s' if count > 1 else ''}"
     teachers = "" if config.distill.policy == "none" else " and teacher" if count == 1 else " and their teachers"
@@ -227,17 +230,17 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
 
 
 class NoRetryOfUserErrors(UserCallback):
-    """Ends a run whose worker raised a `UserError`: trying again cannot mend it. Other failures are tried again."""
+    """Ends a run whose worker raised a `UserError`, which a retry cannot fix. Other failures are retried."""
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller, which takes what is raised here for its own failure, and gives up."""
+        """Called by Ray Train's controller, which fails with what is raised here, and does not retry."""
         for error in worker_exceptions.values():
             if found := user_error(error):
                 raise found
 
 
 def prepare_initial_model(config: Config, folder: RunFolder) -> None:
-    """Check the pair and write the run's starting point, once."""
+    """Check the pair and write the run's initial model, once."""
     check_pair(config)
     check_models(config, folder)
     if not folder.initial_model.exists():
@@ -249,7 +252,7 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
 
 
 def check_output(config: Config) -> None:
-    """Refuse to write where it will not stay.
+    """Refuse folders whose content is lost after the run.
 
     Raises:
         UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes.
@@ -263,7 +266,7 @@ def check_output(config: Config) -> None:
 
 
 def _say_passes(config: Config, corpus: Corpus) -> None:
-    """How often the run will see each source, and what of that a user may not have meant."""
+    """Log how often the run passes over each source, with a warning where that is often."""
     seen = passes(corpus.manifest, config.train.steps * config.train.rows_per_step)
     text = ", ".join(f"{name} {count:.2f}" for name, count in seen.items())
     log.info(
@@ -272,7 +275,7 @@ def _say_passes(config: Config, corpus: Corpus) -> None:
     often = [name for name, count in seen.items() if count > MANY_PASSES]
     if often:
         log.warning(
-            "%s: more than %d passes over %s: its rows will be learned by heart. Lower train.steps or the source's "
+            "%s: more than %d passes over %s: its rows will be memorized. Lower train.steps or the source's "
             "weight, or give more data",
             *(config.name, MANY_PASSES, ", ".join(often)),
         )

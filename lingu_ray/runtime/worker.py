@@ -1,4 +1,4 @@
-"""What every Ray Train worker executes: the training loop."""
+"""The training loop, which every Ray Train worker executes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
 class Job:
     """What the driver hands to the workers; paths are absolute and on storage that all nodes share.
 
-    `neighbors`: runs that train beside this one and share the cores. `until`: step after which to save and rest; None:
+    `neighbors`: runs that train beside this one and share the cores. `until`: step after which to save and pause; None:
     train to the end and export.
     """
 
@@ -57,7 +57,7 @@ class Job:
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Entry point of a worker: build everything, go on from the newest checkpoint, train, export."""
+    """Entry point of a worker: build everything, resume from the newest checkpoint, train, export."""
     Worker(Job(**job)).run()
 
 
@@ -178,7 +178,7 @@ class Worker:
         return stop > 0
 
     def _validate_and_sample(self, step: int, last: bool) -> None:
-        """Validate and sample when it is time."""
+        """Validate and sample where `step` is one to do so."""
         settings = self.config.train
         if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
             with between_steps(self.student):
@@ -222,7 +222,7 @@ class Worker:
         return make_teacher(self.config.teacher, dtype, self.device, self.threads)
 
     def _export_dtype(self) -> torch.dtype:
-        """The dtype that the student came in."""
+        """The dtype of the student's published weights."""
         settings = self.config.student
         if settings.path is None:
             return torch.float32

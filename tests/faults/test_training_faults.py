@@ -87,7 +87,7 @@ def test_interrupted_then_killed_then_finished(data, output):
     wait_for_step(process, output, "stopped", 4)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 130 and "run the same command again to go on" in printed, printed
+    assert process.returncode == 130 and "run the same command again to resume" in printed, printed
     saved = checkpoints(folder / "checkpoints")[-1][1].step
     assert saved >= 4 and saved == read_records(folder / "metrics.jsonl")[-1]["step"]
 
@@ -95,7 +95,7 @@ def test_interrupted_then_killed_then_finished(data, output):
     wait_for_step(process, output, "stopped", saved + 2)
     os.killpg(process.pid, signal.SIGTERM)  # as a batch system does; Ray's own processes have groups of their own
     printed, _ = process.communicate(timeout=240)
-    assert process.returncode == 130 and "run the same command again to go on" in printed, printed
+    assert process.returncode == 130 and "run the same command again to resume" in printed, printed
     assert checkpoints(folder / "checkpoints")[-1][1].step >= saved + 2
 
     process = start(data, output, "stopped")
@@ -108,8 +108,13 @@ def test_interrupted_then_killed_then_finished(data, output):
     newest = checkpoints(folder / "checkpoints")[-1][1].step
     assert saved < newest < TRAIN["steps"] and newest % 8 == 0
     assert not (folder / "export").exists()
+    half = (
+        folder / "checkpoints" / ".step-00000016.elsewhere-1-00.tmp"
+    )  # what a worker leaves that is killed as it saves
+    half.mkdir()
     finish(start(data, output, "stopped"))
     assert_same_run(output, "stopped")
+    assert not list((folder / "checkpoints").glob(".*"))
 
 
 def test_interrupted_before_the_first_step(data, output):
@@ -127,7 +132,7 @@ def test_interrupted_before_the_first_step(data, output):
 
 def test_parts_killed(data, output):
     """A killed teacher is replaced and asked again, and nothing of the step is lost; a killed worker is replaced and
-    goes on from the newest checkpoint."""
+    resumes from the newest checkpoint."""
     process = start(data, output, "parts")
     for step, title in ((6, "TeacherActor"), (18, "RayTrainWorker")):
         wait_for_step(process, output, "parts", step)

@@ -125,6 +125,7 @@ def test_the_command(
     assert runs.keys() == {"out", *models} and len(client.search_runs(["1"])) == 4  # the second time, found again
     assert runs["out"].data.tags["verdict"] == first
     assert {artifact.path for artifact in client.list_artifacts(runs["out"].info.run_id)} >= {"report.html"}
+    assert runs["out"].data.tags["environment.torch"] == json.loads((out / "environment.json").read_text())["torch"]
     for name, task in (("teacher", "choice"), ("distilled", "image")):
         score = json.loads(written)["tasks"][task]["models"][name]["score"]
         assert runs[name].data.metrics[f"eval/{task}/score"] == score

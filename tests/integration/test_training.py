@@ -17,7 +17,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.optimizer import lr_factor
 from lingu_ray.runtime.records import read_records
-from lingu_ray.runtime.tracking import tracking_uri
+from lingu_ray.runtime.tracking import flat, newest_settings, tracking_uri
 from lingu_ray.train import control_of
 
 pytestmark = pytest.mark.slow
@@ -89,6 +89,9 @@ def test_metrics_tell_the_whole_story(finished):
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in steps]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "manifest.json"}
+    environment = json.loads((finished.run_dir / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__ and environment["nodes"].startswith("1 × (")
+    assert {f"environment.{key}": value for key, value in environment.items()}.items() <= run.data.tags.items()
     assert run.info.artifact_uri.startswith((finished.output_dir.resolve() / "mlartifacts").as_uri())
 
 
@@ -136,11 +139,13 @@ def test_finished_run_is_found_again_and_other_settings_are_refused(finished, da
 
 
 def test_more_steps_extend_a_finished_run(finished, data, output):
-    """`train.steps` up: training resumes from the last checkpoint, no step stands twice, and the model is written anew;
-    from there on the learning rate is that of a run of the new length."""
+    """`train.steps` up: training resumes from the last checkpoint, no step stands twice, and the model is written
+    again; from there on the learning rate is that of a run of the new length. What changed is recorded."""
     run = config(data, output, name="longer", train={"steps": 4})
     trainer.run(run)
     first = weights(run)
+    environment = run.run_dir / "environment.json"
+    environment.write_text(json.dumps(json.loads(environment.read_text()) | {"torch": "1.0"}))
     longer = config(data, output, name="longer", train={"steps": 6})
     trainer.run(longer)
     steps = [r for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]
@@ -148,6 +153,12 @@ def test_more_steps_extend_a_finished_run(finished, data, output):
     whole = longer.train.learning_rates.decoder
     assert [r["lr"] for r in steps[4:]] == [pytest.approx(whole * lr_factor(s, longer.train)) for s in (4, 5)]
     assert any(not torch.equal(first[name], tensor) for name, tensor in weights(longer).items())
+    recorded = json.loads(environment.read_text())
+    assert recorded["torch"] == torch.__version__ and recorded["earlier.torch"] == "1.0"
+    pointer = json.loads((run.run_dir / "mlflow.json").read_text())
+    tracked = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"])
+    assert tracked.data.params["train.steps"] == "4" and tracked.data.tags["resumed.train.steps"] == "6"
+    assert newest_settings(tracked) == flat(longer)
 
 
 def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output):

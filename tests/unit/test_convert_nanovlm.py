@@ -187,7 +187,7 @@ def test_dtype_and_command_line(tmp_path: Path):
 
 def test_what_is_no_nanovlm_is_refused(tmp_path: Path):
     """A missing folder, another format, another model's configuration: each error says which it is."""
-    with pytest.raises(UserError, match="neither a folder nor a model that the hub gives"):
+    with pytest.raises(UserError, match="neither a folder nor a model that can be downloaded"):
         convert(str(tmp_path / "none"), tmp_path / "out")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").touch()

@@ -1,4 +1,4 @@
-"""Checkpoints: everything to go on, written whole, the right ones kept."""
+"""Checkpoints: all that a run resumes from, written whole, the right ones kept."""
 
 import pytest
 import torch

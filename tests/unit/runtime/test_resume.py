@@ -41,13 +41,14 @@ def begun(settings: Config, step: int = 0, exported: bool = False) -> RunFolder:
 
 
 def test_a_folder_in_which_nothing_was_trained_belongs_to_nobody(data: Path, tmp_path: Path, said):
-    """Other settings begin anew in it, what differs is said by key, and nothing of the earlier ones is left."""
+    """Other settings start again in it, what differs is logged by key, and nothing of the earlier ones is left."""
     folder = begun(config(data, tmp_path))
     folder.initial_model.mkdir()
     folder.mlflow.write_text("{}")
     changed = config(data, tmp_path, distill={"temperature": 2}, resume="never")
     resume.check_settings(changed, folder)
-    assert "begun anew" in said.text and "distill.temperature.end: 1.0 before, 2.0 now" in said.text
+    assert "started again with other settings" in said.text
+    assert "distill.temperature.end: 1.0 before, 2.0 now" in said.text
     assert not any(path.exists() for path in (folder.initial_model, folder.mlflow, folder.config))
 
 
