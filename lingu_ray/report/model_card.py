@@ -55,7 +55,7 @@ def write_model_card(
 
 
 def front_matter(config: Config) -> dict[str, Any]:
-    """What the Hugging Face hub reads. What is not known is left out: local folders and files have no page there."""
+    """What the Hugging Face hub reads. Local models and data are left out: they have no page there."""
     matter: dict[str, Any] = {**_license(config), **_language(config)}
     if bases := hub_ids(config.student.path) if config.student.path else []:
         matter |= {"base_model": bases, "base_model_relation": "finetune"}
@@ -70,7 +70,7 @@ def _license(config: Config) -> dict[str, Any]:
     """The student's license, since its weights were trained on; the teacher's where the student names none.
 
     Both are ancestors of the decoder's weights. Where neither names a license the card names none: which one applies
-    follows from models and data, and is not ours to guess.
+    depends on models and data, and is not guessed.
     """
     for card in _ancestors(config):
         if card.get("license"):
@@ -90,7 +90,7 @@ def _ancestors(config: Config) -> list[dict[str, Any]]:
 
 
 def data_name(source: SourceConfig) -> str:
-    """A hub data set as a link, with configuration and split; else that it is local, in which form."""
+    """A hub dataset as a link, with configuration and split; else that it is local, and in which form."""
     limit = f", first {source.limit}" if source.limit else ""
     if not is_hub_id(source.path):
         return f"local, form {source.form}{limit}"

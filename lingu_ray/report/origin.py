@@ -14,25 +14,25 @@ from lingu_ray.paths import is_hub_id
 
 
 def public_name(origin: str) -> str:
-    """A hub id, or the last part of a local path: where a folder lay is nobody's business."""
+    """A hub id, or the last part of a local path: local folders are not published."""
     return origin if is_hub_id(origin) else Path(origin).name
 
 
 def card_metadata(model: str, revision: str | None = None) -> dict[str, Any]:
-    """What the model's own card says in its front matter: of a folder, or of the hub's cache; empty without a card."""
+    """The front matter of the model's own card, in its folder or in the hub's cache; empty without a card."""
     readme = Path(model, "README.md") if Path(model).exists() else _cached(model, revision)
     if readme is None or not readme.is_file():
         return {}
     try:
         return metadata_load(readme) or {}
-    except (ValueError, yaml.YAMLError):  # a card that nobody can read says nothing
+    except (ValueError, yaml.YAMLError):  # a card that cannot be read says nothing
         return {}
 
 
 def hub_ids(model: str) -> list[str]:
-    """The model's hub id; for a local folder those that it came from, as its configuration or else its card has them.
+    """The model's hub id; for a local folder the ids that it came from, by its configuration or else its card.
 
-    A card may name several base models. Empty where nothing is known.
+    A card may name several base models. Empty where none is known.
     """
     if is_hub_id(model):
         return [model]
