@@ -25,6 +25,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample
 from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.evaluation.metrics.metric import Metric, Scores
+from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
     PERPLEXITY,
     SHARES,
@@ -37,7 +38,6 @@ from lingu_ray.evaluation.results import (
     Recovery,
     Share,
     TaskScores,
-    write_recovery,
 )
 from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
 from lingu_ray.evaluation.tasks.judging import judge_task

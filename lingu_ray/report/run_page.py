@@ -11,7 +11,7 @@ from typing import Any
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
-from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.roles import CE_ONLY, DISTILLED, control_role, trained_role
 from lingu_ray.report.evaluate_command import evaluate_command
 from lingu_ray.report.evaluation_page import scores_shown

@@ -29,8 +29,8 @@ from lingu_ray.evaluate import main
 from lingu_ray.evaluation import measure
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
-from lingu_ray.evaluation.results import read_recovery
 from lingu_ray.evaluation.run import evaluate
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from tinyrun import settings
 
-from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery
 
 pytestmark = pytest.mark.slow
 

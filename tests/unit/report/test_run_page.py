@@ -24,7 +24,8 @@ from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.evaluation.results import Verdict, read_recovery, write_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery, write_recovery
+from lingu_ray.evaluation.results import Verdict
 from lingu_ray.report.evaluation_page import write_evaluation
 from lingu_ray.report.run_page import throughput, write_report
 
