@@ -17,7 +17,8 @@ from lingu_ray.report.sources import trained_sources
 from lingu_ray.report.versions import read_versions
 
 _LICENSE = ("license", "license_name", "license_link")
-TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")
+TAGS = ("vision-language-model", "lingu_ray")
+DISTILLED_TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")
 
 
 def write_model_card(
@@ -63,7 +64,8 @@ def front_matter(config: Config) -> dict[str, Any]:
         matter["base_model"] = bases  # the decoder came from it; no finetune of it, since a vision tower was added
     if datasets := [source.path for source in config.training_sources() if is_hub_id(source.path)]:
         matter["datasets"] = list(dict.fromkeys(datasets))
-    return matter | {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": list(TAGS)}
+    tags = TAGS if config.distill.policy == "none" else DISTILLED_TAGS
+    return matter | {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": list(tags)}
 
 
 def _license(config: Config) -> dict[str, Any]:
