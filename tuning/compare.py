@@ -27,7 +27,8 @@ from lingu_ray.config.command_line import load_yaml, read_settings, split_argume
 from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.results import Recovery, read_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery
+from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import control_role
 from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri

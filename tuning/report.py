@@ -10,7 +10,8 @@ import jinja2
 
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.results import TaskScores, read_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery
+from lingu_ray.evaluation.results import TaskScores
 from lingu_ray.evaluation.roles import ADAPTED, TEACHER
 from lingu_ray.report.pages import embedded, environment
 from lingu_ray.report.plots import format_number

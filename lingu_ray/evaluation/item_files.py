@@ -1,7 +1,7 @@
-"""Measured items on disk, one parquet file a task and model: the metrics can be made again without a model.
+"""Answered items on disk, a parquet file per task and model: metrics are computed from them without a model.
 
-A task that is not answered whole yet has a folder of parts instead, a file a chunk, so that an evaluation that was
-interrupted goes on where it was. Both carry the fingerprint of what was asked of which model.
+A task that is answered in part has a folder with a file per chunk instead, so that an interrupted evaluation resumes at
+its first missing chunk. Every file has the fingerprint of what was asked of which model.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.roles import in_order
 
 SAMPLE = "sample"
-"""A column beside those of `Columns`: of the first items, what was asked, for people; null in the others."""
+"""A column beside those of `Columns`: what the first items asked, readable by people; null in the others."""
 
 _FINGERPRINT = b"lingu_ray"
 
 
 def items_path(out_dir: Path, task: str, model: str) -> Path:
-    """Where the items of a task and model are kept."""
+    """Path of the items of a task and model."""
     return out_dir / "items" / f"{task}.{model}.parquet"
 
 
 def write_items(path: Path, columns: Columns, fingerprint: str) -> None:
-    """Write one file, whole or not at all."""
+    """Write one file atomically."""
     table = pa.table(columns).replace_schema_metadata({_FINGERPRINT: fingerprint})
     with whole_file(path) as temporary:
         pq.write_table(table, temporary)
 
 
 def fingerprint_of(path: Path) -> str | None:
-    """What a file's items were measured for; None where there is no such file, or none that can be read."""
+    """The fingerprint in a file; None where there is no such file, or it cannot be read."""
     try:
         return (pq.read_schema(path).metadata or {}).get(_FINGERPRINT, b"").decode()
     except (OSError, pa.ArrowException):
@@ -82,7 +82,7 @@ def _columns(path: Path, read: Callable[[], pa.Table | pa.RecordBatch]) -> Colum
 
 
 def measured_models(out_dir: Path, settings: EvaluationConfig) -> list[str]:
-    """Models that an earlier evaluation has measured on these tasks: the four of the method first, then by name."""
+    """Models that an earlier evaluation has measured on tasks of the settings: the four roles first, then by name."""
     tasks = {task.name for task in settings.tasks}
     names = [path.stem.rpartition(".") for path in (out_dir / "items").glob("*.parquet")]
     found = {model for task, _, model in names if task in tasks}
@@ -90,25 +90,25 @@ def measured_models(out_dir: Path, settings: EvaluationConfig) -> list[str]:
 
 
 class Parts:
-    """The chunks of a task and model that are answered already; of another fingerprint they are thrown away."""
+    """The chunks of a task and model that are answered already; chunks with another fingerprint are deleted."""
 
     def __init__(self, path: Path, fingerprint: str) -> None:
-        """`path` is that of the whole file; the parts lie in a folder beside it."""
+        """`path` is that of the complete file; the parts are in a folder beside it."""
         self.path, self.fingerprint = path, fingerprint
         self.folder = path.with_suffix(".parts")
         if any(fingerprint_of(part) != fingerprint for part in self._files()):
             shutil.rmtree(self.folder)
 
-    def begun(self) -> set[int]:
-        """First items of the chunks that are there."""
+    def answered(self) -> set[int]:
+        """The first item of each chunk that is there."""
         return {int(part.stem) for part in self._files()}
 
     def write(self, begin: int, columns: Columns) -> None:
-        """Keep a chunk."""
+        """Write a chunk."""
         write_items(self.folder / f"{begin:09}.parquet", columns, self.fingerprint)
 
     def join(self) -> None:
-        """Make one file of all chunks."""
+        """Join all chunks into one file, and delete them."""
         chunks = [read_columns(part) for part in self._files()]
         columns = {name: [value for chunk in chunks for value in chunk[name]] for name in chunks[0]}
         write_items(self.path, columns, self.fingerprint)

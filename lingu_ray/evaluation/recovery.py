@@ -3,7 +3,7 @@
 For a language task `recovery = (distilled − adapted) / (teacher − adapted)`, for a vision task
 `retention = distilled / adapted`. Levels are accuracies; for perplexity the level is the log-perplexity (nats per
 token): lower is better, and the quotient takes it with the sign turned: `(adapted − distilled) / (adapted − teacher)`
-in nats. So 1 is all that was lost, 0 nothing, below 0 further loss, above 1 more than the teacher has.
+in nats. So 1 means all of the loss came back, 0 none, below 0 further loss, above 1 better than the teacher.
 
 All of it is computed from the parquet files of `item_files.py`; no model is needed. Intervals are 95%, from a paired
 bootstrap over items (the same resampled items for all models): they cover the choice of items, not of training seeds.
@@ -25,6 +25,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample
 from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.evaluation.metrics.metric import Metric, Scores
+from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
     PERPLEXITY,
     SHARES,
@@ -37,7 +38,6 @@ from lingu_ray.evaluation.results import (
     Recovery,
     Share,
     TaskScores,
-    write_recovery,
 )
 from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
 from lingu_ray.evaluation.tasks.judging import judge_task
@@ -142,7 +142,7 @@ def recovery(task: Measured, model: str) -> Quotient:
     if absent := [name for name in (TEACHER, ADAPTED, model) if name not in task.level]:
         return NoValue(f"not measured: {', '.join(absent)}")
     if not _comparable(task, (TEACHER, ADAPTED, model)):
-        return NoValue("the models cut the texts into different numbers of tokens: not comparable")
+        return NoValue("the models split the texts into different numbers of tokens: not comparable")
     lost = _gain(task, TEACHER, ADAPTED)
     low, high = interval(lost.value_R)
     if low <= 0:

@@ -37,25 +37,25 @@ def evaluate(
 ) -> Recovery:
     """Measure every model (name → folder, hub id or .gguf file) on every task it can take.
 
-    Models named `teacher`, `adapted`, `ce_only` and `distilled` enter recovery and retention; others are measured
-    beside them. A model without eyes (the teacher) is measured on the language tasks alone. All items and models'
-    configurations are checked before the first model is loaded. What was measured before, by the same tasks on the
-    same models, is not measured again; an evaluation that was interrupted goes on.
+    Recovery and retention are computed from the models named `teacher`, `adapted`, `ce_only` and `distilled`; others
+    are measured beside them. A text-only model (the teacher) is measured on the language tasks alone. All items and
+    models' configurations are checked before the first model is loaded. What was measured before, by the same tasks on
+    the same models, is not measured again; an interrupted evaluation resumes.
 
     Args:
         models: what to measure.
         settings: tasks, engine, replicas, resamples, thresholds.
         out_dir: gets `items/<task>.<model>.parquet`, `recovery.json`, and `environment.json` of the newest measuring.
-        measured: models whose items lie in `out_dir` already; they are compared, and not loaded.
+        measured: models whose items are in `out_dir` already; they are compared, and not loaded.
         ray_settings: the cluster to join, where Ray is not running yet, and what a replica gets of it.
         sharers: how many evaluations run side by side on this cluster.
 
     Returns:
-        The content of `recovery.json`.
+        The result, which `recovery.json` has too.
 
     Raises:
         UserError: no models or tasks, a bad item, a model that cannot be loaded, an engine that dies.
-        Interrupted: Ctrl-C; what was answered is kept.
+        Interrupted: Ctrl-C; all answers so far are kept.
     """
     if not models or not settings.tasks:
         raise UserError("nothing to evaluate: name at least one model and one of evaluation.tasks")
@@ -72,7 +72,7 @@ def evaluate(
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
                 continue
             run = TaskRun(task, description, name, identity, settings.engine, out_dir)
-            if not run.whole:
+            if not run.finished:
                 unfinished.setdefault(name, []).append(run)
     if unfinished:
         _measure(unfinished, models, settings, out_dir, ray_settings or RayConfig(), sharers)
@@ -87,7 +87,7 @@ def _measure(
     ray_settings: RayConfig,
     sharers: int,
 ) -> None:
-    """Load one model after the other, or `models_at_once` side by side, and ask it what is left."""
+    """Load the models one after another, or `models_at_once` side by side, and run their unfinished tasks."""
     connect(ray_settings)
     record_environment(out_dir)
     hardware = Hardware.of(settings, ray_settings, sharers)
@@ -109,11 +109,11 @@ def _measure(
             for one in as_completed(running):
                 one.result()
         except BaseException as stop:
-            list(names)  # no further model is begun
+            list(names)  # no further model is started
             for lane in lanes:
                 lane.close()
             if isinstance(stop, KeyboardInterrupt):
-                raise Interrupted("stopped; what was answered is kept: the same command goes on from there") from None
+                raise Interrupted("stopped; all answers so far are kept, and the same command resumes") from None
             raise
 
 

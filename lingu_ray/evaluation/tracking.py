@@ -20,6 +20,7 @@ from lingu_ray.runtime.tracking import STORE, MlflowRun, store_uri
 SCORE = "score"
 VERDICT = "verdict"
 """Tag of the run whose evaluation the verdict is about."""
+_TAG_LIMIT = 5000  # characters that every version of MLflow takes
 
 
 def figure_name(task: str, metric: str = SCORE) -> str:
@@ -48,7 +49,7 @@ def figures_of(result: Recovery, model: str) -> dict[str, float]:
 
 def log_verdict(run: MlflowRun, verdict: Verdict) -> None:
     """Tag the run with the verdict's sentence."""
-    run.client.log_batch(run.run_id, tags=[RunTag(VERDICT, verdict.text)])
+    run.client.log_batch(run.run_id, tags=[RunTag(VERDICT, verdict.text[:_TAG_LIMIT])])
 
 
 def open_evaluation(settings: TrackingConfig, out: Path, config: BaseModel) -> MlflowRun:

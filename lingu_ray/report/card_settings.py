@@ -1,4 +1,4 @@
-"""A run's settings in the words of its model card: all that acted on the result, and nothing that did not."""
+"""A run's settings in words, for its model card: those that changed the result, and no others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DIVERGENCES = {
 
 
 def settings_rows(config: Config) -> Rows:
-    """The settings that acted, in the order in which a reader asks for them."""
+    """The settings that changed the result, in the order in which a reader needs them."""
     distilled = config.distill.policy != "none"
     return [
         ("student", _student(config.student)),
@@ -33,7 +33,7 @@ def settings_rows(config: Config) -> Rows:
         ("weight of cross-entropy", in_words(config.distill.w_ce)),
         *_optimization(config.train),
         ("longest sample", f"{config.corpus.max_length} tokens"),
-        ("computed", _computation(config.train)),
+        ("precision and memory", _computation(config.train)),
         ("seeds", f"run {config.seed}, order of the data {config.corpus.seed}"),
     ]
 
@@ -89,7 +89,7 @@ def _distillation(config: Config) -> Rows:
 
 def _context(teacher: TeacherConfig) -> str:
     if teacher.context == "prompt_text":
-        return "prompt_text: it reads the text of the prompt alone, without keys and values of the student"
+        return "prompt_text: it reads only the text of the prompt, without keys and values of the student"
     donated = {
         "full": "every position that predicts no answer token (scope full)",
         "visual": "the visual positions, and it reads the text itself (scope visual)",
@@ -100,7 +100,7 @@ def _context(teacher: TeacherConfig) -> str:
 def _divergence(settings: DistillConfig) -> str:
     name = DIVERGENCES[settings.divergence]
     beta = f", beta {settings.beta:g}" if settings.divergence == "jsd" else ""
-    tokens = f", over the teacher's {settings.top_k} likeliest tokens and the rest as one" if settings.top_k else ""
+    tokens = f", over the teacher's {settings.top_k} most likely tokens and the rest as one" if settings.top_k else ""
     return name + beta + tokens
 
 
@@ -112,7 +112,7 @@ def _optimization(train: TrainConfig) -> Rows:
         ("steps × rows", f"{train.steps} × {train.rows_per_step}"),
         ("learning rates", ", ".join(by_group)),
         (
-            "their course",
+            "learning rate schedule",
             f"{_percent(train.warmup)} of the steps warm up, then a cosine to {_percent(train.min_lr)} of the rate",
         ),
         ("optimizer", f"AdamW, betas {train.betas[0]:g} and {train.betas[1]:g}, weight decay {train.weight_decay:g}"),
@@ -127,7 +127,7 @@ def _optimization(train: TrainConfig) -> Rows:
 
 
 def _computation(train: TrainConfig) -> str:
-    """Precision, and what changes the result by rounding alone."""
+    """Precision, and settings that change the result only by rounding."""
     precision = {"fp32": "fp32", "bf16": "bf16 autocast, weights in fp32"}[train.precision]
     samples = "samples packed" if train.packing else "samples padded"
     parts = [

@@ -1,4 +1,4 @@
-"""Answers to held-out questions as training went on, with the questions' pictures from the corpus."""
+"""Answers to held-out questions during training, with the questions' images from the corpus."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def held_out_answers(runs: dict[str, list[Record]], corpus: Path | None) -> Answ
 
     Args:
         runs: content of `samples.jsonl` by model: the run, and its control where there is one.
-        corpus: folder of the corpus that the questions come from; without it they have no pictures.
+        corpus: folder of the corpus that the questions come from; without it they have no images.
     """
     (own, records), *others = runs.items()
     if not records:
@@ -48,7 +48,7 @@ def held_out_answers(runs: dict[str, list[Record]], corpus: Path | None) -> Answ
         )
         for key, record in questions.items()
     ]
-    return Answers(rows, list(dict.fromkeys(heading for row in rows for heading in row.said)), headings[last])
+    return Answers(rows, list(dict.fromkeys(heading for row in rows for heading in row.answers)), headings[last])
 
 
 def _key(record: Record) -> Key:
@@ -56,7 +56,7 @@ def _key(record: Record) -> Key:
 
 
 def _thumbnails(corpus: Path, keys: set[Key]) -> dict[Key, list[str]]:
-    """The rows' pictures as `data:` addresses; none where the corpus was deleted since."""
+    """The rows' images as `data:` addresses; none where the corpus was deleted."""
     path = corpus / "validation.parquet"
     if not path.exists():
         return {}

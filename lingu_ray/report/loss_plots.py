@@ -1,4 +1,4 @@
-"""What training did: losses and validation against the step, a panel each; together `loss.png`."""
+"""Losses and validation over the steps, a panel each; together `loss.png`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lingu_ray.runtime.records import Record
 
 SIZE = (4.4, 3.6)  # inches of a panel
 LINES = ("-", "--")  # of the run, and of its control
-MARKERS = "os^D"  # of the sources, changed when their colors begin again
+MARKERS = "os^D"  # of the sources; the next one when all colors are used
 
 Runs = dict[str, list[Record]]
 """Records by model: the run, and its control where there is one."""
 
 
 def loss_panels(runs: Runs) -> list[Panel]:
-    """CE, KD and validation by source against the step; what the run's records do not have is left out."""
+    """CE, KD and validation by source over the steps; what the run's records do not have is left out."""
     own = next(iter(runs.values()))
     there = (
         ("Training cross-entropy", partial(_draw_training, key="ce"), any(r.get("ce") is not None for r in own)),
@@ -43,7 +43,7 @@ def _draw(runs: Runs, title: str, draw: Callable[[Axes, Runs], None], axis: Axes
 
 
 def _draw_training(axis: Axes, runs: Runs, key: str) -> None:
-    """Every step pale, and the mean over neighbors on it."""
+    """Every step pale, and the moving mean over it."""
     for line, (model, records) in zip(LINES, runs.items(), strict=False):
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:
@@ -51,7 +51,7 @@ def _draw_training(axis: Axes, runs: Runs, key: str) -> None:
             axis.plot(steps, values, color=COLORS[model], alpha=0.25, linewidth=0.8)
             axis.plot(steps, smooth(values), line, color=COLORS[model], linewidth=1.8, label=display_name(model))
     if len(axis.get_legend_handles_labels()[0]) > 1:
-        axis.set_ylim(top=1.25 * axis.get_ylim()[1])  # room for the legend above a curve that hardly falls
+        axis.set_ylim(top=1.25 * axis.get_ylim()[1])  # room for the legend above a flat curve
         axis.legend(loc="upper right")
 
 

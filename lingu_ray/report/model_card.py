@@ -15,7 +15,8 @@ from lingu_ray.report.sources import trained_sources
 from lingu_ray.report.versions import read_versions
 
 _LICENSE = ("license", "license_name", "license_link")
-TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")
+TAGS = ("vision-language-model", "lingu_ray")
+DISTILLED_TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")
 
 
 def write_model_card(
@@ -53,7 +54,7 @@ def write_model_card(
 
 
 def front_matter(config: Config) -> dict[str, Any]:
-    """What the Hugging Face hub reads. What is not known is left out: local folders and files have no page there."""
+    """What the Hugging Face hub reads. Local models and data are left out: they have no page there."""
     matter: dict[str, Any] = {**_license(config), **_language(config)}
     if bases := hub_ids(config.student.path) if config.student.path else []:
         matter |= {"base_model": bases, "base_model_relation": "finetune"}
@@ -61,14 +62,15 @@ def front_matter(config: Config) -> dict[str, Any]:
         matter["base_model"] = bases  # the decoder came from it; no finetune of it, since a vision tower was added
     if datasets := [source.path for source in config.training_sources() if is_hub_id(source.path)]:
         matter["datasets"] = list(dict.fromkeys(datasets))
-    return matter | {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": list(TAGS)}
+    tags = TAGS if config.distill.policy == "none" else DISTILLED_TAGS
+    return matter | {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": list(tags)}
 
 
 def _license(config: Config) -> dict[str, Any]:
     """The student's license, since its weights were trained on; the teacher's where the student names none.
 
     Both are ancestors of the decoder's weights. Where neither names a license the card names none: which one applies
-    follows from models and data, and is not ours to guess.
+    depends on models and data, and is not guessed.
     """
     for card in _ancestors(config):
         if card.get("license"):
@@ -88,7 +90,7 @@ def _ancestors(config: Config) -> list[dict[str, Any]]:
 
 
 def data_name(source: SourceConfig) -> str:
-    """A hub data set as a link, with configuration and split; else that it is local, in which format."""
+    """A hub dataset as a link, with configuration and split; else that it is local, and in which format."""
     limit = f", first {source.limit}" if source.limit else ""
     if not is_hub_id(source.path):
         return f"local, format {source.format}{limit}"

@@ -15,27 +15,27 @@ from lingu_ray.paths import is_hub_id
 
 
 def public_name(origin: str) -> str:
-    """A hub id, or the last part of a local path: where a folder lay is nobody's business."""
+    """A hub id, or the last part of a local path: local folders are not published."""
     return origin if is_hub_id(origin) else Path(origin).name
 
 
 def card_metadata(model: str, revision: str | None = None) -> dict[str, Any]:
-    """What the model's own card says in its front matter: of a folder, or of the hub's cache; empty without a card."""
+    """The front matter of the model's own card, in its folder or in the hub's cache; empty without a card."""
     readme = Path(model, "README.md") if Path(model).exists() else _cached(model, revision)
     if readme is None or not readme.is_file():
         return {}
     try:
         block = REGEX_YAML_BLOCK.search(readme.read_text("utf-8"))
         metadata = strict_yaml.load(block[2], str(readme))[0] if block else None
-    except (UnicodeDecodeError, UserError):  # a card that nobody can read says nothing
+    except (UnicodeDecodeError, UserError):  # a card that cannot be read says nothing
         return {}
     return metadata if isinstance(metadata, dict) else {}
 
 
 def hub_ids(model: str) -> list[str]:
-    """The model's hub id; for a local folder those that it came from, as its configuration or else its card has them.
+    """The model's hub id; for a local folder the ids that it came from, by its configuration or else its card.
 
-    A card may name several base models. Empty where nothing is known.
+    A card may name several base models. Empty where none is known.
     """
     if is_hub_id(model):
         return [model]

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
 from lingu_ray.report.svg import INK, LINE, SOFT, themed_svg
 
-# Okabe and Ito's palette, told apart by the color-blind too; its black is the ink, which is light on a dark page.
+# Okabe and Ito's palette, which color-blind readers can tell apart; its black is the ink, light on a dark page.
 COLORS = {TEACHER: "#999999", ADAPTED: "#E69F00", CE_ONLY: "#56B4E9", DISTILLED: "#009E73"}
 SOURCE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999999")
 NAMES = {TEACHER: "teacher (original LM)", ADAPTED: "adapted VLM", CE_ONLY: "CE only", DISTILLED: "distilled"}
@@ -50,7 +50,7 @@ OTHERS = ("#CC79A7", "#0072B2", "#D55E00", "#F0E442", INK)
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram of a figure: what it shows in words, its size in inches, and what draws it."""
+    """One diagram of a figure: what it shows, in words; its size in inches; the function that draws it."""
 
     title: str
     size: tuple[float, float]
@@ -64,7 +64,7 @@ class Panel:
 
 
 def display_name(model: str) -> str:
-    """A model's name for people."""
+    """A model's name, as figures and pages show it."""
     return NAMES.get(model, model)
 
 
@@ -82,7 +82,7 @@ def _styled(size: tuple[float, float]) -> Iterator[Figure]:
 
 @contextmanager
 def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure of that size, inches, in the house's style; saved at the end, on white."""
+    """A figure of that size, inches, in the style of all figures; saved at the end as a PNG on white."""
     with _styled(size) as figure:
         yield figure
         figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
@@ -98,7 +98,7 @@ def save_panels(panels: list[Panel], path: Path) -> None:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a twentieth of the run, shorter at its ends."""
+    """Moving mean over a twentieth of the values, over fewer at both ends."""
     window = max(1, len(values) // 20)
     sums = np.convolve(values, np.ones(window), mode="same")
     return sums / np.convolve(np.ones(len(values)), np.ones(window), mode="same")
@@ -111,5 +111,5 @@ def model_colors(models: list[str]) -> dict[str, str]:
 
 
 def format_number(value: float) -> str:
-    """A score that is no share, three digits or whole: `0.83`, `38.9`, `10,742`."""
+    """A score that is no share, with three digits or whole: `0.83`, `38.9`, `10,742`."""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
-from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.roles import CE_ONLY, DISTILLED, control_role, trained_role
 from lingu_ray.report.evaluate_command import evaluate_command
 from lingu_ray.report.evaluation_page import scores_shown
@@ -83,22 +84,36 @@ def manifest(run_dir: Path) -> dict[str, Any] | None:
     return None if corpus is None else _json(corpus / "manifest.json")
 
 
-def throughput(records: list[Record]) -> dict[str, float] | None:
-    """Steps, tokens, seconds, tokens a second (median), and the shares of time spent waiting for data and teacher."""
+@dataclass(frozen=True)
+class Throughput:
+    """Of all steps: their number, seconds, supervised tokens, tokens per second (median), shares of time waiting."""
+
+    steps: int
+    seconds: float
+    supervised_tokens: int
+    tokens_per_s: float
+    data_wait: float
+    teacher_wait: float
+
+
+def throughput(records: list[Record]) -> Throughput | None:
+    """The throughput of the steps among the records; None without any."""
     steps = [record for record in records if "step_s" in record]
     if not steps:
         return None
     seconds = sum(record["step_s"] for record in steps)
-    return {
-        "steps": len(steps),
-        "seconds": seconds,
-        "supervised_tokens": sum(record["tokens"] for record in steps),
-        "tokens_per_s": median(record["tokens_per_s"] for record in steps),
-        **{
-            share: sum(record[share] * record["step_s"] for record in steps) / seconds
-            for share in ("data_wait", "teacher_wait")
-        },
-    }
+
+    def waiting(share: str) -> float:
+        return sum(record[share] * record["step_s"] for record in steps) / seconds
+
+    return Throughput(
+        steps=len(steps),
+        seconds=seconds,
+        supervised_tokens=sum(record["tokens"] for record in steps),
+        tokens_per_s=median(record["tokens_per_s"] for record in steps),
+        data_wait=waiting("data_wait"),
+        teacher_wait=waiting("teacher_wait"),
+    )
 
 
 def _json(path: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The first items of each task with every model's answer, from the kept items."""
+"""The first items of each task with the answer of every model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ PER_TASK = 4
 
 @dataclass(frozen=True)
 class Answered:
-    """One question of a task or source: its pictures are `data:` addresses, the answers stand under their headings."""
+    """One question of a task or source. `images`: `data:` addresses; `answers`: by heading."""
 
     origin: str
     asked: str
     images: list[str]
     expected: str
-    said: dict[str, str]
+    answers: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Questions with their answers, the headings of these, and which of them is the run's own."""
+    """Questions with their answers, the headings of the answers, and which of them is the run's own."""
 
     rows: list[Answered]
     headings: list[str]
@@ -39,12 +39,12 @@ class Answers:
 
 
 def without_placeholders(question: str) -> str:
-    """A question beside its pictures, which need no mark in it."""
+    """A question without marks for its images, which are shown beside it."""
     return question.replace(PLACEHOLDER, "").strip()
 
 
 def answered(out_dir: Path, result: Recovery) -> Answers:
-    """Items of the tasks of `recovery.json`; a task of likelihoods alone (perplexity) has no answers to show."""
+    """The first items of the tasks; a task of likelihoods alone (perplexity) has no answers to show."""
     rows = [one for name, task in result.tasks.items() for one in _of_task(out_dir, name, list(task.models))]
     return Answers(rows, [display_name(model) for model in result.measured], display_name(DISTILLED))
 
@@ -82,7 +82,7 @@ def _said(columns: Columns, place: int) -> str:
 
 
 def _options(columns: Columns, place: int) -> list[str]:
-    """Letters' meanings, or the texts that were scored."""
+    """The options behind the letters, or the texts that were scored."""
     if "choices" in columns:
         return columns["choices"][place]
     return [option.strip() for option in columns[SAMPLE][place]["options"]]

@@ -1,4 +1,4 @@
-"""What came back: the models' scores with their intervals, a panel a task; together `recovery.png`."""
+"""The models' scores with their intervals, a panel per task; together `recovery.png`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lingu_ray.report.plots import Panel, canvas, display_name, format_number, m
 from lingu_ray.report.svg import INK, SOFT
 
 SIZE = (3.1, 3.4)  # inches of a panel
-COLUMNS = 4  # panels beside each other, as long as they are not more than its square
+COLUMNS = 4  # panels in a row, or more where there are more than its square
 TITLE_POINTS = 12
 TITLE_CHARACTERS = 11  # of the title in an inch
 NAME_POINTS = 190  # width that a task's name may have above its panel
@@ -27,7 +27,7 @@ ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # a tex
 
 
 def recovery_panels(result: Recovery) -> list[Panel]:
-    """A panel a task: the models' scores with 95% intervals, recovery or retention above."""
+    """A panel per task: the models' scores with 95% intervals, and recovery or retention above them."""
     models = result.measured
     return [
         Panel(f"Scores on {name} by model", SIZE, partial(_draw_task, name=name, task=task, models=models))

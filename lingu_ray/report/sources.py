@@ -1,4 +1,4 @@
-"""What of each source a run was trained on, and with which weights: settings and the corpus' counts together."""
+"""What a run was trained on, source by source, and with which weights: settings and counts of the corpus together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TrainedSource:
     """One source.
 
     `distilled`: whether the policy applies KD to it. `ce_weight`: of its tokens, `ce_on_distilled` included. `share`:
-    of the places in the corpus order. `training_rows`: its different rows, those held out left out. `passes`: how often
+    of the rows in the corpus order. `training_rows`: its distinct rows without the held-out ones. `passes`: how often
     training read them.
     """
 

@@ -1,4 +1,4 @@
-"""Figures as SVG inside a page: lines and text take the page's colors, so that they suit light and dark alike."""
+"""Figures as SVG inside a page: lines and text have the page's colors, light or dark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 INK, SOFT, LINE = "#1c2024", "#5b6570", "#dfe3e8"
-"""The colors of text, of what is secondary, and of rules: those of the page's light form (`page.css`)."""
+"""The colors of text, of secondary text, and of rules, as in the page's light mode (`page.css`)."""
 
 _OF_THE_PAGE = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"}
 _REFERENCE = re.compile(r'#([\w-]+)[")]')
@@ -17,10 +17,10 @@ _ID = re.compile(r' id="([\w-]+)"')
 
 
 def themed_svg(figure: Figure, label: str) -> str:
-    """The figure as an `<svg>` element with a transparent ground, real text, and `label` for those who cannot see it.
+    """The figure as an `<svg>` element with a transparent background, real text, and `label` as its accessible name.
 
-    Identifiers that nothing refers to are left out, and the others follow from what they name, so that several
-    figures can stand in one page.
+    Identifiers that nothing refers to are left out, and the others depend on what they name, so that several figures
+    can be in one page.
     """
     import matplotlib.pyplot as plt
 

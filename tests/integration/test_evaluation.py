@@ -29,6 +29,7 @@ from lingu_ray.evaluate import main
 from lingu_ray.evaluation import measure
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
 from lingu_ray.evaluation.run import evaluate
 
@@ -115,7 +116,8 @@ def test_the_command(
     out = tmp_path / "out"
     rest = [f"tasks={tasks}", f"out={out}", "tracking.system_metrics=false"]
     main([*(f"{name}={path}" for name, path in models.items()), *rest])
-    written = (out / "recovery.json").read_bytes()
+    written, measured = (out / "recovery.json").read_bytes(), read_recovery(out)
+    assert measured is not None
     main(rest)
     first, page, compare, *again = capsys.readouterr().out.splitlines()
     assert [first, page, compare] == again and first.startswith("The claim")
@@ -127,7 +129,7 @@ def test_the_command(
     assert {artifact.path for artifact in client.list_artifacts(runs["out"].info.run_id)} >= {"report.html"}
     assert runs["out"].data.tags["environment.torch"] == json.loads((out / "environment.json").read_text())["torch"]
     for name, task in (("teacher", "choice"), ("distilled", "image")):
-        score = json.loads(written)["tasks"][task]["models"][name]["score"]
+        score = measured.tasks[task].models[name].score.value
         assert runs[name].data.metrics[f"eval/{task}/score"] == score
         assert runs[name].data.tags[MLFLOW_PARENT_RUN_ID] == runs["out"].info.run_id
         assert runs[name].data.tags["model"] == str(models[name])

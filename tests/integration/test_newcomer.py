@@ -9,6 +9,8 @@ import pytest
 import yaml
 from tinyrun import settings
 
+from lingu_ray.evaluation.recovery_json import read_recovery
+
 pytestmark = pytest.mark.slow
 
 SPACE = {"name": "sweep-mine", "base": "my.yaml", "search": {"distill.w_kd": {"grid": [0.5, 2]}}, "retries": 0}
@@ -60,7 +62,8 @@ def test_train_evaluate_and_compare(here: Path):
     assert "found, finished before (2 steps)" in again and "step 2/2" not in again
     models = ("teacher=models/lm", "adapted=models/vlm", "distilled=runs/mine/export")
     run(here, "lingu_ray.evaluate", *models, "tasks=tasks.yaml", "out=measured", "engine=transformers")
-    assert json.loads((here / "measured" / "recovery.json").read_text())["tasks"].keys() == {"words", "seen"}
+    measured = read_recovery(here / "measured")
+    assert measured is not None and measured.tasks.keys() == {"words", "seen"}
     assert "distill.policy" in run(here, "tuning.compare", "runs/mine", "runs/mine/control")
 
 

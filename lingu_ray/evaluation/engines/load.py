@@ -1,4 +1,4 @@
-"""What the engines read of a model's folder before its weights: configuration, tokenizer, processor, ends."""
+"""What engines read of a model before its weights: configuration, tokenizer, processor, end tokens."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from lingu_ray.errors import UserError
 from lingu_ray.paths import why_not_loaded
 
 NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError)
-"""What Transformers raises where there is no model, or none that it knows."""
+"""What Transformers raises where there is no model, or one that it does not know."""
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's folder or hub id without its weights; `processor` is None for a causal LM."""
+    """The files of a model (folder or hub id) without its weights; `processor` is None for a causal LM."""
 
     path: str
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     processor: ProcessorMixin | None
     eos_ids: frozenset[int]
-    """Tokens that end an answer by the model's own settings."""
+    """Tokens that end an answer according to the model's own settings."""
 
     @property
     def max_length(self) -> int:
@@ -42,7 +42,7 @@ class ModelFiles:
 
 
 def origin_of(path: Path | str) -> tuple[Path, dict[str, Any]]:
-    """Where `from_pretrained` looks, and its further arguments; a path ending in `.gguf` is that file of a folder."""
+    """Path and further arguments for `from_pretrained`; a path that ends in `.gguf` is that file in its folder."""
     path = Path(path)
     return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
 
@@ -56,7 +56,7 @@ def load_model_files(path: Path | str) -> ModelFiles:
     """Read everything but the weights.
 
     Raises:
-        UserError: nothing at `path` that Transformers can load.
+        UserError: Transformers cannot load what is at `path`.
     """
     place, origin = origin_of(path)
     config = _load_config(path)
@@ -70,7 +70,7 @@ def load_model_files(path: Path | str) -> ModelFiles:
 
 
 def takes_images(path: Path | str) -> bool:
-    """Whether the model at `path` does; reads its configuration alone (errors as `load_model_files`)."""
+    """Whether the model at `path` takes images, by its configuration alone (errors as `load_model_files`)."""
     return supports_images(_load_config(path))
 
 

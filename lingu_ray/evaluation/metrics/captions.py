@@ -19,7 +19,7 @@ from rapidfuzz.distance import LCSseq
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
 ORDERS = 4  # n-grams of 1 to 4 words
-SIGMA = 6.0  # words by which a caption's length may differ before the penalty bites
+SIGMA = 6.0  # words; standard deviation of the penalty for another length
 BETA = 1.2  # weight of recall over precision in ROUGE-L
 
 Words = list[str]
@@ -40,7 +40,7 @@ _WORD = re.compile(
 
 
 def judge_cider(columns: Columns) -> Scores:
-    """CIDEr an item, with ROUGE-L beside it."""
+    """CIDEr of each item, and ROUGE-L as an extra."""
     captions = [caption_words(text) for text in columns["prediction"]]
     references = [[caption_words(text) for text in texts] for texts in columns["answers"]]
     extra = {"rouge_l": [rouge_l_of_words(*item) for item in zip(captions, references, strict=True)]}

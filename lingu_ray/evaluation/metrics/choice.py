@@ -8,7 +8,7 @@ from string import ascii_uppercase
 
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
-# From the plainest to the least certain way to name an option; of several in one answer, the last.
+# From the clearest to the least certain way to name an option; the last of several in one answer counts.
 _FORMS = tuple(
     re.compile(form)
     for form in (

@@ -9,7 +9,7 @@ from rapidfuzz.distance import Levenshtein
 from lingu_ray.errors import UserError
 
 LEAST_SIMILARITY = 0.5
-"""ANLS below which an answer is wrong altogether; the half itself counts, as in the official evaluation."""
+"""ANLS below which an answer scores 0; 0.5 itself counts, as in the official evaluation."""
 TOLERANCE = 0.05
 """Share of the right number by which one may be off, in relaxed accuracy."""
 ENOUGH = 4
@@ -62,8 +62,8 @@ def vqa_accuracy(prediction: str, answers: list[str]) -> float:
     """
     if len(answers) < ENOUGH:
         raise UserError(
-            f"vqa_accuracy wants the answers of several people (VQAv2 and TextVQA have ten), found {answers}; "
-            "where one answer is right, take type exact_match"
+            f"vqa_accuracy needs the answers of several people (VQAv2 and TextVQA have ten), found {answers}; "
+            "where one answer is right, set type exact_match"
         )
     said, total = normalize_vqa(prediction), len(answers)
     matches = sum(normalize_vqa(answer) == said for answer in answers)

@@ -15,7 +15,7 @@ from lingu_ray.evaluation.tasks.task_types import Fields
 
 @dataclass(frozen=True)
 class ItemImage:
-    """The image at `index` of the item that is number `turn` of a row; called, it gives the encoded bytes."""
+    """The image at `index` of the item that is number `turn` of a row; calling it returns the encoded bytes."""
 
     config: TaskConfig
     place: Place

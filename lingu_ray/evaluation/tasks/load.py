@@ -1,4 +1,4 @@
-"""Loading tasks: every item is checked before any model is loaded, and none is left out in silence."""
+"""Loading tasks: every item is checked before a model is loaded, and none is skipped."""
 
 from __future__ import annotations
 

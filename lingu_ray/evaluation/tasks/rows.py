@@ -1,7 +1,7 @@
 """Rows of a task's data, by the corpus's own readers: files, folders, and datasets of the hub.
 
-Files, and folders of `datasets.save_to_disk`, are read as they lie. Other folders, where `split` is given, and hub ids
-go through `datasets`, into its cache. One file split is in memory at a time.
+Files, and folders of `datasets.save_to_disk`, are read in place. Hub ids, and other folders where `split` is given, are
+read by `datasets` through its cache. One file split is in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Place:
     number: int
 
     def read(self) -> Record:
-        """The row, read again where its file split is no longer in memory.
+        """Read the row, from the file again where its file split is no longer in memory.
 
         Raises:
-            BadRecord: what stands there is none.
+            BadRecord: it cannot be read.
         """
         record = _records(self.split)[self.number]
         if isinstance(record, BadRecord):
@@ -68,7 +68,7 @@ def source_of(config: TaskConfig) -> SourceConfig:
     """The task's data as a source of a corpus."""
     return SourceConfig(
         name=config.name,
-        format=config.format or "messages",  # which one matters to the reader for `image_folder` alone
+        format=config.format or "messages",  # the reader needs it for `image_folder` alone
         path=config.path,
         subset=config.subset,
         split=config.split or "train",
@@ -95,7 +95,7 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
 
 
 def _fetched(source: SourceConfig) -> list[FileSplit]:
-    """File splits of a hub dataset, or of a folder that is laid out as one. Code that comes with it is not run."""
+    """File splits of a dataset of the hub, or of a folder that is laid out as one. Its own code is not run."""
     from datasets.exceptions import DatasetsError  # slow to import: only where it is used
 
     try:

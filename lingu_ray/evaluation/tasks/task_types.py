@@ -5,7 +5,7 @@
 - `multiple_choice`, vision: `question`, `choices` (`A`, `B`, … where the question lists them itself), `gold`, `image`;
 - `last_word`: `context`, `continuation`;
 - `perplexity`: `text`, or `context`, `continuation` to score the continuation alone;
-- `mme`: `question`, `gold` (yes or no), `category`, `group` (what its image is called), `image`;
+- `mme`: `question`, `gold` (yes or no), `category`, `group` (the name of its image), `image`;
 - others: `question`, `answer` (one or several), `image` (vision: one or several).
 
 Elsewhere `gold` is an index. `<image>` in a question marks where an image stands; without it they come first.
@@ -32,7 +32,7 @@ KNOWN = frozenset((*_SCORED, *_ASKED))
 
 
 class Malformed(Exception):
-    """What is wrong with an item; its place is for the loader to add."""
+    """What is wrong with an item; the loader adds where it is."""
 
 
 def is_scored(config: TaskConfig) -> bool:
@@ -61,7 +61,7 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[Image, ..
     if config.kind == "vision" and not images:
         raise Malformed("`image` is missing")
     if config.kind == "language" and images:
-        raise Malformed("`image` in a language task, which models without eyes answer too: set kind: vision")
+        raise Malformed("`image` in a language task, which text-only models answer too: set kind: vision")
     marks = question.count(PLACEHOLDER)
     if marks not in (0, len(images)):
         raise Malformed(f"`question` has {marks} {PLACEHOLDER} for {len(images)} images; mark all of them or none")
@@ -145,7 +145,7 @@ def _lettered(fields: Fields) -> tuple[str, Reference]:
     question, choices = _text(fields, "question"), _texts(fields, "choices")
     gold = _gold(fields, choices)
     if len(choices) > len(ascii_uppercase):
-        raise Malformed(f"`choices` are more than there are letters: {len(choices)}")
+        raise Malformed(f"`choices` has {len(choices)} options, more than there are letters")
     if choices == list(ascii_uppercase[: len(choices)]):  # the question lists its options itself
         return question, {"choices": choices, "gold": gold}
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False))

@@ -15,7 +15,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import interval, level, resample
 from lingu_ray.evaluation.item_files import measured_models
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.evaluation.results import read_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery
 
 CLOZE = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
 TEXT = TaskConfig(name="text", kind="language", type="perplexity", path="-")

@@ -10,7 +10,8 @@ from measured import write_measured
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.evaluation.results import FILE, Recovery, as_json, from_json, read_recovery
+from lingu_ray.evaluation.recovery_json import FILE, as_json, from_json, read_recovery
+from lingu_ray.evaluation.results import Recovery
 
 TASKS = (
     TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-"),

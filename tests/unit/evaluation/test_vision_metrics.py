@@ -77,9 +77,9 @@ def test_vqa_accuracy_of_known_counts():
         assert vqa_accuracy("yes", ["yes"] * agree + ["no"] * (10 - agree)) == pytest.approx(expected)
 
 
-def test_vqa_accuracy_wants_several_people():
+def test_vqa_accuracy_needs_several_people():
     """One right answer would always score 0: it is refused, and the type that fits is named."""
-    with pytest.raises(UserError, match="take type exact_match"):
+    with pytest.raises(UserError, match="set type exact_match"):
         vqa_accuracy("yes", ["yes"])
 
 

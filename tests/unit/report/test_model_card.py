@@ -167,6 +167,7 @@ def test_a_control_has_a_card_of_its_own(tmp_path: Path) -> None:
     run = config(output_dir=str(tmp_path), control=True)
     path = write_model_card(tmp_path, control_of(run), result, MANIFEST, control_of="small")
     text = path.read_text(encoding="utf-8")
+    assert "knowledge-distillation" in front_matter(run)["tags"] and "distillation" not in text.partition("# small")[0]
     assert "# small/control\n" in text and "with cross-entropy alone" in text and "It is the control of small" in text
     assert f"On small: {result.verdict.text}" in text
     assert re.search(r"^\| cloze .* recovery 50% \[\d+, \d+\] \|$", text, flags=re.MULTILINE)

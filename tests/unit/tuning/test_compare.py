@@ -8,17 +8,8 @@ import pytest
 
 from lingu_ray.config.command_line import load_config, to_yaml
 from lingu_ray.config.flat import flat
-from lingu_ray.evaluation.results import (
-    Estimate,
-    Interval,
-    Kind,
-    Means,
-    ModelScore,
-    Recovery,
-    TaskScores,
-    Verdict,
-    write_recovery,
-)
+from lingu_ray.evaluation.recovery_json import write_recovery
+from lingu_ray.evaluation.results import Estimate, Interval, Kind, Means, ModelScore, Recovery, TaskScores, Verdict
 from lingu_ray.evaluation.tracking import figures_of, log_verdict
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import Tracker, tracking_uri
