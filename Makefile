@@ -73,5 +73,5 @@ $(SMOLLM2)/model.safetensors: | $(STAMP)
 	rm -r models/.download
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
