@@ -29,6 +29,11 @@ os.environ.pop("RAY_ADDRESS", None)  # never join a cluster that happens to run 
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor write into a store that somebody uses
 
 import pytest
+from hypothesis import settings
+
+# Property tests: random examples here, the same ones every time in continuous integration (`.ci/run` sets CI).
+settings.register_profile("tests", max_examples=60, deadline=None, database=None, derandomize="CI" in os.environ)
+settings.load_profile("tests")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
