@@ -6,7 +6,7 @@ import re
 
 from lingu_ray.config import Config
 from lingu_ray.config.help import sections
-from lingu_ray.schema import Schema, schema_of
+from lingu_ray.config.json_schema import Schema, schema_of
 from tuning.space import Space, searchable
 
 
