@@ -16,7 +16,7 @@ SMOLLM2 := models/SmolLM2-135M-Instruct
 .PHONY: help setup demo test test-fast check smollm2 clean
 
 help:
-	@echo "make demo        set up, then build a small real pair, distil it and report what came back"
+	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
 	@echo "make test        set up, then style, types, spelling and all tests"
 	@echo "make test-fast   the same without the slow tests"
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"

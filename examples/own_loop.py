@@ -1,4 +1,4 @@
-"""Distil a vision-language model in a plain PyTorch loop.
+"""Distill a vision-language model in a plain PyTorch loop.
 
     python examples/own_loop.py STUDENT TEACHER DATA OUT
 
@@ -24,7 +24,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def collate(processor: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Rows as a batch with labels on the answers alone; `distill` marks the rows to distil.
+    """Rows as a batch with labels on the answers alone; `distill` marks the rows to distill.
 
     Questions are padded on the left and answers on the right, so that each answer follows its question.
     """

@@ -1,4 +1,4 @@
-"""Distil a vision-language model with the Trainer of Transformers.
+"""Distill a vision-language model with the Trainer of Transformers.
 
     python examples/trainer.py STUDENT TEACHER DATA OUT
 
@@ -55,7 +55,7 @@ class DistillTrainer(DistillMixin, Trainer):
 
 
 def split(inputs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The student's batch, and the mask of the rows to distil."""
+    """The student's batch, and the mask of the rows to distill."""
     return {name: value for name, value in inputs.items() if name != "distill"}, inputs["distill"]
 
 

@@ -44,7 +44,7 @@ class SourceConfig(Section):
         1.0, ge=0, description="weight of its tokens' cross-entropy"
     )
     kd_weight: Annotated[float, NOT_IN_FINGERPRINT] = Field(
-        1.0, ge=0, description="weight of its tokens' KD term, where the policy distils it"
+        1.0, ge=0, description="weight of its tokens' KD term, where the policy distills it"
     )
     limit: PositiveInt | None = Field(None, description="use the first N records only; null: all")
     image_root: Annotated[LocalFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(

@@ -57,7 +57,7 @@ class Config(Section):
         heavy = [s.name for s in self.corpus.sources if s.language_heavy]
         if self.corpus.sources and self.distill.policy in ("selective", "language_only") and not heavy:
             raise ValueError(
-                f"distill.policy={self.distill.policy} distils language-heavy sources, and no source is marked as one: "
+                f"distill.policy={self.distill.policy} distills language-heavy sources, and no source is marked as one: "
                 "set `language_heavy: true` on a source, or choose distill.policy=all or none"
             )
         if self.train.rows_per_step < self.ray.num_workers:
@@ -84,11 +84,11 @@ class Config(Section):
 
     def ce_weight(self, source: SourceConfig) -> float:
         """c_i of the loss: the weight of this source's cross-entropy."""
-        return source.ce_weight * (self.distill.ce_on_distilled if self.distils(source) else 1.0)
+        return source.ce_weight * (self.distill.ce_on_distilled if self.distills(source) else 1.0)
 
     def distilled_sources(self) -> set[str]:
         """Names of the sources that the policy applies KD to."""
-        return {source.name for source in self.corpus.sources if self.distils(source)}
+        return {source.name for source in self.corpus.sources if self.distills(source)}
 
     def training_sources(self) -> tuple[SourceConfig, ...]:
         """The sources that the policy trains on (`language_only` leaves the others out)."""
@@ -96,7 +96,7 @@ class Config(Section):
             return tuple(s for s in self.corpus.sources if s.language_heavy)
         return self.corpus.sources
 
-    def distils(self, source: SourceConfig) -> bool:
+    def distills(self, source: SourceConfig) -> bool:
         """Whether the policy applies KD to this source's rows."""
         if self.distill.policy == "none":
             return False

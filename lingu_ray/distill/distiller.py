@@ -52,7 +52,7 @@ class Distiller(nn.Module):
 
         L = w_ce · Σ CE / ce_tokens  +  w_kd · τ² · Σ KD_τ / kd_tokens
 
-    CE is summed over all supervised tokens, KD over those of the rows to distil. The text-only teacher continues from
+    CE is summed over all supervised tokens, KD over those of the rows to distill. The text-only teacher continues from
     the keys and values that the student computed for the prompt, images included. It has no gradient, and none flows
     back through those keys and values.
 

@@ -40,7 +40,7 @@ def _trained(config: Config, source: SourceConfig, manifest: dict[str, Any], see
     counts = manifest["sources"][source.name]
     return TrainedSource(
         settings=source,
-        distilled=config.distils(source),
+        distilled=config.distills(source),
         ce_weight=config.ce_weight(source),
         share=counts["used"] / manifest["rows"],
         read=counts["read"],

@@ -205,8 +205,8 @@ def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
     """`student.from_teacher` trains a new VLM with CE through the same path, and its export is a student path."""
     adapt = config(data, output, name="adapt", student=NEW, distill={"policy": "none"}, train={"steps": 4})
     export = trainer.run(adapt)
-    distil = config(data, output, name="distil", student={"path": str(export)}, train={"steps": 2})
-    assert (trainer.run(distil) / "model.safetensors").exists()
+    distill = config(data, output, name="distill", student={"path": str(export)}, train={"steps": 2})
+    assert (trainer.run(distill) / "model.safetensors").exists()
 
 
 def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, output):

@@ -86,7 +86,7 @@ def test_policy_says_which_sources_train_and_distil(policy: str, trained: list[s
     sources = [SOURCE, {"name": "vision", "format": "cauldron", "path": "images"}]
     config = Config.model_validate(with_changes(corpus={"sources": sources}, distill={"policy": policy}))
     assert [s.name for s in config.training_sources()] == trained
-    assert [s.name for s in config.training_sources() if config.distils(s)] == distilled
+    assert [s.name for s in config.training_sources() if config.distills(s)] == distilled
 
 
 def test_configuration_does_not_change():

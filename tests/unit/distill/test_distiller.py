@@ -26,7 +26,7 @@ MASK = torch.tensor([True, False, True, True])
 
 @cache
 def pair(name: str):
-    """Student and teacher of a family; the teacher has other weights, so that there is something to distil."""
+    """Student and teacher of a family; the teacher has other weights, so that there is something to distill."""
     family = FAMILIES[name]
     return family.student(family.teacher()), family.teacher(seed=7)
 
