@@ -28,15 +28,15 @@ from lingu_ray.evaluation.metrics.metric import Metric, Scores
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
     PERPLEXITY,
-    SHARES,
+    QUOTIENTS,
     Control,
     Estimate,
     Interval,
     Kind,
     Means,
     ModelScore,
+    QuotientName,
     Recovery,
-    Share,
     TaskScores,
 )
 from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
@@ -89,7 +89,7 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
     Raises:
         UserError: a task was measured on no model, or on different items for different models.
     """
-    floors: dict[Share, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
+    floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
     tasks: dict[str, TaskScores] = {}
     known: dict[Kind, list[Quotients]] = {"language": [], "vision": []}
     for config in settings.tasks:
@@ -180,7 +180,7 @@ def _comparable(task: Measured, models: tuple[str, ...]) -> bool:
     return task.metric.share or all(weight == weights[0] for weight in weights)
 
 
-def _task_scores(task: Measured, quotients: Quotients, floors: dict[Share, float]) -> TaskScores:
+def _task_scores(task: Measured, quotients: Quotients, floors: dict[QuotientName, float]) -> TaskScores:
     def over(other: str) -> Estimate | None:
         there = DISTILLED in task.level and other in task.level and _comparable(task, (DISTILLED, other))
         return _estimate(_gain(task, DISTILLED, other)) if there else None
@@ -196,7 +196,7 @@ def _task_scores(task: Measured, quotients: Quotients, floors: dict[Share, float
         distilled=_estimate(distilled),
         reason=distilled.reason if isinstance(distilled, NoValue) else None,
         ce_only=_estimate(quotients[CE_ONLY]),
-        floor=floors[SHARES[task.config.kind]],
+        floor=floors[QUOTIENTS[task.config.kind]],
         over_adapted=over(ADAPTED),
         over_ce_only=over(CE_ONLY),
     )
@@ -208,8 +208,7 @@ def _model_score(task: Measured, model: str, quotient: Quotient | None) -> Model
     extra = {name: sum(values) / sum(scores.weight) for name, values in scores.extra.items()}
     if task.config.type == PERPLEXITY:
         point, ci, extra = math.exp(point), [math.exp(x) for x in ci], {"nats_per_token": point, **extra}
-    share = None if quotient is None else _estimate(quotient)
-    return ModelScore(Estimate(point, Interval(*ci)), extra, share)
+    return ModelScore(Estimate(point, Interval(*ci)), extra, None if quotient is None else _estimate(quotient))
 
 
 def _estimate(quotient: Quotient) -> Estimate | None:
@@ -241,7 +240,7 @@ def _difference(of: list[Quotient], to: list[Quotient]) -> Quotient:
 def _result(
     tasks: dict[str, TaskScores],
     known: dict[Kind, list[Quotients]],
-    floors: dict[Share, float],
+    floors: dict[QuotientName, float],
     models: list[str],
 ) -> Recovery:
     def of(kind: Kind, model: str) -> list[Quotient]:
@@ -254,7 +253,7 @@ def _result(
     if ce_only.recovery is not None:
         difference = _estimate(_difference(of("language", DISTILLED), of("language", CE_ONLY)))
         control = Control(ce_only, difference, difference.ci.low > 0 if difference else None)
-    found = {SHARES[kind]: _mean(of(kind, DISTILLED)) for kind in SHARES}
-    reasons: dict[Share, str] = {name: mean.reason for name, mean in found.items() if isinstance(mean, NoValue)}
+    found = {QUOTIENTS[kind]: _mean(of(kind, DISTILLED)) for kind in QUOTIENTS}
+    reasons: dict[QuotientName, str] = {name: mean.reason for name, mean in found.items() if isinstance(mean, NoValue)}
     verdict = judge(tasks, distilled, control, floors, reasons, models)
     return Recovery(tasks, distilled, control, {model: means(model) for model in _judged(models)}, verdict)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.evaluation.results import (
-    SHARES,
+    QUOTIENTS,
     Control,
     Estimate,
     Interval,
     Means,
     ModelScore,
+    QuotientName,
     Recovery,
-    Share,
     TaskScores,
     Verdict,
 )
@@ -67,7 +67,7 @@ def from_json(tree: Mapping[str, Any]) -> Recovery:
 
 
 def _task_json(task: TaskScores) -> dict[str, Any]:
-    name = task.share_name
+    name = task.quotient_name
     return {
         "kind": task.kind,
         "metric": task.metric,
@@ -85,7 +85,7 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
 
 
 def _task(entry: Mapping[str, Any]) -> TaskScores:
-    name = SHARES[entry["kind"]]
+    name = QUOTIENTS[entry["kind"]]
     return TaskScores(
         kind=entry["kind"],
         metric=entry["metric"],
@@ -102,12 +102,12 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
     )
 
 
-def _model_json(name: Share, model: str, found: ModelScore) -> dict[str, Any]:
-    share = {} if model in (TEACHER, ADAPTED) else _pair(name, found.share)
-    return {"score": found.score.value, "ci": list(found.score.ci), **found.extra, **share}
+def _model_json(name: QuotientName, model: str, found: ModelScore) -> dict[str, Any]:
+    quotient = {} if model in (TEACHER, ADAPTED) else _pair(name, found.quotient)
+    return {"score": found.score.value, "ci": list(found.score.ci), **found.extra, **quotient}
 
 
-def _model(name: Share, entry: Mapping[str, Any]) -> ModelScore:
+def _model(name: QuotientName, entry: Mapping[str, Any]) -> ModelScore:
     known = ("score", "ci", name, f"{name}_ci")
     extra = {key: value for key, value in entry.items() if key not in known}
     return ModelScore(Estimate(entry["score"], Interval(*entry["ci"])), extra, _estimate(name, entry))

@@ -12,9 +12,9 @@ PERPLEXITY = "perplexity"
 """The metric whose level is the logarithm of its score, in nats per token."""
 
 Kind = Literal["language", "vision"]
-Share = Literal["recovery", "retention"]
-SHARES: dict[Kind, Share] = {"language": "recovery", "vision": "retention"}
-"""What is measured on a kind of task: the share of the lost language that came back, the share of vision kept."""
+QuotientName = Literal["recovery", "retention"]
+QUOTIENTS: dict[Kind, QuotientName] = {"language": "recovery", "vision": "retention"}
+"""Of a kind of task: the part of the lost language that came back, or the part of vision that was kept."""
 
 
 class Interval(NamedTuple):
@@ -43,7 +43,7 @@ class ModelScore:
 
     score: Estimate
     extra: dict[str, float]
-    share: Estimate | None
+    quotient: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class TaskScores:
     over_ce_only: Estimate | None = None
 
     @property
-    def share_name(self) -> Share:
+    def quotient_name(self) -> QuotientName:
         """`recovery` for a language task, `retention` for a vision task."""
-        return SHARES[self.kind]
+        return QUOTIENTS[self.kind]
 
     @property
     def unit(self) -> str:
@@ -92,7 +92,7 @@ class Means:
     recovery: Estimate | None
     retention: Estimate | None
 
-    def items(self) -> Iterator[tuple[Share, Estimate | None]]:
+    def items(self) -> Iterator[tuple[QuotientName, Estimate | None]]:
         """Both, by name."""
         yield "recovery", self.recovery
         yield "retention", self.retention
@@ -162,10 +162,10 @@ class Recovery:
         """The name that a run's own model has in its evaluation."""
         return DISTILLED if any(DISTILLED in task.models for task in self.tasks.values()) else CE_ONLY
 
-    def reasons(self) -> dict[Share, str]:
+    def reasons(self) -> dict[QuotientName, str]:
         """Why mean recovery or retention of the distilled model has no value, where it has none."""
         return {name: self._reason(name) for name, mean in self.distilled.items() if mean is None}
 
-    def _reason(self, name: Share) -> str:
-        of_tasks = [(task_name, task.reason) for task_name, task in self.tasks.items() if task.share_name == name]
+    def _reason(self, name: QuotientName) -> str:
+        of_tasks = [(task_name, task.reason) for task_name, task in self.tasks.items() if task.quotient_name == name]
         return "; ".join(f"{task}: {reason}" for task, reason in of_tasks if reason) or "no task measures it"

@@ -41,8 +41,8 @@ def figures_of(result: Recovery, model: str) -> dict[str, float]:
     for name, task in result.tasks.items():
         if found := task.models.get(model):
             metrics[figure_name(name)] = found.score.value
-            if found.share is not None:
-                metrics[figure_name(name, task.share_name)] = found.share.value
+            if found.quotient is not None:
+                metrics[figure_name(name, task.quotient_name)] = found.quotient.value
     means = result.models.get(model)
     return metrics | {name: mean.value for name, mean in (means.items() if means else ()) if mean is not None}
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from lingu_ray.evaluation.results import Control, Estimate, Means, Share, TaskScores, Verdict
+from lingu_ray.evaluation.results import Control, Estimate, Means, QuotientName, TaskScores, Verdict
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, TEACHER
 
 
@@ -26,8 +26,8 @@ def judge(
     tasks: Mapping[str, TaskScores],
     distilled: Means,
     control: Control | None,
-    floors: Mapping[Share, float],
-    reasons: Mapping[Share, str],
+    floors: Mapping[QuotientName, float],
+    reasons: Mapping[QuotientName, str],
     models: Sequence[str],
 ) -> Verdict:
     """The verdict on the measured tasks.
@@ -60,11 +60,11 @@ def judge(
 
 def _exceptions(name: str, task: TaskScores) -> Iterator[str]:
     """What on this task speaks against the claim."""
-    share, floor = task.distilled, task.floor
-    if share is not None and floor is not None and share.value < floor:
-        sure = " beyond noise" if share.ci.high < floor else ""
-        yield f"{name}: {task.share_name} {share.percent(task.digits)} is below {_percent(floor)}{sure}"
-    if task.kind == "language" and share is None and _is_loss(task.over_adapted):
+    quotient, floor = task.distilled, task.floor
+    if quotient is not None and floor is not None and quotient.value < floor:
+        sure = " beyond noise" if quotient.ci.high < floor else ""
+        yield f"{name}: {task.quotient_name} {quotient.percent(task.digits)} is below {_percent(floor)}{sure}"
+    if task.kind == "language" and quotient is None and _is_loss(task.over_adapted):
         yield f"{name}: distilled is worse than adapted by {_amount(task.over_adapted, task)}"
     if _is_loss(task.over_ce_only):
         yield f"{name}: CE only is better by {_amount(task.over_ce_only, task)}"
@@ -83,7 +83,7 @@ def _amount(gain: Estimate | None, task: TaskScores) -> str:
     return f"{-scale * gain.value:.3g} [{low}, {high}] {unit}"
 
 
-def _failures(distilled: Means, control: Control | None, floors: Mapping[Share, float]) -> list[str]:
+def _failures(distilled: Means, control: Control | None, floors: Mapping[QuotientName, float]) -> list[str]:
     """What of the claim's three parts does not hold."""
     failures = [
         f"{name} is below {_percent(floors[name])}"

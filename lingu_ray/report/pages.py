@@ -48,7 +48,7 @@ def format_score(found: Estimate, is_share: bool) -> tuple[str, str]:
 def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
     """Recovery or retention of the model on a task with its interval, or why the distilled model's has no value."""
     found = task.models.get(model)
-    if found is not None and found.share is not None:
-        return f"{task.share_name} {found.share.percent(task.digits)}"
+    if found is not None and found.quotient is not None:
+        return f"{task.quotient_name} {found.quotient.percent(task.digits)}"
     reason = task.reason if model == DISTILLED else None
-    return f"{task.share_name}: {reason or 'none'}"
+    return f"{task.quotient_name}: {reason or 'none'}"

@@ -91,4 +91,4 @@ def _metric(task: TaskScores) -> str:
 
 
 def _quotient(task: TaskScores) -> str:
-    return f"{task.share_name}{f' {task.distilled.percent(task.digits)}' if task.distilled else ': none'}"
+    return f"{task.quotient_name}{f' {task.distilled.percent(task.digits)}' if task.distilled else ': none'}"

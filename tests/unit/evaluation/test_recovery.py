@@ -72,7 +72,7 @@ def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:
     result = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))
     cloze, means, control = result.tasks["cloze"], result.distilled, result.control
     assert (cloze.kind, cloze.metric, cloze.items) == ("language", "acc", 400)
-    assert cloze.distilled is not None and cloze.distilled == means.recovery == cloze.models["distilled"].share
+    assert cloze.distilled is not None and cloze.distilled == means.recovery == cloze.models["distilled"].quotient
     assert cloze.distilled.value == pytest.approx(2 / 3) and cloze.distilled.ci.low < 2 / 3 < cloze.distilled.ci.high
     assert means.retention is not None and means.retention.value == pytest.approx(0.9)
     assert control is not None and control.difference is not None and control.means.recovery is not None

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from lingu_ray.evaluation.results import Control, Estimate, Interval, Kind, Means, Share, TaskScores, Verdict
+from lingu_ray.evaluation.results import Control, Estimate, Interval, Kind, Means, QuotientName, TaskScores, Verdict
 from lingu_ray.evaluation.verdict import judge
 
-FLOORS: dict[Share, float] = {"recovery": 0.9, "retention": 0.99}
+FLOORS: dict[QuotientName, float] = {"recovery": 0.9, "retention": 0.99}
 ROLES = ["teacher", "adapted", "ce_only", "distilled"]
 MEANS = Means(Estimate(0.97, Interval(0.94, 1.01)), Estimate(1.002, Interval(0.99, 1.01)))
 BEATEN = Control(
@@ -39,7 +39,7 @@ GOOD = {
 
 def verdict(means: Means = MEANS, control: Control | None = BEATEN, **tasks: TaskScores) -> Verdict:
     """The verdict on two good tasks and these."""
-    reasons: dict[Share, str] = {name: "no loss" for name, mean in means.items() if mean is None}
+    reasons: dict[QuotientName, str] = {name: "no loss" for name, mean in means.items() if mean is None}
     return judge({**GOOD, **tasks}, means, control, FLOORS, reasons, ROLES)
 
 
