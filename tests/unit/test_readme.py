@@ -20,8 +20,8 @@ from tuning.space import Space, check, configure
 from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("guide", "results", "architecture", "performance", "lmms-eval")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in GUIDES)]
+GUIDES = ("guide", "results", "architecture", "performance", "lmms-eval", "extending")
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in GUIDES)]
 
 
 def blocks(document: str, language: str) -> list[str]:
