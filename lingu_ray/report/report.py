@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from pathlib import Path
@@ -179,8 +178,3 @@ def _json(path: Path) -> Any:
 def svgs(panels: list[Panel]) -> list[Markup]:
     """The panels as elements for a page."""
     return [Markup(panel.svg()) for panel in panels]
-
-
-def embedded(path: Path) -> str:
-    """A PNG as a `data:` address, so that a page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
