@@ -34,8 +34,8 @@ def sweep_figures(settings: list[Setting], space: Space, trials: Path) -> list[F
     figures = [
         Figure("pareto", "Recovery and retention", pareto(settings, space), wide=True),
         Figure("curves", "As they trained", best_curves(settings, trials), True, "The first settings of the table."),
+        Figure("parallel", "Parallel coordinates", parallel_coordinates(settings, space), wide=True),
         Figure("heat", "Heat map", heat_map(settings, space)),
-        Figure("parallel", "Parallel coordinates", parallel_coordinates(settings, space)),
         Figure("importance", "Importance", importance(settings, space), note=hint),
     ]
     return [figure for figure in figures if figure.panels]
