@@ -1,7 +1,7 @@
 """What all trials share, made once before the first: models, corpora, and the scores that recovery is measured against.
 
 For a student that is an existing VLM the two reference models are the teacher and that VLM, *adapted*. For one that is
-built on its teacher (`student.from_teacher`) the adapted model is its cross-entropy-only twin, trained here.
+built on its teacher (`student.from_teacher`) the adapted model is its CE-only control, trained here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs side by side: figures, the settings that differ, curves.
+"""Runs side by side: metrics, the settings that differ, curves.
 
 python -m tuning.compare runs/demo runs/demo/control         # folders
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
@@ -32,15 +32,16 @@ from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import control_role
 from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri
-from lingu_ray.report.pages import embedded, environment
+from lingu_ray.report.pages import environment, svgs
+from lingu_ray.report.plots import save_panels
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import read_records
 from lingu_ray.runtime.tracking import newest_settings, store_uri
 from lingu_ray.shell import shell_word
-from tuning.curves import CURVES, Curves, curves_of, plot_curves
+from tuning.curves import CURVES, Curves, curve_panels, curves_of
 from tuning.differences import NONE, differing_settings
 
-FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
+METRICS = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
 USAGE = "python -m tuning.compare [RUN ...] [key=value ...]"
 _BESIDE = 4
 """Runs up to which each has a column; more have a line each."""
@@ -64,11 +65,11 @@ HELP = Help(USAGE, __doc__, CompareConfig)
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: flat settings, last figure of each kind, curves as (steps, values); the verdict where it has one."""
+    """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one."""
 
     name: str
     settings: dict[str, str]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     curves: Curves = field(default_factory=dict)
     verdict: str | None = None
 
@@ -87,7 +88,7 @@ def main(arguments: list[str]) -> None:
     options = read_settings(given, CompareConfig)
     runs = told_apart(read_runs(names, options))
     verdicts = Matrix(["verdict"], [[run.name, run.verdict] for run in runs if run.verdict is not None])
-    tables = {"Figures": figure_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
+    tables = {"Metrics": metrics_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
     for title, table in tables.items():
         show(title, table)
     page = write_page(runs, tables, options.out)
@@ -122,10 +123,10 @@ def read_folder(path: Path) -> Compared:
         raise UserError(f"{path}: no run lies there (no config.yaml)")
     config = load_yaml(folder.config)
     records = read_records(folder.metrics)
-    figures = {name: record[name] for record in records for name in FIGURES if record.get(name) is not None}  # the last
+    metrics = {name: record[name] for record in records for name in METRICS if record.get(name) is not None}  # the last
     own = read_recovery(folder.report)
     verdict = own.verdict.text if own else None
-    return Compared(str(path), flat(config), figures | _measured(folder, config, own), curves_of(records), verdict)
+    return Compared(str(path), flat(config), metrics | _measured(folder, config, own), curves_of(records), verdict)
 
 
 def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:
@@ -173,12 +174,12 @@ def _has_model(run: Any) -> bool:
     return "train.steps" in run.data.params or any(task_of(name) for name in run.data.metrics)
 
 
-def figure_table(runs: list[Compared]) -> Matrix:
-    """The figures of training, and the tasks' scores."""
-    found = dict.fromkeys(name for run in runs for name in run.figures)
+def metrics_table(runs: list[Compared]) -> Matrix:
+    """The metrics of training, and the tasks' scores."""
+    found = dict.fromkeys(name for run in runs for name in run.metrics)
     tasks = {name: task for name in found if (task := task_of(name))}
-    names = {name: name for name in FIGURES if name in found} | tasks
-    return _matrix(runs, [(label, [_cell(run.figures.get(name)) for run in runs]) for name, label in names.items()])
+    names = {name: name for name in METRICS if name in found} | tasks
+    return _matrix(runs, [(label, [_cell(run.metrics.get(name)) for run in runs]) for name, label in names.items()])
 
 
 def settings_table(runs: list[Compared]) -> Matrix:
@@ -224,10 +225,11 @@ def _cell(value: float | None) -> str:
 def write_page(runs: list[Compared], tables: dict[str, Matrix], out: Path) -> Path:
     """`compare.html`, and the curves as PNG beside it."""
     out.mkdir(parents=True, exist_ok=True)
-    curves, page = out / "curves.png", out / "compare.html"
-    drawn = plot_curves([(run.name, run.curves) for run in runs], curves)
+    panels, page = curve_panels([(run.name, run.curves) for run in runs]), out / "compare.html"
+    if panels:
+        save_panels(panels, out / "curves.png")
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
-    text = template.render(count=len(runs), tables=tables, curves=embedded(curves) if drawn else None)
+    text = template.render(count=len(runs), tables=tables, curves=svgs(panels))
     page.write_text(text, encoding="utf-8")
     return page
 

@@ -1,4 +1,4 @@
-"""What became of a trial: one small JSON file in its folder, which table, report and MLflow are made from."""
+"""The outcome of a trial: one small JSON file in its folder, which table, report and MLflow are made from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONSTRAINT_WEIGHT = 10.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial's settings and what came of them.
+    """A trial's settings and its results so far.
 
     `state`: stopped means early, by the scheduler or by hand. `recovery`, `retention` and their intervals `_ci` are
     None until measured, and where they have no value: `reasons` says why. `scores`: task name → score of the trial's
@@ -45,13 +45,13 @@ class Outcome:
     error: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Into the trial's folder, whole or not at all."""
+        """Write it into the trial's folder, completely or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, asdict(self))
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """The outcome that a trial's folder holds; None where there is none yet."""
+    """The outcome in a trial's folder; None where there is none yet."""
     path = folder / FILE
     if not path.exists():
         return None
@@ -66,7 +66,7 @@ def read_outcomes(trials: Path) -> list[Outcome]:
 
 
 def failures(outcomes: list[Outcome]) -> list[Outcome]:
-    """Those that failed, by name."""
+    """The failed ones, by name."""
     return sorted((outcome for outcome in outcomes if outcome.state == "failed"), key=lambda outcome: outcome.trial)
 
 
@@ -76,7 +76,7 @@ def all_failed(outcomes: list[Outcome]) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What ended a trial, in one line."""
+    """The error that ended a trial, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     return lines[-1] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[-1]}"
 

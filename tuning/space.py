@@ -35,7 +35,7 @@ def searchable(key: str) -> bool:
 class Domain(Section):
     """Where a setting's values come from: exactly one of the four."""
 
-    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn anew for every trial")
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn for every trial")
     grid: tuple[Any, ...] | None = Field(None, min_length=1, description="each of these, with everything else")
     uniform: tuple[float, float] | None = Field(None, description="between low and high")
     loguniform: tuple[float, float] | None = Field(None, description="between low and high, its logarithm uniform")
@@ -72,13 +72,13 @@ class AshaConfig(Section):
     """Early stopping: asynchronous successive halving on the validation cross-entropy."""
 
     grace: PositiveInt | None = Field(None, description="steps that every trial gets; null: train.validate_every")
-    reduction: float = Field(3.0, gt=1, description="at each rung the best 1/reduction go on")
+    reduction: float = Field(3.0, gt=1, description="at each rung the best 1/reduction continue")
 
 
 class PbtConfig(Section):
-    """Population-based training: finds schedules of τ and weights; the worst trials go on from copies of the best."""
+    """Population-based training: finds schedules of τ and weights; the worst trials resume from copies of the best."""
 
-    interval: PositiveInt = Field(description="steps between two looks at the population")
+    interval: PositiveInt = Field(description="steps between two comparisons of the population")
     quantile: float = Field(0.25, gt=0, le=0.5, description="share of the population that is replaced, and copied")
     resample: float = Field(0.25, ge=0, le=1, description="chance of a fresh draw instead of a factor of 0.8 or 1.2")
 

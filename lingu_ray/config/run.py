@@ -57,7 +57,7 @@ class Config(Section):
         heavy = [s.name for s in self.corpus.sources if s.language_heavy]
         if self.corpus.sources and self.distill.policy in ("selective", "language_only") and not heavy:
             raise ValueError(
-                f"distill.policy={self.distill.policy} distills language-heavy sources, and no source is marked as one: "
+                f"distill.policy={self.distill.policy} distills language-heavy sources, and no source is marked so: "
                 "set `language_heavy: true` on a source, or choose distill.policy=all or none"
             )
         if self.train.rows_per_step < self.ray.num_workers:

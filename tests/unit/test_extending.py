@@ -10,9 +10,9 @@ from typing import get_args
 import pytest
 import reference_method
 from families import FAMILIES
+from lingu_ray.corpus.forms import FORMS
 
 from lingu_ray.config import TASK_TYPES, DistillConfig
-from lingu_ray.corpus.forms import FORMS
 from lingu_ray.report.card_settings import DIVERGENCES, POLICIES
 
 GUIDE = (Path(__file__).parents[2] / "docs/guide.md").read_text("utf-8")

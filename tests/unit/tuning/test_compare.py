@@ -63,7 +63,7 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     by_name = {r.name: r for r in compare.read_runs([], stored)}
     assert by_name.keys() == {"demo", "demo/control"}
     for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/control"]), strict=True):
-        assert folder.figures == tracked.figures and folder.figures["eval/cloze/score"] in (0.5, 0.25)
+        assert folder.metrics == tracked.metrics and folder.metrics["eval/cloze/score"] in (0.5, 0.25)
         assert folder.settings == tracked.settings and folder.verdict == tracked.verdict
     assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
     compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
@@ -109,7 +109,7 @@ def test_runs_of_one_name_are_told_apart_and_many_have_a_line_each() -> None:
     runs = [compare.Compared("demo", {"a": str(i), "b": str(i == 5)}, {"loss": float(i)}) for i in range(6)]
     few, many = (compare.told_apart(some) for some in (runs[:2], runs))
     assert compare.settings_table(few) == compare.Matrix(["demo #1", "demo #2"], [["a", "0", "1"]])
-    table = compare.figure_table(many)
+    table = compare.metrics_table(many)
     assert table.titles == ["loss"] and table.lines[5] == ["demo #6", "5"]
     table = compare.settings_table([*many, compare.Compared("evaluated", {}, {"eval/x/score": 1.0})])
     assert table.titles == ["a", "only here"]
