@@ -75,7 +75,7 @@ def test_help_explains_what_is_asked(capsys: pytest.CaptureFixture[str], argv: l
 @pytest.mark.parametrize(
     ("topic", "meant"),
     [
-        ("distill", "did you mean distill?"),
+        ("distil", "did you mean distill?"),
         ("temprature", "did you mean distill.temperature?"),
         ("xyzzy", "there are demo"),
     ],

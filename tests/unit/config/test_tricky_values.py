@@ -9,7 +9,7 @@ from huggingface_hub.repocard import metadata_load
 from lingu_ray.config import strict_yaml
 from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
 from lingu_ray.report.origin import card_metadata
-from lingu_ray.report.report import write_report
+from lingu_ray.report.run_page import write_report
 from tuning.compare import read_folder
 from tuning.outcome import Outcome
 from tuning.results import Setting, best_recipe
@@ -48,7 +48,7 @@ def test_the_report_shows_them(run_dir: Path):
     page = re.sub(r"<[^>]+>", " ", write_report(run_dir).read_text("utf-8"))
     words = " ".join(page.split())
     for key, value in TRICKY.items():
-        assert f"corpus.sources[on].{key} {value} " in words
+        assert f"corpus.sources.on.{key} {value} " in words
 
 
 def test_a_comparison_shows_them(run_dir: Path):

@@ -15,7 +15,7 @@ from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
 
 NAMES = ("a", "b", "c")
 HELD_OUT = 2
-TEXT = {"form": "text"}
+TEXT = {"format": "text"}
 Cuts = list[list[int]]
 """By source: sizes of its file splits."""
 

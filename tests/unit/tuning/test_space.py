@@ -72,7 +72,7 @@ def write(tmp_path, **keys):
         ({"search": {"distill.temprature": {"grid": [1]}}}, "did you mean distill.temperature"),
         ({"search": {"distill.divergence": {"grid": ["forward_kl", "kl"]}}}, "kl does not fit"),
         ({"search": {"distill.temperature": {"uniform": [-1, 1]}}}, "distill.temperature"),
-        ({"search": {"distill.w_kd": {"grid": [1]}}}, "cannot be searched"),
+        ({"search": {"distil.w_kd": {"grid": [1]}}}, "cannot be searched"),
         ({"cases": {"a": {"train.rows_per_step": "many"}}}, "many does not fit"),
         ({"search": {"train.stepz": {"choice": [1]}}, "settings": {}}, "did you mean train.steps"),
         ({"search": {"distill.w_kd": {"grid": [1]}}, "settings": {"train.stepps": 3}}, "did you mean train.steps"),
