@@ -41,13 +41,15 @@ def test_round_trip_goes_on_as_if_nothing_happened(tmp_path):
 
 
 def test_newest_and_best_are_kept(tmp_path):
-    """The `keep_last` newest stay, and the best by validation; half-written ones do not count."""
+    """The `keep_last` newest stay, and the best by validation; half-written ones do not count, and are removed."""
     model, optimizer = trained()
+    (tmp_path / ".step-00000001.elsewhere-1-00.tmp").mkdir()  # of a worker on another machine, killed as it saved
     for step, ce in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
         save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, ce), keep_last=2)
     (tmp_path / "step-00000009").mkdir()  # a folder without state: what a crash could leave
     assert [state.step for _, state in checkpoints(tmp_path)] == [2, 4, 5]
     assert best_checkpoint(tmp_path).name == "step-00000002"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_no_disk_space_is_said_before_anything_is_written(tmp_path):
