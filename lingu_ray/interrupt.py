@@ -21,13 +21,11 @@ def ended_by_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = threading.Event()
+    watch = threading.Timer(_GIVE_UP_S, os._exit, [130])
+    watch.daemon = True
 
     def end(*_: object) -> None:
-        if not asked.is_set():
-            asked.set()
-            watch = threading.Timer(_GIVE_UP_S, os._exit, [130])
-            watch.daemon = True
+        if watch.ident is None:  # not started
             watch.start()
         raise KeyboardInterrupt
 
@@ -36,5 +34,6 @@ def ended_by_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if asked.is_set():
+        watch.cancel()
+    if watch.ident is not None:
         raise KeyboardInterrupt

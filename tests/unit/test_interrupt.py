@@ -1,10 +1,12 @@
 """Ctrl-C ends what has nothing to save, also where the exception that it raises is lost."""
 
 import signal
-import subprocess
 import sys
+import threading
+import time
 
 import pytest
+from commands import Command
 
 from lingu_ray import interrupt
 
@@ -20,6 +22,15 @@ def test_a_lost_interrupt_is_raised_again():
     assert swallowed and signal.getsignal(signal.SIGINT) is before
 
 
+def test_nothing_ends_the_process_later(monkeypatch):
+    """Who catches the exception goes on: what would end a process that hangs is called off."""
+    monkeypatch.setattr(interrupt, "_GIVE_UP_S", 0.2)
+    with pytest.raises(KeyboardInterrupt), interrupt.ended_by_interrupt():
+        signal.raise_signal(signal.SIGINT)
+    time.sleep(0.4)
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+
+
 def test_what_hangs_after_an_interrupt_is_ended():
     """A process that swallows it and waits for ever ends with the exit code of an interruption."""
     code = """
@@ -32,4 +43,5 @@ with interrupt.ended_by_interrupt():
     except KeyboardInterrupt:
         threading.Event().wait()
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 130
+    with Command([sys.executable, "-c", code]) as command:
+        command.finish(130)
