@@ -1,11 +1,12 @@
 """Ctrl-C lets work save first, and ends what has nothing to save, also where the exception that it raises is lost."""
 
 import signal
-import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from commands import Command
 
 from lingu_ray import interrupt
 
@@ -21,6 +22,15 @@ def test_a_lost_interrupt_is_raised_again():
     assert swallowed and signal.getsignal(signal.SIGINT) is before
 
 
+def test_nothing_ends_the_process_later(monkeypatch):
+    """Who catches the exception goes on: what would end a process that hangs is called off."""
+    monkeypatch.setattr(interrupt, "_GIVE_UP_S", 0.2)
+    with pytest.raises(KeyboardInterrupt), interrupt.exit_on_interrupt():
+        signal.raise_signal(signal.SIGINT)
+    time.sleep(0.4)
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
+
+
 def test_what_hangs_after_an_interrupt_is_ended():
     """A process that swallows it and waits for ever ends with the exit code of an interruption."""
     code = """
@@ -33,22 +43,8 @@ with interrupt.exit_on_interrupt():
     except KeyboardInterrupt:
         threading.Event().wait()
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 130
-
-
-def test_a_process_that_took_the_interrupt_lives_on():
-    """Where the exception has left, the caller decides: nothing ends the process later."""
-    code = """
-import signal, time
-from lingu_ray import interrupt
-interrupt._GIVE_UP_S = 0.5
-try:
-    with interrupt.exit_on_interrupt():
-        signal.raise_signal(signal.SIGINT)
-except KeyboardInterrupt:
-    time.sleep(1.5)
-"""
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    with Command([sys.executable, "-c", code]) as command:
+        command.finish(130)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
