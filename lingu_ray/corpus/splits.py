@@ -41,7 +41,7 @@ FILES_PER_SPLIT = 512  # of an image folder
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all of it; `first` records precede."""
+    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all; `first` records precede it."""
 
     kind: str
     path: str
