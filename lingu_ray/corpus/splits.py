@@ -41,7 +41,7 @@ FILES_PER_SPLIT = 512  # of an image folder
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all; `first` records precede it."""
+    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all; `first` records precede."""
 
     kind: str
     path: str
