@@ -43,7 +43,7 @@ from lingu_ray.live import LiveLine
 log = logging.getLogger(__name__)
 
 LOG_WHAT_THEY_RAISE = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
-MUCH_HELD_OUT = 0.2  # share of a source's rows from which it is said
+MUCH_HELD_OUT = 0.2  # share of a source's rows above which the summary mentions it
 REJECTED = ["source", "reason", "origin", "excerpt"]
 _LOOK_EVERY_S = 0.5
 META = ["key", "truncated", *REJECTED]
@@ -51,9 +51,9 @@ META = ["key", "truncated", *REJECTED]
 
 @dataclass(frozen=True)
 class Plan:
-    """A corpus that may be built already: what it is made of, and the folder that is its own.
+    """What a corpus is made of, and the folder where it is or will be.
 
-    `contents`: of each source by name, what tells its data from other data.
+    `contents`: by source, the fingerprint of its data.
     """
 
     config: CorpusConfig
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan_corpus(config: Config, processor_dir: Path) -> Plan:
-    """Find the data of the configuration's training sources, and what corpus it makes. Needs no Ray.
+    """Find the data of the training sources and plan the corpus made of it. Needs no Ray.
 
     Args:
         config: the run.
@@ -83,12 +83,12 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
 
 
 def build_corpus(config: Config, processor_dir: Path) -> Corpus:
-    """The corpus of the configuration's training sources: found again, or built (errors as `build_planned`)."""
+    """Plan the corpus of the training sources, and find or build it (errors as `build_planned`)."""
     return build_planned(plan_corpus(config, processor_dir))
 
 
 def build_planned(plan: Plan) -> Corpus:
-    """The planned corpus: found again, or built. Ray must be running.
+    """Open the planned corpus if it exists, else build it. Ray must be running.
 
     Raises:
         UserError: a source with too many bad rows or too few good ones.
@@ -127,7 +127,7 @@ def split_tasks(
 
 
 def _move(building: Path, folder: Path) -> None:
-    """Puts a whole corpus in its place; one that another process has put there meanwhile is the same."""
+    """Rename a complete corpus to its final folder; if another process was faster, that corpus is the same."""
     try:
         building.rename(folder)
     except OSError:
@@ -162,10 +162,10 @@ def _keys(meta: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, IntArr
 
 
 def _data_context() -> DataContext:
-    """Ray Data's settings. Groups are made by sorting: the default starts actors, which outlasts a small corpus."""
+    """Ray Data's settings. Groups are made by sorting: the default starts actors, slower than a small build."""
     context = DataContext.get_current().copy()
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    context.enable_progress_bars = False  # there is a live line of our own
+    context.enable_progress_bars = False  # LiveLine shows progress
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     for name in LOG_WHAT_THEY_RAISE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -220,7 +220,7 @@ def _to_table(dataset: ray.data.Dataset) -> pa.Table:
 def quarantine(
     meta: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...], folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Writes `rejected/` and returns counts by source: read, accepted, truncated, rejected by reason.
+    """Write `rejected/` and return counts by source: read, accepted, truncated, rejected by reason.
 
     Raises:
         UserError: more than `max_reject_rate` of a source is bad.
@@ -253,12 +253,12 @@ def _too_many_bad(name: str, read: int, reasons: dict[str, int], rejected: pa.Ta
     return (
         f"source {name}: {len(rejected)} of {read} rows ({len(rejected) / read:.1%}) are bad, more than "
         f"corpus.max_reject_rate={limit}:{examples}\n"
-        "Mend the data, or raise corpus.max_reject_rate to go on without these rows"
+        "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
     )
 
 
 def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path) -> None:
-    """Writes all shards and the validation rows, one task a file.
+    """Write all shards and the validation rows, one task per file.
 
     Raises:
         RuntimeError: fewer or more rows were written than the order has.
@@ -283,7 +283,7 @@ def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path)
 
 
 def summary(corpus: Corpus) -> list[str]:
-    """A line on the whole and one a source, for people."""
+    """Describe the corpus: a line for all of it and one for each source."""
     lines = [f"corpus {corpus.folder}: {len(corpus)} rows"]
     for name, counts in corpus.manifest["sources"].items():
         bad = sum(counts["rejected"].values())

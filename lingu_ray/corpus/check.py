@@ -14,7 +14,7 @@ from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 
 @dataclass(frozen=True)
 class Checked:
-    """A good row, and whether its answers had to be cut to `max_length`."""
+    """A good row, and whether its answers are longer than `max_length` and will be cut."""
 
     row: Row
     truncated: bool
@@ -46,7 +46,7 @@ class Checker:
 
 
 def check_messages(messages: Messages) -> None:
-    """User and assistant take turns after an optional system message, and every answer says something."""
+    """Check that user and assistant take turns after an optional system message, and that no answer is empty."""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     roles = [message["role"] for message in turns]
     expected = ["user", "assistant"] * (len(roles) // 2)
@@ -58,7 +58,7 @@ def check_messages(messages: Messages) -> None:
 
 
 def check_placeholders(messages: Messages, images: int, image_token: str = PLACEHOLDER) -> None:
-    """As many placeholders as images, all of them in prompts, and the student's own image token nowhere."""
+    """Check that there are as many placeholders as images, all in prompts, and no image token of the student's own."""
     if image_token != PLACEHOLDER and any(image_token in m["content"] for m in messages):
         raise BadRecord("image_token", f"the text holds {image_token}, for which the student expects an image")
     if any(PLACEHOLDER in m["content"] for m in messages if m["role"] == "assistant"):
@@ -71,7 +71,7 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
 
 
 def load_image(reference: Any, folder: Path) -> bytes:
-    """Bytes of an image that can be decoded; from bytes, a path, or a Hugging Face `{"bytes", "path"}`."""
+    """Load an image and check that it can be decoded; takes bytes, a path, or a Hugging Face `{"bytes", "path"}`."""
     if isinstance(reference, dict):
         reference = reference.get("bytes") or reference.get("path")
     if not reference:

@@ -1,7 +1,7 @@
-"""What identifies a corpus: its settings, the content of its files, and the student's processor.
+"""The fingerprint of a corpus: its settings, the content of its files, and the student's processor.
 
 Paths and times do not count: files that were copied or moved make the same corpus. Of images that records name by path,
-those of a sample of the records are looked at; after changing others in place, delete the corpus's folder.
+only those of a sample of the records are read; after changing others in place, delete the corpus's folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lingu_ray.corpus.forms import FORMS, BadRecord, Record
 from lingu_ray.corpus.splits import UNREADABLE, FileSplit, evenly, image_folder
 from lingu_ray.errors import UserError
 
-VERSION = 2  # of what a build writes; a new one makes every corpus be built anew
+VERSION = 2  # of what a build writes; with a new version every corpus is built again
 NOT_OF_THE_ROW = {"ce_weight", "kd_weight", "path", "image_root"}  # read by training alone, or known by their content
 NOT_OF_THE_ORDER = {"sources", "cache_dir", "if_changed"}
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -32,7 +32,7 @@ SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are looked at: the first
 def fingerprint(
     corpus: CorpusConfig, sources: tuple[SourceConfig, ...], contents: dict[str, str], processor_dir: Path
 ) -> str:
-    """Sixteen hexadecimal digits; equal for equal settings, contents of sources (`source_content`) and processor."""
+    """Sixteen hexadecimal digits, equal for equal settings, contents of sources (`source_content`) and processor."""
     content: dict[str, Any] = {
         "version": VERSION,
         "corpus": corpus.model_dump(mode="json", exclude=NOT_OF_THE_ORDER),
@@ -44,7 +44,7 @@ def fingerprint(
 
 
 def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
-    """What tells a source's data from other data: its files in order, and images that its records name by path.
+    """The fingerprint of a source's data: its files in order, and images that its records name by path.
 
     Raises:
         UserError: a file cannot be read.
@@ -60,7 +60,7 @@ def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
 
 
 def _file(path: str, blocks: int, form: str) -> str:
-    """One file. What its name says counts: how it is read, and for folders of images the label."""
+    """One file. Of its name counts what decides how it is read, and for folders of images the label."""
     file = Path(path)
     name = f"{file.parent.name}/{file.name}" if form == "image_folder" else file.suffix
     if file.is_dir():  # a saved dataset: its file splits name its files
@@ -79,12 +79,12 @@ def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Pat
             try:
                 references = [image for raw_row in FORMS[source.form](record, source) for image in raw_row.images]
             except Exception:
-                continue  # whatever a form makes of a record, the build tells
+                continue  # the build reports it
             yield from (folder / image for image in references if isinstance(image, str))
 
 
 def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record]:
-    """Those of a file that can be read."""
+    """The first records of a file, without those that cannot be read."""
     numbered = itertools.chain.from_iterable(split.records() for split in splits)
     try:
         first = [record for _, record in itertools.islice(numbered, SAMPLED_RECORDS)]

@@ -65,7 +65,7 @@ def _dict(value: Any, what: str) -> Record:
 
 
 def _images(record: Record) -> list[Any]:
-    """References under `images` or `image`, a list or a single one; none is fine."""
+    """References under `images` or `image`, a list or a single one; there may be none."""
     value = record.get("images") or record.get("image") or []
     return value if isinstance(value, list) else [value]
 
@@ -153,7 +153,7 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 
 def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
-    """`text`, cut into passages: `prompt_words` words to go on from, then `answer_words` words as the answer."""
+    """`text`, cut into passages: `prompt_words` words as the prompt, then `answer_words` words as the answer."""
     whole = _text(record, "text")
     words = [match.span() for match in re.finditer(r"\S+", whole)]
     if len(words) <= source.prompt_words:

@@ -101,7 +101,7 @@ def as_reject(bad: BadRecord) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def load_encoder(processor_dir: str, max_length: int) -> Encoder:
-    """The encoder of a saved processor, loaded once a process."""
+    """The encoder of a saved processor, loaded once per process."""
     from transformers import AutoProcessor  # slow to import: only where it is used
 
     return Encoder(AutoProcessor.from_pretrained(processor_dir), max_length)

@@ -41,7 +41,10 @@ FILES_PER_SPLIT = 512  # of an image folder
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all; `first` records precede it"""
+    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all.
+
+    `first`: records of the file before it. `limit`: at most so many of its records are read; None: all.
+    """
 
     kind: str
     path: str
@@ -56,12 +59,12 @@ class FileSplit:
         return itertools.islice(READERS[self.kind](self), self.limit)
 
     def origin(self, number: int) -> str:
-        """Where a record came from, for people."""
+        """Where a record comes from, human-readable."""
         return self.files[number - self.first - 1] if self.files else f"{self.path}:{number}"
 
 
 def split_source(source: SourceConfig) -> list[FileSplit]:
-    """All splits of a source that lies in files, in a fixed order, trimmed to `source.limit` records.
+    """Split a source into file splits, in a fixed order, trimmed to `source.limit` records.
 
     Raises:
         UserError: nothing is found at `source.path`, or a file's kind is not known.
@@ -108,7 +111,7 @@ def find_files(source: SourceConfig) -> list[str]:
 
 
 def hub_files(source: SourceConfig) -> list[str]:
-    """Arrow files of a dataset of the Hugging Face hub, fetched into its cache, which every node must see.
+    """Fetch a dataset of the Hugging Face hub and return its Arrow files; every node must see the cache.
 
     Raises:
         UserError: it cannot be fetched, or `split` is a slice.
@@ -131,7 +134,7 @@ def hub_files(source: SourceConfig) -> list[str]:
 
 
 def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
-    """The folder of the split, if `path` was written by `datasets.save_to_disk`."""
+    """The folder of the source's split, if `path` was written by `datasets.save_to_disk`."""
     if (path / "dataset_dict.json").is_file():
         path = path / source.split
         if not path.is_dir():

@@ -1,4 +1,4 @@
-"""The demo's teacher: a small Llama, trained from nothing on the text of the training split."""
+"""The demo's teacher: a small Llama, trained from scratch on the text of the training split."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def build_teacher(settings: DemoConfig, tokenizer: PreTrainedTokenizerFast, seed
 
 @dataclass(frozen=True)
 class Stream:
-    """All that the teacher reads in one sequence: `ids_T` int64, an end-of-text token after each text.
+    """The teacher's training text as one sequence: `ids_T` int64, an end-of-text token after each text.
 
     A training passage drawn at `t` begins at `begin_T[t]` (int64): anywhere in running text, but never inside a chat. A
-    model that reads half chats learns that "Assistant:" may come at any time, and says so.
+    model that reads half chats learns that "Assistant:" may come at any time, and writes it.
     """
 
     ids_T: Tensor
@@ -53,7 +53,7 @@ class Stream:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], chats: list[Chat]) -> Stream:
-    """Running texts, then chats as the tokenizer's template writes them."""
+    """Tokenize running texts, then chats in the tokenizer's template."""
     ids: list[int] = []
     begin: list[int] = []
     for one in tokenizer(texts).input_ids:
@@ -66,15 +66,15 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], chats: li
 
 
 def chat_texts(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[str]:
-    """Each chat in the template that the tokenizer brings, its end of turn included."""
+    """Render each chat by the tokenizer's template, its end of turn included."""
     return [str(tokenizer.apply_chat_template(chat.messages(), tokenize=False)) for chat in chats]
 
 
 def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int) -> list[float]:
     """Train on random passages of the stream; returns the loss of every step, nats per token.
 
-    Muon for the layers' matrices and AdamW for the rest: with a few hundred steps to spend, it gets about twice as far
-    as AdamW alone. Both decay linearly to 0.
+    Muon trains the layers' matrices and AdamW the rest: in a few hundred steps this gets about twice as far as AdamW
+    alone. Both rates decay linearly to 0.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
@@ -87,7 +87,7 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
     losses: list[float] = []
     progress = Progress("teacher", steps)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices this small gain nothing from more, which wait for each other on a busy machine
+    torch.set_num_threads(1)  # more threads do not help matrices this small; on a busy machine they wait for each other
     model.train()
     for step in range(steps):
         begin = time.perf_counter()
@@ -109,7 +109,7 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
 
 
 def _record(step: int, loss: float, tokens_per_s: float) -> Record:
-    """What the live line shows; no teacher, no data to wait for."""
+    """A record for the live line; there is no teacher and no data to wait for."""
     return {
         "step": step,
         "loss": loss,

@@ -80,7 +80,7 @@ def test_a_killed_build_is_never_taken_for_a_corpus(tmp_path, processor_dir, ray
 
 
 def test_a_damaged_corpus_says_so(tmp_path, processor_dir, ray_cluster):
-    """A shard that is gone is noticed on opening, one with broken bytes on reading; both errors say what to do."""
+    """A missing shard is noticed on opening, one with broken bytes on reading; both errors say what to do."""
     settings = config(tmp_path, write_words(tmp_path, 40))
     corpus = build_corpus(settings, processor_dir)
     shard = corpus.folder / "shard-00001.parquet"
@@ -88,7 +88,7 @@ def test_a_damaged_corpus_says_so(tmp_path, processor_dir, ray_cluster):
     with pytest.raises(UserError, match=r"shard-00001.parquet is damaged; delete the corpus' folder"):
         corpus.rows([12])
     shard.unlink()
-    with pytest.raises(UserError, match=r"shard-00001.parquet is gone; delete the folder"):
+    with pytest.raises(UserError, match=r"shard-00001.parquet is missing; delete the folder"):
         build_corpus(settings, processor_dir)
 
 

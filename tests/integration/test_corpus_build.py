@@ -177,7 +177,7 @@ def test_too_many_bad_rows_stop_the_build(tmp_path, processor_dir):
         "source holes: 11 of 41 rows (26.8%) are bad, more than corpus.max_reject_rate=0.2:\n"
         f"  10 × empty_answer, first at {path}:1: no answer to 'q 0?'\n"
         f"  1 × wrong_type, first at {path}:41: 'prompt' must be text, not int: 1\n"
-        "Mend the data, or raise corpus.max_reject_rate to go on without these rows"
+        "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
     )
     assert list(settings.corpora_dir.iterdir()) == []
 
@@ -189,7 +189,7 @@ def test_too_few_good_rows(tmp_path, processor_dir):
 
 
 def test_built_once_and_found_again(tmp_path, processor_dir):
-    """Same settings, files and processor: found. Another seed, a changed file, another processor: built anew."""
+    """Same settings, files and processor: found. Another seed, a changed file, another processor: built again."""
     source = words(tmp_path, "words", 30)
     settings = config(tmp_path, [source])
     first = build_corpus(settings, processor_dir)
