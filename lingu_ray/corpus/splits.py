@@ -41,7 +41,10 @@ FILES_PER_SPLIT = 512  # of an image folder
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all; `first` records precede."""
+    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all.
+
+    `first`: records of the file before it. `limit`: at most so many of its records are read; None: all.
+    """
 
     kind: str
     path: str
