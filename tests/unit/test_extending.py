@@ -10,16 +10,16 @@ from typing import get_args
 import pytest
 import reference_method
 from families import FAMILIES
-from lingu_ray.corpus.forms import FORMS
 
 from lingu_ray.config import TASK_TYPES, DistillConfig
+from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.report.card_settings import DIVERGENCES, POLICIES
 
 GUIDE = (Path(__file__).parents[2] / "docs/guide.md").read_text("utf-8")
 CHOICES = {name: get_args(DistillConfig.model_fields[name].annotation) for name in ("divergence", "policy")}
 
 
-@pytest.mark.parametrize("names", [FORMS, [t for types in TASK_TYPES.values() for t in types if t != "lm_eval"]])
+@pytest.mark.parametrize("names", [FORMATS, [t for types in TASK_TYPES.values() for t in types if t != "lm_eval"]])
 def test_the_guide_has_a_row_for_each(names: Collection[str]):
     """Every data format and every task type stands in the first column of a table of the guide."""
     cells = re.findall(r"^\| (`.+?) \|", GUIDE, re.MULTILINE)
