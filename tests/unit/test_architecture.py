@@ -86,3 +86,12 @@ def test_imports_run_one_way(path: Path) -> None:
     allowed = {room, *rooms()[room][1]}
     wrong = [f"line {line}: {room_of(target)}" for line, target in imported(path) if room_of(target) not in allowed]
     assert not wrong, f"{path.relative_to(ROOT)} ({room}) imports {wrong}"
+
+
+def test_documents_name_files_that_exist() -> None:
+    """Every path of the repository that a document names in code style is there."""
+    pattern = re.compile(r"`((?:lingu_ray|tuning|tests|benchmarks|examples|docs|\.github|\.ci)/[\w/.-]+)`")
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = {(page.name, name) for page in documents for name in pattern.findall(page.read_text())}
+    assert len(named) > 20
+    assert not [(page, name) for page, name in sorted(named) if not (ROOT / name).exists()]
