@@ -279,7 +279,7 @@ def test_a_killed_evaluation_goes_on(models: dict[str, Path], many: EvaluationCo
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130, printed
-    assert "the same command goes on" in printed and "Traceback" not in printed
+    assert "the same command resumes" in printed and "Traceback" not in printed
     process = start_until(models, tasks, out, parts, chunks=2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
