@@ -1,4 +1,4 @@
-"""The fused loss compared with other libraries': time, memory and value of one forward and backward pass over the same inputs.
+"""The fused loss beside other libraries': time, memory and value of a forward and backward pass over the same inputs.
 
     python -m benchmarks.loss                                              small: a minute or two
     python -m benchmarks.loss --tokens 64 4096 --vocabulary 49152 --out FOLDER
