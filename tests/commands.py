@@ -23,7 +23,7 @@ import warm_workers
 class Command:
     """A command in a session of its own. Leaving its `with` block kills it and every process that it started.
 
-    `env` is added to the environment; `stdout`: a file for standard output alone.
+    `env` is added to the environment; `stdin`: a file descriptor; `stdout`: a file for standard output alone.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Command:
         argv: list[str],
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
         stdout: Path | None = None,
     ):
         self.log = tempfile.NamedTemporaryFile(prefix="command-")  # noqa: SIM115 (closed on leaving the `with` block)
@@ -39,7 +40,7 @@ class Command:
                 argv,
                 cwd=cwd,
                 env={**os.environ, **(env or {})},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=apart if stdout else self.log,
                 stderr=self.log,
                 start_new_session=True,

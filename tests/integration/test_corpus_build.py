@@ -15,7 +15,7 @@ from lingu_ray.corpus.build import build_corpus
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

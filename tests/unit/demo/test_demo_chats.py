@@ -19,11 +19,6 @@ from lingu_ray.runtime.models import vision_tower
 
 
 @pytest.fixture(scope="module")
-def splits() -> dict[str, text.Documents]:
-    return text.split(text.read_documents())
-
-
-@pytest.fixture(scope="module")
 def tokenizer(splits: dict[str, text.Documents]) -> prepare.PreTrainedTokenizerFast:
     return text.train_tokenizer(text.running_texts(splits["distillation"]), 600)
 

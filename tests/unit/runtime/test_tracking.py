@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,9 @@ from lingu_ray.runtime.tracking import (
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+def uri(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store that the tests of this file share."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('store'))}"
 
 
 def opened(uri: str, folder: Path, name: str = "run", **settings: object) -> MlflowRun:
