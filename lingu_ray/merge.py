@@ -18,7 +18,7 @@ from typing import cast
 
 import torch
 from pydantic import Field, field_validator
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from lingu_ray.atomic import require_new_folder
@@ -28,10 +28,9 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.interpolate import common_ids, interpolate_
 from lingu_ray.distill.pair import check_tokenizers, compare_decoders
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.engines.load import origin_of
-from lingu_ray.paths import LocalPath, ModelPath, why_not_loaded
+from lingu_ray.paths import LocalPath, ModelPath
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.models import gguf_arguments, load_config, load_processor, load_student, load_teacher
+from lingu_ray.runtime.models import load_config, load_processor, load_student, load_teacher, load_teacher_tokenizer
 from lingu_ray.shell import shell_word
 
 
@@ -67,10 +66,10 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
     folders = [out if len(weights) == 1 else out.with_name(f"{out.name}-{weight:g}") for weight in weights]
     for folder in folders:
         require_new_folder(folder)
-    student_settings, teacher_settings = StudentConfig(path=student), _teacher_settings(teacher)
+    student_settings, teacher_settings = StudentConfig(path=student), TeacherConfig(path=teacher)
     dtype = _check_configurations(student_settings, teacher_settings)
     processor = load_processor(student_settings)
-    teacher_tokenizer = _tokenizer(teacher_settings)
+    teacher_tokenizer = load_teacher_tokenizer(teacher_settings)
     check_tokenizers(processor.tokenizer, teacher_tokenizer)
     lm = load_teacher(teacher_settings, torch.float32, torch.device("cpu")).model
     for weight, folder in zip(weights, folders, strict=True):
@@ -81,14 +80,9 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
     return folders
 
 
-def _teacher_settings(path: str) -> TeacherConfig:
-    place, origin = origin_of(path)
-    return TeacherConfig(path=str(place), **origin)
-
-
 def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> torch.dtype:
     """Refuse models that are not a pair, before weights are read; returns the dtype of the student's weights."""
-    lm = load_config(teacher.path, None, False, "teacher", **gguf_arguments(teacher))
+    lm = load_config(teacher.path, None, False, "teacher")
     vlm = load_config(cast(str, student.path), None, False, "student")
     if hasattr(lm, "vision_config"):
         raise UserError(f"teacher={teacher.path}: a {lm.model_type} is not a text-only causal LM")
@@ -96,14 +90,6 @@ def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> tor
         raise UserError(f"student={student.path}: a {vlm.model_type} has no vision_config, so it is no VLM")
     compare_decoders(vlm.get_text_config(decoder=True), lm)
     return cast(torch.dtype, vlm.dtype or torch.float32)
-
-
-def _tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
-    try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(settings.path, **gguf_arguments(settings)))
-    except (OSError, ValueError) as error:
-        why = why_not_loaded(settings.path, error)
-        raise UserError(f"teacher: its tokenizer cannot be loaded: {why}") from error
 
 
 def _rows(model: PreTrainedModel) -> int:

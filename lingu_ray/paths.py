@@ -54,6 +54,12 @@ def model_path(path: str) -> str:
     return path if _on_hub(path, _MODEL_ID) else str(absolute(path))
 
 
+def model_origin(path: str | Path) -> tuple[str, dict[str, str]]:
+    """A model's path as arguments of `from_pretrained`: a GGUF file is named beside its folder or hub id."""
+    place = Path(path)
+    return (str(place.parent), {"gguf_file": place.name}) if place.suffix == ".gguf" else (str(path), {})
+
+
 def data_path(path: str) -> str:
     """A file, folder or glob made absolute; what does not exist here and may be a hub dataset's id, unchanged."""
     written = os.path.expanduser(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.roles import ADAPTED, TEACHER, teacher_path
+from lingu_ray.evaluation.roles import ADAPTED, TEACHER
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.folder import RunFolder
@@ -65,7 +65,7 @@ def build_baseline(space: Space, config: Config) -> Path:
             build_corpus(trial, run.initial_model)
             built.append(trial)
     adapted = config.student.path or str(trainer.run(_adapted(space, config, config.output_dir)))
-    measure(config, {TEACHER: teacher_path(config), ADAPTED: adapted})
+    measure(config, {TEACHER: config.teacher.path, ADAPTED: adapted})
     return run.report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -57,9 +57,10 @@ class StudentConfig(Section):
 class TeacherConfig(Section):
     """The original, frozen, text-only LM that the student's decoder came from."""
 
-    path: Annotated[ModelPath, MAY_CHANGE] = Field(description="folder or hub id of the causal LM")
+    path: Annotated[ModelPath, MAY_CHANGE] = Field(
+        description="the causal LM: a folder, a hub id, or a .gguf file in one (`folder/name.gguf`)"
+    )
     revision: str | None = Field(None, description="hub revision (branch, tag or commit); null: main")
-    gguf_file: str | None = Field(None, description="name of a GGUF file in `path`; null: safetensors")
     placement: Annotated[Literal["actor", "in_process"], MAY_CHANGE] = Field(
         "actor", description="actor: a Ray actor on the worker's node; in_process: inside the worker"
     )
@@ -83,6 +84,16 @@ class TeacherConfig(Section):
         "null: 1 on GPUs, 0 on CPUs, where both share the cores",
     )
     max_restarts: Annotated[int, MAY_CHANGE] = Field(3, ge=0, description="times a dead teacher actor is replaced")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path(cls, given: Any) -> Any:
+        """`gguf_file`, which earlier settings have beside `path`, is the end of the path."""
+        if not isinstance(given, dict) or "gguf_file" not in given:
+            return given
+        file = given["gguf_file"]
+        rest = {name: value for name, value in given.items() if name != "gguf_file"}
+        return rest | {"path": f"{given.get('path')}/{file}"} if file else rest
 
     @model_validator(mode="after")
     def _sent_to_an_actor(self) -> TeacherConfig:

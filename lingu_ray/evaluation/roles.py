@@ -18,7 +18,7 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 def compared_models(config: Config, trained: Path, control: Path | None) -> dict[str, str]:
     """The models that a run's evaluation compares, by name: path, hub id or GGUF file."""
-    models = {TEACHER: teacher_path(config)}
+    models = {TEACHER: config.teacher.path}
     if config.student.path is not None:
         models[ADAPTED] = config.student.path
     models[trained_role(config)] = str(trained)
@@ -35,8 +35,3 @@ def trained_role(config: Config) -> str:
 def control_role(config: Config) -> str:
     """The role of a run's control. For a new VLM it is what plain adaptation makes of it: the adapted model."""
     return CE_ONLY if config.student.path is not None else ADAPTED
-
-
-def teacher_path(config: Config) -> str:
-    """What the teacher is loaded from: a folder, hub id or GGUF file."""
-    return str(Path(config.teacher.path, config.teacher.gguf_file or ""))

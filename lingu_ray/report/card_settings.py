@@ -25,9 +25,10 @@ DIVERGENCES = {
 def settings_rows(config: Config) -> Rows:
     """The settings that changed the result, in the order in which a reader needs them."""
     distilled = config.distill.policy != "none"
+    teacher = _named(config.teacher.path, config.teacher.revision)
     return [
         ("student", _student(config.student)),
-        *([("teacher", _teacher(config.teacher))] if distilled or config.student.from_teacher else []),
+        *([("teacher", teacher)] if distilled or config.student.from_teacher else []),
         ("policy", POLICIES[config.distill.policy]),
         *(_distillation(config) if distilled else []),
         ("weight of cross-entropy", in_words(config.distill.w_ce)),
@@ -60,11 +61,6 @@ def _student(settings: StudentConfig) -> str:
         f"(MLP {tower.intermediate_size}, {tower.heads} heads), for images of {side} × {side} in patches of "
         f"{tower.patch_size}, pixel shuffle {tower.pixel_shuffle}"
     )
-
-
-def _teacher(settings: TeacherConfig) -> str:
-    file = f", {settings.gguf_file}" if settings.gguf_file else ""
-    return _named(settings.path, settings.revision) + file
 
 
 def _named(path: str, revision: str | None) -> str:

@@ -11,16 +11,18 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from lingu_ray.config import strict_yaml
 from lingu_ray.errors import UserError
-from lingu_ray.paths import is_hub_id
+from lingu_ray.paths import is_hub_id, model_origin
 
 
 def public_name(origin: str) -> str:
-    """A hub id, or the last part of a local path: local folders are not published."""
-    return origin if is_hub_id(origin) else Path(origin).name
+    """A hub id, with the file of a GGUF, or the last part of a local path: local folders are not published."""
+    hub_id, _ = model_origin(origin)
+    return origin if is_hub_id(hub_id) else Path(origin).name
 
 
 def card_metadata(model: str, revision: str | None = None) -> dict[str, Any]:
     """The front matter of the model's own card, in its folder or in the hub's cache; empty without a card."""
+    model, _ = model_origin(model)
     readme = Path(model, "README.md") if Path(model).exists() else _cached(model, revision)
     if readme is None or not readme.is_file():
         return {}
@@ -37,6 +39,7 @@ def hub_ids(model: str) -> list[str]:
 
     A card may name several base models. Empty where none is known.
     """
+    model, _ = model_origin(model)
     if is_hub_id(model):
         return [model]
     config = Path(model, "config.json")

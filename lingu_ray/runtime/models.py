@@ -27,22 +27,18 @@ from lingu_ray.distill.new_student import build_processor, build_student
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
-from lingu_ray.paths import why_not_loaded
+from lingu_ray.paths import model_origin, why_not_loaded
 
 log = logging.getLogger(__name__)
 
 
-def gguf_arguments(settings: TeacherConfig) -> dict[str, str]:
-    """Further arguments of `from_pretrained` for a teacher that is a GGUF file: configuration, tokenizer or model."""
-    return {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
-
-
-def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str, **kwargs) -> PreTrainedConfig:
+def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str) -> PreTrainedConfig:
     """The model's configuration; UserError naming the setting when it cannot be loaded."""
     if not Path(path).is_absolute():
         log.info("%s: asking the Hugging Face hub for %s", setting, path)
+    place, origin = model_origin(path)
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **kwargs)
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
     except (OSError, ValueError) as error:
         raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
 
@@ -54,7 +50,7 @@ def check_pair(config: Config) -> None:
         UserError: one cannot be loaded or is of the wrong kind, or the decoders differ (each field with both values).
     """
     path = config.teacher.path
-    teacher = load_config(path, config.teacher.revision, False, "teacher.path", **gguf_arguments(config.teacher))
+    teacher = load_config(path, config.teacher.revision, False, "teacher.path")
     if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
         raise UserError(f"teacher.path={path}: a {teacher.model_type} is not a text-only causal LM")
     check_kind(teacher, f"teacher.path={path}")
@@ -92,11 +88,11 @@ def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.devi
 def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer. Raises UserError when it cannot be loaded."""
     try:
-        arguments = gguf_arguments(settings)
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, revision=settings.revision, **arguments)
+        place, origin = model_origin(settings.path)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision, **origin)
     except (OSError, ValueError, KeyError, ImportError) as error:
         why = why_not_loaded(settings.path, error)
-        raise UserError(f"teacher.path: its tokenizer cannot be loaded: {why}") from error
+        raise UserError(f"the teacher's tokenizer cannot be loaded: {why}") from error
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
@@ -159,7 +155,6 @@ def vision_tower(settings: VisionConfig) -> Idefics3VisionConfig:
 
 
 def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> PreTrainedModel:
-    weights = gguf_arguments(settings) or {"use_safetensors": True}
-    return AutoModelForCausalLM.from_pretrained(
-        settings.path, revision=settings.revision, dtype=dtype, **weights, **arguments
-    )
+    place, origin = model_origin(settings.path)
+    weights = origin or {"use_safetensors": True}
+    return AutoModelForCausalLM.from_pretrained(place, revision=settings.revision, dtype=dtype, **weights, **arguments)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from lingu_ray import paths
-from lingu_ray.config import Config, TaskConfig
+from lingu_ray.config import Config, TaskConfig, TeacherConfig
 from lingu_ray.config.tree import section_in
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
@@ -154,3 +154,14 @@ def test_home_is_only_the_tilde(here: Path):
     """`~` in the middle of a path is a name like any other."""
     assert paths.absolute("data/~x") == here / "data/~x" and paths.absolute("~") == here
     assert os.path.isabs(paths.absolute("~/x"))
+
+
+def test_a_gguf_file_has_one_spelling(here: Path):
+    """`folder/name.gguf` is the teacher everywhere, on the hub too; `gguf_file` of earlier settings becomes its end."""
+    (here / "models" / "lm.gguf").touch()
+    now, before = TeacherConfig(path="models/lm.gguf"), {"path": "models", "gguf_file": "lm.gguf"}
+    assert now == TeacherConfig.model_validate(before) and now.path == str(here / "models/lm.gguf")
+    assert TeacherConfig.model_validate({"path": "org/lm", "gguf_file": "q8.gguf"}).path == "org/lm/q8.gguf"
+    assert TeacherConfig.model_validate({"path": "org/lm", "gguf_file": None}).path == "org/lm"
+    assert paths.model_origin("org/lm/q8.gguf") == ("org/lm", {"gguf_file": "q8.gguf"})
+    assert paths.model_origin("org/lm") == ("org/lm", {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -18,7 +17,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from lingu_ray.errors import UserError
-from lingu_ray.paths import why_not_loaded
+from lingu_ray.paths import model_origin, why_not_loaded
 
 NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError)
 """What Transformers raises where there is no model, or one that it does not know."""
@@ -41,12 +40,6 @@ class ModelFiles:
         return self.config.get_text_config(decoder=True).max_position_embeddings
 
 
-def origin_of(path: Path | str) -> tuple[Path, dict[str, Any]]:
-    """Path and further arguments for `from_pretrained`; a path that ends in `.gguf` is that file in its folder."""
-    path = Path(path)
-    return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
-
-
 def supports_images(config: PreTrainedConfig) -> bool:
     """Whether the model of this configuration takes images."""
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -58,7 +51,7 @@ def load_model_files(path: Path | str) -> ModelFiles:
     Raises:
         UserError: Transformers cannot load what is at `path`.
     """
-    place, origin = origin_of(path)
+    place, origin = model_origin(path)
     config = _load_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **origin)
@@ -75,7 +68,7 @@ def takes_images(path: Path | str) -> bool:
 
 
 def _load_config(path: Path | str) -> PreTrainedConfig:
-    place, origin = origin_of(path)
+    place, origin = model_origin(path)
     try:
         return AutoConfig.from_pretrained(place, **origin)
     except NOT_LOADABLE as error:
@@ -87,7 +80,7 @@ def cannot_load(path: Path | str, error: Exception) -> UserError:
     return UserError(f"cannot load the model: {why_not_loaded(path, error)}")
 
 
-def _eos_ids(place: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _eos_ids(place: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     try:
         eos = GenerationConfig.from_pretrained(place).eos_token_id
     except OSError:  # a folder without generation settings

@@ -23,9 +23,10 @@ from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, cannot_load, load_model_files, origin_of
+from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, cannot_load, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
+from lingu_ray.paths import model_origin
 
 HEAD_CHUNK = 1024  # scored tokens whose logits are computed at once
 
@@ -159,7 +160,7 @@ class _StopTexts(StoppingCriteria):
 
 def load_model(files: ModelFiles) -> Any:
     """Load the weights, in float32 on the CPU; raises UserError where Transformers cannot."""
-    place, origin = origin_of(files.path)
+    place, origin = model_origin(files.path)
     loader = AutoModelForCausalLM if files.processor is None else AutoModelForImageTextToText
     try:
         # One precision for all models, so that scores differ by their weights alone.

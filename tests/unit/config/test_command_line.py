@@ -93,7 +93,7 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["corpus.sources.t0.limits=3"], ["did you mean corpus.sources.t0.limit?"]),
         (["corpus.sources.t0.prompt={q}"], ["corpus.sources.t0.prompt: {q: null} does not fit", "quote text"]),
         (["name.x=1"], ["name is 'mine', a value without parts: give name as a whole"]),
-        (["teacher={}"], ["teacher.path: missing; give text (folder or hub id of the causal LM)"]),
+        (["teacher={}"], ["teacher.path: missing; give text (the causal LM: a folder, a hub id, or a .gguf file"]),
         (["student.from_teacher={}"], ["student: give exactly one of student.path"]),
         (["train.steps=[1"], ["override train.steps=[1:1: not valid YAML"]),
         (["--train.steps=3"], ["settings are given without dashes: train.steps=3"]),

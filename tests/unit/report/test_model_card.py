@@ -24,6 +24,7 @@ from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.report.card_settings import in_words
 from lingu_ray.report.model_card import front_matter, write_model_card
+from lingu_ray.report.origin import hub_ids, public_name
 from lingu_ray.runtime.export import export_model
 from lingu_ray.train import control_of
 
@@ -227,7 +228,6 @@ OTHER_VALUES: dict[str, Any] = {
     "limit": 5,
     "path": "owner/another",
     "revision": "abc",
-    "gguf_file": "small.gguf",
     "context": "prompt_text",
     "scope": "visual",
 }
@@ -310,3 +310,9 @@ def test_the_snippet_answers(family: str, tmp_path: Path, monkeypatch: pytest.Mo
             {"role": "assistant", "content": "."},
         ]
         assert ids == encoder.encode_question(Row("-", 0, turns, images, False)).input_ids_T.tolist()
+
+
+def test_a_gguf_teacher_is_named_with_its_file(tmp_path: Path):
+    """On the hub by id and file, here by the file's name alone; the hub id is that of its repository."""
+    assert public_name("org/lm/q8.gguf") == "org/lm/q8.gguf" and hub_ids("org/lm/q8.gguf") == ["org/lm"]
+    assert public_name(str(tmp_path / "q8.gguf")) == "q8.gguf"
