@@ -1,4 +1,4 @@
-"""Items a second that the evaluation's engines get through: vLLM against Transformers, on the same items.
+"""Items per second of the evaluation's engines: vLLM against Transformers, on the same items.
 
     python -m benchmarks.evaluate [MODEL ...] --out docs/performance
 
@@ -115,7 +115,7 @@ def measure_model(model: str, options: Any) -> list[Row]:
 
 
 def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
-    """An actor that has loaded the model, and the seconds that it took."""
+    """An actor that has loaded the model, and how many seconds that took."""
     begin = time.perf_counter()
     share = 1 / len(ENGINES) if torch.cuda.is_available() else 0
     remote: Any = ray.remote
@@ -180,7 +180,7 @@ def requests_of(task: str, items: int, words: int, new_tokens: int) -> Iterator[
 
 @cache
 def documents() -> Documents:
-    """The text that this Python carries."""
+    """The reference text that Python carries."""
     return read_documents()
 
 

@@ -1,4 +1,4 @@
-"""The fused loss beside what others have: time, memory and value of one forward and backward pass over the same inputs.
+"""The fused loss beside other libraries': time, memory and value of a forward and backward pass over the same inputs.
 
     python -m benchmarks.loss                                              small: a minute or two
     python -m benchmarks.loss --tokens 64 4096 --vocabulary 49152 --out FOLDER
@@ -100,7 +100,7 @@ def naive(x: Inputs) -> Tensor:
 
 
 def jsd(logits_NV: Tensor, teacher_NV: Tensor) -> Tensor:
-    """Mean JSD(½), as its definition has it."""
+    """Mean JSD(½), by its definition."""
     log_s, log_t = logits_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
     log_m = (log_s.exp() / 2 + log_t.exp() / 2).log()
     kl = lambda log_p: F.kl_div(log_m, log_p, reduction="batchmean", log_target=True)  # noqa: E731
@@ -168,7 +168,7 @@ MAKERS: dict[str, Callable[[], Loss]] = {
 
 
 def available(device: str) -> list[str]:
-    """Names of the losses that can be had here; a line on stderr for each that cannot."""
+    """Names of the losses that can run here; a line on stderr for each that cannot."""
     names = []
     for name in MAKERS:
         package = PACKAGES.get(name)

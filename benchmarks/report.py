@@ -30,7 +30,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every round, in order, or what was made of them round by round."""
+    """Seconds of every round, in order, or a value computed from them for each round."""
 
     seconds: tuple[float, ...]
 
@@ -63,7 +63,7 @@ def measure(
     warm_up: int = 1,
     clock: Callable[[Callable[[], Any]], float] = seconds_of,
 ) -> dict[str, Timing]:
-    """Time every function once a round, in an order that turns, so that a drift of the machine hits all alike.
+    """Time every function once a round, in a rotating order, so that a drift of the machine hits all alike.
 
     `clock` calls a function and says how many seconds count.
     """
@@ -106,7 +106,7 @@ def measure_between(
 
 
 def synchronize() -> None:
-    """Wait until the GPU, where there is one, has done what it was given."""
+    """Wait until the GPU, where there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -122,7 +122,7 @@ def ratios(over: Timing, under: Timing) -> Timing:
 
 
 def machine() -> dict[str, Any]:
-    """The facts that a figure means nothing without."""
+    """Facts about the machine and the software, without which a number means nothing."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "device": gpu or _cpu_name(),
@@ -164,7 +164,7 @@ def publish(name: str, rows: Sequence[Row], out: Path | None, settings: Row | No
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table; columns in the order in which the rows bring them, figures with three digits."""
+    """A Markdown table; columns in the order in which the rows name them, numbers with three digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---:" if _is_number(rows[0].get(column)) else "---" for column in columns]]
     lines += [[_cell(row.get(column)) for column in columns] for row in rows]

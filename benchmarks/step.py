@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """A bar a way."""
+    """A bar for each way."""
     ways = [row["way"].replace("_", "\n") for row in rows]
     heights = {"one optimizer step": [row["ratio_to_sft"] for row in rows]}
     plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, heights, ("plain fine-tuning", 1.0))
