@@ -22,6 +22,7 @@ from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
+from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, Section, TrackingConfig
 from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
 from lingu_ray.config.flat import flat, without_credentials
@@ -230,7 +231,7 @@ def write_page(runs: list[Compared], tables: dict[str, Matrix], out: Path) -> Pa
         save_panels(panels, out / "curves.png")
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
     text = template.render(count=len(runs), tables=tables, curves=svgs(panels))
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
     return page
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from lingu_ray.atomic import write_text
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.report.plots import save_panels
@@ -30,11 +31,11 @@ def write_report(space: Space, base: Config, folder: SweepFolder, tracked: Sweep
     for figure, picture in zip(figures, pictures, strict=True):
         save_panels(figure.panels, picture)
     page, table, recipe = (folder.report / name for name in ("sweep.html", "table.csv", "best.yaml"))
-    page.write_text(sweep_page(settings, space, folder, figures), encoding="utf-8")
+    write_text(page, sweep_page(settings, space, folder, figures))
     write_table(settings, table)
     recipe.unlink(missing_ok=True)
     if best is not None:
-        recipe.write_text(best_recipe(best, base, space.name))
+        write_text(recipe, best_recipe(best, base, space.name))
 
     tracked.log_figures(sweep_metrics(best, outcomes))
     tracked.log_files(page, table, *pictures, recipe)

@@ -101,8 +101,10 @@ class EvaluationConfig(Section):
     models_at_once: PositiveInt = Field(1, description="models measured side by side")
     tokens_per_batch: PositiveInt = Field(8192, description="most tokens of one batch of an engine")
     bootstrap: PositiveInt = Field(2000, description="resamples of the bootstrap for 95 % intervals")
-    min_recovery: float = Field(0.9, description="language recovery that the claim needs")
-    min_retention: float = Field(0.99, description="vision retention that the claim needs")
+    min_recovery: float = Field(0.9, description="language recovery that the claim needs, in the mean and on each task")
+    min_retention: float = Field(
+        0.99, description="vision retention that the claim needs, in the mean and on each task"
+    )
 
     @model_validator(mode="after")
     def _tasks_differ(self) -> EvaluationConfig:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.atomic import write_text
 from lingu_ray.evaluation.results import (
     QUOTIENTS,
     Control,
@@ -27,7 +28,7 @@ FILE = "recovery.json"
 def write_recovery(result: Recovery, folder: Path) -> None:
     """Write `recovery.json` to `folder`."""
     text = json.dumps(as_json(result), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / FILE, text + "\n")
 
 
 def read_recovery(folder: Path) -> Recovery | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.atomic import write_text
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import model_colors
@@ -16,7 +17,7 @@ def write_evaluation(result: Recovery, out_dir: Path) -> Path:
     """Write `report.html` and `recovery.png` of an evaluation that belongs to no run; returns the page's path."""
     template = environment().get_template("evaluation.html")
     page = out_dir / "report.html"
-    page.write_text(template.render(name=out_dir.resolve().name, **scores_shown(result, out_dir)), encoding="utf-8")
+    write_text(page, template.render(name=out_dir.resolve().name, **scores_shown(result, out_dir)))
     return page
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, SourceConfig, strict_yaml
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import control_role, trained_role
@@ -12,7 +13,7 @@ from lingu_ray.report.card_settings import settings_rows
 from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
 from lingu_ray.report.pages import environment
 from lingu_ray.report.sources import trained_sources
-from lingu_ray.report.versions import read_versions
+from lingu_ray.runtime.environment import read_environment
 
 _LICENSE = ("license", "license_name", "license_link")
 TAGS = ("vision-language-model", "lingu_ray")
@@ -42,14 +43,14 @@ def write_model_card(
         config=config,
         control_of=control_of,
         role=control_role(config) if control_of else trained_role(config),
-        versions=read_versions(config.run_dir),
+        versions=read_environment(config.run_dir),
         settings=settings_rows(config),
         sources=trained_sources(config, manifest, config.train.steps),
         rows=manifest["rows"],
         result=result,
     )
     path = export_dir / "README.md"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

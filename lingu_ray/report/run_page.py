@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lingu_ray.atomic import write_text
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
@@ -20,7 +21,7 @@ from lingu_ray.report.loss_plots import loss_panels
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
 from lingu_ray.report.sources import trained_sources
-from lingu_ray.report.versions import read_versions
+from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import Record, read_records
 
@@ -47,7 +48,7 @@ def write_report(run_dir: Path) -> Path:
             command=evaluate_command(config, run) if config and run.export.exists() else None,
             losses=svgs(panels),
             settings=flat(config) if config else {},
-            versions=read_versions(run_dir),
+            versions=read_environment(run_dir),
             sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
             throughput=throughput(records),
             held_out=held_out_answers(samples, _corpus(run)),
@@ -55,7 +56,7 @@ def write_report(run_dir: Path) -> Path:
         )
     )
     page = run.report / "report.html"
-    page.write_text(text, encoding="utf-8")
+    write_text(page, text)
     return page
 
 
