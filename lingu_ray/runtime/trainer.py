@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
@@ -27,6 +27,7 @@ from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import check_pair, load_teacher_tokenizer, prepare_student
+from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
@@ -227,16 +228,6 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     callbacks: Any = [NoRetryOfUserErrors()]
     storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures, callbacks=callbacks)
     return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
-
-
-class NoRetryOfUserErrors(UserCallback):
-    """Ends a run whose worker raised a `UserError`, which a retry cannot fix. Other failures are retried."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller, which fails with what is raised here, and does not retry."""
-        for error in worker_exceptions.values():
-            if found := user_error(error):
-                raise found
 
 
 def prepare_initial_model(config: Config, folder: RunFolder) -> None:
