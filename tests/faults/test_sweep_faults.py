@@ -1,4 +1,4 @@
-"""A sweep that is interrupted, then killed, goes on: finished trials stay, no MLflow run is left as running."""
+"""A sweep that is interrupted, then killed, resumes: finished trials stay, no MLflow run is left as running."""
 
 import json
 import signal

@@ -146,7 +146,7 @@ def test_sharded_bf16(data, folder):
 
 
 def test_checkpoints_go_on_with_other_workers_and_parallelism(data, folder):
-    """Two sharded workers go on from one worker's checkpoint, and one from theirs, as if nothing had changed."""
+    """Two sharded workers resume from one worker's checkpoint, and one from theirs, as if nothing had changed."""
     alone = outcome(folder / "one.pt")
     assert_same(outcome(folder / "third.pt"), alone)
     assert_same(outcome(folder / "resumed.pt"), alone)

@@ -58,7 +58,7 @@ def finished(ray_cluster, tasks, output) -> SweepFolder:
     cases = {"much": {"distill.w_kd": 1}, "little": {"distill.w_kd": 0.5}, "broken": broken}
     before = workers_started()
     folder = run(tasks, output, "cases", search={}, cases=cases, retries=1, settings={"ray.cpus_per_worker": 1})
-    assert workers_started() == before + len(cases)  # what only the user can mend is not tried again
+    assert workers_started() == before + len(cases)  # what only the user can fix is not tried again
     return folder
 
 

@@ -1,4 +1,4 @@
-"""The typed configuration refuses what cannot work, before anything starts, and says how to mend it."""
+"""The typed configuration refuses what cannot work, before anything starts, and says how to fix it."""
 
 from pathlib import Path
 
