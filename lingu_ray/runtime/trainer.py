@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
@@ -28,6 +28,7 @@ from lingu_ray.interrupt import ended_by_interrupt
 from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.metrics import Record, Tail
+from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, note_data
 from lingu_ray.runtime.tracking import Tracker
@@ -217,16 +218,6 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     callbacks: Any = [NoRetryOfUserErrors()]
     storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures, callbacks=callbacks)
     return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
-
-
-class NoRetryOfUserErrors(UserCallback):
-    """Ends a run whose worker raised a `UserError`: trying again cannot mend it. Other failures are tried again."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller, which takes what is raised here for its own failure, and gives up."""
-        for error in worker_exceptions.values():
-            if found := user_error(error):
-                raise found
 
 
 def prepare_start(config: Config, folder: RunFolder) -> None:

@@ -1,20 +1,19 @@
+"""A corpus that is not whole, or whose source is not: it is never taken for good, and what is wrong is named."""
+
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import tarfile
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from commands import Command
 from tiny import picture, tiny_processor
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus
 from lingu_ray.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 ROWS = 400
 BUILD = """
@@ -24,7 +23,7 @@ import ray
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus
 config = Config.model_validate_json(Path(sys.argv[1]).read_text())
-ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[3])
+ray.init(sys.argv[3])
 build_corpus(config, Path(sys.argv[2]))
 """
 
@@ -61,18 +60,10 @@ def test_a_killed_build_is_never_taken_for_a_corpus(tmp_path, processor_dir, ray
     """SIGKILL while shards are written: no corpus is found afterwards, and the next build makes a whole one."""
     settings = config(tmp_path, write_words(tmp_path))
     (tmp_path / "config.json").write_text(settings.model_dump_json())
-    ray_folder = tempfile.mkdtemp(prefix="lr-")
-    command = [sys.executable, "-c", BUILD, str(tmp_path / "config.json"), str(processor_dir), ray_folder]
-    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    try:
-        deadline = time.monotonic() + 120
-        while not list(settings.corpora_dir.glob(".building-*/shard-*")):
-            assert process.poll() is None and time.monotonic() < deadline, "the build ended before it could be killed"
-            time.sleep(0.005)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(ray_folder, ignore_errors=True)
+    argv = [sys.executable, "-c", BUILD, str(tmp_path / "config.json"), str(processor_dir), ray_cluster]
+    with Command(argv) as build:
+        build.wait_for(lambda: list(settings.corpora_dir.glob(".building-*/shard-*")))
+        build.kill()
     assert [path.name for path in settings.corpora_dir.iterdir() if not path.name.startswith(".building-")] == []
     corpus = build_corpus(settings, processor_dir)
     asked = [row.messages[0]["content"] for row in corpus.rows(range(len(corpus)))]
