@@ -43,7 +43,9 @@ def server(folder: Path) -> Iterator[None]:
         listener.bind(str(address))
         listener.listen(64)
         command = [sys.executable, __file__, "--serve", str(listener.fileno())]
-        process = subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
     os.environ[ADDRESS] = str(address)
     try:
         yield
@@ -100,6 +102,7 @@ def serve(listener: socket.socket) -> None:
 
 def become_worker(arguments: list[str], environment: dict[str, str], folder: str) -> None:
     """Do what `setup_worker.py`, and the program that it executes, do in a process of their own."""
+    os.setpgid(0, 0)  # as Ray's own workers: it kills the whole group of a worker that has ended
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)

@@ -18,7 +18,7 @@ from lingu_ray.config.strict_yaml import load
 
 ROOT = Path(__file__).parents[2]
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
-TEXTS = [*FORMS, *(ROOT / name for name in (".github/pull_request_template.md", "CONTRIBUTING.md", "docs/extending.md"))]
+TEXTS = [*FORMS, ROOT / ".github/pull_request_template.md", ROOT / "CONTRIBUTING.md"]
 CHECK = re.compile(r"-m (ruff check|ruff format|\w+)")  # a tool, as Makefile and hooks call it
 
 
