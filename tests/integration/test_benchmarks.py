@@ -1,13 +1,12 @@
 """The benchmarks run, on shapes small enough for a test, and print what their documents are made of."""
 
 import json
-import os
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+from commands import Command
 from tiny import tiny_student, tiny_teacher
 
 pytestmark = pytest.mark.slow
@@ -15,12 +14,18 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def joined(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks that need Ray join the tests'."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+
+
 def run(module: str, *arguments: str, out: Path) -> list[dict]:
     """The rows of a benchmark; its JSON on stdout and in the folder are the same."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--repeats", "1", "--out", str(out), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    argv = [sys.executable, "-m", f"benchmarks.{module}", "--repeats", "1", "--out", str(out), *arguments]
+    with Command(argv, cwd=ROOT, stdout=out / "stdout") as command:
+        command.finish()
+    result = json.loads((out / "stdout").read_text())
     assert result == json.loads((out / f"{module}.json").read_text())
     assert result["machine"]["device"] and (out / f"{module}.md").read_text().count("\n") == len(result["rows"]) + 2
     return result["rows"]

@@ -1,9 +1,8 @@
 """The embedded default, in miniature: the very command of `make demo`, with few steps."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
@@ -21,12 +20,10 @@ SHORT = [
 ]  # fmt: skip
 
 
-def demo(output):
-    """Run it; returns what it printed."""
-    command = [sys.executable, "-m", "lingu_ray.train", "demo", f"output_dir={output}", *SHORT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def demo(output, ray=None):
+    """Run it, on the Ray at that address or one of its own; returns what it printed."""
+    env = {"RAY_ADDRESS": ray} if ray else None
+    return commands.run("lingu_ray.train", "demo", f"output_dir={output}", *SHORT, env=env)
 
 
 def tracked(output):
@@ -36,7 +33,7 @@ def tracked(output):
     return {run.info.run_name: run for run in runs}
 
 
-def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
+def test_whole_path_and_a_second_start_that_makes_nothing_twice(ray_cluster, tmp_path):
     """Teacher, adapted student, distilled model, control, evaluation and report are made; the second time, found."""
     printed = demo(tmp_path)
     run = tmp_path / "demo"
@@ -65,7 +62,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
             *tmp_path.rglob("shard-*.parquet"), *(run / "report" / "items").iterdir()]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) >= 6 + 18  # teacher; adapted, distilled, control; two corpora; five tasks on the models that can
-    assert recovery["summary"]["verdict"] in demo(tmp_path)
+    assert recovery["summary"]["verdict"] in demo(tmp_path, ray_cluster)
     assert {path: path.stat().st_mtime_ns for path in made} == before
     assert {one.info.run_id for one in tracked(tmp_path).values()} == {one.info.run_id for one in runs.values()}
 

@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import commands
 import mlflow
 import numpy as np
 import psutil
@@ -247,40 +246,29 @@ def test_an_engine_that_dies_again_and_again_is_given_up(models: dict[str, Path]
             stop = True
 
 
-def start(models: dict[str, Path], tasks: Path, out: Path) -> subprocess.Popen[str]:
-    """The command, in a session of its own."""
-    given = [f"{name}={models[name]}" for name in ("teacher", "adapted")]
-    command = [sys.executable, "-m", "lingu_ray.evaluate", *given, f"tasks={tasks}", f"out={out}"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def words(models: dict[str, Path], tasks: Path, out: Path) -> list[str]:
+    """The command's arguments."""
+    return [*(f"{name}={models[name]}" for name in ("teacher", "adapted")), f"tasks={tasks}", f"out={out}"]
 
 
-def start_until(models: dict[str, Path], tasks: Path, out: Path, parts: Path, chunks: int) -> subprocess.Popen[str]:
-    """The command, once that many chunks are kept."""
-    process = start(models, tasks, out)
-    deadline = time.monotonic() + 120
-    while len(list(parts.glob("*.parquet"))) < chunks and time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        time.sleep(0.002)
-    return process
-
-
-def test_a_killed_evaluation_goes_on(models: dict[str, Path], many: EvaluationConfig, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on(
+    ray_cluster: str, models: dict[str, Path], many: EvaluationConfig, tmp_path: Path
+) -> None:
     """After Ctrl-C, then SIGKILL, what was kept is not asked again, and the scores are those of an undisturbed one."""
     tasks, out = tmp_path / "tasks.yaml", tmp_path / "out"
     tasks.write_text(yaml.safe_dump(many.model_dump(mode="json") | {"tokens_per_batch": 64}))
     parts = out / "items" / "many.teacher.parts"
-    process = start_until(models, tasks, out, parts, chunks=1)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, printed
+    given = words(models, tasks, out)
+    with commands.start_warm("lingu_ray.evaluate", *given) as command:
+        command.wait_for(lambda: list(parts.glob("*.parquet")))
+        command.process.send_signal(signal.SIGINT)
+        printed = command.finish(130)
     assert "the same command goes on" in printed and "Traceback" not in printed
-    process = start_until(models, tasks, out, parts, chunks=2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with commands.start_warm("lingu_ray.evaluate", *given) as command:
+        command.wait_for(lambda: len(list(parts.glob("*.parquet"))) >= 2)
+        command.kill()
     kept = len(list(parts.glob("*.parquet")))
-    printed, _ = start(models, tasks, out).communicate(timeout=180)
+    printed = commands.run("lingu_ray.evaluate", *given, env={"RAY_ADDRESS": ray_cluster})
     left = 600 - kept * measure.CHUNK
     assert 2 <= kept < 5 and f"teacher: many: {left} items" in printed and "adapted: many: 600 items" in printed
     evaluate({name: models[name] for name in ("teacher", "adapted")}, many, tmp_path / "undisturbed")
