@@ -21,6 +21,8 @@ from pathlib import Path
 
 ADDRESS = "LINGU_RAY_WARM_WORKERS"
 """Environment variable: the server's socket. Set while there is a server."""
+FORKS = "LINGU_RAY_FORKS"
+"""Environment variable: a file to which each fork appends its process id, for who has to find them."""
 IMPORTED = (
     "lingu_ray.distill.student",
     "lingu_ray.distill.teacher",
@@ -43,7 +45,9 @@ def server(folder: Path) -> Iterator[None]:
         listener.bind(str(address))
         listener.listen(64)
         command = [sys.executable, __file__, "--serve", str(listener.fileno())]
-        process = subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+        )
     os.environ[ADDRESS] = str(address)
     try:
         yield
@@ -100,10 +104,14 @@ def serve(listener: socket.socket) -> None:
 
 def become_worker(arguments: list[str], environment: dict[str, str], folder: str) -> None:
     """Do what `setup_worker.py`, and the program that it executes, do in a process of their own."""
+    os.setpgid(0, 0)  # as Ray's own workers: it kills the whole group of a worker that has ended
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if FORKS in os.environ:
+        with open(os.environ[FORKS], "a") as file:
+            file.write(f"{os.getpid()}\n")
 
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray._private.utils import update_envs
