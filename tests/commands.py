@@ -35,11 +35,12 @@ class Command:
         stdout: Path | None = None,
     ):
         self.log = tempfile.NamedTemporaryFile(prefix="command-")  # noqa: SIM115 (closed on leaving the `with` block)
+        self.forks = tempfile.NamedTemporaryFile(prefix="forks-")  # noqa: SIM115
         with open(stdout or os.devnull, "wb") as apart:
             self.process = subprocess.Popen(
                 argv,
                 cwd=cwd,
-                env={**os.environ, **(env or {})},
+                env={**os.environ, **(env or {}), warm_workers.FORKS: self.forks.name},
                 stdin=stdin,
                 stdout=apart if stdout else self.log,
                 stderr=self.log,
@@ -87,13 +88,15 @@ class Command:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.log.close()
+        self.forks.close()
 
     def _members(self) -> list[psutil.Process]:
-        """The living processes of its session, and what those started in others."""
+        """The living processes of its session, what those started in others, and the warmed workers of its Ray."""
+        forks = {int(pid) for pid in Path(self.forks.name).read_text().split()}
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if os.getsid(process.pid) == self.process.pid:
+                if process.pid in forks or os.getsid(process.pid) == self.process.pid:
                     found |= {one.pid: one for one in (process, *process.children(recursive=True))}
         return [one for one in found.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 

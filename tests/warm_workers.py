@@ -21,6 +21,8 @@ from pathlib import Path
 
 ADDRESS = "LINGU_RAY_WARM_WORKERS"
 """Environment variable: the server's socket. Set while there is a server."""
+FORKS = "LINGU_RAY_FORKS"
+"""Environment variable: a file to which each fork appends its process id, for who has to find them."""
 IMPORTED = (
     "lingu_ray.distill.student",
     "lingu_ray.distill.teacher",
@@ -107,6 +109,9 @@ def become_worker(arguments: list[str], environment: dict[str, str], folder: str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    if FORKS in os.environ:
+        with open(os.environ[FORKS], "a") as file:
+            file.write(f"{os.getpid()}\n")
 
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray._private.utils import update_envs
