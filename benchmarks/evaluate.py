@@ -1,6 +1,6 @@
-"""Items a second that the evaluation's engines get through: vLLM against Transformers, on the same items.
+"""Items per second of the evaluation's engines: vLLM against Transformers, on the same items.
 
-    python -m benchmarks.evaluate [MODEL ...] --out docs/performance
+    python -m benchmarks.evaluate [MODEL ...] out=docs/performance
 
 Without a MODEL it makes two with random weights: a language model of SmolLM2-135M's shape, and on it a VLM of
 SmolVLM-256M's shape that sees one tile an image. Tasks:
@@ -27,26 +27,40 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import ray
 import torch
 from PIL import Image
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
-from lingu_ray.config import Config, CorpusConfig, RayConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of
+from lingu_ray.config import (
+    Config,
+    CorpusConfig,
+    RayConfig,
+    Several,
+    SourceConfig,
+    StudentConfig,
+    TeacherConfig,
+    VisionConfig,
+)
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.demo.text import Documents, passages, read_documents, running_texts, train_tokenizer
-from lingu_ray.distill.student import prepare_student
+from lingu_ray.errors import run_command
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
+from lingu_ray.paths import model_path
 from lingu_ray.runtime.cluster import connect
+from lingu_ray.runtime.models import prepare_student
 
 ENGINES: dict[str, Callable[[str, int], Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine}
-TASKS = ("choice", "perplexity", "text", "image")
+TaskName = Literal["choice", "perplexity", "text", "image"]
 CONTEXT = 2048
 VOCABULARY, WORDS_OF_TOKENIZER = 49152, 4096
 IMAGE_SIDE = 512
@@ -59,9 +73,9 @@ class Measured:
         torch.set_num_threads(os.cpu_count() or 1)
         self.engine = ENGINES[engine](model, tokens_per_batch)
 
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images; answers when it is loaded."""
-        return self.engine.sees
+        return self.engine.supports_images
 
     def seconds(self, requests: list[ScoreRequest] | list[GenerateRequest]) -> float:
         """Time of answering requests of one kind."""
@@ -69,30 +83,37 @@ class Measured:
         return seconds_of(partial(self.engine.loglikelihoods if scored else self.engine.generate, requests))
 
 
-def main() -> None:
+class EnginesConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(3, description="rounds of timing")
+    tasks: Several[TaskName] = Field(get_args(TaskName), description="what is asked")
+    tokens_per_batch: Several[PositiveInt] = Field((2048, 8192), description="batch sizes")
+    items: PositiveInt = Field(32, description="items of a round")
+    images: PositiveInt = Field(8, description="items of a round of `image`")
+    words: PositiveInt = Field(60, description="words of a text")
+    new_tokens: PositiveInt = Field(32, description="tokens of an answer")
+    layers: PositiveInt = Field(30, description="decoder layers of the random models")
+
+
+HELP = Help("python -m benchmarks.evaluate [MODEL ...] [key=value ...]", __doc__, EnginesConfig)
+
+
+def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    arguments = parser(__doc__, repeats=3)
-    arguments.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub ids (default: random ones)")
-    arguments.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="default all")
-    arguments.add_argument("--tokens-per-batch", type=int, nargs="+", default=[2048, 8192], metavar="N")
-    arguments.add_argument("--items", type=int, default=32, help="of a round (default 32)")
-    arguments.add_argument("--images", type=int, default=8, help="items of a round of `image` (default 8)")
-    arguments.add_argument("--words", type=int, default=60, help="of a text (default 60)")
-    arguments.add_argument("--new-tokens", type=int, default=32, help="of an answer (default 32)")
-    arguments.add_argument("--layers", type=int, default=30, help="decoder layers of the random models (default 30)")
-    options = arguments.parse_args()
+    names, given, _ = split_arguments(arguments, HELP)
+    options = read_settings(given, EnginesConfig)
     connect(RayConfig())
     with tempfile.TemporaryDirectory() as folder:
-        models = options.models or make_models(Path(folder), options.layers)
+        models = list(map(model_path, names)) or make_models(Path(folder), options.layers)
         rows = [row for model in models for row in measure_model(model, options)]
-    settings = {name: value for name, value in vars(options).items() if name != "out"}
-    publish("evaluate", rows, options.out, settings)
+    publish("evaluate", rows, options.out, {"models": names} | options.recorded)
     if options.out is not None:
         plot(rows, options.out / "evaluate.png")
     ray.shutdown()
 
 
-def measure_model(model: str, options: Any) -> list[Row]:
+def measure_model(model: str, options: EnginesConfig) -> list[Row]:
     """Rows of a model: every task, batch size and engine."""
     timings: dict[tuple[str, int], dict[str, Timing]] = {}
     starts: dict[tuple[str, int], float] = {}
@@ -100,9 +121,9 @@ def measure_model(model: str, options: Any) -> list[Row]:
         actors = {}
         for engine in ENGINES:
             actors[engine], starts[engine, size] = start(engine, model, size)
-        sees = ray.get(actors["transformers"].sees.remote())
+        supports_images = ray.get(actors["transformers"].supports_images.remote())
         for task in options.tasks:
-            if sees or task != "image":
+            if supports_images or task != "image":
                 ways = {engine: one_round(actor, task, options) for engine, actor in actors.items()}
                 timings[task, size] = measure(ways, options.repeats, clock=lambda way: way())
         for actor in actors.values():
@@ -115,12 +136,12 @@ def measure_model(model: str, options: Any) -> list[Row]:
 
 
 def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
-    """An actor that has loaded the model, and the seconds that it took."""
+    """An actor that has loaded the model, and how many seconds that took."""
     begin = time.perf_counter()
     share = 1 / len(ENGINES) if torch.cuda.is_available() else 0
     remote: Any = ray.remote
     actor = remote(num_cpus=0, num_gpus=share)(Measured).remote(engine, model, tokens_per_batch)
-    ray.get(actor.sees.remote())
+    ray.get(actor.supports_images.remote())
     return actor, time.perf_counter() - begin
 
 
@@ -150,13 +171,13 @@ def row(
     }
 
 
-def one_round(actor: Any, task: str, options: Any) -> Callable[[], float]:
+def one_round(actor: Any, task: str, options: EnginesConfig) -> Callable[[], float]:
     """A function that measures the next round's items at every call."""
     rounds = requests_of(task, items_of(task, options), options.words, options.new_tokens)
     return lambda: ray.get(actor.seconds.remote(next(rounds)))
 
 
-def items_of(task: str, options: Any) -> int:
+def items_of(task: str, options: EnginesConfig) -> int:
     """How many items a round has."""
     return options.images if task == "image" else options.items
 
@@ -180,7 +201,7 @@ def requests_of(task: str, items: int, words: int, new_tokens: int) -> Iterator[
 
 @cache
 def documents() -> Documents:
-    """The text that this Python carries."""
+    """The reference text that Python carries."""
     return read_documents()
 
 
@@ -192,7 +213,7 @@ def choices(text: str, others: list[str]) -> list[ScoreRequest]:
 
 
 def picture(seed: int) -> bytes:
-    """A JPEG of coloured fields."""
+    """A JPEG of colored fields."""
     fields = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(fields).resize((IMAGE_SIDE, IMAGE_SIDE)).save(buffer, "JPEG")
@@ -210,7 +231,7 @@ def make_models(folder: Path, layers: int) -> list[str]:
         name="benchmark",
         teacher=TeacherConfig(path=str(lm)),
         student=StudentConfig(from_teacher=VisionConfig()),  # SmolVLM-256M's tower
-        corpus=CorpusConfig(sources=(SourceConfig(name="none", form="text", path="none", language_heavy=True),)),
+        corpus=CorpusConfig(sources=(SourceConfig(name="none", format="text", path="none", language_heavy=True),)),
     )
     prepare_student(config, vlm)
     return [str(lm), str(vlm)]
@@ -246,4 +267,4 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

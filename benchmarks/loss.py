@@ -1,7 +1,7 @@
-"""The fused loss beside what others have: time, memory and value of one forward and backward pass over the same inputs.
+"""The fused loss beside other libraries': time, memory and value of a forward and backward pass over the same inputs.
 
     python -m benchmarks.loss                                              small: a minute or two
-    python -m benchmarks.loss --tokens 64 4096 --vocabulary 49152 --out FOLDER
+    python -m benchmarks.loss tokens=64,4096 vocabulary=49152 out=FOLDER
 
 All compute ½ · mean CE + ½ · mean JSD(β = ½) at τ = 1, from hidden states and output heads of student and teacher, and
 the gradients of the student's. At β = ½ all definitions of the divergence agree; the weights are converted so:
@@ -34,16 +34,21 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio
-from lingu_ray.config import DistillConfig
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio
+from lingu_ray.config import Several
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.distill.loss import LossScales, TeacherAnswer, ce_kd_loss
+from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
+from lingu_ray.errors import run_command
 
 KD_ALONE = ("trl_fused", "liger_triton")
 STATUS = Path("/proc/self/status")
@@ -100,7 +105,7 @@ def naive(x: Inputs) -> Tensor:
 
 
 def jsd(logits_NV: Tensor, teacher_NV: Tensor) -> Tensor:
-    """Mean JSD(½), as its definition has it."""
+    """Mean JSD(½), by its definition."""
     log_s, log_t = logits_NV.log_softmax(-1), teacher_NV.log_softmax(-1)
     log_m = (log_s.exp() / 2 + log_t.exp() / 2).log()
     kl = lambda log_p: F.kl_div(log_m, log_p, reduction="batchmean", log_target=True)  # noqa: E731
@@ -112,10 +117,10 @@ def ours(x: Inputs) -> Tensor:
     n = len(x.labels_N)
     scale_N = torch.full((n,), 0.5 / n, device=x.labels_N.device)
     all_N = torch.ones(n, dtype=torch.bool, device=x.labels_N.device)
-    answer = TeacherAnswer(x.teacher_hidden_ND, OutputHead(x.teacher_weight_VD), all_N)
-    divergence = divergence_of(DistillConfig(divergence="jsd", beta=0.5))
+    teacher = TeacherOutput(x.teacher_hidden_ND, OutputHead(x.teacher_weight_VD), all_N)
+    divergence = divergence_of("jsd", beta=0.5)
     head = OutputHead(x.weight_VD)
-    return ce_kd_loss(x.hidden_ND, head, x.labels_N, LossScales(scale_N, scale_N, 1.0), answer, divergence).loss
+    return ce_kd_loss(x.hidden_ND, head, x.labels_N, LossScales(scale_N, scale_N, 1.0), teacher, divergence).loss
 
 
 def make_liger() -> Loss:
@@ -168,7 +173,7 @@ MAKERS: dict[str, Callable[[], Loss]] = {
 
 
 def available(device: str) -> list[str]:
-    """Names of the losses that can be had here; a line on stderr for each that cannot."""
+    """Names of the losses that can run here; a line on stderr for each that cannot."""
     names = []
     for name in MAKERS:
         package = PACKAGES.get(name)
@@ -268,27 +273,33 @@ def plot(rows: list[Row], shapes: list[Shape], names: list[str], out: Path) -> N
         plot_bars(out / f"{file}.png", title, column, [str(shape) for shape in shapes], series, reference)
 
 
-def main() -> None:
-    """Parse the command line, measure, publish."""
-    command = parser(__doc__, repeats=5)
-    command.add_argument(
-        "--tokens", type=int, nargs="+", default=[256, 1024], help="supervised tokens (default 256 1024)"
-    )
-    command.add_argument("--vocabulary", type=int, nargs="+", default=[8192], help="ids (default 8192)")
-    command.add_argument("--width", type=int, default=576, help="hidden width (default 576, SmolLM2-135M's)")
-    command.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16 on a GPU, else float32")
-    args = command.parse_args()
+class LossConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(5, description="rounds of timing")
+    tokens: Several[PositiveInt] = Field((256, 1024), description="supervised tokens")
+    vocabulary: Several[PositiveInt] = Field((8192,), description="ids")
+    width: PositiveInt = Field(576, description="hidden width; SmolLM2-135M has 576")
+    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="null: bfloat16 on a GPU, else float32")
+
+
+HELP = Help("python -m benchmarks.loss [key=value ...]", __doc__, LossConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    options = settings_alone(arguments, HELP, LossConfig)
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, args.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
     names = available(device)
-    shapes = [Shape(n, v, args.width, dtype, device) for v in args.vocabulary for n in args.tokens]
-    rows = [row for shape in shapes for row in compare(shape, names, args.repeats)]
-    settings = {"width": args.width, "dtype": str(dtype), "repeats": args.repeats, "divergence": "jsd(0.5)"}
-    publish("loss", rows, args.out, settings)
-    if args.out is not None:
-        plot(rows, shapes, names, args.out)
+    shapes = [Shape(n, v, options.width, dtype, device) for v in options.vocabulary for n in options.tokens]
+    rows = [row for shape in shapes for row in compare(shape, names, options.repeats)]
+    settings = {"width": options.width, "dtype": str(dtype), "repeats": options.repeats, "divergence": "jsd(0.5)"}
+    publish("loss", rows, options.out, settings)
+    if options.out is not None:
+        plot(rows, shapes, names, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,7 +6,6 @@ come back, and hands them to `publish`, and to `plot_bars` where a picture helps
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -21,7 +20,11 @@ from typing import Any
 import ray
 import torch
 import transformers
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
+
+from lingu_ray.config import Section
+from lingu_ray.paths import LocalPath
 
 Row = dict[str, Any]
 
@@ -30,7 +33,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every round, in order, or what was made of them round by round."""
+    """Seconds of every round, in order, or a value computed from them for each round."""
 
     seconds: tuple[float, ...]
 
@@ -50,10 +53,10 @@ class Timing:
 
 def seconds_of(function: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, the GPU's work included."""
-    synchronise()
+    synchronize()
     begin = time.perf_counter()
     function()
-    synchronise()
+    synchronize()
     return time.perf_counter() - begin
 
 
@@ -63,7 +66,7 @@ def measure(
     warm_up: int = 1,
     clock: Callable[[Callable[[], Any]], float] = seconds_of,
 ) -> dict[str, Timing]:
-    """Time every function once a round, in an order that turns, so that a drift of the machine hits all alike.
+    """Time every function once a round, in a rotating order, so that a drift of the machine hits all alike.
 
     `clock` calls a function and says how many seconds count.
     """
@@ -105,8 +108,8 @@ def measure_between(
             before = after
 
 
-def synchronise() -> None:
-    """Wait until the GPU, where there is one, has done what it was given."""
+def synchronize() -> None:
+    """Wait until the GPU, where there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -122,7 +125,7 @@ def ratios(over: Timing, under: Timing) -> Timing:
 
 
 def machine() -> dict[str, Any]:
-    """The facts that a figure means nothing without."""
+    """Facts about the machine and the software, without which a number means nothing."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "device": gpu or _cpu_name(),
@@ -143,12 +146,16 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def parser(description: str | None, repeats: int = 10) -> argparse.ArgumentParser:
-    """Command line with what every benchmark takes: `--out` and `--repeats`."""
-    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("--out", type=Path, help="folder for the JSON, the table and the plot; default: print only")
-    result.add_argument("--repeats", type=int, default=repeats, help=f"rounds of timing (default {repeats})")
-    return result
+class BenchmarkConfig(Section):
+    """Settings of every benchmark."""
+
+    out: LocalPath | None = Field(None, description="folder for the JSON, the table and the plot; null: print only")
+    repeats: PositiveInt = Field(10, description="rounds of timing")
+
+    @property
+    def recorded(self) -> Row:
+        """The settings that the result names: all but where it is written."""
+        return self.model_dump(mode="json", exclude={"out"})
 
 
 def publish(name: str, rows: Sequence[Row], out: Path | None, settings: Row | None = None) -> None:
@@ -164,7 +171,7 @@ def publish(name: str, rows: Sequence[Row], out: Path | None, settings: Row | No
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table; columns in the order in which the rows bring them, figures with three digits."""
+    """A Markdown table; columns in the order in which the rows name them, numbers with three digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---:" if _is_number(rows[0].get(column)) else "---" for column in columns]]
     lines += [[_cell(row.get(column)) for column in columns] for row in rows]

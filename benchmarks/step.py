@@ -1,8 +1,8 @@
 """What the teacher costs a training step: plain fine-tuning, a full-sequence teacher, and the KV-shared one.
 
-    python -m benchmarks.step --out docs/performance
+    python -m benchmarks.step out=docs/performance
 
-Each way takes one optimiser step over the same micro-batches of image questions, all of them distilled: the worst case
+Each way takes one optimizer step over the same micro-batches of image questions, all of them distilled: the worst case
 for the teacher. The decoder has SmolLM2-135M's shapes with random weights; the vision tower is kept small, so that the
 student's own work does not hide the teacher's. Rows:
 
@@ -18,41 +18,63 @@ between two steps of `sft` and compared with their mean, so that a machine whose
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import ray
 import torch
 import torch.nn.functional as F
+from pydantic import Field, PositiveInt
 from tqdm import tqdm
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.report import Measured, Row, Timing, measure_between, parser, plot_bars, publish, ratios
-from lingu_ray.config import Config
+from benchmarks.report import BenchmarkConfig, Measured, Row, Timing, measure_between, plot_bars, publish, ratios
+from lingu_ray.config import Config, Several
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
+from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import InProcessTeacher, TeacherClient, make_teacher
+from lingu_ray.runtime.models import load_teacher
+from lingu_ray.runtime.step import MicroBatches, model_inputs
+from lingu_ray.runtime.teachers import make_teacher
 
 VOCABULARY, ADDED = 49152, 128
 IMAGE_TOKEN = VOCABULARY
-WAYS = ("full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2")
+Way = Literal["full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2"]
 
 
-def main() -> None:
+class StepConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(3, description="rounds of timing")
+    ways: Several[Way] = Field(get_args(Way), description="what is timed beside plain fine-tuning")
+    rows: PositiveInt = Field(8, description="rows of a micro-batch")
+    micro_batches: PositiveInt = Field(3, description="micro-batches of a step")
+    image_tokens: PositiveInt = Field(256, description="image tokens of a row, a square")
+    text_tokens: PositiveInt = Field(32, description="question tokens")
+    answer_tokens: PositiveInt = Field(32, description="answer tokens")
+    layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
+    hidden: PositiveInt = Field(576, multiple_of=192, description="decoder width")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="as train.precision")
+
+
+HELP = Help("python -m benchmarks.step [key=value ...]", __doc__, StepConfig)
+
+
+def main(arguments: list[str]) -> None:
     """Measure and publish."""
-    arguments = _arguments()
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    config = _config("unused", "in_process", 0, arguments.precision)
+    options = settings_alone(arguments, HELP, StepConfig)
+    settings = options.recorded
+    config = _config("unused", "in_process", 0, options.precision)
     connect(config.ray)
     gpus = 1 if torch.cuda.is_available() else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(_measure)
@@ -62,32 +84,16 @@ def main() -> None:
             steps.append(ray.get(reference))
             bar.update()
     rows = [_row(way, steps, settings) for way in ("sft", *settings["ways"])]
-    publish("step", rows, arguments.out, settings)
-    if arguments.out is not None:
-        plot(rows, arguments.out / "step.png")
+    publish("step", rows, options.out, settings)
+    if options.out is not None:
+        plot(rows, options.out / "step.png")
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """A bar a way."""
+    """A bar for each way."""
     ways = [row["way"].replace("_", "\n") for row in rows]
-    heights = {"one optimiser step": [row["ratio_to_sft"] for row in rows]}
+    heights = {"one optimizer step": [row["ratio_to_sft"] for row in rows]}
     plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, heights, ("plain fine-tuning", 1.0))
-
-
-def _arguments() -> argparse.Namespace:
-    result = parser(__doc__, repeats=3)
-    result.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=f"of {', '.join(WAYS)} (default all)"
-    )
-    result.add_argument("--rows", type=int, default=8, help="rows of a micro-batch (default 8)")
-    result.add_argument("--micro-batches", type=int, default=3, help="micro-batches of a step (default 3)")
-    result.add_argument("--image-tokens", type=int, default=256, help="image tokens of a row, a square (default 256)")
-    result.add_argument("--text-tokens", type=int, default=32, help="question tokens (default 32)")
-    result.add_argument("--answer-tokens", type=int, default=32, help="answer tokens (default 32)")
-    result.add_argument("--layers", type=int, default=30, help="decoder layers (default 30, SmolLM2-135M's)")
-    result.add_argument("--hidden", type=int, default=576, help="decoder width, a multiple of 64 × 3 (default 576)")
-    result.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="as train.precision")
-    return result.parse_args()
 
 
 def _row(way: str, steps: list[Measured], settings: Row) -> Row:
@@ -114,41 +120,41 @@ def _measure(settings: Row) -> Iterator[Measured]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings["precision"]
     student = _student(settings).to(device)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
     batches = [_micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
     with tempfile.TemporaryDirectory() as folder:
         _teacher(settings).save_pretrained(folder)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        local = Teacher.load(_config(folder, "in_process", 0, precision).teacher, dtype, device)
+        local = load_teacher(_config(folder, "in_process", 0, precision).teacher, dtype, device)
         actor = make_teacher(_config(folder, "actor", 0, precision).teacher, dtype, device, torch.get_num_threads())
 
         def way(teacher: TeacherClient | None, look_ahead: int = 0) -> Callable[[], None]:
             config = _config(folder, "actor", look_ahead, precision)
             micro_batches = MicroBatches(config, Student(student), teacher, device)
-            return lambda: _step(micro_batches, batches, optimiser)
+            return lambda: _step(micro_batches, batches, optimizer)
 
         full = MicroBatches(_config(folder, "actor", 0, precision), Student(student), _FullSequence(local), device)
         ways = {
-            "full_sequence": lambda: _full_sequence_step(full, batches, optimiser),
-            "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimiser, local),
+            "full_sequence": lambda: _full_sequence_step(full, batches, optimizer),
+            "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimizer, local),
             "in_process": way(InProcessTeacher(local)),
             **{f"actor_{ahead}": way(actor, ahead) for ahead in (0, 1, 2)},
         }
         yield from measure_between(way(None), {name: ways[name] for name in settings["ways"]}, settings["repeats"])
 
 
-def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer) -> None:
+def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer) -> None:
     plans = [micro_batches.plan(batch) for batch in batches]
     micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class _FullSequence(InProcessTeacher):
     """A teacher that reads everything itself; it is handed the micro-batch instead of shared KV."""
 
     def submit(self, request: Any) -> Any:
-        """The ticket is the answer, made by `_full_sequence_step` beforehand."""
+        """The ticket is the result, made by `_full_sequence_step` beforehand."""
         return self.hidden_MD
 
     @torch.no_grad()
@@ -159,7 +165,7 @@ class _FullSequence(InProcessTeacher):
 
 
 def _full_sequence_step(
-    micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer
+    micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer
 ) -> None:
     """As `_step`, the teacher reading every micro-batch whole."""
     teacher: Any = micro_batches.teacher
@@ -169,19 +175,19 @@ def _full_sequence_step(
         predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
         teacher.hidden_MD = teacher.read(batch)[predicts_BT]
         micro_batches.run([batch], [plan], weights)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _all_logits_step(
-    micro_batches: MicroBatches, batches: list[MicroBatch], optimiser: torch.optim.Optimizer, teacher: Teacher
+    micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer, teacher: Teacher
 ) -> None:
     """Logits of every position on both sides, then cross-entropy and KL on the answers (TRL's GKD trainer)."""
     reader: Any = micro_batches.teacher
     student = micro_batches.student
     for batch in batches:
         predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
-        inputs = micro_batches.inputs(batch)
+        inputs = model_inputs(batch).to(micro_batches.device)
         with micro_batches.autocast():
             hidden_BTD = student.body(**forward_arguments(student.body, inputs), use_cache=False).last_hidden_state
             logits_BTV = student.head(hidden_BTD)
@@ -192,8 +198,8 @@ def _all_logits_step(
         labels_N = inputs.input_ids_BT.roll(-1, 1)[predicts_BT]
         kd = F.kl_div(log_s_NV[:, :shared].log_softmax(-1), log_t_NU, reduction="batchmean", log_target=True)
         ((F.cross_entropy(log_s_NV, labels_N) + kd) / len(batches)).backward()
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _student(settings: Row) -> Idefics3ForConditionalGeneration:
@@ -248,11 +254,11 @@ def _config(teacher: str, placement: str, look_ahead: int, precision: str) -> Co
             "name": "benchmark",
             "student": {"path": "made here"},
             "teacher": {"path": teacher, "placement": placement, "look_ahead": look_ahead},
-            "corpus": {"sources": [{"name": "images", "form": "text", "path": "made here", "language_heavy": True}]},
+            "corpus": {"sources": [{"name": "images", "format": "text", "path": "made here", "language_heavy": True}]},
             "train": {"precision": precision},
         }
     )
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

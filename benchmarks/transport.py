@@ -1,6 +1,6 @@
 """Moving a request's KV from the worker to the teacher actor, against a memcpy of the same bytes in one process.
 
-    python -m benchmarks.transport --sizes 8 64 256 --dtypes float32 bfloat16 --out FOLDER
+    python -m benchmarks.transport sizes=8,64,256 dtypes=float32,bfloat16 out=FOLDER
 
 Counted is the time from the worker's first move until the actor holds the request, ready to compute. A ratio of 1 is
 the speed of memcpy (numpy, one thread): *warm* into memory that was written before, *fresh* into memory that was just
@@ -15,18 +15,22 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from benchmarks.report import Row, Timing, measure, parser, plot_bars, publish, ratio, seconds_of
-from lingu_ray.config import RayConfig, TeacherConfig
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of
+from lingu_ray.config import RayConfig, Several, TeacherConfig
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.continuation import TeacherRequest
+from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.transport import Transport, make_transport, pack
+from lingu_ray.runtime.transport import Transport, make_transport, to_bytes
 
 LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256
@@ -67,7 +71,7 @@ def one_way(call: Callable[[], ray.ObjectRef]) -> float:
 
 def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callable[[], float]]:
     """Every way as a function that returns the seconds of one transfer."""
-    source = pack(request.kv_L2PHE)["bytes"]
+    source = to_bytes(request.kv_L2PHE)["bytes"]
     warm = np.ones_like(source)
 
     def send(name: str) -> ray.ObjectRef:
@@ -120,12 +124,20 @@ def row_of(megabytes: int, dtype: str, name: str, timings: dict[str, Timing]) ->
     }
 
 
-def main() -> None:
+class TransportConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(20, description="rounds of timing")
+    sizes: Several[PositiveInt] = Field((8, 64, 256), description="MB (2^20 bytes) of KV")
+    dtypes: Several[Literal["float32", "bfloat16"]] = Field(("float32", "bfloat16"), description="of the KV")
+
+
+HELP = Help("python -m benchmarks.transport [key=value ...]", __doc__, TransportConfig)
+
+
+def main(arguments: list[str]) -> None:
     """Measure, print, and write where asked."""
-    arguments = parser(__doc__, repeats=20)
-    arguments.add_argument("--sizes", type=int, nargs="+", default=[8, 64, 256], help="MB (2^20 bytes) of KV")
-    arguments.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    options = arguments.parse_args()
+    options = settings_alone(arguments, HELP, TransportConfig)
     connect(RayConfig())
     receivers = start_receivers()
     rows: list[Row] = []
@@ -158,4 +170,4 @@ def plot(rows: list[Row], path: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

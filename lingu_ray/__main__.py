@@ -1,4 +1,4 @@
-"""The console command `lingu-ray`, also `python -m lingu_ray`: says what commands there are, and runs one."""
+"""The console command `lingu-ray`, also `python -m lingu_ray`: lists the commands, and runs one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from importlib import import_module
 
 from lingu_ray import __version__
 from lingu_ray.commands import COMMANDS, guide_path, recipes
+from lingu_ray.config.layout import table, text_width
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.layout import table, text_width
 
 START = {
-    "lingu-ray train": "the embedded demo, offline: build a small pair, distil it, report what came back",
+    "lingu-ray train": "the embedded demo, offline: build a small pair, distill it, report what came back",
     "lingu-ray train my.yaml": "your models and data (lingu-ray train smollm2-135m --print-config > my.yaml)",
     "lingu-ray chat runs/demo/export": "talk to what was trained",
 }
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def dispatch(arguments: list[str]) -> None:
-    """Run the command that comes first with the arguments that follow it.
+    """Run the command named by the first argument with the arguments after it.
 
     Raises:
         UserError: no such command, or whatever the command raises.
@@ -43,7 +43,7 @@ def overview() -> str:
     width = text_width()
     return "\n".join(
         [
-            f"lingu_ray {__version__}: distils a vision-language model from its own text-only ancestor, on Ray.",
+            f"lingu_ray {__version__}: distills a vision-language model from its own text-only ancestor, on Ray.",
             "",
             "usage: lingu-ray COMMAND [...]        lingu-ray COMMAND --help explains a command",
             "",

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, PositiveInt
 
-from lingu_ray.cli import read_settings, split_arguments
 from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import absolute, model_path
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class ChatConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     temperature: float = Field(0.0, ge=0, description="0: always the likeliest token; above 0: sampled")
     max_new_tokens: PositiveInt = Field(256, description="longest answer in tokens")
@@ -49,7 +49,7 @@ WHILE_YOU_TALK = __doc__.partition("While you talk:\n")[2].rstrip()
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend before the first question."""
+    """Run the command; raises UserError for a mistake of the user before the first question."""
     model, images, config = read_arguments(arguments)
     conversation = open_conversation(model, images, config)
     if sys.stdin.isatty():
@@ -65,7 +65,7 @@ def read_arguments(arguments: list[str]) -> tuple[str, list[Path], ChatConfig]:
     """The model, the images, and the settings.
 
     Raises:
-        UserError: no model, or settings that are wrong.
+        UserError: no model, or wrong settings.
     """
     names, settings, _ = split_arguments(arguments, HELP)
     if not names:
@@ -74,7 +74,7 @@ def read_arguments(arguments: list[str]) -> tuple[str, list[Path], ChatConfig]:
 
 
 def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conversation:
-    """Load the model, once everything else is known to be right.
+    """Load the model, after everything else is checked.
 
     Raises:
         UserError: no such model, an image that cannot be read or is not for this model, no such device.
@@ -82,16 +82,16 @@ def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conv
     from transformers.utils import logging
 
     from lingu_ray.conversation import Conversation, read_image
-    from lingu_ray.evaluation.engines.load import load_folder
+    from lingu_ray.evaluation.engines.load import load_model_files
     from lingu_ray.evaluation.engines.transformers_engine import load_model
 
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    conversation = Conversation(load_folder(path), None, config.temperature, config.max_new_tokens)
+    conversation = Conversation(load_model_files(path), None, config.temperature, config.max_new_tokens)
     conversation.show(*map(read_image, images))
     device = _device(config.device)
-    conversation.model = load_model(conversation.folder).eval().to(device)
+    conversation.model = load_model(conversation.files).eval().to(device)
     return conversation
 
 
@@ -108,7 +108,7 @@ def _device(name: str | None) -> str:
 
 def describe(conversation: Conversation) -> str:
     """What the model is, in one line."""
-    model, folder = conversation.model, conversation.folder
+    model, folder = conversation.model, conversation.files
     kind = "text only" if folder.processor is None else "text and images"
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return f"{folder.path}: {type(model).__name__}, {millions:.1f}M parameters, {kind}, on {model.device}"
@@ -132,19 +132,19 @@ def questions() -> Iterator[str]:
 
 
 def reply(conversation: Conversation, line: str) -> None:
-    """Answer a question, or do what a command says.
+    """Answer a question, or run a command such as /new.
 
     Raises:
         UserError: no such command, an image that cannot be read, a question that cannot be asked.
     """
     if line.startswith("/"):
-        _obey(conversation, *line.partition(" ")[::2])
+        _run(conversation, *line.partition(" ")[::2])
     elif line:
         conversation.ask(line, lambda piece: print(piece, end="", flush=True))
         print()
 
 
-def _obey(conversation: Conversation, command: str, rest: str) -> None:
+def _run(conversation: Conversation, command: str, rest: str) -> None:
     from lingu_ray.conversation import read_image
 
     if command == "/image" and rest.strip():
@@ -154,7 +154,7 @@ def _obey(conversation: Conversation, command: str, rest: str) -> None:
     elif command == "/help":
         print(WHILE_YOU_TALK)
     elif command == "/image":
-        raise UserError("/image wants the path of an image")
+        raise UserError("/image needs the path of an image")
     else:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         raise UserError(f"no command {command}; " + (f"did you mean {near[0]}?" if near else ", ".join(COMMANDS)))

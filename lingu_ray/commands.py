@@ -1,4 +1,4 @@
-"""The commands of `lingu-ray`, and how they name themselves. Light to import: no torch, Ray or MLflow."""
+"""The commands of `lingu-ray`, and how they are called in messages. Light to import: no torch, Ray or MLflow."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ COMMANDS = {
     "evaluate": Command("lingu_ray.evaluate", "measure models on language and vision tasks"),
     "chat": Command("lingu_ray.chat", "talk to a model in the terminal, about images too"),
     "sweep": Command("tuning.sweep", "search for the best settings with Ray Tune"),
-    "compare": Command("tuning.compare", "put runs side by side: settings, figures, curves"),
+    "compare": Command("tuning.compare", "compare runs: settings, figures, curves"),
     "merge": Command("lingu_ray.merge", "merge a VLM's decoder with its original LM: the baseline without training"),
-    "convert-gguf": Command("lingu_ray.convert_gguf", "make a Hugging Face folder of a GGUF file"),
-    "convert-nanovlm": Command("lingu_ray.convert_nanovlm", "make a Hugging Face folder of a nanoVLM checkpoint"),
+    "convert-gguf": Command("lingu_ray.convert_gguf", "convert a GGUF file to a Hugging Face folder"),
+    "convert-nanovlm": Command("lingu_ray.convert_nanovlm", "convert a nanoVLM checkpoint to a Hugging Face folder"),
     "schema": Command("lingu_ray.schema", "print the JSON schema of a settings file, for editors"),
     "guide": Command("lingu_ray.guide", "read the guide: settings, data formats, variants, resuming, trouble"),
 }

@@ -1,19 +1,21 @@
-"""What identifies files: their content, wherever they lie and whenever they were written."""
+"""What identifies files, models and settings: their content, wherever it lies and whenever it was written."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 BLOCK = 1 << 16
 BLOCKS = 1024
-"""A file of up to so many blocks (64 MiB) is read whole; of a larger one as many, its first and last among them."""
+"""Blocks read of a file: all of one up to 64 MiB; of a larger one as many, with the first and the last."""
 
 
 def file_identity(path: str | Path, blocks: int = BLOCKS) -> str:
-    """Thirty-two hexadecimal digits of a file's size and content; at most `blocks` (2 or more) of it are read.
+    """Identity of a file by size and content: thirty-two hexadecimal digits. Reads at most `blocks` (2 or more) of it.
 
     Raises:
         OSError: it cannot be read.
@@ -30,9 +32,9 @@ def file_identity(path: str | Path, blocks: int = BLOCKS) -> str:
 
 
 def model_identity(path: str, revision: str | None = None) -> str:
-    """What tells one model from another: the content of a local folder's (or file's) files, or the hub id.
+    """Identity of a model: of the content of a local folder's files, or of a file; of a hub model, id and revision.
 
-    The model card does not count: it tells what was measured.
+    The model card does not count: it is written after measuring.
     """
     place = Path(path)
     if not place.exists():
@@ -42,8 +44,17 @@ def model_identity(path: str, revision: str | None = None) -> str:
 
 
 def combined(parts: Iterable[str]) -> str:
-    """One identity of several texts, in order."""
+    """One identity of several texts, in order: thirty-two hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()
+
+
+def fingerprint(value: Any, digits: int = 32) -> str:
+    """So many hexadecimal digits, equal for equal values; the order of a mapping's keys does not count.
+
+    `value` is anything that JSON can say; other objects count by their text.
+    """
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=digits // 2).hexdigest()

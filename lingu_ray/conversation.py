@@ -1,6 +1,6 @@
-"""A conversation with a model, about images too: it keeps what was said, and streams what is answered.
+"""A conversation with a model, about images too: it keeps the messages, and streams the answers.
 
-The prompt is what the corpus's encoder makes of the conversation: what a student of that model is trained on.
+The corpus's encoder makes the prompt, so it is what a student of that model is trained on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.engines.load import Folder
+from lingu_ray.evaluation.engines.load import ModelFiles
 from lingu_ray.evaluation.engines.prompts import Prompts
 
 _BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -38,23 +38,23 @@ def read_image(path: Path) -> bytes:
 
 
 class Conversation:
-    """What was said, and the model that answers.
+    """The messages so far, and the model that answers.
 
     Args:
-        folder: the model's configuration, tokenizer and processor.
+        files: the model's configuration, tokenizer and processor.
         model: its weights, in eval mode.
         temperature: 0 for the likeliest tokens, above for sampled ones.
         max_new_tokens: longest answer.
     """
 
-    def __init__(self, folder: Folder, model: Any, temperature: float = 0.0, max_new_tokens: int = 256) -> None:
-        self.folder, self.model = folder, model
+    def __init__(self, files: ModelFiles, model: Any, temperature: float = 0.0, max_new_tokens: int = 256) -> None:
+        self.files, self.model = files, model
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
-        self.prompts = Prompts(folder)
+        self.prompts = Prompts(files)
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was said and shown."""
+        """Forget all messages and images."""
         self.messages: Messages = []
         self.images: list[bytes] = []
         self.shown: list[bytes] = []  # images for the next question
@@ -65,14 +65,14 @@ class Conversation:
         Raises:
             UserError: the model is a text-only one.
         """
-        if images and self.folder.processor is None:
-            raise UserError(f"{self.folder.path} is a text-only model: it takes no images")
+        if images and self.files.processor is None:
+            raise UserError(f"{self.files.path} is a text-only model: it takes no images")
         self.shown += images
 
     def ask(self, question: str, write: Callable[[str], object]) -> str:
         """Answer a question; `write` is given the answer piece by piece as it is generated.
 
-        Ctrl-C ends the answer, and what was said until then counts as the answer.
+        Ctrl-C ends the answer; what was generated until then counts as the answer.
 
         Raises:
             UserError: the conversation does not fit the model's context, marks `<image>` do not match the images, or
@@ -82,11 +82,11 @@ class Conversation:
         images = [*self.images, *self.shown]
         sample = self.prompts.encoder.encode_conversation(messages, images)
         self._check_vocabulary(sample)
-        room = self.folder.max_length - len(sample)
+        room = self.files.max_length - len(sample)
         if room < 1:
             raise UserError(
-                f"the conversation has {len(sample)} tokens, the context of {self.folder.path} is "
-                f"{self.folder.max_length}; /new starts a new one"
+                f"the conversation has {len(sample)} tokens, the context of {self.files.path} is "
+                f"{self.files.max_length}; /new starts a new one"
             )
         answer = self._generate(sample, min(room, self.max_new_tokens), write)
         said = answer.replace(PLACEHOLDER, "")  # would count as an image
@@ -96,10 +96,10 @@ class Conversation:
 
     def _check_vocabulary(self, sample: Sample) -> None:
         largest = int(sample.input_ids_T.max())
-        if largest >= self.folder.config.get_text_config(decoder=True).vocab_size:
+        if largest >= self.files.config.get_text_config(decoder=True).vocab_size:
             token = self.prompts.tokenizer.convert_ids_to_tokens(largest)
             raise UserError(
-                f"the tokenizer of {self.folder.path} writes the token {token!r}, which its model does not have: "
+                f"the tokenizer of {self.files.path} writes the token {token!r}, which its model does not have: "
                 "tokenizer or chat template are those of another model"
             )
 

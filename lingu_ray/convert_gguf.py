@@ -1,10 +1,10 @@
-"""Make a Hugging Face folder of a GGUF file: safetensors, configuration, tokenizer and chat template.
+"""Convert a GGUF file into a Hugging Face folder: safetensors, configuration, tokenizer and chat template.
 
 FOLDER_OR_FILE is a GGUF file, or a folder that holds exactly one; OUT is the folder to write.
 
-Transformers reads GGUF by itself (with the packages `gguf` and `accelerate`), but refuses to save what it read so;
-here the weights go into a fresh model of the same class. Quantised weights are dequantised: what quantising lost stays
-lost.
+Transformers reads GGUF (with the packages `gguf` and `accelerate`), but refuses to save a model that it read that way;
+here the weights are copied into a new model of the same class. Quantized weights are dequantized; what quantizing lost
+stays lost.
 """
 
 from pathlib import Path
@@ -14,16 +14,17 @@ import torch
 from pydantic import Field
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from lingu_ray.cli import read_settings, split_arguments
+from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import absolute
 from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
 
@@ -43,7 +44,12 @@ def find_gguf(source: Path) -> Path:
 
 
 def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model of `source` (a GGUF file, or a folder with one) to the folder `out`, its weights in `dtype`."""
+    """Write the model of `source` (a GGUF file, or a folder with one) to the new folder `out`, its weights in `dtype`.
+
+    Raises:
+        UserError: `out` exists, or `source` is no GGUF file and no folder with exactly one.
+    """
+    require_new_folder(out)
     gguf = find_gguf(source)
     tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -57,12 +63,13 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     names, settings, _ = split_arguments(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a GGUF file or its folder, and the folder to write\nusage: {HELP.usage}")

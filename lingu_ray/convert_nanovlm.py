@@ -1,4 +1,4 @@
-"""Make a Hugging Face folder of a nanoVLM checkpoint: class Idefics3, which Transformers and vLLM load as it is.
+"""Convert a nanoVLM checkpoint into a Hugging Face folder of class Idefics3, which Transformers and vLLM load.
 
 FOLDER_OR_HUB_ID holds config.json and model.safetensors; OUT is the folder to write.
 
@@ -8,7 +8,7 @@ shuffle, a linear projector, Llama. For the same ids and pixels the logits are t
 
 **Weights.** The tower's fused q, k and v are split. Both fold patches in the same order (row, column, channel), so the
 projector stays as it is. nanoVLM shows its tower pixels in [0, 1]; Idefics3 takes an image that is 0 everywhere for
-padding and would lose a black tile. So pixels are normalised to [-1, 1], and the patch embedding is rewritten to match.
+padding and would lose a black tile. So pixels are normalized to [-1, 1], and the patch embedding is rewritten to match.
 
 **Prompt.** Where nanoVLM writes `<row_1_col_1>`, Idefics3's processor and vLLM write
 `<fake_token_around_image><row_1_col_1>`: nanoVLM's tokens keep their ids under these longer names. The order of the
@@ -38,10 +38,11 @@ from pydantic import Field
 from torch import nn
 from transformers import GenerationConfig
 
-from lingu_ray.cli import read_settings, split_arguments
+from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.help_pages import Help
 from lingu_ray.nanovlm.checkpoint import read_checkpoint
 from lingu_ray.nanovlm.processor import build_processor
 from lingu_ray.nanovlm.weights import build_model
@@ -50,7 +51,7 @@ from lingu_ray.shell import shell_word
 
 
 class ConvertConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     tokenizer: ModelPath | None = Field(None, description="folder or hub id; null: lm_tokenizer of config.json")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="precision of the weights written")
@@ -64,6 +65,7 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
 
     `tokenizer` is a folder or hub id, and by default the one that the checkpoint names. Weights are written in `dtype`.
     """
+    require_new_folder(out)
     settings, states = read_checkpoint(source)
     processor = build_processor(settings, tokenizer or settings["lm_tokenizer"])
     model = build_model(settings, states, processor)
@@ -73,12 +75,13 @@ def convert(source: str, out: Path, tokenizer: str | None = None, dtype: torch.d
         eos_token_id=processor.tokenizer.eos_token_id,
         pad_token_id=processor.tokenizer.pad_token_id,
     )
-    model.save_pretrained(out)
-    processor.save_pretrained(out)
+    with whole_folder(out) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for what the user can fix."""
     names, settings, _ = split_arguments(arguments, HELP)
     if len(names) != 2:
         raise UserError(f"name a nanoVLM checkpoint, and the folder to write\nusage: {HELP.usage}")

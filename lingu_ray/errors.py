@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, the interruption that is the user's wish, and how a command tells of both."""
+"""Errors that the user can fix, interruptions by the user, and how commands report both."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lingu_ray.commands import as_called
 
 
 class UserError(Exception):
-    """Something in the settings, the data or the machine that the user can mend.
+    """Something in the settings, the data or the machine that the user can fix.
 
-    The message names the setting, row or file and the cure; commands print it without a traceback.
+    The message names the setting, row or file and the fix; commands print it without a traceback.
     """
 
 
@@ -43,7 +43,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         sys.exit(130)
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: a Ray that is half started can take minutes to shut down, and ends with this process
-    except BrokenPipeError:  # whoever read the output has enough of it: `--help | head`
+        os._exit(130)  # at once: a Ray that is still starting may take minutes to shut down; it ends with this process
+    except BrokenPipeError:  # the reader has closed the output: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

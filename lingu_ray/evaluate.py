@@ -1,14 +1,14 @@
-"""Measure models on language and vision tasks, and say what came back.
+"""Measure models on language and vision tasks, and report what came back.
 
 python -m lingu_ray.evaluate teacher=LM adapted=VLM distilled=runs/demo/export tasks=arc_easy,piqa,textvqa
 python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores engine=vllm
 
 MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. The names teacher,
             adapted, ce_only and distilled enter recovery and retention; others are measured beside them.
-tasks=…     names of the catalogue (--help catalogue) or lm_eval/NAME, with commas between them; or FILE.yaml with the
+tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas between them; or FILE.yaml with the
             settings' section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
-            was interrupted goes on there; with no MODEL the metrics are made again from the items.
+            was interrupted resumes there; without a MODEL the metrics are computed again from the items.
 ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
 tracking.KEY=…  MLflow: a run for the evaluation, and one nested under it for each model, with its scores. The store is
             tracking.uri, else $MLFLOW_TRACKING_URI, else mlflow.db beside `out` (where runs lie) or, if there is none
@@ -21,20 +21,20 @@ from pathlib import Path
 
 from pydantic import Field
 
-from lingu_ray.cli import split_arguments
 from lingu_ray.config import EvaluationConfig, RayConfig, TrackingConfig
+from lingu_ray.config.command_line import split_arguments
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.settings import Settings, parse, read_text
+from lingu_ray.config.task_catalog import catalog, listing
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tasks.catalogue import catalogue, listing
-from lingu_ray.help_pages import Help
 from lingu_ray.paths import LocalPath, model_path
-from lingu_ray.settings import Settings, parse, read_text
 from lingu_ray.shell import shell_word
 
 USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
 
 
 class EvaluateConfig(EvaluationConfig):
-    """What the command can be told."""
+    """Settings of the command."""
 
     out: LocalPath = Field(Path("evaluation"), description="folder of the results")
     ray: RayConfig = RayConfig()
@@ -42,14 +42,14 @@ class EvaluateConfig(EvaluationConfig):
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
+    """Run the command; raises UserError for a mistake of the user."""
     models, config = read_arguments(arguments)
 
-    from lingu_ray.evaluation.items import measured_models
-    from lingu_ray.evaluation.recovery import summarise
-    from lingu_ray.evaluation.report import write_evaluation
+    from lingu_ray.evaluation.item_files import measured_models
+    from lingu_ray.evaluation.recovery import summarize
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
+    from lingu_ray.report.evaluation_page import write_evaluation
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.runtime.tracking import where_to_look
 
@@ -58,10 +58,10 @@ def main(arguments: list[str]) -> None:
         if models:
             result = evaluate(models, config, config.out, ray_settings=config.ray)
         else:
-            result = summarise(config.out, measured_models(config.out, config), config)
+            result = summarize(config.out, measured_models(config.out, config), config)
         page = write_evaluation(result, config.out)
         log_evaluation(run, config.tracking, config.out, result, models)
-    print(result["summary"]["verdict"])
+    print(result.verdict.text)
     print(f"report   {shell_word(page)}\ncompare  {where_to_look(run.uri)}")
 
 
@@ -69,7 +69,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     """Models by name, and the settings.
 
     Raises:
-        UserError: an option, two models of one name, no tasks, or settings that are wrong.
+        UserError: an option, two models of one name, no tasks, or wrong settings.
     """
     bare, assigned, _ = split_arguments(arguments, evaluate_help())
     named = [(Path(model_path(path)).name, path) for path in bare]
@@ -105,8 +105,8 @@ def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:
 
 def evaluate_help() -> Help:
     """The pages of the command's `--help`."""
-    known = f"tasks known by name: {', '.join(catalogue())}, lm_eval/NAME"
-    return Help(USAGE, __doc__, EvaluateConfig, {"catalogue": f"{known}\n{listing()}"})
+    known = f"tasks known by name: {', '.join(catalog())}, lm_eval/NAME"
+    return Help(USAGE, __doc__, EvaluateConfig, {"catalog": f"{known}\n{listing()}"})
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pydoc
 
-from lingu_ray.cli import split_arguments
 from lingu_ray.commands import guide_path
+from lingu_ray.config.command_line import split_arguments
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.help_pages import Help
 
 HELP = Help("python -m lingu_ray.guide [--path]", __doc__)
 

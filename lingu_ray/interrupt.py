@@ -1,41 +1,68 @@
-"""Ctrl-C while nothing is there to save yet."""
+"""Ctrl-C: what saves first, and what ends at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _GIVE_UP_S = 20.0
 
 
 @contextmanager
-def ended_by_interrupt() -> Iterator[None]:
-    """Ctrl-C ends what runs inside, even where the `KeyboardInterrupt` is lost.
+def save_on_interrupt(save: Callable[[], None]) -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM calls `save`, which asks the work inside to save and end; the second one ends it.
+
+    `save` runs in the signal handler and must return soon; the second signal raises `KeyboardInterrupt`. Yields an
+    event that is set by the first. Outside the main thread, which alone gets signals, nothing is handled.
+    """
+    asked = threading.Event()
+
+    def handle(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        save()
+
+    with _handled_by(handle, signal.SIGINT, signal.SIGTERM):
+        yield asked
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Ctrl-C ends what runs inside, which has nothing to save, even where the `KeyboardInterrupt` is lost.
 
     It is lost where Python raises it in a callback, which may then leave a lock behind: so it is raised again at the
-    end, and after a while the process ends whatever holds it. Other threads than the main one are left as they are.
+    end, and the process exits with 130 if that takes more than 20 seconds. Outside the main thread nothing is handled.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     asked = threading.Event()
     watch = threading.Timer(_GIVE_UP_S, os._exit, [130])
     watch.daemon = True
 
-    def end(*_: object) -> None:
+    def handle(*_: object) -> None:
         if not asked.is_set():
             asked.set()
             watch.start()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, end)
     try:
-        yield
+        with _handled_by(handle, signal.SIGINT):
+            yield
     finally:
-        signal.signal(signal.SIGINT, before)
         watch.cancel()  # what came out of here is in its caller's hands
     if asked.is_set():
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _handled_by(handle: Callable[..., Any], *signals: signal.Signals) -> Iterator[None]:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, handle) for number in signals if in_main_thread}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -18,9 +18,9 @@ class LiveLine:
         label: what is being done.
         total: how many units there are.
         unit: what they are called.
-        done: how many are done before.
+        done: how many are done already.
         position: which of several lines this is, from the top.
-        keep: whether the bar stays when it is closed; without a terminal, whether the first and last unit are said.
+        keep: whether the bar stays when it is closed; without a terminal, whether the first and last unit are logged.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, position: int = 0, keep: bool = True):
@@ -37,11 +37,11 @@ class LiveLine:
             dynamic_ncols=True,
         )
         self.keep = keep
-        self.begun = time.monotonic()
-        self.logged = float("-inf") if keep else self.begun
+        self.started = time.monotonic()
+        self.logged = float("-inf") if keep else self.started
 
     def show(self, done: int, figures: str = "") -> None:
-        """So many units are done; `figures` stand beside the bar."""
+        """Show that `done` units are done, with `figures` beside the bar."""
         if self.live:
             self.bar.set_postfix_str(figures, refresh=False)
             self.bar.update(done - self.bar.n)
@@ -57,13 +57,13 @@ class LiveLine:
         self.bar.write(f"{self.label}: {message}", file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the line as it stands, or take it away."""
+        """Close the line, or remove it (see `keep`)."""
         self.bar.close()
 
     def _left(self, done: int) -> str:
         if not self.first < done < self.total:
             return ""
-        seconds = (time.monotonic() - self.begun) / (done - self.first) * (self.total - done)
+        seconds = (time.monotonic() - self.started) / (done - self.first) * (self.total - done)
         return f"ETA {int(seconds) // 60}:{int(seconds) % 60:02d}"
 
     def __enter__(self) -> LiveLine:

@@ -14,39 +14,33 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import cast
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from pydantic import Field, field_validator
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from lingu_ray.cli import read_settings, split_arguments
-from lingu_ray.config import Section, StudentConfig, TeacherConfig
+from lingu_ray.atomic import require_new_folder
+from lingu_ray.config import Section, Several, StudentConfig, TeacherConfig
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.interpolate import common_ids, interpolate_
-from lingu_ray.distill.pair import check_tokenizers, compare_decoders, load_config
-from lingu_ray.distill.student import load_processor, load_student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.pair import check_tokenizers, compare_decoders
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.engines.load import origin_of
-from lingu_ray.help_pages import Help
-from lingu_ray.paths import LocalPath, ModelPath, why_not_loaded
+from lingu_ray.paths import LocalPath, ModelPath
 from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.models import load_config, load_processor, load_student, load_teacher, load_teacher_tokenizer
 from lingu_ray.shell import shell_word
 
 
-def _one_or_several(weight: object) -> object:
-    """`0.5` and `0.25,0.5` as lists."""
-    return weight.split(",") if isinstance(weight, str) else [weight] if isinstance(weight, int | float) else weight
-
-
 class MergeConfig(Section):
-    """What the command can be told."""
+    """Settings of the command."""
 
     teacher: ModelPath = Field(description="the original text-only LM: a folder, a hub id or a .gguf file")
     student: ModelPath = Field(description="the VLM that came from it: a folder or a hub id")
     out: LocalPath = Field(description="a new folder, which gets a model of the student's class with its processor")
-    weight: Annotated[tuple[float, ...], BeforeValidator(_one_or_several)] = Field(
+    weight: Several[float] = Field(
         (0.5,),
         description="the teacher's share of the decoder, 0 to 1; several, as in 0.25,0.5, make the folders OUT-0.25, "
         "OUT-0.5",
@@ -70,34 +64,25 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
         UserError: a folder is there already; the two do not fit; one cannot be loaded.
     """
     folders = [out if len(weights) == 1 else out.with_name(f"{out.name}-{weight:g}") for weight in weights]
-    if there := next((folder for folder in folders if folder.exists()), None):
-        raise UserError(f"out={out}: {there} exists; name another folder, or delete it")
-    student_settings, teacher_settings = StudentConfig(path=student), _teacher_settings(teacher)
+    for folder in folders:
+        require_new_folder(folder)
+    student_settings, teacher_settings = StudentConfig(path=student), TeacherConfig(path=teacher)
     dtype = _check_configurations(student_settings, teacher_settings)
     processor = load_processor(student_settings)
-    teacher_tokenizer = _tokenizer(teacher_settings)
+    teacher_tokenizer = load_teacher_tokenizer(teacher_settings)
     check_tokenizers(processor.tokenizer, teacher_tokenizer)
-    lm = Teacher.load(teacher_settings, torch.float32, torch.device("cpu")).model
+    lm = load_teacher(teacher_settings, torch.float32, torch.device("cpu")).model
     for weight, folder in zip(weights, folders, strict=True):
-        vlm = load_student(student_settings)  # anew: what is exported has the saved precision
+        vlm = load_student(student_settings)  # loaded again for each weight: an export changes its dtype
         common_V = common_ids(processor.tokenizer, teacher_tokenizer, _rows(vlm), _rows(lm))
         interpolate_(vlm, lm, weight, common_V)
         export_model(vlm, processor, dtype, folder)
     return folders
 
 
-def _teacher_settings(path: str) -> TeacherConfig:
-    place, origin = origin_of(path)
-    return TeacherConfig(path=str(place), **origin)
-
-
-def _gguf(settings: TeacherConfig) -> dict[str, str]:
-    return {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
-
-
 def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> torch.dtype:
-    """Refuse what is no pair, before any weights are read; returns the precision the student is saved in."""
-    lm = load_config(teacher.path, None, False, "teacher", **_gguf(teacher))
+    """Refuse models that are not a pair, before weights are read; returns the dtype of the student's weights."""
+    lm = load_config(teacher.path, None, False, "teacher")
     vlm = load_config(cast(str, student.path), None, False, "student")
     if hasattr(lm, "vision_config"):
         raise UserError(f"teacher={teacher.path}: a {lm.model_type} is not a text-only causal LM")
@@ -107,24 +92,13 @@ def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> tor
     return cast(torch.dtype, vlm.dtype or torch.float32)
 
 
-def _tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
-    try:
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(settings.path, **_gguf(settings)))
-    except (OSError, ValueError) as error:
-        why = why_not_loaded(settings.path, error)
-        raise UserError(f"teacher: its tokenizer cannot be loaded: {why}") from error
-
-
 def _rows(model: PreTrainedModel) -> int:
     return cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; raises UserError for what the user can mend."""
-    names, settings, _ = split_arguments(arguments, HELP)
-    if names:
-        raise UserError(f"{names[0]} is not a setting: models and folder are given by name\nusage: {HELP.usage}")
-    config = read_settings(settings, MergeConfig)
+    """Run the command; raises UserError for what the user can fix."""
+    config = settings_alone(arguments, HELP, MergeConfig)
     if not sys.stderr.isatty():
         disable_progress_bar()  # Transformers' own bars
     for folder in merge(config.teacher, config.student, config.out, list(config.weight)):

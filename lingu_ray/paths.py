@@ -1,8 +1,8 @@
-"""Paths that a user writes: made absolute once, when the settings are read.
+"""Paths in settings, made absolute once, when the settings are read.
 
-Workers, trials and jobs run in other working directories than the command did, so a relative path means something else
-there, and two spellings of one path would be two settings. The types here are those of every path in the settings:
-what is not absolute after them is the id of a model or dataset of the Hugging Face hub.
+Workers, trials and jobs run in other working directories than the command, where a relative path means another file;
+and two spellings of one path would be two settings. Every path in the settings has one of the types here: what is not
+absolute after them is the id of a model or dataset of the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -47,15 +47,21 @@ def _here() -> Path:
 
 
 def model_path(path: str) -> str:
-    """A folder or `.gguf` file made absolute; what nothing local has and may be the id of a model, as it is."""
+    """A folder or `.gguf` file made absolute; what does not exist here and may be a hub model's id, unchanged."""
     if Path(path).suffix == ".gguf":
         folder, name = os.path.split(path)
         return os.path.join(model_path(folder), name) if folder else str(absolute(path))
     return path if _on_hub(path, _MODEL_ID) else str(absolute(path))
 
 
+def model_origin(path: str | Path) -> tuple[str, dict[str, str]]:
+    """A model's path as arguments of `from_pretrained`: a GGUF file is named beside its folder or hub id."""
+    place = Path(path)
+    return (str(place.parent), {"gguf_file": place.name}) if place.suffix == ".gguf" else (str(path), {})
+
+
 def data_path(path: str) -> str:
-    """A file, folder or glob made absolute; what nothing local has and may be the id of a dataset, as it is."""
+    """A file, folder or glob made absolute; what does not exist here and may be a hub dataset's id, unchanged."""
     written = os.path.expanduser(path)
     if glob.has_magic(written) and not absolute(written).exists() and not os.path.isabs(written):
         return os.path.abspath(os.path.join(glob.escape(str(_here())), written))
@@ -64,7 +70,7 @@ def data_path(path: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether it is `organization/name`, and nothing that exists here."""
+    """Whether it reads `organization/name` and does not exist here."""
     return _on_hub(name, _HUB_ID)
 
 
@@ -73,7 +79,7 @@ def _on_hub(path: str, pattern: re.Pattern[str]) -> bool:
 
 
 def task_path(path: str, info: ValidationInfo) -> str:
-    """As `data_path`; the name of a task of lm-evaluation-harness stays one, whatever lies here."""
+    """As `data_path`; the name of a task of lm-evaluation-harness is unchanged, even where such a file exists."""
     return path if info.data.get("type") == "lm_eval" and not path.endswith((".yaml", ".yml")) else data_path(path)
 
 
@@ -85,8 +91,8 @@ def tracking_uri(uri: str) -> str:
 
 
 def nearest(path: str | Path) -> Path | None:
-    """What a path that does not exist may have meant: with its first part that is missing as a neighbor is spelled."""
-    missing = whole = absolute(path)
+    """The path that was probably meant by one that does not exist: its first missing part, spelled as a neighbor is."""
+    missing = wanted = absolute(path)
     while not missing.parent.exists():
         missing = missing.parent
     if not missing.parent.is_dir():
@@ -95,17 +101,17 @@ def nearest(path: str | Path) -> Path | None:
     if not found:
         return None
     near = missing.parent / found[0]
-    return meant if (meant := near / whole.relative_to(missing)).exists() else near
+    return meant if (meant := near / wanted.relative_to(missing)).exists() else near
 
 
 def not_found(path: str | Path, kind: str = "file or folder") -> str:
-    """That a local path does not exist, with what may have been meant."""
+    """The message that a local path does not exist, with the path that was probably meant."""
     near = nearest(path)
     return f"no such {kind}: {absolute(path)}" + (f"; did you mean {near}?" if near else "")
 
 
 def why_not_loaded(path: str | Path, error: Exception) -> str:
-    """What to tell of a model (from `model_path`) that does not load: no such folder, no such id, or what is wrong."""
+    """The message on a model (from `model_path`) that does not load: no such folder, no such id, or the error."""
     place = Path(path)
     if place.is_dir() and not any(place.glob("config.json")) and not any(place.glob("*.gguf")):
         near = " or ".join(str(inner.parent) for inner in sorted(place.glob("*/config.json")))
@@ -114,7 +120,7 @@ def why_not_loaded(path: str | Path, error: Exception) -> str:
         return f"{path}: {error}"
     if place.is_absolute():
         return not_found(path)
-    return f"{not_found(path)}; and no model {path} is to be had from the Hugging Face hub ({_first_line(error)})"
+    return f"{not_found(path)}; and no model {path} can be loaded from the Hugging Face hub ({_first_line(error)})"
 
 
 def _first_line(error: Exception) -> str:

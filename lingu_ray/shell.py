@@ -1,4 +1,4 @@
-"""Paths and commands in the form in which a shell takes them: what is printed can be copied and run."""
+"""Paths and commands as a shell takes them, so that what is printed can be copied and run."""
 
 from __future__ import annotations
 

@@ -12,20 +12,21 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lingu_ray.cli import load_config
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import run_command
 
 if TYPE_CHECKING:
+    from lingu_ray.evaluation.results import Recovery
     from lingu_ray.runtime.trainer import Run
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
-    """What a run consists of, from top to bottom."""
+    """Train, evaluate and report a run."""
     config = load_config(arguments)
 
     from lingu_ray.runtime import trainer
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> None:
 
 
 def check(config: Config) -> list[Run]:
-    """The run, and its control where there is one, with all checked that can be without Ray, evaluation included."""
+    """The run, and its control where there is one, after all checks that need no Ray, evaluation items included."""
     from lingu_ray.evaluation.tasks.load import load_task
     from lingu_ray.runtime.trainer import checked
 
@@ -54,7 +55,7 @@ def check(config: Config) -> list[Run]:
 
 
 def check_demo(config: Config) -> None:
-    """What can be checked of the demo before Ray starts: its models and data may not be built yet."""
+    """Check what can be checked of the demo without Ray: its models and data may not be built yet."""
     from lingu_ray.demo.prepare import filled
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.resume import check_settings
@@ -64,21 +65,21 @@ def check_demo(config: Config) -> None:
     check_settings(filled(config), RunFolder(config.run_dir))
 
 
-def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> dict[str, Any] | None:
-    """Evaluate what was trained; whatever goes wrong, the trained model is named."""
-    from lingu_ray.evaluation.models import compared_models
+def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> Recovery | None:
+    """Evaluate what was trained; where that fails, log where the trained model is."""
+    from lingu_ray.evaluation.roles import compared_models
 
     log.info("trained: %s", distilled)
     try:
         return measure(config, compared_models(config, distilled, ce_only))
     except Exception:
-        log.error("The evaluation failed; the trained model is whole: %s", distilled)
-        log.error("The same command trains nothing again, and evaluates what is left.")
+        log.error("The evaluation failed; the trained model is complete: %s", distilled)
+        log.error("Run the same command again to evaluate what is left; nothing is trained again.")
         raise
 
 
 def with_demo(config: Config) -> Config:
-    """The settings with models and data in place: for the demo they are built, or found. Needs Ray."""
+    """The settings with models and data; those of the demo are built unless they exist. Ray must be running."""
     if config.demo is None:
         return config
     from lingu_ray.demo.prepare import prepare
@@ -87,8 +88,9 @@ def with_demo(config: Config) -> Config:
 
 
 def control_of(config: Config) -> Config:
-    """The CE-only control: the same data, steps and seed, without teacher; it lies in the run's folder, and in MLflow
-    under the run.
+    """Settings of the CE-only control: the same data, steps and seed, without teacher.
+
+    Its folder is in the run's, and its MLflow run is nested under the run's.
     """
     from lingu_ray.runtime.tracking import tracking_uri
 
@@ -109,8 +111,8 @@ def control_of(config: Config) -> Config:
     )
 
 
-def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
-    """Evaluate the models, or find them evaluated; None without evaluation tasks."""
+def measure(config: Config, models: dict[str, str]) -> Recovery | None:
+    """Evaluate the models as far as that was not done before; None without evaluation tasks."""
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.runtime.folder import RunFolder
 
@@ -121,12 +123,12 @@ def measure(config: Config, models: dict[str, str]) -> dict[str, Any] | None:
     return evaluate(paths, config.evaluation, folder.report, ray_settings=config.ray)
 
 
-def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
-    """Write report and model card, track them, and say in a few lines what came out and where it lies."""
+def show(config: Config, export: Path, recovery: Recovery | None) -> None:
+    """Write report and model card, track them, and print the result and where its files are."""
     from lingu_ray.corpus.store import Corpus
-    from lingu_ray.evaluation.command import evaluate_command
-    from lingu_ray.evaluation.model_card import write_model_card
-    from lingu_ray.evaluation.report import write_report
+    from lingu_ray.report.evaluate_command import evaluate_command
+    from lingu_ray.report.model_card import write_model_card
+    from lingu_ray.report.run_page import write_report
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
@@ -134,19 +136,22 @@ def show(config: Config, export: Path, recovery: dict[str, Any] | None) -> None:
     folder = RunFolder(config.run_dir)
     corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
     write_model_card(export, config, recovery, corpus.manifest)
+    if config.control:
+        control = control_of(config)
+        write_model_card(RunFolder(control.run_dir).export, control, recovery, corpus.manifest, control_of=config.name)
     page = write_report(folder.root)
     track(config, recovery)
     if recovery is not None:
-        print(recovery["summary"]["verdict"])
+        print(recovery.verdict.text)
     else:
         print(f"Not evaluated. To measure what came back:\n{evaluate_command(config, folder)}")
     print(f"report   {shell_word(page)}\nmodel    {shell_word(export)}\ncompare  {where_to_look(tracking_uri(config))}")
 
 
-def track(config: Config, recovery: dict[str, Any] | None) -> None:
-    """Log the report, and what was measured of the run's model and of its control's, each in its own MLflow run."""
-    from lingu_ray.evaluation.models import control_model
-    from lingu_ray.evaluation.scores import figures_of, trained_model
+def track(config: Config, recovery: Recovery | None) -> None:
+    """Log the report, and the scores of the run's model and of its control's, each in its own MLflow run."""
+    from lingu_ray.evaluation.roles import control_role
+    from lingu_ray.evaluation.tracking import figures_of, log_verdict
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import Tracker
 
@@ -154,11 +159,12 @@ def track(config: Config, recovery: dict[str, Any] | None) -> None:
     with Tracker(config, folder) as run:
         run.log_files(folder.report)
         if recovery is not None:
-            run.log_figures(figures_of(recovery, trained_model(recovery)))
+            run.log_figures(figures_of(recovery, recovery.trained_model))
+            log_verdict(run, recovery.verdict)
     if recovery is not None and config.control:
         control = control_of(config)
         with Tracker(control, RunFolder(control.run_dir)) as run:
-            run.log_figures(figures_of(recovery, control_model(config)))
+            run.log_figures(figures_of(recovery, control_role(config)))
 
 
 if __name__ == "__main__":

@@ -29,22 +29,52 @@ os.environ.pop("RAY_ADDRESS", None)  # never join a cluster that happens to run 
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor write into a store that somebody uses
 
 import pytest
+from hypothesis import settings
+
+# Property tests: random examples here, the same ones every time in continuous integration (`.ci/run` sets CI).
+settings.register_profile("tests", max_examples=60, deadline=None, database=None, derandomize="CI" in os.environ)
+settings.load_profile("tests")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray of two CPUs, started once for all tests that name it; its folder is removed at the end."""
-    import ray
+def warm_workers() -> Iterator[Path]:
+    """A process whose forks are Ray's workers (`warm_workers.py`); the folder that its socket is in."""
+    import warm_workers
 
-    # Short, and not under pytest's tmp_path: Ray's socket paths must stay below 107 characters.
+    # Short, and not under pytest's tmp_path: socket paths must stay below 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="lr-"))
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=True, _temp_dir=str(folder))
-    yield
-    ray.shutdown()
+    with warm_workers.server(folder):
+        yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(warm_workers: Path) -> Iterator[str]:
+    """A local Ray of two CPUs, started once for all tests that name it; the address for commands that join it."""
+    import ray
+    from warm_workers import installed
+
+    with installed():
+        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=True, _temp_dir=str(warm_workers))
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def empty_store(pytestconfig: pytest.Config) -> Path:
+    """The database of an MLflow store without runs, to be copied: MLflow needs seconds to make one."""
+    import mlflow
+
+    assert pytestconfig.cache is not None
+    path = pytestconfig.cache.mkdir("mlflow") / f"{mlflow.__version__}.db"
+    if not path.exists():
+        temporary = path.with_suffix(f".{os.getpid()}")
+        mlflow.MlflowClient(f"sqlite:///{temporary}").search_experiments()
+        temporary.rename(path)
+    return path
 
 
 @pytest.fixture(scope="module")

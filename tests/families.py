@@ -166,7 +166,7 @@ class Family:
 
 
 def _shake(model: PreTrainedModel) -> PreTrainedModel:
-    """Add noise to all that initialisation leaves constant: norms, biases and the projections that start at zero."""
+    """Add noise to all that initialization leaves constant: norms, biases and the projections that start at zero."""
     with torch.no_grad():
         for parameter in model.parameters():
             if (parameter == parameter.flatten()[0]).all():

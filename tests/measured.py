@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lingu_ray.config import TaskConfig
-from lingu_ray.evaluation.items import items_path, write_items
+from lingu_ray.evaluation.item_files import items_path, write_items
 from lingu_ray.evaluation.metrics.metric import Columns
 
 

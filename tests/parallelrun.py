@@ -1,4 +1,4 @@
-"""A few optimiser steps on the tiny pair, without Ray: in this process, or as one of several workers over gloo."""
+"""A few optimizer steps on the tiny pair, without Ray: in this process, or as one of several workers over gloo."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tinyrun import config
 
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
-from lingu_ray.distill.student import Student, load_student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.runtime.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.optimiser import make_optimiser, trained_parameters
+from lingu_ray.runtime.models import load_student, load_teacher
+from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
-from lingu_ray.runtime.sharding import collect
+from lingu_ray.runtime.sharding import gather_full, named_tensors
 from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import InProcessTeacher
 from lingu_ray.runtime.validation import Validation, answer_samples
 
 CPU = torch.device("cpu")
@@ -67,16 +67,16 @@ class Steps:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.student = Student(load_student(self.config.student))
         prepare(self.student, self.config.train, CPU, seed=0)
-        self.optimiser = make_optimiser(self.student, self.config.train)
+        self.optimizer = make_optimizer(self.student, self.config.train)
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
-        teacher = InProcessTeacher(Teacher.load(self.config.teacher, dtype, CPU))
+        teacher = InProcessTeacher(load_teacher(self.config.teacher, dtype, CPU))
         self.micro_batches = MicroBatches(self.config, self.student, teacher, CPU)
         self.encoder = Encoder(tiny_processor(), 160)
         self.rows = rows(data)
 
     def run(self, count: int) -> Outcome:
         """Validate and answer, as workers may differ in how much they have to, then take `count` steps."""
-        steps, parameters = [], trained_parameters(self.optimiser)
+        steps, parameters = [], trained_parameters(self.optimizer)
         held_out = {"text": self.rows[:3], "pictures": self.rows[4:]}
         validation = Validation(self.config, held_out, self.encoder, CPU, self.rank, self.world)
         with between_steps(self.student):
@@ -89,27 +89,34 @@ class Steps:
         for step in range(count):
             batches = self.micro_batches.make(samples, self.encoder.pad_id)
             plans = [self.micro_batches.plan(batch) for batch in batches]
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             torch.manual_seed(step)
             sums = self.micro_batches.run(batches, plans, self.micro_batches.weights(0.0, batches, plans))
             sum_gradients(parameters)
             norm = clip_gradients(parameters, 1.0)
             named = self.student.model.named_parameters()
-            gradients = collect({name: p.grad for name, p in named if p.grad is not None}, self.rank == 0)
-            self.optimiser.step()
+            gradients = gather_full({name: p.grad for name, p in named if p.grad is not None}, self.rank == 0)
+            self.optimizer.step()
             steps.append([*all_sum([len(batches), sums.loss, sums.kd], CPU), norm])
-        weights = collect(self.student.model.state_dict(keep_vars=True), self.rank == 0)
+        weights = gather_full(self.student.model.state_dict(keep_vars=True), self.rank == 0)
         weights = {name: tensor.clone() for name, tensor in weights.items()}
         columns = [list(column) for column in zip(*steps, strict=True)]
         return Outcome(*columns, record["validation_ce"], [a["answer"] for a in answers], gradients, weights)
 
     def save(self, folder: Path, step: int) -> None:
         """Write a checkpoint."""
-        save_checkpoint(folder, self.student.model, self.optimiser, CheckpointState(step, None), keep_last=1)
+        save_checkpoint(folder, self.student.model, self.optimizer, CheckpointState(step, None), keep_last=1)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""
-        assert load_checkpoint(folder, self.student.model, self.optimiser) is not None
+        assert load_checkpoint(folder, self.student.model, self.optimizer) is not None
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, torch.Tensor]]]:
+        """Weights and what the optimizer keeps, unsharded, by name; on the first worker."""
+        main, optimizer = self.rank == 0, self.optimizer
+        named = named_tensors(self.student.model)
+        moments = {n: gather_full(optimizer.state[p], main) for n, p in named.items() if p in optimizer.state}
+        return gather_full(named, main), moments
 
     def export(self, folder: Path) -> None:
         """Write the finished model."""

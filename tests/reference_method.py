@@ -49,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised. `scope`: full or visual. `divergence`: a name of `DIVERGENCES`; `top_k` None: all ids."""
+    """What is minimized. `scope`: full or visual. `divergence`: a name of `DIVERGENCES`; `top_k` None: all ids."""
 
     scope: str = "full"
     divergence: str = "forward_kl"
@@ -62,7 +62,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Result:
-    """The loss of an optimiser step (nats) and its terms a token, unweighted, in order of sample and position."""
+    """The loss of an optimizer step (nats) and its terms a token, unweighted, in order of sample and position."""
 
     loss: Tensor
     ce: list[Tensor]
@@ -220,7 +220,7 @@ def buckets(probability_U: Tensor, ids: list[int]) -> Tensor:
 
 
 def token_kd(teacher_U: Tensor, student_V: Tensor, objective: Objective) -> Tensor:
-    """Divergence of one token from the logits of both, without τ²: over the shared ids, renormalised."""
+    """Divergence of one token from the logits of both, without τ²: over the shared ids, renormalized."""
     shared = min(len(teacher_U), len(student_V))
     t_B = torch.softmax(teacher_U[:shared] / objective.temperature, 0)
     s_B = torch.softmax(student_V[:shared] / objective.temperature, 0)
@@ -234,7 +234,7 @@ def token_kd(teacher_U: Tensor, student_V: Tensor, objective: Objective) -> Tens
 
 
 def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Objective) -> Result:
-    """L = w_ce · Σ c_i CE_i / N_ce + w_kd · τ² · Σ d_i KD_i / N_kd over all examples of an optimiser step.
+    """L = w_ce · Σ c_i CE_i / N_ce + w_kd · τ² · Σ d_i KD_i / N_kd over all examples of an optimizer step.
 
     Args:
         vlm: an Idefics3 in float64 with a Llama decoder, the student.
@@ -244,7 +244,7 @@ def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Obj
     teacher = Decoder(lm, "model.", lm.config)
     ce, kd = [], []
     ce_sum, kd_sum = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    labelled = 0
+    labeled = 0
     for example in examples:
         memory = student.empty_memory()
         hidden = student.read(student_inputs(vlm, student, example), memory)
@@ -254,11 +254,11 @@ def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Obj
             ce.append(torch.logsumexp(student_V, 0) - student_V[example.ids[position + 1]])
             if not example.sampled:
                 ce_sum = ce_sum + example.ce_weight * ce[-1]
-                labelled += 1
+                labeled += 1
             if position in answered:
                 kd.append(token_kd(teacher.head_VD.detach() @ answered[position], student_V, objective))
                 kd_sum = kd_sum + example.kd_weight * kd[-1]
-    ce_term = objective.w_ce * ce_sum / max(labelled, 1)
+    ce_term = objective.w_ce * ce_sum / max(labeled, 1)
     kd_term = objective.w_kd * objective.temperature**2 * kd_sum / max(len(kd), 1)
     return Result(ce_term + kd_term, ce, kd)
 

@@ -41,14 +41,14 @@ def settings(data: Path, output_dir: Path, **overrides: Any) -> dict[str, Any]:
             "sources": [
                 {
                     "name": "text",
-                    "form": "prompt_completion",
+                    "format": "prompt_completion",
                     "path": str(data / "text.jsonl"),
                     "language_heavy": True,
                     "weight": 0.6,
                 },
                 {
                     "name": "pictures",
-                    "form": "template",
+                    "format": "template",
                     "path": str(data / "pictures.jsonl"),
                     "image": "image",
                     "prompt": "<image>Even or odd?",

@@ -19,7 +19,7 @@ from transformers import LlamaForCausalLM
 
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
-from lingu_ray.evaluation.metrics.language import normalise
+from lingu_ray.evaluation.metrics.short_answers import normalize
 
 
 def write_adapted_and_tasks(data: Path) -> None:
@@ -50,7 +50,7 @@ def _questions(data: Path) -> list[dict[str, Any]]:
         GenerateRequest("<image>Even or odd?", ((data / f"{i}.png").read_bytes(),), max_new_tokens=4) for i in range(24)
     ]
     answers = TransformersEngine(data / "adapted", 4096).generate(requests)
-    found = [(i, answer) for i, answer in enumerate(answers) if normalise(answer)]
+    found = [(i, answer) for i, answer in enumerate(answers) if normalize(answer)]
     return [{"question": "<image>Even or odd?", "answer": answer, "image": f"{i}.png"} for i, answer in found]
 
 

@@ -1,7 +1,7 @@
 """What all trials share, made once before the first: models, corpora, and the scores that recovery is measured against.
 
 For a student that is an existing VLM the two reference models are the teacher and that VLM, *adapted*. For one that is
-built on its teacher (`student.from_teacher`) the adapted model is its cross-entropy-only twin, trained here.
+built on its teacher (`student.from_teacher`) the adapted model is its CE-only control, trained here.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from pathlib import Path
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.items import ADAPTED, TEACHER
-from lingu_ray.evaluation.models import teacher_path
+from lingu_ray.evaluation.roles import ADAPTED, TEACHER
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.folder import RunFolder
@@ -41,8 +40,8 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     _check_objectives(space, config)
     trainer.check_output(config)
     run = RunFolder(config.run_dir)
-    trainer.prepare_start(config, run)
-    plan_corpus(config, run.start)
+    trainer.prepare_initial_model(config, run)
+    plan_corpus(config, run.initial_model)
     for task in config.evaluation.tasks:
         load_task(task)
     return config
@@ -63,10 +62,10 @@ def build_baseline(space: Space, config: Config) -> Path:
     for values, seed in itertools.product(corner_values(space), seeds_of(space, config)):
         trial = seeded(configure(config, values, space.name), config, seed)
         if not any(_same_corpus(trial, other) for other in built):
-            build_corpus(trial, run.start)
+            build_corpus(trial, run.initial_model)
             built.append(trial)
     adapted = config.student.path or str(trainer.run(_adapted(space, config, config.output_dir)))
-    measure(config, {TEACHER: teacher_path(config), ADAPTED: adapted})
+    measure(config, {TEACHER: config.teacher.path, ADAPTED: adapted})
     return run.report
 
 

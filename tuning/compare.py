@@ -1,4 +1,4 @@
-"""Runs side by side: figures, the settings that differ, curves.
+"""Runs side by side: metrics, the settings that differ, curves.
 
 python -m tuning.compare runs/demo runs/demo/control         # folders
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
@@ -9,7 +9,6 @@ Prints the tables and writes `compare.html` with the curves.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -23,22 +22,27 @@ from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from lingu_ray.cli import load_yaml, read_settings, split_arguments
+from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, Section, TrackingConfig
+from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
+from lingu_ray.config.flat import flat, without_credentials
+from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.models import control_model
-from lingu_ray.evaluation.report import embedded, environment
-from lingu_ray.evaluation.scores import figures_of, task_of, trained_model
-from lingu_ray.help_pages import Help
+from lingu_ray.evaluation.recovery_json import read_recovery
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.roles import control_role
+from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri
+from lingu_ray.report.pages import environment, svgs
+from lingu_ray.report.plots import save_panels
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import read_records
-from lingu_ray.runtime.tracking import flat, store_uri, without_credentials
+from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.tracking import newest_settings, store_uri
 from lingu_ray.shell import shell_word
-from tuning.curves import CURVES, Curves, curves_of, plot_curves
+from tuning.curves import CURVES, Curves, curve_panels, curves_of
 from tuning.differences import NONE, differing_settings
 
-FIGURES = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
+METRICS = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
 USAGE = "python -m tuning.compare [RUN ...] [key=value ...]"
 _BESIDE = 4
 """Runs up to which each has a column; more have a line each."""
@@ -62,12 +66,13 @@ HELP = Help(USAGE, __doc__, CompareConfig)
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: flat settings, the last figure of each kind, and curves as (steps, values)."""
+    """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one."""
 
     name: str
     settings: dict[str, str]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     curves: Curves = field(default_factory=dict)
+    verdict: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def main(arguments: list[str]) -> None:
     names, given, _ = split_arguments(arguments, HELP)
     options = read_settings(given, CompareConfig)
     runs = told_apart(read_runs(names, options))
-    tables = {"Figures": figure_table(runs), "Settings that differ": settings_table(runs)}
+    verdicts = Matrix(["verdict"], [[run.name, run.verdict] for run in runs if run.verdict is not None])
+    tables = {"Metrics": metrics_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
     for title, table in tables.items():
         show(title, table)
     page = write_page(runs, tables, options.out)
@@ -118,19 +124,19 @@ def read_folder(path: Path) -> Compared:
         raise UserError(f"{path}: no run lies there (no config.yaml)")
     config = load_yaml(folder.config)
     records = read_records(folder.metrics)
-    figures = {name: record[name] for record in records for name in FIGURES if record.get(name) is not None}  # the last
-    return Compared(str(path), flat(config), figures | _measured(folder, config), curves_of(records))
+    metrics = {name: record[name] for record in records for name in METRICS if record.get(name) is not None}  # the last
+    own = read_recovery(folder.report)
+    verdict = own.verdict.text if own else None
+    return Compared(str(path), flat(config), metrics | _measured(folder, config, own), curves_of(records), verdict)
 
 
-def _measured(folder: RunFolder, config: Config) -> dict[str, float]:
+def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:
     """What was measured of the run's model: a control's stands in the report of its run."""
-    own = folder.report / "recovery.json"
-    if own.exists():
-        result = json.loads(own.read_text())
-        return figures_of(result, trained_model(result))
-    above = RunFolder(folder.root.resolve().parent).report / "recovery.json"
-    if config.name == "control" and above.exists():
-        return figures_of(json.loads(above.read_text()), control_model(config))
+    if own:
+        return figures_of(own, own.trained_model)
+    above = read_recovery(RunFolder(folder.root.resolve().parent).report)
+    if config.name == "control" and above:
+        return figures_of(above, control_role(config))
     return {}
 
 
@@ -160,7 +166,8 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         points = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
-    return Compared(run.info.run_name, dict(run.data.params), dict(run.data.metrics), curves)
+    verdict = run.data.tags.get(VERDICT)
+    return Compared(run.info.run_name, newest_settings(run), dict(run.data.metrics), curves, verdict)
 
 
 def _has_model(run: Any) -> bool:
@@ -168,12 +175,12 @@ def _has_model(run: Any) -> bool:
     return "train.steps" in run.data.params or any(task_of(name) for name in run.data.metrics)
 
 
-def figure_table(runs: list[Compared]) -> Matrix:
-    """The figures of training, and the tasks' scores."""
-    found = dict.fromkeys(name for run in runs for name in run.figures)
+def metrics_table(runs: list[Compared]) -> Matrix:
+    """The metrics of training, and the tasks' scores."""
+    found = dict.fromkeys(name for run in runs for name in run.metrics)
     tasks = {name: task for name in found if (task := task_of(name))}
-    names = {name: name for name in FIGURES if name in found} | tasks
-    return _matrix(runs, [(label, [_cell(run.figures.get(name)) for run in runs]) for name, label in names.items()])
+    names = {name: name for name in METRICS if name in found} | tasks
+    return _matrix(runs, [(label, [_cell(run.metrics.get(name)) for run in runs]) for name, label in names.items()])
 
 
 def settings_table(runs: list[Compared]) -> Matrix:
@@ -219,11 +226,12 @@ def _cell(value: float | None) -> str:
 def write_page(runs: list[Compared], tables: dict[str, Matrix], out: Path) -> Path:
     """`compare.html`, and the curves as PNG beside it."""
     out.mkdir(parents=True, exist_ok=True)
-    curves, page = out / "curves.png", out / "compare.html"
-    drawn = plot_curves([(run.name, run.curves) for run in runs], curves)
+    panels, page = curve_panels([(run.name, run.curves) for run in runs]), out / "compare.html"
+    if panels:
+        save_panels(panels, out / "curves.png")
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
-    text = template.render(count=len(runs), tables=tables, curves=embedded(curves) if drawn else None)
-    page.write_text(text, encoding="utf-8")
+    text = template.render(count=len(runs), tables=tables, curves=svgs(panels))
+    write_text(page, text)
     return page
 
 

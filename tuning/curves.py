@@ -1,14 +1,17 @@
-"""Curves of several runs in one figure: losses and validation against the step."""
+"""Curves of several runs: losses and validation against the step, a panel each, and one with the runs' names."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lingu_ray.evaluation.plots import SOURCE_COLOURS, canvas, smooth
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.report.plots import SOURCE_COLORS, Panel, smooth
+from lingu_ray.runtime.records import Record
 
 CURVES = {
     "loss": "Loss",
@@ -16,6 +19,9 @@ CURVES = {
     "kd": "Teacher–student divergence",
     "validation_ce": "Validation cross-entropy",
 }
+SIZE = (4.2, 3.6)  # inches of a panel
+STYLES = ("-", "--", ":")  # changed when the colors begin again
+
 Curves = dict[str, tuple[list[int], list[float]]]
 """Steps and values by name."""
 
@@ -32,25 +38,32 @@ def curves_of(records: list[Record]) -> Curves:
     return curves
 
 
-def plot_curves(runs: list[tuple[str, Curves]], path: Path) -> bool:
-    """A panel for each curve that one of the labelled runs has; False where none has any."""
+def curve_panels(runs: list[tuple[str, Curves]]) -> list[Panel]:
+    """A panel for each curve that one of the labeled runs has, then the legend; none where no run has a curve."""
     names = [name for name in CURVES if any(name in curves for _, curves in runs)]
-    if not names:
-        return False
-    with canvas(path, (4.2 * len(names), 3.6)) as figure:
-        for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            for index, (label, curves) in enumerate(runs):
-                if name in curves:
-                    steps, values = curves[name]
-                    row, column = divmod(index, len(SOURCE_COLOURS))
-                    style = ("-", "--", ":")[row % 3] + ("o" if name == "validation_ce" else "")
-                    color = SOURCE_COLOURS[column]
-                    axis.plot(steps, smooth(np.array(values)), style, ms=3, lw=1.5, color=color, label=label)
-            axis.set_title(CURVES[name], loc="left")
-            axis.set(xlabel="optimizer step")
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        figure.axes[0].set_ylabel("nats per token")
-        drawn = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes]
-        lines = {label: line for pairs in drawn for line, label in pairs}  # a run may lack the first panel's curve
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(4, len(runs)))
-    return True
+    panels = [Panel(f"{CURVES[name]} by step", SIZE, partial(_draw_curve, runs=runs, name=name)) for name in names]
+    drawn = [(index, label) for index, (label, curves) in enumerate(runs) if curves]
+    return [*panels, Panel("Runs by color", SIZE, partial(_draw_legend, runs=drawn))] if panels else []
+
+
+def _draw_curve(axis: Axes, runs: list[tuple[str, Curves]], name: str) -> None:
+    for index, (_, curves) in enumerate(runs):
+        if name in curves:
+            steps, values = curves[name]
+            marker = "o" if name == "validation_ce" else None
+            axis.plot(steps, smooth(np.array(values)), marker=marker, ms=3, lw=1.5, **_style(index))
+    axis.set_title(CURVES[name], loc="left")
+    axis.set(xlabel="optimizer step", ylabel="nats per token")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+
+def _draw_legend(axis: Axes, runs: list[tuple[int, str]]) -> None:
+    axis.set_axis_off()
+    lines = [Line2D([], [], lw=2, **_style(index)) for index, _ in runs]
+    axis.legend(lines, [label for _, label in runs], loc="center left", fontsize=8.5)
+
+
+def _style(index: int) -> dict[str, Any]:
+    """Color and line of the run with that number."""
+    row, column = divmod(index, len(SOURCE_COLORS))
+    return {"color": SOURCE_COLORS[column], "linestyle": STYLES[row % len(STYLES)]}

@@ -8,16 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lingu_ray.config import SourceConfig, TaskConfig
+from lingu_ray.config.facts import NOT_COMPARED
+from lingu_ray.config.tree import has
 
 Flat = dict[str, str]
-"""Settings by dotted key (`tracking.flat`)."""
+"""Settings by dotted key (`config.flat`)."""
 
 NONE, NULL = "–", "null"
-_NOT_COMPARED = re.compile(
-    r"(name|output_dir|resume|control|demo|tracking|corpus\.cache_dir"
-    r"|train\.(validate_every|sample_every|samples|checkpoint_every|keep_last))(\.|$)"
-)
-"""What does not change a run's model, or only by way of other settings."""
 _SOURCES, _TASKS, _EVALUATION = "corpus.sources", "evaluation.tasks", "evaluation"
 
 
@@ -39,7 +36,7 @@ class Row:
 
 def differing_settings(runs: list[Flat]) -> list[Row]:
     """The settings that are not the same in all runs; sources and evaluation are one setting each."""
-    compared = [{key: value for key, value in run.items() if not _NOT_COMPARED.match(key)} for run in runs]
+    compared = [{key: value for key, value in run.items() if not has(NOT_COMPARED, key)} for run in runs]
     compared = fold_list(compared, _SOURCES, SourceConfig.model_fields)
     compared = fold_list(compared, _TASKS, TaskConfig.model_fields)
     compared = fold_section(compared, _EVALUATION)

@@ -1,4 +1,4 @@
-"""What lies where in a sweep's folder."""
+"""The files of a sweep's folder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class SweepFolder:
 
     @property
     def space(self) -> Path:
-        """The space and the base's settings, as the sweep was begun with."""
+        """The space and the base's settings that the sweep was started with."""
         return self.root / "space.yaml"
 
     @property
     def trials(self) -> Path:
-        """One run's folder a trial."""
+        """The trials' folders, each a run's."""
         return self.root / "trials"
 
     @property
@@ -30,7 +30,7 @@ class SweepFolder:
         return self.root / ".tune"
 
     def traceback(self, trial: str) -> Path:
-        """What Ray Tune wrote of the error that ended a trial; its own folder where its `UserError` says all."""
+        """The file with the error that ended a trial; the trial's folder where Ray Tune wrote none."""
         written = self.tune / TUNE_NAME / trial / "error.txt"
         return written if written.exists() else self.trials / trial
 

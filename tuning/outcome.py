@@ -1,4 +1,4 @@
-"""What became of a trial: one small JSON file in its folder, which table, report and MLflow are made from."""
+"""The outcome of a trial: one small JSON file in its folder, which table, report and MLflow are made from."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from lingu_ray.atomic import write_json
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.folder import write_json
 from tuning.space import Space, Values
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -19,11 +19,11 @@ _CONSTRAINT_WEIGHT = 10.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial's settings and what came of them.
+    """A trial's settings and its results so far.
 
     `state`: stopped means early, by the scheduler or by hand. `recovery`, `retention` and their intervals `_ci` are
     None until measured, and where they have no value: `reasons` says why. `scores`: task name → score of the trial's
-    model. `run_id`: in MLflow.
+    model. `exceptions`: the tasks that its verdict names (`Verdict.exceptions`). `run_id`: in MLflow.
     """
 
     trial: str
@@ -39,18 +39,19 @@ class Outcome:
     retention_ci: list[float] | None = None
     scores: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    exceptions: list[str] = field(default_factory=list)
     seconds: float = 0.0
     run_id: str | None = None
     error: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Into the trial's folder, whole or not at all."""
+        """Write it into the trial's folder, completely or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, asdict(self))
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """The outcome that a trial's folder holds; None where there is none yet."""
+    """The outcome in a trial's folder; None where there is none yet."""
     path = folder / FILE
     if not path.exists():
         return None
@@ -65,7 +66,7 @@ def read_outcomes(trials: Path) -> list[Outcome]:
 
 
 def failures(outcomes: list[Outcome]) -> list[Outcome]:
-    """Those that failed, by name."""
+    """The failed ones, by name."""
     return sorted((outcome for outcome in outcomes if outcome.state == "failed"), key=lambda outcome: outcome.trial)
 
 
@@ -75,13 +76,13 @@ def all_failed(outcomes: list[Outcome]) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """What ended a trial, in one line."""
+    """The error that ended a trial, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     return lines[-1] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[-1]}"
 
 
 def score(outcome: Outcome, space: Space) -> float:
-    """What a search of one objective maximises; NaN where it was not measured.
+    """What a search of one objective maximizes; NaN where it was not measured.
 
     The objective itself where retention keeps `min_retention`; below, ten times the shortfall is taken off, so that
     the search is drawn back to where vision is kept.

@@ -1,4 +1,4 @@
-"""The sweep as it goes: a live table on a terminal, else a line for every event; read from the trials' outcomes."""
+"""The sweep's progress: a live table on a terminal, else a line for every event; read from the trials' outcomes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from rich.table import Table
 
 from lingu_ray.runtime.folder import RunFolder
 from tuning.outcome import Outcome, read_outcomes
-from tuning.results import Figure, Setting, settings_of
+from tuning.results import Setting, settings_of
 from tuning.space import Space
 
 _ROWS = 20
 _REFRESH_S = 1.0
 
 
-class Watch:
-    """Shows the trials from a thread of its own, and lets models go that are not among the best."""
+class SweepProgress:
+    """Shows the trials from a thread of its own, and removes models that are not among the best."""
 
     def __init__(self, space: Space, trials: Path):
         self.space, self.trials = space, trials
         self.shown: dict[str, tuple[Any, ...]] = {}
         self.live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
         self.over = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> SweepProgress:
         if self.live is not None:
             self.live.start()
         self.thread.start()
@@ -43,16 +43,16 @@ class Watch:
     ) -> None:
         self.over.set()
         self.thread.join()
-        self.look()
+        self.update()
         if self.live is not None:
             self.live.stop()
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         while not self.over.wait(_REFRESH_S):
-            self.look()
+            self.update()
 
-    def look(self) -> None:
-        """Draw the table anew, or say what changed; keep only the best models."""
+    def update(self) -> None:
+        """Draw the table again, or print what changed; keep only the best models."""
         outcomes = read_outcomes(self.trials)
         if self.live is not None:
             self.live.update(self._table(outcomes), refresh=True)
@@ -68,15 +68,15 @@ class Watch:
 
     def _line(self, outcome: Outcome) -> str:
         setting = settings_of([outcome], self.space)[0]
-        figures = [f"step {outcome.step}", f"validation {_number(outcome.validation_ce, '.3f')}"]
+        numbers = [f"step {outcome.step}", f"validation {_number(outcome.validation_ce, '.3f')}"]
         if outcome.state == "finished":
-            figures = [f"recovery {_number(outcome.recovery, '.1%')}", f"retention {_number(outcome.retention, '.1%')}"]
-        words = [f"{outcome.trial}: {outcome.state}", _label(setting, outcome), *figures]
+            numbers = [f"recovery {_number(outcome.recovery, '.1%')}", f"retention {_number(outcome.retention, '.1%')}"]
+        words = [f"{outcome.trial}: {outcome.state}", _label(setting, outcome), *numbers]
         return "  ".join([*words, outcome.error or ""]).rstrip()
 
     def _table(self, outcomes: list[Outcome]) -> Table:
         states = [outcome.state for outcome in outcomes]
-        counts = [f"{len(outcomes)} of {self.space.size} trials begun"]
+        counts = [f"{len(outcomes)} of {self.space.size} trials started"]
         counts += [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
         table = Table(title=f"{self.space.name}: {', '.join(counts)}")
         for name in ("trial", "setting", "state", "step", "validation", "recovery", "retention"):
@@ -103,11 +103,3 @@ def _label(setting: Setting, outcome: Outcome) -> str:
 
 def _number(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
-
-
-def with_spread(figure: Figure | None, spec: str) -> str:
-    """`93.1% ± 1.2%`; a dash for none."""
-    if figure is None:
-        return "–"
-    spread = "" if figure.spread is None else f" ± {figure.spread:{spec}}"
-    return f"{figure.mean:{spec}}{spread}"

@@ -2,63 +2,57 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import jinja2
-
-from lingu_ray import strict_yaml
+from lingu_ray.atomic import write_text
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.items import ADAPTED, TEACHER
-from lingu_ray.evaluation.plots import format_number
-from lingu_ray.evaluation.report import embedded, environment
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.report.plots import save_panels
 from lingu_ray.shell import shell_word
-from tuning import plots
-from tuning.baseline import BASELINE
+from tuning.figures import sweep_figures
 from tuning.folder import SweepFolder
-from tuning.outcome import all_failed, failures, read_outcomes
-from tuning.progress import with_spread
-from tuning.results import Setting, best_of, best_recipe, keeps_vision, settings_of, why_no_best, write_table
+from tuning.outcome import Outcome, all_failed, failures, read_outcomes
+from tuning.page import sweep_page
+from tuning.results import Setting, best_of, best_recipe, headline, settings_of, write_table
 from tuning.space import Space
 from tuning.tracking import SweepRun
 
-_FIGURES = (
-    ("pareto", "Recovery and retention", True, ""),
-    ("heat", "Heat map", False, ""),
-    ("parallel", "Parallel coordinates", False, ""),
-    ("importance", "Importance", False, "Permutation importance in a random forest fitted to the trials: a hint."),
-    ("curves", "As they trained", True, "The first settings of the table below."),
-)
-
 
 def write_report(space: Space, base: Config, folder: SweepFolder, tracked: SweepRun) -> Path:
-    """Write the report of whatever has ended so far, log it, and say what came out; returns the page's path."""
+    """Write the report of whatever has ended so far, log it, and print what came out; returns the page's path."""
     folder.report.mkdir(parents=True, exist_ok=True)
     outcomes = read_outcomes(folder.trials)
     settings = settings_of(outcomes, space)
-    drawn = draw(settings, space, folder)
-    page = folder.report / "sweep.html"
-    page.write_text(render(settings, space, folder, drawn), encoding="utf-8")
-    table, recipe = folder.report / "table.csv", folder.report / "best.yaml"
-    write_table(settings, table)
     best = best_of(settings, space)
+
+    figures = sweep_figures(settings, space, folder.trials)
+    pictures = [folder.report / f"{figure.name}.png" for figure in figures]
+    for figure, picture in zip(figures, pictures, strict=True):
+        save_panels(figure.panels, picture)
+    page, table, recipe = (folder.report / name for name in ("sweep.html", "table.csv", "best.yaml"))
+    write_text(page, sweep_page(settings, space, folder, figures))
+    write_table(settings, table)
     recipe.unlink(missing_ok=True)
     if best is not None:
-        recipe.write_text(best_recipe(best, base, space.name))
-    tracked.log_figures(sweep_figures(best, settings))
-    tracked.log_files(page, table, *drawn.values(), recipe)
+        write_text(recipe, best_recipe(best, base, space.name))
+
+    tracked.log_figures(sweep_metrics(best, outcomes))
+    tracked.log_files(page, table, *pictures, recipe)
     if not all_failed(outcomes):  # which `check_trials` tells
         print(": ".join(headline(settings, space)))
-        if failed := failures(outcomes):
-            print(f"failed   {len(failed)} of {len(outcomes)} trials; {failed[0].trial}: {failed[0].error}")
+        print_failures(outcomes)
         how = f"python -m lingu_ray.train {shell_word(recipe)}" if best else "none, so there is no best.yaml"
         print(f"best     {how}")
     print(f"report   {shell_word(page)}")
     return page
+
+
+def print_failures(outcomes: list[Outcome]) -> None:
+    """Say how many trials failed, and why the first did."""
+    if failed := failures(outcomes):
+        first = f"{failed[0].trial}: {failed[0].error}"
+        print(f"failed   {len(failed)} of {len(outcomes)} trials; the same command starts them again. {first}")
 
 
 def check_trials(folder: SweepFolder) -> None:
@@ -71,105 +65,15 @@ def check_trials(folder: SweepFolder) -> None:
     raise UserError(
         f"{what} ({first.trial}) with: {first.error}\n"
         f"Look at {folder.traceback(first.trial)}\n"
-        f"Correct the cause, remove {folder.root}, and run the command again."
+        "Correct the cause and run the same command again: it starts failed trials again."
     )
 
 
-def sweep_figures(best: Setting | None, settings: list[Setting]) -> dict[str, float | None]:
-    """The sweep's figures in MLflow."""
-    trials = [trial for setting in settings for trial in setting.trials]
-    counts = Counter(trial.state for trial in trials)
-    figures: dict[str, float | None] = {f"trials_{state}": float(count) for state, count in counts.items()}
+def sweep_metrics(best: Setting | None, outcomes: list[Outcome]) -> dict[str, float | None]:
+    """The sweep's metrics in MLflow: how many trials are in which state, and the best setting's scores."""
+    counts = Counter(outcome.state for outcome in outcomes)
+    metrics: dict[str, float | None] = {f"trials_{state}": float(count) for state, count in counts.items()}
     for name in ("recovery", "retention"):
-        figure = best.figure(name) if best else None
-        figures[f"best_{name}"] = figure.mean if figure else None
-    return figures
-
-
-def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
-    """The finding in one line, in two parts."""
-    best = best_of(settings, space)
-    if best is None:
-        return "No best setting", why_no_best(settings, space)
-    recovery, retention = with_spread(best.figure("recovery"), ".1%"), with_spread(best.figure("retention"), ".1%")
-    found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
-    if not keeps_vision(best, space):
-        return f"No setting keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
-    return "Best", found
-
-
-def draw(settings: list[Setting], space: Space, folder: SweepFolder) -> dict[str, Path]:
-    """The figures that this sweep has enough for, by name."""
-    paths = {name: folder.report / f"{name}.png" for name, *_ in _FIGURES}
-    drawn = {
-        "pareto": plots.plot_pareto(settings, space, paths["pareto"]),
-        "heat": plots.plot_heat(settings, space, paths["heat"]),
-        "parallel": plots.plot_parallel(settings, space, paths["parallel"]),
-        "importance": plots.plot_importance(settings, space, paths["importance"]),
-        "curves": plots.plot_best(settings, folder.trials, paths["curves"]),
-    }
-    return {name: paths[name] for name, there in drawn.items() if there}
-
-
-def render(settings: list[Setting], space: Space, folder: SweepFolder, drawn: dict[str, Path]) -> str:
-    """The page."""
-    best = best_of(settings, space)
-    outcomes = [trial for setting in settings for trial in setting.trials]
-    tasks = list(dict.fromkeys(task for trial in outcomes for task in trial.scores))
-    baseline = _baseline_tasks(folder)
-    shares = {name: task["share"] for name, task in baseline.items()}
-    counts = Counter(trial.state for trial in outcomes)
-    template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("sweep.html")
-    return template.render(
-        space=space,
-        trials=len(outcomes),
-        states=", ".join(f"{count} {state}" for state, count in counts.items()),
-        holds=best is not None and keeps_vision(best, space),
-        headline=headline(settings, space),
-        unranked=[name for name in space.objectives[:1] if best is None and any(s.measured for s in settings)],
-        rows=[_row(setting, space, tasks, shares) for setting in settings],
-        tasks=tasks,
-        reference=_reference(baseline, tasks),
-        ranked=best is not None,
-        failed=all_failed(outcomes),
-        figures=[
-            {"title": title, "wide": wide, "note": note, "data": embedded(drawn[name])}
-            for name, title, wide, note in _FIGURES
-            if name in drawn
-        ],
-        failures=sorted((t.trial, s.label, t.error) for s in settings for t in s.trials if t.state == "failed"),
-        yaml=strict_yaml.dump(space),
-    )
-
-
-def _row(setting: Setting, space: Space, tasks: list[str], shares: dict[str, bool]) -> dict[str, Any]:
-    return {
-        "label": setting.label or "base",
-        "seeds": len(setting.trials),
-        "state": setting.state,
-        "measured": setting.measured,
-        "good": keeps_vision(setting, space),
-        "recovery": with_spread(setting.figure("recovery"), ".1%"),
-        "retention": with_spread(setting.figure("retention"), ".1%"),
-        "validation": with_spread(setting.figure("validation_ce"), ".3f"),
-        "scores": [with_spread(setting.score(task), ".1%" if shares.get(task, True) else ".1f") for task in tasks],
-    }
-
-
-def _reference(measured: dict[str, Any], tasks: list[str]) -> dict[str, list[str]]:
-    """The reference models' scores on the tasks; a dash where a model was not measured."""
-
-    def score(task: str, model: str) -> str:
-        entry = measured.get(task, {"models": {}})
-        if model not in entry["models"]:
-            return "–"
-        value = entry["models"][model]["score"]
-        return format_number(value) if not entry["share"] else f"{value:.1%}"
-
-    return {model: [score(task, model) for task in tasks] for model in (TEACHER, ADAPTED)} if tasks else {}
-
-
-def _baseline_tasks(folder: SweepFolder) -> dict[str, Any]:
-    """The tasks of the baseline's `recovery.json`; none where it was not measured."""
-    path = RunFolder(folder.root / BASELINE).report / "recovery.json"
-    return json.loads(path.read_text())["tasks"] if path.exists() else {}
+        stat = best.stat(name) if best else None
+        metrics[f"best_{name}"] = stat.mean if stat else None
+    return metrics

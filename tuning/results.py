@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lingu_ray import strict_yaml
-from lingu_ray.cli import to_yaml
-from lingu_ray.config import Config
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import to_yaml
 from tuning.outcome import Outcome, all_failed, failures
 from tuning.space import Space, Values, configure
 
 
 @dataclass(frozen=True)
-class Figure:
+class Stat:
     """Mean over seeds, and their standard deviation (None with one seed)."""
 
     mean: float
@@ -31,14 +30,20 @@ class Setting:
     values: Values
     trials: tuple[Outcome, ...]
 
-    def figure(self, name: str) -> Figure | None:
-        """A figure of the outcomes over the trials that have it."""
+    def stat(self, name: str) -> Stat | None:
+        """A number of the outcomes, by its name there, over the trials that have it."""
         found = [value for trial in self.trials if (value := getattr(trial, name)) is not None]
-        return _figure(found)
+        return _stat(found)
 
-    def score(self, task: str) -> Figure | None:
+    def score(self, task: str) -> Stat | None:
         """A task's score over the trials that were measured."""
-        return _figure([trial.scores[task] for trial in self.trials if task in trial.scores])
+        return _stat([trial.scores[task] for trial in self.trials if task in trial.scores])
+
+    @property
+    def exceptions(self) -> list[str]:
+        """What its trials' verdicts say of single tasks; with the trials' names where there are several."""
+        several = len(self.trials) > 1
+        return [f"{t.trial}, {said}" if several else said for t in self.trials for said in t.exceptions]
 
     @property
     def measured(self) -> bool:
@@ -93,7 +98,7 @@ def _searched(outcome: Outcome, space: Space) -> Values:
 
 def keeps_vision(setting: Setting, space: Space) -> bool:
     """Whether the constraint holds, on the mean over seeds."""
-    retention = setting.figure("retention")
+    retention = setting.stat("retention")
     return retention is None or retention.mean >= space.min_retention
 
 
@@ -102,21 +107,21 @@ def rank(setting: Setting, space: Space) -> tuple[Any, ...]:
 
     By validation come those without the objective: measured ones that keep vision, other measured ones, the unmeasured.
     """
-    objective, good = setting.figure(space.objectives[0]), keeps_vision(setting, space)
+    objective, good = setting.stat(space.objectives[0]), keeps_vision(setting, space)
     if objective is None:
-        validation = setting.figure("validation_ce")
+        validation = setting.stat("validation_ce")
         group = 4 if not setting.measured else 2 if good else 3
         return (group, validation.mean if validation else float("inf"))
     if good:
         return (0, -objective.mean)
-    retention = setting.figure("retention")
+    retention = setting.stat("retention")
     assert retention is not None
     return (1, -retention.mean)
 
 
 def pareto_front(settings: list[Setting]) -> list[Setting]:
     """Settings that no other one beats in recovery without losing retention, by rising recovery."""
-    points = [(s, s.figure("recovery"), s.figure("retention")) for s in settings]
+    points = [(s, s.stat("recovery"), s.stat("retention")) for s in settings]
     measured = [(s, a.mean, b.mean) for s, a, b in points if a is not None and b is not None]
     front = [
         (s, a)
@@ -128,7 +133,7 @@ def pareto_front(settings: list[Setting]) -> list[Setting]:
 
 def best_of(settings: list[Setting], space: Space) -> Setting | None:
     """The best setting; None where no trial has a value of the objective (see `why_no_best`)."""
-    return next((s for s in settings if s.figure(space.objectives[0])), None)
+    return next((s for s in settings if s.stat(space.objectives[0])), None)
 
 
 def why_no_best(settings: list[Setting], space: Space) -> str:
@@ -143,15 +148,36 @@ def why_no_best(settings: list[Setting], space: Space) -> str:
     return f"{objective} has no value ({measured[0].reasons.get(objective, 'not measured')})"
 
 
+def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
+    """What the sweep found, in one line of two parts."""
+    best = best_of(settings, space)
+    if best is None:
+        return "No best setting", why_no_best(settings, space)
+    recovery, retention = (with_spread(best.stat(name), ".1%") for name in ("recovery", "retention"))
+    found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
+    if not keeps_vision(best, space):
+        return f"No setting keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
+    if best.exceptions:
+        return "Best, but not on every task", "; ".join([found, *best.exceptions])
+    return "Best", found
+
+
+def with_spread(stat: Stat | None, spec: str) -> str:
+    """`93.1% ± 1.2%`; a dash for none."""
+    if stat is None:
+        return "–"
+    return f"{stat.mean:{spec}}" + ("" if stat.spread is None else f" ± {stat.spread:{spec}}")
+
+
 def best_recipe(setting: Setting, base: Config, name: str) -> str:
     """The best setting as a recipe that `lingu_ray.train` runs as it is."""
     values = setting.trials[0].values
     config = configure(base, values, name).model_copy(update={"name": f"{name}-best"})
-    figures = ", ".join(
-        f"{label} {figure.mean:.1%}" for label in ("recovery", "retention") if (figure := setting.figure(label))
+    scores = ", ".join(
+        f"{name} {stat.mean:.1%}" for name in ("recovery", "retention") if (stat := setting.stat(name)) is not None
     )
     seeds = f"{len(setting.trials)} seeds" if len(setting.trials) > 1 else "one seed"
-    head = f"# Best setting of the sweep {name}: {setting.label or 'the base'} ({figures}; {seeds})."
+    head = f"# Best setting of the sweep {name}: {setting.label or 'the base'} ({scores}; {seeds})."
     return f"{head}\n\n{to_yaml(config)}"
 
 
@@ -159,18 +185,18 @@ def write_table(settings: list[Setting], path: Path) -> None:
     """The table as CSV, a line a trial."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
     tasks = list(dict.fromkeys(task for s in settings for trial in s.trials for task in trial.scores))
-    figures = ("step", "validation_ce", "recovery", "retention", "seconds")
+    numbers = ("step", "validation_ce", "recovery", "retention", "seconds")
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", "case", "seed", "state", *keys, *figures, *tasks, "error"])
+        writer.writerow(["trial", "case", "seed", "state", *keys, *numbers, *tasks, "error"])
         for setting in settings:
             for trial in setting.trials:
                 own = [brief(trial.values[key]) if key in trial.values else "" for key in keys]
-                measured = [getattr(trial, name) for name in figures] + [trial.scores.get(task) for task in tasks]
+                measured = [getattr(trial, name) for name in numbers] + [trial.scores.get(task) for task in tasks]
                 writer.writerow([trial.trial, trial.case, trial.seed, trial.state, *own, *measured, trial.error])
 
 
-def _figure(found: list[float]) -> Figure | None:
+def _stat(found: list[float]) -> Stat | None:
     if not found:
         return None
-    return Figure(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+    return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)

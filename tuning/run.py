@@ -1,4 +1,4 @@
-"""Running the trials of a sweep with Ray Tune: from the beginning, or on from where a killed one stood."""
+"""Running the trials of a sweep with Ray Tune: from the beginning, or resumed after an interruption or failures."""
 
 from __future__ import annotations
 
@@ -21,27 +21,30 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
+from lingu_ray.interrupt import save_on_interrupt
+from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from tuning.folder import TUNE_NAME, SweepFolder
-from tuning.outcome import read_outcome, read_outcomes, reason
-from tuning.progress import Watch
-from tuning.search import algorithm, parameters, scheduler
+from tuning.outcome import failures, read_outcome, read_outcomes, reason
+from tuning.progress import SweepProgress
+from tuning.search import USER_ERROR, algorithm, parameters, scheduler
 from tuning.space import Space
 from tuning.tracking import SweepRun
 from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_name
 
-_LITTLE = 2**20  # Ray wants a trial to ask for something
+log = logging.getLogger(__name__)
+
+_LITTLE = 2**20  # bytes; Ray wants a trial to ask for something
 _SAVE_WITHIN_S = 300.0
 
 
 def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tracked: SweepRun) -> bool:
-    """Run what is not finished yet; returns whether all trials have ended (not so after Ctrl-C).
+    """Run the trials that have not ended or have failed; returns whether all have ended (false after Ctrl-C).
 
     As many at once as the cluster holds the workers of, so that none waits for what another has. Whatever ends this,
-    no trial's MLflow run is left as running.
+    no trial's MLflow run stays RUNNING.
     """
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it would tell, `Watch` and the report do
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `SweepProgress` and the report say what it would
     concurrent = concurrent_trials(space, base)
     sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd())
     memory = memory_share(concurrent) if space.pbt else _LITTLE
@@ -49,7 +52,9 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), {"memory": memory})
     state = folder.tune / TUNE_NAME
     if tune.Tuner.can_restore(str(state)):
-        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, restart_errored=False)
+        if failed := failures(read_outcomes(folder.trials)):
+            log.info("starting failed trials again: %s", ", ".join(outcome.trial for outcome in failed))
+        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
     else:
         tuner = tune.Tuner(
             trainable,
@@ -67,11 +72,12 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
                 storage_path=str(folder.tune),
                 verbose=0,
                 failure_config=FailureConfig(max_failures=space.retries),
+                callbacks=[NoRetryOfUserErrors()],
                 checkpoint_config=CheckpointConfig(num_to_keep=3 if space.pbt else None, checkpoint_at_end=False),
             ),
         )
     try:
-        with saving_on_interrupt(folder.trials) as interrupted, Watch(space, folder.trials):
+        with saving_on_interrupt(folder.trials) as interrupted, SweepProgress(space, folder.trials):
             results = tuner.fit()
             if not interrupted.is_set():
                 mark_dead(results, folder.trials)
@@ -80,12 +86,23 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     return not interrupted.is_set()
 
 
+class NoRetryOfUserErrors(tune.Callback):
+    """Keeps Tune from trying again what fails with a `UserError`: only the user can correct it."""
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **_: Any
+    ) -> None:
+        """Called with each result of a trial, the one before a `UserError` included."""
+        if result.get(USER_ERROR):
+            trial.max_failures = 0
+
+
 def mark_dead(results: tune.ResultGrid, trials: Path) -> None:
-    """Mark trials that failed without being able to say so: their process was killed."""
+    """Mark trials as failed whose process was killed, and could not do so itself."""
     for result in results:
         outcome = read_outcome(trials / Path(result.path).name)
         if outcome is not None and outcome.state == "running":
-            error = result.error or RuntimeError("it ended without a word")
+            error = result.error or RuntimeError("its process ended without an error message")
             replace(outcome, state="failed", error=reason(error)).write(trials / outcome.trial)
 
 
@@ -97,7 +114,7 @@ def concurrent_trials(space: Space, base: Config) -> int:
     """How many trials run at once."""
     use_gpu = uses_gpu(base.ray)
     check_resources(base.ray, use_gpu)
-    room = max(1, room_for_runs(base.ray, use_gpu))
+    room = max(1, max_concurrent_runs(base.ray, use_gpu))
     if space.concurrent is not None and space.concurrent > room:
         raise UserError(
             f"concurrent={space.concurrent} trials need more workers than the cluster holds: it has room for {room}. "
@@ -107,7 +124,7 @@ def concurrent_trials(space: Space, base: Config) -> int:
 
 
 def memory_share(concurrent: int) -> int:
-    """Bytes that trials ask for, so that so many fit at once: how many of a population do not rest is up to Tune."""
+    """Bytes that each trial asks for, so that so many run at once: Tune itself does not limit a population."""
     nodes = [node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"]]
     on_a_node = -(-concurrent // len(nodes))
     return int(max(nodes) / on_a_node) - _LITTLE
@@ -116,7 +133,7 @@ def memory_share(concurrent: int) -> int:
 @contextmanager
 def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
     """First Ctrl-C, or SIGTERM: let all trials save, then stop Tune. Second: give up at once."""
-    interrupted, marker = threading.Event(), trials / STOP
+    marker = trials / STOP
     marker.unlink(missing_ok=True)
 
     def save_then_stop() -> None:
@@ -131,17 +148,13 @@ def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGUSR1)  # which Tune takes for a request to end
 
-    def ask(*_: object) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
+    def save() -> None:
         print("letting the trials finish their steps and save; Ctrl-C again gives up at once", file=sys.stderr)
         threading.Thread(target=save_then_stop, daemon=True).start()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune has its own
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune has its own
     try:
-        yield interrupted
+        with save_on_interrupt(save) as interrupted:
+            yield interrupted
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGUSR1, before)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from lingu_ray.config import Config
-from lingu_ray.manual import sections
-from lingu_ray.schema import Schema, schema_of
-from tuning.space import NOT_SEARCHABLE, SEARCHABLE, Space
+from lingu_ray.config.help import sections
+from lingu_ray.config.json_schema import Schema, schema_of
+from tuning.space import Space, searchable
 
 
 def space_schema() -> Schema:
@@ -20,7 +20,7 @@ def space_schema() -> Schema:
     run = schema_of(Config, "")
     schema["$defs"] |= run["$defs"]
     known = _dotted(run)
-    searched = {key: value for key, value in known.items() if key.startswith(SEARCHABLE) and key not in NOT_SEARCHABLE}
+    searched = {key: value for key, value in known.items() if searchable(key)}
     own = schema["properties"]
     own["search"] |= _only(searched, {"$ref": "#/$defs/Domain"})
     own["settings"] |= _only(known)

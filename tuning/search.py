@@ -18,6 +18,8 @@ from lingu_ray.errors import UserError
 from tuning.space import CASE, SEED, Domain, Space, seeds_of
 
 STEP, VALIDATION, SCORE = "train_step", "validation_ce", "score"
+USER_ERROR = "user_error"
+"""In a trial's result: the next step raises a `UserError`."""
 
 
 def parameters(space: Space, base: Config) -> dict[str, Any]:
@@ -43,9 +45,9 @@ def _drawn(domain: Domain) -> Any:
 
 
 def algorithm(space: Space, base: Config, concurrent: int) -> Searcher | SearchAlgorithm:
-    """How points are drawn, so many trials at once; seeded by the base's seed."""
+    """The search algorithm, for so many trials at once; seeded by the base's seed."""
     if space.algorithm == "random":
-        living = 0 if space.pbt else concurrent  # trials of a population rest, and live on
+        living = 0 if space.pbt else concurrent  # paused trials of a population count as running
         return BasicVariantGenerator(max_concurrent=living, constant_grid_search=True, random_state=base.seed)
     try:
         several = len(space.objectives) > 1
@@ -57,10 +59,10 @@ def algorithm(space: Space, base: Config, concurrent: int) -> Searcher | SearchA
 
 
 class FinishedTrialsOptuna(OptunaSearch):
-    """Optuna over finished trials: what a trial reports on its way has no objective yet."""
+    """Optuna over finished trials: what a trial reports before its end has no objective yet."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: the scheduler looks at these."""
+        """Ignore it: these results are for the scheduler."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna; a trial without objectives was pruned, or has failed."""
@@ -71,7 +73,7 @@ class FinishedTrialsOptuna(OptunaSearch):
 
 
 def scheduler(space: Space, base: Config) -> TrialScheduler:
-    """What stops or copies trials on their way, by validation cross-entropy."""
+    """What stops or copies running trials, by validation cross-entropy."""
     by_validation: dict[str, Any] = {"time_attr": STEP, "metric": VALIDATION, "mode": "min"}
     if space.asha is not None:
         return ASHAScheduler(
@@ -96,5 +98,5 @@ def scheduler(space: Space, base: Config) -> TrialScheduler:
 
 
 def _mutable(domain: Domain) -> Any:
-    """As PBT takes it: a list to move along by one, or a range."""
+    """A domain as PBT takes it: a list to move along by one, or a range."""
     return list(range(len(domain.listed))) if domain.listed is not None else _drawn(domain)

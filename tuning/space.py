@@ -12,25 +12,30 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray import commands
-from lingu_ray.cli import read_named
 from lingu_ray.config import Config, Section
+from lingu_ray.config.command_line import read_named
+from lingu_ray.config.facts import SEARCHABLE
+from lingu_ray.config.settings import Settings
+from lingu_ray.config.tree import has, settings_with
 from lingu_ray.errors import UserError
-from lingu_ray.settings import Settings
 
 Values = dict[str, Any]
 
-SEARCHABLE = ("distill.", "train.", "corpus.", "teacher.context", "teacher.scope", "student.from_teacher")
-NOT_SEARCHABLE = ("corpus.cache_dir",)
 SCHEDULED = ("distill.temperature", "distill.w_ce", "distill.w_kd")
 CASE, SEED = "case", "seed"
 _CHECKED_TOGETHER = 2000
 """Combinations up to which all are checked; beyond, each value beside the first ones of the others."""
 
 
+def searchable(key: str) -> bool:
+    """Whether trials may differ in a setting; a whole part of a run (`train`) is none."""
+    return has(SEARCHABLE, key) and "." in key
+
+
 class Domain(Section):
     """Where a setting's values come from: exactly one of the four."""
 
-    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn anew for every trial")
+    choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn for every trial")
     grid: tuple[Any, ...] | None = Field(None, min_length=1, description="each of these, with everything else")
     uniform: tuple[float, float] | None = Field(None, description="between low and high")
     loguniform: tuple[float, float] | None = Field(None, description="between low and high, its logarithm uniform")
@@ -67,13 +72,13 @@ class AshaConfig(Section):
     """Early stopping: asynchronous successive halving on the validation cross-entropy."""
 
     grace: PositiveInt | None = Field(None, description="steps that every trial gets; null: train.validate_every")
-    reduction: float = Field(3.0, gt=1, description="at each rung the best 1/reduction go on")
+    reduction: float = Field(3.0, gt=1, description="at each rung the best 1/reduction continue")
 
 
 class PbtConfig(Section):
-    """Population-based training: finds schedules of τ and weights; the worst trials go on from copies of the best."""
+    """Population-based training: finds schedules of τ and weights; the worst trials resume from copies of the best."""
 
-    interval: PositiveInt = Field(description="steps between two looks at the population")
+    interval: PositiveInt = Field(description="steps between two comparisons of the population")
     quantile: float = Field(0.25, gt=0, le=0.5, description="share of the population that is replaced, and copied")
     resample: float = Field(0.25, ge=0, le=1, description="chance of a fresh draw instead of a factor of 0.8 or 1.2")
 
@@ -93,7 +98,7 @@ class Space(Section):
     hours: float | None = Field(None, gt=0, description="after that long all trials are stopped, saved; null: no limit")
     algorithm: Literal["random", "optuna"] = Field("random", description="how values are drawn; optuna: TPE")
     objectives: tuple[Literal["recovery", "retention"], ...] = Field(
-        ("recovery",), min_length=1, description="what is maximised; both: optuna looks for the Pareto front"
+        ("recovery",), min_length=1, description="what is maximized; both: optuna looks for the Pareto front"
     )
     min_retention: float = Field(0.99, ge=0, description="constraint: retention from which a setting counts as good")
     asha: AshaConfig | None = Field(None, description="stop poor trials early; null: off")
@@ -107,10 +112,10 @@ class Space(Section):
         if not self.search and not self.cases:
             raise ValueError("nothing to search: give keys under `search`, or `cases`")
         for key in [*self.search, *(key for case in self.cases.values() for key in case)]:
-            if not key.startswith(SEARCHABLE) or key in NOT_SEARCHABLE:
+            if not searchable(key):
                 raise ValueError(
                     f"{key} cannot be searched: all trials share models, data paths, evaluation and cluster. "
-                    f"Searched are keys of {', '.join(name.rstrip('.') for name in SEARCHABLE)}; "
+                    f"Searched are keys of {', '.join(sorted(settings_with(SEARCHABLE)))}; "
                     "`settings` sets others for all, `seeds` repeats"
                 )
         if self.algorithm == "optuna" and (self.seeds > 1 or any(d.grid for d in self.search.values())):

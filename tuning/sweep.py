@@ -11,17 +11,17 @@ from __future__ import annotations
 import os
 import shutil
 
-from lingu_ray import strict_yaml
-from lingu_ray.cli import read_recipe, split_arguments
-from lingu_ray.config import Config
+from lingu_ray.atomic import write_text
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import read_recipe, split_arguments
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.settings import differences
 from lingu_ray.errors import Interrupted, UserError, run_command
-from lingu_ray.help_pages import Help
-from lingu_ray.layout import table, text_width
-from lingu_ray.settings import differences
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `run` has its own, which lets the trials save
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `tuning.run` has its own, which lets trials save
 
 USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help [SECTION]]"
 
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
         finally:
             write_report(space, base, folder, tracked)
         if not finished:
-            raise Interrupted(f"stopped and saved: run the same command again to go on ({folder.root})")
+            raise Interrupted(f"stopped and saved: run the same command again to resume ({folder.root})")
         check_trials(folder)
 
 
@@ -91,14 +91,14 @@ def open_folder(space: Space, base: Config) -> SweepFolder:
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():
         before, now = (strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(), text))
-        _check_begun(folder, base.resume, differences(before, now))
+        _check_same_sweep(folder, base.resume, differences(before, now))
     folder.trials.mkdir(parents=True, exist_ok=True)
-    folder.space.write_text(text)
+    write_text(folder.space, text)
     return folder
 
 
-def _check_begun(folder: SweepFolder, resume: str, lines: list[str]) -> None:
-    """Whether what was begun in the folder is this sweep; without a trial it is begun anew."""
+def _check_same_sweep(folder: SweepFolder, resume: str, lines: list[str]) -> None:
+    """Refuse a folder in which another sweep was started; what holds no trial yet is started from the beginning."""
     if not any(folder.trials.glob("*/")):
         shutil.rmtree(folder.tune, ignore_errors=True)
         return
@@ -106,9 +106,9 @@ def _check_begun(folder: SweepFolder, resume: str, lines: list[str]) -> None:
         raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
     if lines:
         raise UserError(
-            f"{folder.root} was begun with other settings, and cannot be resumed with:\n"
+            f"{folder.root} was started with other settings, and cannot be resumed with:\n"
             + "\n".join(f"  {line}" for line in lines)
-            + "\nChoose another name=…, or remove the folder to begin anew."
+            + "\nChoose another name=…, or remove the folder to start from the beginning."
         )
 
 

@@ -6,8 +6,9 @@ from mlflow.entities import RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lingu_ray.config import Config
+from lingu_ray.config.flat import flat
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import MlflowRun, flat, tracking_uri
+from lingu_ray.runtime.tracking import MlflowRun, tracking_uri
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome
 from tuning.space import Space
@@ -23,7 +24,7 @@ class SweepRun(MlflowRun):
     def end_children(self, outcomes: list[Outcome]) -> None:
         """No child stays RUNNING after its trial: a trial that died could not end its run itself.
 
-        Every trial's run is tagged with what became of it, and is this run's child, also where this is a new one.
+        Every trial's run is tagged with its outcome, and made a child of this run, also where this one is new.
         """
         known = {outcome.run_id: outcome for outcome in outcomes}
         for outcome in outcomes:
@@ -36,7 +37,7 @@ class SweepRun(MlflowRun):
             self.client.set_terminated(run_id, "FAILED" if outcome and outcome.state == "failed" else "KILLED")
 
     def running_children(self) -> list[str]:
-        """Ids of children that MLflow takes for running."""
+        """Ids of children whose status in MLflow is RUNNING."""
         found, token = [], None
         wanted = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}' and attributes.status = 'RUNNING'"
         while True:

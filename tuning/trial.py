@@ -1,8 +1,8 @@
 """One trial: a complete run in a folder of its own, driven by Ray Tune from validation to validation.
 
 The trial itself only follows: training is Ray Train's, and measuring is a task, each with resources of their own. A
-trial that is stopped lets its workers save and end, so that nothing they hold is left behind; one that is begun again
-goes on from its newest checkpoint.
+trial that is stopped lets its workers save and end, so that nothing they hold is left behind; one that is started again
+resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -17,34 +17,33 @@ from typing import Any
 
 from ray import tune
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.evaluation.items import ADAPTED, DISTILLED, TEACHER
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, TEACHER
 from lingu_ray.evaluation.run import evaluate
-from lingu_ray.evaluation.scores import reasons_of
 from lingu_ray.paths import starting_from
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import quiet_libraries
+from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.tracking import tracking_uri
 from lingu_ray.runtime.trainer import Run
 from lingu_ray.train import show
 from tuning.baseline import lend_items
 from tuning.outcome import Outcome, read_outcome, reason, score
-from tuning.search import SCORE, STEP, VALIDATION
+from tuning.search import SCORE, STEP, USER_ERROR, VALIDATION
 from tuning.space import CASE, SEED, Space, Values, configure, decode, seeded
 
 STOP = "STOP"
 """A file beside the trials' folders: the sweep was asked to stop."""
 _POLL_S = 0.25
-_TRAINING_ONLY = ("checkpoints", ".ray", "start")
-"""What a trial that was measured needs no more."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What every trial is told: `base` is prepared, `items` the folder of the reference models' measured items,
-    `concurrent` how many trials run at once, `start` where relative paths start.
+    """What all trials share: `base` is prepared, `items` the folder of the reference models' measured items,
+    `concurrent` how many trials run at once, `start` the folder that relative paths start from.
     """
 
     space: Space
@@ -56,109 +55,117 @@ class Sweep:
 
 
 class Trial(tune.Trainable):
-    """A run that stays itself from beginning to end. `step` lasts until the next validation; the last one measures."""
+    """A complete run of one setting. A `step` lasts until the next validation; the last one measures the model."""
 
     # pyrefly: ignore [bad-override]  (`tune.with_parameters` adds arguments)
     def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
-        """Take in the settings and, of a trial that was begun before, what became of it."""
+        """Read the settings and, for a trial that was started before, its outcome so far."""
         quiet_libraries()
         self.sweep = sweep
-        self.begun = time.monotonic()
+        self.last_update = time.monotonic()
         self.name = trial_name(self.trial_id)
         self.folder = RunFolder(sweep.trials / self.name)
         self.values = decode(sweep.space, config)
         self.seed = config.get(SEED, sweep.base.seed)
         earlier = read_outcome(self.folder.root)
         self.outcome = earlier or Outcome(self.name, self.values, config.get(CASE), self.seed)
-        self.note(state="running", error=None)
-        self.news: deque[Record] = deque()
+        self.update_outcome(state="running", error=None)
+        self.pending_validations: deque[Record] = deque()
         self.run: Run | None = None
+        self.user_error: UserError | None = None
 
     def step(self) -> dict[str, Any]:
-        """Train on, and note why where that fails; Tune may try again, but not what the user has to mend."""
+        """Train on. What fails is written into the outcome, and raised: Tune may try again.
+
+        A `UserError` is raised one step later: what is returned first tells Tune not to try again
+        (`run.NoRetryOfUserErrors`).
+        """
+        if self.user_error is not None:
+            raise self.user_error
         try:
             return self.advance()
         except Interrupted:
             raise
         except UserError as error:
-            self.note(state="failed", error=reason(error))
-            return self.result(done=True)
+            self.update_outcome(state="failed", error=reason(error))
+            self.user_error = error
+            return self.result(done=False) | {USER_ERROR: True}
         except Exception as error:
-            self.note(state="failed", error=reason(error))
+            self.update_outcome(state="failed", error=reason(error))
             raise
 
     def advance(self) -> dict[str, Any]:
-        """Until the next validation, or the end."""
+        """Train until the next validation, or to the end."""
         if self.run is None:
             self.run = self.begin(self.values)
         training = True
         while training:
             time.sleep(_POLL_S)
-            training = self.run.training  # asked before looking, so that the last news is not missed
-            self.look()
-            while self.news:
-                self.note_validation(record := self.news.popleft())
-                if record["step"] < self.run.config.train.steps:  # the last one is told with what was measured
+            training = self.run.training  # asked before polling, so that the last records are not missed
+            self.poll()
+            while self.pending_validations:
+                self.record_validation(record := self.pending_validations.popleft())
+                if record["step"] < self.run.config.train.steps:  # the last one is reported with the scores
                     return self.result(done=False)
         self.end(self.run)
         return self.finish(self.run)
 
     def cleanup(self) -> None:
-        """End the workers, if they still train: after their step, and saved."""
+        """Let the workers finish their step and save, if they still train."""
         if self.run is not None and self.run.training:
             self.run.stop()
         if self.outcome.state == "running":
-            self.note(state="stopped")
+            self.update_outcome(state="stopped")
 
     def begin(self, values: Values, until: int | None = None) -> Run:
-        """Start or continue the run with these values."""
+        """Start or resume the run with these values."""
         run = Run(trial_config(self.sweep, self.name, values, self.seed))
         run.check()
         if not run.finished:
             run.prepare()
-            run.begin(position=0, neighbours=self.sweep.concurrent - 1, until=until)
-            self.note(run_id=run.tracker.run_id)
+            run.start(position=0, neighbors=self.sweep.concurrent - 1, until=until)
+            self.update_outcome(run_id=run.tracker.run_id)
         return run
 
     def end(self, run: Run) -> None:
-        """Close the run. After Ctrl-C on the sweep wait, saved, for Tune to end: it then knows what to go on with."""
+        """Close the run. After Ctrl-C on the sweep wait, saved, until Tune ends: it then knows what to resume."""
         try:
             run.end()
         except Interrupted:
-            self.note(state="stopped")
+            self.update_outcome(state="stopped")
             while (self.sweep.trials / STOP).exists():
                 time.sleep(_POLL_S)
             raise
 
-    def look(self) -> None:
-        """Take in what the workers have written."""
+    def poll(self) -> None:
+        """Read what the workers have written since the last time."""
         if self.run is not None:
-            self.news.extend(record for record in self.run.follow() if "validation" in record)
+            self.pending_validations.extend(record for record in self.run.follow() if "validation" in record)
 
-    def note_validation(self, record: Record) -> None:
-        """A validation, for scheduler and table."""
-        self.note(step=record["step"], validation_ce=record[VALIDATION])
+    def record_validation(self, record: Record) -> None:
+        """Write a validation into the outcome, for scheduler and table."""
+        self.update_outcome(step=record["step"], validation_ce=record[VALIDATION])
 
     def finish(self, run: Run) -> dict[str, Any]:
-        """Measure the trained model, write the run's report, and let go of what only training needs."""
+        """Measure the trained model, write the run's report, and remove what only training needs."""
         recovery = measure(self.sweep, run.config)
         show(run.config, run.folder.export, recovery)
-        self.note(state="finished", step=run.config.train.steps, **scores_of(recovery))
-        for name in _TRAINING_ONLY:
-            shutil.rmtree(self.folder.root / name, ignore_errors=True)
+        self.update_outcome(state="finished", step=run.config.train.steps, **scores_of(recovery))
+        for needed_by_training in (self.folder.checkpoints, self.folder.ray, self.folder.initial_model):
+            shutil.rmtree(needed_by_training, ignore_errors=True)
         return self.result(done=True)
 
     def result(self, done: bool) -> dict[str, Any]:
         """What Tune is told; NaN for what is not known yet."""
         outcome = self.outcome
         known = {STEP: outcome.step, VALIDATION: outcome.validation_ce, SCORE: score(outcome, self.sweep.space)}
-        figures = known | {"recovery": outcome.recovery, "retention": outcome.retention}
-        return {name: float("nan") if value is None else value for name, value in figures.items()} | {"done": done}
+        numbers = known | {"recovery": outcome.recovery, "retention": outcome.retention}
+        return {name: float("nan") if value is None else value for name, value in numbers.items()} | {"done": done}
 
-    def note(self, **changes: Any) -> None:
-        """Write down what became known."""
-        seconds = self.outcome.seconds + time.monotonic() - self.begun
-        self.begun = time.monotonic()
+    def update_outcome(self, **changes: Any) -> None:
+        """Change fields of the outcome, and write it."""
+        seconds = self.outcome.seconds + time.monotonic() - self.last_update
+        self.last_update = time.monotonic()
         self.outcome = replace(self.outcome, seconds=seconds, **changes)
         self.outcome.write(self.folder.root)
 
@@ -169,66 +176,67 @@ def trial_name(trial_id: str) -> str:
 
 
 class PopulationTrial(Trial):
-    """A trial of population-based training: its run rests after every interval, and may go on as a copy of another.
+    """A trial of population-based training: its run pauses after every interval, and may resume as a copy of another.
 
     What is drawn holds for one interval; the values of all intervals so far are the schedule that the run follows.
+    `history`: steps trained so far, and the values of each interval with the fraction of the run it starts at.
     """
 
     def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
-        """As of `Trial`; where the folder has a past, it goes on from there."""
+        """As of `Trial`; where the folder has a history, the trial resumes from there."""
         super().setup(config, sweep)
         self.drawn = self.values
-        self.past: dict[str, Any] = {"step": 0, "values": []}
-        if self._past.exists():
-            self.past = json.loads(self._past.read_text())
+        self.history: dict[str, Any] = {"step": 0, "values": []}
+        if self._history_file.exists():
+            self.history = json.loads(self._history_file.read_text())
 
     def advance(self) -> dict[str, Any]:
         """Train one interval; after the last one, measure."""
         assert self.sweep.space.pbt is not None
         steps = self.sweep.base.train.steps
-        until = min(self.past["step"] + self.sweep.space.pbt.interval, steps)
-        past = [*self.past["values"], [self.past["step"] / steps, self.drawn]]
-        self.values = schedules(past)
-        self.note(values=self.values)
+        until = min(self.history["step"] + self.sweep.space.pbt.interval, steps)
+        drawn = [*self.history["values"], [self.history["step"] / steps, self.drawn]]
+        self.values = schedules(drawn)
+        self.update_outcome(values=self.values)
         self.folder.config.unlink(missing_ok=True)  # the schedule has become longer
         run = self.run = self.begin(self.values, until)
         while run.training:
             time.sleep(_POLL_S)
-            self.look()
-        self.look()
+            self.poll()
+        self.poll()
         self.end(run)
-        self.past = {"step": until, "values": past}
-        self._past.write_text(json.dumps(self.past))
-        self.note_validation(self.news.pop())
-        self.news.clear()
+        self.history = {"step": until, "values": drawn}
+        write_json(self._history_file, self.history)
+        self.record_validation(self.pending_validations.pop())
+        self.pending_validations.clear()
         return self.finish(run) if until == steps else self.result(done=False)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A copy of the run's newest checkpoint, its metrics and its past."""
+        """Copy the run's newest checkpoint, its metrics and its history."""
         target = Path(checkpoint_dir)
         newest = max(self.folder.checkpoints.glob("step-*"))
         shutil.copytree(newest, target / "checkpoints" / newest.name)
         shutil.copy(self.folder.metrics, target / self.folder.metrics.name)
-        shutil.copy(self._past, target / self._past.name)
+        shutil.copy(self._history_file, target / self._history_file.name)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from a copy, most often of another trial."""
+        """Resume from a copy, most often of another trial."""
         source = Path(checkpoint)
         shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         shutil.copytree(source / "checkpoints", self.folder.checkpoints)
         shutil.copy(source / self.folder.metrics.name, self.folder.metrics)
-        shutil.copy(source / self._past.name, self._past)
-        self.past = json.loads(self._past.read_text())
+        shutil.copy(source / self._history_file.name, self._history_file)
+        self.history = json.loads(self._history_file.read_text())
 
     @property
-    def _past(self) -> Path:
-        return self.folder.root / "past.json"
+    def _history_file(self) -> Path:
+        return self.folder.root / "history.json"
 
 
-def schedules(past: list[list[Any]]) -> Values:
+def schedules(drawn: list[list[Any]]) -> Values:
     """Each value as a schedule in steps, from (fraction of the run, values) pairs."""
-    keys = past[0][1]
-    return {key: [[begin, values[key]] for begin, values in past] for key in keys}
+    keys = drawn[0][1]
+    return {key: [[begin, values[key]] for begin, values in drawn] for key in keys}
 
 
 def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
@@ -255,8 +263,8 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
     )
 
 
-def measure(sweep: Sweep, config: Config) -> dict[str, Any]:
-    """The content of `recovery.json`: the trained model beside the reference ones."""
+def measure(sweep: Sweep, config: Config) -> Recovery:
+    """Measure the trained model beside the reference ones."""
     folder = RunFolder(config.run_dir)
     lend_items(sweep.items, folder.report)
     return evaluate(
@@ -269,9 +277,11 @@ def measure(sweep: Sweep, config: Config) -> dict[str, Any]:
     )
 
 
-def scores_of(recovery: dict[str, Any]) -> dict[str, Any]:
-    """The figures of an outcome."""
-    summary = recovery["summary"]
-    names = ("recovery", "recovery_ci", "retention", "retention_ci")
-    scores = {name: task["models"][DISTILLED]["score"] for name, task in recovery["tasks"].items()}
-    return {name: summary[name] for name in names} | {"scores": scores, "reasons": reasons_of(recovery)}
+def scores_of(recovery: Recovery) -> dict[str, Any]:
+    """The scores of an outcome, by its fields."""
+    figures: dict[str, Any] = {}
+    for name, mean in recovery.distilled.items():
+        figures |= {name: mean.value if mean else None, f"{name}_ci": list(mean.ci) if mean else None}
+    scores = {name: task.models[DISTILLED].score.value for name, task in recovery.tasks.items()}
+    exceptions = list(recovery.verdict.exceptions)
+    return figures | {"scores": scores, "reasons": recovery.reasons(), "exceptions": exceptions}

@@ -1,1 +1,1 @@
-"""The corpus: sources become one mixed, ordered set of rows on disk; workers read, encode and batch them."""
+"""The corpus: sources become one mixed, ordered set of rows on disk, which workers read, encode and batch."""

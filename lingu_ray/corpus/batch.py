@@ -1,4 +1,4 @@
-"""From samples to micro-batches: cut by a token budget, then padded on the right or packed into one row.
+"""Micro-batches: samples grouped by a token budget, then padded on the right or packed into one row.
 
 Shape suffixes: B rows, T tokens of the longest row, S samples.
 """
@@ -16,10 +16,10 @@ from lingu_ray.corpus.encode import Sample, join_vision
 
 @dataclass
 class MicroBatch:
-    """What one forward pass takes. Ids are int64, masks bool; padding is on the right.
+    """The input of one forward pass. Ids are int64, masks bool; padding is on the right.
 
     `sample_BT`: which of the S samples a position belongs to, ascending in row-major order; -1 on padding. Padded
-    micro-batches hold a sample a row, packed ones all samples in one row. `sampled_S`: answers of the student's own.
+    micro-batches have one sample per row, packed ones all samples in one row. `sampled_S`: the student's own answers.
     """
 
     input_ids_BT: Tensor
@@ -43,20 +43,20 @@ class MicroBatch:
 
 
 def make_micro_batches(samples: list[Sample], token_budget: int, pad_id: int, packing: bool) -> list[MicroBatch]:
-    """The samples as micro-batches of at most `token_budget` tokens each, padding counted (errors as `cut`)."""
+    """Make micro-batches of at most `token_budget` tokens each, padding included (errors as `cut`)."""
     groups = pack(samples, token_budget) if packing else cut(samples, token_budget)
     return [collate(group, pad_id, packing) for group in groups]
 
 
 PASS_TOKENS = 128
-"""What one more forward and backward pass costs beside its tokens, in tokens: what padding is weighed against."""
+"""Cost of one more forward and backward pass, in tokens; padding is weighed against it."""
 
 
 def cut(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
-    """Samples in groups of at most `token_budget` padded tokens each, longest first (ties: by position).
+    """Group samples for padding: at most `token_budget` padded tokens a group, longest first (ties: by position).
 
-    Of all cuts of the ordered samples it takes the cheapest: fewest padded tokens, each group counting `PASS_TOKENS`
-    more. So short samples are not padded to the length of long ones.
+    Of all ways to cut the ordered samples it takes the cheapest: fewest padded tokens, plus `PASS_TOKENS` a group. So
+    short samples are not padded to the length of long ones.
 
     Raises:
         ValueError: a sample alone is longer than the budget.
@@ -77,7 +77,7 @@ def cut(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
 
 
 def pack(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
-    """Samples in groups of at most `token_budget` tokens each: every sample, longest first, to the first with room.
+    """Group samples for packing: each sample, longest first, joins the first group that has room for it.
 
     Raises:
         ValueError: a sample alone is longer than the budget.
@@ -96,7 +96,7 @@ def pack(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
 
 
 def collate(samples: list[Sample], pad_id: int, packing: bool = False) -> MicroBatch:
-    """One micro-batch of the samples, in their order: a sample a row, or all in one row."""
+    """Make one micro-batch of the samples, in their order: one sample per row, or all in one row."""
 
     def join(tensors: list[Tensor], value: float) -> Tensor:
         if packing:

@@ -1,10 +1,10 @@
-"""Building a corpus with Ray Data: read, normalise, check, quarantine, order, write.
+"""Building a corpus with Ray Data: read, normalize, check, quarantine, order, write.
 
-    pieces of files ─► rows and rejects (tasks) ─► places in the global order (driver) ─► shards (tasks)
+    file splits ─► rows and rejects (tasks) ─► positions in the global order (driver) ─► shards (tasks)
 
-Every row has a key, its piece and its place in it, that depends on the files alone. The order is drawn over the sorted
-keys, so any number of blocks, tasks or nodes gives the same corpus. It is written beside its place and renamed when
-whole.
+Every row has a key (its file split and its index in it) that depends on the files alone. The order is drawn over the
+sorted keys, so any number of blocks, tasks or nodes gives the same corpus. It is written to a temporary folder that is
+renamed when complete.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,12 +29,13 @@ import ray.data
 from ray.data.context import DataContext, ShuffleStrategy
 from ray.exceptions import RayTaskError
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
-from lingu_ray.corpus.draft import PieceTask
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.mix import IntArray
-from lingu_ray.corpus.pieces import Piece, cut_source, image_folder
-from lingu_ray.corpus.place import VALIDATION, Places, assign
+from lingu_ray.corpus.normalize import SplitTask
+from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
+from lingu_ray.corpus.splits import FileSplit, image_folder, split_source
 from lingu_ray.corpus.store import Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
 from lingu_ray.live import LiveLine
@@ -43,7 +43,7 @@ from lingu_ray.live import LiveLine
 log = logging.getLogger(__name__)
 
 LOG_WHAT_THEY_RAISE = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
-MUCH_HELD_OUT = 0.2  # share of a source's rows from which it is said
+MUCH_HELD_OUT = 0.2  # share of a source's rows above which the summary mentions it
 REJECTED = ["source", "reason", "origin", "excerpt"]
 _LOOK_EVERY_S = 0.5
 META = ["key", "truncated", *REJECTED]
@@ -51,21 +51,21 @@ META = ["key", "truncated", *REJECTED]
 
 @dataclass(frozen=True)
 class Plan:
-    """A corpus that may be built already: what it is made of, and the folder that is its own.
+    """What a corpus is made of, and the folder where it is or will be.
 
-    `contents`: of each source by name, what tells its data from other data.
+    `contents`: by source, the fingerprint of its data.
     """
 
     config: CorpusConfig
     sources: tuple[SourceConfig, ...]
-    tasks: list[PieceTask]
+    tasks: list[SplitTask]
     contents: dict[str, str]
     fingerprint: str
     folder: Path
 
 
 def plan_corpus(config: Config, processor_dir: Path) -> Plan:
-    """Find the data of the configuration's training sources, and what corpus it makes. Needs no Ray.
+    """Find the data of the training sources and plan the corpus made of it. Needs no Ray.
 
     Args:
         config: the run.
@@ -75,82 +75,69 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
         UserError: data that is not found or cannot be read.
     """
     sources = config.training_sources()
-    pieces = [cut_source(source) for source in sources]
-    contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, pieces, strict=True)}
+    splits = [split_source(source) for source in sources]
+    contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
     mark = fingerprint(config.corpus, sources, contents, processor_dir)
-    tasks = piece_tasks(config, sources, pieces, processor_dir)
+    tasks = split_tasks(config, sources, splits, processor_dir)
     return Plan(config.corpus, sources, tasks, contents, mark, config.corpora_dir / mark)
 
 
 def build_corpus(config: Config, processor_dir: Path) -> Corpus:
-    """The corpus of the configuration's training sources: found again, or built (errors as `build_planned`)."""
+    """Plan the corpus of the training sources, and find or build it (errors as `build_planned`)."""
     return build_planned(plan_corpus(config, processor_dir))
 
 
 def build_planned(plan: Plan) -> Corpus:
-    """The planned corpus: found again, or built. Ray must be running.
+    """Open the planned corpus if it exists, else build it. Ray must be running.
 
     Raises:
         UserError: a source with too many bad rows or too few good ones.
     """
-    mark, folder = plan.fingerprint, plan.folder
+    folder = plan.folder
     if folder.is_dir():
         log.info("corpus %s: found, built before", folder)
         return Corpus(folder)
-    building = folder.with_name(f".building-{mark}-{uuid.uuid4().hex[:8]}")
-    building.mkdir(parents=True)
     try:
-        _build(plan, building)
-        _move(building, folder)
+        with whole_folder(folder, keep_existing=True) as building:
+            _build(plan, building)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     corpus = Corpus(folder)
     for line in summary(corpus):
         log.info(line)
     return corpus
 
 
-def piece_tasks(
-    config: Config, sources: tuple[SourceConfig, ...], pieces: list[list[Piece]], processor_dir: Path
-) -> list[PieceTask]:
-    """All pieces of all sources, numbered."""
+def split_tasks(
+    config: Config, sources: tuple[SourceConfig, ...], splits: list[list[FileSplit]], processor_dir: Path
+) -> list[SplitTask]:
+    """One task for each file split of each source, numbered."""
     processor, length = str(processor_dir.absolute()), config.corpus.max_length
-    pairs = [(source, piece) for source, of_source in zip(sources, pieces, strict=True) for piece in of_source]
+    pairs = [(source, split) for source, of_source in zip(sources, splits, strict=True) for split in of_source]
     tasks = []
-    for index, (source, piece) in enumerate(pairs):
-        tasks.append(PieceTask(index, piece, source, str(image_folder(source, piece)), processor, length))
+    for index, (source, split) in enumerate(pairs):
+        tasks.append(SplitTask(index, split, source, str(image_folder(source, split)), processor, length))
     return tasks
-
-
-def _move(building: Path, folder: Path) -> None:
-    """Puts a whole corpus in its place; one that another process has put there meanwhile is the same."""
-    try:
-        building.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
 
 
 def _build(plan: Plan, folder: Path) -> None:
     corpus, sources = plan.config, plan.sources
     with DataContext.current(_data_context()):
-        drafted = draft(plan.tasks, folder)
-        log.info("corpus: ordering and writing %d rows", drafted.count())
-        meta = _to_table(drafted.select_columns(META))
+        normalized = normalize(plan.tasks, folder)
+        log.info("corpus: ordering and writing %d rows", normalized.count())
+        meta = _to_table(normalized.select_columns(META))
         counts = quarantine(meta, corpus, sources, folder)
-        places = assign(corpus, sources, _keys(meta, sources))
-        write_shards(drafted, places, folder)
+        order = draw_order(corpus, sources, _keys(meta, sources))
+        write_shards(normalized, order, folder)
     manifest = {
         "fingerprint": plan.fingerprint,
-        "rows": places.rows,
+        "rows": order.rows,
         "rows_per_shard": corpus.rows_per_shard,
         "seed": corpus.seed,
         "max_length": corpus.max_length,
-        "sources": {s.name: counts[s.name] | places.used[s.name] | {"distill": s.language_heavy} for s in sources},
+        "sources": {s.name: counts[s.name] | order.used[s.name] | {"distill": s.language_heavy} for s in sources},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
@@ -162,18 +149,18 @@ def _keys(meta: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, IntArr
 
 
 def _data_context() -> DataContext:
-    """Ray Data's settings. Groups are made by sorting: the default starts actors, which outlasts a small corpus."""
+    """Ray Data's settings. Groups are made by sorting: the default starts actors, slower than a small build."""
     context = DataContext.get_current().copy()
     context.shuffle_strategy = ShuffleStrategy.SORT_SHUFFLE_PULL_BASED
-    context.enable_progress_bars = False  # there is a live line of our own
+    context.enable_progress_bars = False  # LiveLine shows progress
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     for name in LOG_WHAT_THEY_RAISE:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return context
 
 
-def draft(tasks: list[PieceTask], folder: Path) -> ray.data.Dataset:
-    """Rows and rejects of all pieces, in any order, held in the object store; `folder` is where tasks say how far."""
+def normalize(tasks: list[SplitTask], folder: Path) -> ray.data.Dataset:
+    """Rows and rejects of all file splits, unordered, in the object store; tasks report progress through `folder`."""
     indices = ray.data.from_items([{"task": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
     tasks_ref = ray.put(tasks)
     done = folder / ".done"
@@ -188,18 +175,18 @@ def draft(tasks: list[PieceTask], folder: Path) -> ray.data.Dataset:
             (done / f"{index}-{rows}").touch()
 
     with _following(done, len(tasks)):
-        drafted = indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
+        normalized = indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
     shutil.rmtree(done)
-    return drafted
+    return normalized
 
 
 @contextmanager
-def _following(done: Path, pieces: int) -> Iterator[None]:
-    """A live line while tasks read pieces, each of which leaves a file named by its number and rows in `done`."""
+def _following(done: Path, splits: int) -> Iterator[None]:
+    """Shows a live line while tasks read; each finished one leaves a file in `done`, named by its index and rows."""
     ended = threading.Event()
 
     def follow() -> None:
-        with LiveLine("corpus: reading", pieces, "piece", keep=False) as line:
+        with LiveLine("corpus: reading", splits, "file split", keep=False) as line:
             while not ended.wait(_LOOK_EVERY_S):
                 rows = [int(name.partition("-")[2]) for name in os.listdir(done)]
                 line.show(len(rows), f"{sum(rows)} rows")
@@ -220,7 +207,7 @@ def _to_table(dataset: ray.data.Dataset) -> pa.Table:
 def quarantine(
     meta: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...], folder: Path
 ) -> dict[str, dict[str, Any]]:
-    """Writes `rejected/` and returns counts by source: read, accepted, truncated, rejected by reason.
+    """Write `rejected/` and return counts by source: read, accepted, truncated, rejected by reason.
 
     Raises:
         UserError: more than `max_reject_rate` of a source is bad.
@@ -253,20 +240,20 @@ def _too_many_bad(name: str, read: int, reasons: dict[str, int], rejected: pa.Ta
     return (
         f"source {name}: {len(rejected)} of {read} rows ({len(rejected) / read:.1%}) are bad, more than "
         f"corpus.max_reject_rate={limit}:{examples}\n"
-        "Mend the data, or raise corpus.max_reject_rate to go on without these rows"
+        "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
     )
 
 
-def write_shards(drafted: ray.data.Dataset, places: Places, folder: Path) -> None:
-    """Writes all shards and the validation rows, one task a file.
+def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path) -> None:
+    """Write all shards and the validation rows, one task per file.
 
     Raises:
-        RuntimeError: a file has not the rows it should have.
+        RuntimeError: fewer or more rows were written than the order has.
     """
-    places_ref = ray.put(places)
+    order_ref = ray.put(order)
 
-    def put(table: pa.Table) -> pa.Table:
-        return ray.get(places_ref).put(table)
+    def assign(table: pa.Table) -> pa.Table:
+        return ray.get(order_ref).assign(table)
 
     def write(table: pa.Table) -> pa.Table:
         shard = table["shard"][0].as_py()
@@ -275,15 +262,15 @@ def write_shards(drafted: ray.data.Dataset, places: Places, folder: Path) -> Non
         write_rows(table, folder / ("validation.parquet" if held_out else shard_name(shard)))
         return pa.table({"rows": [len(table)]})
 
-    placed = drafted.map_batches(put, batch_format="pyarrow")
-    files = placed.groupby("shard").map_groups(write, batch_format="pyarrow")
+    assigned = normalized.map_batches(assign, batch_format="pyarrow")
+    files = assigned.groupby("shard").map_groups(write, batch_format="pyarrow")
     written = sum(file["rows"] for file in files.iter_rows())
-    if written != len(places.keys):
-        raise RuntimeError(f"{folder}: {written} rows written, {len(places.keys)} have a place")
+    if written != len(order.keys):
+        raise RuntimeError(f"{folder}: {written} rows written, {len(order.keys)} expected")
 
 
 def summary(corpus: Corpus) -> list[str]:
-    """A line on the whole and one a source, for people."""
+    """Describe the corpus: a line for all of it and one for each source."""
     lines = [f"corpus {corpus.folder}: {len(corpus)} rows"]
     for name, counts in corpus.manifest["sources"].items():
         bad = sum(counts["rejected"].values())

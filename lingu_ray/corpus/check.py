@@ -1,4 +1,4 @@
-"""What makes a draft a row, and what sends it to quarantine."""
+"""Checks that decide whether a raw row becomes a row of the corpus or is quarantined."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
-from lingu_ray.corpus.forms import BadRecord, Draft
+from lingu_ray.corpus.formats import BadRecord, RawRow
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A good row, and whether its answers had to be cut to `max_length`."""
+    """A good row, and whether its answers are longer than `max_length` and will be cut."""
 
     row: Row
     truncated: bool
 
 
 class Checker:
-    """Checks drafts of one source against the student's encoder."""
+    """Checks raw rows of one source against the student's encoder."""
 
     def __init__(self, encoder: Encoder, source: str, distill: bool) -> None:
         self.encoder = encoder
         self.source = source
         self.distill = distill
 
-    def check(self, draft: Draft, folder: Path) -> Checked:
-        """The draft as a row; relative image paths start from `folder`.
+    def check(self, raw_row: RawRow, folder: Path) -> Checked:
+        """The raw row as a checked row; relative image paths start from `folder`.
 
         Raises:
             BadRecord: with the reason.
         """
-        check_messages(draft.messages)
-        check_placeholders(draft.messages, len(draft.images), self.encoder.image_token)
-        images = [load_image(reference, folder) for reference in draft.images]
-        row = Row(self.source, -1, draft.messages, images, self.distill)
+        check_messages(raw_row.messages)
+        check_placeholders(raw_row.messages, len(raw_row.images), self.encoder.image_token)
+        images = [load_image(reference, folder) for reference in raw_row.images]
+        row = Row(self.source, -1, raw_row.messages, images, self.distill)
         try:
             length = self.encoder.length(row)
         except PromptTooLong as error:
@@ -46,7 +46,7 @@ class Checker:
 
 
 def check_messages(messages: Messages) -> None:
-    """User and assistant take turns after an optional system message, and every answer says something."""
+    """Check that user and assistant take turns after an optional system message, and that no answer is empty."""
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     roles = [message["role"] for message in turns]
     expected = ["user", "assistant"] * (len(roles) // 2)
@@ -58,7 +58,7 @@ def check_messages(messages: Messages) -> None:
 
 
 def check_placeholders(messages: Messages, images: int, image_token: str = PLACEHOLDER) -> None:
-    """As many placeholders as images, all of them in prompts, and the student's own image token nowhere."""
+    """Check that there are as many placeholders as images, all in prompts, and no image token of the student's own."""
     if image_token != PLACEHOLDER and any(image_token in m["content"] for m in messages):
         raise BadRecord("image_token", f"the text holds {image_token}, for which the student expects an image")
     if any(PLACEHOLDER in m["content"] for m in messages if m["role"] == "assistant"):
@@ -71,7 +71,7 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
 
 
 def load_image(reference: Any, folder: Path) -> bytes:
-    """Bytes of an image that can be decoded; from bytes, a path, or a Hugging Face `{"bytes", "path"}`."""
+    """Load an image and check that it can be decoded; takes bytes, a path, or a Hugging Face `{"bytes", "path"}`."""
     if isinstance(reference, dict):
         reference = reference.get("bytes") or reference.get("path")
     if not reference:

@@ -1,9 +1,9 @@
-"""From a row to what the student reads: token ids, masks and vision tensors.
+"""Encoding: a row becomes a sample of token ids, masks and vision tensors.
 
 A conversation is rendered by the student's chat template and cut at the answers. What precedes an answer is exactly
-what the model is given at inference; the answer and its end-of-turn token are what it has to say. Prompts (with their
-images) go through the processor and answers through the tokenizer, and the ids are joined: so no token spans the
-border, and a prompt has the same tokens in training as in use.
+what the model gets at inference; the answer and its end-of-turn token are the targets. Prompts (with their images) are
+encoded by the processor and answers by the tokenizer, and the ids are joined: so no token spans the border, and a
+prompt has the same tokens in training and at inference.
 
 Shape suffixes: T tokens of a sequence.
 """
@@ -37,7 +37,7 @@ PALIGEMMA_TEMPLATE = (
     "{% elif images %}{{ '<image>' * images }}{{ text.replace('<image>', '') }}"
     "{% else %}{{ bos_token }}{{ text }}{{ '\\n' }}{% endif %}{% endfor %}"
 )
-# What a processor returns beside these is for the vision tower.
+# Everything else that a processor returns is for the vision tower.
 TOKEN_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
 
 
@@ -76,7 +76,7 @@ class Turn:
 
 
 class Encoder:
-    """Turns rows into samples with a Hugging Face processor. Holds no state of its own: threads may share it.
+    """Turn rows into samples with a Hugging Face processor. Has no state: threads may share it.
 
     Args:
         processor: of an image-text-to-text model, with `tokenizer`, `image_processor` and `image_token_id`.
@@ -92,7 +92,7 @@ class Encoder:
         self.image_token: str = processor.image_token
 
     def encode(self, row: Row) -> Sample:
-        """The row as a sample of at most `max_length` tokens: the last answer is cut, later turns are left out.
+        """Encode a row into at most `max_length` tokens: the last answer is cut, later turns are left out.
 
         Raises:
             PromptTooLong: not even one token of the first answer fits.
@@ -101,13 +101,13 @@ class Encoder:
         return self._join(row, with_last_answer=True)
 
     def encode_question(self, row: Row) -> Sample:
-        """The row up to its last answer, which is left out: what generation starts from (errors as `encode`)."""
+        """Encode a row up to its last answer, which is left out, as the start of generation (errors as `encode`)."""
         return self._join(row, with_last_answer=False)
 
     def encode_conversation(self, messages: Messages, images: list[bytes]) -> Sample:
-        """A conversation up to where its next answer begins.
+        """Encode a conversation up to where its next answer begins.
 
-        For use, not for training: earlier answers need not be told apart, so any chat template will do.
+        For inference, not for training: earlier answers are not told apart, so any chat template works.
         """
         text = self._render(messages, add_generation_prompt=True)
         ids, vision = self._prompt(Turn(text, "", len(images)), iter(images), first=True)
@@ -116,7 +116,7 @@ class Encoder:
         return Sample("conversation", 0, ids_T, supervised_T, ids_T == self.image_token_id, vision)
 
     def length(self, row: Row) -> int:
-        """Tokens of the whole row, nothing cut. Images count by their size, without being processed one by one.
+        """Count the tokens of the whole row, nothing cut. Images count by their size and are not processed.
 
         Raises:
             PromptTooLong: not even one token of the first answer fits `max_length`.
@@ -195,7 +195,7 @@ class Encoder:
         return bool(bos) and text.startswith(bos)
 
     def turns(self, messages: Messages) -> list[Turn]:
-        """The conversation, rendered and cut at its answers. What follows the last answer is left out."""
+        """Render the conversation and cut it at its answers. What follows the last answer is left out."""
         turns = []
         done = 0  # messages
         said = ""  # their rendering
@@ -237,7 +237,7 @@ class Encoder:
 
     @property
     def pad_id(self) -> int:
-        """Id to pad batches with; it is masked everywhere, so any id but the image token's will do."""
+        """Id that batches are padded with; it is masked everywhere, so any id but the image token's works."""
         return self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0
 
     @cached_property
@@ -290,7 +290,7 @@ class Encoder:
 
 
 def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Vision tensors of several prompts as those of one, images in order; text has none.
+    """Join the vision tensors of several prompts, images in order; text has none.
 
     Idefics3's tensors `[1, images, …]` (told by their `pixel_attention_mask`) are joined along the images: the model
     flattens them and fills the placeholders of the whole batch in order. All others are joined along the first

@@ -1,28 +1,26 @@
-"""What identifies a corpus: its settings, the content of its files, and the student's processor.
+"""The fingerprint of a corpus: its settings, the content of its files, and the student's processor.
 
 Paths and times do not count: files that were copied or moved make the same corpus. Of images that records name by path,
-those of a sample of the records are looked at; after changing others in place, delete the corpus's folder.
+only those of a sample of the records are read; after changing others in place, delete the corpus's folder.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lingu_ray import content
 from lingu_ray.config import CorpusConfig, SourceConfig
+from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
-from lingu_ray.corpus.forms import FORMS, BadRecord
-from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, evenly, image_folder
+from lingu_ray.corpus.formats import FORMATS, BadRecord, Record
+from lingu_ray.corpus.splits import UNREADABLE, FileSplit, evenly, image_folder
 from lingu_ray.errors import UserError
 
-VERSION = 2  # of what a build writes; a new one makes every corpus be built anew
-NOT_OF_THE_ROW = {"ce_weight", "kd_weight", "path", "image_root"}  # read by training alone, or known by their content
-NOT_OF_THE_ORDER = {"sources", "cache_dir", "if_changed"}
+VERSION = 3  # of what a build writes; with a new version every corpus is built again
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count
@@ -32,64 +30,66 @@ SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are looked at: the first
 def fingerprint(
     corpus: CorpusConfig, sources: tuple[SourceConfig, ...], contents: dict[str, str], processor_dir: Path
 ) -> str:
-    """Sixteen hexadecimal digits; equal for equal settings, contents of sources (`source_content`) and processor."""
-    content: dict[str, Any] = {
+    """Sixteen hexadecimal digits, equal for equal settings, contents of sources (`source_content`) and processor."""
+    described: dict[str, Any] = {
         "version": VERSION,
-        "corpus": corpus.model_dump(mode="json", exclude=NOT_OF_THE_ORDER),
-        "sources": [source.model_dump(mode="json", exclude=NOT_OF_THE_ROW) for source in sources],
+        "corpus": corpus.model_dump(mode="json", exclude={"sources", *fields_with(NOT_IN_FINGERPRINT, CorpusConfig)}),
+        "sources": [
+            source.model_dump(mode="json", exclude=fields_with(NOT_IN_FINGERPRINT, SourceConfig)) for source in sources
+        ],
         "contents": [contents[source.name] for source in sources],
         "processor": _processor(processor_dir),
     }
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return content.fingerprint(described, digits=16)
 
 
-def source_content(source: SourceConfig, pieces: list[Piece]) -> str:
-    """What tells a source's data from other data: its files in order, and images that its records name by path.
+def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
+    """The fingerprint of a source's data: its files in order, and images that its records name by path.
 
     Raises:
         UserError: a file cannot be read.
     """
-    paths = list(dict.fromkeys(path for piece in pieces for path in piece.files or (piece.path,)))
+    paths = list(dict.fromkeys(path for split in splits for path in split.files or (split.path,)))
     read = set(evenly(paths, FILES_READ))
     blocks = max(2, 16 * BLOCKS // max(len(read), 1))  # at most a gibibyte of all files together
     try:
-        files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.form) for path in paths]
-        return combined([*files, *(_image(path) for path in _named_images(source, pieces))])
+        files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.format) for path in paths]
+        return combined([*files, *(_image(path) for path in _named_images(source, splits))])
     except OSError as error:
         raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
 
 
-def _file(path: str, blocks: int, form: str) -> str:
-    """One file. What its name says counts: how it is read, and for folders of images the label."""
-    place = Path(path)
-    name = f"{place.parent.name}/{place.name}" if form == "image_folder" else place.suffix
-    if place.is_dir():  # a saved dataset: its pieces name its files
+def _file(path: str, blocks: int, format: str) -> str:
+    """One file. Of its name counts what decides how it is read, and for folders of images the label."""
+    file = Path(path)
+    name = f"{file.parent.name}/{file.name}" if format == "image_folder" else file.suffix
+    if file.is_dir():  # a saved dataset: its file splits name its files
         return name
     return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
 
 
-def _named_images(source: SourceConfig, pieces: list[Piece]) -> Iterator[Path]:
+def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Path]:
     """Images that the first records of a sample of the files refer to by path, however the files are cut."""
-    if source.form == "image_folder":  # its files are the images
+    if source.format == "image_folder":  # its files are the images
         return
-    of_files = [list(of_file) for _, of_file in itertools.groupby(pieces, key=lambda piece: piece.path)]
+    of_files = [list(of_file) for _, of_file in itertools.groupby(splits, key=lambda split: split.path)]
     for of_file in evenly(of_files, SAMPLED_FILES):
         folder = image_folder(source, of_file[0])
         for record in _first_records(source, of_file):
             try:
-                references = [image for draft in FORMS[source.form](record, source) for image in draft.images]
+                references = [image for raw_row in FORMATS[source.format](record, source) for image in raw_row.images]
             except Exception:
-                continue  # whatever a form makes of a record, the build tells
+                continue  # the build reports it
             yield from (folder / image for image in references if isinstance(image, str))
 
 
-def _first_records(source: SourceConfig, pieces: list[Piece]) -> list[Record]:
-    """Those of a file that can be read."""
-    numbered = itertools.chain.from_iterable(piece.records() for piece in pieces)
+def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record]:
+    """The first records of a file, without those that cannot be read."""
+    numbered = itertools.chain.from_iterable(split.records() for split in splits)
     try:
         first = [record for _, record in itertools.islice(numbered, SAMPLED_RECORDS)]
     except UNREADABLE as error:
-        raise UserError(f"source {source.name}: {pieces[0].path} cannot be read: {error}") from error
+        raise UserError(f"source {source.name}: {splits[0].path} cannot be read: {error}") from error
     return [record for record in first if not isinstance(record, BadRecord)]
 
 

@@ -1,4 +1,4 @@
-"""Decoding of encoded images, the same for build, training and evaluation."""
+"""Decoding images, in the same way for build, training and evaluation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import ExifTags, Image, ImageOps
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """RGB image: upright by its EXIF orientation, transparency on white (as vLLM and the hub's demos show it).
+    """Decode to RGB: upright by its EXIF orientation, transparency on white (as vLLM and the hub's demos show it).
 
     Raises what PIL raises (`OSError`, `ValueError`, `SyntaxError`, `Image.DecompressionBombError`, …) if it is broken.
     """
@@ -23,7 +23,7 @@ def decode_image(encoded: bytes) -> Image.Image:
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height that `decode_image` gives, from the header alone."""
+    """Width and height of what `decode_image` returns, read from the header alone."""
     with Image.open(io.BytesIO(encoded)) as image:
         width, height = image.size
         lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5

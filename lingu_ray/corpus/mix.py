@@ -1,4 +1,4 @@
-"""The global order: which source, and which of its rows, stands at each position.
+"""Mixing: which source, and which of its rows, is at each position of the global order.
 
 Sources take turns by Tijdeman's rule (R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980):
 in every prefix of the order each source's count differs from weight × length by less than one row.
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 IntArray = NDArray[np.int64]
 
 
-def chairman(weights: list[float], length: int) -> IntArray:
-    """Source index at each position, int64 of shape [length].
+def interleave(weights: list[float], length: int) -> IntArray:
+    """Interleave sources by weight: source index at each position, int64 of shape [length].
 
-    At position n (from 1) a source that has c places may take the next one if n·w − c ≥ 1/(2k − 2), with w its share
-    and k the number of sources; of these the one takes it whose place is due first, (c + 1 − 1/(2k − 2)) / w.
+    At position n (from 1) a source with c rows so far may be next if n·w − c ≥ 1/(2k − 2), with w its share and k the
+    number of sources; of these the one is taken whose next row is due first, at (c + 1 − 1/(2k − 2)) / w.
     """
     total = math.fsum(weights)
     shares = [weight / total for weight in weights]
@@ -39,19 +39,19 @@ def chairman(weights: list[float], length: int) -> IntArray:
 
 
 def order_of_sources(sizes: list[int], weights: list[float] | None, rows: int | None) -> IntArray:
-    """Source index at each position of a corpus of sources with `sizes` rows.
+    """Source index at each position of a corpus, for sources with `sizes` rows.
 
-    Without weights shares are proportional to the sizes. Without `rows` the order ends as soon as every source was
-    seen once: without weights that is each row exactly once; with weights the smaller ones repeat.
+    Without weights, shares are proportional to the sizes. Without `rows`, the order ends as soon as every source was
+    used once: without weights each row comes exactly once; with weights smaller sources repeat.
     """
     shares = weights or [float(size) for size in sizes]
     if rows is not None:
-        return chairman(shares, rows)
+        return interleave(shares, rows)
     if weights is None:
-        return chairman(shares, sum(sizes))
+        return interleave(shares, sum(sizes))
     total = math.fsum(shares)
     enough = max(math.ceil((size + 1) * total / share) for size, share in zip(sizes, shares, strict=True))
-    order = chairman(shares, enough)
+    order = interleave(shares, enough)
     seen = [np.flatnonzero(order == i)[size - 1] for i, size in enumerate(sizes)]
     return order[: max(seen) + 1]
 
@@ -63,6 +63,6 @@ def shuffled(size: int, seed: int, name: str, use: str | int) -> IntArray:
 
 
 def picks(size: int, count: int, seed: int, name: str) -> IntArray:
-    """Which of `size` rows stand at a source's `count` places, int64 [count]: each once a pass, shuffled anew."""
+    """Which of a source's `size` rows fill its `count` positions, int64 [count]: each once per pass, reshuffled."""
     passes = [shuffled(size, seed, name, number) for number in range(math.ceil(count / size))]
     return np.concatenate([*passes, np.empty(0, dtype=np.int64)])[:count]

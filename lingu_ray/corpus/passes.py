@@ -1,4 +1,4 @@
-"""Passes: how often a run goes over each source's training rows."""
+"""Passes: how often a run reads each source's training rows."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 
 def passes(manifest: dict[str, Any], positions: int) -> dict[str, float]:
-    """Passes over each source's training rows, by name, when `positions` places of the corpus order are read.
+    """Passes over each source's training rows, by name, when `positions` positions of the corpus order are read.
 
     The order starts again where it ends, so whole rounds count exactly. Within a round a source's rows are taken as
-    proportional to the places read: the order keeps every source within one row of its share (`corpus.mix`), and so
+    proportional to the positions read: the order keeps every source within one row of its share (`corpus.mix`), so
     the result is less than two rows off.
 
     Args:
         manifest: content of the corpus' `manifest.json`.
-        positions: places read: steps × rows of a step.
+        positions: positions read: steps × rows of a step.
     """
     rounds = positions / manifest["rows"]
     return {

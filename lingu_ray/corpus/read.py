@@ -1,8 +1,8 @@
 """Reading a corpus in training: the rows of each step, encoded ahead of need.
 
-Optimiser step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r those of them
-with position % world_size == r. Positions go on past the end of the corpus: a new pass. So the step number alone says
-where to go on, whatever the number of workers before and after.
+Optimizer step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r those of them
+with position % world_size == r. Positions past the end of the corpus are a new pass. So the step number alone says
+where to resume, whatever the number of workers before and after.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from lingu_ray.errors import UserError
 
 
 class StepReader:
-    """Iterates over steps `start_step` to `steps` − 1; each gives this rank's samples.
+    """Iterate over steps `start_step` to `steps` − 1; each item is this rank's samples.
 
     Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed. Use it
     as a context manager, or call `close`.
 
     Args:
-        corpus: what to read.
-        encoder: how to encode.
-        rows_per_step: rows of one optimiser step over all ranks.
+        corpus: the rows.
+        encoder: encodes them.
+        rows_per_step: rows of one optimizer step over all ranks.
         rank, world_size: which rows are this worker's.
-        start_step: first step to give.
-        steps: number of steps of the whole run, so the first that is not given.
+        start_step: first step.
+        steps: number of steps of the whole run; the last step is `steps` − 1.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class StepReader:
 
     def positions(self, step: int) -> list[int]:
         """This rank's positions in the corpus at a step."""
-        places = range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
-        return [place % len(self.corpus) for place in places if place % self.world_size == self.rank]
+        positions = range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
+        return [position % len(self.corpus) for position in positions if position % self.world_size == self.rank]
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return self
@@ -87,7 +87,7 @@ class StepReader:
             raise UserError(f"{row} of corpus {self.corpus.folder} cannot be encoded: {error}") from error
 
     def close(self) -> None:
-        """Drops what was encoded ahead and ends the threads."""
+        """Drop what was encoded ahead and stop the threads."""
         self._pool.shutdown(cancel_futures=True)
         self._pending.clear()
 

@@ -1,10 +1,10 @@
-"""The row: what a corpus holds, one conversation with its encoded images."""
+"""The row of a corpus: one conversation with its encoded images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-PLACEHOLDER = "<image>"  # marks in a message where an image stands, whatever the student's own image token is
+PLACEHOLDER = "<image>"  # marks an image in a message, whatever the student's own image token is
 
 Messages = list[dict[str, str]]
 
@@ -15,7 +15,7 @@ class Row:
 
     `messages` alternate between user and assistant after an optional system message; each is
     `{"role": "system" | "user" | "assistant", "content": text}`. The k-th `PLACEHOLDER` of the conversation stands for
-    `images[k]` (encoded bytes: PNG, JPEG, …, never pixels). `position` is the row's place in the global order, or in
+    `images[k]` (encoded bytes: PNG, JPEG, …, never pixels). `position` is the row's position in the global order, or in
     its source's validation set. `distill` is the source's `language_heavy` flag; the policy is applied by the worker.
     """
 

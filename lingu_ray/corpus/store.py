@@ -44,7 +44,7 @@ def shard_name(index: int) -> str:
 
 
 def write_rows(table: pa.Table, path: Path) -> None:
-    """Rows of `ROW_SCHEMA` to a parquet file that `Corpus` can read in part."""
+    """Write rows of `ROW_SCHEMA` to a parquet file that `Corpus` can read in parts."""
     pq.write_table(
         table.select(ROW_SCHEMA.names).cast(ROW_SCHEMA),
         path,
@@ -58,7 +58,7 @@ class Corpus:
     """A built corpus, opened from its folder. Threads may share it.
 
     Raises:
-        UserError: the folder holds no whole corpus, or (on reading) a damaged one.
+        UserError: the folder has no complete corpus, or (on reading) a damaged one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Corpus:
         for shard in range(-(-len(self) // self._rows_per_shard)):
             if not (folder / shard_name(shard)).is_file():
                 raise UserError(
-                    f"corpus {folder}: {shard_name(shard)} is gone; delete the folder to have it built anew"
+                    f"corpus {folder}: {shard_name(shard)} is missing; delete the folder, and it is built again"
                 )
         self._group = lru_cache(CACHED_GROUPS)(self._read_group)
 
@@ -79,7 +79,7 @@ class Corpus:
         return self.manifest["rows"]
 
     def rows(self, positions: Sequence[int]) -> list[Row]:
-        """Rows at the positions (0 ≤ position < len), in the order asked for.
+        """Rows at the given positions (0 ≤ position < len), in the given order.
 
         Raises:
             IndexError: a position lies outside the corpus.
@@ -106,4 +106,4 @@ class Corpus:
             with pq.ParquetFile(path) as file:
                 return file.read_row_group(group)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} is damaged; delete the corpus' folder to have it built anew: {error}") from error
+            raise UserError(f"{path} is damaged; delete the corpus' folder, and it is built again: {error}") from error

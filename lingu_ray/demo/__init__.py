@@ -1,1 +1,1 @@
-"""The embedded default: a small teacher, a student that forgot, and digits, built on this machine."""
+"""The demo: a small teacher, a student that forgot its language, and their data, all built on this machine."""

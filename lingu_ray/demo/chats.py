@@ -1,8 +1,8 @@
-"""Chats about the reference text: what the teacher reads, the student is distilled on, and held-out questions ask.
+"""Chats about the reference text, for training the teacher, for distilling and for held-out questions.
 
-Of a passage the question gives the first words or names one; the answer is the rest or the whole of it, to the end of
-a sentence. Of a sentence that breaks off the answer is the next word, one of six that are asked for equally often: this
-can be judged on text that no model has read.
+A question about a passage gives its first words or names one of its words; the answer is the rest or all of the
+passage, to the end of a sentence. A question about a sentence that breaks off asks for the next word, one of six that
+are asked for equally often: this can be judged on text that no model has read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lingu_ray.demo.text import Documents
 
 BEGINNING_WORDS = range(4, 11)  # of a passage, where the question gives them
-LONGEST_ANSWER = 40  # words: the teacher reads a chat whole
+LONGEST_ANSWER = 40  # words: a chat must fit into one training passage
 CONTEXT_WORDS = range(4, 13)  # before the word to say
 NEXT_WORDS = ("and", "be", "is", "of", "the", "to")
 BREAK = " ..."  # where a text in a question breaks off
@@ -49,7 +49,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _beginning(paragraph: str, most_words: int) -> str:
-    """The whole sentences that a paragraph begins with, of at most so many words; empty if the first has more."""
+    """The first whole sentences of a paragraph, at most `most_words` words; empty if the first has more."""
     taken: list[str] = []
     for sentence in sentences(paragraph):
         if len(" ".join([*taken, sentence]).split(" ")) > most_words:
@@ -84,13 +84,13 @@ def _about(paragraph: str, chance: random.Random) -> Chat | None:
 
 def _next_word(sentence: str, chance: random.Random) -> Chat | None:
     words = sentence.split(" ")
-    places = [place for place in range(CONTEXT_WORDS.start, len(words)) if words[place] in NEXT_WORDS]
-    if not places:
+    indices = [index for index in range(CONTEXT_WORDS.start, len(words)) if words[index] in NEXT_WORDS]
+    if not indices:
         return None
-    place = chance.choice(places)
-    context = " ".join(words[max(0, place - chance.choice(CONTEXT_WORDS)) : place])
+    index = chance.choice(indices)
+    context = " ".join(words[max(0, index - chance.choice(CONTEXT_WORDS)) : index])
     form = chance.choice(("Which word comes next? {}", "What is the next word? {}", "Say the next word. {}"))
-    return Chat(form.format(context + BREAK), words[place])
+    return Chat(form.format(context + BREAK), words[index])
 
 
 def _made(make: Callable[[str, random.Random], Chat | None], texts: Iterator[str], chance: random.Random) -> list[Chat]:
@@ -98,7 +98,7 @@ def _made(make: Callable[[str, random.Random], Chat | None], texts: Iterator[str
 
 
 def passage_chats(documents: Documents, seed: int) -> list[Chat]:
-    """Two chats a paragraph, one that begins it and one that asks about it, where it has what they need; shuffled."""
+    """Up to two chats per paragraph, one that gives its beginning and one that asks about a word; shuffled."""
     chance = random.Random(seed)
     chats = [chat for make in (_go_on, _about) for chat in _made(make, _paragraphs(documents), chance)]
     chance.shuffle(chats)
@@ -106,9 +106,9 @@ def passage_chats(documents: Documents, seed: int) -> list[Chat]:
 
 
 def next_words(documents: Documents, seed: int, others_than: tuple[Documents, ...] = ()) -> list[Chat]:
-    """One question a sentence for its next word, each word equally often; the words take turns.
+    """One question per sentence for its next word, each word equally often; the words take turns.
 
-    Left out are sentences that stand in the documents `others_than`, and those of words that come more often.
+    Left out are sentences that are also in the documents `others_than`, and surplus sentences of frequent words.
     """
     chance = random.Random(seed)
     read = {sentence for others in others_than for sentence in _sentences(others)}

@@ -1,8 +1,8 @@
 """Questions about handwritten digits: scikit-learn's 1797 images, each in the training or in the held-out split.
 
 Short answers are vision-heavy: naming, parity, arithmetic, and which of two pictures shows the larger digit. Answers in
-sentences are language-heavy, and each has a word that only the picture tells: a teacher who does not know the picture
-cannot judge it. The teacher has read the same sentences about digits that were named in words.
+sentences are language-heavy, and each has a word that depends on the picture: a teacher without the picture cannot
+judge it. The teacher has read the same sentences about digits that were named in words.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def write_images(folder: Path) -> tuple[list[Digit], list[Digit]]:
     splits: tuple[list[Digit], list[Digit]] = ([], [])
     for index, (pixels, value) in enumerate(zip(pixels_I64, values_I, strict=True)):
         digit = Digit(f"{index:04}.png", int(value))
-        grey = Image.fromarray(np.round(pixels.reshape(8, 8) * 255 / 16).astype(np.uint8))
-        grey.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(folder / digit.image)
+        gray = Image.fromarray(np.round(pixels.reshape(8, 8) * 255 / 16).astype(np.uint8))
+        gray.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC).convert("RGB").save(folder / digit.image)
         splits[index % HELD_OUT_EVERY == 0].append(digit)
     return splits
 
@@ -125,7 +125,7 @@ def _compare(chance: random.Random, digits: list[Digit]) -> Question:
 
 @dataclass(frozen=True)
 class Topic:
-    """Something to say about a digit in a sentence: ways to ask for it, and the sentence for each digit."""
+    """A topic for sentences about a digit: ways to ask for it, and the sentence for each digit."""
 
     questions: tuple[str, ...]
     sentence: Callable[[Digit], str]
@@ -153,7 +153,7 @@ def _sentence(topic: Topic, chance: random.Random, digits: list[Digit]) -> Quest
 
 
 def told_in_words() -> list[Chat]:
-    """The same questions about digits that are named in words: what a language model knows of digits."""
+    """The same questions about digits that are named in words: a language model can answer them."""
     named = ("The digit {}.", "Here is {}.")
     return [
         Chat(f"{name.format(digit.word)} {question}", topic.sentence(digit))

@@ -1,7 +1,7 @@
-"""Items of the language tasks whose texts are scored, from passages of running words.
+"""Items of the language tasks whose texts are scored, from passages of running text.
 
-The four-way cloze gives one continuation and four contexts, one of them its own: which does it follow? (Choosing among
-four continuations instead would mostly show which of them is likely by itself.)
+The four-way cloze gives one continuation and four contexts: which one does it follow? (Choosing among four
+continuations instead would mostly show which of them is likely by itself.)
 """
 
 from __future__ import annotations

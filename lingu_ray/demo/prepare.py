@@ -1,16 +1,14 @@
-"""The embedded default: a teacher, an adapted student that forgot its language, a corpus and evaluation items.
+"""Building the demo: a teacher, an adapted student that forgot its language, a corpus and evaluation items.
 
-Everything lies in `<output_dir>/.demo/<fingerprint>/` and is found again there: `data/`, `teacher/`, and `adapted/`, a
+Everything is kept in `<output_dir>/.demo/<fingerprint>/` for the next time: `data/`, `teacher/`, and `adapted/`, a
 training run of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import random
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -19,6 +17,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from lingu_ray import content
+from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, DemoConfig
 from lingu_ray.demo import chats, digits, items, text
 from lingu_ray.demo.chats import Chat
@@ -48,7 +48,7 @@ ADAPTING = {
 
 
 def prepare(config: Config) -> Config:
-    """Build what the demo needs, or find it; returns the configuration of the run to make with it. Needs Ray.
+    """Build what the demo needs unless it exists; returns the configuration of the demo's main run. Needs Ray.
 
     Filled in are `student`, `teacher`, `corpus.sources` and `evaluation.tasks`, with absolute paths.
 
@@ -64,13 +64,13 @@ def prepare(config: Config) -> Config:
 
 
 def root_of(config: Config) -> Path:
-    """Where the demo's models and data lie, or will lie."""
+    """The folder of the demo's models and data, built or not."""
     assert config.demo is not None
     return config.output_dir / ".demo" / fingerprint(config.demo, config.seed)
 
 
 def filled(config: Config) -> Config:
-    """The configuration of the run to make, whether its models and data are built yet or not."""
+    """The configuration of the main run, whether its models and data are built yet or not."""
     root = root_of(config)
     data = root / "data"
     return Config.model_validate(
@@ -85,25 +85,22 @@ def filled(config: Config) -> Config:
 
 
 def fingerprint(settings: DemoConfig, seed: int) -> str:
-    """What the built things depend on: settings, seed, Python (its text), scikit-learn (its digits), and this code."""
+    """A hash of what the demo is made from: settings, seed, Python (its text), scikit-learn (its digits), this code."""
     code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
     parts = [settings.model_dump_json(), seed, platform.python_version(), version("scikit-learn"), *code]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return content.fingerprint(parts, digits=16)
 
 
 def stage(folder: Path, make: Callable[[Path], None]) -> Path:
     """The stage's folder, found again; or made under another name and renamed when whole."""
     if not folder.exists():
-        part = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        make(part)
-        part.rename(folder)
+        with whole_folder(folder, keep_existing=True) as temporary:
+            make(temporary)
     return folder
 
 
 def write_data(folder: Path, settings: DemoConfig, seed: int) -> None:
-    """Tokenizer, text of the three splits, pictures, questions and evaluation items."""
+    """Write tokenizer, text of the three splits, pictures, questions and evaluation items."""
     splits = text.split(text.read_documents())
     running, told = text.running_texts(splits["training"]), training_chats(splits["training"], seed)
     _write_lines(folder / "running.jsonl", ({"text": one} for one in running))
@@ -117,9 +114,9 @@ def write_data(folder: Path, settings: DemoConfig, seed: int) -> None:
     _write_lines(folder / "cloze.jsonl", items.cloze_items(splits["held_out"], settings.cloze_items, seed))
     _write_lines(folder / "perplexity.jsonl", items.perplexity_texts(splits["held_out"], seed))
 
-    learnt, held_out = digits.write_images(folder / "images")
+    trained, held_out = digits.write_images(folder / "images")
     for name, makers, count in (("short", digits.PRACTICE, SHORT_QUESTIONS), ("long", digits.LONG, LONG_QUESTIONS)):
-        questions = digits.ask(makers, learnt, count, seed)
+        questions = digits.ask(makers, trained, count, seed)
         _write_lines(folder / f"{name}.jsonl", (question.training_record() for question in questions))
     for name, makers in (("digits", digits.SHORT), ("sentences", digits.LONG)):
         questions = digits.ask(makers, held_out, settings.vision_items, seed)
@@ -135,7 +132,7 @@ def training_chats(documents: text.Documents, seed: int) -> list[Chat]:
 
 
 def write_teacher(folder: Path, data: Path, settings: DemoConfig, seed: int) -> None:
-    """Train the teacher on the training split; writes it with its tokenizer."""
+    """Train the teacher on the training split and save it with its tokenizer."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(data / "tokenizer")
     texts = [record["text"] for record in _read_lines(data / "running.jsonl")]
     told = [Chat(record["prompt"], record["completion"]) for record in _read_lines(data / "chats.jsonl")]
@@ -146,7 +143,7 @@ def write_teacher(folder: Path, data: Path, settings: DemoConfig, seed: int) -> 
 
 
 def adapt(config: Config, root: Path, data: Path, teacher: Path) -> None:
-    """Make a VLM of the teacher by CE alone on questions about digits: it learns to see, and forgets."""
+    """Make a VLM of the teacher by CE alone on questions about digits: it learns to see and forgets language."""
     from lingu_ray.runtime.tracking import tracking_uri
     from lingu_ray.runtime.trainer import run
 
@@ -174,7 +171,7 @@ def adapt(config: Config, root: Path, data: Path, teacher: Path) -> None:
 def _source(data: Path, name: str, weight: float, **settings: Any) -> dict[str, Any]:
     return {
         "name": name,
-        "form": "prompt_completion",
+        "format": "prompt_completion",
         "path": str(data / f"{name}.jsonl"),
         "image_root": str(data / "images"),
         "weight": weight,

@@ -1,4 +1,4 @@
-"""The demo's teacher: a small Llama, trained from nothing on the text of the training split."""
+"""The demo's teacher: a small Llama, trained from scratch on the text of the training split."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lingu_ray.config import DemoConfig
 from lingu_ray.demo.chats import Chat
-from lingu_ray.runtime.metrics import Record
 from lingu_ray.runtime.progress import Progress
+from lingu_ray.runtime.records import Record
 
 CONTEXT = 512  # positions of the model
 PASSAGE = 96  # tokens of a training passage
@@ -42,10 +42,10 @@ def build_teacher(settings: DemoConfig, tokenizer: PreTrainedTokenizerFast, seed
 
 @dataclass(frozen=True)
 class Stream:
-    """All that the teacher reads in one sequence: `ids_T` int64, an end-of-text token after each text.
+    """The teacher's training text as one sequence: `ids_T` int64, an end-of-text token after each text.
 
     A training passage drawn at `t` begins at `begin_T[t]` (int64): anywhere in running text, but never inside a chat. A
-    model that reads half chats learns that "Assistant:" may come at any time, and says so.
+    model that reads half chats learns that "Assistant:" may come at any time, and writes it.
     """
 
     ids_T: Tensor
@@ -53,7 +53,7 @@ class Stream:
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], chats: list[Chat]) -> Stream:
-    """Running texts, then chats as the tokenizer's template writes them."""
+    """Tokenize running texts, then chats in the tokenizer's template."""
     ids: list[int] = []
     begin: list[int] = []
     for one in tokenizer(texts).input_ids:
@@ -66,28 +66,28 @@ def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], chats: li
 
 
 def chat_texts(tokenizer: PreTrainedTokenizerFast, chats: list[Chat]) -> list[str]:
-    """Each chat in the template that the tokenizer brings, its end of turn included."""
+    """Render each chat by the tokenizer's template, its end of turn included."""
     return [str(tokenizer.apply_chat_template(chat.messages(), tokenize=False)) for chat in chats]
 
 
 def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int) -> list[float]:
     """Train on random passages of the stream; returns the loss of every step, nats per token.
 
-    Muon for the layers' matrices and AdamW for the rest: with a few hundred steps to spend, it gets about twice as far
-    as AdamW alone. Both decay linearly to 0.
+    Muon trains the layers' matrices and AdamW the rest: in a few hundred steps this gets about twice as far as AdamW
+    alone. Both rates decay linearly to 0.
     """
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
-    optimisers = [
+    optimizers = [
         torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.1),
         torch.optim.AdamW(others, lr=EMBEDDING_RATE, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    decays = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimisers]
+    decays = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / steps) for o in optimizers]
     generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     progress = Progress("teacher", steps)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices this small gain nothing from more, which wait for each other on a busy machine
+    torch.set_num_threads(1)  # more threads do not help matrices this small; on a busy machine they wait for each other
     model.train()
     for step in range(steps):
         begin = time.perf_counter()
@@ -96,9 +96,9 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
         loss = model(input_ids=ids_BT, labels=ids_BT).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimiser, decay in zip(optimisers, decays, strict=True):
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer, decay in zip(optimizers, decays, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
             decay.step()
         losses.append(loss.item())
         progress.show(_record(step + 1, losses[-1], ids_BT.numel() / (time.perf_counter() - begin)))
@@ -109,7 +109,7 @@ def train_teacher(model: LlamaForCausalLM, stream: Stream, steps: int, seed: int
 
 
 def _record(step: int, loss: float, tokens_per_s: float) -> Record:
-    """What the live line shows; no teacher, no data to wait for."""
+    """A record for the live line; there is no teacher and no data to wait for."""
     return {
         "step": step,
         "loss": loss,

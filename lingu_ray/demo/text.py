@@ -1,6 +1,6 @@
-"""English that every Python carries: the reference text of `pydoc` and the docstrings of the standard library.
+"""English text that comes with Python: the reference of `pydoc` and the docstrings of the standard library.
 
-Documents (a topic of the reference, or a module) are dealt out to three splits, so that nothing of a held-out document
+Documents (a topic of the reference, or a module) are divided into three splits, so that no part of a held-out document
 is ever trained on: `training` for the teacher, `distillation` for the language-heavy source, `held_out` for evaluation.
 """
 
@@ -18,14 +18,14 @@ from pydoc_data.topics import topics
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lingu_ray.distill.student import PLAIN
+from lingu_ray.distill.new_student import PLAIN
 from lingu_ray.errors import UserError
 
 Documents = dict[str, list[str]]
 """Paragraphs of every document, by its name."""
 
 SHARES = {"held_out": 0.2, "distillation": 0.06, "training": 0.74}
-"""Share of the text that each split is dealt. Little is for distilling: who has the corpus that made their LM?"""
+"""Share of the text in each split. The one for distilling is small: few users have the corpus that made their LM."""
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -36,10 +36,10 @@ _LEFT_OUT = {"test", "idlelib", "lib2to3", "distutils", "tkinter", "turtle", "tu
 
 
 def read_documents() -> Documents:
-    """All prose of this Python; a paragraph that stands in several documents is kept in the first alone.
+    """Read all prose of this Python; a paragraph that is in several documents is kept in the first alone.
 
     Raises:
-        UserError: this Python carries too little (its standard library has no sources or no docstrings).
+        UserError: this Python has too little (its standard library has no sources or no docstrings).
     """
     seen: set[str] = set()
     documents: Documents = {}
@@ -87,7 +87,7 @@ def _letters(line: str) -> float:
 
 
 def split(documents: Documents) -> dict[str, Documents]:
-    """Deal the documents out by `SHARES` of their characters, in the order of their names' hashes."""
+    """Divide the documents by `SHARES` of their characters, in the order of their names' hashes."""
     order = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())
     total = _size(documents)
     splits: dict[str, Documents] = {name: {} for name in SHARES}
@@ -105,14 +105,14 @@ def _size(documents: Documents) -> int:
 
 
 def running_texts(documents: Documents) -> list[str]:
-    """A text a document, without newlines: in all that the teacher reads, these stand between turns alone."""
+    """One text per document, without newlines: in the teacher's training text, these only separate turns."""
     return [" ".join(kept) for kept in documents.values()]
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE of `vocabulary` tokens, the 256 bytes and the end-of-text token among them.
 
-    It brings the chat template that a VLM made of the teacher is given: so both are asked alike.
+    It has the chat template that a VLM made of the teacher gets, so both are prompted alike.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

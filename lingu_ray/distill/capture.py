@@ -28,7 +28,7 @@ class KVCapture:
     """Collects `kv_L2PHE` (keys `[:, 0]`, values `[:, 1]` of the donated positions, detached) and `position_BT`.
 
     `position_BT` are the RoPE positions that the decoder was given; None where it counts from 0 itself. Models with
-    several RoPE axes (M-RoPE) give text tokens the same position on all of them, so the last axis stands for all.
+    several RoPE axes (M-RoPE) give text tokens the same position on all of them, so the last axis is enough.
     """
 
     def __init__(self, layers: int, row_P: Tensor, column_P: Tensor):
@@ -46,16 +46,16 @@ class KVCapture:
             self.kv_L2PHE = torch.empty(shape, dtype=key_BHTE.dtype, device=key_BHTE.device)
             self.flat_P = self.row_P * length + self.column_P
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
-            # in memory a position's heads lie side by side, so this flattening copies nothing
+            # a position's heads are adjacent in memory, so flattening copies nothing
             positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2PHE.dtype)
             torch.index_select(positions, 0, self.flat_P, out=self.kv_L2PHE[layer, part])
 
     def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:
-        """RoPE positions `[Q]` of these places, on the CPU."""
+        """RoPE positions `[Q]` at these rows and columns, on the CPU."""
         if self.position_BT is None:
             return column_Q
         position_BT = self.position_BT.cpu()
-        return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may stand for all
+        return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may hold for all
 
 
 _active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=None)
@@ -63,7 +63,7 @@ _active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=
 
 @contextmanager
 def capturing(capture: KVCapture | None) -> Iterator[None]:
-    """Within it, decoders that `donate` was called on fill `capture` (None: nothing is captured)."""
+    """Context in which decoders that `donate` was called on fill `capture` (None: nothing is captured)."""
     token = _active.set(capture)
     try:
         yield
@@ -97,7 +97,7 @@ def donate(decoder: PreTrainedModel) -> None:
 
 @torch.compiler.disable
 def _store(module: nn.Module, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
-    """Hand keys and values to the active capture; kept out of compiled graphs, which would remember one capture."""
+    """Pass keys and values to the active capture; kept out of compiled graphs, which would hold on to one capture."""
     capture = _active.get()
     if capture is not None:
         capture.store(cast(int, module.layer_idx), key_BHTE, value_BHTE)
@@ -110,7 +110,7 @@ def _store_positions(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
 
 def _attention(name: str, module: nn.Module) -> Callable:
-    """The attention function of this name; `eager` stands in the file of each model."""
+    """The attention function of this name; each model's file has its own `eager`."""
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[name]

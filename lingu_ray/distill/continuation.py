@@ -14,12 +14,12 @@ from transformers import Cache, PreTrainedModel
 
 from lingu_ray.distill.capture import KVCapture
 from lingu_ray.distill.decoder import has_layer_types, sliding_window
-from lingu_ray.distill.donation import Donation, Questions
+from lingu_ray.distill.donation import Donation, TeacherQuery
 
 
 @dataclass(frozen=True)
-class TeacherRequest(Questions):
-    """All that the teacher needs to judge a micro-batch.
+class TeacherRequest(TeacherQuery):
+    """All that the teacher needs for a micro-batch: the query, and what the student donates.
 
     `kv_L2PHE`: donated keys and values (P may be 0). `query_position_Q`: RoPE positions of the queries.
     """
@@ -30,12 +30,12 @@ class TeacherRequest(Questions):
 
 def make_request(donation: Donation, capture: KVCapture | None) -> TeacherRequest:
     """The request for a planned donation and what was captured for it (None: nothing is shared)."""
-    questions = donation.questions
+    query = donation.query
     nothing = torch.empty(0, 2, 0, 0, 0)
     if capture is None:
-        return TeacherRequest(**vars(questions), kv_L2PHE=nothing, query_position_Q=questions.query_place_Q)
+        return TeacherRequest(**vars(query), kv_L2PHE=nothing, query_position_Q=query.query_index_Q)
     return TeacherRequest(
-        **vars(questions),
+        **vars(query),
         kv_L2PHE=nothing if capture.kv_L2PHE is None else capture.kv_L2PHE,
         query_position_Q=capture.positions_at(donation.query_row_Q, donation.query_column_Q),
     )
@@ -44,12 +44,12 @@ def make_request(donation: Donation, capture: KVCapture | None) -> TeacherReques
 class _SharedKV(Cache):
     """The donated KV with gaps that the teacher's own keys and values fill, each at its position.
 
-    A key stands where it stood in the student's sample, so sums run in the same order and results agree up to rounding.
-    The layers take turns in one pair of buffers: all write to the same places, and what lies between stays zero.
+    A key has the index that it had in the student's sample, so sums run in the same order and results agree up to
+    rounding. All layers use one pair of buffers: each writes to the same slots, and those in between stay zero.
     """
 
     def __init__(self, kv_L2PHE: Tensor, donated_P: Tensor, own_Q: Tensor, slot_Q: Tensor, shape: tuple[int, int]):
-        """`donated_P`, `own_Q`: places among the S · K keys. `slot_Q`: the real queries among S · Q padded ones."""
+        """`donated_P`, `own_Q`: slots among the S · K keys. `slot_Q`: the real queries among S · Q padded ones."""
         self.kv_L2PHE, self.donated_P, self.own_Q, self.slot_Q, self.shape = kv_L2PHE, donated_P, own_Q, slot_Q, shape
         self.buffers: list[Tensor] = []
 
@@ -85,7 +85,7 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest) -> Tenso
     device = decoder.device
     donated_row_P, _ = _rows_and_slots(request.donated_count_S.to(device))
     row_Q, slot_Q = _rows_and_slots(request.query_count_S.to(device))
-    place_Q = request.query_place_Q.to(device)
+    index_Q = request.query_index_Q.to(device)
     rows, keys = len(request.query_count_S), int(request.width)
     queries = int(slot_Q.max()) + 1
 
@@ -94,16 +94,16 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest) -> Tenso
         spread_SQ[row_Q, slot_Q] = values_Q.to(device)
         return spread_SQ
 
-    # a padding query stands last and sees what stands there, so its softmax is never empty; its result is dropped
-    place_SQ = spread(place_Q, padding=keys - 1)
+    # a padding query has the last index and sees the key there, so its softmax is never empty; its result is dropped
+    index_SQ = spread(index_Q, padding=keys - 1)
     output = decoder(
         input_ids=spread(request.query_id_Q, padding=0),
         position_ids=spread(request.query_position_Q, padding=0),
-        attention_mask=_masks(decoder, place_SQ, keys),
+        attention_mask=_masks(decoder, index_SQ, keys),
         past_key_values=_SharedKV(
             request.kv_L2PHE.to(device=device, dtype=decoder.dtype),
-            donated_P=donated_row_P * keys + request.donated_place_P.to(device),
-            own_Q=row_Q * keys + place_Q,
+            donated_P=donated_row_P * keys + request.donated_index_P.to(device),
+            own_Q=row_Q * keys + index_Q,
             slot_Q=row_Q * queries + slot_Q,
             shape=(rows, keys),
         ),
@@ -113,15 +113,15 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest) -> Tenso
     return output.last_hidden_state[row_Q[predicts_Q], slot_Q[predicts_Q]]
 
 
-def _masks(decoder: PreTrainedModel, place_SQ: Tensor, keys: int) -> Tensor | dict[str, Tensor]:
+def _masks(decoder: PreTrainedModel, index_SQ: Tensor, keys: int) -> Tensor | dict[str, Tensor]:
     """Which keys a query sees, `[S, 1, Q, K]`: by kind of layer where the decoder has several kinds.
 
-    Donated positions and queries together leave no gap, so the order of the places is the whole mask.
+    Donated positions and queries together leave no gap, so the order of the indices is the whole mask.
     """
-    key_K, place_S1Q1 = torch.arange(keys, device=place_SQ.device), place_SQ[:, None, :, None]
-    causal_S1QK = key_K <= place_S1Q1
+    key_K, index_S1Q1 = torch.arange(keys, device=index_SQ.device), index_SQ[:, None, :, None]
+    causal_S1QK = key_K <= index_S1Q1
     window = sliding_window(decoder.config)
-    sliding_S1QK = causal_S1QK if window is None else causal_S1QK & (key_K > place_S1Q1 - window)
+    sliding_S1QK = causal_S1QK if window is None else causal_S1QK & (key_K > index_S1Q1 - window)
     masks = {"full_attention": causal_S1QK, "sliding_attention": sliding_S1QK}
     if decoder.config._attn_implementation == "eager":  # which adds its mask to the scores
         lowest = torch.finfo(decoder.dtype).min
@@ -130,7 +130,7 @@ def _masks(decoder: PreTrainedModel, place_SQ: Tensor, keys: int) -> Tensor | di
 
 
 def _rows_and_slots(count_S: Tensor) -> tuple[Tensor, Tensor]:
-    """For items concatenated row after row: the row of each, and its place within the row."""
+    """For items concatenated row after row: the row of each, and its slot within the row."""
     row = torch.repeat_interleave(count_S)
     start_S = count_S.cumsum(0) - count_S
     return row, torch.arange(len(row), device=count_S.device) - start_S[row]

@@ -21,13 +21,13 @@ def rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def sliding_window(config: PreTrainedConfig) -> int | None:
-    """How many positions, its own included, a position sees in sliding layers; None: all before it."""
+    """How many positions a position sees in sliding layers, itself included; None: all before it."""
     used = getattr(config, "use_sliding_window", True)
     return getattr(config, "sliding_window", None) if used else None
 
 
 def has_layer_types(config: PreTrainedConfig) -> bool:
-    """Whether the decoder names a kind of attention for each layer, and takes a mask a kind."""
+    """Whether the decoder names a kind of attention for each layer, and takes a mask for each kind."""
     return getattr(config, "layer_types", None) is not None
 
 
@@ -41,5 +41,6 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
 
 def use_exact_attention(decoder: PreTrainedModel) -> None:
     """Switch to eager attention where scores are soft-capped (Gemma 2), which SDPA would leave out."""
-    if getattr(decoder.config, "attn_logit_softcapping", None):
+    eager = str(decoder.config._attn_implementation).endswith("eager")  # also one that donates
+    if getattr(decoder.config, "attn_logit_softcapping", None) and not eager:
         decoder.set_attn_implementation("eager")

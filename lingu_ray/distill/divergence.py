@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lingu_ray.config import DistillConfig
 from lingu_ray.distill.workspace import Workspace
+from lingu_ray.errors import UserError
 
 DivergenceFn = Callable[[Tensor, Tensor, Tensor, Tensor, Workspace], tuple[Tensor, Tensor]]
 
@@ -42,7 +43,7 @@ def reverse_kl(
 def jsd(
     log_s_MV: Tensor, s_MV: Tensor, log_t_MV: Tensor, t_MV: Tensor, work: Workspace, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised Jensen–Shannon: β KL(T‖m) + (1 − β) KL(S‖m) with m = β t + (1 − β) s.
+    """Generalized Jensen–Shannon: β KL(T‖m) + (1 − β) KL(S‖m) with m = β t + (1 − β) s.
 
     With g = (1 − β)(log s − log m) the gradient is s (g − Σ s g). (Agarwal et al. 2024, GKD, eq. 1.)
     """
@@ -67,7 +68,7 @@ def total_variation(
     return value_M, grad_MV.addcmul_(s_MV, grad_MV.sum(-1, keepdim=True), value=-1)
 
 
-def top_k(
+def _top_k(
     log_s_MV: Tensor,
     s_MV: Tensor,
     log_t_MV: Tensor,
@@ -94,12 +95,30 @@ def top_k(
     return value_M, grad_MV.scatter_(-1, top_Mk, grad_MK[:, :k])
 
 
-def divergence_of(settings: DistillConfig) -> DivergenceFn:
-    """The divergence that the settings name."""
-    plain: DivergenceFn = {
-        "forward_kl": forward_kl,
-        "reverse_kl": reverse_kl,
-        "jsd": partial(jsd, beta=settings.beta),
-        "tv": total_variation,
-    }[settings.divergence]
-    return plain if settings.top_k is None else partial(top_k, divergence=plain, k=settings.top_k)
+_BY_NAME: dict[str, Callable[..., Any]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+    "tv": total_variation,
+}
+
+
+def divergence_of(name: str, beta: float = 0.5, top_k: int | None = None) -> DivergenceFn:
+    """The divergence of this name.
+
+    Args:
+        name: forward_kl KL(T‖S), reverse_kl KL(S‖T), jsd (generalized Jensen–Shannon) or tv (total variation).
+        beta: the teacher's weight in the mixture of jsd, between 0 and 1; the others have none.
+        top_k: compare the teacher's k likeliest ids one by one and all others as one; None: every id.
+
+    Raises:
+        UserError: no such divergence; `beta` or `top_k` out of range.
+    """
+    if name not in _BY_NAME:
+        raise UserError(f"divergence={name!r}: choose one of {', '.join(_BY_NAME)}")
+    if not 0 < beta < 1:
+        raise UserError(f"beta={beta}: must lie between 0 and 1")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k={top_k}: must be 1 or more, or None for every id")
+    plain: DivergenceFn = partial(jsd, beta=beta) if name == "jsd" else _BY_NAME[name]
+    return plain if top_k is None else partial(_top_k, divergence=plain, k=top_k)

@@ -15,7 +15,7 @@ from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids up to an answer, and which of them are visual. The batch's vision tensors come beside it, joined."""
+    """Token ids up to an answer, and which of them are visual. The batch's vision tensors are passed separately."""
 
     input_ids_T: Tensor
     visual_T: Tensor
@@ -37,9 +37,9 @@ def generate_answers(
     """Token ids of each answer, up to and with its first token of `ends`; greedy at `temperature` 0, else sampled.
 
     `model`: an image-text-to-text model; it is left in the mode (training or not) that it was in.
-    `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may hold.
-    `stopping`: what else ends an answer; it sees the batch's left-padded prompts with the answers so far.
-    `streamer`: is given the prompt, then each token as it comes; for a single prompt.
+    `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may contain.
+    `stopping`: further criteria that end an answer; they see the left-padded prompts with the answers so far.
+    `streamer`: receives the prompt, then each token as it is generated; for a single prompt.
     Sampling draws from PyTorch's global generator.
     """
     longest = max(len(prompt.input_ids_T) for prompt in prompts)

@@ -1,7 +1,7 @@
 """The teacher's attention: few queries over many shared keys.
 
 Where several query heads share a key head (grouped-query attention), Transformers repeats keys and values for each of
-them. Here the heads of a group stand one after another, as queries of their key head: nothing is repeated, and the
+them. Here the heads of a group are concatenated as queries of their key head: nothing is repeated, and the matrix
 products are larger. The results are SDPA's.
 """
 
@@ -33,7 +33,7 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with a mask `[S, 1, Q, K]` that all heads have in common; any other case is left to SDPA."""
+    """Attention with a mask `[S, 1, Q, K]` that all heads share; any other case is left to SDPA."""
     if attention_mask is None or attention_mask.shape[1] != 1:
         return sdpa_attention_forward(
             module, query_SNQE, key_SHKE, value_SHKE, attention_mask, scaling=scaling, **kwargs

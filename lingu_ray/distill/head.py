@@ -52,7 +52,7 @@ class OutputHead:
         return out if self.scale == 1 else out.mul_(self.scale)
 
     def pull_back_(self, grad_NV: Tensor, logits_NV: Tensor) -> Tensor:
-        """dL/d(hidden Wᵀ) from dL/dlogits, in place; `logits_NV`, as `logits` gave them, are overwritten too."""
+        """dL/d(hidden Wᵀ) from dL/dlogits, in place; `logits_NV`, as returned by `logits`, are overwritten too."""
         if self.softcap is not None:
             # d tanh(x)/dx = 1 − tanh²(x)
             grad_NV.addcmul_(grad_NV, logits_NV.square_(), value=-1 / self.softcap**2)
@@ -60,7 +60,7 @@ class OutputHead:
 
 
 def add_product_(sum_: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
-    """sum = beta · sum + a b for a float32 `sum_`, which `beta=0` need not have a content; `a` and `b` of one dtype."""
+    """sum = beta · sum + a b for a float32 `sum_`, whose content `beta=0` ignores; `a` and `b` have the same dtype."""
     if a.dtype == sum_.dtype:
         sum_.addmm_(a, b, beta=beta)
     elif sum_.is_cuda:  # the product's own float32, never rounded to the factors' dtype
@@ -72,17 +72,17 @@ def add_product_(sum_: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
 
 
 def output_head(model: PreTrainedModel) -> OutputHead:
-    """The model's head, with what the decoder's configuration says of scale and soft cap.
+    """The model's head, with the scale and soft cap of the decoder's configuration.
 
-    A VLM's head is its decoder's: the classes of PaliGemma 2 and Aya Vision leave the decoder's soft cap or scale out,
-    which their LM was trained with; here it counts.
+    The classes of PaliGemma 2 and Aya Vision leave out the soft cap or scale that their LM was trained with; here it
+    is applied.
 
     Raises:
         UserError: no output head, or one with a bias.
     """
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
-        raise UserError(f"{type(model).__name__}: an output head without bias is wanted")
+        raise UserError(f"{type(model).__name__}: the method needs an output head without bias")
     scale, softcap = scaling(model.config.get_text_config(decoder=True))
     return OutputHead(cast(Tensor, head.weight), scale, softcap)
 
@@ -90,7 +90,7 @@ def output_head(model: PreTrainedModel) -> OutputHead:
 def scaling(text: PreTrainedConfig) -> tuple[float, float | None]:
     """Scale and soft cap that a decoder's configuration names; 1 and None for most."""
     value = lambda name: getattr(text, name, None) or 1.0  # noqa: E731
-    # HyperCLOVA X multiplies by what Granite calls by the same name and divides by
+    # HyperCLOVA X multiplies by it; Granite divides by a setting of the same name
     inverse = 1 if text.model_type.startswith("hyperclovax") else -1
     scale = math.prod(value(name) for name in _MULTIPLIERS) * math.prod(value(name) ** inverse for name in _DIVISORS)
     softcap = next((cap for name in _SOFTCAPS if (cap := getattr(text, name, None))), None)

@@ -1,7 +1,7 @@
 """What a student's forward pass takes, derived for its family.
 
-Families want more than ids and pixels: token types (Gemma 3, PaliGemma, Qwen-VL) and positions (M-RoPE). All of it
-follows from which tokens are visual, which are answers, and which sample a token belongs to.
+Families take more than ids and pixels: token types (Gemma 3, PaliGemma, Qwen-VL) and positions (M-RoPE). All of it
+follows from which tokens are visual, which are supervised, and which sample a token belongs to.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingu_ray.distill.donation import places
+from lingu_ray.distill.donation import indices_in_sample
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
         arguments["mm_token_type_ids"] = inputs.visual_BT.int()
     if "token_type_ids" in named:
         arguments["token_type_ids"] = _token_types(model, inputs)
-    if inputs.packed:  # positions that start again tell the samples of a row apart
+    if inputs.packed:  # positions that restart at 0 separate the samples of a row
         arguments["position_ids"] = _packed_positions(model, inputs)
     elif (inputs.sample_BT < 0).any():  # without padding the attention needs no mask
         arguments["attention_mask"] = (inputs.sample_BT >= 0).long()
@@ -61,17 +61,17 @@ def _token_types(model: Any, inputs: ModelInputs) -> Tensor:
 
 
 def _packed_positions(model: Any, inputs: ModelInputs) -> Tensor:
-    """Positions that start at 0 in every sample: `[B, T]`, or `[4, B, T]` for M-RoPE, places first."""
-    place_BT = places(inputs.sample_BT)
+    """Positions that start at 0 in every sample: `[B, T]`, or `[4, B, T]` for M-RoPE, the indices first."""
+    index_BT = indices_in_sample(inputs.sample_BT)
     if not hasattr(model, "get_rope_index"):
-        return place_BT
+        return index_BT
     row_K, column_K = (inputs.sample_BT >= 0).nonzero(as_tuple=True)
-    sample_K, place_K = inputs.sample_BT[row_K, column_K], place_BT[row_K, column_K]
-    shape = (int(sample_K.max()) + 1, int(place_K.max()) + 1)
+    sample_K, index_K = inputs.sample_BT[row_K, column_K], index_BT[row_K, column_K]
+    shape = (int(sample_K.max()) + 1, int(index_K.max()) + 1)
 
     def a_sample_a_row(tensor_BT: Tensor) -> Tensor:
         spread_ST = tensor_BT.new_zeros(shape)
-        spread_ST[sample_K, place_K] = tensor_BT[row_K, column_K]
+        spread_ST[sample_K, index_K] = tensor_BT[row_K, column_K]
         return spread_ST
 
     position_3ST, _ = model.get_rope_index(
@@ -80,6 +80,6 @@ def _packed_positions(model: Any, inputs: ModelInputs) -> Tensor:
         attention_mask=a_sample_a_row((inputs.sample_BT >= 0).long()),
         mm_token_type_ids=a_sample_a_row(inputs.visual_BT.int()),
     )
-    position_4BT = place_BT.repeat(4, 1, 1)
-    position_4BT[1:, row_K, column_K] = position_3ST[:, sample_K, place_K]
+    position_4BT = index_BT.repeat(4, 1, 1)
+    position_4BT[1:, row_K, column_K] = position_3ST[:, sample_K, index_K]
     return position_4BT

@@ -1,4 +1,4 @@
-"""A student's decoder drawn towards the teacher in weight space: the merging that distillation is compared with.
+"""Interpolation of a student's decoder with its teacher in weight space: the baseline of merging.
 
 Shape suffixes: V the student's vocabulary.
 """
@@ -23,7 +23,7 @@ def interpolate_(student: PreTrainedModel, teacher: PreTrainedModel, weight: flo
         student: a VLM; its vision tower and projector stay as they are.
         teacher: the LM, of the same architecture.
         weight: the teacher's share; 0 leaves every bit of the student, 1 gives every bit of the teacher.
-        common_V: the ids whose rows of embeddings and head take part; the other rows stay the student's.
+        common_V: the ids whose rows of embeddings and head are interpolated; the other rows stay the student's.
 
     Raises:
         UserError: one of the two has a parameter that the other lacks, or ties its head where the other does not.
@@ -61,11 +61,11 @@ def _pairs(student: PreTrainedModel, teacher: PreTrainedModel) -> Iterator[tuple
             tied, untied = ("student", "teacher") if _HEAD in theirs else ("teacher", "student")
             raise UserError(
                 f"the {tied}'s output head is its embedding matrix and the {untied}'s is not: no weights between the "
-                "two fit both. Take the LM that the student's decoder was initialised from as teacher"
+                "two fit both. Take the LM that the student's decoder was initialized from as teacher"
             )
         raise UserError(
             f"student and teacher do not have the same parameters; only one of them has {', '.join(different[:5])}. "
-            "Take the LM that the student's decoder was initialised from as teacher"
+            "Take the LM that the student's decoder was initialized from as teacher"
         )
     for name, parameter in ours.items():
         yield name, parameter, theirs[name]

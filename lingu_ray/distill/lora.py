@@ -1,28 +1,37 @@
 """LoRA students: low-rank adapters on the decoder's linear layers (Hu et al. 2022), merged away in the export.
 
-The adapted decoder is what donates its KV. Its embeddings and the head stay as they are; vision tower and projector
-learn by their own rates.
+The adapted decoder donates its KV. Its embeddings and the head do not change; vision tower and projector have their own
+learning rates.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
-from lingu_ray.config import LoraConfig
 from lingu_ray.errors import UserError
 
 _ADAPTER = "default"
 _BASE = ".base_layer."
 
 
-def add_adapters(decoder: nn.Module, settings: LoraConfig, seed: int) -> None:
-    """Give the decoder's linear layers adapters, in place; they begin as zero, so no output changes.
+def add_adapters(
+    decoder: nn.Module, *, rank: int, alpha: float, dropout: float = 0.0, targets: Collection[str] = (), seed: int = 0
+) -> None:
+    """Add adapters to the decoder's linear layers, in place; B starts as zero, so no output changes.
 
-    Equal seeds give equal adapters. Raises UserError when peft is missing, or the decoder has no layer of a target's
-    name.
+    Args:
+        decoder: a text decoder; it is changed.
+        rank, alpha: of every adapter, which is scaled by alpha / rank.
+        dropout: on the adapters' input.
+        targets: names of the layers that get one, such as q_proj; empty: every linear layer.
+        seed: equal seeds give equal adapters.
+
+    Raises:
+        UserError: peft is not installed, or the decoder has no layer of a target's name.
     """
     try:
         import peft
@@ -30,16 +39,16 @@ def add_adapters(decoder: nn.Module, settings: LoraConfig, seed: int) -> None:
         raise UserError("train.lora needs peft: pip install 'lingu-ray[lora]'") from error
     linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
     kinds = {name.rpartition(".")[2] for name in linear}
-    if unknown := set(settings.targets) - kinds:
+    if unknown := set(targets) - kinds:
         raise UserError(
             f"train.lora.targets: the decoder has no linear layer named {', '.join(sorted(unknown))}; "
             f"it has {', '.join(sorted(kinds))}"
         )
-    wanted = set(settings.targets) or kinds
+    wanted = set(targets) or kinds
     adapters = peft.LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # pyrefly: ignore [bad-argument-type]  (typed int, used as a number)
-        lora_dropout=settings.dropout,
+        r=rank,
+        lora_alpha=alpha,  # pyrefly: ignore [bad-argument-type]  (typed int, used as a number)
+        lora_dropout=dropout,
         target_modules=[name for name in linear if name.rpartition(".")[2] in wanted],
     )
     torch.manual_seed(seed)
@@ -51,14 +60,14 @@ def is_adapter(name: str) -> bool:
     return re.search(r"\.lora_[AB]\.", name) is not None
 
 
-def merged(tensors: dict[str, Tensor], settings: LoraConfig) -> dict[str, Tensor]:
-    """A model's tensors with the adapters merged in, under the names that they had without: W + alpha / rank · B A."""
+def merged(tensors: dict[str, Tensor], rank: int, alpha: float) -> dict[str, Tensor]:
+    """The model's tensors with the adapters merged in, under their names without adapters: W + alpha / rank · B A."""
     weights = {}
     for name, tensor in tensors.items():
         if name.endswith(f"{_BASE}weight"):
             layer = name.removesuffix(f"{_BASE}weight")
             down, up = (tensors[f"{layer}.lora_{part}.{_ADAPTER}.weight"] for part in "AB")
-            tensor = tensor + settings.alpha / settings.rank * (up @ down)
+            tensor = tensor + alpha / rank * (up @ down)
         if not is_adapter(name):
             weights[name.replace(_BASE, ".")] = tensor
     return weights

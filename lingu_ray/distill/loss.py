@@ -1,10 +1,26 @@
-"""The fused loss: cross-entropy on every supervised token, KD where the teacher answered.
+"""The fused loss: cross-entropy on every supervised token, KD on those that the teacher judged.
 
     L = w_ce · Σ c_i CE_i / N_ce  +  w_kd · τ² · Σ k_i KD_τ,i / N_kd
 
-with N the counts of the whole optimiser step, over micro-batches and workers, so that the loss does not depend on how a
-batch is cut. Logits exist a chunk of tokens at a time; the gradients of hidden states and head come out of the same
-pass, so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32.
+N are the counts of the whole optimizer step, over micro-batches and workers, so that the loss does not depend on how a
+batch is cut. Logits exist for one chunk of tokens at a time; the gradients of hidden states and head are computed in
+the same pass, so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32.
+
+The buffers of a `Workspace` are used again for every chunk. What each holds for one chunk of n tokens, top to bottom;
+a blank is "as above", and U are the ids that both vocabularies have:
+
+    after                logits [n, V]   s [n, V]             tempered, s_tempered [n, U]   teacher, t [n, U]
+    student's head       logits
+    its softmax          log p           p
+    its softmax at τ                                          log p, p of logits / τ
+    teacher's head                                                                          logits / τ, -
+    its softmax                                                                             log p, p
+    divergence                                                                              dKD/dz in one of the two
+    sum of both terms                    dL/dlogits
+    soft cap (if any)    logits          dL/d(hidden Wᵀ)
+
+`tempered` and `s_tempered` are left out where τ = 1 and V = U: the divergence then reads `logits` and `s`. A divergence
+may overwrite the teacher's two buffers and has one of its own (`m` of JSD).
 """
 
 from __future__ import annotations
@@ -26,24 +42,24 @@ _CHUNK_ELEMENTS = 2**23
 
 
 @dataclass(frozen=True)
-class TeacherAnswer:
-    """What the teacher says about M of the N supervised tokens.
+class TeacherOutput:
+    """The teacher's final hidden states for M of the N supervised tokens.
 
-    `answered_N` (bool) marks them, `hidden_MD` are its final hidden states in the same order, `head` its output
-    head. Ids below both vocabularies are shared; both distributions are renormalised over them.
+    `kd_mask_N` (bool) marks them, `hidden_MD` are the states in the same order, `head` the teacher's output head. Ids
+    below both vocabularies are shared; both distributions are renormalized over them.
     """
 
     hidden_MD: Tensor
     head: OutputHead
-    answered_N: Tensor
+    kd_mask_N: Tensor
 
 
 @dataclass(frozen=True)
 class LossScales:
-    """What each token's terms are multiplied by, normalisation and weights included (float32).
+    """What each token's terms are multiplied by, normalization and weights included (float32).
 
-    `ce_N`: w_ce · c_i / N_ce for each supervised token. `kd_M`: w_kd · k_i / N_kd for each answered one (τ² is applied
-    here). `temperature`: τ, of the KD term alone.
+    `ce_N`: w_ce · c_i / N_ce of each supervised token. `kd_M`: w_kd · k_i / N_kd of each with a KD term (τ² is applied
+    in the loss). `temperature`: τ, of the KD term alone.
     """
 
     ce_N: Tensor
@@ -65,38 +81,42 @@ def ce_kd_loss(
     head: OutputHead,
     labels_N: Tensor,
     scales: LossScales,
-    answer: TeacherAnswer | None,
+    teacher: TeacherOutput | None,
     divergence: DivergenceFn,
 ) -> LossTerms:
-    """Fused CE + KD over the supervised tokens (method.md's loss; paper Figure 3).
+    """Fused CE + KD over the supervised tokens (arXiv 2604.00829, Figure 3).
 
     `hidden_ND`: the student's final hidden states at the positions that predict `labels_N`; any float dtype.
-    `head`: its output head. Gradients reach hidden states and the head's weight alone, where they are asked for.
+    `head`: its output head. Gradients reach hidden states and the head's weight alone, where they are required.
     """
-    wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden_ND, head.weight_VD)]
-    loss, ce_N, kd_M = _FusedLoss.apply(hidden_ND, head.weight_VD, head, labels_N, scales, answer, divergence, *wanted)
-    return LossTerms(loss, ce_N, kd_M)
+    weight_VD = head.weight_VD
+    if not torch.is_grad_enabled():
+        hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
+    task = _Task(head, labels_N, scales, teacher, divergence)
+    return LossTerms(*_FusedLoss.apply(hidden_ND, weight_VD, task))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of `ce_kd_loss` that have no gradient."""
+
+    head: OutputHead
+    labels_N: Tensor
+    scales: LossScales
+    teacher: TeacherOutput | None
+    divergence: DivergenceFn
 
 
 class _FusedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        head: OutputHead,
-        labels_N: Tensor,
-        scales: LossScales,
-        answer: TeacherAnswer | None,
-        divergence: DivergenceFn,
-        need_hidden: bool,
-        need_weight: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        order_N = _answered_first(answer, labels_N)
-        hidden, labels_N1, ce_scale_N1 = hidden_ND[order_N], labels_N[order_N, None], scales.ce_N[order_N, None]
-        head = head.cast(hidden.dtype)
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
+        need_hidden, need_weight, _ = ctx.needs_input_grad
+        scales = task.scales
+        order_N = _kd_first(task)
+        hidden, labels_N1, ce_scale_N1 = hidden_ND[order_N], task.labels_N[order_N, None], scales.ce_N[order_N, None]
+        head = task.head.cast(hidden.dtype)
         work = Workspace(hidden.device)
-        kd = _KD(answer, head.vocabulary, scales, divergence, work)
+        kd = _KD(task, work)
         ce_N1, kd_M = torch.empty_like(ce_scale_N1), ce_scale_N1.new_empty(kd.tokens)
         empty = torch.empty_like if len(hidden) else torch.zeros_like
         grad_hidden = empty(hidden) if need_hidden else None
@@ -136,32 +156,25 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         grad_loss = grad_outputs[0]
         hidden, weight = ctx.saved_tensors
-        if grad_loss.is_cuda or grad_loss != 1:  # a GPU would have to be waited for to know
-            # in place, to save memory; autograd refuses a second backward pass, since what was saved has changed
+        if grad_loss.is_cuda or grad_loss != 1:  # comparing would wait for the GPU
+            # in place, to save memory; autograd refuses a second backward pass, since the saved tensors changed
             hidden, weight = (None if grad is None else grad.mul_(grad_loss) for grad in (hidden, weight))
-        return hidden, None if weight is None else weight.to(ctx.weight_dtype), *[None] * 7
+        return hidden, None if weight is None else weight.to(ctx.weight_dtype), None
 
 
 class _KD:
-    """Compares chunks of the student's answered tokens with the teacher.
+    """Compares chunks of the student's tokens with the teacher.
 
     `tokens`: M, 0 without a teacher. `slope_M1`: dL/dlogits = slope · dKD/dz.
     """
 
-    def __init__(
-        self,
-        answer: TeacherAnswer | None,
-        vocabulary: int,
-        scales: LossScales,
-        divergence: DivergenceFn,
-        work: Workspace,
-    ):
-        self.temperature, self.divergence, self.work = scales.temperature, divergence, work
-        self.slope_M1 = scales.kd_M.unsqueeze(1) * scales.temperature  # τ² and dz/dlogits = 1/τ
+    def __init__(self, task: _Task, work: Workspace):
+        self.temperature, self.divergence, self.work = task.scales.temperature, task.divergence, work
+        self.slope_M1 = task.scales.kd_M.unsqueeze(1) * self.temperature  # τ² and dz/dlogits = 1/τ
         self.tokens = 0
-        if answer is not None:
-            self.tokens, self.hidden_MD = len(answer.hidden_MD), answer.hidden_MD
-            self.head = answer.head.first(vocabulary).cast(answer.hidden_MD.dtype)
+        if task.teacher is not None:
+            self.tokens, self.hidden_MD = len(task.teacher.hidden_MD), task.teacher.hidden_MD
+            self.head = task.teacher.head.first(task.head.vocabulary).cast(self.hidden_MD.dtype)
 
     def compare(self, log_s_nV: Tensor, s_nV: Tensor, cut: slice) -> tuple[Tensor, Tensor]:
         """Divergences `[n]` and their gradients `[n, U]` with respect to logits / τ, over the U ids shared.
@@ -191,19 +204,19 @@ def _distribution(logits_nV: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tenso
     return log_z_n1, logits_nV.sub_(log_z_n1), p_nV
 
 
-def _answered_first(answer: TeacherAnswer | None, labels_N: Tensor) -> Tensor:
-    """An order of the tokens in which each chunk is compared with the teacher as a whole, or not at all."""
-    if answer is None:
-        return torch.arange(len(labels_N), device=labels_N.device)
-    return answer.answered_N.long().argsort(descending=True, stable=True)
+def _kd_first(task: _Task) -> Tensor:
+    """An order of the tokens in which all of a chunk's tokens have a KD term, or none."""
+    if task.teacher is None:
+        return torch.arange(len(task.labels_N), device=task.labels_N.device)
+    return task.teacher.kd_mask_N.long().argsort(descending=True, stable=True)
 
 
 def _rows(head: OutputHead) -> int:
-    """Tokens of a chunk: enough that to read the head again for each chunk costs less than the chunk itself."""
+    """Tokens of a chunk: so many that reading the head for each chunk costs less than the chunk's own arithmetic."""
     return max(1, _CHUNK_ELEMENTS // head.vocabulary, head.weight_VD.shape[1] // 4)
 
 
-def _cuts(answered: int, total: int, rows: int) -> Iterator[slice]:
-    for first, last in ((0, answered), (answered, total)):
+def _cuts(with_kd: int, total: int, rows: int) -> Iterator[slice]:
+    for first, last in ((0, with_kd), (with_kd, total)):
         for begin in range(first, last, rows):
             yield slice(begin, min(begin + rows, last))

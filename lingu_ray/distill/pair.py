@@ -1,4 +1,4 @@
-"""The pair: a student VLM and the text-only LM that its decoder came from. Do they fit?
+"""Checks that a student VLM and a text-only LM are a pair: the LM that the student's decoder came from.
 
 The teacher continues from the student's KV without any projection. That is only right when both decoders have the same
 layers, key/value heads, head dimension, RoPE and attention kind, so all of it is compared, on the configurations alone,
@@ -7,13 +7,10 @@ before anything is loaded.
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lingu_ray.config import Config
 from lingu_ray.distill.decoder import (
     ATTENTION_KINDS,
     head_dim,
@@ -22,49 +19,25 @@ from lingu_ray.distill.decoder import (
     sliding_window,
 )
 from lingu_ray.errors import UserError
-from lingu_ray.paths import why_not_loaded
-
-log = logging.getLogger(__name__)
 
 _COMPARED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
-def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str, **kwargs) -> PreTrainedConfig:
-    """The model's configuration; UserError naming the setting when it cannot be had."""
-    if not Path(path).is_absolute():
-        log.info("%s: asking the Hugging Face hub for %s", setting, path)
-    try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code, **kwargs)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
-
-
-def check_pair(config: Config) -> None:
-    """Compare the decoders' configurations; raises UserError with field and both values where they differ."""
-    teacher_kwargs = {"gguf_file": config.teacher.gguf_file} if config.teacher.gguf_file else {}
-    teacher = load_config(config.teacher.path, config.teacher.revision, False, "teacher.path", **teacher_kwargs)
-    if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
-        raise UserError(f"teacher.path={config.teacher.path}: a {teacher.model_type} is not a text-only causal LM")
-    check_kind(teacher, f"teacher.path={config.teacher.path}")
-    if config.student.path is None:
-        return
-    settings = config.student
-    student = load_config(config.student.path, settings.revision, settings.trust_remote_code, "student.path")
-    if not hasattr(student, "vision_config"):
-        raise UserError(
-            f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
-            "model; to make one from the teacher use student.from_teacher"
-        )
-    if config.train.packing and student.model_type == "paligemma":
-        raise UserError("train.packing: PaliGemma's prompts see all of their row, so packed samples would see others")
-    text = student.get_text_config(decoder=True)
-    window = sliding_window(text)
-    if student.model_type == "paligemma" and window and config.corpus.max_length > window:
-        raise UserError(
-            f"corpus.max_length={config.corpus.max_length} is above the {window} tokens PaliGemma's layers see"
-        )
-    check_kind(text, f"student.path={settings.path}")
-    compare_decoders(text, teacher)
+def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise UserError when two loaded models are no pair: wrong kinds of model, or decoders that differ."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, PreTrainedModel):
+            raise UserError(
+                f"{name}: must be the Transformers model itself, without wrappers; it is a {type(model).__name__}"
+            )
+    if any(hasattr(teacher.config, f"{kind}_config") for kind in ("vision", "audio")):
+        raise UserError(f"teacher: {type(teacher).__name__} is not a text-only causal LM")
+    if not any(hasattr(student.config, f"{kind}_config") for kind in ("vision", "audio")):
+        raise UserError(f"student: {type(student).__name__} is no vision-language model")
+    text = student.config.get_text_config(decoder=True)
+    check_kind(teacher.config, "teacher")
+    check_kind(text, "student")
+    compare_decoders(text, teacher.config)
 
 
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
@@ -79,7 +52,7 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
         raise UserError(
             "student and teacher do not fit: the teacher continues from the student's keys and values, so both "
             "decoders must have the same architecture.\n" + "\n".join(different) + "\n"
-            "Take the LM that the student's decoder was initialised from as teacher.path."
+            "Take the LM that the student's decoder was initialized from as teacher."
         )
 
 
@@ -93,28 +66,16 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
     if len(different) > 0.01 * len(shared):
         i = different[0]
         raise UserError(
-            f"student and teacher tokenise differently: {len(different)} of {len(shared)} shared ids, first {i}: "
+            f"student and teacher tokenize differently: {len(different)} of {len(shared)} shared ids, first {i}: "
             f"student {student_tokens[i]!r}, teacher {teacher_tokens[i]!r}. KD compares distributions id by id."
         )
 
 
-def load_teacher_tokenizer(config: Config) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer."""
-    settings = config.teacher
-    kwargs = {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, revision=settings.revision, **kwargs)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        why = why_not_loaded(settings.path, error)
-        raise UserError(f"teacher.path: its tokenizer cannot be loaded: {why}") from error
-    return cast(PreTrainedTokenizerBase, tokenizer)
-
-
 def check_kind(config: PreTrainedConfig, setting: str) -> None:
-    """Raise UserError for an architecture whose memory of the prompt is not one key and value a position and layer."""
+    """Raise UserError for an architecture that does not keep one key and value for each position and layer."""
     reasons = {
         "is an encoder-decoder": config.is_encoder_decoder,
-        "looks at images by cross-attention, so they are not in its prompt's KV": _has(config, "cross_attention_layers")
+        "reads images by cross-attention, so they are not in its prompt's KV": _has(config, "cross_attention_layers")
         or _has(config, "cross_layer_interval"),
         "keeps compressed keys and values (MLA)": _has(config, "kv_lora_rank"),
         "has no attention heads": not _has(config, "num_attention_heads"),

@@ -1,21 +1,23 @@
-"""The teacher: the original text-only LM, frozen."""
+"""The teacher: the original text-only LM, frozen; and how the method reaches one, in this process or elsewhere."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from typing import Any, Protocol
 
-from lingu_ray.config import TeacherConfig
+from torch import Tensor
+from transformers import PreTrainedModel
+
 from lingu_ray.distill.continuation import TeacherRequest, continue_from_kv
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.grouped_attention import use_grouped_attention
 from lingu_ray.distill.head import OutputHead, output_head
-from lingu_ray.errors import UserError
 
 
 class Teacher:
-    """A frozen causal LM that answers requests with hidden states."""
+    """A frozen causal LM that continues from a student's KV.
+
+    The model is changed: eval mode, no parameter requires a gradient, and an attention for few queries over many keys.
+    """
 
     def __init__(self, model: PreTrainedModel):
         use_exact_attention(model)
@@ -23,23 +25,44 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.decoder = model.get_decoder()
 
-    @classmethod
-    def load(cls, settings: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Teacher:
-        """Load it from folder or hub. Raises UserError when there is no causal LM there."""
-        kwargs = {"gguf_file": settings.gguf_file} if settings.gguf_file else {"use_safetensors": True}
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                settings.path, revision=settings.revision, dtype=dtype, attn_implementation="sdpa", **kwargs
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"teacher.path={settings.path}: cannot be loaded as a causal LM. {error}") from error
-        return cls(model.to(device))
-
     @property
     def output_head(self) -> OutputHead:
         """How its final hidden states become logits; it has no gradient."""
         return output_head(self.model)
 
-    def answer(self, request: TeacherRequest) -> Tensor:
+    def hidden_states(self, request: TeacherRequest) -> Tensor:
         """`hidden_MD` of the queries that predict a supervised token (see `continue_from_kv`)."""
         return continue_from_kv(self.decoder, request)
+
+
+class TeacherClient(Protocol):
+    """Where requests are sent: a teacher here, or in another process that works while the student continues."""
+
+    @property
+    def output_head(self) -> OutputHead:
+        """The teacher's output head, on the student's device."""
+        ...
+
+    def submit(self, request: TeacherRequest) -> Any:
+        """Send a request; returns a ticket at once."""
+        ...
+
+    def result(self, ticket: Any) -> Tensor:
+        """Wait for the ticket's `hidden_MD`, on the student's device."""
+        ...
+
+
+class InProcessTeacher:
+    """A `TeacherClient` for a teacher in this process: the reference."""
+
+    def __init__(self, teacher: Teacher):
+        self.teacher = teacher
+        self.output_head = teacher.output_head
+
+    def submit(self, request: TeacherRequest) -> Tensor:
+        """Run the teacher at once: the ticket is the result."""
+        return self.teacher.hidden_states(request)
+
+    def result(self, ticket: Tensor) -> Tensor:
+        """The ticket."""
+        return ticket

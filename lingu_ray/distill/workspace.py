@@ -1,4 +1,4 @@
-"""Buffers that a loop over chunks makes once and uses again."""
+"""Buffers that a loop over chunks allocates once and reuses."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 class Workspace:
-    """Float32 buffers by name. What a name held is overwritten by whoever asks for it next.
+    """Float32 buffers by name. The content of a buffer is undefined after the next request for its name.
 
-    On the CPU large tensors come as fresh pages, and the system's zeroing of those takes longer than most arithmetic.
+    On the CPU a large new tensor gets fresh pages, and zeroing those takes longer than most arithmetic.
     """
 
     def __init__(self, device: torch.device):

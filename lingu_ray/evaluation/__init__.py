@@ -1,1 +1,1 @@
-"""What came back: engines, tasks, metrics, the recovery summary, the report and the model card."""
+"""Measuring models: tasks, engines, metrics, and how much language came back and vision was kept."""

@@ -1,4 +1,4 @@
-"""Paired bootstrap over items: every model is judged on the same resampled items.
+"""Paired bootstrap over items: all models are scored on the same resampled items.
 
 Shape suffixes: I items, K models, R resamples.
 """
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-CHUNK = 2_000_000  # items drawn at one time, over resamples
+CHUNK = 2_000_000  # items drawn at once, over all resamples
 
 
 def level(score: Floats, weight: Floats) -> Floats:
-    """`Σ score / Σ weight` over the items, the last dimension: [K, I] to [K], [R, I] to [R]."""
+    """`Σ score / Σ weight` over the items, which are the last dimension: [K, I] to [K], [R, I] to [R]."""
     return score.sum(axis=-1) / weight.sum(axis=-1)
 
 
 def resample(score_KI: Floats, weight_KI: Floats, resamples: int, seed: list[int]) -> Floats:
-    """Levels of each model on `resamples` draws of the items with replacement, the same draw for all: [R, K]."""
+    """Levels of each model on `resamples` draws of the items with replacement, the same for all models: [R, K]."""
     items = score_KI.shape[1]
     random = np.random.default_rng(seed)
     rows = max(1, CHUNK // items)

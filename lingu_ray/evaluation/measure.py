@@ -1,4 +1,4 @@
-"""Ask one model everything, chunk by chunk, and keep each answer."""
+"""Run a task on one model, chunk by chunk, and write each chunk's answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.content import fingerprint
 from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.items import SAMPLE, Parts, fingerprint, fingerprint_of, items_path
+from lingu_ray.evaluation.item_files import SAMPLE, Parts, fingerprint_of, items_path
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
@@ -20,33 +21,33 @@ from lingu_ray.live import LiveLine
 log = logging.getLogger(__name__)
 
 CHUNK = 128  # items
-SAMPLES = 12  # first items of a task that keep what was asked, for the report
+SAMPLES = 12  # first items of a task whose question is kept, for the report
 
 
-class Sheet:
-    """A task's items for one model: which are answered, which are not."""
+class TaskRun:
+    """A task on one model: which of its items are answered, and which are not."""
 
     def __init__(self, task: Task, described: Any, model: str, identity: str, engine: str, out_dir: Path) -> None:
-        """`described` is that of the task, the same for all models; `identity` that of the model, for all tasks."""
+        """`described`: what `describe` gives for the task; `identity`: what tells the model from others."""
         self.task, self.model = task, model
         self.path = items_path(out_dir, task.config.name, model)
-        self.fingerprint = fingerprint([described, engine], identity)
+        self.fingerprint = fingerprint([described, engine, identity])
         self.parts = Parts(self.path, self.fingerprint)
 
     @property
-    def whole(self) -> bool:
-        """Whether all items are answered and kept."""
+    def finished(self) -> bool:
+        """Whether all items are answered."""
         return fingerprint_of(self.path) == self.fingerprint
 
     def chunks(self) -> Iterator[Chunk]:
-        """What is left to ask."""
-        begun = self.parts.begun()
+        """The chunks that are not answered."""
+        answered = self.parts.answered()
         for begin in range(0, len(self.task.items), CHUNK):
-            if begin not in begun:
+            if begin not in answered:
                 yield Chunk(begin, lambda begin=begin: self._requests(begin))
 
     def keep(self, chunk: Chunk, answers: Answers) -> int:
-        """Write a chunk's answers; how many items it has."""
+        """Write a chunk's answers; returns its number of items."""
         items = self.task.items[chunk.begin : chunk.begin + CHUNK]
         columns = {"item": [item.name for item in items], **_references(items), **_answered(items, answers)}
         samples = [_sample(item) if chunk.begin + i < SAMPLES else None for i, item in enumerate(items)]
@@ -59,22 +60,22 @@ class Sheet:
         return scored or [item.request(self.task.config) for item in items if isinstance(item, Asked)]
 
 
-def fill(sheet: Sheet, replicas: Replicas) -> None:
-    """Ask what is left, and make one file of it."""
-    label, items = f"{sheet.model}: {sheet.task.config.name}", len(sheet.task.items)
-    chunks = list(sheet.chunks())
+def run_task(run: TaskRun, replicas: Replicas) -> None:
+    """Ask the model all items that are not answered, and write one file of all of them."""
+    label, items = f"{run.model}: {run.task.config.name}", len(run.task.items)
+    chunks = list(run.chunks())
     done = items - sum(min(CHUNK, items - chunk.begin) for chunk in chunks)
     begin, measured = time.perf_counter(), done
     with LiveLine(label, items, "item", done=done, keep=False) as line:
         for chunk, answers in replicas.answers(chunks):
-            done += sheet.keep(chunk, answers)
+            done += run.keep(chunk, answers)
             line.show(done)
-    sheet.parts.join()
+    run.parts.join()
     log.info("%s: %d items, %.1f s", label, items - measured, time.perf_counter() - begin)
 
 
 def describe(task: Task) -> Any:
-    """All that an answer depends on besides the model. Pictures enter by their items' names."""
+    """All that an answer depends on besides the model, as JSON. Images are represented by the names of their items."""
     items = [
         (item.name, item.reference, item.requests if isinstance(item, Scored) else item.prompt) for item in task.items
     ]
@@ -86,7 +87,7 @@ def _references(items: Sequence[Item]) -> Columns:
 
 
 def _answered(items: Sequence[Item], answers: Answers) -> Columns:
-    """Answers in columns: an entry an item, which is a list with an entry a text where texts were scored."""
+    """Answers in columns, an entry per item; where texts were scored, the entry is a list with an element per text."""
     if not isinstance(items[0], Scored):
         return {"prediction": list(answers)}
     scores = iter(answer for answer in answers if isinstance(answer, Score))
@@ -99,7 +100,7 @@ def _answered(items: Sequence[Item], answers: Answers) -> Columns:
 
 
 def _sample(item: Item) -> dict[str, Any]:
-    """What was asked, for people: the text, the options that were scored after it, small pictures."""
+    """What was asked, readable by people: the text, the options that were scored after it, small images."""
     if isinstance(item, Asked):
         return {"asked": item.prompt, "options": [], "images": [thumbnail(read()) for read in item.images]}
     contexts, texts = zip(*((r.context, r.continuation) for r in item.requests), strict=True)

@@ -1,11 +1,11 @@
-"""How much language came back, how much vision stayed, and whether that bears the claim.
+"""How much language came back, and how much vision stayed.
 
 For a language task `recovery = (distilled − adapted) / (teacher − adapted)`, for a vision task
-`retention = distilled / adapted`. Levels are accuracies; for perplexity the level is the log-perplexity (nats a token):
-lower is better, and the quotient takes it with the sign turned: `(adapted − distilled) / (adapted − teacher)` in nats.
-So 1 is all that was lost, 0 nothing, below 0 further loss, above 1 more than the teacher has.
+`retention = distilled / adapted`. Levels are accuracies; for perplexity the level is the log-perplexity (nats per
+token): lower is better, and the quotient takes it with the sign turned: `(adapted − distilled) / (adapted − teacher)`
+in nats. So 1 means all of the loss came back, 0 none, below 0 further loss, above 1 better than the teacher.
 
-Everything here is made from the parquet files of `items.py`; no model is needed. Intervals are 95 %, from a paired
+All of it is computed from the parquet files of `item_files.py`; no model is needed. Intervals are 95%, from a paired
 bootstrap over items (the same resampled items for all models): they cover the choice of items, not of training seeds.
 
 Shape suffixes: I items, K models, R resamples.
@@ -13,21 +13,35 @@ Shape suffixes: I items, K models, R resamples.
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample
-from lingu_ray.evaluation.items import ADAPTED, CE_ONLY, DISTILLED, TEACHER, read_items
-from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
-from lingu_ray.evaluation.metrics.registry import METRICS
+from lingu_ray.evaluation.item_files import read_items
+from lingu_ray.evaluation.metrics.metric import Metric, Scores
+from lingu_ray.evaluation.recovery_json import write_recovery
+from lingu_ray.evaluation.results import (
+    PERPLEXITY,
+    QUOTIENTS,
+    Control,
+    Estimate,
+    Interval,
+    Kind,
+    Means,
+    ModelScore,
+    QuotientName,
+    Recovery,
+    TaskScores,
+)
+from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
+from lingu_ray.evaluation.tasks.judging import judge_task
+from lingu_ray.evaluation.verdict import judge
 
 SEED = 0
 
@@ -50,43 +64,41 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A recovery or retention: on the items, and on the resamples."""
+class Resampled:
+    """A value on the items, and on the resamples."""
 
     value: float
     value_R: Floats
 
 
 @dataclass(frozen=True)
-class NoEstimate:
+class NoValue:
     """Why a recovery or retention has no value."""
 
     reason: str
 
 
-Quotient = Estimate | NoEstimate
+Quotient = Resampled | NoValue
 Quotients = dict[str, Quotient]
 """Of one task, by model: recovery for a language task, retention for a vision task."""
 
-QUOTIENT = {"language": "recovery", "vision": "retention"}
 
-
-def summarise(out_dir: Path, models: list[str], settings: EvaluationConfig) -> dict[str, Any]:
-    """Make the dict of `recovery.json` from the measured items of `models`, and write it.
+def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> Recovery:
+    """Compute the result from the measured items of `models`, and write it as `recovery.json`.
 
     Raises:
         UserError: a task was measured on no model, or on different items for different models.
     """
-    tasks: dict[str, Any] = {}
-    known: dict[str, list[Quotients]] = {"language": [], "vision": []}
+    floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
+    tasks: dict[str, TaskScores] = {}
+    known: dict[Kind, list[Quotients]] = {"language": [], "vision": []}
     for config in settings.tasks:
         task = _measure(out_dir, config, models, settings.bootstrap)
         quotients = _quotients(task, models)
         known[config.kind].append(quotients)
-        tasks[config.name] = _task_entry(task, quotients)
-    result = {"tasks": tasks, "summary": _summary(known, models, settings)}
-    text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False)
-    (out_dir / "recovery.json").write_text(text + "\n", encoding="utf-8")
+        tasks[config.name] = _task_scores(task, quotients, floors)
+    result = _result(tasks, known, floors, models)
+    write_recovery(result, out_dir)
     return result
 
 
@@ -100,25 +112,6 @@ def _judged(models: list[str]) -> list[str]:
     return [model for model in models if model not in (TEACHER, ADAPTED)]
 
 
-def _task_entry(task: Measured, quotients: Quotients) -> dict[str, Any]:
-    config, name = task.config, QUOTIENT[task.config.kind]
-    models = {
-        model: _score(task, model) | (_entry(name, quotients[model]) if model in quotients else {})
-        for model in task.level
-    }
-    return {
-        "kind": config.kind,
-        "metric": task.metric.name,
-        "higher_is_better": task.metric.higher_is_better,
-        "share": task.metric.share,
-        "n": task.items,
-        "models": models,
-        **_entry(name, quotients[DISTILLED]),
-        f"{name}_reason": _reason(quotients[DISTILLED]),
-        "ce_only": _entry(name, quotients[CE_ONLY]),
-    }
-
-
 def _measure(out_dir: Path, config: TaskConfig, models: list[str], resamples: int) -> Measured:
     columns = {model: c for model in models if (c := read_items(out_dir, config.name, model)) is not None}
     if not columns:
@@ -129,14 +122,14 @@ def _measure(out_dir: Path, config: TaskConfig, models: list[str], resamples: in
     items = next(iter(columns.values()))["item"]
     if any(other["item"] != items for other in columns.values()):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
-    scores = {model: METRICS[config.type].judge(of_model) for model, of_model in columns.items()}
+    metric, scores = judge_task(config, columns)
     score_KI = np.array([of_model.score for of_model in scores.values()])
     weight_KI = np.array([of_model.weight for of_model in scores.values()])
     levels_RK = resample(score_KI, weight_KI, resamples, [SEED, zlib.crc32(config.name.encode())])
     level_K = level(score_KI, weight_KI)
     return Measured(
         config,
-        _metric(config, next(iter(columns.values())), scores),
+        metric,
         len(items),
         scores,
         {model: float(level_K[k]) for k, model in enumerate(scores)},
@@ -144,153 +137,123 @@ def _measure(out_dir: Path, config: TaskConfig, models: list[str], resamples: in
     )
 
 
-def _metric(config: TaskConfig, columns: Columns, scores: dict[str, Scores]) -> Metric:
-    """The type's; a task of lm-evaluation-harness brings a metric of its own name and scale."""
-    metric = METRICS[config.type]
-    if config.type != "lm_eval":
-        return metric
-    share = all(0 <= score <= 1 for of_model in scores.values() for score in of_model.score)
-    return replace(metric, name=columns["metric"][0], share=share)
-
-
-def _score(task: Measured, model: str) -> dict[str, Any]:
-    """A model's score and interval, as read by people: perplexity itself, not its logarithm."""
-    point, ci = task.level[model], interval(task.level_R[model])
-    scores = task.scores[model]
-    extra = {name: sum(values) / sum(scores.weight) for name, values in scores.extra.items()}
-    if task.config.type == "perplexity":
-        return {"score": math.exp(point), "ci": [math.exp(x) for x in ci], "nats_per_token": point, **extra}
-    return {"score": point, "ci": ci, **extra}
-
-
 def recovery(task: Measured, model: str) -> Quotient:
     """Share of what adapting took that `model` has again; no value where adapting took nothing beyond noise."""
     if absent := [name for name in (TEACHER, ADAPTED, model) if name not in task.level]:
-        return NoEstimate(f"not measured: {', '.join(absent)}")
-    if not task.metric.share and _weights_differ(task, (TEACHER, ADAPTED, model)):
-        return NoEstimate("the models cut the texts into different numbers of tokens: not comparable")
-    lost = task.sign * (task.level[TEACHER] - task.level[ADAPTED])
-    lost_R = task.sign * (task.level_R[TEACHER] - task.level_R[ADAPTED])
-    low, high = interval(lost_R)
+        return NoValue(f"not measured: {', '.join(absent)}")
+    if not _comparable(task, (TEACHER, ADAPTED, model)):
+        return NoValue("the models split the texts into different numbers of tokens: not comparable")
+    lost = _gain(task, TEACHER, ADAPTED)
+    low, high = interval(lost.value_R)
     if low <= 0:
-        unit = "nats per token" if task.config.type == "perplexity" else task.metric.name
-        found = f"teacher − adapted = {task.sign * lost:+.3f} {unit}, lost {lost:+.3f} [{low:+.3f}, {high:+.3f}]"
-        return NoEstimate(f"no loss to recover beyond noise: {found}")
-    regained = task.sign * (task.level[model] - task.level[ADAPTED])
-    regained_R = task.sign * (task.level_R[model] - task.level_R[ADAPTED])
-    return _quotient(regained, regained_R, lost, lost_R)
+        unit = "nats per token" if task.config.type == PERPLEXITY else task.metric.name
+        found = f"teacher − adapted = {task.sign * lost.value:+.3f} {unit}, lost {lost.value:+.3f}"
+        return NoValue(f"no loss to recover beyond noise: {found} [{low:+.3f}, {high:+.3f}]")
+    return _quotient(_gain(task, model, ADAPTED), lost)
 
 
 def retention(task: Measured, model: str) -> Quotient:
-    """Share of the adapted model's accuracy that `model` has; no value where the adapted model has none."""
+    """Share of the adapted model's level that `model` has; no value where the adapted model has none."""
     if absent := [name for name in (ADAPTED, model) if name not in task.level]:
-        return NoEstimate(f"not measured: {', '.join(absent)}")
+        return NoValue(f"not measured: {', '.join(absent)}")
     if interval(task.level_R[ADAPTED])[0] <= 0:
-        return NoEstimate(f"the adapted model has nothing to keep: {task.metric.name} {task.level[ADAPTED]:.3f}")
-    return _quotient(task.level[model], task.level_R[model], task.level[ADAPTED], task.level_R[ADAPTED])
+        return NoValue(f"the adapted model has nothing to keep: {task.metric.name} {task.level[ADAPTED]:.3f}")
+    return _quotient(*(Resampled(task.level[name], task.level_R[name]) for name in (model, ADAPTED)))
 
 
-def _quotient(above: float, above_R: Floats, below: float, below_R: Floats) -> Estimate:
+def _quotient(above: Resampled, below: Resampled) -> Resampled:
     # The 2.5% of resamples with the smallest denominator are taken at its interval's low end, which is above 0: next
     # to 0 the quotient flies off, and past it changes its sign.
-    return Estimate(above / below, above_R / np.maximum(below_R, interval(below_R)[0]))
+    least = interval(below.value_R)[0]
+    return Resampled(above.value / below.value, above.value_R / np.maximum(below.value_R, least))
 
 
-def _weights_differ(task: Measured, models: tuple[str, ...]) -> bool:
-    return any(task.scores[model].weight != task.scores[models[0]].weight for model in models)
+def _gain(task: Measured, model: str, other: str) -> Resampled:
+    """How much better `model` is than `other`, in levels; negative where it is worse."""
+    value = task.sign * (task.level[model] - task.level[other])
+    return Resampled(value, task.sign * (task.level_R[model] - task.level_R[other]))
+
+
+def _comparable(task: Measured, models: tuple[str, ...]) -> bool:
+    """Whether levels of the models have a common unit: nats per token do where the tokens are the same."""
+    weights = [task.scores[model].weight for model in models]
+    return task.metric.share or all(weight == weights[0] for weight in weights)
+
+
+def _task_scores(task: Measured, quotients: Quotients, floors: dict[QuotientName, float]) -> TaskScores:
+    def over(other: str) -> Estimate | None:
+        there = DISTILLED in task.level and other in task.level and _comparable(task, (DISTILLED, other))
+        return _estimate(_gain(task, DISTILLED, other)) if there else None
+
+    distilled = quotients[DISTILLED]
+    return TaskScores(
+        kind=task.config.kind,
+        metric=task.metric.name,
+        higher_is_better=task.metric.higher_is_better,
+        is_share=task.metric.share,
+        items=task.items,
+        models={model: _model_score(task, model, quotients.get(model)) for model in task.level},
+        distilled=_estimate(distilled),
+        reason=distilled.reason if isinstance(distilled, NoValue) else None,
+        ce_only=_estimate(quotients[CE_ONLY]),
+        floor=floors[QUOTIENTS[task.config.kind]],
+        over_adapted=over(ADAPTED),
+        over_ce_only=over(CE_ONLY),
+    )
+
+
+def _model_score(task: Measured, model: str, quotient: Quotient | None) -> ModelScore:
+    """A model's score as people read it: perplexity itself, not its logarithm."""
+    point, ci, scores = task.level[model], interval(task.level_R[model]), task.scores[model]
+    extra = {name: sum(values) / sum(scores.weight) for name, values in scores.extra.items()}
+    if task.config.type == PERPLEXITY:
+        point, ci, extra = math.exp(point), [math.exp(x) for x in ci], {"nats_per_token": point, **extra}
+    return ModelScore(Estimate(point, Interval(*ci)), extra, None if quotient is None else _estimate(quotient))
+
+
+def _estimate(quotient: Quotient) -> Estimate | None:
+    if isinstance(quotient, NoValue):
+        return None
+    return Estimate(quotient.value, Interval(*interval(quotient.value_R)))
 
 
 def _mean(quotients: list[Quotient]) -> Quotient:
     """Mean over the tasks that have a value."""
-    known = [q for q in quotients if isinstance(q, Estimate)]
+    known = [q for q in quotients if isinstance(q, Resampled)]
     if not known:
-        reasons = [q.reason for q in quotients if isinstance(q, NoEstimate)] or ["no such task"]
-        return NoEstimate("; ".join(dict.fromkeys(reasons)))
-    return Estimate(float(np.mean([q.value for q in known])), np.mean([q.value_R for q in known], axis=0))
+        reasons = [q.reason for q in quotients if isinstance(q, NoValue)] or ["no such task"]
+        return NoValue("; ".join(dict.fromkeys(reasons)))
+    return Resampled(float(np.mean([q.value for q in known])), np.mean([q.value_R for q in known], axis=0))
 
 
 def _difference(of: list[Quotient], to: list[Quotient]) -> Quotient:
     """Mean over tasks of the paired difference, where both have a value."""
     return _mean(
         [
-            Estimate(a.value - b.value, a.value_R - b.value_R)
+            Resampled(a.value - b.value, a.value_R - b.value_R)
             for a, b in zip(of, to, strict=True)
-            if isinstance(a, Estimate) and isinstance(b, Estimate)
+            if isinstance(a, Resampled) and isinstance(b, Resampled)
         ]
     )
 
 
-def _entry(name: str, quotient: Quotient) -> dict[str, Any]:
-    if isinstance(quotient, NoEstimate):
-        return {name: None, f"{name}_ci": None}
-    return {name: quotient.value, f"{name}_ci": interval(quotient.value_R)}
-
-
-def _reason(quotient: Quotient) -> str | None:
-    return quotient.reason if isinstance(quotient, NoEstimate) else None
-
-
-def _summary(known: dict[str, list[Quotients]], models: list[str], settings: EvaluationConfig) -> dict[str, Any]:
-    def of(kind: str, model: str) -> list[Quotient]:
+def _result(
+    tasks: dict[str, TaskScores],
+    known: dict[Kind, list[Quotients]],
+    floors: dict[QuotientName, float],
+    models: list[str],
+) -> Recovery:
+    def of(kind: Kind, model: str) -> list[Quotient]:
         return [quotients[model] for quotients in known[kind]]
 
-    def means(model: str) -> dict[str, Any]:
-        """Mean recovery and retention over the tasks that give one."""
-        return {k: v for kind, name in QUOTIENT.items() for k, v in _entry(name, _mean(of(kind, model))).items()}
+    def means(model: str) -> Means:
+        return Means(_estimate(_mean(of("language", model))), _estimate(_mean(of("vision", model))))
 
-    of_models = {model: means(model) for model in dict.fromkeys((DISTILLED, CE_ONLY, *_judged(models)))}
-    control = of_models[CE_ONLY]
-    ce_only = None
-    if control["recovery"] is not None:
-        difference = _difference(of("language", DISTILLED), of("language", CE_ONLY))
-        beaten = interval(difference.value_R)[0] > 0 if isinstance(difference, Estimate) else None
-        ce_only = {**control, **_entry("difference", difference), "beaten": beaten}
-    summary = of_models[DISTILLED] | {"ce_only": ce_only, "models": {m: of_models[m] for m in _judged(models)}}
-    failures = _failures(summary, settings)
-    unknown = [
-        f"{name} has no value ({_reason(_mean(of(kind, DISTILLED)))})"
-        for kind, name in QUOTIENT.items()
-        if summary[name] is None
-    ]
-    summary["claim_holds"] = None if unknown else not failures
-    summary["verdict"] = _verdict(summary, failures, unknown)
-    if missing := [name for name in (TEACHER, ADAPTED, DISTILLED) if name not in models]:
-        tasks = sum(map(len, known.values()))
-        summary["verdict"] = (
-            f"Scores of {', '.join(models)} on {tasks} task{'s' if tasks > 1 else ''}. Recovery and retention need "
-            f"models of the names {', '.join(missing)} too."
-        )
-    return summary
-
-
-def _failures(summary: dict[str, Any], settings: EvaluationConfig) -> list[str]:
-    """What speaks against the claim."""
-    failures = []
-    for name, least in (("recovery", settings.min_recovery), ("retention", settings.min_retention)):
-        if summary[name] is not None and summary[name] < least:
-            failures.append(f"{name} is below {least:.0%}")
-    if summary["ce_only"] and not summary["ce_only"]["beaten"]:
-        failures.append("CE-only is not beaten beyond the interval")
-    return failures
-
-
-def _verdict(summary: dict[str, Any], failures: list[str], unknown: list[str]) -> str:
-    """The one line of the report."""
-    if unknown:
-        return f"The claim cannot be judged: {'; '.join(unknown)}."
-    found = [
-        f"{percent(summary['recovery'], summary['recovery_ci'])} of the lost language came back",
-        f"{percent(summary['retention'], summary['retention_ci'], 1)} of vision was kept",
-    ]
-    if control := summary["ce_only"]:
-        found.insert(1, f"(CE only: {percent(control['recovery'], control['recovery_ci'])})")
-    text = f"{found[0]} {found[1]}, {found[2]}" if control else f"{found[0]}, {found[1]}"
-    if failures:
-        return f"The claim does not hold: {text}; {', '.join(failures)}."
-    return f"The claim holds: {text}."
-
-
-def percent(value: float, ci: list[float], digits: int = 0) -> str:
-    """`97% [94, 101]`."""
-    low, high = (f"{100 * x:.{digits}f}" for x in ci)
-    return f"{value:.{digits}%} [{low}, {high}]"
+    distilled, ce_only, control = means(DISTILLED), means(CE_ONLY), None
+    if ce_only.recovery is not None:
+        difference = _estimate(_difference(of("language", DISTILLED), of("language", CE_ONLY)))
+        control = Control(ce_only, difference, difference.ci.low > 0 if difference else None)
+    found = {QUOTIENTS[kind]: _mean(of(kind, DISTILLED)) for kind in QUOTIENTS}
+    reasons: dict[QuotientName, str] = {name: mean.reason for name, mean in found.items() if isinstance(mean, NoValue)}
+    verdict = judge(tasks, distilled, control, floors, reasons, models)
+    return Recovery(tasks, distilled, control, {model: means(model) for model in _judged(models)}, verdict)

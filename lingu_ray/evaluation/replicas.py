@@ -1,4 +1,4 @@
-"""A model's engines, one a replica, each in an actor of Ray; chunks of requests are dealt out as they get free."""
+"""A model's engines, one per replica, each in a Ray actor; each gets the next chunk of requests when it is free."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
 Answers = list[Score] | list[str]
 
-AHEAD = 2  # chunks that an engine has: one in work, one waiting
-LIVES = 2  # engines that one chunk may bring down before it is given up
+AHEAD = 2  # chunks that an engine has: one being answered, one waiting
+MAX_ENGINE_RESTARTS = 1  # for one chunk; if an engine dies at it again, the evaluation fails
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Hardware:
 
     @classmethod
     def of(cls, settings: EvaluationConfig, ray_settings: RayConfig, sharers: int = 1) -> Hardware:
-        """From the settings and the cluster; `sharers`: evaluations that run side by side.
+        """The hardware that settings and cluster give; `sharers`: evaluations that run side by side.
 
         Raises:
-            UserError: the cluster never holds that many replicas.
+            UserError: the cluster has no room for that many replicas.
         """
         total = ray.cluster_resources()
         gpus = 1 if uses_gpu(ray_settings) else 0
@@ -58,14 +58,14 @@ class Hardware:
         return hardware
 
     def options(self) -> dict[str, Any]:
-        """For a task or actor of Ray; outside of the placement group that the caller may live in."""
+        """Options of a Ray task or actor; it runs outside the placement group that the caller may be in."""
         outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": outside}
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Items that are answered together; the requests are made when an engine gets free."""
+    """Items that are answered together; the requests are built when an engine is free."""
 
     begin: int
     requests: Callable[[], Requests]
@@ -73,7 +73,7 @@ class Chunk:
 
 @dataclass
 class _Given:
-    """A chunk in the hands of an engine."""
+    """A chunk that an engine is answering; `lost`: how many engines died at it."""
 
     chunk: Chunk
     requests: Requests
@@ -82,7 +82,7 @@ class _Given:
 
 
 class _EngineActor:
-    """Holds the engine of one model, loaded when it is first asked: what goes wrong then is an answer too."""
+    """Holds the engine of one model, loaded at the first request, so that an error in loading reaches the caller."""
 
     def __init__(self, engine: str, tokens_per_batch: int, torch_threads: int) -> None:
         self.kind, self.tokens_per_batch, self.threads = engine, tokens_per_batch, torch_threads
@@ -90,9 +90,9 @@ class _EngineActor:
         self.engine: Engine | None = None
 
     def answer(self, path: str, requests: Any) -> Answers:
-        """Score or answer, by what the requests are."""
+        """Score or answer, by the type of the requests."""
         if path != self.path or self.engine is None:
-            self.path, self.engine = path, None  # gone before the next one is loaded
+            self.path, self.engine = path, None  # freed before the next one is loaded
             self.engine = self._load(path)
         if isinstance(requests[0], ScoreRequest):
             return self.engine.loglikelihoods(list(requests))
@@ -115,7 +115,7 @@ class _EngineActor:
 
 
 class Replicas:
-    """Engines of one model after the other. A context manager: at its end they are gone, and what they held is free."""
+    """Engines that serve one model after another. A context manager: at its end they are stopped."""
 
     def __init__(self, engine: str, settings: EvaluationConfig, hardware: Hardware) -> None:
         self.engine, self.settings, self.hardware = engine, settings, hardware
@@ -129,24 +129,24 @@ class Replicas:
         self.close()
 
     def close(self) -> None:
-        """End the engines, whatever they are at; `answers` in another thread ends with `Interrupted`."""
+        """Stop the engines at once; `answers` in another thread raises `Interrupted`."""
         engines, self._engines = self._engines, []
         for engine in engines:
             ray.kill(engine)
 
     def serve(self, name: str, path: Path) -> None:
-        """The model that is asked from now on. vLLM's engines end with theirs: vLLM does not give back what it took."""
+        """Serve this model from now on. vLLM's engines are restarted for it: vLLM does not free all memory."""
         if self.engine == "vllm":
             self.close()
         self.name, self.path = name, path
         self._engines = self._engines or [self._start() for _ in range(self.hardware.replicas)]
 
     def answers(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Answers]]:
-        """Each chunk with its answers, as they come in.
+        """Yield each chunk with its answers, in the order in which they are ready.
 
         Raises:
-            UserError: the model cannot be loaded or asked this, or its engine dies of a chunk again and again.
-            Interrupted: the engines were closed meanwhile.
+            UserError: the model cannot be loaded or cannot take a request, or its engine dies at a chunk repeatedly.
+            Interrupted: the engines were closed.
         """
         waiting = iter(chunks)
         again: deque[_Given] = deque()
@@ -191,15 +191,15 @@ class Replicas:
         )
 
     def _revive(self, given: _Given, error: RayActorError) -> None:
-        """Another engine in the place of one that died; its chunks are asked again."""
+        """Replace an engine that died; its chunks are asked again."""
         given.lost += 1
-        if given.lost >= LIVES:
+        if given.lost > MAX_ENGINE_RESTARTS:
             raise UserError(
-                f"model {self.name} ({self.path}): its {self.engine} engine died {LIVES} times at the items from "
+                f"model {self.name} ({self.path}): its {self.engine} engine died {given.lost} times at the items from "
                 f"{given.chunk.begin + 1} on (out of memory?): lower evaluation.tokens_per_batch, or set "
                 f"evaluation.engine to the other one. {error}"
             ) from error
-        log.warning("model %s: its %s engine died, another one takes over", self.name, self.engine)
+        log.warning("model %s: its %s engine died; a new one is started", self.name, self.engine)
         self._engines[given.replica] = self._start()
 
     def _explained(self, error: RayTaskError) -> Exception:

@@ -15,12 +15,14 @@ from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.content import model_identity
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import takes_images
-from lingu_ray.evaluation.items import items_path
-from lingu_ray.evaluation.measure import Sheet, describe, fill
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.item_files import items_path
+from lingu_ray.evaluation.measure import TaskRun, describe, run_task
+from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
+from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime.cluster import connect
+from lingu_ray.runtime.environment import record_environment
 
 log = logging.getLogger(__name__)
 
@@ -32,28 +34,28 @@ def evaluate(
     measured: Sequence[str] = (),
     ray_settings: RayConfig | None = None,
     sharers: int = 1,
-) -> dict[str, Any]:
+) -> Recovery:
     """Measure every model (name → folder, hub id or .gguf file) on every task it can take.
 
-    Models named `teacher`, `adapted`, `ce_only` and `distilled` enter recovery and retention; others are measured
-    beside them. A model without eyes (the teacher) is measured on the language tasks alone. All items and models'
-    configurations are checked before the first model is loaded. What was measured before, by the same tasks on the
-    same models, is not measured again; an evaluation that was interrupted goes on.
+    Recovery and retention are computed from the models named `teacher`, `adapted`, `ce_only` and `distilled`; others
+    are measured beside them. A text-only model (the teacher) is measured on the language tasks alone. All items and
+    models' configurations are checked before the first model is loaded. What was measured before, by the same tasks on
+    the same models, is not measured again; an interrupted evaluation resumes.
 
     Args:
         models: what to measure.
         settings: tasks, engine, replicas, resamples, thresholds.
-        out_dir: gets `items/<task>.<model>.parquet` and `recovery.json`.
-        measured: models whose items lie in `out_dir` already; they are compared, and not loaded.
+        out_dir: gets `items/<task>.<model>.parquet`, `recovery.json`, and `environment.json` of the newest measuring.
+        measured: models whose items are in `out_dir` already; they are compared, and not loaded.
         ray_settings: the cluster to join, where Ray is not running yet, and what a replica gets of it.
         sharers: how many evaluations run side by side on this cluster.
 
     Returns:
-        The content of `recovery.json`.
+        The result, which `recovery.json` has too.
 
     Raises:
         UserError: no models or tasks, a bad item, a model that cannot be loaded, an engine that dies.
-        Interrupted: Ctrl-C; what was answered is kept.
+        Interrupted: Ctrl-C; all answers so far are kept.
     """
     if not models or not settings.tasks:
         raise UserError("nothing to evaluate: name at least one model and one of evaluation.tasks")
@@ -62,30 +64,32 @@ def evaluate(
             raise UserError(f"a model's name is of letters, digits, _ and -, found {name!r}")
     tasks = [load_task(config) for config in settings.tasks]
     described = [describe(task) for task in tasks]
-    unfinished: dict[str, list[Sheet]] = {}
+    unfinished: dict[str, list[TaskRun]] = {}
     for name, path in models.items():
         can_see, identity = takes_images(path), model_identity(str(path))
         for task, description in zip(tasks, described, strict=True):
             if task.config.kind == "vision" and not can_see:
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
                 continue
-            sheet = Sheet(task, description, name, identity, settings.engine, out_dir)
-            if not sheet.whole:
-                unfinished.setdefault(name, []).append(sheet)
+            run = TaskRun(task, description, name, identity, settings.engine, out_dir)
+            if not run.finished:
+                unfinished.setdefault(name, []).append(run)
     if unfinished:
-        _measure(unfinished, models, settings, ray_settings or RayConfig(), sharers)
-    return summarise(out_dir, [*measured, *models], settings)
+        _measure(unfinished, models, settings, out_dir, ray_settings or RayConfig(), sharers)
+    return summarize(out_dir, [*measured, *models], settings)
 
 
 def _measure(
-    unfinished: dict[str, list[Sheet]],
+    unfinished: dict[str, list[TaskRun]],
     models: dict[str, Path],
     settings: EvaluationConfig,
+    out_dir: Path,
     ray_settings: RayConfig,
     sharers: int,
 ) -> None:
-    """Load one model after the other, or `models_at_once` side by side, and ask it what is left."""
+    """Load the models one after another, or `models_at_once` side by side, and run their unfinished tasks."""
     connect(ray_settings)
+    record_environment(out_dir)
     hardware = Hardware.of(settings, ray_settings, sharers)
     engine = _chosen_engine(settings, [models[name] for name in unfinished], hardware)
 
@@ -96,8 +100,8 @@ def _measure(
         with lane as replicas:
             for name in names:
                 replicas.serve(name, models[name])
-                for sheet in unfinished[name]:
-                    fill(sheet, replicas)
+                for run in unfinished[name]:
+                    run_task(run, replicas)
 
     with ThreadPoolExecutor(settings.models_at_once) as pool:
         running = [pool.submit(measure_one_after_another, lane) for lane in lanes]
@@ -105,11 +109,11 @@ def _measure(
             for one in as_completed(running):
                 one.result()
         except BaseException as stop:
-            list(names)  # no further model is begun
+            list(names)  # no further model is started
             for lane in lanes:
                 lane.close()
             if isinstance(stop, KeyboardInterrupt):
-                raise Interrupted("stopped; what was answered is kept: the same command goes on from there") from None
+                raise Interrupted("stopped; all answers so far are kept, and the same command resumes") from None
             raise
 
 
@@ -122,7 +126,7 @@ def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Har
     if settings.engine == "transformers":
         return settings.engine
     # vLLM changes the process that imports it
-    ask: Any = ray.remote(max_calls=1)(_obstacles)
+    ask: Any = ray.remote(max_calls=1)(_unsupported_reasons)
     found = ray.get(ask.options(**hardware.options()).remote([str(model) for model in models]))
     reasons = [f"{model}: {reason}" for model, reason in zip(models, found, strict=True) if reason]
     if reasons and settings.engine == "vllm":
@@ -132,7 +136,7 @@ def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Har
     return "transformers" if reasons else "vllm"
 
 
-def _obstacles(models: list[str]) -> list[str | None]:
-    from lingu_ray.evaluation.engines.vllm_engine import obstacle
+def _unsupported_reasons(models: list[str]) -> list[str | None]:
+    from lingu_ray.evaluation.engines.vllm_engine import unsupported_reason
 
-    return [obstacle(model) for model in models]
+    return [unsupported_reason(model) for model in models]

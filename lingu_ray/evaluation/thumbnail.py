@@ -1,4 +1,4 @@
-"""Small pictures for pages."""
+"""Small images for pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIDE = 224  # the longest, pixels
 
 
 def thumbnail(encoded: bytes) -> bytes:
-    """A picture as a small JPEG."""
+    """An image as a small JPEG."""
     image = decode_image(encoded)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -1,20 +1,60 @@
-"""An evaluation in MLflow: a run with report and settings, and nested under it one for each model, with its scores."""
+"""An evaluation in MLflow: what its metrics are called, and its runs.
+
+A run has report and settings, and nested under it is one for each model, with its scores.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from mlflow.entities import RunTag
 from pydantic import BaseModel
 
 from lingu_ray.config import TrackingConfig
-from lingu_ray.evaluation.scores import figures_of
+from lingu_ray.config.flat import flat
+from lingu_ray.evaluation.results import Recovery, Verdict
+from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import STORE, MlflowRun, flat, store_uri
+from lingu_ray.runtime.tracking import STORE, MlflowRun, store_uri
+
+SCORE = "score"
+VERDICT = "verdict"
+"""Tag of the run whose evaluation the verdict is about."""
+_TAG_LIMIT = 5000  # characters that every version of MLflow takes
+
+
+def figure_name(task: str, metric: str = SCORE) -> str:
+    """The name of a task's metric: its score, recovery or retention."""
+    return f"eval/{task}/{metric}"
+
+
+def task_of(name: str) -> str | None:
+    """The task whose score is of that name; None for any other metric."""
+    head, _, rest = name.partition("/")
+    task, _, metric = rest.rpartition("/")
+    return task if head == "eval" and metric == SCORE else None
+
+
+def figures_of(result: Recovery, model: str) -> dict[str, float]:
+    """The model's score, and recovery or retention where it has one, on every task; mean recovery and retention."""
+    metrics: dict[str, float] = {}
+    for name, task in result.tasks.items():
+        if found := task.models.get(model):
+            metrics[figure_name(name)] = found.score.value
+            if found.quotient is not None:
+                metrics[figure_name(name, task.quotient_name)] = found.quotient.value
+    means = result.models.get(model)
+    return metrics | {name: mean.value for name, mean in (means.items() if means else ()) if mean is not None}
+
+
+def log_verdict(run: MlflowRun, verdict: Verdict) -> None:
+    """Tag the run with the verdict's sentence."""
+    run.client.log_batch(run.run_id, tags=[RunTag(VERDICT, verdict.text[:_TAG_LIMIT])])
 
 
 def open_evaluation(settings: TrackingConfig, out: Path, config: BaseModel) -> MlflowRun:
-    """The MLflow run of the evaluation in `out`: found again, or a new one with `config` as its parameters.
+    """Open the MLflow run of the evaluation in `out`: the one of an earlier call, or a new one with `config` as its
+    parameters.
 
     Without a URI in the settings or the environment the store lies beside `out` where runs have one there, else in it.
     """
@@ -28,15 +68,17 @@ def open_evaluation(settings: TrackingConfig, out: Path, config: BaseModel) -> M
 
 
 def log_evaluation(
-    run: MlflowRun, settings: TrackingConfig, out: Path, result: dict[str, Any], models: dict[str, Path]
+    run: MlflowRun, settings: TrackingConfig, out: Path, result: Recovery, models: dict[str, Path]
 ) -> None:
-    """Log the files of `out`, and the figures of each model of `result` (the content of `recovery.json`).
+    """Log the files of `out`, the verdict, and the metrics of each measured model, in a nested run.
 
-    `models`: where they lie, of those that are known; a tag tells.
+    `models`: paths of the models, of those that are known; a tag has it.
     """
     out = out.resolve()
+    run.log_environment(read_environment(out))
     run.log_files(*(out / name for name in ("report.html", "recovery.json", "recovery.png")))
-    for model in dict.fromkeys(model for task in result["tasks"].values() for model in task["models"]):
+    log_verdict(run, result.verdict)
+    for model in result.measured:
         tags = settings.tags | ({"model": str(models[model])} if model in models else {})
         nested = settings.model_copy(update={"run_name": None, "parent": out, "tags": tags})
         with MlflowRun(run.uri, nested, out / ".mlflow" / f"{model}.json", model, {}) as child:

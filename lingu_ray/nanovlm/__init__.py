@@ -1,1 +1,1 @@
-"""nanoVLM in Idefics3's words: its checkpoint read, its weights renamed, its processor rebuilt."""
+"""nanoVLM as Idefics3: reads its checkpoint, renames its weights, rebuilds its processor."""

@@ -1,4 +1,4 @@
-"""A nanoVLM checkpoint as it lies in its folder: `config.json` and `model.safetensors`."""
+"""Reading a nanoVLM checkpoint: a folder with `config.json` and `model.safetensors`."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,16 @@ def read_checkpoint(source: str) -> tuple[Settings, States]:
     """Settings and tensors of the nanoVLM checkpoint `source`, a folder or hub id.
 
     Raises:
-        UserError: there is none, it is not nanoVLM's, or it has parts that Idefics3 lacks.
+        UserError: it does not exist, is not nanoVLM's, or has parts that Idefics3 lacks.
     """
     folder = Path(source)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(source, allow_patterns=_FILES))
         except (OSError, ValueError) as error:
-            raise UserError(f"{source}: neither a folder nor a model that the hub gives. {error}") from error
+            raise UserError(
+                f"{source}: neither a folder nor a model that can be downloaded from the hub. {error}"
+            ) from error
     for name in _FILES:
         if not (folder / name).is_file():
             raise UserError(f"{source}: no {name}; a nanoVLM checkpoint is a folder with {' and '.join(_FILES)}")

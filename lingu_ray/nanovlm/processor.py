@@ -1,4 +1,4 @@
-"""nanoVLM's tokenizer, chat template and image transforms, as far as Idefics3's processor can say them."""
+"""nanoVLM's tokenizer, chat template and image transforms, as far as Idefics3's processor has them."""
 
 from typing import cast
 
@@ -10,12 +10,12 @@ from lingu_ray.nanovlm.checkpoint import Settings
 
 _FAKE, _IMAGE, _GLOBAL = "<fake_token_around_image>", "<image>", "<fake_token_around_image><global-img>"
 
-# How nanoVLM asked before it had chat templates.
+# nanoVLM's prompt before it had chat templates.
 _QUESTION = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% else %}{{ 'Question: ' + message['content'] + ' Answer:' }}{% endif %}{% endfor %}"
 )
-# nanoVLM's templates take text alone. This makes text of parts; several images of a message are numbered, as there.
+# nanoVLM's templates take only text. This turns parts into text; several images of a message are numbered, as there.
 _MESSAGES, _CONTENT = "{% for message in messages %}", "message['content']"
 _PARTS = (
     "{% set said = namespace(text='', images=0) %}{% if message['content'] is string %}"
@@ -32,7 +32,7 @@ def build_processor(settings: Settings, path: str) -> Idefics3Processor:
     """The processor of a nanoVLM with the tokenizer at `path` (folder or hub id).
 
     Raises:
-        UserError: no tokenizer there, or not the one that the checkpoint was trained with.
+        UserError: there is no tokenizer, or not the one that the checkpoint was trained with.
     """
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
@@ -47,7 +47,7 @@ def build_processor(settings: Settings, path: str) -> Idefics3Processor:
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
-    """Add nanoVLM's tokens at the ids they have there, and after them the ones that Idefics3 has besides."""
+    """Add nanoVLM's tokens with the ids they have there, then the additional ones of Idefics3."""
     old = len(tokenizer)
     tokens = [_token(key, token) for key, token in settings.get("vlm_extra_tokens", {}).items()]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
@@ -62,7 +62,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, settings: Settings) -> None:
 
 
 def _token(key: str, token: str) -> str:
-    """What Idefics3's processor writes where nanoVLM writes `token`; there, rows of tiles start on a new line."""
+    """What Idefics3's processor writes where nanoVLM writes `token`; Idefics3 starts rows of tiles on a new line."""
     if key in ("image_token", "global_image_token"):
         return _IMAGE if key == "image_token" else _GLOBAL
     if not token.startswith("<row_"):

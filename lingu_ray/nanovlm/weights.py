@@ -7,7 +7,7 @@ from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefi
 from lingu_ray.errors import UserError
 from lingu_ray.nanovlm.checkpoint import Settings, States
 
-# By the part of the model: what the pieces of a tensor's name become, in this order.
+# By part of the model: replacements in a tensor's name, in this order.
 _RENAMED = {
     "vision_encoder.": {
         "vision_encoder.layer_norm.": "model.vision_model.post_layernorm.",
@@ -37,7 +37,7 @@ _ANGLES = "decoder.rotary_embd.inv_freq"
 
 
 def build_config(settings: Settings, processor: Idefics3Processor) -> Idefics3Config:
-    """nanoVLM's settings as Idefics3's configuration, with the size of nanoVLM's own vocabulary."""
+    """nanoVLM's settings as an Idefics3 configuration, with the size of nanoVLM's vocabulary."""
     tokenizer = processor.tokenizer
     text = {
         "model_type": "llama",
@@ -75,7 +75,7 @@ def build_config(settings: Settings, processor: Idefics3Processor) -> Idefics3Co
 
 
 def build_model(settings: Settings, states: States, processor: Idefics3Processor) -> Idefics3ForConditionalGeneration:
-    """The model with nanoVLM's tensors, float32, its vocabulary grown by the tokens that only the processor has.
+    """The model with nanoVLM's tensors in float32, its vocabulary extended by the tokens that only the processor has.
 
     Raises:
         UserError: tensors are missing, left over, or of other shapes than the configuration says.
@@ -104,7 +104,7 @@ def build_model(settings: Settings, states: States, processor: Idefics3Processor
 
 
 def _names(name: str) -> list[str]:
-    """What a tensor of nanoVLM is called here; q, k and v are fused there."""
+    """Idefics3's names of a nanoVLM tensor: three for nanoVLM's fused q, k and v."""
     for part, pieces in _RENAMED.items():
         if name.startswith(part):
             for old, new in pieces.items():
@@ -117,7 +117,7 @@ def _some(names: list[str]) -> str:
 
 
 def _transformed(states: States) -> States:
-    """The tensors under their names here, in the shapes they have here."""
+    """The tensors under Idefics3's names and in its shapes."""
     new: States = {}
     for name, tensor in states.items():
         names = _names(name)

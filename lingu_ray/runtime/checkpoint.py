@@ -1,7 +1,7 @@
-"""Checkpoints with everything to go on: model, optimiser, step. Each is written whole or not at all.
+"""Checkpoints: model, optimizer and step, all that a run resumes from.
 
-Randomness is seeded by step and worker, and the corpus position follows from the step, so neither needs a state.
-Tensors are saved whole and by name, so a run can go on with another number of workers, or sharded where it was not.
+Randomness is seeded by step and worker, and the corpus position follows from the step, so neither has a state. Tensors
+are saved unsharded and by name: a run resumes with any number of workers, sharded or not.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.distributed import leads
-from lingu_ray.runtime.optimiser import trained_parameters
-from lingu_ray.runtime.sharding import collect, named_tensors, share
+from lingu_ray.runtime.distributed import is_main_process
+from lingu_ray.runtime.optimizer import trained_parameters
+from lingu_ray.runtime.sharding import gather_full, local_shard, named_tensors
 
 _NAME = "step-{:08d}"
 
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """`step`: optimiser steps done. `validation_ce`: the newest mean validation CE, if there was one."""
+    """`step`: optimizer steps done. `validation_ce`: the newest mean validation CE, if there was one."""
 
     step: int
     validation_ce: float | None
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Raise UserError when the disk that holds `folder` has fewer than `needed` bytes free."""
+    """Raise UserError where the disk of `folder` has fewer than `needed` bytes free."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -43,46 +44,42 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def checkpoint_bytes(model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    """Size of a checkpoint: the weights, and two moments of each trained parameter."""
+def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Size of a checkpoint in bytes: the weights, and two moments of each trained parameter."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    moments = sum(2 * p.numel() * p.element_size() for group in optimiser.param_groups for p in group["params"])
+    moments = sum(2 * p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
     return weights + moments
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: CheckpointState, keep_last: int
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: CheckpointState, keep_last: int
 ) -> None:
     """Write the checkpoint of `state.step`, then remove all but the `keep_last` newest and the best.
 
-    All workers call it, and the first one writes.
+    All workers must call it; the first one writes.
     """
-    writes = leads()
+    writes = is_main_process()
     if writes:
-        require_space(folder, checkpoint_bytes(model, optimiser), f"the checkpoint of step {state.step}")
-    weights = collect(named_tensors(model), writes)
-    moments = {name: collect(kept, writes) for name, kept in _moments(model, optimiser).items()}
+        require_space(folder, checkpoint_bytes(model, optimizer), f"the checkpoint of step {state.step}")
+    weights = gather_full(named_tensors(model), writes)
+    moments = {name: gather_full(kept, writes) for name, kept in _moments(model, optimizer).items()}
     if not writes:
         return
-    temporary, final = folder / f".{_NAME.format(state.step)}.tmp", folder / _NAME.format(state.step)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    save_file(weights, temporary / "model.safetensors")
-    torch.save(moments, temporary / "optimiser.pt")
-    (temporary / "state.json").write_text(json.dumps(asdict(state)))
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
+    with whole_folder(folder / _NAME.format(state.step)) as temporary:
+        save_file(weights, temporary / "model.safetensors")
+        torch.save(moments, temporary / "optimizer.pt")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)))
     _prune(folder, keep_last)
 
 
 def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
-    """All whole checkpoints, oldest first."""
+    """All complete checkpoints, oldest first."""
     found = sorted(path for path in folder.glob("step-*") if (path / "state.json").exists())
     return [(path, CheckpointState(**json.loads((path / "state.json").read_text()))) for path in found]
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> CheckpointState | None:
-    """Restore the newest checkpoint into model and optimiser; None when there is none. All workers call it."""
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
+    """Load the newest checkpoint into model and optimizer; None where there is none. All workers must call it."""
     found = checkpoints(folder)
     if not found:
         return None
@@ -90,36 +87,37 @@ def load_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optim
     tensors = named_tensors(model)
     with safe_open(path / "model.safetensors", "pt") as weights, torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(share(weights.get_tensor(name), tensor))
-    moments = torch.load(path / "optimiser.pt", map_location="cpu", weights_only=True)
+            tensor.copy_(local_shard(weights.get_tensor(name), tensor))
+    moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     names = {id(tensor): name for name, tensor in tensors.items()}
     kept = {
         place: {
-            # AdamW's step is a number, and has no parts
-            key: share(value, parameter) if value.shape == parameter.shape else value
+            # AdamW's step is a scalar, which is not sharded
+            key: local_shard(value, parameter) if value.shape == parameter.shape else value
             for key, value in moments[names[id(parameter)]].items()
         }
-        for place, parameter in enumerate(trained_parameters(optimiser))
+        for place, parameter in enumerate(trained_parameters(optimizer))
     }
-    optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the lowest validation CE (of equals, the newest); None when none was validated."""
+    """The checkpoint with the lowest validation CE (of equal ones the newest); None where none was validated."""
     scored = [(state.validation_ce, -state.step, path) for path, state in checkpoints(folder) if state.validation_ce]
     return min(scored)[2] if scored else None
 
 
-def _moments(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What the optimiser keeps of each parameter, by the parameter's name."""
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """The optimizer's state of each parameter, by the parameter's name."""
     names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    return {names[id(p)]: optimiser.state[p] for p in trained_parameters(optimiser)}
+    return {names[id(p)]: optimizer.state[p] for p in trained_parameters(optimizer)}
 
 
 def _prune(folder: Path, keep_last: int) -> None:
     found = [path for path, _ in checkpoints(folder)]
     best = best_checkpoint(folder)
-    for path in found[:-keep_last]:
+    leftovers = list(folder.glob(".step-*.tmp"))  # of a worker that was killed, on any machine
+    for path in (*found[:-keep_last], *leftovers):
         if path != best:
             shutil.rmtree(path)

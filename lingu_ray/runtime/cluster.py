@@ -11,11 +11,11 @@ from contextlib import contextmanager
 # A report blocks for one poll of the controller; printed lines would appear twice.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-# What is no longer needed is freed at once, not once a second: the next KV lands on the same pages, which are mapped
-# by then. Writing to new ones takes several times as long. A cluster started elsewhere wants it in its own environment.
+# Objects are freed at once, not once a second: the next KV reuses their pages, which are mapped already. Writing to new
+# pages takes several times as long. A cluster that was started elsewhere needs this in its own environment.
 os.environ.setdefault("RAY_free_objects_batch_size", "1")
 
-# A run has more processes than a small machine has cores, most of them waiting: four times this number is warned of.
+# A run has more processes than a small machine has cores, most of them waiting: Ray warns above four times this number.
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
 
 import grpc
@@ -23,7 +23,7 @@ import ray
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.interrupt import ended_by_interrupt
+from lingu_ray.interrupt import exit_on_interrupt
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def connect(settings: RayConfig) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)  # a notice about tokens, hints for Ray's own programmers
     log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
     if address is None:
-        with ended_by_interrupt(), _in_groups_of_their_own():
+        with exit_on_interrupt(), _in_groups_of_their_own():
             ray.init(include_dashboard=False, runtime_env={"env_vars": _worker_env()}, **quiet)
         return
     _require_answer(address)
@@ -63,9 +63,9 @@ os.register_at_fork(after_in_child=_leave_group)
 
 @contextmanager
 def _in_groups_of_their_own() -> Iterator[None]:
-    """Processes started here leave this one's group: a signal to the whole group then reaches the command alone.
+    """Start processes in groups of their own, so that a signal to this process's group reaches the command alone.
 
-    It asks the workers to save; Ray's own processes would end at once, and the workers with them.
+    The command asks the workers to save; Ray's own processes would end at once, and the workers with them.
     """
     global _leaving_group
     _leaving_group = True
@@ -76,7 +76,7 @@ def _in_groups_of_their_own() -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    """Raise UserError where nothing answers at an address: Ray itself would try for minutes."""
+    """Raise UserError where nothing answers at an address; Ray itself would try for minutes."""
     place = re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):(\d+)", address)
     if address in ("auto", "local") or os.environ.get("RAY_USE_TLS", "0") != "0":
         return
@@ -107,7 +107,7 @@ def _worker_env() -> dict[str, str]:
 
 
 def check_resources(settings: RayConfig, use_gpu: bool) -> None:
-    """Raise UserError when the cluster can never hold the workers that the settings ask for."""
+    """Raise UserError where the cluster cannot hold the workers that the settings ask for."""
     total = ray.cluster_resources()
     for name, amount in _needed(settings, use_gpu, runs=1).items():
         if total.get(name, 0) < amount:
@@ -117,7 +117,7 @@ def check_resources(settings: RayConfig, use_gpu: bool) -> None:
             )
 
 
-def room_for_runs(settings: RayConfig, use_gpu: bool) -> int:
+def max_concurrent_runs(settings: RayConfig, use_gpu: bool) -> int:
     """How many runs' workers the cluster holds at once; a worker fits on one node or not at all."""
     needed = _needed(settings, use_gpu, runs=1)
     worker = {name: amount / settings.num_workers for name, amount in needed.items()}
@@ -127,19 +127,19 @@ def room_for_runs(settings: RayConfig, use_gpu: bool) -> int:
 
 
 def _needed(settings: RayConfig, use_gpu: bool, runs: int) -> dict[str, float]:
-    """What the workers of that many runs take, by Ray's names."""
+    """Resources of that many runs' workers, by Ray's names."""
     workers = settings.num_workers * runs
     needed = {"CPU": settings.cpus_per_worker * workers}
     return needed | {"GPU": float(workers)} if use_gpu else needed
 
 
 def threads(settings: RayConfig, sharers: int) -> int:
-    """Torch threads of one of so many processes that share this node's cores."""
+    """PyTorch threads of one of `sharers` processes that share this node's cores."""
     return settings.threads_per_worker or max(1, (os.cpu_count() or 1) // sharers)
 
 
 def uses_gpu(settings: RayConfig) -> bool:
-    """Whether workers get a GPU each: as set, else when the cluster has one for every worker."""
+    """Whether each worker gets a GPU: as set, else where the cluster has one for every worker."""
     if settings.use_gpu is not None:
         return settings.use_gpu
     return ray.cluster_resources().get("GPU", 0) >= settings.num_workers

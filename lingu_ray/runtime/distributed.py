@@ -1,9 +1,9 @@
-"""What the workers of a run tell each other: sums of counts, and of gradients once a step.
+"""Collectives of a run's workers: sums of counts, and of gradients once a step.
 
-Gradients are summed by one all-reduce over the accumulated gradients of the whole step. DDP's hooks would reduce during
-the last backward pass, which goes wrong here: workers cut their rows into different numbers of micro-batches, and a
-text-only micro-batch leaves vision parameters without gradient. Parameters that are sharded (`sharding.py`) have the
-sum when they get here.
+Gradients are summed by one all-reduce over the accumulated gradients of a step. DDP's hooks would reduce them during
+the last backward pass, which fails here: workers have different numbers of micro-batches, and a text-only micro-batch
+leaves vision parameters without gradient. Gradients of sharded parameters (`sharding.py`) are summed by their backward
+passes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _BUCKET_ELEMENTS = 2**25
 """128 MiB of float32 a message."""
 
 
-def leads() -> bool:
-    """Whether this worker is the one that writes."""
+def is_main_process() -> bool:
+    """Whether this is rank 0, the one process of a run that writes; also true without a process group."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -45,9 +45,9 @@ def all_max(value: float, device: torch.device) -> float:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the workers; a parameter one of them did not use counts as zero there.
+    """Replace every gradient by its sum over the workers; a missing gradient counts as zero.
 
-    Gradients of sharded parameters are such sums already.
+    Gradients of sharded parameters are sums already.
     """
     parameters = list(parameters)
     for parameter in parameters:
@@ -63,9 +63,10 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
-    """Scale all gradients down so that their norm, over all parameters and workers, is at most `largest`.
+    """Scale all gradients so that their total norm over parameters and workers is at most `largest`.
 
-    Returns the norm before. Sharded and whole parameters may be mixed; whole ones have the same gradient everywhere.
+    Returns the norm before. Sharded and replicated parameters may be mixed; replicated ones have equal gradients on all
+    workers.
     """
     parameters = list(parameters)
     kinds = [[p for p in parameters if isinstance(p, DTensor) is sharded] for sharded in (False, True)]

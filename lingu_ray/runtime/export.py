@@ -1,19 +1,19 @@
-"""The finished model, as Transformers and vLLM load it: the student's own class, not one parameter more."""
+"""Export of the finished model for Transformers and vLLM: the student's own class, without additional parameters."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, PreTrainedModel, ProcessorMixin, SiglipVisionModel
 
+from lingu_ray.atomic import whole_folder
 from lingu_ray.config import LoraConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import merged
-from lingu_ray.runtime.distributed import leads
-from lingu_ray.runtime.sharding import collect
+from lingu_ray.runtime.distributed import is_main_process
+from lingu_ray.runtime.sharding import gather_full
 
 
 def export_model(
@@ -21,28 +21,25 @@ def export_model(
 ) -> None:
     """Write safetensors, configuration, generation settings and processor to `folder`, whole or not at all.
 
-    All workers call it, and the first one writes. The model cannot be trained on afterwards: it takes on `dtype`.
+    All workers must call it; the first one writes. It converts the model to `dtype`, so training cannot continue.
     """
-    writes = leads()
-    tensors = collect(model.state_dict(keep_vars=True), writes)
+    writes = is_main_process()
+    tensors = gather_full(model.state_dict(keep_vars=True), writes)
     if not writes:
         return
     if lora is not None:
-        tensors = merged(tensors, lora)
+        tensors = merged(tensors, lora.rank, lora.alpha)
     tensors = as_published(model, tensors)
     cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     _end_turns(model, processor)
     nn.Module.to(model, dtype)  # the configuration that is saved names the model's dtype
-    model.save_pretrained(temporary, state_dict={name: cast[id(tensor)] for name, tensor in tensors.items()})
-    processor.save_pretrained(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    with whole_folder(folder) as temporary:
+        model.save_pretrained(temporary, state_dict={name: cast[id(tensor)] for name, tensor in tensors.items()})
+        processor.save_pretrained(temporary)
 
 
 def _end_turns(model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Let generation end at the token that the model was trained to end its turns with; published settings may not."""
+    """Add the token that ends a turn in training to the end tokens of generation, where published settings lack it."""
     encoder = Encoder(processor, 1)
     turn, settings = encoder.end_of_turn_id, model.generation_config
     assert settings is not None  # a model that generates has some

@@ -1,4 +1,4 @@
-"""What lies where in a run's folder."""
+"""Files and folders of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -21,13 +20,14 @@ class RunFolder:
         return self.root / "config.yaml"
 
     @property
-    def start(self) -> Path:
+    def initial_model(self) -> Path:
         """The student's processor; for `student.from_teacher` also the new model before training."""
-        return self.root / "start"
+        earlier = self.root / "start"  # its name in runs of lingu_ray before 0.2
+        return earlier if earlier.is_dir() else self.root / "initial_model"
 
     @property
     def corpus(self) -> Path:
-        """JSON that points to the corpus, with what tells its data from other data."""
+        """JSON with the corpus's path, fingerprint and content identities of its sources."""
         return self.root / "corpus.json"
 
     @property
@@ -42,7 +42,7 @@ class RunFolder:
 
     @property
     def exported(self) -> Path:
-        """JSON that says after which step `export` was written."""
+        """JSON with the step after which `export` was written."""
         return self.root / "exported.json"
 
     @property
@@ -69,18 +69,23 @@ class RunFolder:
 
     @property
     def stop(self) -> Path:
-        """Its presence asks the workers to save and stop after the current step."""
+        """A file that asks the workers to save and stop after the current step."""
         return self.root / "STOP"
 
     @property
     def mlflow(self) -> Path:
-        """JSON that points to the run in the MLflow store."""
+        """JSON with store and id of the MLflow run."""
         return self.root / "mlflow.json"
 
     @property
     def models(self) -> Path:
-        """JSON with what tells student and teacher from other models."""
+        """JSON with the content identities of student and teacher."""
         return self.root / "models.json"
+
+    @property
+    def environment(self) -> Path:
+        """JSON with versions, commit and hardware that the run was made with."""
+        return self.root / "environment.json"
 
     @property
     def ray(self) -> Path:
@@ -88,15 +93,8 @@ class RunFolder:
         return self.root / ".ray"
 
     def clear(self) -> None:
-        """Remove what a run left that never trained."""
-        for path in (self.start, self.ray, self.report):
+        """Remove all that a run left which was never trained."""
+        for path in (self.initial_model, self.ray, self.report):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow):
+        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment):
             path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a small JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""A student made ready to train: adapters, gradient checkpointing, shards, compiled layers, device."""
+"""Preparing a student for training: adapters, gradient checkpointing, sharding, compiled layers, device."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import nn
 from lingu_ray.config import TrainConfig
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.sharding import shard, whole
+from lingu_ray.runtime.sharding import shard, unsharded
 
 
 def prepare(student: Student, settings: TrainConfig, device: torch.device, seed: int) -> None:
-    """Change the student in place, as the settings say, and put it on `device`; `seed`: of the adapters."""
+    """Prepare the student in place, as the settings say, and move it to `device`; `seed`: of the adapters."""
     student.model.train()
     if settings.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.lora is not None:
-        add_adapters(student.decoder, settings.lora, seed)
+        add_adapters(student.decoder, **dict(settings.lora), seed=seed)
     if settings.parallelism == "fsdp2":
         shard(student, device)
     if settings.compile:
@@ -31,9 +31,9 @@ def prepare(student: Student, settings: TrainConfig, device: torch.device, seed:
 
 @contextmanager
 def between_steps(student: Student) -> Iterator[None]:
-    """Within it the student validates and generates, each worker as much as it likes; all workers must enter.
+    """Let each worker validate and generate any number of times; all workers must enter it together.
 
-    Compiled layers are for training alone: here they would be compiled again for each mode, and as a cache grows.
+    Layers run eagerly: compiled, they would be compiled again for each mode, and for each length of a growing cache.
     """
-    with whole(student.decoder), torch.compiler.set_stance("force_eager"):
+    with unsharded(student.decoder), torch.compiler.set_stance("force_eager"):
         yield

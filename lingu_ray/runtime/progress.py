@@ -10,11 +10,11 @@ from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from lingu_ray.live import LiveLine
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.records import Record
 
 
 def quiet_libraries() -> None:
-    """Mute what MLflow, Transformers and the hub print beside the live line; their errors still come through."""
+    """Mute what MLflow, Transformers and the hub print beside the live line, except errors."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # "generated new fontManager"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry, twice
@@ -35,7 +35,7 @@ class Progress:
             ces = "  ".join(f"{source} {entry['ce']:.3f}" for source, entry in record["validation"].items())
             self.say(f"validation at step {record['step']}: {ces}")
             return
-        if self.line is None:  # begun with the first step: what was done before it is not of its speed
+        if self.line is None:  # starts with the first new step: earlier ones do not count for the speed
             self.line = LiveLine(self.label, self.steps, "step", done=record["step"] - 1, position=self.position)
         self.line.show(record["step"], _figures(record))
 

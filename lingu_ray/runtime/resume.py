@@ -1,7 +1,7 @@
-"""What stands in a run's folder from an earlier command, and whether these settings and data may continue it.
+"""Checks whether settings, models and data may continue the run that a folder holds.
 
-A folder in which nothing was trained yet belongs to nobody: other settings begin anew in it. One with a checkpoint or a
-finished model belongs to the settings, models and data that it was begun with.
+A folder in which nothing was trained yet can be used by any settings: its run starts again. A folder with a checkpoint
+or a finished model is bound to the settings, models and data that its run was started with.
 """
 
 from __future__ import annotations
@@ -10,61 +10,49 @@ import json
 import logging
 from typing import Any
 
-from lingu_ray.cli import load_yaml
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import load_yaml
+from lingu_ray.config.facts import MAY_CHANGE
+from lingu_ray.config.settings import differences
+from lingu_ray.config.tree import settings_with
 from lingu_ray.content import model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.settings import differences
+from lingu_ray.runtime.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = {
-    *("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo"),
-    *("corpus.cache_dir", "corpus.if_changed"),
-    # these may have moved: what they hold is compared instead
-    *("student.path", "teacher.path", "corpus.sources.*.path", "corpus.sources.*.image_root"),
-    *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
-    *(f"train.{name}" for name in ("tokens_per_micro_batch", "packing", "gradient_checkpointing")),
-    *(f"train.{name}" for name in ("parallelism", "compile", "steps", "keep_last", "checkpoint_every")),
-    *(f"train.{name}" for name in ("validate_every", "sample_every", "samples")),
-}
-"""Settings that a run may be continued with, changed: patterns of dotted keys.
 
-Its result does not depend on them, up to rounding; but for `train.steps`, which moves its end.
-"""
-
-
-def reached(folder: RunFolder) -> int:
-    """The step that a run has reached: that of its newest checkpoint, or of its finished model."""
+def trained_steps(folder: RunFolder) -> int:
+    """Steps that a run was trained for: those of its newest checkpoint, or of its finished model."""
     newest = [state.step for _, state in checkpoints(folder.checkpoints)][-1:]
     return max([0, *newest, *([folder.exported_step] if folder.exported_step else [])])
 
 
 def check_settings(config: Config, folder: RunFolder) -> None:
-    """Whether the settings may continue what is in the folder; where nothing was trained, they begin anew.
+    """Check that the settings may continue the run in the folder; where nothing was trained, it is cleared for them.
 
     Raises:
         UserError: `resume=never`, settings that differ, or steps that are fewer than were trained.
     """
-    step = reached(folder)
+    step = trained_steps(folder)
     if step and config.resume == "never":
         raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
     if not folder.config.exists():
         return
     earlier = load_yaml(folder.config)
     before, now = (one.model_dump(mode="json") for one in (earlier, config))
-    lines = differences(before, now, MAY_CHANGE)
+    lines = differences(before, now, settings_with(MAY_CHANGE))
     if lines and step:
         raise UserError(
-            f"{folder.root} was begun with other settings, and has been trained for {step} steps with them:\n"
+            f"{folder.root} was started with other settings, and has been trained for {step} steps with them:\n"
             + "\n".join(f"  {line}" for line in lines)
-            + "\nChoose another name=…, or remove the folder to begin anew."
+            + "\nChoose another name=…, or remove the folder to start again."
         )
     if lines:
-        log.info("%s: nothing was trained there yet; begun anew with other settings:", folder.root)
+        log.info("%s: nothing was trained there yet; started again with other settings:", folder.root)
         for line in lines:
             log.info("  %s", line)
         folder.clear()
@@ -73,7 +61,7 @@ def check_settings(config: Config, folder: RunFolder) -> None:
 
 
 def _check_steps(before: int, now: int, step: int, folder: RunFolder) -> None:
-    """Where a run's end was moved: whether it can get there, and by what rule."""
+    """Check a changed `train.steps`: refuse what cannot be reached, and log which schedule holds from now on."""
     if now == before:
         return
     if now < step:
@@ -94,7 +82,7 @@ def _check_steps(before: int, now: int, step: int, folder: RunFolder) -> None:
 
 
 def check_models(config: Config, folder: RunFolder) -> None:
-    """Whether student and teacher are those that the run was begun with; where nothing was trained, they are noted.
+    """Check that student and teacher are those that the run was started with; record them where nothing was trained.
 
     Raises:
         UserError: the files of one have changed.
@@ -104,10 +92,10 @@ def check_models(config: Config, folder: RunFolder) -> None:
         now["student"] = model_identity(config.student.path, config.student.revision)
     before = json.loads(folder.models.read_text()) if folder.models.exists() else now
     changed = [name for name in now if before.get(name) != now[name]]
-    if changed and reached(folder):
+    if changed and trained_steps(folder):
         settings = " and ".join(f"{name}.path={getattr(config, name).path}" for name in changed)
         raise UserError(
-            f"{folder.root} was begun with another model than {settings} is now: its files have changed. "
+            f"{folder.root} was started with another model than {settings} is now: its files have changed. "
             "Put them back, or choose another name=…"
         )
     if changed:
@@ -117,12 +105,12 @@ def check_models(config: Config, folder: RunFolder) -> None:
 
 
 def check_data(plan: Plan, folder: RunFolder) -> None:
-    """Whether the data are those that the run was trained on so far.
+    """Check that the data are those that the run was trained on so far.
 
     Raises:
         UserError: they have changed, and `corpus.if_changed` is `refuse`.
     """
-    if not folder.corpus.exists() or not reached(folder):
+    if not folder.corpus.exists() or not trained_steps(folder):
         return
     before: dict[str, Any] = json.loads(folder.corpus.read_text())
     if before["fingerprint"] == plan.fingerprint:
@@ -136,10 +124,10 @@ def check_data(plan: Plan, folder: RunFolder) -> None:
             f"{folder.root} was trained on another corpus ({before['path']}): {what} changed since. Put the data back, "
             "choose another name=…, or train on with the new data by corpus.if_changed=warn"
         )
-    log.warning("%s: %s changed since the run was begun; training on with the new data", folder.root, what)
+    log.warning("%s: %s changed since the run was started; training on with the new data", folder.root, what)
 
 
-def note_data(plan: Plan, folder: RunFolder) -> None:
-    """Write down which corpus the run is trained on."""
+def record_corpus(plan: Plan, folder: RunFolder) -> None:
+    """Record which corpus the run is trained on."""
     pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents}
     write_json(folder.corpus, pointer)

@@ -1,15 +1,20 @@
-"""Fully sharded data parallelism (FSDP2): each worker keeps a share of every decoder layer, and its optimiser state.
+"""Fully sharded data parallelism (FSDP2): each worker keeps a share of every decoder layer, and its optimizer state.
 
 The decoder's layers alone are sharded: nearly all of the weights, and the one part of the student that every forward
-pass runs through. A text-only micro-batch leaves out vision tower and projector, and the loss reads the head outside
-of any forward pass; a worker waiting there for the others would wait for ever. So tower, projector, embeddings, norm
-and head stay whole on each worker, and their gradients are summed once a step, as `distributed.py` says.
+pass runs through. A text-only micro-batch skips vision tower and projector, and the loss reads the head outside of any
+forward pass: a worker that waited for the others there would wait forever. So tower, projector, embeddings, norm and
+head are replicated, and their gradients are summed once a step (`distributed.py`).
 
 A sharded layer talks to the other workers in each of its passes, so all workers must run the same passes. In training
-`matching_passes` sees to that; where passes cannot match (validation, generation) layers are made `whole` for a while.
+`dummy_micro_batches` adds what is missing; where passes cannot match (validation, generation) layers are `unsharded`
+for a while.
 
-Gradients are scattered in every backward pass, not in the step's last alone: till then they would have to be kept
-unsharded, which takes as much memory as the weights that sharding is to save.
+Gradients are reduce-scattered in every backward pass, not only in the last one of a step: until then they would be
+unsharded, and take the memory that sharding saves.
+
+Checkpoints gather and scatter tensors here rather than by `torch.distributed.checkpoint.state_dict`: the tests prove
+that both give the same bits, but its `set_optimizer_state_dict` allocates the moments twice, so that a run which fits
+into memory could not be resumed.
 """
 
 from __future__ import annotations
@@ -31,35 +36,35 @@ from lingu_ray.runtime.distributed import all_max
 
 
 def shard(student: Student, device: torch.device) -> None:
-    """Shard the decoder's layers over all workers, on `device`; with one worker there is nothing to shard.
+    """Shard the decoder's layers over all workers, on `device`; one worker alone keeps them as they are.
 
-    Each worker must come with the same weights.
+    All workers must have the same weights.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     sharded = [fully_shard(layer, mesh=mesh) for layer in student.layers]
-    # The decoder, sharding nothing of its own, makes the layers work ahead together.
+    # The decoder has no shards of its own; as their root it lets the layers prefetch each other.
     fully_shard(student.decoder, mesh=mesh, ignored_params=set(student.decoder.parameters()))
     for before, layer in zip([sharded[0], *sharded], sharded, strict=False):
-        # a sum, no mean: the loss is normalised by the counts of all workers
+        # a sum, not a mean: the loss is normalized by the counts of all workers
         layer.set_gradient_divide_factor(1.0)
         layer.set_force_sum_reduction_for_comms(True)
-        # What a backward pass fetches ahead would else be told from the forward passes since the last one, which may
-        # differ between workers. The first layer names itself: it fetches nothing.
+        # By default the backward pass prefetches in the order of the forward passes since the last one, which may
+        # differ between workers. The first layer names itself, so it prefetches nothing.
         layer.set_modules_to_backward_prefetch([before])
 
 
 def is_sharded(decoder: nn.Module) -> bool:
-    """Whether `shard` sharded it."""
+    """Whether `shard` sharded the decoder's layers."""
     return isinstance(decoder, FSDPModule)
 
 
 @contextmanager
-def whole(decoder: nn.Module) -> Iterator[None]:
-    """Within it every worker has all weights, so that it may run as many forward passes as it likes, and none backward.
+def unsharded(decoder: nn.Module) -> Iterator[None]:
+    """Unshard the decoder for a while: each worker may run any number of forward passes, but no backward pass.
 
-    All workers must enter, between two steps. It takes the memory of an unsharded decoder.
+    All workers must enter it together, between two steps. It takes the memory of an unsharded decoder.
     """
     if not isinstance(decoder, FSDPModule):
         yield
@@ -76,41 +81,41 @@ def whole(decoder: nn.Module) -> Iterator[None]:
             layer.reshard()
 
 
-def matching_passes(batches: list[MicroBatch], device: torch.device) -> list[MicroBatch]:
-    """Micro-batches that teach nothing, as many as this worker has fewer than the one with most.
+def dummy_micro_batches(batches: list[MicroBatch], device: torch.device) -> list[MicroBatch]:
+    """Micro-batches without a loss that bring this worker to the largest number of micro-batches of any worker.
 
-    They are the smallest one again, with answers that count neither for CE nor, as nobody plans it, for KD.
+    Each is a copy of the smallest one whose answers do not count for CE; it has no plan, so none counts for KD.
     """
     missing = int(all_max(len(batches), device)) - len(batches)
     smallest = min(batches, key=lambda batch: batch.input_ids_BT.numel())
     return [replace(smallest, sampled_S=torch.ones_like(smallest.sampled_S))] * missing
 
 
-def collect(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """The tensors, detached, whole and on the CPU; tied ones stay one. Nothing where they are not to be kept.
+def gather_full(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The tensors unsharded, detached and on the CPU; tied ones stay one tensor. Empty where `keep` is false.
 
     All workers must call it, with the same names.
     """
-    collected: dict[int, Tensor] = {}
+    gathered: dict[int, Tensor] = {}
     for tensor in tensors.values():
-        if id(tensor) not in collected:
-            whole = tensor.detach()
-            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
-            collected[id(tensor)] = whole.cpu().contiguous() if keep else whole.new_empty(0)
-    return {name: collected[id(tensor)] for name, tensor in tensors.items()} if keep else {}
+        if id(tensor) not in gathered:
+            full = tensor.detach()
+            full = full.full_tensor() if isinstance(full, DTensor) else full
+            gathered[id(tensor)] = full.cpu().contiguous() if keep else full.new_empty(0)
+    return {name: gathered[id(tensor)] for name, tensor in tensors.items()} if keep else {}
 
 
-def share(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's share of a whole tensor, sharded as `like` is; nothing is sent."""
+def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
+    """This worker's shard of an unsharded tensor, placed as `like` is; without communication."""
     if not isinstance(like, DTensor):
         return tensor
     tensor = tensor.to(like.device)
-    # cloned: a part alone would keep the whole in memory
+    # cloned: a view would keep the full tensor in memory
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, tied ones once, under their first name."""
+    """Parameters and persistent buffers by name; tied ones once, under their first name."""
     names: dict[int, str] = {}
     tensors = model.state_dict(keep_vars=True)
     for name, tensor in tensors.items():

@@ -1,4 +1,8 @@
-"""One optimiser step: micro-batches forward, to the teacher, backward; the teacher works while the student goes on."""
+"""One optimizer step: micro-batches forward, to the teacher, backward; the teacher works while the student continues.
+
+What happens to one micro-batch is `lingu_ray.distill.step`; here are the settings, the counts over all workers, how far
+the student runs ahead of its teacher, and the passes that sharding needs.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +17,14 @@ from torch import Tensor
 from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
-from lingu_ray.distill.continuation import make_request
 from lingu_ray.distill.divergence import divergence_of
-from lingu_ray.distill.donation import Donation, plan_donation, predicting
+from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.inputs import ModelInputs
-from lingu_ray.distill.loss import LossScales, LossTerms, TeacherAnswer, ce_kd_loss
+from lingu_ray.distill.step import DistillStep, SampleScales, StudentPass
 from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import TeacherClient
 from lingu_ray.runtime.distributed import all_sum
-from lingu_ray.runtime.sharding import is_sharded, matching_passes
-from lingu_ray.runtime.teachers import TeacherClient
+from lingu_ray.runtime.sharding import dummy_micro_batches, is_sharded
 
 
 @dataclass
@@ -37,7 +39,7 @@ class StepSums:
 
 @dataclass(frozen=True)
 class StepWeights:
-    """τ, w_ce and w_kd of this step, and the counts they are normalised by, over all workers."""
+    """τ, w_ce and w_kd of this step, and the counts they are normalized by, over all workers."""
 
     temperature: float
     w_ce: float
@@ -46,30 +48,15 @@ class StepWeights:
     kd_tokens: float
 
 
-@dataclass
-class _InFlight:
-    """A micro-batch whose forward pass is done and whose teacher may still be thinking.
-
-    `labelled_N`: tokens whose answer is the corpus's own, so that they have a cross-entropy to learn from.
-    """
-
-    hidden_ND: Tensor
-    labels_N: Tensor
-    labelled_N: Tensor
-    ce_weight_N: Tensor
-    kd_weight_M: Tensor
-    answered_N: Tensor
-    ticket: Any
-
-
 class MicroBatches:
     """Runs micro-batches of a student: forward, teacher, loss, backward."""
 
     def __init__(self, config: Config, student: Student, teacher: TeacherClient | None, device: torch.device):
         self.config, self.student, self.teacher, self.device = config, student, teacher, device
-        ahead = config.teacher.look_ahead
+        distill, ahead = config.distill, config.teacher.look_ahead
+        divergence = divergence_of(distill.divergence, distill.beta, distill.top_k)
+        self.step = DistillStep(student, teacher, divergence, config.teacher.context, config.teacher.scope)
         self.look_ahead = int(device.type != "cpu") if ahead is None else ahead
-        self.divergence = divergence_of(config.distill)
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
         self.distilled = config.distilled_sources()
@@ -81,22 +68,12 @@ class MicroBatches:
 
     def plan(self, batch: MicroBatch) -> Donation | None:
         """What the teacher is asked about this micro-batch."""
-        if self.teacher is None:
-            return None
-        return plan_donation(
-            batch.input_ids_BT,
-            batch.sample_BT,
-            batch.supervised_BT,
-            batch.visual_BT,
-            torch.tensor([source in self.distilled for source in batch.sources]),
-            teacher_vocabulary=self.teacher.output_head.vocabulary,
-            context=self.config.teacher.context,
-            scope=self.config.teacher.scope,
-        )
+        distill_S = torch.tensor([source in self.distilled for source in batch.sources])
+        return self.step.plan(model_inputs(batch), distill_S)
 
     def weights(self, progress: float, batches: list[MicroBatch], plans: list[Donation | None]) -> StepWeights:
         """Weights at `progress` of the run, with the token counts of the whole step."""
-        ce_tokens = sum(_labelled_tokens(batch) for batch in batches)
+        ce_tokens = sum(_labeled_tokens(batch) for batch in batches)
         kd_tokens = sum(plan.tokens for plan in plans if plan is not None)
         ce_tokens, kd_tokens = all_sum([ce_tokens, kd_tokens], self.device)
         distill = self.config.distill
@@ -107,71 +84,24 @@ class MicroBatches:
     def run(self, batches: list[MicroBatch], plans: list[Donation | None], weights: StepWeights) -> StepSums:
         """Accumulate the gradients of all micro-batches; their sum over the workers is the step's gradient."""
         sums = StepSums()
-        in_flight: deque[_InFlight] = deque()
+        in_flight: deque[tuple[MicroBatch, StudentPass]] = deque()
         passes = list(zip(batches, plans, strict=True))
         if is_sharded(self.student.decoder):
-            passes += [(batch, None) for batch in matching_passes(batches, self.device)]
+            passes += [(batch, None) for batch in dummy_micro_batches(batches, self.device)]
         for batch, plan in passes:
-            in_flight.append(self._forward(batch, plan))
+            in_flight.append((batch, self._forward(batch, plan)))
             if len(in_flight) > self.look_ahead:
-                self._backward(in_flight.popleft(), weights, sums)
+                self._backward(*in_flight.popleft(), weights, sums)
         while in_flight:
-            self._backward(in_flight.popleft(), weights, sums)
+            self._backward(*in_flight.popleft(), weights, sums)
         return sums
 
     @torch.no_grad()
     def cross_entropy(self, batch: MicroBatch) -> float:
         """Sum of the micro-batch's cross-entropies in nats."""
-        flight = self._forward(batch, None)
-        scales = LossScales(flight.ce_weight_N, flight.kd_weight_M, temperature=1.0)
-        return float(self._loss(flight, scales, None).ce_N.sum())
-
-    def _forward(self, batch: MicroBatch, plan: Donation | None) -> _InFlight:
-        row_N, column_N = predicting(batch.supervised_BT, batch.sample_BT).nonzero(as_tuple=True)
-        donated = plan if self.config.teacher.context == "shared_kv" else None
-        with self.autocast():
-            hidden_BTD, capture = self.student.hidden_states(self.inputs(batch), donated)
-        ticket = None
-        if plan is not None and self.teacher is not None:
-            ticket = self.teacher.submit(make_request(plan, capture))
-        sample_N = batch.sample_BT[row_N, column_N]
-        answered_N = torch.zeros_like(row_N, dtype=torch.bool) if plan is None else plan.answered_N
-        return _InFlight(
-            hidden_ND=hidden_BTD[row_N.to(self.device), column_N.to(self.device)],
-            labels_N=batch.input_ids_BT[row_N, column_N + 1].to(self.device),
-            labelled_N=~batch.sampled_S[sample_N].to(self.device),
-            ce_weight_N=_by_source(self.ce_weights, batch)[sample_N].to(self.device),
-            kd_weight_M=_by_source(self.kd_weights, batch)[sample_N[answered_N]].to(self.device),
-            answered_N=answered_N.to(self.device),
-            ticket=ticket,
-        )
-
-    def _backward(self, flight: _InFlight, weights: StepWeights, sums: StepSums) -> None:
-        answer = None
-        if flight.ticket is not None and self.teacher is not None:
-            begin = time.perf_counter()
-            hidden_MD = self.teacher.result(flight.ticket)
-            sums.teacher_wait += time.perf_counter() - begin
-            answer = TeacherAnswer(hidden_MD, self.teacher.output_head, flight.answered_N)
-        scales = LossScales(
-            ce_N=flight.ce_weight_N * flight.labelled_N * (weights.w_ce / max(weights.ce_tokens, 1)),
-            kd_M=flight.kd_weight_M * (weights.w_kd / max(weights.kd_tokens, 1)),
-            temperature=weights.temperature,
-        )
-        terms = self._loss(flight, scales, answer)
-        if terms.loss.requires_grad:  # not where all is frozen that the micro-batch runs through
-            terms.loss.backward()
-        sums.loss += float(terms.loss.detach())
-        sums.ce += float(terms.ce_N[flight.labelled_N].sum())
-        sums.kd += float(terms.kd_M.sum())
-
-    def _loss(self, flight: _InFlight, scales: LossScales, answer: TeacherAnswer | None) -> LossTerms:
-        return ce_kd_loss(flight.hidden_ND, self.student.output_head, flight.labels_N, scales, answer, self.divergence)
-
-    def inputs(self, batch: MicroBatch) -> ModelInputs:
-        """What the student reads of a micro-batch, on its device."""
-        inputs = ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
-        return inputs.to(self.device)
+        ones_S = torch.ones(len(batch.sources))
+        terms = self.step.loss(self._forward(batch, None), None, SampleScales(ones_S, ones_S, temperature=1.0))
+        return float(terms.ce_N.sum())
 
     def autocast(self) -> AbstractContextManager:
         """The precision that forward passes run in."""
@@ -179,11 +109,37 @@ class MicroBatches:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
+    def _forward(self, batch: MicroBatch, plan: Donation | None) -> StudentPass:
+        with self.autocast():
+            return self.step.forward(model_inputs(batch), plan)
+
+    def _backward(self, batch: MicroBatch, done: StudentPass, weights: StepWeights, sums: StepSums) -> None:
+        start = time.perf_counter()
+        teacher = self.step.teacher_output(done)
+        sums.teacher_wait += time.perf_counter() - start
+        labeled_S = ~batch.sampled_S  # samples whose answers are the corpus's own have a cross-entropy
+        scales = SampleScales(
+            ce_S=_by_source(self.ce_weights, batch) * labeled_S * (weights.w_ce / max(weights.ce_tokens, 1)),
+            kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_tokens, 1)),
+            temperature=weights.temperature,
+        )
+        terms = self.step.loss(done, teacher, scales)
+        if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
+            terms.loss.backward()
+        sums.loss += float(terms.loss.detach())
+        sums.ce += float(terms.ce_N[labeled_S[done.sample_N].to(self.device)].sum())
+        sums.kd += float(terms.kd_M.sum())
+
+
+def model_inputs(batch: MicroBatch) -> ModelInputs:
+    """What the student reads of a micro-batch, on the CPU."""
+    return ModelInputs(batch.input_ids_BT, batch.sample_BT, batch.supervised_BT, batch.visual_BT, batch.vision)
+
 
 def _by_source(weights: dict[str, float], batch: MicroBatch) -> Tensor:
     return torch.tensor([weights[source] for source in batch.sources])
 
 
-def _labelled_tokens(batch: MicroBatch) -> int:
+def _labeled_tokens(batch: MicroBatch) -> int:
     row_N, column_N = batch.supervised_BT.nonzero(as_tuple=True)
     return int((~batch.sampled_S[batch.sample_BT[row_N, column_N]]).sum())

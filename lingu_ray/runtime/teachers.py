@@ -1,7 +1,7 @@
-"""The teacher beside its worker: an actor that is sent the shared KV (`transport`), or in the worker itself.
+"""The teacher of a worker: an actor on its node that is sent the shared KV (`transport`), or in the worker itself.
 
-Both take the same requests and give the same numbers, equal to the bit on the CPU. Calls are stateless, so a teacher
-that died is started again by Ray and asked again, and nothing of the step is lost.
+Both take the same requests and return the same numbers, equal to the bit on the CPU. Calls are stateless, so Ray
+restarts a teacher that died and asks it again, and nothing of the step is lost.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import torch
@@ -20,84 +20,52 @@ from torch import Tensor
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.teacher import InProcessTeacher, TeacherClient
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.transport import Packed, check_transport, make_transport, pack, unpack
-
-
-class TeacherClient(Protocol):
-    """Where a worker sends its requests."""
-
-    @property
-    def output_head(self) -> OutputHead:
-        """The teacher's output head."""
-        ...
-
-    def submit(self, request: TeacherRequest) -> Any:
-        """Send a request; returns a ticket at once."""
-        ...
-
-    def result(self, ticket: Any) -> Tensor:
-        """Wait for the ticket's `hidden_MD`."""
-        ...
+from lingu_ray.runtime.models import load_teacher
+from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
 
 
 def make_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int) -> TeacherClient:
-    """The teacher that the settings place; an actor runs on the caller's node and dies with it."""
+    """The teacher, where `teacher.placement` puts it; an actor runs on the caller's node and ends with it."""
     if settings.placement == "in_process":
-        return InProcessTeacher(Teacher.load(settings, dtype, device))
+        return InProcessTeacher(load_teacher(settings, dtype, device))
     return TeacherActorClient(settings, dtype, device, threads)
 
 
-class InProcessTeacher:
-    """The teacher in the worker's own process: the reference."""
-
-    def __init__(self, teacher: Teacher):
-        self.teacher = teacher
-        self.output_head = teacher.output_head
-
-    def submit(self, request: TeacherRequest) -> Tensor:
-        """Answers at once: the ticket is the result."""
-        return self.teacher.answer(request)
-
-    def result(self, ticket: Tensor) -> Tensor:
-        """The ticket."""
-        return ticket
-
-
 class TeacherActor:
-    """The frozen teacher in a process of its own."""
+    """The frozen teacher in its own process."""
 
     def __init__(self, settings: TeacherConfig, dtype: torch.dtype, device_type: str, threads: int):
         torch.set_num_threads(threads)
         self.device = torch.device(device_type)
         self.transport = make_transport(settings)
-        self.teacher = Teacher.load(settings, dtype, self.device)
+        self.teacher = load_teacher(settings, dtype, self.device)
 
     def head(self) -> dict[str, Any]:
-        """The output head: its fields, the weight packed."""
+        """The output head: its fields, the weight as bytes."""
         head = self.teacher.output_head
-        return {**vars(head), "weight_VD": pack(head.weight_VD)}
+        return {**vars(head), "weight_VD": to_bytes(head.weight_VD)}
 
-    def answer(self, fields: dict[str, Packed], shared: Any) -> Packed:
-        """Hidden states `[M, D]` for a request as `Transport.send` gave it."""
-        return pack(self.teacher.answer(self.transport.receive(fields, shared)))
+    def hidden_states(self, fields: dict[str, TensorBytes], shared: Any) -> TensorBytes:
+        """`hidden_MD` for a request as `Transport.send` made it."""
+        return to_bytes(self.teacher.hidden_states(self.transport.receive(fields, shared)))
 
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
         return os.getpid()
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """An answer that is on its way, and what must not be freed before it has come."""
+    """Hidden states that the actor is computing, and what must not be freed before they are there."""
 
-    answer: ray.ObjectRef
+    hidden_MD: ray.ObjectRef
     lent: Tensor | None
 
 
 class TeacherActorClient:
-    """A teacher actor on this worker's node, on the worker's last GPU if it has some."""
+    """A `TeacherClient` of an actor on this worker's node, on the worker's last GPU if it has one."""
 
     def __init__(self, settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int):
         self.device = device
@@ -106,7 +74,7 @@ class TeacherActorClient:
         gpus = context.get_accelerator_ids().get("GPU", [])
         check_transport(settings, device, len(gpus))
         self.transport = make_transport(settings)
-        # The worker owns the whole bundle: the actor asks for nothing of it, and is told its GPU by name.
+        # The worker owns the whole bundle: the actor requests nothing of it and is given its GPU by name.
         remote: Any = ray.remote  # whose types do not know tensor transports
         actor_class = remote(enable_tensor_transport=settings.transport == "nixl")(TeacherActor)
         self.actor = actor_class.options(
@@ -123,23 +91,23 @@ class TeacherActorClient:
     def output_head(self) -> OutputHead:
         """The teacher's output head; the first use waits until the actor has started."""
         fields = self._get(self._head)
-        weight_VD = unpack(fields["weight_VD"]).to(self.device)
+        weight_VD = from_bytes(fields["weight_VD"]).to(self.device)
         return OutputHead(weight_VD, fields["scale"], fields["softcap"])
 
     def submit(self, request: TeacherRequest) -> Ticket:
-        """Send the request by `teacher.transport`; the actor answers one after another."""
-        answer = self.actor.answer.remote(*self.transport.send(request))
-        return Ticket(answer, request.kv_L2PHE if self.transport.lends else None)
+        """Send the request by `teacher.transport`; the actor takes one after another."""
+        hidden_MD = self.actor.hidden_states.remote(*self.transport.send(request))
+        return Ticket(hidden_MD, request.kv_L2PHE if self.transport.lends else None)
 
     def result(self, ticket: Ticket) -> Tensor:
-        """Wait for the actor's answer."""
-        return unpack(self._get(ticket.answer)).to(self.device)
+        """Wait for the actor's `hidden_MD`, on the worker's device."""
+        return from_bytes(self._get(ticket.hidden_MD)).to(self.device)
 
-    def _get(self, ref: ray.ObjectRef) -> Packed:
+    def _get(self, ref: ray.ObjectRef) -> TensorBytes:
         try:
             return ray.get(ref)
         except RayActorError as error:
             raise UserError(
                 "the teacher actor could not be started, or died more often than teacher.max_restarts "
-                f"({self.max_restarts}) allows. Its last word: {error}"
+                f"({self.max_restarts}) allows. Its last error: {error}"
             ) from error

@@ -1,4 +1,4 @@
-"""MLflow: the whole configuration, every metric by step, manifest, plots, samples and evaluation of a run."""
+"""MLflow: settings, environment, metrics by step, manifest, plots, samples and evaluation of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import mlflow
 import ray
@@ -23,26 +23,30 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
-from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from lingu_ray import paths, strict_yaml
-from lingu_ray.config import Config, Schedule, TrackingConfig
+from lingu_ray import paths
+from lingu_ray.atomic import write_json
+from lingu_ray.config import Config, TrackingConfig
+from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.runtime.metrics import NewestSteps, Record
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.records import LoggedSteps, Record
 from lingu_ray.shell import shell_word
 
 log = logging.getLogger(__name__)
 
 STORE = "mlflow.db"
 _PARAM_LIMIT = 6000
+_BATCH = 100
+"""Parameters or tags that MLflow takes at a time."""
+_RESUMED = "resumed."
+_REMOVED = "–"
 _CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a bad address, file, or missing driver
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
 COMMAND = "command"
-"""Tag of the whole command: of MLflow's own `mlflow.source.name` its pages show what follows the last slash alone."""
+"""Tag of the full command: of `mlflow.source.name` MLflow's pages show only what follows the last slash."""
 _ORIGIN = ("mlflow.source.", MLFLOW_USER, COMMAND)
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _SECRET_KEY = re.compile(r"token|secret|passw|credential|api_?key", re.IGNORECASE)
 
 
@@ -58,7 +62,7 @@ def tracking_uri(config: Config) -> str:
 
 
 def where_to_look(uri: str) -> str:
-    """What shows the store: a server's address, or the command that serves a database."""
+    """How to open the store: a server's address, or the command that serves a database."""
     shown = without_credentials(uri)
     return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shell_word(shown)}"
 
@@ -71,7 +75,7 @@ def artifact_location(uri: str) -> str | None:
 
 
 class MlflowRun:
-    """One MLflow run, found again by a file that names its store and id; a new one is started where it is gone.
+    """One MLflow run: the one that a file names by store and id, or a new one where that is gone.
 
     As a context it ends the run: FINISHED, KILLED after an interruption, else FAILED.
 
@@ -80,7 +84,7 @@ class MlflowRun:
         settings: experiment, run name, parent and tags.
         pointer: the file.
         name: of a new run, unless the settings name it.
-        params: settings, which a new run has as parameters.
+        params: settings, which a new run has as parameters; a resumed one has those that changed as tags.
 
     Raises:
         UserError: the store cannot be opened, or the experiment was deleted.
@@ -95,8 +99,8 @@ class MlflowRun:
             self.resumed = earlier is not None
             run = earlier or self._new_run(settings, name, params)
             self.run_id, self.experiment_id = run.info.run_id, run.info.experiment_id
-            tags = settings.tags | self._origin(settings.parent)
-            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            changed = changed_settings(earlier, params) if earlier else {}
+            self.set_tags(settings.tags | self._origin(settings.parent) | changed)
             self.client.update_run(self.run_id, status="RUNNING")
         except _CANNOT_OPEN as error:
             raise UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {error}")) from error
@@ -120,31 +124,41 @@ class MlflowRun:
         self.monitor.start()
 
     def log_figures(self, figures: Mapping[str, float | None]) -> None:
-        """Figures of the whole run, such as recovery and retention; those that have a value."""
+        """Figures without a step, such as recovery and retention; None is left out."""
         now = int(time.time() * 1000)
         self.log_metrics([Metric(name, float(value), now, 0) for name, value in figures.items() if value is not None])
 
     def log_metrics(self, metrics: list[Metric]) -> None:
-        """Any number of metrics."""
+        """Log any number of metrics."""
         for start in range(0, len(metrics), 1000):
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set any number of tags."""
+        entries = [RunTag(key, value) for key, value in tags.items()]
+        for start in range(0, len(entries), _BATCH):
+            self.client.log_batch(self.run_id, tags=entries[start : start + _BATCH])
+
+    def log_environment(self, environment: Mapping[str, str]) -> None:
+        """Set the content of `environment.json` as tags `environment.KEY`."""
+        self.set_tags({f"environment.{key}": value for key, value in environment.items()})
+
     def log_files(self, *paths: Path) -> None:
-        """Files and folders as artifacts; what is not there is left out."""
+        """Log files and folders as artifacts; missing ones are left out."""
         for path in paths:
             if path.is_dir():
                 self.client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
             elif path.exists():
                 self.client.log_artifact(self.run_id, str(path))
 
-    def rest(self) -> None:
-        """Leave the run as it is, RUNNING: it will be resumed."""
+    def pause(self) -> None:
+        """Leave the run RUNNING: it will be resumed."""
         if self.monitor:
             self.monitor.finish()
 
     def end(self, status: str) -> None:
         """Close the run: FINISHED, FAILED or KILLED."""
-        self.rest()
+        self.pause()
         self.client.set_terminated(self.run_id, status)
 
     def _pointed_to(self, pointer: Path) -> Run | None:
@@ -167,8 +181,8 @@ class MlflowRun:
     def _new_run(self, settings: TrackingConfig, name: str, params: Mapping[str, str]) -> Run:
         run = self.client.create_run(self._experiment(settings.experiment), run_name=settings.run_name or name)
         entries = [Param(key, value[:_PARAM_LIMIT]) for key, value in params.items()]
-        for start in range(0, len(entries), 100):
-            self.client.log_batch(run.info.run_id, params=entries[start : start + 100])
+        for start in range(0, len(entries), _BATCH):
+            self.client.log_batch(run.info.run_id, params=entries[start : start + _BATCH])
         return run
 
     def _experiment(self, name: str) -> str:
@@ -201,7 +215,7 @@ class Tracker(MlflowRun):
         super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
 
     def log(self, records: list[Record]) -> None:
-        """Every metric of the records."""
+        """Log every metric of the records."""
         self.log_metrics(
             [
                 Metric(name, value, int(record["time"] * 1000), record["step"])
@@ -210,13 +224,30 @@ class Tracker(MlflowRun):
             ]
         )
 
-    def newest_steps(self) -> NewestSteps:
-        """Up to where the store has this run's metrics."""
-        return NewestSteps(self._last_step("loss"), self._last_step("validation_ce"))
+    def logged_steps(self) -> LoggedSteps:
+        """The newest steps of which the store has this run's metrics."""
+        return LoggedSteps(self._last_step("loss"), self._last_step("validation_ce"))
 
     def _last_step(self, name: str) -> int:
         history = self.client.get_metric_history(self.run_id, name)
         return max((metric.step for metric in history), default=0)
+
+
+def changed_settings(run: Run, params: Mapping[str, str]) -> dict[str, str]:
+    """Tags `resumed.KEY` of a resumed run: settings other than its parameters, which MLflow cannot change.
+
+    A setting that changed back, or was removed, has a tag, too: tags hold the newest values.
+    """
+    known = run.data.params
+    now = dict.fromkeys(known, _REMOVED) | {key: value[:_PARAM_LIMIT] for key, value in params.items()}
+    tagged = {key for key in now if f"{_RESUMED}{key}" in run.data.tags}
+    return {f"{_RESUMED}{key}": value for key, value in now.items() if value != known.get(key) or key in tagged}
+
+
+def newest_settings(run: Run) -> dict[str, str]:
+    """The settings that an MLflow run was last resumed with, or else started with, by dotted key."""
+    changed = {k.removeprefix(_RESUMED): v for k, v in run.data.tags.items() if k.startswith(_RESUMED)}
+    return {key: value for key, value in (run.data.params | changed).items() if value != _REMOVED}
 
 
 def source_tags() -> dict[str, str]:
@@ -227,7 +258,7 @@ def source_tags() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command of this process, as one types it; without secrets."""
+    """The command of this process as it is typed, without secrets."""
     return shlex.join([*_program(), *map(_without_secret, sys.argv[1:])])
 
 
@@ -245,11 +276,6 @@ def _without_secret(argument: str) -> str:
     return f"{key}=…" if equals and _SECRET_KEY.search(key) else without_credentials(argument)
 
 
-def without_credentials(text: str) -> str:
-    """The text with `…` in place of the user and password that an address may carry."""
-    return _CREDENTIALS.sub("…", text)
-
-
 def _named_numbers(record: Record) -> Iterator[tuple[str, float]]:
     """Named numbers of a record; validation by source becomes `validation_ce.<source>`."""
     for name, value in record.items():
@@ -257,24 +283,3 @@ def _named_numbers(record: Record) -> Iterator[tuple[str, float]]:
             yield from ((f"validation_ce.{source}", entry["ce"]) for source, entry in value.items())
         elif name not in ("step", "time") and value is not None:
             yield name, float(value)
-
-
-def flat(settings: BaseModel) -> dict[str, str]:
-    """Every setting as text, by its dotted key; items of a list by name, as on the command line. No credentials."""
-    return {key: without_credentials(_text(value)) for key, value in _leaves(settings, "")}
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, tuple | list) and value and all(hasattr(item, "name") for item in value):
-        value = {item.name: item for item in value}
-    if isinstance(value, BaseModel) and not isinstance(value, Schedule):
-        value = {name: getattr(value, name) for name in type(value).model_fields if name != "name" or not key}
-    if not isinstance(value, dict) or not value:
-        yield key, value
-        return
-    for name, inner in value.items():
-        yield from _leaves(inner, f"{key}.{name}" if key else str(name))
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path | Schedule) else strict_yaml.dump(value, inline=True).strip()

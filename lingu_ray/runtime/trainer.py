@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
-from lingu_ray.cli import to_yaml
+from lingu_ray.atomic import whole_folder, write_text
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
 from lingu_ray.corpus.store import Corpus
-from lingu_ray.distill.pair import check_pair, check_tokenizers, load_teacher_tokenizer
-from lingu_ray.distill.student import prepare_student
+from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
-from lingu_ray.interrupt import ended_by_interrupt
-from lingu_ray.runtime.cluster import check_resources, room_for_runs, uses_gpu
+from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
+from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
+from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.metrics import Record, Tail
+from lingu_ray.runtime.models import check_pair, load_teacher_tokenizer, prepare_student
+from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.progress import Progress
-from lingu_ray.runtime.resume import check_data, check_models, check_settings, note_data
+from lingu_ray.runtime.records import Record, RecordReader
+from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
 from lingu_ray.runtime.tracking import Tracker
 from lingu_ray.runtime.worker import Job, train_worker
 
@@ -46,10 +47,10 @@ def run(config: Config) -> Path:
 
 
 def checked(configs: Sequence[Config]) -> list[Run]:
-    """The runs, with everything checked that can be without Ray: folder, pair, data, outputs.
+    """The runs, after all checks that need no Ray: folder, pair, data, outputs.
 
     Raises:
-        UserError: for what the user can mend.
+        UserError: something that the user can fix.
     """
     runs = [Run(config) for config in configs]
     for run in runs:
@@ -60,14 +61,17 @@ def checked(configs: Sequence[Config]) -> list[Run]:
 def run_together(runs: Sequence[Run]) -> list[Path]:
     """Train checked runs and return their exported models: side by side where Ray has room for all, else one by one.
 
-    A finished run is found again, an unfinished one is resumed. Needs Ray. Raises UserError for what the user can mend,
-    `Interrupted` after Ctrl-C (checkpoints are written).
+    A finished run is not trained again, an unfinished one is resumed. Ray must be running.
+
+    Raises:
+        UserError: something that the user can fix.
+        Interrupted: Ctrl-C; checkpoints are written.
     """
     waiting = [run for run in runs if not run.finished]
-    with ended_by_interrupt():
+    with exit_on_interrupt():
         for run in waiting:
             run.prepare()
-    if waiting and room_for_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
+    if waiting and max_concurrent_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
         _fit(waiting)
     else:
         for run in waiting:
@@ -76,7 +80,7 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
 
 
 class Run:
-    """One run on the driver's side: `check`, then `prepare`, then `begin`."""
+    """One run on the driver's side: `check`, then `prepare`, then `start`."""
 
     def __init__(self, config: Config):
         self.config = config
@@ -86,64 +90,65 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the model of the last step is there."""
+        """Whether the model of the last step was exported."""
         return self.folder.exported_step == self.config.train.steps
 
     def check(self) -> None:
-        """All that can be checked without Ray, and the starting point. Raises UserError."""
+        """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
-            self.folder.config.write_text(to_yaml(self.config))
+            write_text(self.folder.config, to_yaml(self.config))
             return
-        prepare_start(self.config, self.folder)
-        self.plan = plan_corpus(self.config, self.folder.start)
+        prepare_initial_model(self.config, self.folder)
+        self.plan = plan_corpus(self.config, self.folder.initial_model)
         check_data(self.plan, self.folder)
 
     def prepare(self) -> None:
-        """The corpus, and what is written down before training. Raises UserError."""
+        """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
         check_resources(self.config.ray, uses_gpu(self.config.ray))
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
-        note_data(self.plan, self.folder)
+        record_corpus(self.plan, self.folder)
         self.folder.stop.unlink(missing_ok=True)
-        self.folder.config.write_text(to_yaml(self.config))
+        write_text(self.folder.config, to_yaml(self.config))
 
-    def begin(self, position: int, neighbours: int, until: int | None = None) -> None:
+    def start(self, position: int, neighbors: int, until: int | None = None) -> None:
         """Start training, in a thread.
 
-        `neighbours` runs train beside this one, and its live line is number `position`. `until`: step at which to save
-        and rest; None: the last one, after which the model is exported.
+        `neighbors` runs train beside this one, and its live line is number `position`. `until`: step at which to save
+        and pause; None: the last one, after which the model is exported.
         """
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
+        self.tracker.log_environment(record_environment(self.folder.root))
         if self.config.tracking.system_metrics:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.tail = Tail(self.folder.metrics, self.tracker.newest_steps())  # what is tracked is not told again
-        job = Job(self.config, self.folder.root, self.corpus.folder, neighbours, until)
+        self.reader = RecordReader(self.folder.metrics, self.tracker.logged_steps())  # logged steps are skipped
+        job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
 
     @property
     def training(self) -> bool:
-        """Whether the workers are at it."""
+        """Whether the workers are running."""
         return self.thread is not None and self.thread.is_alive()
 
     def follow(self) -> list[Record]:
-        """Show, track and return what happened since the last look."""
+        """Show, track and return the records since the last call."""
         if self.thread is None:
             return []
-        records = self.tail.new_records()
+        records = self.reader.new_records()
         for record in records:
             self.progress.show(record)
         self.tracker.log(records)
         return records
 
     def stop(self) -> None:
-        """Let the workers finish the step and save, wait for them, and close live line and tracking."""
+        """Ask the workers to finish the step and save, wait for them, and close live line and tracking."""
         self.folder.stop.touch()
         if self.thread is not None:
             self.thread.join()
@@ -152,7 +157,7 @@ class Run:
         self.tracker.end("KILLED")
 
     def end(self) -> None:
-        """Close live line and tracking of a run that was begun. Raises what ended the training, or `Interrupted`."""
+        """Close live line and tracking of a started run. Raises what ended the training, or `Interrupted`."""
         if self.thread is None:
             return
         self.progress.close()
@@ -160,11 +165,11 @@ class Run:
             self.tracker.end("FAILED")
             raise _readable(self.errors[0])
         if self.until is not None and not self.finished:
-            self.tracker.rest()
+            self.tracker.pause()
             return
         if not self.finished:
             self.tracker.end("KILLED")
-            raise Interrupted(f"stopped and saved: run the same command again to go on ({self.folder.root})")
+            raise Interrupted(f"stopped and saved: run the same command again to resume ({self.folder.root})")
         manifest = self.corpus.folder / "manifest.json"
         self.tracker.log_files(self.folder.config, self.folder.corpus, manifest, self.folder.samples)
         self.tracker.end("FINISHED")
@@ -177,7 +182,7 @@ class Run:
 
 
 def _starting(config: Config) -> str:
-    """What takes a while before the first step."""
+    """The message on what takes a while before the first step."""
     count = config.ray.num_workers
     workers = f"{count} worker{'s' if count > 1 else ''}"
     teachers = "" if config.distill.policy == "none" else " and teacher" if count == 1 else " and their teachers"
@@ -186,9 +191,15 @@ def _starting(config: Config) -> str:
 
 def _fit(runs: list[Run]) -> None:
     """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
-    with _stop_on_interrupt(runs):
+
+    def save() -> None:
+        for run in runs:
+            run.folder.stop.touch()
+        runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
+
+    with save_on_interrupt(save):
         for position, run in enumerate(runs):
-            run.begin(position, len(runs) - 1)
+            run.start(position, len(runs) - 1)
         try:
             while any(run.training for run in runs):
                 for run in runs:
@@ -219,30 +230,20 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
 
 
-class NoRetryOfUserErrors(UserCallback):
-    """Ends a run whose worker raised a `UserError`: trying again cannot mend it. Other failures are tried again."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller, which takes what is raised here for its own failure, and gives up."""
-        for error in worker_exceptions.values():
-            if found := user_error(error):
-                raise found
-
-
-def prepare_start(config: Config, folder: RunFolder) -> None:
-    """Check the pair and write the run's starting point, once."""
+def prepare_initial_model(config: Config, folder: RunFolder) -> None:
+    """Check the pair and write the run's initial model, once."""
     check_pair(config)
     check_models(config, folder)
-    if not folder.start.exists():
-        temporary = folder.start.with_name(".start.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        prepare_student(config, temporary)
-        temporary.rename(folder.start)
-    check_tokenizers(AutoProcessor.from_pretrained(folder.start).tokenizer, load_teacher_tokenizer(config))
+    if not folder.initial_model.exists():
+        with whole_folder(folder.initial_model, keep_existing=True) as temporary:
+            prepare_student(config, temporary)
+    check_tokenizers(
+        AutoProcessor.from_pretrained(folder.initial_model).tokenizer, load_teacher_tokenizer(config.teacher)
+    )
 
 
 def check_output(config: Config) -> None:
-    """Refuse to write where it will not stay.
+    """Refuse folders whose content is lost after the run.
 
     Raises:
         UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes.
@@ -256,7 +257,7 @@ def check_output(config: Config) -> None:
 
 
 def _say_passes(config: Config, corpus: Corpus) -> None:
-    """How often the run will see each source, and what of that a user may not have meant."""
+    """Log how often the run passes over each source, with a warning where that is often."""
     seen = passes(corpus.manifest, config.train.steps * config.train.rows_per_step)
     text = ", ".join(f"{name} {count:.2f}" for name, count in seen.items())
     log.info(
@@ -265,30 +266,10 @@ def _say_passes(config: Config, corpus: Corpus) -> None:
     often = [name for name, count in seen.items() if count > MANY_PASSES]
     if often:
         log.warning(
-            "%s: more than %d passes over %s: its rows will be learned by heart. Lower train.steps or the source's "
+            "%s: more than %d passes over %s: its rows will be memorized. Lower train.steps or the source's "
             "weight, or give more data",
             *(config.name, MANY_PASSES, ", ".join(often)),
         )
-
-
-@contextmanager
-def _stop_on_interrupt(runs: list[Run]) -> Iterator[None]:
-    """First Ctrl-C: ask the workers to finish the step and save. Second: give up at once."""
-
-    def ask(*_: object) -> None:
-        if runs[0].folder.stop.exists():
-            raise KeyboardInterrupt
-        for run in runs:
-            run.folder.stop.touch()
-        runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
-
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)} if in_main_thread else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _readable(error: BaseException) -> BaseException:

@@ -1,11 +1,11 @@
-"""How a request reaches the teacher actor: the donated KV by one of three ways, the small rest beside it.
+"""How a request reaches the teacher actor: the donated KV in one of three ways, its small fields beside it.
 
 object_store: as bytes in the node's shared memory, written once and read there without a copy. Works everywhere.
-cuda_ipc: the actor opens the worker's GPU memory and nothing is moved. Wants worker and teacher on one GPU.
+cuda_ipc: the actor opens the worker's GPU memory and nothing is moved. Needs worker and teacher on one GPU.
 nixl: Ray Direct Transport over NIXL, from memory to memory, on GPUs and CPUs, without the object store.
 
-All three hand over the same bytes, which the actor must never write to. What it answers is small and comes back over
-the object store.
+All three pass on the same bytes, which the actor must never write to. The hidden states that it returns are small and
+come back over the object store.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import UserError
 
-Packed = dict[str, Any]
+TensorBytes = dict[str, Any]
 
 _KV = "kv_L2PHE"
 
 
 class Transport(ABC):
-    """One way for the KV; both sides have one of their own."""
+    """One way for the KV; worker and actor each have an instance."""
 
     lends = False
-    """Whether the actor reads the worker's own memory, so that the KV must live until it has answered."""
+    """Whether the actor reads the worker's own memory, so that the KV must live until the result is there."""
 
-    def send(self, request: TeacherRequest) -> tuple[dict[str, Packed], Any]:
-        """The request as the actor's arguments: its small fields packed, and what stands for the KV."""
+    def send(self, request: TeacherRequest) -> tuple[dict[str, TensorBytes], Any]:
+        """The request as the actor's arguments: its small fields as bytes, and what stands for the KV."""
         fields = dict(vars(request))
         if request.kv_L2PHE.numel():
             kv_L2PHE = fields.pop(_KV)
-            return _pack_all(fields), self.share(kv_L2PHE.detach())
-        return _pack_all(fields), None
+            return _all_to_bytes(fields), self.share(kv_L2PHE.detach())
+        return _all_to_bytes(fields), None
 
-    def receive(self, fields: dict[str, Packed], shared: Any) -> TeacherRequest:
-        """The request again, on the actor's side."""
-        tensors = {name: unpack(value) for name, value in fields.items()}
+    def receive(self, fields: dict[str, TensorBytes], shared: Any) -> TeacherRequest:
+        """The request, on the actor's side."""
+        tensors = {name: from_bytes(value) for name, value in fields.items()}
         if shared is not None:
             tensors[_KV] = self.open(shared)
         return TeacherRequest(**tensors)
@@ -62,20 +62,20 @@ class Transport(ABC):
 class ObjectStore(Transport):
     """Bytes in shared memory: Ray puts arguments above 100 KB there, and copies them in once, with several threads."""
 
-    def share(self, kv_L2PHE: Tensor) -> Packed:
-        """The packed KV."""
-        return pack(kv_L2PHE)
+    def share(self, kv_L2PHE: Tensor) -> TensorBytes:
+        """The KV's bytes."""
+        return to_bytes(kv_L2PHE)
 
-    def open(self, shared: Packed) -> Tensor:
+    def open(self, shared: TensorBytes) -> Tensor:
         """A view of the shared memory, on the CPU."""
-        return unpack(shared)
+        return from_bytes(shared)
 
 
 class CudaIpc(Transport):
     """A handle to the worker's GPU memory. It has not been run on a GPU yet.
 
-    The handle is torch's own, because Ray's transport of this name wants both actors on a GPU that Ray assigned, and
-    the teacher lives on its worker's. It brings an event along: the actor's stream waits until the KV is written.
+    The handle is torch's own, because Ray's transport of this name needs both actors on a GPU that Ray assigned, and
+    the teacher uses its worker's. It carries an event: the actor's stream waits until the KV is written.
     """
 
     lends = True
@@ -92,22 +92,22 @@ class CudaIpc(Transport):
 
 
 _STORAGE_DEVICE = 6
-"""Place of `storage_device` among the arguments of `rebuild_cuda_tensor`."""
+"""Index of `storage_device` among the arguments of `rebuild_cuda_tensor`."""
 
 
 class Nixl(Transport):
-    """Registered with NIXL by the worker, and fetched by the actor into memory of its own.
+    """Registered with NIXL by the worker, and fetched by the actor into its own memory.
 
-    A teacher that dies is replaced and asked again, as with the others. A transfer that fails ends worker and actor,
-    which is Ray's doing; the run then goes on from its checkpoint.
+    A teacher that dies is replaced and asked again, as with the others. A transfer that fails makes Ray end worker and
+    actor; the run then resumes from its checkpoint.
     """
 
     def share(self, kv_L2PHE: Tensor) -> ray.ObjectRef:
-        """A reference, which keeps the KV until the actor has answered."""
+        """A reference, which keeps the KV until the actor has finished."""
         return ray.put([kv_L2PHE], _tensor_transport="nixl")
 
     def open(self, shared: list[Tensor]) -> Tensor:
-        """The KV, which Ray has fetched by now, on the device it came from."""
+        """The KV, which Ray has fetched, on the device it came from."""
         return shared[0]
 
 
@@ -117,7 +117,7 @@ def make_transport(settings: TeacherConfig) -> Transport:
 
 
 def check_transport(settings: TeacherConfig, device: torch.device, gpus: int) -> None:
-    """Raise UserError when a worker on this device, to which Ray lent that many GPUs, cannot send so."""
+    """Raise UserError when a worker on this device, with so many GPUs from Ray, cannot use the transport."""
     name, otherwise = settings.transport, "or set teacher.transport=object_store"
     if name == "cuda_ipc" and device.type != "cuda":
         raise UserError(
@@ -125,27 +125,27 @@ def check_transport(settings: TeacherConfig, device: torch.device, gpus: int) ->
         )
     if name == "cuda_ipc" and gpus > 1:
         raise UserError(
-            f"teacher.transport=cuda_ipc wants worker and teacher on one GPU, and they have {gpus}: "
+            f"teacher.transport=cuda_ipc needs worker and teacher on one GPU, and they have {gpus}: "
             f"give each worker one, {otherwise}"
         )
     if name == "nixl" and find_spec("nixl") is None:
         raise UserError(f"teacher.transport=nixl needs a package: pip install 'lingu-ray[nixl]', {otherwise}")
 
 
-def pack(tensor: Tensor) -> Packed:
-    """A tensor as one contiguous uint8 array with dtype and shape: what Ray moves without pickling the content."""
+def to_bytes(tensor: Tensor) -> TensorBytes:
+    """The tensor as one contiguous uint8 array with dtype and shape, which Ray moves without pickling the content."""
     flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return {"bytes": flat, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": tuple(tensor.shape)}
 
 
-def unpack(packed: Packed) -> Tensor:
-    """The tensor of `pack`, on the CPU, sharing the array's memory: never write to it."""
-    data: np.ndarray = packed["bytes"]
-    dtype = getattr(torch, packed["dtype"])
+def from_bytes(tensor_bytes: TensorBytes) -> Tensor:
+    """The tensor of `to_bytes`, on the CPU, sharing the array's memory: never write to it."""
+    data: np.ndarray = tensor_bytes["bytes"]
+    dtype = getattr(torch, tensor_bytes["dtype"])
     if not data.size:
-        return torch.empty(packed["shape"], dtype=dtype)
-    return torch.from_numpy(data).view(dtype).view(packed["shape"])
+        return torch.empty(tensor_bytes["shape"], dtype=dtype)
+    return torch.from_numpy(data).view(dtype).view(tensor_bytes["shape"])
 
 
-def _pack_all(fields: dict[str, Tensor]) -> dict[str, Packed]:
-    return {name: pack(value) for name, value in fields.items()}
+def _all_to_bytes(fields: dict[str, Tensor]) -> dict[str, TensorBytes]:
+    return {name: to_bytes(value) for name, value in fields.items()}

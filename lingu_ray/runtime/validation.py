@@ -1,4 +1,4 @@
-"""Validation by source, and answers of the student to read."""
+"""Validation loss by source, and sample answers of the student."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lingu_ray.corpus.row import Row
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 from lingu_ray.runtime.distributed import all_sum
-from lingu_ray.runtime.metrics import Record
+from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.step import MicroBatches
 
 _ANSWER_TOKENS = 48
@@ -51,7 +51,7 @@ class Validation:
 
 
 def sample_rows(rows: dict[str, list[Row]], count: int) -> list[Row]:
-    """`count` held-out rows, taking turns between the sources."""
+    """`count` held-out rows, from the sources in turn."""
     turns = [row for same_turn in zip(*_even(list(rows.values())), strict=True) for row in same_turn if row is not None]
     return turns[:count]
 

@@ -1,4 +1,4 @@
-"""What every Ray Train worker executes: the training loop."""
+"""The training loop, which every Ray Train worker executes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import ray.train
 import torch
 from transformers import AutoProcessor
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, StudentConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.read import StepReader
 from lingu_ray.corpus.store import Corpus
-from lingu_ray.distill.pair import load_config
-from lingu_ray.distill.student import Student, load_student
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import TeacherClient
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import (
     CheckpointState,
@@ -27,15 +28,16 @@ from lingu_ray.runtime.checkpoint import (
     save_checkpoint,
 )
 from lingu_ray.runtime.cluster import threads
-from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
+from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.folder import RunFolder, write_json
-from lingu_ray.runtime.metrics import JsonLines, Record
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.models import load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
-from lingu_ray.runtime.optimiser import make_optimiser, set_learning_rates, trained_parameters
+from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
+from lingu_ray.runtime.records import JsonLines, Record
 from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import TeacherClient, make_teacher
+from lingu_ray.runtime.teachers import make_teacher
 from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
 
 
@@ -43,19 +45,19 @@ from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
 class Job:
     """What the driver hands to the workers; paths are absolute and on storage that all nodes share.
 
-    `neighbours`: runs that train beside this one and share the cores. `until`: step after which to save and rest; None:
+    `neighbors`: runs that train beside this one and share the cores. `until`: step after which to save and pause; None:
     train to the end and export.
     """
 
     config: Config
     run_dir: Path
     corpus_dir: Path
-    neighbours: int
+    neighbors: int
     until: int | None = None
 
 
 def train_worker(job: dict[str, Any]) -> None:
-    """Entry point of a worker: build everything, go on from the newest checkpoint, train, export."""
+    """Entry point of a worker: build everything, resume from the newest checkpoint, train, export."""
     Worker(Job(**job)).run()
 
 
@@ -68,16 +70,16 @@ class Worker:
         self.config, self.folder = job.config, RunFolder(job.run_dir)
         self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
         self.device = ray.train.torch.get_device()
-        self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbours))
+        self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
         torch.set_num_threads(self.threads)
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)
-        self.processor = AutoProcessor.from_pretrained(self.folder.start)
+        self.processor = AutoProcessor.from_pretrained(self.folder.initial_model)
         self.encoder = Encoder(self.processor, self.config.corpus.max_length)
         self.student = self._load_student()
-        self.optimiser = make_optimiser(self.student, self.config.train)
-        self.parameters = trained_parameters(self.optimiser)
+        self.optimizer = make_optimizer(self.student, self.config.train)
+        self.parameters = trained_parameters(self.optimizer)
         self.micro_batches = MicroBatches(self.config, self.student, teacher, self.device)
         self.on_policy = OnPolicy(self.config, self.student, self.encoder)
         self.held_out = self.corpus.validation()
@@ -86,17 +88,12 @@ class Worker:
         self.samples = JsonLines(self.folder.samples)
         self.validation_ce: float | None = None
 
-    @property
-    def leads(self) -> bool:
-        """Whether this worker writes the files."""
-        return self.rank == 0
-
     def run(self) -> None:
         """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
         settings = self.config.train
         step = self._restore()
-        if self.leads:
-            needed = checkpoint_bytes(self.student.model, self.optimiser)
+        if is_main_process():
+            needed = checkpoint_bytes(self.student.model, self.optimizer)
             require_space(self.folder.checkpoints, needed, "a checkpoint")
         reader = StepReader(
             self.corpus,
@@ -111,7 +108,7 @@ class Worker:
             while step < self.last_step:
                 stop = self._train_step(step, reader)
                 step += 1
-                self._look_at(step, last=step == self.last_step)
+                self._validate_and_sample(step, last=step == self.last_step)
                 if stop or step == self.last_step or step % settings.checkpoint_every == 0:
                     self._save(step)
                 if stop and step < self.last_step:
@@ -122,11 +119,11 @@ class Worker:
     def _export(self) -> None:
         settings = self.config.train
         export_model(self.student.model, self.processor, self._export_dtype(), self.folder.export, settings.lora)
-        if self.leads:
+        if is_main_process():
             write_json(self.folder.exported, {"step": settings.steps})
 
     def _train_step(self, step: int, reader: StepReader) -> bool:
-        """One optimiser step; returns whether the run was asked to stop."""
+        """One optimizer step; returns whether the run was asked to stop."""
         begin = time.perf_counter()
         samples = next(reader)
         data_wait = time.perf_counter() - begin
@@ -135,8 +132,8 @@ class Worker:
             with between_steps(self.student):
                 samples = self.on_policy.answer(samples, step)
         batches = self.micro_batches.make(samples, self.encoder.pad_id)
-        self.optimiser.zero_grad(set_to_none=True)
-        factor = set_learning_rates(self.optimiser, step, self.config.train)
+        self.optimizer.zero_grad(set_to_none=True)
+        factor = set_learning_rates(self.optimizer, step, self.config.train)
 
         plans = [self.micro_batches.plan(batch) for batch in batches]
         progress = step / max(1, self.config.train.steps - 1)
@@ -150,15 +147,15 @@ class Worker:
                 f"step {step + 1}: the gradient is not finite (loss {sums.loss}); sources in it: {', '.join(sources)}. "
                 "Lower train.learning_rates or distill.w_kd, or use train.precision=fp32."
             )
-        self.optimiser.step()
+        self.optimizer.step()
 
         seconds = time.perf_counter() - begin
         read = sum(batch.tokens for batch in batches)
-        asked = self.leads and self.folder.stop.exists()
+        asked = is_main_process() and self.folder.stop.exists()
         loss, ce, kd, read, waits, teacher_waits, stop = all_sum(
             [sums.loss, sums.ce, sums.kd, read, data_wait, sums.teacher_wait, float(asked)], self.device
         )
-        if self.leads:
+        if is_main_process():
             self.metrics.append(
                 {
                     "step": step + 1,
@@ -180,27 +177,27 @@ class Worker:
             )
         return stop > 0
 
-    def _look_at(self, step: int, last: bool) -> None:
-        """Validate and sample when it is time."""
+    def _validate_and_sample(self, step: int, last: bool) -> None:
+        """Validate and sample where `step` is one to do so."""
         settings = self.config.train
         if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
             with between_steps(self.student):
                 record: Record = self.validation.run(self.micro_batches)
             self.validation_ce = record["validation_ce"]
-            if self.leads:
+            if is_main_process():
                 self.metrics.append({"step": step, **record, "time": time.time()})
             ray.train.report({"step": step, "validation_ce": self.validation_ce})
         if last or (settings.sample_every and step % settings.sample_every == 0):
-            rows = sample_rows(self.held_out, settings.samples) if self.leads else []
+            rows = sample_rows(self.held_out, settings.samples) if is_main_process() else []
             with between_steps(self.student):
                 for record in answer_samples(self.student, self.encoder, rows):
                     self.samples.append({"step": step, **record})
 
     def _restore(self) -> int:
-        state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser)
+        state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer)
         step = state.step if state else 0
         self.validation_ce = state.validation_ce if state else None
-        if self.leads:
+        if is_main_process():
             self.metrics.drop_after(step)
             self.samples.drop_after(step)
         return step
@@ -208,12 +205,12 @@ class Worker:
     def _save(self, step: int) -> None:
         state = CheckpointState(step, self.validation_ce)
         keep = self.config.train.keep_last
-        save_checkpoint(self.folder.checkpoints, self.student.model, self.optimiser, state, keep)
+        save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
 
     def _load_student(self) -> Student:
         settings = self.config.student
         if settings.from_teacher is not None:
-            settings = StudentConfig(path=str(self.folder.start))
+            settings = StudentConfig(path=str(self.folder.initial_model))
         student = Student(load_student(settings))
         prepare(student, self.config.train, self.device, self.config.seed)
         return student
@@ -225,7 +222,7 @@ class Worker:
         return make_teacher(self.config.teacher, dtype, self.device, self.threads)
 
     def _export_dtype(self) -> torch.dtype:
-        """The dtype that the student came in."""
+        """The dtype of the student's published weights."""
         settings = self.config.student
         if settings.path is None:
             return torch.float32

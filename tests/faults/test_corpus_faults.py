@@ -1,20 +1,19 @@
+"""A corpus that is not whole, or whose source is not: it is never taken for good, and what is wrong is named."""
+
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import tarfile
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
+from commands import Command
 from tiny import picture, tiny_processor
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus
 from lingu_ray.errors import UserError
+
+pytestmark = pytest.mark.slow
 
 ROWS = 400
 BUILD = """
@@ -24,7 +23,7 @@ import ray
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus
 config = Config.model_validate_json(Path(sys.argv[1]).read_text())
-ray.init(num_cpus=2, include_dashboard=False, _temp_dir=sys.argv[3])
+ray.init(sys.argv[3])
 build_corpus(config, Path(sys.argv[2]))
 """
 
@@ -36,8 +35,8 @@ def processor_dir(tmp_path_factory):
     return folder
 
 
-def config(folder: Path, path: Path, form: str = "prompt_completion", **corpus) -> Config:
-    source = {"name": "words", "form": form, "path": str(path)}
+def config(folder: Path, path: Path, format: str = "prompt_completion", **corpus) -> Config:
+    source = {"name": "words", "format": format, "path": str(path)}
     return Config.model_validate(
         {
             "name": "run",
@@ -61,26 +60,19 @@ def test_a_killed_build_is_never_taken_for_a_corpus(tmp_path, processor_dir, ray
     """SIGKILL while shards are written: no corpus is found afterwards, and the next build makes a whole one."""
     settings = config(tmp_path, write_words(tmp_path))
     (tmp_path / "config.json").write_text(settings.model_dump_json())
-    ray_folder = tempfile.mkdtemp(prefix="lr-")
-    command = [sys.executable, "-c", BUILD, str(tmp_path / "config.json"), str(processor_dir), ray_folder]
-    process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    try:
-        deadline = time.monotonic() + 120
-        while not list(settings.corpora_dir.glob(".building-*/shard-*")):
-            assert process.poll() is None and time.monotonic() < deadline, "the build ended before it could be killed"
-            time.sleep(0.005)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(ray_folder, ignore_errors=True)
-    assert [path.name for path in settings.corpora_dir.iterdir() if not path.name.startswith(".building-")] == []
+    argv = [sys.executable, "-c", BUILD, str(tmp_path / "config.json"), str(processor_dir), ray_cluster]
+    with Command(argv) as build:
+        build.wait_for(lambda: list(settings.corpora_dir.glob(".*.tmp/shard-*")))
+        build.kill()
+    assert all(path.name.startswith(".") for path in settings.corpora_dir.iterdir())
     corpus = build_corpus(settings, processor_dir)
+    assert list(settings.corpora_dir.iterdir()) == [corpus.folder]  # what the killed build left is removed
     asked = [row.messages[0]["content"] for row in corpus.rows(range(len(corpus)))]
     assert len(set(asked)) == len(asked) == ROWS - 5
 
 
 def test_a_damaged_corpus_says_so(tmp_path, processor_dir, ray_cluster):
-    """A shard that is gone is noticed on opening, one with broken bytes on reading; both errors say what to do."""
+    """A missing shard is noticed on opening, one with broken bytes on reading; both errors say what to do."""
     settings = config(tmp_path, write_words(tmp_path, 40))
     corpus = build_corpus(settings, processor_dir)
     shard = corpus.folder / "shard-00001.parquet"
@@ -88,7 +80,7 @@ def test_a_damaged_corpus_says_so(tmp_path, processor_dir, ray_cluster):
     with pytest.raises(UserError, match=r"shard-00001.parquet is damaged; delete the corpus' folder"):
         corpus.rows([12])
     shard.unlink()
-    with pytest.raises(UserError, match=r"shard-00001.parquet is gone; delete the folder"):
+    with pytest.raises(UserError, match=r"shard-00001.parquet is missing; delete the folder"):
         build_corpus(settings, processor_dir)
 
 
@@ -103,9 +95,9 @@ def test_a_damaged_file_is_named(tmp_path, processor_dir, ray_cluster, kind):
         path.write_bytes(path.read_bytes()[:5000])
     else:
         path.write_bytes(b"[{]")
-    form = "webdataset" if kind == "tar" else "prompt_completion"
+    format = "webdataset" if kind == "tar" else "prompt_completion"
     with pytest.raises(UserError, match=rf"^source words: .*data.{kind} cannot be read: ") as error:
-        build_corpus(config(tmp_path, path, form), processor_dir)
+        build_corpus(config(tmp_path, path, format), processor_dir)
     assert "Traceback" not in str(error.value)
 
 

@@ -1,38 +1,17 @@
-"""A sweep that is interrupted, then killed, goes on: finished trials stay, no MLflow run is left as running."""
+"""A sweep that is interrupted, then killed, resumes: finished trials stay, no MLflow run is left as running."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 
+import commands
 import mlflow
 import pytest
 from tinysweep import write_adapted_and_tasks, write_base, write_space
 
+from tuning import sweep
 from tuning.outcome import read_outcomes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-
-
-def start(space):
-    """Start `python -m tuning.sweep` in a session of its own."""
-    command = [sys.executable, "-m", "tuning.sweep", str(space)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def wait_for(process, condition):
-    """Wait until it holds."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if condition():
-            return
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
 
 
 def statuses(output):
@@ -42,8 +21,8 @@ def statuses(output):
     return {run.info.run_name: run.info.status for run in runs}
 
 
-def test_interrupted_then_killed_then_finished(data, tmp_path):
-    """Ctrl-C saves all trials and ends with 130; SIGKILL loses at most steps; the third start finishes the sweep."""
+def test_interrupted_then_killed_then_finished(ray_cluster, data, tmp_path, capsys):
+    """Ctrl-C saves all trials and ends with 130; SIGKILL loses at most steps; a third start finishes the sweep."""
     write_adapted_and_tasks(data)
     train = {"steps": 60, "checkpoint_every": 10, "validate_every": 10, "sample_every": 0}
     base = write_base(tmp_path / "base.yaml", data, tmp_path, train=train)
@@ -51,25 +30,23 @@ def test_interrupted_then_killed_then_finished(data, tmp_path):
     trials = tmp_path / "sweep" / "trials"
     outcomes = lambda: read_outcomes(trials)  # noqa: E731
 
-    process = start(space)
-    wait_for(process, lambda: any(o.state == "running" and o.step >= 10 for o in outcomes()))
-    os.killpg(process.pid, signal.SIGINT)
-    printed, _ = process.communicate(timeout=400)
-    assert process.returncode == 130 and "run the same command again" in printed, printed
+    with commands.start_warm("tuning.sweep", space) as command:
+        command.wait_for(lambda: any(o.state == "running" and o.step >= 10 for o in outcomes()))
+        command.signal_group(signal.SIGINT)
+        assert "run the same command again" in command.finish(130)
     (first,) = outcomes()
     assert first.state == "stopped" and first.step < 60
     assert statuses(tmp_path) == {"sweep": "KILLED", f"sweep/{first.trial}": "KILLED"}
 
-    process = start(space)
-    wait_for(process, lambda: any(o.state == "finished" for o in outcomes()) and len(outcomes()) == 2)
-    wait_for(process, lambda: any(o.state == "running" and o.step >= 10 for o in outcomes()))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with commands.start_warm("tuning.sweep", space) as command:
+        command.wait_for(lambda: any(o.state == "finished" for o in outcomes()) and len(outcomes()) == 2)
+        command.wait_for(lambda: any(o.state == "running" and o.step >= 10 for o in outcomes()))
+        command.kill()
     finished = next(o for o in outcomes() if o.state == "finished")
     before = (trials / finished.trial / "metrics.jsonl").stat().st_mtime_ns
 
-    printed, _ = (process := start(space)).communicate(timeout=400)
-    assert process.returncode == 0, printed
+    sweep.main([str(space)])  # on the tests' Ray
+    printed = capsys.readouterr().out
     assert [(o.state, o.seed) for o in outcomes()] == [("finished", 0), ("finished", 1)]
     assert len({o.validation_ce for o in outcomes()}) == 2
     assert (trials / finished.trial / "metrics.jsonl").stat().st_mtime_ns == before

@@ -1,13 +1,12 @@
 """The benchmarks run, on shapes small enough for a test, and print what their documents are made of."""
 
 import json
-import os
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
+from commands import Command
 from tiny import tiny_student, tiny_teacher
 
 pytestmark = pytest.mark.slow
@@ -15,12 +14,18 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def joined(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks that need Ray join the tests'."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+
+
 def run(module: str, *arguments: str, out: Path) -> list[dict]:
     """The rows of a benchmark; its JSON on stdout and in the folder are the same."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", "--repeats", "1", "--out", str(out), *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    argv = [sys.executable, "-m", f"benchmarks.{module}", "repeats=1", f"out={out}", *arguments]
+    with Command(argv, cwd=ROOT, stdout=out / "stdout") as command:
+        command.finish()
+    result = json.loads((out / "stdout").read_text())
     assert result == json.loads((out / f"{module}.json").read_text())
     assert result["machine"]["device"] and (out / f"{module}.md").read_text().count("\n") == len(result["rows"]) + 2
     return result["rows"]
@@ -28,9 +33,9 @@ def run(module: str, *arguments: str, out: Path) -> list[dict]:
 
 def test_step(tmp_path):
     """Every way of teaching takes a step; plain fine-tuning is the ratio's 1."""
-    small = {"rows": 1, "micro-batches": 2, "image-tokens": 16, "text-tokens": 4, "answer-tokens": 4, "layers": 2}
-    flags = [word for name, value in {**small, "hidden": 192}.items() for word in (f"--{name}", str(value))]
-    rows = run("step", *flags, out=tmp_path)
+    small = {"rows": 1, "micro_batches": 2, "image_tokens": 16, "text_tokens": 4, "answer_tokens": 4, "layers": 2}
+    settings = [f"{name}={value}" for name, value in {**small, "hidden": 192}.items()]
+    rows = run("step", *settings, out=tmp_path)
     ratios = {row["way"]: row["ratio_to_sft"] for row in rows}
     assert ratios.pop("sft") == 1 and all(ratio > 0 for ratio in ratios.values())
     assert ratios.keys() == {"full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2"}
@@ -39,21 +44,21 @@ def test_step(tmp_path):
 
 def test_loss(tmp_path):
     """The fused loss and the naive one agree, and use measured memory."""
-    rows = {row["loss"]: row for row in run("loss", "--tokens", "64", "--vocabulary", "2048", out=tmp_path)}
+    rows = {row["loss"]: row for row in run("loss", "tokens=64", "vocabulary=2048", out=tmp_path)}
     assert rows["ours"]["off"] < 1e-5 and rows["ours"]["MiB"] > 0 and rows["naive"]["times ours"] > 0
 
 
 def test_transport(tmp_path):
     """Both ways of Ray carry the payload, set against a memcpy of the same bytes."""
-    rows = run("transport", "--sizes", "2", "--dtypes", "bfloat16", out=tmp_path)
+    rows = run("transport", "sizes=2", "dtypes=bfloat16", out=tmp_path)
     assert {"object_store"} <= {value for row in rows for value in row.values() if isinstance(value, str)}
 
 
 def test_evaluate(tmp_path):
     """Both engines get through every task of a model that sees; Transformers is the ratio's 1."""
     tiny_student(tiny_teacher(), folder=tmp_path / "model")
-    flags = ["--items", "2", "--images", "1", "--words", "30", "--new-tokens", "4", "--tokens-per-batch", "512"]
-    rows = run("evaluate", str(tmp_path / "model"), *flags, out=tmp_path)
+    settings = ["items=2", "images=1", "words=30", "new_tokens=4", "tokens_per_batch=512"]
+    rows = run("evaluate", str(tmp_path / "model"), *settings, out=tmp_path)
     ratios = {(row["task"], row["engine"]): row["to_transformers"] for row in rows}
     assert ratios.keys() == set(product(("choice", "perplexity", "text", "image"), ("transformers", "vllm")))
     assert all(ratio == 1 if engine == "transformers" else ratio > 0 for (_, engine), ratio in ratios.items())

@@ -10,12 +10,12 @@ import pytest
 from tiny import picture, tiny_processor
 
 from lingu_ray.config import Config
-from lingu_ray.corpus import build, pieces
+from lingu_ray.corpus import build, splits
 from lingu_ray.corpus.build import build_corpus
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def words(folder: Path, name: str, count: int) -> dict:
     """A language-heavy source of `count` text rows."""
     records: list[dict | str] = [{"prompt": f"{name} {i}?", "completion": f"answer {i}"} for i in range(count)]
     path = write_lines(folder / f"{name}.jsonl", records)
-    return {"name": name, "form": "prompt_completion", "path": str(path), "language_heavy": True}
+    return {"name": name, "format": "prompt_completion", "path": str(path), "language_heavy": True}
 
 
 def pictures(folder: Path, name: str, count: int) -> dict:
@@ -44,7 +44,7 @@ def pictures(folder: Path, name: str, count: int) -> dict:
     records: list[dict | str] = [
         {"prompt": f"{name} {i}?", "completion": f"thing {i}", "image": f"{name}{i % 3}.png"} for i in range(count)
     ]
-    return {"name": name, "form": "prompt_completion", "path": str(write_lines(folder / f"{name}.jsonl", records))}
+    return {"name": name, "format": "prompt_completion", "path": str(write_lines(folder / f"{name}.jsonl", records))}
 
 
 def config(folder: Path, sources: list[dict], policy: str = "all", **corpus) -> Config:
@@ -119,14 +119,16 @@ def test_weights_hold_in_every_prefix_and_small_sources_repeat(tmp_path, process
 
 
 def test_any_number_of_blocks_gives_the_same_corpus(tmp_path, processor_dir, monkeypatch):
-    """Files cut in one piece or in many, rows in one block or in many: the same bytes on disk."""
+    """Files in one file split or in many, rows in one block or in many: the same bytes on disk."""
     sources = [words(tmp_path, "words", 100) | {"weight": 2}, pictures(tmp_path, "pictures", 50) | {"weight": 1}]
     contents = []
-    draft = build.draft
+    normalize = build.normalize
     for number, (line_bytes, blocks) in enumerate(((1 << 20, None), (500, None), (3000, 7), (1 << 20, 30))):
-        monkeypatch.setattr(pieces, "LINES_BYTES", line_bytes)
+        monkeypatch.setattr(splits, "LINES_BYTES", line_bytes)
         monkeypatch.setattr(
-            build, "draft", lambda t, f, n=blocks: draft(t, f).repartition(n).materialize() if n else draft(t, f)
+            build,
+            "normalize",
+            lambda t, f, n=blocks: normalize(t, f).repartition(n).materialize() if n else normalize(t, f),
         )
         settings = config(tmp_path, sources, cache_dir=tmp_path / str(number))
         folder = build_corpus(settings, processor_dir).folder
@@ -151,7 +153,7 @@ def test_bad_rows_are_quarantined_with_reason_and_origin(tmp_path, processor_dir
         "bad_json": '{"prompt": "?",',
     }
     path = write_lines(tmp_path / "mixed.jsonl", [*good, *bad.values(), {"prompt": "long?", "completion": "w " * 300}])
-    source = {"name": "mixed", "form": "prompt_completion", "path": str(path)}
+    source = {"name": "mixed", "format": "prompt_completion", "path": str(path)}
     corpus = build_corpus(config(tmp_path, [source], max_reject_rate=0.5), processor_dir)
     counts = corpus.manifest["sources"]["mixed"]
     assert counts["rejected"] == {reason: 1 for reason in bad}
@@ -167,7 +169,7 @@ def test_too_many_bad_rows_stop_the_build(tmp_path, processor_dir):
     """Above max_reject_rate the error names source, share, each reason with an example, and the cure."""
     records: list[dict | str] = [{"prompt": f"q {i}?", "completion": "" if i % 4 == 0 else "a"} for i in range(40)]
     path = write_lines(tmp_path / "holes.jsonl", [*records, {"prompt": 1, "completion": "a"}])
-    source = {"name": "holes", "form": "prompt_completion", "path": str(path)}
+    source = {"name": "holes", "format": "prompt_completion", "path": str(path)}
     settings = config(tmp_path, [words(tmp_path, "words", 20), source], max_reject_rate=0.2)
     with pytest.raises(UserError) as error:
         build_corpus(settings, processor_dir)
@@ -175,7 +177,7 @@ def test_too_many_bad_rows_stop_the_build(tmp_path, processor_dir):
         "source holes: 11 of 41 rows (26.8%) are bad, more than corpus.max_reject_rate=0.2:\n"
         f"  10 × empty_answer, first at {path}:1: no answer to 'q 0?'\n"
         f"  1 × wrong_type, first at {path}:41: 'prompt' must be text, not int: 1\n"
-        "Mend the data, or raise corpus.max_reject_rate to go on without these rows"
+        "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
     )
     assert list(settings.corpora_dir.iterdir()) == []
 
@@ -187,7 +189,7 @@ def test_too_few_good_rows(tmp_path, processor_dir):
 
 
 def test_built_once_and_found_again(tmp_path, processor_dir):
-    """Same settings, files and processor: found. Another seed, a changed file, another processor: built anew."""
+    """Same settings, files and processor: found. Another seed, a changed file, another processor: built again."""
     source = words(tmp_path, "words", 30)
     settings = config(tmp_path, [source])
     first = build_corpus(settings, processor_dir)
@@ -244,8 +246,8 @@ def test_every_row_can_be_encoded(tmp_path, processor_dir):
     for i in range(8):
         (tmp_path / "shapes" / "red-circle" / f"{i}.jpg").write_bytes(picture(i, (40 + i, 20), "JPEG"))
     sources = [
-        {"name": "docs", "form": "text", "path": str(tmp_path / "docs"), "prompt_words": 8},
-        {"name": "shapes", "form": "image_folder", "path": str(tmp_path / "shapes")},
+        {"name": "docs", "format": "text", "path": str(tmp_path / "docs"), "prompt_words": 8},
+        {"name": "shapes", "format": "image_folder", "path": str(tmp_path / "shapes")},
     ]
     corpus = build_corpus(config(tmp_path, sources, max_length=80, max_reject_rate=0.1), processor_dir)
     encoder = Encoder(AutoProcessor.from_pretrained(processor_dir), 80)

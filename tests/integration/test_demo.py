@@ -1,15 +1,15 @@
 """The embedded default, in miniature: the very command of `make demo`, with few steps."""
 
 import json
-import subprocess
-import sys
 
+import commands
 import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 
 from lingu_ray.demo.chats import NEXT_WORDS
-from lingu_ray.evaluation.items import read_items
+from lingu_ray.evaluation.item_files import read_items
+from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.runtime.tracking import COMMAND
 
 pytestmark = pytest.mark.slow
@@ -21,12 +21,10 @@ SHORT = [
 ]  # fmt: skip
 
 
-def demo(output):
-    """Run it; returns what it printed."""
-    command = [sys.executable, "-m", "lingu_ray.train", "demo", f"output_dir={output}", *SHORT]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def demo(output, ray=None):
+    """Run it, on the Ray at that address or one of its own; returns what it printed."""
+    env = {"RAY_ADDRESS": ray} if ray else None
+    return commands.run("lingu_ray.train", "demo", f"output_dir={output}", *SHORT, env=env)
 
 
 def tracked(output):
@@ -36,16 +34,18 @@ def tracked(output):
     return {run.info.run_name: run for run in runs}
 
 
-def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
+def test_whole_path_and_a_second_start_that_makes_nothing_twice(ray_cluster, tmp_path):
     """Teacher, adapted student, distilled model, control, evaluation and report are made; the second time, found."""
     printed = demo(tmp_path)
     run = tmp_path / "demo"
-    recovery = json.loads((run / "report" / "recovery.json").read_text())
-    assert set(recovery["tasks"]) == {"cloze", "perplexity", "next_word", "digits", "sentences"}
-    assert set(recovery["tasks"]["cloze"]["models"]) == {"teacher", "adapted", "ce_only", "distilled"}
-    assert recovery["summary"]["verdict"] in printed
+    recovery = read_recovery(run / "report")
+    assert recovery is not None
+    assert set(recovery.tasks) == {"cloze", "perplexity", "next_word", "digits", "sentences"}
+    assert set(recovery.tasks["cloze"].models) == {"teacher", "adapted", "ce_only", "distilled"}
+    assert recovery.verdict.text in printed
+    assert "It is the control of demo" in (run / "control" / "export" / "README.md").read_text()
     page = (run / "report" / "report.html").read_text()
-    assert recovery["summary"]["verdict"].split(":")[0] in page and "<svg" in page and "data:image/jpeg;base64," in page
+    assert recovery.verdict.headline in page and "<svg" in page and "data:image/jpeg;base64," in page
     assert "## Results" in (run / "export" / "README.md").read_text()
     assert (run / "control" / "export" / "model.safetensors").exists()
 
@@ -53,7 +53,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
     assert runs.keys() == {"demo: adapted", "demo", "demo/control"}
     assert runs["demo/control"].data.tags[MLFLOW_PARENT_RUN_ID] == runs["demo"].info.run_id
     for name, model in (("demo", "distilled"), ("demo/control", "ce_only")):
-        scores = {task: entry["models"][model]["score"] for task, entry in recovery["tasks"].items()}
+        scores = {name: task.models[model].score.value for name, task in recovery.tasks.items()}
         metrics = runs[name].data.metrics
         assert {task: metrics[f"eval/{task}/score"] for task in scores} == pytest.approx(scores)
     for one in runs.values():
@@ -65,7 +65,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(tmp_path):
             *tmp_path.rglob("shard-*.parquet"), *(run / "report" / "items").iterdir()]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in made}
     assert len(before) >= 6 + 18  # teacher; adapted, distilled, control; two corpora; five tasks on the models that can
-    assert recovery["summary"]["verdict"] in demo(tmp_path)
+    assert recovery.verdict.text in demo(tmp_path, ray_cluster)
     assert {path: path.stat().st_mtime_ns for path in made} == before
     assert {one.info.run_id for one in tracked(tmp_path).values()} == {one.info.run_id for one in runs.values()}
 

@@ -30,12 +30,12 @@ from transformers import (
 )
 
 from lingu_ray.config import Config, CorpusConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
-from lingu_ray.distill.student import load_processor, load_student, prepare_student
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
-from lingu_ray.evaluation.engines.vllm_engine import VllmEngine, obstacle
+from lingu_ray.evaluation.engines.vllm_engine import VllmEngine, unsupported_reason
 from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.models import load_processor, load_student, prepare_student
 
 SENTENCE = "Names refer to objects. Names are introduced by name binding operations. "
 SHARED = SENTENCE * 3  # several blocks of vLLM's cache
@@ -105,7 +105,7 @@ def export_new(folder: Path) -> None:
         name="new",
         teacher=TeacherConfig(path=str(folder / "teacher")),
         student=StudentConfig(from_teacher=vision),
-        corpus=CorpusConfig(sources=(SourceConfig(name="none", form="text", path="none", language_heavy=True),)),
+        corpus=CorpusConfig(sources=(SourceConfig(name="none", format="text", path="none", language_heavy=True),)),
     )
     prepare_student(config, folder / "start")
     start = StudentConfig(path=str(folder / "start"))
@@ -170,7 +170,7 @@ def test_the_own_answer_is_greedy(both: Both) -> None:
 @pytest.mark.slow
 def test_answers_to_text_are_equal(both: Both) -> None:
     """Chat and raw text, several lengths and stop texts in one call: token by token the same answers."""
-    asked = [request for request in ASKED if both.transformers.sees or not request.chat]
+    asked = [request for request in ASKED if both.transformers.supports_images or not request.chat]
     answers = both.answer(asked)
     assert answers == both.transformers.generate(asked)
     assert len(set(answers)) > 3
@@ -179,7 +179,7 @@ def test_answers_to_text_are_equal(both: Both) -> None:
 @pytest.mark.slow
 def test_answers_about_images_are_equal(both: Both) -> None:
     """One, two and three images of several shapes, and none, in one call: the same answers."""
-    if not both.transformers.sees:
+    if not both.transformers.supports_images:
         with pytest.raises(UserError, match="takes no images"):
             both.answer(SEEN)
         return
@@ -194,7 +194,7 @@ def test_lmms_eval_finds_all_it_needs(both: Both) -> None:
 
     That class calls `LLM.chat` with PNGs in data URLs before the question, and gives neither template nor stop tokens.
     """
-    if not both.transformers.sees:
+    if not both.transformers.supports_images:
         return
     asked = [request for request in SEEN if "<image>" not in request.prompt]
 
@@ -225,7 +225,7 @@ def test_lmms_eval_finds_all_it_needs(both: Both) -> None:
 @pytest.mark.slow
 def test_a_prompt_that_does_not_fit_is_named(both: Both) -> None:
     """Too long by itself, or with the new tokens, with images or without; the engine goes on."""
-    images = (picture(0),) if both.transformers.sees else ()
+    images = (picture(0),) if both.transformers.supports_images else ()
     for prompt, new_tokens in (("too long " * 1500, 4), ("too many new tokens", 1020)):
         asked = (
             [SEEN[3], GenerateRequest(prompt, images, new_tokens)] if images else [GenerateRequest(prompt, (), 2000)]
@@ -243,7 +243,7 @@ def test_vllm_takes_every_tensor_of_an_export(ray_cluster: None, tmp_path: Path)
         export(family, tiny_processor(), tmp_path / family)
 
     def load(folder: Path) -> str:
-        obstacle(folder)  # readies vLLM as an engine does
+        unsupported_reason(folder)  # readies vLLM as an engine does
         from vllm.config import set_current_vllm_config
         from vllm.engine.arg_utils import EngineArgs
         from vllm.model_executor.model_loader import get_model_loader
@@ -278,7 +278,7 @@ def test_what_vllm_cannot_serve_is_told(ray_cluster: None, tmp_path: Path) -> No
     names = ["file.gguf", "none", "narrow", "unknown", "torchvision", "broken"]
 
     def refused() -> tuple[list[str | None], str]:
-        told = [obstacle(tmp_path / name) for name in names]
+        told = [unsupported_reason(tmp_path / name) for name in names]
         with pytest.raises(UserError) as error:
             VllmEngine(tmp_path / names[-1], 600)
         return told, str(error.value)

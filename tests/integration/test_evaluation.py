@@ -6,14 +6,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import commands
 import mlflow
 import numpy as np
 import psutil
@@ -28,7 +27,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluate import main
 from lingu_ray.evaluation import measure
 from lingu_ray.evaluation.engines.engine import ScoreRequest
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
 from lingu_ray.evaluation.run import evaluate
 
@@ -75,10 +75,10 @@ def test_the_copy_of_the_teacher_scores_as_the_teacher(
     models: dict[str, Path], settings: EvaluationConfig, tmp_path: Path
 ) -> None:
     """A student with the teacher's decoder differs by the few tokens it has more; vision leaves the teacher out."""
-    tasks = evaluate(models, settings, tmp_path)["tasks"]
-    assert list(tasks["choice"]["models"]) == list(tasks["text"]["models"]) == ["teacher", "adapted", "distilled"]
-    assert list(tasks["image"]["models"]) == ["adapted", "distilled"]
-    assert {name: task["n"] for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
+    tasks = evaluate(models, settings, tmp_path).tasks
+    assert list(tasks["choice"].models) == list(tasks["text"].models) == ["teacher", "adapted", "distilled"]
+    assert list(tasks["image"].models) == ["adapted", "distilled"]
+    assert {name: task.items for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
     table = {model: pq.read_table(tmp_path / "items" / f"choice.{model}.parquet").to_pydict() for model in models}
     assert {"item", "gold", "lengths", "logliks", "tokens", "greedy"} <= set(table["teacher"])
     logliks = {model: np.array(columns["logliks"]) for model, columns in table.items()}
@@ -91,7 +91,7 @@ def test_the_same_json_without_a_model(models: dict[str, Path], settings: Evalua
     evaluate(models, settings, tmp_path)
     written = (tmp_path / "recovery.json").read_bytes()
     shutil.copytree(tmp_path / "items", tmp_path / "elsewhere" / "items")
-    summarise(tmp_path / "elsewhere", list(models), settings)
+    summarize(tmp_path / "elsewhere", list(models), settings)
     assert (tmp_path / "elsewhere" / "recovery.json").read_bytes() == written
 
 
@@ -115,7 +115,8 @@ def test_the_command(
     out = tmp_path / "out"
     rest = [f"tasks={tasks}", f"out={out}", "tracking.system_metrics=false"]
     main([*(f"{name}={path}" for name, path in models.items()), *rest])
-    written = (out / "recovery.json").read_bytes()
+    written, measured = (out / "recovery.json").read_bytes(), read_recovery(out)
+    assert measured is not None
     main(rest)
     first, page, compare, *again = capsys.readouterr().out.splitlines()
     assert [first, page, compare] == again and first.startswith("The claim")
@@ -123,9 +124,11 @@ def test_the_command(
     client = mlflow.MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     runs = {run.info.run_name: run for run in client.search_runs(["1"])}
     assert runs.keys() == {"out", *models} and len(client.search_runs(["1"])) == 4  # the second time, found again
+    assert runs["out"].data.tags["verdict"] == first
     assert {artifact.path for artifact in client.list_artifacts(runs["out"].info.run_id)} >= {"report.html"}
+    assert runs["out"].data.tags["environment.torch"] == json.loads((out / "environment.json").read_text())["torch"]
     for name, task in (("teacher", "choice"), ("distilled", "image")):
-        score = json.loads(written)["tasks"][task]["models"][name]["score"]
+        score = measured.tasks[task].models[name].score.value
         assert runs[name].data.metrics[f"eval/{task}/score"] == score
         assert runs[name].data.tags[MLFLOW_PARENT_RUN_ID] == runs["out"].info.run_id
         assert runs[name].data.tags["model"] == str(models[name])
@@ -247,40 +250,29 @@ def test_an_engine_that_dies_again_and_again_is_given_up(models: dict[str, Path]
             stop = True
 
 
-def start(models: dict[str, Path], tasks: Path, out: Path) -> subprocess.Popen[str]:
-    """The command, in a session of its own."""
-    given = [f"{name}={models[name]}" for name in ("teacher", "adapted")]
-    command = [sys.executable, "-m", "lingu_ray.evaluate", *given, f"tasks={tasks}", f"out={out}"]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+def words(models: dict[str, Path], tasks: Path, out: Path) -> list[str]:
+    """The command's arguments."""
+    return [*(f"{name}={models[name]}" for name in ("teacher", "adapted")), f"tasks={tasks}", f"out={out}"]
 
 
-def start_until(models: dict[str, Path], tasks: Path, out: Path, parts: Path, chunks: int) -> subprocess.Popen[str]:
-    """The command, once that many chunks are kept."""
-    process = start(models, tasks, out)
-    deadline = time.monotonic() + 120
-    while len(list(parts.glob("*.parquet"))) < chunks and time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout and process.stdout.read()
-        time.sleep(0.002)
-    return process
-
-
-def test_a_killed_evaluation_goes_on(models: dict[str, Path], many: EvaluationConfig, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on(
+    ray_cluster: str, models: dict[str, Path], many: EvaluationConfig, tmp_path: Path
+) -> None:
     """After Ctrl-C, then SIGKILL, what was kept is not asked again, and the scores are those of an undisturbed one."""
     tasks, out = tmp_path / "tasks.yaml", tmp_path / "out"
     tasks.write_text(yaml.safe_dump(many.model_dump(mode="json") | {"tokens_per_batch": 64}))
     parts = out / "items" / "many.teacher.parts"
-    process = start_until(models, tasks, out, parts, chunks=1)
-    process.send_signal(signal.SIGINT)
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, printed
-    assert "the same command goes on" in printed and "Traceback" not in printed
-    process = start_until(models, tasks, out, parts, chunks=2)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    given = words(models, tasks, out)
+    with commands.start_warm("lingu_ray.evaluate", *given) as command:
+        command.wait_for(lambda: list(parts.glob("*.parquet")))
+        command.process.send_signal(signal.SIGINT)
+        printed = command.finish(130)
+    assert "the same command resumes" in printed and "Traceback" not in printed
+    with commands.start_warm("lingu_ray.evaluate", *given) as command:
+        command.wait_for(lambda: len(list(parts.glob("*.parquet"))) >= 2)
+        command.kill()
     kept = len(list(parts.glob("*.parquet")))
-    printed, _ = start(models, tasks, out).communicate(timeout=180)
+    printed = commands.run("lingu_ray.evaluate", *given, env={"RAY_ADDRESS": ray_cluster})
     left = 600 - kept * measure.CHUNK
     assert 2 <= kept < 5 and f"teacher: many: {left} items" in printed and "adapted: many: 600 items" in printed
     evaluate({name: models[name] for name in ("teacher", "adapted")}, many, tmp_path / "undisturbed")

@@ -2,15 +2,14 @@
 
 import os
 import socket
-import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
+from commands import Command
 from tinyrun import write_pair_and_data, write_settings
 
 pytestmark = pytest.mark.slow
@@ -30,43 +29,32 @@ def free_port():
 def cluster():
     """A head node with dashboard, as `ray start --head` gives it; yields the address for jobs."""
     dashboard = free_port()
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = {"PATH": f"{BIN}:{os.environ['PATH']}"}
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}",
                f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True) as folder:
-        head = subprocess.Popen([*command, f"--temp-dir={folder}"], env=environment, start_new_session=True,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)  # fmt: skip
-        try:
-            wait_for_jobs(dashboard, head)
-            yield f"http://127.0.0.1:{dashboard}"
-        finally:
-            try:
-                os.killpg(head.pid, 15)
-                head.wait(20)
-            except (subprocess.TimeoutExpired, ProcessLookupError):
-                head.kill()
+    with (
+        tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True) as folder,
+        Command([*map(str, command), f"--temp-dir={folder}"], env=environment) as head,
+    ):
+        head.wait_for(lambda: takes_jobs(dashboard), seconds=90)
+        yield f"http://127.0.0.1:{dashboard}"
 
 
-def wait_for_jobs(port, head):
-    """Wait until the head takes jobs."""
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        assert head.poll() is None, "the head node ended"
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=2)
-            return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.5)
-    raise AssertionError("the head node takes no jobs")
+def takes_jobs(port):
+    """Whether the head at that port takes jobs."""
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=2)
+        return True
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
 
 
-def submit(address, *arguments):
-    """`ray job submit --working-dir . -- python -m lingu_ray.train …` from the repository."""
-    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "-m"]
-    return subprocess.run(
-        [*command, "lingu_ray.train", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=240
-    )
+def submit(address, *arguments, code=0):
+    """`ray job submit --working-dir . -- python -m lingu_ray.train …` from the repository; returns what it printed."""
+    argv = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", "-m"]
+    with Command([*map(str, argv), "lingu_ray.train", *arguments], cwd=ROOT) as command:
+        return command.finish(code)
 
 
 def test_job_trains_and_a_bad_one_fails_with_its_reason(cluster, tmp_path):
@@ -74,11 +62,8 @@ def test_job_trains_and_a_bad_one_fails_with_its_reason(cluster, tmp_path):
     the copy of the working directory that Ray removes, fail the job with the one line."""
     write_pair_and_data(tmp_path)
     settings = write_settings(tmp_path / "run.yaml", tmp_path, tmp_path / "runs", train={"steps": 2, "samples": 0})
-    done = submit(cluster, str(settings))
-    assert done.returncode == 0, done.stdout + done.stderr
+    printed = submit(cluster, str(settings))
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").exists()
-    assert "step 2/2" in done.stdout + done.stderr
-    homeless = submit(cluster, str(settings), "output_dir=runs")
-    assert homeless.returncode == 1 and "give an absolute output_dir=" in homeless.stdout + homeless.stderr
-    failed = submit(cluster, str(settings), "name=other", "distill.temprature=2")
-    assert failed.returncode == 1 and "distill.temperature" in failed.stdout + failed.stderr
+    assert "step 2/2" in printed
+    assert "give an absolute output_dir=" in submit(cluster, str(settings), "output_dir=runs", code=1)
+    assert "distill.temperature" in submit(cluster, str(settings), "name=other", "distill.temprature=2", code=1)

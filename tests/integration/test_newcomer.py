@@ -1,13 +1,14 @@
 """The first hour of someone new: the documented commands, from a folder of one's own, with relative paths."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 import yaml
 from tinyrun import settings
+
+from lingu_ray.evaluation.recovery_json import read_recovery
 
 pytestmark = pytest.mark.slow
 
@@ -41,31 +42,32 @@ def here(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(here: Path, *words: str) -> str:
-    """Run `python -m …` there; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=here, capture_output=True, text=True, timeout=400, check=False
-    )
-    printed = done.stdout + done.stderr
-    assert done.returncode == 0, printed
+def run(here: Path, module: str, *words: str, ray: str | None = None) -> str:
+    """Run `python -m …` there, on the Ray at that address or one of its own; returns what it printed."""
+    printed = commands.run(module, *words, cwd=here, env={"RAY_ADDRESS": ray} if ray else None)
     assert "Traceback" not in printed
     return printed
 
 
-def test_train_evaluate_and_compare(here: Path):
-    """A run with its control, found again by an absolute spelling; its export and the pair measured; both compared."""
+def test_train_evaluate_and_compare(here: Path, ray_cluster: str):
+    """A run with its control, found again by an absolute spelling; its export and the pair measured; both compared.
+
+    The first command starts Ray; the others join one that is there.
+    """
     first = run(here, "lingu_ray.train", "my.yaml")
     assert "mine: step 2/2" in first and str(here / "runs/mine/report/report.html") in first
-    again = run(here, "lingu_ray.train", "my.yaml", f"student.path={here}/models/vlm", f"output_dir={here}/runs")
+    absolute = (f"student.path={here}/models/vlm", f"output_dir={here}/runs")
+    again = run(here, "lingu_ray.train", "my.yaml", *absolute, ray=ray_cluster)
     assert "found, finished before (2 steps)" in again and "step 2/2" not in again
     models = ("teacher=models/lm", "adapted=models/vlm", "distilled=runs/mine/export")
-    run(here, "lingu_ray.evaluate", *models, "tasks=tasks.yaml", "out=measured", "engine=transformers")
-    assert json.loads((here / "measured" / "recovery.json").read_text())["tasks"].keys() == {"words", "seen"}
+    run(here, "lingu_ray.evaluate", *models, "tasks=tasks.yaml", "out=measured", "engine=transformers", ray=ray_cluster)
+    measured = read_recovery(here / "measured")
+    assert measured is not None and measured.tasks.keys() == {"words", "seen"}
     assert "distill.policy" in run(here, "tuning.compare", "runs/mine", "runs/mine/control")
 
 
-def test_sweep(here: Path):
+def test_sweep(here: Path, ray_cluster: str):
     """A sweep over a recipe with relative paths, into the default folder: every trial is trained and measured."""
-    run(here, "tuning.sweep", "space.yaml", "train.steps=2")
+    run(here, "tuning.sweep", "space.yaml", "train.steps=2", ray=ray_cluster)
     outcomes = [json.loads(path.read_text()) for path in (here / "runs/sweep-mine/trials").glob("*/trial.json")]
     assert [outcome["state"] for outcome in outcomes] == ["finished", "finished"]

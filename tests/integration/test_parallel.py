@@ -2,13 +2,19 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from parallelrun import Steps, in_workers
 from safetensors.torch import load_file
 from tinyrun import config
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+)
 from transformers import AutoModelForImageTextToText
 
 from lingu_ray.runtime import trainer
-from lingu_ray.runtime.metrics import read_records
+from lingu_ray.runtime.records import read_records
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +49,20 @@ def leave_outcomes(data, folder):
         steps = Steps(data, **train)
         with torch.compiler.set_stance(force_backend="aot_eager"):  # all of the compiler but its slow C++
             keep(steps, 2, folder / name)
+        assert_gathered_as_torch_does(steps)
+        if name in ("fsdp2", "lora", "decoder_alone"):
+            steps.save(folder / f"{name}-saved", 2)
+            assert_restored_exactly(steps, Steps(data, **train), folder / f"{name}-saved")
         if name == "fsdp2":
-            steps.save(folder / "from-two", 2)
             keep(steps, 1, folder / "third")
         if name == "lora":
             steps.export(folder / "export")
     resumed = Steps(data, **RUNS["fsdp2"])
     resumed.load(folder / "from-one")
+    if dist.get_rank() == 0:
+        assert_equal_tensors(resumed.state()[0], load_file(folder / "from-one" / "step-00000002" / "model.safetensors"))
+    else:
+        resumed.state()
     keep(resumed, 1, folder / "resumed")
 
 
@@ -58,6 +71,36 @@ def keep(steps, count, path):
     outcome = steps.run(count)
     if steps.rank == 0:
         torch.save(outcome, path.with_suffix(".pt"))
+
+
+def assert_equal_tensors(ours, theirs):
+    """The same names, dtypes and bits."""
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].dtype == theirs[name].dtype and torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def assert_gathered_as_torch_does(steps):
+    """Weights and moments that a checkpoint holds are those of PyTorch's distributed state dicts; tied ones once."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, moments = steps.state()
+    theirs = get_model_state_dict(steps.student.model, options=options)
+    their_moments = get_optimizer_state_dict(steps.student.model, steps.optimizer, options=options)
+    if steps.rank == 0:
+        assert theirs.keys() - weights.keys() == {"lm_head.weight"}
+        assert_equal_tensors(weights, {name: theirs[name] for name in weights})
+        assert moments.keys() == their_moments["state"].keys()
+        for name, kept in moments.items():
+            assert_equal_tensors(kept, their_moments["state"][name])
+
+
+def assert_restored_exactly(saved, fresh, folder):
+    """What a fresh worker loads has the bits of what was saved."""
+    fresh.load(folder)
+    (weights, moments), (restored, restored_moments) = saved.state(), fresh.state()
+    assert_equal_tensors(weights, restored)
+    assert moments.keys() == restored_moments.keys()
+    for name, kept in moments.items():
+        assert_equal_tensors(kept, restored_moments[name])
 
 
 def outcome(path):
@@ -103,15 +146,17 @@ def test_sharded_bf16(data, folder):
 
 
 def test_checkpoints_go_on_with_other_workers_and_parallelism(data, folder):
-    """Two sharded workers go on from one worker's checkpoint, and one from theirs, as if nothing had changed."""
+    """Two sharded workers resume from one worker's checkpoint, and one from theirs, as if nothing had changed."""
     alone = outcome(folder / "one.pt")
     assert_same(outcome(folder / "third.pt"), alone)
     assert_same(outcome(folder / "resumed.pt"), alone)
     back = Steps(data)
-    back.load(folder / "from-two")
+    back.load(folder / "fsdp2-saved")
+    saved = load_file(folder / "fsdp2-saved" / "step-00000002" / "model.safetensors")
+    assert_equal_tensors({name: tensor.clone() for name, tensor in back.state()[0].items()}, saved)
     assert_same(back.run(1), alone)
     written, theirs = (
-        load_file(next((folder / name).glob("step-*/model.safetensors"))) for name in ("from-one", "from-two")
+        load_file(next((folder / name).glob("step-*/model.safetensors"))) for name in ("from-one", "fsdp2-saved")
     )
     assert {n: t.shape for n, t in written.items()} == {n: t.shape for n, t in theirs.items()}
 

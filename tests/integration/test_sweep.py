@@ -9,7 +9,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from tinyrun import workers_started
 from tinysweep import write_adapted_and_tasks, write_base, write_space
 
-from lingu_ray.cli import load_yaml
+from lingu_ray.config.command_line import load_yaml
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.tracking import COMMAND, command_line
 from tuning import compare, sweep
@@ -58,7 +58,7 @@ def finished(ray_cluster, tasks, output) -> SweepFolder:
     cases = {"much": {"distill.w_kd": 1}, "little": {"distill.w_kd": 0.5}, "broken": broken}
     before = workers_started()
     folder = run(tasks, output, "cases", search={}, cases=cases, retries=1, settings={"ray.cpus_per_worker": 1})
-    assert workers_started() == before + len(cases)  # what only the user can mend is not tried again
+    assert workers_started() == before + len(cases)  # what only the user can fix is not tried again
     return folder
 
 
@@ -91,30 +91,34 @@ def test_mlflow_has_a_child_a_trial(finished):
 
 
 def test_report_table_and_recipe(finished):
-    """The page embeds its figures; the table has every trial; the best settings are a recipe; one model is kept."""
+    """The page has its figures within; the table has every trial; the best settings are a recipe; one model is kept."""
     page = (finished.report / "sweep.html").read_text()
-    assert "data:image/png;base64" in page and "gradient is not finite" in page and "brings back" in page
+    assert "<svg" in page and "<img" not in page and "gradient is not finite" in page and "brings back" in page
     rows = list(csv.DictReader((finished.report / "table.csv").open()))
     assert len(rows) == 3 and rows[0]["state"] == "finished"
     best = load_yaml(finished.report / "best.yaml")
     assert best.distill.w_kd.at(0) == {"much": 1, "little": 0.5}[rows[0]["case"]] and best.name == "cases-best"
     assert len(list(finished.trials.glob("*/export"))) == 1
-    assert not list(finished.trials.glob("*/checkpoints/*/optimiser*"))
+    assert not list(finished.trials.glob("*/checkpoints/*/optimizer*"))
 
 
-def test_finished_trials_are_not_run_again(finished, tasks, output):
-    """The same command again ends at once, with every trial as it was; other settings are refused.
+def test_the_same_command_starts_only_failed_trials_again(finished, tasks, output):
+    """Finished trials stay as they are, and the failed one is started once more; other settings are refused.
 
-    Its MLflow run was deleted meanwhile: a new one has the trials as children.
+    The sweep's MLflow run was deleted meanwhile: a new one has the trials as children.
     """
-    files = {path: path.stat().st_mtime_ns for path in finished.trials.glob("*/metrics.jsonl")}
+    good = [outcome.trial for outcome in read_outcomes(finished.trials) if outcome.state == "finished"]
+    times = lambda: [(finished.trials / trial / "metrics.jsonl").stat().st_mtime_ns for trial in good]  # noqa: E731
     before = json.loads((finished.root / "mlflow.json").read_text())
     mlflow.MlflowClient(before["uri"]).delete_run(before["run_id"])
+    written, workers = times(), workers_started()
     sweep.main([str(output / "cases.yaml")])
-    assert files == {path: path.stat().st_mtime_ns for path in finished.trials.glob("*/metrics.jsonl")}
+    assert len(good) == 2 and times() == written
+    assert workers_started() == workers + 1
+    assert [outcome.case for outcome in read_outcomes(finished.trials) if outcome.state == "failed"] == ["broken"]
     assert json.loads((finished.root / "mlflow.json").read_text())["run_id"] != before["run_id"]
     assert {run.info.run_id for run in children(finished)} == {o.run_id for o in read_outcomes(finished.trials)}
-    with pytest.raises(UserError, match="begun with other settings"):
+    with pytest.raises(UserError, match="started with other settings"):
         sweep.main([str(output / "cases.yaml"), "train.steps=9"])
 
 
@@ -125,23 +129,34 @@ def test_compare_folders_and_experiment(finished, output, capsys):
     printed = capsys.readouterr().out
     assert "distill.w_kd" in printed and "recovery" in printed and "choices" in printed and "seed" not in printed
     page = (output / "compared" / "compare.html").read_text()
-    assert "data:image/png;base64" in page
+    assert "<svg" in page and "<img" not in page
     uri = json.loads((finished.root / "mlflow.json").read_text())["uri"]
     compare.main(["experiment=lingu_ray", f"uri={uri}", f"out={output / 'compared'}"])
     assert "train.learning_rates.decoder" in capsys.readouterr().out
 
 
-def test_a_sweep_whose_trials_all_fail_is_an_error(ray_cluster, tasks, output):
-    """The command ends with the first reason and the trial's folder; page and MLflow say failed too."""
-    settings = {"ray.max_failures": 0, "train.learning_rates.decoder": 1e30}
-    with pytest.raises(UserError, match=r"the only trial of hopeless failed.*gradient is not finite") as caught:
-        run(tasks, output, "hopeless", search={"distill.w_kd": {"grid": [1]}}, retries=0, settings=settings)
-    folder = SweepFolder(output / "hopeless")
-    (outcome,) = read_outcomes(folder.trials)
-    assert str(folder.trials / outcome.trial) in str(caught.value)
+def test_a_failed_sweep_is_finished_by_the_same_command(finished, tasks, output):
+    """Where all trials fail the command ends with the first reason and where to look, and page and MLflow say failed
+    too. Once the cause is corrected, here a damaged corpus, the same command finishes the trial."""
+    shards = {path: path.read_bytes() for path in output.rglob("shard-*.parquet")}
+    for path, content in shards.items():
+        path.write_bytes(content[:-20])
+    with pytest.raises(UserError, match=r"the only trial of damaged failed.*is damaged; delete") as caught:
+        run(tasks, output, "damaged", search={"distill.w_kd": {"grid": [1]}}, settings={"ray.max_failures": 0})
+    folder = SweepFolder(output / "damaged")
+    (failed,) = read_outcomes(folder.trials)
+    place = folder.traceback(failed.trial)
+    assert str(place) in str(caught.value) and "is damaged" in place.read_text()
     assert "every trial failed" in (folder.report / "sweep.html").read_text()
     pointer = json.loads((folder.root / "mlflow.json").read_text())
     assert mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"]).info.status == "FAILED"
+
+    for path, content in shards.items():
+        path.write_bytes(content)
+    sweep.main([str(output / "damaged.yaml")])
+    (outcome,) = read_outcomes(folder.trials)
+    assert (outcome.trial, outcome.state, outcome.error) == (failed.trial, "finished", None)
+    assert [run.info.status for run in children(folder)] == ["FINISHED"]
 
 
 def test_asha_and_optuna(ray_cluster, tasks, output):

@@ -15,9 +15,9 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
-from lingu_ray.runtime.metrics import read_records
-from lingu_ray.runtime.optimiser import lr_factor
-from lingu_ray.runtime.tracking import tracking_uri
+from lingu_ray.runtime.optimizer import lr_factor
+from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.tracking import flat, newest_settings, tracking_uri
 from lingu_ray.train import control_of
 
 pytestmark = pytest.mark.slow
@@ -89,6 +89,9 @@ def test_metrics_tell_the_whole_story(finished):
     history = client.get_metric_history(run.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(r["step"], r["loss"]) for r in steps]
     assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"config.yaml", "manifest.json"}
+    environment = json.loads((finished.run_dir / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__ and environment["nodes"].startswith("1 × (")
+    assert {f"environment.{key}": value for key, value in environment.items()}.items() <= run.data.tags.items()
     assert run.info.artifact_uri.startswith((finished.output_dir.resolve() / "mlartifacts").as_uri())
 
 
@@ -136,11 +139,13 @@ def test_finished_run_is_found_again_and_other_settings_are_refused(finished, da
 
 
 def test_more_steps_extend_a_finished_run(finished, data, output):
-    """`train.steps` up: training resumes from the last checkpoint, no step stands twice, and the model is written anew;
-    from there on the learning rate is that of a run of the new length."""
+    """`train.steps` up: training resumes from the last checkpoint, no step stands twice, and the model is written
+    again; from there on the learning rate is that of a run of the new length. What changed is recorded."""
     run = config(data, output, name="longer", train={"steps": 4})
     trainer.run(run)
     first = weights(run)
+    environment = run.run_dir / "environment.json"
+    environment.write_text(json.dumps(json.loads(environment.read_text()) | {"torch": "1.0"}))
     longer = config(data, output, name="longer", train={"steps": 6})
     trainer.run(longer)
     steps = [r for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]
@@ -148,6 +153,12 @@ def test_more_steps_extend_a_finished_run(finished, data, output):
     whole = longer.train.learning_rates.decoder
     assert [r["lr"] for r in steps[4:]] == [pytest.approx(whole * lr_factor(s, longer.train)) for s in (4, 5)]
     assert any(not torch.equal(first[name], tensor) for name, tensor in weights(longer).items())
+    recorded = json.loads(environment.read_text())
+    assert recorded["torch"] == torch.__version__ and recorded["earlier.torch"] == "1.0"
+    pointer = json.loads((run.run_dir / "mlflow.json").read_text())
+    tracked = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"])
+    assert tracked.data.params["train.steps"] == "4" and tracked.data.tags["resumed.train.steps"] == "6"
+    assert newest_settings(tracked) == flat(longer)
 
 
 def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output):
@@ -194,8 +205,8 @@ def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
     """`student.from_teacher` trains a new VLM with CE through the same path, and its export is a student path."""
     adapt = config(data, output, name="adapt", student=NEW, distill={"policy": "none"}, train={"steps": 4})
     export = trainer.run(adapt)
-    distil = config(data, output, name="distil", student={"path": str(export)}, train={"steps": 2})
-    assert (trainer.run(distil) / "model.safetensors").exists()
+    distill = config(data, output, name="distill", student={"path": str(export)}, train={"steps": 2})
+    assert (trainer.run(distill) / "model.safetensors").exists()
 
 
 def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, output):
@@ -207,7 +218,7 @@ def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, outp
     trainer.run_together(trainer.checked(list(runs.values())))
     kd = [r["kd"] for r in read_records(runs["selective"].run_dir / "metrics.jsonl") if "loss" in r]
     assert kd[0] == pytest.approx(0, abs=1e-6) and kd[-1] > 0  # at first both decoders are equal
-    start = load_file(runs["none"].run_dir / "start" / "model.safetensors")
+    start = load_file(runs["none"].run_dir / "initial_model" / "model.safetensors")
     moved = {
         policy: sum((weights(run)[name] - start[name]).square().sum() for name in start if "text_model" in name)
         for policy, run in runs.items()

@@ -2,12 +2,12 @@
 
 import io
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Command
 from test_convert_gguf import tiny_llama, write_gguf
 from tiny import IMAGE_TOKENS, VOCABULARY, picture, tiny_student, tiny_teacher, tiny_tokenizer
 
@@ -188,7 +188,7 @@ def test_what_cannot_be_asked_is_refused(models: Path):
         ("word " * 2000, "/new starts a new one"),
         ("What is <image>?", "1 marks <image>, and 0 images"),
         ("/imge x", r"did you mean /image\?"),
-        ("/image", "wants the path"),
+        ("/image", "needs the path"),
         ("/image nowhere.png", "image .*/nowhere.png: cannot be read"),
     ):
         with pytest.raises(UserError, match=message):
@@ -230,19 +230,11 @@ def test_the_command_talks_on_a_terminal(models: Path):
     import pty
 
     controller, terminal = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lingu_ray", "chat", str(models / "vlm"), "max_new_tokens=8"],
-        stdin=terminal,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    with open(controller, "w") as keys:
+    argv = [sys.executable, "-m", "lingu_ray", "chat", str(models / "vlm"), "max_new_tokens=8"]
+    with Command(argv, cwd=Path(__file__).parents[2], stdin=terminal) as command, open(controller, "w") as keys:
         keys.write("/help\nOne?\n\x04")
         keys.flush()
-        printed, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, printed
+        printed = command.finish(seconds=120)
     assert "Idefics3ForConditionalGeneration" in printed and "text and images, on cpu" in printed
     assert printed.count("/image PATH") == 2
     assert opened(models / "vlm").ask("One?", ignore) in printed

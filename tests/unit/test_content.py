@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.content import BLOCK, file_identity, model_identity
+from lingu_ray.content import BLOCK, file_identity, fingerprint, model_identity
 
 
 def test_place_and_time_do_not_count(tmp_path: Path):
@@ -47,6 +47,13 @@ def test_a_large_file_is_sampled_from_its_first_to_its_last_byte(tmp_path: Path)
         content[place] ^= 1
     path.write_bytes(content[:-1])
     assert file_identity(path, blocks=3) != before
+
+
+def test_fingerprints_of_values() -> None:
+    """The order of keys does not count, that of a list does; it is the same in every process and version."""
+    assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
+    assert fingerprint([1, 2]) != fingerprint([2, 1])
+    assert fingerprint({"a": 1, "b": "é"}, digits=16) == "f4de2e1f6519226c"
 
 
 def test_models(tmp_path: Path):

@@ -178,13 +178,16 @@ def test_dtype_and_command_line(tmp_path: Path):
     folders = [str(tmp_path), str(tmp_path / "out")]
     main([*folders, "dtype=bfloat16"])
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+    with pytest.raises(UserError, match=f"{tmp_path / 'out'} exists; name another folder"):
+        main(folders)
     with pytest.raises(UserError, match="tokenizer="):
-        main([*folders, f"tokenizer={tmp_path / 'none'}"])
+        main([str(tmp_path), str(tmp_path / "other"), f"tokenizer={tmp_path / 'none'}"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_no_nanovlm_is_refused(tmp_path: Path):
     """A missing folder, another format, another model's configuration: each error says which it is."""
-    with pytest.raises(UserError, match="neither a folder nor a model that the hub gives"):
+    with pytest.raises(UserError, match="neither a folder nor a model that can be downloaded"):
         convert(str(tmp_path / "none"), tmp_path / "out")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").touch()

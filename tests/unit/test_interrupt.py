@@ -1,10 +1,12 @@
-"""Ctrl-C ends what has nothing to save, also where the exception that it raises is lost."""
+"""Ctrl-C lets work save first, and ends what has nothing to save, also where the exception that it raises is lost."""
 
 import signal
-import subprocess
 import sys
+import threading
+import time
 
 import pytest
+from commands import Command
 
 from lingu_ray import interrupt
 
@@ -12,12 +14,21 @@ from lingu_ray import interrupt
 def test_a_lost_interrupt_is_raised_again():
     """Code that swallows the exception does not go on past the end; the handler from before is back."""
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), interrupt.ended_by_interrupt():
+    with pytest.raises(KeyboardInterrupt), interrupt.exit_on_interrupt():
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
             swallowed = True
     assert swallowed and signal.getsignal(signal.SIGINT) is before
+
+
+def test_nothing_ends_the_process_later(monkeypatch):
+    """Who catches the exception goes on: what would end a process that hangs is called off."""
+    monkeypatch.setattr(interrupt, "_GIVE_UP_S", 0.2)
+    with pytest.raises(KeyboardInterrupt), interrupt.exit_on_interrupt():
+        signal.raise_signal(signal.SIGINT)
+    time.sleep(0.4)
+    assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
 
 
 def test_what_hangs_after_an_interrupt_is_ended():
@@ -26,25 +37,40 @@ def test_what_hangs_after_an_interrupt_is_ended():
 import signal, threading
 from lingu_ray import interrupt
 interrupt._GIVE_UP_S = 0.5
-with interrupt.ended_by_interrupt():
+with interrupt.exit_on_interrupt():
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
         threading.Event().wait()
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 130
+    with Command([sys.executable, "-c", code]) as command:
+        command.finish(130)
 
 
-def test_a_process_that_took_the_interrupt_lives_on():
-    """Where the exception has left, the caller decides: nothing ends the process later."""
-    code = """
-import signal, time
-from lingu_ray import interrupt
-interrupt._GIVE_UP_S = 0.5
-try:
-    with interrupt.ended_by_interrupt():
-        signal.raise_signal(signal.SIGINT)
-except KeyboardInterrupt:
-    time.sleep(1.5)
-"""
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_interrupt_saves_and_the_second_ends(number: signal.Signals):
+    """The first signal calls `save` and lets the work go on to its end; the handlers from before are back after it."""
+    before, calls = signal.getsignal(number), []
+    with interrupt.save_on_interrupt(lambda: calls.append("save")) as asked:
+        assert not asked.is_set()
+        signal.raise_signal(number)
+        assert asked.is_set() and calls == ["save"]
+    assert signal.getsignal(number) is before
+    with pytest.raises(KeyboardInterrupt), interrupt.save_on_interrupt(lambda: calls.append("save")):
+        signal.raise_signal(number)
+        signal.raise_signal(number)
+    assert calls == ["save", "save"] and signal.getsignal(number) is before
+
+
+def test_other_threads_leave_signals_alone():
+    """A run that is driven by another thread, as a trial's, cannot and does not handle signals."""
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with interrupt.save_on_interrupt(lambda: None), interrupt.exit_on_interrupt():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]

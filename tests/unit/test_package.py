@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from commands import Command
 
 from lingu_ray.commands import recipes
 from tuning.space import shipped
@@ -26,8 +27,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel"]
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
-    done = subprocess.run([*pip, *options, str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with Command([*pip, *options, str(source)]) as command:
+        command.finish()
     (path,) = out.glob("*.whl")
     return zipfile.ZipFile(path)
 

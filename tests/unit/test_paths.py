@@ -8,11 +8,11 @@ import pytest
 from pydantic import BaseModel
 
 from lingu_ray import paths
-from lingu_ray.config import Config, TaskConfig
-from lingu_ray.distill.pair import load_config
+from lingu_ray.config import Config, TaskConfig, TeacherConfig
+from lingu_ray.config.tree import section_in
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
-from lingu_ray.manual import section_in
+from lingu_ray.runtime.models import load_config
 
 SETTINGS = {
     "name": "run",
@@ -22,8 +22,8 @@ SETTINGS = {
     "corpus": {
         "cache_dir": "corpora",
         "sources": [
-            {"name": "a", "form": "text", "path": "data/*.txt", "language_heavy": True},
-            {"name": "b", "form": "messages", "path": "data/b.jsonl", "image_root": "images"},
+            {"name": "a", "format": "text", "path": "data/*.txt", "language_heavy": True},
+            {"name": "b", "format": "messages", "path": "data/b.jsonl", "image_root": "images"},
         ],
     },
     "tracking": {"uri": "sqlite:///mlflow.db"},
@@ -146,7 +146,7 @@ def test_a_typo_is_answered_with_the_nearest_name(here: Path):
     assert f"no such file or folder: {here}/models/vml; did you mean {here}/models/vlm?" in str(caught.value)
     assert "hub" not in str(caught.value).lower() and "\n" not in str(caught.value)
     assert paths.nearest(here / "modles" / "vlm") == here / "models/vlm"
-    with pytest.raises(UserError, match=r"did you mean .*/models/vlm\?; and no model models/vml is to be had from"):
+    with pytest.raises(UserError, match=r"did you mean .*/models/vlm\?; and no model models/vml can be loaded from"):
         load_config("models/vml", None, False, "student.path")
 
 
@@ -154,3 +154,14 @@ def test_home_is_only_the_tilde(here: Path):
     """`~` in the middle of a path is a name like any other."""
     assert paths.absolute("data/~x") == here / "data/~x" and paths.absolute("~") == here
     assert os.path.isabs(paths.absolute("~/x"))
+
+
+def test_a_gguf_file_has_one_spelling(here: Path):
+    """`folder/name.gguf` is the teacher everywhere, on the hub too; `gguf_file` of earlier settings becomes its end."""
+    (here / "models" / "lm.gguf").touch()
+    now, before = TeacherConfig(path="models/lm.gguf"), {"path": "models", "gguf_file": "lm.gguf"}
+    assert now == TeacherConfig.model_validate(before) and now.path == str(here / "models/lm.gguf")
+    assert TeacherConfig.model_validate({"path": "org/lm", "gguf_file": "q8.gguf"}).path == "org/lm/q8.gguf"
+    assert TeacherConfig.model_validate({"path": "org/lm", "gguf_file": None}).path == "org/lm"
+    assert paths.model_origin("org/lm/q8.gguf") == ("org/lm", {"gguf_file": "q8.gguf"})
+    assert paths.model_origin("org/lm") == ("org/lm", {})

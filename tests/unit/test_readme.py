@@ -1,5 +1,6 @@
 """What the documentation tells people to type works: commands parse, settings exist, make targets are there."""
 
+import inspect
 import json
 import re
 import runpy
@@ -12,15 +13,15 @@ import pytest
 
 from lingu_ray.__main__ import dispatch
 from lingu_ray.chat import read_arguments as read_chat
-from lingu_ray.cli import load_config
+from lingu_ray.config.command_line import load_config
+from lingu_ray.config.strict_yaml import load
 from lingu_ray.evaluate import read_arguments
-from lingu_ray.strict_yaml import load
 from tuning.space import Space, check, configure
 from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("guide", "results", "architecture", "performance", "lmms-eval")
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in GUIDES)]
+GUIDES = ("guide", "results", "architecture", "performance", "lmms-eval", "extending")
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in GUIDES)]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -52,7 +53,14 @@ def parse_train(words: list[str], my_yaml: str) -> None:
 
 @pytest.mark.parametrize("words", commands("python"), ids=" ".join)
 def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch):
-    """Training and evaluation give settings, sweeps a space; other modules exist and explain themselves."""
+    """Training and evaluation give settings, sweeps a space; other modules exist and explain themselves.
+
+    Scripts exist and take as many arguments as they are given (that they work: `test_examples.py`).
+    """
+    if words[1] != "-m":
+        monkeypatch.syspath_prepend(str(ROOT / "examples"))
+        inspect.signature(runpy.run_path(str(ROOT / words[1]))["main"]).bind(*words[2:])
+        return
     module = words[words.index("-m") + 1]
     if module == "lingu_ray.train":
         parse_train(words[3:], my_yaml)
@@ -123,7 +131,7 @@ def test_no_figure_is_left_open(document: str):
 
 def test_settings_named_in_the_guide_exist():
     """Dotted settings that the guide mentions in backticks are settings."""
-    from lingu_ray.manual import field_at, section_at
+    from lingu_ray.config.tree import field_at, section_at
 
     text = (ROOT / "docs/guide.md").read_text("utf-8")
     for name in re.findall(r"`((?:student|teacher|corpus|distill|train|ray|tracking|evaluation)\.[a-z_.]+)", text):

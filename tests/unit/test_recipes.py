@@ -4,8 +4,8 @@ from importlib.resources import files
 
 import pytest
 
-from lingu_ray.cli import load_config
 from lingu_ray.commands import recipes
+from lingu_ray.config.command_line import load_config
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -30,7 +30,7 @@ def test_mixture_adds_up(name: str):
 
 
 def test_selective_recipes_have_both_kinds_of_source():
-    """A recipe that distils selectively has sources to distil and sources to leave alone."""
+    """A recipe that distills selectively has sources to distill and sources to leave alone."""
     for name in recipes():
         config = load_config([name])
         if config.distill.policy == "selective" and config.demo is None:
@@ -39,9 +39,9 @@ def test_selective_recipes_have_both_kinds_of_source():
 
 def test_smollm2_recipes_fit_each_other():
     """The student that `smollm2-135m` starts from is what `smollm2-135m-adapt` exports, on the same teacher."""
-    adapt, distil = load_config(["smollm2-135m-adapt"]), load_config(["smollm2-135m"])
-    assert distil.student.path == str(adapt.run_dir / "export")
-    assert distil.teacher.path == adapt.teacher.path
+    adapt, distill = load_config(["smollm2-135m-adapt"]), load_config(["smollm2-135m"])
+    assert distill.student.path == str(adapt.run_dir / "export")
+    assert distill.teacher.path == adapt.teacher.path
 
 
 def test_paper_recipe_starts_from_what_its_command_writes():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.cli import to_yaml
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import to_yaml
 from lingu_ray.train import show
 
 
@@ -32,7 +32,7 @@ def test_what_is_printed_can_be_copied(
             "name": "small",
             "student": {"path": "owner/vlm"},
             "teacher": {"path": "owner/lm"},
-            "corpus": {"sources": [{"name": "stories", "form": "text", "path": "x", "language_heavy": True}]},
+            "corpus": {"sources": [{"name": "stories", "format": "text", "path": "x", "language_heavy": True}]},
             "tracking": {"system_metrics": False},
         }
     )

@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """How likely is `continuation` after `context`? Raw text, no chat template; an empty context starts the text."""
+    """Ask how likely `continuation` is after `context`. Raw text without a chat template; the context may be empty."""
 
     context: str
     continuation: str
@@ -16,8 +16,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """Natural-log likelihood of a continuation, summed over its tokens; how many those are; whether greedy decoding
-    would have said it."""
+    """Natural-log likelihood of a continuation, summed over tokens; their number; whether greedy decoding gives it."""
 
     loglik: float
     tokens: int
@@ -26,10 +25,10 @@ class Score:
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to answer greedily, up to the end of the turn, `max_new_tokens`, or the first of the texts `stop`.
+    """Ask for a greedy answer, up to the end of the turn, `max_new_tokens`, or the first of the texts `stop`.
 
-    `<image>` in the prompt marks the places of `images` (encoded bytes); without it they come first. `chat` puts the
-    prompt through the model's chat template; else it is raw text, which has no images.
+    `<image>` in the prompt marks where `images` (encoded bytes) stand; without it they come first. With `chat` the
+    prompt goes through the model's chat template; else it is raw text, without images.
     """
 
     prompt: str
@@ -43,7 +42,7 @@ class Engine(Protocol):
     """A loaded model. Answers come in the order of the requests."""
 
     @property
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images."""
         ...
 
@@ -56,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: list[GenerateRequest]) -> list[str]:
-        """Answer every request greedily; the stop texts are not part of the answer, nor are spaces around it.
+        """Answer every request greedily; without the stop text and surrounding spaces.
 
         Raises:
             UserError: the model takes no images, or a prompt does not fit its context.

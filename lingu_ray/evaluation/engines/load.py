@@ -1,10 +1,9 @@
-"""What the engines read of a model's folder before its weights: configuration, tokenizer, processor, ends."""
+"""What engines read of a model before its weights: configuration, tokenizer, processor, end tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -18,22 +17,22 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from lingu_ray.errors import UserError
-from lingu_ray.paths import why_not_loaded
+from lingu_ray.paths import model_origin, why_not_loaded
 
 NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError)
-"""What Transformers raises where there is no model, or none that it knows."""
+"""What Transformers raises where there is no model, or one that it does not know."""
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A model's folder or hub id without its weights; `processor` is None for a causal LM."""
+class ModelFiles:
+    """The files of a model (folder or hub id) without its weights; `processor` is None for a causal LM."""
 
     path: str
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     processor: ProcessorMixin | None
     eos_ids: frozenset[int]
-    """Tokens that end an answer by the model's own settings."""
+    """Tokens that end an answer according to the model's own settings."""
 
     @property
     def max_length(self) -> int:
@@ -41,41 +40,35 @@ class Folder:
         return self.config.get_text_config(decoder=True).max_position_embeddings
 
 
-def origin_of(path: Path | str) -> tuple[Path, dict[str, Any]]:
-    """Where `from_pretrained` looks, and its further arguments; a path ending in `.gguf` is that file of a folder."""
-    path = Path(path)
-    return (path.parent, {"gguf_file": path.name}) if path.suffix == ".gguf" else (path, {})
-
-
-def sees(config: PreTrainedConfig) -> bool:
+def supports_images(config: PreTrainedConfig) -> bool:
     """Whether the model of this configuration takes images."""
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def load_folder(path: Path | str) -> Folder:
+def load_model_files(path: Path | str) -> ModelFiles:
     """Read everything but the weights.
 
     Raises:
-        UserError: nothing at `path` that Transformers can load.
+        UserError: Transformers cannot load what is at `path`.
     """
-    place, origin = origin_of(path)
+    place, origin = model_origin(path)
     config = _load_config(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **origin)
-        processor = AutoProcessor.from_pretrained(place) if sees(config) else None
+        processor = AutoProcessor.from_pretrained(place) if supports_images(config) else None
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
     assert tokenizer is not None  # Transformers' annotation allows it, its code raises
-    return Folder(str(path), config, tokenizer, processor, _eos_ids(place, config, tokenizer))
+    return ModelFiles(str(path), config, tokenizer, processor, _eos_ids(place, config, tokenizer))
 
 
 def takes_images(path: Path | str) -> bool:
-    """Whether the model at `path` does; reads its configuration alone (errors as `load_folder`)."""
-    return sees(_load_config(path))
+    """Whether the model at `path` takes images, by its configuration alone (errors as `load_model_files`)."""
+    return supports_images(_load_config(path))
 
 
 def _load_config(path: Path | str) -> PreTrainedConfig:
-    place, origin = origin_of(path)
+    place, origin = model_origin(path)
     try:
         return AutoConfig.from_pretrained(place, **origin)
     except NOT_LOADABLE as error:
@@ -87,7 +80,7 @@ def cannot_load(path: Path | str, error: Exception) -> UserError:
     return UserError(f"cannot load the model: {why_not_loaded(path, error)}")
 
 
-def _eos_ids(place: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _eos_ids(place: str, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     try:
         eos = GenerationConfig.from_pretrained(place).eos_token_id
     except OSError:  # a folder without generation settings

@@ -1,6 +1,6 @@
-"""Requests as prompts, and answered tokens as texts, the same for all engines.
+"""From requests to prompts, and from generated tokens to text: the same for all engines.
 
-A chat prompt is what the corpus's encoder makes of a question: what the student was trained on.
+A chat prompt is encoded by the corpus's encoder, as the student was trained.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
-from lingu_ray.evaluation.engines.load import Folder
+from lingu_ray.evaluation.engines.load import ModelFiles
 from lingu_ray.evaluation.engines.scoring import first_ids, leading_ids
 
-ENCODED_AT_ONCE = 64  # questions whose images are decoded at one time
+ENCODED_AT_ONCE = 64  # questions whose images are decoded at once
 
 
 @dataclass(frozen=True)
 class TextProcessor:
-    """What the encoder wants of a processor, for a model without eyes."""
+    """What the encoder needs of a processor, for a text-only model."""
 
     tokenizer: PreTrainedTokenizerBase
     image_token: str = PLACEHOLDER
@@ -35,21 +35,21 @@ class TextProcessor:
 
 
 class Prompts:
-    """Prompts for the model of a folder."""
+    """Prompts for a model."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
-        self.tokenizer = folder.tokenizer
-        self.encoder = Encoder(folder.processor or TextProcessor(folder.tokenizer), folder.max_length)
+    def __init__(self, files: ModelFiles) -> None:
+        self.files = files
+        self.tokenizer = files.tokenizer
+        self.encoder = Encoder(files.processor or TextProcessor(files.tokenizer), files.max_length)
 
     def check(self, request: GenerateRequest) -> None:
-        """Refuse what the model cannot be asked.
+        """Refuse a request that the model cannot take.
 
         Raises:
-            UserError: images for a model without eyes or for raw text, or not as many as the prompt has marks.
+            UserError: images for a text-only model or for raw text, or another number of images than the prompt marks.
         """
-        if request.images and self.folder.processor is None:
-            raise UserError(f"{self.folder.path} takes no images, and {_short(request)} has some")
+        if request.images and self.files.processor is None:
+            raise UserError(f"{self.files.path} takes no images, and {_short(request)} has images")
         if request.images and not request.chat:
             raise UserError(f"{_short(request)} is raw text, which has no images")
         marks = request.prompt.count(PLACEHOLDER)
@@ -66,7 +66,7 @@ class Prompts:
         sample = None
         with suppress(PromptTooLong):
             sample = self.encoder.encode_question(_row(request)) if self._chats(request) else self._raw(request)
-        if sample is None or len(sample) + request.max_new_tokens > self.folder.max_length:
+        if sample is None or len(sample) + request.max_new_tokens > self.files.max_length:
             raise self.too_long(request)
         return sample
 
@@ -80,28 +80,28 @@ class Prompts:
     def too_long(self, request: GenerateRequest) -> UserError:
         """The error for a prompt that does not fit."""
         return UserError(
-            f"{_short(request)} and {request.max_new_tokens} new tokens do not fit the context of {self.folder.path}, "
-            f"{self.folder.max_length} tokens"
+            f"{_short(request)} and {request.max_new_tokens} new tokens do not fit the context of {self.files.path}, "
+            f"{self.files.max_length} tokens"
         )
 
     def answer(self, request: GenerateRequest, ids: list[int]) -> str:
-        """The text of answered tokens, up to an end token or the first of the stop texts."""
+        """The text of generated tokens, up to an end token or the first of the stop texts."""
         said = ids[:-1] if ids[-1:] and ids[-1] in self.ends else ids
         text = self.tokenizer.decode(said, skip_special_tokens=True)
-        assert isinstance(text, str)  # a list of texts comes of a list of lists alone
+        assert isinstance(text, str)  # only a list of lists gives a list of texts
         found = [place for stop in request.stop if (place := text.find(stop)) >= 0]
         return text[: min(found, default=len(text))].strip()
 
     @cached_property
     def ends(self) -> list[int]:
-        """Tokens that end an answer: the model's own, and the one that its chat template ends a turn with."""
+        """Tokens that end an answer: those of the model's settings, and the one that ends its chat turns."""
         turn = {self.encoder.end_of_turn_id} & set(self.tokenizer.all_special_ids)
-        vocabulary = self.folder.config.get_text_config(decoder=True).vocab_size  # a tokenizer may have more
-        return sorted(token for token in self.folder.eos_ids | turn if token < vocabulary)
+        vocabulary = self.files.config.get_text_config(decoder=True).vocab_size  # a tokenizer may have more
+        return sorted(token for token in self.files.eos_ids | turn if token < vocabulary)
 
     def _chats(self, request: GenerateRequest) -> bool:
-        """Whether a chat template is used; a causal LM without one is given raw text."""
-        return request.chat and (self.folder.processor is not None or self.tokenizer.chat_template is not None)
+        """Whether a chat template is used; a causal LM without one gets raw text."""
+        return request.chat and (self.files.processor is not None or self.tokenizer.chat_template is not None)
 
     def _raw(self, request: GenerateRequest) -> Sample:
         ids = self.tokenizer(request.prompt, add_special_tokens=False).input_ids
@@ -111,7 +111,7 @@ class Prompts:
 
 
 def _row(request: GenerateRequest) -> Row:
-    """The question as a row of a corpus; its answer is a stand-in, which the encoder leaves out."""
+    """The question as a corpus row; its answer is a placeholder that the encoder leaves out."""
     marked = PLACEHOLDER in request.prompt
     question = request.prompt if marked else PLACEHOLDER * len(request.images) + request.prompt
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "answer"}]

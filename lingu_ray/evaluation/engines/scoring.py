@@ -1,7 +1,7 @@
-"""Texts to score as token ids: what belongs to the context and what is scored, in windows that fit the model.
+"""From texts to scored tokens: context and continuation as token ids, in windows that fit the model.
 
-As lm-evaluation-harness does: raw text, trailing spaces of the context moved to the continuation, a BOS token where the
-tokenizer adds one by itself. All engines score the same tokens in the same windows.
+As in lm-evaluation-harness: raw text, trailing spaces of the context moved to the continuation, a BOS token where the
+tokenizer adds one. All engines score the same tokens in the same windows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lingu_ray.evaluation.engines.engine import Score, ScoreRequest
 
 @dataclass(frozen=True)
 class Window:
-    """One forward pass's share of a request: the last `scored` of `ids` are predicted from those before them."""
+    """What one forward pass scores of a request: the last `scored` of `ids`, predicted from those before them."""
 
     request: int
     ids: tuple[int, ...]
@@ -27,20 +27,20 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowScore:
-    """Summed log-likelihood of a window's scored tokens, and whether each of them was the likeliest."""
+    """Summed log-likelihood of a window's scored tokens, and whether each was the most likely."""
 
     loglik: float
     greedy: bool
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text by itself: BOS or nothing."""
+    """What the tokenizer adds before a text: BOS or nothing."""
     bos = tokenizer.bos_token_id
     return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
 
 
 def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What stands for an empty context, so that the first token is predicted too: BOS, or EOS where there is none.
+    """What replaces an empty context, so that the first token is predicted too: BOS, or EOS where there is none.
 
     Raises:
         UserError: the tokenizer has neither.
@@ -54,7 +54,7 @@ def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, requests: Sequence[ScoreRequest]
 ) -> list[tuple[list[int], list[int]]]:
-    """Token ids of each context and continuation, cut where the context's own tokens end; no context is empty.
+    """Token ids of each context and continuation, split where the context's own tokens end; no context is empty.
 
     Raises:
         UserError: the tokenizer has neither a BOS nor an EOS token.
@@ -73,10 +73,10 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list
 
 
 def windows(request: int, context_ids: list[int], continuation_ids: list[int], max_length: int) -> Iterator[Window]:
-    """Cut a request into forward passes of at most `max_length` input tokens; each token is scored exactly once.
+    """Split a request into forward passes of at most `max_length` input tokens; each token is scored exactly once.
 
-    What fits is one window. A long context loses its beginning; a long continuation is cut, and each piece sees as many
-    of the tokens before it as fit.
+    A request that fits is one window. A long context loses its beginning; a long continuation is split, and each part
+    is predicted from as many of the tokens before it as fit.
     """
     ids = context_ids + continuation_ids
     for begin in range(len(context_ids), len(ids), max_length):

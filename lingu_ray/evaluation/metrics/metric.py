@@ -1,4 +1,4 @@
-"""What a metric is: every one is `Σ score / Σ weight` over items, so that one bootstrap serves them all."""
+"""What a metric is: always `Σ score / Σ weight` over items, so that one bootstrap serves all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 Columns = dict[str, list[Any]]
-"""Items in columns, an entry an item. Of every item: `item` (its name). Of scored ones: `logliks`, `tokens` and
-`greedy`, each a list with an entry a text. Of answered ones: `prediction`. Beside them the references of its type.
+"""Items in columns, an entry per item. All items have `item` (the name); scored ones `logliks`, `tokens` and `greedy`,
+each a list with an element per text; answered ones `prediction`. Beside them are the references of the task's type.
 """
 
 
 @dataclass(frozen=True)
 class Scores:
-    """An entry an item; `extra` are further levels to show, by name, that recovery is not made from."""
+    """An entry per item; `extra`: further levels by name, which are shown but not used for recovery."""
 
     score: list[float]
     weight: list[float]
@@ -23,9 +23,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a task type is judged. `level = Σ score / Σ weight`; log-perplexity is such a level, in nats a token.
+    """How a task type is scored. `level = Σ score / Σ weight`; log-perplexity is such a level, in nats per token.
 
-    `share`: the level is a share of what could be reached (shown in per cent); else a number of its own scale.
+    `share`: the level is a share of what can be reached (shown in percent); else a number on a scale of its own.
     """
 
     name: str

@@ -1,28 +1,27 @@
-"""From a row to fields: a corpus form, templates over its columns, or the row as it is."""
+"""From a row to fields: a corpus format, templates over its columns, or the row as it is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lingu_ray.config import TaskConfig
+from lingu_ray.config.task_templates import compile_template
 from lingu_ray.corpus.check import check_messages
-from lingu_ray.corpus.forms import FORMS, Draft
-from lingu_ray.corpus.pieces import Record
+from lingu_ray.corpus.formats import FORMATS, RawRow, Record
 from lingu_ray.corpus.row import PLACEHOLDER
-from lingu_ray.evaluation.tasks.items import Fields, Malformed
 from lingu_ray.evaluation.tasks.rows import source_of
-from lingu_ray.evaluation.tasks.templates import compile_template
+from lingu_ray.evaluation.tasks.task_types import Fields, Malformed
 
 
 def fields_of(config: TaskConfig, record: Record) -> list[Fields]:
-    """The fields of a row's items: one, or as many as its corpus form makes of it.
+    """The fields of a row's items: one, or as many as its corpus format makes of it.
 
     Raises:
         Malformed: a template does not fit the row.
-        BadRecord: the row is not of the corpus form.
+        BadRecord: the row is not of the corpus format.
     """
-    if config.form:
-        return [_question(draft) for draft in FORMS[config.form](record, source_of(config))]
+    if config.format:
+        return [_question(raw_row) for raw_row in FORMATS[config.format](record, source_of(config))]
     if config.fields:
         return [{key: _value(key, text, record) for key, text in config.fields.items()}]
     return [record]
@@ -47,9 +46,9 @@ def _value(key: str, text: str, record: Record) -> Any:
         raise Malformed(f"`{key}`: {text!r} does not fit the row: {type(error).__name__}: {error}") from error
 
 
-def _question(draft: Draft) -> Fields:
+def _question(raw_row: RawRow) -> Fields:
     """The last turn: what the user asks, and what the assistant says. Images of earlier turns come before it."""
-    check_messages(draft.messages)
-    question, answer = (message["content"] for message in draft.messages[-2:])
-    unmarked = len(draft.images) - question.count(PLACEHOLDER)
-    return {"question": PLACEHOLDER * unmarked + question, "answer": answer, "image": draft.images}
+    check_messages(raw_row.messages)
+    question, answer = (message["content"] for message in raw_row.messages[-2:])
+    unmarked = len(raw_row.images) - question.count(PLACEHOLDER)
+    return {"question": PLACEHOLDER * unmarked + question, "answer": answer, "image": raw_row.images}

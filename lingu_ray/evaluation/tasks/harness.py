@@ -1,7 +1,7 @@
-"""Tasks of lm-evaluation-harness (the extra `lm-eval`), by name: its requests become items, and it judges the answers.
+"""Tasks of lm-evaluation-harness (the extra `lm-eval`), by name: its requests become items, and it scores the answers.
 
-The harness builds a task, examples included; each document's requests are an item, as raw text. From the kept answers
-its own filters and `process_results` make the scores, so that making them again needs the harness and the task's data.
+The harness builds a task, examples included; each document's requests are an item, as raw text. Its own
+filters and `process_results` compute the scores from the kept answers, with the harness and the task's data.
 An item's score is the task's main metric: acc_norm, acc or exact_match where it has one, else its first mean.
 """
 
@@ -34,7 +34,7 @@ Requests = list["Instance"]  # of one document
 
 @dataclass(frozen=True)
 class Continued(Asked):
-    """A raw text to go on with: no chat template, and the end that the task wants."""
+    """A raw text to continue: no chat template, and the task's own stop texts."""
 
     max_new_tokens: int
     stop: tuple[str, ...]
@@ -90,7 +90,7 @@ def _answers(columns: Columns) -> Iterator[list[Any]]:
 
 def _levels(task: HarnessTask, answered: list[Requests]) -> dict[str, list[float]]:
     """Every mean that all items have, an entry an item; its name has the filter's, where there are several."""
-    task._instances = [request for of_item in answered for request in of_item]  # where the harness keeps them
+    task._instances = [request for of_item in answered for request in of_item]  # where the harness reads them
     task.apply_filters()
     filters, means = list(answered[0][0].filtered_resps), _means(task)
     levels: dict[str, list[float]] = {}
@@ -157,13 +157,13 @@ def _task(path: str) -> HarnessTask:
     tasks = manager()
     if not Path(path).is_file() and path not in tasks.all_subtasks:
         if path in tasks.all_tasks:
-            raise UserError(f"lm_eval/{path} is a group of tasks: name those of them that you want")
+            raise UserError(f"lm_eval/{path} is a group of tasks: name the tasks of it that you need")
         near = difflib.get_close_matches(path, tasks.all_subtasks, n=3)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise UserError(f"lm_eval/{path}: lm-evaluation-harness has no such task{meant}")
     try:
         (task,) = tasks.load([path])["tasks"].values()
-    except Exception as error:  # a task has code of its own, and fetches its data
+    except Exception as error:  # a task has its own code, and downloads its data
         raise UserError(f"lm_eval/{path}: lm-evaluation-harness cannot build it: {error!r}") from error
     if getattr(task, "MULTIMODAL", False) or getattr(task, "UNSAFE_CODE", False):
         raise UserError(f"lm_eval/{path}: the task needs images or sound, or runs what a model writes: not supported")
@@ -172,7 +172,7 @@ def _task(path: str) -> HarnessTask:
 
 @cache
 def manager() -> TaskManager:
-    """The tasks that the harness has; finding them takes seconds, once."""
+    """The tasks that the harness has. Listing them takes seconds; it is done once."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:

@@ -9,13 +9,13 @@ from typing import Any
 from lingu_ray.config import TaskConfig
 from lingu_ray.corpus.check import load_image
 from lingu_ray.evaluation.tasks.fields import fields_of
-from lingu_ray.evaluation.tasks.items import Fields
 from lingu_ray.evaluation.tasks.rows import Place
+from lingu_ray.evaluation.tasks.task_types import Fields
 
 
 @dataclass(frozen=True)
 class ItemImage:
-    """The image at `index` of the item that is number `turn` of a row; called, it gives the encoded bytes."""
+    """The image at `index` of the item that is number `turn` of a row; calling it returns the encoded bytes."""
 
     config: TaskConfig
     place: Place
@@ -49,4 +49,4 @@ def references(fields: Fields) -> list[Any]:
 
 
 def _folder(place: Place) -> Path:
-    return Path(place.piece.path).parent
+    return Path(place.split.path).parent

@@ -1,4 +1,4 @@
-"""Loading tasks: every item is checked before any model is loaded, and none is left out in silence."""
+"""Loading tasks: every item is checked before a model is loaded, and none is skipped."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from itertools import islice
 
 from lingu_ray.config import TaskConfig
-from lingu_ray.corpus.forms import BadRecord
+from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.fields import fields_of, selected
 from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.images import item_images
-from lingu_ray.evaluation.tasks.items import Malformed, asked, is_scored, scored
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
+from lingu_ray.evaluation.tasks.task_types import Malformed, asked, is_scored, scored
 
 
 def load_task(config: TaskConfig) -> Task:

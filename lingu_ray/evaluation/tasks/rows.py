@@ -1,7 +1,7 @@
 """Rows of a task's data, by the corpus's own readers: files, folders, and datasets of the hub.
 
-Files, and folders of `datasets.save_to_disk`, are read as they lie. Other folders, where `split` is given, and hub ids
-go through `datasets`, into its cache. One piece of a file is in memory at a time.
+Files, and folders of `datasets.save_to_disk`, are read in place. Hub ids, and other folders where `split` is given, are
+read by `datasets` through its cache. One file split is in memory at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from lingu_ray.config import SourceConfig, TaskConfig
-from lingu_ray.corpus.forms import BadRecord
-from lingu_ray.corpus.pieces import UNREADABLE, Piece, Record, cut_source, hub_files
+from lingu_ray.corpus.formats import BadRecord, Record
+from lingu_ray.corpus.splits import UNREADABLE, FileSplit, hub_files, split_source
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
 
@@ -23,22 +23,22 @@ from lingu_ray.paths import not_found
 class Place:
     """Where a row is: `number` counts from 1 within its file (JSONL: the line)."""
 
-    piece: Piece
+    split: FileSplit
     number: int
 
     def read(self) -> Record:
-        """The row, read again where its piece is not in memory any more.
+        """Read the row, from the file again where its file split is no longer in memory.
 
         Raises:
-            BadRecord: what stands there is none.
+            BadRecord: it cannot be read.
         """
-        record = _records(self.piece)[self.number]
+        record = _records(self.split)[self.number]
         if isinstance(record, BadRecord):
             raise record
         return record
 
     def __str__(self) -> str:
-        return self.piece.origin(self.number)
+        return self.split.origin(self.number)
 
 
 def places(config: TaskConfig) -> Iterator[tuple[str, Place]]:
@@ -47,35 +47,35 @@ def places(config: TaskConfig) -> Iterator[tuple[str, Place]]:
     Raises:
         UserError: there is no data, or a file cannot be read.
     """
-    pieces = _pieces(config)
-    files = list(dict.fromkeys(piece.path for piece in pieces))
-    for piece in pieces:
+    splits = _file_splits(config)
+    files = list(dict.fromkeys(split.path for split in splits))
+    for split in splits:
         try:
-            numbers = list(_records(piece))
+            numbers = list(_records(split))
         except UNREADABLE as error:
-            raise UserError(f"evaluation.tasks: {config.name}: {piece.path} cannot be read: {error}") from error
-        file = f"{files.index(piece.path) + 1}:" if len(files) > 1 else ""
+            raise UserError(f"evaluation.tasks: {config.name}: {split.path} cannot be read: {error}") from error
+        file = f"{files.index(split.path) + 1}:" if len(files) > 1 else ""
         for number in numbers:
-            yield f"{file}{number}", Place(piece, number)
+            yield f"{file}{number}", Place(split, number)
 
 
 @lru_cache(maxsize=1)
-def _records(piece: Piece) -> dict[int, Record | BadRecord]:
-    return dict(piece.records())
+def _records(split: FileSplit) -> dict[int, Record | BadRecord]:
+    return dict(split.records())
 
 
 def source_of(config: TaskConfig) -> SourceConfig:
     """The task's data as a source of a corpus."""
     return SourceConfig(
         name=config.name,
-        form=config.form or "messages",  # which one matters to the reader for `image_folder` alone
+        format=config.format or "messages",  # the reader needs it for `image_folder` alone
         path=config.path,
         subset=config.subset,
         split=config.split or "train",
     )
 
 
-def _pieces(config: TaskConfig) -> list[Piece]:
+def _file_splits(config: TaskConfig) -> list[FileSplit]:
     source, path = source_of(config), Path(config.path)
     on_hub = not path.is_absolute()
     saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
@@ -89,17 +89,17 @@ def _pieces(config: TaskConfig) -> list[Piece]:
     try:
         if on_hub or (path.is_dir() and config.split and not saved):
             return _fetched(source)
-        return cut_source(source)
+        return split_source(source)
     except UserError as error:
         raise UserError(f"evaluation.tasks: {str(error).removeprefix('source ')}") from error
 
 
-def _fetched(source: SourceConfig) -> list[Piece]:
-    """Pieces of a dataset of the hub, or of a folder that is laid out as one. Code that comes with it is not run."""
+def _fetched(source: SourceConfig) -> list[FileSplit]:
+    """File splits of a dataset of the hub, or of a folder that is laid out as one. Its own code is not run."""
     from datasets.exceptions import DatasetsError  # slow to import: only where it is used
 
     try:
         found = hub_files(source)
     except (RuntimeError, DatasetsError) as error:  # a script; data files that are none
         raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error
-    return [piece for file in found for piece in cut_source(source.model_copy(update={"path": glob.escape(file)}))]
+    return [split for file in found for split in split_source(source.model_copy(update={"path": glob.escape(file)}))]

@@ -1,4 +1,4 @@
-"""A task: its settings and its items, each with what it asks of a model and what its answer is judged by."""
+"""A task: its settings and its items, each with its question and the reference for its answer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lingu_ray.config import TaskConfig
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
 
 Reference = dict[str, Any]
-"""What a metric judges an answer by, as columns of the item's parquet row: `gold`, `answers`, …"""
+"""What a metric compares an answer with, as columns of the item's parquet row: `gold`, `answers`, …"""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An item whose texts are scored; `name` is its place in the data (a line, a row)."""
+    """An item whose texts are scored; `name` says where it is in the data (a line, a row)."""
 
     name: str
     requests: tuple[ScoreRequest, ...]
@@ -24,7 +24,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Asked:
-    """An item that is answered; images are read, as encoded bytes, when they are needed."""
+    """An item that is answered; its images are read, as encoded bytes, when they are needed."""
 
     name: str
     prompt: str

@@ -1,9 +1,12 @@
 import itertools
+from random import Random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lingu_ray.corpus.batch import PASS_TOKENS, collate, cut, pack
+from lingu_ray.corpus.batch import PASS_TOKENS, MicroBatch, collate, cut, make_micro_batches, pack
 from lingu_ray.corpus.encode import Sample, join_vision
 
 
@@ -18,28 +21,73 @@ def sample(length: int, position: int = 0, images: int = 0) -> Sample:
     return Sample("s", position, ids, supervised, ids == 2, vision if images else {})
 
 
-def test_cut_keeps_every_sample_once_and_the_budget():
-    """Any lengths: each sample is in one group, no group's padded tokens exceed the budget, order does not matter."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        lengths = torch.randint(1, 65, (40,), generator=generator).tolist()
-        samples = [sample(length, position) for position, length in enumerate(lengths)]
-        groups = cut(samples, 64)
-        assert sorted(s.position for group in groups for s in group) == list(range(40))
-        assert all(len(group) * max(len(s) for s in group) <= 64 for group in groups)
-        shuffled = [samples[i] for i in torch.randperm(40, generator=generator)]
-        assert [[s.position for s in g] for g in cut(shuffled, 64)] == [[s.position for s in g] for g in groups]
+PAD = 99
+BUDGET = 64
 
 
-def test_cut_refuses_a_sample_over_budget():
+@st.composite
+def drawn_samples(draw: st.DrawFn) -> list[Sample]:
+    """Up to thirty samples, none over `BUDGET`, with any ids, masks and positions, in any order."""
+    samples = []
+    for position in draw(st.lists(st.integers(0, 10**6), unique=True, max_size=30)):
+        length = draw(st.integers(1, BUDGET))
+        ids, supervised, visual = torch.randint(0, 50, (3, length), generator=torch.Generator().manual_seed(position))
+        source = draw(st.sampled_from("ab"))
+        samples.append(Sample(source, position, ids, supervised > 24, visual > 40, {}, draw(st.booleans())))
+    return samples
+
+
+def content(batches: list[MicroBatch]) -> dict[int, tuple]:
+    """What the micro-batches hold of each sample, by its position; each may come once only."""
+    found: dict[int, tuple] = {}
+    for batch in batches:
+        for index, position in enumerate(batch.positions):
+            of_sample = batch.sample_BT == index
+            parts = (part[of_sample].tolist() for part in (batch.input_ids_BT, batch.supervised_BT, batch.visual_BT))
+            assert position not in found
+            found[position] = (*parts, batch.sources[index], bool(batch.sampled_S[index]))
+    return found
+
+
+@given(drawn_samples(), st.booleans())
+def test_micro_batches_hold_every_sample_once_and_keep_the_budget(samples: list[Sample], packing: bool):
+    """Any samples, padded and packed: each comes once and unchanged, numbered in row-major order; padding is right."""
+    batches = make_micro_batches(samples, BUDGET, PAD, packing)
+    assert content(batches) == {
+        s.position: (s.input_ids_T.tolist(), s.supervised_T.tolist(), s.visual_T.tolist(), s.source, s.sampled)
+        for s in samples
+    }
+    for batch in batches:
+        assert batch.sample_BT.numel() <= BUDGET
+        real = batch.sample_BT >= 0
+        numbers = batch.sample_BT[real]
+        assert (numbers.diff() >= 0).all() and numbers.unique().tolist() == list(range(len(batch.positions)))
+        assert not (real[:, 1:] & ~real[:, :-1]).any() and real.any(dim=0).all()
+        assert (batch.input_ids_BT[~real] == PAD).all()
+        assert not batch.supervised_BT[~real].any() and not batch.visual_BT[~real].any()
+        assert not packing or (len(batch.sample_BT) == 1 and real.all())
+
+
+@given(drawn_samples(), st.randoms(use_true_random=False))
+def test_groups_do_not_depend_on_the_order_of_samples(samples: list[Sample], random: Random):
+    """Shuffled samples are cut and packed into the same groups, so they do not depend on which thread was first."""
+    shuffled = random.sample(samples, len(samples))
+    for group in (cut, pack):
+        assert group(shuffled, BUDGET) == group(samples, BUDGET)
+
+
+@given(drawn_samples())
+def test_pack_fills_the_budget(samples: list[Sample]):
+    """No two groups would fit into one."""
+    sizes = sorted(sum(len(s) for s in group) for group in pack(samples, BUDGET))
+    assert len(sizes) < 2 or sizes[0] + sizes[1] > BUDGET
+
+
+@pytest.mark.parametrize("group", [cut, pack])
+def test_a_sample_over_budget_is_refused(group):
     """A sample that fits no micro-batch is named."""
     with pytest.raises(ValueError, match=r"row 3 \(source s\) has 9 tokens"):
-        cut([sample(9, 3)], 8)
-
-
-def test_cut_of_nothing_is_nothing():
-    """No samples, no groups."""
-    assert cut([], 8) == []
+        group([sample(9, 3)], 8)
 
 
 def test_collate_pads_on_the_right():
@@ -54,19 +102,6 @@ def test_collate_pads_on_the_right():
     assert batch.tokens == 8
     assert (batch.sources, batch.positions) == (["s", "s"], [0, 1])
     assert batch.vision == {}
-
-
-def test_pack_keeps_every_sample_once_and_fills_the_budget():
-    """Any lengths: each sample is in one group of at most the budget, and no two groups would fit into one."""
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        lengths = torch.randint(1, 65, (40,), generator=generator).tolist()
-        groups = pack([sample(length, position) for position, length in enumerate(lengths)], 64)
-        assert sorted(s.position for group in groups for s in group) == list(range(40))
-        sizes = sorted(sum(len(s) for s in group) for group in groups)
-        assert sizes[-1] <= 64 and (len(sizes) == 1 or sizes[0] + sizes[1] > 64)
-    with pytest.raises(ValueError, match=r"row 3 \(source s\) has 9 tokens"):
-        pack([sample(9, 3)], 8)
 
 
 def test_packed_samples_stand_one_after_another():

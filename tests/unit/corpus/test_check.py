@@ -7,7 +7,7 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.corpus.check import Checker, check_placeholders
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.corpus.forms import BadRecord, Draft
+from lingu_ray.corpus.formats import BadRecord, RawRow
 from lingu_ray.corpus.images import decode_image, image_size
 
 
@@ -20,11 +20,11 @@ def said(user: str, assistant: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def test_a_good_draft_becomes_a_row(checker, tmp_path):
+def test_a_good_raw_row_becomes_a_row(checker, tmp_path):
     """Bytes, a path, and a Hugging Face image in one row; the encoded bytes are kept as they are."""
     (tmp_path / "a.png").write_bytes(picture(1))
     images = [picture(0), "a.png", {"bytes": picture(2, encoding="JPEG"), "path": None}]
-    checked = checker.check(Draft(said("<image><image><image>?", "Yes."), images), tmp_path)
+    checked = checker.check(RawRow(said("<image><image><image>?", "Yes."), images), tmp_path)
     assert checked.row.images == [picture(0), picture(1), picture(2, encoding="JPEG")]
     assert checked.row.distill
     assert not checked.truncated
@@ -32,7 +32,7 @@ def test_a_good_draft_becomes_a_row(checker, tmp_path):
 
 def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
     """An answer over max_length makes a good row that is counted."""
-    assert checker.check(Draft(said("?", "word " * 100), []), tmp_path).truncated
+    assert checker.check(RawRow(said("?", "word " * 100), []), tmp_path).truncated
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
     ],
 )
 def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images, reason):
-    """Whatever is wrong with a draft is raised as a bad record under its own reason."""
+    """Whatever is wrong with a raw row is raised as a bad record under its own reason."""
     with pytest.raises(BadRecord) as error:
-        checker.check(Draft(messages, images), tmp_path)
+        checker.check(RawRow(messages, images), tmp_path)
     assert error.value.reason == reason
 
 
@@ -69,7 +69,7 @@ def test_the_students_own_image_token_in_a_text():
 
 
 def test_transparency_is_shown_on_white():
-    """A transparent pixel is white, whatever colour lies under it; so are palettes with a transparent entry."""
+    """A transparent pixel is white, whatever color lies under it; so are palettes with a transparent entry."""
     image = Image.fromarray(np.array([[[255, 0, 0, 0], [0, 255, 0, 255]]], dtype=np.uint8), "RGBA")
     for mode in ("RGBA", "P"):
         buffer = io.BytesIO()

@@ -7,21 +7,21 @@ import pytest
 
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus.mix import order_of_sources
+from lingu_ray.corpus.order import draw_order
 from lingu_ray.corpus.passes import passes
-from lingu_ray.corpus.place import assign
 
 
 def manifest_of(sizes: dict[str, int], weights: list[float] | None = None, held_out: int = 2, rows: int | None = None):
     """The manifest's part that counts, made by what makes it in a build."""
     sources = tuple(
-        SourceConfig(name=name, form="text", path="-", weight=weights[index] if weights else None)
+        SourceConfig(name=name, format="text", path="-", weight=weights[index] if weights else None)
         for index, name in enumerate(sizes)
     )
     corpus = CorpusConfig(sources=sources, validation_rows=held_out, rows=rows)
-    places = assign(corpus, sources, {name: np.arange(size) for name, size in sizes.items()})
+    order = draw_order(corpus, sources, {name: np.arange(size) for name, size in sizes.items()})
     return {
-        "rows": places.rows,
-        "sources": {name: {"accepted": size} | places.used[name] for name, size in sizes.items()},
+        "rows": order.rows,
+        "sources": {name: {"accepted": size} | order.used[name] for name, size in sizes.items()},
     }
 
 

@@ -13,13 +13,9 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.demo import chats, prepare, teacher, text
 from lingu_ray.demo.chats import Chat
-from lingu_ray.distill.student import build_processor
+from lingu_ray.distill.new_student import build_processor
 from lingu_ray.evaluation.engines.prompts import TextProcessor
-
-
-@pytest.fixture(scope="module")
-def splits() -> dict[str, text.Documents]:
-    return text.split(text.read_documents())
+from lingu_ray.runtime.models import vision_tower
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +65,8 @@ def test_the_teacher_reads_chats_as_its_student_is_asked(tokenizer: prepare.PreT
     row = Row("chats", 0, chat.messages(), [], distill=True)
     asked = Encoder(TextProcessor(tokenizer), max_length=200).encode_question(row).input_ids_T.tolist()
     assert told[: len(asked)] == asked
-    student = Encoder(build_processor(tokenizer, VisionConfig(**prepare.VISION)), max_length=200)
+    vision = VisionConfig(**prepare.VISION)
+    student = Encoder(build_processor(tokenizer, vision_tower(vision), vision.pixel_shuffle), max_length=200)
     assert student.encode_question(row).input_ids_T.tolist() == asked
     sample = student.encode(row)
     assert told[: len(sample)] == sample.input_ids_T.tolist()

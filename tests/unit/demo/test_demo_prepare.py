@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lingu_ray.config import DemoConfig, EvaluationConfig, SourceConfig
-from lingu_ray.corpus.forms import prompt_completion
+from lingu_ray.corpus.formats import prompt_completion
 from lingu_ray.demo import prepare, teacher
 from lingu_ray.evaluation.tasks.load import load_task
 
@@ -49,12 +49,12 @@ def test_teacher_learns_and_is_reproducible(data: Path, tmp_path: Path) -> None:
 
 
 def test_sources_and_tasks_are_what_the_other_rooms_read(data: Path) -> None:
-    """Every record is understood by its form, its images exist, and every evaluation task loads."""
+    """Every record is understood by its format, its images exist, and every evaluation task loads."""
     for settings in prepare.distillation_sources(data) + prepare.adapting_sources(data):
         source = SourceConfig.model_validate(settings)
         for line in Path(source.path).read_text().splitlines():
-            for draft in prompt_completion(json.loads(line), source):
-                assert all((data / "images" / image).is_file() for image in draft.images)
+            for raw_row in prompt_completion(json.loads(line), source):
+                assert all((data / "images" / image).is_file() for image in raw_row.images)
     evaluation = EvaluationConfig.model_validate({"tasks": prepare.tasks(data)})
     counts = {task.name: len(load_task(task).items) for task in evaluation.tasks}
     assert counts == {"cloze": 50, "perplexity": 150, "next_word": 20, "digits": 20, "sentences": 20}

@@ -7,11 +7,6 @@ import pytest
 from lingu_ray.demo import items, text
 
 
-@pytest.fixture(scope="module")
-def splits() -> dict[str, text.Documents]:
-    return text.split(text.read_documents())
-
-
 def test_no_paragraph_stands_in_two_splits(splits: dict[str, text.Documents]) -> None:
     """What is held out was never trained on: neither documents nor paragraphs are shared between splits."""
     names = [set(documents) for documents in splits.values()]

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lingu_ray.config import DistillConfig
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.workspace import Workspace
 
@@ -14,7 +13,7 @@ CPU = torch.device("cpu")
 def of(logits_s, logits_t, kind, top_k=None, beta=0.5):
     """Value and gradient for logits at τ = 1."""
     log_s, log_t = logits_s.log_softmax(-1), logits_t.log_softmax(-1)
-    divergence = divergence_of(DistillConfig(divergence=kind, top_k=top_k, beta=beta))
+    divergence = divergence_of(kind, beta, top_k)
     return divergence(log_s, log_s.exp(), log_t, log_t.exp(), Workspace(CPU))
 
 

@@ -18,12 +18,12 @@ from lingu_ray.distill.divergence import forward_kl
 from lingu_ray.distill.donation import Donation, plan_donation, predicting
 from lingu_ray.distill.head import output_head
 from lingu_ray.distill.inputs import ModelInputs
-from lingu_ray.distill.loss import LossScales, TeacherAnswer, ce_kd_loss
+from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.teachers import TeacherActor
-from lingu_ray.runtime.transport import ObjectStore, unpack
+from lingu_ray.runtime.transport import ObjectStore, from_bytes
 
 ANSWER = 5
 PACKABLE = sorted(FAMILIES.keys() - {"paligemma2"})  # whose prompts see all of their row
@@ -72,7 +72,7 @@ def ask(name: str, samples: list[Sample], packing: bool = False, **plan_options)
     hidden_BTD, capture = student.hidden_states(inputs(batch), plan)
     request = make_request(plan, capture)
     student_ND = hidden_BTD[predicting(batch.supervised_BT, batch.sample_BT)]
-    return Seen(Teacher(teacher).answer(request), student_ND[plan.answered_N], request, plan)
+    return Seen(Teacher(teacher).hidden_states(request), student_ND[plan.kd_mask_N], request, plan)
 
 
 def plan_of(batch: MicroBatch, **options) -> Donation:
@@ -142,18 +142,18 @@ def test_packed_samples_do_not_see_each_other(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gradient_reaches_the_student_alone(name):
-    """Neither KV nor answer carries a gradient; the loss reaches decoder, projector and tower of the student."""
+    """Neither KV nor hidden states carry a gradient; the loss reaches decoder, projector and tower of the student."""
     teacher, student = pair(name)
     batch = collate(mixed(name), pad_id=2)
     plan = plan_of(batch)
     hidden_BTD, capture = student.hidden_states(inputs(batch), plan)
     request = make_request(plan, capture)
-    answer_MD = Teacher(teacher).answer(request)
-    assert not request.kv_L2PHE.requires_grad and not answer_MD.requires_grad
+    hidden_MD = Teacher(teacher).hidden_states(request)
+    assert not request.kv_L2PHE.requires_grad and not hidden_MD.requires_grad
     predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
     labels_N = batch.input_ids_BT.roll(-1, 1)[predicts_BT]
     scales = LossScales(torch.full(labels_N.shape, 1.0), torch.ones(plan.tokens), temperature=2.0)
-    noisy = TeacherAnswer(answer_MD + 0.1 * torch.randn_like(answer_MD), output_head(teacher), plan.answered_N)
+    noisy = TeacherOutput(hidden_MD + 0.1 * torch.randn_like(hidden_MD), output_head(teacher), plan.kd_mask_N)
     ce_kd_loss(hidden_BTD[predicts_BT], student.output_head, labels_N, scales, noisy, forward_kl).loss.backward()
     for group, named in student.parameter_groups().items():
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for _, p in named), group
@@ -178,19 +178,19 @@ def test_pair_is_found_to_fit_and_the_export_loads(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_actor_answers_as_the_worker_does(ray_cluster, tmp_path):
+def test_actor_returns_what_the_worker_does(ray_cluster, tmp_path):
     """In another process, loaded from disk and asked over the object store, each family's teacher says the same."""
 
     class Host:
         """Runs one teacher actor after another, which saves a process a family."""
 
-        def answer(self, settings, fields, shared):
-            return TeacherActor(settings, torch.float32, "cpu", threads=1).answer(fields, shared)
+        def hidden_states(self, settings, fields, shared):
+            return TeacherActor(settings, torch.float32, "cpu", threads=1).hidden_states(fields, shared)
 
     host = ray.remote(num_cpus=0)(Host).remote()
     for name in FAMILIES:
         seen = ask(name, mixed(name))
         pair(name)[0].save_pretrained(tmp_path / name)
         settings = TeacherConfig(path=str(tmp_path / name))
-        answer = host.answer.remote(settings, *ObjectStore().send(seen.request))
-        assert torch.equal(unpack(ray.get(answer)), seen.teacher_MD), name
+        hidden = host.hidden_states.remote(settings, *ObjectStore().send(seen.request))
+        assert torch.equal(from_bytes(ray.get(hidden)), seen.teacher_MD), name

@@ -68,13 +68,13 @@ def test_the_decoder_of_a_vlm_says_what_its_head_does():
 def test_a_bias_is_refused():
     """GPT-J's output head has a bias: a UserError that names the model."""
     model = AutoModelForCausalLM.from_config(GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
-    with pytest.raises(UserError, match="GPTJForCausalLM: an output head without bias is wanted"):
+    with pytest.raises(UserError, match="GPTJForCausalLM: the method needs an output head without bias"):
         output_head(model)
 
 
 def test_no_head_is_refused():
     """A model without an output head: the same error."""
-    with pytest.raises(UserError, match="LlamaModel: an output head without bias is wanted"):
+    with pytest.raises(UserError, match="LlamaModel: the method needs an output head without bias"):
         output_head(AutoModel.from_config(FAMILIES["llama"]))
 
 

@@ -15,7 +15,7 @@ from lingu_ray.distill.lora import add_adapters, is_adapter
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.optimiser import make_optimiser, trained_parameters
+from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
 
 LORA = LoraConfig(rank=4, alpha=6)
 
@@ -32,7 +32,7 @@ def batch():
 def adapted(train=True):
     """A student with adapters; trained ones differ from zero."""
     student = Student(tiny_student(tiny_teacher()))
-    add_adapters(student.decoder, LORA, seed=0)
+    add_adapters(student.decoder, rank=4, alpha=6)
     if train:
         for name, parameter in student.model.named_parameters():
             if is_adapter(name):
@@ -69,16 +69,16 @@ def test_adapters_are_what_learns_in_the_decoder():
     plain, _ = donated(Student(tiny_student(tiny_teacher())))
     assert torch.equal(donated(student)[0], plain)  # new adapters change nothing
     rates = LearningRates(vision=0, projector=1e-3, decoder=1e-2)
-    optimiser = make_optimiser(student, TrainConfig(learning_rates=rates, lora=LORA))
+    optimizer = make_optimizer(student, TrainConfig(learning_rates=rates, lora=LORA))
     names = {id(p): name for name, p in student.model.named_parameters()}
-    learning = {names[id(p)] for p in trained_parameters(optimiser)}
+    learning = {names[id(p)] for p in trained_parameters(optimizer)}
     projector = {name for name, _ in student.parameter_groups()["projector"]}
     assert learning == {name for name in names.values() if is_adapter(name)} | projector
     assert learning == {name for name, p in student.model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in student.model.named_parameters()}
     for _ in range(2):  # the first step moves B alone, for it begins as zero
         student.hidden_states(batch())[0].square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     changed = {name for name, p in student.model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in names.values() if is_adapter(name)}
 
@@ -86,11 +86,11 @@ def test_adapters_are_what_learns_in_the_decoder():
 def test_targets_are_kept_to_and_must_exist():
     """Only the named layers are adapted; a name that the decoder lacks is refused with those it has."""
     student = Student(tiny_student(tiny_teacher()))
-    add_adapters(student.decoder, LoraConfig(targets=("v_proj",)), seed=0)
+    add_adapters(student.decoder, rank=4, alpha=6, targets=["v_proj"])
     adapters = [name for name, _ in student.model.named_parameters() if is_adapter(name)]
     assert len(adapters) == 2 * 3 and all(".v_proj." in name for name in adapters)
     with pytest.raises(UserError, match=r"no linear layer named w_proj; it has .*v_proj"):
-        add_adapters(Student(tiny_student(tiny_teacher())).decoder, LoraConfig(targets=("w_proj",)), seed=0)
+        add_adapters(Student(tiny_student(tiny_teacher())).decoder, rank=4, alpha=6, targets=["w_proj"])
 
 
 def test_export_is_merged(tmp_path):
@@ -126,7 +126,7 @@ def test_missing_peft_is_said_with_its_cure(monkeypatch):
     """Without peft the error names what to install."""
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"pip install 'lingu-ray\[lora\]'"):
-        add_adapters(Student(tiny_student(tiny_teacher())).decoder, LORA, seed=0)
+        add_adapters(Student(tiny_student(tiny_teacher())).decoder, rank=4, alpha=6)
 
 
 @pytest.mark.parametrize("what", [{"lora": {}}, {"parallelism": "fsdp2"}])

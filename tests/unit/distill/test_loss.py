@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from lingu_ray.config import DistillConfig
 from lingu_ray.distill import loss as loss_module
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.distill.loss import LossScales, TeacherAnswer, ce_kd_loss
+from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 
 N, D, V, U = 9, 8, 37, 31
 DIVERGENCES = [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9), ("tv", 0.5)]
@@ -81,9 +80,9 @@ def fused(p, kind, beta, tau, top_k=None, head=None, dtype=torch.float32):
     hidden = p["hidden"].to(dtype).requires_grad_()
     weight = p["weight"].to(dtype).requires_grad_()
     teacher = OutputHead(p["teacher_weight"].to(dtype), **head)
-    answer = TeacherAnswer(p["teacher_hidden"].to(dtype), teacher, p["answered"])
+    answer = TeacherOutput(p["teacher_hidden"].to(dtype), teacher, p["answered"])
     scales = LossScales(p["ce_scale"].float(), p["kd_scale"].float(), tau)
-    divergence = divergence_of(DistillConfig(divergence=kind, beta=beta, top_k=top_k))
+    divergence = divergence_of(kind, beta, top_k)
     terms = ce_kd_loss(hidden, OutputHead(weight, **head), p["labels"], scales, answer, divergence)
     terms.loss.backward()
     return terms, hidden.grad, weight.grad
@@ -191,9 +190,9 @@ def test_gradients_only_where_wanted():
     """Nothing flows to the teacher or to a frozen head; a scaled loss scales its gradient; no graph under no_grad."""
     p = {name: t.float() if t.is_floating_point() else t for name, t in problem().items()}
     teacher_hidden, hidden = p["teacher_hidden"].requires_grad_(), p["hidden"].requires_grad_()
-    answer = TeacherAnswer(teacher_hidden, OutputHead(p["teacher_weight"]), p["answered"])
+    answer = TeacherOutput(teacher_hidden, OutputHead(p["teacher_weight"]), p["answered"])
     scales, head = LossScales(p["ce_scale"], p["kd_scale"], 1.0), OutputHead(p["weight"])
-    divergence = divergence_of(DistillConfig())
+    divergence = divergence_of("forward_kl")
     loss = lambda: ce_kd_loss(hidden, head, p["labels"], scales, answer, divergence).loss  # noqa: E731
     (once,) = torch.autograd.grad(loss(), hidden)
     (3 * loss()).backward()
@@ -207,8 +206,8 @@ def test_no_tokens():
     """A micro-batch without supervised tokens: loss and gradients are 0."""
     hidden, weight = torch.zeros(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     none = torch.zeros(0)
-    answer = TeacherAnswer(torch.zeros(0, D), OutputHead(torch.randn(U, D)), none.bool())
+    answer = TeacherOutput(torch.zeros(0, D), OutputHead(torch.randn(U, D)), none.bool())
     scales = LossScales(none, none, 1.0)
-    terms = ce_kd_loss(hidden, OutputHead(weight), none.long(), scales, answer, divergence_of(DistillConfig()))
+    terms = ce_kd_loss(hidden, OutputHead(weight), none.long(), scales, answer, divergence_of("forward_kl"))
     terms.loss.backward()
     assert terms.loss == 0 and not weight.grad.any()

@@ -17,11 +17,13 @@ from transformers import (
 )
 
 from lingu_ray.config import Config
-from lingu_ray.distill.pair import check_kind, check_pair, check_tokenizers
-from lingu_ray.distill.student import PLAIN, Student, prepare_student
+from lingu_ray.distill.new_student import PLAIN
+from lingu_ray.distill.pair import check_kind, check_tokenizers
+from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.models import check_pair, prepare_student
 
-SOURCE = {"name": "text", "form": "text", "path": "text.txt", "language_heavy": True}
+SOURCE = {"name": "text", "format": "text", "path": "text.txt", "language_heavy": True}
 VISION = {
     "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2,
     "pixel_shuffle": 2,
@@ -81,7 +83,7 @@ def test_other_tokenizer_is_refused():
     other = tiny_tokenizer()
     shuffled = {token: (i + 7) % VOCABULARY for token, i in other.get_vocab().items()}
     other.get_vocab = lambda: shuffled
-    with pytest.raises(UserError, match="tokenise differently"):
+    with pytest.raises(UserError, match="tokenize differently"):
         check_tokenizers(tiny_tokenizer(), other)
 
 

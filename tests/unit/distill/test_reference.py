@@ -21,14 +21,14 @@ from tinyrun import settings
 from torch import Tensor, nn
 
 import lingu_ray.distill.loss as loss
-import lingu_ray.runtime.step as step
+import lingu_ray.distill.step as step
 from lingu_ray.config import Config
 from lingu_ray.corpus.batch import collate
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import Teacher
-from lingu_ray.runtime.teachers import InProcessTeacher
+from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.runtime.step import MicroBatches
 
 SIZES = {"hidden": 16, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8}
 Cut = Callable[[], list[list[Sample]]]
@@ -142,13 +142,13 @@ def reference(cut: Cut, objective: Objective, **kind: Any) -> tuple[Result, dict
 
 
 def fast(cut: Cut, objective: Objective, packing: bool, **kind: Any) -> tuple[Result, dict[str, Tensor]]:
-    """The same by the library: an optimiser step of these micro-batches."""
+    """The same by the library: an optimizer step of these micro-batches."""
     vlm, lm = pair(**kind)
     distill = asdict(objective)
     tree = settings(Path(), Path(), teacher={"scope": distill.pop("scope")}, distill=distill)
     for source in tree["corpus"]["sources"]:
         source |= WEIGHTS[source["name"]]
-    micro_batches = step.MicroBatches(
+    micro_batches = MicroBatches(
         Config.model_validate(tree), Student(vlm), InProcessTeacher(Teacher(lm)), torch.device("cpu")
     )
     batches = [collate(group, encoder().pad_id, packing) for group in cut()]

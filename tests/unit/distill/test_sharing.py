@@ -54,8 +54,8 @@ def ask(pair, ids, sample, supervised, visual=None, vision=None, distill=None, *
     shared = plan if plan_options.get("context") != "prompt_text" else None
     with torch.no_grad():
         hidden, capture = student.hidden_states(ModelInputs(ids, sample, supervised, visual, vision or {}), shared)
-    teachers = Teacher(teacher).answer(make_request(plan, capture))
-    return plan, teachers, hidden[predicting(supervised, sample)][plan.answered_N]
+    teachers = Teacher(teacher).hidden_states(make_request(plan, capture))
+    return plan, teachers, hidden[predicting(supervised, sample)][plan.kd_mask_N]
 
 
 RAGGED = [[(30, 38)], [(5, 9)], [(2, 3), (10, 14), (20, 31)], [(1, 40)]]
@@ -104,17 +104,17 @@ def test_first_answer_token_is_judged_from_the_last_prompt_position():
     """Query 0 is the last prompt token, at its own position; all before it is donated; the last answer token is not."""
     ids, sample, supervised = batch([[(7, 10)]], 12)
     plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
-    assert plan.questions.query_place_Q.tolist() == [6, 7, 8]
-    assert plan.questions.query_id_Q.tolist() == ids[0, 6:9].tolist()
-    assert plan.questions.donated_place_P.tolist() == list(range(6))
+    assert plan.query.query_index_Q.tolist() == [6, 7, 8]
+    assert plan.query.query_id_Q.tolist() == ids[0, 6:9].tolist()
+    assert plan.query.donated_index_P.tolist() == list(range(6))
 
 
 def test_multi_turn_donates_between_answers():
     """Between two answers the user's words are donated; each answer's queries start at its own last prompt token."""
     ids, sample, supervised = batch([[(3, 5), (9, 11)]], 11)
     plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
-    assert plan.questions.query_place_Q.tolist() == [2, 3, 8, 9]
-    assert plan.questions.donated_place_P.tolist() == [0, 1, 4, 5, 6, 7]
+    assert plan.query.query_index_Q.tolist() == [2, 3, 8, 9]
+    assert plan.query.donated_index_P.tolist() == [0, 1, 4, 5, 6, 7]
 
 
 def test_images_identity_of_the_text_after_them(pair):
@@ -162,7 +162,7 @@ def test_only_distilled_rows_are_captured(pair):
     ids, sample, supervised = batch(RAGGED, 40)
     plan, _, _ = ask(pair, ids, sample, supervised, distill=[True, False, False, True])
     assert plan.donated_row_P.tolist() == [0] * 29  # row 3's answer begins after its first token: nothing to donate
-    assert plan.questions.query_count_S.tolist() == [8, 39] and plan.answered_N.sum() == 8 + 39
+    assert plan.query.query_count_S.tolist() == [8, 39] and plan.kd_mask_N.sum() == 8 + 39
     nothing = torch.zeros(4, dtype=torch.bool)
     assert plan_donation(ids, sample, supervised, torch.zeros_like(supervised), nothing, VOCABULARY) is None
 
@@ -172,9 +172,9 @@ def test_tokens_that_the_teacher_does_not_know_are_donated():
     ids, sample, supervised = batch([[(5, 10)]], 10)
     ids[0, 7] = tiny_tokenizer().convert_tokens_to_ids(ADDED[-1])
     plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
-    assert plan.questions.query_place_Q.tolist() == [4, 5, 6, 8]
-    assert plan.questions.donated_place_P.tolist() == [0, 1, 2, 3, 7]
-    assert plan.answered_N.tolist() == [True, True, True, False, True]
+    assert plan.query.query_index_Q.tolist() == [4, 5, 6, 8]
+    assert plan.query.donated_index_P.tolist() == [0, 1, 2, 3, 7]
+    assert plan.kd_mask_N.tolist() == [True, True, True, False, True]
 
 
 def test_capture_changes_no_number_and_carries_no_gradient(pair):

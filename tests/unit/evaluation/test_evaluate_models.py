@@ -39,7 +39,7 @@ def test_nothing_to_evaluate_and_bad_names(tmp_path: Path) -> None:
 
 
 def test_arguments() -> None:
-    """Models with and without a name, tasks of the catalogue, settings of the evaluation and of Ray."""
+    """Models with and without a name, tasks of the catalog, settings of the evaluation and of Ray."""
     models, config = read_arguments(
         ["runs/a/export", "teacher=lm.gguf", "tasks=arc_easy,piqa", "engine=vllm", "ray.cpus_per_worker=2"]
     )
@@ -57,11 +57,11 @@ def test_a_task_named_on_the_command_line_can_be_changed_there() -> None:
     assert config.tasks[0].type == "multiple_choice"
 
 
-def test_help_teaches_settings_and_catalogue() -> None:
-    """The short page names settings, sections and tasks; `catalogue` says where each task's data lies."""
+def test_help_teaches_settings_and_catalog() -> None:
+    """The short page names settings, sections and tasks; `catalog` says where each task's data lies."""
     text = evaluate_help().text([])
     assert all(name in text for name in ("models_at_once", "hellaswag", "textvqa", "lm_eval/NAME", "ray  ", "tasks  "))
-    assert "Rowan/hellaswag" in evaluate_help().text(["catalogue"])
+    assert "Rowan/hellaswag" in evaluate_help().text(["catalog"])
     assert "ray.cpus_per_worker = 1.0" in evaluate_help().text(["ray"])
 
 

@@ -205,25 +205,25 @@ def test_code_of_a_dataset_is_not_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "ran").exists()
 
 
-def test_rows_of_the_corpus_forms(images: Path) -> None:
+def test_rows_of_the_corpus_formats(images: Path) -> None:
     """The last user turn is asked about all images; what the assistant says to it is the answer."""
     turns = [
         {"from": "human", "value": "<image>\nWhat is it?"},
         {"from": "gpt", "value": "A cat."},
-        {"from": "human", "value": "Which colour?"},
+        {"from": "human", "value": "Which color?"},
         {"from": "gpt", "value": "Red."},
     ]
     path = write(images / "a.jsonl", {"conversations": turns, "image": "img/1.png"})
-    task = config(path, "exact_match", form="llava")
-    assert questions(task) == [GenerateRequest("<image>Which colour?", (picture(1),), 16)]
+    task = config(path, "exact_match", format="llava")
+    assert questions(task) == [GenerateRequest("<image>Which color?", (picture(1),), 16)]
     assert load_task(task).items[0].reference == {"answers": ["Red."]}
 
-    task = config(images / "img" / "[12].png", "exact_match", form="image_folder")
+    task = config(images / "img" / "[12].png", "exact_match", format="image_folder")
     assert questions(task) == [GenerateRequest("<image>What is in the picture?", (picture(i),), 16) for i in (1, 2)]
     assert load_task(task).items[0].reference == {"answers": ["img"]}
 
     with pytest.raises(UserError, match=rf"t: {path}:1: no field 'texts'"):
-        load_task(config(path, "exact_match", form="cauldron"))
+        load_task(config(path, "exact_match", format="cauldron"))
 
 
 def test_rows_are_chosen_by_where(tmp_path: Path) -> None:
@@ -314,8 +314,8 @@ def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
         ({"kind": "vision", "type": "perplexity"}, "does not go with"),
         ({"kind": "vision", "type": "lm_eval"}, "does not go with"),
         ({"kind": "language", "type": "anls"}, "does not go with"),
-        ({"type": "perplexity", "form": "llava"}, "form 'llava' gives a question"),
-        ({"type": "exact_match", "form": "llava", "fields": {"question": "q"}}, "columns are named by"),
+        ({"type": "perplexity", "format": "llava"}, "format 'llava' gives a question"),
+        ({"type": "exact_match", "format": "llava", "fields": {"question": "q"}}, "columns are named by"),
         ({"type": "perplexity", "fields": {"text": "{{a"}}, "malformed"),
         ({"type": "perplexity", "where": "{{a | shout}}"}, "malformed"),
         ({"type": "perplexity", "fields": {"text": "a", "tokens": "b"}}, "fields.tokens: the name is taken"),

@@ -7,9 +7,9 @@ import math
 import pytest
 
 from lingu_ray.config import TASK_TYPES
-from lingu_ray.evaluation.metrics.language import LANGUAGE_METRICS, normalise
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
-from lingu_ray.evaluation.metrics.registry import METRICS
+from lingu_ray.evaluation.metrics.short_answers import normalize
+from lingu_ray.evaluation.tasks.judging import METRICS
 
 
 def judge(type: str, columns: Columns) -> Scores:
@@ -25,7 +25,6 @@ def level(scores: Scores, extra: str | None = None) -> float:
 def test_every_type_has_a_metric() -> None:
     """The registry joins language, vision and the harness, and nothing else."""
     assert set(METRICS) == {type for types in TASK_TYPES.values() for type in types}
-    assert set(LANGUAGE_METRICS) < set(METRICS)
     assert [type for type, metric in METRICS.items() if not metric.higher_is_better] == ["perplexity"]
 
 
@@ -69,7 +68,7 @@ def test_perplexity() -> None:
 
 
 def test_exact_match() -> None:
-    """One of the accepted answers, after normalisation."""
+    """One of the accepted answers, after normalization."""
     columns: Columns = {"prediction": ["The Cat.", "7"], "answers": [["a dog", "cat"], ["seven"]]}
     assert judge("exact_match", columns) == Scores([1.0, 0.0], [1.0, 1.0], {})
 
@@ -86,6 +85,6 @@ def test_exact_match() -> None:
         ("3.", "3"),
     ],
 )
-def test_normalised_answers(answer: str, plain: str) -> None:
+def test_normalized_answers(answer: str, plain: str) -> None:
     """Case, articles and punctuation go; what belongs to a number stays, and a lone article too."""
-    assert normalise(answer) == plain
+    assert normalize(answer) == plain

@@ -1,4 +1,4 @@
-"""Against lm-evaluation-harness itself: the catalogue asks what it asks, our levels are its, and its tasks run here."""
+"""Against lm-evaluation-harness itself: the catalog asks what it asks, our levels are its, and its tasks run here."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import yaml
 from tiny import tiny_teacher
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.task_catalog import catalog
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
-from lingu_ray.evaluation.items import items_path, write_items
+from lingu_ray.evaluation.item_files import items_path, write_items
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
-from lingu_ray.evaluation.metrics.registry import METRICS
-from lingu_ray.evaluation.recovery import summarise
-from lingu_ray.evaluation.tasks.catalogue import catalogue
+from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.tasks.harness import harness_items, manager
+from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored, Task
 
@@ -125,19 +125,19 @@ def harness_task(path: Path) -> Any:
 
 
 def ours(name: str, folder: Path, records: list[dict[str, Any]], **settings: Any) -> Task:
-    """The catalogue's task on records."""
+    """The catalog's task on records."""
     entry = {"name": name, "path": str(write(folder / f"{name}.ours.jsonl", records)), **settings}
     return load_task(EvaluationConfig.model_validate({"tasks": [entry]}).tasks[0])
 
 
-def test_all_of_the_catalogue_that_the_harness_has_is_compared() -> None:
+def test_all_of_the_catalog_that_the_harness_has_is_compared() -> None:
     """A new task must come into the comparison, or be none of the harness's."""
-    language = {name for name, task in catalogue().items() if task["kind"] == "language"}
+    language = {name for name, task in catalog().items() if task["kind"] == "language"}
     assert language - set(RECORDS) == {"scienceqa_text"}
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_the_catalogue_asks_what_the_harness_asks(name: str, tmp_path: Path) -> None:
+def test_the_catalog_asks_what_the_harness_asks(name: str, tmp_path: Path) -> None:
     """Same contexts and continuations to the letter, same gold, for the same records."""
     theirs, records = RECORDS[name]
     task = harness_task(harness_yaml(tmp_path, theirs, records, include=str(harness_file(theirs))))
@@ -329,7 +329,7 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
     assert level(scores, "exact_match,first") == pytest.approx(results["answer"]["exact_match,first"])
 
 
-def test_items_of_the_harness_and_their_judgement_again(tmp_path: Path) -> None:
+def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
     """`limit` takes the first documents; kept columns are judged by a harness that is loaded anew."""
     from lingu_ray.evaluation.tasks import harness
 
@@ -352,8 +352,8 @@ def test_items_of_the_harness_and_their_judgement_again(tmp_path: Path) -> None:
     harness._requests.cache_clear()
     assert METRICS["lm_eval"].judge(columns) == expected
     write_items(items_path(tmp_path, "t", "teacher"), columns, "")
-    reported = summarise(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,)))["tasks"]["t"]
-    assert (reported["metric"], reported["share"]) == ("acc_norm", True)
+    reported = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"]
+    assert (reported.metric, reported.is_share) == ("acc_norm", True)
     with pytest.raises(UserError, match="its data is not what it was"):
         METRICS["lm_eval"].judge({key: column * 3 for key, column in columns.items()})
     with pytest.raises(UserError, match=r"limit is 7, but .* holds 6"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from measured import write_measured
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import interval, level, resample
-from lingu_ray.evaluation.items import measured_models
-from lingu_ray.evaluation.recovery import summarise
+from lingu_ray.evaluation.item_files import measured_models
+from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.recovery_json import read_recovery
 
 CLOZE = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
 TEXT = TaskConfig(name="text", kind="language", type="perplexity", path="-")
@@ -35,8 +35,9 @@ def settings(*tasks: TaskConfig, **more: Any) -> EvaluationConfig:
 def test_perplexity_is_per_token_over_all_texts(tmp_path: Path) -> None:
     """exp(Σ nats / Σ tokens), not the mean of the texts' perplexities."""
     write_measured(tmp_path, TEXT, "teacher", [2.0, 10.0], [2.0, 4.0])
-    entry = summarise(tmp_path, ["teacher"], settings(TEXT))["tasks"]["text"]["models"]["teacher"]
-    assert entry["score"] == pytest.approx(math.exp(12 / 6)) and entry["nats_per_token"] == pytest.approx(2.0)
+    entry = summarize(tmp_path, ["teacher"], settings(TEXT)).tasks["text"].models["teacher"]
+    assert entry.score.value == pytest.approx(math.exp(12 / 6))
+    assert entry.extra == {"nats_per_token": pytest.approx(2.0)}
 
 
 def test_bootstrap_draws_the_same_items_for_all_models() -> None:
@@ -68,17 +69,20 @@ def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:
         write_measured(tmp_path, CLOZE, model, correct(share, 400))
     for model, share in {"adapted": 0.9, "ce_only": 0.9, "distilled": 0.81}.items():
         write_measured(tmp_path, DIGITS, model, correct(share, 200))
-    result = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))
-    cloze, summary = result["tasks"]["cloze"], result["summary"]
-    assert (cloze["kind"], cloze["metric"], cloze["n"]) == ("language", "acc", 400)
-    assert cloze["recovery"] == summary["recovery"] == pytest.approx(2 / 3)
-    assert cloze["recovery_ci"][0] < 2 / 3 < cloze["recovery_ci"][1]
-    assert summary["retention"] == pytest.approx(0.9)
-    assert summary["ce_only"]["recovery"] == pytest.approx(1 / 3)
-    assert summary["ce_only"]["difference"] == pytest.approx(1 / 3) and summary["ce_only"]["beaten"]
-    assert summary["claim_holds"] is False
-    assert "recovery is below 90%" in summary["verdict"] and "retention is below 99%" in summary["verdict"]
-    assert json.loads((tmp_path / "recovery.json").read_text()) == result
+    result = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))
+    cloze, means, control = result.tasks["cloze"], result.distilled, result.control
+    assert (cloze.kind, cloze.metric, cloze.items) == ("language", "acc", 400)
+    assert cloze.distilled is not None and cloze.distilled == means.recovery == cloze.models["distilled"].quotient
+    assert cloze.distilled.value == pytest.approx(2 / 3) and cloze.distilled.ci.low < 2 / 3 < cloze.distilled.ci.high
+    assert means.retention is not None and means.retention.value == pytest.approx(0.9)
+    assert control is not None and control.difference is not None and control.means.recovery is not None
+    assert control.means.recovery.value == pytest.approx(1 / 3)
+    assert control.difference.value == pytest.approx(1 / 3) and control.beaten
+    assert cloze.over_adapted is not None and cloze.over_adapted.value == pytest.approx(0.2)
+    assert cloze.over_ce_only is not None and cloze.over_ce_only.value == pytest.approx(0.1)
+    assert result.verdict.holds is False
+    assert "recovery is below 90%" in result.verdict.text and "retention is below 99%" in result.verdict.text
+    assert read_recovery(tmp_path) == result
 
 
 def test_perplexity_recovers_in_nats_with_the_sign_turned(tmp_path: Path) -> None:
@@ -87,12 +91,13 @@ def test_perplexity_recovers_in_nats_with_the_sign_turned(tmp_path: Path) -> Non
     noise = np.random.default_rng(0).normal(size=100) * 0.1
     for model, nats in {"teacher": 3.0, "adapted": 9.0, "distilled": 4.0, "ce_only": 10.0}.items():
         write_measured(tmp_path, TEXT, model, list((nats + noise) * 10), tokens)
-    task = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(TEXT))["tasks"]["text"]
-    assert task["recovery"] == pytest.approx(5 / 6)
-    assert task["ce_only"]["recovery"] == pytest.approx(-1 / 6)  # it lost still more
-    score = {model: entry["score"] for model, entry in task["models"].items()}
+    task = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(TEXT)).tasks["text"]
+    assert task.distilled is not None and task.distilled.value == pytest.approx(5 / 6)
+    assert task.ce_only is not None and task.ce_only.value == pytest.approx(-1 / 6)  # it lost still more
+    assert task.over_ce_only is not None and task.over_ce_only.value == pytest.approx(6)  # better is above 0
+    score = {model: entry.score.value for model, entry in task.models.items()}
     assert score["teacher"] < score["distilled"] < score["adapted"] < score["ce_only"]
-    assert task["higher_is_better"] is False
+    assert task.higher_is_better is False
 
 
 def test_the_claim_holds_when_all_three_parts_do(tmp_path: Path) -> None:
@@ -101,8 +106,8 @@ def test_the_claim_holds_when_all_three_parts_do(tmp_path: Path) -> None:
         write_measured(tmp_path, CLOZE, model, correct(share, 1000))
         if model != "teacher":
             write_measured(tmp_path, DIGITS, model, correct(0.9, 200))
-    summary = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
-    assert summary["claim_holds"] is True and summary["verdict"].startswith("The claim holds: 97% [")
+    verdict = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS)).verdict
+    assert verdict.holds is True and verdict.text.startswith("The claim holds: 97% [")
 
 
 def test_the_claim_does_not_hold_when_ce_only_does_as_well(tmp_path: Path) -> None:
@@ -111,8 +116,8 @@ def test_the_claim_does_not_hold_when_ce_only_does_as_well(tmp_path: Path) -> No
         write_measured(tmp_path, CLOZE, model, correct(share, 1000))
         if model != "teacher":
             write_measured(tmp_path, DIGITS, model, correct(0.9, 200))
-    summary = summarise(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS))["summary"]
-    assert summary["claim_holds"] is False and "CE-only is not beaten" in summary["verdict"]
+    verdict = summarize(tmp_path, ["teacher", "adapted", "ce_only", "distilled"], settings(CLOZE, DIGITS)).verdict
+    assert verdict.holds is False and "CE-only is not beaten" in verdict.text
 
 
 def test_no_wild_number_where_nothing_was_lost(tmp_path: Path) -> None:
@@ -120,28 +125,29 @@ def test_no_wild_number_where_nothing_was_lost(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for model in ("teacher", "adapted", "distilled"):
         write_measured(tmp_path, CLOZE, model, [float(x) for x in random.random(200) < 0.5])
-    result = summarise(tmp_path, ["teacher", "adapted", "distilled"], settings(CLOZE))
-    assert result["tasks"]["cloze"]["recovery"] is None
-    assert "no loss to recover beyond noise" in result["tasks"]["cloze"]["recovery_reason"]
-    assert result["summary"]["claim_holds"] is None and "cannot be judged" in result["summary"]["verdict"]
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings(CLOZE))
+    assert result.tasks["cloze"].distilled is None
+    assert "no loss to recover beyond noise" in (result.tasks["cloze"].reason or "")
+    assert result.verdict.holds is None and "cannot be judged" in result.verdict.text
 
 
 def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
     """Any subset works, and other models are measured beside."""
     write_measured(tmp_path, CLOZE, "adapted", correct(0.3, 50))
     write_measured(tmp_path, CLOZE, "interpolated", correct(0.4, 50))
-    result = summarise(tmp_path, ["adapted", "interpolated"], settings(CLOZE))
-    assert set(result["tasks"]["cloze"]["models"]) == {"adapted", "interpolated"}
-    assert result["tasks"]["cloze"]["recovery"] is None and result["summary"]["ce_only"] is None
-    assert result["tasks"]["cloze"]["recovery_reason"] == "not measured: teacher, distilled"
+    result = summarize(tmp_path, ["adapted", "interpolated"], settings(CLOZE))
+    assert result.measured == list(result.tasks["cloze"].models) == ["adapted", "interpolated"]
+    assert result.tasks["cloze"].distilled is None and result.control is None
+    assert result.tasks["cloze"].reason == "not measured: teacher, distilled"
 
 
 def test_perplexities_over_different_tokens_are_not_compared(tmp_path: Path) -> None:
     """Nats per token of two tokenizers have no common unit."""
     for model, tokens in {"teacher": 10.0, "adapted": 10.0, "distilled": 12.0}.items():
         write_measured(tmp_path, TEXT, model, [30.0 if model == "teacher" else 60.0] * 20, [tokens] * 20)
-    task = summarise(tmp_path, ["teacher", "adapted", "distilled"], settings(TEXT))["tasks"]["text"]
-    assert task["recovery"] is None and "different numbers of tokens" in task["recovery_reason"]
+    task = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings(TEXT)).tasks["text"]
+    assert task.distilled is None and "different numbers of tokens" in (task.reason or "")
+    assert task.over_adapted is None
 
 
 def test_models_measured_on_different_items_are_refused(tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_models_measured_on_different_items_are_refused(tmp_path: Path) -> None:
     write_measured(tmp_path, CLOZE, "teacher", correct(0.5, 10))
     write_measured(tmp_path, CLOZE, "adapted", correct(0.5, 9))
     with pytest.raises(UserError, match="different items"):
-        summarise(tmp_path, ["teacher", "adapted"], settings(CLOZE))
+        summarize(tmp_path, ["teacher", "adapted"], settings(CLOZE))
 
 
 def test_measured_models_are_found_again(tmp_path: Path) -> None:

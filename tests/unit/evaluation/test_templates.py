@@ -8,7 +8,7 @@ import pytest
 from jinja2 import TemplateError
 from jinja2.exceptions import SecurityError, UndefinedError
 
-from lingu_ray.evaluation.tasks.templates import compile_template
+from lingu_ray.config.task_templates import compile_template
 
 ROW = {"question": "Who?", "choices": {"text": ["é", "no"], "label": ["A", "B"]}, "answerKey": "B", "n": 3}
 

@@ -24,7 +24,7 @@ from lingu_ray.distill.head import OutputHead
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.scoring import encode_pairs, windows
-from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine, cut
+from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine, batches_within
 
 TEXTS = [
     ("The assignment statement", " binds names to values."),
@@ -95,7 +95,7 @@ def test_greedy_is_what_the_model_would_say(folders: dict[str, Path]) -> None:
 
 def own_words(engine: TransformersEngine, context: str) -> Iterator[tuple[str, str]]:
     """The context and three greedy tokens as a text, if that has the same tokens again."""
-    tokenizer = engine.folder.tokenizer
+    tokenizer = engine.files.tokenizer
     ids = tokenizer(context, return_tensors="pt").input_ids
     said = engine.model.generate(ids, max_new_tokens=3, do_sample=False)[0].tolist()
     text = tokenizer.decode(said)
@@ -113,7 +113,7 @@ def test_scores_do_not_depend_on_the_token_budget(folders: dict[str, Path]) -> N
 
 
 def test_teacher_and_student_cut_text_into_the_same_tokens(folders: dict[str, Path]) -> None:
-    """The student's added tokens do not change how plain text is tokenised."""
+    """The student's added tokens do not change how plain text is tokenized."""
     requests = [ScoreRequest(*pair) for pair in TEXTS]
     of_teacher, of_student = (encode_pairs(load_tokenizer(folders[name]), requests) for name in ("teacher", "student"))
     assert of_teacher == of_student
@@ -135,7 +135,7 @@ def test_long_texts_are_scored_in_windows_each_token_once(folders: dict[str, Pat
     engine.max_length = 16
     text = "Names refer to objects. Names are introduced by name binding operations. " * 2
     score = engine.loglikelihoods([ScoreRequest("", text)])[0]
-    ((context_ids, text_ids),) = encode_pairs(engine.folder.tokenizer, [ScoreRequest("", text)])
+    ((context_ids, text_ids),) = encode_pairs(engine.files.tokenizer, [ScoreRequest("", text)])
     assert score.tokens == len(text_ids) > 32
     ids = context_ids + text_ids
     expected = 0.0
@@ -160,7 +160,7 @@ def test_windows_keep_what_fits_and_cut_the_beginning_of_a_long_context() -> Non
 def test_batches_keep_the_token_budget() -> None:
     """Every index once, padded tokens within the budget, but for a text that is longer by itself."""
     lengths = [5, 3, 9, 1, 30, 4, 4]
-    batches = list(cut(lengths, 16))
+    batches = list(batches_within(lengths, 16))
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 16 for b in batches)
 
@@ -183,7 +183,7 @@ ASKED = [
 
 def answer_alone(engine: TransformersEngine, request: GenerateRequest, prompt: str) -> str:
     """One prompt through the processor itself and the model's own `generate`."""
-    processor = AutoProcessor.from_pretrained(engine.folder.path)
+    processor = AutoProcessor.from_pretrained(engine.files.path)
     images = [decode_image(image) for image in request.images]
     inputs = processor(text=prompt, images=images or None, add_special_tokens=False, return_tensors="pt")
     ends = [processor.tokenizer.eos_token_id, processor.tokenizer.convert_tokens_to_ids(TURN)]
@@ -219,7 +219,7 @@ def test_a_batch_ends_with_its_last_stop_text(folders: dict[str, Path]) -> None:
     steps: list[int] = []
     engine.model.get_output_embeddings().register_forward_hook(lambda *_: steps.append(1))
     engine.generate([replace(request, stop=(whole[place],)) for place in (4, 9)])
-    ids = engine.folder.tokenizer(whole[:10]).input_ids
+    ids = engine.files.tokenizer(whole[:10]).input_ids
     assert 0 < len(steps) <= len(ids) + 1
 
 
@@ -248,7 +248,7 @@ def test_a_language_model_chats_by_its_template_or_in_raw_text(tmp_path: Path) -
 def test_bos_leads_raw_text_where_the_tokenizer_adds_it(folders: dict[str, Path]) -> None:
     """Raw prompts begin as scored texts do; an empty one is BOS."""
     engine = TransformersEngine(folders["teacher"], 1000)
-    tokenizer = engine.folder.tokenizer
+    tokenizer = engine.files.tokenizer
     bos = tokenizer.bos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
@@ -273,7 +273,7 @@ def test_what_cannot_be_asked_is_refused(
 ) -> None:
     """Nothing is left out or cut silently: the error names the model or the prompt."""
     engine = TransformersEngine(folders[name], 1000)
-    assert engine.sees == (name == "student")
+    assert engine.supports_images == (name == "student")
     with pytest.raises(UserError, match=message):
         engine.generate([request_])
 

@@ -12,15 +12,17 @@ import pytest
 
 from lingu_ray.config import TASK_TYPES
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.metrics.anls import anls
-from lingu_ray.evaluation.metrics.caption_words import caption_words
-from lingu_ray.evaluation.metrics.captions import cider_of_words, judge_cider, rouge_l, rouge_l_of_words
-from lingu_ray.evaluation.metrics.letters import named_option
+from lingu_ray.evaluation.metrics.captions import (
+    caption_words,
+    cider_of_words,
+    judge_cider,
+    rouge_l,
+    rouge_l_of_words,
+)
+from lingu_ray.evaluation.metrics.choice import judge_mme, named_option, yes_or_no
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
-from lingu_ray.evaluation.metrics.mme import judge_mme, yes_or_no
 from lingu_ray.evaluation.metrics.registry import METRICS
-from lingu_ray.evaluation.metrics.relaxed import relaxed_accuracy
-from lingu_ray.evaluation.metrics.vqa import normalise_vqa, vqa_accuracy
+from lingu_ray.evaluation.metrics.short_answers import anls, normalize_vqa, relaxed_accuracy, vqa_accuracy
 
 VOCABULARY = "a man dog on the red bus with two cats in front of is riding near"
 
@@ -31,7 +33,7 @@ def level(scores: Scores) -> float:
 
 
 # What the official VQA evaluation makes of these.
-NORMALISED = {
+NORMALIZED = {
     "The  Dog.": "dog",
     "two cats": "2 cats",
     "none": "0",
@@ -50,10 +52,10 @@ NORMALISED = {
 }
 
 
-@pytest.mark.parametrize("answer", NORMALISED)
-def test_vqa_answers_are_normalised_officially(answer: str):
+@pytest.mark.parametrize("answer", NORMALIZED)
+def test_vqa_answers_are_normalized_officially(answer: str):
     """Case, articles, numbers, contractions, and the official rule of when punctuation becomes a space."""
-    assert normalise_vqa(answer) == NORMALISED[answer]
+    assert normalize_vqa(answer) == NORMALIZED[answer]
 
 
 def test_vqa_accuracy_leaves_each_person_out_in_turn():
@@ -61,7 +63,7 @@ def test_vqa_accuracy_leaves_each_person_out_in_turn():
     generator = random.Random(0)
     for _ in range(500):
         answers = [generator.choice(("red", "Red.", "blue", "the blue")) for _ in range(generator.randint(4, 12))]
-        said = [normalise_vqa(answer) for answer in answers]
+        said = [normalize_vqa(answer) for answer in answers]
         each = []
         for person in range(len(answers)):
             others = said[:person] + said[person + 1 :]
@@ -75,9 +77,9 @@ def test_vqa_accuracy_of_known_counts():
         assert vqa_accuracy("yes", ["yes"] * agree + ["no"] * (10 - agree)) == pytest.approx(expected)
 
 
-def test_vqa_accuracy_wants_several_people():
+def test_vqa_accuracy_needs_several_people():
     """One right answer would always score 0: it is refused, and the type that fits is named."""
-    with pytest.raises(UserError, match="take type exact_match"):
+    with pytest.raises(UserError, match="set type exact_match"):
         vqa_accuracy("yes", ["yes"])
 
 
@@ -151,7 +153,7 @@ def test_the_option_an_answer_names(answer: str, option: int | None):
 
 
 # What Stanford's PTBTokenizer, less the punctuation that the COCO evaluation drops, makes of these.
-TOKENISED = {
+TOKENIZED = {
     "A man riding a wave on top of a surfboard.": "a man riding a wave on top of a surfboard",
     "Two dogs -- one black -- are running...": "two dogs one black are running",
     'A sign that says "STOP", on St. Charles Ave.': "a sign that says stop on st. charles ave.",
@@ -166,10 +168,10 @@ TOKENISED = {
 }
 
 
-@pytest.mark.parametrize("caption", TOKENISED)
+@pytest.mark.parametrize("caption", TOKENIZED)
 def test_captions_are_cut_as_coco_cuts_them(caption: str):
     """Clitics apart, hyphens and numbers whole, no punctuation, lower case."""
-    assert caption_words(caption) == TOKENISED[caption].split()
+    assert caption_words(caption) == TOKENIZED[caption].split()
 
 
 def random_captions(seed: int, empty: bool = False) -> tuple[list[list[str]], list[list[list[str]]]]:

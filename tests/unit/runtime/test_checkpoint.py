@@ -1,4 +1,4 @@
-"""Checkpoints: everything to go on, written whole, the right ones kept."""
+"""Checkpoints: all that a run resumes from, written whole, the right ones kept."""
 
 import pytest
 import torch
@@ -20,34 +20,36 @@ def trained(seed=0, steps=3):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8, bias=False))
     model[1].weight = model[0].weight
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     for _ in range(steps):
         model(torch.arange(8)).square().sum().backward()
-        optimiser.step()
-        optimiser.zero_grad()
-    return model, optimiser
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
 
 
 def test_round_trip_goes_on_as_if_nothing_happened(tmp_path):
     """After a restore the next step gives the same weights as without one."""
-    model, optimiser = trained()
-    save_checkpoint(tmp_path, model, optimiser, CheckpointState(3, 1.5), keep_last=1)
-    other, other_optimiser = trained(seed=1, steps=1)
-    assert load_checkpoint(tmp_path, other, other_optimiser) == CheckpointState(3, 1.5)
-    for m, o in ((model, optimiser), (other, other_optimiser)):
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), keep_last=1)
+    other, other_optimizer = trained(seed=1, steps=1)
+    assert load_checkpoint(tmp_path, other, other_optimizer) == CheckpointState(3, 1.5)
+    for m, o in ((model, optimizer), (other, other_optimizer)):
         m(torch.arange(8)).square().sum().backward()
         o.step()
     assert torch.equal(model[0].weight, other[0].weight)
 
 
 def test_newest_and_best_are_kept(tmp_path):
-    """The `keep_last` newest stay, and the best by validation; half-written ones do not count."""
-    model, optimiser = trained()
+    """The `keep_last` newest stay, and the best by validation; half-written ones do not count, and are removed."""
+    model, optimizer = trained()
+    (tmp_path / ".step-00000001.elsewhere-1-00.tmp").mkdir()  # of a worker on another machine, killed as it saved
     for step, ce in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
-        save_checkpoint(tmp_path, model, optimiser, CheckpointState(step, ce), keep_last=2)
+        save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, ce), keep_last=2)
     (tmp_path / "step-00000009").mkdir()  # a folder without state: what a crash could leave
     assert [state.step for _, state in checkpoints(tmp_path)] == [2, 4, 5]
     assert best_checkpoint(tmp_path).name == "step-00000002"
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_no_disk_space_is_said_before_anything_is_written(tmp_path):

@@ -8,10 +8,10 @@ from tinyrun import settings, write_pair_and_data
 from lingu_ray.config import Config
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
-from lingu_ray.distill.student import Student, load_student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import InProcessTeacher
+from lingu_ray.runtime.models import load_student, load_teacher
 from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import InProcessTeacher
 
 
 def say(user, assistant):
@@ -35,7 +35,7 @@ def gradient(tmp_path_factory):
         with torch.no_grad():  # the pair is equal as it comes, and KD 0
             for parameter in student.decoder.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
-        teacher = InProcessTeacher(Teacher.load(config.teacher, torch.float32, torch.device("cpu")))
+        teacher = InProcessTeacher(load_teacher(config.teacher, torch.float32, torch.device("cpu")))
         micro_batches = MicroBatches(config, student, teacher, torch.device("cpu"))
         encoder = Encoder(tiny_processor(), 160)
         image = (data / "0.png").read_bytes()

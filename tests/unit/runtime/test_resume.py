@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from tinyrun import config, write_pair_and_data
 
-from lingu_ray.cli import to_yaml
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import resume
-from lingu_ray.runtime.folder import RunFolder, write_json
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.trainer import Run
 
 
@@ -24,7 +25,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def begun(settings: Config, step: int = 0, exported: bool = False) -> RunFolder:
+def started(settings: Config, step: int = 0, exported: bool = False) -> RunFolder:
     """A run's folder as an earlier command left it, trained for `step` steps."""
     folder = RunFolder(settings.run_dir)
     folder.root.mkdir(parents=True)
@@ -40,19 +41,28 @@ def begun(settings: Config, step: int = 0, exported: bool = False) -> RunFolder:
 
 
 def test_a_folder_in_which_nothing_was_trained_belongs_to_nobody(data: Path, tmp_path: Path, said):
-    """Other settings begin anew in it, what differs is said by key, and nothing of the earlier ones is left."""
-    folder = begun(config(data, tmp_path))
-    folder.start.mkdir()
+    """Other settings start again in it, what differs is logged by key, and nothing of the earlier ones is left."""
+    folder = started(config(data, tmp_path))
+    folder.initial_model.mkdir()
     folder.mlflow.write_text("{}")
     changed = config(data, tmp_path, distill={"temperature": 2}, resume="never")
     resume.check_settings(changed, folder)
-    assert "begun anew" in said.text and "distill.temperature.end: 1.0 before, 2.0 now" in said.text
-    assert not any(path.exists() for path in (folder.start, folder.mlflow, folder.config))
+    assert "started again with other settings" in said.text
+    assert "distill.temperature.end: 1.0 before, 2.0 now" in said.text
+    assert not any(path.exists() for path in (folder.initial_model, folder.mlflow, folder.config))
+
+
+def test_the_initial_model_of_earlier_runs_is_found(tmp_path: Path) -> None:
+    """A run whose folder has it under its earlier name, `start`, resumes with it."""
+    folder = RunFolder(tmp_path)
+    assert folder.initial_model == tmp_path / "initial_model"
+    (tmp_path / "start").mkdir()
+    assert folder.initial_model == tmp_path / "start"
 
 
 def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
     """Each difference has its line, with both values, sources by name; what only costs time may change."""
-    folder = begun(config(data, tmp_path), step=4)
+    folder = started(config(data, tmp_path), step=4)
     tree = config(data, tmp_path).model_dump(mode="json")
     tree["corpus"]["sources"][0]["weight"] = 0.5
     tree["distill"]["policy"] = "all"
@@ -68,7 +78,7 @@ def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
 
 def test_steps_may_grow(data: Path, tmp_path: Path, said):
     """More steps train on, by a rule that is said; fewer than were trained are refused; without checkpoints, both."""
-    folder = begun(config(data, tmp_path), step=8, exported=True)
+    folder = started(config(data, tmp_path), step=8, exported=True)
     longer = config(data, tmp_path, train={"steps": 16})
     assert Run(config(data, tmp_path)).finished and not Run(longer).finished
     resume.check_settings(longer, folder)
@@ -84,7 +94,7 @@ def test_moved_models_are_the_same_and_changed_ones_are_not(tmp_path: Path):
     """A pair that was moved may continue; one whose files changed is refused; an untrained run takes it."""
     write_pair_and_data(tmp_path / "a")
     settings = config(tmp_path / "a", tmp_path / "runs")
-    folder = begun(settings)
+    folder = started(settings)
     resume.check_models(settings, folder)
     shutil.move(tmp_path / "a", tmp_path / "b")
     moved = config(tmp_path / "b", tmp_path / "runs")
@@ -106,9 +116,9 @@ def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     """The source whose file changed is named; `corpus.if_changed=warn` trains on; moved data are the same."""
     write_pair_and_data(tmp_path / "a")
     settings = config(tmp_path / "a", tmp_path / "runs")
-    folder = begun(settings, step=4)
+    folder = started(settings, step=4)
     processor = tmp_path / "a" / "student"
-    resume.note_data(plan_corpus(settings, processor), folder)
+    resume.record_corpus(plan_corpus(settings, processor), folder)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     moved = config(tmp_path / "b", tmp_path / "runs")
     resume.check_data(plan_corpus(moved, processor), folder)

@@ -1,4 +1,4 @@
-"""An optimiser step: independent of how the batch is cut, and of gradient to the student alone."""
+"""An optimizer step: independent of how the batch is cut, and of gradient to the student alone."""
 
 import pytest
 import torch
@@ -7,10 +7,11 @@ from tinyrun import config
 
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
-from lingu_ray.distill.student import Student, load_student
-from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import InProcessTeacher
+from lingu_ray.runtime.models import load_student, load_teacher
 from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.teachers import InProcessTeacher, pack, unpack
+from lingu_ray.runtime.transport import from_bytes, to_bytes
 
 
 def rows(data):
@@ -34,7 +35,7 @@ def step_of(data, budget, look_ahead=1, packing=False, frozen=(), **distill):
     for group in frozen:
         for _, parameter in student.parameter_groups()[group]:
             parameter.requires_grad_(False)
-    teacher = Teacher.load(settings.teacher, torch.float32, torch.device("cpu"))
+    teacher = load_teacher(settings.teacher, torch.float32, torch.device("cpu"))
     micro_batches = MicroBatches(settings, student, InProcessTeacher(teacher), torch.device("cpu"))
     encoder = Encoder(tiny_processor(), 160)
     batches = micro_batches.make([encoder.encode(row) for row in rows(data)], encoder.pad_id)
@@ -72,7 +73,7 @@ def test_a_micro_batch_may_run_through_frozen_parts_alone(data):
 
 def test_gradient_reaches_the_student_alone(data):
     """The teacher has no gradient and its weights do not change; every part of the student has one."""
-    before = Teacher.load(config(data, data).teacher, torch.float32, torch.device("cpu")).model.state_dict()
+    before = load_teacher(config(data, data).teacher, torch.float32, torch.device("cpu")).model.state_dict()
     _, _, gradients, teacher = step_of(data, 10_000)
     assert all(gradient is not None for gradient in gradients.values())
     assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
@@ -104,5 +105,5 @@ def test_shared_kv_carries_no_gradient(data, monkeypatch):
 def test_payload_round_trip(dtype, shape):
     """What the object store carries comes back with the same bytes, dtype and shape."""
     tensor = (torch.rand(shape) * 9).to(dtype)
-    back = unpack(pack(tensor))
+    back = from_bytes(to_bytes(tensor))
     assert back.dtype == dtype and back.shape == tensor.shape and torch.equal(back, tensor)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,16 +18,25 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from lingu_ray.cli import load_config
 from lingu_ray.config import TrackingConfig
+from lingu_ray.config.command_line import load_config
+from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.tracking import COMMAND, MlflowRun, command_line, flat, source_tags, tracking_uri, where_to_look
+from lingu_ray.runtime.tracking import (
+    COMMAND,
+    MlflowRun,
+    command_line,
+    newest_settings,
+    source_tags,
+    tracking_uri,
+    where_to_look,
+)
 
 
 @pytest.fixture(scope="module")
-def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+def uri(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store that the tests of this file share."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('store'))}"
 
 
 def opened(uri: str, folder: Path, name: str = "run", **settings: object) -> MlflowRun:
@@ -45,6 +55,34 @@ def test_a_run_is_found_again(uri: str, tmp_path: Path) -> None:
     assert run.info.status == "FINISHED" and run.info.run_name == "run" and run.data.params == {"a.b": "1"}
     assert run.data.metrics == {"recovery": 0.5}
     assert run.data.tags["kept"] == "1" and run.data.tags["changed"] == "2"
+
+
+def test_settings_that_changed_on_resume_are_tags(uri: str, tmp_path: Path) -> None:
+    """Parameters stay; a tag tells the newest value, also where it came back, or where the setting is no more."""
+
+    def settings_after(params: dict[str, str]) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+        with MlflowRun(uri, TrackingConfig(), tmp_path / "mlflow.json", "run", params) as one:
+            pass
+        run = one.client.get_run(one.run_id)
+        tags = {key: value for key, value in run.data.tags.items() if key.startswith("resumed.")}
+        return run.data.params, tags, newest_settings(run)
+
+    first = {"train.steps": "8", "ray.num_workers": "1", "seed": "0"}
+    assert settings_after(first) == (first, {}, first)
+    longer = {"train.steps": "16", "ray.num_workers": "2", "seed": "0"}
+    tags = {"resumed.train.steps": "16", "resumed.ray.num_workers": "2"}
+    assert settings_after(longer) == (first, tags, longer)
+    back = {"train.steps": "16", "ray.num_workers": "1", "new": "x"}
+    tags |= {"resumed.ray.num_workers": "1", "resumed.new": "x", "resumed.seed": "–"}
+    assert settings_after(back) == (first, tags, back)
+
+
+def test_many_tags(uri: str, tmp_path: Path) -> None:
+    """More tags than MLflow takes at once; the environment's have a prefix of their own."""
+    run = opened(uri, tmp_path)
+    run.log_environment({str(i): f"value {i}" for i in range(250)})
+    tags = run.client.get_run(run.run_id).data.tags
+    assert [tags[f"environment.{i}"] for i in range(250)] == [f"value {i}" for i in range(250)]
 
 
 @pytest.mark.parametrize("loss", ["deleted", "unknown", "another store"])
@@ -136,12 +174,16 @@ def test_source_is_the_command_without_secrets(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_source_has_user_and_commit_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a git checkout the commit is the one checked out; the type is MLflow's own."""
+    """In a git checkout the commit is the one checked out, without what its remote's address holds of credentials."""
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for arguments in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
+    remote = ["remote", "add", "origin", "https://me:s3cret@example.org/project.git"]
+    for arguments in (["init", "-q"], remote, [*identity, "commit", "-q", "--allow-empty", "-m", "first"]):
         subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "main.py").touch()
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "main.py")])  # whose checkout MLflow looks at
     tags = source_tags()
+    assert "s3cret" not in str(tags)
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert tags[MLFLOW_GIT_COMMIT] == head.stdout.strip()
     assert tags[MLFLOW_SOURCE_TYPE] == "LOCAL" and tags[MLFLOW_USER]
@@ -154,6 +196,14 @@ def test_settings_are_flat_by_name_and_without_passwords() -> None:
     assert settings["corpus.sources.docvqa.weight"] == "0.2" and "corpus.sources.0.weight" not in settings
     assert settings["distill.temperature"] == "4 → 1 (linear)" and settings["distill.w_kd"] == "1"
     assert settings["tracking.uri"] == "http://…@host" and settings["train.lora"] == "null"
+
+
+def test_credentials_are_left_out() -> None:
+    """User and password of an address, also where the password holds an @; other addresses stay."""
+    assert (
+        without_credentials("see https://me:p@ss@host/a@b and http://host/a")
+        == "see https://…@host/a@b and http://host/a"
+    )
 
 
 def test_the_store_is_the_settings_then_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

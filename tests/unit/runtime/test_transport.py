@@ -9,10 +9,10 @@ from tiny import tiny_teacher
 
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
-from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.teachers import TeacherActorClient
-from lingu_ray.runtime.transport import ObjectStore, check_transport, make_transport, pack, unpack
+from lingu_ray.runtime.transport import ObjectStore, check_transport, from_bytes, make_transport, to_bytes
 
 CPU = torch.device("cpu")
 needs_nixl = pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="nixl is not installed")
@@ -22,17 +22,17 @@ def request_of(donated: int, layers: int = 3, heads: int = 2, dimension: int = 3
     """One row whose first `donated` positions are the student's, with random KV, and whose rest are queries."""
     generator = torch.Generator().manual_seed(donated)
     kv_shape = (layers, 2, donated, heads, dimension) if donated else (0, 2, 0, 0, 0)
-    place_Q = torch.arange(donated, donated + queries)
+    index_Q = torch.arange(donated, donated + queries)
     return TeacherRequest(
-        donated_place_P=torch.arange(donated),
+        donated_index_P=torch.arange(donated),
         donated_count_S=torch.tensor([donated]),
         query_id_Q=torch.randint(3, 300, (queries,), generator=generator),
-        query_place_Q=place_Q,
+        query_index_Q=index_Q,
         query_count_S=torch.tensor([queries]),
         predicts_Q=torch.ones(queries, dtype=torch.bool),
         width=torch.tensor(donated + queries),
         kv_L2PHE=torch.randn(kv_shape, generator=generator),
-        query_position_Q=place_Q,
+        query_position_Q=index_Q,
     )
 
 
@@ -46,10 +46,10 @@ def teacher_folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["object_store", pytest.param("nixl", marks=needs_nixl)])
-def test_actor_answers_as_the_process_itself(ray_cluster, teacher_folder, transport):
-    """With much KV, with little and with none, the actor's answers equal those of a teacher here, to the bit."""
+def test_actor_returns_what_the_process_itself_does(ray_cluster, teacher_folder, transport):
+    """With much KV, with little and with none, the actor returns what a teacher here returns, to the bit."""
     settings = TeacherConfig(path=str(teacher_folder), transport=transport)
-    here = Teacher.load(settings, torch.float32, CPU)
+    here = load_teacher(settings, torch.float32, CPU)
     client = TeacherActorClient(settings, torch.float32, CPU, threads=1)
     requests = [
         request_of(donated) for donated in (2000, 3, 0)
@@ -57,7 +57,7 @@ def test_actor_answers_as_the_process_itself(ray_cluster, teacher_folder, transp
     tickets = [client.submit(request) for request in requests]
     torch.set_num_threads(1)
     for request, ticket in zip(requests, tickets, strict=True):
-        assert torch.equal(client.result(ticket), here.answer(request))
+        assert torch.equal(client.result(ticket), here.hidden_states(request))
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_nixl_carries_every_dtype_bit_by_bit(ray_cluster):
     @ray.remote(num_cpus=0, enable_tensor_transport=True)
     class Receiver:
         def kv(self, fields, shared):
-            return pack(make_transport(settings).receive(fields, shared).kv_L2PHE)
+            return to_bytes(make_transport(settings).receive(fields, shared).kv_L2PHE)
 
     settings = TeacherConfig(path="lm", transport="nixl")
     receiver = Receiver.remote()
@@ -77,12 +77,12 @@ def test_nixl_carries_every_dtype_bit_by_bit(ray_cluster):
         request = TeacherRequest(**{**vars(request), "kv_L2PHE": request.kv_L2PHE.to(dtype)})
         fields, shared = make_transport(settings).send(request)
         assert "kv_L2PHE" not in fields and isinstance(shared, ray.ObjectRef)
-        kv_L2PHE = unpack(ray.get(receiver.kv.remote(fields, shared)))
+        kv_L2PHE = from_bytes(ray.get(receiver.kv.remote(fields, shared)))
         assert kv_L2PHE.dtype == dtype and torch.equal(kv_L2PHE, request.kv_L2PHE)
 
 
-def test_packing_copies_nothing():
-    """On the CPU a contiguous tensor is packed and unpacked in place: same memory all the way."""
+def test_bytes_copy_nothing():
+    """On the CPU a contiguous tensor becomes bytes and a tensor again in place: same memory all the way."""
     request = request_of(10)
     fields, shared = ObjectStore().send(request)
     assert ObjectStore().receive(fields, shared).kv_L2PHE.data_ptr() == request.kv_L2PHE.data_ptr()
@@ -92,7 +92,7 @@ def test_packing_copies_nothing():
     ("transport", "device", "gpus", "message"),
     [
         ("cuda_ipc", "cpu", 0, "teacher.transport=cuda_ipc shares GPU memory: give the workers a GPU"),
-        ("cuda_ipc", "cuda", 2, "wants worker and teacher on one GPU, and they have 2"),
+        ("cuda_ipc", "cuda", 2, "needs worker and teacher on one GPU, and they have 2"),
         pytest.param(
             "nixl", "cpu", 0, r"teacher.transport=nixl needs a package: pip install 'lingu-ray\[nixl\]'",
             marks=pytest.mark.skipif(importlib.util.find_spec("nixl") is not None, reason="nixl is installed"),

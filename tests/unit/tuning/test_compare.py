@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from lingu_ray.cli import load_config, to_yaml
-from lingu_ray.evaluation.scores import figures_of
+from lingu_ray.config.command_line import load_config, to_yaml
+from lingu_ray.config.flat import flat
+from lingu_ray.evaluation.recovery_json import write_recovery
+from lingu_ray.evaluation.results import Estimate, Interval, Kind, Means, ModelScore, Recovery, TaskScores, Verdict
+from lingu_ray.evaluation.tracking import figures_of, log_verdict
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import Tracker, flat, tracking_uri
+from lingu_ray.runtime.tracking import Tracker, tracking_uri
 from lingu_ray.train import control_of
 from tuning import compare
 from tuning.differences import differing_settings
 
-TASKS = {"cloze": ("language", 0.5), "digits": ("vision", 0.9)}
+TASKS: dict[str, tuple[Kind, float]] = {"cloze": ("language", 0.5), "digits": ("vision", 0.9)}
 
 
-def result(**models: float) -> dict:
-    """The parts of `recovery.json` that are shown: every model scores the task's level times its factor."""
-    return {
-        "tasks": {
-            task: {"models": {model: {"score": level * factor} for model, factor in models.items()}}
-            for task, (_, level) in TASKS.items()
-        },
-        "summary": {"models": {model: {"recovery": factor, "retention": None} for model, factor in models.items()}},
-    }
+def estimate(value: float) -> Estimate:
+    """A value that is certain."""
+    return Estimate(value, Interval(value, value))
+
+
+def result(**models: float) -> Recovery:
+    """Every model scores the task's level times its factor, which is its mean recovery too."""
+    tasks: dict[str, TaskScores] = {}
+    for name, (kind, level) in TASKS.items():
+        scores = {model: ModelScore(estimate(level * factor), {}, None) for model, factor in models.items()}
+        tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher", None)
+    means = {model: Means(estimate(factor), None) for model, factor in models.items()}
+    return Recovery(tasks, means["distilled"], None, means, Verdict(None, "The claim cannot be judged: no vision."))
 
 
 @pytest.fixture
@@ -40,9 +46,11 @@ def run(tmp_path: Path) -> RunFolder:
         folder.config.write_text(to_yaml(one))
         with Tracker(one, folder) as tracked:
             tracked.log_figures(figures_of(measured, model))
+            if model == "distilled":
+                log_verdict(tracked, measured.verdict)
     folder = RunFolder(config.run_dir)
     folder.report.mkdir()
-    (folder.report / "recovery.json").write_text(json.dumps(measured))
+    write_recovery(measured, folder.report)
     return folder
 
 
@@ -55,14 +63,28 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     by_name = {r.name: r for r in compare.read_runs([], stored)}
     assert by_name.keys() == {"demo", "demo/control"}
     for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/control"]), strict=True):
-        assert folder.figures == tracked.figures and folder.figures["eval/cloze/score"] in (0.5, 0.25)
-        assert folder.settings == tracked.settings
+        assert folder.metrics == tracked.metrics and folder.metrics["eval/cloze/score"] in (0.5, 0.25)
+        assert folder.settings == tracked.settings and folder.verdict == tracked.verdict
     assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
     compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
     printed, page = capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()
     for text in (printed, page):
         assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
+        assert text.count("The claim cannot be judged: no vision.") == 1
         assert "eval/" not in text and "output_dir" not in text
+
+
+def test_a_resumed_run_shows_its_newest_settings(run: RunFolder, tmp_path: Path) -> None:
+    """Steps that were added later, by config.yaml and by MLflow, whose parameters cannot change."""
+    config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false", "train.steps=4321"])
+    run.config.write_text(to_yaml(config))
+    with Tracker(config, run):
+        pass
+    stored = compare.CompareConfig(uri=tracking_uri(config), experiment="lingu_ray")
+    (by_folder,) = compare.read_runs([str(run.root)], compare.CompareConfig())
+    tracked = next(r for r in compare.read_runs([], stored) if r.name == "demo")
+    assert by_folder.settings["train.steps"] == tracked.settings["train.steps"] == "4321"
+    assert by_folder.settings == tracked.settings
 
 
 def test_settings_that_say_the_same_share_a_line() -> None:
@@ -87,7 +109,7 @@ def test_runs_of_one_name_are_told_apart_and_many_have_a_line_each() -> None:
     runs = [compare.Compared("demo", {"a": str(i), "b": str(i == 5)}, {"loss": float(i)}) for i in range(6)]
     few, many = (compare.told_apart(some) for some in (runs[:2], runs))
     assert compare.settings_table(few) == compare.Matrix(["demo #1", "demo #2"], [["a", "0", "1"]])
-    table = compare.figure_table(many)
+    table = compare.metrics_table(many)
     assert table.titles == ["loss"] and table.lines[5] == ["demo #6", "5"]
     table = compare.settings_table([*many, compare.Compared("evaluated", {}, {"eval/x/score": 1.0})])
     assert table.titles == ["a", "only here"]

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from lingu_ray.cli import load_config, load_yaml
+from lingu_ray.config.command_line import load_config, load_yaml
 from tuning.outcome import Outcome, read_outcome, read_outcomes, score
 from tuning.results import best_of, best_recipe, pareto_front, settings_of, why_no_best, write_table
 from tuning.space import Space
@@ -47,9 +47,9 @@ def test_seeds_are_one_setting_with_mean_and_spread():
     """Trials that differ in the seed alone are one row; the spread is the standard deviation of its seeds."""
     outcomes = [outcome(1, r, 1.0, seed) for seed, r in enumerate((0.8, 0.9, 1.0))] + [outcome(2, 0.5, 1.0)]
     first, second = settings_of(outcomes, SPACE)
-    figure = first.figure("recovery")
-    assert figure.mean == pytest.approx(0.9) and figure.spread == pytest.approx(0.1)
-    assert second.figure("recovery").spread is None and first.state == "finished"
+    stat = first.stat("recovery")
+    assert stat.mean == pytest.approx(0.9) and stat.spread == pytest.approx(0.1)
+    assert second.stat("recovery").spread is None and first.state == "finished"
 
 
 def test_the_constraint_holds_for_the_mean_over_seeds():
@@ -99,7 +99,7 @@ def test_outcomes_survive_the_disk(tmp_path):
 
 
 def test_table_has_a_line_a_trial(tmp_path):
-    """Settings, figures and scores of every trial, failed ones with their error."""
+    """Settings, numbers and scores of every trial, failed ones with their error."""
     outcomes = [outcome(1, 0.8, 1.0, scores={"cloze": 0.5}), outcome(2, state="failed", error="out of memory")]
     write_table(settings_of(outcomes, SPACE), tmp_path / "table.csv")
     rows = list(csv.DictReader((tmp_path / "table.csv").open()))

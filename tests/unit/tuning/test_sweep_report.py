@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lingu_ray.cli import load_config
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import Tracker
@@ -24,9 +25,9 @@ SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+def store(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A store that the tests of this file share."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path_factory.mktemp('store'))}"
 
 
 @pytest.fixture
@@ -59,15 +60,43 @@ def test_the_best_setting_is_a_recipe(folder: SweepFolder, base: Config, capsys:
     good = trial(1, recovery=0.9, retention=1.0, scores={"cloze": 0.6})
     page = report(folder, base, good, trial(2, "failed", error="the disk is full"))
     printed = capsys.readouterr().out
-    assert (
-        "Best: w_kd=1 brings back 90.0%" in printed and "failed   1 of 2 trials; trial-2: the disk is full" in printed
-    )
+    assert "Best: w_kd=1 brings back 90.0%" in printed
+    assert "failed   1 of 2 trials; the same command starts them again. trial-2: the disk is full" in printed
     assert "the disk is full" in page and 'class="ours"' in page
     assert f"best     python -m lingu_ray.train {folder.report / 'best.yaml'}" in printed
     check_trials(folder)  # some are good
     pointer = json.loads((folder.root / "mlflow.json").read_text())
     run = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"])
     assert run.data.metrics == {"trials_finished": 1, "trials_failed": 1, "best_recovery": 0.9, "best_retention": 1.0}
+
+
+def test_the_headline_names_tasks_that_the_means_hide(
+    folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the best trial's verdict says of single tasks stands in the headline, printed and on the page."""
+    said = "sentences: retention 95.0% [91.5, 99.3] is below 99%"
+    page = report(folder, base, trial(1, recovery=0.9, retention=1.0, scores={"cloze": 0.6}, exceptions=[said]))
+    printed = capsys.readouterr().out
+    assert "Best, but not on every task: w_kd=1 brings back 90.0%" in printed
+    assert f"of vision; {said}\n" in printed and said in page
+
+
+def test_figures_suit_a_dark_page(folder: SweepFolder, base: Config) -> None:
+    """Every figure stands in the page in the page's own colors, with what it shows in words, and beside it as PNG."""
+    tried = [(temperature, w_kd) for temperature in (1, 2, 4) for w_kd in (0.5, 1, 2)]
+    outcomes = [
+        Outcome(f"trial-{i}", {"distill.temperature": t, "distill.w_kd": w}, None, 0, "finished",
+                recovery=0.5 + 0.05 * t - 0.1 * w, retention=1.01 - 0.01 * w, scores={"cloze": 0.5})
+        for i, (t, w) in enumerate(tried)
+    ]  # fmt: skip
+    run = RunFolder(folder.trials / "trial-0")
+    run.root.mkdir(parents=True)
+    run.metrics.write_text("".join(json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in (1, 2, 3)))
+    page = report(folder, base, *outcomes)
+    assert page.count("<svg") == 6 and "<img" not in page and "var(--ink)" in page
+    assert 'aria-label="Recovery over temperature and w_kd"' in page
+    pictures = {path.stem for path in folder.report.glob("*.png")}
+    assert pictures == {"pareto", "curves", "heat", "parallel", "importance"}
 
 
 def test_measured_trials_without_recovery_are_shown(

@@ -1,0 +1,79 @@
+"""Distill a vision-language model in a plain PyTorch loop.
+
+    python examples/own_loop.py STUDENT TEACHER DATA OUT
+
+STUDENT and TEACHER are folders or hub ids. DATA is a JSON Lines file of {"question": …, "answer": …, "distill": true},
+with "image", a path, where there is one; `distill` marks the rows with a KD term. OUT is a folder for the result.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+from lingu_ray.distill import Distiller, TokenCounts
+
+ROWS_AT_ONCE, ACCUMULATE, LEARNING_RATE = 2, 4, 1e-5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def collate(processor: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Rows as a batch with labels on the answers alone; `distill` marks the rows to distill.
+
+    Questions are padded on the left and answers on the right, so that each answer follows its question.
+    """
+    questions, answers = [], []
+    images = [[Image.open(row["image"]).convert("RGB")] if row.get("image") else [] for row in rows]
+    for row, image in zip(rows, images, strict=True):
+        content = [{"type": "image"} for _ in image] + [{"type": "text", "text": row["question"]}]
+        message = {"role": "user", "content": content}
+        questions.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+        answers.append(" " + row["answer"] + processor.tokenizer.eos_token)
+    options = {"padding": True, "add_special_tokens": False, "return_tensors": "pt"}
+    batch = processor(text=questions, images=images if any(images) else None, padding_side="left", **options)
+    said = processor.tokenizer(answers, padding_side="right", **options)
+    answer_ids = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
+    labels = torch.cat([torch.full_like(batch["input_ids"], -100), answer_ids], 1)
+    joined = {name: torch.cat([batch[name], said[name]], 1) for name in ("input_ids", "attention_mask")}
+    vision = {name: value for name, value in batch.items() if "token_type" not in name}
+    distill = torch.tensor([row["distill"] for row in rows])
+    return vision | joined | {"labels": labels, "distill": distill}
+
+
+def read_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file."""
+    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
+    """Train on every row once and write the model."""
+    student = AutoModelForImageTextToText.from_pretrained(student_path, dtype=torch.float32).to(DEVICE).train()
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float32).to(DEVICE)
+    processor = AutoProcessor.from_pretrained(student_path)
+    distiller = Distiller(student, teacher, divergence="forward_kl", temperature=1.0, w_ce=1.0, w_kd=1.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
+    rows = read_rows(data)
+    batches = [collate(processor, rows[i : i + ROWS_AT_ONCE]) for i in range(0, len(rows), ROWS_AT_ONCE)]
+    for i in range(0, len(batches), ACCUMULATE):
+        step = [(batch, batch.pop("distill")) for batch in batches[i : i + ACCUMULATE]]
+        total = sum((distiller.count(batch, distill) for batch, distill in step), TokenCounts(0, 0))
+        ce = kd = 0.0
+        for batch, distill in step:
+            output = distiller(batch, distill, ce_tokens=total.ce, kd_tokens=total.kd)
+            output.loss.backward()
+            ce, kd = ce + output.ce.item(), kd + output.kd.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {i // ACCUMULATE + 1}: CE {ce:.4f} over {total.ce} tokens, KD {kd:.4f} over {total.kd}")
+    student.save_pretrained(out)
+    processor.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

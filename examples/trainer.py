@@ -1,0 +1,78 @@
+"""Distill a vision-language model with the Trainer of Transformers.
+
+    python examples/trainer.py STUDENT TEACHER DATA OUT
+
+The arguments are those of own_loop.py. With TRL: `class DistillSFTTrainer(DistillMixin, SFTTrainer)`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from own_loop import collate, read_rows
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+
+from lingu_ray.distill import Distiller, UserError
+
+
+class DistillMixin:
+    """Gives a Trainer the loss of a `Distiller`, whose student it trains; batches have a bool `distill` for each row.
+
+    CE is divided by the labels and KD by the KD tokens of all batches of an optimizer step. For one process and device.
+    """
+
+    def __init__(self, distiller: Distiller, *args: Any, **kwargs: Any):
+        super().__init__(distiller.student, *args, **kwargs)
+        if self.args.world_size * max(self.args.n_gpu, 1) > 1:
+            raise UserError("the loss calls the student itself, past DDP: use one process and one device")
+        self.distiller = distiller
+        self.model_accepts_loss_kwargs = True  # counts the labels of all batches of a step
+        self.loss_is_scaled_for_ga = True  # and leaves the loss as it is
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The batches of an optimizer step with the number of their labels; keeps that of their KD tokens."""
+        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.kd_tokens = sum(self.distiller.count(*split(batch)).kd for batch in batches)
+        return batches, labels
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """CE + KD; validation, which accumulates nothing, divides by each batch's own counts."""
+        batch, distill = split(inputs)
+        kd_tokens = None if num_items_in_batch is None else self.kd_tokens
+        with self.accelerator.autocast():
+            loss = self.distiller(batch, distill, ce_tokens=num_items_in_batch, kd_tokens=kd_tokens).loss
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+class DistillTrainer(DistillMixin, Trainer):
+    """The Trainer of Transformers with a Distiller's loss."""
+
+
+def split(inputs: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The student's batch, and the mask of the rows to distill."""
+    return {name: value for name, value in inputs.items() if name != "distill"}, inputs["distill"]
+
+
+def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
+    """Train on every row once and write the model."""
+    arguments = TrainingArguments(
+        output_dir=out, per_device_train_batch_size=2, gradient_accumulation_steps=4, num_train_epochs=1,
+        learning_rate=1e-5, logging_steps=1, save_strategy="no", report_to="none", remove_unused_columns=False,
+    )  # fmt: skip
+    student = AutoModelForImageTextToText.from_pretrained(student_path, dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float32).to(arguments.device)
+    processor = AutoProcessor.from_pretrained(student_path)
+    distiller, collator = Distiller(student, teacher), partial(collate, processor)
+    trainer = DistillTrainer(distiller, arguments, collator, read_rows(data), processing_class=processor)
+    trainer.train()
+    trainer.save_model(out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

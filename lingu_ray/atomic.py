@@ -1,0 +1,136 @@
+"""Files and folders that are whole or not there: written under a temporary name beside the final one, then renamed.
+
+Data reach the disk before the rename, so neither a killed process nor a power failure leaves half a file under its
+name. Temporary names are hidden and each writer has its own: of two writers at a time one wins, whole. What a killed
+writer leaves is removed by the next writer of the same path on the same machine.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.errors import UserError
+
+_HOST = socket.gethostname()
+_WRITER = re.compile(rf"\.{re.escape(_HOST)}-(\d+)-[0-9a-f]+\.tmp")
+"""End of a temporary name of this machine: `.HOST-PROCESS-RANDOM.tmp`."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all; one that exists is replaced."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write an indented JSON file, whole or not at all; one that exists is replaced."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise UserError where a command was told to write a folder that exists and has something in it."""
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise UserError(f"{folder} exists; name another folder, or delete it")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write; when the block ends without error, it is renamed to `path`.
+
+    Missing parent folders are made, and a file that exists is replaced.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+        _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill; when the block ends without error, it is renamed to `path`.
+
+    Missing parent folders are made.
+
+    Args:
+        path: the final folder.
+        keep_existing: whether a folder that is there by then stays, as the equal result of another writer, and the
+            new one is dropped. Else it is replaced, in two renames between which there is none.
+    """
+    temporary, replaced = _temporary(path), _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _flush_tree(temporary)
+        while not _take_place(temporary, path) and not keep_existing:
+            shutil.rmtree(replaced, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another writer moved it
+                path.rename(replaced)
+        _flush(path.parent)
+    finally:
+        for folder in (temporary, replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files and folders of `path` whose writers, on this machine, are dead."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        writer = _WRITER.fullmatch(leftover.name, len(path.name) + 1)
+        if writer is not None and not _is_alive(int(writer[1])):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A new temporary name beside `path`, in a folder that exists."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _take_place(temporary: Path, path: Path) -> bool:
+    """Rename a folder; False where the new name is that of another folder with something in it."""
+    try:
+        temporary.rename(path)
+    except OSError:
+        if path.is_dir():
+            return False
+        raise
+    return True
+
+
+def _flush_tree(folder: Path) -> None:
+    for inner in (*folder.rglob("*"), folder):
+        _flush(inner)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file or folder is on the disk; some file systems cannot do that for folders."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,39 @@
+"""Settings: their schema, and the way from command line and YAML to them.
+
+The schema is exported here, a file for each part of a run: `models`, `corpus`, `distill`, `train`, `cluster`,
+`tracking`, `evaluation`, `demo`, put together in `run`. This package imports no other room of lingu_ray.
+"""
+
+from lingu_ray.config.base import Schedule, Section, Several
+from lingu_ray.config.cluster import RayConfig
+from lingu_ray.config.corpus import CorpusConfig, Format, SourceConfig
+from lingu_ray.config.demo import DemoConfig
+from lingu_ray.config.distill import DistillConfig
+from lingu_ray.config.evaluation import TASK_TYPES, EvaluationConfig, TaskConfig
+from lingu_ray.config.models import StudentConfig, TeacherConfig, VisionConfig
+from lingu_ray.config.run import Config
+from lingu_ray.config.tracking import TrackingConfig
+from lingu_ray.config.train import LearningRates, LoraConfig, TrainConfig
+
+__all__ = [
+    "TASK_TYPES",
+    "Config",
+    "CorpusConfig",
+    "DemoConfig",
+    "DistillConfig",
+    "EvaluationConfig",
+    "Format",
+    "LearningRates",
+    "LoraConfig",
+    "RayConfig",
+    "Schedule",
+    "Section",
+    "Several",
+    "SourceConfig",
+    "StudentConfig",
+    "TaskConfig",
+    "TeacherConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "VisionConfig",
+]

@@ -1,0 +1,80 @@
+"""What every part of the settings is made of: sections, and values that move over a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+NAME = r"^[A-Za-z0-9_.-]+$"
+"""What a name may consist of: it becomes a file's or folder's name, and part of dotted keys."""
+
+
+class Section(BaseModel):
+    """A part of the settings: unknown keys are errors, defaults are validated, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Schedule(Section):
+    """A value that moves over the run: `{start: 4, end: 1, shape: cosine}`; a plain number stays constant.
+
+    `[[0, 4], [0.5, 2]]` moves in steps: 4 from the start, 2 from half of the run on.
+    """
+
+    start: float = Field(ge=0, description="value at the first step")
+    end: float = Field(ge=0, description="value at the end of the schedule, and after it")
+    shape: Literal["linear", "cosine"] = Field("linear", description="how the value moves from start to end")
+    until: float = Field(1.0, gt=0, le=1, description="fraction of the run at which `end` is reached")
+    points: tuple[tuple[float, float], ...] = Field(
+        (), description="[fraction of the run, value] pairs, each value held until the next; replaces the other four"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Schedule:
+        starts = [start for start, _ in self.points]
+        if self.points and (starts[0] != 0 or starts != sorted(set(starts)) or min(v for _, v in self.points) < 0):
+            raise ValueError(f"points must start at 0, rise, and have values of 0 or more, found {self.points}")
+        return self
+
+    def __str__(self) -> str:
+        if self.points:
+            return ", ".join(f"{value:g} from {start:.0%}" for start, value in self.points)
+        return f"{self.start:g}" if self.start == self.end else f"{self.start:g} → {self.end:g} ({self.shape})"
+
+    def at(self, progress: float) -> float:
+        """Value at `progress` (fraction of the run done, 0 to 1)."""
+        if self.points:
+            return next(value for start, value in reversed(self.points) if start <= progress)
+        x = min(progress / self.until, 1.0)
+        if self.shape == "cosine":
+            x = (1 - math.cos(math.pi * x)) / 2
+        return self.start + (self.end - self.start) * x
+
+
+def _written_short(value: object) -> object:
+    """A number, or a list of points, as the schedule that it means."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"start": value, "end": value}
+    if isinstance(value, list) and value and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        return {"start": value[0][1], "end": value[-1][1], "points": value}
+    return value
+
+
+Scheduled = Annotated[Schedule, BeforeValidator(_written_short)]
+
+
+def _with_commas(value: object) -> object:
+    """`0.25,0.5`, or a single value, as a list."""
+    return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
+
+
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], BeforeValidator(_with_commas)]
+"""One value or several, which on a command line may be written with commas between: `sizes=8,64`."""
+
+
+def twice(names: list[str]) -> list[str]:
+    """The names that stand more than once in a list, sorted."""
+    return sorted({name for name in names if names.count(name) > 1})

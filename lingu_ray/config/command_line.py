@@ -1,0 +1,140 @@
+"""From the command line to settings: a recipe or YAML file, then dotted `key=value` overrides."""
+
+import difflib
+from collections.abc import Collection
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from lingu_ray.commands import recipes, shipped
+from lingu_ray.config import Config, Schedule, strict_yaml
+from lingu_ray.config.help import setting_lines
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.settings import OVERRIDE, Settings, T, parse, read_text
+from lingu_ray.errors import UserError
+
+USAGE = "python -m lingu_ray.train [RECIPE | file.yaml] [key=value ...] [--print-config] [--help [SECTION]]"
+
+_ABOUT = """\
+Trains one run: a recipe (default: demo) with the settings given, into <output_dir>/<name>/
+Values are YAML. Items of a list are named by position or by their `name`.
+
+recipes:
+{recipes}
+
+examples:
+  python -m lingu_ray.train                                     the embedded demo, offline
+  python -m lingu_ray.train demo train.steps=30                 the same, shorter
+  python -m lingu_ray.train smollm2-135m --print-config         the whole configuration as YAML; trains nothing
+  python -m lingu_ray.train my.yaml distill.policy=none name=ce_only
+  python -m lingu_ray.train my.yaml distill.temperature='{{start: 4, end: 1}}'
+  python -m lingu_ray.train my.yaml corpus.sources.docvqa.limit=1000
+  python -m lingu_ray.train my.yaml corpus.sources.0.prompt='"Question: {{question}}"'"""
+
+
+class Arguments(NamedTuple):
+    """A command line, sorted: names, `key=value` settings, and options that start with a dash."""
+
+    names: list[str]
+    settings: list[str]
+    options: list[str]
+
+
+def load_config(argv: list[str]) -> Config:
+    """Configuration from command-line arguments (see `USAGE`); the recipe `demo` when none is named.
+
+    `--help` and `--print-config` print and raise `SystemExit(0)`. Raises `UserError` for whatever is wrong.
+    """
+    named, overrides, options = split_arguments(argv, train_help(), ("--print-config",))
+    if len(named) > 1:
+        raise UserError(f"more than one recipe or file: {', '.join(named)}\nusage: {USAGE}")
+    settings = read_recipe(named[0] if named else "demo")
+    for override in overrides:
+        settings.override(override)
+    config = settings.validate()
+    if options:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
+
+
+def train_help() -> Help:
+    """The pages of training's `--help`."""
+    width = text_width()
+    schedules = ["values that move over the run (temperature, weights)"]
+    schedules += setting_lines(Schedule, "SETTING.", width)
+    about = _ABOUT.format(recipes="\n".join(table(recipes(), width)))
+    return Help(USAGE, about, Config, {"schedules": "\n".join(schedules)})
+
+
+def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) -> Arguments:
+    """Sort a command line; `known` are the options that the command takes besides `--help`.
+
+    `--help`, `--help SECTION` and `--help=SECTION` print and raise `SystemExit(0)`; words after `--help` are topics.
+
+    Raises:
+        UserError: an unknown option, or help on a topic that does not exist.
+    """
+    for index, argument in enumerate(argv):
+        option, _, topic = argument.partition("=")
+        if option in ("-h", "--help"):
+            after = [word for word in argv[index + 1 :] if not word.startswith("-") and not OVERRIDE.fullmatch(word)]
+            help.show([topic, *after] if topic else after)
+    options = [a for a in argv if a.startswith("-")]
+    if unknown := next((option for option in options if option not in known), None):
+        raise UserError(f"unknown option {unknown}{_meant(unknown, help, known)}\nusage: {help.usage}")
+    settings = [a for a in argv if OVERRIDE.fullmatch(a)]
+    return Arguments([a for a in argv if a not in options and a not in settings], settings, options)
+
+
+def _meant(option: str, help: Help, known: Collection[str]) -> str:
+    """What the user may have meant by an unknown option."""
+    name, equals, value = option.lstrip("-").partition("=")
+    if equals or name in help.schema.model_fields:
+        return f"; settings are given without dashes: {name}={value or '...'}"
+    near = difflib.get_close_matches(option, [*known, "--help"], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def settings_alone(arguments: list[str], help: Help, schema: type[T]) -> T:
+    """The settings of a command that takes nothing but settings; raises `UserError` for whatever is wrong."""
+    names, settings, _ = split_arguments(arguments, help)
+    if names:
+        raise UserError(f"{names[0]!r} is not a setting: the command takes key=value alone\nusage: {help.usage}")
+    return read_settings(settings, schema)
+
+
+def read_settings(arguments: list[str], schema: type[T]) -> T:
+    """Settings from `key=value` arguments alone, without a file; raises `UserError` for whatever is wrong."""
+    settings = Settings(schema, {}, "command line")
+    for argument in arguments:
+        settings.override(argument)
+    return settings.validate()
+
+
+def load_yaml(path: Path) -> Config:
+    """Configuration from a YAML file alone, such as a run's `config.yaml`."""
+    return read_recipe(str(path)).validate()
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML; `load_yaml` reads back an equal one."""
+    return strict_yaml.dump(config)
+
+
+def read_recipe(recipe: str) -> Settings[Config]:
+    """A recipe of the package by name, or a YAML file by path."""
+    return read_named(recipe, "recipe", "lingu_ray", Config)
+
+
+def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[T]:
+    """A YAML file: by name one of the package's folder `<kind>s`, by path any."""
+    known = shipped(package, f"{kind}s")
+    if name in known:
+        return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)
+    if name.endswith((".yaml", ".yml")):
+        return parse(read_text(Path(name)), name, schema)
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise UserError(f"no {kind} {name!r}; {meant} A file is named by its path, ending in .yaml")

@@ -1,0 +1,113 @@
+"""Settings of the evaluation: tasks, and the engines that answer them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+
+from lingu_ray.config.base import NAME, Section, twice
+from lingu_ray.config.corpus import Format
+from lingu_ray.config.task_catalog import complete
+from lingu_ray.config.task_templates import compile_template
+from lingu_ray.paths import TaskPath
+
+TaskType = Literal[
+    "multiple_choice",
+    "last_word",
+    "perplexity",
+    "exact_match",
+    "vqa_accuracy",
+    "anls",
+    "relaxed_accuracy",
+    "cider",
+    "rouge_l",
+    "mme",
+    "lm_eval",
+]
+FORMAT_TYPES = ("exact_match", "anls", "relaxed_accuracy", "cider", "rouge_l")
+TASK_TYPES = {
+    "language": ("multiple_choice", "last_word", "perplexity", "exact_match", "lm_eval"),
+    "vision": ("multiple_choice", *FORMAT_TYPES, "vqa_accuracy", "mme"),
+}
+RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction")  # columns of a task's measured items
+
+
+class TaskConfig(Section):
+    """One evaluation task: where its items come from, what they ask, and how the answers are judged."""
+
+    name: str = Field(pattern=NAME, description="unique name; results carry it")
+    kind: Literal["language", "vision"] = Field(description="language: counts for recovery; vision: for retention")
+    type: TaskType = Field(description="how answers are judged; lm_eval: by a task of lm-evaluation-harness")
+    path: TaskPath = Field(
+        description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset; "
+        "lm_eval: the task's name, or its YAML file"
+    )
+    subset: str | None = Field(None, description="hub: configuration name")
+    split: str | None = Field(None, description="hub and save_to_disk: split, such as test")
+    where: str | None = Field(
+        None, description="rows to take: a column or a Jinja {{expression}} that is true or false"
+    )
+    format: Format | None = Field(
+        None, description="read rows as the corpus does, in one of its formats; the last question is asked"
+    )
+    fields: dict[str, str] = Field(
+        {}, description="an item's field: a column, or a Jinja template over the columns; empty: the row has the fields"
+    )
+    limit: PositiveInt | None = Field(None, description="use the first N items only; null: all")
+    delimiter: str = Field(" ", description="text between a query or context and the continuation that is scored")
+    max_new_tokens: PositiveInt = Field(16, description="longest answer in tokens; lm_eval: the task's own")
+    stop: tuple[str, ...] = Field((), description="texts that end an answer, besides the end of the turn")
+
+    @model_validator(mode="after")
+    def _measurable(self) -> TaskConfig:
+        if self.type not in TASK_TYPES[self.kind]:
+            raise ValueError(
+                f"task {self.name}: kind '{self.kind}' does not go with type '{self.type}': "
+                f"{self.kind} tasks are {', '.join(TASK_TYPES[self.kind])}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _readable(self) -> TaskConfig:
+        if self.format and (self.fields or self.format == "template" or self.type not in FORMAT_TYPES):
+            raise ValueError(
+                f"task {self.name}: format '{self.format}' gives a question and its answer, for the types "
+                f"{', '.join(FORMAT_TYPES)}; columns are named by `fields`, not by format 'template' "
+                "nor beside a format"
+            )
+        if self.type == "lm_eval" and (self.fields or self.where or self.subset or self.split):
+            raise ValueError(f"task {self.name}: a task of lm_eval brings its own data and fields: leave yours out")
+        for key, text in {**self.fields, "where": self.where}.items():
+            if key in RESERVED_FIELDS:
+                raise ValueError(f"task {self.name}: fields.{key}: the name is taken by what is measured")
+            if text is not None:
+                compile_template(text)
+        return self
+
+
+class EvaluationConfig(Section):
+    """What is measured after training, on teacher, adapted, CE-only and distilled model."""
+
+    tasks: tuple[Annotated[TaskConfig, BeforeValidator(complete)], ...] = Field(
+        (), description="names of the catalog, lm_eval/NAME, or sections; empty: no evaluation"
+    )
+    engine: Literal["auto", "vllm", "transformers"] = Field(
+        "auto", description="auto: vLLM if it is installed and supports every model, else Transformers"
+    )
+    replicas: PositiveInt | None = Field(
+        None, description="engines per model, each with a worker's resources; null: one per GPU, without GPUs one"
+    )
+    models_at_once: PositiveInt = Field(1, description="models measured side by side")
+    tokens_per_batch: PositiveInt = Field(8192, description="most tokens of one batch of an engine")
+    bootstrap: PositiveInt = Field(2000, description="resamples of the bootstrap for 95 % intervals")
+    min_recovery: float = Field(0.9, description="language recovery that the claim needs, in the mean and on each task")
+    min_retention: float = Field(
+        0.99, description="vision retention that the claim needs, in the mean and on each task"
+    )
+
+    @model_validator(mode="after")
+    def _tasks_differ(self) -> EvaluationConfig:
+        if repeated := twice([task.name for task in self.tasks]):
+            raise ValueError(f"evaluation.tasks: names must be unique, found twice: {', '.join(repeated)}")
+        return self

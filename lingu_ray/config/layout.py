@@ -1,0 +1,22 @@
+"""Text for terminals: its width, and tables of names with one line each."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping
+
+
+def text_width() -> int:
+    """Width of text in columns: that of the terminal, between 80 and 140."""
+    return min(max(shutil.get_terminal_size((120, 0)).columns, 80), 140)
+
+
+def table(lines: Mapping[str, str], width: int) -> list[str]:
+    """Names, indented, with their texts wrapped in a column beside them."""
+    column = max(map(len, lines)) + 4
+    rows = []
+    for name, text in lines.items():
+        first, *more = textwrap.wrap(text, width - column, break_on_hyphens=False) or [""]
+        rows += [f"  {name:<{column - 2}}{first}", *(" " * column + line for line in more)]
+    return rows

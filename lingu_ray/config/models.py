@@ -1,0 +1,105 @@
+"""Settings of the two models: the student, a VLM, and the teacher, the language model that its decoder came from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from lingu_ray.config.base import Section
+from lingu_ray.config.facts import MAY_CHANGE, SEARCHABLE
+from lingu_ray.paths import ModelPath
+
+
+class VisionConfig(Section):
+    """A new vision tower and projector for `student.from_teacher` (Idefics3/SmolVLM: SigLIP + pixel shuffle)."""
+
+    image_size: PositiveInt = Field(512, description="side of the square input, pixels")
+    patch_size: PositiveInt = Field(16, description="side of one patch, pixels")
+    hidden_size: PositiveInt = Field(768, description="width of the tower")
+    intermediate_size: PositiveInt = Field(3072, description="width of the tower's MLP")
+    layers: PositiveInt = Field(12, description="number of layers")
+    heads: PositiveInt = Field(12, description="attention heads; they divide hidden_size")
+    pixel_shuffle: PositiveInt = Field(4, description="side of the square of patches folded into one image token")
+
+    @model_validator(mode="after")
+    def _divides_evenly(self) -> VisionConfig:
+        if self.image_size % (self.patch_size * self.pixel_shuffle):
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of patch_size × pixel_shuffle "
+                f"= {self.patch_size * self.pixel_shuffle}"
+            )
+        if self.hidden_size % self.heads:
+            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
+        return self
+
+
+class StudentConfig(Section):
+    """The VLM to train: an existing one (`path`), or a new one built on the teacher (`from_teacher`)."""
+
+    # on resume the models' files are compared instead of their paths
+    path: Annotated[ModelPath | None, MAY_CHANGE] = Field(
+        None, description="folder or hub id of a Hugging Face image-text-to-text model"
+    )
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit); null: main")
+    from_teacher: Annotated[VisionConfig | None, SEARCHABLE] = Field(
+        None, description="build a new VLM: the teacher's decoder + this vision tower"
+    )
+    trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> StudentConfig:
+        if (self.path is None) == (self.from_teacher is None):
+            raise ValueError("give exactly one of student.path (a VLM) and student.from_teacher (a vision config)")
+        return self
+
+
+class TeacherConfig(Section):
+    """The original, frozen, text-only LM that the student's decoder came from."""
+
+    path: Annotated[ModelPath, MAY_CHANGE] = Field(
+        description="the causal LM: a folder, a hub id, or a .gguf file in one (`folder/name.gguf`)"
+    )
+    revision: str | None = Field(None, description="hub revision (branch, tag or commit); null: main")
+    placement: Annotated[Literal["actor", "in_process"], MAY_CHANGE] = Field(
+        "actor", description="actor: a Ray actor on the worker's node; in_process: inside the worker"
+    )
+    transport: Annotated[Literal["object_store", "cuda_ipc", "nixl"], MAY_CHANGE] = Field(
+        "object_store",
+        description="how the KV reaches the actor. object_store: shared memory; "
+        "cuda_ipc: shared memory of one GPU, no copy; nixl: memory to memory, by NIXL",
+    )
+    context: Annotated[Literal["shared_kv", "prompt_text"], SEARCHABLE] = Field(
+        "shared_kv",
+        description="shared_kv: the teacher continues from the student's KV; "
+        "prompt_text: an ablation, it reads the prompt's text without the images",
+    )
+    scope: Annotated[Literal["full", "visual"], SEARCHABLE] = Field(
+        "full", description="positions whose KV the teacher gets. full: the whole prompt; visual: image tokens only"
+    )
+    look_ahead: Annotated[int | None, MAY_CHANGE] = Field(
+        None,
+        ge=0,
+        description="micro-batches the student may run ahead while the teacher answers; "
+        "null: 1 on GPUs, 0 on CPUs, where both share the cores",
+    )
+    max_restarts: Annotated[int, MAY_CHANGE] = Field(3, ge=0, description="times a dead teacher actor is replaced")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_path(cls, given: Any) -> Any:
+        """`gguf_file`, which earlier settings have beside `path`, is the end of the path."""
+        if not isinstance(given, dict) or "gguf_file" not in given:
+            return given
+        file = given["gguf_file"]
+        rest = {name: value for name, value in given.items() if name != "gguf_file"}
+        return rest | {"path": f"{given.get('path')}/{file}"} if file else rest
+
+    @model_validator(mode="after")
+    def _sent_to_an_actor(self) -> TeacherConfig:
+        if self.placement == "in_process" and self.transport != "object_store":
+            raise ValueError(
+                f"teacher.transport={self.transport} reaches a teacher actor, and in_process there is none: "
+                "set teacher.placement=actor, or leave teacher.transport out"
+            )
+        return self

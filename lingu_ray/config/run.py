@@ -1,0 +1,103 @@
+"""The settings of a run: one `Config`, a tree of sections, read from a YAML file and dotted `key=value` overrides.
+
+Every field carries its meaning as a description, which `--help` prints. Whatever can be wrong in the settings alone is
+refused here, before Ray starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lingu_ray.config.base import NAME, Section
+from lingu_ray.config.cluster import RayConfig
+from lingu_ray.config.corpus import CorpusConfig, SourceConfig
+from lingu_ray.config.demo import DemoConfig
+from lingu_ray.config.distill import DistillConfig
+from lingu_ray.config.evaluation import EvaluationConfig
+from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, SEARCHABLE
+from lingu_ray.config.models import StudentConfig, TeacherConfig
+from lingu_ray.config.tracking import TrackingConfig
+from lingu_ray.config.train import TrainConfig
+from lingu_ray.paths import LocalPath
+
+
+class Config(Section):
+    """A complete run."""
+
+    name: Annotated[str, NOT_COMPARED] = Field(pattern=NAME, description="the run's folder and MLflow run name")
+    output_dir: Annotated[LocalPath, MAY_CHANGE, NOT_COMPARED] = Field(
+        Path("runs"), description="folder of runs, corpora and the MLflow store"
+    )
+    seed: int = Field(0, description="seed of everything but the corpus order")
+    resume: Annotated[Literal["auto", "never"], MAY_CHANGE, NOT_COMPARED] = Field(
+        "auto", description="auto: resume from the newest checkpoint; never: refuse a run that exists"
+    )
+    control: Annotated[bool, MAY_CHANGE, NOT_COMPARED] = Field(
+        False, description="also train the CE-only control on the same data and steps"
+    )
+    demo: Annotated[DemoConfig | None, MAY_CHANGE, NOT_COMPARED] = Field(
+        None, description="build the embedded pair and corpus first; null: off"
+    )
+    student: StudentConfig
+    teacher: TeacherConfig
+    corpus: CorpusConfig = CorpusConfig()
+    distill: Annotated[DistillConfig, SEARCHABLE] = DistillConfig()
+    train: Annotated[TrainConfig, SEARCHABLE] = TrainConfig()
+    ray: Annotated[RayConfig, MAY_CHANGE] = RayConfig()
+    tracking: Annotated[TrackingConfig, MAY_CHANGE, NOT_COMPARED] = TrackingConfig()
+    evaluation: Annotated[EvaluationConfig, MAY_CHANGE] = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if not self.corpus.sources and self.demo is None:
+            raise ValueError("corpus.sources is empty: name at least one source")
+        heavy = [s.name for s in self.corpus.sources if s.language_heavy]
+        if self.corpus.sources and self.distill.policy in ("selective", "language_only") and not heavy:
+            raise ValueError(
+                f"distill.policy={self.distill.policy} distills language-heavy sources, and no source is marked so: "
+                "set `language_heavy: true` on a source, or choose distill.policy=all or none"
+            )
+        if self.train.rows_per_step < self.ray.num_workers:
+            raise ValueError(
+                f"train.rows_per_step {self.train.rows_per_step} is below ray.num_workers {self.ray.num_workers}: "
+                "every worker needs a row in every step"
+            )
+        if self.corpus.max_length > self.train.tokens_per_micro_batch:
+            raise ValueError(
+                f"corpus.max_length {self.corpus.max_length} is above train.tokens_per_micro_batch "
+                f"{self.train.tokens_per_micro_batch}: the longest sample must fit a micro-batch"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return self.output_dir / self.name
+
+    @property
+    def corpora_dir(self) -> Path:
+        """Folder in which built corpora are kept."""
+        return self.corpus.cache_dir or self.output_dir / ".corpora"
+
+    def ce_weight(self, source: SourceConfig) -> float:
+        """c_i of the loss: the weight of this source's cross-entropy."""
+        return source.ce_weight * (self.distill.ce_on_distilled if self.distills(source) else 1.0)
+
+    def distilled_sources(self) -> set[str]:
+        """Names of the sources that the policy applies KD to."""
+        return {source.name for source in self.corpus.sources if self.distills(source)}
+
+    def training_sources(self) -> tuple[SourceConfig, ...]:
+        """The sources that the policy trains on (`language_only` leaves the others out)."""
+        if self.distill.policy == "language_only":
+            return tuple(s for s in self.corpus.sources if s.language_heavy)
+        return self.corpus.sources
+
+    def distills(self, source: SourceConfig) -> bool:
+        """Whether the policy applies KD to this source's rows."""
+        if self.distill.policy == "none":
+            return False
+        return self.distill.policy == "all" or source.language_heavy

@@ -1,0 +1,223 @@
+"""Settings before validation: a tree from YAML, changed by dotted `key=value` overrides, then validated.
+
+Every mistake becomes one line: the key, its value, what is wanted, and the file and line or override it came from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from lingu_ray.config import strict_yaml
+from lingu_ray.config.help import explain
+from lingu_ray.config.renamed import new_name
+from lingu_ray.config.strict_yaml import Key
+from lingu_ray.config.tree import field_at, section_at
+from lingu_ray.errors import UserError
+
+OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse(text: str, origin: str, schema: type[T]) -> Settings[T]:
+    """The settings of a YAML text; `origin` names it in errors."""
+    tree, lines = strict_yaml.load(text, origin)
+    if not isinstance(tree, dict):
+        raise UserError(f"{origin}: a configuration is a mapping of keys, this is {type(tree).__name__}")
+    return Settings(schema, tree, origin, {key: f"{origin}:{line}" for key, line in lines.items()})
+
+
+def read_text(path: Path) -> str:
+    """A text file that the user named."""
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def differences(before: object, now: object, ignored: Collection[str] = (), key: str = "") -> list[str]:
+    """One line for every setting in which two trees differ: key and both values.
+
+    `ignored`: patterns of dotted keys (`fnmatch`). Items of a list are matched by their `name`, else by position.
+    """
+    if any(fnmatch(key, pattern) for pattern in ignored):
+        return []
+    parts = [_parts(tree) for tree in (before, now)]
+    if parts[0] is None or parts[1] is None:
+        return [] if before == now else [f"{key}: {_short(before)} before, {_short(now)} now"]
+    lines: list[str] = []
+    for name in parts[0] | parts[1]:
+        inner = f"{key}.{name}" if key else name
+        lines += differences(parts[0].get(name), parts[1].get(name), ignored, inner)
+    return lines
+
+
+def _parts(tree: object) -> dict[str, Any] | None:
+    """The parts of a tree by name; None for a value (a list of plain values is one)."""
+    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
+        return {str(item.get("name", position)): item for position, item in enumerate(tree)}
+    return tree if isinstance(tree, dict) and tree else None
+
+
+def _short(value: object) -> str:
+    text = strict_yaml.dump(value, inline=True).strip()
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+@dataclass
+class Settings(Generic[T]):
+    """A tree of settings that is not validated yet, with the origin of each."""
+
+    schema: type[T]
+    tree: dict[str, Any]
+    name: str
+    origins: dict[Key, str] = field(default_factory=dict)
+
+    def override(self, argument: str) -> None:
+        """Apply one `key=value`."""
+        dotted, _, text = argument.partition("=")
+        value, _ = strict_yaml.load(text, f"override {argument}")
+        self.put(dotted, value, argument)
+
+    def put(self, dotted: str, value: Any, origin: str) -> None:
+        """Set a key to a value; `origin` says where it came from."""
+        *parents, last = key = self._key(dotted, origin)
+        node: Any = self.tree
+        for part in parents:
+            if isinstance(node, dict) and node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        node[last] = value
+        self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
+        self.origins[key] = origin
+
+    def _key(self, dotted: str, argument: str) -> Key:
+        """Follow `a.b.c` through the tree; an item of a list is named by its position or its `name`."""
+        node: Any = self.tree
+        key: Key = ()
+        rest = dotted
+        while rest:
+            if isinstance(node, list):
+                part, name = self._item(node, rest, ".".join(map(str, key)), argument)
+                if isinstance(node[part], str) and rest != name:  # a bare name stands for the section of that name
+                    node[part] = {"name": node[part]}
+            elif isinstance(node, dict) or node is None:
+                part = name = _longest([key for key in node or () if isinstance(key, str)], rest)
+            else:
+                above = ".".join(map(str, key))
+                raise UserError(f"{argument}: {above} is {node!r}, a value without parts: give {above} as a whole")
+            node = _child(node, part)
+            key = (*key, part)
+            rest = rest[len(name) :].removeprefix(".")
+        return key
+
+    @staticmethod
+    def _item(items: list[Any], rest: str, above: str, argument: str) -> tuple[int, str]:
+        names = [_name(item) for item in items]
+        position = _longest(names, rest)
+        if position in names:
+            return names.index(position), position
+        if position.isdecimal() and int(position) < len(items):
+            return int(position), position
+        known = ", ".join(f"{i} ({n})" if n else str(i) for i, n in enumerate(names)) or "none"
+        raise UserError(f"{argument}: {above} has no item {position!r}; it has: {known}")
+
+    def validate(self) -> T:
+        """The typed settings; all errors together in one `UserError`, one line each."""
+        try:
+            return self.schema.model_validate(self.tree)
+        except ValidationError as error:
+            errors = error.errors(include_url=False)
+            given = [(*e["loc"][:-1], new) for e in errors if (new := self._new_name(e))]
+            lines = [self._explain(e) for e in errors if e["type"] != "missing" or e["loc"] not in given]
+            raise UserError("\n".join(lines)) from error
+
+    def _explain(self, error: ErrorDetails) -> str:
+        key = error["loc"]
+        dotted = self._dotted(key)
+        if new := self._new_name(error):
+            return f"{dotted} is called {new} now [{self._origin(key)}]"
+        if error["type"] == "extra_forbidden":
+            problem = f"no such setting; {_nearest(self.schema, key, dotted)}"
+        elif error["type"] == "value_error":
+            problem = error["msg"].removeprefix("Value error, ")
+        else:
+            problem = _unfit(self.schema, key, error)
+        return f"{dotted + ': ' if dotted else ''}{problem} [{self._origin(key)}]"
+
+    def _new_name(self, error: ErrorDetails) -> str | None:
+        """What an unknown setting is called now, if it was renamed."""
+        if error["type"] != "extra_forbidden":
+            return None
+        *above, name = error["loc"]
+        return new_name(section_at(tuple(above), self.schema), str(name))
+
+    def _dotted(self, key: Key) -> str:
+        """The key as the user writes it: items of a list by their name."""
+        parts: list[str] = []
+        node: Any = self.tree
+        for part in key:
+            node = _child(node, part)
+            name = node.get("name") if isinstance(part, int) and isinstance(node, dict) else None
+            parts.append(str(part if name is None else name))
+        return ".".join(parts)
+
+    def _origin(self, key: Key) -> str:
+        """Where a key came from: its own line or override, else that of a section around it, or of a setting in it."""
+        above = (key[:n] for n in range(len(key), 0, -1) if key[:n] in self.origins)
+        below = (k for k in self.origins if key and k[: len(key)] == key)
+        nearest = next(above, None) or next(below, None)
+        return self.origins[nearest] if nearest else self.name
+
+
+def _name(item: Any) -> str:
+    """What an item of a list is called: its `name`, or what a bare name ends with (`lm_eval/gsm8k`)."""
+    if isinstance(item, dict):
+        return str(item.get("name"))
+    return item.rpartition("/")[2] if isinstance(item, str) else ""
+
+
+def _longest(names: list[str], dotted: str) -> str:
+    """The name that a dotted key begins with; names may hold dots, and the longest is meant. Else its first part."""
+    fitting = [name for name in names if name and (dotted == name or dotted.startswith(name + "."))]
+    return max(fitting, key=len, default=dotted.partition(".")[0])
+
+
+def _child(node: Any, part: str | int) -> Any:
+    """The value at `part` of a mapping or list; None if there is none."""
+    if isinstance(node, list) and isinstance(part, int):
+        return node[part] if part < len(node) else None
+    return node.get(part) if isinstance(node, dict) else None
+
+
+def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
+    """Which setting may have been meant: of the same section, or of the same name elsewhere."""
+    above = dotted.rpartition(".")[0]
+    section = section_at(key[:-1], schema)
+    siblings = list(section.model_fields) if section else []
+    near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
+    if near:
+        return f"did you mean {above + '.' if above else ''}{near[0]}?"
+    elsewhere = [f"{top}.{key[-1]}" for top in schema.model_fields if field_at((top, str(key[-1])), schema)]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"{above or 'the top level'} has {', '.join(siblings)}"
+
+
+def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
+    """A value of the wrong kind, or none where one is needed."""
+    setting = field_at(key, schema)
+    wanted = explain(setting) if setting else error["msg"]
+    if error["type"] == "missing":
+        return f"missing; give {wanted}"
+    quote = "; quote text that YAML reads otherwise" if error["type"] == "string_type" else ""
+    return f"{_short(error['input'])} does not fit; give {wanted}{quote}"

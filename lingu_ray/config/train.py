@@ -1,0 +1,82 @@
+"""Settings of the optimization: steps and batches, learning rates, precision, what is saved when."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from lingu_ray.config.base import Section
+from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED
+
+
+class LearningRates(Section):
+    """One learning rate per parameter group; 0 freezes the group."""
+
+    vision: float = Field(0.0, ge=0, description="vision tower")
+    projector: float = Field(5e-5, ge=0, description="what maps image features to the decoder's width")
+    decoder: float = Field(1e-5, ge=0, description="language decoder, embeddings and head")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the decoder's linear layers (LoRA); the export has them merged."""
+
+    rank: PositiveInt = Field(16, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="the adapters are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input")
+    targets: tuple[str, ...] = Field((), description="names of layers, such as q_proj; empty: every linear layer")
+
+
+class TrainConfig(Section):
+    """The optimization."""
+
+    # it moves a run's end, and schedules with it: `runtime/resume.py` says so
+    steps: Annotated[PositiveInt, MAY_CHANGE] = Field(1000, description="optimizer steps")
+    rows_per_step: PositiveInt = Field(32, description="rows of one optimizer step, over all workers")
+    tokens_per_micro_batch: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        8192, description="most tokens of one forward pass, padding included; what memory allows"
+    )
+    packing: Annotated[bool, MAY_CHANGE] = Field(
+        False, description="several samples in one row instead of padding; none sees another; pays with flash attention"
+    )
+    learning_rates: LearningRates = Field(LearningRates(), description="by parameter group")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (matrices only)")
+    warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises linearly")
+    min_lr: float = Field(
+        0.1, ge=0, le=1, description="share of the learning rate that is left at the end of its cosine decay"
+    )
+    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights stay fp32")
+    gradient_checkpointing: Annotated[bool, MAY_CHANGE] = Field(
+        False, description="compute activations again in the backward pass; saves memory, costs time"
+    )
+    lora: LoraConfig | None = Field(
+        None, description="train adapters, with learning_rates.decoder, in place of the decoder's weights; null: off"
+    )
+    parallelism: Annotated[Literal["ddp", "fsdp2"], MAY_CHANGE] = Field(
+        "ddp", description="ddp: the full model on each worker; fsdp2: the decoder's layers sharded over the workers"
+    )
+    compile: Annotated[bool, MAY_CHANGE] = Field(
+        False, description="torch.compile each decoder layer; the first steps are slow"
+    )
+    validate_every: Annotated[int, MAY_CHANGE, NOT_COMPARED] = Field(
+        100, ge=0, description="steps between validations; 0: at the end only"
+    )
+    sample_every: Annotated[int, MAY_CHANGE, NOT_COMPARED] = Field(
+        100, ge=0, description="steps between sample answers to validation rows; 0: at the end only"
+    )
+    samples: Annotated[int, MAY_CHANGE, NOT_COMPARED] = Field(4, ge=0, description="validation rows answered each time")
+    checkpoint_every: Annotated[PositiveInt, MAY_CHANGE, NOT_COMPARED] = Field(
+        100, description="steps between checkpoints"
+    )
+    keep_last: Annotated[PositiveInt, MAY_CHANGE, NOT_COMPARED] = Field(
+        2, description="newest checkpoints kept, besides the best by validation loss"
+    )
+
+    @model_validator(mode="after")
+    def _decoder_learns(self) -> TrainConfig:
+        needs = "train.lora" if self.lora else "train.parallelism=fsdp2" if self.parallelism == "fsdp2" else None
+        if needs and not self.learning_rates.decoder:
+            raise ValueError(f"{needs} needs a decoder that learns: set train.learning_rates.decoder above 0")
+        return self

@@ -1,0 +1,171 @@
+"""A processor's batch, checked and brought into the method's form.
+
+The conventions are those of Transformers: `labels` are aligned with `input_ids` and -100 where nothing is supervised;
+the loss shifts them by one. Padding may be on either side, or on both.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.distill.student import Student
+from lingu_ray.errors import UserError
+
+NOT_SUPERVISED = -100
+_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+_TOKENS = ("input_ids", "labels", "attention_mask", *_TOKEN_TYPES)
+_COMPUTED_HERE = ("position_ids", "cache_position", "inputs_embeds", "past_key_values")
+
+
+def visual_token_ids(student: PreTrainedModel) -> list[int]:
+    """The ids whose embeddings image (or audio) features replace, as the model's configuration names them.
+
+    Raises UserError when it names none.
+    """
+    ids = [getattr(student.config, f"{kind}_token_id", None) for kind in ("image", "audio")]
+    if not any(isinstance(i, int) for i in ids):
+        raise UserError(
+            f"student: the configuration of {type(student).__name__} names no image token (image_token_id), so "
+            "it is no vision-language model"
+        )
+    return [i for i in ids if isinstance(i, int)]
+
+
+def read_batch(batch: Mapping[str, Any], student: Student) -> ModelInputs:
+    """The batch as the student's inputs: ids and masks on the CPU, `[B, T]` with padding on the right.
+
+    Args:
+        batch: what the student's processor returned as tensors, with `labels`. `attention_mask` may be left out where
+            nothing is padded. Token types are derived from labels and images; given ones must agree.
+        student: the student that it is for.
+
+    Raises:
+        UserError: a tensor is missing, or has the wrong shape, dtype or values; the message names it.
+    """
+    given = {name: value for name, value in batch.items() if value is not None}
+    for name in _COMPUTED_HERE:
+        if name in given:
+            raise UserError(f"{name}: leave it out; give each sample a row of its own, with input_ids and labels")
+    ids_BT = _token_tensor(given, "input_ids")
+    labels_BT = _token_tensor(given, "labels", shape=ids_BT.shape)
+    real_BT = _attention_mask(given, ids_BT)
+    to_left = _ToLeft(real_BT)
+    ids_BT, labels_BT, real_BT = to_left(ids_BT), to_left(labels_BT), to_left(real_BT)
+    visual_BT = torch.isin(ids_BT, torch.tensor(visual_token_ids(student.model))) & real_BT
+    _check_labels(labels_BT, ids_BT, real_BT, visual_BT, student.output_head.vocabulary)
+    rows_B1 = torch.arange(len(ids_BT)).unsqueeze(1)
+    inputs = ModelInputs(
+        input_ids_BT=ids_BT,
+        sample_BT=torch.where(real_BT, rows_B1, -1),
+        supervised_BT=labels_BT != NOT_SUPERVISED,
+        visual_BT=visual_BT,
+        vision=_vision(given, student),
+    )
+    if visual_BT.any() and not inputs.vision:
+        raise UserError("the batch has image tokens and no images (pixel_values, …)")
+    _check_token_types(given, inputs, to_left, student)
+    return inputs
+
+
+def read_distill(distill: Tensor | Sequence[bool] | None, rows: int) -> Tensor:
+    """`distill` as a bool tensor `[B]` on the CPU; None: all rows. Raises UserError for another shape or dtype."""
+    if distill is None:
+        return torch.ones(rows, dtype=torch.bool)
+    mask_B = torch.as_tensor(distill).cpu()
+    if mask_B.dtype != torch.bool or mask_B.shape != (rows,):
+        raise UserError(
+            f"distill: must hold one bool for each of the {rows} rows; it is {mask_B.dtype} of shape "
+            f"{list(mask_B.shape)}"
+        )
+    return mask_B
+
+
+class _ToLeft:
+    """Moves each row's tokens to the left, so that all padding is on the right, and cuts columns without a token."""
+
+    def __init__(self, real_BT: Tensor):
+        length_B = real_BT.sum(1)
+        first_B1 = real_BT.int().argmax(1, keepdim=True)
+        columns = torch.arange(int(length_B.max()))
+        self.column_BT = (first_B1 + columns) % real_BT.shape[1]
+
+    def __call__(self, tensor_BT: Tensor) -> Tensor:
+        return tensor_BT.gather(1, self.column_BT)
+
+
+def _token_tensor(given: Mapping[str, Any], name: str, shape: torch.Size | None = None) -> Tensor:
+    """An int64 tensor `[B, T]` of the batch, on the CPU."""
+    if name not in given:
+        what = "the answers' ids, -100 elsewhere" if name == "labels" else "the token ids"
+        raise UserError(f"{name}: the batch has none; add {what}, aligned with input_ids")
+    value = given[name]
+    if not isinstance(value, Tensor):
+        raise UserError(f"{name}: must be a tensor, not a {type(value).__name__}: return_tensors='pt'")
+    if value.is_floating_point() or value.is_complex() or (value.dtype == torch.bool and name != "attention_mask"):
+        raise UserError(f"{name}: must hold integers; its dtype is {value.dtype}")
+    if value.ndim != 2 or (shape is not None and value.shape != shape) or not value.numel():
+        wanted = "[rows, tokens]" if shape is None else f"{list(shape)}, as input_ids"
+        raise UserError(f"{name}: must have the shape {wanted}; it has {list(value.shape)}")
+    return value.cpu().long()
+
+
+def _attention_mask(given: Mapping[str, Any], ids_BT: Tensor) -> Tensor:
+    """Where there is a token (bool): without gaps, and at least one in each row."""
+    if "attention_mask" not in given:
+        return torch.ones_like(ids_BT, dtype=torch.bool)
+    mask_BT = _token_tensor(given, "attention_mask", shape=ids_BT.shape)
+    if not torch.isin(mask_BT, torch.tensor([0, 1])).all():
+        raise UserError("attention_mask: must be 1 on tokens and 0 on padding")
+    starts_B = mask_BT.diff(dim=1, prepend=torch.zeros(len(mask_BT), 1, dtype=torch.long)).eq(1).sum(1)
+    if (starts_B != 1).any():
+        row = int((starts_B != 1).nonzero()[0])
+        why = "has no token" if not starts_B[row] else "has padding between its tokens"
+        raise UserError(f"attention_mask: row {row} {why}; padding belongs before or after the tokens")
+    return mask_BT.bool()
+
+
+def _check_labels(labels_BT: Tensor, ids_BT: Tensor, real_BT: Tensor, visual_BT: Tensor, vocabulary: int) -> None:
+    supervised_BT = labels_BT != NOT_SUPERVISED
+    outside_BT = (labels_BT < 0) | (labels_BT >= vocabulary)
+    reasons = {
+        f"lies outside the student's vocabulary of {vocabulary} ids": outside_BT,
+        "is on padding": ~real_BT,
+        "is on an image token, which nobody has to predict: set it to -100": visual_BT,
+        "differs from input_ids there: student and teacher read the label as the next token": labels_BT != ids_BT,
+    }
+    for reason, where_BT in reasons.items():
+        wrong = (where_BT & supervised_BT).nonzero()
+        if len(wrong):
+            row, column = wrong[0].tolist()
+            raise UserError(f"labels: {int(labels_BT[row, column])} at row {row}, token {column} {reason}")
+
+
+def _vision(given: Mapping[str, Any], student: Student) -> dict[str, Tensor]:
+    """What the batch holds beside its tokens; all of it is for the vision tower."""
+    taken = inspect.signature(student.body.forward).parameters
+    vision = {name: value for name, value in given.items() if name not in _TOKENS}
+    for name, value in vision.items():
+        if "video" in name:
+            raise UserError(f"{name}: videos are not supported, images are")
+        if name not in taken:
+            raise UserError(f"{name}: {type(student.body).__name__} takes no such input; take it out of the batch")
+        if not isinstance(value, Tensor):
+            raise UserError(f"{name}: must be a tensor, not a {type(value).__name__}: return_tensors='pt'")
+    return vision
+
+
+def _check_token_types(given: Mapping[str, Any], inputs: ModelInputs, to_left: _ToLeft, student: Student) -> None:
+    """Token types that the student reads must be those derived here; others have no effect."""
+    derived = forward_arguments(student.body, inputs)
+    for name in _TOKEN_TYPES:
+        if name in given and name in derived:
+            types_BT = to_left(_token_tensor(given, name, shape=given["input_ids"].shape))
+            if ((types_BT != derived[name]) & (inputs.sample_BT >= 0)).any():
+                raise UserError(f"{name}: differs from what follows from labels and images; leave it out of the batch")

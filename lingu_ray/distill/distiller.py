@@ -1,0 +1,167 @@
+"""The method for a training loop of your own: plain Transformers models and a processor's batch in, a loss out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
+from lingu_ray.distill.divergence import divergence_of
+from lingu_ray.distill.donation import Context, Scope, predicting
+from lingu_ray.distill.pair import check_models, check_tokenizers
+from lingu_ray.distill.step import DistillStep, SampleScales
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """How many tokens have a cross-entropy (`ce`) and a KD term (`kd`)."""
+
+    ce: int
+    kd: int
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        return TokenCounts(self.ce + other.ce, self.kd + other.kd)
+
+
+@dataclass(frozen=True)
+class DistillOutput:
+    """What `Distiller` returns for a batch.
+
+    `loss`: w_ce · ce + w_kd · τ² · kd, a scalar to call `backward()` on.
+    `ce`: sum of the batch's cross-entropies over `ce_tokens`, nats, detached. `kd`: sum of its divergences over
+    `kd_tokens`, detached. `counts`: the batch's own tokens.
+    """
+
+    loss: Tensor
+    ce: Tensor
+    kd: Tensor
+    counts: TokenCounts
+
+
+class Distiller(nn.Module):
+    """LinguDistill's loss (arXiv 2604.00829, section 3) for a student and a teacher of Transformers.
+
+        L = w_ce · Σ CE / ce_tokens  +  w_kd · τ² · Σ KD_τ / kd_tokens
+
+    CE is summed over all supervised tokens, KD over those of the rows to distill. The text-only teacher continues from
+    the keys and values that the student computed for the prompt, images included. It has no gradient, and none flows
+    back through those keys and values.
+
+    Both models are changed: the student's attention donates its KV, the teacher is frozen and in eval mode. The module
+    holds the student alone: `parameters()`, `to()` and `state_dict()` are the student's, the teacher is not moved.
+
+    Args:
+        student: a vision-language model (`AutoModelForImageTextToText`), not wrapped.
+        teacher: the text-only causal LM that its decoder came from (`AutoModelForCausalLM`), in any float dtype.
+        divergence: forward_kl, reverse_kl, jsd or tv.
+        beta: the teacher's weight in the mixture of jsd.
+        top_k: compare the teacher's k likeliest tokens and the rest as one; None: every token.
+        temperature: τ. It, `w_ce` and `w_kd` are attributes, which a schedule may set between steps.
+        w_ce: weight of the cross-entropy.
+        w_kd: weight of the KD term.
+        context: shared_kv, or prompt_text, the ablation in which the teacher reads the prompt's text instead.
+        scope: full donates every prompt position, visual the image positions alone.
+        tokenizers: the student's and the teacher's, to check that ids mean the same.
+
+    Raises:
+        UserError: the two do not fit each other (every difference is named), or an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        *,
+        divergence: str = "forward_kl",
+        beta: float = 0.5,
+        top_k: int | None = None,
+        temperature: float = 1.0,
+        w_ce: float = 1.0,
+        w_kd: float = 1.0,
+        context: Context = "shared_kv",
+        scope: Scope = "full",
+        tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None,
+    ):
+        super().__init__()
+        check_models(student, teacher)
+        if tokenizers is not None:
+            check_tokenizers(*tokenizers)
+        _check_choice("context", context, Context)
+        _check_choice("scope", scope, Scope)
+        if temperature <= 0 or w_ce < 0 or w_kd < 0:
+            raise UserError(f"temperature={temperature} must be above 0, w_ce={w_ce} and w_kd={w_kd} not below")
+        divergence_fn = divergence_of(divergence, beta, top_k)
+        visual_token_ids(student)
+        self.temperature, self.w_ce, self.w_kd = temperature, w_ce, w_kd
+        self.student = student
+        self._teacher = Teacher(teacher)
+        self._step = DistillStep(Student(student), InProcessTeacher(self._teacher), divergence_fn, context, scope)
+
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        distill: Tensor | Sequence[bool] | None = None,
+        *,
+        ce_tokens: float | Tensor | None = None,
+        kd_tokens: float | Tensor | None = None,
+    ) -> DistillOutput:
+        """The loss of one batch; it runs student and teacher.
+
+        Args:
+            batch: tensors of the student's processor (`input_ids` and `attention_mask` `[B, T]`, `pixel_values`, …) and
+                `labels` `[B, T]`: the ids that are learned, -100 elsewhere. Padding on any side.
+            distill: `[B]` bool, the rows with a KD term; None: all.
+            ce_tokens, kd_tokens: what the sums are divided by; None: the batch's own counts. For gradient accumulation
+                or data parallelism pass the counts of the whole optimizer step (see `count`): the gradients then add
+                up to those of one large batch.
+
+        Raises:
+            UserError: the batch cannot be used; the message names the tensor.
+        """
+        if self._teacher.model.device != self.student.device:
+            raise UserError(
+                f"the student is on {self.student.device} and the teacher on {self._teacher.model.device}: "
+                "move the teacher there"
+            )
+        inputs = read_batch(batch, self._step.student)
+        distill_B = read_distill(distill, len(inputs.input_ids_BT))
+        plan = self._step.plan(inputs, distill_B)
+        done = self._step.forward(inputs, plan)
+        counts = TokenCounts(len(done.labels_N), plan.tokens if plan else 0)
+        ce_by, kd_by = _divisor("ce_tokens", ce_tokens, counts.ce), _divisor("kd_tokens", kd_tokens, counts.kd)
+        scales = SampleScales(
+            ce_S=torch.full(distill_B.shape, self.w_ce / ce_by),
+            kd_S=torch.full(distill_B.shape, self.w_kd / kd_by),
+            temperature=self.temperature,
+        )
+        terms = self._step.loss(done, self._step.teacher_output(done), scales)
+        return DistillOutput(terms.loss, terms.ce_N.sum() / ce_by, terms.kd_M.sum() / kd_by, counts)
+
+    def count(self, batch: Mapping[str, Any], distill: Tensor | Sequence[bool] | None = None) -> TokenCounts:
+        """The batch's tokens with a CE and a KD term, without running a model; arguments and errors as `forward`."""
+        inputs = read_batch(batch, self._step.student)
+        plan = self._step.plan(inputs, read_distill(distill, len(inputs.input_ids_BT)))
+        supervised = int(predicting(inputs.supervised_BT, inputs.sample_BT).sum())
+        return TokenCounts(supervised, plan.tokens if plan else 0)
+
+
+def _divisor(name: str, given: float | Tensor | None, own: int) -> float:
+    """A token count to divide by, at least 1."""
+    count = float(own if given is None else given)
+    if not 0 <= count < math.inf:
+        raise UserError(f"{name}={count}: must be a number of tokens")
+    return max(count, 1)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(choices))}")

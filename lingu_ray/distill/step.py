@@ -1,0 +1,121 @@
+"""The method for one micro-batch: plan the donation, run the student, ask the teacher, compute the loss.
+
+The steps are separate so that a caller can do other work between asking the teacher and needing its output. The KV that
+the student donates is detached and the teacher runs without gradients: only the student learns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lingu_ray.distill.continuation import make_request
+from lingu_ray.distill.divergence import DivergenceFn
+from lingu_ray.distill.donation import Context, Donation, Scope, plan_donation, predicting
+from lingu_ray.distill.inputs import ModelInputs
+from lingu_ray.distill.loss import LossScales, LossTerms, TeacherOutput, ce_kd_loss
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import TeacherClient
+
+
+@dataclass(frozen=True)
+class StudentPass:
+    """A micro-batch after the student's forward pass; its teacher may still be at work.
+
+    `hidden_ND`: the student's final hidden states where it predicts the N supervised tokens `labels_N`, row-major.
+    `sample_N`: the sample of each. `kd_mask_N`: which of them get a KD term. Both are on the CPU.
+    `ticket`: returned by the teacher's client for the request; None where nothing is asked.
+    """
+
+    hidden_ND: Tensor
+    labels_N: Tensor
+    sample_N: Tensor
+    kd_mask_N: Tensor
+    ticket: Any
+
+
+@dataclass(frozen=True)
+class SampleScales:
+    """What the terms of a sample's tokens are multiplied by: w_ce · c / N_ce and w_kd · k / N_kd (see `loss`).
+
+    `ce_S`, `kd_S`: float32, on the CPU. `temperature`: τ of the KD term.
+    """
+
+    ce_S: Tensor
+    kd_S: Tensor
+    temperature: float
+
+
+class DistillStep:
+    """`plan`, `forward`, `teacher_output` and `loss` of a pair; without a teacher there is no KD term."""
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: TeacherClient | None,
+        divergence: DivergenceFn,
+        context: Context = "shared_kv",
+        scope: Scope = "full",
+    ):
+        self.student, self.teacher, self.divergence = student, teacher, divergence
+        self.context: Context = context
+        self.scope: Scope = scope
+
+    def plan(self, inputs: ModelInputs, distill_S: Tensor) -> Donation | None:
+        """What the teacher is asked about the micro-batch (on the CPU); None: nothing.
+
+        `distill_S` (bool): the samples that are distilled.
+        """
+        if self.teacher is None:
+            return None
+        return plan_donation(
+            inputs.input_ids_BT,
+            inputs.sample_BT,
+            inputs.supervised_BT,
+            inputs.visual_BT,
+            distill_S,
+            teacher_vocabulary=self.teacher.output_head.vocabulary,
+            context=self.context,
+            scope=self.scope,
+        )
+
+    def forward(self, inputs: ModelInputs, plan: Donation | None) -> StudentPass:
+        """Run the student on its own device, in the caller's autocast, and ask the teacher as planned."""
+        device = self.student.model.device
+        row_N, column_N = predicting(inputs.supervised_BT, inputs.sample_BT).nonzero(as_tuple=True)
+        donated = plan if self.context == "shared_kv" else None
+        hidden_BTD, capture = self.student.hidden_states(inputs.to(device), donated)
+        ticket, kd_mask_N = None, torch.zeros_like(row_N, dtype=torch.bool)
+        if plan is not None and self.teacher is not None:
+            kd_mask_N = plan.kd_mask_N
+            with torch.autocast(device.type, enabled=False):  # the teacher keeps its own precision
+                ticket = self.teacher.submit(make_request(plan, capture))
+        return StudentPass(
+            hidden_ND=hidden_BTD[row_N.to(device), column_N.to(device)],
+            labels_N=inputs.input_ids_BT[row_N, column_N + 1].to(device),
+            sample_N=inputs.sample_BT[row_N, column_N],
+            kd_mask_N=kd_mask_N,
+            ticket=ticket,
+        )
+
+    def teacher_output(self, done: StudentPass) -> TeacherOutput | None:
+        """Wait for the teacher; None where it was not asked."""
+        if done.ticket is None or self.teacher is None:
+            return None
+        kd_mask_N = done.kd_mask_N.to(done.hidden_ND.device)
+        return TeacherOutput(self.teacher.result(done.ticket), self.teacher.output_head, kd_mask_N)
+
+    def loss(self, done: StudentPass, teacher: TeacherOutput | None, scales: SampleScales) -> LossTerms:
+        """CE + KD, with their values for every token (see `loss.ce_kd_loss`)."""
+        device = done.hidden_ND.device
+        token_scales = LossScales(
+            ce_N=scales.ce_S[done.sample_N].to(device),
+            kd_M=scales.kd_S[done.sample_N[done.kd_mask_N]].to(device),
+            temperature=scales.temperature,
+        )
+        head = self.student.output_head
+        with torch.autocast(device.type, enabled=False):  # its arithmetic is float32 throughout
+            return ce_kd_loss(done.hidden_ND, head, done.labels_N, token_scales, teacher, self.divergence)

@@ -1,0 +1,83 @@
+"""Judging by the option that an answer names: a letter of multiple choice, or yes and no, of MME."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from string import ascii_uppercase
+
+from lingu_ray.evaluation.metrics.metric import Columns, Scores
+
+# From the clearest to the least certain way to name an option; the last of several in one answer counts.
+_FORMS = tuple(
+    re.compile(form)
+    for form in (
+        r"^\W*([A-Z])[).:,\n]",  # B. a red bus
+        r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is)?:?\W+([A-Z])\b",  # the answer is (B)
+        r"\(([A-Z])\)",  # it must be (B)
+        r"^\W*([A-Z])\b",  # B a red bus
+    )
+)
+
+COGNITION = frozenset(("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning"))
+"""MME's categories of cognition; the others are perception."""
+
+
+def judge_letters(columns: Columns) -> Scores:
+    """Accuracy: 1 where the option that the answer names is `gold`."""
+    named = [named_option(p, c) for p, c in zip(columns["prediction"], columns["choices"], strict=True)]
+    score = [float(option == gold) for option, gold in zip(named, columns["gold"], strict=True)]
+    return Scores(score, [1.0] * len(score), {})
+
+
+def named_option(answer: str, choices: list[str]) -> int | None:
+    """Index of the option whose letter or text the answer is, or whose letter it names; None if it names none."""
+    if letter := re.fullmatch(r"\W*([A-Za-z])\W*", answer):
+        return _index(letter[1].upper(), choices)
+    texts = [_plain(choice) for choice in choices]
+    if (plain := _plain(answer)) in texts:
+        return texts.index(plain)
+    found = next((letters for form in _FORMS if (letters := form.findall(answer))), None)
+    return _index(found[-1], choices) if found else None
+
+
+def _index(letter: str, choices: list[str]) -> int | None:
+    index = ascii_uppercase.index(letter)
+    return index if index < len(choices) else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split()).rstrip(".")
+
+
+def judge_mme(columns: Columns) -> Scores:
+    """The MME score: an image has two yes-or-no questions, and scores 100 for the share of them that is right and 100
+    more when all are; a category is the mean over its images, and the score the sum over categories: at most 2000 for
+    perception, 800 for cognition.
+
+    An entry an image, in the order of its first question: the two questions of an image are drawn together.
+
+    An image's score is scaled by images / images of its category, so that the mean over images is the sum over
+    categories. `extra`: `perception` and `cognition`, the two parts of that sum.
+    """
+    right: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for prediction, gold, category, group in zip(
+        columns["prediction"], columns["gold"], columns["category"], columns["group"], strict=True
+    ):
+        right[category, group].append(yes_or_no(prediction) == yes_or_no(gold))
+    images = Counter(category for category, _ in right)
+    score = [
+        100 * (sum(of_image) / len(of_image) + all(of_image)) * len(right) / images[category]
+        for (category, _), of_image in right.items()
+    ]
+    cognition = [s if category in COGNITION else 0.0 for s, (category, _) in zip(score, right, strict=True)]
+    perception = [s - c for s, c in zip(score, cognition, strict=True)]
+    return Scores(score, [1.0] * len(score), {"perception": perception, "cognition": cognition})
+
+
+def yes_or_no(answer: str) -> str | None:
+    """Which of the two an answer begins with; None if neither."""
+    head = answer.lower().replace(".", "").strip()[:4]
+    if "yes" in head or head == "y":
+        return "yes"
+    return "no" if "no" in head or head == "n" else None

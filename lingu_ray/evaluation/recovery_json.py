@@ -1,0 +1,134 @@
+"""`recovery.json`: written from the types of `results.py`, and read back into them, here alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.atomic import write_text
+from lingu_ray.evaluation.results import (
+    QUOTIENTS,
+    Control,
+    Estimate,
+    Interval,
+    Means,
+    ModelScore,
+    QuotientName,
+    Recovery,
+    TaskScores,
+    Verdict,
+)
+from lingu_ray.evaluation.roles import ADAPTED, TEACHER
+
+FILE = "recovery.json"
+
+
+def write_recovery(result: Recovery, folder: Path) -> None:
+    """Write `recovery.json` to `folder`."""
+    text = json.dumps(as_json(result), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / FILE, text + "\n")
+
+
+def read_recovery(folder: Path) -> Recovery | None:
+    """The content of the folder's `recovery.json`; None where there is none."""
+    path = folder / FILE
+    return from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def as_json(result: Recovery) -> dict[str, Any]:
+    """The result as JSON has it."""
+    summary: dict[str, Any] = {**_means_json(result.distilled), "ce_only": None}
+    if control := result.control:
+        difference = _pair("difference", control.difference)
+        summary["ce_only"] = {**_means_json(control.means), **difference, "beaten": control.beaten}
+    summary |= {
+        "models": {model: _means_json(means) for model, means in result.models.items()},
+        "claim_holds": result.verdict.holds,
+        "verdict": result.verdict.text,
+        "exceptions": list(result.verdict.exceptions),
+    }
+    return {"tasks": {name: _task_json(task) for name, task in result.tasks.items()}, "summary": summary}
+
+
+def from_json(tree: Mapping[str, Any]) -> Recovery:
+    """The result from its JSON, of earlier versions too, whose tasks have no floors and the verdict no exceptions."""
+    summary = tree["summary"]
+    control = None
+    if entry := summary["ce_only"]:
+        control = Control(_means(entry), _estimate("difference", entry), entry["beaten"])
+    return Recovery(
+        {name: _task(entry) for name, entry in tree["tasks"].items()},
+        _means(summary),
+        control,
+        {model: _means(entry) for model, entry in summary["models"].items()},
+        Verdict(summary["claim_holds"], summary["verdict"], tuple(summary.get("exceptions", ()))),
+    )
+
+
+def _task_json(task: TaskScores) -> dict[str, Any]:
+    name = task.quotient_name
+    return {
+        "kind": task.kind,
+        "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
+        "share": task.is_share,
+        "n": task.items,
+        "models": {model: _model_json(name, model, found) for model, found in task.models.items()},
+        **_pair(name, task.distilled),
+        f"{name}_reason": task.reason,
+        "ce_only": _pair(name, task.ce_only),
+        "floor": task.floor,
+        **_pair("over_adapted", task.over_adapted),
+        **_pair("over_ce_only", task.over_ce_only),
+    }
+
+
+def _task(entry: Mapping[str, Any]) -> TaskScores:
+    name = QUOTIENTS[entry["kind"]]
+    return TaskScores(
+        kind=entry["kind"],
+        metric=entry["metric"],
+        higher_is_better=entry["higher_is_better"],
+        is_share=entry["share"],
+        items=entry["n"],
+        models={model: _model(name, found) for model, found in entry["models"].items()},
+        distilled=_estimate(name, entry),
+        reason=entry[f"{name}_reason"],
+        ce_only=_estimate(name, entry["ce_only"]),
+        floor=entry.get("floor"),
+        over_adapted=_estimate("over_adapted", entry),
+        over_ce_only=_estimate("over_ce_only", entry),
+    )
+
+
+def _model_json(name: QuotientName, model: str, found: ModelScore) -> dict[str, Any]:
+    quotient = {} if model in (TEACHER, ADAPTED) else _pair(name, found.quotient)
+    return {"score": found.score.value, "ci": list(found.score.ci), **found.extra, **quotient}
+
+
+def _model(name: QuotientName, entry: Mapping[str, Any]) -> ModelScore:
+    known = ("score", "ci", name, f"{name}_ci")
+    extra = {key: value for key, value in entry.items() if key not in known}
+    return ModelScore(Estimate(entry["score"], Interval(*entry["ci"])), extra, _estimate(name, entry))
+
+
+def _means_json(means: Means) -> dict[str, Any]:
+    return {**_pair("recovery", means.recovery), **_pair("retention", means.retention)}
+
+
+def _means(entry: Mapping[str, Any]) -> Means:
+    return Means(_estimate("recovery", entry), _estimate("retention", entry))
+
+
+def _pair(name: str, estimate: Estimate | None) -> dict[str, Any]:
+    """An estimate under its name, its interval under `<name>_ci`."""
+    if estimate is None:
+        return {name: None, f"{name}_ci": None}
+    return {name: estimate.value, f"{name}_ci": list(estimate.ci)}
+
+
+def _estimate(name: str, entry: Mapping[str, Any]) -> Estimate | None:
+    value = entry.get(name)
+    return None if value is None else Estimate(value, Interval(*entry[f"{name}_ci"]))

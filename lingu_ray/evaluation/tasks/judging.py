@@ -1,0 +1,26 @@
+"""A task's metric, and the scores of its models by it: of its type, or of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lingu_ray.config import TaskConfig
+from lingu_ray.evaluation.metrics import registry
+from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
+from lingu_ray.evaluation.tasks.harness import judge_by_harness
+
+METRICS = {**registry.METRICS, "lm_eval": Metric("lm_eval", True, True, judge_by_harness)}
+"""By `type` of a task, all types that there are."""
+
+
+def judge_task(config: TaskConfig, columns: dict[str, Columns]) -> tuple[Metric, dict[str, Scores]]:
+    """The task's metric, and the scores of each model from its columns (at least one model).
+
+    A task of lm-evaluation-harness brings a metric of its own name and scale.
+    """
+    metric = METRICS[config.type]
+    scores = {model: metric.judge(of_model) for model, of_model in columns.items()}
+    if config.type != "lm_eval":
+        return metric, scores
+    share = all(0 <= score <= 1 for of_model in scores.values() for score in of_model.score)
+    return replace(metric, name=next(iter(columns.values()))["metric"][0], share=share), scores

@@ -1,0 +1,163 @@
+"""From a row's fields to an item: what each task type expects, and what it asks of a model.
+
+- `multiple_choice`, language: `query`, `choices`, `gold` (which choice follows the query), or `context_options`,
+  `continuation`, `gold` (which context the continuation follows);
+- `multiple_choice`, vision: `question`, `choices` (`A`, `B`, … where the question lists them itself), `gold`, `image`;
+- `last_word`: `context`, `continuation`;
+- `perplexity`: `text`, or `context`, `continuation` to score the continuation alone;
+- `mme`: `question`, `gold` (yes or no), `category`, `group` (the name of its image), `image`;
+- others: `question`, `answer` (one or several), `image` (vision: one or several).
+
+Elsewhere `gold` is an index. `<image>` in a question marks where an image stands; without it they come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from string import ascii_uppercase
+from typing import Any
+
+from lingu_ray.config import TaskConfig
+from lingu_ray.corpus.row import PLACEHOLDER
+from lingu_ray.evaluation.engines.engine import ScoreRequest
+from lingu_ray.evaluation.tasks.task import Asked, Reference, Scored
+
+Fields = dict[str, Any]
+Image = Callable[[], bytes]
+
+_SCORED = ("query", "choices", "gold", "context_options", "context", "continuation", "text")
+_ASKED = ("question", "answer", "image", "choices", "gold", "category", "group")
+KNOWN = frozenset((*_SCORED, *_ASKED))
+"""Fields that a type may ask for; a task's other `fields` become columns of their own."""
+
+
+class Malformed(Exception):
+    """What is wrong with an item; the loader adds where it is."""
+
+
+def is_scored(config: TaskConfig) -> bool:
+    """Whether the task's texts are scored; else its questions are answered."""
+    return config.kind == "language" and config.type in SCORED
+
+
+def scored(config: TaskConfig, name: str, fields: Fields) -> Scored:
+    """An item of a task that scores texts.
+
+    Raises:
+        Malformed: a field is missing, or not of its kind.
+    """
+    pairs, reference = SCORED[config.type](config, fields)
+    requests = tuple(ScoreRequest(context, continuation) for context, continuation in pairs)
+    return Scored(name, requests, reference | _more(config, fields))
+
+
+def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[Image, ...]) -> Asked:
+    """An item of a task that asks a question.
+
+    Raises:
+        Malformed: a field is missing, or not of its kind; images are missing, or not those of the question.
+    """
+    question, reference = ASKED.get(config.type, _answered)(fields)
+    if config.kind == "vision" and not images:
+        raise Malformed("`image` is missing")
+    if config.kind == "language" and images:
+        raise Malformed("`image` in a language task, which text-only models answer too: set kind: vision")
+    marks = question.count(PLACEHOLDER)
+    if marks not in (0, len(images)):
+        raise Malformed(f"`question` has {marks} {PLACEHOLDER} for {len(images)} images; mark all of them or none")
+    return Asked(name, question, images, reference | _more(config, fields))
+
+
+def _more(config: TaskConfig, fields: Fields) -> Reference:
+    return {key: fields[key] for key in config.fields if key not in KNOWN}
+
+
+def _field(fields: Fields, key: str) -> Any:
+    if key not in fields:
+        raise Malformed(f"`{key}` is missing; there are: {', '.join(fields) or 'none'}")
+    return fields[key]
+
+
+def _text(fields: Fields, key: str) -> str:
+    value = _field(fields, key)
+    if not isinstance(value, str) or not value.strip():
+        raise Malformed(f"`{key}` must be a text that is not empty, found {value!r}")
+    return value
+
+
+def _texts(fields: Fields, key: str) -> list[str]:
+    """A text, or a list of texts, as a list; none of them empty."""
+    value = _field(fields, key)
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
+        raise Malformed(f"`{key}` must be a text or a list of texts, none empty, found {value!r}")
+    return values
+
+
+def _gold(fields: Fields, options: list[str]) -> int:
+    gold = _field(fields, "gold")
+    if len(options) < 2 or type(gold) is not int or not 0 <= gold < len(options):
+        raise Malformed(f"`gold` must be the index of one of two or more options, found {gold!r} of {len(options)}")
+    return gold
+
+
+Pairs = list[tuple[str, str]]
+
+
+def _options(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
+    """Each option with its length in characters, for `acc_norm`."""
+    if "choices" in fields:
+        query, options = _text(fields, "query"), _texts(fields, "choices")
+        pairs = [(query, config.delimiter + option) for option in options]
+        lengths = [len(option) for option in options]
+    elif "context_options" in fields:
+        options, continuation = _texts(fields, "context_options"), _text(fields, "continuation")
+        pairs = [(option, config.delimiter + continuation) for option in options]
+        lengths = [len(continuation)] * len(options)
+    else:
+        raise Malformed("neither `query, choices, gold` nor `context_options, continuation, gold`")
+    return pairs, {"gold": _gold(fields, options), "lengths": lengths}
+
+
+def _passage(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
+    if "text" in fields:
+        return [("", _text(fields, "text"))], {}
+    return _last_word(config, fields)
+
+
+def _last_word(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
+    return [(_text(fields, "context"), config.delimiter + _text(fields, "continuation"))], {}
+
+
+SCORED: dict[str, Callable[[TaskConfig, Fields], tuple[Pairs, Reference]]] = {
+    "multiple_choice": _options,
+    "last_word": _last_word,
+    "perplexity": _passage,
+}
+
+
+def _answered(fields: Fields) -> tuple[str, Reference]:
+    return _text(fields, "question"), {"answers": _texts(fields, "answer")}
+
+
+def _lettered(fields: Fields) -> tuple[str, Reference]:
+    """The question with lettered options, in the words of lmms-eval; as it is where the options are bare letters."""
+    question, choices = _text(fields, "question"), _texts(fields, "choices")
+    gold = _gold(fields, choices)
+    if len(choices) > len(ascii_uppercase):
+        raise Malformed(f"`choices` has {len(choices)} options, more than there are letters")
+    if choices == list(ascii_uppercase[: len(choices)]):  # the question lists its options itself
+        return question, {"choices": choices, "gold": gold}
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(ascii_uppercase, choices, strict=False))
+    prompt = f"{question}\n{listed}\nAnswer with the option's letter from the given choices directly."
+    return prompt, {"choices": choices, "gold": gold}
+
+
+def _yes_or_no(fields: Fields) -> tuple[str, Reference]:
+    question, gold = _text(fields, "question"), _text(fields, "gold")
+    if gold.lower() not in ("yes", "no"):
+        raise Malformed(f"`gold` must be yes or no, found {gold!r}")
+    return question, {"gold": gold.lower(), "category": _text(fields, "category"), "group": _text(fields, "group")}
+
+
+ASKED: dict[str, Callable[[Fields], tuple[str, Reference]]] = {"multiple_choice": _lettered, "mme": _yes_or_no}

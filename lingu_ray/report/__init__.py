@@ -1,0 +1,1 @@
+"""Pages, plots and the model card of a run: what people look at."""

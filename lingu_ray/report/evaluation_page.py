@@ -1,0 +1,34 @@
+"""The page of an evaluation, and the part of a run's page that shows one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.atomic import write_text
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.report.pages import environment, svgs
+from lingu_ray.report.plots import model_colors
+from lingu_ray.report.samples import answered
+from lingu_ray.report.score_plots import plot_recovery, recovery_panels
+
+
+def write_evaluation(result: Recovery, out_dir: Path) -> Path:
+    """Write `report.html` and `recovery.png` of an evaluation that belongs to no run; returns the page's path."""
+    template = environment().get_template("evaluation.html")
+    page = out_dir / "report.html"
+    write_text(page, template.render(name=out_dir.resolve().name, **scores_shown(result, out_dir)))
+    return page
+
+
+def scores_shown(result: Recovery | None, folder: Path) -> dict[str, Any]:
+    """What `scores.html` shows of a result, whose items lie in `folder`; draws `recovery.png` there."""
+    if result is None:
+        return {"result": None}
+    plot_recovery(result, folder / "recovery.png")
+    return {
+        "result": result,
+        "scores": svgs(recovery_panels(result)),
+        "colors": model_colors(result.measured),
+        "answers": answered(folder, result),
+    }

@@ -1,0 +1,66 @@
+"""Answers to held-out questions during training, with the questions' images from the corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lingu_ray.evaluation.thumbnail import data_uri, thumbnail
+from lingu_ray.report.plots import display_name
+from lingu_ray.report.samples import Answered, Answers, without_placeholders
+from lingu_ray.runtime.records import Record
+
+Key = tuple[str, int]
+"""What identifies a held-out row: its source and its position among the source's held-out rows."""
+
+
+def held_out_answers(runs: dict[str, list[Record]], corpus: Path | None) -> Answers | None:
+    """Each sampled question once, with the run's first and last answer and the control's last; None without any.
+
+    Args:
+        runs: content of `samples.jsonl` by model: the run, and its control where there is one.
+        corpus: folder of the corpus that the questions come from; without it they have no images.
+    """
+    (own, records), *others = runs.items()
+    if not records:
+        return None
+    first, last = records[0]["step"], records[-1]["step"]
+    headings = {first: f"step {first}", last: f"{display_name(own)}, step {last}"}
+    questions = {_key(record): record for record in records}
+    said: dict[Key, dict[str, str]] = {key: {} for key in questions}
+    for record in records:
+        if heading := headings.get(record["step"]):
+            said[_key(record)][heading] = record["answer"]
+    for model, of_other in others:
+        for record in of_other:
+            if answers := said.get(_key(record)):
+                answers[display_name(model)] = record["answer"]
+    images = _thumbnails(corpus, set(said)) if corpus is not None else {}
+    rows = [
+        Answered(
+            record["source"],
+            without_placeholders(record["question"]),
+            images.get(key, []),
+            record["expected"],
+            said[key],
+        )
+        for key, record in questions.items()
+    ]
+    return Answers(rows, list(dict.fromkeys(heading for row in rows for heading in row.answers)), headings[last])
+
+
+def _key(record: Record) -> Key:
+    return record["source"], record["position"]
+
+
+def _thumbnails(corpus: Path, keys: set[Key]) -> dict[Key, list[str]]:
+    """The rows' images as `data:` addresses; none where the corpus was deleted."""
+    path = corpus / "validation.parquet"
+    if not path.exists():
+        return {}
+    sources, positions = (list(column) for column in zip(*keys, strict=True))
+    wanted = pc.field("source").isin(sources) & pc.field("position").isin(positions)
+    rows = pq.read_table(path, columns=["source", "position", "images"], filters=wanted).to_pylist()
+    return {_key(row): [data_uri(thumbnail(image)) for image in row["images"]] for row in rows if _key(row) in keys}

@@ -1,0 +1,99 @@
+"""The model card: README.md of an exported model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.atomic import write_text
+from lingu_ray.config import Config, SourceConfig, strict_yaml
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.roles import control_role, trained_role
+from lingu_ray.report.card_settings import settings_rows
+from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
+from lingu_ray.report.pages import environment
+from lingu_ray.report.sources import trained_sources
+from lingu_ray.runtime.environment import read_environment
+
+_LICENSE = ("license", "license_name", "license_link")
+TAGS = ("vision-language-model", "lingu_ray")
+DISTILLED_TAGS = ("vision-language-model", "knowledge-distillation", "lingudistill", "lingu_ray")
+
+
+def write_model_card(
+    export_dir: Path,
+    config: Config,
+    result: Recovery | None,
+    manifest: dict[str, Any],
+    control_of: str | None = None,
+) -> Path:
+    """Write the export's README.md, front matter included.
+
+    Args:
+        export_dir: the exported model's folder.
+        config: the run's settings.
+        result: what was measured; None where the run was not evaluated.
+        manifest: the corpus manifest.
+        control_of: for a control, the name of the run that it is the control of.
+    """
+    templates = environment()
+    templates.filters["data"] = data_name
+    text = templates.get_template("model_card.md").render(
+        front_matter=strict_yaml.dump(front_matter(config)).strip(),
+        config=config,
+        control_of=control_of,
+        role=control_role(config) if control_of else trained_role(config),
+        versions=read_environment(config.run_dir),
+        settings=settings_rows(config),
+        sources=trained_sources(config, manifest, config.train.steps),
+        rows=manifest["rows"],
+        result=result,
+    )
+    path = export_dir / "README.md"
+    write_text(path, text)
+    return path
+
+
+def front_matter(config: Config) -> dict[str, Any]:
+    """What the Hugging Face hub reads. Local models and data are left out: they have no page there."""
+    matter: dict[str, Any] = {**_license(config), **_language(config)}
+    if bases := hub_ids(config.student.path) if config.student.path else []:
+        matter |= {"base_model": bases, "base_model_relation": "finetune"}
+    elif bases := hub_ids(config.teacher.path):
+        matter["base_model"] = bases  # the decoder came from it; no finetune of it, since a vision tower was added
+    if datasets := [source.path for source in config.training_sources() if is_hub_id(source.path)]:
+        matter["datasets"] = list(dict.fromkeys(datasets))
+    tags = TAGS if config.distill.policy == "none" else DISTILLED_TAGS
+    return matter | {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": list(tags)}
+
+
+def _license(config: Config) -> dict[str, Any]:
+    """The student's license, since its weights were trained on; the teacher's where the student names none.
+
+    Both are ancestors of the decoder's weights. Where neither names a license the card names none: which one applies
+    depends on models and data, and is not guessed.
+    """
+    for card in _ancestors(config):
+        if card.get("license"):
+            return {key: card[key] for key in _LICENSE if card.get(key)}
+    return {}
+
+
+def _language(config: Config) -> dict[str, Any]:
+    """The languages that the student's card names, or else the teacher's."""
+    return next(({"language": card["language"]} for card in _ancestors(config) if card.get("language")), {})
+
+
+def _ancestors(config: Config) -> list[dict[str, Any]]:
+    """The front matter of the student's own card, where it is no new model, and of the teacher's."""
+    models = ((config.student.path, config.student.revision), (config.teacher.path, config.teacher.revision))
+    return [card_metadata(path, revision) for path, revision in models if path is not None]
+
+
+def data_name(source: SourceConfig) -> str:
+    """A hub dataset as a link, with configuration and split; else that it is local, and in which format."""
+    limit = f", first {source.limit}" if source.limit else ""
+    if not is_hub_id(source.path):
+        return f"local, format {source.format}{limit}"
+    parts = [*([source.subset] if source.subset else []), source.split]
+    return f"[{source.path}](https://huggingface.co/datasets/{source.path}) ({', '.join(parts)}{limit})"

@@ -1,0 +1,54 @@
+"""How pages are made: templates with their filters, figures as SVG elements, pictures as `data:` addresses."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from lingu_ray.evaluation.results import Estimate, TaskScores
+from lingu_ray.evaluation.roles import DISTILLED
+from lingu_ray.report.plots import Panel, display_name, format_number
+
+
+def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
+    """The templates of this room and of `others`, with filters for scores; HTML is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("lingu_ray", "report/templates"), *others]),
+        autoescape=lambda template: template is not None and template.endswith(".html"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
+    environment.filters["number"] = "{:,.0f}".format
+    return environment
+
+
+def svgs(panels: list[Panel]) -> list[Markup]:
+    """The panels as elements for a page."""
+    return [Markup(panel.svg()) for panel in panels]
+
+
+def embedded(path: Path) -> str:
+    """A PNG as a `data:` address, so that a page needs no other file."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def format_score(found: Estimate, is_share: bool) -> tuple[str, str]:
+    """A score and its interval: `54.7%`, `[51.6, 57.8]`; of what is no share a number: `38.9`, `[37.2, 40.6]`."""
+    if not is_share:
+        return format_number(found.value), f"[{', '.join(format_number(x) for x in found.ci)}]"
+    score, _, ci = found.percent(1).partition(" ")
+    return score, ci
+
+
+def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
+    """Recovery or retention of the model on a task with its interval, or why the distilled model's has no value."""
+    found = task.models.get(model)
+    if found is not None and found.quotient is not None:
+        return f"{task.quotient_name} {found.quotient.percent(task.digits)}"
+    reason = task.reason if model == DISTILLED else None
+    return f"{task.quotient_name}: {reason or 'none'}"

@@ -1,0 +1,115 @@
+"""What all figures share: style, colors, and panels.
+
+A figure is a list of `Panel`s, each with a function that draws on a matplotlib `Axes`. The same list is shown twice:
+
+- in a page: `pages.svgs(panels)` gives one `<svg>` per panel, and the macro `figure` of `parts.html` lays them out.
+  Text, rules and background follow the page, light or dark, where they are drawn in `INK`, `SOFT` and `LINE`
+  (`svg.py`), which matplotlib's own text and axes are (`STYLE`);
+- as a PNG on white: `save_panels(panels, path)` puts them side by side. A figure that needs more than that, such as a
+  grid with a title, draws its panels on a `canvas`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
+from lingu_ray.report.svg import INK, LINE, SOFT, themed_svg
+
+# Okabe and Ito's palette, which color-blind readers can tell apart; its black is the ink, light on a dark page.
+COLORS = {TEACHER: "#999999", ADAPTED: "#E69F00", CE_ONLY: "#56B4E9", DISTILLED: "#009E73"}
+SOURCE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999999")
+NAMES = {TEACHER: "teacher (original LM)", ADAPTED: "adapted VLM", CE_ONLY: "CE only", DISTILLED: "distilled"}
+STYLE = {
+    "font.size": 10,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "legend.frameon": False,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+OTHERS = ("#CC79A7", "#0072B2", "#D55E00", "#F0E442", INK)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One diagram of a figure: what it shows, in words; its size in inches; the function that draws it."""
+
+    title: str
+    size: tuple[float, float]
+    draw: Callable[[Axes], None]
+
+    def svg(self) -> str:
+        """The panel alone, as an SVG element for a page."""
+        with _styled(self.size) as figure:
+            self.draw(figure.subplots())
+            return themed_svg(figure, self.title)
+
+
+def display_name(model: str) -> str:
+    """A model's name, as figures and pages show it."""
+    return NAMES.get(model, model)
+
+
+@contextmanager
+def _styled(size: tuple[float, float]) -> Iterator[Figure]:
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=size, layout="constrained")
+        try:
+            yield figure
+        finally:
+            plt.close(figure)
+
+
+@contextmanager
+def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
+    """A figure of that size, inches, in the style of all figures; saved at the end as a PNG on white."""
+    with _styled(size) as figure:
+        yield figure
+        figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
+
+
+def save_panels(panels: list[Panel], path: Path) -> None:
+    """Save the panels side by side as a PNG."""
+    widths = [panel.size[0] for panel in panels]
+    with canvas(path, (sum(widths), max(panel.size[1] for panel in panels))) as figure:
+        axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+        for axis, panel in zip(axes, panels, strict=True):
+            panel.draw(axis)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Moving mean over a twentieth of the values, over fewer at both ends."""
+    window = max(1, len(values) // 20)
+    sums = np.convolve(values, np.ones(window), mode="same")
+    return sums / np.convolve(np.ones(len(values)), np.ones(window), mode="same")
+
+
+def model_colors(models: list[str]) -> dict[str, str]:
+    """Each model's color: its own, or the next of those for others."""
+    others = [model for model in models if model not in COLORS]
+    return {model: COLORS.get(model) or OTHERS[others.index(model) % len(OTHERS)] for model in models}
+
+
+def format_number(value: float) -> str:
+    """A score that is no share, with three digits or whole: `0.83`, `38.9`, `10,742`."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"

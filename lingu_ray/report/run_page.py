@@ -1,0 +1,121 @@
+"""A run's report: one self-contained HTML page, and its figures as PNG files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from lingu_ray.atomic import write_text
+from lingu_ray.config import Config
+from lingu_ray.config.command_line import load_yaml
+from lingu_ray.config.flat import flat
+from lingu_ray.evaluation.recovery_json import read_recovery
+from lingu_ray.evaluation.roles import CE_ONLY, DISTILLED, control_role, trained_role
+from lingu_ray.report.evaluate_command import evaluate_command
+from lingu_ray.report.evaluation_page import scores_shown
+from lingu_ray.report.held_out import held_out_answers
+from lingu_ray.report.loss_plots import loss_panels
+from lingu_ray.report.pages import environment, svgs
+from lingu_ray.report.plots import save_panels
+from lingu_ray.report.sources import trained_sources
+from lingu_ray.runtime.environment import read_environment
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.records import Record, read_records
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report/report.html`, `loss.png` and `recovery.png` from what the run's folder holds; the page's path.
+
+    Read where they exist: config.yaml, environment.json, metrics.jsonl, samples.jsonl, corpus.json (and the corpus it
+    points to), report/recovery.json, and metrics and samples of the control. What is missing is left out of the page.
+    """
+    run = RunFolder(run_dir)
+    run.report.mkdir(parents=True, exist_ok=True)
+    config = load_yaml(run.config) if run.config.exists() else None
+    runs, counts, records = _trained(run, config), manifest(run_dir), read_records(run.metrics)
+    samples = {model: read_records(folder.samples) for model, folder in runs.items()}
+    panels = loss_panels({model: read_records(folder.metrics) for model, folder in runs.items()})
+    if panels:
+        save_panels(panels, run.report / "loss.png")
+    text = (
+        environment()
+        .get_template("report.html")
+        .render(
+            name=run_dir.resolve().name,
+            command=evaluate_command(config, run) if config and run.export.exists() else None,
+            losses=svgs(panels),
+            settings=flat(config) if config else {},
+            versions=read_environment(run_dir),
+            sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
+            throughput=throughput(records),
+            held_out=held_out_answers(samples, _corpus(run)),
+            **scores_shown(read_recovery(run.report), run.report),
+        )
+    )
+    page = run.report / "report.html"
+    write_text(page, text)
+    return page
+
+
+def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
+    """The run and, where there is one, its control, by the roles of their models."""
+    runs = {DISTILLED if config is None else trained_role(config): run}
+    control = RunFolder(run.root / "control")
+    if control.metrics.exists():
+        runs.setdefault(CE_ONLY if config is None else control_role(config), control)
+    return runs
+
+
+def _corpus(run: RunFolder) -> Path | None:
+    pointer = _json(run.corpus)
+    return None if pointer is None else Path(pointer["path"])
+
+
+def _steps(records: list[Record]) -> int:
+    """Optimizer steps that were done."""
+    return max((record["step"] for record in records if "step_s" in record), default=0)
+
+
+def manifest(run_dir: Path) -> dict[str, Any] | None:
+    """The manifest of the run's corpus."""
+    corpus = _corpus(RunFolder(run_dir))
+    return None if corpus is None else _json(corpus / "manifest.json")
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Of all steps: their number, seconds, supervised tokens, tokens per second (median), shares of time waiting."""
+
+    steps: int
+    seconds: float
+    supervised_tokens: int
+    tokens_per_s: float
+    data_wait: float
+    teacher_wait: float
+
+
+def throughput(records: list[Record]) -> Throughput | None:
+    """The throughput of the steps among the records; None without any."""
+    steps = [record for record in records if "step_s" in record]
+    if not steps:
+        return None
+    seconds = sum(record["step_s"] for record in steps)
+
+    def waiting(share: str) -> float:
+        return sum(record[share] * record["step_s"] for record in steps) / seconds
+
+    return Throughput(
+        steps=len(steps),
+        seconds=seconds,
+        supervised_tokens=sum(record["tokens"] for record in steps),
+        tokens_per_s=median(record["tokens_per_s"] for record in steps),
+        data_wait=waiting("data_wait"),
+        teacher_wait=waiting("teacher_wait"),
+    )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

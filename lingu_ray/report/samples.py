@@ -1,0 +1,88 @@
+"""The first items of each task with the answer of every model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lingu_ray.corpus.row import PLACEHOLDER
+from lingu_ray.evaluation.item_files import SAMPLE, first_items
+from lingu_ray.evaluation.metrics.metric import Columns
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.roles import DISTILLED
+from lingu_ray.evaluation.thumbnail import data_uri
+from lingu_ray.report.plots import display_name
+
+PER_TASK = 4
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question of a task or source. `images`: `data:` addresses; `answers`: by heading."""
+
+    origin: str
+    asked: str
+    images: list[str]
+    expected: str
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Questions with their answers, the headings of the answers, and which of them is the run's own."""
+
+    rows: list[Answered]
+    headings: list[str]
+    ours: str
+
+
+def without_placeholders(question: str) -> str:
+    """A question without marks for its images, which are shown beside it."""
+    return question.replace(PLACEHOLDER, "").strip()
+
+
+def answered(out_dir: Path, result: Recovery) -> Answers:
+    """The first items of the tasks; a task of likelihoods alone (perplexity) has no answers to show."""
+    rows = [one for name, task in result.tasks.items() for one in _of_task(out_dir, name, list(task.models))]
+    return Answers(rows, [display_name(model) for model in result.measured], display_name(DISTILLED))
+
+
+def _of_task(out_dir: Path, task: str, models: list[str]) -> list[Answered]:
+    items = {model: columns for model in models if (columns := first_items(out_dir, task, model, PER_TASK)) is not None}
+    first = next(iter(items.values()), {})
+    if not ("prediction" in first or "gold" in first) or SAMPLE not in first:
+        return []
+    return [
+        Answered(
+            task,
+            without_placeholders(first[SAMPLE][place]["asked"]),
+            [data_uri(image) for image in first[SAMPLE][place]["images"]],
+            _expected(first, place),
+            {display_name(model): _said(columns, place) for model, columns in items.items()},
+        )
+        for place in range(len(first[SAMPLE]))
+    ]
+
+
+def _expected(columns: Columns, place: int) -> str:
+    if "answers" in columns:
+        return " / ".join(dict.fromkeys(columns["answers"][place]))
+    if "gold" not in columns:  # judged by a task of lm-evaluation-harness
+        return ""
+    options, gold = _options(columns, place), columns["gold"][place]
+    return options[gold] if options else str(gold)
+
+
+def _said(columns: Columns, place: int) -> str:
+    if "prediction" in columns:
+        return columns["prediction"][place]
+    return _options(columns, place)[int(np.argmax(columns["logliks"][place]))]
+
+
+def _options(columns: Columns, place: int) -> list[str]:
+    """The options behind the letters, or the texts that were scored."""
+    if "choices" in columns:
+        return columns["choices"][place]
+    return [option.strip() for option in columns[SAMPLE][place]["options"]]

@@ -1,0 +1,94 @@
+"""The models' scores with their intervals, a panel per task; together `recovery.png`."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter
+
+from lingu_ray.evaluation.results import PERPLEXITY, Recovery, TaskScores
+from lingu_ray.report.plots import Panel, canvas, display_name, format_number, model_colors
+from lingu_ray.report.svg import INK, SOFT
+
+SIZE = (3.1, 3.4)  # inches of a panel
+COLUMNS = 4  # panels in a row, or more where there are more than its square
+TITLE_POINTS = 12
+TITLE_CHARACTERS = 11  # of the title in an inch
+NAME_POINTS = 190  # width that a task's name may have above its panel
+METRICS = {"acc": "accuracy ↑", "perplexity": "perplexity ↓, log scale"}
+ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # a text so many points above a place
+
+
+def recovery_panels(result: Recovery) -> list[Panel]:
+    """A panel per task: the models' scores with 95% intervals, and recovery or retention above them."""
+    models = result.measured
+    return [
+        Panel(f"Scores on {name} by model", SIZE, partial(_draw_task, name=name, task=task, models=models))
+        for name, task in result.tasks.items()
+    ]
+
+
+def plot_recovery(result: Recovery, path: Path) -> None:
+    """Save the panels of all tasks in a grid, with the verdict as title and the models as legend."""
+    panels, models = recovery_panels(result), result.measured
+    columns = min(len(panels), max(COLUMNS, math.ceil(math.sqrt(len(panels)))))
+    rows = -(-len(panels) // columns)
+    width = max(SIZE[0] * columns, 4.4)
+    title = textwrap.wrap(result.verdict.text, int(TITLE_CHARACTERS * width))
+    legend_rows = -(-len(models) * 1.9 // width)
+    with canvas(path, (width, SIZE[1] * rows + 0.2 + 0.2 * len(title) + 0.22 * legend_rows)) as figure:
+        figure.set_layout_engine("constrained", h_pad=0.1)
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            panel.draw(axis)
+        figure.suptitle("\n".join(title), x=0.012, ha="left", fontsize=TITLE_POINTS)
+        handles = [Rectangle((0, 0), 1, 1, color=color) for color in model_colors(models).values()]
+        labels = [display_name(model) for model in models]
+        figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(models) / legend_rows))
+
+
+def _draw_task(axis: Axes, name: str, task: TaskScores, models: list[str]) -> None:
+    perplexity = task.metric == PERPLEXITY
+    colors = model_colors(models)
+    tops = []
+    for x, model in enumerate(models):
+        if model not in task.models:
+            axis.annotate("not\nmeasured", (x, 0), (0, 4), **ABOVE, ha="center", fontsize=8, color=SOFT)
+            continue
+        found = task.models[model].score
+        # A perplexity spans orders of magnitude: bars of its logarithm, which has a 0 to start from.
+        score, low, high = (np.log10(v) if perplexity else v for v in (found.value, *found.ci))
+        axis.bar(x, score, 0.74, color=colors[model])
+        axis.vlines(x, low, high, color=INK, linewidth=1.4)
+        tops.append(max(high, score))
+        label = f"{found.value:.1%}" if task.is_share else format_number(found.value)
+        axis.annotate(label, (x, tops[-1]), (0, 3), **ABOVE, ha="center", fontsize=9)
+    axis.set(xticks=[], xlim=(-0.6, len(models) - 0.4), ylim=(0, max(tops) * 1.12 or 1))
+    if perplexity:
+        axis.set_yticks(range(int(max(tops) * 1.12) + 1))
+        axis.yaxis.set_major_formatter(lambda power, _: f"{10**power:,.0f}")
+    elif task.is_share:
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    unit = f"{_metric(task)}, {task.items:,} items"
+    size = min(10.5, NAME_POINTS / (0.7 * len(name)))  # a bold letter is some 0.7 of its size wide
+    axis.annotate(name, (0, 1), (0, 34), **ABOVE, xycoords="axes fraction", fontsize=size, fontweight="bold")
+    axis.annotate(_quotient(task), (0, 1), (0, 20), **ABOVE, xycoords="axes fraction", fontsize=9)
+    axis.annotate(unit, (0, 1), (0, 7), **ABOVE, xycoords="axes fraction", fontsize=8.5, color=SOFT)
+
+
+def _metric(task: TaskScores) -> str:
+    arrow = "↑" if task.higher_is_better else "↓"
+    return METRICS.get(task.metric, f"{task.metric.replace('_', ' ')} {arrow}")
+
+
+def _quotient(task: TaskScores) -> str:
+    return f"{task.quotient_name}{f' {task.distilled.percent(task.digits)}' if task.distilled else ': none'}"

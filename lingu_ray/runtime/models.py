@@ -1,0 +1,160 @@
+"""The models that the settings name: checked as a pair, loaded, and written as a run's starting point."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Idefics3VisionConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+
+from lingu_ray.config import Config, StudentConfig, TeacherConfig, VisionConfig
+from lingu_ray.distill.decoder import sliding_window
+from lingu_ray.distill.new_student import build_processor, build_student
+from lingu_ray.distill.pair import check_kind, compare_decoders
+from lingu_ray.distill.teacher import Teacher
+from lingu_ray.errors import UserError
+from lingu_ray.paths import model_origin, why_not_loaded
+
+log = logging.getLogger(__name__)
+
+
+def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str) -> PreTrainedConfig:
+    """The model's configuration; UserError naming the setting when it cannot be loaded."""
+    if not Path(path).is_absolute():
+        log.info("%s: asking the Hugging Face hub for %s", setting, path)
+    place, origin = model_origin(path)
+    try:
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
+
+
+def check_pair(config: Config) -> None:
+    """Check from the models' configurations alone that student and teacher fit each other and the settings.
+
+    Raises:
+        UserError: one cannot be loaded or is of the wrong kind, or the decoders differ (each field with both values).
+    """
+    path = config.teacher.path
+    teacher = load_config(path, config.teacher.revision, False, "teacher.path")
+    if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
+        raise UserError(f"teacher.path={path}: a {teacher.model_type} is not a text-only causal LM")
+    check_kind(teacher, f"teacher.path={path}")
+    if config.student.path is None:
+        return
+    settings = config.student
+    student = load_config(config.student.path, settings.revision, settings.trust_remote_code, "student.path")
+    if not hasattr(student, "vision_config"):
+        raise UserError(
+            f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
+            "model; to make one from the teacher use student.from_teacher"
+        )
+    if config.train.packing and student.model_type == "paligemma":
+        raise UserError("train.packing: PaliGemma's prompts see all of their row, so packed samples would see others")
+    text = student.get_text_config(decoder=True)
+    window = sliding_window(text)
+    if student.model_type == "paligemma" and window and config.corpus.max_length > window:
+        raise UserError(
+            f"corpus.max_length={config.corpus.max_length} is above the {window} tokens PaliGemma's layers see"
+        )
+    check_kind(text, f"student.path={settings.path}")
+    compare_decoders(text, teacher)
+
+
+def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Teacher:
+    """The teacher, frozen. Raises UserError when there is no causal LM at `teacher.path`."""
+    try:
+        model = _load_lm(settings, dtype, attn_implementation="sdpa")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"teacher.path={settings.path}: cannot be loaded as a causal LM. {error}") from error
+    nn.Module.to(model, device)
+    return Teacher(model)
+
+
+def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
+    """The teacher's tokenizer. Raises UserError when it cannot be loaded."""
+    try:
+        place, origin = model_origin(settings.path)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision, **origin)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"the teacher's tokenizer cannot be loaded: {why}") from error
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_student(settings: StudentConfig) -> PreTrainedModel:
+    """The VLM of `student.path`, in float32. Raises UserError when there is none."""
+    assert settings.path is not None
+    try:
+        return AutoModelForImageTextToText.from_pretrained(
+            settings.path,
+            revision=settings.revision,
+            dtype=torch.float32,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+    except (OSError, ValueError, KeyError) as error:
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
+
+
+def load_processor(settings: StudentConfig) -> ProcessorMixin:
+    """The processor that belongs to `student.path`. Raises UserError where there is none, or none for images."""
+    assert settings.path is not None
+    try:
+        processor = AutoProcessor.from_pretrained(
+            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        cure = " Install torchvision, which this processor needs." if "torchvision" in str(error) else ""
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"student.path: its processor cannot be loaded.{cure} {why}") from error
+    if getattr(processor, "image_processor", None) is None:
+        raise UserError(f"student.path={settings.path}: its processor handles no images ({type(processor).__name__})")
+    return processor
+
+
+def prepare_student(config: Config, folder: Path) -> None:
+    """Write the starting point of a run: a new VLM's weights and processor, or the processor of an existing one."""
+    settings = config.student.from_teacher
+    if settings is None:
+        load_processor(config.student).save_pretrained(folder)
+        return
+    vision = vision_tower(settings)
+    processor = build_processor(load_teacher_tokenizer(config.teacher), vision, settings.pixel_shuffle)
+    processor.save_pretrained(folder)
+    teacher = _load_lm(config.teacher, torch.float32)
+    build_student(teacher, processor, vision, settings.pixel_shuffle, config.seed).save_pretrained(folder)
+
+
+def vision_tower(settings: VisionConfig) -> Idefics3VisionConfig:
+    """The vision tower of `student.from_teacher`, as Transformers configures it."""
+    return Idefics3VisionConfig(
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        image_size=settings.image_size,
+        patch_size=settings.patch_size,
+    )
+
+
+def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> PreTrainedModel:
+    place, origin = model_origin(settings.path)
+    weights = origin or {"use_safetensors": True}
+    return AutoModelForCausalLM.from_pretrained(place, revision=settings.revision, dtype=dtype, **weights, **arguments)

@@ -1,0 +1,19 @@
+"""What Ray Train's controller does with a worker's error. Light to import: the controller needs no model code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train import UserCallback
+
+from lingu_ray.errors import user_error
+
+
+class NoRetryOfUserErrors(UserCallback):
+    """Ends a run whose worker raised a `UserError`: trying again cannot fix it. Other failures are tried again."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller, which takes what is raised here for its own failure, and gives up."""
+        for error in worker_exceptions.values():
+            if found := user_error(error):
+                raise found

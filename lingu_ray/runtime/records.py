@@ -1,0 +1,83 @@
+"""Records of a run as JSON lines: metrics.jsonl (training steps and validations) and samples.jsonl.
+
+The first worker appends; driver, report and tracker read. A resumed run first drops the records of steps after its
+checkpoint, so that every step is recorded once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lingu_ray.atomic import write_text
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoggedSteps:
+    """Step of the newest training record and of the newest validation record; 0 where there is none."""
+
+    training: int
+    validation: int
+
+
+class JsonLines:
+    """A file that one process appends to."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, record: Record) -> None:
+        """Add one line and flush it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Remove the records after `step`."""
+        if not self.path.exists():
+            return
+        kept = [record for record in read_records(self.path) if record["step"] <= step]
+        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of the file; a last line that a crash truncated is ignored."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+class RecordReader:
+    """Reads the records that were appended since the last call, each step once, also after the file was truncated.
+
+    `known`: records up to these steps count as read.
+    """
+
+    def __init__(self, path: Path, known: LoggedSteps | None = None):
+        self.path = path
+        self.offset = 0
+        self.newest = LoggedSteps(0, 0) if known is None else known
+
+    def new_records(self) -> list[Record]:
+        """The records that were not read yet."""
+        if not self.path.exists():
+            return []
+        if self.path.stat().st_size < self.offset:
+            self.offset = 0
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            data = file.read()
+        lines = data[: data.rfind(b"\n") + 1]
+        self.offset += len(lines)
+        return [record for record in map(json.loads, lines.splitlines()) if self._is_new(record)]
+
+    def _is_new(self, record: Record) -> bool:
+        kind = "validation" if "validation" in record else "training"
+        if record["step"] <= getattr(self.newest, kind):
+            return False
+        self.newest = replace(self.newest, **{kind: record["step"]})
+        return True

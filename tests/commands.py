@@ -1,0 +1,119 @@
+"""Commands that tests start: their output goes to a file, every wait has an end, and nothing of them outlives its test.
+
+A pipe would not do: a Ray process that survives its command holds it open, and reading to its end waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import psutil
+import warm_workers
+
+
+class Command:
+    """A command in a session of its own. Leaving its `with` block kills it and every process that it started.
+
+    `env` is added to the environment; `stdin`: a file descriptor; `stdout`: a file for standard output alone.
+    """
+
+    def __init__(
+        self,
+        argv: list[str],
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+        stdout: Path | None = None,
+    ):
+        self.log = tempfile.NamedTemporaryFile(prefix="command-")  # noqa: SIM115 (closed on leaving the `with` block)
+        self.forks = tempfile.NamedTemporaryFile(prefix="forks-")  # noqa: SIM115
+        with open(stdout or os.devnull, "wb") as apart:
+            self.process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env={**os.environ, **(env or {}), warm_workers.FORKS: self.forks.name},
+                stdin=stdin,
+                stdout=apart if stdout else self.log,
+                stderr=self.log,
+                start_new_session=True,
+            )
+
+    @property
+    def printed(self) -> str:
+        """What it has written so far: errors, and standard output unless that has a file of its own."""
+        return Path(self.log.name).read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = 300) -> None:
+        """Wait until the condition holds; fails where the command ends before, or where it takes too long."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} too early:\n{self.printed}"
+            assert time.monotonic() < deadline, f"waited {seconds:g} s in vain:\n{self.printed}"
+            time.sleep(0.01)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to every process of its group, as terminals and batch systems do."""
+        os.killpg(self.process.pid, number)
+
+    def finish(self, code: int = 0, seconds: float = 400) -> str:
+        """Wait for its end; fails where the exit code is another one. Returns what was printed."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"has not ended within {seconds:g} s:\n{self.printed}") from None
+        assert self.process.returncode == code, f"ended with {self.process.returncode}:\n{self.printed}"
+        return self.printed
+
+    def kill(self) -> None:
+        """Kill every process that it started, Ray's own included, also where it has ended itself."""
+        while members := self._members():
+            for member in members:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            psutil.wait_procs(members, timeout=5)
+        self.process.wait(10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.log.close()
+        self.forks.close()
+
+    def _members(self) -> list[psutil.Process]:
+        """The living processes of its session, what those started in others, and the warmed workers of its Ray."""
+        forks = {int(pid) for pid in Path(self.forks.name).read_text().split()}
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if process.pid in forks or os.getsid(process.pid) == self.process.pid:
+                    found |= {one.pid: one for one in (process, *process.children(recursive=True))}
+        return [one for one in found.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+def start(module: str, *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Command:
+    """Start `python -m module word …`."""
+    return Command([sys.executable, "-m", module, *map(str, words)], cwd, env)
+
+
+def start_warm(module: str, *words: object) -> Command:
+    """The same, and the Ray that it starts takes its workers from the server of the fixture `warm_workers`."""
+    return Command([sys.executable, warm_workers.__file__, "--module", module, *map(str, words)])
+
+
+def run(
+    module: str, *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, code: int = 0
+) -> str:
+    """Run `python -m module word …` to its end; returns what it printed. Fails where it ends with another exit code."""
+    with start(module, *words, cwd=cwd, env=env) as command:
+        return command.finish(code)

@@ -1,0 +1,160 @@
+"""The command line: recipes, files and overrides become a `Config`, and what is wrong is told in one line each."""
+
+from pathlib import Path
+
+import pytest
+
+from lingu_ray.config import Config, Schedule, strict_yaml
+from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
+from lingu_ray.errors import UserError
+
+FILE = """\
+name: mine
+student: {path: vlm}
+teacher: {path: lm}
+corpus:
+  sources:
+    - {name: t0, format: prompt_completion, path: t0.jsonl, language_heavy: true}
+    - {name: t0.long, format: text, path: long.txt}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE)
+    return str(path)
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(list(argv))
+    return str(caught.value)
+
+
+def test_no_argument_means_the_demo():
+    """Without arguments the embedded default runs."""
+    config = load_config([])
+    assert config.name == "demo"
+    assert config.demo is not None
+
+
+def test_overrides_reach_every_level(file: str):
+    """Dotted keys set plain values, schedules, lists' items by position and by name (the longest name that fits)."""
+    config = load_config(
+        [
+            "train.steps=30",
+            file,
+            "distill.temperature={start: 4, end: 1}",
+            "distill.w_kd=2",
+            "train.learning_rates.decoder=1e-5",
+            "corpus.sources.0.limit=10",
+            "corpus.sources.t0.long.limit=20",
+            "corpus.sources.t0.split=test",
+            "evaluation.tasks=[{name: arc, kind: language, type: multiple_choice, path: arc.jsonl}]",
+            'corpus.sources.t0.prompt="Question: {q}"',
+            "output_dir=/data/runs",
+        ]
+    )
+    assert config.train.steps == 30
+    assert config.distill.temperature == Schedule(start=4, end=1)
+    assert config.distill.w_kd == Schedule(start=2, end=2)
+    assert config.train.learning_rates.decoder == 1e-5
+    assert [s.limit for s in config.corpus.sources] == [10, 20]
+    assert config.corpus.sources[0].split == "test"
+    assert config.corpus.sources[0].prompt == "Question: {q}"
+    assert config.evaluation.tasks[0].name == "arc"
+    assert config.output_dir == Path("/data/runs")
+
+
+def test_the_last_override_of_a_key_counts(file: str):
+    """Overrides apply in the order given."""
+    assert load_config([file, "train.steps=1", "train={steps: 2}", "train.steps=3"]).train.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["train.stepz=3"], ["train.stepz: no such setting; did you mean train.steps? [train.stepz=3]"]),
+        (["steps=3"], ["did you mean train.steps?"]),
+        (["nonsense.x=3"], ["the top level has name, output_dir", "[nonsense.x=3]"]),
+        (["train.steps=abc"], ["train.steps: abc does not fit; give a whole number above 0 (optimizer steps)"]),
+        (["train.steps=abc", "train.rows_per_step=0"], ["train.steps: abc", "\ntrain.rows_per_step: 0"]),
+        (["train.betas=[0.9]"], ["train.betas.1: missing; give a list of 2 numbers"]),
+        (["distill.policy=some"], ["give selective | all | language_only | none"]),
+        (["distill.w_kd=much"], ["give a number, {start, end, shape, until}, or [[fraction, value], ...]"]),
+        (["corpus.sources.t1.limit=3"], ["corpus.sources has no item 't1'; it has: 0 (t0), 1 (t0.long)"]),
+        (["corpus.sources.7.limit=3"], ["has no item '7'"]),
+        (["evaluation.tasks=[piqa]", "evaluation.tasks.piqua.limit=3"], ["has no item 'piqua'; it has: 0 (piqa)"]),
+        (
+            ["corpus.sources.t0.form=text"],
+            ["corpus.sources.t0.form is called format now [corpus.sources.t0.form=text]"],
+        ),
+        (["corpus.sources.t0.limits=3"], ["did you mean corpus.sources.t0.limit?"]),
+        (["corpus.sources.t0.prompt={q}"], ["corpus.sources.t0.prompt: {q: null} does not fit", "quote text"]),
+        (["name.x=1"], ["name is 'mine', a value without parts: give name as a whole"]),
+        (["teacher={}"], ["teacher.path: missing; give text (the causal LM: a folder, a hub id, or a .gguf file"]),
+        (["student.from_teacher={}"], ["student: give exactly one of student.path"]),
+        (["train.steps=[1"], ["override train.steps=[1:1: not valid YAML"]),
+        (["--train.steps=3"], ["settings are given without dashes: train.steps=3"]),
+        (["--verbose"], ["unknown option --verbose\nusage:"]),
+        (["--name", "other"], ["unknown option --name; settings are given without dashes: name=..."]),
+        (["--print-confg"], ["did you mean --print-config?"]),
+        (["demo"], ["more than one recipe or file"]),
+    ],
+)
+def test_what_is_wrong_is_told(file: str, argv: list[str], expected: list[str]):
+    """Each error names the key as one writes it, its value, what it wants, and where it came from."""
+    message = refusal(file, *argv)
+    for part in expected:
+        assert part in message
+
+
+def test_errors_of_a_file_name_its_line(tmp_path: Path):
+    """An unknown key, a wrong value and a key given twice are told with file and line."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(FILE + "train:\n  stepz: 3\n  grad_clip: 0\n")
+    assert f"train.stepz: no such setting; did you mean train.steps? [{path}:9]" in refusal(str(path))
+    assert f"train.grad_clip: 0 does not fit; give a number above 0 (largest global gradient norm) [{path}:10]" in (
+        refusal(str(path))
+    )
+    path.write_text(FILE + "train: {steps: 1}\ntrain: {steps: 2}\n")
+    assert refusal(str(path)) == f"{path}:9: train is given twice, first on line 8: remove one"
+    path.write_text("- a\n")
+    assert "a configuration is a mapping of keys, this is list" in refusal(str(path))
+
+
+def test_unknown_recipe_and_missing_file():
+    """A recipe that is not there is refused with the nearest one, a file that is not there with its path."""
+    assert "did you mean smolvlm-256m?" in refusal("smolvlm")
+    assert "nowhere.yaml: cannot be read" in refusal("nowhere.yaml")
+
+
+def test_yaml_round_trips(file: str, tmp_path: Path):
+    """What `to_yaml` writes reads back equal: paths, schedules, tuples, text that looks like numbers."""
+    config = load_config(
+        [
+            file,
+            "distill.temperature={start: 4, end: 1, shape: cosine, until: 0.5}",
+            "corpus.sources.0.answer='1e-5'",
+            "corpus.sources.0.prompt='no'",
+            "corpus.cache_dir=/data/corpora",
+            "train.learning_rates.decoder=1e-5",
+        ]
+    )
+    text = to_yaml(config)
+    assert "w_kd: 1.0\n" in text  # a schedule that does not move is a plain number
+    path = tmp_path / "again.yaml"
+    path.write_text(text)
+    assert load_yaml(path) == config
+
+
+def test_print_config_prints_the_whole_and_exits(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """`--print-config` gives YAML with every key, which runs as it is."""
+    with pytest.raises(SystemExit) as caught:
+        load_config([file, "--print-config", "train.steps=7"])
+    assert caught.value.code == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert load_yaml(path) == load_config([file, "train.steps=7"])
+    assert set(strict_yaml.load(path.read_text(), "x")[0]) == set(Config.model_fields)

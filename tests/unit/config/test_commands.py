@@ -1,0 +1,119 @@
+"""The console command: what it says there is, and where it leads."""
+
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import lingu_ray
+from lingu_ray.__main__ import dispatch, overview
+from lingu_ray.commands import COMMANDS, as_called, guide_path, recipes
+from lingu_ray.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+BENCHMARKS = [f"benchmarks.{name}" for name in ("evaluate", "loss", "step", "transport")]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m lingu_ray` in a process of its own."""
+    return subprocess.run([sys.executable, "-m", "lingu_ray", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_overview_says_what_there_is():
+    """Every command and recipe has its line, and the guide its place."""
+    words = " ".join(overview().split())
+    for name, command in COMMANDS.items():
+        assert f"{name} {command.summary}" in words
+    for name, line in recipes().items():
+        assert f"{name} {line}" in words
+    assert str(guide_path()) in words
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]):
+    """Each leads to a module whose `--help` begins with how the command is called."""
+    with pytest.raises(SystemExit) as caught:
+        dispatch([name, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m {COMMANDS[name].module}")
+
+
+@pytest.mark.parametrize("module", [*(command.module for command in COMMANDS.values()), *BENCHMARKS])
+def test_every_command_refuses_unknown_options(module: str):
+    """All of them, benchmarks too, read their arguments alike."""
+    with pytest.raises(UserError, match="unknown option --hlep; did you mean --help"):
+        import_module(module).main(["--hlep"])
+
+
+def test_every_program_is_run_in_one_way():
+    """What can be run as a module has its `main` run by `run_command`, and nothing has a parser of its own."""
+    modules = [path for package in ("lingu_ray", "tuning", "benchmarks") for path in (ROOT / package).rglob("*.py")]
+    texts = {path: path.read_text("utf-8") for path in modules}
+    programs = [text for text in texts.values() if '\nif __name__ == "__main__":\n' in text]
+    assert len(programs) == len(COMMANDS) + len(BENCHMARKS) + 1
+    assert all("run_command(" in text for text in programs)
+    assert not [path for path, text in texts.items() if "argparse" in text]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["trian"], "no command 'trian'; did you mean train?"),
+        (["convert_gguf"], "did you mean convert-gguf?"),
+        (["smollm2-135m"], "did you mean lingu-ray train smollm2-135m?"),
+        (["my.yaml"], "did you mean lingu-ray train my.yaml?"),
+        (["xyzzy"], "there are train, evaluate"),
+        (["--print-config"], "it goes after a command"),
+    ],
+)
+def test_a_mistyped_command_gets_the_nearest(arguments: list[str], meant: str):
+    """What is no command is refused with the one that may have been meant."""
+    with pytest.raises(UserError, match=r"no command|unknown option") as caught:
+        dispatch(arguments)
+    assert meant in str(caught.value)
+
+
+def test_version():
+    """`--version` and `__version__` are those of the installed package."""
+    assert lingu_ray.__version__ == version("lingu-ray")
+    assert run("--version").stdout == f"lingu_ray {version('lingu-ray')}\n"
+
+
+def test_texts_name_commands_as_they_were_called(monkeypatch: pytest.MonkeyPatch):
+    """Through `lingu-ray`, usage and errors read `lingu-ray train`; through a module, `python -m lingu_ray.train`."""
+    text = "usage: python -m lingu_ray.train; python -m tuning.sweep; python -m benchmarks.loss"
+    monkeypatch.setattr(sys, "argv", ["/x/lingu_ray/train.py"])
+    assert as_called(text) == text
+    monkeypatch.setattr(sys, "argv", ["/x/bin/lingu-ray"])
+    assert as_called(text) == "usage: lingu-ray train; lingu-ray sweep; python -m benchmarks.loss"
+    assert "usage: lingu-ray train [" in run("train", "--verbose").stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["sweep", "--help"], ["evaluate", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]):
+    """The first things a newcomer types come without torch, Ray, MLflow or Transformers."""
+    code = (
+        "import sys\nfrom lingu_ray.__main__ import dispatch\n"
+        f"try: dispatch({arguments})\nexcept SystemExit: pass\n"
+        "print(*sorted({'torch', 'ray', 'mlflow', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "\n"
+
+
+def test_a_reader_who_has_enough_is_no_error():
+    """`--help | head -1` ends without a traceback."""
+    command = f"{sys.executable} -m lingu_ray train --help all"
+    done = subprocess.run(["bash", "-c", f"{command} | head -1"], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage:")
+    assert done.stderr == ""
+
+
+def test_the_guide_is_printed_or_found():
+    """`guide` prints the guide, `guide --path` where it lies."""
+    text = (ROOT / "docs/guide.md").read_text("utf-8")
+    assert run("guide").stdout == text
+    assert Path(run("guide", "--path").stdout.strip()).read_text("utf-8") == text

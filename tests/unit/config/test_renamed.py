@@ -1,0 +1,51 @@
+"""Settings that were renamed: the old name is refused, with the new one."""
+
+from pathlib import Path
+
+import pytest
+
+from lingu_ray.config.command_line import load_config
+from lingu_ray.config.renamed import RENAMED
+from lingu_ray.config.tree import field_at
+from lingu_ray.errors import UserError
+from lingu_ray.evaluate import read_arguments
+
+FILE = """\
+name: mine
+student: {path: vlm}
+teacher: {path: lm}
+corpus:
+  sources:
+    - {name: t0, format: prompt_completion, path: t0.jsonl, language_heavy: true}
+    - {name: t0.long, format: text, path: long.txt}
+"""
+
+
+def refusal(*argv: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_config(list(argv))
+    return str(caught.value)
+
+
+def test_an_old_name_is_told_once_with_the_new_one(tmp_path: Path):
+    """A file with the old name of a required setting gets one line, not a second one that the new name is missing."""
+    path = tmp_path / "old.yaml"
+    path.write_text(FILE.replace("format: text", "form: text"))
+    assert refusal(str(path)) == f"corpus.sources.t0.long.form is called format now [{path}:7]"
+
+
+def test_an_old_name_is_told_by_every_command(tmp_path: Path):
+    """The same holds for a task, in a run's settings and in those of `lingu_ray.evaluate`."""
+    task = "tasks: [{name: mine, kind: vision, type: anls, path: x.jsonl, form: llava}]"
+    path = tmp_path / "tasks.yaml"
+    path.write_text(task)
+    with pytest.raises(UserError, match=rf"^tasks\.mine\.form is called format now \[{path}:1\]$"):
+        read_arguments(["model", f"tasks={path}"])
+    assert refusal("demo", f"evaluation={{{task}}}").startswith("evaluation.tasks.mine.form is called format now")
+
+
+def test_renamed_settings_lead_somewhere():
+    """Every old name is gone from the settings, and its new name is one of them."""
+    for old, new in RENAMED.items():
+        assert field_at(tuple(part for part in old.split(".") if part != "*")) is None
+        assert field_at(tuple(part for part in new.split(".") if part != "*")) is not None

@@ -1,0 +1,96 @@
+"""The typed configuration refuses what cannot work, before anything starts, and says how to fix it."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from lingu_ray.config import Config, Schedule, SourceConfig
+
+SOURCE = {"name": "text", "format": "text", "path": "text.jsonl", "language_heavy": True}
+MINIMAL = {
+    "name": "run",
+    "student": {"path": "vlm"},
+    "teacher": {"path": "lm"},
+    "corpus": {"sources": [SOURCE]},
+}
+
+
+def with_changes(**changes: object) -> dict[str, object]:
+    return MINIMAL | changes
+
+
+def test_minimal_configuration_is_complete():
+    """Name, student, teacher and one source are all that has to be given."""
+    config = Config.model_validate(MINIMAL)
+    assert config.run_dir == Path("runs/run").absolute()
+    assert config.corpora_dir == Path("runs/.corpora").absolute()
+    assert config.distill.policy == "selective"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"corpus": {}}, "name at least one source"),
+        ({"student": {}}, "exactly one of student.path"),
+        ({"student": {"path": "vlm", "from_teacher": {}}}, "exactly one of student.path"),
+        ({"corpus": {"sources": [SOURCE | {"language_heavy": False}]}}, "language_heavy: true"),
+        ({"corpus": {"sources": [SOURCE, SOURCE]}}, "names must be unique, found twice: text"),
+        ({"corpus": {"sources": [SOURCE | {"weight": 0.5}, SOURCE | {"name": "b"}]}}, "missing: ['b']"),
+        ({"corpus": {"sources": [SOURCE | {"format": "template"}]}}, "needs `prompt` and `answer`"),
+        ({"corpus": {"sources": [SOURCE], "max_length": 9000}}, "the longest sample must fit a micro-batch"),
+        ({"train": {"rows_per_step": 2}, "ray": {"num_workers": 3}}, "every worker needs a row in every step"),
+        ({"distill": {"temperature": 0}}, "distill.temperature must be above 0"),
+        ({"distill": {"temperature": {"start": 4, "end": 0}}}, "distill.temperature must be above 0"),
+        ({"student": {"from_teacher": {"image_size": 100}}, "distill": {"policy": "none"}}, "must be a multiple of"),
+        ({"student": {"from_teacher": {"heads": 7}}, "distill": {"policy": "none"}}, "must be a multiple of heads"),
+        ({"name": "a/b"}, "should match pattern"),
+        ({"train": {"warmup": 1}}, "less than 1"),
+    ],
+)
+def test_bad_combinations_are_refused(changes: dict[str, object], message: str):
+    """Each setting or combination that cannot work is an error that names it, and its cure."""
+    with pytest.raises(ValidationError) as caught:
+        Config.model_validate(with_changes(**changes))
+    assert message in str(caught.value)
+
+
+def test_schedule_moves_from_start_to_end():
+    """Linear and cosine schedules start at `start`, reach `end` at `until`, and stay there."""
+    linear = Schedule(start=4, end=1, until=0.5)
+    assert [linear.at(x) for x in (0, 0.25, 0.5, 1)] == [4, 2.5, 1, 1]
+    cosine = Schedule(start=4, end=1, shape="cosine")
+    assert [cosine.at(x) for x in (0, 0.5, 1)] == pytest.approx([4, 2.5, 1])
+    assert cosine.at(0.1) > Schedule(start=4, end=1).at(0.1)  # flat at the start
+
+
+def test_number_is_a_constant_schedule():
+    """A plain number stands for a schedule that does not move; true is not a number."""
+    config = Config.model_validate(with_changes(distill={"w_kd": 2}))
+    assert config.distill.w_kd == Schedule(start=2, end=2)
+    with pytest.raises(ValidationError):
+        Config.model_validate(with_changes(distill={"w_kd": True}))
+
+
+@pytest.mark.parametrize(
+    ("policy", "trained", "distilled"),
+    [
+        ("selective", ["text", "vision"], ["text"]),
+        ("all", ["text", "vision"], ["text", "vision"]),
+        ("language_only", ["text"], ["text"]),
+        ("none", ["text", "vision"], []),
+    ],
+)
+def test_policy_says_which_sources_train_and_distil(policy: str, trained: list[str], distilled: list[str]):
+    """The variants differ in the sources trained on and distilled, as the paper's comparison has them."""
+    sources = [SOURCE, {"name": "vision", "format": "cauldron", "path": "images"}]
+    config = Config.model_validate(with_changes(corpus={"sources": sources}, distill={"policy": policy}))
+    assert [s.name for s in config.training_sources()] == trained
+    assert [s.name for s in config.training_sources() if config.distills(s)] == distilled
+
+
+def test_configuration_does_not_change():
+    """Sections are frozen: what was validated is what runs."""
+    source = SourceConfig.model_validate(SOURCE)
+    with pytest.raises(ValidationError):
+        setattr(source, "limit", 3)  # noqa: B010 (a plain assignment is refused by the type checker already)

@@ -1,0 +1,362 @@
+"""The library: `Distiller` gives the run's own numbers from a processor's batch, and refuses what it cannot use."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, PLACEHOLDER, Prompt
+from parallelrun import in_workers
+from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
+from tinyrun import config
+from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from lingu_ray.corpus.batch import MicroBatch, collate
+from lingu_ray.corpus.encode import Sample
+from lingu_ray.distill import Distiller, TokenCounts, UserError
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.runtime.step import MicroBatches
+
+ANSWER, PAD = 5, 2
+MASK = torch.tensor([True, False, True, True])
+
+
+@cache
+def pair(name: str):
+    """Student and teacher of a family; the teacher has other weights, so that there is something to distill."""
+    family = FAMILIES[name]
+    return family.student(family.teacher()), family.teacher(seed=7)
+
+
+def samples(name: str) -> list[Sample]:
+    """Text, one image, two images; the rows of `MASK` are of the distilled source."""
+    family = FAMILIES[name]
+    prompts = [family.prompt(1), family.text(2, 17), family.prompt(3, images=2), family.prompt(4)]
+    return [sample(prompt, position) for position, prompt in enumerate(prompts)]
+
+
+def sample(prompt: Prompt, position: int) -> Sample:
+    """A prompt whose last tokens are the answer."""
+    supervised_T = torch.arange(len(prompt.input_ids_T)) >= len(prompt.input_ids_T) - ANSWER
+    source = "text" if MASK[position] else "pictures"
+    return Sample(source, position, prompt.input_ids_T, supervised_T, prompt.visual_T, prompt.vision)
+
+
+def as_processor(batch: MicroBatch) -> dict[str, torch.Tensor]:
+    """The micro-batch as a processor returns it, with labels."""
+    return {
+        "input_ids": batch.input_ids_BT,
+        "attention_mask": batch.attention_mask_BT,
+        "labels": batch.input_ids_BT.masked_fill(~batch.supervised_BT, -100),
+        **batch.vision,
+    }
+
+
+def left_padded(batch: dict[str, torch.Tensor], extra: int = 2) -> dict[str, torch.Tensor]:
+    """The same rows with all padding on the left, and two columns more of it on each side."""
+    moved = dict(batch)
+    length_B = batch["attention_mask"].sum(1)
+    for name, padding in (("input_ids", PAD), ("attention_mask", 0), ("labels", -100)):
+        rows = [torch.roll(row, -int(length), 0) for row, length in zip(batch[name], length_B, strict=True)]
+        moved[name] = torch.nn.functional.pad(torch.stack(rows), (extra, extra), value=padding)
+    return moved
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients by parameter, which are then dropped."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def by_the_run(name: str, batch: MicroBatch, **distill):
+    """Loss and gradients of one step of a run over this micro-batch."""
+    student, teacher = pair(name)
+    settings = config(Path(), Path(), distill=distill)
+    client = InProcessTeacher(Teacher(teacher))
+    micro_batches = MicroBatches(settings, Student(student), client, torch.device("cpu"))
+    plans = [micro_batches.plan(batch)]
+    sums = micro_batches.run([batch], plans, micro_batches.weights(0.0, [batch], plans))
+    return sums, gradients(student)
+
+
+def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The same gradients, to the bit."""
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_librarys_numbers_are_the_runs(name):
+    """Every family: the same rows give the same loss and gradients, to the bit, wherever the padding is."""
+    batch = collate(samples(name), PAD)
+    choice = {"divergence": "jsd", "beta": 0.3, "temperature": 2.0, "w_ce": 0.5, "w_kd": 2.0}
+    sums, expected = by_the_run(name, batch, **choice)
+    distiller = Distiller(*pair(name), **choice)
+    for given in (as_processor(batch), left_padded(as_processor(batch))):
+        output = distiller(given, MASK)
+        output.loss.backward()
+        equal(gradients(distiller.student), expected)
+        assert output.loss.item() == sums.loss
+        assert output.kd.item() * output.counts.kd == pytest.approx(sums.kd, rel=1e-6) and sums.kd > 0.01
+        assert output.ce.item() * output.counts.ce == pytest.approx(sums.ce, rel=1e-6)
+        assert output.counts == distiller.count(given, MASK) == TokenCounts(ce=4 * ANSWER, kd=3 * ANSWER)
+
+
+@pytest.fixture
+def distiller() -> Distiller:
+    """Over the pair of Idefics3."""
+    return Distiller(*pair("idefics3"))
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """A batch of the pair of Idefics3 as its processor returns it."""
+    return as_processor(collate(samples("idefics3"), PAD))
+
+
+def test_accumulation_is_one_large_batch(distiller):
+    """Rows one by one, divided by the counts of all, add up to the loss and gradients of all rows at once."""
+    rows = [as_processor(collate([one], PAD)) for one in samples("idefics3")]
+    marks = [[bool(mark)] for mark in MASK]
+    output = distiller(as_processor(collate(samples("idefics3"), PAD)), MASK)
+    output.loss.backward()
+    expected = gradients(distiller.student)
+    counts = sum(map(distiller.count, rows, marks), TokenCounts(0, 0))
+    assert counts == output.counts
+    total = 0.0
+    for row, mark in zip(rows, marks, strict=True):
+        part = distiller(row, mark, ce_tokens=counts.ce, kd_tokens=torch.tensor(counts.kd))
+        part.loss.backward()
+        total += part.loss.item()
+    assert total == pytest.approx(output.loss.item(), rel=1e-5)
+    for name, gradient in gradients(distiller.student).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def half_of_the_rows(data: Path, folder: Path) -> None:
+    """One of two workers' gradients after a step of `DistributedDataParallel` on its two rows, saved by the first."""
+    student, teacher = pair("idefics3")
+    distiller = Distiller(student, teacher)
+    rank = torch.distributed.get_rank()
+    everything = distiller.count(as_processor(collate(samples("idefics3"), PAD)), MASK)
+    batch = as_processor(collate(samples("idefics3")[2 * rank : 2 * rank + 2], PAD))
+    wrapped = torch.nn.parallel.DistributedDataParallel(distiller, find_unused_parameters=True)
+    mask = MASK[2 * rank : 2 * rank + 2]
+    wrapped(batch, mask, ce_tokens=everything.ce / 2, kd_tokens=everything.kd / 2).loss.backward()
+    if rank == 0:
+        torch.save(gradients(student), folder / "gradients.pt")
+
+
+@pytest.mark.slow
+def test_data_parallel_is_one_large_batch(distiller, batch, tmp_path):
+    """Wrapped in DistributedDataParallel, two workers with two rows each have the gradient of all four rows."""
+    distiller(batch, MASK).loss.backward()
+    in_workers(half_of_the_rows, tmp_path, tmp_path)
+    found = torch.load(tmp_path / "gradients.pt")
+    for name, gradient in gradients(distiller.student).items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_nothing_to_learn_is_a_loss_of_zero(distiller, batch):
+    """A batch without labels that count has loss 0 and gradients of 0, or none; unlabeled rows have no KD."""
+    output = distiller(batch | {"labels": torch.full_like(batch["labels"], -100)})
+    output.loss.backward()
+    assert output.loss == 0 and output.counts == TokenCounts(0, 0)
+    assert not any(gradient.any() for gradient in gradients(distiller.student).values())
+    labels = batch["labels"].clone()
+    labels[2] = -100
+    output = distiller(batch | {"labels": labels}, MASK)
+    assert output.counts == TokenCounts(ce=3 * ANSWER, kd=2 * ANSWER) and torch.isfinite(output.loss)
+
+
+def test_no_row_to_distil_is_plain_cross_entropy(distiller, batch):
+    """With an empty mask the loss is Transformers' own, and the teacher is not asked."""
+    output = distiller(batch, [False] * 4)
+    assert output.kd == 0 and output.counts.kd == 0
+    with torch.no_grad():
+        expected = distiller.student(**batch).loss
+    torch.testing.assert_close(output.loss.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_module_is_the_student(distiller, batch):
+    """Parameters and state are the student's alone; the teacher is frozen and without gradient; no_grad works."""
+    assert list(distiller.parameters()) == list(distiller.student.parameters())
+    teacher = pair("idefics3")[1]
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    with torch.no_grad():
+        assert not distiller(batch).loss.requires_grad
+
+
+def test_autocast_is_the_students_alone(batch):
+    """Under bf16 autocast the teacher keeps its precision: the result is that of a run with train.precision=bf16."""
+    student, teacher = pair("idefics3")
+    settings = config(Path(), Path(), train={"precision": "bf16"})
+    micro_batches = MicroBatches(settings, Student(student), InProcessTeacher(Teacher(teacher)), torch.device("cpu"))
+    batches = [collate(samples("idefics3"), PAD)]
+    plans = [micro_batches.plan(batches[0])]
+    sums = micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+    expected = gradients(student)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = Distiller(student, teacher)(batch, MASK)
+    output.loss.backward()
+    assert output.loss.item() == sums.loss
+    equal(gradients(student), expected)
+
+
+def change(name, value=None, **places):
+    """A function that changes one tensor of a batch: to `value`, or at `places` {"row_column": value}."""
+
+    def changed(batch):
+        tensor = batch[name].clone() if value is None else value
+        for place, entry in places.items():
+            row, column = map(int, place.removeprefix("at_").split("_"))
+            tensor[row, column] = entry
+        return batch | {name: tensor}
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: {k: v for k, v in b.items() if k != "labels"}, "labels: the batch has none"),
+        (lambda b: b | {"labels": b["labels"][:, :-1]}, r"labels: must have the shape \[4, \d+\], as input_ids"),
+        (lambda b: b | {"labels": b["labels"].float()}, "labels: must hold integers; its dtype is torch.float32"),
+        (lambda b: b | {"labels": b["labels"].tolist()}, "labels: must be a tensor, not a list"),
+        (lambda b: b | {"input_ids": b["input_ids"][0]}, r"input_ids: must have the shape \[rows, tokens\]"),
+        (change("labels", at_0_3=9999), r"labels: 9999 at row 0, token 3 lies outside the student's vocabulary of 325"),
+        (change("labels", at_0_3=-1), "labels: -1 at row 0, token 3 lies outside"),
+        (change("labels", at_1_20=7), "labels: 7 at row 1, token 20 is on padding"),
+        (change("labels", at_0_6=PLACEHOLDER), "labels: 320 at row 0, token 6 is on an image token"),
+        (change("labels", at_0_3=1), "labels: 1 at row 0, token 3 differs from input_ids"),
+        (change("attention_mask", at_0_4=0), "attention_mask: row 0 has padding between its tokens"),
+        (change("attention_mask", at_0_4=3), "attention_mask: must be 1 on tokens and 0 on padding"),
+        (
+            lambda b: b | {"attention_mask": b["attention_mask"] * torch.tensor([[1], [0], [1], [1]])},
+            "row 1 has no token",
+        ),
+        (lambda b: b | {"attention_mask": b["attention_mask"][:, None, None]}, "attention_mask: must have the shape"),
+        (lambda b: b | {"position_ids": b["input_ids"]}, "position_ids: leave it out"),
+        (lambda b: b | {"pixels": b["pixel_values"]}, "pixels: Idefics3Model takes no such input"),
+        (lambda b: b | {"pixel_values_videos": b["pixel_values"]}, "videos are not supported"),
+        (lambda b: b | {"pixel_values": [1]}, "pixel_values: must be a tensor"),
+        (lambda b: b | {"pixel_values": None, "pixel_attention_mask": None}, "has image tokens and no images"),
+    ],
+)
+def test_batches_that_cannot_be_used_are_refused(distiller, batch, change, message):
+    """Each error names the tensor, where in it, and what is wanted; counting refuses the same."""
+    for ask in (distiller, distiller.count):
+        with pytest.raises(UserError, match=message):
+            ask(change(batch))
+
+
+@pytest.mark.parametrize("mask", [[True] * 3, [1, 0, 1, 1], torch.ones(4, 1, dtype=torch.bool), torch.ones(4)])
+def test_masks_that_do_not_fit_are_refused(distiller, batch, mask):
+    """Another length, shape or dtype of the mask is refused with what is wanted."""
+    with pytest.raises(UserError, match="distill: must hold one bool for each of the 4 rows"):
+        distiller(batch, mask)
+
+
+@pytest.mark.parametrize("count", [-1, float("nan"), float("inf")])
+def test_counts_that_are_none_are_refused(distiller, batch, count):
+    """A divisor has to be a number of tokens."""
+    with pytest.raises(UserError, match=r"kd_tokens=.*: must be a number of tokens"):
+        distiller(batch, kd_tokens=count)
+
+
+def test_token_types_have_to_agree():
+    """A processor's token types are accepted where they are those that the method derives, and refused elsewhere."""
+    for name, key in (("gemma3", "token_type_ids"), ("qwen2_vl", "mm_token_type_ids")):
+        batch = as_processor(collate(samples(name), PAD))
+        types = (batch["input_ids"] == PLACEHOLDER).int()
+        distiller = Distiller(*pair(name))
+        given = left_padded(batch)
+        moved = (given["input_ids"] == PLACEHOLDER).int()
+        assert torch.equal(distiller(given | {key: moved}).loss, distiller(batch).loss)
+        with pytest.raises(UserError, match=f"{key}: differs from what follows from labels and images"):
+            distiller(batch | {key: 1 - types})
+
+
+def test_pairs_that_do_not_fit_are_refused():
+    """Wrong kinds of model, wrapped models, other decoders and other tokenizers: each is said."""
+    student, teacher = pair("idefics3")
+    narrow = tiny_teacher(hidden=32)
+    qwen = Qwen3ForCausalLM(Qwen3Config(vocab_size=9, hidden_size=8, num_hidden_layers=1, intermediate_size=8))
+    wrapped = torch.nn.DataParallel(student)
+    for models, message in (
+        ((student, narrow), "hidden_size: student 64, teacher 32"),
+        ((student, qwen), "student and teacher do not fit"),
+        ((student, student), "teacher: Idefics3ForConditionalGeneration is not a text-only causal LM"),
+        ((teacher, teacher), "student: LlamaForCausalLM is no vision-language model"),
+        ((wrapped, teacher), "student: must be the Transformers model itself, without wrappers; it is a DataParallel"),
+        ((student, teacher.model.layers), "teacher: must be the Transformers model itself"),
+    ):
+        with pytest.raises(UserError, match=message):
+            Distiller(*models)
+    other = tiny_tokenizer()
+    other.get_vocab = lambda: {token: (i + 7) % VOCABULARY for token, i in tiny_tokenizer().get_vocab().items()}
+    with pytest.raises(UserError, match="tokenize differently"):
+        Distiller(student, teacher, tokenizers=(tiny_tokenizer(), other))
+
+
+def test_a_student_without_image_token_is_refused():
+    """A configuration that names no image token leaves open which positions are visual."""
+    student = tiny_student(teacher := tiny_teacher())
+    vars(student.config)["image_token_id"] = None
+    with pytest.raises(UserError, match="names no image token"):
+        Distiller(student, teacher)
+    assert isinstance(teacher, LlamaForCausalLM) and teacher.model.embed_tokens.weight.requires_grad  # untouched
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"divergence": "kl"}, "divergence='kl': choose one of forward_kl, reverse_kl, jsd, tv"),
+        ({"beta": 1.0}, "beta=1.0: must lie between 0 and 1"),
+        ({"top_k": 0}, "top_k=0: must be 1 or more"),
+        ({"temperature": 0}, "temperature=0 must be above 0"),
+        ({"w_kd": -1}, "w_kd=-1"),
+        ({"context": "kv"}, "context='kv': choose one of shared_kv, prompt_text"),
+        ({"scope": "all"}, "scope='all': choose one of full, visual"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(choice, message):
+    """Each with its name, its value and what is possible."""
+    with pytest.raises(UserError, match=message):
+        Distiller(*pair("idefics3"), **choice)
+
+
+def test_ablations_are_the_runs(batch):
+    """`context`, `scope` and `top_k` reach the method: each changes the loss, to what the run says."""
+    losses = {Distiller(*pair("idefics3"))(batch, MASK).loss.item()}
+    for teacher, distill in (({"context": "prompt_text"}, {}), ({"scope": "visual"}, {}), ({}, {"top_k": 3})):
+        settings = config(Path(), Path(), teacher=teacher, distill=distill)
+        student, lm = pair("idefics3")
+        client = InProcessTeacher(Teacher(lm))
+        micro_batches = MicroBatches(settings, Student(student), client, torch.device("cpu"))
+        one = collate(samples("idefics3"), PAD)
+        plans = [micro_batches.plan(one)]
+        sums = micro_batches.run([one], plans, micro_batches.weights(0.0, [one], plans))
+        student.zero_grad(set_to_none=True)
+        assert Distiller(student, lm, **teacher, **distill)(batch, MASK).loss.item() == sums.loss
+        losses.add(sums.loss)
+    assert len(losses) == 4
+
+
+def test_the_method_brings_nothing_of_the_run():
+    """Imported alone, `lingu_ray.distill` and all its modules load no settings, Ray, MLflow or evaluation."""
+    code = (
+        "import importlib, pkgutil, sys, lingu_ray.distill as d\n"
+        "for m in pkgutil.iter_modules(d.__path__): importlib.import_module(f'lingu_ray.distill.{m.name}')\n"
+        "print(*(name for name in sys.modules if '.' not in name or name.startswith('lingu_ray.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "lingu_ray.distill.distiller" in loaded
+    assert not {"ray", "mlflow", "pydantic", "datasets", "matplotlib", "peft"} & set(loaded)
+    ours = {name for name in loaded if name.startswith("lingu_ray.") and not name.startswith("lingu_ray.distill")}
+    assert ours == {"lingu_ray.commands", "lingu_ray.errors"}

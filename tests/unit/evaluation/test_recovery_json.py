@@ -1,0 +1,81 @@
+"""Measured results as types and as JSON: one and the same."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from measured import write_measured
+
+from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.recovery_json import FILE, as_json, from_json, read_recovery
+from lingu_ray.evaluation.results import Recovery
+
+TASKS = (
+    TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-"),
+    TaskConfig(name="text", kind="language", type="perplexity", path="-"),
+    TaskConfig(name="digits", kind="vision", type="exact_match", path="-"),
+)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Recovery:
+    """Four models and another one on three tasks; vision falls from 90% to 85%."""
+    right = {"teacher": 60, "adapted": 30, "ce_only": 40, "distilled": 58, "other": 20}
+    for model, count in right.items():
+        write_measured(tmp_path, TASKS[0], model, [float(i < count) for i in range(100)])
+        write_measured(tmp_path, TASKS[1], model, [(100 - count) / 10 + i % 3 for i in range(100)])
+        if model != "teacher":
+            share = 85 if model == "distilled" else 90
+            write_measured(tmp_path, TASKS[2], model, [float(i < share) for i in range(100)])
+    return summarize(tmp_path, list(right), EvaluationConfig(tasks=TASKS, bootstrap=100, min_retention=0.9))
+
+
+def test_the_file_is_read_back(measured: Recovery, tmp_path: Path) -> None:
+    """Types to JSON to types loses nothing, and so does JSON to types to JSON."""
+    written = json.loads((tmp_path / FILE).read_text())
+    assert read_recovery(tmp_path) == measured and as_json(from_json(written)) == written
+    assert read_recovery(tmp_path / "elsewhere") is None
+
+
+def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
+    """Scores by model, shares by name with their intervals, the control, the verdict."""
+    tree = as_json(measured)
+    assert tree.keys() == {"tasks", "summary"} and list(tree["tasks"]) == ["cloze", "text", "digits"]
+    summary = {"recovery", "recovery_ci", "retention", "retention_ci", "ce_only", "models", "claim_holds", "verdict"}
+    assert tree["summary"].keys() == summary | {"exceptions"}
+    assert tree["summary"]["ce_only"].keys() >= {"recovery", "retention_ci", "difference", "difference_ci", "beaten"}
+    assert tree["summary"]["models"].keys() == {"ce_only", "distilled", "other"}
+    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "ce_only", "floor"}
+    compared = {"over_adapted", "over_adapted_ci", "over_ce_only", "over_ce_only_ci"}
+    for name, share in (("cloze", "recovery"), ("text", "recovery"), ("digits", "retention")):
+        task = tree["tasks"][name]
+        assert task.keys() == known | compared | {share, f"{share}_ci", f"{share}_reason"}
+        assert task["models"]["distilled"].keys() >= {"score", "ci", share, f"{share}_ci"}
+        assert share not in task["models"]["adapted"]
+    assert "nats_per_token" in tree["tasks"]["text"]["models"]["teacher"]
+
+
+def test_files_of_earlier_versions_are_read(measured: Recovery) -> None:
+    """Without floors, comparisons of tasks and exceptions: what there is stays, and the rest is not known."""
+    tree = as_json(measured)
+    del tree["summary"]["exceptions"]
+    for task in tree["tasks"].values():
+        for key in ("floor", "over_adapted", "over_adapted_ci", "over_ce_only", "over_ce_only_ci"):
+            del task[key]
+    old = from_json(tree)
+    assert old.distilled == measured.distilled and old.models == measured.models and old.control == measured.control
+    assert old.tasks["digits"].models == measured.tasks["digits"].models and old.tasks["digits"].floor is None
+    assert old.verdict.text == measured.verdict.text and old.verdict.exceptions == ()
+
+
+def test_reasons_and_the_runs_own_model(measured: Recovery, tmp_path: Path) -> None:
+    """Why a mean has no value, task by task; a run without a distilled model trained the CE-only one."""
+    assert measured.reasons() == {} and measured.trained_model == "distilled"
+    assert measured.measured == ["teacher", "adapted", "ce_only", "distilled", "other"]
+    alone = summarize(tmp_path, ["ce_only"], EvaluationConfig(tasks=TASKS[:2], bootstrap=10))
+    assert alone.trained_model == "ce_only"
+    missing = "not measured: teacher, adapted, distilled"
+    assert alone.reasons() == {"recovery": f"cloze: {missing}; text: {missing}", "retention": "no task measures it"}

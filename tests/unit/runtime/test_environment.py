@@ -1,0 +1,85 @@
+"""What a run was made with: versions, commit, hardware, and what changed when it was resumed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import lingu_ray
+from lingu_ray.runtime.environment import git_state, read_environment, record_environment, with_earlier
+
+SECRET = "s3cret-token"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git as somebody."""
+    who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    return subprocess.run(["git", "-C", folder, *who, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A package in a checkout whose remote has a password in its address."""
+    package = tmp_path / "project" / "package"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    git(package.parent, "init", "-q")
+    git(package.parent, "remote", "add", "origin", f"https://me:{SECRET}@example.org/project.git")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-q", "-m", "first")
+    return package
+
+
+def test_versions_and_machine_are_recorded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A flat map of texts, said in one line however often it is recorded."""
+    with caplog.at_level(logging.INFO, "lingu_ray"):
+        recorded = record_environment(tmp_path)
+        record_environment(tmp_path)
+    assert json.loads((tmp_path / "environment.json").read_text()) == read_environment(tmp_path) == recorded
+    assert all(isinstance(key, str) and isinstance(value, str) for key, value in recorded.items())
+    assert recorded["lingu_ray"] == lingu_ray.__version__ and recorded["python"] == platform.python_version()
+    assert recorded["torch"] == torch.__version__ and recorded.keys() >= {"ray", "transformers", "cpu", "cpu.cores"}
+    assert recorded["memory"].endswith("GiB")
+    lines = [record.getMessage() for record in caplog.records if "environment" in record.getMessage()]
+    assert len(lines) <= 1  # none where another test of this process was first
+    assert read_environment(tmp_path / "elsewhere") == {}
+
+
+def test_what_changed_on_resume_is_listed() -> None:
+    """The newest value is kept; earlier ones stand beside it, oldest first; what came back is listed, too."""
+    first, second = {"torch": "1", "gpus": "A"}, {"torch": "2", "nodes": "1 × (2 CPU)"}
+    resumed = with_earlier(first, second)
+    assert resumed == second | {"earlier.torch": "1", "earlier.gpus": "A"}
+    assert with_earlier(resumed, second) == resumed
+    assert with_earlier(resumed, first) == first | {
+        "earlier.torch": "1; 2",
+        "earlier.gpus": "A",
+        "earlier.nodes": "1 × (2 CPU)",
+    }
+
+
+def test_commit_of_the_source(checkout: Path) -> None:
+    """The commit, and whether tracked files differ from it; new files beside them do not count."""
+    clean = git_state(checkout)
+    assert clean == {"git.commit": git(checkout, "rev-parse", "HEAD").strip(), "git.dirty": "false"}
+    (checkout.parent / "notes.txt").touch()
+    assert git_state(checkout) == clean
+    (checkout / "__init__.py").write_text("changed = True")
+    assert git_state(checkout) == clean | {"git.dirty": "true"}
+    assert SECRET not in str(git_state(checkout))
+
+
+def test_no_commit_of_somebody_else(checkout: Path, tmp_path: Path) -> None:
+    """A package that is installed into another project's checkout, or lies in none, has no commit."""
+    installed = checkout.parent / ".venv" / "package"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").touch()
+    assert git_state(installed) == {}
+    (tmp_path / "__init__.py").touch()
+    assert git_state(tmp_path) == {}

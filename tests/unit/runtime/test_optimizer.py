@@ -1,0 +1,35 @@
+"""Parameter groups and the learning-rate schedule."""
+
+import itertools
+
+import pytest
+from tiny import tiny_student, tiny_teacher
+
+from lingu_ray.config import LearningRates, TrainConfig
+from lingu_ray.distill.student import Student
+from lingu_ray.runtime.optimizer import lr_factor, make_optimizer, set_learning_rates, trained_parameters
+
+
+def test_frozen_groups_are_left_out():
+    """A rate of 0 freezes its group; only matrices decay; each group keeps its own rate under the schedule."""
+    student = Student(tiny_student(tiny_teacher()))
+    settings = TrainConfig(
+        steps=100, weight_decay=0.1, learning_rates=LearningRates(vision=0, projector=1e-3, decoder=1e-4)
+    )
+    optimizer = make_optimizer(student, settings)
+    groups = student.parameter_groups()
+    assert not any(p.requires_grad for _, p in groups["vision"])
+    assert len(trained_parameters(optimizer)) == len(groups["projector"]) + len(groups["decoder"])
+    for group in optimizer.param_groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    factor = set_learning_rates(optimizer, 60, settings)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1e-4 * factor, 1e-3 * factor])
+
+
+def test_schedule_warms_up_and_ends_at_its_floor():
+    """Linear to the peak, cosine to `min_lr` at the very last step, never rising after the peak."""
+    settings = TrainConfig(steps=50, warmup=0.1, min_lr=0.1)
+    factors = [lr_factor(step, settings) for step in range(50)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in itertools.pairwise(factors[4:]))

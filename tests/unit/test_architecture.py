@@ -1,0 +1,97 @@
+"""The rooms of docs/architecture.md: every module has one, and imports run down its table only."""
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("lingu_ray", "tuning")
+
+
+@lru_cache
+def rooms() -> dict[str, tuple[set[str], set[str]]]:
+    """Rows of the table, top to bottom: a room's name, its modules and folders, and the rooms it may import."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text.partition("## Rooms")[2].partition("\n## ")[0]
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for line in table.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if line.startswith("| **") and len(cells) == 4:
+            name, parts, _, imports = cells
+            allowed = {word.strip() for word in imports.split(",")} - {"–"}
+            found[name.strip("*")] = set(re.findall(r"`([\w/.]+)`", parts)), allowed
+    return found
+
+
+def room_of(path: Path) -> str | None:
+    """The room of a source file: the one that names the file, or a folder above it."""
+    inside = path.relative_to(ROOT)
+    names = [str(inside), *(f"{folder}/" for folder in inside.parents)]
+    short = [name.removeprefix("lingu_ray/") for name in names if name != "lingu_ray/"]
+    return next((room for name in short for room, (parts, _) in rooms().items() if name in parts), None)
+
+
+def modules() -> list[Path]:
+    """All source files of the packages."""
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> Iterator[tuple[int, Path]]:
+    """Line and file of every import of our own packages, those inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] in PACKAGES:
+                yield node.lineno, source(name)
+
+
+def source(name: str) -> Path:
+    """The file behind a dotted name, which may end in something that the file defines."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        place = ROOT.joinpath(*parts[:length])
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.exists():
+                return file
+    raise AssertionError(f"{name} is no module of ours")
+
+
+def test_the_table_names_what_there_is() -> None:
+    """Each module has a room, each name in the table exists, and rooms import only rooms above them in the table."""
+    table = rooms()
+    assert len(table) > 8
+    homeless = [str(path.relative_to(ROOT)) for path in modules() if room_of(path) is None]
+    assert not homeless, f"not in the table of docs/architecture.md: {homeless}"
+    for name in {part for parts, _ in table.values() for part in parts}:
+        assert (ROOT / "lingu_ray" / name).exists() or (ROOT / name).exists(), name
+    order = list(table)
+    for room, (_, allowed) in table.items():
+        assert allowed <= set(order[: order.index(room)]), f"{room} would import upward"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    """A module imports its own room, and those that the table allows it."""
+    room = room_of(path)
+    assert room is not None
+    allowed = {room, *rooms()[room][1]}
+    wrong = [f"line {line}: {room_of(target)}" for line, target in imported(path) if room_of(target) not in allowed]
+    assert not wrong, f"{path.relative_to(ROOT)} ({room}) imports {wrong}"
+
+
+def test_documents_name_files_that_exist() -> None:
+    """Every path of the repository that a document names in code style is there."""
+    pattern = re.compile(r"`((?:lingu_ray|tuning|tests|benchmarks|examples|docs|\.github|\.ci)/[\w/.-]+)`")
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    named = {(page.name, name) for page in documents for name in pattern.findall(page.read_text())}
+    assert len(named) > 20
+    assert not [(page, name) for page, name in sorted(named) if not (ROOT / name).exists()]

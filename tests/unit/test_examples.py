@@ -1,0 +1,133 @@
+"""The examples run as they are, and their accumulated gradients are those of one large batch."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import picture, tiny_student, tiny_teacher
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
+
+from lingu_ray.distill import Distiller, TokenCounts, UserError
+
+AS_IT_IS = {"skip_prepare_dataset": True}
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair whose models differ, on disk, and ten rows: two of three with a picture, two of three distilled."""
+    folder = tmp_path_factory.mktemp("pair")
+    tiny_student(tiny_teacher(), folder=folder / "student")
+    tiny_teacher(seed=7, folder=folder / "teacher")
+    rows = []
+    for i in range(10):
+        (folder / f"{i}.png").write_bytes(picture(i))
+        image = str(folder / f"{i}.png") if i % 3 else None
+        question, answer = "What? " * (1 + i % 4), "A. " * (1 + i)
+        rows.append({"question": question, "answer": answer, "distill": i % 3 < 2, "image": image})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`examples/trainer.py` as a module."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    specification = importlib.util.spec_from_file_location("example_trainer", EXAMPLES / "trainer.py")
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["own_loop", "trainer"])
+def test_example_trains_a_model_that_loads(name: str, folder: Path, tmp_path: Path):
+    """Run from a shell, it writes a model of the student's class with other weights, and its processor."""
+    arguments = [str(folder / part) for part in ("student", "teacher", "rows.jsonl")]
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments, str(tmp_path / "out")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "step 2: CE " in done.stdout or "'train_loss'" in done.stdout
+    AutoProcessor.from_pretrained(tmp_path / "out")
+    before, after = (AutoModelForImageTextToText.from_pretrained(p) for p in (folder / "student", tmp_path / "out"))
+    assert type(before) is type(after)
+    changed = [n for n, p in before.named_parameters() if not torch.equal(p, after.get_parameter(n))]
+    assert any("text_model" in name for name in changed) and any("vision_model" in name for name in changed)
+
+
+def trained(
+    kind: type, arguments: Callable[..., Any], examples: Any, folder: Path, rows_at_once: int
+) -> dict[str, Tensor]:
+    """The student's weights after two steps of four rows each by plain gradient descent, `rows_at_once` a batch."""
+    student = AutoModelForImageTextToText.from_pretrained(folder / "student")
+    processor = AutoProcessor.from_pretrained(folder / "student")
+    settings = arguments(
+        output_dir=str(folder / "out"), per_device_train_batch_size=rows_at_once, seed=0, num_train_epochs=1,
+        gradient_accumulation_steps=4 // rows_at_once, optim="sgd", learning_rate=0.1, lr_scheduler_type="constant",
+        max_grad_norm=0, bf16=False, use_cpu=True, report_to="none", save_strategy="no", remove_unused_columns=False,
+    )  # fmt: skip
+    collator = partial(examples.collate, processor)
+    distiller = Distiller(student, tiny_teacher(seed=7), w_kd=3.0)
+    rows = Dataset.from_list(examples.read_rows(str(folder / "rows.jsonl"))[:8])
+    kind(distiller, settings, collator, rows, processing_class=processor).train()
+    return {name: p.detach() for name, p in student.named_parameters()}
+
+
+@pytest.mark.parametrize("trainer", ["transformers.Trainer", "trl.SFTTrainer"])
+def test_accumulation_is_one_large_batch(trainer: str, examples: Any, folder: Path):
+    """Four batches of one row give the weights of one batch of four, though rows differ in labels and KD tokens."""
+    package, name = trainer.split(".")
+    library = pytest.importorskip(package)
+    kind = type("Distill", (examples.DistillMixin, getattr(library, name)), {})
+    plain = package == "transformers"
+    arguments = library.TrainingArguments if plain else partial(library.SFTConfig, dataset_kwargs=AS_IT_IS)
+    at_once, one_by_one = (trained(kind, arguments, examples, folder, rows) for rows in (4, 1))
+    with torch.no_grad():
+        start = AutoModelForImageTextToText.from_pretrained(folder / "student")
+        moved = max(float((p - at_once[name]).abs().max()) for name, p in start.named_parameters())
+    for name, weight in at_once.items():
+        torch.testing.assert_close(one_by_one[name], weight, rtol=0, atol=1e-4 * moved, msg=name)
+
+
+def test_more_than_one_device_is_refused(examples: Any, folder: Path):
+    """Where a Trainer would wrap the student, whose gradients then would not be summed, the mixin says so."""
+    arguments = TrainingArguments(output_dir=str(folder / "out"), use_cpu=True, report_to="none")
+    arguments._n_gpu = 2
+    student = AutoModelForImageTextToText.from_pretrained(folder / "student")
+    with pytest.raises(UserError, match="use one process and one device"):
+        examples.DistillTrainer(Distiller(student, tiny_teacher()), arguments)
+
+
+def snippets(document: str) -> list[str]:
+    """The Python blocks of a document."""
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_what_the_documents_show_works(examples: Any, folder: Path):
+    """The README's lines and the guide's, run one after another on the tiny pair, fill the student's gradients."""
+    rows = examples.read_rows(str(folder / "rows.jsonl"))[:2]
+    batch = examples.collate(AutoProcessor.from_pretrained(folder / "student"), rows)
+    mask = batch.pop("distill")
+    names: dict[str, Any] = {"batch": batch, "mask": mask, "step": [(batch, mask)] * 2}
+    (readme,) = snippets("README.md")
+    for hub_id, name in (("SmolVLM-256M-Instruct", "student"), ("SmolLM2-135M-Instruct", "teacher")):
+        readme = readme.replace(f"HuggingFaceTB/{hub_id}", str(folder / name))
+    for block in (readme, *snippets("docs/guide.md")):
+        exec(block, names)
+        assert any(p.grad is not None and p.grad.any() for p in names["student"].parameters())
+        names["student"].zero_grad(set_to_none=True)
+    assert names["output"].counts == names["counts"][0] != TokenCounts(0, 0)

@@ -1,0 +1,96 @@
+"""The repository's own files: continuous integration, hooks and forms are valid and name what exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lingu_ray import __version__
+from lingu_ray.__main__ import dispatch
+from lingu_ray.config.strict_yaml import load
+
+ROOT = Path(__file__).parents[2]
+FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+TEXTS = [*FORMS, ROOT / ".github/pull_request_template.md", ROOT / "CONTRIBUTING.md"]
+CHECK = re.compile(r"-m (ruff check|ruff format|\w+)")  # a tool, as Makefile and hooks call it
+
+
+def read(path: str | Path) -> Any:
+    """A YAML file of the repository."""
+    return load((ROOT / path).read_text("utf-8"), str(path))[0]
+
+
+def make(*targets: str) -> str:
+    """What make would run for the targets; fails if there are none of these names."""
+    done = subprocess.run(["make", "-n", *targets], cwd=ROOT, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+def test_continuous_integration_runs_the_script():
+    """The workflow runs on pull requests and calls .ci/run, which may be executed and calls targets that exist."""
+    workflow = read(".github/workflows/ci.yml")
+    assert "pull_request" in workflow["on"]
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"]) for step in steps if "uses" in step)
+    assert os.access(ROOT / ".ci/run", os.X_OK)
+    subprocess.run(["bash", "-n", ".ci/run"], cwd=ROOT, check=True)
+    targets = re.findall(r"^make (.+)$", (ROOT / ".ci/run").read_text("utf-8"), re.MULTILINE)
+    assert "pytest" in make(*targets)
+
+
+def test_hooks_are_what_make_check_runs():
+    """Each hook is local and calls an installed tool of .venv; together they are the tools of `make check`."""
+    repos = read(".pre-commit-config.yaml")["repos"]
+    assert [repo["repo"] for repo in repos] == ["local"]
+    entries = [hook["entry"] for hook in repos[0]["hooks"]]
+    assert all(entry.startswith(".venv/bin/python -m ") for entry in entries)
+    tools = [found for entry in entries for found in CHECK.findall(entry)]
+    assert len(tools) == len(entries) and all(find_spec(tool.split()[0]) for tool in tools)
+    assert tools == CHECK.findall(make("--assume-old=setup", "check"))
+
+
+def test_tools_of_the_hooks_are_installed_by_make_setup():
+    """Every tool is in the extra `dev` and, with its version, in the lock."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements-cpu.lock").read_text("utf-8"), re.MULTILINE)
+    assert {"ruff", "pyrefly", "codespell"} <= set(project["optional-dependencies"]["dev"]) & set(locked)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
+def test_issue_forms_are_forms(form: Path):
+    """What GitHub demands of a form: name, description, fields of known types with labels and unique ids."""
+    content = read(form)
+    assert content["name"] and content["description"]
+    fields = [field for field in content["body"] if field["type"] != "markdown"]
+    assert fields and {field["type"] for field in fields} <= {"textarea", "input", "dropdown", "checkboxes"}
+    assert all(field["attributes"]["label"] for field in fields)
+    assert len({field["id"] for field in fields}) == len(fields)
+
+
+def test_a_bug_report_asks_for_what_explains_a_run():
+    """Command, version, environment, settings and log each have a field."""
+    fields = {field.get("id") for field in read(".github/ISSUE_TEMPLATE/bug_report.yml")["body"]}
+    assert {"command", "version", "environment", "config", "log"} <= fields
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_commands_and_files_in_forms_exist(path: Path, capsys: pytest.CaptureFixture[str]):
+    """Commands in backticks work, make targets and files of the tree exist."""
+    quoted = re.findall(r"`([^`\n]+)`", path.read_text("utf-8"))
+    for text in quoted:
+        command, *arguments = text.split()
+        if command == "make":
+            make(*arguments)
+        elif command == "lingu-ray":
+            dispatch(arguments)
+            assert __version__ in capsys.readouterr().out
+        elif re.fullmatch(r"[\w./-]+/[\w./-]*|\w+\.md", text) and "NAME" not in text:
+            assert (ROOT / text).exists() or (ROOT / "lingu_ray" / text).exists(), text

@@ -1,0 +1,54 @@
+"""What the sweep's settings bring back, and keep: recovery against retention."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from lingu_ray.report.plots import Panel
+from lingu_ray.report.svg import SOFT
+from tuning.results import Setting, keeps_vision, pareto_front
+from tuning.space import Space
+
+GOOD, POOR, FRONT = "#009E73", "#999999", "#D55E00"
+NAMED = 14  # points whose settings stand beside the diagram
+
+
+def pareto(settings: list[Setting], space: Space) -> list[Panel]:
+    """Recovery against retention, a point a setting; bars are the seeds' spread, the line is the front."""
+    ranked = [(rank, s) for rank, s in enumerate(settings, 1) if s.stat("recovery") and s.stat("retention")]
+    title = "What each setting brings back, and keeps"
+    return [Panel(title, (7.2, 4.4), partial(_draw_pareto, title=title, ranked=ranked, space=space))] if ranked else []
+
+
+def _draw_pareto(axis: Axes, title: str, ranked: list[tuple[int, Setting]], space: Space) -> None:
+    offset: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8}
+    front = [_point(setting) for setting in pareto_front([setting for _, setting in ranked])]
+    axis.plot(*zip(*sorted(front), strict=True), "-", color=FRONT, lw=1, zorder=0)
+    for line, (rank, setting) in enumerate(ranked):
+        recovery, retention = setting.stat("recovery"), setting.stat("retention")
+        assert recovery is not None and retention is not None
+        color = GOOD if keeps_vision(setting, space) else POOR
+        bars = {"xerr": recovery.spread, "yerr": retention.spread, "ecolor": SOFT, "elinewidth": 1}
+        axis.errorbar(recovery.mean, retention.mean, fmt="o", color=color, markersize=6, **bars)
+        if line < NAMED:  # a number at the point, and beside the diagram what it stands for
+            axis.annotate(f"{rank}", _point(setting), (5, 4), **offset)
+            text = f"{rank}  {setting.label or 'base'}"
+            axis.text(1.03, 1 - 0.065 * line, text, transform=axis.transAxes, va="top", fontsize=8)
+    axis.axhline(space.min_retention, color=SOFT, linestyle="--", linewidth=1)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "color": SOFT}
+    axis.annotate(f"constraint: {space.min_retention:.1%}", (0.005, space.min_retention), (0, 3), **place, **offset)
+    axis.margins(0.12)
+    axis.set(xlabel="language recovery →", ylabel="vision retention →")
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axis.set_title(title, loc="left")
+
+
+def _point(setting: Setting) -> tuple[float, float]:
+    recovery, retention = setting.stat("recovery"), setting.stat("retention")
+    assert recovery is not None and retention is not None
+    return recovery.mean, retention.mean
