@@ -53,11 +53,12 @@ endef
 demo: setup
 	$(RUN) -m lingu_ray.train
 
+# Files start in the order of their names, so that those that start Ray, and take longest, come first.
 test: check
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: check
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 check: setup
 	$(RUN) -m ruff check
