@@ -9,6 +9,8 @@ TEST_WORKERS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+# In the order of collection the files that take minutes come first, and the short ones fill the workers' time.
+PYTEST = $(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(RUN) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
 SMOLLM2 := models/SmolLM2-135M-Instruct
@@ -54,10 +56,10 @@ demo: setup
 	$(RUN) -m lingu_ray.train
 
 test: check
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(PYTEST)
 
 test-fast: check
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: setup
 	$(RUN) -m ruff check
