@@ -9,6 +9,8 @@ TEST_WORKERS ?= 2
 
 VENV := .venv
 RUN := $(VENV)/bin/python
+# In the order of collection the files that take minutes come first, and the short ones fill the workers' time.
+PYTEST = $(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(RUN) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
 SMOLLM2 := models/SmolLM2-135M-Instruct
@@ -53,12 +55,11 @@ endef
 demo: setup
 	$(RUN) -m lingu_ray.train
 
-# Files start in the order of their names, so that those that start Ray, and take longest, come first.
 test: check
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: check
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: setup
 	$(RUN) -m ruff check
