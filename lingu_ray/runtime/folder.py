@@ -22,7 +22,7 @@ class RunFolder:
     @property
     def initial_model(self) -> Path:
         """The student's processor; for `student.from_teacher` also the new model before training."""
-        earlier = self.root / "start"  # its name in runs of lingu_ray before 0.2
+        earlier = self.root / "start"  # its name in runs of earlier versions
         return earlier if earlier.is_dir() else self.root / "initial_model"
 
     @property
