@@ -29,11 +29,10 @@ _EARLIER = "earlier."
 
 def record_environment(folder: Path) -> dict[str, str]:
     """Write the environment of this process to `environment.json` in `folder`, log it, and return what was written."""
-    path = RunFolder(folder).environment
     now = describe_environment()
     _log_once(", ".join(f"{key} {value}" for key, value in now.items()))
-    recorded = with_earlier(json.loads(path.read_text()) if path.exists() else {}, now)
-    write_json(path, recorded)
+    recorded = with_earlier(read_environment(folder), now)
+    write_json(RunFolder(folder).environment, recorded)
     return recorded
 
 

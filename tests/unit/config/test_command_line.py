@@ -3,20 +3,10 @@
 from pathlib import Path
 
 import pytest
+from config_files import FILE, refusal
 
 from lingu_ray.config import Config, Schedule, strict_yaml
 from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
-from lingu_ray.errors import UserError
-
-FILE = """\
-name: mine
-student: {path: vlm}
-teacher: {path: lm}
-corpus:
-  sources:
-    - {name: t0, format: prompt_completion, path: t0.jsonl, language_heavy: true}
-    - {name: t0.long, format: text, path: long.txt}
-"""
 
 
 @pytest.fixture
@@ -24,12 +14,6 @@ def file(tmp_path: Path) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(FILE)
     return str(path)
-
-
-def refusal(*argv: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(list(argv))
-    return str(caught.value)
 
 
 def test_no_argument_means_the_demo():

@@ -3,28 +3,12 @@
 from pathlib import Path
 
 import pytest
+from config_files import FILE, refusal
 
-from lingu_ray.config.command_line import load_config
 from lingu_ray.config.renamed import RENAMED
 from lingu_ray.config.tree import field_at
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import read_arguments
-
-FILE = """\
-name: mine
-student: {path: vlm}
-teacher: {path: lm}
-corpus:
-  sources:
-    - {name: t0, format: prompt_completion, path: t0.jsonl, language_heavy: true}
-    - {name: t0.long, format: text, path: long.txt}
-"""
-
-
-def refusal(*argv: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load_config(list(argv))
-    return str(caught.value)
 
 
 def test_an_old_name_is_told_once_with_the_new_one(tmp_path: Path):
