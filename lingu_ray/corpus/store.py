@@ -26,7 +26,7 @@ from lingu_ray.errors import UserError
 ROW_GROUP = 64  # rows read together
 CACHED_GROUPS = 8
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("supervised", pa.bool_())]))
 ROW_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -90,7 +90,7 @@ class Corpus:
         """Held-out rows by source, in a fixed order."""
         held_out: dict[str, list[Row]] = {name: [] for name in self.manifest["sources"]}
         for record in pq.read_table(self.folder / "validation.parquet").to_pylist():
-            held_out[record["source"]].append(Row(**record))
+            held_out[record["source"]].append(_row(record))
         return held_out
 
     def _row(self, position: int) -> Row:
@@ -98,7 +98,7 @@ class Corpus:
             raise IndexError(f"position {position} is outside the corpus of {len(self)} rows")
         shard, row = divmod(position, self._rows_per_shard)
         group, row = divmod(row, ROW_GROUP)
-        return Row(**self._group(shard, group).slice(row, 1).to_pylist()[0])
+        return _row(self._group(shard, group).slice(row, 1).to_pylist()[0])
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
         path = self.folder / shard_name(shard)
@@ -107,3 +107,9 @@ class Corpus:
                 return file.read_row_group(group)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path} is damaged; delete the corpus' folder, and it is built again: {error}") from error
+
+
+def _row(record: dict[str, Any]) -> Row:
+    """A row as it was written: parquet has null for keys that a message lacks."""
+    messages = [{key: value for key, value in message.items() if value is not None} for message in record["messages"]]
+    return Row(**record | {"messages": messages})

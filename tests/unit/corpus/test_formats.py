@@ -1,9 +1,14 @@
+import datetime
+import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.formats import FORMATS, BadRecord, RawRow
+from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.record import BadRecord, RawRow
+from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
 
 
 def source(format: Any, **settings) -> SourceConfig:
@@ -17,6 +22,12 @@ def raw_rows(format: str, record: dict, **settings) -> list[RawRow]:
 def conversation(format: str, record: dict, **settings) -> list[tuple[str, str]]:
     (raw_row,) = raw_rows(format, record, **settings)
     return [(m["role"], m["content"]) for m in raw_row.messages]
+
+
+def reason_of(format: str, record: dict, **settings) -> str:
+    with pytest.raises(BadRecord) as error:
+        raw_rows(format, record, **settings)
+    return error.value.reason
 
 
 def test_messages_with_text_and_with_parts():
@@ -159,12 +170,241 @@ def test_webdataset():
 
 def test_template():
     """Format strings over a record's columns; `image` names the column of the image."""
-    record = {"q": "Which?", "options": ["a", "b"], "a": "b", "pic": "1.png"}
-    settings = {"prompt": "{q} Options: {options}", "answer": "{a}", "image": "pic"}
+    record = {"q": "Which?", "options": ["a", "b"], "a": "b", "pic": "1.png", "video": "of no interest"}
+    settings = {"prompt": "{q} Options: {options[0]}, {options[1]}", "answer": "{a}", "image": "pic"}
     assert conversation("template", record, **settings) == [
-        ("user", "<image>Which? Options: ['a', 'b']"),
+        ("user", "<image>Which? Options: a, b"),
         ("assistant", "b"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("word", "word"),
+        (7, "7"),
+        (3.0, "3.0"),
+        (True, "True"),
+        (Decimal("3.10"), "3.10"),
+        (datetime.date(2026, 1, 31), "2026-01-31"),
+        *[(value, "missing_value") for value in (None, float("nan"), float("inf"), Decimal("NaN"))],
+        *[(value, "wrong_type") for value in (["red", "blue"], {"a": 1}, b"bytes", [], len)],
+    ],
+)
+def test_what_a_format_prints_is_text(value, text):
+    """Numbers, truth values and dates are printed; null, NaN, lists, objects and bytes never are, in any format."""
+    filled = [
+        ("template", {"q": value, "a": "x"}, {"prompt": "{q}", "answer": "x"}),
+        ("template", {"q": "x", "a": value}, {"prompt": "x", "answer": "{a}"}),
+        ("image_folder", {"image": "x.png", "label": value}, {"answer": "{label!s}"}),
+        ("scienceqa", {"question": "?", "choices": ["x", value], "answer": 1}, {}),
+    ]
+    if value not in (None, []):  # which say that there is none
+        filled += [
+            ("instruction", {"instruction": "?", "input": value, "output": "x"}, {}),
+            ("scienceqa", {"question": "?", "choices": ["x"], "answer": 0, "hint": value}, {}),
+            ("scienceqa", {"question": "?", "choices": ["x"], "answer": 0, "lecture": value}, {}),
+        ]
+    for format, record, settings in filled:
+        if text in ("missing_value", "wrong_type"):
+            assert reason_of(format, record, **settings) == text, (format, settings)
+        else:
+            assert text in json.dumps(conversation(format, record, **settings)), (format, settings)
+
+
+def test_columns_are_formatted_as_the_pattern_says():
+    """A format specification works as in Python, on the column's own type."""
+    assert conversation("template", {"n": 3.0}, prompt="{n:.0f}", answer="{n:>5}")[0] == ("user", "3")
+
+
+PICTURE = {"bytes": b"x", "path": None}
+
+
+@pytest.mark.parametrize(
+    ("parts", "images"),
+    [
+        ([{"type": "image", "image": "1.png"}, {"type": "text", "text": "?"}], ["1.png"]),
+        ([{"type": "image_url", "image_url": "http://x/1.png"}, "?"], ["http://x/1.png"]),
+        ([{"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}, {"text": "?"}], ["data:,x"]),
+        (
+            [{"type": "input_image", "image_url": "file:///1.png"}, {"type": "input_text", "text": "?"}],
+            ["file:///1.png"],
+        ),
+        ([{"type": "image", "base64": "iVBO"}, {"type": "text", "text": "?"}], ["data:image/*;base64,iVBO"]),
+        (
+            [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}}, "?"],
+            ["data:image/*;base64,iVBO"],
+        ),
+        (
+            [
+                {"type": "image", "text": None, "image": PICTURE, "index": None},
+                {"type": "text", "text": "?", "image": {"bytes": None, "path": None}, "index": None},
+            ],
+            [PICTURE],
+        ),
+        ([{"image": "1.png", "text": None}, {"image": None, "text": "?"}], ["1.png"]),
+        ({"type": ["image", "text"], "path": ["1.png", None], "text": [None, "?"]}, ["1.png"]),
+    ],
+)
+def test_parts_in_every_spelling(parts, images):
+    """Parts of OpenAI's and Anthropic's files, of `datasets` (nulls, lists of a struct), and without a type."""
+    record = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "Yes."}]}
+    (raw_row,) = raw_rows("messages", record)
+    assert raw_row.messages[0]["content"] == "<image>?"
+    assert raw_row.images == images
+
+
+TURNS = [("user", "A?"), ("assistant", "a")]
+AS_ROLES = [{"role": role, "content": text} for role, text in TURNS]
+AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        *[("messages", {name: AS_ROLES}) for name in ("messages", "conversations", "conversation", "dialogue")],
+        ("messages", {"messages": None, "conversations": AS_LLAVA}),
+        ("messages", {"messages": json.dumps(AS_ROLES)}),
+        ("messages", {"messages": {"role": ["user", "assistant"], "content": ["A?", "a"]}}),
+        ("messages", {"conversation": [{"human": "A?", "assistant": "a"}]}),
+        ("messages", {"messages": [{"role": " User", "content": "A?"}, {"role": "Assistant", "content": "a"}]}),
+        ("llava", {"conversations": AS_ROLES}),
+        ("llava", {"conversations": {"from": ["human", "chatgpt"], "value": ["A?", "a"], "weight": None}}),
+        ("llava", {"conversations": [{"from": "gpt", "value": "Hello!"}, *AS_LLAVA]}),
+        ("llava", {"conversations": [*AS_LLAVA, {"from": "human", "value": "B?"}]}),
+        ("llava", {"conversations": [*AS_LLAVA, {"from": "human", "value": "<image>B?"}], "image": "1.png"}),
+        ("cauldron", {"texts": {"user": ["A?"], "assistant": ["a"], "source": ["vqa"]}, "images": [None]}),
+        ("prompt_completion", {"prompt": AS_ROLES[:1], "completion": AS_ROLES[1:]}),
+        ("prompt_completion", {"prompt": "A?", "response": "a", "completion": None}),
+        ("prompt_completion", {"query": "A?", "response": "a", "history": []}),
+        ("prompt_completion", {"question": "A?", "answer": "a", "context": ""}),
+        ("instruction", {"instruction": "A?", "context": "", "response": "a"}),
+        ("instruction", {"instruction": "A?", "input": None, "output": "a", "system": "", "history": None}),
+        ("webdataset", {"json": {"messages": AS_ROLES}, "__key__": "1", "jpg": None}),
+        *[
+            ("prompt_completion", {"prompt": "A?", "completion": "a", "images": none})
+            for none in ([None], [], "[]", "")
+        ],
+        ("prompt_completion", {"prompt": "A?", "completion": "a", "image": {"bytes": None, "path": None}}),
+        ("messages", {"messages": AS_ROLES, "tools": "[]", "label": True, "weight": 1.0, "video": None, "id": 7}),
+    ],
+)
+def test_one_conversation_in_every_spelling(format, record):
+    """Whatever the field has for the same conversation of one turn without an image is read as that."""
+    (raw_row,) = raw_rows(format, record)
+    assert [(m["role"], m["content"]) for m in raw_row.messages] == TURNS
+    assert raw_row.images == []
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "said"),
+    [
+        ("messages", {"messages": AS_ROLES, "system": "S"}, [("system", "S"), *TURNS]),
+        ("messages", {"messages": [{"role": "developer", "content": "S"}, *AS_ROLES]}, [("system", "S"), *TURNS]),
+        ("llava", {"conversations": AS_LLAVA, "system": "S"}, [("system", "S"), *TURNS]),
+        ("instruction", {"instruction": "A?", "output": "a", "system": "S"}, [("system", "S"), *TURNS]),
+        (
+            "instruction",
+            {"instruction": "B?", "input": 7, "output": "b", "history": [["A?", "a"]]},
+            [*TURNS, ("user", "B?\n\n7"), ("assistant", "b")],
+        ),
+        (
+            "prompt_completion",
+            {"query": "B", "response": "b", "history": AS_ROLES},
+            [*TURNS, ("user", "B"), ("assistant", "b")],
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": "A?", "images": ["1"]}, AS_ROLES[1]]},
+            [("user", "<image>A?"), TURNS[1]],
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": None}, AS_ROLES[1]], "images": '["1"]'},
+            [("user", "<image>"), TURNS[1]],
+        ),
+    ],
+)
+def test_what_belongs_to_a_conversation_is_in_it(format, record, said):
+    """System prompts and earlier turns beside the conversation, developer messages, and images of single messages."""
+    assert conversation(format, record) == said
+
+
+def test_images_by_their_index():
+    """A part's `index` names one of the record's images, whatever their order; what is none of them is refused."""
+
+    def record(*indices: Any) -> dict:
+        parts = [{"type": "image", "index": index} for index in indices]
+        return {"images": ["red", "blue"], "messages": [{"role": "user", "content": parts}, AS_ROLES[1]]}
+
+    for indices, images in (((1, 0), ["blue", "red"]), ((1.0,), ["blue"]), ((None, None), ["red", "blue"])):
+        (raw_row,) = raw_rows("messages", record(*indices))
+        assert raw_row.images == images
+    for indices in ((2,), (-1,), (True,), (0.5,), ("1",)):
+        assert reason_of("messages", record(*indices)) == "wrong_type"
+    assert reason_of("messages", record(0, None)) == "missing_image"
+
+
+@pytest.mark.parametrize("flag", SUPERVISED_FLAGS)
+def test_answers_that_are_no_targets(flag):
+    """A flag of 0 or false: no target of the loss; 1 or true: one. What follows the last target is left out."""
+
+    def row(first: Any, second: Any) -> list[tuple[str, bool]]:
+        answers = [{"role": "assistant", "content": text, flag: value} for text, value in (("a", first), ("b", second))]
+        turns = [AS_ROLES[0], answers[0], AS_ROLES[0], answers[1]]
+        (raw_row,) = raw_rows("messages", {"messages": turns})
+        return [(m["content"], m.get("supervised", True)) for m in raw_row.messages if m["role"] == "assistant"]
+
+    assert row(0, 1) == row(False, None) == row(0.0, True) == [("a", False), ("b", True)]
+    assert row(1, 0) == [("a", True)]
+    assert row(0, 0) == [("a", False), ("b", False)]  # the check refuses it
+    for value in (0.5, "no", float("nan"), [0]):
+        with pytest.raises(BadRecord, match=flag):
+            row(value, 1)
+
+
+def test_flags_that_contradict_each_other():
+    """Two flags of one answer that say different things: neither is believed."""
+    turns = [AS_ROLES[0], AS_ROLES[1] | {"weight": 0, "train": True}]
+    assert reason_of("messages", {"messages": turns}) == "weight"
+
+
+def test_of_a_prompt_in_messages_nothing_is_a_target():
+    """Answers within TRL's conversational `prompt` are given, as TRL has it; the completion's are learned."""
+    (raw_row,) = raw_rows("prompt_completion", {"prompt": [*AS_ROLES, AS_ROLES[0]], "completion": AS_ROLES[1:]})
+    assert [m.get("supervised", True) for m in raw_row.messages] == [True, False, True, True]
+
+
+@pytest.mark.parametrize("key", [key for rule in RECORD_RULES for key in rule.keys])
+def test_keys_of_a_record_that_change_its_meaning(key):
+    """Each known key rejects the record under its rule's reason and is named; a null or an off switch does not."""
+    rule = next(rule for rule in RECORD_RULES if key in rule.keys)
+    values = {"undesired_answer": False, "weight": 0.5, "nothing_supervised": 0, "mask": [0, 1, 1]}
+    for format, record in (
+        ("messages", {"messages": AS_ROLES}),
+        ("llava", {"conversations": AS_LLAVA}),
+        ("instruction", {"instruction": "A?", "output": "a"}),
+        ("prompt_completion", {"prompt": "A?", "completion": "a"}),
+        ("cauldron", {"texts": [{"user": "A?", "assistant": "a"}]}),
+        ("webdataset", {"json": {"messages": AS_ROLES, key: values.get(rule.reason, "x")}}),
+    ):
+        with pytest.raises(BadRecord, match=key) as error:
+            raw_rows(format, record if format == "webdataset" else record | {key: values.get(rule.reason, "x")})
+        assert error.value.reason == rule.reason
+        if format != "webdataset":
+            assert conversation(format, record | {key: None}) == TURNS
+
+
+@pytest.mark.parametrize("key", [key for rule in TURN_RULES for key in rule.keys])
+def test_keys_of_a_turn_that_change_its_meaning(key):
+    """Each known key of a turn rejects the record and is named; a null does not."""
+    with pytest.raises(BadRecord, match=key):
+        raw_rows("messages", {"messages": [AS_ROLES[0], AS_ROLES[1] | {key: [{"x": 1}]}]})
+    assert conversation("messages", {"messages": [AS_ROLES[0] | {key: None}, AS_ROLES[1] | {key: []}]}) == TURNS
+
+
+def with_parts(*parts: Any, **beside: Any) -> dict:
+    return {"messages": [{"role": "user", "content": list(parts)}, AS_ROLES[1]], **beside}
 
 
 @pytest.mark.parametrize(
@@ -172,24 +412,71 @@ def test_template():
     [
         ("messages", {"text": "x"}, "missing_field"),
         ("messages", {"messages": "x"}, "wrong_type"),
+        ("messages", {"messages": '[{"role":'}, "wrong_type"),
         ("messages", {"messages": ["x"]}, "wrong_type"),
+        ("messages", {"messages": {"role": ["user"], "content": ["x", "y"]}}, "wrong_type"),
         ("messages", {"messages": [{"role": "user", "content": 5}]}, "wrong_type"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "video"}]}]}, "wrong_type"),
+        ("messages", {"messages": [{"role": "user"}]}, "missing_field"),
+        ("messages", {"messages": [AS_ROLES[0], {"role": "tool", "content": "7"}]}, "tools"),
+        (
+            "messages",
+            {"messages": [AS_ROLES[0] | {"name": "Ann"}, AS_ROLES[1], AS_ROLES[0] | {"name": "Bo"}]},
+            "bad_turns",
+        ),
+        ("messages", {"messages": AS_ROLES, "history": [["q", "a"]]}, "bad_turns"),
+        ("messages", {"messages": [{"role": "system", "content": "S"}, *AS_ROLES], "system": "T"}, "bad_turns"),
+        ("messages", {"messages": [AS_ROLES[0] | {"images": ["1", "2"], "content": "<image>"}]}, "image_count"),
+        ("messages", with_parts({"type": "video", "video": "1.mp4"}), "missing_media"),
+        ("messages", with_parts({"type": "input_audio"}), "missing_media"),
+        ("messages", with_parts({"type": "tool_use", "input": {}}), "tools"),
+        ("messages", with_parts({"type": "image", "image": "1.png", "text": "lost"}), "wrong_type"),
+        ("messages", with_parts({"type": "text", "text": "x", "image": "1.png"}), "wrong_type"),
+        ("messages", with_parts({"text": None, "image": None}), "wrong_type"),
+        ("messages", with_parts({"type": "text", "text": None}), "wrong_type"),
+        ("messages", with_parts({"type": "image", "path": "1"}, {"type": "image"}, images=["1", "2"]), "missing_image"),
+        ("messages", with_parts({"type": "image", "path": "1"}, images=["1", "2"]), "image_count"),
         ("cauldron", {"texts": [{"user": "x"}], "images": []}, "missing_field"),
         ("llava", {"conversations": [{"from": "robot", "value": "x"}]}, "bad_turns"),
+        ("llava", {"conversations": [*AS_LLAVA, {"from": "observation", "value": "x"}]}, "tools"),
+        ("llava", {"conversations": AS_LLAVA, "images": ["1", None]}, "missing_image"),
+        ("llava", {"conversations": AS_LLAVA, "images": ["1"], "image": "2"}, "image_count"),
         ("prompt_completion", {"prompt": "x", "completion": 3}, "wrong_type"),
         ("prompt_completion", {"prompt": "x"}, "missing_field"),
+        ("prompt_completion", {"prompt": "x", "chosen": "a", "rejected": "b"}, "preference_pair"),
+        ("prompt_completion", {"question": "x", "answer": "B", "choices": ["a", "b"]}, "bad_turns"),
         ("instruction", {"instruction": None, "output": "x"}, "wrong_type"),
+        ("instruction", {"instruction": "x", "output": "y", "history": [["q"]]}, "wrong_type"),
+        ("scienceqa", {"question": "?", "choices": ["a", "b"], "answer": True}, "wrong_type"),
+        ("scienceqa", {"question": "?", "choices": ["x"] * 27, "answer": 26}, "wrong_type"),
         ("webdataset", {"jpg": b"x"}, "missing_field"),
         ("webdataset", {"jpg": b"x", "json": b"{"}, "bad_json"),
         ("webdataset", {"jpg": b"x", "txt": b"\xff"}, "wrong_type"),
+        ("webdataset", {"txt": b"a cat"}, "missing_image"),
+        ("webdataset", {"json": {"caption": "a cat"}, "jpg": {"bytes": None, "path": None}}, "missing_image"),
+        ("webdataset", {"json": {"messages": AS_ROLES, "image": "1.jpg"}}, "missing_image"),
+        ("webdataset", {"jpg": b"x", "mp4": b"x", "txt": b"a cat"}, "missing_media"),
+        ("template", {"q": "x", "picture": None}, "missing_image"),
     ],
 )
 def test_records_of_another_shape_say_so(format, record, reason):
-    """A record that does not fit its format is a bad record with its reason, never an exception that ends the build."""
-    with pytest.raises(BadRecord) as error:
-        raw_rows(format, record)
-    assert error.value.reason == reason
+    """A record that does not fit its format is a bad record with its reason."""
+    settings = {"prompt": "{q}", "answer": "{q}", "image": "picture"} if format == "template" else {}
+    assert reason_of(format, record, **settings) == reason
+
+
+@pytest.mark.parametrize("suffixes", [("left.jpg", "right.jpg"), ("avif",)])
+def test_unknown_members_of_a_sample_are_named(suffixes):
+    """A caption whose image is of no known kind is no row without an image; what the sample has is named."""
+    with pytest.raises(BadRecord, match=", ".join(suffixes)):
+        raw_rows("webdataset", {"txt": b"a cat"} | {suffix: b"x" for suffix in suffixes})
+
+
+def test_webdataset_as_the_hub_has_it():
+    """Parquet that `datasets` makes of tars: images as bytes and path, json an object, txt text, key and URL."""
+    record = {"png": PICTURE, "jpg": None, "json": {"caption": None}, "txt": "A cat.", "__key__": "1", "__url__": "u"}
+    (raw_row,) = raw_rows("webdataset", record)
+    assert raw_row.images == [PICTURE]
+    assert [m["content"] for m in raw_row.messages] == ["<image>What is in the picture?", "A cat."]
 
 
 def test_template_names_the_missing_column():

@@ -1,0 +1,160 @@
+"""The content of a turn: its text, with `<image>` where an image stands, and references to the images.
+
+Content is text or a list of parts. A reference is what an image is loaded from: bytes, a path or URL, or a Hugging Face
+image. A part that names none stands for one of the record's images: the one with its index, or else the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lingu_ray.corpus.record import (
+    BadRecord,
+    Record,
+    as_dict,
+    as_index,
+    as_records,
+    first_name,
+    is_empty,
+    parsed,
+    read_text,
+)
+from lingu_ray.corpus.record_keys import check_turn
+from lingu_ray.corpus.row import PLACEHOLDER
+
+IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_IMAGE_PARTS = ("image", "image_url", "input_image")
+_REFERENCES = ("image", "image_url", "url", "path", "bytes", "base64", "source")  # of a part, by precedence
+
+
+@dataclass(frozen=True)
+class _ByIndex:
+    """Stands for the record's image of that index."""
+
+    index: Any
+
+    def index_in(self, images: list[Any]) -> int:
+        return as_index(self.index, len(images), "'index' of a part", "images")
+
+
+def read_images(record: Record) -> list[Any]:
+    """References to the images of a record: a list, a single one, or none (null, also in a list).
+
+    Raises:
+        BadRecord: one of several is null, or `images` and `image` differ.
+    """
+    name = first_name(record, *IMAGE_KEYS)
+    images = as_images(record.get(name))
+    single = as_images(record.get("image"))
+    if name == "images" and single and single != images:
+        raise BadRecord("image_count", "'images' and 'image' hold different images")
+    return images
+
+
+def as_images(value: Any) -> list[Any]:
+    """References of a field that is a list or a single one (see `read_images`)."""
+    value = parsed(value)
+    if is_empty(value):
+        return []
+    images = value if isinstance(value, list) else [value]
+    if any(map(is_empty, images)):
+        raise BadRecord("missing_image", f"one of {len(images)} images is null")
+    return images
+
+
+def read_content(turn: Record) -> tuple[str, list[Any]]:
+    """A turn's text, and a reference for each placeholder in it: None for the record's next image."""
+    name = "value" if "value" in turn and is_empty(turn.get("content")) else "content"
+    value = turn.get(name)
+    if isinstance(value, list | dict):
+        text, inside = _join_parts(value)
+    else:
+        text = "" if name in turn and value is None else read_text(turn, name)
+        inside = [None] * text.count(PLACEHOLDER)
+    own = read_images(turn)
+    if not own:
+        return text, inside
+    if not inside:
+        return PLACEHOLDER * len(own) + text, own
+    if len(inside) != len(own) or any(reference is not None for reference in inside):
+        raise BadRecord("image_count", f"a turn has {len(own)} images of its own, and {len(inside)} in its content")
+    return text, own
+
+
+def resolve(inside: list[Any], beside: list[Any]) -> list[Any]:
+    """The images in the order of their placeholders.
+
+    Args:
+        inside: what `read_content` gives for the placeholders.
+        beside: the record's images.
+
+    Raises:
+        BadRecord: an index that is none, or images that are named partly here and partly there.
+    """
+    if all(reference is None for reference in inside):
+        return beside
+    if None in inside:
+        raise BadRecord("missing_image", "some images are named where they stand, and others are not")
+    indexed = any(isinstance(reference, _ByIndex) for reference in inside)
+    if not indexed and len(beside) not in (0, len(inside)):
+        raise BadRecord("image_count", f"{len(inside)} images in the messages, {len(beside)} beside them")
+    return [
+        beside[reference.index_in(beside)] if isinstance(reference, _ByIndex) else reference for reference in inside
+    ]
+
+
+def _join_parts(value: Any) -> tuple[str, list[Any]]:
+    text = ""
+    inside: list[Any] = []
+    for part in value if isinstance(value, list) else as_records(value, "the content"):
+        piece, references = _read_part(part)
+        text += piece
+        inside += references
+    return text, inside
+
+
+def _read_part(value: Any) -> tuple[str, list[Any]]:
+    """A part's text and references, as of `read_content`."""
+    if isinstance(value, str):
+        return value, [None] * value.count(PLACEHOLDER)
+    part = as_dict(value, "a part of a message")
+    check_turn(part)
+    reference, text = _reference(part), part.get("text")
+    kind = part.get("type") or ("text" if reference is None and text is not None else "image")
+    if kind in _TEXT_PARTS and reference is None:
+        return _read_part(read_text(part, "text"))
+    if kind in _IMAGE_PARTS and is_empty(text) and (reference is not None or part.get("type")):
+        return PLACEHOLDER, [reference]
+    raise _not_a_part(kind, part)
+
+
+def _reference(part: Record) -> Any:
+    """What a part says of its image, out of the objects that OpenAI's and Anthropic's files wrap it in."""
+    key = first_name(part, *_REFERENCES)
+    value = part.get(key)
+    if is_empty(value):
+        index = part.get(first_name(part, "index", "image_index"))
+        return None if index is None else _ByIndex(index)
+    if isinstance(value, dict) and not is_empty(value.get("url")):
+        return value["url"]
+    if isinstance(value, dict) and not is_empty(value.get("data")):
+        return _as_data_url(value["data"])
+    return _as_data_url(value) if key == "base64" else value
+
+
+def _as_data_url(encoded: Any) -> Any:
+    is_bare = isinstance(encoded, str) and not encoded.startswith("data:")
+    return f"data:image/*;base64,{encoded}" if is_bare else encoded
+
+
+def _not_a_part(kind: Any, part: Record) -> BadRecord:
+    if kind in (*_TEXT_PARTS, *_IMAGE_PARTS):
+        return BadRecord(
+            "wrong_type", f"a part of type {kind!r} holds both text and an image, or neither: {part!r:.80}"
+        )
+    detail = f"a part of a message must be text or image, not {kind!r}"
+    if any(medium in str(kind) for medium in ("video", "audio", "file")):
+        return BadRecord("missing_media", detail)
+    return BadRecord("tools" if "tool" in str(kind) else "wrong_type", detail)

@@ -1,0 +1,127 @@
+"""Keys that change what a record or a turn means: read by a format, honored here, or the record is rejected by name.
+
+They are those of files made for axolotl, LLaMA-Factory, ms-swift, TRL, verl and the OpenAI API. All other keys are
+metadata, and not looked at. `template`, `text` and `image_folder` take what their source's settings name, and nothing
+of this applies to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lingu_ray.corpus.record import BadRecord, Record, is_empty, parsed
+
+
+@dataclass(frozen=True)
+class KeyRule:
+    """Keys under which a value for which `rejects` is true rejects the record for `reason`; `why` explains it."""
+
+    reason: str
+    keys: tuple[str, ...]
+    why: str
+    rejects: Callable[[Any], bool] = lambda value: not is_empty(parsed(value))
+
+
+def _switched_on(value: Any) -> bool:
+    return not is_empty(value) and value is not False and value != 0
+
+
+def _is_mask(value: Any) -> bool:
+    """Numbers or truth values; a picture that is a mask is metadata."""
+    first = value
+    while isinstance(first, list) and first:
+        first = first[0]
+    return isinstance(first, int | float) and _switched_on(value)
+
+
+_MEDIA = KeyRule(
+    "missing_media",
+    ("video", "videos", "video_path", "video_url", "audio", "audios", "audio_path", "audio_url", "input_audio"),
+    "video and audio are not trained on",
+)
+_MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
+
+# What stands beside the conversation.
+RECORD_RULES = (
+    _MEDIA,
+    KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name"),
+    KeyRule(
+        "preference_pair",
+        (
+            *("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images"),
+            *("preferred_output", "non_preferred_output"),
+        ),
+        "a pair of a better and a worse answer, not a conversation",
+    ),
+    KeyRule("undesired_answer", ("label", "kto_tag"), "marks an undesired answer", lambda value: value is False),
+    KeyRule(
+        "weight",
+        ("weight", "sample_weight", "loss_weight", "loss_scale"),
+        "rows have no weights of their own; `ce_weight` is a source's",
+        lambda value: not is_empty(value) and value != 1,
+    ),
+    KeyRule(
+        "nothing_supervised",
+        ("train", "trainable", "train_on_turn"),
+        "the record is not to be trained on",
+        lambda value: not is_empty(value) and value == 0,
+    ),
+    KeyRule("mask", (*_MASKS, "loss_mask"), "masks of tokens or turns are not read", _is_mask),
+    KeyRule("mask", ("mask_history",), "mark the turns themselves: `weight: 0`", _switched_on),
+    KeyRule(
+        "template_settings",
+        ("chat_template_kwargs", "enable_thinking"),
+        "the chat template is rendered with its defaults",
+    ),
+)
+# What stands in one turn.
+TURN_RULES = (
+    _MEDIA,
+    KeyRule("tools", ("tool_calls", "function_call", "tool_call_id"), "calls of tools are not trained on"),
+    KeyRule(
+        "reasoning",
+        ("reasoning_content", "reasoning", "thinking"),
+        "reasoning beside the content; write into the content what the model is to say",
+    ),
+    KeyRule("refusal", ("refusal",), "a refusal beside the content"),
+    KeyRule("mask", (*_MASKS, "train_detail", "training_detail"), "parts of a turn are not masked"),
+)
+# Flags of an answer: 1 or true, the default, is a target of the loss; 0 or false is not.
+SUPERVISED_FLAGS = (
+    *("weight", "loss", "loss_mask", "loss_weight", "loss_scale"),
+    *("train", "training", "trainable", "train_on_turn", "supervised"),
+)
+
+
+def check_record(record: Record) -> None:
+    """Reject a record for a key beside the conversation that changes its meaning in a way that no row can keep."""
+    _check_keys(record, RECORD_RULES)
+
+
+def check_turn(turn: Record) -> None:
+    """Reject a record for such a key in a turn, or in a part of one."""
+    _check_keys(turn, TURN_RULES)
+
+
+def _check_keys(values: Record, rules: tuple[KeyRule, ...]) -> None:
+    for rule in rules:
+        for key in rule.keys:
+            if key in values and rule.rejects(values[key]):
+                raise BadRecord(rule.reason, f"{key!r}: {rule.why} ({values[key]!r:.80})")
+
+
+def is_supervised(answer: Record) -> bool:
+    """Whether an answer is a target of the loss, by its flags.
+
+    Raises:
+        BadRecord: a flag that is neither 0 nor 1, or two that contradict each other.
+    """
+    flags = {key: answer[key] for key in SUPERVISED_FLAGS if not is_empty(answer.get(key))}
+    for key, value in flags.items():
+        if value not in (0, 1):
+            raise BadRecord("weight", f"{key!r} of an answer must be 0 or 1, not {value!r:.80}")
+    if len(set(map(bool, flags.values()))) > 1:
+        raise BadRecord("weight", f"flags of an answer contradict each other: {flags}")
+    return all(flags.values())

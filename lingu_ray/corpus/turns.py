@@ -1,0 +1,141 @@
+"""Turns: the entries of a conversation, in all spellings that are in use, become messages.
+
+An entry is `{"role", "content"}` or `{"from", "value"}`, or a question with its answer, `{"user", "assistant"}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lingu_ray.corpus.contents import read_content, read_images, resolve
+from lingu_ray.corpus.record import BadRecord, RawRow, Record, as_records, first_name, is_empty, parsed, read_text
+from lingu_ray.corpus.record_keys import check_turn, is_supervised
+from lingu_ray.corpus.row import PLACEHOLDER, Messages
+
+ROLES = {
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt", "chatgpt", "bard", "bing", "model", "bot"),
+    "system": ("system", "developer"),
+}
+_ROLE_OF = {speaker: role for role, speakers in ROLES.items() for speaker in speakers}
+_TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython")
+
+
+def question_and_answer(user: str, assistant: str) -> Messages:
+    """A conversation of one turn."""
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+
+
+def conversation(record: Record, messages: Messages, inside: list[Any] | None = None) -> RawRow:
+    """The raw row of a record's messages: after its system prompt, with its images, without loose ends.
+
+    Args:
+        inside: what `read_turns` gives for the placeholders in the messages; None: all images are the record's.
+
+    Raises:
+        BadRecord: the images do not fit the messages.
+    """
+    images = resolve(inside or [], read_images(record))
+    return _without_loose_ends(place_images(_with_system(record, messages), images))
+
+
+def place_images(messages: Messages, images: list[Any]) -> RawRow:
+    """A raw row; images that no message has a placeholder for are put before the first question."""
+    if images and not any(PLACEHOLDER in m["content"] for m in messages):
+        for message in messages:
+            if message["role"] == "user":
+                message["content"] = PLACEHOLDER * len(images) + message["content"]
+                break
+    return RawRow(messages, images)
+
+
+def read_turns(entries: list[Record]) -> tuple[Messages, list[Any]]:
+    """The messages of a conversation's entries, and a reference for each placeholder in them (see `resolve`)."""
+    messages: Messages = []
+    inside: list[Any] = []
+    for entry in entries:
+        check_turn(entry)
+        said, references = _read_entry(entry)
+        messages += said
+        inside += references
+    _check_names(entries)
+    return messages, inside
+
+
+def read_history(record: Record) -> Messages:
+    """Earlier turns under `history`: pairs of question and answer, or entries of a conversation."""
+    history = parsed(record.get("history"))
+    if is_empty(history):
+        return []
+    if isinstance(history, list) and all(_is_pair(entry) for entry in history):
+        return [message for pair in history for message in question_and_answer(*pair)]
+    return read_turns(as_records(history, "'history'"))[0]
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)
+
+
+def _read_entry(entry: Record) -> tuple[Messages, list[Any]]:
+    user, assistant = first_name(entry, "user", "human"), first_name(entry, "assistant", "gpt", "bot")
+    if user in entry and assistant in entry and not {"role", "from"} & entry.keys():
+        messages: Messages = question_and_answer(read_text(entry, user), read_text(entry, assistant))
+        inside: list[Any] = [None] * _placeholders(messages)
+    else:
+        content, inside = read_content(entry)
+        messages = [{"role": _role(read_text(entry, first_name(entry, "role", "from"))), "content": content}]
+    if messages[-1]["role"] == "assistant" and not is_supervised(entry):
+        messages[-1]["supervised"] = False
+    return messages, inside
+
+
+def _role(speaker: str) -> str:
+    name = speaker.strip().lower()
+    if name in _TOOL_ROLES:
+        raise BadRecord("tools", f"a turn of {speaker!r}: calls of tools are not trained on")
+    if name not in _ROLE_OF:
+        raise BadRecord("bad_turns", f"unknown speaker {speaker!r}; known: {', '.join(_ROLE_OF)}")
+    return _ROLE_OF[name]
+
+
+def _check_names(entries: list[Record]) -> None:
+    """Two speakers of one role, told apart by `name` alone, would become one."""
+    names: dict[Any, set[Any]] = {}
+    for entry in entries:
+        names.setdefault(entry.get("role"), set()).add(entry.get("name") or None)
+    if any(len(of_role) > 1 for of_role in names.values()):
+        raise BadRecord("bad_turns", f"several speakers of one role, told apart by 'name': {names}")
+
+
+def _with_system(record: Record, messages: Messages) -> Messages:
+    """The messages, after the system prompt that stands beside them."""
+    name = first_name(record, "system", "system_prompt")
+    if is_empty(record.get(name)):
+        return messages
+    prompt = read_text(record, name)
+    if not messages or messages[0]["role"] != "system":
+        return [{"role": "system", "content": prompt}, *messages]
+    if messages[0]["content"] != prompt:
+        raise BadRecord("bad_turns", f"{name!r} is another one than the conversation's own system message")
+    return messages
+
+
+def _without_loose_ends(row: RawRow) -> RawRow:
+    """Without a greeting before the first question, as LLaVA does it, and without what follows the last target.
+
+    Nothing would be learned from either. A greeting with an image stays, and has the row rejected.
+    """
+    messages = row.messages
+    roles = [message["role"] for message in messages]
+    start = roles[:1].count("system")
+    if roles[start : start + 2] == ["assistant", "user"] and PLACEHOLDER not in messages[start]["content"]:
+        messages = messages[:start] + messages[start + 1 :]
+    targets = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("supervised", True)]
+    kept = messages[: targets[-1] + 1] if targets else messages
+    if _placeholders(messages) != len(row.images):
+        return RawRow(messages, row.images)  # the check says so
+    return RawRow(kept, row.images[: _placeholders(kept)])
+
+
+def _placeholders(messages: Messages) -> int:
+    return sum(message["content"].count(PLACEHOLDER) for message in messages)
