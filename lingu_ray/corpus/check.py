@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
-from lingu_ray.corpus.formats import BadRecord, RawRow
 from lingu_ray.corpus.images import decode_image
+from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+
+OTHER_MEDIA = ("<video>", "<audio>")  # placeholders as LLaVA-like files have them
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,35 @@ class Checker:
 
 
 def check_messages(messages: Messages) -> None:
-    """Check that user and assistant take turns after an optional system message, and that no answer is empty."""
+    """Check that user and assistant take turns after an optional system message, and that no message is empty.
+
+    Raises:
+        BadRecord: with the reason.
+    """
+    for message in messages:
+        _check_text(message["content"])
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     roles = [message["role"] for message in turns]
     expected = ["user", "assistant"] * (len(roles) // 2)
     if not roles or roles != expected:
         raise BadRecord("bad_turns", f"user and assistant must take turns and the assistant be last: {roles[:8]}")
-    for message in turns:
-        if message["role"] == "assistant" and not message["content"].strip():
-            raise BadRecord("empty_answer", f"no answer to {turns[0]['content'][:120]!r}")
+    for message in messages:
+        if not message["content"].strip():
+            answer = message["role"] == "assistant"
+            raise BadRecord(
+                "empty_answer" if answer else "empty_message",
+                f"no answer to {turns[0]['content'][:120]!r}" if answer else f"the {message['role']} says nothing",
+            )
+    if not any(message.get("supervised", True) for message in turns[1::2]):
+        raise BadRecord("nothing_supervised", "no answer is a target of the loss")
+
+
+def _check_text(text: str) -> None:
+    """Half a surrogate pair, as cut JSON escapes leave it, can be neither stored nor tokenized."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord("bad_text", f"half a character at {error.start}: {text[error.start :][:20]!a}") from error
 
 
 def check_placeholders(messages: Messages, images: int, image_token: str = PLACEHOLDER) -> None:
@@ -63,6 +85,9 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
         raise BadRecord("image_token", f"the text holds {image_token}, for which the student expects an image")
     if any(PLACEHOLDER in m["content"] for m in messages if m["role"] == "assistant"):
         raise BadRecord("image_in_answer", f"{PLACEHOLDER} stands in an answer")
+    for medium in OTHER_MEDIA:
+        if any(medium in m["content"] for m in messages if m["role"] != "assistant"):
+            raise BadRecord("missing_media", f"{medium} stands in a prompt; video and audio are not trained on")
     placeholders = sum(m["content"].count(PLACEHOLDER) for m in messages)
     if placeholders > images:
         raise BadRecord("missing_image", f"{placeholders} placeholders {PLACEHOLDER}, {images} images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,15 +12,17 @@ from typing import Any
 import pyarrow as pa
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.check import Checker
+from lingu_ray.corpus.check import Checked, Checker
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.corpus.formats import FORMATS, BadRecord, RawRow, Record
+from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.record import BadRecord, RawRow, Record
 from lingu_ray.corpus.splits import UNREADABLE, FileSplit, Numbered
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError
 
 ROWS_PER_BLOCK = 64
 EXCERPT = 200  # characters
+NOT_OF_THE_ROW = (UserError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 NORMALIZED = pa.schema(
     [
@@ -62,20 +65,14 @@ class SplitTask:
         checker = Checker(encoder, self.source.name, self.source.language_heavy)
         folder = Path(self.image_folder)
         for number, record in self._records():
-            origin = {"origin": self.split.origin(number)}
-            for raw_row in self._raw_rows(record):
-                yield (
-                    as_reject(raw_row) if isinstance(raw_row, BadRecord) else checked_row(checker, raw_row, folder)
-                ) | origin
+            origin = {"origin": _storable(self.split.origin(number))}
+            for row in rows_of(self._raw_rows(record), checker, folder):
+                yield row | origin
 
-    def _raw_rows(self, record: Record | BadRecord) -> Iterator[RawRow | BadRecord]:
+    def _raw_rows(self, record: Record | BadRecord) -> Iterator[RawRow]:
         if isinstance(record, BadRecord):
-            yield record
-            return
-        try:
-            yield from FORMATS[self.source.format](record, self.source)
-        except BadRecord as bad:
-            yield bad
+            raise record
+        yield from FORMATS[self.source.format](record, self.source)
 
     def _records(self) -> Iterator[Numbered]:
         try:
@@ -84,19 +81,46 @@ class SplitTask:
             raise UserError(f"source {self.source.name}: {self.split.path} cannot be read: {error}") from error
 
 
-def checked_row(checker: Checker, raw_row: RawRow, folder: Path) -> dict[str, Any]:
-    """The fields of a good row, or those of a reject: a bad passage of a document costs that passage alone."""
-    try:
-        checked = checker.check(raw_row, folder)
-    except BadRecord as bad:
-        return as_reject(bad)
+def rows_of(raw_rows: Iterator[RawRow], checker: Checker, folder: Path) -> Iterator[dict[str, Any]]:
+    """The fields of the rows that a record makes; whatever a row raises, wherever, makes it a reject.
+
+    A fault that is not the row's own meets every row, so `max_reject_rate` ends the build and shows what was raised.
+
+    Raises:
+        UserError: a fault of the whole source, or of the model.
+    """
+    while True:
+        try:
+            raw_row = next(raw_rows, None)
+            if raw_row is None:
+                return
+            fields = good_row(checker.check(raw_row, folder))
+        except NOT_OF_THE_ROW:
+            raise
+        except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
+            fields = as_reject(error)
+        yield fields
+
+
+def good_row(checked: Checked) -> dict[str, Any]:
+    """The fields of a good row."""
     row = checked.row
     return {"messages": row.messages, "images": row.images, "distill": row.distill, "truncated": checked.truncated}
 
 
-def as_reject(bad: BadRecord) -> dict[str, Any]:
-    """The fields of a reject."""
-    return {"reason": bad.reason, "excerpt": bad.detail[:EXCERPT]}
+def as_reject(error: BaseException) -> dict[str, Any]:
+    """The fields of a reject: what nobody foresaw is counted under the error's name, and says where it was raised."""
+    if isinstance(error, BadRecord):
+        return {"reason": error.reason, "excerpt": _storable(error.detail[:EXCERPT])}
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    kind = type(error).__name__
+    return {"reason": kind, "excerpt": _storable(f"{kind}: {str(error)[:EXCERPT]} ({where})")}
+
+
+def _storable(text: str) -> str:
+    """Text that Arrow takes: half surrogates, which names of files and broken records have, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @lru_cache(maxsize=1)

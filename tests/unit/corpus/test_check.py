@@ -7,8 +7,8 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.corpus.check import Checker, check_placeholders
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.corpus.formats import BadRecord, RawRow
 from lingu_ray.corpus.images import decode_image, image_size
+from lingu_ray.corpus.record import BadRecord, RawRow
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,16 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said("?", "Yes.")[::-1], [], "bad_turns"),
         ([], [], "bad_turns"),
         ([{"role": "tool", "content": "x"}, *said("?", "Yes.")], [], "bad_turns"),
+        ([*said("?", "Yes."), {"role": "system", "content": "x"}, *said("?", "Yes.")], [], "bad_turns"),
+        ([{"role": "system", "content": "x"}] * 2 + said("?", "Yes."), [], "bad_turns"),
+        (said("?", "Yes.")[:1] * 2 + said("?", "Yes."), [], "bad_turns"),
+        ([{"role": "system", "content": ""}, *said("?", "Yes.")], [], "empty_message"),
+        (said("", "Yes."), [], "empty_message"),
+        (said(" \n", "Yes."), [], "empty_message"),
+        (said("?", "Yes\ud83d"), [], "bad_text"),
+        (said("<video>\nWho?", "She."), [], "missing_media"),
+        ([{"role": "system", "content": "<audio>"}, *said("?", "Yes.")], [], "missing_media"),
+        ([message | {"supervised": False} for message in said("?", "Yes.")], [], "nothing_supervised"),
     ],
 )
 def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images, reason):
@@ -59,6 +69,21 @@ def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images
     with pytest.raises(BadRecord) as error:
         checker.check(RawRow(messages, images), tmp_path)
     assert error.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("messages", "images"),
+    [
+        (said("<image>", "Yes."), [picture()]),
+        (said("<image><image>", "The same twice."), [picture(), picture()]),
+        (said("How do I embed a film?", "With <video>, as in <video src='x.mp4'>."), []),
+        (said("a\x00b, e\u0301, \u00e9, \U0001f600", "Fine."), []),
+        ([said("?", "No.")[0], said("?", "No.")[1] | {"supervised": False}, *said("Sure?", "Yes.")], []),
+    ],
+)
+def test_what_is_fine_is_not_refused(checker, tmp_path, messages, images):
+    """An image alone as a question, one image twice, tags in an answer, odd characters, an answer that is no target."""
+    assert checker.check(RawRow(messages, images), tmp_path).row.messages == messages
 
 
 def test_the_students_own_image_token_in_a_text():

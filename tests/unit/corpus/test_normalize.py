@@ -1,0 +1,158 @@
+"""From records to rows and rejects, without Ray: nothing that one record raises reaches beyond its own row."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from processors import processor_of
+from tiny import picture, tiny_processor
+
+from lingu_ray.config import SourceConfig
+from lingu_ray.corpus import normalize
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.normalize import SplitTask
+from lingu_ray.corpus.record import BadRecord, RawRow
+from lingu_ray.corpus.splits import split_source
+from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, write_rows
+from lingu_ray.errors import UserError
+
+GOOD = {"prompt": "?", "completion": "Yes."}
+
+
+class Panic(BaseException):
+    """What a fault in the Rust code of a tokenizer raises is no Exception either."""
+
+
+def rows(
+    folder: Path,
+    records: list[dict[str, Any]],
+    encoder: Encoder,
+    monkeypatch: pytest.MonkeyPatch,
+    format: Any = "prompt_completion",
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """The rows and rejects that a build's task makes of a file of the records."""
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    source = SourceConfig(name="s", format=format, path=str(path), **settings)
+    monkeypatch.setattr(normalize, "load_encoder", lambda *_: encoder)
+    tasks = [SplitTask(i, split, source, str(folder), "unused", 256) for i, split in enumerate(split_source(source))]
+    return pa.concat_tables(table for task in tasks for table in task.tables()).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(tiny_processor(), max_length=256)
+
+
+def raises(error: BaseException) -> Callable[..., Any]:
+    def function(*args: Any, **named: Any) -> Any:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("no text"),
+        KeyError("x"),
+        struct.error("unpack"),
+        MemoryError(),
+        RecursionError("deep"),
+        Panic("called `Option::unwrap()`"),
+        UnicodeEncodeError("utf-8", "\ud83d", 0, 1, "surrogates"),
+    ],
+)
+@pytest.mark.parametrize("place", ["format", "check"])
+def test_whatever_a_row_raises_is_its_reject(tmp_path, monkeypatch, encoder, place, error):
+    """Raised in the format's code or in a check: the row is a reject that says what and where; the others are good."""
+
+    def odd(record: dict[str, Any], source: SourceConfig) -> Any:
+        yield RawRow([{"role": "user", "content": "?"}, {"role": "assistant", "content": record["completion"]}], [])
+        if record.get("odd"):
+            raise error
+
+    if place == "format":
+        monkeypatch.setitem(FORMATS, "prompt_completion", odd)
+    else:
+        length = encoder.length
+        monkeypatch.setattr(
+            encoder, "length", lambda row: raises(error)() if "odd" in str(row.messages) else length(row)
+        )
+    found = rows(tmp_path, [GOOD, GOOD | {"completion": "odd", "odd": True}, GOOD], encoder, monkeypatch)
+    [reject] = [row for row in found if row["reason"]]
+    assert [row["origin"][-2:] for row in found if not row["reason"]] == [":1", *[":2"] * (place == "format"), ":3"]
+    assert reject["origin"] == f"{tmp_path}/data.jsonl:2"
+    assert reject["reason"] == type(error).__name__
+    assert str(error)[:10] in reject["excerpt"]
+    assert "test_normalize.py:" in reject["excerpt"]
+
+
+@pytest.mark.parametrize("error", [UserError("of the whole source"), KeyboardInterrupt()])
+def test_what_is_not_of_the_row_ends_the_build(tmp_path, monkeypatch, encoder, error):
+    """An error of the whole source, and Ctrl-C, are no rejects."""
+    monkeypatch.setattr(encoder, "length", raises(error))
+    with pytest.raises(type(error)):
+        rows(tmp_path, [GOOD], encoder, monkeypatch)
+
+
+def test_a_template_that_refuses_a_role(tmp_path, monkeypatch):
+    """A chat template that raises for a system message costs the rows that have one, which are told what it said."""
+    processor = tiny_processor()
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    processor.chat_template = refusing + processor.chat_template
+    found = rows(tmp_path, [GOOD, GOOD | {"system": "Be brief."}], Encoder(processor, 256), monkeypatch)
+    assert [row["reason"] is None for row in found] == [True, False]
+    assert "no system role" in found[1]["excerpt"]
+
+
+def test_an_image_that_the_processor_refuses(tmp_path, monkeypatch):
+    """Qwen-VL's processor refuses pictures 200 times as wide as high: the row is a reject, not the build's end."""
+    (tmp_path / "wide.png").write_bytes(picture(0, (804, 4)))
+    (tmp_path / "good.png").write_bytes(picture(0, (32, 32)))
+    records = [GOOD | {"image": "wide.png"}, GOOD | {"image": "good.png"}]
+    found = rows(tmp_path, records, Encoder(processor_of("qwen2_vl"), 256), monkeypatch)
+    assert [row["reason"] is None for row in found] == [False, True]
+    assert "aspect ratio" in found[0]["excerpt"]
+
+
+def test_broken_characters_can_be_stored(tmp_path, monkeypatch, encoder):
+    """Half surrogate pairs in a text, a key, or a file's name make rejects that Arrow takes."""
+    records = [GOOD | {"prompt": "\ud83d"}, {"pro\ud83dmpt": 1}, GOOD | {"image": "\udce4.png"}]
+    found = rows(tmp_path, records, encoder, monkeypatch)
+    assert [row["reason"] for row in found] == ["bad_text", "missing_field", "missing_image"]
+
+
+def test_flags_reach_the_reader(tmp_path, monkeypatch, encoder):
+    """An answer that is no target of the loss is none when the corpus is read either; no other message has a flag."""
+    turns = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "5", "weight": 0},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": "No: 4."},
+    ]
+    [row] = rows(tmp_path, [{"messages": turns}], encoder, monkeypatch, "messages")
+    table = pa.Table.from_pylist([row | {"position": 0}], ROW_SCHEMA)
+    write_rows(table, tmp_path / "validation.parquet")
+    (tmp_path / "manifest.json").write_text(json.dumps({"rows": 0, "rows_per_shard": 1, "sources": {"s": {}}}))
+    [read] = Corpus(tmp_path).validation()["s"]
+    assert read.messages == [turns[0], {"role": "assistant", "content": "5", "supervised": False}, *turns[2:]]
+
+
+def test_a_bad_passage_costs_itself_alone(tmp_path, monkeypatch, encoder):
+    """Of a record with several rows a bad one is left out, and the following ones are read."""
+
+    def document(record: dict[str, Any], source: SourceConfig) -> Any:
+        for text in ("good", "", "good"):
+            yield RawRow([{"role": "user", "content": "?"}, {"role": "assistant", "content": text}], [])
+        raise BadRecord("too_short", "the rest")
+
+    monkeypatch.setitem(FORMATS, "text", document)
+    found = rows(tmp_path, [{"text": "x"}], encoder, monkeypatch, "text")
+    assert [row["reason"] for row in found] == [None, "empty_answer", None, "too_short"]
