@@ -9,7 +9,7 @@ from typing import Any
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.record import BadRecord, RawRow
-from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 
 OTHER_MEDIA = ("<video>", "<audio>")  # placeholders as LLaVA-like files have them
 
@@ -67,7 +67,7 @@ def check_messages(messages: Messages) -> None:
                 "empty_answer" if answer else "empty_message",
                 f"no answer to {turns[0]['content'][:120]!r}" if answer else f"the {message['role']} says nothing",
             )
-    if not any(message.get("supervised", True) for message in turns[1::2]):
+    if not any(map(is_target, messages)):
         raise BadRecord("nothing_supervised", "no answer is a target of the loss")
 
 

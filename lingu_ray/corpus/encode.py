@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from lingu_ray.corpus.images import decode_image, image_size
-from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 from lingu_ray.errors import UserError
 
 # For students that come without a chat template.
@@ -123,11 +123,12 @@ class Encoder:
         """
         total = 0
         images = iter(row.images)
+        first = _targets(row).index(True)
         for index, turn in enumerate(self.turns(row.messages)):
             total += len(self._tokens(turn.prompt, special=index == 0 and not self.has_bos(turn.prompt)))
             if turn.images:
                 total += self._added_by_images(tuple(image_size(next(images)) for _ in range(turn.images)))
-            if index == 0 and total >= self.max_length:
+            if index == first and total >= self.max_length:
                 raise PromptTooLong(f"the prompt has {total} tokens, corpus.max_length is {self.max_length}")
             total += len(self._tokens(turn.answer))
         return total
@@ -154,7 +155,7 @@ class Encoder:
         for index, turn in enumerate(self.turns(row.messages)):
             prompt_ids, vision = self._prompt(turn, images, first=index == 0)
             start = len(ids) + len(prompt_ids)
-            if start >= self.max_length and index == 0:
+            if start >= self.max_length and index <= _targets(row).index(True):
                 raise PromptTooLong(f"the prompt has {start} tokens, corpus.max_length is {self.max_length}")
             if start >= self.max_length:
                 break
@@ -166,8 +167,8 @@ class Encoder:
             ids = ids[: answers[-1][0]]
         ids_T = torch.tensor(ids)
         supervised_T = torch.zeros(len(ids), dtype=torch.bool)
-        for start, stop in answers:
-            supervised_T[start:stop] = True
+        for (start, stop), supervised in zip(answers, _targets(row), strict=False):
+            supervised_T[start:stop] = supervised
         return Sample(
             source=row.source,
             position=row.position,
@@ -287,6 +288,11 @@ class Encoder:
             parts += [{"type": "image"}] if index else []
             parts += [{"type": "text", "text": piece}] if piece else []
         return parts
+
+
+def _targets(row: Row) -> list[bool]:
+    """Which of a row's answers are targets of the loss."""
+    return [is_target(message) for message in row.messages if message["role"] == "assistant"]
 
 
 def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:

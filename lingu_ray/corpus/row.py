@@ -30,3 +30,8 @@ class Row:
 
     def __str__(self) -> str:
         return f"row {self.position} (source {self.source})"
+
+
+def is_target(message: Message) -> bool:
+    """Whether a message is an answer that is a target of the loss."""
+    return message["role"] == "assistant" and message.get("supervised", True)

@@ -10,7 +10,7 @@ from typing import Any
 from lingu_ray.corpus.contents import read_content, read_images, resolve
 from lingu_ray.corpus.record import BadRecord, RawRow, Record, as_records, first_name, is_empty, parsed, read_text
 from lingu_ray.corpus.record_keys import check_turn, is_supervised
-from lingu_ray.corpus.row import PLACEHOLDER, Messages
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, is_target
 
 ROLES = {
     "user": ("user", "human"),
@@ -130,7 +130,7 @@ def _without_loose_ends(row: RawRow) -> RawRow:
     start = roles[:1].count("system")
     if roles[start : start + 2] == ["assistant", "user"] and PLACEHOLDER not in messages[start]["content"]:
         messages = messages[:start] + messages[start + 1 :]
-    targets = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m.get("supervised", True)]
+    targets = [index for index, message in enumerate(messages) if is_target(message)]
     kept = messages[: targets[-1] + 1] if targets else messages
     if _placeholders(messages) != len(row.images):
         return RawRow(messages, row.images)  # the check says so

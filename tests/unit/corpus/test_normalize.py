@@ -13,7 +13,7 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus import normalize
-from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.normalize import SplitTask
 from lingu_ray.corpus.record import BadRecord, RawRow
@@ -129,8 +129,8 @@ def test_broken_characters_can_be_stored(tmp_path, monkeypatch, encoder):
     assert [row["reason"] for row in found] == ["bad_text", "missing_field", "missing_image"]
 
 
-def test_flags_reach_the_reader(tmp_path, monkeypatch, encoder):
-    """An answer that is no target of the loss is none when the corpus is read either; no other message has a flag."""
+def test_flags_reach_the_sample(tmp_path, monkeypatch, encoder):
+    """An answer that is no target of the loss is none when the corpus is read and encoded; no other one has a flag."""
     turns = [
         {"role": "user", "content": "2 + 2?"},
         {"role": "assistant", "content": "5", "weight": 0},
@@ -143,6 +143,14 @@ def test_flags_reach_the_reader(tmp_path, monkeypatch, encoder):
     (tmp_path / "manifest.json").write_text(json.dumps({"rows": 0, "rows_per_shard": 1, "sources": {"s": {}}}))
     [read] = Corpus(tmp_path).validation()["s"]
     assert read.messages == [turns[0], {"role": "assistant", "content": "5", "supervised": False}, *turns[2:]]
+    sample = encoder.encode(read)
+    targets = encoder.tokenizer.decode(sample.input_ids_T[sample.supervised_T])
+    assert targets.strip() == "No: 4.<end_of_utterance>"
+    begin = int(sample.supervised_T.nonzero()[0])
+    short = Encoder(encoder.processor, max_length=begin)  # room for the answer that is no target alone
+    for refused in (short.encode, short.length):
+        with pytest.raises(PromptTooLong):
+            refused(read)
 
 
 def test_a_bad_passage_costs_itself_alone(tmp_path, monkeypatch, encoder):
