@@ -61,12 +61,10 @@ def check_messages(messages: Messages) -> None:
     if not roles or roles != expected:
         raise BadRecord("bad_turns", f"user and assistant must take turns and the assistant be last: {roles[:8]}")
     for message in messages:
+        if not message["content"].strip() and message["role"] == "assistant":
+            raise BadRecord("empty_answer", f"no answer to {turns[0]['content'][:120]!r}")
         if not message["content"].strip():
-            answer = message["role"] == "assistant"
-            raise BadRecord(
-                "empty_answer" if answer else "empty_message",
-                f"no answer to {turns[0]['content'][:120]!r}" if answer else f"the {message['role']} says nothing",
-            )
+            raise BadRecord("empty_message", f"a message of the {message['role']} is empty")
     if not any(map(is_target, messages)):
         raise BadRecord("nothing_supervised", "no answer is a target of the loss")
 

@@ -1,7 +1,7 @@
 """The content of a turn: its text, with `<image>` where an image stands, and references to the images.
 
-Content is text or a list of parts. A reference is what an image is loaded from: bytes, a path or URL, or a Hugging Face
-image. A part that names none stands for one of the record's images: the one with its index, or else the next one.
+Content is text or a list of parts. A reference is what an image is loaded from: bytes, a path or URL, base64, or an
+object with one of these. A part that names none stands for an image of the record: the one of its index, else the next.
 """
 
 from __future__ import annotations
@@ -131,22 +131,15 @@ def _read_part(value: Any) -> tuple[str, list[Any]]:
 
 
 def _reference(part: Record) -> Any:
-    """What a part says of its image, out of the objects that OpenAI's and Anthropic's files wrap it in."""
+    """What a part says of its image: a reference, its index among the record's, or nothing."""
     key = first_name(part, *_REFERENCES)
     value = part.get(key)
     if is_empty(value):
         index = part.get(first_name(part, "index", "image_index"))
         return None if index is None else _ByIndex(index)
-    if isinstance(value, dict) and not is_empty(value.get("url")):
-        return value["url"]
     if isinstance(value, dict) and not is_empty(value.get("data")):
-        return _as_data_url(value["data"])
-    return _as_data_url(value) if key == "base64" else value
-
-
-def _as_data_url(encoded: Any) -> Any:
-    is_bare = isinstance(encoded, str) and not encoded.startswith("data:")
-    return f"data:image/*;base64,{encoded}" if is_bare else encoded
+        return value["data"]  # Anthropic's `source`
+    return value
 
 
 def _not_a_part(kind: Any, part: Record) -> BadRecord:

@@ -1,8 +1,8 @@
 """Formats: what a record looks like in the field, and how it becomes a conversation.
 
 A format takes a record and its source's settings and yields raw rows (most yield one): messages with `PLACEHOLDER`
-where an image stands, and references to the images (bytes, a path or URL, or a Hugging Face image `{"bytes", "path"}`).
-What a format cannot understand it raises as `BadRecord`; whether a raw row is a good row is decided in `check`.
+where an image stands, and references to the images (`contents`). What a format cannot understand it raises as
+`BadRecord`; whether a raw row is a good row is decided in `check`.
 """
 
 from __future__ import annotations

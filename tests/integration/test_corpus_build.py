@@ -150,6 +150,9 @@ def test_bad_rows_are_quarantined_with_reason_and_origin(tmp_path, processor_dir
         "wrong_type": {"prompt": "?", "completion": 5},
         "missing_field": {"prompt": "?"},
         "prompt_too_long": {"prompt": "word " * 200, "completion": "a"},
+        "empty_message": {"prompt": "", "completion": "a"},
+        "missing_media": {"prompt": "?", "completion": "a", "video": "1.mp4"},
+        "bad_text": {"prompt": "half a pair \ud83d", "completion": "a"},
         "bad_json": '{"prompt": "?",',
     }
     path = write_lines(tmp_path / "mixed.jsonl", [*good, *bad.values(), {"prompt": "long?", "completion": "w " * 300}])
@@ -157,7 +160,7 @@ def test_bad_rows_are_quarantined_with_reason_and_origin(tmp_path, processor_dir
     corpus = build_corpus(config(tmp_path, [source], max_reject_rate=0.5), processor_dir)
     counts = corpus.manifest["sources"]["mixed"]
     assert counts["rejected"] == {reason: 1 for reason in bad}
-    assert (counts["read"], counts["accepted"], counts["truncated"], counts["used"]) == (29, 21, 1, 16)
+    assert (counts["read"], counts["accepted"], counts["truncated"], counts["used"]) == (32, 21, 1, 16)
     rejected = pq.read_table(corpus.folder / "rejected").to_pylist()
     assert [(row["reason"], row["origin"]) for row in rejected] == [
         (reason, f"{path}:{line}") for line, reason in enumerate(bad, 21)

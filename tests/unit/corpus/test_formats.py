@@ -225,15 +225,15 @@ PICTURE = {"bytes": b"x", "path": None}
     [
         ([{"type": "image", "image": "1.png"}, {"type": "text", "text": "?"}], ["1.png"]),
         ([{"type": "image_url", "image_url": "http://x/1.png"}, "?"], ["http://x/1.png"]),
-        ([{"type": "image_url", "image_url": {"url": "data:,x", "detail": "low"}}, {"text": "?"}], ["data:,x"]),
+        ([{"type": "image_url", "image_url": {"url": "data:,x"}}, {"text": "?"}], [{"url": "data:,x"}]),
         (
             [{"type": "input_image", "image_url": "file:///1.png"}, {"type": "input_text", "text": "?"}],
             ["file:///1.png"],
         ),
-        ([{"type": "image", "base64": "iVBO"}, {"type": "text", "text": "?"}], ["data:image/*;base64,iVBO"]),
+        ([{"type": "image", "base64": "iVBO"}, {"type": "text", "text": "?"}], ["iVBO"]),
         (
             [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBO"}}, "?"],
-            ["data:image/*;base64,iVBO"],
+            ["iVBO"],
         ),
         (
             [

@@ -11,8 +11,9 @@ import pytest
 from processors import processor_of
 from tiny import picture, tiny_processor
 
-from lingu_ray.config import SourceConfig
+from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus import normalize
+from lingu_ray.corpus.build import quarantine
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.normalize import SplitTask
@@ -28,21 +29,25 @@ class Panic(BaseException):
     """What a fault in the Rust code of a tokenizer raises is no Exception either."""
 
 
-def rows(
+def table_of(
     folder: Path,
     records: list[dict[str, Any]],
     encoder: Encoder,
     monkeypatch: pytest.MonkeyPatch,
     format: Any = "prompt_completion",
-    **settings: Any,
-) -> list[dict[str, Any]]:
+) -> pa.Table:
     """The rows and rejects that a build's task makes of a file of the records."""
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    source = SourceConfig(name="s", format=format, path=str(path), **settings)
+    source = SourceConfig(name="s", format=format, path=str(path))
     monkeypatch.setattr(normalize, "load_encoder", lambda *_: encoder)
     tasks = [SplitTask(i, split, source, str(folder), "unused", 256) for i, split in enumerate(split_source(source))]
-    return pa.concat_tables(table for task in tasks for table in task.tables()).to_pylist()
+    return pa.concat_tables(table for task in tasks for table in task.tables())
+
+
+def rows(*arguments: Any) -> list[dict[str, Any]]:
+    """The same as dictionaries."""
+    return table_of(*arguments).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,20 @@ def test_what_is_not_of_the_row_ends_the_build(tmp_path, monkeypatch, encoder, e
     monkeypatch.setattr(encoder, "length", raises(error))
     with pytest.raises(type(error)):
         rows(tmp_path, [GOOD], encoder, monkeypatch)
+
+
+def test_a_fault_of_every_row_ends_the_build(tmp_path, monkeypatch, encoder):
+    """A mistake that is not in the data rejects all rows; the build ends, and says what was raised, and where first."""
+    monkeypatch.setattr(encoder, "length", raises(AttributeError("'Encoder' has no attribute 'lenght'")))
+    table = table_of(tmp_path, [GOOD] * 3, encoder, monkeypatch)
+    source = SourceConfig(name="s", format="prompt_completion", path="x")
+    with pytest.raises(UserError) as error:
+        quarantine(table, CorpusConfig(), (source,), tmp_path)
+    assert "3 of 3 rows (100.0%) are bad" in str(error.value)
+    assert (
+        f"3 × AttributeError, first at {tmp_path}/data.jsonl:1: "
+        "AttributeError: 'Encoder' has no attribute 'lenght' (test_normalize.py:"
+    ) in str(error.value)
 
 
 def test_a_template_that_refuses_a_role(tmp_path, monkeypatch):
