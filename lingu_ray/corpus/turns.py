@@ -69,7 +69,10 @@ def read_history(record: Record) -> Messages:
         return []
     if isinstance(history, list) and all(_is_pair(entry) for entry in history):
         return [message for pair in history for message in question_and_answer(*pair)]
-    return read_turns(as_records(history, "'history'"))[0]
+    messages, inside = read_turns(as_records(history, "'history'"))
+    if any(reference is not None for reference in inside):
+        raise BadRecord("image_count", "'history' names images of its own; put its turns into 'messages'")
+    return messages
 
 
 def _is_pair(entry: Any) -> bool:
@@ -100,9 +103,9 @@ def _role(speaker: str) -> str:
 
 def _check_names(entries: list[Record]) -> None:
     """Two speakers of one role, told apart by `name` alone, would become one."""
-    names: dict[Any, set[Any]] = {}
+    names: dict[str, set[str]] = {}
     for entry in entries:
-        names.setdefault(entry.get("role"), set()).add(entry.get("name") or None)
+        names.setdefault(str(entry.get("role")), set()).add(str(entry.get("name") or ""))
     if any(len(of_role) > 1 for of_role in names.values()):
         raise BadRecord("bad_turns", f"several speakers of one role, told apart by 'name': {names}")
 

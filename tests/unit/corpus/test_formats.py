@@ -446,6 +446,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("prompt_completion", {"question": "x", "answer": "B", "choices": ["a", "b"]}, "bad_turns"),
         ("instruction", {"instruction": None, "output": "x"}, "wrong_type"),
         ("instruction", {"instruction": "x", "output": "y", "history": [["q"]]}, "wrong_type"),
+        ("instruction", {"instruction": "x", "output": "y", "history": [AS_ROLES[0] | {"image": "1"}]}, "image_count"),
         ("scienceqa", {"question": "?", "choices": ["a", "b"], "answer": True}, "wrong_type"),
         ("scienceqa", {"question": "?", "choices": ["x"] * 27, "answer": 26}, "wrong_type"),
         ("webdataset", {"jpg": b"x"}, "missing_field"),
