@@ -85,7 +85,7 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     yield conversation(record, [*read_history(record), *asked, *answered], [*inside, *more])
 
 
-BESIDE_A_QUESTION = ("choices", "options", "context", "passage", "hint", "input")
+BESIDE_A_QUESTION = ("choices", "options", "A", "context", "passage", "document", "hint", "input")
 
 
 def _said(record: Record, name: str, role: str) -> tuple[Messages, list[Any]]:

@@ -7,11 +7,12 @@ of this applies to them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lingu_ray.corpus.record import BadRecord, Record, is_empty, parsed
+from lingu_ray.corpus.record import BadRecord, Record, is_empty
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class KeyRule:
     reason: str
     keys: tuple[str, ...]
     why: str
-    rejects: Callable[[Any], bool] = lambda value: not is_empty(parsed(value))
+    rejects: Callable[[Any], bool] = lambda value: not is_empty(value)
 
 
 def _switched_on(value: Any) -> bool:
@@ -108,8 +109,18 @@ def check_turn(turn: Record) -> None:
 def _check_keys(values: Record, rules: tuple[KeyRule, ...]) -> None:
     for rule in rules:
         for key in rule.keys:
-            if key in values and rule.rejects(values[key]):
+            if key in values and rule.rejects(_plain(values[key])):
                 raise BadRecord(rule.reason, f"{key!r}: {rule.why} ({values[key]!r:.80})")
+
+
+def _plain(value: Any) -> Any:
+    """What text of a JSON value or a truth value says, as CSV files have them; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value.strip().lower())
+    except ValueError:
+        return value
 
 
 def is_supervised(answer: Record) -> bool:
@@ -118,7 +129,7 @@ def is_supervised(answer: Record) -> bool:
     Raises:
         BadRecord: a flag that is neither 0 nor 1, or two that contradict each other.
     """
-    flags = {key: answer[key] for key in SUPERVISED_FLAGS if not is_empty(answer.get(key))}
+    flags = {key: _plain(answer[key]) for key in SUPERVISED_FLAGS if not is_empty(answer.get(key))}
     for key, value in flags.items():
         if value not in (0, 1):
             raise BadRecord("weight", f"{key!r} of an answer must be 0 or 1, not {value!r:.80}")

@@ -287,6 +287,10 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
         ],
         ("prompt_completion", {"prompt": "A?", "completion": "a", "image": {"bytes": None, "path": None}}),
         ("messages", {"messages": AS_ROLES, "tools": "[]", "label": True, "weight": 1.0, "video": None, "id": 7}),
+        (
+            "messages",
+            {"messages": AS_ROLES, "functions": "null", "kto_tag": "True", "weight": "1.0", "mask": "mask.png"},
+        ),
     ],
 )
 def test_one_conversation_in_every_spelling(format, record):
@@ -355,7 +359,7 @@ def test_answers_that_are_no_targets(flag):
         (raw_row,) = raw_rows("messages", {"messages": turns})
         return [(m["content"], m.get("supervised", True)) for m in raw_row.messages if m["role"] == "assistant"]
 
-    assert row(0, 1) == row(False, None) == row(0.0, True) == [("a", False), ("b", True)]
+    assert row(0, 1) == row(False, None) == row(0.0, True) == row("False", "1") == [("a", False), ("b", True)]
     assert row(1, 0) == [("a", True)]
     assert row(0, 0) == [("a", False), ("b", False)]  # the check refuses it
     for value in (0.5, "no", float("nan"), [0]):
@@ -443,6 +447,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("prompt_completion", {"prompt": "x", "completion": 3}, "wrong_type"),
         ("prompt_completion", {"prompt": "x"}, "missing_field"),
         ("prompt_completion", {"prompt": "x", "chosen": "a", "rejected": "b"}, "preference_pair"),
+        ("prompt_completion", {"prompt": "x", "completion": "y", "label": "False"}, "undesired_answer"),
         ("prompt_completion", {"question": "x", "answer": "B", "choices": ["a", "b"]}, "bad_turns"),
         ("instruction", {"instruction": None, "output": "x"}, "wrong_type"),
         ("instruction", {"instruction": "x", "output": "y", "history": [["q"]]}, "wrong_type"),
