@@ -16,11 +16,13 @@ from lingu_ray import content
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
+from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.formats import FORMATS, BadRecord, Record
-from lingu_ray.corpus.splits import UNREADABLE, FileSplit, evenly, image_folder
+from lingu_ray.corpus.readers import FileSplit, reading
+from lingu_ray.corpus.splits import evenly, image_folder
 from lingu_ray.errors import UserError
 
-VERSION = 3  # of what a build writes; with a new version every corpus is built again
+VERSION = 4  # of what a build writes; with a new version every corpus is built again
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count
@@ -62,7 +64,7 @@ def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
 def _file(path: str, blocks: int, format: str) -> str:
     """One file. Of its name counts what decides how it is read, and for folders of images the label."""
     file = Path(path)
-    name = f"{file.parent.name}/{file.name}" if format == "image_folder" else file.suffix
+    name = f"{file.parent.name}/{file.name}" if format == "image_folder" else full_suffix(file)
     if file.is_dir():  # a saved dataset: its file splits name its files
         return name
     return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
@@ -86,10 +88,8 @@ def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Pat
 def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record]:
     """The first records of a file, without those that cannot be read."""
     numbered = itertools.chain.from_iterable(split.records() for split in splits)
-    try:
+    with reading(source.name, splits[0].path):
         first = [record for _, record in itertools.islice(numbered, SAMPLED_RECORDS)]
-    except UNREADABLE as error:
-        raise UserError(f"source {source.name}: {splits[0].path} cannot be read: {error}") from error
     return [record for record in first if not isinstance(record, BadRecord)]
 
 
