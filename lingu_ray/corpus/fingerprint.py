@@ -18,6 +18,7 @@ from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.formats import FORMATS, BadRecord, Record
+from lingu_ray.corpus.load_image import image_path
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.corpus.splits import evenly, image_folder
 from lingu_ray.errors import UserError
@@ -80,9 +81,10 @@ def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Pat
         for record in _first_records(source, of_file):
             try:
                 references = [image for raw_row in FORMATS[source.format](record, source) for image in raw_row.images]
+                paths = [image_path(reference, folder) for reference in references]
             except Exception:
                 continue  # the build reports it
-            yield from (folder / image for image in references if isinstance(image, str))
+            yield from filter(None, paths)
 
 
 def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record]:
@@ -94,7 +96,7 @@ def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record
 
 
 def _image(path: Path) -> str:
-    return f"{path.name} {file_identity(path) if path.is_file() else 'missing'}"
+    return f"{path.name} {file_identity(path) if os.path.isfile(path) else 'missing'}"
 
 
 def _processor(folder: Path) -> dict[str, str]:
