@@ -37,7 +37,7 @@ from lingu_ray.corpus.normalize import SplitTask
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.splits import check_has_records, image_folder, split_source
-from lingu_ray.corpus.store import Corpus, shard_name, write_rows
+from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
 from lingu_ray.live import LiveLine
 
@@ -254,6 +254,7 @@ def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path)
         RuntimeError: fewer or more rows were written than the order has.
     """
     order_ref = ray.put(order)
+    write_rows(ROW_SCHEMA.empty_table(), folder / "validation.parquet")  # stays where no row is held out
 
     def assign(table: pa.Table) -> pa.Table:
         return ray.get(order_ref).assign(table)
