@@ -11,13 +11,13 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
-
 from lingu_ray.config import SourceConfig
+from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.formats import IMAGE_SUFFIXES
 from lingu_ray.errors import UserError
@@ -34,6 +34,7 @@ BOOKKEEPING = {"_common_metadata", "_metadata", "_success", "dataset_dict.json",
     "dataset_infos.json",
     "state.json",
 }
+SPLIT_NAME = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./])")
 NAMED = 3  # files named in a message
 
 
@@ -86,7 +87,7 @@ def hub_files(source: SourceConfig) -> list[str]:
 
 
 def _arrow_rows(path: str) -> int:
-    with pa.memory_map(path) as file, pa.ipc.open_stream(file) as batches:
+    with open_arrow(path) as (_, batches):
         return sum(batch.num_rows for batch in batches)
 
 
@@ -136,7 +137,7 @@ def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
 def _sorted_out(source: SourceConfig, paths: Iterable[Path], is_known: Callable[[str], bool], top: Path) -> set[Path]:
     """The files to read. What is left out is counted in the log, and so are files of several kinds."""
     images = source.format == "image_folder"
-    read: dict[str, list[Path]] = {}
+    found: set[Path] = set()
     left_out: Counter[str] = Counter()
     unknown: list[Path] = []
     for path in paths:
@@ -144,18 +145,27 @@ def _sorted_out(source: SourceConfig, paths: Iterable[Path], is_known: Callable[
         if _is_no_data(path.relative_to(top), images):
             left_out[suffix or path.name] += 1
         elif suffix in IMAGE_SUFFIXES if images else is_known(path.name):
-            read.setdefault(suffix, []).append(path)
+            found.add(path)
         else:
             unknown.append(path)
     if unknown:
         raise UserError(_unknown(source, unknown, top))
     if left_out:
         log.info("source %s: left out as no data: %s", source.name, _counts(left_out))
-    if len(read) > 1 and not images:
-        counts = _counts(Counter({suffix: len(files) for suffix, files in read.items()}))
-        cure = "if they hold the same records, let `path` name one kind"
-        log.warning("source %s: files of several kinds are all read: %s; %s", source.name, counts, cure)
-    return {path for files in read.values() for path in files}
+    if not images:
+        kinds = Counter(full_suffix(path) for path in found)
+        splits = Counter(match[1] for path in found if (match := SPLIT_NAME.search(str(path.relative_to(top)).lower())))
+        _warn_of_several(source, "kinds", kinds)
+        _warn_of_several(source, "splits", splits)
+    return found
+
+
+def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str]) -> None:
+    if len(counts) > 1:
+        cure = (
+            f"if not all of them are meant, let `path` name those of one, by a pattern such as folder/*{min(counts)}*"
+        )
+        log.warning("source %s: files of several %s are all read: %s; %s", source.name, what, _counts(counts), cure)
 
 
 def _is_no_data(path: Path, images: bool) -> bool:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.labels import Labels, labels_of
@@ -142,6 +143,8 @@ def _read_csv(split: FileSplit) -> Iterator[Numbered]:
         header = next((row for row in rows if row), [])
         if repeated := {name for name in header if name and header.count(name) > 1}:
             raise ValueError(f"its header names a column twice: {', '.join(sorted(repeated))}")
+        if not _is_utf8(header):
+            raise ValueError("it is not UTF-8 text")
         yield from _csv_records(rows, header)
 
 
@@ -166,11 +169,14 @@ def _csv_records(rows: Any, header: list[str]) -> Iterator[Numbered]:
 def _csv_record(header: list[str], fields: list[str]) -> Record | BadRecord:
     if len(fields) != len(header):
         return BadRecord("bad_csv", f"{len(fields)} fields, and {len(header)} columns: {fields!r:.120}")
-    try:
-        "".join(fields).encode()
-    except UnicodeEncodeError:  # what `surrogateescape` left of other bytes
+    if not _is_utf8(fields):
         return BadRecord("bad_csv", f"not UTF-8 text: {fields!r:.120}")
     return {name: value for name, value in zip(header, fields, strict=True) if name}
+
+
+def _is_utf8(fields: list[str]) -> bool:
+    """Whether `surrogateescape` had nothing to put in place of other bytes."""
+    return not any("\udc80" <= character <= "\udcff" for character in "".join(fields))
 
 
 def _read_parquet(split: FileSplit) -> Iterator[Numbered]:
@@ -180,8 +186,8 @@ def _read_parquet(split: FileSplit) -> Iterator[Numbered]:
 
 
 def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
-    with pa.memory_map(split.path) as file, pa.ipc.open_stream(file) as batches:
-        yield from _rows(split, batches.schema, itertools.islice(batches, split.start, split.stop))
+    with open_arrow(split.path) as (schema, batches):
+        yield from _rows(split, schema, itertools.islice(batches, split.start, split.stop))
 
 
 def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Numbered]:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray.config import SourceConfig
+from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compressed, open_file, read_block
 from lingu_ray.corpus.files import find_files
 from lingu_ray.corpus.readers import FileSplit, reading
@@ -135,7 +135,7 @@ def _split_saved(path: str) -> Iterator[FileSplit]:
 
 def _split_arrow(path: str) -> Iterator[FileSplit]:
     first = 0
-    with pa.memory_map(path) as file, pa.ipc.open_stream(file) as batches:
+    with open_arrow(path) as (_, batches):
         for index, batch in enumerate(batches):
             yield FileSplit("arrow", path, index, index + 1, first)
             first += batch.num_rows

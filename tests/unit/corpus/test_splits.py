@@ -62,6 +62,14 @@ def file_names(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
+def arrow(records: list[dict], writer: Any = pa.ipc.new_stream) -> bytes:
+    table = pa.Table.from_pylist(records)
+    sink = pa.BufferOutputStream()
+    with writer(sink, table.schema) as stream:
+        stream.write_table(table, max_chunksize=3)
+    return sink.getvalue().to_pybytes()
+
+
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
 CSV = b"\xef\xbb\xbfprompt,completion\r\n" + b"".join(f"q{i},a{i}\r\n".encode() for i in range(10))
 
@@ -96,11 +104,13 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path):
         ("a.csv", CSV, 2),
         ("a.csv.gz", gzip.compress(CSV), 2),
         ("a.tsv", CSV.replace(b",", b"\t"), 2),
+        ("stream.arrow", arrow(RECORDS), 1),
+        ("file.arrow", arrow(RECORDS, pa.ipc.new_file), 1),
     ],
     ids=file_names,
 )
 def test_compressed_files_and_tables_give_the_same_records(tmp_path, monkeypatch, name, content, first):
-    """Whatever the compression, and rows of CSV and TSV with BOM and CRLF, numbered by line."""
+    """Whatever the compression, and rows of CSV and TSV with BOM and CRLF, numbered by line; both kinds of Arrow."""
     monkeypatch.setattr(compression, "LINES_BYTES", 100)
     (tmp_path / name).write_bytes(content)
     assert read(source(tmp_path / name)) == list(enumerate(RECORDS, first))
@@ -154,6 +164,9 @@ pq.write_table(pa.Table.from_pylist(RECORDS * 50), PARQUET)
         ("a.parquet", PARQUET.getvalue()[:40] + b"????" * 20 + PARQUET.getvalue()[120:], "prompt_completion"),
         ("a.csv", CSV + b'"never closed,\n' + CSV, "prompt_completion"),
         ("a.csv", b"a,a\n1,2\n", "prompt_completion"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "prompt_completion"),
+        ("a.arrow", arrow(RECORDS)[:-9], "prompt_completion"),
+        ("no-end.arrow", arrow(RECORDS)[:-8], "prompt_completion"),
         ("in-member.tar", tar(a__jpg=b"j" * 2000, b__jpg=b"j" * 2000)[:4000], "webdataset"),
         ("between-members.tar", tar(a__jpg=b"j" * 500, b__jpg=b"j")[:1024], "webdataset"),
         ("in-header.tar", tar(a__jpg=b"j" * 500, b__jpg=b"j")[:1100], "webdataset"),
@@ -331,10 +344,12 @@ def test_no_file_of_a_folder_is_left_out_in_silence(tmp_path, caplog, format, ot
 
 
 def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, caplog):
-    """JSON Lines, plain and compressed, beside CSV: all records, and a warning with the counts."""
-    for name, content in (("0.jsonl", LINES), ("1.jsonl.gz", gzip.compress(LINES)), ("2.csv", CSV)):
+    """JSON Lines beside CSV, a train beside a test split: all records, and warnings with the counts."""
+    (tmp_path / "test").mkdir()
+    for name, content in (("train-0.jsonl", LINES), ("train-1.jsonl.gz", gzip.compress(LINES)), ("test/2.csv", CSV)):
         (tmp_path / name).write_bytes(content)
     assert [record for _, record in read(source(tmp_path))] == RECORDS * 3
+    assert "files of several splits are all read: 1 test, 2 train;" in caplog.text
     assert "files of several kinds are all read: 1 .csv, 1 .jsonl, 1 .jsonl.gz;" in caplog.text
 
 

@@ -101,9 +101,10 @@ def test_keys_are_checked_against_the_configuration(tmp_path, base, keys, words)
         load([write(tmp_path, **keys)])
 
 
-def test_overrides_reach_space_and_base(tmp_path, base):
-    """`trials=` is the space's, `train.steps=` every trial's."""
-    path = write(tmp_path, search={"distill.w_kd": {"uniform": [1, 2]}})
+def test_overrides_reach_space_and_base(tmp_path, base, monkeypatch):
+    """`trials=` is the space's, `train.steps=` every trial's; the base may lie in the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, base="~/base.yaml", search={"distill.w_kd": {"uniform": [1, 2]}})
     loaded, config = load([path, "trials=3", "train.steps=2", "name=other", "search.distill.w_kd.uniform=[1, 3]"])
     assert loaded.search["distill.w_kd"].uniform == (1, 3)
     assert (loaded.trials, config.train.steps, loaded.name, config.name) == (3, 2, "other", "tiny")
