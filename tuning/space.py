@@ -51,8 +51,8 @@ class Domain(Section):
             raise ValueError("give exactly one of choice, grid, uniform, loguniform")
         for name in ("uniform", "loguniform"):
             bounds = getattr(self, name)
-            if bounds is not None and not bounds[0] < bounds[1]:
-                raise ValueError(f"{name}: low must be below high, found {list(bounds)}")
+            if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
+                raise ValueError(f"{name}: low must be below high, and both be finite, found {list(bounds)}")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform: low must be above 0, found {self.loguniform[0]:g}")
         return self
@@ -123,6 +123,7 @@ class Space(Section):
                     f"Searched are keys of {', '.join(sorted(settings_with(SEARCHABLE)))}; "
                     "`settings` sets others for all, `seeds` repeats"
                 )
+        self._check_one_origin()
         if self.algorithm == "optuna" and (self.seeds > 1 or any(d.grid for d in self.search.values())):
             raise ValueError("optuna draws its own points: use `choice` in place of `grid`, and seeds: 1")
         if len(self.objectives) > 1 and self.algorithm != "optuna":
@@ -130,6 +131,12 @@ class Space(Section):
         if self.pbt is not None:
             self._check_pbt()
         return self
+
+    def _check_one_origin(self) -> None:
+        for case in [{}, *self.cases.values()]:
+            for key, other in itertools.combinations([*self.search, *case], 2):
+                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                    raise ValueError(f"{key} and {other} set the same: search it, or let `cases` set it, not both")
 
     def _check_pbt(self) -> None:
         others = sorted(set(self.search) - set(SCHEDULED))

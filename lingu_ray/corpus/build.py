@@ -36,7 +36,7 @@ from lingu_ray.corpus.mix import IntArray
 from lingu_ray.corpus.normalize import SplitTask
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
 from lingu_ray.corpus.readers import FileSplit
-from lingu_ray.corpus.splits import check_has_records, image_folder, split_source
+from lingu_ray.corpus.splits import check_source, image_folder, split_source
 from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
 from lingu_ray.live import LiveLine
@@ -78,7 +78,7 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
     sources = config.training_sources()
     splits = [split_source(source) for source in sources]
     for source, of_source in zip(sources, splits, strict=True):
-        check_has_records(source, of_source)
+        check_source(source, of_source)
     contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
     mark = fingerprint(config.corpus, sources, contents, processor_dir)
     tasks = split_tasks(config, sources, splits, processor_dir)

@@ -25,7 +25,8 @@ from lingu_ray.paths import not_found
 
 log = logging.getLogger(__name__)
 
-OTHER_PICTURES = {".avif", ".heic", ".heif", ".ico", ".jfif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".svg", ".tga"}
+PICTURES = IMAGE_SUFFIXES | {".avif", ".ico", ".jfif", ".jp2", ".pgm", ".ppm", ".psd", ".tga"}
+OTHER_PICTURES = {".heic", ".heif", ".jxl", ".svg"}  # which Pillow cannot decode
 MEDIA = {".avi", ".flac", ".m4a", ".mkv", ".mov", ".mp3", ".mp4", ".ogg", ".wav", ".webm"}
 DOCUMENTS = {".cff", ".html", ".ipynb", ".lock", ".log", ".md", ".md5", ".pdf", ".py", ".rst", ".sh", ".sha256"}
 SETTINGS = {".cfg", ".ini", ".toml", ".yaml", ".yml"}
@@ -144,7 +145,7 @@ def _sorted_out(source: SourceConfig, paths: Iterable[Path], is_known: Callable[
         suffix = full_suffix(path)
         if _is_no_data(path.relative_to(top), images):
             left_out[suffix or path.name] += 1
-        elif suffix in IMAGE_SUFFIXES if images else is_known(path.name):
+        elif suffix in PICTURES if images else is_known(path.name):
             found.add(path)
         else:
             unknown.append(path)
@@ -177,9 +178,9 @@ def _is_no_data(path: Path, images: bool) -> bool:
     if any(part.startswith(".") for part in path.parts) or name in BOOKKEEPING:
         return True
     if images:
-        return suffix not in IMAGE_SUFFIXES | OTHER_PICTURES
+        return suffix not in PICTURES | OTHER_PICTURES
     about = name.partition(".")[0] in ABOUT and suffix in DOCUMENTS | {"", ".txt", ".bib"}
-    return about or suffix in DOCUMENTS | SETTINGS | MEDIA | IMAGE_SUFFIXES | OTHER_PICTURES
+    return about or suffix in DOCUMENTS | SETTINGS | MEDIA | PICTURES | OTHER_PICTURES
 
 
 def _unknown(source: SourceConfig, files: list[Path], top: Path) -> str:

@@ -19,6 +19,7 @@ from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compres
 from lingu_ray.corpus.files import find_files
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.errors import UserError
+from lingu_ray.paths import not_found
 
 T = TypeVar("T")
 
@@ -39,12 +40,14 @@ def split_source(source: SourceConfig) -> list[FileSplit]:
     return splits if source.limit is None else list(_trim(source, splits, source.limit))
 
 
-def check_has_records(source: SourceConfig, splits: list[FileSplit]) -> None:
-    """Read up to the first record of a source.
+def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
+    """Check what would make every row of a source bad: look for its folder of images, and read its first record.
 
     Raises:
         UserError: there is none, or a file cannot be read.
     """
+    if source.image_root and not Path(source.image_root).is_dir():
+        raise UserError(f"source {source.name}: image_root: {not_found(source.image_root, 'folder')}")
     for split in splits:
         with reading(source.name, split.path):
             if next(split.records(), None) is not None:

@@ -20,7 +20,7 @@ from lingu_ray.config import Format, SourceConfig
 from lingu_ray.corpus import compression, files
 from lingu_ray.corpus.formats import FORMATS, BadRecord
 from lingu_ray.corpus.readers import UNREADABLE
-from lingu_ray.corpus.splits import check_has_records, split_source
+from lingu_ray.corpus.splits import check_source, split_source
 from lingu_ray.errors import UserError
 
 RECORDS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(10)]
@@ -386,24 +386,31 @@ def test_no_pipe_is_waited_for(tmp_path):
     ],
 )
 def test_a_source_without_records_is_named(tmp_path, name, content):
-    """An empty file as the only one of a source is an error that names both; beside others it does no harm."""
+    """An empty file as the only one of a source is an error that names both; beside others it does no harm.
+
+    A folder of images that is not there is named, too.
+    """
     (tmp_path / name).write_bytes(content)
     empty = source(tmp_path / name)
     with pytest.raises(UserError, match=rf"source s: .*{name} holds no records"):
-        check_has_records(empty, split_source(empty))
+        check_source(empty, split_source(empty))
     write_lines(tmp_path / "z.jsonl", RECORDS)
-    check_has_records(source(tmp_path), split_source(source(tmp_path)))
+    check_source(source(tmp_path), split_source(source(tmp_path)))
+    no_images = source(tmp_path, image_root=str(tmp_path / "images"))
+    with pytest.raises(UserError, match=r"source s: image_root: no such folder: .*images"):
+        check_source(no_images, split_source(no_images))
 
 
 def test_image_folder(tmp_path):
     """A folder of folders: the label is the parent's name with - and _ as spaces; the origin is the image's path."""
     (tmp_path / "green-apple_x").mkdir()
-    (tmp_path / "green-apple_x" / "1.png").write_bytes(picture())
+    for name in ("1.png", "2.avif"):
+        (tmp_path / "green-apple_x" / name).write_bytes(picture())
     (tmp_path / "labels.csv").write_text("no image")
     settings = source(tmp_path, "image_folder")
-    path = str(tmp_path / "green-apple_x" / "1.png")
-    assert read(settings) == [(1, {"image": path, "label": "green apple x"})]
-    assert split_source(settings)[0].origin(1) == path
+    paths = [str(tmp_path / "green-apple_x" / name) for name in ("1.png", "2.avif")]
+    assert read(settings) == [(i, {"image": path, "label": "green apple x"}) for i, path in enumerate(paths, 1)]
+    assert split_source(settings)[0].origin(2) == paths[1]
 
 
 def test_webdataset(tmp_path):

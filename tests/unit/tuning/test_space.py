@@ -48,6 +48,13 @@ def test_sizes():
         ({"pbt": {"interval": 5}}, "in place of grid"),
         ({"pbt": {"interval": 5}, "search": {"train.steps": {"choice": [1]}}}, "found train.steps"),
         ({"name": "a/b"}, "name"),
+        ({"search": {"distill.w_kd": {"uniform": [1, float("inf")]}}}, "both be finite"),
+        ({"cases": {"a": {"distill.w_kd": 3}}}, "distill.w_kd and distill.w_kd set the same"),
+        ({"cases": {"a": {"distill.w_kd.start": 3}}}, "distill.w_kd and distill.w_kd.start set the same"),
+        (
+            {"search": {"distill.temperature.end": {"grid": [1]}, "distill.temperature": {"grid": [2]}}},
+            "distill.temperature.end and distill.temperature set the same",
+        ),
     ],
 )
 def test_mistakes_are_told(keys, words):
@@ -79,12 +86,12 @@ def write(tmp_path, **keys):
         ({"search": {"distill.w_kd": {"grid": [1]}}, "settings": {"train.stepps": 3}}, "did you mean train.steps"),
         ({"search": {"distill.w_kd": {"grid": [1]}}, "asha": {}, "settings": {"train.validate_every": 0}}, "validate"),
         ({"searches": {}}, "did you mean search"),
-        ({"search": {"distill.w_kd": {"unifrom": [1, 2]}}}, "did you mean search.distill.w_kd.uniform"),
+        ({"search": {"distill.w_kd": {"unifor": [1, 2]}}}, "did you mean search.distill.w_kd.uniform"),
         ({"search": {"distill.top_k": {"uniform": [8.5, 64]}}}, "distill.top_k: 8.5 does not fit; give a whole number"),
         ({"search": {"distill.top_k": {"loguniform": [0.1, 64]}}}, "distill.top_k: 0.1 does not fit"),
         ({"search": {"distill.divergence": {"uniform": [0, 1]}}}, "distill.divergence: 0.0 does not fit"),
         ({"search": {"train.packing": {"uniform": [0, 1]}}}, "train.packing is true or false, not a range"),
-        ({"search": {"distill.policy": {"choice": ["all", "som"]}}}, "distill.policy: som does not fit"),
+        ({"search": {"distill.policy": {"choice": ["all", "everything"]}}}, "distill.policy: everything does not fit"),
         ({"search": {"corpus.max_length": {"uniform": [64, 512]}}}, "above train.tokens_per_micro_batch"),
         (
             {
