@@ -70,7 +70,8 @@ def hub_files(source: SourceConfig) -> list[str]:
     Raises:
         UserError: it cannot be fetched, or `split` is a slice.
     """
-    from datasets import Dataset, load_dataset  # slow to import: only where it is used
+    from datasets import Dataset, load_dataset  # slow to import: only where they are used
+    from datasets.exceptions import DatasetsError
 
     try:
         dataset = load_dataset(source.path, source.subset, split=source.split)
@@ -79,6 +80,8 @@ def hub_files(source: SourceConfig) -> list[str]:
             f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
             f"(subset {source.subset}, split {source.split}): {error}"
         ) from error
+    except (RuntimeError, DatasetsError) as error:  # a script, which is not run; data files that are none
+        raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error
     files = [file["filename"] for file in dataset.cache_files] if isinstance(dataset, Dataset) else []
     if sum(_arrow_rows(path) for path in files) != len(dataset):
         raise UserError(

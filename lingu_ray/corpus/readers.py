@@ -206,8 +206,10 @@ def _read_tar(split: FileSplit) -> Iterator[Numbered]:
     """Samples of a WebDataset: neighboring members that share the name up to the first dot of its last part."""
     with open_file(split.path) as file:
         named = ((*_member_name(name), content) for name, content in members(file))
-        for number, (_, group) in enumerate(itertools.groupby(named, key=lambda member: member[0]), 1):
-            yield number, {suffix: content for _, suffix, content in group}
+        for number, (key, group) in enumerate(itertools.groupby(named, key=lambda member: member[0]), 1):
+            sample: Record = {}
+            twice = [suffix for _, suffix, content in group if sample.setdefault(suffix, content) is not content]
+            yield number, BadRecord("wrong_type", f"sample {key} has {twice[0]} twice") if twice else sample
 
 
 def _member_name(name: str) -> tuple[str, str]:

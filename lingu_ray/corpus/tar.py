@@ -29,7 +29,7 @@ class _Member(tarfile.TarInfo):
 
 
 def members(file: BufferedIOBase) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file in an archive, or in several that were joined.
+    """Name and content of every file in an archive, or in several that were joined; hidden ones are no data.
 
     Raises:
         tarfile.ReadError: it is damaged, or its end is missing.
@@ -37,5 +37,6 @@ def members(file: BufferedIOBase) -> Iterator[tuple[str, bytes]]:
     of_archive = type("Member", (_Member,), {})
     with tarfile.open(fileobj=file, mode="r|", tarinfo=of_archive, ignore_zeros=True) as archive:
         for member in archive:
-            if member.isfile() and (content := archive.extractfile(member)) is not None:
+            hidden = member.name.rpartition("/")[2].startswith(".")  # such as macOS adds to each file
+            if member.isfile() and not hidden and (content := archive.extractfile(member)) is not None:
                 yield member.name, content.read()

@@ -99,10 +99,5 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
 
 def _fetched(source: SourceConfig) -> list[FileSplit]:
     """File splits of a dataset of the hub, or of a folder that is laid out as one. Its own code is not run."""
-    from datasets.exceptions import DatasetsError  # slow to import: only where it is used
-
-    try:
-        found = hub_files(source)
-    except (RuntimeError, DatasetsError) as error:  # a script; data files that are none
-        raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error
-    return [split for file in found for split in split_source(source.model_copy(update={"path": glob.escape(file)}))]
+    files = hub_files(source)
+    return [split for file in files for split in split_source(source.model_copy(update={"path": glob.escape(file)}))]

@@ -424,6 +424,15 @@ def test_webdataset(tmp_path):
     assert found == [(1, {"jpg": b"j1", "txt": b"t1"}), (2, {"jpg": b"j2", "json": b"{}"})]
 
 
+def test_members_of_an_archive_that_make_no_sample(tmp_path):
+    """Hidden members, as macOS adds them, are no data; a sample with two members of one kind is bad."""
+    content = tar(**{"d/._1__jpg": b"x", "d/1__jpg": b"j", ".DS_Store": b"x", "d/2__jpg": b"a", "d/2__JPG": b"b"})
+    (tmp_path / "a.tar").write_bytes(content)
+    (_, first), (_, second) = read(source(tmp_path / "a.tar", "webdataset"))
+    assert first == {"jpg": b"j"}
+    assert isinstance(second, BadRecord) and second.detail == "sample d/2 has jpg twice"
+
+
 def test_limit_counts_records_over_files(tmp_path, monkeypatch):
     """The first N records of the source, whatever the files and splits."""
     monkeypatch.setattr(compression, "LINES_BYTES", 50)
