@@ -6,9 +6,11 @@ import io
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "PNG", "WEBP"}  # formats whose size does not change on loading
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a gray value that cameras and scanners write into 16
+WHITE_IS_ZERO = 0  # a TIFF's photometric interpretation
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,6 +38,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if 0 in image.size:
         raise ValueError(f"an image of {image.width} × {image.height} pixels")
     turn = _turn(image)
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
     return _in_rgb(image if turn is None else image.transpose(turn))
 
 
@@ -65,12 +69,10 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _in_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
-    elif image.mode == "LAB":
+    if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
-    elif image.mode == "La":  # only its way to RGB is missing in PIL
+    if image.mode == "La":  # only its way to RGB is missing in PIL
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -97,7 +99,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
             f"store whole numbers of up to {DEPTHS[-1]} bits, or floats from 0 to 1"
         )
     white = 1 if is_unit else next((1 << bits) - 1 for bits in DEPTHS if high < 1 << bits)
-    gray = Image.fromarray(np.round(values_HW * (255 / white)).astype(np.uint8))
+    gray_HW = np.round(values_HW * (255 / white)).astype(np.uint8)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+        gray_HW = 255 - gray_HW  # as PIL does for 8 bits
+    gray = Image.fromarray(gray_HW)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray.putalpha(Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8)))

@@ -157,8 +157,9 @@ def _csv_records(rows: Any, header: list[str]) -> Iterator[Numbered]:
         except csv.Error as error:
             if "unexpected end" in str(error):
                 raise ValueError(f"a quote in line {before + 1} is never closed, so the file may be cut off") from error
-            bad = BadRecord("bad_csv", f"lines {before + 1} to {rows.line_num}: {error}")
-            yield from ((line, bad) for line in range(before + 1, rows.line_num + 1))
+            lines = range(before + 1, rows.line_num + 1)
+            bad = BadRecord("bad_csv", f"{error}, in the row of lines {lines[0]} to {lines[-1]}")
+            yield from ((line, bad) for line in lines)
             continue
         if fields is None:
             return

@@ -114,7 +114,9 @@ def _split_lines(kind: str, path: str) -> Iterator[FileSplit]:
 def _split_json(path: str) -> Iterator[FileSplit]:
     """A JSON array of records in one split; many a `.json` holds JSON lines instead."""
     with open_file(path) as file:
-        head = file.readline().strip()
+        head = next((line for line in file if line.strip()), None)
+    if head is None:
+        return
     try:
         is_lines = isinstance(json.loads(head), dict)
     except (ValueError, RecursionError):

@@ -114,6 +114,15 @@ def test_gray_values_are_scaled_to_8_bits(image, format, expected):
     assert levels(saved(image, format)) == expected
 
 
+@pytest.mark.parametrize("image", [gray(0, 257, 65535), gray(0, 1, 255, dtype="uint8")])
+def test_a_tiff_may_count_from_white(image):
+    """A TIFF whose zero is white, as scanners write them, is no negative, whatever its depth."""
+    entry = struct.pack("<HHIH", 262, 3, 1, 1)
+    encoded = saved(image, "TIFF")
+    assert encoded.count(entry) == 1
+    assert levels(encoded.replace(entry, struct.pack("<HHIH", 262, 3, 1, 0))) == [255, 254, 0]
+
+
 @pytest.mark.parametrize(
     "image",
     [
