@@ -136,7 +136,8 @@ class Space(Section):
         for case in [{}, *self.cases.values()]:
             for key, other in itertools.combinations([*self.search, *case], 2):
                 if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
-                    raise ValueError(f"{key} and {other} set the same: search it, or let `cases` set it, not both")
+                    twice = key if key == other else f"{key} and {other}"
+                    raise ValueError(f"{twice}: set twice; keep one, under `search` or in `cases`")
 
     def _check_pbt(self) -> None:
         others = sorted(set(self.search) - set(SCHEDULED))

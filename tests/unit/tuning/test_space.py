@@ -49,11 +49,11 @@ def test_sizes():
         ({"pbt": {"interval": 5}, "search": {"train.steps": {"choice": [1]}}}, "found train.steps"),
         ({"name": "a/b"}, "name"),
         ({"search": {"distill.w_kd": {"uniform": [1, float("inf")]}}}, "both be finite"),
-        ({"cases": {"a": {"distill.w_kd": 3}}}, "distill.w_kd and distill.w_kd set the same"),
-        ({"cases": {"a": {"distill.w_kd.start": 3}}}, "distill.w_kd and distill.w_kd.start set the same"),
+        ({"cases": {"a": {"distill.w_kd": 3}}}, "distill.w_kd: set twice"),
+        ({"cases": {"a": {"distill.w_kd.start": 3}}}, "distill.w_kd and distill.w_kd.start: set twice"),
         (
             {"search": {"distill.temperature.end": {"grid": [1]}, "distill.temperature": {"grid": [2]}}},
-            "distill.temperature.end and distill.temperature set the same",
+            "distill.temperature.end and distill.temperature: set twice",
         ),
     ],
 )
