@@ -21,7 +21,14 @@ from pydantic import AfterValidator, ValidationInfo
 
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of few old models without an organization
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OF_FILES = {".arrow", ".csv", ".gz", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".txt", ".zst"}
+_OF_FILES = {".arrow", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".txt"} | {
+    ".bz2",
+    ".gz",
+    ".tgz",
+    ".xz",
+    ".zst",
+    ".zstd",
+}
 
 
 _start: ContextVar[Path | None] = ContextVar("start", default=None)
@@ -87,6 +94,8 @@ def tracking_uri(uri: str) -> str:
     """An MLflow store; the path of one on disk made absolute."""
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
+    if uri.startswith("file:"):
+        return f"file://{absolute(uri.removeprefix('file:').removeprefix('//'))}"
     return uri if ":" in uri or uri == "databricks" else str(absolute(uri))
 
 

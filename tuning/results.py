@@ -93,7 +93,7 @@ def settings_of(outcomes: list[Outcome], space: Space) -> list[Setting]:
 def _searched(outcome: Outcome, space: Space) -> Values:
     """The values apart from those that the case brings along."""
     of_case = space.cases.get(outcome.case, {}) if outcome.case is not None else {}
-    return {key: value for key, value in outcome.values.items() if key not in of_case or key in space.search}
+    return {key: value for key, value in outcome.values.items() if key not in of_case}
 
 
 def keeps_vision(setting: Setting, space: Space) -> bool:

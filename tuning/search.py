@@ -15,7 +15,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
-from tuning.space import CASE, SEED, Domain, Space, seeds_of
+from tuning.space import CASE, SEED, Domain, Space, is_whole, seeds_of
 
 STEP, VALIDATION, SCORE = "train_step", "validation_ce", "score"
 USER_ERROR = "user_error"
@@ -24,7 +24,7 @@ USER_ERROR = "user_error"
 
 def parameters(space: Space, base: Config) -> dict[str, Any]:
     """Tune's parameter space."""
-    drawn = {key: _drawn(domain) for key, domain in space.search.items()}
+    drawn = {key: _drawn(domain, is_whole(key, domain, base)) for key, domain in space.search.items()}
     if space.cases:
         names = list(space.cases)
         drawn[CASE] = tune.choice(names) if space.algorithm == "optuna" else tune.grid_search(names)
@@ -33,15 +33,17 @@ def parameters(space: Space, base: Config) -> dict[str, Any]:
     return drawn
 
 
-def _drawn(domain: Domain) -> Any:
+def _drawn(domain: Domain, whole: bool) -> Any:
     if domain.grid is not None:
         return tune.grid_search(list(range(len(domain.grid))))
     if domain.choice is not None:
         return tune.choice(list(range(len(domain.choice))))
     if domain.uniform is not None:
-        return tune.uniform(*domain.uniform)
+        low, high = domain.uniform
+        return tune.randint(int(low), int(high) + 1) if whole else tune.uniform(low, high)
     assert domain.loguniform is not None
-    return tune.loguniform(*domain.loguniform)
+    low, high = domain.loguniform
+    return tune.lograndint(int(low), int(high) + 1) if whole else tune.loguniform(low, high)
 
 
 def algorithm(space: Space, base: Config, concurrent: int) -> Searcher | SearchAlgorithm:
@@ -99,4 +101,4 @@ def scheduler(space: Space, base: Config) -> TrialScheduler:
 
 def _mutable(domain: Domain) -> Any:
     """A domain as PBT takes it: a list to move along by one, or a range."""
-    return list(range(len(domain.listed))) if domain.listed is not None else _drawn(domain)
+    return list(range(len(domain.listed))) if domain.listed is not None else _drawn(domain, whole=False)

@@ -6,7 +6,9 @@ Values are YAML; keys are the configuration's own, dotted. A trial's *values* ar
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
+from random import Random
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -23,6 +25,7 @@ Values = dict[str, Any]
 
 SCHEDULED = ("distill.temperature", "distill.w_ce", "distill.w_kd")
 CASE, SEED = "case", "seed"
+_DRAWS_CHECKED = 64
 _CHECKED_TOGETHER = 2000
 """Combinations up to which all are checked; beyond, each value beside the first ones of the others."""
 
@@ -37,7 +40,9 @@ class Domain(Section):
 
     choice: tuple[Any, ...] | None = Field(None, min_length=1, description="one of these, drawn for every trial")
     grid: tuple[Any, ...] | None = Field(None, min_length=1, description="each of these, with everything else")
-    uniform: tuple[float, float] | None = Field(None, description="between low and high")
+    uniform: tuple[float, float] | None = Field(
+        None, description="between low and high; whole numbers where the setting is one"
+    )
     loguniform: tuple[float, float] | None = Field(None, description="between low and high, its logarithm uniform")
 
     @model_validator(mode="after")
@@ -46,8 +51,8 @@ class Domain(Section):
             raise ValueError("give exactly one of choice, grid, uniform, loguniform")
         for name in ("uniform", "loguniform"):
             bounds = getattr(self, name)
-            if bounds is not None and not bounds[0] < bounds[1]:
-                raise ValueError(f"{name}: low must be below high, found {list(bounds)}")
+            if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
+                raise ValueError(f"{name}: low must be below high, and both be finite, found {list(bounds)}")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform: low must be above 0, found {self.loguniform[0]:g}")
         return self
@@ -118,6 +123,7 @@ class Space(Section):
                     f"Searched are keys of {', '.join(sorted(settings_with(SEARCHABLE)))}; "
                     "`settings` sets others for all, `seeds` repeats"
                 )
+        self._check_one_origin()
         if self.algorithm == "optuna" and (self.seeds > 1 or any(d.grid for d in self.search.values())):
             raise ValueError("optuna draws its own points: use `choice` in place of `grid`, and seeds: 1")
         if len(self.objectives) > 1 and self.algorithm != "optuna":
@@ -125,6 +131,13 @@ class Space(Section):
         if self.pbt is not None:
             self._check_pbt()
         return self
+
+    def _check_one_origin(self) -> None:
+        for case in [{}, *self.cases.values()]:
+            for key, other in itertools.combinations([*self.search, *case], 2):
+                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
+                    twice = key if key == other else f"{key} and {other}"
+                    raise ValueError(f"{twice}: set twice; keep one, under `search` or in `cases`")
 
     def _check_pbt(self) -> None:
         others = sorted(set(self.search) - set(SCHEDULED))
@@ -165,10 +178,32 @@ def read_space(name: str) -> Settings[Space]:
 
 def configure(base: Config, values: Mapping[str, Any], origin: str) -> Config:
     """The base with some settings changed; raises UserError for what does not fit, naming `origin`."""
+    return _changed(base, values, origin).validate()
+
+
+def _changed(base: Config, values: Mapping[str, Any], origin: str) -> Settings[Config]:
     settings = Settings(Config, base.model_dump(mode="json"), origin)
     for key, value in values.items():
         settings.put(key, value, f"{origin}: {key}")
-    return settings.validate()
+    return settings
+
+
+def is_whole(key: str, domain: Domain, base: Config) -> bool:
+    """Whether the values of a range are whole numbers, as the setting's are.
+
+    Raises:
+        UserError: the ends do not fit the setting, or it is no number at all.
+    """
+    bounds = domain.uniform or domain.loguniform
+    if bounds is None:
+        return False
+    settings = _changed(base, {key: bounds[0]}, "search")
+    value: Any = settings.validate()
+    for part in settings.key(key, "search"):
+        value = getattr(value, str(part)) if isinstance(value, Section) else value[part]
+    if isinstance(value, bool):
+        raise UserError(f"search: {key} is true or false, not a range: {key}: {{choice: [true, false]}}")
+    return isinstance(value, int)
 
 
 def seeded(config: Config, base: Config, seed: int) -> Config:
@@ -189,6 +224,32 @@ def check(space: Space, base: Config) -> None:
         if space.pbt and any(isinstance(v, dict) for v in values.values()):
             raise UserError(f"{space.name}: pbt makes the schedules itself: give numbers")
         _check_stopping(space, config)
+    for values in _draws(space, base):
+        try:
+            configure(base, values, space.name)
+        except UserError as error:
+            raise UserError(f"{error}, as a draw from search: list what fits by `choice` or `grid`") from error
+
+
+def _draws(space: Space, base: Config) -> Iterator[Values]:
+    """Some draws, as trials get them: between the ends of a range there may be values that do not fit."""
+    chance = Random(0)
+    whole = {key for key, domain in space.search.items() if is_whole(key, domain, base)}
+    for _ in range(_DRAWS_CHECKED if any(domain.listed is None for domain in space.search.values()) else 0):
+        case = chance.choice(list(space.cases.values()) or [{}])
+        yield case | {key: _draw(domain, key in whole, chance) for key, domain in space.search.items()}
+
+
+def _draw(domain: Domain, whole: bool, chance: Random) -> Any:
+    if domain.listed is not None:
+        return chance.choice(domain.listed)
+    if domain.uniform is not None:
+        value = chance.uniform(*domain.uniform)
+    else:
+        assert domain.loguniform is not None
+        low, high = domain.loguniform
+        value = math.exp(chance.uniform(math.log(low), math.log(high)))
+    return round(value) if whole else value
 
 
 def _check_stopping(space: Space, config: Config) -> None:

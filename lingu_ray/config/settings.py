@@ -90,7 +90,7 @@ class Settings(Generic[T]):
 
     def put(self, dotted: str, value: Any, origin: str) -> None:
         """Set a key to a value; `origin` says where it came from."""
-        *parents, last = key = self._key(dotted, origin)
+        *parents, last = key = self.key(dotted, origin)
         node: Any = self.tree
         for part in parents:
             if isinstance(node, dict) and node.get(part) is None:
@@ -100,7 +100,7 @@ class Settings(Generic[T]):
         self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
         self.origins[key] = origin
 
-    def _key(self, dotted: str, argument: str) -> Key:
+    def key(self, dotted: str, argument: str) -> Key:
         """Follow `a.b.c` through the tree; an item of a list is named by its position or its `name`."""
         node: Any = self.tree
         key: Key = ()

@@ -35,8 +35,9 @@ from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.mix import IntArray
 from lingu_ray.corpus.normalize import SplitTask
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
-from lingu_ray.corpus.splits import FileSplit, image_folder, split_source
-from lingu_ray.corpus.store import Corpus, shard_name, write_rows
+from lingu_ray.corpus.readers import FileSplit
+from lingu_ray.corpus.splits import check_source, image_folder, split_source
+from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
 from lingu_ray.live import LiveLine
 
@@ -72,10 +73,12 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
         processor_dir: folder of the student's saved processor.
 
     Raises:
-        UserError: data that is not found or cannot be read.
+        UserError: data that is not found, has no records, or cannot be read.
     """
     sources = config.training_sources()
     splits = [split_source(source) for source in sources]
+    for source, of_source in zip(sources, splits, strict=True):
+        check_source(source, of_source)
     contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
     mark = fingerprint(config.corpus, sources, contents, processor_dir)
     tasks = split_tasks(config, sources, splits, processor_dir)
@@ -251,6 +254,7 @@ def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path)
         RuntimeError: fewer or more rows were written than the order has.
     """
     order_ref = ray.put(order)
+    write_rows(ROW_SCHEMA.empty_table(), folder / "validation.parquet")  # stays where no row is held out
 
     def assign(table: pa.Table) -> pa.Table:
         return ray.get(order_ref).assign(table)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
-from lingu_ray.corpus.images import decode_image
+from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 
@@ -91,24 +90,3 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
         raise BadRecord("missing_image", f"{placeholders} placeholders {PLACEHOLDER}, {images} images")
     if placeholders < images:
         raise BadRecord("image_count", f"{images} images, {placeholders} placeholders {PLACEHOLDER}")
-
-
-def load_image(reference: Any, folder: Path) -> bytes:
-    """Load an image and check that it can be decoded; takes bytes, a path, or a Hugging Face `{"bytes", "path"}`."""
-    if isinstance(reference, dict):
-        reference = reference.get("bytes") or reference.get("path")
-    if not reference:
-        raise BadRecord("missing_image", "the image is empty")
-    if isinstance(reference, str):
-        path = folder / reference
-        try:
-            reference = path.read_bytes()
-        except OSError as error:
-            raise BadRecord("missing_image", f"{path}: {error.strerror}") from error
-    if not isinstance(reference, bytes):
-        raise BadRecord("wrong_type", f"an image must be bytes or a path, not {type(reference).__name__}")
-    try:
-        decode_image(reference)
-    except Exception as error:  # PIL raises many kinds for broken files, struct.error and SyntaxError among them
-        raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
-    return reference

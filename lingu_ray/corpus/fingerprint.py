@@ -16,8 +16,11 @@ from lingu_ray import content
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
+from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.formats import FORMATS, BadRecord, Record
-from lingu_ray.corpus.splits import UNREADABLE, FileSplit, evenly, image_folder
+from lingu_ray.corpus.load_image import image_path
+from lingu_ray.corpus.readers import FileSplit, reading
+from lingu_ray.corpus.splits import evenly, image_folder
 from lingu_ray.errors import UserError
 
 VERSION = 4  # of what a build writes; with a new version every corpus is built again
@@ -62,7 +65,7 @@ def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
 def _file(path: str, blocks: int, format: str) -> str:
     """One file. Of its name counts what decides how it is read, and for folders of images the label."""
     file = Path(path)
-    name = f"{file.parent.name}/{file.name}" if format == "image_folder" else file.suffix
+    name = f"{file.parent.name}/{file.name}" if format == "image_folder" else full_suffix(file)
     if file.is_dir():  # a saved dataset: its file splits name its files
         return name
     return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
@@ -78,23 +81,22 @@ def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Pat
         for record in _first_records(source, of_file):
             try:
                 references = [image for raw_row in FORMATS[source.format](record, source) for image in raw_row.images]
+                paths = [image_path(reference, folder) for reference in references]
             except Exception:
                 continue  # the build reports it
-            yield from (folder / image for image in references if isinstance(image, str))
+            yield from filter(None, paths)
 
 
 def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record]:
     """The first records of a file, without those that cannot be read."""
     numbered = itertools.chain.from_iterable(split.records() for split in splits)
-    try:
+    with reading(source.name, splits[0].path):
         first = [record for _, record in itertools.islice(numbered, SAMPLED_RECORDS)]
-    except UNREADABLE as error:
-        raise UserError(f"source {source.name}: {splits[0].path} cannot be read: {error}") from error
     return [record for record in first if not isinstance(record, BadRecord)]
 
 
 def _image(path: Path) -> str:
-    return f"{path.name} {file_identity(path) if path.is_file() else 'missing'}"
+    return f"{path.name} {file_identity(path) if os.path.isfile(path) else 'missing'}"
 
 
 def _processor(folder: Path) -> dict[str, str]:

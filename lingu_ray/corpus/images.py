@@ -4,17 +4,76 @@ from __future__ import annotations
 
 import io
 
-from PIL import ExifTags, Image, ImageOps
+import numpy as np
+from PIL import ExifTags, Image, ImageCms
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
+SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "PNG", "WEBP"}  # formats whose size does not change on loading
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a gray value that cameras and scanners write into 16
+WHITE_IS_ZERO = 0  # a TIFF's photometric interpretation
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Decode to RGB: upright by its EXIF orientation, transparency on white (as vLLM and the hub's demos show it).
+    """Decode to RGB of 8 bits: the first frame, upright by its EXIF orientation, transparency on white.
+
+    White is what vLLM and the hub's demos show. Gray values of more than 8 bits are scaled (`_to_8_bits`).
 
     Raises what PIL raises (`OSError`, `ValueError`, `SyntaxError`, `Image.DecompressionBombError`, …) if it is broken.
     """
-    image = Image.open(io.BytesIO(encoded))
+    return to_rgb(_open(encoded))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as `decode_image` returns it."""
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if 0 in image.size:
+        raise ValueError(f"an image of {image.width} × {image.height} pixels")
+    turn = _turn(image)
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+    return _in_rgb(image if turn is None else image.transpose(turn))
+
+
+def image_size(encoded: bytes) -> tuple[int, int]:
+    """Width and height of what `decode_image` returns, read from the header alone where that is possible."""
+    with _open(encoded) as image:
+        if image.format not in SIZE_IN_HEADER:
+            return decode_image(encoded).size
+        width, height = image.size
+        on_its_side = _turn(image) in {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+    return (height, width) if on_its_side else (width, height)
+
+
+def _open(encoded: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(encoded))
+    if image.format == "EPS":  # Pillow would run it
+        raise ValueError("PostScript is a program, not an image")
+    return image
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright; None where nothing needs to be done, or EXIF is damaged and says nothing."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # PIL raises many kinds
+        return None
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
+    if image.mode == "La":  # only its way to RGB is missing in PIL
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -22,9 +81,29 @@ def decode_image(encoded: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def image_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height of what `decode_image` returns, read from the header alone."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        width, height = image.size
-        lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    return (height, width) if lies_on_its_side else (width, height)
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Gray integers or floats as mode `L`, or `LA` where one value is transparent. PIL would clip them to white.
+
+    The white point of whole numbers is the largest value of the fewest bits (`DEPTHS`) that hold the brightest one:
+    12-bit pictures are often stored in 16 bits, and no file says so. That of floats up to 1 is 1.
+
+    Raises:
+        ValueError: the range of other values is not known.
+    """
+    values_HW = np.asarray(image).astype(np.float64)
+    low, high = values_HW.min(), values_HW.max()
+    is_unit = image.mode == "F" and high <= 1
+    if not (low >= 0 and high < 1 << DEPTHS[-1] and (is_unit or np.all(values_HW % 1 == 0))):
+        raise ValueError(
+            f"gray values from {low:g} to {high:g} (mode {image.mode}) have no known range: "
+            f"store whole numbers of up to {DEPTHS[-1]} bits, or floats from 0 to 1"
+        )
+    white = 1 if is_unit else next((1 << bits) - 1 for bits in DEPTHS if high < 1 << bits)
+    gray_HW = np.round(values_HW * (255 / white)).astype(np.uint8)
+    if isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == WHITE_IS_ZERO:
+        gray_HW = 255 - gray_HW  # as PIL does for 8 bits
+    gray = Image.fromarray(gray_HW)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray.putalpha(Image.fromarray(np.where(values_HW == transparent, 0, 255).astype(np.uint8)))
+    return gray

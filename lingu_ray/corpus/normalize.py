@@ -15,8 +15,8 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.check import Checked, Checker
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.readers import UNREADABLE, FileSplit, Numbered
 from lingu_ray.corpus.record import BadRecord, RawRow, Record
-from lingu_ray.corpus.splits import UNREADABLE, FileSplit, Numbered
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError
 

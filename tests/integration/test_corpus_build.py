@@ -10,7 +10,7 @@ import pytest
 from tiny import picture, tiny_processor
 
 from lingu_ray.config import Config
-from lingu_ray.corpus import build, splits
+from lingu_ray.corpus import build, compression
 from lingu_ray.corpus.build import build_corpus
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
@@ -124,7 +124,7 @@ def test_any_number_of_blocks_gives_the_same_corpus(tmp_path, processor_dir, mon
     contents = []
     normalize = build.normalize
     for number, (line_bytes, blocks) in enumerate(((1 << 20, None), (500, None), (3000, 7), (1 << 20, 30))):
-        monkeypatch.setattr(splits, "LINES_BYTES", line_bytes)
+        monkeypatch.setattr(compression, "LINES_BYTES", line_bytes)
         monkeypatch.setattr(
             build,
             "normalize",

@@ -175,7 +175,11 @@ def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output)
 @pytest.mark.parametrize(
     "variant",
     [
-        {"teacher": {"context": "prompt_text"}, "distill": {"policy": "all", "divergence": "reverse_kl"}},
+        {
+            "teacher": {"context": "prompt_text"},
+            "distill": {"policy": "all", "divergence": "reverse_kl"},
+            "corpus": {"validation_rows": 0},
+        },
         {
             "teacher": {"scope": "visual", "look_ahead": 2},
             "distill": {
@@ -189,7 +193,7 @@ def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output)
     ],
 )
 def test_variants_run(ray_cluster, data, output, variant):
-    """Policies, contexts, scopes, divergences, schedules, bf16 and gradient checkpointing share one path."""
+    """Policies, contexts, scopes, divergences, schedules, bf16, gradient checkpointing, no validation: one path."""
     name = variant["distill"]["policy"]
     run = config(data, output, name=name, **variant)
     trainer.run(run)
@@ -199,6 +203,7 @@ def test_variants_run(ray_cluster, data, output, variant):
     assert (steps[0]["temperature"], steps[-1]["temperature"]) == (run.distill.temperature.start, 1.0)
     corpus = Corpus(Path(json.loads((run.run_dir / "corpus.json").read_text())["path"]))
     assert set(corpus.manifest["sources"]) == ({"text"} if name == "language_only" else {"text", "pictures"})
+    assert {len(rows) for rows in corpus.validation().values()} == {run.corpus.validation_rows}
 
 
 def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):

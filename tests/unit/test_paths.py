@@ -101,7 +101,8 @@ def test_hub_ids_stay(here: Path, hub_id: str):
     assert paths.model_path(hub_id) == hub_id or hub_id == "org/model.gguf"
     assert paths.model_path("models/vlm") == str(here / "models/vlm")
     assert paths.data_path("HuggingFaceM4/the_cauldron") == "HuggingFaceM4/the_cauldron"
-    assert paths.data_path("data/gone.jsonl") == str(here / "data/gone.jsonl")
+    for name in ("gone.jsonl", "gone.csv.gz", "gone.tgz", "gone.bz2"):
+        assert paths.data_path(f"data/{name}") == str(here / "data" / name)
 
 
 def test_names_of_harness_tasks_stay(here: Path):
@@ -137,6 +138,9 @@ def test_stores(here: Path):
     assert paths.tracking_uri("sqlite:///a.db") == f"sqlite:///{here / 'a.db'}"
     assert paths.tracking_uri("mlruns") == str(here / "mlruns")
     assert paths.tracking_uri("http://host:5000") == "http://host:5000"
+    for path in ("~/mlruns", "mlruns", str(here / "mlruns")):
+        assert paths.tracking_uri(f"file:{path}") == paths.tracking_uri(f"file://{path}") == f"file://{here / 'mlruns'}"
+    assert paths.tracking_uri("sqlite:///~/a.db") == f"sqlite:///{here / 'a.db'}"
 
 
 def test_a_typo_is_answered_with_the_nearest_name(here: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import TaskConfig
-from lingu_ray.corpus.check import load_image
+from lingu_ray.corpus.load_image import load_image, read_image
 from lingu_ray.evaluation.tasks.fields import fields_of
 from lingu_ray.evaluation.tasks.rows import Place
 from lingu_ray.evaluation.tasks.task_types import Fields
@@ -24,10 +24,7 @@ class ItemImage:
 
     def __call__(self) -> bytes:
         fields = fields_of(self.config, self.place.read())[self.turn]
-        reference = references(fields)[self.index]
-        if isinstance(reference, dict):
-            reference = reference.get("bytes") or reference["path"]
-        return (_folder(self.place) / reference).read_bytes() if isinstance(reference, str) else reference
+        return read_image(references(fields)[self.index], _folder(self.place))
 
 
 def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> tuple[ItemImage, ...]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from lingu_ray.config import SourceConfig, TaskConfig
+from lingu_ray.corpus.files import hub_files
 from lingu_ray.corpus.formats import BadRecord, Record
-from lingu_ray.corpus.splits import UNREADABLE, FileSplit, hub_files, split_source
+from lingu_ray.corpus.readers import UNREADABLE, FileSplit
+from lingu_ray.corpus.splits import split_source
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
 
@@ -47,7 +49,8 @@ def places(config: TaskConfig) -> Iterator[tuple[str, Place]]:
     Raises:
         UserError: there is no data, or a file cannot be read.
     """
-    splits = _file_splits(config)
+    # templates over columns count with the numbers of class labels; formats are read as the corpus reads them
+    splits = [replace(split, label_names=config.format is not None) for split in _file_splits(config)]
     files = list(dict.fromkeys(split.path for split in splits))
     for split in splits:
         try:
@@ -96,10 +99,5 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
 
 def _fetched(source: SourceConfig) -> list[FileSplit]:
     """File splits of a dataset of the hub, or of a folder that is laid out as one. Its own code is not run."""
-    from datasets.exceptions import DatasetsError  # slow to import: only where it is used
-
-    try:
-        found = hub_files(source)
-    except (RuntimeError, DatasetsError) as error:  # a script; data files that are none
-        raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error
-    return [split for file in found for split in split_source(source.model_copy(update={"path": glob.escape(file)}))]
+    files = hub_files(source)
+    return [split for file in files for split in split_source(source.model_copy(update={"path": glob.escape(file)}))]

@@ -1,13 +1,8 @@
-import io
-
-import numpy as np
 import pytest
-from PIL import Image
 from tiny import picture, tiny_processor
 
 from lingu_ray.corpus.check import Checker, check_placeholders
 from lingu_ray.corpus.encode import Encoder
-from lingu_ray.corpus.images import decode_image, image_size
 from lingu_ray.corpus.record import BadRecord, RawRow
 
 
@@ -91,34 +86,3 @@ def test_the_students_own_image_token_in_a_text():
     check_placeholders(said("<image>?", "Yes."), 1, "<|image_pad|>")
     with pytest.raises(BadRecord, match="image_pad"):
         check_placeholders(said("<image> and <|image_pad|>?", "Yes."), 1, "<|image_pad|>")
-
-
-def test_transparency_is_shown_on_white():
-    """A transparent pixel is white, whatever color lies under it; so are palettes with a transparent entry."""
-    image = Image.fromarray(np.array([[[255, 0, 0, 0], [0, 255, 0, 255]]], dtype=np.uint8), "RGBA")
-    for mode in ("RGBA", "P"):
-        buffer = io.BytesIO()
-        image.convert(mode).save(buffer, format="PNG")
-        decoded = decode_image(buffer.getvalue())
-        assert decoded.mode == "RGB"
-        assert decoded.getpixel((0, 0)) == (255, 255, 255)
-        assert decoded.getpixel((1, 0)) == (0, 255, 0)
-
-
-def test_photographs_stand_upright():
-    """The EXIF orientation turns the picture, and its size from the header agrees with the decoded one."""
-    image = Image.new("RGB", (30, 10))
-    exif = image.getexif()
-    exif[274] = 6
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", exif=exif)
-    assert decode_image(buffer.getvalue()).size == (10, 30)
-    assert image_size(buffer.getvalue()) == (10, 30)
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "I;16", "CMYK"])
-def test_modes_become_rgb(mode):
-    """Grey, black and white, 16-bit and print images are decoded to RGB."""
-    buffer = io.BytesIO()
-    Image.new(mode, (4, 4)).save(buffer, format="JPEG" if mode == "CMYK" else "PNG")
-    assert decode_image(buffer.getvalue()).mode == "RGB"

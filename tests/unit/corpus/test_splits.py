@@ -1,6 +1,12 @@
+import bz2
+import gzip
 import io
 import json
+import logging
+import lzma
+import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +17,10 @@ import pytest
 from tiny import picture
 
 from lingu_ray.config import Format, SourceConfig
-from lingu_ray.corpus import splits
+from lingu_ray.corpus import compression, files
 from lingu_ray.corpus.formats import FORMATS, BadRecord
-from lingu_ray.corpus.splits import split_source
+from lingu_ray.corpus.readers import UNREADABLE
+from lingu_ray.corpus.splits import check_source, split_source
 from lingu_ray.errors import UserError
 
 RECORDS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(10)]
@@ -30,6 +37,41 @@ def read(settings: SourceConfig) -> list[tuple[int, Any]]:
 def write_lines(path: Path, records: list[dict]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+def zstd(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def tar(**members: bytes) -> bytes:
+    """An archive of `name__suffix` members."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name.replace("__", "."))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def file_names(value: Any) -> str:
+    """Ids of a table of files."""
+    return value if isinstance(value, str) else ""
+
+
+def arrow(records: list[dict], writer: Any = pa.ipc.new_stream) -> bytes:
+    table = pa.Table.from_pylist(records)
+    sink = pa.BufferOutputStream()
+    with writer(sink, table.schema) as stream:
+        stream.write_table(table, max_chunksize=3)
+    return sink.getvalue().to_pybytes()
+
+
+LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+CSV = b"\xef\xbb\xbfprompt,completion\r\n" + b"".join(f"q{i},a{i}\r\n".encode() for i in range(10))
 
 
 def test_every_kind_of_file_gives_the_same_records(tmp_path):
@@ -49,6 +91,165 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path):
     assert [record for _, record in read(source(tmp_path / "splits", split="test"))] == RECORDS[:1]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "first"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES), 1),
+        ("two-members.jsonl.gz", gzip.compress(LINES[:100]) + gzip.compress(LINES[100:]), 1),
+        ("A.JSONL.BZ2", bz2.compress(LINES), 1),
+        ("a.ndjson.xz", lzma.compress(LINES), 1),
+        ("a.jsonl.zst", zstd(LINES), 1),
+        ("lines.json.zstd", zstd(LINES), 1),
+        ("blank-first.json", b"\n" + LINES, 2),
+        ("array.json.gz", gzip.compress(json.dumps(RECORDS, indent=1).encode()), 1),
+        ("a.csv", CSV, 2),
+        ("a.csv.gz", gzip.compress(CSV), 2),
+        ("a.tsv", CSV.replace(b",", b"\t"), 2),
+        ("stream.arrow", arrow(RECORDS), 1),
+        ("file.arrow", arrow(RECORDS, pa.ipc.new_file), 1),
+    ],
+    ids=file_names,
+)
+def test_compressed_files_and_tables_give_the_same_records(tmp_path, monkeypatch, name, content, first):
+    """Whatever the compression, and rows of CSV and TSV with BOM and CRLF, numbered by line; both kinds of Arrow."""
+    monkeypatch.setattr(compression, "LINES_BYTES", 100)
+    (tmp_path / name).write_bytes(content)
+    assert read(source(tmp_path / name)) == list(enumerate(RECORDS, first))
+    assert [record for _, record in read(source(tmp_path / name, limit=4))] == RECORDS[:4]
+
+
+def test_compressed_text_and_tar(tmp_path, monkeypatch):
+    """Compressed text is read in blocks of lines, a compressed archive as the plain one is."""
+    monkeypatch.setattr(compression, "LINES_BYTES", 10)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one two\nthree\nfour\n"))
+    assert read(source(tmp_path / "a.txt.gz", "text")) == [(1, {"text": "one two\nthree\n"}), (3, {"text": "four\n"})]
+    for name in ("a.tar.gz", "a.tgz"):
+        (tmp_path / name).write_bytes(gzip.compress(tar(one__jpg=b"j", one__txt=b"t")))
+        assert read(source(tmp_path / name, "webdataset")) == [(1, {"jpg": b"j", "txt": b"t"})]
+
+
+def test_tables_keep_what_is_written(tmp_path):
+    """CSV values are text, quoted ones with line breaks and commas; an empty one stays empty; blank lines are none."""
+    path = tmp_path / "a.csv"
+    path.write_text('a,b,\n007,,x\n\n"two\nlines, ""quoted""",NA,\n')
+    assert read(source(path)) == [(2, {"a": "007", "b": ""}), (4, {"a": 'two\nlines, "quoted"', "b": "NA"})]
+
+
+def test_a_bad_row_of_a_table_costs_its_lines(tmp_path):
+    """Missing fields, other bytes than UTF-8, and every line that a stray quote swallows; the rows after are read."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,b\n1\n1,2,3\n\xff,2\n"stray,2\nswallowed,"2"\nok,2\n')
+    found = read(source(path))
+    assert [(number, r.reason) for number, r in found if isinstance(r, BadRecord)] == [
+        (number, "bad_csv") for number in (2, 3, 4, 5, 6)
+    ]
+    assert found[-1] == (7, {"a": "ok", "b": "2"})
+
+
+PARQUET = io.BytesIO()
+pq.write_table(pa.Table.from_pylist(RECORDS * 50), PARQUET)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format"),
+    [
+        ("a.jsonl.gz", gzip.compress(LINES)[:-9], "prompt_completion"),
+        ("a.jsonl.gz", LINES, "prompt_completion"),
+        ("a.jsonl.bz2", bz2.compress(LINES)[:-9], "prompt_completion"),
+        ("a.jsonl.xz", lzma.compress(LINES)[:-9], "prompt_completion"),
+        ("a.jsonl.zst", zstd(LINES)[:-9], "prompt_completion"),
+        ("flipped.jsonl.gz", gzip.compress(LINES)[:40] + b"????" + gzip.compress(LINES)[44:], "prompt_completion"),
+        ("a.json", json.dumps(RECORDS).encode()[:-9], "prompt_completion"),
+        ("a.json", b"[" * 100_000, "prompt_completion"),
+        ("a.parquet", PARQUET.getvalue()[:-9], "prompt_completion"),
+        ("a.parquet", PARQUET.getvalue()[:40] + b"????" * 20 + PARQUET.getvalue()[120:], "prompt_completion"),
+        ("a.csv", CSV + b'"never closed,\n' + CSV, "prompt_completion"),
+        ("a.csv", b"a,a\n1,2\n", "prompt_completion"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "prompt_completion"),
+        ("a.arrow", arrow(RECORDS)[:-9], "prompt_completion"),
+        ("no-end.arrow", arrow(RECORDS)[:-8], "prompt_completion"),
+        ("in-member.tar", tar(a__jpg=b"j" * 2000, b__jpg=b"j" * 2000)[:4000], "webdataset"),
+        ("between-members.tar", tar(a__jpg=b"j" * 500, b__jpg=b"j")[:1024], "webdataset"),
+        ("in-header.tar", tar(a__jpg=b"j" * 500, b__jpg=b"j")[:1100], "webdataset"),
+        ("damaged.tar", tar(a__jpg=b"j", b__jpg=b"j").replace(b"b.jpg", b"c.jpg"), "webdataset"),
+        ("a.tar.gz", gzip.compress(tar(a__jpg=b"j", b__jpg=b"j"))[:-9], "webdataset"),
+        ("empty.tar", b"", "webdataset"),
+    ],
+    ids=file_names,
+)
+def test_a_damaged_file_never_gives_half_of_its_records(tmp_path, name, content, format):
+    """A file that was cut off or damaged is an error that names source and file, on splitting or on reading."""
+    (tmp_path / name).write_bytes(content)
+    settings = source(tmp_path / name, format)
+    with pytest.raises((UserError, *UNREADABLE)) as caught:
+        read(settings)
+    if isinstance(caught.value, UserError):
+        assert str(caught.value).startswith(f"source s: {tmp_path / name} cannot be read: ")
+    with pytest.raises(UserError, match=rf"source s: .*{name} cannot be read: "):
+        read(settings.model_copy(update={"limit": 1000}))
+
+
+def test_joined_archives_are_read_to_the_end(tmp_path):
+    """Archives that were joined with `cat` are one; an archive of nothing has no records."""
+    (tmp_path / "a.tar").write_bytes(tar(a__jpg=b"1") + tar(b__jpg=b"2"))
+    (tmp_path / "none.tar").write_bytes(tar())
+    assert read(source(tmp_path / "a.tar", "webdataset")) == [(1, {"jpg": b"1"}), (2, {"jpg": b"2"})]
+    assert read(source(tmp_path / "none.tar", "webdataset")) == []
+
+
+FEATURES = datasets.Features(
+    {
+        "label": datasets.ClassLabel(names=["cat", "dog"]),
+        "list": datasets.List(datasets.ClassLabel(names=["x", "y"])),
+        "struct": {"inner": [{"label": datasets.ClassLabel(names=["u", "v"])}]},
+        "image": datasets.Image(),
+        "number": datasets.Value("int64"),
+    }
+)
+LABELED = {
+    "label": [1, -1, None],
+    "list": [[0, 1], [], None],
+    "struct": [{"inner": [{"label": 1}]}, {"inner": []}, {"inner": [{"label": -1}]}],
+    "image": [{"bytes": b"i", "path": None}, None, {"bytes": b"i", "path": "a.png"}],
+    "number": [1, -1, None],
+}
+NAMED = {
+    "label": ["dog", None, None],
+    "list": [["x", "y"], [], None],
+    "struct": [{"inner": [{"label": "v"}]}, {"inner": []}, {"inner": [{"label": None}]}],
+    "image": LABELED["image"],
+    "number": [1, -1, None],
+}
+
+
+def test_class_labels_are_read_as_their_names(tmp_path):
+    """Integers become the names of the features, wherever they are stored; images and plain numbers stay."""
+    dataset = datasets.Dataset.from_dict(LABELED, features=FEATURES)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    dataset.save_to_disk(tmp_path / "saved")
+    (tmp_path / "beside").mkdir()
+    plain = dataset.data.table.replace_schema_metadata(None)
+    pq.write_table(plain, tmp_path / "beside" / "a.parquet")
+    (tmp_path / "beside" / "dataset_info.json").write_text(json.dumps({"features": FEATURES.to_dict()}))
+    expected = [dict(zip(NAMED, row, strict=True)) for row in zip(*NAMED.values(), strict=True)]
+    for name in ("a.parquet", "saved", "beside"):
+        assert [record for _, record in read(source(tmp_path / name))] == expected, name
+    [split] = split_source(source(tmp_path / "a.parquet"))
+    assert [r["label"] for _, r in replace(split, label_names=False).records()] == LABELED["label"]  # type: ignore
+
+
+def test_sequences_of_objects_are_named_too_and_a_label_without_a_name_is_bad(tmp_path):
+    """Older features keep a sequence of objects as lists side by side; an integer past the names is a bad record."""
+    label = {"names": ["u", "v"], "_type": "ClassLabel"}
+    features = {"old": {"feature": {"label": label, "box": {"_type": "Value"}}, "_type": "Sequence"}, "list": [label]}
+    schema = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
+    rows = [{"old": {"label": [1, 0], "box": [3, 4]}, "list": [0]}, {"old": None, "list": [2]}]
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(schema), tmp_path / "a.parquet")
+    (_, first), (_, second) = read(source(tmp_path / "a.parquet"))
+    assert first == {"old": {"label": ["v", "u"], "box": [3, 4]}, "list": ["u"]}
+    assert isinstance(second, BadRecord) and "class label 2" in second.detail
+
+
 def test_hub_datasets_are_read_from_their_cache(tmp_path, monkeypatch):
     """What `load_dataset` fetches is read in full, images undecoded; a slice of a split is refused."""
     monkeypatch.chdir(tmp_path)
@@ -56,11 +257,11 @@ def test_hub_datasets_are_read_from_their_cache(tmp_path, monkeypatch):
     (tmp_path / "owner" / "data").mkdir(parents=True)
     table = datasets.Dataset.from_list([{"image": {"bytes": picture(i), "path": None}} for i in range(5)])
     table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "owner" / "data" / "train.parquet")
-    files = splits.hub_files(source("owner/data"))
-    records = [record for path in files for _, record in read(source(path))]
+    found = files.hub_files(source("owner/data"))
+    records = [record for path in found for _, record in read(source(path))]
     assert records == [{"image": {"bytes": picture(i), "path": None}} for i in range(5)]
     with pytest.raises(UserError, match="use `limit`"):
-        splits.hub_files(source("owner/data", split="train[:2]"))
+        files.hub_files(source("owner/data", split="train[:2]"))
 
 
 def test_hub_dataset_that_is_not_there():
@@ -76,7 +277,7 @@ def test_lines_do_not_depend_on_where_files_are_split(tmp_path, monkeypatch):
     whole = read(source(path))
     assert [number for number, _ in whole] == [1, *range(3, 12)]
     for size in (1, 7, 40, 100):
-        monkeypatch.setattr(splits, "LINES_BYTES", size)
+        monkeypatch.setattr(compression, "LINES_BYTES", size)
         assert read(source(path)) == whole
 
 
@@ -96,7 +297,7 @@ def test_a_bad_line_costs_one_line(tmp_path):
 
 def test_plain_text(tmp_path, monkeypatch):
     """Text files are cut at line ends; no word is lost between splits."""
-    monkeypatch.setattr(splits, "LINES_BYTES", 100)
+    monkeypatch.setattr(compression, "LINES_BYTES", 100)
     words = [f"w{i}" for i in range(200)]
     (tmp_path / "a.txt").write_text("\n".join(" ".join(words[i : i + 5]) for i in range(0, 200, 5)))
     found = read(source(tmp_path / "a.txt", "text"))
@@ -113,15 +314,105 @@ def test_folders_and_globs(tmp_path):
     assert [record for _, record in read(source(tmp_path / "*.jsonl"))] == RECORDS[:5]
 
 
+@pytest.mark.parametrize(
+    ("format", "others", "unknown"),
+    [
+        ("messages", ["README.md", "readme.txt", "LICENSE", "dataset_info.json", "_SUCCESS", "images/a.png"], None),
+        ("messages", [".gitattributes", ".cache/b.jsonl", "video/a.mp4", "make.py", "config.yaml"], None),
+        ("messages", ["b.xlsx"], "b.xlsx"),
+        ("messages", ["deep/b.parquet.gz", "part-00000"], "deep/b.parquet.gz, part-00000"),
+        ("messages", ["1.zip", "2.zip", "3.zip", "4.zip"], "1.zip, 2.zip, 3.zip and 1 more"),
+        ("image_folder", ["cat/labels.csv", "cat/notes.txt", "README.md", "cat/.DS_Store"], None),
+        ("image_folder", ["cat/2.heic"], "cat/2.heic"),
+    ],
+)
+def test_no_file_of_a_folder_is_left_out_in_silence(tmp_path, caplog, format, others, unknown):
+    """What is no data by a rule is counted in the log by suffix; what else cannot be read is an error that names it."""
+    tmp_path = tmp_path / ".hidden"  # of the folder's own path nothing is said
+    tmp_path.mkdir()
+    for name in ("a.jsonl", "cat/1.jpg", *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(LINES)
+    for path in (tmp_path, f"{tmp_path}/**"):
+        if unknown:
+            with pytest.raises(UserError, match=rf"source s: .*{unknown} in .* can be read by no reader"):
+                split_source(source(path, format))
+            continue
+        with caplog.at_level(logging.INFO, logger="lingu_ray"):
+            found = [path for split in split_source(source(path, format)) for path in split.files or (split.path,)]
+        assert found == [str(tmp_path / ("cat/1.jpg" if format == "image_folder" else "a.jsonl"))]
+        assert "source s: left out as no data: " in caplog.text
+
+
+def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, caplog):
+    """JSON Lines beside CSV, a train beside a test split: all records, and warnings with the counts."""
+    (tmp_path / "test").mkdir()
+    for name, content in (("train-0.jsonl", LINES), ("train-1.jsonl.gz", gzip.compress(LINES)), ("test/2.csv", CSV)):
+        (tmp_path / name).write_bytes(content)
+    assert [record for _, record in read(source(tmp_path))] == RECORDS * 3
+    assert "files of several splits are all read: 1 test, 2 train;" in caplog.text
+    assert "files of several kinds are all read: 1 .csv, 1 .jsonl, 1 .jsonl.gz;" in caplog.text
+
+
+def test_links_are_followed_once(tmp_path):
+    """A linked folder is read, one that leads back up is not read again, and a link to nothing is an error."""
+    (tmp_path / "elsewhere").mkdir()
+    write_lines(tmp_path / "elsewhere" / "a.jsonl", RECORDS)
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "linked").symlink_to(tmp_path / "elsewhere")
+    (data / "linked" / "up").symlink_to(data)
+    assert [record for _, record in read(source(data))] == RECORDS
+    (data / "gone.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"source s: .*gone.jsonl"):
+        split_source(source(data))
+
+
+def test_no_pipe_is_waited_for(tmp_path):
+    """A named pipe is no file: opening it would wait forever."""
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"source s: .*a.jsonl is no file"):
+        split_source(source(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b""),
+        ("b.jsonl", b"\n \n"),
+        ("c.txt", b""),
+        ("d.json", b"[]"),
+        ("j.json", b"\n"),
+        ("e.csv", b"a,b\n"),
+        ("f.jsonl.gz", b""),
+    ],
+)
+def test_a_source_without_records_is_named(tmp_path, name, content):
+    """An empty file as the only one of a source is an error that names both; beside others it does no harm.
+
+    A folder of images that is not there is named, too.
+    """
+    (tmp_path / name).write_bytes(content)
+    empty = source(tmp_path / name)
+    with pytest.raises(UserError, match=rf"source s: .*{name} holds no records"):
+        check_source(empty, split_source(empty))
+    write_lines(tmp_path / "z.jsonl", RECORDS)
+    check_source(source(tmp_path), split_source(source(tmp_path)))
+    no_images = source(tmp_path, image_root=str(tmp_path / "images"))
+    with pytest.raises(UserError, match=r"source s: image_root: no such folder: .*images"):
+        check_source(no_images, split_source(no_images))
+
+
 def test_image_folder(tmp_path):
     """A folder of folders: the label is the parent's name with - and _ as spaces; the origin is the image's path."""
     (tmp_path / "green-apple_x").mkdir()
-    (tmp_path / "green-apple_x" / "1.png").write_bytes(picture())
+    for name in ("1.png", "2.avif"):
+        (tmp_path / "green-apple_x" / name).write_bytes(picture())
     (tmp_path / "labels.csv").write_text("no image")
     settings = source(tmp_path, "image_folder")
-    path = str(tmp_path / "green-apple_x" / "1.png")
-    assert read(settings) == [(1, {"image": path, "label": "green apple x"})]
-    assert split_source(settings)[0].origin(1) == path
+    paths = [str(tmp_path / "green-apple_x" / name) for name in ("1.png", "2.avif")]
+    assert read(settings) == [(i, {"image": path, "label": "green apple x"}) for i, path in enumerate(paths, 1)]
+    assert split_source(settings)[0].origin(2) == paths[1]
 
 
 def test_webdataset(tmp_path):
@@ -135,9 +426,18 @@ def test_webdataset(tmp_path):
     assert found == [(1, {"jpg": b"j1", "txt": b"t1"}), (2, {"jpg": b"j2", "json": b"{}"})]
 
 
+def test_members_of_an_archive_that_make_no_sample(tmp_path):
+    """Hidden members, as macOS adds them, are no data; a sample with two members of one kind is bad."""
+    content = tar(**{"d/._1__jpg": b"x", "d/1__jpg": b"j", ".DS_Store": b"x", "d/2__jpg": b"a", "d/2__JPG": b"b"})
+    (tmp_path / "a.tar").write_bytes(content)
+    (_, first), (_, second) = read(source(tmp_path / "a.tar", "webdataset"))
+    assert first == {"jpg": b"j"}
+    assert isinstance(second, BadRecord) and second.detail == "sample d/2 has jpg twice"
+
+
 def test_limit_counts_records_over_files(tmp_path, monkeypatch):
     """The first N records of the source, whatever the files and splits."""
-    monkeypatch.setattr(splits, "LINES_BYTES", 50)
+    monkeypatch.setattr(compression, "LINES_BYTES", 50)
     write_lines(tmp_path / "1.jsonl", RECORDS[:5])
     write_lines(tmp_path / "2.jsonl", RECORDS[5:])
     for limit in (1, 5, 7, 10, 99):
@@ -148,14 +448,14 @@ def test_limit_counts_records_over_files(tmp_path, monkeypatch):
     ("path", "message"),
     [
         ("nowhere.jsonl", r"source s: no such file or folder: /.*/nowhere\.jsonl; correct its `path`"),
-        ("data.csv", "source s: .*data.csv is of no known kind"),
+        ("data.xlsx", "source s: .*data.xlsx is of no known kind"),
         ("saved", "has no split 'train', only .*test.*; set `split`"),
     ],
 )
 def test_paths_that_do_not_work_say_why(tmp_path, monkeypatch, path, message):
     """No file, a file of another kind, and a split that is not there: each error names the source and the cure."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data.csv").write_text("a,b")
+    (tmp_path / "data.xlsx").write_text("a,b")
     datasets.DatasetDict({"test": datasets.Dataset.from_list(RECORDS)}).save_to_disk(tmp_path / "saved")
     with pytest.raises(UserError, match=message):
         split_source(source(path))

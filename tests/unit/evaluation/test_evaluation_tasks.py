@@ -71,6 +71,20 @@ def test_both_forms_of_multiple_choice(tmp_path: Path) -> None:
     )
 
 
+def test_class_labels_count_choices_and_are_words_in_a_format(tmp_path: Path) -> None:
+    """`gold: label` is the number of the right choice; a corpus format gives the label's name, as the corpus does."""
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "completion": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_dict({"prompt": ["Is it?"], "completion": [1]}, features=features).to_parquet(path)
+    fields = {"query": "prompt", "choices": "{{['no', 'yes']}}", "gold": "completion"}
+    [item] = load_task(config(path, "multiple_choice", fields=fields)).items
+    assert isinstance(item, Scored) and item.reference["gold"] == 1
+    [item] = load_task(config(path, "exact_match", kind="language", format="prompt_completion")).items
+    assert isinstance(item, Asked) and "yes" in str(item.reference)
+
+
 def test_passages_and_last_words(tmp_path: Path) -> None:
     """A text is scored from its first token, a continuation after its context."""
     path = write(tmp_path / "a.jsonl", {"text": "All of it."}, {"context": "He took the", "continuation": "signs"})

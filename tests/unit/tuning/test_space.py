@@ -5,7 +5,8 @@ import yaml
 from tinyrun import write_settings
 
 from lingu_ray.errors import UserError
-from tuning.space import Domain, Space, check, configure, corner_values, decode, read_space, shipped
+from tuning.search import parameters
+from tuning.space import Domain, Space, check, configure, corner_values, decode, is_whole, read_space, shipped
 from tuning.sweep import load
 
 
@@ -47,6 +48,13 @@ def test_sizes():
         ({"pbt": {"interval": 5}}, "in place of grid"),
         ({"pbt": {"interval": 5}, "search": {"train.steps": {"choice": [1]}}}, "found train.steps"),
         ({"name": "a/b"}, "name"),
+        ({"search": {"distill.w_kd": {"uniform": [1, float("inf")]}}}, "both be finite"),
+        ({"cases": {"a": {"distill.w_kd": 3}}}, "distill.w_kd: set twice"),
+        ({"cases": {"a": {"distill.w_kd.start": 3}}}, "distill.w_kd and distill.w_kd.start: set twice"),
+        (
+            {"search": {"distill.temperature.end": {"grid": [1]}, "distill.temperature": {"grid": [2]}}},
+            "distill.temperature.end and distill.temperature: set twice",
+        ),
     ],
 )
 def test_mistakes_are_told(keys, words):
@@ -78,6 +86,20 @@ def write(tmp_path, **keys):
         ({"search": {"distill.w_kd": {"grid": [1]}}, "settings": {"train.stepps": 3}}, "did you mean train.steps"),
         ({"search": {"distill.w_kd": {"grid": [1]}}, "asha": {}, "settings": {"train.validate_every": 0}}, "validate"),
         ({"searches": {}}, "did you mean search"),
+        ({"search": {"distill.w_kd": {"unifor": [1, 2]}}}, "did you mean search.distill.w_kd.uniform"),
+        ({"search": {"distill.top_k": {"uniform": [8.5, 64]}}}, "distill.top_k: 8.5 does not fit; give a whole number"),
+        ({"search": {"distill.top_k": {"loguniform": [0.1, 64]}}}, "distill.top_k: 0.1 does not fit"),
+        ({"search": {"distill.divergence": {"uniform": [0, 1]}}}, "distill.divergence: 0.0 does not fit"),
+        ({"search": {"train.packing": {"uniform": [0, 1]}}}, "train.packing is true or false, not a range"),
+        ({"search": {"distill.policy": {"choice": ["all", "everything"]}}}, "distill.policy: everything does not fit"),
+        ({"search": {"corpus.max_length": {"uniform": [64, 512]}}}, "above train.tokens_per_micro_batch"),
+        (
+            {
+                "settings": {"student": {"from_teacher": {"patch_size": 16, "pixel_shuffle": 2}}},
+                "search": {"student.from_teacher.image_size": {"uniform": [64, 512]}},
+            },
+            r"image_size \d+ must be a multiple of .*, as a draw from search: list what fits by `choice`",
+        ),
     ],
 )
 def test_keys_are_checked_against_the_configuration(tmp_path, base, keys, words):
@@ -86,9 +108,10 @@ def test_keys_are_checked_against_the_configuration(tmp_path, base, keys, words)
         load([write(tmp_path, **keys)])
 
 
-def test_overrides_reach_space_and_base(tmp_path, base):
-    """`trials=` is the space's, `train.steps=` every trial's."""
-    path = write(tmp_path, search={"distill.w_kd": {"uniform": [1, 2]}})
+def test_overrides_reach_space_and_base(tmp_path, base, monkeypatch):
+    """`trials=` is the space's, `train.steps=` every trial's; the base may lie in the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, base="~/base.yaml", search={"distill.w_kd": {"uniform": [1, 2]}})
     loaded, config = load([path, "trials=3", "train.steps=2", "name=other", "search.distill.w_kd.uniform=[1, 3]"])
     assert loaded.search["distill.w_kd"].uniform == (1, 3)
     assert (loaded.trials, config.train.steps, loaded.name, config.name) == (3, 2, "other", "tiny")
@@ -134,6 +157,31 @@ def test_configure_changes_what_it_is_told(tmp_path, base):
     assert changed.distill.temperature.at(0) == 4 and changed.train.steps == 3
     assert changed.model_copy(update={"distill": config.distill, "train": config.train}) == config
     check(space(), config)
+
+
+@pytest.mark.parametrize(
+    ("key", "domain", "whole"),
+    [
+        ("distill.top_k", {"uniform": [8, 16]}, True),
+        ("train.rows_per_step", {"loguniform": [1, 8]}, True),
+        ("corpus.sources.text.prompt_words", {"uniform": [1, 3]}, True),
+        ("corpus.sources.0.ce_weight", {"uniform": [1, 3]}, False),
+        ("distill.w_kd", {"uniform": [1, 3]}, False),
+        ("distill.temperature.end", {"loguniform": [1, 3]}, False),
+        ("distill.top_k", {"choice": [8, 64]}, False),
+    ],
+)
+def test_ranges_of_whole_numbers_give_whole_numbers(tmp_path, base, key, domain, whole):
+    """Where the setting is a whole number, what is drawn is one, both ends included; every draw fits the base."""
+    loaded, config = load([write(tmp_path, search={key: domain}, trials=4)])
+    assert is_whole(key, loaded.search[key], config) == whole
+    if loaded.search[key].listed is None:
+        drawn = [parameters(loaded, config)[key].sample() for _ in range(300)]
+        low, high = domain.get("uniform") or domain["loguniform"]
+        assert all(low <= value <= high and isinstance(value, int) == whole for value in drawn)
+        assert not whole or {low, high} <= set(drawn)
+        for value in drawn[:20]:
+            configure(config, {key: value}, "trial")
 
 
 def test_domain_extremes():

@@ -1,0 +1,31 @@
+"""Arrow files, as streams (what `datasets` writes) or in the file format (`.arrow` of other libraries, Feather)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+FILE_FORMAT = b"ARROW1"
+END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
+
+
+@contextmanager
+def open_arrow(path: str) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    """Schema and record batches of a file, mapped into memory.
+
+    Raises:
+        ValueError: a stream has no end, so its writer was interrupted (pyarrow takes what is there for all).
+    """
+    with pa.memory_map(path) as file:
+        if file.read(len(FILE_FORMAT)) == FILE_FORMAT:
+            reader = pa.ipc.open_file(file)
+            yield reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
+            return
+        file.seek(max(0, file.size() - len(END)))
+        if file.read() != END:
+            raise ValueError("the stream has no end: it was cut off, or its writer was interrupted")
+        file.seek(0)
+        with pa.ipc.open_stream(file) as batches:
+            yield batches.schema, iter(batches)

@@ -1,0 +1,199 @@
+"""Finding the files of a source. None is left out in silence.
+
+In a folder, or among what a pattern matches, a file is one of three: of a known kind, and read; no data by one of the
+rules of `_is_no_data`, and left out with a line in the log; or neither, which is an error.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from lingu_ray.config import SourceConfig
+from lingu_ray.corpus.arrow import open_arrow
+from lingu_ray.corpus.compression import full_suffix
+from lingu_ray.corpus.formats import IMAGE_SUFFIXES
+from lingu_ray.errors import UserError
+from lingu_ray.paths import not_found
+
+log = logging.getLogger(__name__)
+
+PICTURES = IMAGE_SUFFIXES | {".avif", ".ico", ".jfif", ".jp2", ".pgm", ".ppm", ".psd", ".tga"}
+OTHER_PICTURES = {".heic", ".heif", ".jxl", ".svg"}  # which Pillow cannot decode
+MEDIA = {".avi", ".flac", ".m4a", ".mkv", ".mov", ".mp3", ".mp4", ".ogg", ".wav", ".webm"}
+DOCUMENTS = {".cff", ".html", ".ipynb", ".lock", ".log", ".md", ".md5", ".pdf", ".py", ".rst", ".sh", ".sha256"}
+SETTINGS = {".cfg", ".ini", ".toml", ".yaml", ".yml"}
+ABOUT = {"authors", "changelog", "citation", "contributing", "copying", "licence", "license", "notice", "readme"}
+BOOKKEEPING = {"_common_metadata", "_metadata", "_success", "dataset_dict.json", "dataset_info.json"} | {
+    "dataset_infos.json",
+    "state.json",
+}
+SPLIT_NAME = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./])")
+NAMED = 3  # files named in a message
+
+
+def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
+    """Absolute paths of a source's files, sorted; a folder of `datasets.save_to_disk` is one.
+
+    Args:
+        source: the source.
+        is_known: whether a file of that name can be read.
+
+    Raises:
+        UserError: there are none, or some that are neither of a known kind nor known to be no data.
+    """
+    path = Path(source.path)
+    if not path.is_absolute():
+        found = {Path(p) for p in hub_files(source)}
+    elif path.is_dir():
+        found = _in_folder(source, path, is_known)
+    elif path.exists():
+        found = {path}
+    else:
+        found = _matched(source, path, is_known)
+    if not found:
+        what = not_found(path) if not path.exists() and not glob.has_magic(source.path) else f"no data at {source.path}"
+        raise UserError(f"source {source.name}: {what}; correct its `path`")
+    return sorted(str(p.absolute()) for p in found)
+
+
+def hub_files(source: SourceConfig) -> list[str]:
+    """Fetch a dataset of the Hugging Face hub and return its Arrow files; every node must see the cache.
+
+    Raises:
+        UserError: it cannot be fetched, or `split` is a slice.
+    """
+    from datasets import Dataset, load_dataset  # slow to import: only where they are used
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = load_dataset(source.path, source.subset, split=source.split)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
+            f"(subset {source.subset}, split {source.split}): {error}"
+        ) from error
+    except (RuntimeError, DatasetsError) as error:  # a script, which is not run; data files that are none
+        raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error
+    files = [file["filename"] for file in dataset.cache_files] if isinstance(dataset, Dataset) else []
+    if sum(_arrow_rows(path) for path in files) != len(dataset):
+        raise UserError(
+            f"source {source.name}: `split` must be a whole split, not {source.split!r}; use `limit` for less"
+        )
+    return files
+
+
+def _arrow_rows(path: str) -> int:
+    with open_arrow(path) as (_, batches):
+        return sum(batch.num_rows for batch in batches)
+
+
+def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], bool]) -> set[Path]:
+    saved = _saved_dataset(source, folder)
+    return {saved} if saved else _sorted_out(source, _walk(source, folder), is_known, folder)
+
+
+def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool]) -> set[Path]:
+    """Files that a pattern matches, and those of folders that it matches; `**` goes through all folders itself."""
+    top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    matches = [Path(p) for p in glob.glob(str(pattern), recursive=True)]
+    found = _sorted_out(source, (p for p in matches if not p.is_dir()), is_known, top)
+    for folder in (p for p in matches if p.is_dir() and "**" not in pattern.parts):
+        found |= _in_folder(source, folder, is_known)
+    return found
+
+
+def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
+    """The folder of the source's split, if `path` was written by `datasets.save_to_disk`."""
+    if (path / "dataset_dict.json").is_file():
+        path = path / source.split
+        if not path.is_dir():
+            splits = json.loads((path.parent / "dataset_dict.json").read_text())["splits"]
+            raise UserError(
+                f"source {source.name}: {path.parent} has no split {source.split!r}, only {splits}; set `split`"
+            )
+    return path if (path / "state.json").is_file() else None
+
+
+def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
+    """All files below a folder, those behind links too, each folder once."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"source {source.name}: {error.filename} cannot be read: {error.strerror}") from error
+
+    seen: set[str] = set()
+    for folder, inner, names in os.walk(top, onerror=fail, followlinks=True):
+        inner.sort()
+        if (real := os.path.realpath(folder)) in seen:
+            inner.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names)
+
+
+def _sorted_out(source: SourceConfig, paths: Iterable[Path], is_known: Callable[[str], bool], top: Path) -> set[Path]:
+    """The files to read. What is left out is counted in the log, and so are files of several kinds."""
+    images = source.format == "image_folder"
+    found: set[Path] = set()
+    left_out: Counter[str] = Counter()
+    unknown: list[Path] = []
+    for path in paths:
+        suffix = full_suffix(path)
+        if _is_no_data(path.relative_to(top), images):
+            left_out[suffix or path.name] += 1
+        elif suffix in PICTURES if images else is_known(path.name):
+            found.add(path)
+        else:
+            unknown.append(path)
+    if unknown:
+        raise UserError(_unknown(source, unknown, top))
+    if left_out:
+        log.info("source %s: left out as no data: %s", source.name, _counts(left_out))
+    if not images:
+        kinds = Counter(full_suffix(path) for path in found)
+        splits = Counter(match[1] for path in found if (match := SPLIT_NAME.search(str(path.relative_to(top)).lower())))
+        _warn_of_several(source, "kinds", kinds)
+        _warn_of_several(source, "splits", splits)
+    return found
+
+
+def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str]) -> None:
+    if len(counts) > 1:
+        cure = (
+            f"if not all of them are meant, let `path` name those of one, by a pattern such as folder/*{min(counts)}*"
+        )
+        log.warning("source %s: files of several %s are all read: %s; %s", source.name, what, _counts(counts), cure)
+
+
+def _is_no_data(path: Path, images: bool) -> bool:
+    """Whether a file of a folder is no data: hidden, about the data, or pictures and media that records may name.
+
+    In a folder of images all that is no picture is none.
+    """
+    suffix, name = full_suffix(path), path.name.lower()
+    if any(part.startswith(".") for part in path.parts) or name in BOOKKEEPING:
+        return True
+    if images:
+        return suffix not in PICTURES | OTHER_PICTURES
+    about = name.partition(".")[0] in ABOUT and suffix in DOCUMENTS | {"", ".txt", ".bib"}
+    return about or suffix in DOCUMENTS | SETTINGS | MEDIA | PICTURES | OTHER_PICTURES
+
+
+def _unknown(source: SourceConfig, files: list[Path], top: Path) -> str:
+    named = ", ".join(str(path.relative_to(top)) for path in sorted(files)[:NAMED])
+    more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
+    return (
+        f"source {source.name}: {named}{more} in {top} can be read by no reader, and nothing is left out in silence: "
+        "convert or move them, or let `path` name the files to read, by a pattern such as folder/*.jsonl"
+    )
+
+
+def _counts(by_suffix: Counter[str]) -> str:
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(by_suffix.items()))

@@ -1,0 +1,64 @@
+"""Class labels: the integers of a Hugging Face dataset, and the names that its features give them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from lingu_ray.corpus.formats import BadRecord, Record
+
+NO_LABEL = -1  # in splits whose answers are held back
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The features of the columns that hold class labels, somewhere inside, as `datasets` writes them in JSON."""
+
+    features: dict[str, Any]
+
+    def named(self, record: Record) -> Record | BadRecord:
+        """The record with names for integers, and None where there is no label; a bad one where a name is missing."""
+        try:
+            return record | {column: _named(record[column], feature) for column, feature in self.features.items()}
+        except BadRecord as bad:
+            return bad
+
+
+def labels_of(schema: pa.Schema, path: str) -> Labels:
+    """The class labels of a file: of its schema, else of a `dataset_info.json` beside it."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    beside = Path(path).with_name("dataset_info.json")
+    if written is not None:
+        features = (json.loads(written).get("info") or {}).get("features")
+    else:
+        features = json.loads(beside.read_bytes()).get("features") if beside.is_file() else None
+    of_columns = {column: feature for column, feature in (features or {}).items() if column in schema.names}
+    return Labels({column: feature for column, feature in of_columns.items() if "ClassLabel" in json.dumps(feature)})
+
+
+def _named(value: Any, feature: Any) -> Any:
+    if isinstance(feature, list):  # as older versions write lists
+        feature = {"_type": "List", "feature": feature[0]}
+    if value is None or not isinstance(feature, dict):
+        return value
+    if feature.get("_type") == "ClassLabel":
+        return _name(value, feature["names"])
+    inner = feature.get("feature") if isinstance(feature.get("_type"), str) else feature
+    if isinstance(value, list):
+        return [_named(item, inner) for item in value]
+    if isinstance(value, dict) and isinstance(inner, dict):
+        as_lists = inner is not feature  # a sequence of objects is stored as an object of lists
+        return {key: _named(item, [inner.get(key)] if as_lists else inner.get(key)) for key, item in value.items()}
+    return value
+
+
+def _name(value: Any, names: list[str]) -> Any:
+    if not isinstance(value, int) or value == NO_LABEL:
+        return None if value == NO_LABEL else value
+    if not 0 <= value < len(names):
+        raise BadRecord("wrong_type", f"class label {value}, and there are {len(names)} names: {names!r:.120}")
+    return names[value]

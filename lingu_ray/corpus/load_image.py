@@ -1,0 +1,181 @@
+"""Loading an image from whatever a record refers to it by: bytes, a path, a URL of a file, or base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
+
+from PIL import Image
+
+from lingu_ray.corpus.formats import BadRecord
+from lingu_ray.corpus.images import decode_image, to_rgb
+
+SHOWN = 120  # characters of a reference in a message
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
+_REMOTE = (
+    "images are not downloaded during a build, nor taken from archives: "
+    "fetch them before, with img2dataset for instance, and give their paths"
+)
+
+
+def load_image(reference: Any, folder: Path) -> bytes:
+    """The encoded image that a reference means, checked to be one that can be decoded.
+
+    Args:
+        reference: bytes; a path, where relative ones start from `folder`; a `file:` or `data:` URL; base64; an object
+            with one of these under `bytes`, `path` or `url`; or an image of PIL.
+        folder: where relative paths start.
+
+    Raises:
+        BadRecord: `missing_image`, `remote_image`, `wrong_type` or `bad_image`.
+    """
+    encoded = read_image(reference, folder)
+    try:
+        decode_image(encoded)
+    except Exception as error:  # PIL raises many kinds for broken files, struct.error and SyntaxError among them
+        raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
+    return encoded
+
+
+def read_image(reference: Any, folder: Path) -> bytes:
+    """As `load_image`, without the check that it can be decoded."""
+    reference = _inner(reference)
+    if isinstance(reference, str):
+        encoded = _read(reference, folder)
+    elif isinstance(reference, Image.Image):
+        encoded = _encode(reference)
+    elif isinstance(reference, bytes | bytearray | memoryview):
+        encoded = bytes(reference)
+    else:
+        raise BadRecord("wrong_type", f"an image must be bytes, a path or a URL, not {type(reference).__name__}")
+    if not encoded:
+        raise BadRecord("missing_image", "the image is empty")
+    return encoded
+
+
+def image_path(reference: Any, folder: Path) -> Path | None:
+    """The file that a reference means; None if it means none, or none that can be told.
+
+    Raises:
+        BadRecord: a URL that no file on this machine has.
+    """
+    try:
+        reference = _inner(reference)
+    except BadRecord:
+        return None
+    return _path(reference, folder) if isinstance(reference, str) and not _is_data_url(reference) else None
+
+
+def _inner(reference: Any) -> Any:
+    """What stands in an object, as `datasets` and chat APIs have them."""
+    if isinstance(reference, os.PathLike):
+        return os.fspath(reference)
+    if isinstance(reference, dict):
+        known = [key for key in ("bytes", "path", "url") if key in reference]
+        if reference and not known:
+            keys = ", ".join(map(str, reference))
+            raise BadRecord("wrong_type", f"an image's object must have bytes, path or url; this one has {keys:.80}")
+        reference = next((reference[key] for key in known if reference[key]), None)
+    if reference is None or (isinstance(reference, str) and not reference):
+        raise BadRecord("missing_image", "the image is empty")
+    return reference
+
+
+def _read(reference: str, folder: Path) -> bytes:
+    if _is_data_url(reference):
+        return _from_data_url(reference)
+    path = _path(reference, folder)
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "No such file"
+    except (OSError, ValueError) as error:  # not readable, a name that is too long, a null in it
+        what = getattr(error, "strerror", None) or str(error)
+    if (encoded := _from_base64(reference)) is not None:
+        return encoded
+    raise BadRecord("missing_image", f"{path!s:.{SHOWN}}: {what}")
+
+
+def _path(reference: str, folder: Path) -> Path:
+    """The path that a reference means; `~` is the home folder.
+
+    Raises:
+        BadRecord: it is a URL of another machine, or of something in an archive.
+    """
+    scheme = _SCHEME.match(reference)
+    if scheme and scheme[1].lower() == "file":
+        return _of_file_url(reference)
+    if scheme and reference[scheme.end() :].startswith("//"):
+        raise BadRecord("remote_image", f"{reference:.{SHOWN}}: {_REMOTE}")
+    try:
+        return folder / Path(reference).expanduser()
+    except RuntimeError:  # no such user
+        return folder / reference
+
+
+def _of_file_url(url: str) -> Path:
+    """The path of `file:/a`, `file:///a` or `file://localhost/a`, percent-encoded."""
+    rest = url[len("file:") :]
+    if rest.startswith("//"):
+        host, slash, path = rest[2:].partition("/")
+        if host.lower() not in ("", "localhost"):
+            raise BadRecord(
+                "remote_image", f"{url:.{SHOWN}} names the host {host!r:.40}; files are file:///path with three slashes"
+            )
+        rest = slash + path
+    if not rest.startswith("/"):
+        raise BadRecord("wrong_type", f"{url:.{SHOWN}} has no absolute path; files are file:///path")
+    return Path(unquote(rest))
+
+
+def _is_data_url(reference: str) -> bool:
+    return reference[:5].lower() == "data:"
+
+
+def _from_data_url(url: str) -> bytes:
+    head, comma, payload = url[len("data:") :].partition(",")
+    if not comma:
+        raise BadRecord("bad_image", f"{url:.{SHOWN}}: a data URL needs a comma before its data")
+    if not head.lower().endswith(";base64"):
+        return unquote_to_bytes(payload)
+    encoded = _decode_base64(unquote(payload))
+    if encoded is None:
+        raise BadRecord("bad_image", f"{url:.{SHOWN}}: not base64")
+    return encoded
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The image that a text is the base64 of, without any doubt: PIL knows what it decodes to."""
+    encoded = _decode_base64(text)
+    try:
+        Image.open(BytesIO(encoded or b"")).close()
+    except Image.DecompressionBombError:
+        return encoded
+    except Exception:  # PIL raises many kinds
+        return None
+    return encoded
+
+
+def _decode_base64(text: str) -> bytes | None:
+    """Base64 in either alphabet, with or without line breaks and padding; None for another text."""
+    joined = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _encode(image: Image.Image) -> bytes:
+    """An image of PIL as the file that it came from would be decoded, without loss."""
+    buffer = BytesIO()
+    try:
+        to_rgb(image).save(buffer, format="PNG")
+    except Exception as error:  # it may be read from its file only now
+        raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
+    return buffer.getvalue()

@@ -1,0 +1,231 @@
+"""File splits, and a reader for each kind of file: from bytes to numbered records.
+
+A reader yields `(number, record)` pairs; `number` counts from 1 within the file (JSONL, CSV, text: the line). A record
+that cannot be read is yielded as a `BadRecord`, so that a bad line costs one line; a file that is damaged as a whole, a
+compressed one that was cut off for instance, raises one of `UNREADABLE`: half of its records are never taken for all.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import lzma
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lingu_ray.corpus.arrow import open_arrow
+from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
+from lingu_ray.corpus.formats import BadRecord, Record
+from lingu_ray.corpus.labels import Labels, labels_of
+from lingu_ray.corpus.tar import members
+from lingu_ray.errors import UserError
+
+Numbered = tuple[int, Record | BadRecord]
+
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    csv.Error,
+    lzma.LZMAError,
+    pa.ArrowException,
+    tarfile.TarError,
+    zlib.error,
+)  # what a damaged file raises
+
+
+@contextmanager
+def reading(source: str, path: str) -> Iterator[None]:
+    """Whatever a damaged file raises becomes a `UserError` that names source and file."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(f"source {source}: {path} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all (`stop` is 0).
+
+    `first`: records of the file before it. `limit`: at most so many of its records are read; None: all. `label_names`:
+    class labels are read as their names, not as numbers.
+    """
+
+    kind: str
+    path: str
+    start: int = 0
+    stop: int = 0
+    first: int = 0
+    limit: int | None = None
+    files: tuple[str, ...] = ()
+    label_names: bool = True
+
+    def records(self) -> Iterator[Numbered]:
+        """Its records with their numbers."""
+        return itertools.islice(READERS[self.kind](self), self.limit)
+
+    def origin(self, number: int) -> str:
+        """Where a record comes from, human-readable."""
+        return self.files[number - self.first - 1] if self.files else f"{self.path}:{number}"
+
+
+def _blocks(split: FileSplit) -> Iterator[tuple[int, bytes]]:
+    """Blocks of whole lines, each with the number of lines before it: the split's own, or all of a whole file."""
+    with open_file(split.path) as file:
+        if split.stop:
+            file.seek(split.start)
+            yield split.first, file.read(split.stop - split.start)
+            return
+        line = 0
+        while block := read_block(file):
+            yield line, block
+            line += block.count(b"\n")
+
+
+def _read_lines(split: FileSplit) -> Iterator[Numbered]:
+    for first, block in _blocks(split):
+        for number, line in enumerate(block.split(b"\n"), first + 1):
+            if line.strip():
+                yield number, _parse(line)
+
+
+def _parse(line: bytes) -> Record | BadRecord:
+    try:
+        return _as_record(json.loads(line))
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, too deep
+        return BadRecord("bad_json", f"{error}: {line[:120]!r}")
+
+
+def _as_record(value: Any) -> Record | BadRecord:
+    return value if isinstance(value, dict) else BadRecord("wrong_type", f"a record must be an object: {value!r:.120}")
+
+
+def _read_json(split: FileSplit) -> Iterator[Numbered]:
+    with open_file(split.path) as file:
+        encoded = file.read()
+    try:
+        content = json.loads(encoded)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"neither a JSON array of records nor JSON lines: {error}") from error
+    for number, value in enumerate(content if isinstance(content, list) else [content], 1):
+        yield number, _as_record(value)
+
+
+def _read_text(split: FileSplit) -> Iterator[Numbered]:
+    for first, block in _blocks(split):
+        try:
+            yield first + 1, {"text": block.decode()}
+        except UnicodeDecodeError as error:
+            yield first + 1, BadRecord("wrong_type", f"not UTF-8 text: {error}")
+
+
+def _read_csv(split: FileSplit) -> Iterator[Numbered]:
+    """Rows under a header. Values are text as written; a quoted one may hold line breaks."""
+    csv.field_size_limit(sys.maxsize)
+    delimiter = "\t" if inner_suffix(split.path) == ".tsv" else ","
+    with (
+        open_file(split.path) as file,
+        TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        header = next((row for row in rows if row), [])
+        if repeated := {name for name in header if name and header.count(name) > 1}:
+            raise ValueError(f"its header names a column twice: {', '.join(sorted(repeated))}")
+        if not _is_utf8(header):
+            raise ValueError("it is not UTF-8 text")
+        yield from _csv_records(rows, header)
+
+
+def _csv_records(rows: Any, header: list[str]) -> Iterator[Numbered]:
+    """Records of a `csv.reader`; every line of a bad row is a bad record, for a stray quote swallows good ones."""
+    while True:
+        before: int = rows.line_num
+        try:
+            fields = next(rows, None)
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise ValueError(f"a quote in line {before + 1} is never closed, so the file may be cut off") from error
+            lines = range(before + 1, rows.line_num + 1)
+            bad = BadRecord("bad_csv", f"{error}, in the row of lines {lines[0]} to {lines[-1]}")
+            yield from ((line, bad) for line in lines)
+            continue
+        if fields is None:
+            return
+        if fields:
+            yield before + 1, _csv_record(header, fields)
+
+
+def _csv_record(header: list[str], fields: list[str]) -> Record | BadRecord:
+    if len(fields) != len(header):
+        return BadRecord("bad_csv", f"{len(fields)} fields, and {len(header)} columns: {fields!r:.120}")
+    if not _is_utf8(fields):
+        return BadRecord("bad_csv", f"not UTF-8 text: {fields!r:.120}")
+    return {name: value for name, value in zip(header, fields, strict=True) if name}
+
+
+def _is_utf8(fields: list[str]) -> bool:
+    """Whether `surrogateescape` had nothing to put in place of other bytes."""
+    return not any("\udc80" <= character <= "\udcff" for character in "".join(fields))
+
+
+def _read_parquet(split: FileSplit) -> Iterator[Numbered]:
+    with pq.ParquetFile(split.path) as file:
+        batches = file.iter_batches(batch_size=64, row_groups=list(range(split.start, split.stop)))
+        yield from _rows(split, file.schema_arrow, batches)
+
+
+def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
+    with open_arrow(split.path) as (schema, batches):
+        yield from _rows(split, schema, itertools.islice(batches, split.start, split.stop))
+
+
+def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Numbered]:
+    labels = labels_of(schema, split.path) if split.label_names else Labels({})
+    records = (record for batch in batches for record in batch.to_pylist())
+    return enumerate(map(labels.named, records), split.first + 1)
+
+
+def _read_images(split: FileSplit) -> Iterator[Numbered]:
+    for number, path in enumerate(split.files, split.first + 1):
+        label = Path(path).parent.name.replace("-", " ").replace("_", " ")
+        yield number, {"image": path, "label": label}
+
+
+def _read_tar(split: FileSplit) -> Iterator[Numbered]:
+    """Samples of a WebDataset: neighboring members that share the name up to the first dot of its last part."""
+    with open_file(split.path) as file:
+        named = ((*_member_name(name), content) for name, content in members(file))
+        for number, (key, group) in enumerate(itertools.groupby(named, key=lambda member: member[0]), 1):
+            sample: Record = {}
+            twice = [suffix for _, suffix, content in group if sample.setdefault(suffix, content) is not content]
+            yield number, BadRecord("wrong_type", f"sample {key} has {twice[0]} twice") if twice else sample
+
+
+def _member_name(name: str) -> tuple[str, str]:
+    folder, _, last = name.rpartition("/")
+    key, _, suffix = last.partition(".")
+    return f"{folder}/{key}", suffix.lower()
+
+
+READERS: dict[str, Callable[[FileSplit], Iterator[Numbered]]] = {
+    "lines": _read_lines,
+    "json": _read_json,
+    "text": _read_text,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+    "images": _read_images,
+    "tar": _read_tar,
+}

@@ -1,0 +1,138 @@
+"""An image is found by whatever a record refers to it by, or the row is told what is wrong with the reference."""
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny import picture
+
+from lingu_ray.corpus.formats import BadRecord
+from lingu_ray.corpus.images import decode_image
+from lingu_ray.corpus.load_image import image_path, load_image
+
+PNG = picture(1)
+BASE64 = base64.b64encode(PNG).decode()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of images, in the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inner = tmp_path / "data set"
+    inner.mkdir()
+    for path in (tmp_path / "up.png", inner / "a.png", inner / "50% off #1?.png", inner / "{x}.png"):
+        path.write_bytes(PNG)
+    (inner / "link.png").symlink_to(tmp_path / "up.png")
+    return inner
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        PNG,
+        bytearray(PNG),
+        memoryview(PNG),
+        "a.png",
+        Path("a.png"),
+        "../up.png",
+        "link.png",
+        "{folder}/a.png",
+        "~/up.png",
+        "50% off #1?.png",
+        "file://{url}/a.png",
+        "FILE://localhost{url}/a.png",
+        "file:{url}/a.png",
+        "file://{url}/50%25%20off%20%231%3F.png",
+        f"data:image/png;base64,{BASE64}",
+        f"DATA:;base64,{BASE64.rstrip('=')}",
+        f"data:image/png;charset=utf-8;base64,{BASE64.replace('+', '%2B')}",
+        "data:image/png," + "".join(f"%{byte:02x}" for byte in PNG),
+        BASE64,
+        base64.encodebytes(PNG).decode(),
+        base64.urlsafe_b64encode(PNG).decode().rstrip("="),
+        {"bytes": PNG, "path": None},
+        {"bytes": PNG, "path": "gone.png"},
+        {"bytes": None, "path": "a.png"},
+        {"path": "a.png"},
+        {"url": "file://{url}/a.png"},
+        {"url": f"data:image/png;base64,{BASE64}", "detail": "low"},
+        {"bytes": BASE64},
+    ],
+    ids=lambda reference: f"{reference!r:.40}",
+)
+def test_every_reference_to_an_image_is_understood(folder, reference):
+    """Bytes, paths, links, URLs of files and data, base64, and objects with one of these: all the same image."""
+    if isinstance(reference, str):
+        reference = reference.replace("{folder}", str(folder)).replace("{url}", str(folder).replace(" ", "%20"))
+    if isinstance(reference, dict) and "{url}" in str(reference.get("url")):
+        reference = {"url": reference["url"].replace("{url}", str(folder).replace(" ", "%20"))}
+    assert load_image(reference, folder) == PNG
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason", "detail"),
+    [
+        (None, "missing_image", "empty"),
+        ("", "missing_image", "empty"),
+        (b"", "missing_image", "empty"),
+        ({}, "missing_image", "empty"),
+        ({"bytes": None, "path": None}, "missing_image", "empty"),
+        ({"bytes": b"", "path": ""}, "missing_image", "empty"),
+        ("gone.png", "missing_image", "gone.png: No such file"),
+        ("empty.png", "missing_image", "empty"),
+        (".", "missing_image", "is a folder"),
+        ("/dev/zero", "missing_image", "is no file"),
+        ("pipe", "missing_image", "is no file"),
+        ("dangling", "missing_image", "No such file"),
+        ("a" * 5000, "missing_image", "name too long"),
+        ("a\0.png", "missing_image", "No such file"),
+        ("~nobody-of-that-name/a.png", "missing_image", "No such file"),
+        ("http://host/a.png", "remote_image", "not downloaded during a build"),
+        ("HTTPS://host/a.png", "remote_image", "img2dataset"),
+        ({"url": "s3://bucket/a.png"}, "remote_image", "not downloaded"),
+        ("zip://a.png::images.zip", "remote_image", "nor taken from archives"),
+        ("file://host/a.png", "remote_image", "names the host 'host'"),
+        ("file:a.png", "wrong_type", "no absolute path"),
+        ({"file": "a.png"}, "wrong_type", "this one has file"),
+        (7, "wrong_type", "not int"),
+        (["a.png"], "wrong_type", "not list"),
+        ("data:image/png;base64", "bad_image", "comma"),
+        ("data:image/png;base64,§", "bad_image", "not base64"),
+        (f"data:image/png;base64,{BASE64[:100]}", "bad_image", ""),
+        (BASE64[:100], "bad_image", ""),
+        (PNG[:60], "bad_image", ""),
+        ("text.png", "bad_image", "cannot identify"),
+    ],
+    ids=lambda value: f"{value!r:.40}",
+)
+def test_a_reference_that_leads_to_no_image_says_why(folder, reference, reason, detail):
+    """Each is a bad record with its own reason: nothing is waited for, downloaded or taken for another image."""
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no image")
+    (folder / "dangling").symlink_to(folder / "gone")
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(BadRecord) as caught:
+        load_image(reference, folder)
+    assert caught.value.reason == reason
+    assert detail in caught.value.detail and len(caught.value.detail) < 400
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "I;16", "F"])
+def test_an_image_of_pil_becomes_a_file(tmp_path, mode):
+    """Where a reader gives decoded images, they are stored as they would have been decoded."""
+    image = Image.new(mode, (4, 3))
+    buffer = io.BytesIO()
+    image.save(buffer, format="TIFF")
+    loaded = decode_image(load_image(image, tmp_path))
+    assert loaded.tobytes() == decode_image(buffer.getvalue()).tobytes()
+
+
+def test_the_file_behind_a_reference(folder):
+    """The fingerprint of a corpus reads files that records name, whatever the spelling; other references have none."""
+    for reference in ("a.png", {"bytes": None, "path": "a.png"}, f"file://{folder}/a.png", "~/data set/a.png"):
+        assert image_path(reference, folder) == folder / "a.png"
+    for reference in (None, PNG, {"bytes": PNG, "path": "a.png"}, f"data:image/png;base64,{BASE64}", 7):
+        assert image_path(reference, folder) is None
