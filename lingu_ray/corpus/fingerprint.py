@@ -20,7 +20,7 @@ from lingu_ray.corpus.formats import FORMATS, BadRecord, Record
 from lingu_ray.corpus.splits import UNREADABLE, FileSplit, evenly, image_folder
 from lingu_ray.errors import UserError
 
-VERSION = 3  # of what a build writes; with a new version every corpus is built again
+VERSION = 4  # of what a build writes; with a new version every corpus is built again
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count

@@ -1,0 +1,103 @@
+"""Where the answers are in the rendering of a conversation.
+
+An answer begins where the generation prompt ends, which is what the model gets at inference, and stops after the first
+special token that the template writes behind it. Both are found by the template's own renderings, never by looking for
+the answer's text: so it may occur twice, stand in the question, be trimmed, or get an empty `<think>` block before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
+from lingu_ray.corpus.row import Messages
+
+_STAND_IN = "3141592653589793"  # for an answer, to see what the template writes around it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in the rendering of the conversation that ends with it.
+
+    `rendering` stops where the answer does, and the answer begins at `start`. `closed`: with an end-of-turn token.
+    """
+
+    rendering: str
+    start: int
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a rendered conversation, and whether it is an answer."""
+
+    text: str
+    is_answer: bool
+
+
+def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iterable[str]) -> Answer:
+    """Find the last message, an answer, in the rendering of the conversation.
+
+    Where the generation prompt is no prefix of the rendering, both may differ in white space before the answer alone
+    (LLaVA-OneVision: `assistant \\n` in conversations, `assistant\\n` as generation prompt).
+
+    Raises:
+        CannotEncode: the template refuses the conversation, changes the answer, or asks otherwise than it renders.
+    """
+    *before, message = messages
+    prompt = template.render(before, add_generation_prompt=True)
+    rendering = template.render(messages)
+    pattern = template.render([*before, {"role": message["role"], "content": _STAND_IN}])
+    head, _, tail = pattern.partition(_STAND_IN)
+    stop = len(rendering) - len(tail)
+    if rendering.startswith(prompt):
+        start = len(prompt)
+    elif rendering.startswith(head) and _squeezed(head) == _squeezed(prompt):
+        start = len(head)
+    else:
+        raise CannotEncode(
+            "the generation prompt is not what stands before an answer in a conversation: "
+            f"{prompt[-40:]!r} and {head[-40:]!r}"
+        )
+    found = _squeezed(message["content"]) in _squeezed(rendering[start:stop])
+    if _STAND_IN in tail or not rendering.endswith(tail) or not found:
+        raise CannotEncode(
+            f"the chat template changes the text of an answer: {message['content'][:80]!r} became "
+            f"{rendering[start : start + 80]!r}"
+        )
+    ends = [place + len(token) for token in special_tokens if (place := tail.find(token)) >= 0]
+    if ends:
+        return Answer(rendering[: stop + min(ends)], start, closed=True)
+    return Answer(rendering[:start] + rendering[start:stop].rstrip(), start, closed=False)
+
+
+def segments(answers: list[Answer], end_of_turn: str) -> list[Segment]:
+    """Cut the rendering of a conversation, the last answer's, into answers and what is between them.
+
+    An earlier answer counts as one only if the whole begins as the conversation did that ended with it. Others are part
+    of the next prompt, for nothing generates them so: reasoning models' templates drop the reasoning of earlier turns.
+    An answer that is not closed by the template gets `end_of_turn`, or the student would never learn to stop.
+    """
+    whole = answers[-1].rendering
+    found: list[Segment] = []
+    done = 0
+    for answer in answers:
+        if not whole.startswith(answer.rendering):
+            continue
+        found += [Segment(whole[done : answer.start], is_answer=False)]
+        done = len(answer.rendering)
+        found += [Segment(whole[answer.start : done] + ("" if answer.closed else end_of_turn), is_answer=True)]
+    return found
+
+
+def closed(text: str, answers: list[Answer], end_of_turn: str) -> str:
+    """The rendering `text` with `end_of_turn` after those of the answers that the template does not close."""
+    for answer in reversed(answers):
+        if not answer.closed and text.startswith(answer.rendering):
+            text = answer.rendering + end_of_turn + text[len(answer.rendering) :]
+    return text
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
