@@ -121,4 +121,5 @@ class ChatTemplate:
         except Exception:  # see `render`
             return False
         images = sum(message["content"].count(PLACEHOLDER) for message in probe)
-        return _PROBE in text and not re.search("['\"]type['\"]", text) and text.count(self.image_token) == images
+        written = re.search("['\"]type['\"]", text, re.IGNORECASE)
+        return _PROBE in text and not written and text.count(self.image_token) == images

@@ -15,7 +15,6 @@ Shape suffixes: T tokens of a sequence.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
 from lingu_ray.corpus.image_tokens import ImageTokens, Size
 from lingu_ray.corpus.images import decode_image, image_size
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+from lingu_ray.corpus.whole_tokens import Tokens, WholeTokenizer
 from lingu_ray.errors import UserError
 
 _QUESTION, _ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -71,14 +71,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Token ids of a text, and where its answers' tokens begin and end."""
-
-    ids: list[int]
-    answers: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
 class Fitted:
     """The turns of a row whose answers begin within `max_length`: `tokens` are not cut yet, `whole` are the row's."""
 
@@ -104,6 +96,7 @@ class Encoder:
         self.image_token_id: int = getattr(self.tokenizer, "image_token_id", None) or processor.image_token_id
         self.image_token: str = processor.image_token
         self._chat = ChatTemplate(processor)
+        self._whole = WholeTokenizer(processor)
         self._images = ImageTokens(processor)
 
     @property
@@ -165,11 +158,11 @@ class Encoder:
         for end, message in enumerate(messages, start=1):
             with suppress(CannotEncode):
                 answers += [self._answer(messages[:end])] if message["role"] == "assistant" else []
-        return closed(text, answers, self._eos)
+        return closed(text, answers, self._whole.eos)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds at its start."""
-        return self._tokenize(text)[0]
+        return self._whole.ids(text)
 
     @property
     def pad_id(self) -> int:
@@ -211,11 +204,11 @@ class Encoder:
         return [self._answer(messages[:end]) for end in ends]
 
     def _answer(self, messages: Messages) -> Answer:
-        return find_answer(self._chat, messages, self._special_tokens)
+        return find_answer(self._chat, messages, self._whole.special_tokens)
 
     def _tokens(self, answers: list[Answer], sizes: list[Size]) -> Tokens:
         """The tokens of a conversation up to its last answer."""
-        return self._expanded(segments(answers, self._eos), sizes)
+        return self._expanded(segments(answers, self._whole.eos), sizes)
 
     def _question(self, messages: Messages, sizes: list[Size]) -> Tokens:
         """The tokens of a conversation up to where its next answer begins."""
@@ -232,28 +225,7 @@ class Encoder:
             begin = len(text)
             text += re.sub(re.escape(self.image_token), lambda _: next(images), segment.text)
             spans += [(begin, len(text))] if segment.is_answer else []
-        ids, offsets = self._tokenize(text)
-        if spans and not offsets:
-            raise CannotEncode(f"{type(self.tokenizer).__name__} does not say where its tokens stand in the text")
-        begins, ends = [begin for begin, _ in offsets], [end for _, end in offsets]
-        return Tokens(ids, [(bisect_right(ends, begin), bisect_left(begins, end)) for begin, end in spans])
-
-    def _tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids, and from where to where each stands in the text; tokenizers in plain Python do not tell."""
-        special = self._adds_special_tokens and not self._has_bos(text)
-        if not self.tokenizer.is_fast:
-            return self.tokenizer(text, add_special_tokens=special)["input_ids"], []
-        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        sources = encoded.sequence_ids(0)  # None: a token that is not of the text
-        stop = len(sources)
-        while stop and sources[stop - 1] is None:
-            stop -= 1
-        return encoded["input_ids"][:stop], encoded["offset_mapping"][:stop]
-
-    def _has_bos(self, text: str) -> bool:
-        """Whether the template writes the BOS token itself, so that the tokenizer must not add a second one."""
-        bos = self.tokenizer.bos_token
-        return bool(bos) and text.startswith(bos)
+        return self._whole.tokens(text, spans)
 
     def _sample(self, row: Row, tokens: Tokens, images: list[bytes]) -> Sample:
         ids_T = torch.tensor(tokens.ids)
@@ -278,20 +250,21 @@ class Encoder:
 
     @cached_property
     def _reserved(self) -> re.Pattern[str]:
-        """Special tokens that the template or the processor writes, EOS and padding."""
-        written = ""
+        """Special tokens that the template or the processor writes, EOS and padding; not what only answers hold."""
+        written = [self._whole.eos, self.tokenizer.pad_token or ""]
         for probe in (*_PROBES, [{"role": "system", "content": "d"}, _QUESTION, _ANSWER]):
             with suppress(CannotEncode):
-                images = self._images.texts(list(_PROBE_SIZES))
-                written += "".join([self._answers(probe)[-1].rendering, self.prompt(probe), *images])
-        ends = {self.tokenizer.eos_token, self.tokenizer.pad_token}
-        reserved = [token for token in self._special_tokens if token in written or token in ends]
-        return re.compile("|".join(map(re.escape, sorted(reserved, key=len, reverse=True))) or "(?!)")
+                answers = self._answers(probe)
+                written += self._images.texts(list(_PROBE_SIZES)) if PLACEHOLDER in probe[0]["content"] else []
+                written += [segment.text for segment in segments(answers, "") if not segment.is_answer]
+                written += [token for token in self._whole.special_tokens if answers[-1].rendering.endswith(token)]
+        reserved = [token for token in self._whole.special_tokens if any(token in text for text in written)]
+        return re.compile("|".join(map(re.escape, reserved)) or "(?!)")
 
     def _check(self, probe: Messages) -> None:
         """Encode a conversation, and compare its first question with what the processor makes of it."""
         answers = self._answers(probe)
-        if not answers[-1].closed and not self._eos:
+        if not answers[-1].closed and not self._whole.eos:
             raise CannotEncode("neither chat template nor tokenizer has a special token that ends an answer")
         sizes = list(_PROBE_SIZES[: sum(message["content"].count(PLACEHOLDER) for message in probe)])
         self._tokens(answers, sizes)
@@ -302,7 +275,7 @@ class Encoder:
         if len(probe) > 2:
             return
         text = self.prompt(probe[:-1], expanded=False)
-        special = self._adds_special_tokens and not self._has_bos(text)
+        special = self._whole.adds_special_tokens(text)
         asked = self.processor(text=[text], images=[pictures], add_special_tokens=special)["input_ids"][0]
         ids = self._question(probe[:-1], sizes).ids
         if list(asked[: len(ids)]) != ids:
@@ -329,20 +302,6 @@ class Encoder:
             return self._answer([_QUESTION, _ANSWER]).closed
         except CannotEncode:
             return True
-
-    @property
-    def _eos(self) -> str:
-        return self.tokenizer.eos_token or ""
-
-    @cached_property
-    def _special_tokens(self) -> list[str]:
-        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-
-    @cached_property
-    def _adds_special_tokens(self) -> bool:
-        """What the processor does where it is not told."""
-        defaults = getattr(getattr(self.processor, "valid_processor_kwargs", None), "_defaults", {})
-        return defaults.get("text_kwargs", {}).get("add_special_tokens", True)
 
 
 def _sizes(images: list[bytes]) -> list[Size]:
