@@ -39,8 +39,8 @@ class Segment:
 def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iterable[str]) -> Answer:
     """Find the last message, an answer, in the rendering of the conversation.
 
-    Where the generation prompt is no prefix of the rendering, both may differ in white space before the answer alone
-    (LLaVA-OneVision: `assistant \\n` in conversations, `assistant\\n` as generation prompt).
+    Up to the answer, the rendering may differ from the generation prompt in white space (LLaVA-OneVision writes
+    `assistant \\n` in conversations, and asks with `assistant\\n`), in nothing else.
 
     Raises:
         CannotEncode: the template refuses the conversation, changes the answer, or asks otherwise than it renders.
@@ -51,11 +51,8 @@ def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iter
     pattern = template.render([*before, {"role": message["role"], "content": _STAND_IN}])
     head, _, tail = pattern.partition(_STAND_IN)
     stop = len(rendering) - len(tail)
-    if rendering.startswith(prompt):
-        start = len(prompt)
-    elif rendering.startswith(head) and _squeezed(head) == _squeezed(prompt):
-        start = len(head)
-    else:
+    start = _end_of_prompt(rendering, prompt, len(head))
+    if start is None:
         raise CannotEncode(
             "the generation prompt is not what stands before an answer in a conversation: "
             f"{prompt[-40:]!r} and {head[-40:]!r}"
@@ -97,6 +94,21 @@ def closed(text: str, answers: list[Answer], end_of_turn: str) -> str:
         if not answer.closed and text.startswith(answer.rendering):
             text = answer.rendering + end_of_turn + text[len(answer.rendering) :]
     return text
+
+
+def _end_of_prompt(rendering: str, prompt: str, content: int) -> int | None:
+    """Where the prompt ends in a rendering that begins with it, but for white space; None: it does not.
+
+    White space at the prompt's end is taken up to `content`, where the text of the answer begins.
+    """
+    if rendering.startswith(prompt):
+        return len(prompt)
+    begin = _squeezed(prompt)
+    if not begin or not _squeezed(rendering).startswith(begin):
+        return None
+    end = [place for place, character in enumerate(rendering) if not character.isspace()][len(begin) - 1] + 1
+    rest = rendering[end:content]
+    return end + (len(rest) - len(rest.lstrip()) if prompt[-1:].isspace() else 0)
 
 
 def _squeezed(text: str) -> str:

@@ -54,7 +54,7 @@ class WholeTokenizer:
         the white space behind it (Phi-3). Special tokens that the tokenizer adds at the end of the text are left out.
 
         Raises:
-            CannotEncode: the tokenizer does not tell where its tokens stand in the text.
+            CannotEncode: an answer has no token, or the tokenizer does not tell where its tokens stand in the text.
         """
         special = self.adds_special_tokens(text)
         if not self.tokenizer.is_fast:
@@ -67,7 +67,10 @@ class WholeTokenizer:
         while stop and sources[stop - 1] is None:
             stop -= 1
         ids, offsets = encoded["input_ids"][:stop], encoded["offset_mapping"][:stop]
-        return Tokens(ids, [self._inside(ids, offsets, answer) for answer in answers])
+        inside = [self._inside(ids, offsets, answer) for answer in answers]
+        if any(begin >= end for begin, end in inside):
+            raise CannotEncode("the tokenizer has no token for an answer")
+        return Tokens(ids, inside)
 
     def _inside(self, ids: list[int], offsets: list[Span], answer: Span) -> Span:
         first = bisect_right(offsets, answer[0], key=lambda span: span[1])

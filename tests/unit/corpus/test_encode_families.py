@@ -143,7 +143,11 @@ def test_paligemmas_template_is_one_for_transformers(kind, strings):
     )
     pictures = [decode_image(image) for image in ROWS[kind].images]
     asked = processor(text=[text], images=[pictures]) if pictures else processor.tokenizer([text])
-    assert asked["input_ids"][0] == Encoder(processor, 512).encode_question(ROWS[kind]).input_ids_T.tolist()
+    encoder = Encoder(processor, 512)
+    assert asked["input_ids"][0] == encoder.encode_question(ROWS[kind]).input_ids_T.tolist()
+    exported = paligemma.__wrapped__()
+    exported.chat_template = encoder.template
+    assert torch.equal(Encoder(exported, 512).encode(ROWS[kind]).input_ids_T, encoder.encode(ROWS[kind]).input_ids_T)
 
 
 def test_an_image_is_expanded_as_its_conversation_is():

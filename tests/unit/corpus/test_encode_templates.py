@@ -165,6 +165,15 @@ def test_reasoning_is_supervised_where_the_template_shows_it():
     assert said(short, short.encode(row("what?", answers[0], "word " * 40, answers[1]))) == [answers[0] + "<|im_end|>"]
 
 
+def test_an_open_block_of_thoughts_is_closed_by_the_answer():
+    """Nemotron asks with `<think>`, newline, and renders `<think></think>`: the answer begins with `</think>`."""
+    template = TEMPLATES["qwen3"].replace("'\n</think>\n\n'", "'</think>'").replace("'<think>\n'", "'<think>'")
+    template = template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    encoder = Encoder(processor_with(tokenizer_of("byte_level"), template), 512)
+    encoder.check_template()
+    assert said(encoder, encoder.encode(row("what?", "a cat"))) == ["</think>a cat<|im_end|>"]
+
+
 def test_eos_closes_answers_that_the_template_leaves_open():
     """LLaVA 1.5: every answer gets EOS, in training and in the conversations that our own inference continues."""
     encoder = encoder_of("vicuna", "prepending", "bos")
