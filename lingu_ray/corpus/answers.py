@@ -63,10 +63,20 @@ def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iter
             f"the chat template changes the text of an answer: {message['content'][:80]!r} became "
             f"{rendering[start : start + 80]!r}"
         )
-    ends = [place + len(token) for token in special_tokens if (place := tail.find(token)) >= 0]
-    if ends:
-        return Answer(rendering[: stop + min(ends)], start, closed=True)
+    end = _first(special_tokens, tail)
+    if end:
+        return Answer(rendering[: stop + tail.index(end) + len(end)], start, closed=True)
     return Answer(rendering[:start] + rendering[start:stop].rstrip(), start, closed=False)
+
+
+def end_of_turn(template: ChatTemplate, question: Messages, special_tokens: Iterable[str]) -> str:
+    """The special token that the template writes after the answer to a question; empty where it writes none.
+
+    Raises:
+        CannotEncode: the template refuses the conversation.
+    """
+    pattern = template.render([*question, {"role": "assistant", "content": _STAND_IN}])
+    return _first(special_tokens, pattern.rpartition(_STAND_IN)[2])
 
 
 def segments(answers: list[Answer], end_of_turn: str) -> list[Segment]:
@@ -94,6 +104,13 @@ def closed(text: str, answers: list[Answer], end_of_turn: str) -> str:
         if not answer.closed and text.startswith(answer.rendering):
             text = answer.rendering + end_of_turn + text[len(answer.rendering) :]
     return text
+
+
+def _first(tokens: Iterable[str], text: str) -> str:
+    """Which of the tokens comes first in the text, the longest of those that begin there; empty: none is in it."""
+    return min(
+        (token for token in tokens if token in text), key=lambda token: (text.index(token), -len(token)), default=""
+    )
 
 
 def _end_of_prompt(rendering: str, prompt: str, content: int) -> int | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,22 +26,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lingu_ray.corpus.answers import Answer, Segment, closed, find_answer, segments
-from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
+from lingu_ray.corpus.answers import Answer, Segment
+from lingu_ray.corpus.chat_template import CannotEncode
 from lingu_ray.corpus.image_tokens import ImageTokens, Size
 from lingu_ray.corpus.images import decode_image, image_size
+from lingu_ray.corpus.rendering import PROBES, Renderer
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 from lingu_ray.corpus.whole_tokens import Tokens, WholeTokenizer
 from lingu_ray.errors import UserError
 
-_QUESTION, _ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-_PICTURE = {"role": "user", "content": f"{PLACEHOLDER}c"}
-_PROBES: tuple[Messages, ...] = (
-    [_QUESTION, _ANSWER],
-    [_QUESTION, _ANSWER, _QUESTION, _ANSWER],
-    [_PICTURE, _ANSWER],
-    [_PICTURE, _ANSWER, _PICTURE, _ANSWER],
-)
 _PROBE_SIZES = ((64, 48), (40, 60))
 
 
@@ -95,14 +88,14 @@ class Encoder:
         # Gemma 3's processor names the token that templates write; its tokenizer, the one that features replace
         self.image_token_id: int = getattr(self.tokenizer, "image_token_id", None) or processor.image_token_id
         self.image_token: str = processor.image_token
-        self._chat = ChatTemplate(processor)
+        self._renderer = Renderer(processor)
         self._whole = WholeTokenizer(processor)
         self._images = ImageTokens(processor)
 
     @property
     def template(self) -> str:
         """The chat template that rows are rendered with; Transformers' `apply_chat_template` takes it as it is."""
-        return self._chat.source
+        return self._renderer.template.source
 
     def check_template(self) -> None:
         """Check that conversations of the usual kinds can be encoded as the student's processor would ask them.
@@ -111,7 +104,7 @@ class Encoder:
             UserError: they cannot, so that no row could.
         """
         with self._template_errors():
-            for probe in _PROBES if hasattr(self.processor, "image_processor") else _PROBES[:2]:
+            for probe in PROBES if hasattr(self.processor, "image_processor") else PROBES[:2]:
                 self._check(probe)
 
     def encode(self, row: Row) -> Sample:
@@ -151,14 +144,7 @@ class Encoder:
 
     def prompt(self, messages: Messages, expanded: bool = True) -> str:
         """The text up to where the next answer begins, one image token an image; `expanded`: see `ChatTemplate`."""
-        text = self._chat.render(messages, add_generation_prompt=True, expanded=expanded)
-        if self._closes_answers:
-            return text
-        answers = []
-        for end, message in enumerate(messages, start=1):
-            with suppress(CannotEncode):
-                answers += [self._answer(messages[:end])] if message["role"] == "assistant" else []
-        return closed(text, answers, self._whole.eos)
+        return self._renderer.prompt(messages, expanded)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds at its start."""
@@ -174,14 +160,14 @@ class Encoder:
         """Id that ends an answer, at which generation has to stop.
 
         Raises:
-            UserError: no row can be encoded with this chat template.
+            UserError: there is none.
         """
         with self._template_errors():
-            return self._tokens(self._answers([_QUESTION, _ANSWER]), []).ids[-1]
+            return self.tokenizer.convert_tokens_to_ids(self._renderer.end_of_turn)
 
     def _fit(self, row: Row) -> Fitted:
         """Leave out turns at the end until the last answer begins within `max_length`."""
-        answers = self._answers(row.messages)
+        answers = self._renderer.answers(row.messages)
         sizes = _sizes(row.images)
         whole = 0
         while True:
@@ -197,22 +183,13 @@ class Encoder:
                 raise PromptTooLong(f"the prompt has {begin} tokens, corpus.max_length is {self.max_length}")
             answers = answers[:-beyond]
 
-    def _answers(self, messages: Messages) -> list[Answer]:
-        ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant"]
-        if not ends:
-            raise CannotEncode("the conversation has no answer")
-        return [self._answer(messages[:end]) for end in ends]
-
-    def _answer(self, messages: Messages) -> Answer:
-        return find_answer(self._chat, messages, self._whole.special_tokens)
-
     def _tokens(self, answers: list[Answer], sizes: list[Size]) -> Tokens:
         """The tokens of a conversation up to its last answer."""
-        return self._expanded(segments(answers, self._whole.eos), sizes)
+        return self._expanded(self._renderer.conversation(answers), sizes)
 
     def _question(self, messages: Messages, sizes: list[Size]) -> Tokens:
         """The tokens of a conversation up to where its next answer begins."""
-        return self._expanded([Segment(self.prompt(messages), is_answer=False)], sizes)
+        return self._expanded([Segment(self._renderer.prompt(messages), is_answer=False)], sizes)
 
     def _expanded(self, conversation: list[Segment], sizes: list[Size]) -> Tokens:
         """The tokens of a rendered conversation, its images expanded, and where they come from answers."""
@@ -250,22 +227,17 @@ class Encoder:
 
     @cached_property
     def _reserved(self) -> re.Pattern[str]:
-        """Special tokens that the template or the processor writes, EOS and padding; not what only answers hold."""
-        written = [self._whole.eos, self.tokenizer.pad_token or ""]
-        for probe in (*_PROBES, [{"role": "system", "content": "d"}, _QUESTION, _ANSWER]):
-            with suppress(CannotEncode):
-                answers = self._answers(probe)
-                written += self._images.texts(list(_PROBE_SIZES)) if PLACEHOLDER in probe[0]["content"] else []
-                written += [segment.text for segment in segments(answers, "") if not segment.is_answer]
-                written += [token for token in self._whole.special_tokens if answers[-1].rendering.endswith(token)]
-        reserved = [token for token in self._whole.special_tokens if any(token in text for text in written)]
-        return re.compile("|".join(map(re.escape, reserved)) or "(?!)")
+        """Special tokens that the template or the processor writes, EOS and padding."""
+        reserved = self._renderer.reserved_tokens | {self.tokenizer.pad_token or self._renderer.eos}
+        if hasattr(self.processor, "image_processor"):
+            written = "".join(self._images.texts(list(_PROBE_SIZES)))
+            reserved |= {token for token in self._renderer.special_tokens if token in written}
+        return re.compile("|".join(re.escape(token) for token in sorted(reserved) if token) or "(?!)")
 
     def _check(self, probe: Messages) -> None:
         """Encode a conversation, and compare its first question with what the processor makes of it."""
-        answers = self._answers(probe)
-        if not answers[-1].closed and not self._whole.eos:
-            raise CannotEncode("neither chat template nor tokenizer has a special token that ends an answer")
+        answers = self._renderer.answers(probe)
+        assert self._renderer.end_of_turn  # raises where there is none
         sizes = list(_PROBE_SIZES[: sum(message["content"].count(PLACEHOLDER) for message in probe)])
         self._tokens(answers, sizes)
         if not sizes:
@@ -274,7 +246,7 @@ class Encoder:
         self._images.tensors(pictures)
         if len(probe) > 2:
             return
-        text = self.prompt(probe[:-1], expanded=False)
+        text = self._renderer.prompt(probe[:-1], expanded=False)
         special = self._whole.adds_special_tokens(text)
         asked = self.processor(text=[text], images=[pictures], add_special_tokens=special)["input_ids"][0]
         ids = self._question(probe[:-1], sizes).ids
@@ -294,14 +266,6 @@ class Encoder:
                 f"chat template of {name}: {error}. Set a chat template that conversations can be trained with, in the "
                 "processor's chat_template.jinja"
             ) from error
-
-    @cached_property
-    def _closes_answers(self) -> bool:
-        """Whether the template ends answers with a special token; also where that cannot be told."""
-        try:
-            return self._answer([_QUESTION, _ANSWER]).closed
-        except CannotEncode:
-            return True
 
 
 def _sizes(images: list[bytes]) -> list[Size]:

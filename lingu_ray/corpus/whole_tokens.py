@@ -28,16 +28,6 @@ class WholeTokenizer:
         defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
         self._adds_special_tokens = defaults.get("text_kwargs", {}).get("add_special_tokens", True)
 
-    @property
-    def eos(self) -> str:
-        """The EOS token; empty where there is none."""
-        return self.tokenizer.eos_token or ""
-
-    @cached_property
-    def special_tokens(self) -> list[str]:
-        """All special tokens, by their text."""
-        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-
     def adds_special_tokens(self, text: str) -> bool:
         """Whether tokens such as BOS are added to a text; not where the template has written BOS itself."""
         bos = self.tokenizer.bos_token

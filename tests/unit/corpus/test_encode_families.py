@@ -21,10 +21,12 @@ from transformers import (
 )
 
 from lingu_ray.corpus.batch import collate
+from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
 from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.errors import UserError
 
 
 @cache
@@ -95,6 +97,12 @@ def test_conversations_are_those_of_inference(name, kind):
     assert_as_inference(sample, processor, kind)
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_templates_of_all_families_are_accepted(name):
+    """The check before a corpus is built compares what the processor and the encoder make of questions."""
+    Encoder(processor_of(name), max_length=8).check_template()
+
+
 def assert_as_inference(sample: Sample, processor: ProcessorMixin, kind: str) -> None:
     expected = processor.apply_chat_template(
         conversation(ROWS[kind]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -148,6 +156,14 @@ def test_paligemmas_template_is_one_for_transformers(kind, strings):
     exported = paligemma.__wrapped__()
     exported.chat_template = encoder.template
     assert torch.equal(Encoder(exported, 512).encode(ROWS[kind]).input_ids_T, encoder.encode(ROWS[kind]).input_ids_T)
+
+
+def test_a_processor_that_writes_around_questions_is_told_at_once():
+    """PaliGemma's writes BOS and a newline into whatever its template renders: another template cannot be right."""
+    processor = paligemma.__wrapped__()
+    processor.chat_template = FALLBACK_TEMPLATE
+    with pytest.raises(UserError, match="PaliGemmaProcessor writes more around a question than the template"):
+        Encoder(processor, 512).check_template()
 
 
 def test_an_image_is_expanded_as_its_conversation_is():

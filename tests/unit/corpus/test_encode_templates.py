@@ -272,6 +272,16 @@ def test_templates_that_cannot_work_are_told_at_once(template: str, message: str
     assert "processor's chat_template.jinja" in str(error.value)
 
 
+def test_a_model_that_cannot_be_trained_can_be_asked():
+    """A generation prompt that no conversation shows (DeepSeek's `<think>`): inference uses it, and knows the end."""
+    template = TEMPLATES["chatml"].replace("assistant\n{%", "assistant\n<think>\n{%")
+    encoder = Encoder(processor_with(tokenizer_of("byte_level"), template), 64)
+    messages = row("what?", "a cat", "and now?", "").messages[:-1]
+    text = encoder.tokenizer.decode(encoder.encode_conversation(messages, []).input_ids_T)
+    assert text.endswith("a cat<|im_end|>\n<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n<think>\n")
+    assert encoder.end_of_turn_id == encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
 @pytest.mark.parametrize("strings", [True, False])
 def test_the_fallback_template_is_one_for_transformers(strings: bool):
     """An export that carries it is asked by `apply_chat_template` as it was trained, by strings and by parts."""
