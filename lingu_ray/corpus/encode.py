@@ -227,11 +227,10 @@ class Encoder:
 
     @cached_property
     def _reserved(self) -> re.Pattern[str]:
-        """Special tokens that the template or the processor writes, EOS and padding."""
-        reserved = self._renderer.reserved_tokens | {self.tokenizer.pad_token or self._renderer.eos}
-        if hasattr(self.processor, "image_processor"):
-            written = "".join(self._images.texts(list(_PROBE_SIZES)))
-            reserved |= {token for token in self._renderer.special_tokens if token in written}
+        """Special tokens that the template writes, EOS, padding, and the placeholder of image features."""
+        reserved = self._renderer.reserved_tokens | {self.tokenizer.pad_token or ""}
+        if self.image_token_id >= 0:  # a text-only model's is negative
+            reserved.add(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
         return re.compile("|".join(re.escape(token) for token in sorted(reserved) if token) or "(?!)")
 
     def _check(self, probe: Messages) -> None:

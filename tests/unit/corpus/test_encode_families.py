@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lingu_ray.corpus.batch import collate
-from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
+from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE, CannotEncode
 from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Row
@@ -164,6 +164,14 @@ def test_a_processor_that_writes_around_questions_is_told_at_once():
     processor.chat_template = FALLBACK_TEMPLATE
     with pytest.raises(UserError, match="PaliGemmaProcessor writes more around a question than the template"):
         Encoder(processor, 512).check_template()
+
+
+def test_text_that_would_count_as_image_features_is_refused():
+    """Gemma 3's features replace another token than its template writes: neither may stand in a text."""
+    encoder = Encoder(processor_of("gemma3"), 512)
+    for token in ("<image_soft_token>", "<start_of_image>"):
+        with pytest.raises(CannotEncode, match=f"the text holds {token}"):
+            encoder.length(row(f"What is {token}?", "A token."))
 
 
 def test_an_image_is_expanded_as_its_conversation_is():
