@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
-from lingu_ray.corpus.row import Messages
+from lingu_ray.corpus.row import Messages, is_target
 
 _STAND_IN = "3141592653589793"  # for an answer, to see what the template writes around it
 
@@ -21,19 +21,21 @@ class Answer:
     """An answer in the rendering of the conversation that ends with it.
 
     `rendering` stops where the answer does, and the answer begins at `start`. `closed`: with an end-of-turn token.
+    `is_target`: of the loss; not what the row marks as context.
     """
 
     rendering: str
     start: int
     closed: bool
+    is_target: bool
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a rendered conversation, and whether it is an answer."""
+    """A stretch of a rendered conversation, and whether it is an answer that is a target."""
 
     text: str
-    is_answer: bool
+    is_target: bool
 
 
 def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iterable[str]) -> Answer:
@@ -65,8 +67,8 @@ def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iter
         )
     end = _first(special_tokens, tail)
     if end:
-        return Answer(rendering[: stop + tail.index(end) + len(end)], start, closed=True)
-    return Answer(rendering[:start] + rendering[start:stop].rstrip(), start, closed=False)
+        return Answer(rendering[: stop + tail.index(end) + len(end)], start, True, is_target(message))
+    return Answer(rendering[:start] + rendering[start:stop].rstrip(), start, False, is_target(message))
 
 
 def end_of_turn(template: ChatTemplate, question: Messages, special_tokens: Iterable[str]) -> str:
@@ -92,9 +94,11 @@ def segments(answers: list[Answer], end_of_turn: str) -> list[Segment]:
     for answer in answers:
         if not whole.startswith(answer.rendering):
             continue
-        found += [Segment(whole[done : answer.start], is_answer=False)]
+        found += [Segment(whole[done : answer.start], is_target=False)]
         done = len(answer.rendering)
-        found += [Segment(whole[answer.start : done] + ("" if answer.closed else end_of_turn), is_answer=True)]
+        found += [
+            Segment(whole[answer.start : done] + ("" if answer.closed else end_of_turn), is_target=answer.is_target)
+        ]
     return found
 
 

@@ -166,8 +166,10 @@ class Encoder:
             return self.tokenizer.convert_tokens_to_ids(self._renderer.end_of_turn)
 
     def _fit(self, row: Row) -> Fitted:
-        """Leave out turns at the end until the last answer begins within `max_length`."""
+        """Leave out turns at the end until the last answer begins within `max_length`; it is always a target."""
         answers = self._renderer.answers(row.messages)
+        if not answers[-1].is_target:
+            raise CannotEncode("the last answer is no target")
         sizes = _sizes(row.images)
         whole = 0
         while True:
@@ -178,10 +180,12 @@ class Encoder:
             beyond = sum(begin >= self.max_length for begin, _ in tokens.answers)
             if not beyond:
                 return Fitted(messages, images, tokens, whole)
-            if beyond >= len(answers):
+            answers = answers[:-beyond]
+            while answers and not answers[-1].is_target:
+                answers.pop()
+            if not answers:
                 begin = tokens.answers[0][0]
                 raise PromptTooLong(f"the prompt has {begin} tokens, corpus.max_length is {self.max_length}")
-            answers = answers[:-beyond]
 
     def _tokens(self, answers: list[Answer], sizes: list[Size]) -> Tokens:
         """The tokens of a conversation up to its last answer."""
@@ -189,7 +193,7 @@ class Encoder:
 
     def _question(self, messages: Messages, sizes: list[Size]) -> Tokens:
         """The tokens of a conversation up to where its next answer begins."""
-        return self._expanded([Segment(self._renderer.prompt(messages), is_answer=False)], sizes)
+        return self._expanded([Segment(self._renderer.prompt(messages), is_target=False)], sizes)
 
     def _expanded(self, conversation: list[Segment], sizes: list[Size]) -> Tokens:
         """The tokens of a rendered conversation, its images expanded, and where they come from answers."""
@@ -201,7 +205,7 @@ class Encoder:
         for segment in conversation:
             begin = len(text)
             text += re.sub(re.escape(self.image_token), lambda _: next(images), segment.text)
-            spans += [(begin, len(text))] if segment.is_answer else []
+            spans += [(begin, len(text))] if segment.is_target else []
         return self._whole.tokens(text, spans)
 
     def _sample(self, row: Row, tokens: Tokens, images: list[bytes]) -> Sample:

@@ -80,7 +80,7 @@ class Renderer:
         for probe in (*PROBES, [{"role": "system", "content": "d"}, QUESTION, ANSWER]):
             with suppress(CannotEncode):
                 answers = self.answers(probe)
-                written += [segment.text for segment in self.conversation(answers) if not segment.is_answer]
+                written += [segment.text for segment in self.conversation(answers) if not segment.is_target]
                 written += [token for token in self.special_tokens if answers[-1].rendering.endswith(token)]
         return {token for token in self.special_tokens if any(token in text for text in written)}
 

@@ -12,7 +12,7 @@ from tiny import picture, tiny_processor
 from tokenizers import AddedToken
 
 from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE, CannotEncode
-from lingu_ray.corpus.encode import Encoder, Sample
+from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 from lingu_ray.errors import UserError
@@ -183,6 +183,25 @@ def test_eos_closes_answers_that_the_template_leaves_open():
     assert encoder.encode(conversation).input_ids_T[: len(asked_ids)].tolist() == asked_ids
     continued = encoder.encode_conversation(conversation.messages[:-1], conversation.images)
     assert continued.input_ids_T.tolist() == asked_ids
+
+
+@pytest.mark.parametrize("template", ["chatml", "vicuna", "mistral"])
+def test_answers_that_are_marked_as_context_are_not_supervised(template: str):
+    """They keep their tokens, EOS included; without them as the last ones, what is too long ends with a target."""
+    encoder = encoder_of(template, "prepending")
+    conversation = row("one?", "a", "two?", "b", "three?", "c")
+    whole = encoder.encode(conversation)
+    conversation.messages[3]["supervised"] = False
+    sample = encoder.encode(conversation)
+    assert sample.input_ids_T.tolist() == whole.input_ids_T.tolist()
+    assert [text.strip()[0] for text in said(encoder, sample)] == ["a", "c"]
+    short = Encoder(encoder.processor, len(sample) - 3)
+    assert [text.strip()[0] for text in said(encoder, short.encode(conversation))] == ["a"]
+    assert short.encode(conversation).supervised_T[-1] and short.length(conversation) == len(whole)
+    conversation.messages[1]["supervised"] = False
+    for method in (short.encode, short.length):
+        with pytest.raises(PromptTooLong):
+            method(conversation)
 
 
 def test_a_token_on_the_border_is_the_answers():
