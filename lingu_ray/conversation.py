@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 from transformers import TextStreamer
 
+from lingu_ray.corpus.chat_template import CannotEncode
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
@@ -75,12 +76,15 @@ class Conversation:
         Ctrl-C ends the answer; what was generated until then counts as the answer.
 
         Raises:
-            UserError: the conversation does not fit the model's context, marks `<image>` do not match the images, or
-                the tokenizer is not the model's.
+            UserError: the conversation does not fit the model's context, its chat template refuses it, marks `<image>`
+                do not match the images, or the tokenizer is not the model's.
         """
         messages = [*self.messages, {"role": "user", "content": self._marked(question)}]
         images = [*self.images, *self.shown]
-        sample = self.prompts.encoder.encode_conversation(messages, images)
+        try:
+            sample = self.prompts.encoder.encode_conversation(messages, images)
+        except CannotEncode as error:
+            raise UserError(f"{self.files.path} cannot be asked: {error}") from error
         self._check_vocabulary(sample)
         room = self.files.max_length - len(sample)
         if room < 1:

@@ -1,18 +1,24 @@
 """Encoding: a row becomes a sample of token ids, masks and vision tensors.
 
-A conversation is rendered by the student's chat template and cut at the answers. What precedes an answer is exactly
-what the model gets at inference; the answer and its end-of-turn token are the targets. Prompts (with their images) are
-encoded by the processor and answers by the tokenizer, and the ids are joined: so no token spans the border, and a
-prompt has the same tokens in training and at inference.
+The ids of a row are those of the whole conversation: rendered once by the student's chat template, its images expanded
+as the student's processor does, and tokenized in one piece, so that every token is one that the model meets at
+inference. The answers, with their end-of-turn tokens, are found in the whole (`answers.py`); they are the targets.
+
+- A token on the border of prompt and answer belongs to the answer: the first token that the model has to choose.
+- Special tokens that the tokenizer adds at the end of a text (EOS) are left out, those at its start (BOS) kept, unless
+  the template has written BOS itself.
+- Text that holds a special token of the template, or EOS, would end a turn where none ends: such rows are refused.
 
 Shape suffixes: T tokens of a sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,28 +26,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from lingu_ray.corpus.answers import Answer, Segment
+from lingu_ray.corpus.chat_template import CannotEncode
+from lingu_ray.corpus.image_tokens import ImageTokens, Size
 from lingu_ray.corpus.images import decode_image, image_size
-from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
+from lingu_ray.corpus.rendering import PROBES, Renderer
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+from lingu_ray.corpus.whole_tokens import Tokens, WholeTokenizer
 from lingu_ray.errors import UserError
 
-# For students that come without a chat template.
-FALLBACK_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-# PaliGemma's processor writes BOS and newline itself where there are images, which it wants first.
-PALIGEMMA_TEMPLATE = (
-    "{% for message in messages %}{% set text = message['content'] %}{% set images = text.count('<image>') %}"
-    "{% if message['role'] == 'assistant' %}{{ text }}{{ eos_token }}"
-    "{% elif images %}{{ '<image>' * images }}{{ text.replace('<image>', '') }}"
-    "{% else %}{{ bos_token }}{{ text }}{{ '\\n' }}{% endif %}{% endfor %}"
-)
-# Everything else that a processor returns is for the vision tower.
-TOKEN_KEYS = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
+_PROBE_SIZES = ((64, 48), (40, 60))
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(CannotEncode):
     """The prompt of the first answer leaves no room for one answer token within `max_length`."""
 
 
@@ -67,12 +64,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A prompt up to an answer, and the answer; `images` is how many images stand in the prompt."""
+class Fitted:
+    """The turns of a row whose answers begin within `max_length`: `tokens` are not cut yet, `whole` are the row's."""
 
-    prompt: str
-    answer: str
+    messages: Messages
     images: int
+    tokens: Tokens
+    whole: int
 
 
 class Encoder:
@@ -90,151 +88,67 @@ class Encoder:
         # Gemma 3's processor names the token that templates write; its tokenizer, the one that features replace
         self.image_token_id: int = getattr(self.tokenizer, "image_token_id", None) or processor.image_token_id
         self.image_token: str = processor.image_token
+        self._renderer = Renderer(processor)
+        self._whole = WholeTokenizer(processor)
+        self._images = ImageTokens(processor)
+
+    @property
+    def template(self) -> str:
+        """The chat template that rows are rendered with; Transformers' `apply_chat_template` takes it as it is."""
+        return self._renderer.template.source
+
+    def check_template(self) -> None:
+        """Check that conversations of the usual kinds can be encoded as the student's processor would ask them.
+
+        Raises:
+            UserError: they cannot, so that no row could.
+        """
+        with self._template_errors():
+            for probe in PROBES if hasattr(self.processor, "image_processor") else PROBES[:2]:
+                self._check(probe)
 
     def encode(self, row: Row) -> Sample:
         """Encode a row into at most `max_length` tokens: the last answer is cut, later turns are left out.
 
         Raises:
             PromptTooLong: not even one token of the first answer fits.
-            UserError: the chat template cannot be cut at the answers.
+            CannotEncode: chat template, tokenizer or processor do not give a sample that is surely right.
         """
-        return self._join(row, with_last_answer=True)
+        self._check_text(row.messages)
+        fitted = self._fit(row)
+        tokens = Tokens(fitted.tokens.ids[: self.max_length], fitted.tokens.answers)
+        return self._sample(row, tokens, row.images[: fitted.images])
 
     def encode_question(self, row: Row) -> Sample:
-        """Encode a row up to its last answer, which is left out, as the start of generation (errors as `encode`)."""
-        return self._join(row, with_last_answer=False)
+        """Encode a row up to the last answer that `encode` keeps, as the start of generation (errors as `encode`)."""
+        fitted = self._fit(row)
+        images = row.images[: fitted.images]
+        return self._sample(row, self._question(fitted.messages[:-1], _sizes(images)), images)
 
     def encode_conversation(self, messages: Messages, images: list[bytes]) -> Sample:
-        """Encode a conversation up to where its next answer begins.
+        """Encode a conversation up to where its next answer begins; for inference, so any chat template works.
 
-        For inference, not for training: earlier answers are not told apart, so any chat template works.
+        Raises:
+            CannotEncode: the template refuses the conversation, or the processor an image.
         """
-        text = self._render(messages, add_generation_prompt=True)
-        ids, vision = self._prompt(Turn(text, "", len(images)), iter(images), first=True)
-        ids_T = torch.tensor(ids)
-        supervised_T = torch.zeros(len(ids), dtype=torch.bool)
-        return Sample("conversation", 0, ids_T, supervised_T, ids_T == self.image_token_id, vision)
+        row = Row("conversation", 0, messages, images, distill=False)
+        return self._sample(row, self._question(messages, _sizes(images)), images)
 
     def length(self, row: Row) -> int:
         """Count the tokens of the whole row, nothing cut. Images count by their size and are not processed.
 
-        Raises:
-            PromptTooLong: not even one token of the first answer fits `max_length`.
+        Accepts the rows that `encode` accepts, and raises what it raises.
         """
-        total = 0
-        images = iter(row.images)
-        first = _targets(row).index(True)
-        for index, turn in enumerate(self.turns(row.messages)):
-            total += len(self._tokens(turn.prompt, special=index == 0 and not self.has_bos(turn.prompt)))
-            if turn.images:
-                total += self._added_by_images(tuple(image_size(next(images)) for _ in range(turn.images)))
-            if index == first and total >= self.max_length:
-                raise PromptTooLong(f"the prompt has {total} tokens, corpus.max_length is {self.max_length}")
-            total += len(self._tokens(turn.answer))
-        return total
+        self._check_text(row.messages)
+        return self._fit(row).whole
 
-    @cached_property
-    def _added_by_images(self) -> Callable[[tuple[tuple[int, int], ...]], int]:
-        """How many tokens a turn's images of these sizes add to what the template writes; each case is tried once."""
+    def prompt(self, messages: Messages, expanded: bool = True) -> str:
+        """The text up to where the next answer begins, one image token an image; `expanded`: see `ChatTemplate`."""
+        return self._renderer.prompt(messages, expanded)
 
-        @lru_cache(maxsize=65536)
-        def added(sizes: tuple[tuple[int, int], ...]) -> int:
-            text = self._render([{"role": "user", "content": PLACEHOLDER * len(sizes) + "?"}])
-            images = [Image.new("RGB", size) for size in sizes]
-            expanded = self.processor(text=text, images=[images], add_special_tokens=False)
-            return len(expanded["input_ids"][0]) - len(self._tokens(text))
-
-        return added
-
-    def _join(self, row: Row, with_last_answer: bool) -> Sample:
-        """The turns that fit, joined."""
-        ids: list[int] = []
-        answers: list[tuple[int, int]] = []  # where they start and stop
-        visions: list[dict[str, Tensor]] = []
-        images = iter(row.images)
-        for index, turn in enumerate(self.turns(row.messages)):
-            prompt_ids, vision = self._prompt(turn, images, first=index == 0)
-            start = len(ids) + len(prompt_ids)
-            if start >= self.max_length and index <= _targets(row).index(True):
-                raise PromptTooLong(f"the prompt has {start} tokens, corpus.max_length is {self.max_length}")
-            if start >= self.max_length:
-                break
-            ids += prompt_ids
-            ids += self._tokens(turn.answer)[: self.max_length - start]
-            answers.append((start, len(ids)))
-            visions += [vision] if vision else []
-        if not with_last_answer:
-            ids = ids[: answers[-1][0]]
-        ids_T = torch.tensor(ids)
-        supervised_T = torch.zeros(len(ids), dtype=torch.bool)
-        for (start, stop), supervised in zip(answers, _targets(row), strict=False):
-            supervised_T[start:stop] = supervised
-        return Sample(
-            source=row.source,
-            position=row.position,
-            input_ids_T=ids_T,
-            supervised_T=supervised_T,
-            visual_T=ids_T == self.image_token_id,
-            vision=join_vision(visions),
-        )
-
-    def _prompt(self, turn: Turn, images: Iterator[bytes], first: bool) -> tuple[list[int], dict[str, Tensor]]:
-        special = first and not self.has_bos(turn.prompt)
-        if not turn.images:
-            return self._tokens(turn.prompt, special), {}
-        decoded = [decode_image(next(images)) for _ in range(turn.images)]
-        encoded = self.processor(text=turn.prompt, images=[decoded], add_special_tokens=special, return_tensors="pt")
-        vision = {key: value for key, value in encoded.items() if key not in TOKEN_KEYS}
-        return encoded["input_ids"][0].tolist(), vision
-
-    def _tokens(self, text: str, special: bool = False) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
-
-    def has_bos(self, text: str) -> bool:
-        """Whether the template writes the BOS token itself, so that the tokenizer must not add a second one."""
-        bos = self.tokenizer.bos_token
-        return bool(bos) and text.startswith(bos)
-
-    def turns(self, messages: Messages) -> list[Turn]:
-        """Render the conversation and cut it at its answers. What follows the last answer is left out."""
-        turns = []
-        done = 0  # messages
-        said = ""  # their rendering
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt = self._render(messages[:index], add_generation_prompt=True)
-            answered = self._render(messages[: index + 1])
-            if not prompt.startswith(said) or not answered.startswith(prompt):
-                name = self.tokenizer.name_or_path or "the student"
-                raise UserError(
-                    f"chat template of {name}: the rendering of a conversation up to answer {len(turns) + 1} is not "
-                    "the start of the rendering with that answer, so answers cannot be told from prompts. Set a chat "
-                    "template that only appends, in the processor's chat_template.jinja"
-                )
-            answer, rest = self._cut_answer(answered[len(prompt) :], message["content"])
-            images = sum(m["content"].count(PLACEHOLDER) for m in messages[done:index])
-            turns.append(Turn(prompt[len(said) :], answer, images))
-            done = index + 1
-            said = answered[: len(answered) - len(rest)]
-        return turns
-
-    def _cut_answer(self, tail: str, content: str) -> tuple[str, str]:
-        """The answer with its end-of-turn token, and what the template writes after it.
-
-        Where the template ends a turn with none of the tokenizer's special tokens (LLaVA 1.5), the EOS token is
-        appended, or the student would never learn to stop.
-        """
-        start = tail.find(content.strip())
-        if start < 0:
-            raise UserError(f"the chat template changes the text of an answer: {content[:80]!r} became {tail[:80]!r}")
-        end = start + len(content.strip())
-        found = [(tail.find(token, end), token) for token in self._special_tokens]
-        ends = [(at, -len(token), token) for at, token in found if at >= 0]
-        if ends:
-            at, _, token = min(ends)
-            return tail[: at + len(token)], tail[at + len(token) :]
-        return tail[:end] + (self.tokenizer.eos_token or ""), tail[end:]
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds at its start."""
+        return self._whole.ids(text)
 
     @property
     def pad_id(self) -> int:
@@ -243,56 +157,128 @@ class Encoder:
 
     @cached_property
     def end_of_turn_id(self) -> int:
-        """Id that ends an answer, at which generation has to stop."""
-        probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        return self._tokens(self.turns(probe)[0].answer)[-1]
+        """Id that ends an answer, at which generation has to stop.
 
-    @cached_property
-    def _special_tokens(self) -> list[str]:
-        return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        Raises:
+            UserError: there is none.
+        """
+        with self._template_errors():
+            return self.tokenizer.convert_tokens_to_ids(self._renderer.end_of_turn)
 
-    @cached_property
-    def _template(self) -> str:
-        fallback = PALIGEMMA_TEMPLATE if type(self.processor).__name__ == "PaliGemmaProcessor" else FALLBACK_TEMPLATE
-        template = getattr(self.processor, "chat_template", None) or self.tokenizer.chat_template or fallback
-        return template["default"] if isinstance(template, dict) else template
+    def _fit(self, row: Row) -> Fitted:
+        """Leave out turns at the end until the last answer begins within `max_length`; it is always a target."""
+        answers = self._renderer.answers(row.messages)
+        if not answers[-1].is_target:
+            raise CannotEncode("the last answer is no target")
+        sizes = _sizes(row.images)
+        whole = 0
+        while True:
+            messages = _up_to(row.messages, len(answers))
+            images = sum(message["content"].count(PLACEHOLDER) for message in messages)
+            tokens = self._tokens(answers, sizes[:images])
+            whole = whole or len(tokens.ids)
+            beyond = sum(begin >= self.max_length for begin, _ in tokens.answers)
+            if not beyond:
+                return Fitted(messages, images, tokens, whole)
+            answers = answers[:-beyond]
+            while answers and not answers[-1].is_target:
+                answers.pop()
+            if not answers:
+                begin = tokens.answers[0][0]
+                raise PromptTooLong(f"the prompt has {begin} tokens, corpus.max_length is {self.max_length}")
 
-    @cached_property
-    def _takes_parts(self) -> bool:
-        """Whether the template reads content as parts (`{"type": "text", …}`) rather than as a string."""
-        probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
-        try:
-            rendered = self.tokenizer.apply_chat_template(probe, chat_template=self._template, tokenize=False)
-        except (TypeError, ValueError):
-            return False
-        return "'type'" not in rendered and "probe" in rendered
+    def _tokens(self, answers: list[Answer], sizes: list[Size]) -> Tokens:
+        """The tokens of a conversation up to its last answer."""
+        return self._expanded(self._renderer.conversation(answers), sizes)
 
-    def _render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
-        contents = [self._parts(m["content"]) if self._takes_parts else self._plain(m["content"]) for m in messages]
-        conversation = [{"role": m["role"], "content": c} for m, c in zip(messages, contents, strict=True)]
-        return self.tokenizer.apply_chat_template(
-            conversation,
-            chat_template=self._template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+    def _question(self, messages: Messages, sizes: list[Size]) -> Tokens:
+        """The tokens of a conversation up to where its next answer begins."""
+        return self._expanded([Segment(self._renderer.prompt(messages), is_target=False)], sizes)
+
+    def _expanded(self, conversation: list[Segment], sizes: list[Size]) -> Tokens:
+        """The tokens of a rendered conversation, its images expanded, and where they come from answers."""
+        written = sum(segment.text.count(self.image_token) for segment in conversation)
+        if written != len(sizes):
+            raise CannotEncode(f"the chat template writes {written} image tokens, and there are {len(sizes)} images")
+        images = iter(self._images.texts(sizes))
+        text, spans = "", []
+        for segment in conversation:
+            begin = len(text)
+            text += re.sub(re.escape(self.image_token), lambda _: next(images), segment.text)
+            spans += [(begin, len(text))] if segment.is_target else []
+        return self._whole.tokens(text, spans)
+
+    def _sample(self, row: Row, tokens: Tokens, images: list[bytes]) -> Sample:
+        ids_T = torch.tensor(tokens.ids)
+        supervised_T = torch.zeros(len(ids_T), dtype=torch.bool)
+        for begin, end in tokens.answers:
+            supervised_T[begin:end] = True
+        return Sample(
+            source=row.source,
+            position=row.position,
+            input_ids_T=ids_T,
+            supervised_T=supervised_T,
+            visual_T=ids_T == self.image_token_id,
+            vision=self._images.tensors([decode_image(image) for image in images]),
         )
 
-    def _plain(self, text: str) -> str:
-        return text.replace(PLACEHOLDER, self.image_token)
+    def _check_text(self, messages: Messages) -> None:
+        """Refuse text that holds what only the template may write."""
+        for message in messages:
+            found = self._reserved.search(message["content"].replace(PLACEHOLDER, " "))
+            if found:
+                raise CannotEncode(f"the text holds {found.group()}, a special token of the student's conversations")
 
-    @staticmethod
-    def _parts(text: str) -> list[dict[str, str]]:
-        texts = text.split(PLACEHOLDER)
-        parts: list[dict[str, str]] = []
-        for index, piece in enumerate(texts):
-            parts += [{"type": "image"}] if index else []
-            parts += [{"type": "text", "text": piece}] if piece else []
-        return parts
+    @cached_property
+    def _reserved(self) -> re.Pattern[str]:
+        """Special tokens that the template writes, EOS, padding, and the placeholder of image features."""
+        reserved = self._renderer.reserved_tokens | {self.tokenizer.pad_token or ""}
+        if self.image_token_id >= 0:  # a text-only model's is negative
+            reserved.add(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
+        return re.compile("|".join(re.escape(token) for token in sorted(reserved) if token) or "(?!)")
+
+    def _check(self, probe: Messages) -> None:
+        """Encode a conversation, and compare its first question with what the processor makes of it."""
+        answers = self._renderer.answers(probe)
+        assert self._renderer.end_of_turn  # raises where there is none
+        sizes = list(_PROBE_SIZES[: sum(message["content"].count(PLACEHOLDER) for message in probe)])
+        self._tokens(answers, sizes)
+        if not sizes:
+            return
+        pictures = [Image.new("RGB", size) for size in sizes]
+        self._images.tensors(pictures)
+        if len(probe) > 2:
+            return
+        text = self._renderer.prompt(probe[:-1], expanded=False)
+        special = self._whole.adds_special_tokens(text)
+        asked = self.processor(text=[text], images=[pictures], add_special_tokens=special)["input_ids"][0]
+        ids = self._question(probe[:-1], sizes).ids
+        if list(asked[: len(ids)]) != ids:
+            name = type(self.processor).__name__
+            raise CannotEncode(
+                f"{name} writes more around a question than the template, which an answer does not follow"
+            )
+
+    @contextmanager
+    def _template_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except CannotEncode as error:
+            name = self.tokenizer.name_or_path or "the student"
+            raise UserError(
+                f"chat template of {name}: {error}. Set a chat template that conversations can be trained with, in the "
+                "processor's chat_template.jinja"
+            ) from error
 
 
-def _targets(row: Row) -> list[bool]:
-    """Which of a row's answers are targets of the loss."""
-    return [is_target(message) for message in row.messages if message["role"] == "assistant"]
+def _sizes(images: list[bytes]) -> list[Size]:
+    return [image_size(image) for image in images]
+
+
+def _up_to(messages: Messages, answers: int) -> Messages:
+    """The messages up to a number of answers."""
+    ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+    return messages[: ends[answers - 1]]
 
 
 def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:

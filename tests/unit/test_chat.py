@@ -13,7 +13,7 @@ from tiny import IMAGE_TOKENS, VOCABULARY, picture, tiny_student, tiny_teacher, 
 
 from lingu_ray.chat import ChatConfig, main, open_conversation, reply
 from lingu_ray.conversation import Conversation
-from lingu_ray.corpus.encode import FALLBACK_TEMPLATE
+from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.errors import UserError

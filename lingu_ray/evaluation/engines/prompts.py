@@ -5,7 +5,6 @@ A chat prompt is encoded by the corpus's encoder, as the student was trained.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,9 +12,10 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
+from lingu_ray.corpus.chat_template import CannotEncode
+from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.images import decode_image
-from lingu_ray.corpus.row import PLACEHOLDER, Row
+from lingu_ray.corpus.row import PLACEHOLDER, Messages
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.load import ModelFiles
@@ -63,19 +63,16 @@ class Prompts:
             UserError: as `check`; or prompt and new tokens do not fit the model's context.
         """
         self.check(request)
-        sample = None
-        with suppress(PromptTooLong):
-            sample = self.encoder.encode_question(_row(request)) if self._chats(request) else self._raw(request)
-        if sample is None or len(sample) + request.max_new_tokens > self.files.max_length:
+        sample = self._asked(request) if self._chats(request) else self._raw(request)
+        if len(sample) + request.max_new_tokens > self.files.max_length:
             raise self.too_long(request)
         return sample
 
     def with_pictures(self, request: GenerateRequest) -> tuple[list[int], list[Image.Image]]:
         """Token ids with one placeholder an image, as vLLM takes them, and the images (errors as `check`)."""
         self.check(request)
-        text = self.encoder.turns(_row(request).messages)[0].prompt
-        ids = self.tokenizer(text, add_special_tokens=not self.encoder.has_bos(text)).input_ids
-        return ids, [decode_image(image) for image in request.images]
+        text = self.encoder.prompt(_messages(request), expanded=False)
+        return self.encoder.tokenize(text), [decode_image(image) for image in request.images]
 
     def too_long(self, request: GenerateRequest) -> UserError:
         """The error for a prompt that does not fit."""
@@ -103,6 +100,12 @@ class Prompts:
         """Whether a chat template is used; a causal LM without one gets raw text."""
         return request.chat and (self.files.processor is not None or self.tokenizer.chat_template is not None)
 
+    def _asked(self, request: GenerateRequest) -> Sample:
+        try:
+            return self.encoder.encode_conversation(_messages(request), list(request.images))
+        except CannotEncode as error:
+            raise UserError(f"{self.files.path} cannot be asked {_short(request)}: {error}") from error
+
     def _raw(self, request: GenerateRequest) -> Sample:
         ids = self.tokenizer(request.prompt, add_special_tokens=False).input_ids
         ids_T = torch.tensor(leading_ids(self.tokenizer) + ids or first_ids(self.tokenizer))
@@ -110,12 +113,12 @@ class Prompts:
         return Sample("evaluation", 0, ids_T, nothing_T, nothing_T, {})
 
 
-def _row(request: GenerateRequest) -> Row:
-    """The question as a corpus row; its answer is a placeholder that the encoder leaves out."""
+def _messages(request: GenerateRequest) -> Messages:
+    """The question as a conversation; images without marks come first."""
     marked = PLACEHOLDER in request.prompt
-    question = request.prompt if marked else PLACEHOLDER * len(request.images) + request.prompt
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "answer"}]
-    return Row("evaluation", 0, messages, list(request.images), distill=False)
+    return [
+        {"role": "user", "content": request.prompt if marked else PLACEHOLDER * len(request.images) + request.prompt}
+    ]
 
 
 def _short(request: GenerateRequest) -> str:

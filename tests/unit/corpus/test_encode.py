@@ -3,10 +3,10 @@ import torch
 from tiny import IMAGE_TOKENS, picture, tiny_processor, tiny_student, tiny_teacher
 
 from lingu_ray.corpus.batch import collate
+from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import Row
-from lingu_ray.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +150,10 @@ def test_bos_comes_once_from_tokenizer_or_template():
     """A tokenizer that adds BOS adds it to the first prompt alone, and not where the template has written it."""
     from tokenizers.processors import TemplateProcessing
 
-    for template in (None, "<|im_start|>"):
+    for template in (None, "<|im_start|>" + FALLBACK_TEMPLATE):
         bare = tiny_processor()
-        bare.chat_template = bare.tokenizer.chat_template = None
+        bare.chat_template = bare.tokenizer.chat_template = template
         encoder = Encoder(bare, 256)
-        if template:
-            encoder._template = template + encoder._template
         bos = bare.tokenizer.bos_token_id
         bare.tokenizer._tokenizer.post_processor = TemplateProcessing(
             single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
@@ -178,22 +176,6 @@ def test_template_without_end_of_turn_gets_the_eos_token():
     encoder = Encoder(llava, 256)
     sample = encoder.encode(row("<image>What?", "That.", "Sure?", "Yes.", images=1))
     assert text_of(encoder, sample.input_ids_T[sample.supervised_T]) == " That.<|endoftext|> Yes.<|endoftext|>"
-
-
-def test_template_that_rewrites_is_refused():
-    """A template that numbers the messages from the end cannot be cut: the error says so and names the cure."""
-    odd = tiny_processor()
-    odd.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'][0]['text'] }}{% endfor %}"
-    with pytest.raises(UserError, match="Set a chat template"):
-        Encoder(odd, 256).encode(row("a", "b"))
-
-
-def test_template_that_changes_the_answer_is_refused():
-    """A template that rewrites answers would have the student learn something else than the data says."""
-    shouting = tiny_processor()
-    shouting.chat_template = "{% for m in messages %}{{ m['content'][0]['text'] | upper }}{% endfor %}"
-    with pytest.raises(UserError, match="changes the text of an answer"):
-        Encoder(shouting, 256).encode(row("a", "b"))
 
 
 def test_each_sample_in_a_batch_gives_what_it_gives_alone(encoder):

@@ -21,10 +21,12 @@ from transformers import (
 )
 
 from lingu_ray.corpus.batch import collate
-from lingu_ray.corpus.encode import Encoder, Sample
+from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE, CannotEncode
+from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.errors import UserError
 
 
 @cache
@@ -82,8 +84,6 @@ def assert_batch_equals_rows(model: PreTrainedModel, samples: list[Sample]) -> N
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_prompts_are_those_of_inference(name, kind):
     """Ids and vision tensors of a question equal those of the processor's `apply_chat_template`."""
-    if (name, kind) == ("llava_onevision", "turns"):
-        pytest.skip("it tiles an image that is alone; training tiles it as its own turn's inference does")
     processor = processor_of(name)
     assert_as_inference(Encoder(processor, max_length=512).encode_question(ROWS[kind]), processor, kind)
 
@@ -97,6 +97,12 @@ def test_conversations_are_those_of_inference(name, kind):
     assert_as_inference(sample, processor, kind)
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_templates_of_all_families_are_accepted(name):
+    """The check before a corpus is built compares what the processor and the encoder make of questions."""
+    Encoder(processor_of(name), max_length=8).check_template()
+
+
 def assert_as_inference(sample: Sample, processor: ProcessorMixin, kind: str) -> None:
     expected = processor.apply_chat_template(
         conversation(ROWS[kind]), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -106,22 +112,81 @@ def assert_as_inference(sample: Sample, processor: ProcessorMixin, kind: str) ->
         assert torch.equal(tensor, expected[key]), key
 
 
-def test_paligemma_reads_images_first_then_the_question():
-    """Prompts with and without images are what its processor writes: images, BOS, question, newline; length agrees."""
-    tokens = tokenizer("<image>", "<s>", "</s>", "<break>", "<video>")
+@cache
+def paligemma() -> PaliGemmaProcessor:
     images = SiglipImageProcessorPil(size=SQUARE)
     images.image_seq_length = 16
-    processor = PaliGemmaProcessor(images, tokens)
+    return PaliGemmaProcessor(images, tokenizer("<image>", "<s>", "</s>", "<break>", "<video>"))
+
+
+def test_paligemma_reads_images_first_then_the_question():
+    """Prompts with and without images are what its processor writes: images, BOS, question, newline; length agrees."""
+    processor = paligemma()
     encoder = Encoder(processor, max_length=512)
+    encoder.check_template()
     for kind, question, count in (("one", "What is it?", 1), ("two", "Is  the same as ?", 2)):
         pictures = [decode_image(image) for image in ROWS[kind].images]
         expected = processor(text="<image>" * count + question, images=[pictures], return_tensors="pt")
         sample = encoder.encode_question(ROWS[kind])
         assert sample.input_ids_T.tolist() == expected["input_ids"][0].tolist()
         assert torch.equal(sample.vision["pixel_values"], expected["pixel_values"])
-        assert encoder.length(ROWS[kind]) == len(encoder.encode(ROWS[kind]))
+        whole = encoder.encode(ROWS[kind])
+        assert encoder.length(ROWS[kind]) == len(whole)
+        answer = encoder.tokenizer.decode(whole.input_ids_T[whole.supervised_T])
+        assert answer == ROWS[kind].messages[-1]["content"] + "<|endoftext|>"
+        assert whole.input_ids_T[: len(sample)].tolist() == sample.input_ids_T.tolist()
     text = encoder.encode_question(ROWS["text"]).input_ids_T.tolist()
-    assert text == tokens("<|im_start|>What is a cat?\n", add_special_tokens=False)["input_ids"]
+    assert text == encoder.tokenizer("<|im_start|>What is a cat?\n", add_special_tokens=False)["input_ids"]
+    assert encoder.encode(ROWS["turns"]).supervised_T.sum() < len("A dog.<|endoftext|>")  # its images come first too
+
+
+@pytest.mark.parametrize("kind", ["text", "one", "two", "turns"])
+@pytest.mark.parametrize("strings", [True, False])
+def test_paligemmas_template_is_one_for_transformers(kind, strings):
+    """Its processor adds BOS and newline to what the template renders: the prompt is the one of training."""
+    processor, messages = paligemma(), ROWS[kind].messages[:-1]
+    given = messages if strings else conversation(ROWS[kind])
+    text = processor.apply_chat_template(
+        given, chat_template=Encoder(processor, 512).template, add_generation_prompt=True
+    )
+    pictures = [decode_image(image) for image in ROWS[kind].images]
+    asked = processor(text=[text], images=[pictures]) if pictures else processor.tokenizer([text])
+    encoder = Encoder(processor, 512)
+    assert asked["input_ids"][0] == encoder.encode_question(ROWS[kind]).input_ids_T.tolist()
+    exported = paligemma.__wrapped__()
+    exported.chat_template = encoder.template
+    assert torch.equal(Encoder(exported, 512).encode(ROWS[kind]).input_ids_T, encoder.encode(ROWS[kind]).input_ids_T)
+
+
+def test_a_processor_that_writes_around_questions_is_told_at_once():
+    """PaliGemma's writes BOS and a newline into whatever its template renders: another template cannot be right."""
+    processor = paligemma.__wrapped__()
+    processor.chat_template = FALLBACK_TEMPLATE
+    with pytest.raises(UserError, match="PaliGemmaProcessor writes more around a question than the template"):
+        Encoder(processor, 512).check_template()
+
+
+def test_text_that_would_count_as_image_features_is_refused():
+    """Gemma 3's features replace another token than its template writes: neither may stand in a text."""
+    encoder = Encoder(processor_of("gemma3"), 512)
+    for token in ("<image_soft_token>", "<start_of_image>"):
+        with pytest.raises(CannotEncode, match=f"the text holds {token}"):
+            encoder.length(row(f"What is {token}?", "A token."))
+
+
+def test_an_image_is_expanded_as_its_conversation_is():
+    """LLaVA-OneVision cuts an image only if it is alone: so it does where the turn of a second one is left out."""
+    processor = processor_of("llava_onevision")
+    whole = ROWS["turns"]
+    length = Encoder(processor, 512).length(whole)
+    for max_length, images in ((length, 2), (length - 12, 1)):
+        encoder = Encoder(processor, max_length)
+        assert encoder.encode(whole).vision["batch_num_images"].tolist() == [images]
+        assert encoder.length(whole) == length
+    encoder = Encoder(processor, length - 24)  # room for the first turn, but not for the image cut
+    for method in (encoder.encode, encoder.length):
+        with pytest.raises(PromptTooLong):
+            method(whole)
 
 
 @pytest.mark.parametrize("kind", ROWS)

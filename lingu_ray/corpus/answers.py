@@ -1,0 +1,136 @@
+"""Where the answers are in the rendering of a conversation.
+
+An answer begins where the generation prompt ends, which is what the model gets at inference, and stops after the first
+special token that the template writes behind it. Both are found by the template's own renderings, never by looking for
+the answer's text: so it may occur twice, stand in the question, be trimmed, or get an empty `<think>` block before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
+from lingu_ray.corpus.row import Messages, is_target
+
+_STAND_IN = "3141592653589793"  # for an answer, to see what the template writes around it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in the rendering of the conversation that ends with it.
+
+    `rendering` stops where the answer does, and the answer begins at `start`. `closed`: with an end-of-turn token.
+    `is_target`: of the loss; not what the row marks as context.
+    """
+
+    rendering: str
+    start: int
+    closed: bool
+    is_target: bool
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of a rendered conversation, and whether it is an answer that is a target."""
+
+    text: str
+    is_target: bool
+
+
+def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iterable[str]) -> Answer:
+    """Find the last message, an answer, in the rendering of the conversation.
+
+    Up to the answer, the rendering may differ from the generation prompt in white space (LLaVA-OneVision writes
+    `assistant \\n` in conversations, and asks with `assistant\\n`), in nothing else.
+
+    Raises:
+        CannotEncode: the template refuses the conversation, changes the answer, or asks otherwise than it renders.
+    """
+    *before, message = messages
+    prompt = template.render(before, add_generation_prompt=True)
+    rendering = template.render(messages)
+    pattern = template.render([*before, {"role": message["role"], "content": _STAND_IN}])
+    head, _, tail = pattern.partition(_STAND_IN)
+    stop = len(rendering) - len(tail)
+    start = _end_of_prompt(rendering, prompt, len(head))
+    if start is None:
+        raise CannotEncode(
+            "the generation prompt is not what stands before an answer in a conversation: "
+            f"{prompt[-40:]!r} and {head[-40:]!r}"
+        )
+    found = _squeezed(message["content"]) in _squeezed(rendering[start:stop])
+    if _STAND_IN in tail or not rendering.endswith(tail) or not found:
+        raise CannotEncode(
+            f"the chat template changes the text of an answer: {message['content'][:80]!r} became "
+            f"{rendering[start : start + 80]!r}"
+        )
+    end = _first(special_tokens, tail)
+    if end:
+        return Answer(rendering[: stop + tail.index(end) + len(end)], start, True, is_target(message))
+    return Answer(rendering[:start] + rendering[start:stop].rstrip(), start, False, is_target(message))
+
+
+def end_of_turn(template: ChatTemplate, question: Messages, special_tokens: Iterable[str]) -> str:
+    """The special token that the template writes after the answer to a question; empty where it writes none.
+
+    Raises:
+        CannotEncode: the template refuses the conversation.
+    """
+    pattern = template.render([*question, {"role": "assistant", "content": _STAND_IN}])
+    return _first(special_tokens, pattern.rpartition(_STAND_IN)[2])
+
+
+def segments(answers: list[Answer], end_of_turn: str) -> list[Segment]:
+    """Cut the rendering of a conversation, the last answer's, into answers and what is between them.
+
+    An earlier answer counts as one only if the whole begins as the conversation did that ended with it. Others are part
+    of the next prompt, for nothing generates them so: reasoning models' templates drop the reasoning of earlier turns.
+    An answer that is not closed by the template gets `end_of_turn`, or the student would never learn to stop.
+    """
+    whole = answers[-1].rendering
+    found: list[Segment] = []
+    done = 0
+    for answer in answers:
+        if not whole.startswith(answer.rendering):
+            continue
+        found += [Segment(whole[done : answer.start], is_target=False)]
+        done = len(answer.rendering)
+        found += [
+            Segment(whole[answer.start : done] + ("" if answer.closed else end_of_turn), is_target=answer.is_target)
+        ]
+    return found
+
+
+def closed(text: str, answers: list[Answer], end_of_turn: str) -> str:
+    """The rendering `text` with `end_of_turn` after those of the answers that the template does not close."""
+    for answer in reversed(answers):
+        if not answer.closed and text.startswith(answer.rendering):
+            text = answer.rendering + end_of_turn + text[len(answer.rendering) :]
+    return text
+
+
+def _first(tokens: Iterable[str], text: str) -> str:
+    """Which of the tokens comes first in the text, the longest of those that begin there; empty: none is in it."""
+    return min(
+        (token for token in tokens if token in text), key=lambda token: (text.index(token), -len(token)), default=""
+    )
+
+
+def _end_of_prompt(rendering: str, prompt: str, content: int) -> int | None:
+    """Where the prompt ends in a rendering that begins with it, but for white space; None: it does not.
+
+    White space at the prompt's end is taken up to `content`, where the text of the answer begins.
+    """
+    if rendering.startswith(prompt):
+        return len(prompt)
+    begin = _squeezed(prompt)
+    if not begin or not _squeezed(rendering).startswith(begin):
+        return None
+    end = [place for place, character in enumerate(rendering) if not character.isspace()][len(begin) - 1] + 1
+    rest = rendering[end:content]
+    return end + (len(rest) - len(rest.lstrip()) if prompt[-1:].isspace() else 0)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

@@ -1,0 +1,78 @@
+"""What a processor makes of images: the text that it writes for each, and the tensors for the vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, lru_cache
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from lingu_ray.corpus.chat_template import CannotEncode
+
+# Everything else that a processor returns is for the vision tower.
+_TOKEN_KEYS = {
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "labels",
+    "text_replacement_offsets",
+}
+Size = tuple[int, int]  # width, height
+
+
+class ImageTokens:
+    """Asks a processor about images, apart from any text. Has no state but a cache: threads may share it."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def texts(self, sizes: list[Size]) -> list[str]:
+        """What the processor writes for each image token of a conversation with images of these sizes.
+
+        No image is processed: each size is tried once, alone and beside another image (LLaVA-OneVision cuts only an
+        image that is alone).
+
+        Raises:
+            CannotEncode: the processor refuses an image of such a size.
+        """
+        return [self._text(size, len(sizes) == 1) for size in sizes]
+
+    def tensors(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        """What the student's forward takes for the images (float32 or int64); empty for none.
+
+        Raises:
+            CannotEncode: the processor refuses an image, or expands it otherwise than `texts` says.
+        """
+        if not images:
+            return {}
+        texts, encoded = self._ask(images)
+        if texts != self.texts([image.size for image in images]):
+            raise CannotEncode(f"{type(self.processor).__name__} expands an image by more than its size")
+        return {key: value for key, value in encoded.items() if key not in _TOKEN_KEYS}
+
+    @cached_property
+    def _text(self) -> Callable[[Size, bool], str]:
+        @lru_cache(maxsize=65536)
+        def text(size: Size, alone: bool) -> str:
+            return self._ask([Image.new("RGB", size)] * (1 if alone else 2))[0][0]
+
+        return text
+
+    def _ask(self, images: list[Image.Image]) -> tuple[list[str], Any]:
+        """The text for each image, and all that the processor returns."""
+        name = type(self.processor).__name__
+        try:
+            encoded = self.processor(
+                text=[self.processor.image_token * len(images)],
+                images=[images],
+                return_text_replacement_offsets=True,
+                return_tensors="pt",
+            )
+        except Exception as error:  # processors raise many kinds
+            raise CannotEncode(f"{name} refuses images of {[image.size for image in images]}: {error}") from error
+        if "text_replacement_offsets" not in encoded:
+            raise CannotEncode(f"{name} does not tell which tokens it writes for an image")
+        return [found["replacement"] for found in encoded["text_replacement_offsets"][0]], encoded

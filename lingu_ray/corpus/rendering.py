@@ -1,0 +1,93 @@
+"""Conversations as text: whole ones cut into answers and what is between them, and the prompts of inference."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+from lingu_ray.corpus.answers import Answer, Segment, closed, end_of_turn, find_answer, segments
+from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
+from lingu_ray.corpus.row import PLACEHOLDER, Messages
+
+QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+PICTURE = {"role": "user", "content": f"{PLACEHOLDER}c"}
+PROBES: tuple[Messages, ...] = (
+    [QUESTION, ANSWER],
+    [QUESTION, ANSWER, QUESTION, ANSWER],
+    [PICTURE, ANSWER],
+    [PICTURE, ANSWER, PICTURE, ANSWER],
+)
+"""Conversations of the usual kinds, which a template must render as a student can be trained."""
+
+
+class Renderer:
+    """A student's chat template, and which special tokens end its answers."""
+
+    def __init__(self, processor: Any) -> None:
+        self.template = ChatTemplate(processor)
+        tokenizer = processor.tokenizer
+        self.special_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.eos: str = tokenizer.eos_token or ""
+
+    def answers(self, messages: Messages) -> list[Answer]:
+        """Find the answers of a conversation, each in the rendering of what it ends.
+
+        Raises:
+            CannotEncode: there is none, or `find_answer` raises.
+        """
+        ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+        if not ends:
+            raise CannotEncode("the conversation has no answer")
+        return [find_answer(self.template, messages[:end], self.special_tokens) for end in ends]
+
+    def conversation(self, answers: list[Answer]) -> list[Segment]:
+        """The conversation up to the last of these answers."""
+        return segments(answers, self.eos)
+
+    def prompt(self, messages: Messages, expanded: bool = True) -> str:
+        """The text up to where the next answer begins, one image token an image; `expanded`: see `ChatTemplate`.
+
+        Raises:
+            CannotEncode: the template refuses the conversation.
+        """
+        text = self.template.render(messages, add_generation_prompt=True, expanded=expanded)
+        if self._closes_answers:
+            return text
+        answers = []
+        for end, message in enumerate(messages, start=1):
+            if message["role"] == "assistant":
+                with suppress(CannotEncode):  # what a model has said may be anything
+                    answers += [find_answer(self.template, messages[:end], self.special_tokens)]
+        return closed(text, answers, self.eos)
+
+    @cached_property
+    def end_of_turn(self) -> str:
+        """The special token after an answer: the template's own, or EOS where it writes none.
+
+        Raises:
+            CannotEncode: there is none, or the template refuses a question with its answer.
+        """
+        token = end_of_turn(self.template, [QUESTION], self.special_tokens) or self.eos
+        if not token:
+            raise CannotEncode("neither chat template nor tokenizer has a special token that ends an answer")
+        return token
+
+    @cached_property
+    def reserved_tokens(self) -> set[str]:
+        """Special tokens that the template writes around texts, and EOS; not those that answers begin with."""
+        written = [self.eos]
+        for probe in (*PROBES, [{"role": "system", "content": "d"}, QUESTION, ANSWER]):
+            with suppress(CannotEncode):
+                answers = self.answers(probe)
+                written += [segment.text for segment in self.conversation(answers) if not segment.is_target]
+                written += [token for token in self.special_tokens if answers[-1].rendering.endswith(token)]
+        return {token for token in self.special_tokens if any(token in text for text in written)}
+
+    @cached_property
+    def _closes_answers(self) -> bool:
+        """Whether the template ends answers with a special token; also where it refuses to tell."""
+        try:
+            return bool(end_of_turn(self.template, [QUESTION], self.special_tokens))
+        except CannotEncode:
+            return True

@@ -1,0 +1,73 @@
+"""Tokens of a whole text, and which of them are the answers in it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lingu_ray.corpus.chat_template import CannotEncode
+
+Span = tuple[int, int]  # begin, end
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of a text, and where its answers' tokens begin and end."""
+
+    ids: list[int]
+    answers: list[Span]
+
+
+class WholeTokenizer:
+    """A student's tokenizer, asked for whole texts, as the student's processor asks it."""
+
+    def __init__(self, processor: Any) -> None:
+        self.tokenizer = processor.tokenizer
+        defaults = getattr(getattr(processor, "valid_processor_kwargs", None), "_defaults", {})
+        self._adds_special_tokens = defaults.get("text_kwargs", {}).get("add_special_tokens", True)
+
+    def adds_special_tokens(self, text: str) -> bool:
+        """Whether tokens such as BOS are added to a text; not where the template has written BOS itself."""
+        bos = self.tokenizer.bos_token
+        return self._adds_special_tokens and not (bos and text.startswith(bos))
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds at its start."""
+        return self.tokens(text, []).ids
+
+    def tokens(self, text: str, answers: list[Span]) -> Tokens:
+        """Tokens of a text with answers between these characters.
+
+        A token on the border of a prompt and an answer is the answer's, unless it is a special token, which may take
+        the white space behind it (Phi-3). Special tokens that the tokenizer adds at the end of the text are left out.
+
+        Raises:
+            CannotEncode: an answer has no token, or the tokenizer does not tell where its tokens stand in the text.
+        """
+        special = self.adds_special_tokens(text)
+        if not self.tokenizer.is_fast:
+            if answers:
+                raise CannotEncode(f"{type(self.tokenizer).__name__} does not tell where its tokens stand in the text")
+            return Tokens(self.tokenizer(text, add_special_tokens=special)["input_ids"], [])
+        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        sources = encoded.sequence_ids(0)  # None: a token that is not of the text
+        stop = len(sources)
+        while stop and sources[stop - 1] is None:
+            stop -= 1
+        ids, offsets = encoded["input_ids"][:stop], encoded["offset_mapping"][:stop]
+        inside = [self._inside(ids, offsets, answer) for answer in answers]
+        if any(begin >= end for begin, end in inside):
+            raise CannotEncode("the tokenizer has no token for an answer")
+        return Tokens(ids, inside)
+
+    def _inside(self, ids: list[int], offsets: list[Span], answer: Span) -> Span:
+        first = bisect_right(offsets, answer[0], key=lambda span: span[1])
+        if first < len(ids) and offsets[first][0] < answer[0] and ids[first] in self._special_ids:
+            first += 1
+        return first, bisect_left(offsets, answer[1], key=lambda span: span[0])
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        return {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
