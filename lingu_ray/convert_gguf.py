@@ -2,7 +2,7 @@
 
 FOLDER_OR_FILE is a GGUF file, or a folder that holds exactly one; OUT is the folder to write.
 
-Transformers reads GGUF (with the packages `gguf` and `accelerate`), but refuses to save a model that it read that way;
+Transformers reads GGUF (with the package `gguf`), but refuses to save a model that it read that way;
 here the weights are copied into a new model of the same class. Quantized weights are dequantized; what quantizing lost
 stays lost.
 """

@@ -250,6 +250,11 @@ class Encoder:
     def _special_tokens(self) -> list[str]:
         return [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
 
+    @property
+    def template(self) -> str:
+        """The chat template in use."""
+        return self._template
+
     @cached_property
     def _template(self) -> str:
         fallback = PALIGEMMA_TEMPLATE if type(self.processor).__name__ == "PaliGemmaProcessor" else FALLBACK_TEMPLATE
