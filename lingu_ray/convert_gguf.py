@@ -20,6 +20,7 @@ from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute
+from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
 from lingu_ray.shell import shell_word
 
 
@@ -47,12 +48,16 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
     """Write the model of `source` (a GGUF file, or a folder with one) to the new folder `out`, its weights in `dtype`.
 
     Raises:
-        UserError: `out` exists, or `source` is no GGUF file and no folder with exactly one.
+        UserError: `out` exists; `source` is no GGUF file, no folder with exactly one, or holds no whole causal LM.
     """
     require_new_folder(out)
     gguf = find_gguf(source)
-    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    file = {"gguf_file": gguf.name}
+    try:
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(gguf.parent, **file))
+        loaded = load_whole(AutoModelForCausalLM, str(gguf), str(gguf.parent), dtype=torch.float32, **file)
+    except NOT_LOADABLE as error:
+        raise UserError(f"{gguf}: cannot be loaded as a causal LM. {error}") from error
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -32,7 +32,7 @@ from lingu_ray.runtime.weights import (
     NOT_LOADABLE,
     check_files,
     empty_model,
-    load_model,
+    load_whole,
     refuse_adapter,
     refuse_quantized,
 )
@@ -148,7 +148,7 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
     """The VLM of `student.path`, in float32. Raises UserError when there is none, or not all of one."""
     assert settings.path is not None
     try:
-        return load_model(
+        return load_whole(
             AutoModelForImageTextToText,
             f"student.path={settings.path}",
             settings.path,
@@ -209,7 +209,7 @@ def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> P
     weights = gguf or {"use_safetensors": True}
     origin = f"teacher.path={settings.path}"
     try:
-        return load_model(
+        return load_whole(
             AutoModelForCausalLM, origin, place, revision=settings.revision, dtype=dtype, **weights, **arguments
         )
     except NOT_LOADABLE as error:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -33,7 +34,7 @@ from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
-from lingu_ray.runtime.tracking import Tracker
+from lingu_ray.runtime.tracking import Tracker, check_store
 from lingu_ray.runtime.worker import Job, train_worker
 
 _POLL_S = 0.25
@@ -98,6 +99,7 @@ class Run:
     def check(self) -> None:
         """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
+        check_store(self.config)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
@@ -254,10 +256,10 @@ def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
 
 
 def check_output(config: Config) -> None:
-    """Refuse folders whose content is lost after the run.
+    """Refuse folders that cannot be written, or whose content is lost after the run.
 
     Raises:
-        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes.
+        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable.
     """
     for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
         if "working_dir_files" in path.parts:
@@ -265,6 +267,12 @@ def check_output(config: Config) -> None:
                 f"{setting}={path} lies in the copy of the working directory that Ray made for this job and removes "
                 f"after it: give an absolute {setting}=/…, on storage that all nodes share"
             )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UserError(f"{setting}={path}: cannot be written: {error}") from error
 
 
 def _say_passes(config: Config, corpus: Corpus) -> None:

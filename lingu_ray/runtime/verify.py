@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.weights import NOT_LOADABLE, load_model
+from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
 
 QUESTION = "What is this?"
 _PICTURE = Image.new("RGB", (64, 48), (200, 100, 50))
@@ -41,7 +41,7 @@ def verify_export(
     """
     trusted = {"trust_remote_code": True} if trust_remote_code else {}
     try:
-        model = load_model(AutoModelForImageTextToText, "the export", str(folder), dtype=dtype, **trusted)
+        model = load_whole(AutoModelForImageTextToText, "the export", str(folder), dtype=dtype, **trusted)
         compare_weights(model, tensors)
         inputs = question(AutoProcessor.from_pretrained(folder, **trusted), Encoder(processor, 1))
     except NOT_LOADABLE as error:

@@ -42,7 +42,7 @@ _WRAPPERS = {
 _CURE = "Save the model again by save_pretrained of the class that it was trained as, or put its own config.json back."
 
 
-def load_model(loader: Any, origin: str, place: str, **arguments: Any) -> PreTrainedModel:
+def load_whole(loader: Any, origin: str, place: str, **arguments: Any) -> PreTrainedModel:
     """A model with all of its weights from its files.
 
     Args:
@@ -77,7 +77,7 @@ def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
     """Compare the tensors that the safetensors files in `folder` list with an `empty_model`; no weight is read.
 
     Raises:
-        UserError: as `load_model`, or a file is missing, cut off or not safetensors.
+        UserError: as `load_whole`, or a file is missing, cut off or not safetensors.
     """
     check_tensors(model, _listed(folder, origin), origin)
 
@@ -86,7 +86,7 @@ def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: st
     """Compare names and shapes of the tensors on the meta device with an `empty_model`, by Transformers' own loading.
 
     Raises:
-        UserError: as `load_model`.
+        UserError: as `load_whole`.
     """
     loader: Any = type(model)
     with _without_load_report(), _without_progress_bar():

@@ -23,7 +23,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime import export
 from lingu_ray.runtime.export import export_model, exported_tensors, write_files
 from lingu_ray.runtime.verify import compare_weights, question
-from lingu_ray.runtime.weights import load_model
+from lingu_ray.runtime.weights import load_whole
 
 TOWERS = ("llava", "llava_next", "llava_onevision", "gemma3", "paligemma2")  # CLIP's and SigLIP's
 OTHERS = ("idefics3", "smolvlm", "internvl3", "qwen2_vl", "mistral3")
@@ -48,7 +48,7 @@ def test_transformers_loads_an_export_whole(family: str, tmp_path: Path) -> None
     student = FAMILIES[family].student(FAMILIES[family].teacher())
     expected = {name: tensor.clone() for name, tensor in student.state_dict().items()}
     written(student, tmp_path / "export")
-    loaded = load_model(AutoModelForImageTextToText, "the export", str(tmp_path / "export"))
+    loaded = load_whole(AutoModelForImageTextToText, "the export", str(tmp_path / "export"))
     compare_weights(loaded, expected)
     written(loaded, tmp_path / "again")
     assert names_in(tmp_path / "again") == names_in(tmp_path / "export")

@@ -30,7 +30,7 @@ from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import load_student, load_teacher
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.trainer import prepare_initial_model
-from lingu_ray.runtime.weights import check_files, empty_model, load_model
+from lingu_ray.runtime.weights import check_files, empty_model, load_whole
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -243,7 +243,7 @@ def test_what_is_whole_is_not_refused(
     student = FAMILIES[family].student(FAMILIES[family].teacher())
     save(student, tmp_path)
     check_files(empty_model(AutoModelForImageTextToText, student.config), tmp_path, "student.path=x")
-    load_model(AutoModelForImageTextToText, "student.path=x", str(tmp_path))
+    load_whole(AutoModelForImageTextToText, "student.path=x", str(tmp_path))
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "paligemma2"])
