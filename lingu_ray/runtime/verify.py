@@ -46,7 +46,7 @@ def verify_export(
         inputs = question(AutoProcessor.from_pretrained(folder, **trusted), Encoder(processor, 1))
     except NOT_LOADABLE as error:
         raise UserError(f"the export does not load again: {error}") from error
-    _answer(model, inputs)
+    answer(model, inputs)
 
 
 def compare_weights(model: PreTrainedModel, tensors: dict[str, Tensor]) -> None:
@@ -112,7 +112,7 @@ def _in_text(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def _answer(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
+def answer(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
     """Generate two tokens: the prompt, and a step with its cache. Raises UserError where that fails."""
     cast = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
     verbosity = transformers_logging.get_verbosity()

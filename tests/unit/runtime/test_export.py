@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
+from processors import PROCESSORS, processor_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_processor, tiny_student, tiny_teacher
@@ -22,7 +23,7 @@ from lingu_ray.distill.lora import add_adapters
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import export
 from lingu_ray.runtime.export import export_model, exported_tensors, write_files
-from lingu_ray.runtime.verify import compare_weights, question
+from lingu_ray.runtime.verify import answer, compare_weights, question
 from lingu_ray.runtime.weights import load_whole
 
 TOWERS = ("llava", "llava_next", "llava_onevision", "gemma3", "paligemma2")  # CLIP's and SigLIP's
@@ -98,6 +99,32 @@ def test_an_export_is_read_back_and_asked(dtype: torch.dtype, template: str, tmp
     compare_weights(loaded, expected)
     again = AutoProcessor.from_pretrained(tmp_path / "export")
     assert question(again, Encoder(processor, 1))["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_every_family_is_asked_by_its_own_processor(family: str) -> None:
+    """Its chat template gives training's prompt as users call it, and its model answers."""
+    processor = processor_of(family)
+    inputs = question(processor, Encoder(processor, 1))
+    assert "pixel_values" in inputs
+    answer(FAMILIES[family].student(FAMILIES[family].teacher()), inputs)
+
+
+def test_a_template_may_take_text_alone() -> None:
+    """LLaVA 1.5's own template joins strings: it is asked in text, and the prompt is training's."""
+    processor = processor_of("llava")
+    before, processor.chat_template = (
+        processor.chat_template,
+        (
+            "{{ bos_token }}{% for m in messages %}{{ m['role'] | upper + ': ' + m['content'] + ' ' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+        ),
+    )
+    try:
+        inputs = question(processor, Encoder(processor, 1))
+    finally:
+        processor.chat_template = before
+    assert processor.tokenizer.decode(inputs["input_ids"][0]).endswith("What is this? ASSISTANT:")
 
 
 def broken_after(monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]) -> None:
