@@ -74,7 +74,10 @@ def question(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
     file = io.BytesIO()
     _PICTURE.save(file, "PNG")
     asked = [{"role": "user", "content": PLACEHOLDER + QUESTION}]
-    expected_T = trained_with.encode_conversation(asked, [file.getvalue()]).input_ids_T
+    try:
+        expected_T = trained_with.encode_conversation(asked, [file.getvalue()]).input_ids_T
+    except ValueError as error:
+        raise UserError(f"the processor cannot encode a question about an image: {error}") from error
     faults = []
     for ask in (_in_parts, _in_text):  # templates take a message's content in one form or the other
         try:
@@ -107,7 +110,8 @@ def _in_parts(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
 def _in_text(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
     content = trained_with.image_token + QUESTION
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    special = not trained_with.has_bos(text)
+    bos = processor.tokenizer.bos_token
+    special = not (bos and text.startswith(bos))  # as `apply_chat_template` decides for parts
     return dict(processor(text=text, images=[[_PICTURE]], add_special_tokens=special, return_tensors="pt"))
 
 
