@@ -60,7 +60,7 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
         raise UserError(f"{gguf}: cannot be loaded as a causal LM. {error}") from error
     config = loaded.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        delattr(config, "quantization_config")
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = GenerationConfig(

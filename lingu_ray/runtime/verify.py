@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
+
+log = logging.getLogger(__name__)
 
 QUESTION = "What is this?"
 _PICTURE = Image.new("RGB", (64, 48), (200, 100, 50))
@@ -69,7 +72,8 @@ def question(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
     """The inputs of `generate` for a question about an image, by the processor's own chat template.
 
     Raises:
-        UserError: the template fails, or its prompt has other tokens than the same question has in training.
+        UserError: the template fails, or its prompt has other tokens than the same question has in training. An EOS
+            that the tokenizer appends is a warning: training leaves it out.
     """
     file = io.BytesIO()
     _PICTURE.save(file, "PNG")
@@ -85,7 +89,11 @@ def question(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
         except Exception as error:  # of any type: templates and processors raise many
             faults.append(f"{type(error).__name__}: {error}")
             continue
-        if torch.equal(inputs["input_ids"][0], expected_T):
+        ids_T = inputs["input_ids"][0]
+        further = set(ids_T[len(expected_T) :].tolist())
+        if torch.equal(ids_T[: len(expected_T)], expected_T) and further <= {processor.tokenizer.eos_token_id}:
+            if further:
+                log.warning("the student's tokenizer ends every prompt with EOS: ask with add_special_tokens=False")
             return inputs
         faults.append(f"it gives {processor.tokenizer.decode(inputs['input_ids'][0])[:200]!r}")
     raise UserError(
@@ -134,8 +142,10 @@ def answer(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+    return a.shape == b.shape and torch.equal(_bits(a), _bits(b))
 
 
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor as whole numbers, so that zeros have signs and NaN equals itself."""
+    integers = {2: torch.int16, 4: torch.int32}.get(tensor.itemsize, torch.uint8)
+    return tensor.detach().contiguous().reshape(-1).view(integers)
