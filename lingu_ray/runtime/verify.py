@@ -131,7 +131,13 @@ def answer(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
     transformers_logging.set_verbosity_error()  # of generation flags that are set otherwise here
     try:
         output: Any = model.eval().generate(  # pyrefly: ignore [not-callable]
-            **cast, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True
+            **cast,
+            max_new_tokens=2,
+            do_sample=False,
+            num_beams=1,
+            num_return_sequences=1,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
     except Exception as error:  # of any type: models raise many
         raise UserError(f"the export cannot answer a question: {type(error).__name__}: {error}") from error

@@ -119,7 +119,7 @@ def refuse_adapter(path: str, revision: str | None, setting: str) -> None:
 
 def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
     """Raise UserError for a checkpoint whose weights are quantized."""
-    quantized = getattr(config, "quantization_config", None)
+    quantized = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
     if not quantized:
         return
     settings = quantized if isinstance(quantized, dict) else quantized.to_dict()

@@ -110,6 +110,15 @@ def test_every_family_is_asked_by_its_own_processor(family: str) -> None:
     answer(FAMILIES[family].student(FAMILIES[family].teacher()), inputs)
 
 
+def test_generation_settings_do_not_change_the_question(tmp_path: Path) -> None:
+    """Beams, several answers, sampling: kept in the export, which is asked greedily for one answer."""
+    student = tiny_student(tiny_teacher())
+    student.generation_config = GenerationConfig(num_beams=3, num_return_sequences=2, do_sample=True, temperature=0.7)
+    export_model(student, tiny_processor(), torch.float32, tmp_path / "export")
+    kept = GenerationConfig.from_pretrained(tmp_path / "export")
+    assert (kept.num_beams, kept.num_return_sequences, kept.temperature) == (3, 2, 0.7)
+
+
 def test_a_template_may_take_text_alone() -> None:
     """LLaVA 1.5's own template joins strings: it is asked in text, and the prompt is training's."""
     processor = processor_of("llava")
