@@ -2,7 +2,7 @@
 
 FOLDER_OR_FILE is a GGUF file, or a folder that holds exactly one; OUT is the folder to write.
 
-Transformers reads GGUF (with the packages `gguf` and `accelerate`), but refuses to save a model that it read that way;
+Transformers reads GGUF (with the package `gguf`), but refuses to save a model that it read that way;
 here the weights are copied into a new model of the same class. Quantized weights are dequantized; what quantizing lost
 stays lost.
 """
@@ -20,6 +20,7 @@ from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute
+from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
 from lingu_ray.shell import shell_word
 
 
@@ -47,15 +48,19 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
     """Write the model of `source` (a GGUF file, or a folder with one) to the new folder `out`, its weights in `dtype`.
 
     Raises:
-        UserError: `out` exists, or `source` is no GGUF file and no folder with exactly one.
+        UserError: `out` exists; `source` is no GGUF file, no folder with exactly one, or holds no whole causal LM.
     """
     require_new_folder(out)
     gguf = find_gguf(source)
-    tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name))
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    file = {"gguf_file": gguf.name}
+    try:
+        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(gguf.parent, **file))
+        loaded = load_whole(AutoModelForCausalLM, str(gguf), str(gguf.parent), dtype=torch.float32, **file)
+    except NOT_LOADABLE as error:
+        raise UserError(f"{gguf}: cannot be loaded as a causal LM. {error}") from error
     config = loaded.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        delattr(config, "quantization_config")
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = GenerationConfig(

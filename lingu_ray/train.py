@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> None:
 
 def check(config: Config) -> list[Run]:
     """The run, and its control where there is one, after all checks that need no Ray, evaluation items included."""
+    from lingu_ray.evaluation.run import check_engine
     from lingu_ray.evaluation.tasks.load import load_task
     from lingu_ray.runtime.trainer import checked
 
+    check_engine(config.evaluation, [path for path in (config.teacher.path, config.student.path) if path])
     runs = checked([config, control_of(config)] if config.control else [config])
     for task in config.evaluation.tasks:
         load_task(task)

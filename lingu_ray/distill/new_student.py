@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from lingu_ray.distill.head import output_head
+from lingu_ray.errors import UserError
 
 _IMAGE_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
 
@@ -63,13 +64,21 @@ def build_student(
     """A new VLM in float32 whose decoder and head are the teacher's; `processor` and `vision` as `build_processor`'s.
 
     Equal seeds give equal towers and projectors. The teacher, in float32, is not changed.
+
+    Raises:
+        UserError: the decoder that its configuration makes in a VLM has other weights than the teacher's.
     """
     torch.manual_seed(seed)
     model = Idefics3ForConditionalGeneration(_idefics3_config(teacher.config, processor, vision, pixel_shuffle))
     decoder, vocabulary = model.get_decoder(), teacher.config.vocab_size
     states = teacher.get_decoder().state_dict()
     embedding_VD = states.pop("embed_tokens.weight")
-    decoder.load_state_dict(states, strict=False)
+    different = decoder.load_state_dict(states, strict=False)
+    if set(different.missing_keys) != {"embed_tokens.weight"} or different.unexpected_keys:
+        names = {*different.missing_keys, *different.unexpected_keys} - {"embed_tokens.weight"}
+        raise UserError(
+            f"no VLM can be made of the teacher: its decoder is built otherwise, by {', '.join(sorted(names))}"
+        )
     with torch.no_grad():
         for target_VD, source_VD in (
             (decoder.get_input_embeddings().weight, embedding_VD),

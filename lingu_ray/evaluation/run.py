@@ -14,7 +14,8 @@ import ray
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.content import model_identity
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.evaluation.engines.load import takes_images
+from lingu_ray.evaluation.engines.load import check_weights, takes_images
+from lingu_ray.evaluation.engines.vllm_engine import obvious_reason
 from lingu_ray.evaluation.item_files import items_path
 from lingu_ray.evaluation.measure import TaskRun, describe, run_task
 from lingu_ray.evaluation.recovery import summarize
@@ -74,6 +75,8 @@ def evaluate(
             run = TaskRun(task, description, name, identity, settings.engine, out_dir)
             if not run.finished:
                 unfinished.setdefault(name, []).append(run)
+    for name in unfinished:
+        check_weights(models[name])
     if unfinished:
         _measure(unfinished, models, settings, out_dir, ray_settings or RayConfig(), sharers)
     return summarize(out_dir, [*measured, *models], settings)
@@ -130,10 +133,22 @@ def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Har
     found = ray.get(ask.options(**hardware.options()).remote([str(model) for model in models]))
     reasons = [f"{model}: {reason}" for model, reason in zip(models, found, strict=True) if reason]
     if reasons and settings.engine == "vllm":
-        raise UserError(f"evaluation.engine=vllm cannot serve {'; '.join(reasons)}; set evaluation.engine=transformers")
+        raise _not_served(reasons)
     if reasons:
         log.info("evaluating with Transformers: vLLM cannot serve %s", reasons[0])
     return "transformers" if reasons else "vllm"
+
+
+def check_engine(settings: EvaluationConfig, models: Sequence[str]) -> None:
+    """Raise UserError where `evaluation.engine=vllm` cannot serve one of the models, as far as is told without vLLM."""
+    found = [(model, obvious_reason(model)) for model in models]
+    reasons = [f"{model}: {reason}" for model, reason in found if reason]
+    if reasons and settings.tasks and settings.engine == "vllm":
+        raise _not_served(reasons)
+
+
+def _not_served(reasons: list[str]) -> UserError:
+    return UserError(f"evaluation.engine=vllm cannot serve {'; '.join(reasons)}; set evaluation.engine=transformers")
 
 
 def _unsupported_reasons(models: list[str]) -> list[str | None]:

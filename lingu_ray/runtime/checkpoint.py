@@ -86,6 +86,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     path, state = found[-1]
     tensors = named_tensors(model)
     with safe_open(path / "model.safetensors", "pt") as weights, torch.no_grad():
+        if different := sorted(tensors.keys() ^ weights.keys()):
+            raise UserError(
+                f"{path}: its tensors are not those of the model, such as {', '.join(different[:3])}: it was made of "
+                "another model, or by other versions. Choose another name=…, or remove the folder to start again"
+            )
         for name, tensor in tensors.items():
             tensor.copy_(local_shard(weights.get_tensor(name), tensor))
     moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import time
 from pathlib import Path
 
 import torch
@@ -14,38 +17,92 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import merged
 from lingu_ray.runtime.distributed import is_main_process
 from lingu_ray.runtime.sharding import gather_full
+from lingu_ray.runtime.verify import verify_export
+
+log = logging.getLogger(__name__)
 
 
 def export_model(
     model: PreTrainedModel, processor: ProcessorMixin, dtype: torch.dtype, folder: Path, lora: LoraConfig | None = None
-) -> None:
+) -> float:
     """Write safetensors, configuration, generation settings and processor to `folder`, whole or not at all.
 
     All workers must call it; the first one writes. It converts the model to `dtype`, so training cannot continue.
+
+    Returns:
+        Seconds that it took to load what was written, compare it with the model, and ask it a question.
+
+    Raises:
+        UserError: what was written is not the model (see `verify_export`); `folder` is as it was.
     """
-    writes = is_main_process()
-    tensors = gather_full(model.state_dict(keep_vars=True), writes)
-    if not writes:
-        return
-    if lora is not None:
-        tensors = merged(tensors, lora.rank, lora.alpha)
-    tensors = as_published(model, tensors)
-    cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
-    _end_turns(model, processor)
-    nn.Module.to(model, dtype)  # the configuration that is saved names the model's dtype
+    tensors = exported_tensors(model, dtype, lora)
+    if not is_main_process():
+        return 0.0
     with whole_folder(folder) as temporary:
-        model.save_pretrained(temporary, state_dict={name: cast[id(tensor)] for name, tensor in tensors.items()})
-        processor.save_pretrained(temporary)
+        write_files(model, processor, tensors, dtype, temporary)
+        begin = time.perf_counter()
+        verify_export(temporary, tensors, processor, dtype, trust_remote_code=model.is_remote_code())
+    return time.perf_counter() - begin
 
 
-def _end_turns(model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Add the token that ends a turn in training to the end tokens of generation, where published settings lack it."""
+def exported_tensors(model: PreTrainedModel, dtype: torch.dtype, lora: LoraConfig | None = None) -> dict[str, Tensor]:
+    """The tensors to export by the names of the model's class, in `dtype`: unsharded, adapters merged, on the CPU.
+
+    All workers must call it; empty on all but the first.
+    """
+    tensors = gather_full(model.state_dict(keep_vars=True), is_main_process())
+    if lora is not None and tensors:
+        tensors = merged(tensors, lora.rank, lora.alpha)
+    cast = {id(tensor): tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors.values()}
+    return {name: cast[id(tensor)] for name, tensor in tensors.items()}
+
+
+def write_files(
+    model: PreTrainedModel, processor: ProcessorMixin, tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path
+) -> None:
+    """Write a model with these tensors, which are of `dtype`, and its processor; the model is converted to `dtype`."""
+    complete_settings(model, processor)
+    nn.Module.to(model, dtype)  # the configuration that is saved names the model's dtype
+    model.save_pretrained(folder, state_dict=as_published(model, tensors))
+    processor.save_pretrained(folder)
+
+
+def complete_settings(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Give model and processor what training used and their files lack, and drop what cannot be saved.
+
+    The chat template, the token that ends a turn as an end of generation; generation flags without effect.
+    """
     encoder = Encoder(processor, 1)
+    if not processor.chat_template:
+        processor.chat_template = encoder.template
+    _end_turns(model, encoder)
+    _drop_idle_flags(model)
+
+
+def _end_turns(model: PreTrainedModel, encoder: Encoder) -> None:
+    """Add the token that ends a turn in training to the end tokens of generation, where published settings lack it."""
     turn, settings = encoder.end_of_turn_id, model.generation_config
     assert settings is not None  # a model that generates has some
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     if turn not in ends and turn in encoder.tokenizer.all_special_ids:
         settings.eos_token_id = [*(end for end in ends if end is not None), turn]
+
+
+def _drop_idle_flags(model: PreTrainedModel) -> None:
+    """Drop generation flags that have no effect beside the others, such as a temperature without `do_sample`.
+
+    Transformers loads them and ignores them, but refuses to save them.
+    """
+    settings = model.generation_config
+    assert settings is not None
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        idle = re.findall(r"^- `(\w+)`:", str(error), re.MULTILINE)
+        for name in idle:
+            setattr(settings, name, None)
+        if idle:
+            log.info("the student's generation_config.json: %s have no effect there, and are dropped", ", ".join(idle))
 
 
 def as_published(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

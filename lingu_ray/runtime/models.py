@@ -28,19 +28,49 @@ from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
+from lingu_ray.runtime.weights import (
+    NOT_LOADABLE,
+    check_files,
+    empty_model,
+    load_whole,
+    refuse_adapter,
+    refuse_quantized,
+)
 
 log = logging.getLogger(__name__)
 
 
 def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str) -> PreTrainedConfig:
-    """The model's configuration; UserError naming the setting when it cannot be loaded."""
+    """The model's configuration.
+
+    Raises:
+        UserError: it cannot be loaded, needs code of its own, or is that of an adapter or of quantized weights; a local
+            folder is given a revision. The message names the setting.
+    """
     if not Path(path).is_absolute():
         log.info("%s: asking the Hugging Face hub for %s", setting, path)
+    elif revision is not None:
+        raise UserError(f"{setting}: {path} is no hub id, so revision={revision} means nothing there: leave it out")
     place, origin = model_origin(path)
+    refuse_adapter(place, revision, setting)
     try:
-        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(_own_code(path, setting)) from error
         raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
+    if not origin:
+        refuse_quantized(config, path, setting)
+    return config
+
+
+def _own_code(path: str, setting: str) -> str:
+    cure = (
+        "set student.trust_remote_code=true only if you trust whoever wrote it"
+        if setting.startswith("student")
+        else "take a model of a class that Transformers has"
+    )
+    return f"{setting}: {path} comes with model code of its own (auto_map in config.json), which is not run: {cure}"
 
 
 def check_pair(config: Config) -> None:
@@ -75,12 +105,30 @@ def check_pair(config: Config) -> None:
     compare_decoders(text, teacher)
 
 
+def check_weights(config: Config) -> None:
+    """Check that the weights in local folders are those of the models, by names and shapes; none is read.
+
+    What a hub has is checked when it is loaded, as GGUF files are.
+
+    Raises:
+        UserError: weights are missing, left over, of another shape, or a file is cut off or absent.
+    """
+    paths = {"teacher.path": (config.teacher.path, AutoModelForCausalLM, False)}
+    if config.student.path is not None:
+        paths["student.path"] = (config.student.path, AutoModelForImageTextToText, config.student.trust_remote_code)
+    for setting, (path, loader, trust_remote_code) in paths.items():
+        if not Path(path).is_dir():
+            continue
+        try:
+            loaded = load_config(path, None, trust_remote_code, setting)
+            check_files(empty_model(loader, loaded, trust_remote_code), Path(path), f"{setting}={path}")
+        except NOT_LOADABLE as error:
+            raise UserError(f"{setting}={path}: cannot be loaded: {error}") from error
+
+
 def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Teacher:
-    """The teacher, frozen. Raises UserError when there is no causal LM at `teacher.path`."""
-    try:
-        model = _load_lm(settings, dtype, attn_implementation="sdpa")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"teacher.path={settings.path}: cannot be loaded as a causal LM. {error}") from error
+    """The teacher, frozen. Raises UserError when there is no causal LM at `teacher.path`, or not all of one."""
+    model = _load_lm(settings, dtype, attn_implementation="sdpa")
     nn.Module.to(model, device)
     return Teacher(model)
 
@@ -89,18 +137,20 @@ def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer. Raises UserError when it cannot be loaded."""
     try:
         place, origin = model_origin(settings.path)
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision, **origin)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)
+    except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)
         raise UserError(f"the teacher's tokenizer cannot be loaded: {why}") from error
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def load_student(settings: StudentConfig) -> PreTrainedModel:
-    """The VLM of `student.path`, in float32. Raises UserError when there is none."""
+    """The VLM of `student.path`, in float32. Raises UserError when there is none, or not all of one."""
     assert settings.path is not None
     try:
-        return AutoModelForImageTextToText.from_pretrained(
+        return load_whole(
+            AutoModelForImageTextToText,
+            f"student.path={settings.path}",
             settings.path,
             revision=settings.revision,
             dtype=torch.float32,
@@ -108,7 +158,7 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
             use_safetensors=True,
             attn_implementation="sdpa",
         )
-    except (OSError, ValueError, KeyError) as error:
+    except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)
         raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
 
@@ -120,7 +170,7 @@ def load_processor(settings: StudentConfig) -> ProcessorMixin:
         processor = AutoProcessor.from_pretrained(
             settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except NOT_LOADABLE as error:
         cure = " Install torchvision, which this processor needs." if "torchvision" in str(error) else ""
         why = why_not_loaded(settings.path, error)
         raise UserError(f"student.path: its processor cannot be loaded.{cure} {why}") from error
@@ -155,6 +205,12 @@ def vision_tower(settings: VisionConfig) -> Idefics3VisionConfig:
 
 
 def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> PreTrainedModel:
-    place, origin = model_origin(settings.path)
-    weights = origin or {"use_safetensors": True}
-    return AutoModelForCausalLM.from_pretrained(place, revision=settings.revision, dtype=dtype, **weights, **arguments)
+    place, gguf = model_origin(settings.path)
+    weights = gguf or {"use_safetensors": True}
+    origin = f"teacher.path={settings.path}"
+    try:
+        return load_whole(
+            AutoModelForCausalLM, origin, place, revision=settings.revision, dtype=dtype, **weights, **arguments
+        )
+    except NOT_LOADABLE as error:
+        raise UserError(f"{origin}: cannot be loaded as a causal LM. {error}") from error

@@ -20,7 +20,7 @@ from torch import Tensor
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.distill.teacher import InProcessTeacher, TeacherClient
+from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
@@ -38,9 +38,13 @@ class TeacherActor:
 
     def __init__(self, settings: TeacherConfig, dtype: torch.dtype, device_type: str, threads: int):
         torch.set_num_threads(threads)
-        self.device = torch.device(device_type)
+        self.settings, self.dtype, self.device = settings, dtype, torch.device(device_type)
         self.transport = make_transport(settings)
-        self.teacher = load_teacher(settings, dtype, self.device)
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher, loaded at the first call: what fails in an actor's start reaches no caller."""
+        return load_teacher(self.settings, self.dtype, self.device)
 
     def head(self) -> dict[str, Any]:
         """The output head: its fields, the weight as bytes."""

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +18,7 @@ from typing import Self
 import mlflow
 import ray
 from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -103,7 +105,7 @@ class MlflowRun:
             self.set_tags(settings.tags | self._origin(settings.parent) | changed)
             self.client.update_run(self.run_id, status="RUNNING")
         except _CANNOT_OPEN as error:
-            raise UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {error}")) from error
+            raise _not_opened(uri, error) from error
         if pointer.exists() and not self.resumed:
             log.info("%s: no such run in %s; a new one is started", pointer, without_credentials(uri))
         pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -179,23 +181,13 @@ class MlflowRun:
         return run if run.info.lifecycle_stage == "active" else None
 
     def _new_run(self, settings: TrackingConfig, name: str, params: Mapping[str, str]) -> Run:
-        run = self.client.create_run(self._experiment(settings.experiment), run_name=settings.run_name or name)
+        run = self.client.create_run(
+            _experiment(self.client, self.uri, settings.experiment), run_name=settings.run_name or name
+        )
         entries = [Param(key, value[:_PARAM_LIMIT]) for key, value in params.items()]
         for start in range(0, len(entries), _BATCH):
             self.client.log_batch(run.info.run_id, params=entries[start : start + _BATCH])
         return run
-
-    def _experiment(self, name: str) -> str:
-        """Id of the experiment, which is made where there is none."""
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            return self.client.create_experiment(name, artifact_location(self.uri))
-        if found.lifecycle_stage != "active":
-            raise UserError(
-                f"tracking.experiment={name}: it was deleted in {without_credentials(self.uri)}; name another, "
-                f"or restore it: mlflow experiments restore --experiment-id {found.experiment_id}"
-            )
-        return found.experiment_id
 
     def _origin(self, parent: Path | None) -> dict[str, str]:
         """Tags of where the run comes from: its parent, and the command; an actor of Ray has that of the parent."""
@@ -231,6 +223,53 @@ class Tracker(MlflowRun):
     def _last_step(self, name: str) -> int:
         history = self.client.get_metric_history(self.run_id, name)
         return max((metric.step for metric in history), default=0)
+
+
+def check_store(config: Config) -> None:
+    """Check that the store of a run answers and has the experiment, or takes it as a new one; SQLite's: its folder.
+
+    Raises:
+        UserError: it does not answer, cannot be opened, or the experiment was deleted.
+    """
+    uri = tracking_uri(config)
+    try:
+        if uri.startswith("sqlite:///"):  # made and opened with the run: a new one takes seconds
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            return
+        with _one_retry():
+            _experiment(mlflow.MlflowClient(uri), uri, config.tracking.experiment)
+    except _CANNOT_OPEN as error:
+        raise _not_opened(uri, error) from error
+
+
+@contextmanager
+def _one_retry() -> Iterator[None]:
+    """Ask a server that does not answer twice, not for minutes, unless the environment says how often."""
+    if MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set():
+        yield
+        return
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
+    try:
+        yield
+    finally:
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
+
+
+def _not_opened(uri: str, error: Exception) -> UserError:
+    return UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {error}"))
+
+
+def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
+    """Id of the experiment, which is made where there is none."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        return client.create_experiment(name, artifact_location(uri))
+    if found.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment={name}: it was deleted in {without_credentials(uri)}; name another, "
+            f"or restore it: mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
+    return found.experiment_id
 
 
 def changed_settings(run: Run, params: Mapping[str, str]) -> dict[str, str]:

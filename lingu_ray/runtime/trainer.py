@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -15,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import whole_folder, write_text
-from lingu_ray.config import Config
+from lingu_ray.config import Config, StudentConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
@@ -23,15 +24,17 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
+from lingu_ray.runtime.checkpoint import require_space
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.models import check_pair, load_teacher_tokenizer, prepare_student
+from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
+from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
-from lingu_ray.runtime.tracking import Tracker
+from lingu_ray.runtime.tracking import Tracker, check_store
 from lingu_ray.runtime.worker import Job, train_worker
 
 _POLL_S = 0.25
@@ -96,6 +99,7 @@ class Run:
     def check(self) -> None:
         """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
+        check_store(self.config)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
@@ -233,20 +237,29 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
 def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     """Check the pair and write the run's initial model, once."""
     check_pair(config)
+    check_weights(config)
     check_models(config, folder)
     if not folder.initial_model.exists():
         with whole_folder(folder.initial_model, keep_existing=True) as temporary:
             prepare_student(config, temporary)
+            _rehearse(config, temporary, folder)
     check_tokenizers(
         AutoProcessor.from_pretrained(folder.initial_model).tokenizer, load_teacher_tokenizer(config.teacher)
     )
 
 
+def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
+    """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
+    settings = config.student if config.student.path else StudentConfig(path=str(initial_model))
+    needed = rehearse_export(settings, AutoProcessor.from_pretrained(initial_model))
+    require_space(folder.root, needed, "a checkpoint and the export")
+
+
 def check_output(config: Config) -> None:
-    """Refuse folders whose content is lost after the run.
+    """Refuse folders that cannot be written, or whose content is lost after the run.
 
     Raises:
-        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes.
+        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable.
     """
     for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
         if "working_dir_files" in path.parts:
@@ -254,6 +267,12 @@ def check_output(config: Config) -> None:
                 f"{setting}={path} lies in the copy of the working directory that Ray made for this job and removes "
                 f"after it: give an absolute {setting}=/…, on storage that all nodes share"
             )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UserError(f"{setting}={path}: cannot be written: {error}") from error
 
 
 def _say_passes(config: Config, corpus: Corpus) -> None:

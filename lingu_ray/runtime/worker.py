@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import ray.train
 import torch
+from safetensors import SafetensorError
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import write_json
@@ -78,6 +79,7 @@ class Worker:
         self.processor = AutoProcessor.from_pretrained(self.folder.initial_model)
         self.encoder = Encoder(self.processor, self.config.corpus.max_length)
         self.student = self._load_student()
+        self.export_dtype = self._export_dtype()  # now, while the student's files are there
         self.optimizer = make_optimizer(self.student, self.config.train)
         self.parameters = trained_parameters(self.optimizer)
         self.micro_batches = MicroBatches(self.config, self.student, teacher, self.device)
@@ -92,9 +94,10 @@ class Worker:
         """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
         settings = self.config.train
         step = self._restore()
-        if is_main_process():
+        if is_main_process() and step < self.last_step:
             needed = checkpoint_bytes(self.student.model, self.optimizer)
-            require_space(self.folder.checkpoints, needed, "a checkpoint")
+            needed += sum(p.numel() for p in self.student.model.parameters()) * self.export_dtype.itemsize
+            require_space(self.folder.checkpoints, needed, "a checkpoint and the export")
         reader = StepReader(
             self.corpus,
             self.encoder,
@@ -118,9 +121,16 @@ class Worker:
 
     def _export(self) -> None:
         settings = self.config.train
-        export_model(self.student.model, self.processor, self._export_dtype(), self.folder.export, settings.lora)
+        dtype, folder = self.export_dtype, self.folder.export
+        try:
+            seconds = export_model(self.student.model, self.processor, dtype, folder, settings.lora)
+        except (UserError, OSError, SafetensorError) as error:
+            raise UserError(
+                f"{error}\nThe training is complete, and its checkpoints are in {self.folder.checkpoints}: the same "
+                "command tries the export alone again"
+            ) from error
         if is_main_process():
-            write_json(self.folder.exported, {"step": settings.steps})
+            write_json(self.folder.exported, {"step": settings.steps, "verified_in_s": round(seconds, 1)})
 
     def _train_step(self, step: int, reader: StepReader) -> bool:
         """One optimizer step; returns whether the run was asked to stop."""

@@ -34,7 +34,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine, unsupported_reason
-from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.export import export_model, exported_tensors, write_files
 from lingu_ray.runtime.models import load_processor, load_student, prepare_student
 
 SENTENCE = "Names refer to objects. Names are introduced by name binding operations. "
@@ -89,7 +89,7 @@ def llava_processor(kind: type[ProcessorMixin], image_processor: type, **setting
 def export(family: str, processor: ProcessorMixin, folder: Path) -> None:
     """A random student of a family, exported as after training."""
     student = FAMILIES[family].student(FAMILIES[family].teacher())
-    export_model(student, processor, torch.float32, folder)
+    write_files(student, processor, exported_tensors(student, torch.float32), torch.float32, folder)
 
 
 def export_new(folder: Path) -> None:

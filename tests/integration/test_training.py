@@ -7,7 +7,7 @@ import mlflow
 import pytest
 import torch
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tinyrun import config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -170,6 +170,21 @@ def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output)
     assert workers_started() == before + 1
     mended = config(data, output, name="hopeless", train={"steps": 2})
     assert (trainer.run(mended) / "model.safetensors").exists()
+
+
+def test_a_finished_training_survives_a_failed_export(ray_cluster, data, output):
+    """Weights that answer with NaN are not exported; the same command tries the export alone, here of mended ones."""
+    rates = {"vision": 0.0, "projector": 0.0, "decoder": 1e25}  # the only step is taken with finite gradients
+    settings = config(data, output, name="diverged", train={"steps": 1, "learning_rates": rates, "warmup": 0.0})
+    with pytest.raises(UserError, match=r"answers a question with NaN(?s:.*)The training is complete, .*checkpoints"):
+        trainer.run(settings)
+    assert not (settings.run_dir / "export").exists()
+    checkpoint = settings.run_dir / "checkpoints" / "step-00000001" / "model.safetensors"
+    good = AutoModelForImageTextToText.from_pretrained(data / "student").state_dict()
+    save_file({name: good[name].clone() for name in load_file(checkpoint)}, checkpoint)
+    export = AutoModelForImageTextToText.from_pretrained(trainer.run(settings)).state_dict()
+    assert all(torch.equal(export[name], tensor) for name, tensor in good.items())
+    assert len([r for r in read_records(settings.run_dir / "metrics.jsonl") if "loss" in r]) == 1  # trained once
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
@@ -18,9 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
-
-NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError)
-"""What Transformers raises where there is no model, or one that it does not know."""
+from lingu_ray.runtime.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def load_model_files(path: Path | str) -> ModelFiles:
     place, origin = model_origin(path)
     config = _load_config(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **origin)
-        processor = AutoProcessor.from_pretrained(place) if supports_images(config) else None
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **origin)
+        can_see = supports_images(config)
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False) if can_see else None
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
     assert tokenizer is not None  # Transformers' annotation allows it, its code raises
@@ -67,10 +69,34 @@ def takes_images(path: Path | str) -> bool:
     return supports_images(_load_config(path))
 
 
+def loader_of(images: bool) -> Any:
+    """The auto class of models that take images, or of causal LMs."""
+    return AutoModelForImageTextToText if images else AutoModelForCausalLM
+
+
+def check_weights(path: Path | str) -> None:
+    """Check that a local folder's weights are those of its model, by names and shapes; none is read.
+
+    vLLM does not report weights that are missing. What a hub has is checked when Transformers loads it.
+
+    Raises:
+        UserError: weights are missing, left over, of another shape, or a file is cut off or absent.
+    """
+    config = _load_config(path)
+    if not Path(path).is_dir() or hasattr(config, "quantization_config"):
+        return
+    try:
+        model = empty_model(loader_of(supports_images(config)), config)
+    except NOT_LOADABLE:
+        return  # no class in Transformers: vLLM may have one
+    check_files(model, Path(path), f"model {path}")
+
+
 def _load_config(path: Path | str) -> PreTrainedConfig:
     place, origin = model_origin(path)
+    refuse_adapter(place, None, "model")
     try:
-        return AutoConfig.from_pretrained(place, **origin)
+        return AutoConfig.from_pretrained(place, trust_remote_code=False, **origin)
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
 

@@ -16,17 +16,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from lingu_ray.corpus.encode import Sample, join_vision
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, cannot_load, load_model_files
+from lingu_ray.evaluation.engines.load import ModelFiles, cannot_load, load_model_files, loader_of
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.paths import model_origin
+from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
 
 HEAD_CHUNK = 1024  # scored tokens whose logits are computed at once
 
@@ -159,12 +160,12 @@ class _StopTexts(StoppingCriteria):
 
 
 def load_model(files: ModelFiles) -> Any:
-    """Load the weights, in float32 on the CPU; raises UserError where Transformers cannot."""
+    """Load the weights, in float32 on the CPU; raises UserError where Transformers cannot, or finds not all of them."""
     place, origin = model_origin(files.path)
-    loader = AutoModelForCausalLM if files.processor is None else AutoModelForImageTextToText
+    loader, weights = loader_of(files.processor is not None), origin or {"use_safetensors": True}
     try:
         # One precision for all models, so that scores differ by their weights alone.
-        model = loader.from_pretrained(place, dtype=torch.float32, **(origin or {"use_safetensors": True}))
+        model = load_whole(loader, f"model {files.path}", place, dtype=torch.float32, **weights)
     except NOT_LOADABLE as error:
         raise cannot_load(files.path, error) from error
     use_exact_attention(model.get_decoder())

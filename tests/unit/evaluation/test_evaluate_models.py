@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+from tiny import tiny_teacher
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import evaluate_help, main, read_arguments
-from lingu_ray.evaluation.run import evaluate
+from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.run import check_engine, evaluate
 
 CHOICE = {"name": "choice", "kind": "language", "type": "multiple_choice"}
 
@@ -27,6 +30,32 @@ def test_a_missing_model_is_named_before_anything_starts(tmp_path: Path) -> None
     task = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
     with pytest.raises(UserError, match=r"cannot load the model: no such file or folder: .*missing"):
         evaluate({"teacher": tmp_path / "missing"}, EvaluationConfig(tasks=(task,)), tmp_path)
+
+
+def test_a_model_that_is_not_what_its_files_say_is_refused(tmp_path: Path) -> None:
+    """Before Ray is started, for vLLM too, which reports no weights that are missing; and by the engine itself."""
+    tiny_teacher(folder=tmp_path / "model")
+    (tmp_path / "items.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
+    task = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
+    settings = EvaluationConfig(tasks=(task,))
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({f"base_model.model.{k}": v for k, v in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"model .*: its weights are not those(?s:.*)left over: base_model(?s:.*)peft"):
+        evaluate({"teacher": tmp_path / "model"}, settings, tmp_path)
+    with pytest.raises(UserError, match=r"model .*: its weights are not those(?s:.*)left over: base_model(?s:.*)peft"):
+        TransformersEngine(tmp_path / "model", 100)
+    (tmp_path / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(UserError, match=r"model: .* holds an adapter of some/base"):
+        evaluate({"teacher": tmp_path / "model"}, settings, tmp_path)
+
+
+def test_an_engine_that_cannot_serve_a_model_is_told_before_training() -> None:
+    """As far as that is known without vLLM, which changes the process that imports it."""
+    task = TaskConfig.model_validate({**CHOICE, "path": "-"})
+    with pytest.raises(UserError, match=r"evaluation.engine=vllm cannot serve x.gguf: .*; set evaluation.engine"):
+        check_engine(EvaluationConfig(tasks=(task,), engine="vllm"), ["x.gguf"])
+    check_engine(EvaluationConfig(tasks=(task,)), ["x.gguf"])
+    check_engine(EvaluationConfig(engine="vllm"), ["x.gguf"])
 
 
 def test_nothing_to_evaluate_and_bad_names(tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ def test_round_trip_goes_on_as_if_nothing_happened(tmp_path):
     assert torch.equal(model[0].weight, other[0].weight)
 
 
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    """A tensor that only one of the two has is named: neither keeps what it was made with in silence."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, nn.Sequential(*model, nn.Linear(8, 2)), optimizer, CheckpointState(3, None), keep_last=1)
+    with pytest.raises(UserError, match=r"step-00000003: its tensors are not those of the model, .* 2.bias, 2.weight"):
+        load_checkpoint(tmp_path, model, optimizer)
+
+
 def test_newest_and_best_are_kept(tmp_path):
     """The `keep_last` newest stay, and the best by validation; half-written ones do not count, and are removed."""
     model, optimizer = trained()

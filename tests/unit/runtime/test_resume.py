@@ -153,3 +153,10 @@ def test_output_in_a_jobs_own_folder_is_refused(data: Path):
     with pytest.raises(UserError, match=r"output_dir=.* lies in the copy .* absolute output_dir="):
         Run(config(data, where)).check()
     assert not where.exists()
+
+
+def test_output_that_cannot_be_written_is_refused(data: Path, tmp_path: Path):
+    """Before anything else: here a file is where a folder of the path should be."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=rf"output_dir={tmp_path / 'file' / 'runs'}: cannot be written: "):
+        Run(config(data, tmp_path / "file" / "runs")).check()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_TYPE,
     MLFLOW_USER,
 )
+from tinyrun import config
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.command_line import load_config
@@ -25,6 +28,7 @@ from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.tracking import (
     COMMAND,
     MlflowRun,
+    check_store,
     command_line,
     newest_settings,
     source_tags,
@@ -215,3 +219,14 @@ def test_the_store_is_the_settings_then_the_environments(monkeypatch: pytest.Mon
     assert tracking_uri(load_config(["demo", "tracking.uri=http://other"])) == "http://other"
     assert where_to_look(tracking_uri(config)) == "http://…@host:5000"
     assert where_to_look("sqlite:////a b.db") == "mlflow ui --backend-store-uri 'sqlite:////a b.db'"
+
+
+def test_a_server_that_does_not_answer_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked twice, not for minutes; the setting is named."""
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with socket.socket() as unheard:  # bound, and nobody listens
+        unheard.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"tracking.uri={uri}: MLflow cannot open it"):
+            check_store(config(tmp_path, tmp_path, tracking={"uri": uri}))
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ

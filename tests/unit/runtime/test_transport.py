@@ -5,6 +5,7 @@ import importlib.util
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_teacher
 
 from lingu_ray.config import TeacherConfig
@@ -58,6 +59,19 @@ def test_actor_returns_what_the_process_itself_does(ray_cluster, teacher_folder,
     torch.set_num_threads(1)
     for request, ticket in zip(requests, tickets, strict=True):
         assert torch.equal(client.result(ticket), here.hidden_states(request))
+
+
+@pytest.mark.slow
+def test_an_actor_that_cannot_load_its_teacher_says_why(ray_cluster, tmp_path):
+    """The error is that of loading, not that an actor died: such a teacher may be the hub's, which is loaded late."""
+    tiny_teacher(folder=tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(weights | {"v_head.weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    client = TeacherActorClient(TeacherConfig(path=str(tmp_path)), torch.float32, CPU, threads=1)
+    with pytest.raises(
+        UserError, match=r"teacher.path=.*: its weights are not those of .*\n  left over: v_head.weight"
+    ):
+        _ = client.output_head
 
 
 @pytest.mark.slow

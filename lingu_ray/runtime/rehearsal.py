@@ -1,0 +1,81 @@
+"""The end of a run, tried before its start on the untrained student: what could fail there fails here.
+
+No weight is needed for it: the model is on the meta device, and what an export writes beside the weights is small.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from lingu_ray.config import StudentConfig
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.export import as_published, complete_settings
+from lingu_ray.runtime.models import load_config
+from lingu_ray.runtime.verify import question
+from lingu_ray.runtime.weights import NOT_LOADABLE, check_tensors, empty_model
+
+
+def rehearse_export(settings: StudentConfig, processor: Any) -> int:
+    """Try the export of the student of `student.path`, without its weights.
+
+    Generation settings, configuration and processor are saved and read again; the processor's prompt is compared with
+    that of training; the names of all tensors go through saving and loading.
+
+    Raises:
+        UserError: something of it fails, or the tokenizer has ids that the model has no embedding for.
+    """
+    path = cast(str, settings.path)
+    origin, trusted = f"student.path={path}", settings.trust_remote_code
+    model = empty_model(
+        AutoModelForImageTextToText, load_config(path, settings.revision, trusted, "student.path"), trusted
+    )
+    _check_vocabulary(model, processor.tokenizer, origin)
+    model.generation_config = _generation_settings(model, settings)
+    with TemporaryDirectory() as folder:
+        try:
+            complete_settings(model, processor)
+            model.config.save_pretrained(folder)
+            model.generation_config.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            question(AutoProcessor.from_pretrained(folder, trust_remote_code=trusted), Encoder(processor, 1))
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from error
+        except NOT_LOADABLE as error:
+            raise UserError(f"{origin}: what it would export cannot be saved and read again: {error}") from error
+    names = revert_weight_conversion(model, as_published(model, model.state_dict()))
+    check_tensors(model, names, f"the export of {origin}")
+    dtype = cast(torch.dtype, model.config.dtype or torch.float32)
+    return sum(parameter.numel() for parameter in model.parameters()) * (dtype.itemsize + torch.float32.itemsize)
+
+
+def _generation_settings(model: PreTrainedModel, settings: StudentConfig) -> GenerationConfig:
+    """What is in generation_config.json; without the file, what the configuration says."""
+    path = cast(str, settings.path)
+    try:
+        return GenerationConfig.from_pretrained(path, revision=settings.revision or "main")
+    except ValueError as error:
+        raise UserError(f"student.path={path}: its generation_config.json cannot be used: {error}") from error
+    except OSError as error:
+        if (Path(path) / "generation_config.json").exists():
+            raise UserError(f"student.path={path}: its generation_config.json is damaged: {error}") from error
+        return cast(GenerationConfig, model.generation_config)
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: Any, origin: str) -> None:
+    """Raise UserError where the tokenizer has an id for which the model has no embedding."""
+    rows = cast(nn.Embedding, model.get_input_embeddings()).weight.shape[0]
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows}
+    if beyond:
+        shown = ", ".join(f"{token} ({i})" for token, i in list(beyond.items())[:3])
+        raise UserError(
+            f"{origin}: its tokenizer has {len(beyond)} tokens beyond the {rows} rows of its embeddings: {shown}. "
+            "Enlarge them by model.resize_token_embeddings(len(tokenizer)), or take the tokenizer of this model"
+        )

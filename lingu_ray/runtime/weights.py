@@ -1,0 +1,217 @@
+"""A model is what its files say: no weight is missing, left over, of another shape, cut off, or not a number.
+
+Transformers loads what it can. A weight that the files lack is made at random, and one that the class lacks is dropped,
+with a warning at most; here both are errors. What Transformers itself declares to be no fault is none: tied heads,
+buffers that are computed, weights that a class is known to ignore.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    find_adapter_config_file,
+)
+from transformers.utils import logging as transformers_logging
+
+from lingu_ray.errors import UserError
+
+NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
+"""What Transformers raises where there is no model, or one that it does not know."""
+
+_SHOWN = 3
+_MERGE = (
+    "load it with peft, PeftModel.from_pretrained(base model, adapter), and save what merge_and_unload() returns, with "
+    "the tokenizer or processor"
+)
+_WRAPPERS = {
+    "base_model.model.": f"These are names of a model that peft has wrapped: {_MERGE}.",
+    "module.": "These are names of a model wrapped for data parallelism: save its `.module` by save_pretrained.",
+    "_orig_mod.": "These are names of a compiled model: save its `._orig_mod` by save_pretrained.",
+}
+_CURE = "Save the model again by save_pretrained of the class that it was trained as, or put its own config.json back."
+
+
+def load_whole(loader: Any, origin: str, place: str, **arguments: Any) -> PreTrainedModel:
+    """A model with all of its weights from its files.
+
+    Args:
+        loader: a class with `from_pretrained`.
+        origin: the setting and its value, for messages: `teacher.path=models/lm`.
+        place: a folder or hub id.
+        arguments: further ones of `from_pretrained`.
+
+    Raises:
+        UserError: weights are missing, left over, of another shape, or not finite.
+        NOT_LOADABLE: no model can be loaded.
+    """
+    with _without_load_report():
+        # Transformers raises at other shapes without naming them; the report names them, and is an error here
+        model, report = loader.from_pretrained(
+            place, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+    _check_report(model, report, origin)
+    for name, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
+            raise UserError(f"{origin}: {name} holds NaN or infinity: the file is damaged, or the model diverged")
+    return model
+
+
+def empty_model(loader: Any, config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model of a configuration on the meta device: names and shapes alone. `loader`: an auto class."""
+    with torch.device("meta"):
+        return loader.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
+    """Compare the tensors that the safetensors files in `folder` list with an `empty_model`; no weight is read.
+
+    Raises:
+        UserError: as `load_whole`, or a file is missing, cut off or not safetensors.
+    """
+    check_tensors(model, _listed(folder, origin), origin)
+
+
+def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: str) -> None:
+    """Compare names and shapes of the tensors on the meta device with an `empty_model`, by Transformers' own loading.
+
+    Raises:
+        UserError: as `load_whole`.
+    """
+    loader: Any = type(model)
+    with _without_load_report(), _without_progress_bar():
+        loaded, report = loader.from_pretrained(
+            None,
+            config=model.config,
+            state_dict=tensors,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    _check_report(loaded, report, origin)
+
+
+def refuse_adapter(path: str, revision: str | None, setting: str) -> None:
+    """Raise UserError where the folder or hub model is, or holds, an adapter of peft's.
+
+    Transformers would load the adapter beside the model, or without peft ignore it; vLLM ignores it.
+    """
+    local = Path(path).is_absolute() or Path(path).exists()
+    found = find_adapter_config_file(path, revision=revision) if Path(path).is_dir() or not local else None
+    if found is None:
+        return
+    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    raise UserError(
+        f"{setting}: {path} holds an adapter of {base} (adapter_config.json), which is no model by itself. "
+        f"To merge it, {_MERGE}. Where a model in the folder is meant without it, remove adapter_config.json."
+    )
+
+
+def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
+    """Raise UserError for a checkpoint whose weights are quantized."""
+    quantized = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not quantized:
+        return
+    settings = quantized if isinstance(quantized, dict) else quantized.to_dict()
+    method = settings.get("quant_method", "see quantization_config in its config.json")
+    raise UserError(
+        f"{setting}: the weights of {path} are quantized ({method}): training needs them as they were before. "
+        "Take the model that was not quantized; a teacher may also be a .gguf file"
+    )
+
+
+def _listed(folder: Path, origin: str) -> dict[str, Tensor]:
+    """Every tensor of the folder's safetensors files by name, on the meta device."""
+    tensors: dict[str, Tensor] = {}
+    for file in _weight_files(folder, origin):
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118  (no mapping)
+                    tensors[name] = torch.empty(opened.get_slice(name).get_shape(), device="meta")
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{origin}: {file.name} is cut off or damaged ({error}): copy or download it again"
+            ) from error
+    return tensors
+
+
+def _weight_files(folder: Path, origin: str) -> list[Path]:
+    """The files that Transformers would load: one, or the shards that an index names."""
+    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        pickled = [path.name for path in sorted(folder.glob("*.bin"))][:_SHOWN]
+        cure = (
+            f"It holds {', '.join(pickled)}: pickle can run code, and is not read. Save the model as safetensors"
+            if pickled
+            else "Copy or download the model again, its weights too"
+        )
+        raise UserError(f"{origin}: there is no {single.name} and no {index.name} in it. {cure}")
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{origin}: {index.name} is damaged ({error}): copy or download it again") from error
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise UserError(
+            f"{origin}: {index.name} names {', '.join(absent[:_SHOWN])}, not found: copy or download it again"
+        )
+    return [folder / name for name in names]
+
+
+def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -> None:
+    """Raise UserError for what Transformers' report on a loaded model says."""
+    left_over = sorted(report["unexpected_keys"])
+    shapes = [f"{name} {[*found]} instead of {[*wanted]}" for name, found, wanted in sorted(report["mismatched_keys"])]
+    faults = {
+        "missing, and would be random": sorted(report["missing_keys"]),
+        "left over": left_over,
+        "of another shape": shapes,
+    }
+    lines = [f"  {fault}: {_some(names)}" for fault, names in faults.items() if names]
+    if not lines:
+        return
+    cures = [cure for prefix, cure in _WRAPPERS.items() if any(name.startswith(prefix) for name in left_over)]
+    raise UserError(
+        f"{origin}: its weights are not those of the {type(model).__name__} that its config.json describes.\n"
+        + "\n".join(lines)
+        + f"\n{(cures or [_CURE])[0]}"
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Mute Transformers' own table of weights that did not fit: it is an error here."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Mute Transformers' progress bar of loading."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,339 @@
+"""A model is what its files say: whatever is wrong with a folder is said by name, before anything is built."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import tiny_processor, tiny_student, tiny_teacher
+from tinyrun import config, write_pair_and_data
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
+
+from lingu_ray.config import Config, StudentConfig
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.models import load_student, load_teacher
+from lingu_ray.runtime.rehearsal import rehearse_export
+from lingu_ray.runtime.trainer import prepare_initial_model
+from lingu_ray.runtime.weights import check_files, empty_model, load_whole
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair and data on disk."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_pair_and_data(folder)
+    return folder
+
+
+def changed(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Rewrite the weights of a folder."""
+    tensors = change(load_file(folder / WEIGHTS))
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def changed_json(file: Path, **values: Any) -> None:
+    """Set keys of a JSON file, which may be new."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(before | values))
+
+
+def prefixed(prefix: str) -> Callable[[Path], None]:
+    """Every name with a prefix."""
+    return lambda folder: changed(folder, lambda ts: {prefix + name: tensor for name, tensor in ts.items()})
+
+
+def without(part: str) -> Callable[[Path], None]:
+    """No tensor with this in its name."""
+    return lambda folder: changed(folder, lambda ts: {name: t for name, t in ts.items() if part not in name})
+
+
+def cut_off(folder: Path) -> None:
+    """The last byte of the weights is gone."""
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-1])
+
+
+def absent_shard(folder: Path) -> None:
+    """An index with a shard that is not there."""
+    names = dict.fromkeys(load_file(folder / WEIGHTS), "model-00001-of-00002.safetensors")
+    names |= {next(iter(names)): "model-00002-of-00002.safetensors"}
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": names}))
+
+
+def only_pickled(folder: Path) -> None:
+    """Weights as PyTorch's own files."""
+    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+
+
+def another_width(folder: Path) -> None:
+    """A norm's weight of half its size."""
+    changed(folder, lambda ts: {name: t[: len(t) // 2] if "norm.weight" in name else t for name, t in ts.items()})
+
+
+def with_adapter(folder: Path) -> None:
+    """The adapter of peft's that was trained on the folder's model."""
+    changed_json(folder / "adapter_config.json", peft_type="LORA", base_model_name_or_path="some/base")
+
+
+def adapter_alone(folder: Path) -> None:
+    """What peft saves: no model."""
+    for file in (folder / WEIGHTS, folder / "config.json"):
+        file.unlink()
+    with_adapter(folder)
+
+
+def quantized(**settings: Any) -> Callable[[Path], None]:
+    """A configuration that says how the weights are quantized."""
+    return lambda folder: changed_json(folder / "config.json", quantization_config=settings)
+
+
+def own_code(folder: Path) -> None:
+    """A class that comes with the checkpoint."""
+    changed_json(
+        folder / "config.json", model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    )
+    (folder / "own.py").write_text("raise SystemExit('this code was run')")
+
+
+MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "names of peft": (
+        prefixed("base_model.model."),
+        r"missing, and would be random: (?s:.*)left over: (?s:.*)merge_and",
+    ),
+    "names of DDP": (prefixed("module."), "save its `.module`"),
+    "names of torch.compile": (prefixed("_orig_mod."), "save its `._orig_mod`"),
+    "no embeddings": (without("embed_tokens"), "missing, and would be random: (?s:.*)embed_tokens"),
+    "no last layer": (without("layers.2."), r"missing, and would be random: .*layers.2.* and 6 more"),
+    "another tensor": (lambda f: changed(f, lambda ts: ts | {"v_head.weight": torch.ones(2)}), "left over: v_head"),
+    "another shape": (another_width, r"of another shape: .*norm.weight \[32\] instead of \[64\]"),
+    "another architecture": (
+        lambda f: changed(f, lambda ts: {name.replace("self_attn", "attention"): t for name, t in ts.items()}),
+        "missing, and would be random: .*self_attn(?s:.*)left over: .*attention",
+    ),
+    "cut off": (cut_off, "model.safetensors is cut off or damaged"),
+    "empty": (lambda f: (f / WEIGHTS).write_bytes(b""), "model.safetensors is cut off or damaged"),
+    "absent shard": (absent_shard, r"names model-00002-of-00002.safetensors, not found"),
+    "damaged index": (lambda f: (absent_shard(f), (f / INDEX).write_text("{")), "index.json is damaged"),
+    "no weights": (lambda f: (f / WEIGHTS).unlink(), "no model.safetensors and no .* Copy or download"),
+    "pickle": (only_pickled, r"It holds pytorch_model.bin: pickle can run code, and is not read"),
+    "adapter beside": (with_adapter, r"holds an adapter of some/base .* merge_and_unload\(\)"),
+    "adapter alone": (adapter_alone, r"holds an adapter of some/base .* merge_and_unload\(\)"),
+    "bitsandbytes": (quantized(quant_method="bitsandbytes", load_in_4bit=True), r"are quantized \(bitsandbytes\)"),
+    "GPTQ": (quantized(quant_method="gptq", bits=4), r"are quantized \(gptq\)"),
+    "AWQ": (quantized(quant_method="awq", bits=4), r"are quantized \(awq\)"),
+    "FP8": (quantized(quant_method="fp8"), r"are quantized \(fp8\)"),
+    "own code": (own_code, "comes with model code of its own"),
+}
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("mutilation", MUTILATIONS)
+def test_a_mutilated_model_is_refused_before_the_corpus(mutilation: str, role: str, pair: Path, tmp_path: Path) -> None:
+    """Setting, folder, what is wrong and the cure are said; nothing of the run is written but its folder."""
+    mutilate, message = MUTILATIONS[mutilation]
+    shutil.copytree(pair / role, tmp_path / role)
+    mutilate(tmp_path / role)
+    settings = config(pair, tmp_path / "runs", **{role: {"path": str(tmp_path / role)}})
+    with pytest.raises(UserError, match=rf"^{role}\.path(?s:.*){tmp_path / role}(?s:.*){message}"):
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
+    assert not RunFolder(settings.run_dir).initial_model.exists()
+
+
+@pytest.mark.parametrize("mutilation", ["names of peft", "another tensor", "another shape", "cut off"])
+def test_what_only_loading_can_tell_is_told_by_it(mutilation: str, pair: Path, tmp_path: Path) -> None:
+    """A model of the hub has no files here before it is loaded: loading refuses the same."""
+    mutilate, message = MUTILATIONS[mutilation]
+    for role in ("student", "teacher"):
+        shutil.copytree(pair / role, tmp_path / role)
+        mutilate(tmp_path / role)
+    settings = config(tmp_path, tmp_path)
+    message = "student.path" if mutilation == "cut off" else message
+    with pytest.raises(UserError, match=message):
+        load_student(settings.student)
+    with pytest.raises(UserError, match=message.replace("student", "teacher")):
+        load_teacher(settings.teacher, torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, pair: Path, tmp_path: Path) -> None:
+    """One is enough; the tensor is named."""
+    shutil.copytree(pair / "student", tmp_path / "student")
+
+    def damage(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors["model.text_model.norm.weight"][3] = value
+        return tensors
+
+    changed(tmp_path / "student", damage)
+    with pytest.raises(UserError, match=r"student.path=.*: model.text_model.norm.weight holds NaN or infinity"):
+        load_student(StudentConfig(path=str(tmp_path / "student")))
+
+
+def test_a_classifier_is_no_teacher(pair: Path, tmp_path: Path) -> None:
+    """A head for classes is left over, and the one for tokens missing where it is not tied."""
+    teacher = tiny_teacher()
+    teacher.config.tie_word_embeddings = False
+    LlamaForSequenceClassification(teacher.config).save_pretrained(tmp_path / "teacher")
+    settings = config(pair, tmp_path, teacher={"path": str(tmp_path / "teacher")})
+    with pytest.raises(UserError, match=r"would be random: lm_head.weight(?s:.*)left over: score.weight"):
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_folder_has_no_revision(role: str, pair: Path, tmp_path: Path) -> None:
+    """It would be ignored."""
+    settings = config(pair, tmp_path, **{role: {"path": str(pair / role), "revision": "v2"}})
+    with pytest.raises(UserError, match=rf"{role}.path: .* is no hub id, so revision=v2 means nothing"):
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
+
+
+def as_is(model: PreTrainedModel, folder: Path) -> None:
+    """What `save_pretrained` writes."""
+    model.save_pretrained(folder)
+
+
+def sharded(model: PreTrainedModel, folder: Path) -> None:
+    """Many files."""
+    model.save_pretrained(folder, max_shard_size="50KB")
+
+
+def halves(model: PreTrainedModel, folder: Path) -> None:
+    """Weights in bfloat16."""
+    model.bfloat16().save_pretrained(folder)
+
+
+def with_tied_head(model: PreTrainedModel, folder: Path) -> None:
+    """The head beside the embeddings that it is."""
+    model.save_pretrained(folder)
+    changed(folder, lambda ts: ts | {"lm_head.weight": model.get_input_embeddings().weight.detach().clone()})
+
+
+def with_computed_buffers(model: PreTrainedModel, folder: Path) -> None:
+    """The buffers that older versions saved."""
+    model.save_pretrained(folder)
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    changed(folder, lambda ts: ts | old)
+
+
+@pytest.mark.parametrize("save", [as_is, sharded, halves, with_tied_head, with_computed_buffers])
+@pytest.mark.parametrize("family", ["llava", "idefics3", "qwen2_vl"])
+def test_what_is_whole_is_not_refused(
+    family: str, save: Callable[[PreTrainedModel, Path], None], tmp_path: Path
+) -> None:
+    """Files as people have them pass: shards, tied heads, old buffers, another precision; and they load."""
+    student = FAMILIES[family].student(FAMILIES[family].teacher())
+    save(student, tmp_path)
+    check_files(empty_model(AutoModelForImageTextToText, student.config), tmp_path, "student.path=x")
+    load_whole(AutoModelForImageTextToText, "student.path=x", str(tmp_path))
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "paligemma2"])
+def test_names_of_older_checkpoints_are_known(family: str, tmp_path: Path) -> None:
+    """LLaVA's published files have `language_model.model.…` and `vision_tower.vision_model.…`: they are found."""
+    student = FAMILIES[family].student(FAMILIES[family].teacher())
+    student.save_pretrained(tmp_path)
+
+    def older(name: str) -> str:
+        name = name.replace("model.vision_tower.", "vision_tower.").replace(
+            "model.language_model.", "language_model.model."
+        )
+        inner = name.removeprefix("vision_tower.")
+        return f"vision_tower.vision_model.{inner.removeprefix('vision_model.')}" if inner != name else name
+
+    changed(tmp_path, lambda ts: {older(name): tensor for name, tensor in ts.items()})
+    with safe_open(tmp_path / WEIGHTS, "pt") as file:
+        assert any(name.startswith("vision_tower.vision_model.") for name in file.keys())  # noqa: SIM118
+    check_files(empty_model(AutoModelForImageTextToText, student.config), tmp_path, "student.path=x")
+
+
+@pytest.fixture
+def student(tmp_path: Path) -> Path:
+    """A student's folder to change."""
+    tiny_student(tiny_teacher(), folder=tmp_path / "student")
+    return tmp_path / "student"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"temperature": 0.9},
+        {"temperature": 0.2, "top_p": 0.9, "top_k": 5, "min_p": 0.1},
+        {"num_beams": 1, "length_penalty": 2.0},
+        {"use_cache": False, "cache_implementation": "static"},
+        {"output_scores": True},
+        {"pad_token_id": -1},
+    ],
+    ids=str,
+)
+def test_generation_flags_without_effect_do_not_end_a_run(
+    flags: dict[str, Any], student: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Transformers loads but does not save them: they are dropped with a word, and the export can be written."""
+    caplog.set_level(logging.INFO)
+    changed_json(student / "generation_config.json", **flags)
+    rehearse_export(StudentConfig(path=str(student)), tiny_processor())
+    dropped = [name for name in flags if name not in ("num_beams", "use_cache")]
+    assert all(name in caplog.text for name in dropped) and "have no effect there, and are dropped" in caplog.text
+
+
+def too_large_tokenizer(folder: Path) -> None:
+    """A token more than the embeddings have rows."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<one more>"])
+    tokenizer.save_pretrained(folder)
+
+
+def bad_flags(**flags: Any) -> Callable[[Path], None]:
+    """Generation settings that Transformers refuses to load."""
+    return lambda folder: changed_json(folder / "generation_config.json", **flags)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (bad_flags(num_return_sequences=3), "its generation_config.json cannot be used: .*num_return_sequences"),
+        (bad_flags(max_new_tokens=0), "its generation_config.json cannot be used: .*max_new_tokens"),
+        (lambda f: (f / "generation_config.json").write_text("{"), "its generation_config.json is damaged"),
+        (too_large_tokenizer, r"has 1 tokens beyond the 324 rows of its embeddings: <one more> \(324\)"),
+        (lambda f: (f / "chat_template.jinja").write_text("{{ messages[0]['role'] }}"), "template"),
+    ],
+)
+def test_an_export_that_would_fail_is_refused_before_training(
+    change: Callable[[Path], Any], message: str, student: Path, pair: Path, tmp_path: Path
+) -> None:
+    """What the end of a run needs is tried at its start, and nothing is left of the attempt."""
+    change(student)
+    settings = config(pair, tmp_path, student={"path": str(student)})
+    with pytest.raises(UserError, match=rf"student.path=.*{message}"):
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
+    assert not RunFolder(settings.run_dir).initial_model.exists()
+
+
+def test_a_run_needs_room_for_its_export(pair: Path, tmp_path: Path) -> None:
+    """A pair that fits passes: processor in the run's folder, weights where they were."""
+    settings: Config = config(pair, tmp_path)
+    folder = RunFolder(settings.run_dir)
+    prepare_initial_model(settings, folder)
+    assert (folder.initial_model / "tokenizer.json").exists() and not (folder.initial_model / WEIGHTS).exists()
+    student = load_student(settings.student)
+    needed = rehearse_export(settings.student, tiny_processor())
+    assert needed == sum(p.numel() for p in student.parameters()) * (4 + 4)
