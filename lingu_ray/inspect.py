@@ -77,12 +77,18 @@ def read_arguments(arguments: list[str]) -> tuple[Config, list[str], InspectConf
     """
     names, given, _ = split_arguments(arguments, HELP)
     recipe, *sources = names or ["demo"]
-    own = [argument for argument in given if argument.partition("=")[0] in InspectConfig.model_fields]
+    own = [argument for argument in given if _is_own(argument.partition("=")[0])]
     run = read_recipe(recipe)
     for argument in given:
         if argument not in own:
             run.override(argument)
     return run.validate(), sources, read_settings(own, InspectConfig)
+
+
+def _is_own(key: str) -> bool:
+    """Whether a setting is one of the command's, or is misspelled and comes nearer to these than to the run's."""
+    near = difflib.get_close_matches(key, [*InspectConfig.model_fields, *Config.model_fields], n=1)
+    return bool(near) and near[0] in InspectConfig.model_fields and "." not in key
 
 
 def with_demo(config: Config) -> Config:
@@ -123,6 +129,7 @@ def read_sources(config: Config, sources: list[SourceConfig], settings: InspectC
     """
     from transformers.utils import logging
 
+    from lingu_ray.corpus.splits import split_source
     from lingu_ray.preview.read import SourceReader
     from lingu_ray.runtime.models import make_processor, teacher_vocabulary
 
@@ -136,8 +143,10 @@ def read_sources(config: Config, sources: list[SourceConfig], settings: InspectC
             return [reader.read(source) for source in sources]
         found = {source.name: reader.find(source, settings.row) for source in sources}
         if not any(found.values()):
-            names = ", ".join(found)
-            raise UserError(f"row={settings.row}: no record of {names} is there; write FILE:LINE as lists of rows do")
+            example, names = split_source(sources[0])[0].origin(1), ", ".join(found)
+            raise UserError(
+                f"row={settings.row}: no such record in {names}; name its file and line or number, as {example}"
+            )
         return [reader.read(source, found[source.name]) for source in sources if found[source.name]]
 
 

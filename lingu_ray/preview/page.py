@@ -102,7 +102,7 @@ def figures(preview: SourcePreview, share: float | None) -> dict[str, str]:
     return shown | {
         f"tokens a row; median {np.median(tokens):,.0f}, longest {tokens.max():,}": f"{tokens.mean():,.0f}",
         "of the tokens are to be predicted": f"{supervised / tokens.sum():.0%}",
-        "images a row": f"{np.mean([length.images for length in lengths]):.1f}",
+        "images a row": f"{np.mean([length.images for length in lengths]):.2g}",
     }
 
 

@@ -17,9 +17,10 @@ from lingu_ray.live import LiveLine
 from lingu_ray.preview.roles import Judge
 from lingu_ray.preview.sources import Example, Length, Reject, SourcePreview
 from lingu_ray.preview.spread import MatchingSplit, Spread, SpreadSplit
-from lingu_ray.preview.tokens import segments
+from lingu_ray.preview.tokens import segments, visible
 
 SPLITS = 8  # file splits of a source that a part of its rows comes from
+LEFT_OUT = 300  # tokens beyond `max_length` that are shown
 
 Record = dict[str, Any]
 """A row or a reject, with the columns of `normalize.NORMALIZED`."""
@@ -123,9 +124,9 @@ class SourceReader:
         sample = self._encode(record)
         length = self._length(record, sample)
         whole = self._encode(record, length.whole) if length.truncated else sample
-        left_out = whole.input_ids_T[len(sample) :].tolist()
+        left_out = whole.input_ids_T[len(sample) :][:LEFT_OUT].tolist()
         shown = segments(sample, left_out, judge, self.encoder.tokenizer)
-        return Example(record["origin"], length, record["images"], shown)
+        return Example(visible(record["origin"]), length, record["images"], shown)
 
 
 class _PartOfSplit:
@@ -159,4 +160,4 @@ def _row(record: Record) -> Row:
 
 
 def _reject(record: Record) -> Reject:
-    return Reject(record["reason"], record["origin"], record["excerpt"])
+    return Reject(record["reason"], visible(record["origin"]), visible(record["excerpt"]))

@@ -18,6 +18,7 @@ from lingu_ray.config.layout import text_width
 from lingu_ray.preview.sources import Example, Reject, SourcePreview, shares
 from lingu_ray.preview.tokens import Piece, Segment
 from lingu_ray.preview.words import (
+    BESIDE,
     LEGEND,
     about_source,
     cut_words,
@@ -60,7 +61,7 @@ def render(previews: list[SourcePreview], config: Config, console: Console) -> N
     """Print the preview to a console."""
     console.print(Text.assemble(("lingu_ray inspect ", "dim"), (config.name, "bold")), Text(run_words(config)))
     console.print(_summary(previews, config))
-    console.print(_legend(previews, console))
+    _print_legend(previews, console)
     for preview in previews:
         console.print()
         console.print(Rule(Text(preview.settings.name, "bold"), align="left", style="dim"))
@@ -87,7 +88,7 @@ def _summary(previews: list[SourcePreview], config: Config) -> Padding:
             sparkline(tokens),
             f"{mean(tokens):.0f} mean, {median(tokens):.0f} median, {max(tokens)} max" if tokens else "–",
             f"{sum(length.supervised for length in preview.lengths) / sum(tokens):.0%}" if tokens else "–",
-            f"{mean(length.images for length in preview.lengths):.1f}" if tokens else "–",
+            f"{mean(length.images for length in preview.lengths):.2g}" if tokens else "–",
             f"{preview.truncated}",
             Text(f"{len(preview.rejects)} of {preview.read}", "bold red" if preview.stops_the_build else ""),
             share_words(of_mixture[preview.settings.name]),
@@ -106,14 +107,16 @@ def sparkline(lengths: list[int], bars: int = 8) -> str:
     return "".join(BARS[-(-count * (len(BARS) - 1) // max(counts))] if count else " " for count in counts)
 
 
-def _legend(previews: list[SourcePreview], console: Console) -> Table:
+def _print_legend(previews: list[SourcePreview], console: Console) -> None:
     """What the roles mean that the rows have."""
     there = {segment.role.key for preview in previews for e in preview.examples for segment in e.segments}
     table = Table.grid(padding=(0, 2))
     for key, (name, meaning) in LEGEND.items():
         if key in there:
             table.add_row(Text(f" {name} ", _style(key, 0, console)), Text(meaning))
-    return table
+    console.print(table)
+    if "donated" in there or "query" in there:
+        console.print(Text(BESIDE, "dim"))
 
 
 def _print_example(example: Example, console: Console) -> None:
@@ -135,7 +138,7 @@ def _rows(segments: list[Segment], console: Console) -> Table:
     for segment in segments:
         role = segment.role
         teacher = (role.teacher or "–") if has_teacher else ""
-        table.add_row(role.learned or ("" if role.teacher else "prompt"), teacher, "│", _text(segment, console))
+        table.add_row(role.label, teacher, "│", _text(segment, console))
     return table
 
 

@@ -25,6 +25,11 @@ class Role:
     learned: str = ""
     teacher: str = ""
 
+    @property
+    def label(self) -> str:
+        """What is learned, or that nothing is where the teacher has no part either."""
+        return self.learned or ("" if self.teacher else "prompt")
+
 
 LEFT_OUT = Role("cut", "left out")
 
@@ -61,7 +66,7 @@ def segments(sample: Sample, left_out: Sequence[int], judge: Judge, tokenizer: A
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     names = tokenizer.convert_ids_to_tokens(ids)
     pieces = (
-        Piece(text if id in special else visible(text), id, name, id in special)
+        Piece(visible(text), id, name, id in special)
         for id, name, text in zip(ids, names, token_texts(ids, names, tokenizer), strict=True)
     )
     marked = zip(roles, visual, pieces, strict=True)
@@ -124,12 +129,12 @@ def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-_DOUBLED = re.compile(r" (?= )|(?<= ) | (?=\n)|(?<=\n) ")
+_EASILY_MISSED = re.compile(r" (?= )|(?<= ) | (?=\n)|(?<=\n) |^ $")
 
 
 def visible(text: str) -> str:
-    """Text whose line breaks, tabs, doubled spaces and other unprintable characters can be seen."""
-    return "".join(map(_shown, _DOUBLED.sub(SPACE, text)))
+    """Text whose line breaks, tabs, lone and doubled spaces and other unprintable characters can be seen."""
+    return "".join(map(_shown, _EASILY_MISSED.sub(SPACE, text)))
 
 
 def _shown(character: str) -> str:

@@ -7,14 +7,19 @@ from lingu_ray.corpus.images import image_size
 from lingu_ray.preview.sources import Length, SourcePreview
 
 LEGEND = {
-    "context": ("prompt", "read by the student; nothing is learned here, and the teacher has no part in it"),
-    "donated": ("donated", "the teacher has the student's keys and values here; nothing is learned"),
-    "query": ("query", "computed by the teacher itself, on top of what is donated before it; nothing is learned"),
+    "context": ("prompt", "the student reads it; nothing is learned, and the teacher has no part in it"),
+    "donated": ("donated", "the teacher has the student's keys and values; nothing is learned"),
+    "query": ("query", "the teacher computes it itself, on top of what is donated before it; nothing is learned"),
     "ce": ("CE", "to be predicted: cross-entropy"),
     "kd": ("KD", "to be predicted: the student's distribution is compared with the teacher's, beside CE"),
-    "cut": ("left out", "beyond corpus.max_length: not trained"),
+    "cut": ("left out", "beyond corpus.max_length: not trained; where it is long, its start"),
 }
 """Name and meaning of each key of `tokens.Role`."""
+
+BESIDE = (
+    "Left of the tokens stands what is learned of them, with its weight, and what the teacher has of them: donated, a "
+    "query of its own, or nothing where no KD token comes later."
+)
 
 
 def run_words(config: Config) -> str:
@@ -46,10 +51,10 @@ def judged_words(preview: SourcePreview) -> str:
 
 def reading_words(preview: SourcePreview) -> str:
     """Which rows were read, and what became of them."""
-    accepted = len(preview.lengths)
-    which = "all" if preview.complete else "spread over the source; read=null reads all"
-    rejected = "".join(f", {len(rejects)} {reason}" for reason, rejects in preview.rejected.items())
-    return f"{preview.read} rows read ({which}): {accepted} accepted{rejected}, {preview.truncated} truncated"
+    which = "all there are" if preview.complete else "spread over the source; read=null reads all"
+    reasons = ", ".join(f"{len(rejects)} {reason}" for reason, rejects in preview.rejected.items())
+    rejected = f"{len(preview.rejects):,} rejected{f' ({reasons})' if reasons else ''}"
+    return f"{preview.read:,} rows read ({which}): {rejected}, {preview.truncated:,} truncated"
 
 
 def stop_words(preview: SourcePreview) -> str:
@@ -65,7 +70,8 @@ def length_words(length: Length) -> str:
 
 def cut_words(length: Length) -> str:
     """How much of a row is left out."""
-    return f"{length.whole} tokens are cut at corpus.max_length: the last {length.whole - length.tokens} are left out"
+    missing = length.whole - length.tokens
+    return f"cut at corpus.max_length: of {length.whole:,} tokens the last {missing:,} are left out"
 
 
 def weights_words(preview: SourcePreview) -> str:

@@ -1,0 +1,89 @@
+"""Tokens as text: nothing is lost, and what is invisible can be seen."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from processors import PROCESSORS, processor_of
+from tiny import picture, tiny_tokenizer
+
+from lingu_ray.config import Config
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.row import Row
+from lingu_ray.preview.roles import Judge
+from lingu_ray.preview.tokens import PART, segments, token_texts, visible
+
+tokenizer = cache(tiny_tokenizer)
+
+
+@given(st.text(st.characters(exclude_characters=f"{PART}\ufffd", exclude_categories=["Cs"]), max_size=40))
+def test_texts_of_tokens_make_up_the_text(text: str) -> None:
+    """Joined they are the decoded text, also where a character is made of several tokens."""
+    ids = tokenizer()(text)["input_ids"]
+    texts = list(token_texts(ids, tokenizer().convert_ids_to_tokens(ids), tokenizer()))
+    assert "".join(piece for piece in texts if piece != PART) == tokenizer().decode(ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text", "plain text"),
+        ("a  b", "a··b"),
+        (" ", "·"),
+        ("end \n\n next", "end·⏎\n⏎\n·next"),
+        ("a\tb", "a⇥b"),
+        ("\x1b[31mred\r", "\\x1b[31mred\\r"),
+        ("no\u200bwidth\u202e\xa0", "no\\u200bwidth\\u202e\\xa0"),
+        ("naïve 你好 🦊", "naïve 你好 🦊"),
+    ],
+)
+def test_what_is_invisible_can_be_seen(text: str, shown: str) -> None:
+    """Line breaks, tabs, easily missed spaces; no control character reaches a terminal."""
+    assert visible(text) == shown
+
+
+def judge(policy: str = "all", **source: Any) -> Judge:
+    """A judge of a text source named `words`."""
+    config = Config.model_validate(
+        {
+            "name": "x",
+            "student": {"path": "owner/vlm"},
+            "teacher": {"path": "owner/lm"},
+            "distill": {"policy": policy},
+            "corpus": {"sources": [{"name": "words", "format": "messages", "path": "x.jsonl"} | source]},
+        }
+    )
+    return Judge(config, config.corpus.sources[0], teacher_vocabulary=320)
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_segments_hold_every_token_once(family: str) -> None:
+    """Of each family's row with an image: ids in order, image tokens folded, learned ones with their weights."""
+    encoder = Encoder(processor_of(family), 512)
+    messages = [{"role": "user", "content": "<image>What  is it?"}, {"role": "assistant", "content": "A stop sign."}]
+    sample = encoder.encode(Row("words", 0, messages, [picture()], True))
+    shown = segments(sample, [], judge(ce_weight=2, kd_weight=0.5), encoder.tokenizer)
+    pieces = [piece for segment in shown for piece in segment.pieces]
+    assert [id for piece in pieces for id in [piece.id] * piece.count] == sample.input_ids_T.tolist()
+    assert sum(piece.count for piece in pieces if f"×{piece.count}" in piece.text) == int(sample.visual_T.sum()) > 0
+    learned = [segment for segment in shown if segment.role.learned]
+    assert sum(s.tokens for s in learned) == int(sample.supervised_T.sum())
+    assert {segment.role.learned for segment in learned if segment.role.key == "kd"} == {"CE × 2 + KD × 0.5"}
+    text = "".join(piece.text for segment in learned for piece in segment.pieces)
+    assert text.lstrip("·").startswith("A stop sign.") and pieces[-1].special
+
+
+def test_what_is_left_out_is_a_segment_of_its_own() -> None:
+    """After the sample's tokens stand those that were cut, and no role of theirs is asked for."""
+    encoder = Encoder(processor_of("idefics3"), 40)
+    messages = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one " * 30}]
+    sample = encoder.encode(Row("words", 0, messages, [], True))
+    left_out = tokenizer()("two ")["input_ids"]
+    *trained, last = segments(sample, left_out, judge("none"), encoder.tokenizer)
+    assert [segment.role.label for segment in trained] == ["prompt", "CE"]
+    assert last.role.label == "left out" and last.tokens == len(left_out)
+    assert last.pieces[-1].text.endswith("·")
