@@ -12,7 +12,6 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.preview.roles import Judge
 
 SPACE = "·"  # where one is easily missed
-_CONTEXT = 8  # tokens before one that are decoded with it: characters may span several
 _BROKEN = "�"
 PART = "…"  # a token that is part of a character which a later one completes
 
@@ -66,8 +65,8 @@ def segments(sample: Sample, left_out: Sequence[int], judge: Judge, tokenizer: A
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     names = tokenizer.convert_ids_to_tokens(ids)
     pieces = (
-        Piece(visible(text), id, name, id in special)
-        for id, name, text in zip(ids, names, token_texts(ids, names, tokenizer), strict=True)
+        Piece(visible(text) or name, id, name, id in special)
+        for id, name, text in zip(ids, names, token_texts(ids, tokenizer), strict=True)
     )
     marked = zip(roles, visual, pieces, strict=True)
     return [
@@ -111,18 +110,20 @@ def _folded(pieces: Iterator[tuple[bool, Piece]]) -> Iterator[Piece]:
             yield from group
 
 
-def token_texts(ids: Sequence[int], names: Sequence[str], tokenizer: Any) -> Iterator[str]:
-    """What each token adds to the decoded text; `PART` for one that leaves a character incomplete."""
-    for index, name in enumerate(names):
-        before = ids[max(0, index - _CONTEXT) : index]
-        whole = _decode(tokenizer, [*before, ids[index]])
-        known = _decode(tokenizer, before).rstrip(_BROKEN)
-        if not whole.startswith(known):
-            yield name
-        elif whole.endswith(_BROKEN):
+def token_texts(ids: Sequence[int], tokenizer: Any) -> Iterator[str]:
+    """What each token adds to the decoded text; `PART` for one that leaves a character incomplete.
+
+    A token is decoded with those before it, back to where the text before was whole: some tokenizers drop the space of
+    a first token, and decode the bytes of several characters together.
+    """
+    start = known = 0  # of the tokens decoded again; where what they add begins
+    for index in range(len(ids)):
+        text = _decode(tokenizer, ids[start : index + 1])
+        if text.endswith(_BROKEN):
             yield PART
-        else:
-            yield whole[len(known) :]
+            continue
+        yield text[len(_decode(tokenizer, ids[start:known])) :]
+        start, known = known, index + 1
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

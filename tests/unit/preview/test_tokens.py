@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processors import PROCESSORS, processor_of
 from tiny import picture, tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.encode import Encoder
@@ -20,12 +23,34 @@ from lingu_ray.preview.tokens import PART, segments, token_texts, visible
 tokenizer = cache(tiny_tokenizer)
 
 
-@given(st.text(st.characters(exclude_characters=f"{PART}\ufffd", exclude_categories=["Cs"]), max_size=40))
-def test_texts_of_tokens_make_up_the_text(text: str) -> None:
+@cache
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A tokenizer in the way of SentencePiece: `▁` for spaces, the first of which is dropped, and byte fallback."""
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abc", "▁a", "bc"]
+    vocabulary = {piece: id for id, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("b", "c")]
+    core = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@pytest.mark.parametrize("make", [tokenizer, of_bytes])
+@given(text=st.text(st.characters(exclude_characters=f"{PART}▁\ufffd", exclude_categories=["Cs"]), max_size=40))
+def test_texts_of_tokens_make_up_the_text(make: Callable[[], PreTrainedTokenizerFast], text: str) -> None:
     """Joined they are the decoded text, also where a character is made of several tokens."""
-    ids = tokenizer()(text)["input_ids"]
-    texts = list(token_texts(ids, tokenizer().convert_ids_to_tokens(ids), tokenizer()))
-    assert "".join(piece for piece in texts if piece != PART) == tokenizer().decode(ids)
+    ids = make()(text)["input_ids"]
+    texts = list(token_texts(ids, make()))
+    assert "".join(piece for piece in texts if piece != PART) == make().decode(ids)
+    assert len(texts) == len(ids)
+
+
+def test_a_character_stands_at_the_token_that_completes_it() -> None:
+    """Those before it are parts; a token whose text is dropped has none."""
+    ids = of_bytes()("abc 你a好")["input_ids"]
+    assert list(token_texts(ids, of_bytes())) == ["a", "bc", " ", PART, PART, "你", "a", PART, PART, "好"]
 
 
 @pytest.mark.parametrize(
