@@ -17,7 +17,7 @@ def say(*turns: str) -> list[dict[str, str]]:
 
 
 def chat_lines() -> list[str]:
-    """Thirty-two conversations: with two pictures, cut in its answer (3), hostile (5), and bad (2, 4, 6, 7)."""
+    """Thirty-three conversations: with two pictures, cut in its answer (3), hostile (5), and bad (2, 4, 6, 7)."""
     conversations: list[Any] = [
         {"messages": say("<image>What?", "A <b>cat</b>.", "And <image>?", "A dog."), "images": ["a.png", "b.png"]},
         {"messages": say("Hello", " ")},
@@ -26,6 +26,7 @@ def chat_lines() -> list[str]:
         {"messages": say("\x1b[31m<script>alert(1)</script>", "It is text.")},
         {"messages": say("<image>gone", "no image"), "images": ["nowhere.png"]},
         {"messages": say("x " * 200, "Too long a prompt.")},
+        {"messages": say("<image>", "Only a picture."), "images": ["a.png"]},
         *({"messages": say(f"Count to {i}.", "one " * i)} for i in range(1, 26)),
     ]
     return [line if isinstance(line, str) else json.dumps(line) for line in conversations]

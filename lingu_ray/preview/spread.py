@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -47,15 +47,18 @@ class Spread(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class SpreadSplit(FileSplit):
-    """A file split of which some records are read, spread evenly over it. It is read once."""
+    """A file split of which some records are read, spread evenly over it, once; `begin` is told the index of each."""
 
     spread: Spread[Numbered]
+    begin: Callable[[int], None]
 
     def records(self) -> Iterator[Numbered]:
         """The records kept, with their numbers."""
         for record in super().records():
             self.spread.add(record)
-        yield from self.spread.items()
+        for index, record in enumerate(self.spread.items()):
+            self.begin(index)
+            yield record
 
 
 @dataclass(frozen=True, kw_only=True)

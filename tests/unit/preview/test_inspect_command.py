@@ -54,7 +54,7 @@ def test_plain_text_has_all_that_colors_tell(my_yaml: str, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "\x1b" not in out and BORDER in out
     for line in (
-        r"chat +\S.* 4 of 32",
+        r"chat +\S.* 4 of 33",
         r"Distilled \(CE × 3 \+ KD × 0.5\): language-heavy",
         r"chat.jsonl:1 · \d+ tokens, \d+ to be predicted · 2 images \(48 × 32, 48 × 32\)",
         r"donated +│ <\|im_start\|>",

@@ -7,13 +7,19 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from previewdata import preview_config
+from previewdata import preview_config, say
+from processors import PROCESSORS, processor_of
+from tiny import picture
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import _keys, quarantine, split_tasks
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.normalize import load_encoder
 from lingu_ray.corpus.order import draw_order
+from lingu_ray.corpus.row import Row
 from lingu_ray.corpus.splits import split_source
 from lingu_ray.inspect import InspectConfig, read_sources
+from lingu_ray.preview.read import without_images
 from lingu_ray.preview.sources import SourcePreview, shares
 
 
@@ -28,10 +34,10 @@ def test_counts_and_shares_are_those_of_the_build(
     my_data: Path, tmp_path: Path, weights: tuple[int, ...] | None
 ) -> None:
     """Read, accepted, truncated, rejected by reason, and the share of the mixture, which is by size without weights."""
-    config = preview_config(my_data)
+    config = preview_config(my_data, validation_rows=10)
     if weights is not None:
         sources = [{**dict(s), "weight": w} for s, w in zip(config.corpus.sources, weights, strict=True)]
-        config = preview_config(my_data, sources=sources)
+        config = preview_config(my_data, validation_rows=10, sources=sources)
     previews = previews_of(config, read=None)
 
     sources = config.training_sources()
@@ -50,6 +56,32 @@ def test_counts_and_shares_are_those_of_the_build(
         assert of_mixture[name] == pytest.approx(order.used[name]["used"] / order.rows, abs=1.5 / order.rows)
 
 
+def test_lengths_are_those_of_the_samples(my_data: Path) -> None:
+    """Tokens and supervised ones of every row are those of its sample, though its images are not processed."""
+    config = preview_config(my_data)
+    encoder = load_encoder(str(my_data / "student"), config.corpus.max_length)
+    for source in config.corpus.sources:
+        [preview] = read_sources(config, [source], InspectConfig(read=None))
+        tasks = split_tasks(config, (source,), [split_source(source)], my_data / "student")
+        rows = [row for task in tasks for table in task.tables() for row in table.to_pylist() if not row["reason"]]
+        samples = [encoder.encode(Row(source.name, -1, row["messages"], row["images"], row["distill"])) for row in rows]
+        counted = [(length.tokens, length.supervised, length.images) for length in preview.lengths]
+        expected = [
+            (len(sample), int(sample.supervised_T.sum()), len(row["images"]))
+            for sample, row in zip(samples, rows, strict=True)
+        ]
+        assert counted == expected
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_answers_are_the_same_without_images(family: str) -> None:
+    """Of every family: the answers of a row with images have as many tokens as with words in their place."""
+    encoder = Encoder(processor_of(family), 512)
+    row = Row("x", 0, say("<image>", "A stop sign.", "And <image>?", "Two."), [picture(0), picture(1)], True)
+    counts = [encoder.encode(one).supervised_T.sum() for one in (row, without_images(row))]
+    assert counts[0] == counts[1] > 0
+
+
 def test_rejects_name_reason_and_origin(my_data: Path) -> None:
     """Each bad row is listed once, with the line that it stands in and what is wrong; nothing else is."""
     [chat] = read_sources(preview_config(my_data), [preview_config(my_data).corpus.sources[0]], InspectConfig())
@@ -57,7 +89,7 @@ def test_rejects_name_reason_and_origin(my_data: Path) -> None:
     reasons = {2: "empty_answer", 4: "bad_json", 6: "missing_image", 7: "prompt_too_long"}
     assert listed == {(f"{my_data / 'chat.jsonl'}:{line}", reason) for line, reason in reasons.items()}
     assert "nowhere.png" in chat.rejected["missing_image"][0].detail
-    assert chat.complete and chat.read == 32 and not chat.stops_the_build
+    assert chat.complete and chat.read == 33 and not chat.stops_the_build
 
 
 def test_a_part_is_spread_and_always_the_same(my_data: Path) -> None:
@@ -86,7 +118,7 @@ def test_one_row_is_found(my_data: Path) -> None:
     assert sum(segment.tokens for segment in example.segments) == example.length.whole
     rejected = previews_of(preview_config(my_data), row="chat.jsonl:6")["chat"]
     assert [reject.reason for reject in rejected.wanted] == ["missing_image"] and not rejected.examples
-    assert rejected.read == 32 and len(rejected.rejects) == 4
+    assert rejected.read == 33 and len(rejected.rejects) == 4
 
 
 def test_no_weights_are_loaded(my_data: Path) -> None:

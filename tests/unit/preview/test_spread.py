@@ -34,8 +34,9 @@ def test_splits_read_some_records_with_their_own_numbers(tmp_path: Path) -> None
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"n": n}) + "\n" for n in range(1, 101)))
     [split] = split_source(SourceConfig(name="a", format="template", path=str(path), prompt="{n}", answer="{n}"))
-    records = list(SpreadSplit(**vars(split), spread=Spread(5)).records())
-    assert len(records) == 5 and records[0][0] == 1 and records[-1][0] > 90
+    begun: list[int] = []
+    records = list(SpreadSplit(**vars(split), spread=Spread(5), begin=begun.append).records())
+    assert begun == [0, 1, 2, 3, 4] and len(records) == 5 and records[0][0] == 1 and records[-1][0] > 90
     assert all(record == {"n": number} for number, record in records)
     for end in (f"{path}:7", "a.jsonl:7", "7"):
         assert list(MatchingSplit(**vars(split), end=end).records()) == [(7, {"n": 7})]
