@@ -8,5 +8,6 @@ roles        what each token is for, in the loss and to the teacher
 tokens       tokens as readable text
 words        what is said about a run, a source, a row
 terminal     the preview in a terminal
+blocks       images in a terminal
 page         the preview as an HTML page
 """

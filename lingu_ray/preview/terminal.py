@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from statistics import mean, median
 
+from rich.columns import Columns
 from rich.console import Console
 from rich.padding import Padding
 from rich.rule import Rule
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from lingu_ray.config import Config
 from lingu_ray.config.layout import text_width
+from lingu_ray.preview.blocks import blocks
 from lingu_ray.preview.sources import Example, Reject, SourcePreview, shares
 from lingu_ray.preview.tokens import Piece, Segment
 from lingu_ray.preview.words import (
@@ -31,6 +34,7 @@ from lingu_ray.preview.words import (
 
 BORDER = "▏"  # between tokens, where shades cannot tell them apart
 HEAD, TAIL = 120, 40  # tokens of a long segment that are shown
+PICTURES = 6  # of a row
 REJECTS = 3  # of a reason
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -54,7 +58,10 @@ _MARKS = {
 def show(previews: list[SourcePreview], config: Config) -> None:
     """Print the preview to standard output, as wide as the terminal; plain text where that is none."""
     width = None if sys.stdout.isatty() else text_width()
-    render(previews, config, Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False))
+    console = Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
+    with console.capture() as printed:
+        render(previews, config, console)
+    print(re.sub(r" +$", "", printed.get(), flags=re.MULTILINE), end="")
 
 
 def render(previews: list[SourcePreview], config: Config, console: Console) -> None:
@@ -124,6 +131,8 @@ def _print_example(example: Example, console: Console) -> None:
     console.print(Text.assemble((example.origin, "bold"), " · ", " · ".join(facts)))
     if example.length.truncated:
         console.print(Text(cut_words(example.length), "bold red"))
+    if example.images and _colored(console) and console.color_system in ("truecolor", "256"):
+        console.print(Columns([blocks(image) for image in example.images[:PICTURES]], padding=(0, 2)))
     console.print(_rows(example.segments, console))
 
 
