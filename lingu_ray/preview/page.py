@@ -17,7 +17,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.images import image_size
 from lingu_ray.evaluation.thumbnail import data_uri, thumbnail
 from lingu_ray.preview import words
-from lingu_ray.preview.sources import Length, SourcePreview, shares
+from lingu_ray.preview.sources import Length, Share, SourcePreview, shares
 from lingu_ray.preview.tokens import Piece, Role
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import Panel
@@ -85,7 +85,7 @@ def tip(piece: Piece, role: Role) -> str:
     return " · ".join([*parts, *([f"teacher: {role.teacher}"] if role.teacher else [])])
 
 
-def figures(preview: SourcePreview, share: float | None) -> dict[str, str]:
+def figures(preview: SourcePreview, share: Share | None) -> dict[str, str]:
     """What the tiles of a source show, by caption."""
     judge, lengths = preview.judge, preview.lengths
     shown = {

@@ -58,6 +58,7 @@ class SourceReader:
         return SourcePreview(
             judge,
             rows.complete,
+            rows.size,
             lengths,
             rejects,
             examples=[self._example(record, judge) for record in chosen if not record["reason"]],
@@ -82,10 +83,15 @@ class SourceReader:
     def _example(self, record: Record, judge: Judge) -> Example:
         row, length = _row(record), self._length(record)
         sample = self._encode(record, row)
-        whole = self._encode(record, row, length.whole) if length.truncated else sample
-        left_out = whole.input_ids_T[len(sample) :][:LEFT_OUT].tolist()
+        left_out = self._left_out(record, row, sample, length.whole) if length.truncated else []
         shown = segments(sample, left_out, judge, self.encoder.tokenizer)
         return Example(visible(record["origin"]), length, row.images, shown)
+
+    def _left_out(self, record: Record, row: Row, sample: Sample, length: int) -> list[int]:
+        """Ids after those of a sample that is cut; none where the whole row does not begin with the sample's."""
+        ids = self._encode(record, row, length).input_ids_T.tolist()
+        trained = len(sample)
+        return ids[trained : trained + LEFT_OUT] if ids[:trained] == sample.input_ids_T.tolist() else []
 
     def _encode(self, record: Record, row: Row, max_length: int | None = None) -> Sample:
         encoder = self.encoder if max_length is None else Encoder(self.encoder.processor, max_length)
@@ -96,7 +102,10 @@ class SourceReader:
 
 
 def _row(record: Record) -> Row:
-    return Row(position=-1, **{name: record[name] for name in ROW_SCHEMA.names if name != "position"})
+    """The row; Arrow has null for keys that a message lacks."""
+    messages = [{key: value for key, value in message.items() if value is not None} for message in record["messages"]]
+    fields = {name: record[name] for name in ROW_SCHEMA.names if name in record}
+    return Row(**fields | {"messages": messages, "position": -1})
 
 
 def without_images(row: Row) -> Row:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.normalize import SplitTask
-from lingu_ray.corpus.splits import FileSplit, Numbered, evenly, image_folder, split_source
+from lingu_ray.corpus.splits import FileSplit, evenly, image_folder, split_source
 from lingu_ray.live import LiveLine
-from lingu_ray.preview.spread import MatchingSplit, Spread, SpreadSplit
+from lingu_ray.preview.spread import MatchingSplit, Numbered, Spread, SpreadSplit
 
 SPLITS = 8  # file splits of a source that a part of its rows comes from
 
@@ -33,33 +33,35 @@ class SourceRows:
         self.source, self.processor_dir, self.max_length = source, processor_dir, max_length
         self.splits = split_source(source)
         self.complete = True
+        self.size = 0.0
 
     def read(self, count: int | None) -> Iterator[Record]:
         """At most `count` of them, spread over the file splits and in each of these; None: all.
 
-        Shows a live line. `complete` says at the end whether these were all.
+        Shows a live line. At the end `complete` says whether these were all, and `size` how many rows and rejects the
+        source has: counted, or estimated from the file splits that were read.
         """
         if count is None:
             yield from self._all()
             return
-        parts = evenly(self.splits, min(SPLITS, max(count, 2)))
+        parts = evenly(self.splits, min(SPLITS, count)) if count > 1 else self.splits[:1]
         self.complete = len(parts) == len(self.splits)
         with LiveLine(f"reading {self.source.name}", count, "row", keep=False) as line:
             for index, split in enumerate(parts):
                 begun = index * count // len(parts)
-                yield from self._part(split, (index + 1) * count // len(parts) - begun, begun, line)
+                rows = yield from self._part(split, (index + 1) * count // len(parts) - begun, begun, line)
+                self.size += rows * len(self.splits) / len(parts)
 
     def _all(self) -> Iterator[Record]:
-        rows = 0
         with LiveLine(f"reading {self.source.name}", len(self.splits), "file split", keep=False) as line:
             for done, split in enumerate(self.splits):
                 for record in self._records(split):
-                    rows += 1
-                    line.show(done, f"{rows} rows")
+                    self.size += 1
+                    line.show(done, f"{self.size:.0f} rows")
                     yield record
 
-    def _part(self, split: FileSplit, count: int, begun: int, line: LiveLine) -> Iterator[Record]:
-        """`count` rows of a file split, after `begun` of others."""
+    def _part(self, split: FileSplit, count: int, begun: int, line: LiveLine) -> Generator[Record, None, float]:
+        """Yield `count` rows of a file split, after `begun` of others; return how many it has, about."""
         read: Spread[Numbered] = Spread(count)
         rows: Spread[Record] = Spread(count)
         spread = SpreadSplit(**vars(split), spread=read, begin=lambda index: line.show(begun + index))
@@ -67,6 +69,7 @@ class SourceRows:
             rows.add(record)
         self.complete = self.complete and read.complete and rows.complete
         yield from rows.items()
+        return read.seen * rows.seen / max(len(read.items()), 1)
 
     def find(self, origin: str, count: int) -> list[Record]:
         """What the first record becomes whose origin is, or ends with, `origin`; empty where there is no such record.

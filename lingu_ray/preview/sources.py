@@ -43,10 +43,15 @@ class Example:
 
 @dataclass(frozen=True)
 class SourcePreview:
-    """What was read of a source; `complete`: all of it. `wanted`: rejects to show in place of examples."""
+    """What was read of a source.
+
+    `complete`: all of it. `size`: rows and rejects that it has; about, if not all were read. `wanted`: rejects to show
+    in place of examples.
+    """
 
     judge: Judge
     complete: bool
+    size: float
     lengths: list[Length]
     rejects: list[Reject]
     examples: list[Example]
@@ -61,6 +66,11 @@ class SourcePreview:
     def read(self) -> int:
         """Rows read, rejects included."""
         return len(self.lengths) + len(self.rejects)
+
+    @property
+    def training_rows(self) -> float:
+        """Accepted rows that are not held out; about, if not all were read."""
+        return self.size * len(self.lengths) / max(self.read, 1) - self.judge.config.corpus.validation_rows
 
     @property
     def truncated(self) -> int:
@@ -79,16 +89,27 @@ class SourcePreview:
         return len(self.rejects) > self.judge.config.corpus.max_reject_rate * self.read
 
 
-def shares(previews: list[SourcePreview], config: Config) -> dict[str, float | None]:
-    """Each source's share of the mixture; None where that depends on rows which were not read.
+@dataclass(frozen=True)
+class Share:
+    """A source's part of the mixture; `exact`: not estimated from a part of the rows."""
+
+    part: float
+    exact: bool
+
+
+def shares(previews: list[SourcePreview], config: Config) -> dict[str, Share | None]:
+    """Each source's share of the mixture; None where that depends on sources which were not read.
 
     Without weights sources share by their training rows.
     """
     training = config.training_sources()
-    sizes = {source.name: source.weight for source in training}
-    if None in sizes.values():
-        counted = {p.settings.name: len(p.lengths) - config.corpus.validation_rows for p in previews if p.complete}
-        sizes = {source.name: counted.get(source.name) for source in training}
-    known = {name: size for name, size in sizes.items() if size is not None and size > 0}
-    total = sum(known.values()) if len(known) == len(training) else None
-    return {p.settings.name: total and known.get(p.settings.name, 0.0) / total for p in previews}
+    sizes: dict[str, float] = {source.name: source.weight for source in training if source.weight is not None}
+    exact = bool(sizes)
+    if not exact:
+        sizes = {p.settings.name: p.training_rows for p in previews if p.settings in training and p.training_rows > 0}
+        exact = all(preview.complete for preview in previews)
+    names = [preview.settings.name for preview in previews]
+    if len(sizes) < len(training):
+        return dict.fromkeys(names)
+    total = sum(sizes.values())
+    return {name: Share(sizes.get(name, 0.0) / total, exact) for name in names}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from lingu_ray.corpus.splits import FileSplit, Numbered
+from lingu_ray.corpus.splits import FileSplit
 
 T = TypeVar("T")
+Numbered = tuple[int, Any]
+"""A record and its number in the file, as file splits yield them."""
 
 
 class Spread(Generic[T]):

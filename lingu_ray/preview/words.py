@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.images import image_size
-from lingu_ray.preview.sources import Length, SourcePreview
+from lingu_ray.preview.sources import Length, Share, SourcePreview
 
 LEGEND = {
     "context": ("prompt", "the student reads it; nothing is learned, and the teacher has no part in it"),
@@ -86,8 +86,10 @@ def image_words(images: list[bytes]) -> str:
     return f"{len(images)} image{'s' if len(images) > 1 else ''} ({sizes})"
 
 
-def share_words(share: float | None) -> str:
+def share_words(share: Share | None) -> str:
     """The source's share of the mixture."""
     if share is None:
         return "by size"
-    return f"{share:.1%}" if share else "not trained"
+    if not share.part:
+        return "not trained"
+    return f"{share.part:.1%}" if share.exact else f"about {share.part:.0%}"

@@ -53,7 +53,9 @@ def test_counts_and_shares_are_those_of_the_build(
             "truncated": preview.truncated,
             "rejected": {reason: len(rejects) for reason, rejects in preview.rejected.items()},
         }
-        assert of_mixture[name] == pytest.approx(order.used[name]["used"] / order.rows, abs=1.5 / order.rows)
+        share = of_mixture[name]
+        assert share is not None and share.exact
+        assert share.part == pytest.approx(order.used[name]["used"] / order.rows, abs=1.5 / order.rows)
 
 
 def test_lengths_are_those_of_the_samples(my_data: Path) -> None:
@@ -105,7 +107,19 @@ def test_a_part_is_spread_and_always_the_same(my_data: Path) -> None:
     assert {n: (p.lengths, p.rejects, p.examples) for n, p in again.items()} == {
         n: (p.lengths, p.rejects, p.examples) for n, p in previews.items()
     }
-    assert shares(list(previews.values()), config) == dict.fromkeys(previews)
+
+
+def test_shares_are_estimated_from_a_part(my_data: Path, tmp_path: Path) -> None:
+    """Without weights: from the rows that file splits have; not at all where a source was not read."""
+    config = preview_config(my_data)
+    whole, part = (previews_of(config, read=count) for count in (None, 10))
+    exact, about = (shares(list(previews.values()), config) for previews in (whole, part))
+    for name, preview in part.items():
+        assert preview.size == whole[name].size == whole[name].read
+        found, wanted = about[name], exact[name]
+        assert found is not None and wanted is not None and wanted.exact and not found.exact
+        assert found.part == pytest.approx(wanted.part, abs=0.1)
+    assert shares([whole["chat"]], config) == {"chat": None}
 
 
 def test_one_row_is_found(my_data: Path) -> None:
