@@ -74,14 +74,14 @@ class SourceReader:
 
     def _length(self, record: Record) -> Length:
         """Lengths of a row; its images count by their size, and are not processed where nothing is cut."""
-        row, cut = _row(record), record["truncated"]
+        row, cut = row_of(record), record["truncated"]
         whole = self.encoder.length(row)
         sample = self._encode(record, row if cut else without_images(row))
         tokens = len(sample) if cut else whole
         return Length(whole, tokens, int(sample.supervised_T.sum()), len(row.images), truncated=cut)
 
     def _example(self, record: Record, judge: Judge) -> Example:
-        row, length = _row(record), self._length(record)
+        row, length = row_of(record), self._length(record)
         sample = self._encode(record, row)
         left_out = self._left_out(record, row, sample, length.whole) if length.truncated else []
         shown = segments(sample, left_out, judge, self.encoder.tokenizer)
@@ -101,7 +101,7 @@ class SourceReader:
             raise UserError(f"source {row.source}: {record['origin']} cannot be encoded: {error}") from error
 
 
-def _row(record: Record) -> Row:
+def row_of(record: Record) -> Row:
     """The row; Arrow has null for keys that a message lacks."""
     messages = [{key: value for key, value in message.items() if value is not None} for message in record["messages"]]
     fields = {name: record[name] for name in ROW_SCHEMA.names if name in record}

@@ -42,6 +42,11 @@ class Judge:
     teacher_vocabulary: int
 
     @property
+    def trained(self) -> bool:
+        """Whether the policy trains on the source at all."""
+        return self.source in self.config.training_sources()
+
+    @property
     def distilled(self) -> bool:
         """Whether the policy applies KD to the source."""
         return self.config.distills(self.source)
@@ -57,7 +62,7 @@ class Judge:
         return self.source.kd_weight
 
     def roles(self, sample: Sample) -> Roles:
-        """The roles of the sample's tokens."""
+        """The roles of the sample's tokens; none where the source is not trained."""
         batch = collate([sample], pad_id=0)
         predicts_T = predicting(batch.supervised_BT, batch.sample_BT)[0]
         plan = plan_donation(
@@ -71,6 +76,8 @@ class Judge:
             self.config.teacher.scope,
         )
         ce_T, kd_T, donated_T, query_T = (torch.zeros_like(predicts_T) for _ in range(4))
+        if not self.trained:
+            return Roles(ce_T, kd_T, donated_T, query_T)
         target_N = predicts_T.nonzero().squeeze(1) + 1
         ce_T[target_N] = True
         if plan is not None:

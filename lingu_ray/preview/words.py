@@ -39,7 +39,7 @@ def judged_words(preview: SourcePreview) -> str:
     """What the source's answers are trained with."""
     judge = preview.judge
     mark = "language-heavy" if judge.source.language_heavy else "not language-heavy"
-    if judge.source not in judge.config.training_sources():
+    if not judge.trained:
         return f"Not trained: {mark}, and distill.policy={judge.config.distill.policy}"
     ce = f"CE × {judge.ce_weight:g}"
     if not judge.distilled:

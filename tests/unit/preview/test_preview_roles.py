@@ -89,7 +89,11 @@ def test_roles_are_those_of_the_training_batch(
     tree["corpus"]["sources"][0] |= {"ce_weight": 3.0, "kd_weight": 0.1}
     config = Config.model_validate(tree)
     micro_batches = MicroBatches(config, pair[0], None if policy == "none" else pair[1], torch.device("cpu"))
-    rows = samples(data)
+    judges = {s.name: Judge(config, s, teacher_vocabulary(config.teacher)) for s in config.corpus.sources}
+    left_out = [row for row in samples(data) if not judges[row.source].trained]
+    assert bool(left_out) == (policy == "language_only")
+    assert not any(mask_T.any() for row in left_out for mask_T in vars(judges[row.source].roles(row)).values())
+    rows = [row for row in samples(data) if judges[row.source].trained]
     batches = micro_batches.make(rows, pad_id=2)
     assert any(int(batch.sample_BT.max()) > 0 for batch in batches)
     plans = [micro_batches.plan(batch) for batch in batches]
@@ -97,7 +101,6 @@ def test_roles_are_those_of_the_training_batch(
     for batch, plan in zip(batches, plans, strict=True):
         trained |= roles_in(batch, plan)
 
-    judges = {s.name: Judge(config, s, teacher_vocabulary(config.teacher)) for s in config.corpus.sources}
     shown = {row.position: judges[row.source].roles(row) for row in rows}
     for position, roles in shown.items():
         for name, mask_T in vars(roles).items():
