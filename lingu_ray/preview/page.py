@@ -51,9 +51,9 @@ def write_page(previews: list[SourcePreview], config: Config, path: Path) -> Non
 def headline(previews: list[SourcePreview]) -> str:
     """The preview in one sentence."""
     distilled = sum(preview.judge.distilled for preview in previews)
-    read, rejected, cut = (
-        sum(map(len_of, previews)) for len_of in (lambda p: p.read, lambda p: len(p.rejects), lambda p: p.truncated)
-    )
+    read = sum(preview.read for preview in previews)
+    rejected = sum(len(preview.rejects) for preview in previews)
+    cut = sum(preview.truncated for preview in previews)
     sources = "1 source" if len(previews) == 1 else f"{len(previews)} sources"
     return f"{sources}, {distilled} distilled: of {read:,} rows read {rejected:,} are rejected and {cut:,} truncated"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from lingu_ray.config import Config, SourceConfig
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.normalize import load_encoder
@@ -15,8 +17,6 @@ from lingu_ray.preview.rows import Record, SourceRows
 from lingu_ray.preview.sources import Example, Length, Reject, SourcePreview
 from lingu_ray.preview.spread import Spread
 from lingu_ray.preview.tokens import segments, visible
-
-LEFT_OUT = 300  # tokens beyond `max_length` that are shown
 
 
 class SourceReader:
@@ -83,15 +83,11 @@ class SourceReader:
     def _example(self, record: Record, judge: Judge) -> Example:
         row, length = row_of(record), self._length(record)
         sample = self._encode(record, row)
-        left_out = self._left_out(record, row, sample, length.whole) if length.truncated else []
-        shown = segments(sample, left_out, judge, self.encoder.tokenizer)
+        whole = self._encode(record, row, length.whole) if length.truncated else sample
+        if not torch.equal(whole.input_ids_T[: len(sample)], sample.input_ids_T):
+            whole = sample  # what is left out cannot be told by position
+        shown = segments(sample, whole, judge, self.encoder.tokenizer)
         return Example(visible(record["origin"]), length, row.images, shown)
-
-    def _left_out(self, record: Record, row: Row, sample: Sample, length: int) -> list[int]:
-        """Ids after those of a sample that is cut; none where the whole row does not begin with the sample's."""
-        ids = self._encode(record, row, length).input_ids_T.tolist()
-        trained = len(sample)
-        return ids[trained : trained + LEFT_OUT] if ids[:trained] == sample.input_ids_T.tolist() else []
 
     def _encode(self, record: Record, row: Row, max_length: int | None = None) -> Sample:
         encoder = self.encoder if max_length is None else Encoder(self.encoder.processor, max_length)

@@ -13,7 +13,7 @@ from lingu_ray.preview.tokens import Segment
 
 @dataclass(frozen=True)
 class Length:
-    """Of an accepted row: tokens of the whole row, of its sample, supervised ones in it, and images."""
+    """Of an accepted row: tokens of the whole row, of its sample, supervised ones in it; images; whether it is cut."""
 
     whole: int
     tokens: int

@@ -18,7 +18,7 @@ from rich.text import Text
 from lingu_ray.config import Config
 from lingu_ray.config.layout import text_width
 from lingu_ray.preview.blocks import blocks
-from lingu_ray.preview.sources import Example, Reject, SourcePreview, shares
+from lingu_ray.preview.sources import Example, SourcePreview, shares
 from lingu_ray.preview.tokens import Piece, Segment
 from lingu_ray.preview.words import (
     BESIDE,
@@ -74,7 +74,8 @@ def render(previews: list[SourcePreview], config: Config, console: Console) -> N
         console.print(Rule(Text(preview.settings.name, "bold"), align="left", style="dim"))
         console.print(Text(about_source(preview)))
         for reject in preview.wanted:
-            console.print(Text.assemble("\n", (reject.origin, "bold"), " is rejected: ", _because(reject)))
+            why = f"{reject.reason}, {reject.detail}"
+            console.print(Text.assemble("\n", (reject.origin, "bold"), " is rejected: ", why))
         for example in preview.examples:
             console.print()
             _print_example(example, console)
@@ -199,7 +200,3 @@ def _print_rejects(preview: SourcePreview, console: Console) -> None:
             console.print(Padding(Text.assemble((reject.origin, "bold"), " ", reject.detail), (0, 0, 0, 2)))
         if len(rejects) > REJECTS:
             console.print(Text(f"  … {len(rejects) - REJECTS} more", "dim"))
-
-
-def _because(reject: Reject) -> str:
-    return f"{reject.reason}, {reject.detail}"

@@ -31,6 +31,7 @@ class Role:
 
 
 LEFT_OUT = Role("cut", "left out")
+LEFT_OUT_TOKENS = 300  # that are shown
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Segment:
         return sum(piece.count for piece in self.pieces)
 
 
-def segments(sample: Sample, left_out: Sequence[int], judge: Judge, tokenizer: Any) -> list[Segment]:
-    """The sample's tokens by role; after them those that `max_length` leaves out."""
-    ids = [*sample.input_ids_T.tolist(), *left_out]
-    visual = [*sample.visual_T.tolist(), *(False for _ in left_out)]
-    roles = [*_roles(sample, judge), *(LEFT_OUT for _ in left_out)]
+def segments(sample: Sample, whole: Sample, judge: Judge, tokenizer: Any) -> list[Segment]:
+    """The sample's tokens by role; after them the first of those that `whole` has beyond, which are left out."""
+    end = len(sample) + LEFT_OUT_TOKENS
+    ids, visual = whole.input_ids_T[:end].tolist(), whole.visual_T[:end].tolist()
+    roles = [*_roles(sample, judge), *(LEFT_OUT for _ in ids[len(sample) :])]
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     names = tokenizer.convert_ids_to_tokens(ids)
     pieces = (

@@ -90,7 +90,7 @@ def test_the_page_stands_alone(my_yaml: str, tmp_path: Path) -> None:
 
 
 def test_colors_only_where_they_are_wanted(my_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal gets colors in two shades and no marks between tokens; with NO_COLOR it gets the marks."""
+    """A terminal gets pictures, and colors in two shades without marks between tokens; with NO_COLOR the marks."""
     config, names, settings = read_arguments([my_yaml, "chat", "rows=1"])
     previews = read_sources(config, named_sources(config, names), settings)
 
@@ -99,9 +99,9 @@ def test_colors_only_where_they_are_wanted(my_yaml: str, monkeypatch: pytest.Mon
         render(previews, config, Console(file=terminal, force_terminal=True, color_system="truecolor", width=width))
         return terminal.getvalue()
 
-    assert BORDER not in shown(100) and "\x1b[1;4;38;2;" in shown(100)
+    assert BORDER not in shown(100) and "\x1b[1;4;38;2;" in shown(100) and "▀" in shown(100)
     monkeypatch.setenv("NO_COLOR", "1")
-    assert BORDER in shown(100) and "38;2" not in shown(100)
+    assert BORDER in shown(100) and "38;2" not in shown(100) and "▀" not in shown(100)
     for width in (60, 100):
         plain = re.sub(r"\x1b\[[\d;]*m", "", shown(width))
         assert max(map(len, plain.splitlines())) <= width

@@ -91,7 +91,7 @@ def test_segments_hold_every_token_once(family: str) -> None:
     encoder = Encoder(processor_of(family), 512)
     messages = [{"role": "user", "content": "<image>What  is it?"}, {"role": "assistant", "content": "A stop sign."}]
     sample = encoder.encode(Row("words", 0, messages, [picture()], True))
-    shown = segments(sample, [], judge(ce_weight=2, kd_weight=0.5), encoder.tokenizer)
+    shown = segments(sample, sample, judge(ce_weight=2, kd_weight=0.5), encoder.tokenizer)
     pieces = [piece for segment in shown for piece in segment.pieces]
     assert [id for piece in pieces for id in [piece.id] * piece.count] == sample.input_ids_T.tolist()
     assert sum(piece.count for piece in pieces if f"×{piece.count}" in piece.text) == int(sample.visual_T.sum()) > 0
@@ -103,12 +103,14 @@ def test_segments_hold_every_token_once(family: str) -> None:
 
 
 def test_what_is_left_out_is_a_segment_of_its_own() -> None:
-    """After the sample's tokens stand those that were cut, and no role of theirs is asked for."""
-    encoder = Encoder(processor_of("idefics3"), 40)
-    messages = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "one " * 30}]
-    sample = encoder.encode(Row("words", 0, messages, [], True))
-    left_out = tokenizer()("two ")["input_ids"]
-    *trained, last = segments(sample, left_out, judge("none"), encoder.tokenizer)
+    """After the sample's tokens stand those that were cut, whatever they are for in the whole row."""
+    turns = ("Count.", "one " * 30, "<image>And this?", "two ")
+    messages = [{"role": "assistant" if i % 2 else "user", "content": turn} for i, turn in enumerate(turns)]
+    row = Row("words", 0, messages, [picture()], True)
+    sample, whole = (Encoder(processor_of("idefics3"), length).encode(row) for length in (40, 512))
+    *trained, last = segments(sample, whole, judge("none"), tokenizer())
     assert [segment.role.label for segment in trained] == ["prompt", "CE"]
-    assert last.role.label == "left out" and last.tokens == len(left_out)
-    assert last.pieces[-1].text.endswith("·")
+    assert sum(segment.tokens for segment in trained) == 40
+    assert last.role.label == "left out" and last.tokens == len(whole) - 40
+    visual = int(whole.visual_T.sum())
+    assert sum(piece.count for piece in last.pieces if piece.text == f"<image>×{piece.count}") == visual > 0
