@@ -13,6 +13,7 @@ from lingu_ray.errors import UserError, run_command
 START = {
     "lingu-ray train": "the embedded demo, offline: build a small pair, distill it, report what came back",
     "lingu-ray train my.yaml": "your models and data (lingu-ray train smollm2-135m --print-config > my.yaml)",
+    "lingu-ray inspect my.yaml": "look at your data as they will be trained, before you train",
     "lingu-ray chat runs/demo/export": "talk to what was trained",
 }
 

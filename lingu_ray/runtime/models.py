@@ -179,17 +179,30 @@ def load_processor(settings: StudentConfig) -> ProcessorMixin:
     return processor
 
 
-def prepare_student(config: Config, folder: Path) -> None:
-    """Write the starting point of a run: a new VLM's weights and processor, or the processor of an existing one."""
+def make_processor(config: Config) -> ProcessorMixin:
+    """The student's processor: that of an existing VLM, or a new one made of the teacher's tokenizer.
+
+    Loads no weights. Raises UserError where there is none.
+    """
     settings = config.student.from_teacher
     if settings is None:
-        load_processor(config.student).save_pretrained(folder)
-        return
-    vision = vision_tower(settings)
-    processor = build_processor(load_teacher_tokenizer(config.teacher), vision, settings.pixel_shuffle)
+        return load_processor(config.student)
+    return build_processor(load_teacher_tokenizer(config.teacher), vision_tower(settings), settings.pixel_shuffle)
+
+
+def teacher_vocabulary(settings: TeacherConfig) -> int:
+    """How many ids the teacher has, by its configuration; UserError when that cannot be loaded."""
+    return load_config(settings.path, settings.revision, False, "teacher.path").vocab_size
+
+
+def prepare_student(config: Config, folder: Path) -> None:
+    """Write the starting point of a run: a new VLM's weights and processor, or the processor of an existing one."""
+    processor = make_processor(config)
     processor.save_pretrained(folder)
-    teacher = _load_lm(config.teacher, torch.float32)
-    build_student(teacher, processor, vision, settings.pixel_shuffle, config.seed).save_pretrained(folder)
+    settings = config.student.from_teacher
+    if settings is not None:
+        teacher, vision = _load_lm(config.teacher, torch.float32), vision_tower(settings)
+        build_student(teacher, processor, vision, settings.pixel_shuffle, config.seed).save_pretrained(folder)
 
 
 def vision_tower(settings: VisionConfig) -> Idefics3VisionConfig:

@@ -16,6 +16,8 @@ from lingu_ray.chat import read_arguments as read_chat
 from lingu_ray.config.command_line import load_config
 from lingu_ray.config.strict_yaml import load
 from lingu_ray.evaluate import read_arguments
+from lingu_ray.inspect import named_sources
+from lingu_ray.inspect import read_arguments as read_inspect
 from tuning.space import Space, check, configure
 from tuning.sweep import load as load_sweep
 
@@ -71,6 +73,9 @@ def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pyte
         monkeypatch.chdir(Path(my_yaml).parent)
         Path("tasks.yaml").write_text("tasks: [arc_easy]", encoding="utf-8")
         assert read_arguments(words[3:])[1].tasks
+    elif module == "lingu_ray.inspect":
+        config, names, _ = read_inspect([my_yaml if word == "my.yaml" else word for word in words[3:]])
+        assert named_sources(config, names)
     elif module == "lmms_eval":
         pytest.skip("lmms-eval has an environment of its own")
     else:

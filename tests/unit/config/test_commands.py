@@ -65,7 +65,7 @@ def test_every_program_is_run_in_one_way():
         (["convert_gguf"], "did you mean convert-gguf?"),
         (["smollm2-135m"], "did you mean lingu-ray train smollm2-135m?"),
         (["my.yaml"], "did you mean lingu-ray train my.yaml?"),
-        (["xyzzy"], "there are train, evaluate"),
+        (["xyzzy"], "there are train, inspect"),
         (["--print-config"], "it goes after a command"),
     ],
 )

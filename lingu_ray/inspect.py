@@ -1,0 +1,154 @@
+"""Look at data before training: rows of each source as a run will train on them, token by token.
+
+Takes what training takes, a recipe or a settings file with its settings, and trains nothing: of the models it loads
+the student's processor and the teacher's configuration, no weights. Shown are
+
+  counts    rows read, rejected (with reason, file and line) and truncated; lengths; each source's share of the mixture
+  rows      token by token: what is learned from it (CE, KD, and with which weight), and what the teacher has of it
+            (keys and values that the student donates, or a query that it computes itself)
+
+in the terminal, and on a page for the browser, where each token tells its id. Name sources to see these alone.
+
+examples:
+  python -m lingu_ray.inspect my.yaml                           three rows of each source
+  python -m lingu_ray.inspect my.yaml chat rows=10              ten rows of source chat
+  python -m lingu_ray.inspect my.yaml chat row=chat.jsonl:17    the row at line 17, or why there is none
+  python -m lingu_ray.inspect my.yaml read=null                 counts of all rows, not of a part
+  python -m lingu_ray.inspect my.yaml corpus.max_length=512 teacher.scope=visual
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from lingu_ray.config import Config, Section, SourceConfig
+from lingu_ray.config.command_line import read_recipe, read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.paths import LocalPath
+from lingu_ray.shell import shell_word
+
+if TYPE_CHECKING:
+    from lingu_ray.preview.sources import SourcePreview
+
+
+class InspectConfig(Section):
+    """Settings of the command; all others are those of the run."""
+
+    rows: int = Field(3, ge=0, description="rows of each source that are shown, spread over it")
+    row: Annotated[str, BeforeValidator(str)] | None = Field(
+        None, description="show one row instead, by its file and line or record (`chat.jsonl:17`); null: off"
+    )
+    read: PositiveInt | None = Field(
+        200, description="rows of each source that are read for the counts, spread over it; null: all"
+    )
+    out: LocalPath | None = Field(None, description="the page; null: <output_dir>/inspect/<name>.html")
+
+
+USAGE = "python -m lingu_ray.inspect [RECIPE | file.yaml] [SOURCE ...] [key=value ...]"
+HELP = Help(USAGE, __doc__, InspectConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command; raises UserError for a mistake of the user."""
+    config, names, settings = read_arguments(arguments)
+
+    from lingu_ray.preview.page import write_page
+    from lingu_ray.preview.terminal import show
+
+    config = with_demo(config)
+    previews = read_sources(config, named_sources(config, names), settings)
+    show(previews, config)
+    page = settings.out or config.output_dir / "inspect" / f"{config.name}.html"
+    write_page(previews, config, page)
+    print(f"page     {shell_word(page)}")
+
+
+def read_arguments(arguments: list[str]) -> tuple[Config, list[str], InspectConfig]:
+    """The run, the sources that are named, and the command's own settings.
+
+    Raises:
+        UserError: for whatever is wrong in them.
+    """
+    names, given, _ = split_arguments(arguments, HELP)
+    recipe, *sources = names or ["demo"]
+    own = [argument for argument in given if _is_own(argument.partition("=")[0])]
+    run = read_recipe(recipe)
+    for argument in given:
+        if argument not in own:
+            run.override(argument)
+    return run.validate(), sources, read_settings(own, InspectConfig)
+
+
+def _is_own(key: str) -> bool:
+    """Whether a setting is one of the command's, or is misspelled and comes nearer to these than to the run's."""
+    near = difflib.get_close_matches(key, [*InspectConfig.model_fields, *Config.model_fields], n=1)
+    return bool(near) and near[0] in InspectConfig.model_fields and "." not in key
+
+
+def with_demo(config: Config) -> Config:
+    """The settings with the demo's models and data, where they are of the demo; raises UserError before these exist."""
+    if config.demo is None:
+        return config
+    from lingu_ray.demo.prepare import filled, root_of
+
+    config = filled(config)
+    if not Path(str(config.student.path)).exists():
+        raise UserError(
+            f"the demo's models and data are not in {root_of(config).parent} yet: python -m lingu_ray.train makes "
+            f"them. For data of your own name the settings file\nusage: {USAGE}"
+        )
+    return config
+
+
+def named_sources(config: Config, names: list[str]) -> list[SourceConfig]:
+    """The sources of these names; without names all that the policy trains on.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    known = {source.name: source for source in config.corpus.sources}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"no source {name!r} in corpus.sources; {meant}")
+    return [known[name] for name in names] or list(config.training_sources())
+
+
+def read_sources(config: Config, sources: list[SourceConfig], settings: InspectConfig) -> list[SourcePreview]:
+    """Read the sources; loads the student's processor and, where a source is distilled, the teacher's configuration.
+
+    Raises:
+        UserError: these cannot be loaded, data are not found or cannot be read, or no source has the row wanted.
+    """
+    from transformers.utils import logging
+
+    from lingu_ray.corpus.splits import split_source
+    from lingu_ray.preview.read import SourceReader
+    from lingu_ray.runtime.models import make_processor, teacher_vocabulary
+
+    logging.set_verbosity_error()
+    distilled = any(config.distills(source) for source in sources)
+    with TemporaryDirectory() as folder:
+        make_processor(config).save_pretrained(folder)
+        vocabulary = teacher_vocabulary(config.teacher) if distilled else 0
+        reader = SourceReader(config, folder, vocabulary, settings.read, settings.rows)
+        if settings.row is None:
+            return [reader.read(source) for source in sources]
+        found = {source.name: reader.find(source, settings.row) for source in sources}
+        if not any(found.values()):
+            example, names = split_source(sources[0])[0].origin(1), ", ".join(found)
+            raise UserError(
+                f"row={settings.row}: no such record in {names}; name its file and line or number, as {example}"
+            )
+        return [reader.read(source, found[source.name]) for source in sources if found[source.name]]
+
+
+if __name__ == "__main__":
+    run_command(main)
