@@ -33,7 +33,7 @@ from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.mix import IntArray
-from lingu_ray.corpus.normalize import SplitTask
+from lingu_ray.corpus.normalize import SplitTask, load_encoder
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.splits import check_source, image_folder, split_source
@@ -73,8 +73,10 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
         processor_dir: folder of the student's saved processor.
 
     Raises:
-        UserError: data that is not found, has no records, or cannot be read.
+        UserError: data that is not found, has no records, or cannot be read; a chat template that no row could be
+            trained with.
     """
+    load_encoder(str(processor_dir.absolute()), config.corpus.max_length)
     sources = config.training_sources()
     splits = [split_source(source) for source in sources]
     for source, of_source in zip(sources, splits, strict=True):

@@ -125,7 +125,13 @@ def _storable(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def load_encoder(processor_dir: str, max_length: int) -> Encoder:
-    """The encoder of a saved processor, loaded once per process."""
+    """The encoder of a saved processor, loaded and checked once per process.
+
+    Raises:
+        UserError: its chat template is one that no row could be trained with.
+    """
     from transformers import AutoProcessor  # slow to import: only where it is used
 
-    return Encoder(AutoProcessor.from_pretrained(processor_dir), max_length)
+    encoder = Encoder(AutoProcessor.from_pretrained(processor_dir), max_length)
+    encoder.check_template()
+    return encoder
