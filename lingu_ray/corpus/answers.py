@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
 from lingu_ray.corpus.row import Messages, is_target
@@ -55,15 +56,17 @@ def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iter
     stop = len(rendering) - len(tail)
     start = _end_of_prompt(rendering, prompt, len(head))
     if start is None:
+        same = next(place for place, pair in enumerate(zip_longest(prompt, rendering)) if pair[0] != pair[1])
         raise CannotEncode(
-            "the generation prompt is not what stands before an answer in a conversation: "
-            f"{prompt[-40:]!r} and {head[-40:]!r}"
+            f"the generation prompt is not what stands before an answer: after {prompt[:same][-20:]!r} it has "
+            f"{prompt[same : same + 40]!r}, and the conversation {rendering[same : same + 40]!r}"
         )
-    found = _squeezed(message["content"]) in _squeezed(rendering[start:stop])
-    if _STAND_IN in tail or not rendering.endswith(tail) or not found:
+    # the prompt may hold its beginning already, as `<think>`
+    ends_with_it = _squeezed(rendering[:stop]).endswith(_squeezed(message["content"]))
+    if pattern.count(_STAND_IN) != 1 or not rendering.endswith(tail) or start > stop or not ends_with_it:
         raise CannotEncode(
             f"the chat template changes the text of an answer: {message['content'][:80]!r} became "
-            f"{rendering[start : start + 80]!r}"
+            f"{rendering[start:stop][:80]!r}"
         )
     end = _first(special_tokens, tail)
     if end:

@@ -171,7 +171,8 @@ def test_an_open_block_of_thoughts_is_closed_by_the_answer():
     template = template.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     encoder = Encoder(processor_with(tokenizer_of("byte_level"), template), 512)
     encoder.check_template()
-    assert said(encoder, encoder.encode(row("what?", "a cat"))) == ["</think>a cat<|im_end|>"]
+    for answer, expected in (("a cat", "</think>a cat"), ("<think>why</think>a cat", "why</think>a cat")):
+        assert said(encoder, encoder.encode(row("what?", answer))) == [f"{expected}<|im_end|>"]
 
 
 def test_eos_closes_answers_that_the_template_leaves_open():
