@@ -24,6 +24,8 @@ class Command:
     """A command in a session of its own. Leaving its `with` block kills it and every process that it started.
 
     `env` is added to the environment; `stdin`: a file descriptor; `stdout`: a file for standard output alone.
+    `warm`: a fork of the server of the fixture `warm_workers`, as are the workers of the Ray that it starts; `argv` is
+    then a module and its words.
     """
 
     def __init__(
@@ -33,19 +35,20 @@ class Command:
         env: Mapping[str, str] | None = None,
         stdin: int = subprocess.DEVNULL,
         stdout: Path | None = None,
+        warm: bool = False,
     ):
         self.log = tempfile.NamedTemporaryFile(prefix="command-")  # noqa: SIM115 (closed on leaving the `with` block)
         self.forks = tempfile.NamedTemporaryFile(prefix="forks-")  # noqa: SIM115
+        environment = {**os.environ, **(env or {}), warm_workers.FORKS: self.forks.name}
+        self.process: subprocess.Popen | warm_workers.Fork
         with open(stdout or os.devnull, "wb") as apart:
-            self.process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env={**os.environ, **(env or {}), warm_workers.FORKS: self.forks.name},
-                stdin=stdin,
-                stdout=apart if stdout else self.log,
-                stderr=self.log,
-                start_new_session=True,
-            )
+            out, errors = (apart if stdout else self.log).fileno(), self.log.fileno()
+            if warm:
+                self.process = warm_workers.Fork(argv, cwd, environment, out, errors)
+            else:
+                self.process = subprocess.Popen(
+                    argv, cwd=cwd, env=environment, stdin=stdin, stdout=out, stderr=errors, start_new_session=True
+                )
 
     @property
     def printed(self) -> str:
@@ -106,14 +109,19 @@ def start(module: str, *words: object, cwd: Path | None = None, env: Mapping[str
     return Command([sys.executable, "-m", module, *map(str, words)], cwd, env)
 
 
-def start_warm(module: str, *words: object) -> Command:
-    """The same, and the Ray that it starts takes its workers from the server of the fixture `warm_workers`."""
-    return Command([sys.executable, warm_workers.__file__, "--module", module, *map(str, words)])
+def start_warm(module: str, *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Command:
+    """The same in a fork of the server of the fixture `warm_workers`, as are the workers of the Ray that it starts."""
+    return Command([module, *map(str, words)], cwd, env, warm=True)
 
 
 def run(
-    module: str, *words: object, cwd: Path | None = None, env: Mapping[str, str] | None = None, code: int = 0
+    module: str,
+    *words: object,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    code: int = 0,
+    warm: bool = False,
 ) -> str:
     """Run `python -m module word …` to its end; returns what it printed. Fails where it ends with another exit code."""
-    with start(module, *words, cwd=cwd, env=env) as command:
+    with (start_warm if warm else start)(module, *words, cwd=cwd, env=env) as command:
         return command.finish(code)

@@ -7,6 +7,7 @@ the teacher's weights, its embedding enlarged for the image and turn tokens. Eve
 from __future__ import annotations
 
 import io
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -38,8 +39,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `VOCABULARY` tokens trained on Python's own help pages, with the tokens of `ADDED` on top."""
+@cache
+def _trained_bpe() -> str:
+    """Byte-level BPE of `VOCABULARY` tokens trained on Python's own help pages, as JSON: training takes a moment."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -50,8 +52,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     core.train_from_iterator((topics[name] for name in sorted(topics)[:20]), trainer)
+    return core.to_str()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The BPE with the tokens of `ADDED` on top and SmolVLM's chat template."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|endoftext|>", pad_token="<|im_end|>"
+        tokenizer_object=Tokenizer.from_str(_trained_bpe()),
+        bos_token="<|im_start|>",
+        eos_token="<|endoftext|>",
+        pad_token="<|im_end|>",
     )
     tokenizer.add_special_tokens({"additional_special_tokens": ADDED})
     tokenizer.chat_template = CHAT_TEMPLATE

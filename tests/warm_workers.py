@@ -1,22 +1,25 @@
-"""Ray's worker processes as forks of one that has imported torch and Transformers: seconds of processor time for each.
+"""Commands and Ray's workers as forks of a process that has imported torch and Transformers: each saves seconds.
 
 Ray starts a worker by `python setup_worker.py default_worker.py …`. Within `installed()` this file takes the place of
-`setup_worker.py`: it hands arguments and environment to a server, whose fork becomes the worker. The server imports
-libraries and does nothing else. Ray is imported by each worker itself, because Ray reads its environment on import.
+`setup_worker.py`: it hands arguments and environment to a server, whose fork becomes the worker. `Fork` asks the same
+server for a command. The server imports libraries and does nothing else. Ray is imported by each fork itself, because
+Ray reads its environment on import.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ADDRESS = "LINGU_RAY_WARM_WORKERS"
@@ -33,7 +36,14 @@ IMPORTED = (
     "pandas",
     "pyarrow.dataset",
     "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
     "sqlalchemy.dialects.sqlite",
+    "transformers.generation.candidate_generator",
+    "lingu_ray.runtime.export",
+    "lingu_ray.evaluation.engines.transformers_engine",
+    "lingu_ray.evaluation.recovery",
+    "lingu_ray.demo.prepare",
+    "lingu_ray.report.plots",
 )
 
 
@@ -80,12 +90,54 @@ def request_worker() -> None:
         server.recv(1)  # nothing comes: the connection is closed when the fork is made
 
 
+class Fork:
+    """`python -m module word …` in a fork of the server; has what is used here of a `subprocess.Popen`.
+
+    `argv`: the module and its words. The command leads a session of its own, and nothing comes from its standard input.
+    """
+
+    def __init__(self, argv: Sequence[str], cwd: Path | None, env: Mapping[str, str], stdout: int, stderr: int):
+        self.returncode: int | None = None
+        self._connection = socket.socket(socket.AF_UNIX)
+        self._connection.connect(env[ADDRESS])
+        request = {
+            "module": argv[0],
+            "arguments": argv[1:],
+            "environment": dict(env),
+            "folder": str(cwd or os.getcwd()),
+        }
+        socket.send_fds(self._connection, [b"\n"], [stdout, stderr])
+        self._connection.sendall(json.dumps(request).encode())
+        self._connection.shutdown(socket.SHUT_WR)
+        self.pid = int(self._connection.recv(20, socket.MSG_WAITALL))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; returns the exit code. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            if not select.select([self._connection], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("fork", timeout or 0)
+            self.returncode = int(self._connection.recv(20))
+            self._connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process alone."""
+        os.kill(self.pid, number)
+
+
 def serve(listener: socket.socket) -> None:
-    """Import, then fork a worker for each request; ends when the process that started it does."""
+    """Import, then make a fork for each request; ends when the process that started it does."""
     for name in IMPORTED:
         importlib.import_module(name)
     started_early = sorted({"ray", "grpc"} & sys.modules.keys())
     assert not started_early, f"not to be forked: {started_early}"
+    gc.freeze()  # collections in forks would touch, and so copy, all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
     parent = os.getppid()
     listener.settimeout(1)
@@ -94,21 +146,51 @@ def serve(listener: socket.socket) -> None:
             connection, _ = listener.accept()
         except TimeoutError:
             continue
-        with connection, connection.makefile() as file:
-            request = json.load(file)
-            forked = os.fork() == 0
-        if forked:
+        message, files, *_ = socket.recv_fds(connection, 1, 2)
+        with connection.makefile() as file:
+            request = json.loads(message.decode() + file.read())
+        if os.fork() == 0:
             listener.close()
-            return become_worker(**request)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            become = become_command if files else become_worker
+            return become(connection, files, **request)
+        connection.close()
+        for number in files:
+            os.close(number)
 
 
-def become_worker(arguments: list[str], environment: dict[str, str], folder: str) -> None:
+def become_command(
+    connection: socket.socket,
+    files: list[int],
+    module: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    folder: str,
+) -> None:
+    """Make the command as another fork, tell its process id, and its exit code in the end."""
+    if pid := os.fork():
+        connection.sendall(f"{pid:20}".encode())
+        connection.sendall(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+        os._exit(0)
+    os.setsid()
+    connection.close()
+    with open(os.devnull) as nothing:
+        for number, file in enumerate((nothing.fileno(), *files)):
+            os.dup2(file, number)
+    settle(environment, folder)
+    sys.argv = ["-m", *arguments]
+    sys.path[0] = folder
+    with installed():
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def become_worker(
+    connection: socket.socket, files: list[int], arguments: list[str], environment: dict[str, str], folder: str
+) -> None:
     """Do what `setup_worker.py`, and the program that it executes, do in a process of their own."""
+    connection.close()
     os.setpgid(0, 0)  # as Ray's own workers: it kills the whole group of a worker that has ended
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
+    settle(environment, folder)
     if FORKS in os.environ:
         with open(os.environ[FORKS], "a") as file:
             file.write(f"{os.getpid()}\n")
@@ -122,14 +204,17 @@ def become_worker(arguments: list[str], environment: dict[str, str], folder: str
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def settle(environment: dict[str, str], folder: str) -> None:
+    """Take the environment and the working directory of who asked for this process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+
+
 def main() -> None:
-    """What the command line asks for: the server, a module whose Ray takes its workers from it, or such a worker."""
+    """What the command line asks for: the server, or a worker of it."""
     if sys.argv[1] == "--serve":
         serve(socket.socket(fileno=int(sys.argv[2])))
-    elif sys.argv[1] == "--module":
-        sys.argv = sys.argv[2:]
-        with installed():
-            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         request_worker()
 

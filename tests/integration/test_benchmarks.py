@@ -1,7 +1,6 @@
 """The benchmarks run, on shapes small enough for a test, and print what their documents are made of."""
 
 import json
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -22,8 +21,8 @@ def joined(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(module: str, *arguments: str, out: Path) -> list[dict]:
     """The rows of a benchmark; its JSON on stdout and in the folder are the same."""
-    argv = [sys.executable, "-m", f"benchmarks.{module}", "repeats=1", f"out={out}", *arguments]
-    with Command(argv, cwd=ROOT, stdout=out / "stdout") as command:
+    argv = [f"benchmarks.{module}", "repeats=1", f"out={out}", *arguments]
+    with Command(argv, cwd=ROOT, stdout=out / "stdout", warm=True) as command:
         command.finish()
     result = json.loads((out / "stdout").read_text())
     assert result == json.loads((out / f"{module}.json").read_text())

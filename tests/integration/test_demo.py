@@ -22,9 +22,9 @@ SHORT = [
 
 
 def demo(output, ray=None):
-    """Run it, on the Ray at that address or one of its own; returns what it printed."""
+    """Run it; returns what it printed. Without the address of a Ray it starts one, and all of it as for users: cold."""
     env = {"RAY_ADDRESS": ray} if ray else None
-    return commands.run("lingu_ray.train", "demo", f"output_dir={output}", *SHORT, env=env)
+    return commands.run("lingu_ray.train", "demo", f"output_dir={output}", *SHORT, env=env, warm=bool(ray))
 
 
 def tracked(output):

@@ -44,7 +44,7 @@ def here(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(here: Path, module: str, *words: str, ray: str | None = None) -> str:
     """Run `python -m …` there, on the Ray at that address or one of its own; returns what it printed."""
-    printed = commands.run(module, *words, cwd=here, env={"RAY_ADDRESS": ray} if ray else None)
+    printed = commands.run(module, *words, cwd=here, env={"RAY_ADDRESS": ray} if ray else None, warm=True)
     assert "Traceback" not in printed
     return printed
 

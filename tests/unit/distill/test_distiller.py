@@ -347,6 +347,7 @@ def test_ablations_are_the_runs(batch):
     assert len(losses) == 4
 
 
+@pytest.mark.slow
 def test_the_method_brings_nothing_of_the_run():
     """Imported alone, `lingu_ray.distill` and all its modules load no settings, Ray, MLflow or evaluation."""
     code = (

@@ -8,6 +8,7 @@ rounding of float32, which other tests deal with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -53,7 +54,13 @@ def float64_throughout() -> Iterator[None]:
 
 
 def pair(tied: bool = True, vocabulary: int = VOCABULARY) -> tuple[Any, Any]:
-    """A student, and a teacher of other weights, so that they disagree, and of this vocabulary."""
+    """A student, and a teacher of other weights, so that they disagree, and of this vocabulary: copies of one pair."""
+    return deepcopy(made_pair(tied, vocabulary))
+
+
+@cache
+def made_pair(tied: bool, vocabulary: int) -> tuple[Any, Any]:
+    """What `pair` copies: making it takes longer."""
     vlm, lm = tiny_student(tiny_teacher(**SIZES)).double(), tiny_teacher(**SIZES, seed=7).double()
     lm.resize_token_embeddings(vocabulary, mean_resizing=False)
     if not tied:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.item_files import items_path, write_items
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.evaluation.tasks.harness import harness_items, manager
+from lingu_ray.evaluation.tasks import harness
+from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored, Task
@@ -87,6 +89,25 @@ RECORDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
     "wikitext": ("wikitext", [{"page": WIKITEXT}, {"page": "A plain page ."}]),
 }
 
+FOLDERS = ("arc", "hellaswag", "piqa", "winogrande", "super_glue", "openbookqa", "siqa", "commonsense_qa", "mmlu",
+           "lambada", "wikitext")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_tasks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness lists the folders of these tasks alone, except in slow tests: all of its folders take it seconds."""
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr(harness, "manager", listed)
+
+
+@cache
+def listed() -> Any:
+    """The harness's tasks in `FOLDERS`."""
+    from lm_eval.tasks import TaskManager
+
+    tasks = Path(lm_eval.__file__).parent / "tasks"
+    return TaskManager(include_path=[tasks / name for name in FOLDERS], include_defaults=False)
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +123,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
 
 def harness_file(name: str) -> Path:
     """Where the harness has a task of its own."""
-    path = manager().task_index[name].yaml_path
+    path = harness.manager().task_index[name].yaml_path
     assert path is not None
     return path
 
@@ -118,7 +139,7 @@ def harness_yaml(folder: Path, name: str, records: list[dict[str, Any]], **setti
 
 def harness_task(path: Path) -> Any:
     """The harness's own task, its requests built."""
-    (task,) = manager().load([str(path)])["tasks"].values()
+    (task,) = harness.manager().load([str(path)])["tasks"].values()
     task.set_fewshot_seed(1234)
     task.build_all_requests()
     return task
@@ -205,7 +226,7 @@ def harness_says(model: Path, *paths: Path) -> tuple[dict[str, dict[str, float]]
         model="hf",
         model_args={"pretrained": str(model), "dtype": "float32", "device": "cpu"},
         tasks=[str(path) for path in paths],
-        task_manager=manager(),
+        task_manager=harness.manager(),
         batch_size=4,
         bootstrap_iters=0,
     )
@@ -331,8 +352,6 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
 
 def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
     """`limit` takes the first documents; kept columns are judged by a harness that is loaded anew."""
-    from lingu_ray.evaluation.tasks import harness
-
     path = harness_yaml(tmp_path, "arc", ARC * 3, include=str(harness_file("arc_easy")))
     config = harness_config(path, limit=3)
     items = load_task(config).items

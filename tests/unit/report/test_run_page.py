@@ -28,6 +28,7 @@ from lingu_ray.evaluation.recovery_json import read_recovery, write_recovery
 from lingu_ray.evaluation.results import Verdict
 from lingu_ray.report.evaluation_page import write_evaluation
 from lingu_ray.report.run_page import throughput, write_report
+from lingu_ray.report.score_plots import plot_recovery, recovery_panels
 
 STEP = {
     "lr": 1e-4,
@@ -306,15 +307,17 @@ def test_report_of_an_evaluation_without_a_run(run_dir: Path) -> None:
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (17, 5)])
 def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -> None:
-    """A panel a task in the page; in the PNG each panel has the same room, however many there are."""
+    """A panel a task; in the PNG each panel has the same room, however many there are."""
     tasks = tuple(TaskConfig(name=f"task_{i}", kind="language", type="multiple_choice", path="-") for i in range(count))
     for task in tasks:
         for model, right in (("teacher", 90), ("adapted", 30), ("distilled", 80)):
             write_measured(tmp_path / "report", task, model, [float(i < right) for i in range(100)])
     summarize(tmp_path / "report", ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=tasks, bootstrap=20))
-    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert len(page.labels) == count
-    with Image.open(tmp_path / "report" / "recovery.png") as image:
+    result = read_recovery(tmp_path / "report")
+    assert result is not None
+    assert [panel.title.split()[2] for panel in recovery_panels(result)] == [task.name for task in tasks]
+    plot_recovery(result, tmp_path / "recovery.png")
+    with Image.open(tmp_path / "recovery.png") as image:
         width, height = (side / 160 for side in image.size)
     rows = -(-count // columns)
     assert 3 * columns < width < 3.5 * columns + 1.5 and 3.2 * rows < height < 3.6 * rows + 1.6
