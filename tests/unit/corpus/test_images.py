@@ -195,8 +195,9 @@ def test_of_an_animation_the_first_frame_is_taken(format):
         saved(Image.new("L", (4, 4)), "EPS"),
         b"<svg></svg>",
         b"",
-        png(8, 0, b"0").replace(struct.pack(">II", 1, 1), struct.pack(">II", 60_000, 60_000)),  # a bomb
+        png(8, 0, b"0").replace(struct.pack(">II", 1, 1), struct.pack(">II", 60_000, 60_000)),
     ],
+    ids=["cut_png", "cut_jpeg", "no_pixels", "postscript", "svg", "empty", "bomb"],
 )
 def test_broken_images_raise(encoded):
     """Cut off, empty, drawn by a program, no image at all, or one that would fill the memory."""

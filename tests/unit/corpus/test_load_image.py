@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
         {"url": f"data:image/png;base64,{BASE64}", "detail": "low"},
         {"bytes": BASE64},
     ],
-    ids=lambda reference: f"{reference!r:.40}",
+    ids=lambda reference: type(reference).__name__,
 )
 def test_every_reference_to_an_image_is_understood(folder, reference):
     """Bytes, paths, links, URLs of files and data, base64, and objects with one of these: all the same image."""
@@ -106,7 +106,7 @@ def test_every_reference_to_an_image_is_understood(folder, reference):
         (PNG[:60], "bad_image", ""),
         ("text.png", "bad_image", "cannot identify"),
     ],
-    ids=lambda value: f"{value!r:.40}",
+    ids=lambda value: type(value).__name__,
 )
 def test_a_reference_that_leads_to_no_image_says_why(folder, reference, reason, detail):
     """Each is a bad record with its own reason: nothing is waited for, downloaded or taken for another image."""
