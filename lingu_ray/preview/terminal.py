@@ -75,7 +75,7 @@ def render(previews: list[SourcePreview], config: Config, console: Console) -> N
         console.print(Text(about_source(preview)))
         for reject in preview.wanted:
             why = f"{reject.reason}, {reject.detail}"
-            console.print(Text.assemble("\n", (reject.origin, "bold"), " is rejected: ", why))
+            console.print(Text.assemble("\n", (reject.origin, "bold"), " is rejected: ", why), soft_wrap=True)
         for example in preview.examples:
             console.print()
             _print_example(example, console)
@@ -129,7 +129,9 @@ def _print_legend(previews: list[SourcePreview], console: Console) -> None:
 
 def _print_example(example: Example, console: Console) -> None:
     facts = [length_words(example.length), *([image_words(example.images)] if example.images else [])]
-    console.print(Text.assemble((example.origin, "bold"), " · ", " · ".join(facts)))
+    console.print(
+        Text.assemble((example.origin, "bold"), " · ", " · ".join(facts)), soft_wrap=True
+    )  # origins stay whole
     if example.length.truncated:
         console.print(Text(cut_words(example.length), "bold red"))
     if example.images and _colored(console) and console.color_system in ("truecolor", "256"):
@@ -197,6 +199,6 @@ def _print_rejects(preview: SourcePreview, console: Console) -> None:
     for reason, rejects in preview.rejected.items():
         console.print(Text.assemble("\nrejected: ", (f"{len(rejects)} × {reason}", "bold")))
         for reject in rejects[:REJECTS]:
-            console.print(Padding(Text.assemble((reject.origin, "bold"), " ", reject.detail), (0, 0, 0, 2)))
+            console.print(Text.assemble("  ", (reject.origin, "bold"), " ", reject.detail), soft_wrap=True)
         if len(rejects) > REJECTS:
             console.print(Text(f"  … {len(rejects) - REJECTS} more", "dim"))
