@@ -96,14 +96,12 @@ def build_planned(plan: Plan) -> Corpus:
     """Open the planned corpus if it exists, else build it. Ray must be running.
 
     Raises:
-        UserError: a source has too many bad rows or too few good ones, or no row can be encoded (`check_template`).
+        UserError: a source with too many bad rows or too few good ones.
     """
     folder = plan.folder
     if folder.is_dir():
         log.info("corpus %s: found, built before", folder)
         return Corpus(folder)
-    for task in plan.tasks[:1]:
-        load_encoder(task.processor_dir, task.max_length).check_template()
     try:
         with whole_folder(folder, keep_existing=True) as building:
             _build(plan, building)

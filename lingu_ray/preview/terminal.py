@@ -75,7 +75,7 @@ def render(previews: list[SourcePreview], config: Config, console: Console) -> N
         console.print(Text(about_source(preview)))
         for reject in preview.wanted:
             why = f"{reject.reason}, {reject.detail}"
-            console.print(Text.assemble("\n", (reject.origin, "bold"), " is rejected: ", why), soft_wrap=True)
+            _print_line(console, "\n", (reject.origin, "bold"), " is rejected: ", why)
         for example in preview.examples:
             console.print()
             _print_example(example, console)
@@ -129,14 +129,17 @@ def _print_legend(previews: list[SourcePreview], console: Console) -> None:
 
 def _print_example(example: Example, console: Console) -> None:
     facts = [length_words(example.length), *([image_words(example.images)] if example.images else [])]
-    console.print(
-        Text.assemble((example.origin, "bold"), " · ", " · ".join(facts)), soft_wrap=True
-    )  # origins stay whole
+    _print_line(console, (example.origin, "bold"), " · ", " · ".join(facts))
     if example.length.truncated:
         console.print(Text(cut_words(example.length), "bold red"))
     if example.images and _colored(console) and console.color_system in ("truecolor", "256"):
         console.print(Columns([blocks(image) for image in example.images[:PICTURES]], padding=(0, 2)))
     console.print(_rows(example.segments, console))
+
+
+def _print_line(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Print a line with an origin; in a pipe it is never folded, so that the origin can be found and copied."""
+    console.print(Text.assemble(*parts), soft_wrap=not console.is_terminal)
 
 
 def _rows(segments: list[Segment], console: Console) -> Table:
@@ -199,6 +202,6 @@ def _print_rejects(preview: SourcePreview, console: Console) -> None:
     for reason, rejects in preview.rejected.items():
         console.print(Text.assemble("\nrejected: ", (f"{len(rejects)} × {reason}", "bold")))
         for reject in rejects[:REJECTS]:
-            console.print(Text.assemble("  ", (reject.origin, "bold"), " ", reject.detail), soft_wrap=True)
+            _print_line(console, "  ", (reject.origin, "bold"), " ", reject.detail)
         if len(rejects) > REJECTS:
             console.print(Text(f"  … {len(rejects) - REJECTS} more", "dim"))
