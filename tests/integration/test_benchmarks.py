@@ -61,5 +61,5 @@ def test_evaluate(tmp_path):
     ratios = {(row["task"], row["engine"]): row["to_transformers"] for row in rows}
     assert ratios.keys() == set(product(("choice", "perplexity", "text", "image"), ("transformers", "vllm")))
     assert all(ratio == 1 if engine == "transformers" else ratio > 0 for (_, engine), ratio in ratios.items())
-    assert all(row["items_per_s"] > 0 and row["start_s"] > 1 for row in rows)
+    assert all(row["items_per_s"] > 0 and row["start_s"] > 0 for row in rows)
     assert (tmp_path / "evaluate.png").stat().st_size > 1000

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from safetensors.torch import load_file, save_file
 from tiny import picture, tiny_student, tiny_teacher
 
 from lingu_ray.config import EvaluationConfig, RayConfig
@@ -187,11 +188,15 @@ def test_what_the_cluster_never_holds_is_refused(
         evaluate({"teacher": models["teacher"]}, many.model_copy(update={"replicas": 3}), tmp_path)
 
 
-def test_a_model_without_weights_is_named(models: dict[str, Path], many: EvaluationConfig, tmp_path: Path) -> None:
+def test_a_model_that_no_engine_can_load_is_named(
+    models: dict[str, Path], many: EvaluationConfig, tmp_path: Path
+) -> None:
     """What fails in an engine comes back as the user's error, with the model's name."""
     broken = Path(shutil.copytree(models["teacher"], tmp_path / "broken"))
-    (broken / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model teacher: cannot load the model: .*broken"):
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")  # not seen before an engine reads it
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model teacher: .*broken: model\.norm\.weight holds NaN"):
         evaluate({"teacher": broken}, many, tmp_path / "out")
 
 
