@@ -3,6 +3,7 @@
 The environment is set here, before anything imports Ray, Transformers or MLflow; Ray's worker processes inherit it.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -37,6 +38,12 @@ settings.load_profile("tests")
 
 # What a shell starts in the background ignores Ctrl-C, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of garbage collections: they take a tenth of the tests' time otherwise."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
