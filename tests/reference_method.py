@@ -28,8 +28,8 @@ Memory = list[dict[int, list[tuple[Tensor, Tensor]]]]
 class Example:
     """One sample. `vision` is what `get_image_features` takes, empty for text.
 
-    `ce_weight` is c_i and `kd_weight` d_i of the loss. `sampled`: its answers are a model's own, which nothing vouches
-    for, so they have KD but no CE.
+    `ce_weight` is c_i and `kd_weight` d_i of the loss. `sampled_from`: from there on the answer is a model's own,
+    which nothing vouches for, so its tokens have KD but no CE.
     """
 
     ids: list[int]
@@ -38,7 +38,7 @@ class Example:
     distilled: bool
     ce_weight: float = 1.0
     kd_weight: float = 1.0
-    sampled: bool = False
+    sampled_from: int | None = None
     vision: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -252,7 +252,7 @@ def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Obj
         for position in example.answers:
             student_V = student.head_VD @ hidden[position]
             ce.append(torch.logsumexp(student_V, 0) - student_V[example.ids[position + 1]])
-            if not example.sampled:
+            if example.sampled_from is None or position + 1 < example.sampled_from:
                 ce_sum = ce_sum + example.ce_weight * ce[-1]
                 labeled += 1
             if position in answered:

@@ -43,7 +43,7 @@ class KVCapture:
         if self.kv_L2PHE is None or self.flat_P is None:
             _, heads, length, dimension = key_BHTE.shape
             shape = (self.layers, 2, len(self.row_P), heads, dimension)
-            self.kv_L2PHE = torch.empty(shape, dtype=key_BHTE.dtype, device=key_BHTE.device)
+            self.kv_L2PHE = torch.empty(shape, dtype=compute_dtype(key_BHTE), device=key_BHTE.device)
             self.flat_P = self.row_P * length + self.column_P
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
             # a position's heads are adjacent in memory, so flattening copies nothing
@@ -56,6 +56,15 @@ class KVCapture:
             return column_Q
         position_BT = self.position_BT.cpu()
         return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may hold for all
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which the active autocast multiplies this tensor; its own without autocast.
+
+    RoPE and the last norm return float32 under autocast, though attention and output head then round them.
+    """
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 _active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=None)

@@ -18,7 +18,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.divergence import divergence_of
-from lingu_ray.distill.donation import Donation
+from lingu_ray.distill.donation import Donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.step import DistillStep, SampleScales, StudentPass
 from lingu_ray.distill.student import Student
@@ -73,7 +73,7 @@ class MicroBatches:
 
     def weights(self, progress: float, batches: list[MicroBatch], plans: list[Donation | None]) -> StepWeights:
         """Weights at `progress` of the run, with the token counts of the whole step."""
-        ce_tokens = sum(_labeled_tokens(batch) for batch in batches)
+        ce_tokens = sum(int(_labeled(batch).sum()) for batch in batches)
         kd_tokens = sum(plan.tokens for plan in plans if plan is not None)
         ce_tokens, kd_tokens = all_sum([ce_tokens, kd_tokens], self.device)
         distill = self.config.distill
@@ -117,17 +117,18 @@ class MicroBatches:
         start = time.perf_counter()
         teacher = self.step.teacher_output(done)
         sums.teacher_wait += time.perf_counter() - start
-        labeled_S = ~batch.sampled_S  # samples whose answers are the corpus's own have a cross-entropy
+        labeled_N = _labeled(batch)
         scales = SampleScales(
-            ce_S=_by_source(self.ce_weights, batch) * labeled_S * (weights.w_ce / max(weights.ce_tokens, 1)),
+            ce_S=_by_source(self.ce_weights, batch) * (weights.w_ce / max(weights.ce_tokens, 1)),
             kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_tokens, 1)),
             temperature=weights.temperature,
+            labeled_N=labeled_N,
         )
         terms = self.step.loss(done, teacher, scales)
         if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
             terms.loss.backward()
         sums.loss += float(terms.loss.detach())
-        sums.ce += float(terms.ce_N[labeled_S[done.sample_N].to(self.device)].sum())
+        sums.ce += float(terms.ce_N[labeled_N.to(self.device)].sum())
         sums.kd += float(terms.kd_M.sum())
 
 
@@ -140,6 +141,7 @@ def _by_source(weights: dict[str, float], batch: MicroBatch) -> Tensor:
     return torch.tensor([weights[source] for source in batch.sources])
 
 
-def _labeled_tokens(batch: MicroBatch) -> int:
-    row_N, column_N = batch.supervised_BT.nonzero(as_tuple=True)
-    return int((~batch.sampled_S[batch.sample_BT[row_N, column_N]]).sum())
+def _labeled(batch: MicroBatch) -> Tensor:
+    """Which of the N supervised tokens, in row-major order, have a cross-entropy."""
+    row_N, column_N = predicting(batch.supervised_BT, batch.sample_BT).nonzero(as_tuple=True)
+    return ~batch.sampled_BT[row_N, column_N + 1]

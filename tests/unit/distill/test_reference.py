@@ -110,9 +110,25 @@ def mixed() -> list[list[Sample]]:
 
 
 def sampled() -> list[list[Sample]]:
-    """An answer that the student itself gave, beside one of the corpus."""
-    own = replace(talk("text", "<image>Odd?", "Yes.", pictures=(1,)), sampled=True)
-    return [[own, talk("text", "Hi", "A tale.")]]
+    """The student's own answers: one after an answer of the corpus, one alone, and a text of the corpus."""
+    return [
+        [
+            own(talk("text", "<image>Odd?", "Yes.", "Sure?", "Hm.", pictures=(1,))),
+            own(talk("text", "Do", "It.")),
+            talk("text", "Hi", "A tale."),
+        ]
+    ]
+
+
+def unlabeled() -> list[list[Sample]]:
+    """The student's own answers alone: no token of the step has a cross-entropy."""
+    return [[own(talk("text", "<image>Odd?", "Yes.", pictures=(1,))), own(talk("text", "Do", "It."))]]
+
+
+def own(sample: Sample) -> Sample:
+    """The sample with its last answer as one of the student's own."""
+    last = int((~sample.supervised_T).nonzero()[-1]) + 1
+    return replace(sample, sampled_from=last)
 
 
 def unknown() -> list[list[Sample]]:
@@ -127,7 +143,7 @@ def example(sample: Sample) -> Example:
         supervised=sample.supervised_T.tolist(),
         visual=sample.visual_T.tolist(),
         distilled=sample.source == "text",
-        sampled=sample.sampled,
+        sampled_from=sample.sampled_from,
         vision=sample.vision,
         **WEIGHTS[sample.source],
     )
@@ -205,7 +221,7 @@ def test_reference_is_the_model(cut, tied):
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("scope", ["full", "visual"])
-@pytest.mark.parametrize("cut", [text, image, several_images, turns, mixed, sampled, unknown])
+@pytest.mark.parametrize("cut", [text, image, several_images, turns, mixed, sampled, unlabeled, unknown])
 def test_samples(cut, scope, packing):
     """One or several texts, images, turns and micro-batches; answers of its own; unknown tokens; scopes; layouts."""
     compare(cut, Objective(scope=scope), packing=packing)
