@@ -49,13 +49,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized. `scope`: full or visual. `divergence`: a name of `DIVERGENCES`; `top_k` None: all ids."""
+    """What is minimized.
 
+    `context`: shared_kv or prompt_text. `scope`: full or visual. `divergence`: a name of `DIVERGENCES`. `top_k` None:
+    all ids. `ce_on_distilled`: factor on the CE of distilled examples.
+    """
+
+    context: str = "shared_kv"
     scope: str = "full"
     divergence: str = "forward_kl"
     beta: float = 0.5
     top_k: int | None = None
     temperature: float = 1.0
+    ce_on_distilled: float = 1.0
     w_ce: float = 1.0
     w_kd: float = 1.0
 
@@ -184,6 +190,16 @@ def teacher_hidden(teacher: Decoder, example: Example, student_memory: Memory, s
         return teacher.read({p: teacher.embedding_VD[example.ids[p]] for p in queries}, memory)
 
 
+def text_only_hidden(teacher: Decoder, example: Example) -> dict[int, Tensor]:
+    """The teacher's final hidden states [D] where it reads the text alone, as one that never shared anything."""
+    read = [p for p, i in enumerate(example.ids) if i < len(teacher.embedding_VD) and not example.visual[p]]
+    with torch.no_grad():
+        hidden = teacher.read(
+            {place: teacher.embedding_VD[example.ids[p]] for place, p in enumerate(read)}, teacher.empty_memory()
+        )
+    return {p: hidden[place] for place, p in enumerate(read)}
+
+
 def forward_kl(teacher_B: Tensor, student_B: Tensor) -> Tensor:
     """KL(T‖S) of two distributions, nats."""
     return (teacher_B * (teacher_B.log() - student_B.log())).sum()
@@ -248,12 +264,17 @@ def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Obj
     for example in examples:
         memory = student.empty_memory()
         hidden = student.read(student_inputs(vlm, student, example), memory)
-        answered = teacher_hidden(teacher, example, memory, objective.scope) if example.distilled else {}
+        answered = {}
+        if example.distilled and objective.context == "prompt_text":
+            answered = text_only_hidden(teacher, example)
+        elif example.distilled:
+            answered = teacher_hidden(teacher, example, memory, objective.scope)
+        ce_weight = example.ce_weight * (objective.ce_on_distilled if example.distilled else 1.0)
         for position in example.answers:
             student_V = student.head_VD @ hidden[position]
             ce.append(torch.logsumexp(student_V, 0) - student_V[example.ids[position + 1]])
             if example.sampled_from is None or position + 1 < example.sampled_from:
-                ce_sum = ce_sum + example.ce_weight * ce[-1]
+                ce_sum = ce_sum + ce_weight * ce[-1]
                 labeled += 1
             if position in answered:
                 kd.append(token_kd(teacher.head_VD.detach() @ answered[position], student_V, objective))

@@ -135,8 +135,7 @@ class Worker:
         factor = set_learning_rates(self.optimizer, step, self.config.train)
 
         plans = [self.micro_batches.plan(batch) for batch in batches]
-        progress = step / max(1, self.config.train.steps - 1)
-        weights = self.micro_batches.weights(progress, batches, plans)
+        weights = self.micro_batches.weights(self.config.train.progress(step), batches, plans)
         sums = self.micro_batches.run(batches, plans, weights)
         sum_gradients(self.parameters)
         norm = clip_gradients(self.parameters, self.config.train.grad_clip)

@@ -161,7 +161,8 @@ def fast(cut: Cut, objective: Objective, packing: bool, **kind: Any) -> tuple[Re
     """The same by the library: an optimizer step of these micro-batches."""
     vlm, lm = pair(**kind)
     distill = asdict(objective)
-    tree = settings(Path(), Path(), teacher={"scope": distill.pop("scope")}, distill=distill)
+    teacher = {name: distill.pop(name) for name in ("context", "scope")}
+    tree = settings(Path(), Path(), teacher=teacher, distill=distill)
     for source in tree["corpus"]["sources"]:
         source |= WEIGHTS[source["name"]]
     micro_batches = MicroBatches(
@@ -225,6 +226,19 @@ def test_reference_is_the_model(cut, tied):
 def test_samples(cut, scope, packing):
     """One or several texts, images, turns and micro-batches; answers of its own; unknown tokens; scopes; layouts."""
     compare(cut, Objective(scope=scope), packing=packing)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("cut", [text, several_images, turns, mixed, unknown])
+def test_without_sharing(cut, packing):
+    """The ablation: a teacher that reads the text alone, at the positions that the text has by itself."""
+    compare(cut, Objective(context="prompt_text"), packing=packing)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.2])
+def test_cross_entropy_on_distilled_rows(factor):
+    """`ce_on_distilled` scales the CE of distilled rows, and of no others."""
+    compare(mixed, Objective(ce_on_distilled=factor, w_ce=1.3))
 
 
 @pytest.mark.parametrize("scope", ["full", "visual"])
