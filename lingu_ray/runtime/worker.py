@@ -131,7 +131,7 @@ class Worker:
             with between_steps(self.student):
                 samples = self.on_policy.answer(samples, step)
         batches = self.micro_batches.make(samples, self.encoder.pad_id)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)  # kept: fresh memory takes longer than zeroing it
         factor = set_learning_rates(self.optimizer, step, self.config.train)
 
         plans = [self.micro_batches.plan(batch) for batch in batches]
