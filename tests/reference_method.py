@@ -52,7 +52,7 @@ class Objective:
     """What is minimized.
 
     `context`: shared_kv or prompt_text. `scope`: full or visual. `divergence`: a name of `DIVERGENCES`. `top_k` None:
-    all ids. `ce_on_distilled`: factor on the CE of distilled examples.
+    all ids. `kd_normalizer`: supervised or distilled. `ce_on_distilled`: factor on the CE of distilled examples.
     """
 
     context: str = "shared_kv"
@@ -61,6 +61,7 @@ class Objective:
     beta: float = 0.5
     top_k: int | None = None
     temperature: float = 1.0
+    kd_normalizer: str = "supervised"
     ce_on_distilled: float = 1.0
     w_ce: float = 1.0
     w_kd: float = 1.0
@@ -252,6 +253,8 @@ def token_kd(teacher_U: Tensor, student_V: Tensor, objective: Objective) -> Tens
 def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Objective) -> Result:
     """L = w_ce · Σ c_i CE_i / N_ce + w_kd · τ² · Σ d_i KD_i / N_kd over all examples of an optimizer step.
 
+    N_ce are the tokens with a CE; N_kd all supervised tokens, or those with a KD term.
+
     Args:
         vlm: an Idefics3 in float64 with a Llama decoder, the student.
         lm: a Llama in float64, the teacher.
@@ -280,7 +283,8 @@ def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Obj
                 kd.append(token_kd(teacher.head_VD.detach() @ answered[position], student_V, objective))
                 kd_sum = kd_sum + example.kd_weight * kd[-1]
     ce_term = objective.w_ce * ce_sum / max(labeled, 1)
-    kd_term = objective.w_kd * objective.temperature**2 * kd_sum / max(len(kd), 1)
+    n_kd = len(ce) if objective.kd_normalizer == "supervised" else len(kd)
+    kd_term = objective.w_kd * objective.temperature**2 * kd_sum / max(n_kd, 1)
     return Result(ce_term + kd_term, ce, kd)
 
 

@@ -39,13 +39,17 @@ class StepSums:
 
 @dataclass(frozen=True)
 class StepWeights:
-    """τ, w_ce and w_kd of this step, and the counts they are normalized by, over all workers."""
+    """τ, w_ce and w_kd of this step, and its tokens over all workers: with a CE, with a KD term.
+
+    `kd_normalizer`: what the sum of KD is divided by.
+    """
 
     temperature: float
     w_ce: float
     w_kd: float
     ce_tokens: float
     kd_tokens: float
+    kd_normalizer: float
 
 
 class MicroBatches:
@@ -73,12 +77,17 @@ class MicroBatches:
 
     def weights(self, progress: float, batches: list[MicroBatch], plans: list[Donation | None]) -> StepWeights:
         """Weights at `progress` of the run, with the token counts of the whole step."""
-        ce_tokens = sum(int(_labeled(batch).sum()) for batch in batches)
+        labeled_N = torch.cat([_labeled(batch) for batch in batches])
         kd_tokens = sum(plan.tokens for plan in plans if plan is not None)
-        ce_tokens, kd_tokens = all_sum([ce_tokens, kd_tokens], self.device)
+        ce_tokens, kd_tokens, supervised = all_sum([int(labeled_N.sum()), kd_tokens, len(labeled_N)], self.device)
         distill = self.config.distill
         return StepWeights(
-            distill.temperature.at(progress), distill.w_ce.at(progress), distill.w_kd.at(progress), ce_tokens, kd_tokens
+            temperature=distill.temperature.at(progress),
+            w_ce=distill.w_ce.at(progress),
+            w_kd=distill.w_kd.at(progress),
+            ce_tokens=ce_tokens,
+            kd_tokens=kd_tokens,
+            kd_normalizer=supervised if distill.kd_normalizer == "supervised" else kd_tokens,
         )
 
     def run(self, batches: list[MicroBatch], plans: list[Donation | None], weights: StepWeights) -> StepSums:
@@ -119,7 +128,7 @@ class MicroBatches:
         labeled_N = _labeled(batch)
         scales = SampleScales(
             ce_S=_by_source(self.ce_weights, batch) * (weights.w_ce / max(weights.ce_tokens, 1)),
-            kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_tokens, 1)),
+            kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_normalizer, 1)),
             temperature=weights.temperature,
             labeled_N=labeled_N,
         )

@@ -235,6 +235,13 @@ def test_without_sharing(cut, packing):
     compare(cut, Objective(context="prompt_text"), packing=packing)
 
 
+@pytest.mark.parametrize("normalizer", ["supervised", "distilled"])
+@pytest.mark.parametrize("cut", [mixed, sampled, unknown])
+def test_normalizers(cut, normalizer):
+    """KD divided by all supervised tokens, the student's own included, or by those that have a KD term."""
+    compare(cut, Objective(kd_normalizer=normalizer, w_kd=2.0))
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.2])
 def test_cross_entropy_on_distilled_rows(factor):
     """`ce_on_distilled` scales the CE of distilled rows, and of no others."""

@@ -62,6 +62,7 @@ def test_counts_are_those_of_all_workers(data, workers):
     assert found[0] == found[1]
     assert found[0].ce_tokens == tokens["text"] + tokens["pictures"]
     assert found[0].kd_tokens == tokens["text"]
+    assert found[0].kd_normalizer == found[0].ce_tokens  # no answer is sampled
 
 
 def _sample(encoder: Encoder, source: str, answer: str) -> Sample:
