@@ -51,12 +51,14 @@ class Example:
 class Objective:
     """What is minimized.
 
-    `context`: shared_kv or prompt_text. `scope`: full or visual. `divergence`: a name of `DIVERGENCES`. `top_k` None:
+    `context`: shared_kv or prompt_text. `scope`: full or visual. `earlier_turns`:
+    student or teacher. `divergence`: a name of `DIVERGENCES`. `top_k` None:
     all ids. `kd_normalizer`: supervised or distilled. `ce_on_distilled`: factor on the CE of distilled examples.
     """
 
     context: str = "shared_kv"
     scope: str = "full"
+    earlier_turns: str = "student"
     divergence: str = "forward_kl"
     beta: float = 0.5
     top_k: int | None = None
@@ -176,9 +178,35 @@ def teacher_queries(example: Example, scope: str, teacher_vocabulary: int) -> li
     return [p for p in candidates if example.ids[p] < teacher_vocabulary and not example.visual[p]]
 
 
-def teacher_hidden(teacher: Decoder, example: Example, student_memory: Memory, scope: str) -> dict[int, Tensor]:
-    """The teacher's final hidden states [D] at its queries, continuing from the student's detached memory."""
-    queries = teacher_queries(example, scope, len(teacher.embedding_VD))
+def teacher_hidden(
+    teacher: Decoder, example: Example, student_memory: Memory, objective: Objective
+) -> dict[int, Tensor]:
+    """The teacher's final hidden states [D] at its queries, continuing from the student's detached memory.
+
+    Under full scope, where earlier turns are the student's, each answer is asked about by itself.
+    """
+    queries = teacher_queries(example, objective.scope, len(teacher.embedding_VD))
+    if objective.scope == "visual" or objective.earlier_turns == "teacher":
+        return continued(teacher, example, student_memory, queries)
+    hidden: dict[int, Tensor] = {}
+    for answer in answers_of(example):
+        hidden |= continued(teacher, example, student_memory, [p for p in queries if p in answer])
+    return hidden
+
+
+def answers_of(example: Example) -> list[list[int]]:
+    """The positions that predict each answer's tokens: runs without a gap."""
+    runs: list[list[int]] = []
+    for position in example.answers:
+        if runs and runs[-1][-1] == position - 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return runs
+
+
+def continued(teacher: Decoder, example: Example, student_memory: Memory, queries: list[int]) -> dict[int, Tensor]:
+    """The teacher at these queries, with the student's memory of all other positions."""
     memory = [
         {
             position: [(key_E.detach(), value_E.detach()) for key_E, value_E in heads]
@@ -271,7 +299,7 @@ def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Obj
         if example.distilled and objective.context == "prompt_text":
             answered = text_only_hidden(teacher, example)
         elif example.distilled:
-            answered = teacher_hidden(teacher, example, memory, objective.scope)
+            answered = teacher_hidden(teacher, example, memory, objective)
         ce_weight = example.ce_weight * (objective.ce_on_distilled if example.distilled else 1.0)
         for position in example.answers:
             student_V = student.head_VD @ hidden[position]

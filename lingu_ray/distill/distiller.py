@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
 from lingu_ray.distill.divergence import divergence_of
-from lingu_ray.distill.donation import Context, Scope, predicting
+from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
 from lingu_ray.distill.pair import check_models, check_tokenizers
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
@@ -71,6 +71,8 @@ class Distiller(nn.Module):
         w_kd: weight of the KD term.
         context: shared_kv, or prompt_text, the ablation in which the teacher reads the prompt's text instead.
         scope: full donates every prompt position, visual the image positions alone.
+        earlier_turns: whose keys and values stand for a conversation's earlier answers where a later one is judged:
+            student, as for all of a prompt, or teacher.
         tokenizers: the student's and the teacher's, to check that ids mean the same.
 
     Raises:
@@ -90,6 +92,7 @@ class Distiller(nn.Module):
         w_kd: float = 1.0,
         context: Context = "shared_kv",
         scope: Scope = "full",
+        earlier_turns: EarlierTurns = "student",
         tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None,
     ):
         super().__init__()
@@ -98,6 +101,7 @@ class Distiller(nn.Module):
             check_tokenizers(*tokenizers)
         _check_choice("context", context, Context)
         _check_choice("scope", scope, Scope)
+        _check_choice("earlier_turns", earlier_turns, EarlierTurns)
         if temperature <= 0 or w_ce < 0 or w_kd < 0:
             raise UserError(f"temperature={temperature} must be above 0, w_ce={w_ce} and w_kd={w_kd} not below")
         divergence_fn = divergence_of(divergence, beta, top_k)
@@ -105,7 +109,8 @@ class Distiller(nn.Module):
         self.temperature, self.w_ce, self.w_kd = temperature, w_ce, w_kd
         self.student = student
         self._teacher = Teacher(teacher)
-        self._step = DistillStep(Student(student), InProcessTeacher(self._teacher), divergence_fn, context, scope)
+        client = InProcessTeacher(self._teacher)
+        self._step = DistillStep(Student(student), client, divergence_fn, context, scope, earlier_turns)
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 from lingu_ray.distill.capture import compute_dtype
 from lingu_ray.distill.continuation import make_request
 from lingu_ray.distill.divergence import DivergenceFn
-from lingu_ray.distill.donation import Context, Donation, Scope, plan_donation, predicting
+from lingu_ray.distill.donation import Context, Donation, EarlierTurns, Scope, plan_donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.loss import LossScales, LossTerms, TeacherOutput, ce_kd_loss
 from lingu_ray.distill.student import Student
@@ -63,10 +63,12 @@ class DistillStep:
         divergence: DivergenceFn,
         context: Context = "shared_kv",
         scope: Scope = "full",
+        earlier_turns: EarlierTurns = "student",
     ):
         self.student, self.teacher, self.divergence = student, teacher, divergence
         self.context: Context = context
         self.scope: Scope = scope
+        self.earlier_turns: EarlierTurns = earlier_turns
 
     def plan(self, inputs: ModelInputs, distill_S: Tensor) -> Donation | None:
         """What the teacher is asked about the micro-batch (on the CPU); None: nothing.
@@ -84,6 +86,7 @@ class DistillStep:
             teacher_vocabulary=self.teacher.output_head.vocabulary,
             context=self.context,
             scope=self.scope,
+            earlier_turns=self.earlier_turns,
         )
 
     def forward(self, inputs: ModelInputs, plan: Donation | None) -> StudentPass:

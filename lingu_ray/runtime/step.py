@@ -59,7 +59,8 @@ class MicroBatches:
         self.config, self.student, self.teacher, self.device = config, student, teacher, device
         distill, ahead = config.distill, config.teacher.look_ahead
         divergence = divergence_of(distill.divergence, distill.beta, distill.top_k)
-        self.step = DistillStep(student, teacher, divergence, config.teacher.context, config.teacher.scope)
+        settings = config.teacher
+        self.step = DistillStep(student, teacher, divergence, settings.context, settings.scope, settings.earlier_turns)
         self.look_ahead = int(device.type != "cpu") if ahead is None else ahead
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}

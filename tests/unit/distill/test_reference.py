@@ -161,7 +161,7 @@ def fast(cut: Cut, objective: Objective, packing: bool, **kind: Any) -> tuple[Re
     """The same by the library: an optimizer step of these micro-batches."""
     vlm, lm = pair(**kind)
     distill = asdict(objective)
-    teacher = {name: distill.pop(name) for name in ("context", "scope")}
+    teacher = {name: distill.pop(name) for name in ("context", "scope", "earlier_turns")}
     tree = settings(Path(), Path(), teacher=teacher, distill=distill)
     for source in tree["corpus"]["sources"]:
         source |= WEIGHTS[source["name"]]
@@ -233,6 +233,13 @@ def test_samples(cut, scope, packing):
 def test_without_sharing(cut, packing):
     """The ablation: a teacher that reads the text alone, at the positions that the text has by itself."""
     compare(cut, Objective(context="prompt_text"), packing=packing)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("cut", [turns, several_images, mixed, sampled, unknown])
+def test_earlier_turns_by_the_teacher(cut, packing):
+    """A teacher that computes a conversation's earlier answers itself, in place of the student's memory of them."""
+    compare(cut, Objective(earlier_turns="teacher"), packing=packing)
 
 
 @pytest.mark.parametrize("normalizer", ["supervised", "distilled"])
