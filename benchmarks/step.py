@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
     """Measure and publish."""
     options = settings_alone(arguments, HELP, StepConfig)
     settings = options.recorded
-    config = _config("unused", "in_process", 0, options.precision)
+    config = run_config("unused", "in_process", 0, options.precision)
     connect(config.ray)
     gpus = 1 if torch.cuda.is_available() else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(_measure)
@@ -119,21 +119,21 @@ def _measure(settings: Row) -> Iterator[Measured]:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = settings["precision"]
-    student = _student(settings).to(device)
+    student = random_student(settings).to(device)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
     batches = [_micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
     with tempfile.TemporaryDirectory() as folder:
         _teacher(settings).save_pretrained(folder)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        local = load_teacher(_config(folder, "in_process", 0, precision).teacher, dtype, device)
-        actor = make_teacher(_config(folder, "actor", 0, precision).teacher, dtype, device, torch.get_num_threads())
+        local = load_teacher(run_config(folder, "in_process", 0, precision).teacher, dtype, device)
+        actor = make_teacher(run_config(folder, "actor", 0, precision).teacher, dtype, device, torch.get_num_threads())
 
         def way(teacher: TeacherClient | None, look_ahead: int = 0) -> Callable[[], None]:
-            config = _config(folder, "actor", look_ahead, precision)
+            config = run_config(folder, "actor", look_ahead, precision)
             micro_batches = MicroBatches(config, Student(student), teacher, device)
             return lambda: _step(micro_batches, batches, optimizer)
 
-        full = MicroBatches(_config(folder, "actor", 0, precision), Student(student), _FullSequence(local), device)
+        full = MicroBatches(run_config(folder, "actor", 0, precision), Student(student), _FullSequence(local), device)
         ways = {
             "full_sequence": lambda: _full_sequence_step(full, batches, optimizer),
             "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimizer, local),
@@ -202,7 +202,8 @@ def _all_logits_step(
     optimizer.zero_grad(set_to_none=True)
 
 
-def _student(settings: Row) -> Idefics3ForConditionalGeneration:
+def random_student(settings: Row) -> Idefics3ForConditionalGeneration:
+    """A student of the settings' decoder shapes with random weights and a small tower."""
     text = _decoder(settings) | {"vocab_size": VOCABULARY + ADDED, "model_type": "llama"}
     side = round(settings["image_tokens"] ** 0.5)
     tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -248,7 +249,8 @@ def _micro_batch(settings: Row, seed: int) -> MicroBatch:
     return collate([sample(position) for position in range(settings["rows"])], pad_id=0)
 
 
-def _config(teacher: str, placement: str, look_ahead: int, precision: str) -> Config:
+def run_config(teacher: str, placement: str, look_ahead: int, precision: str) -> Config:
+    """Settings of a run; its student is made here."""
     return Config.model_validate(
         {
             "name": "benchmark",

@@ -57,10 +57,10 @@ class Receiver:
 def make_request(megabytes: int, dtype: torch.dtype) -> TeacherRequest:
     """A request with that much KV, and small fields of the usual size."""
     donated = megabytes * 2**20 // (LAYERS * 2 * HEADS * DIMENSION * dtype.itemsize)
-    names = [name for name in TeacherRequest.__dataclass_fields__ if name != "kv_L2PHE"]
+    names = [name for name in TeacherRequest.__dataclass_fields__ if name != "kv_L2CHE"]
     small = {name: torch.arange(donated if name.endswith("_P") else QUERIES) for name in names}
-    kv_L2PHE = torch.randn(LAYERS, 2, donated, HEADS, DIMENSION).to(dtype)
-    return TeacherRequest(**small, kv_L2PHE=kv_L2PHE)
+    kv_L2CHE = torch.randn(LAYERS, 2, donated, HEADS, DIMENSION).to(dtype)
+    return TeacherRequest(**small, kv_L2CHE=kv_L2CHE)
 
 
 def one_way(call: Callable[[], ray.ObjectRef]) -> float:
@@ -71,13 +71,13 @@ def one_way(call: Callable[[], ray.ObjectRef]) -> float:
 
 def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callable[[], float]]:
     """Every way as a function that returns the seconds of one transfer."""
-    source = to_bytes(request.kv_L2PHE)["bytes"]
+    source = to_bytes(request.kv_L2CHE)["bytes"]
     warm = np.ones_like(source)
 
     def send(name: str) -> ray.ObjectRef:
         return receivers[name].request.remote(*make_transport(settings_of(name)).send(request))
 
-    layers = [tensor.clone() for layer in request.kv_L2PHE for tensor in layer]
+    layers = [tensor.clone() for layer in request.kv_L2CHE for tensor in layer]
 
     def pickled() -> ray.ObjectRef:
         return receivers[OBJECT_STORE].tensors.remote(layers)

@@ -65,12 +65,12 @@ def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
         total = sum((distiller.count(batch, distill) for batch, distill in step), TokenCounts(0, 0))
         ce = kd = 0.0
         for batch, distill in step:
-            output = distiller(batch, distill, ce_tokens=total.ce, kd_tokens=total.kd)
+            output = distiller(batch, distill, tokens=total.ce)
             output.loss.backward()
             ce, kd = ce + output.ce.item(), kd + output.kd.item()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {i // ACCUMULATE + 1}: CE {ce:.4f} over {total.ce} tokens, KD {kd:.4f} over {total.kd}")
+        print(f"step {i // ACCUMULATE + 1}: CE {ce:.4f}, KD {kd:.4f} over {total.ce} tokens, {total.kd} distilled")
     student.save_pretrained(out)
     processor.save_pretrained(out)
 

@@ -8,7 +8,6 @@ The arguments are those of own_loop.py. With TRL: `class DistillSFTTrainer(Disti
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from lingu_ray.distill import Distiller, UserError
 class DistillMixin:
     """Gives a Trainer the loss of a `Distiller`, whose student it trains; batches have a bool `distill` for each row.
 
-    CE is divided by the labels and KD by the KD tokens of all batches of an optimizer step. For one process and device.
+    CE and KD are divided by the labels of all batches of an optimizer step. For one process and device.
     """
 
     def __init__(self, distiller: Distiller, *args: Any, **kwargs: Any):
@@ -33,20 +32,13 @@ class DistillMixin:
         self.model_accepts_loss_kwargs = True  # counts the labels of all batches of a step
         self.loss_is_scaled_for_ga = True  # and leaves the loss as it is
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The batches of an optimizer step with the number of their labels; keeps that of their KD tokens."""
-        batches, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self.kd_tokens = sum(self.distiller.count(*split(batch)).kd for batch in batches)
-        return batches, labels
-
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """CE + KD; validation, which accumulates nothing, divides by each batch's own counts."""
+        """CE + KD; validation, which accumulates nothing, divides by each batch's own labels."""
         batch, distill = split(inputs)
-        kd_tokens = None if num_items_in_batch is None else self.kd_tokens
         with self.accelerator.autocast():
-            loss = self.distiller(batch, distill, ce_tokens=num_items_in_batch, kd_tokens=kd_tokens).loss
+            loss = self.distiller(batch, distill, tokens=num_items_in_batch).loss
         return (loss, {"loss": loss}) if return_outputs else loss
 
 

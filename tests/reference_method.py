@@ -28,8 +28,8 @@ Memory = list[dict[int, list[tuple[Tensor, Tensor]]]]
 class Example:
     """One sample. `vision` is what `get_image_features` takes, empty for text.
 
-    `ce_weight` is c_i and `kd_weight` d_i of the loss. `sampled`: its answers are a model's own, which nothing vouches
-    for, so they have KD but no CE.
+    `ce_weight` is c_i and `kd_weight` d_i of the loss. `sampled_from`: from there on the answer is a model's own,
+    which nothing vouches for, so its tokens have KD but no CE.
     """
 
     ids: list[int]
@@ -38,7 +38,7 @@ class Example:
     distilled: bool
     ce_weight: float = 1.0
     kd_weight: float = 1.0
-    sampled: bool = False
+    sampled_from: int | None = None
     vision: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -49,13 +49,22 @@ class Example:
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimized. `scope`: full or visual. `divergence`: a name of `DIVERGENCES`; `top_k` None: all ids."""
+    """What is minimized.
 
+    `context`: shared_kv or prompt_text. `scope`: full or visual. `earlier_turns`:
+    student or teacher. `divergence`: a name of `DIVERGENCES`. `top_k` None:
+    all ids. `kd_normalizer`: supervised or distilled. `ce_on_distilled`: factor on the CE of distilled examples.
+    """
+
+    context: str = "shared_kv"
     scope: str = "full"
+    earlier_turns: str = "student"
     divergence: str = "forward_kl"
     beta: float = 0.5
     top_k: int | None = None
     temperature: float = 1.0
+    kd_normalizer: str = "supervised"
+    ce_on_distilled: float = 1.0
     w_ce: float = 1.0
     w_kd: float = 1.0
 
@@ -169,9 +178,35 @@ def teacher_queries(example: Example, scope: str, teacher_vocabulary: int) -> li
     return [p for p in candidates if example.ids[p] < teacher_vocabulary and not example.visual[p]]
 
 
-def teacher_hidden(teacher: Decoder, example: Example, student_memory: Memory, scope: str) -> dict[int, Tensor]:
-    """The teacher's final hidden states [D] at its queries, continuing from the student's detached memory."""
-    queries = teacher_queries(example, scope, len(teacher.embedding_VD))
+def teacher_hidden(
+    teacher: Decoder, example: Example, student_memory: Memory, objective: Objective
+) -> dict[int, Tensor]:
+    """The teacher's final hidden states [D] at its queries, continuing from the student's detached memory.
+
+    Under full scope, where earlier turns are the student's, each answer is asked about by itself.
+    """
+    queries = teacher_queries(example, objective.scope, len(teacher.embedding_VD))
+    if objective.scope == "visual" or objective.earlier_turns == "teacher":
+        return continued(teacher, example, student_memory, queries)
+    hidden: dict[int, Tensor] = {}
+    for answer in answers_of(example):
+        hidden |= continued(teacher, example, student_memory, [p for p in queries if p in answer])
+    return hidden
+
+
+def answers_of(example: Example) -> list[list[int]]:
+    """The positions that predict each answer's tokens: runs without a gap."""
+    runs: list[list[int]] = []
+    for position in example.answers:
+        if runs and runs[-1][-1] == position - 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return runs
+
+
+def continued(teacher: Decoder, example: Example, student_memory: Memory, queries: list[int]) -> dict[int, Tensor]:
+    """The teacher at these queries, with the student's memory of all other positions."""
     memory = [
         {
             position: [(key_E.detach(), value_E.detach()) for key_E, value_E in heads]
@@ -182,6 +217,16 @@ def teacher_hidden(teacher: Decoder, example: Example, student_memory: Memory, s
     ]
     with torch.no_grad():
         return teacher.read({p: teacher.embedding_VD[example.ids[p]] for p in queries}, memory)
+
+
+def text_only_hidden(teacher: Decoder, example: Example) -> dict[int, Tensor]:
+    """The teacher's final hidden states [D] where it reads the text alone, as one that never shared anything."""
+    read = [p for p, i in enumerate(example.ids) if i < len(teacher.embedding_VD) and not example.visual[p]]
+    with torch.no_grad():
+        hidden = teacher.read(
+            {place: teacher.embedding_VD[example.ids[p]] for place, p in enumerate(read)}, teacher.empty_memory()
+        )
+    return {p: hidden[place] for place, p in enumerate(read)}
 
 
 def forward_kl(teacher_B: Tensor, student_B: Tensor) -> Tensor:
@@ -236,6 +281,8 @@ def token_kd(teacher_U: Tensor, student_V: Tensor, objective: Objective) -> Tens
 def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Objective) -> Result:
     """L = w_ce · Σ c_i CE_i / N_ce + w_kd · τ² · Σ d_i KD_i / N_kd over all examples of an optimizer step.
 
+    N_ce are the tokens with a CE; N_kd all supervised tokens, or those with a KD term.
+
     Args:
         vlm: an Idefics3 in float64 with a Llama decoder, the student.
         lm: a Llama in float64, the teacher.
@@ -248,18 +295,24 @@ def distillation_loss(vlm: Any, lm: Any, examples: list[Example], objective: Obj
     for example in examples:
         memory = student.empty_memory()
         hidden = student.read(student_inputs(vlm, student, example), memory)
-        answered = teacher_hidden(teacher, example, memory, objective.scope) if example.distilled else {}
+        answered = {}
+        if example.distilled and objective.context == "prompt_text":
+            answered = text_only_hidden(teacher, example)
+        elif example.distilled:
+            answered = teacher_hidden(teacher, example, memory, objective)
+        ce_weight = example.ce_weight * (objective.ce_on_distilled if example.distilled else 1.0)
         for position in example.answers:
             student_V = student.head_VD @ hidden[position]
             ce.append(torch.logsumexp(student_V, 0) - student_V[example.ids[position + 1]])
-            if not example.sampled:
-                ce_sum = ce_sum + example.ce_weight * ce[-1]
+            if example.sampled_from is None or position + 1 < example.sampled_from:
+                ce_sum = ce_sum + ce_weight * ce[-1]
                 labeled += 1
             if position in answered:
                 kd.append(token_kd(teacher.head_VD.detach() @ answered[position], student_V, objective))
                 kd_sum = kd_sum + example.kd_weight * kd[-1]
     ce_term = objective.w_ce * ce_sum / max(labeled, 1)
-    kd_term = objective.w_kd * objective.temperature**2 * kd_sum / max(len(kd), 1)
+    n_kd = len(ce) if objective.kd_normalizer == "supervised" else len(kd)
+    kd_term = objective.w_kd * objective.temperature**2 * kd_sum / max(n_kd, 1)
     return Result(ce_term + kd_term, ce, kd)
 
 

@@ -38,6 +38,11 @@ class DistillConfig(Section):
     ce_on_distilled: float = Field(
         1.0, ge=0, description="factor on the CE of distilled rows; below 1 the teacher counts more there"
     )
+    kd_normalizer: Literal["supervised", "distilled"] = Field(
+        "supervised",
+        description="what the sum of KD is divided by. supervised: all supervised tokens, as CE is, so that a token's "
+        "KD weighs the same whatever share is distilled; distilled: the tokens with a KD term",
+    )
     w_ce: Scheduled = Field(Schedule(start=1.0, end=1.0), description="weight of the CE term; number or schedule")
     w_kd: Scheduled = Field(Schedule(start=1.0, end=1.0), description="weight of the KD term; number or schedule")
 

@@ -77,6 +77,11 @@ class TeacherConfig(Section):
     scope: Annotated[Literal["full", "visual"], SEARCHABLE] = Field(
         "full", description="positions whose KV the teacher gets. full: the whole prompt; visual: image tokens only"
     )
+    earlier_turns: Annotated[Literal["student", "teacher"], SEARCHABLE] = Field(
+        "student",
+        description="whose KV stands for a conversation's earlier answers where a later one is judged. student: they "
+        "are prompt, as in generation; teacher: it computes them itself, once (scope full)",
+    )
     look_ahead: Annotated[int | None, MAY_CHANGE] = Field(
         None,
         ge=0,

@@ -97,7 +97,7 @@ class Config(Section):
         return self.corpus.sources
 
     def distills(self, source: SourceConfig) -> bool:
-        """Whether the policy applies KD to this source's rows."""
-        if self.distill.policy == "none":
+        """Whether KD applies to this source's rows: the policy chooses it, and its `kd_weight` is not 0."""
+        if self.distill.policy == "none" or not source.kd_weight:
             return False
         return self.distill.policy == "all" or source.language_heavy

@@ -74,6 +74,10 @@ class TrainConfig(Section):
         2, description="newest checkpoints kept, besides the best by validation loss"
     )
 
+    def progress(self, step: int) -> float:
+        """Share of the run done at `step` (0-based): 0 at the first, 1 at the last."""
+        return step / max(1, self.steps - 1)
+
     @model_validator(mode="after")
     def _decoder_learns(self) -> TrainConfig:
         needs = "train.lora" if self.lora else "train.parallelism=fsdp2" if self.parallelism == "fsdp2" else None

@@ -19,7 +19,8 @@ class MicroBatch:
     """The input of one forward pass. Ids are int64, masks bool; padding is on the right.
 
     `sample_BT`: which of the S samples a position belongs to, ascending in row-major order; -1 on padding. Padded
-    micro-batches have one sample per row, packed ones all samples in one row. `sampled_S`: the student's own answers.
+    micro-batches have one sample per row, packed ones all samples in one row. `sampled_BT`: the student's own answers,
+    which have no cross-entropy, since they are no reference to learn.
     """
 
     input_ids_BT: Tensor
@@ -29,7 +30,7 @@ class MicroBatch:
     vision: dict[str, Tensor]
     sources: list[str]
     positions: list[int]
-    sampled_S: Tensor
+    sampled_BT: Tensor
 
     @property
     def attention_mask_BT(self) -> Tensor:
@@ -111,8 +112,14 @@ def collate(samples: list[Sample], pad_id: int, packing: bool = False) -> MicroB
         vision=join_vision([s.vision for s in samples if s.vision]),
         sources=[s.source for s in samples],
         positions=[s.position for s in samples],
-        sampled_S=torch.tensor([s.sampled for s in samples], dtype=torch.bool),
+        sampled_BT=join([_sampled(s) for s in samples], 0),
     )
+
+
+def _sampled(sample: Sample) -> Tensor:
+    """`[T]` bool: the student's own answer."""
+    start = len(sample) if sample.sampled_from is None else sample.sampled_from
+    return torch.arange(len(sample)) >= start
 
 
 def _longest_first(samples: list[Sample], token_budget: int) -> list[Sample]:

@@ -48,7 +48,8 @@ class Sample:
 
     `supervised_T` marks the answers' tokens, their end-of-turn token included: the targets of the loss. `visual_T`
     marks the placeholders that image features replace. `vision` holds exactly what the student's forward takes besides
-    the ids (`pixel_values`, …; float32 or int64), and is empty for text. `sampled`: the answer is the student's own.
+    the ids (`pixel_values`, …; float32 or int64), and is empty for text. `sampled_from`: where an answer of the
+    student's own begins, which ends the sample; None: all answers are the corpus's.
     """
 
     source: str
@@ -57,7 +58,7 @@ class Sample:
     supervised_T: Tensor
     visual_T: Tensor
     vision: dict[str, Tensor]
-    sampled: bool = False
+    sampled_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids_T)

@@ -25,30 +25,30 @@ _PREFIX = "donating_"
 
 
 class KVCapture:
-    """Collects `kv_L2PHE` (keys `[:, 0]`, values `[:, 1]` of the donated positions, detached) and `position_BT`.
+    """Collects `kv_L2CHE` (keys `[:, 0]`, values `[:, 1]` of the donated positions, detached) and `position_BT`.
 
     `position_BT` are the RoPE positions that the decoder was given; None where it counts from 0 itself. Models with
     several RoPE axes (M-RoPE) give text tokens the same position on all of them, so the last axis is enough.
     """
 
-    def __init__(self, layers: int, row_P: Tensor, column_P: Tensor):
+    def __init__(self, layers: int, row_C: Tensor, column_C: Tensor):
         self.layers = layers
-        self.row_P, self.column_P = row_P, column_P
-        self.flat_P: Tensor | None = None
-        self.kv_L2PHE: Tensor | None = None
+        self.row_C, self.column_C = row_C, column_C
+        self.flat_C: Tensor | None = None
+        self.kv_L2CHE: Tensor | None = None
         self.position_BT: Tensor | None = None
 
     def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
         """Take one layer's keys and values."""
-        if self.kv_L2PHE is None or self.flat_P is None:
+        if self.kv_L2CHE is None or self.flat_C is None:
             _, heads, length, dimension = key_BHTE.shape
-            shape = (self.layers, 2, len(self.row_P), heads, dimension)
-            self.kv_L2PHE = torch.empty(shape, dtype=key_BHTE.dtype, device=key_BHTE.device)
-            self.flat_P = self.row_P * length + self.column_P
+            shape = (self.layers, 2, len(self.row_C), heads, dimension)
+            self.kv_L2CHE = torch.empty(shape, dtype=compute_dtype(key_BHTE), device=key_BHTE.device)
+            self.flat_C = self.row_C * length + self.column_C
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
             # a position's heads are adjacent in memory, so flattening copies nothing
-            positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2PHE.dtype)
-            torch.index_select(positions, 0, self.flat_P, out=self.kv_L2PHE[layer, part])
+            positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2CHE.dtype)
+            torch.index_select(positions, 0, self.flat_C, out=self.kv_L2CHE[layer, part])
 
     def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:
         """RoPE positions `[Q]` at these rows and columns, on the CPU."""
@@ -56,6 +56,15 @@ class KVCapture:
             return column_Q
         position_BT = self.position_BT.cpu()
         return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may hold for all
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which the active autocast multiplies this tensor; its own without autocast.
+
+    RoPE and the last norm return float32 under autocast, though attention and output head then round them.
+    """
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 _active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=None)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
 from lingu_ray.distill.divergence import divergence_of
-from lingu_ray.distill.donation import Context, Scope, predicting
+from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
 from lingu_ray.distill.pair import check_models, check_tokenizers
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
@@ -37,8 +37,8 @@ class DistillOutput:
     """What `Distiller` returns for a batch.
 
     `loss`: w_ce · ce + w_kd · τ² · kd, a scalar to call `backward()` on.
-    `ce`: sum of the batch's cross-entropies over `ce_tokens`, nats, detached. `kd`: sum of its divergences over
-    `kd_tokens`, detached. `counts`: the batch's own tokens.
+    `ce`, `kd`: sums of the batch's cross-entropies (nats) and divergences over `tokens`, detached. `counts`: the
+    batch's own tokens.
     """
 
     loss: Tensor
@@ -50,11 +50,12 @@ class DistillOutput:
 class Distiller(nn.Module):
     """LinguDistill's loss (arXiv 2604.00829, section 3) for a student and a teacher of Transformers.
 
-        L = w_ce · Σ CE / ce_tokens  +  w_kd · τ² · Σ KD_τ / kd_tokens
+        L = (w_ce · Σ CE  +  w_kd · τ² · Σ KD_τ) / tokens
 
-    CE is summed over all supervised tokens, KD over those of the rows to distill. The text-only teacher continues from
-    the keys and values that the student computed for the prompt, images included. It has no gradient, and none flows
-    back through those keys and values.
+    CE is summed over all supervised tokens, KD over those of the rows to distill; both are divided by the number of
+    supervised tokens, so that a token's KD weighs the same however many rows are distilled. The text-only teacher
+    continues from the keys and values that the student computed for the prompt, images included. It has no gradient,
+    and none flows back through those keys and values.
 
     Both models are changed: the student's attention donates its KV, the teacher is frozen and in eval mode. The module
     holds the student alone: `parameters()`, `to()` and `state_dict()` are the student's, the teacher is not moved.
@@ -70,6 +71,8 @@ class Distiller(nn.Module):
         w_kd: weight of the KD term.
         context: shared_kv, or prompt_text, the ablation in which the teacher reads the prompt's text instead.
         scope: full donates every prompt position, visual the image positions alone.
+        earlier_turns: whose keys and values stand for a conversation's earlier answers where a later one is judged:
+            student, as for all of a prompt, or teacher.
         tokenizers: the student's and the teacher's, to check that ids mean the same.
 
     Raises:
@@ -89,6 +92,7 @@ class Distiller(nn.Module):
         w_kd: float = 1.0,
         context: Context = "shared_kv",
         scope: Scope = "full",
+        earlier_turns: EarlierTurns = "student",
         tokenizers: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None,
     ):
         super().__init__()
@@ -97,6 +101,7 @@ class Distiller(nn.Module):
             check_tokenizers(*tokenizers)
         _check_choice("context", context, Context)
         _check_choice("scope", scope, Scope)
+        _check_choice("earlier_turns", earlier_turns, EarlierTurns)
         if temperature <= 0 or w_ce < 0 or w_kd < 0:
             raise UserError(f"temperature={temperature} must be above 0, w_ce={w_ce} and w_kd={w_kd} not below")
         divergence_fn = divergence_of(divergence, beta, top_k)
@@ -104,15 +109,15 @@ class Distiller(nn.Module):
         self.temperature, self.w_ce, self.w_kd = temperature, w_ce, w_kd
         self.student = student
         self._teacher = Teacher(teacher)
-        self._step = DistillStep(Student(student), InProcessTeacher(self._teacher), divergence_fn, context, scope)
+        client = InProcessTeacher(self._teacher)
+        self._step = DistillStep(Student(student), client, divergence_fn, context, scope, earlier_turns)
 
     def forward(
         self,
         batch: Mapping[str, Any],
         distill: Tensor | Sequence[bool] | None = None,
         *,
-        ce_tokens: float | Tensor | None = None,
-        kd_tokens: float | Tensor | None = None,
+        tokens: float | Tensor | None = None,
     ) -> DistillOutput:
         """The loss of one batch; it runs student and teacher.
 
@@ -120,9 +125,9 @@ class Distiller(nn.Module):
             batch: tensors of the student's processor (`input_ids` and `attention_mask` `[B, T]`, `pixel_values`, …) and
                 `labels` `[B, T]`: the ids that are learned, -100 elsewhere. Padding on any side.
             distill: `[B]` bool, the rows with a KD term; None: all.
-            ce_tokens, kd_tokens: what the sums are divided by; None: the batch's own counts. For gradient accumulation
-                or data parallelism pass the counts of the whole optimizer step (see `count`): the gradients then add
-                up to those of one large batch.
+            tokens: what the sums are divided by; None: the batch's supervised tokens. For gradient accumulation or data
+                parallelism pass the supervised tokens of the whole optimizer step (`count(...).ce`, summed): the
+                gradients then add up to those of one large batch.
 
         Raises:
             UserError: the batch cannot be used; the message names the tensor.
@@ -137,14 +142,14 @@ class Distiller(nn.Module):
         plan = self._step.plan(inputs, distill_B)
         done = self._step.forward(inputs, plan)
         counts = TokenCounts(len(done.labels_N), plan.tokens if plan else 0)
-        ce_by, kd_by = _divisor("ce_tokens", ce_tokens, counts.ce), _divisor("kd_tokens", kd_tokens, counts.kd)
+        by = _divisor(tokens, counts.ce)
         scales = SampleScales(
-            ce_S=torch.full(distill_B.shape, self.w_ce / ce_by),
-            kd_S=torch.full(distill_B.shape, self.w_kd / kd_by),
+            ce_S=torch.full(distill_B.shape, self.w_ce / by),
+            kd_S=torch.full(distill_B.shape, self.w_kd / by),
             temperature=self.temperature,
         )
         terms = self._step.loss(done, self._step.teacher_output(done), scales)
-        return DistillOutput(terms.loss, terms.ce_N.sum() / ce_by, terms.kd_M.sum() / kd_by, counts)
+        return DistillOutput(terms.loss, terms.ce_N.sum() / by, terms.kd_M.sum() / by, counts)
 
     def count(self, batch: Mapping[str, Any], distill: Tensor | Sequence[bool] | None = None) -> TokenCounts:
         """The batch's tokens with a CE and a KD term, without running a model; arguments and errors as `forward`."""
@@ -154,11 +159,11 @@ class Distiller(nn.Module):
         return TokenCounts(supervised, plan.tokens if plan else 0)
 
 
-def _divisor(name: str, given: float | Tensor | None, own: int) -> float:
-    """A token count to divide by, at least 1."""
+def _divisor(given: float | Tensor | None, own: int) -> float:
+    """The number of tokens to divide by, at least 1."""
     count = float(own if given is None else given)
     if not 0 <= count < math.inf:
-        raise UserError(f"{name}={count}: must be a number of tokens")
+        raise UserError(f"tokens={count}: must be a number of tokens")
     return max(count, 1)
 
 

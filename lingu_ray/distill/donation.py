@@ -6,6 +6,10 @@ The first answer token is predicted from the last prompt position, so that posit
 
 A micro-batch `[B, T]` holds a sample a row, padded on the right, or several samples a row, packed one after another.
 `sample_BT` says which is which; all here is computed over its K tokens, sample after sample, so both are the same.
+
+The teacher is asked in R *parts*. A part is a sample, or one answer of it: a conversation's earlier answers are prompt
+to a later one, and prompts are the student's. So where an answer is judged, the positions of earlier ones are donated;
+where they are judged themselves, they are queries of a part of their own.
 """
 
 from __future__ import annotations
@@ -18,40 +22,43 @@ from torch import Tensor
 
 Scope = Literal["full", "visual"]
 Context = Literal["shared_kv", "prompt_text"]
+EarlierTurns = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
 class TeacherQuery:
-    """What a teacher is asked about S distilled samples; items are concatenated, sample after sample, in order.
+    """What a teacher is asked in R parts; items are concatenated, part after part, in order.
 
     An *index* is a position in its sample, counted from 0.
 
-    `donated_index_P`: index of each donated position. `donated_count_S`: how many of them a sample has.
-    `query_id_Q`, `query_index_Q`, `query_count_S`: token ids, indices and counts of the queries.
+    `donated_index_P`: index of each donated position. `donated_count_R`: how many of them a part has. `donated_kv_P`:
+    which of the C captured keys and values each has; parts of one sample share them.
+    `query_id_Q`, `query_index_Q`, `query_count_R`: token ids, indices and counts of the queries.
     `predicts_Q`: the M queries whose next token is supervised.
     `width`: longest sample of the micro-batch, as a tensor; the teacher's keys are padded to it, so that its sums run
     in the student's order.
     """
 
     donated_index_P: Tensor
-    donated_count_S: Tensor
+    donated_count_R: Tensor
+    donated_kv_P: Tensor
     query_id_Q: Tensor
     query_index_Q: Tensor
-    query_count_S: Tensor
+    query_count_R: Tensor
     predicts_Q: Tensor
     width: Tensor
 
 
 @dataclass(frozen=True)
 class Donation:
-    """The plan for one micro-batch: the query, and where its positions are in `[B, T]`.
+    """The plan for one micro-batch: the query, and where in `[B, T]` its positions are, and the C that are captured.
 
     `kd_mask_N`: of the micro-batch's N supervised tokens, in row-major order, those that get a KD term.
     """
 
     query: TeacherQuery
-    donated_row_P: Tensor
-    donated_column_P: Tensor
+    donated_row_C: Tensor
+    donated_column_C: Tensor
     query_row_Q: Tensor
     query_column_Q: Tensor
     kd_mask_N: Tensor
@@ -87,6 +94,7 @@ def plan_donation(
     teacher_vocabulary: int,
     context: Context = "shared_kv",
     scope: Scope = "full",
+    earlier_turns: EarlierTurns = "student",
 ) -> Donation | None:
     """Plan the donation of one micro-batch; None when none of its tokens gets a KD term.
 
@@ -94,6 +102,8 @@ def plan_donation(
     `distill_S`: which samples are distilled.
     `context="prompt_text"` is the ablation without sharing: nothing is donated, the teacher reads the text alone and
     indices are renumbered without the visual ones. Tokens that the teacher's vocabulary lacks are never queries.
+    `earlier_turns`: whose keys and values stand for a conversation's earlier answers, where the teacher judges a later
+    one; only `full` scope has the choice.
     """
     row_K, column_K = (sample_BT >= 0).nonzero(as_tuple=True)
     sample_K, index_K = sample_BT[row_K, column_K], indices_in_sample(sample_BT)[row_K, column_K]
@@ -103,32 +113,51 @@ def plan_donation(
     kd_K = predicts_K & known_K & distill_S[sample_K]
     if not kd_K.any():
         return None
-    samples = len(distill_S)
-    last_S = index_K.new_full((samples,), -1).scatter_reduce(0, sample_K[kd_K], index_K[kd_K], "amax")
-    seen_K = index_K <= last_S[sample_K]
-    if context == "prompt_text":
-        query_K, donated_K = seen_K & known_K, torch.zeros_like(seen_K)
-        before_S = torch.bincount(sample_K[query_K], minlength=samples).cumsum(0).roll(1)
-        before_S[0] = 0
-        index_K = query_K.long().cumsum(0) - 1 - before_S[sample_K]
-    else:
-        query_K = kd_K if scope == "full" else seen_K & known_K
-        donated_K = seen_K & ~query_K
-    has_kd_S = last_S >= 0
+    reads_text = context == "prompt_text" or scope == "visual"
+    part_K = sample_K if reads_text or earlier_turns == "teacher" else _turns(predicts_K, sample_K)
+    seen_RK, kd_RK = _parts(kd_K, part_K, sample_K, index_K)
+    query_RK = seen_RK & known_K if reads_text else kd_RK
+    donated_RK = torch.zeros_like(seen_RK) if context == "prompt_text" else seen_RK & ~query_RK
+    index_RK = query_RK.long().cumsum(1) - 1 if context == "prompt_text" else index_K.expand_as(seen_RK)
+    row_of_query_Q, query_Q = query_RK.nonzero(as_tuple=True)
+    captured_K = donated_RK.any(0)
     query = TeacherQuery(
-        donated_index_P=index_K[donated_K],
-        donated_count_S=torch.bincount(sample_K[donated_K], minlength=samples)[has_kd_S],
-        query_id_Q=ids_K[query_K],
-        query_index_Q=index_K[query_K],
-        query_count_S=torch.bincount(sample_K[query_K], minlength=samples)[has_kd_S],
-        predicts_Q=kd_K[query_K],
+        donated_index_P=index_RK[donated_RK],
+        donated_count_R=donated_RK.sum(1),
+        donated_kv_P=(captured_K.long().cumsum(0) - 1).expand_as(donated_RK)[donated_RK],
+        query_id_Q=ids_K[query_Q],
+        query_index_Q=index_RK[query_RK],
+        query_count_R=query_RK.sum(1),
+        predicts_Q=kd_RK[row_of_query_Q, query_Q],
         width=torch.bincount(sample_K).max(),
     )
     return Donation(
         query,
-        donated_row_P=row_K[donated_K],
-        donated_column_P=column_K[donated_K],
-        query_row_Q=row_K[query_K],
-        query_column_Q=column_K[query_K],
+        donated_row_C=row_K[captured_K],
+        donated_column_C=column_K[captured_K],
+        query_row_Q=row_K[query_Q],
+        query_column_Q=column_K[query_Q],
         kd_mask_N=kd_K[predicts_K],
     )
+
+
+def _turns(predicts_K: Tensor, sample_K: Tensor) -> Tensor:
+    """`[K]` int64: number of the answer that a predicting position belongs to, counted over all samples."""
+    starts_K = predicts_K.clone()
+    starts_K[1:] &= ~predicts_K[:-1] | (sample_K[1:] != sample_K[:-1])
+    return starts_K.long().cumsum(0) - 1
+
+
+def _parts(kd_K: Tensor, part_K: Tensor, sample_K: Tensor, index_K: Tensor) -> tuple[Tensor, Tensor]:
+    """For each part with a KD term, `[R, K]` bool: positions that its last query sees, and its own KD positions."""
+    part_R, first_R = _unique(part_K[kd_K])
+    kd_RK = kd_K & (part_K == part_R[:, None])
+    sample_R = sample_K[kd_K][first_R]
+    last_R = torch.where(kd_RK, index_K, -1).amax(1)
+    return (sample_K == sample_R[:, None]) & (index_K <= last_R[:, None]), kd_RK
+
+
+def _unique(ascending_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of an ascending tensor, each once, and where each comes first."""
+    values_R, counts_R = torch.unique_consecutive(ascending_M, return_counts=True)
+    return values_R, counts_R.cumsum(0) - counts_R

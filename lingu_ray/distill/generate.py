@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
@@ -40,7 +42,9 @@ def generate_answers(
     `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may contain.
     `stopping`: further criteria that end an answer; they see the left-padded prompts with the answers so far.
     `streamer`: receives the prompt, then each token as it is generated; for a single prompt.
-    Sampling draws from PyTorch's global generator.
+    Sampling draws from PyTorch's global generator. What the checkpoint's generation settings say (beams, repetition
+    penalty, top-p, …) has no effect: sampled answers follow the model's own distribution, greedy ones its likeliest
+    tokens, on every engine alike.
     """
     longest = max(len(prompt.input_ids_T) for prompt in prompts)
 
@@ -58,22 +62,29 @@ def generate_answers(
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    training = model.training
-    model.eval()  # also switches gradient checkpointing off, which would take the cache away
-    try:
-        output_BT: Any = model.generate(
-            **arguments,
-            **sampling,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=ends,
-            pad_token_id=pad_id,
-            suppress_tokens=never,
-            stopping_criteria=stopping,
-            streamer=streamer,
-        )
-    finally:
-        model.train(training)
+    settings = GenerationConfig(
+        **sampling,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=ends,
+        pad_token_id=pad_id,
+        suppress_tokens=never,
+    )
+    with _generating(model, settings):
+        output_BT: Any = model.generate(**arguments, stopping_criteria=stopping, streamer=streamer)
     return [_up_to_end(answer_T, ends) for answer_T in output_BT[:, longest:].cpu()]
+
+
+@contextmanager
+def _generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """The model in eval mode, with these generation settings in place of its own, which `generate` would mix in."""
+    training, own = model.training, model.generation_config
+    model.eval()  # also switches gradient checkpointing off, which would take the cache away
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        model.train(training)
 
 
 def _up_to_end(answer_T: Tensor, ends: list[int]) -> Tensor:

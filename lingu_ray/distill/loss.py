@@ -2,9 +2,10 @@
 
     L = w_ce · Σ c_i CE_i / N_ce  +  w_kd · τ² · Σ k_i KD_τ,i / N_kd
 
-N are the counts of the whole optimizer step, over micro-batches and workers, so that the loss does not depend on how a
-batch is cut. Logits exist for one chunk of tokens at a time; the gradients of hidden states and head are computed in
-the same pass, so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32.
+N are counts of the whole optimizer step, over micro-batches and workers, so that the loss does not depend on how a
+batch is cut: N_ce the tokens with a cross-entropy, N_kd all supervised tokens (or those with a KD term, by setting).
+Logits exist for one chunk of tokens at a time; the gradients of hidden states and head are computed in the same pass,
+so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32.
 
 The buffers of a `Workspace` are used again for every chunk. What each holds for one chunk of n tokens, top to bottom;
 a blank is "as above", and U are the ids that both vocabularies have:

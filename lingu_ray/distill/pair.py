@@ -1,12 +1,14 @@
 """Checks that a student VLM and a text-only LM are a pair: the LM that the student's decoder came from.
 
-The teacher continues from the student's KV without any projection. That is only right when both decoders have the same
-layers, key/value heads, head dimension, RoPE and attention kind, so all of it is compared, on the configurations alone,
-before anything is loaded.
+The teacher continues from the student's KV without any projection. That is only right when both decoders compute the
+same function of their weights, so every field of their configurations that has a part in it is compared, before
+anything is loaded.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +22,15 @@ from lingu_ray.distill.decoder import (
 )
 from lingu_ray.errors import UserError
 
-_COMPARED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+# Fields without a part in what a decoder computes, and those that are compared in another form.
+_NOT_COMPARED = re.compile(
+    r"vocab_size.*|max_position_embeddings|.*_token_id|tie_word_embeddings|use_cache|.*dropout.*|.*pdrop|init.*|dtype|"
+    r"pretraining_tp|output_.*|router_aux_loss_coef|"
+    r"use_bidirectional_attention|"  # of PaliGemma's prompt, which the teacher does not read
+    r"head_dim|rope_.*|layer_types|sliding_window.*|use_sliding_window|max_window_layers|_.*"
+)
+# Text decoders of VLMs, and the family of LMs whose weights they are made of.
+_FAMILIES = {"qwen2_5": "qwen2", "glm4v": "glm4", "exaone4_5": "exaone4", "paddleocr": "ernie4_5"}
 
 
 def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -41,8 +51,12 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
-    """Raise UserError naming every architecture field in which the two decoders' configurations differ."""
-    pairs = {name: (getattr(student, name, None), getattr(teacher, name, None)) for name in _COMPARED}
+    """Raise UserError naming every field of the two decoders' configurations in which they compute differently."""
+    pairs: dict[str, tuple[Any, Any]] = {"model_type": (student.model_type, teacher.model_type)}
+    if _family(student) == _family(teacher):
+        del pairs["model_type"]
+    for name in sorted(_declared(student) & _declared(teacher)):
+        pairs[name] = getattr(student, name, None), getattr(teacher, name, None)
     pairs["head_dim"] = (head_dim(student), head_dim(teacher))
     pairs["rope_parameters"] = (_text_rope(student), _text_rope(teacher))
     pairs["sliding_window"] = (sliding_window(student), sliding_window(teacher))
@@ -91,6 +105,19 @@ def check_kind(config: PreTrainedConfig, setting: str) -> None:
 
 def _has(config: PreTrainedConfig, name: str) -> bool:
     return bool(getattr(config, name, None))
+
+
+def _declared(config: PreTrainedConfig) -> set[str]:
+    """The fields that the configuration's own class declares, of those that are compared by their values."""
+    classes = type(config).__mro__[: type(config).__mro__.index(PreTrainedConfig)]
+    fields = {name for kind in classes for name in inspect.get_annotations(kind)}
+    return {name for name in fields if not _NOT_COMPARED.fullmatch(name)}
+
+
+def _family(config: PreTrainedConfig) -> str:
+    """The family of LMs that a decoder belongs to: `qwen2` of `qwen2_5_vl_text`."""
+    name = re.sub(r"(_vl|_omni)?(_moe)?(_text)?$", r"\2", config.model_type)
+    return _FAMILIES.get(name, name)
 
 
 def _text_rope(config: PreTrainedConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lingu_ray.distill.capture import compute_dtype
 from lingu_ray.distill.continuation import make_request
 from lingu_ray.distill.divergence import DivergenceFn
-from lingu_ray.distill.donation import Context, Donation, Scope, plan_donation, predicting
+from lingu_ray.distill.donation import Context, Donation, EarlierTurns, Scope, plan_donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.loss import LossScales, LossTerms, TeacherOutput, ce_kd_loss
 from lingu_ray.distill.student import Student
@@ -25,7 +26,8 @@ from lingu_ray.distill.teacher import TeacherClient
 class StudentPass:
     """A micro-batch after the student's forward pass; its teacher may still be at work.
 
-    `hidden_ND`: the student's final hidden states where it predicts the N supervised tokens `labels_N`, row-major.
+    `hidden_ND`: the student's final hidden states where it predicts the N supervised tokens `labels_N`, row-major, in
+    the dtype that autocast computes in.
     `sample_N`: the sample of each. `kd_mask_N`: which of them get a KD term. Both are on the CPU.
     `ticket`: returned by the teacher's client for the request; None where nothing is asked.
     """
@@ -41,12 +43,14 @@ class StudentPass:
 class SampleScales:
     """What the terms of a sample's tokens are multiplied by: w_ce · c / N_ce and w_kd · k / N_kd (see `loss`).
 
-    `ce_S`, `kd_S`: float32, on the CPU. `temperature`: τ of the KD term.
+    `ce_S`, `kd_S`: float32, on the CPU. `temperature`: τ of the KD term. `labeled_N` (bool): the supervised tokens with
+    a cross-entropy; None: all.
     """
 
     ce_S: Tensor
     kd_S: Tensor
     temperature: float
+    labeled_N: Tensor | None = None
 
 
 class DistillStep:
@@ -59,10 +63,12 @@ class DistillStep:
         divergence: DivergenceFn,
         context: Context = "shared_kv",
         scope: Scope = "full",
+        earlier_turns: EarlierTurns = "student",
     ):
         self.student, self.teacher, self.divergence = student, teacher, divergence
         self.context: Context = context
         self.scope: Scope = scope
+        self.earlier_turns: EarlierTurns = earlier_turns
 
     def plan(self, inputs: ModelInputs, distill_S: Tensor) -> Donation | None:
         """What the teacher is asked about the micro-batch (on the CPU); None: nothing.
@@ -80,6 +86,7 @@ class DistillStep:
             teacher_vocabulary=self.teacher.output_head.vocabulary,
             context=self.context,
             scope=self.scope,
+            earlier_turns=self.earlier_turns,
         )
 
     def forward(self, inputs: ModelInputs, plan: Donation | None) -> StudentPass:
@@ -94,7 +101,7 @@ class DistillStep:
             with torch.autocast(device.type, enabled=False):  # the teacher keeps its own precision
                 ticket = self.teacher.submit(make_request(plan, capture))
         return StudentPass(
-            hidden_ND=hidden_BTD[row_N.to(device), column_N.to(device)],
+            hidden_ND=hidden_BTD[row_N.to(device), column_N.to(device)].to(compute_dtype(hidden_BTD)),
             labels_N=inputs.input_ids_BT[row_N, column_N + 1].to(device),
             sample_N=inputs.sample_BT[row_N, column_N],
             kd_mask_N=kd_mask_N,
@@ -111,8 +118,11 @@ class DistillStep:
     def loss(self, done: StudentPass, teacher: TeacherOutput | None, scales: SampleScales) -> LossTerms:
         """CE + KD, with their values for every token (see `loss.ce_kd_loss`)."""
         device = done.hidden_ND.device
+        ce_N = scales.ce_S[done.sample_N]
+        if scales.labeled_N is not None:
+            ce_N = ce_N * scales.labeled_N
         token_scales = LossScales(
-            ce_N=scales.ce_S[done.sample_N].to(device),
+            ce_N=ce_N.to(device),
             kd_M=scales.kd_S[done.sample_N[done.kd_mask_N]].to(device),
             temperature=scales.temperature,
         )

@@ -45,7 +45,7 @@ class Student:
         if donation is not None:
             device = inputs.input_ids_BT.device
             layers = self.decoder.config.num_hidden_layers
-            capture = KVCapture(layers, donation.donated_row_P.to(device), donation.donated_column_P.to(device))
+            capture = KVCapture(layers, donation.donated_row_C.to(device), donation.donated_column_C.to(device))
         with capturing(capture):
             output = self.body(**forward_arguments(self.body, inputs), use_cache=False)
         return output.last_hidden_state, capture

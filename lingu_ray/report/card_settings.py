@@ -74,6 +74,7 @@ def _distillation(config: Config) -> Rows:
         ("divergence", _divergence(settings)),
         ("temperature", in_words(settings.temperature)),
         ("weight of KD", in_words(settings.w_kd)),
+        ("KD is divided by", f"{settings.kd_normalizer} tokens"),
         ("cross-entropy on distilled rows", f"× {settings.ce_on_distilled:g}"),
     ]
     if settings.on_policy:
@@ -86,8 +87,12 @@ def _distillation(config: Config) -> Rows:
 def _context(teacher: TeacherConfig) -> str:
     if teacher.context == "prompt_text":
         return "prompt_text: it reads only the text of the prompt, without keys and values of the student"
+    earlier = {
+        "student": "earlier answers of a conversation are prompt",
+        "teacher": "the teacher computes earlier answers of a conversation itself",
+    }
     donated = {
-        "full": "every position that predicts no answer token (scope full)",
+        "full": f"the prompt (scope full); {earlier[teacher.earlier_turns]}",
         "visual": "the visual positions, and it reads the text itself (scope visual)",
     }
     return f"shared_kv: the student's keys and values of {donated[teacher.scope]}"

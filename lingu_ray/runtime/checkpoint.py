@@ -27,7 +27,7 @@ _NAME = "step-{:08d}"
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """`step`: optimizer steps done. `validation_ce`: the newest mean validation CE, if there was one."""
+    """`step`: optimizer steps done. `validation_ce`: mean validation CE of these weights; None where not measured."""
 
     step: int
     validation_ce: float | None
@@ -109,7 +109,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the lowest validation CE (of equal ones the newest); None where none was validated."""
-    scored = [(state.validation_ce, -state.step, path) for path, state in checkpoints(folder) if state.validation_ce]
+    scored = [
+        (state.validation_ce, -state.step, path)
+        for path, state in checkpoints(folder)
+        if state.validation_ce is not None
+    ]
     return min(scored)[2] if scored else None
 
 

@@ -1,7 +1,8 @@
 """On-policy distillation: the student answers some of the rows itself, and the teacher judges those answers.
 
 A student that only ever sees the corpus's answers is never corrected on its own mistakes (Agarwal et al. 2024, GKD).
-The sampled answer replaces the row's last one. It has no cross-entropy, since it is no reference to learn.
+The sampled answer replaces the row's last one. It has a KD term and no cross-entropy, since it is no reference to
+learn; earlier answers of the row are the corpus's and keep both.
 """
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ def _last_answer(sample: Sample) -> int:
 
 
 def _with_answer(sample: Sample, start: int, answer_T: torch.Tensor) -> Sample:
-    """The sample with another last answer, the only one that is supervised."""
-    supervised_T = torch.arange(start + len(answer_T)) >= start
+    """The sample with another last answer."""
+    sampled_T = torch.ones_like(answer_T, dtype=torch.bool)
     return replace(
         sample,
         input_ids_T=torch.cat([sample.input_ids_T[:start], answer_T]),
-        supervised_T=supervised_T,
-        visual_T=torch.cat([sample.visual_T[:start], torch.zeros_like(answer_T, dtype=torch.bool)]),
-        sampled=True,
+        supervised_T=torch.cat([sample.supervised_T[:start], sampled_T]),
+        visual_T=torch.cat([sample.visual_T[:start], ~sampled_T]),
+        sampled_from=start,
     )

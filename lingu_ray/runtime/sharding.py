@@ -88,7 +88,7 @@ def dummy_micro_batches(batches: list[MicroBatch], device: torch.device) -> list
     """
     missing = int(all_max(len(batches), device)) - len(batches)
     smallest = min(batches, key=lambda batch: batch.input_ids_BT.numel())
-    return [replace(smallest, sampled_S=torch.ones_like(smallest.sampled_S))] * missing
+    return [replace(smallest, sampled_BT=torch.ones_like(smallest.sampled_BT))] * missing
 
 
 def gather_full(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:

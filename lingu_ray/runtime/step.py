@@ -18,7 +18,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.divergence import divergence_of
-from lingu_ray.distill.donation import Donation
+from lingu_ray.distill.donation import Donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.step import DistillStep, SampleScales, StudentPass
 from lingu_ray.distill.student import Student
@@ -39,13 +39,17 @@ class StepSums:
 
 @dataclass(frozen=True)
 class StepWeights:
-    """τ, w_ce and w_kd of this step, and the counts they are normalized by, over all workers."""
+    """τ, w_ce and w_kd of this step, and its tokens over all workers: with a CE, with a KD term.
+
+    `kd_normalizer`: what the sum of KD is divided by.
+    """
 
     temperature: float
     w_ce: float
     w_kd: float
     ce_tokens: float
     kd_tokens: float
+    kd_normalizer: float
 
 
 class MicroBatches:
@@ -55,7 +59,8 @@ class MicroBatches:
         self.config, self.student, self.teacher, self.device = config, student, teacher, device
         distill, ahead = config.distill, config.teacher.look_ahead
         divergence = divergence_of(distill.divergence, distill.beta, distill.top_k)
-        self.step = DistillStep(student, teacher, divergence, config.teacher.context, config.teacher.scope)
+        settings = config.teacher
+        self.step = DistillStep(student, teacher, divergence, settings.context, settings.scope, settings.earlier_turns)
         self.look_ahead = int(device.type != "cpu") if ahead is None else ahead
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
@@ -73,12 +78,17 @@ class MicroBatches:
 
     def weights(self, progress: float, batches: list[MicroBatch], plans: list[Donation | None]) -> StepWeights:
         """Weights at `progress` of the run, with the token counts of the whole step."""
-        ce_tokens = sum(_labeled_tokens(batch) for batch in batches)
+        labeled_N = torch.cat([_labeled(batch) for batch in batches])
         kd_tokens = sum(plan.tokens for plan in plans if plan is not None)
-        ce_tokens, kd_tokens = all_sum([ce_tokens, kd_tokens], self.device)
+        ce_tokens, kd_tokens, supervised = all_sum([int(labeled_N.sum()), kd_tokens, len(labeled_N)], self.device)
         distill = self.config.distill
         return StepWeights(
-            distill.temperature.at(progress), distill.w_ce.at(progress), distill.w_kd.at(progress), ce_tokens, kd_tokens
+            temperature=distill.temperature.at(progress),
+            w_ce=distill.w_ce.at(progress),
+            w_kd=distill.w_kd.at(progress),
+            ce_tokens=ce_tokens,
+            kd_tokens=kd_tokens,
+            kd_normalizer=supervised if distill.kd_normalizer == "supervised" else kd_tokens,
         )
 
     def run(self, batches: list[MicroBatch], plans: list[Donation | None], weights: StepWeights) -> StepSums:
@@ -88,19 +98,22 @@ class MicroBatches:
         passes = list(zip(batches, plans, strict=True))
         if is_sharded(self.student.decoder):
             passes += [(batch, None) for batch in dummy_micro_batches(batches, self.device)]
-        for batch, plan in passes:
-            in_flight.append((batch, self._forward(batch, plan)))
-            if len(in_flight) > self.look_ahead:
+        with self.autocast():  # around all passes: weights are cast once a step
+            for batch, plan in passes:
+                in_flight.append((batch, self.step.forward(model_inputs(batch), plan)))
+                if len(in_flight) > self.look_ahead:
+                    self._backward(*in_flight.popleft(), weights, sums)
+            while in_flight:
                 self._backward(*in_flight.popleft(), weights, sums)
-        while in_flight:
-            self._backward(*in_flight.popleft(), weights, sums)
         return sums
 
     @torch.no_grad()
     def cross_entropy(self, batch: MicroBatch) -> float:
         """Sum of the micro-batch's cross-entropies in nats."""
         ones_S = torch.ones(len(batch.sources))
-        terms = self.step.loss(self._forward(batch, None), None, SampleScales(ones_S, ones_S, temperature=1.0))
+        with self.autocast():
+            done = self.step.forward(model_inputs(batch), None)
+        terms = self.step.loss(done, None, SampleScales(ones_S, ones_S, temperature=1.0))
         return float(terms.ce_N.sum())
 
     def autocast(self) -> AbstractContextManager:
@@ -109,25 +122,23 @@ class MicroBatches:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _forward(self, batch: MicroBatch, plan: Donation | None) -> StudentPass:
-        with self.autocast():
-            return self.step.forward(model_inputs(batch), plan)
-
     def _backward(self, batch: MicroBatch, done: StudentPass, weights: StepWeights, sums: StepSums) -> None:
         start = time.perf_counter()
         teacher = self.step.teacher_output(done)
         sums.teacher_wait += time.perf_counter() - start
-        labeled_S = ~batch.sampled_S  # samples whose answers are the corpus's own have a cross-entropy
+        labeled_N = _labeled(batch)
         scales = SampleScales(
-            ce_S=_by_source(self.ce_weights, batch) * labeled_S * (weights.w_ce / max(weights.ce_tokens, 1)),
-            kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_tokens, 1)),
+            ce_S=_by_source(self.ce_weights, batch) * (weights.w_ce / max(weights.ce_tokens, 1)),
+            kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_normalizer, 1)),
             temperature=weights.temperature,
+            labeled_N=labeled_N,
         )
         terms = self.step.loss(done, teacher, scales)
         if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
-            terms.loss.backward()
+            with torch.autocast(self.device.type, enabled=False):
+                terms.loss.backward()
         sums.loss += float(terms.loss.detach())
-        sums.ce += float(terms.ce_N[labeled_S[done.sample_N].to(self.device)].sum())
+        sums.ce += float(terms.ce_N[labeled_N.to(self.device)].sum())
         sums.kd += float(terms.kd_M.sum())
 
 
@@ -140,6 +151,7 @@ def _by_source(weights: dict[str, float], batch: MicroBatch) -> Tensor:
     return torch.tensor([weights[source] for source in batch.sources])
 
 
-def _labeled_tokens(batch: MicroBatch) -> int:
-    row_N, column_N = batch.supervised_BT.nonzero(as_tuple=True)
-    return int((~batch.sampled_S[batch.sample_BT[row_N, column_N]]).sum())
+def _labeled(batch: MicroBatch) -> Tensor:
+    """Which of the N supervised tokens, in row-major order, have a cross-entropy."""
+    row_N, column_N = predicting(batch.supervised_BT, batch.sample_BT).nonzero(as_tuple=True)
+    return ~batch.sampled_BT[row_N, column_N + 1]

@@ -101,7 +101,7 @@ class TeacherActorClient:
     def submit(self, request: TeacherRequest) -> Ticket:
         """Send the request by `teacher.transport`; the actor takes one after another."""
         hidden_MD = self.actor.hidden_states.remote(*self.transport.send(request))
-        return Ticket(hidden_MD, request.kv_L2PHE if self.transport.lends else None)
+        return Ticket(hidden_MD, request.kv_L2CHE if self.transport.lends else None)
 
     def result(self, ticket: Ticket) -> Tensor:
         """Wait for the actor's `hidden_MD`, on the worker's device."""

@@ -26,7 +26,7 @@ from lingu_ray.errors import UserError
 
 TensorBytes = dict[str, Any]
 
-_KV = "kv_L2PHE"
+_KV = "kv_L2CHE"
 
 
 class Transport(ABC):
@@ -38,9 +38,9 @@ class Transport(ABC):
     def send(self, request: TeacherRequest) -> tuple[dict[str, TensorBytes], Any]:
         """The request as the actor's arguments: its small fields as bytes, and what stands for the KV."""
         fields = dict(vars(request))
-        if request.kv_L2PHE.numel():
-            kv_L2PHE = fields.pop(_KV)
-            return _all_to_bytes(fields), self.share(kv_L2PHE.detach())
+        if request.kv_L2CHE.numel():
+            kv_L2CHE = fields.pop(_KV)
+            return _all_to_bytes(fields), self.share(kv_L2CHE.detach())
         return _all_to_bytes(fields), None
 
     def receive(self, fields: dict[str, TensorBytes], shared: Any) -> TeacherRequest:
@@ -51,7 +51,7 @@ class Transport(ABC):
         return TeacherRequest(**tensors)
 
     @abstractmethod
-    def share(self, kv_L2PHE: Tensor) -> Any:
+    def share(self, kv_L2CHE: Tensor) -> Any:
         """On the worker: what the actor is called with in place of the KV."""
 
     @abstractmethod
@@ -62,9 +62,9 @@ class Transport(ABC):
 class ObjectStore(Transport):
     """Bytes in shared memory: Ray puts arguments above 100 KB there, and copies them in once, with several threads."""
 
-    def share(self, kv_L2PHE: Tensor) -> TensorBytes:
+    def share(self, kv_L2CHE: Tensor) -> TensorBytes:
         """The KV's bytes."""
-        return to_bytes(kv_L2PHE)
+        return to_bytes(kv_L2CHE)
 
     def open(self, shared: TensorBytes) -> Tensor:
         """A view of the shared memory, on the CPU."""
@@ -80,9 +80,9 @@ class CudaIpc(Transport):
 
     lends = True
 
-    def share(self, kv_L2PHE: Tensor) -> list[Any]:
+    def share(self, kv_L2CHE: Tensor) -> list[Any]:
         """Arguments of `rebuild_cuda_tensor`."""
-        _, arguments = reduce_tensor(kv_L2PHE)
+        _, arguments = reduce_tensor(kv_L2CHE)
         return list(arguments)
 
     def open(self, shared: list[Any]) -> Tensor:
@@ -102,9 +102,9 @@ class Nixl(Transport):
     actor; the run then resumes from its checkpoint.
     """
 
-    def share(self, kv_L2PHE: Tensor) -> ray.ObjectRef:
+    def share(self, kv_L2CHE: Tensor) -> ray.ObjectRef:
         """A reference, which keeps the KV until the actor has finished."""
-        return ray.put([kv_L2PHE], _tensor_transport="nixl")
+        return ray.put([kv_L2CHE], _tensor_transport="nixl")
 
     def open(self, shared: list[Tensor]) -> Tensor:
         """The KV, which Ray has fetched, on the device it came from."""

@@ -88,7 +88,6 @@ class Worker:
         self.validation = Validation(self.config, self.held_out, self.encoder, self.device, self.rank, self.world)
         self.metrics = JsonLines(self.folder.metrics)
         self.samples = JsonLines(self.folder.samples)
-        self.validation_ce: float | None = None
 
     def run(self) -> None:
         """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
@@ -111,9 +110,9 @@ class Worker:
             while step < self.last_step:
                 stop = self._train_step(step, reader)
                 step += 1
-                self._validate_and_sample(step, last=step == self.last_step)
+                validation_ce = self._validate_and_sample(step, last=step == self.last_step)
                 if stop or step == self.last_step or step % settings.checkpoint_every == 0:
-                    self._save(step)
+                    self._save(CheckpointState(step, validation_ce))
                 if stop and step < self.last_step:
                     return
         if step == settings.steps:
@@ -142,12 +141,11 @@ class Worker:
             with between_steps(self.student):
                 samples = self.on_policy.answer(samples, step)
         batches = self.micro_batches.make(samples, self.encoder.pad_id)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)  # kept: fresh memory takes longer than zeroing it
         factor = set_learning_rates(self.optimizer, step, self.config.train)
 
         plans = [self.micro_batches.plan(batch) for batch in batches]
-        progress = step / max(1, self.config.train.steps - 1)
-        weights = self.micro_batches.weights(progress, batches, plans)
+        weights = self.micro_batches.weights(self.config.train.progress(step), batches, plans)
         sums = self.micro_batches.run(batches, plans, weights)
         sum_gradients(self.parameters)
         norm = clip_gradients(self.parameters, self.config.train.grad_clip)
@@ -170,7 +168,7 @@ class Worker:
                 {
                     "step": step + 1,
                     "loss": loss,
-                    "ce": ce / weights.ce_tokens,
+                    "ce": ce / weights.ce_tokens if weights.ce_tokens else None,
                     "kd": kd / weights.kd_tokens if weights.kd_tokens else None,
                     "lr": factor * self.config.train.learning_rates.decoder,
                     "grad_norm": norm,
@@ -187,33 +185,32 @@ class Worker:
             )
         return stop > 0
 
-    def _validate_and_sample(self, step: int, last: bool) -> None:
-        """Validate and sample where `step` is one to do so."""
-        settings = self.config.train
+    def _validate_and_sample(self, step: int, last: bool) -> float | None:
+        """Validate and sample where `step` is one to do so; returns the mean validation CE of this step."""
+        settings, validation_ce = self.config.train, None
         if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
             with between_steps(self.student):
                 record: Record = self.validation.run(self.micro_batches)
-            self.validation_ce = record["validation_ce"]
+            validation_ce = record["validation_ce"]
             if is_main_process():
                 self.metrics.append({"step": step, **record, "time": time.time()})
-            ray.train.report({"step": step, "validation_ce": self.validation_ce})
+            ray.train.report({"step": step, "validation_ce": validation_ce})
         if last or (settings.sample_every and step % settings.sample_every == 0):
             rows = sample_rows(self.held_out, settings.samples) if is_main_process() else []
             with between_steps(self.student):
                 for record in answer_samples(self.student, self.encoder, rows):
                     self.samples.append({"step": step, **record})
+        return validation_ce
 
     def _restore(self) -> int:
         state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer)
         step = state.step if state else 0
-        self.validation_ce = state.validation_ce if state else None
         if is_main_process():
             self.metrics.drop_after(step)
             self.samples.drop_after(step)
         return step
 
-    def _save(self, step: int) -> None:
-        state = CheckpointState(step, self.validation_ce)
+    def _save(self, state: CheckpointState) -> None:
         keep = self.config.train.keep_last
         save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
 

@@ -41,6 +41,13 @@ def test_step(tmp_path):
     assert (tmp_path / "step.png").stat().st_size > 1000
 
 
+def test_small_step(tmp_path):
+    """Both ways take a whole step at each number of rows; the default is the ratio's 1."""
+    rows = run("small_step", "rows=1,3", "layers=2", "hidden=192", out=tmp_path)
+    assert [(row["rows"], row["way"]) for row in rows] == [(1, "default"), (1, "ours"), (3, "default"), (3, "ours")]
+    assert all((row["ratio_to_default"] == 1) == (row["way"] == "default") for row in rows)
+
+
 def test_loss(tmp_path):
     """The fused loss and the naive one agree, and use measured memory."""
     rows = {row["loss"]: row for row in run("loss", "tokens=64", "vocabulary=2048", out=tmp_path)}

@@ -247,19 +247,18 @@ def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, outp
 
 
 def test_on_policy_answers_are_the_students_own(finished, data, output):
-    """Every distilled answer sampled: it has KD and no CE, vision-heavy rows keep theirs, and seeds repeat it all."""
+    """Every answer sampled: steps have KD and no CE, which is not 0 but absent, and seeds repeat it all."""
 
     def on_policy(name):
-        distill = {"on_policy": 1.0, "sampled_tokens": 6}
+        distill = {"policy": "all", "on_policy": 1.0, "sampled_tokens": 6}
         run = config(data, output, name=name, distill=distill, train={"steps": 3})
         trainer.run(run)
         return [r for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]
 
     first, again = on_policy("on-policy"), on_policy("on-policy-again")
     assert [r["loss"] for r in first] == [r["loss"] for r in again]
-    assert all(r["kd"] > 0 for r in first[1:])
-    teacher_forced = read_records(output / "tiny" / "metrics.jsonl")
-    assert all(r["tokens"] < other["tokens"] for r, other in zip(first, teacher_forced, strict=False))
+    assert len(first) == 3 and all(r["kd"] > 0 for r in first[1:])
+    assert all(r["ce"] is None and r["tokens"] == 0 for r in first)
 
 
 def test_too_many_workers_are_refused_before_anything_starts(ray_cluster, data, output):

@@ -33,7 +33,9 @@ def drawn_samples(draw: st.DrawFn) -> list[Sample]:
         length = draw(st.integers(1, BUDGET))
         ids, supervised, visual = torch.randint(0, 50, (3, length), generator=torch.Generator().manual_seed(position))
         source = draw(st.sampled_from("ab"))
-        samples.append(Sample(source, position, ids, supervised > 24, visual > 40, {}, draw(st.booleans())))
+        samples.append(
+            Sample(source, position, ids, supervised > 24, visual > 40, {}, draw(st.none() | st.integers(0, length)))
+        )
     return samples
 
 
@@ -43,9 +45,10 @@ def content(batches: list[MicroBatch]) -> dict[int, tuple]:
     for batch in batches:
         for index, position in enumerate(batch.positions):
             of_sample = batch.sample_BT == index
-            parts = (part[of_sample].tolist() for part in (batch.input_ids_BT, batch.supervised_BT, batch.visual_BT))
+            tensors = (batch.input_ids_BT, batch.supervised_BT, batch.visual_BT, batch.sampled_BT)
+            parts = (tensor[of_sample].tolist() for tensor in tensors)
             assert position not in found
-            found[position] = (*parts, batch.sources[index], bool(batch.sampled_S[index]))
+            found[position] = (*parts, batch.sources[index])
     return found
 
 
@@ -54,7 +57,13 @@ def test_micro_batches_hold_every_sample_once_and_keep_the_budget(samples: list[
     """Any samples, padded and packed: each comes once and unchanged, numbered in row-major order; padding is right."""
     batches = make_micro_batches(samples, BUDGET, PAD, packing)
     assert content(batches) == {
-        s.position: (s.input_ids_T.tolist(), s.supervised_T.tolist(), s.visual_T.tolist(), s.source, s.sampled)
+        s.position: (
+            s.input_ids_T.tolist(),
+            s.supervised_T.tolist(),
+            s.visual_T.tolist(),
+            [s.sampled_from is not None and index >= s.sampled_from for index in range(len(s))],
+            s.source,
+        )
         for s in samples
     }
     for batch in batches:

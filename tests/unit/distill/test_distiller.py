@@ -101,7 +101,7 @@ def test_the_librarys_numbers_are_the_runs(name):
         output.loss.backward()
         equal(gradients(distiller.student), expected)
         assert output.loss.item() == sums.loss
-        assert output.kd.item() * output.counts.kd == pytest.approx(sums.kd, rel=1e-6) and sums.kd > 0.01
+        assert output.kd.item() * output.counts.ce == pytest.approx(sums.kd, rel=1e-6) and sums.kd > 0.01
         assert output.ce.item() * output.counts.ce == pytest.approx(sums.ce, rel=1e-6)
         assert output.counts == distiller.count(given, MASK) == TokenCounts(ce=4 * ANSWER, kd=3 * ANSWER)
 
@@ -129,7 +129,7 @@ def test_accumulation_is_one_large_batch(distiller):
     assert counts == output.counts
     total = 0.0
     for row, mark in zip(rows, marks, strict=True):
-        part = distiller(row, mark, ce_tokens=counts.ce, kd_tokens=torch.tensor(counts.kd))
+        part = distiller(row, mark, tokens=torch.tensor(counts.ce))
         part.loss.backward()
         total += part.loss.item()
     assert total == pytest.approx(output.loss.item(), rel=1e-5)
@@ -146,7 +146,7 @@ def half_of_the_rows(data: Path, folder: Path) -> None:
     batch = as_processor(collate(samples("idefics3")[2 * rank : 2 * rank + 2], PAD))
     wrapped = torch.nn.parallel.DistributedDataParallel(distiller, find_unused_parameters=True)
     mask = MASK[2 * rank : 2 * rank + 2]
-    wrapped(batch, mask, ce_tokens=everything.ce / 2, kd_tokens=everything.kd / 2).loss.backward()
+    wrapped(batch, mask, tokens=everything.ce / 2).loss.backward()
     if rank == 0:
         torch.save(gradients(student), folder / "gradients.pt")
 
@@ -264,8 +264,8 @@ def test_masks_that_do_not_fit_are_refused(distiller, batch, mask):
 @pytest.mark.parametrize("count", [-1, float("nan"), float("inf")])
 def test_counts_that_are_none_are_refused(distiller, batch, count):
     """A divisor has to be a number of tokens."""
-    with pytest.raises(UserError, match=r"kd_tokens=.*: must be a number of tokens"):
-        distiller(batch, kd_tokens=count)
+    with pytest.raises(UserError, match=r"tokens=.*: must be a number of tokens"):
+        distiller(batch, tokens=count)
 
 
 def test_token_types_have_to_agree():

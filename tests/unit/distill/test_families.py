@@ -149,7 +149,7 @@ def test_gradient_reaches_the_student_alone(name):
     hidden_BTD, capture = student.hidden_states(inputs(batch), plan)
     request = make_request(plan, capture)
     hidden_MD = Teacher(teacher).hidden_states(request)
-    assert not request.kv_L2PHE.requires_grad and not hidden_MD.requires_grad
+    assert not request.kv_L2CHE.requires_grad and not hidden_MD.requires_grad
     predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
     labels_N = batch.input_ids_BT.roll(-1, 1)[predicts_BT]
     scales = LossScales(torch.full(labels_N.shape, 1.0), torch.ones(plan.tokens), temperature=2.0)

@@ -49,7 +49,7 @@ def donated(student):
     )  # fmt: skip
     with torch.no_grad():
         hidden, capture = student.hidden_states(inputs, plan)
-    return hidden, capture.kv_L2PHE
+    return hidden, capture.kv_L2CHE
 
 
 def test_the_decoders_linear_layers_alone_are_adapted():

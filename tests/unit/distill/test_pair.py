@@ -7,18 +7,29 @@ from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    CohereConfig,
     DeepseekV3Config,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
     IdeficsConfig,
     Llama4TextConfig,
+    LlamaConfig,
     MambaConfig,
     MllamaConfig,
+    Qwen2_5_VLTextConfig,
+    Qwen2Config,
+    Qwen2VLTextConfig,
+    Qwen3Config,
     Qwen3NextConfig,
+    Qwen3VLTextConfig,
     T5Config,
 )
 
 from lingu_ray.config import Config
 from lingu_ray.distill.new_student import PLAIN
-from lingu_ray.distill.pair import check_kind, check_tokenizers
+from lingu_ray.distill.pair import check_kind, check_tokenizers, compare_decoders
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models import check_pair, prepare_student
@@ -52,6 +63,62 @@ def test_architecture_mismatch_is_named(tmp_path, change, field, values):
     tiny_teacher(**change, folder=tmp_path / "teacher")
     with pytest.raises(UserError, match=rf"{field}: student {values[0]}, teacher {values[1]}"):
         check_pair(settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (LlamaConfig, "rms_norm_eps", 1e-3),
+        (LlamaConfig, "hidden_act", "gelu"),
+        (LlamaConfig, "attention_bias", True),
+        (LlamaConfig, "mlp_bias", True),
+        (Gemma2Config, "query_pre_attn_scalar", 100),
+        (Gemma2Config, "attn_logit_softcapping", 20.0),
+        (Gemma2Config, "final_logit_softcapping", None),
+        (Gemma2Config, "hidden_activation", "silu"),
+        (GraniteConfig, "embedding_multiplier", 12.0),
+        (GraniteConfig, "residual_multiplier", 0.2),
+        (GraniteConfig, "attention_multiplier", 0.1),
+        (GraniteConfig, "logits_scaling", 8.0),
+        (CohereConfig, "layer_norm_eps", 1e-3),
+        (CohereConfig, "logit_scale", 1.0),
+    ],
+)
+def test_every_field_that_a_decoder_computes_with_is_compared(kind, field, value):
+    """Norms, activations, biases, scalars and soft caps: one that differs is named with both values."""
+    with pytest.raises(UserError, match=rf"\n  {field}: student {getattr(kind(), field)}, teacher {value}\n"):
+        compare_decoders(kind(), kind(**{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [(LlamaConfig, GemmaConfig), (Qwen2VLTextConfig, LlamaConfig), (Gemma3TextConfig, Qwen3Config)],
+)
+def test_families_are_compared(student, teacher):
+    """Decoders of two families compute differently however equal their sizes are."""
+    with pytest.raises(UserError, match=f"model_type: student {student.model_type}, teacher {teacher.model_type}"):
+        compare_decoders(student(), teacher())
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "free"),
+    [
+        (Qwen2VLTextConfig, Qwen2Config, {}),
+        (Qwen2_5_VLTextConfig, Qwen2Config, {}),
+        (Qwen3VLTextConfig, Qwen3Config, {"head_dim": 16}),
+        (LlamaConfig, LlamaConfig, {"vocab_size": 9, "attention_dropout": 0.5, "initializer_range": 1.0}),
+        (LlamaConfig, LlamaConfig, {"eos_token_id": 7, "tie_word_embeddings": True, "max_position_embeddings": 99}),
+    ],
+)
+def test_what_has_no_part_in_the_numbers_may_differ(student, teacher, free):
+    """A VLM's own class for its LM's decoder, vocabularies, special ids, dropout, lengths."""
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 96, "rms_norm_eps": 1e-5}
+    rope = {"rope_theta": 1e4, "rope_type": "default"}
+    head = {"head_dim": 16} if "head_dim" in free else {}
+    compare_decoders(
+        student(**sizes, **head, rope_parameters=dict(rope)), teacher(**sizes, **free, rope_parameters=dict(rope))
+    )
 
 
 def test_fitting_pair_passes_and_rope_is_compared(tmp_path):

@@ -117,9 +117,25 @@ def mixed() -> list[list[Sample]]:
 
 
 def sampled() -> list[list[Sample]]:
-    """An answer that the student itself gave, beside one of the corpus."""
-    own = replace(talk("text", "<image>Odd?", "Yes.", pictures=(1,)), sampled=True)
-    return [[own, talk("text", "Hi", "A tale.")]]
+    """The student's own answers: one after an answer of the corpus, one alone, and a text of the corpus."""
+    return [
+        [
+            own(talk("text", "<image>Odd?", "Yes.", "Sure?", "Hm.", pictures=(1,))),
+            own(talk("text", "Do", "It.")),
+            talk("text", "Hi", "A tale."),
+        ]
+    ]
+
+
+def unlabeled() -> list[list[Sample]]:
+    """The student's own answers alone: no token of the step has a cross-entropy."""
+    return [[own(talk("text", "<image>Odd?", "Yes.", pictures=(1,))), own(talk("text", "Do", "It."))]]
+
+
+def own(sample: Sample) -> Sample:
+    """The sample with its last answer as one of the student's own."""
+    last = int((~sample.supervised_T).nonzero()[-1]) + 1
+    return replace(sample, sampled_from=last)
 
 
 def unknown() -> list[list[Sample]]:
@@ -134,7 +150,7 @@ def example(sample: Sample) -> Example:
         supervised=sample.supervised_T.tolist(),
         visual=sample.visual_T.tolist(),
         distilled=sample.source == "text",
-        sampled=sample.sampled,
+        sampled_from=sample.sampled_from,
         vision=sample.vision,
         **WEIGHTS[sample.source],
     )
@@ -152,7 +168,8 @@ def fast(cut: Cut, objective: Objective, packing: bool, **kind: Any) -> tuple[Re
     """The same by the library: an optimizer step of these micro-batches."""
     vlm, lm = pair(**kind)
     distill = asdict(objective)
-    tree = settings(Path(), Path(), teacher={"scope": distill.pop("scope")}, distill=distill)
+    teacher = {name: distill.pop(name) for name in ("context", "scope", "earlier_turns")}
+    tree = settings(Path(), Path(), teacher=teacher, distill=distill)
     for source in tree["corpus"]["sources"]:
         source |= WEIGHTS[source["name"]]
     micro_batches = MicroBatches(
@@ -212,10 +229,37 @@ def test_reference_is_the_model(cut, tied):
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("scope", ["full", "visual"])
-@pytest.mark.parametrize("cut", [text, image, several_images, turns, mixed, sampled, unknown])
+@pytest.mark.parametrize("cut", [text, image, several_images, turns, mixed, sampled, unlabeled, unknown])
 def test_samples(cut, scope, packing):
     """One or several texts, images, turns and micro-batches; answers of its own; unknown tokens; scopes; layouts."""
     compare(cut, Objective(scope=scope), packing=packing)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("cut", [text, several_images, turns, mixed, unknown])
+def test_without_sharing(cut, packing):
+    """The ablation: a teacher that reads the text alone, at the positions that the text has by itself."""
+    compare(cut, Objective(context="prompt_text"), packing=packing)
+
+
+@pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("cut", [turns, several_images, mixed, sampled, unknown])
+def test_earlier_turns_by_the_teacher(cut, packing):
+    """A teacher that computes a conversation's earlier answers itself, in place of the student's memory of them."""
+    compare(cut, Objective(earlier_turns="teacher"), packing=packing)
+
+
+@pytest.mark.parametrize("normalizer", ["supervised", "distilled"])
+@pytest.mark.parametrize("cut", [mixed, sampled, unknown])
+def test_normalizers(cut, normalizer):
+    """KD divided by all supervised tokens, the student's own included, or by those that have a KD term."""
+    compare(cut, Objective(kd_normalizer=normalizer, w_kd=2.0))
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.2])
+def test_cross_entropy_on_distilled_rows(factor):
+    """`ce_on_distilled` scales the CE of distilled rows, and of no others."""
+    compare(mixed, Objective(ce_on_distilled=factor, w_ce=1.3))
 
 
 @pytest.mark.parametrize("scope", ["full", "visual"])

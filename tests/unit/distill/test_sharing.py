@@ -97,7 +97,7 @@ def test_prompt_text_reads_everything_itself(exact_pair):
     """Without sharing, on text alone, the teacher still agrees, and nothing is donated."""
     plan, teachers, students = ask(exact_pair, *batch(RAGGED, 40), context="prompt_text")
     torch.testing.assert_close(teachers, students, rtol=0, atol=1e-13)
-    assert len(plan.donated_row_P) == 0
+    assert len(plan.donated_row_C) == 0
 
 
 def test_first_answer_token_is_judged_from_the_last_prompt_position():
@@ -109,12 +109,23 @@ def test_first_answer_token_is_judged_from_the_last_prompt_position():
     assert plan.query.donated_index_P.tolist() == list(range(6))
 
 
-def test_multi_turn_donates_between_answers():
-    """Between two answers the user's words are donated; each answer's queries start at its own last prompt token."""
+@pytest.mark.parametrize(
+    ("earlier_turns", "donated", "counts"),
+    [("student", [[0, 1], [0, 1, 2, 3, 4, 5, 6, 7]], [2, 2]), ("teacher", [[0, 1, 4, 5, 6, 7]], [4])],
+)
+def test_multi_turn_donates_what_precedes_an_answer(earlier_turns, donated, counts):
+    """Each answer's queries start at its own last prompt token; an earlier answer is prompt, or the teacher's own."""
     ids, sample, supervised = batch([[(3, 5), (9, 11)]], 11)
-    plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.tensor([True]), VOCABULARY)
-    assert plan.query.query_index_Q.tolist() == [2, 3, 8, 9]
-    assert plan.query.donated_index_P.tolist() == [0, 1, 4, 5, 6, 7]
+    nothing = torch.zeros_like(supervised)
+    plan = plan_donation(
+        ids, sample, supervised, nothing, torch.tensor([True]), VOCABULARY, earlier_turns=earlier_turns
+    )
+    assert plan.query.query_index_Q.tolist() == [2, 3, 8, 9] and plan.query.query_count_R.tolist() == counts
+    every = [index for part in donated for index in part]
+    assert plan.query.donated_index_P.tolist() == every
+    captured = sorted(set(every))
+    assert plan.donated_column_C.tolist() == captured  # once, however many parts read it
+    assert [captured[i] for i in plan.query.donated_kv_P.tolist()] == every
 
 
 def test_images_identity_of_the_text_after_them(pair):
@@ -161,8 +172,8 @@ def test_only_distilled_rows_are_captured(pair):
     """Rows without KD weight are neither donated nor asked about; a batch without any has no plan."""
     ids, sample, supervised = batch(RAGGED, 40)
     plan, _, _ = ask(pair, ids, sample, supervised, distill=[True, False, False, True])
-    assert plan.donated_row_P.tolist() == [0] * 29  # row 3's answer begins after its first token: nothing to donate
-    assert plan.query.query_count_S.tolist() == [8, 39] and plan.kd_mask_N.sum() == 8 + 39
+    assert plan.donated_row_C.tolist() == [0] * 29  # row 3's answer begins after its first token: nothing to donate
+    assert plan.query.query_count_R.tolist() == [8, 39] and plan.kd_mask_N.sum() == 8 + 39
     nothing = torch.zeros(4, dtype=torch.bool)
     assert plan_donation(ids, sample, supervised, torch.zeros_like(supervised), nothing, VOCABULARY) is None
 
@@ -193,5 +204,5 @@ def test_capture_changes_no_number_and_carries_no_gradient(pair):
     student.model.gradient_checkpointing_disable()
     student.model.eval().zero_grad()
     assert nothing is None and torch.equal(without, captured) and torch.equal(captured, checkpointed)
-    kv, kv_checkpointed = capture.kv_L2PHE, capture_checkpointed.kv_L2PHE
+    kv, kv_checkpointed = capture.kv_L2CHE, capture_checkpointed.kv_L2CHE
     assert torch.equal(kv, kv_checkpointed) and not kv.requires_grad

@@ -230,6 +230,8 @@ OTHER_VALUES: dict[str, Any] = {
     "revision": "abc",
     "context": "prompt_text",
     "scope": "visual",
+    "earlier_turns": "teacher",
+    "kd_normalizer": "distilled",
 }
 
 

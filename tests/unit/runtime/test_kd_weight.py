@@ -1,9 +1,11 @@
 """`kd_weight` of a source reaches the loss of its tokens, and of no others."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import tiny_processor
-from tinyrun import settings, write_pair_and_data
+from tinyrun import config, settings, write_pair_and_data
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.encode import Encoder
@@ -55,6 +57,18 @@ def test_a_weight_on_all_sources_is_the_weight_of_the_term(gradient):
     """0 and 3 on both sources are `w_kd` 0 and 3."""
     for weight in (0.0, 3.0):
         torch.testing.assert_close(gradient(weight, weight), gradient(1, 1, w_kd=weight), rtol=1e-4, atol=1e-7)
+
+
+def test_a_weight_of_zero_is_a_source_that_is_not_chosen():
+    """No KD, no factor on its CE, no sampled answers: `kd_weight: 0` on one source is the policy that leaves it out."""
+    distill = {"ce_on_distilled": 0.2, "on_policy": 0.5}
+    tree = settings(Path("data"), Path("out"), distill={"policy": "all", **distill})
+    tree["corpus"]["sources"][1]["kd_weight"] = 0
+    by_weight = Config.model_validate(tree)
+    by_policy = config(Path("data"), Path("out"), distill={"policy": "selective", **distill})
+    assert by_weight.distilled_sources() == by_policy.distilled_sources() == {"text"}
+    for one, other in zip(by_weight.corpus.sources, by_policy.corpus.sources, strict=True):
+        assert by_weight.ce_weight(one) == by_policy.ce_weight(other)
 
 
 def test_each_source_has_its_own(gradient):

@@ -26,6 +26,13 @@ def test_frozen_groups_are_left_out():
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1e-4 * factor, 1e-3 * factor])
 
 
+def test_progress_runs_from_the_first_step_to_the_last():
+    """Schedules reach their end at the last step, not one after it; a run of one step is at its start."""
+    settings = TrainConfig(steps=5)
+    assert [settings.progress(step) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
+    assert TrainConfig(steps=1).progress(0) == 0
+
+
 def test_schedule_warms_up_and_ends_at_its_floor():
     """Linear to the peak, cosine to `min_lr` at the very last step, never rising after the peak."""
     settings = TrainConfig(steps=50, warmup=0.1, min_lr=0.1)

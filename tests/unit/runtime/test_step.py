@@ -86,7 +86,7 @@ def test_shared_kv_carries_no_gradient(data, monkeypatch):
     original = InProcessTeacher.submit
 
     def record(self, request):
-        assert not request.kv_L2PHE.requires_grad
+        assert not request.kv_L2CHE.requires_grad
         answer = original(self, request)
         assert not answer.requires_grad
         constant.setdefault("answers", []).append(answer)

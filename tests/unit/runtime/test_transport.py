@@ -26,13 +26,14 @@ def request_of(donated: int, layers: int = 3, heads: int = 2, dimension: int = 3
     index_Q = torch.arange(donated, donated + queries)
     return TeacherRequest(
         donated_index_P=torch.arange(donated),
-        donated_count_S=torch.tensor([donated]),
+        donated_count_R=torch.tensor([donated]),
+        donated_kv_P=torch.arange(donated),
         query_id_Q=torch.randint(3, 300, (queries,), generator=generator),
         query_index_Q=index_Q,
-        query_count_S=torch.tensor([queries]),
+        query_count_R=torch.tensor([queries]),
         predicts_Q=torch.ones(queries, dtype=torch.bool),
         width=torch.tensor(donated + queries),
-        kv_L2PHE=torch.randn(kv_shape, generator=generator),
+        kv_L2CHE=torch.randn(kv_shape, generator=generator),
         query_position_Q=index_Q,
     )
 
@@ -82,24 +83,24 @@ def test_nixl_carries_every_dtype_bit_by_bit(ray_cluster):
     @ray.remote(num_cpus=0, enable_tensor_transport=True)
     class Receiver:
         def kv(self, fields, shared):
-            return to_bytes(make_transport(settings).receive(fields, shared).kv_L2PHE)
+            return to_bytes(make_transport(settings).receive(fields, shared).kv_L2CHE)
 
     settings = TeacherConfig(path="lm", transport="nixl")
     receiver = Receiver.remote()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         request = request_of(50)
-        request = TeacherRequest(**{**vars(request), "kv_L2PHE": request.kv_L2PHE.to(dtype)})
+        request = TeacherRequest(**{**vars(request), "kv_L2CHE": request.kv_L2CHE.to(dtype)})
         fields, shared = make_transport(settings).send(request)
-        assert "kv_L2PHE" not in fields and isinstance(shared, ray.ObjectRef)
-        kv_L2PHE = from_bytes(ray.get(receiver.kv.remote(fields, shared)))
-        assert kv_L2PHE.dtype == dtype and torch.equal(kv_L2PHE, request.kv_L2PHE)
+        assert "kv_L2CHE" not in fields and isinstance(shared, ray.ObjectRef)
+        kv_L2CHE = from_bytes(ray.get(receiver.kv.remote(fields, shared)))
+        assert kv_L2CHE.dtype == dtype and torch.equal(kv_L2CHE, request.kv_L2CHE)
 
 
 def test_bytes_copy_nothing():
     """On the CPU a contiguous tensor becomes bytes and a tensor again in place: same memory all the way."""
     request = request_of(10)
     fields, shared = ObjectStore().send(request)
-    assert ObjectStore().receive(fields, shared).kv_L2PHE.data_ptr() == request.kv_L2PHE.data_ptr()
+    assert ObjectStore().receive(fields, shared).kv_L2CHE.data_ptr() == request.kv_L2CHE.data_ptr()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""The fixed cost of an optimizer step, which does not shrink with its rows.
+
+    python -m benchmarks.small_step out=docs/performance
+
+Plain fine-tuning of SmolLM2-135M's shapes on short texts, whole steps in two ways, at several numbers of rows a step:
+
+    default  AdamW as PyTorch runs it unless told otherwise, and gradients made anew each step
+    ours     as training does it: one fused update over memory, and gradients that are kept and zeroed
+
+The two are timed in turn, so that a machine whose speed drifts does not tell against one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pydantic import Field, PositiveInt
+
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratios
+from benchmarks.step import VOCABULARY, random_student, run_config
+from lingu_ray.config import Several, TrainConfig
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.encode import Sample
+from lingu_ray.distill.student import Student
+from lingu_ray.errors import run_command
+from lingu_ray.runtime.distributed import clip_gradients, sum_gradients
+from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.step import MicroBatches
+
+
+class SmallStepConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(5, description="rounds of timing")
+    rows: Several[PositiveInt] = Field((8, 32, 128), description="rows of a step")
+    tokens: PositiveInt = Field(32, description="tokens of a row; half of them are the answer")
+    layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
+    hidden: PositiveInt = Field(576, multiple_of=192, description="decoder width")
+
+
+HELP = Help("python -m benchmarks.small_step [key=value ...]", __doc__, SmallStepConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    options = settings_alone(arguments, HELP, SmallStepConfig)
+    settings = options.recorded
+    rows = [row for count in settings["rows"] for row in _rows(count, settings)]
+    publish("small_step", rows, options.out, settings)
+    if options.out is not None:
+        plot(rows, options.out / "small_step.png")
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Two bars for each number of rows."""
+    counts = list(dict.fromkeys(row["rows"] for row in rows))
+    heights = {way: [row["median_s"] for row in rows if row["way"] == way] for way in ("default", "ours")}
+    plot_bars(path, "A small step's fixed cost", "seconds a step", [f"{count} rows" for count in counts], heights)
+
+
+def _rows(count: int, settings: Row) -> list[Row]:
+    """Both ways at one number of rows a step."""
+    ways = {"default": _way(count, settings, ours=False), "ours": _way(count, settings, ours=True)}
+    timings = measure(ways, settings["repeats"])
+    return [_row(way, count, timing, timings["default"]) for way, timing in timings.items()]
+
+
+def _row(way: str, count: int, timing: Timing, default: Timing) -> Row:
+    over_default = ratios(timing, default)
+    low, high = over_default.spread
+    return {
+        "rows": count,
+        "way": way,
+        "median_s": timing.median,
+        "ratio_to_default": over_default.median,
+        "quartiles": f"{low:.3g}–{high:.3g}",
+    }
+
+
+def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:
+    """A whole step of a student of its own."""
+    torch.manual_seed(0)
+    trained = Student(random_student(settings | {"image_tokens": 16}))
+    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "fp32"), trained, None, torch.device("cpu"))
+    optimizer = make_optimizer(trained, TrainConfig())
+    if not ours:
+        optimizer = torch.optim.AdamW(trained_parameters(optimizer), lr=1e-6)
+    parameters = trained_parameters(optimizer)
+    batches = micro_batches.make([_text(position, settings["tokens"]) for position in range(count)], pad_id=0)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=not ours)
+        plans = [micro_batches.plan(batch) for batch in batches]
+        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+        sum_gradients(parameters)
+        clip_gradients(parameters, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _text(position: int, tokens: int) -> Sample:
+    ids_T = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(position))
+    supervised_T = torch.arange(tokens) >= tokens // 2
+    return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,63 @@
+"""Generated answers follow the model's own distribution, whatever generation settings its checkpoint came with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_student, tiny_teacher
+from torch import Tensor
+from transformers import GenerationConfig
+
+from lingu_ray.distill.generate import Prompt, generate_answers
+
+END, PAD = 2, 0
+PROMPTS = ([5, 6, 7, 8, 9, 5, 6, 7], [11, 12, 11], [20, 21, 22, 20, 21])
+PUBLISHED = {
+    "beams": {"num_beams": 3, "length_penalty": 2.0},
+    "penalties": {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "encoder_repetition_penalty": 3.0},
+    "sampling": {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "min_p": 0.5, "typical_p": 0.2},
+    "tokens": {"suppress_tokens": list(range(30, 300)), "bad_words_ids": [[7]], "forced_eos_token_id": END},
+    "lengths": {"min_new_tokens": 12, "max_length": 9, "exponential_decay_length_penalty": (1, 1.5)},
+    "several": {"num_return_sequences": 2, "do_sample": True, "return_dict_in_generate": True, "output_scores": True},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A student with random weights."""
+    return tiny_student(tiny_teacher()).eval()
+
+
+def answers(model: Any, temperature: float = 0.0) -> list[list[int]]:
+    """Up to 10 tokens after each prompt."""
+    torch.manual_seed(1)
+    prompts = [Prompt(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.bool)) for ids in PROMPTS]
+    found = generate_answers(model, prompts, {}, [END], PAD, max_new_tokens=10, temperature=temperature)
+    return [answer_T.tolist() for answer_T in found]
+
+
+@torch.no_grad()
+def greedy(model: Any, ids: list[int]) -> list[int]:
+    """The likeliest token, again and again, without cache or padding."""
+    answer: list[int] = []
+    while len(answer) < 10 and END not in answer:
+        logits_TV: Tensor = model(input_ids=torch.tensor([ids + answer])).logits[0]
+        answer.append(int(logits_TV[-1].argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
+def test_the_checkpoints_generation_settings_have_no_effect(model, published):
+    """Beams, penalties, sampling, forbidden and forced tokens, lengths: greedy is greedy, samples are the model's."""
+    plain = [greedy(model, ids) for ids in PROMPTS]
+    sampled = answers(model, temperature=1.3)
+    own, model.generation_config = model.generation_config, GenerationConfig(**published)
+    try:
+        before = model.generation_config.to_dict()
+        assert answers(model) == plain
+        assert answers(model, temperature=1.3) == sampled != plain
+        assert model.generation_config.to_dict() == before
+    finally:
+        model.generation_config = own

@@ -1,0 +1,31 @@
+"""Answers of the student's own: they take the place of the last answer, and earlier ones keep what they had."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tinyrun import config
+
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.row import Row
+from lingu_ray.distill.student import Student
+from lingu_ray.runtime.models import load_processor, load_student
+from lingu_ray.runtime.on_policy import OnPolicy
+
+
+def test_the_last_answer_alone_is_replaced(data):
+    """Prompt and earlier answers stay, supervised as before; the sampled one is supervised and marked as such."""
+    settings = config(data, data, distill={"on_policy": 1.0, "sampled_tokens": 5})
+    encoder = Encoder(load_processor(settings.student), 160)
+    turns: list[Any] = ["Hi", "Hello you.", "<image>Odd?", "Yes, it is."]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    sample = encoder.encode(Row("text", 0, messages, [(data / "0.png").read_bytes()], True))
+    [answered] = OnPolicy(settings, Student(load_student(settings.student)), encoder).answer([sample], step=0)
+    start = answered.sampled_from
+    assert start is not None and sample.supervised_T[start] and not sample.supervised_T[start - 1]
+    assert 0 < len(answered) - start <= 5
+    for part in ("input_ids_T", "supervised_T", "visual_T"):
+        assert torch.equal(getattr(answered, part)[:start], getattr(sample, part)[:start])
+    assert sample.supervised_T[:start].any()  # the first answer
+    assert answered.supervised_T[start:].all() and not answered.visual_T[start:].any()
