@@ -74,6 +74,7 @@ class Judge:
             self.teacher_vocabulary,
             self.config.teacher.context,
             self.config.teacher.scope,
+            self.config.teacher.earlier_turns,
         )
         ce_T, kd_T, donated_T, query_T = (torch.zeros_like(predicts_T) for _ in range(4))
         if not self.trained:
@@ -82,6 +83,6 @@ class Judge:
         ce_T[target_N] = True
         if plan is not None:
             kd_T[target_N[plan.kd_mask_N]] = True
-            donated_T[plan.donated_column_P] = True
+            donated_T[plan.donated_column_C] = True
             query_T[plan.query_column_Q] = True
         return Roles(ce_T, kd_T, donated_T, query_T)

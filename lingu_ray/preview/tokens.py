@@ -93,7 +93,7 @@ def _roles(sample: Sample, judge: Judge) -> Iterator[Role]:
         roles.ce_T.tolist(), roles.kd_T.tolist(), roles.donated_T.tolist(), roles.query_T.tolist(), strict=True
     ):
         learned = " + ".join(name for name, is_so in ((ce, by_ce), (kd, by_kd)) if is_so)
-        teacher = "donated" if donated else "query" if query else ""
+        teacher = "query" if query else "donated" if donated else ""  # an earlier answer is both
         yield Role("kd" if by_kd else "ce" if by_ce else teacher or "context", learned, teacher)
 
 

@@ -66,7 +66,7 @@ def roles_in(batch: MicroBatch, plan: Donation | None) -> dict[int, Roles]:
     masks["ce"][row_N, column_N + 1] = True
     if plan is not None:
         masks["kd"][row_N[plan.kd_mask_N], column_N[plan.kd_mask_N] + 1] = True
-        masks["donated"][plan.donated_row_P, plan.donated_column_P] = True
+        masks["donated"][plan.donated_row_C, plan.donated_column_C] = True
         masks["query"][plan.query_row_Q, plan.query_column_Q] = True
     return {
         position: Roles(*(mask_BT[batch.sample_BT == sample] for mask_BT in masks.values()))
