@@ -125,7 +125,8 @@ def _measure(out_dir: Path, config: TaskConfig, models: list[str], resamples: in
     metric, scores = judge_task(config, columns)
     score_KI = np.array([of_model.score for of_model in scores.values()])
     weight_KI = np.array([of_model.weight for of_model in scores.values()])
-    levels_RK = resample(score_KI, weight_KI, resamples, [SEED, zlib.crc32(config.name.encode())])
+    strata = next(iter(scores.values())).strata
+    levels_RK = resample(score_KI, weight_KI, resamples, [SEED, zlib.crc32(config.name.encode())], strata)
     level_K = level(score_KI, weight_KI)
     return Measured(
         config,

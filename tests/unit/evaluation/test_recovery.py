@@ -13,7 +13,8 @@ from measured import write_measured
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import interval, level, resample
-from lingu_ray.evaluation.item_files import measured_models
+from lingu_ray.evaluation.item_files import items_path, measured_models, write_items
+from lingu_ray.evaluation.metrics.choice import COGNITION
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery
 
@@ -61,6 +62,34 @@ def test_bootstrap_interval_covers() -> None:
         assert low <= level(score_1I, weight_1I)[0] <= high
         hits += low <= 2.0 <= high
     assert 180 <= hits <= 198
+
+
+def test_bootstrap_within_strata_keeps_their_sizes() -> None:
+    """Every resample has the strata's own numbers of items, and items still vary within one."""
+    strata = ["a"] * 3 + ["b"] * 7
+    sizes_KI = np.array([[stratum == "a" for stratum in strata]], dtype=float)
+    assert np.allclose(resample(sizes_KI, np.ones((1, 10)), 200, [1], strata), 0.3)
+    assert resample(np.arange(10.0)[None], np.ones((1, 10)), 200, [1], strata).std() > 0
+
+
+def test_mme_stays_within_what_is_possible(tmp_path: Path) -> None:
+    """All right is 2800 of 2800 with no doubt about it, though categories differ in size."""
+    task = TaskConfig(name="mme", kind="vision", type="mme", path="-")
+    sizes = {f"perception {i}": 5 + 10 * i for i in range(10)} | dict.fromkeys(sorted(COGNITION), 8)
+    images = [(category, str(image)) for category, size in sizes.items() for image in range(size)]
+    rows = [image for image in images for _ in range(2)]
+    for model, odd in (("adapted", "no"), ("distilled", "yes")):
+        columns = {
+            "item": [str(i) for i in range(len(rows))],
+            "category": [category for category, _ in rows],
+            "group": [group for _, group in rows],
+            "gold": ["yes"] * len(rows),
+            "prediction": ["yes", odd] * len(images),
+        }
+        write_items(items_path(tmp_path, "mme", model), columns, "")
+    models = summarize(tmp_path, ["adapted", "distilled"], settings(task)).tasks["mme"].models
+    assert [models["distilled"].score.value, *models["distilled"].score.ci] == pytest.approx([2800] * 3)
+    assert models["adapted"].score.value == pytest.approx(700)
 
 
 def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:
