@@ -150,7 +150,7 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
 
 def track(config: Config, recovery: Recovery | None) -> None:
     """Log the report, and the scores of the run's model and of its control's, each in its own MLflow run."""
-    from lingu_ray.evaluation.roles import control_role
+    from lingu_ray.evaluation.roles import control_role, trained_role
     from lingu_ray.evaluation.tracking import figures_of, log_verdict
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import Tracker
@@ -159,7 +159,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
     with Tracker(config, folder) as run:
         run.log_files(folder.report)
         if recovery is not None:
-            run.log_figures(figures_of(recovery, recovery.trained_model))
+            run.log_figures(figures_of(recovery, trained_role(config)))
             log_verdict(run, recovery.verdict)
     if recovery is not None and config.control:
         control = control_of(config)

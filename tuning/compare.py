@@ -30,7 +30,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
-from lingu_ray.evaluation.roles import control_role
+from lingu_ray.evaluation.roles import control_role, trained_role
 from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri
 from lingu_ray.report.pages import environment, svgs
@@ -133,7 +133,7 @@ def read_folder(path: Path) -> Compared:
 def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:
     """What was measured of the run's model: a control's stands in the report of its run."""
     if own:
-        return figures_of(own, own.trained_model)
+        return figures_of(own, trained_role(config))
     above = read_recovery(RunFolder(folder.root.resolve().parent).report)
     if config.name == "control" and above:
         return figures_of(above, control_role(config))

@@ -284,4 +284,4 @@ def scores_of(recovery: Recovery) -> dict[str, Any]:
         figures |= {name: mean.value if mean else None, f"{name}_ci": list(mean.ci) if mean else None}
     scores = {name: task.models[DISTILLED].score.value for name, task in recovery.tasks.items()}
     exceptions = list(recovery.verdict.exceptions)
-    return figures | {"scores": scores, "reasons": recovery.reasons(), "exceptions": exceptions}
+    return figures | {"scores": scores, "reasons": recovery.reasons, "exceptions": exceptions}

@@ -60,6 +60,7 @@ class TaskConfig(Section):
         description="multiple_choice of language: acc_norm chooses by likelihood per character; null: acc. "
         "The catalog has what lm-evaluation-harness reports; the other is kept beside it",
     )
+    in_mean: bool = Field(True, description="counts in mean recovery (language) or retention (vision); shown anyway")
     delimiter: str = Field(" ", description="text between a query or context and the continuation that is scored")
     max_new_tokens: PositiveInt = Field(16, description="longest answer in tokens; lm_eval: the task's own")
     stop: tuple[str, ...] = Field((), description="texts that end an answer, besides the end of the turn")

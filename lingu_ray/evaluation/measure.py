@@ -82,7 +82,7 @@ def describe(task: Task) -> Any:
     items = [
         (item.name, item.reference, item.requests if isinstance(item, Scored) else item.prompt) for item in task.items
     ]
-    return [task.config.model_dump(mode="json", exclude={"metric"}), json.dumps(items, default=repr)]
+    return [task.config.model_dump(mode="json", exclude={"metric", "in_mean"}), json.dumps(items, default=repr)]
 
 
 def _references(items: Sequence[Item]) -> Columns:

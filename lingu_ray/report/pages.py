@@ -23,6 +23,7 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
+    environment.filters["beside"] = beside_others
     environment.filters["number"] = "{:,.0f}".format
     return environment
 
@@ -52,3 +53,16 @@ def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
         return f"{task.quotient_name} {found.quotient.percent(task.digits)}"
     reason = task.reason if model == DISTILLED else None
     return f"{task.quotient_name}: {reason or 'none'}"
+
+
+def beside_others(task: TaskScores) -> list[str]:
+    """The distilled model's score against that of the baseline and of each control, with the control's own quotient."""
+    return [_against(task, other, difference) for other, difference in task.over.items()]
+
+
+def _against(task: TaskScores, other: str, difference: Estimate) -> str:
+    better = difference.value >= 0
+    amount = task.amount(difference, factor=1 if better else -1)
+    own = task.models[other].quotient
+    of_other = f" ({task.quotient_name} {own.percent(task.digits)})" if own else ""
+    return f"{amount} {'better' if better else 'worse'} than {display_name(other)}{of_other}"

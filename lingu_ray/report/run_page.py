@@ -13,7 +13,7 @@ from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.evaluation.recovery_json import read_recovery
-from lingu_ray.evaluation.roles import CE_ONLY, DISTILLED, control_role, trained_role
+from lingu_ray.evaluation.roles import DISTILLED, PLAIN_CE, control_role, trained_role
 from lingu_ray.report.evaluate_command import evaluate_command
 from lingu_ray.report.evaluation_page import scores_shown
 from lingu_ray.report.held_out import held_out_answers
@@ -65,7 +65,7 @@ def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
     runs = {DISTILLED if config is None else trained_role(config): run}
     control = RunFolder(run.root / "control")
     if control.metrics.exists():
-        runs.setdefault(CE_ONLY if config is None else control_role(config), control)
+        runs.setdefault(PLAIN_CE if config is None else control_role(config), control)
     return runs
 
 

@@ -36,13 +36,13 @@ def test_it_names_the_models_of_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         "teacher": Path("owner/lm"),
         "adapted": tmp_path / "models" / "my vlm",
         "distilled": absolute / "export",
-        "ce_only": absolute / "control" / "export",
+        "plain_ce": absolute / "control" / "export",
     }
     assert settings.out == absolute / "evaluation"
     assert {task.kind for task in settings.tasks} == {"language", "vision"}
 
 
 def test_without_control_or_teacher_it_names_what_there_is(tmp_path: Path) -> None:
-    """A run without control has none in the command; a run by cross-entropy alone made the CE-only model."""
+    """A run without control has none in the command; a run by cross-entropy alone made the plain-CE model."""
     arguments = shlex.split(evaluate_command(config(distill={"policy": "none"}), RunFolder(tmp_path)))[3:]
-    assert list(read_arguments(arguments)[0]) == ["teacher", "adapted", "ce_only"]
+    assert list(read_arguments(arguments)[0]) == ["teacher", "adapted", "plain_ce"]

@@ -161,9 +161,9 @@ def test_results_are_a_table(tmp_path: Path) -> None:
 def test_a_control_has_a_card_of_its_own(tmp_path: Path) -> None:
     """It is named after its run, says what it is, and has its own recovery; the verdict is that of the run."""
     task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
-    for model, right in (("teacher", 90), ("adapted", 30), ("ce_only", 60), ("distilled", 84)):
+    for model, right in (("teacher", 90), ("adapted", 30), ("plain_ce", 60), ("distilled", 84)):
         write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
-    models = ["teacher", "adapted", "ce_only", "distilled"]
+    models = ["teacher", "adapted", "plain_ce", "distilled"]
     result = summarize(tmp_path, models, EvaluationConfig(tasks=(task,), bootstrap=50))
     run = config(output_dir=str(tmp_path), control=True)
     path = write_model_card(tmp_path, control_of(run), result, MANIFEST, control_of="small")

@@ -167,7 +167,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
         TaskConfig(name="text", kind="language", type="perplexity", path="-"),
         TaskConfig(name="digits", kind="vision", type="exact_match", path="-"),
     )
-    scores = {"teacher": (0.6, 3.0), "adapted": (0.3, 9.0), "ce_only": (0.4, 5.0), "distilled": (0.58, 3.2)}
+    scores = {"teacher": (0.6, 3.0), "adapted": (0.3, 9.0), "plain_ce": (0.4, 5.0), "distilled": (0.58, 3.2)}
     for model, (share, nats) in scores.items():
         right = [float(i < share * 200) for i in range(200)]
         cloze, text, digits = tasks
@@ -255,7 +255,7 @@ def test_a_run_by_cross_entropy_alone_is_named_so(run_dir: Path, config: Config)
     alone = config.model_copy(update={"distill": config.distill.model_copy(update={"policy": "none"})})
     (run_dir / "config.yaml").write_text(to_yaml(alone))
     page = Page(write_report(run_dir).read_text(encoding="utf-8"))
-    assert "CE only, step 10" in page.text and "distilled, step 10" not in page.text
+    assert "plain CE, step 10" in page.text and "distilled, step 10" not in page.text
 
 
 def test_versions_are_shown(run_dir: Path, text: str) -> None:
@@ -317,7 +317,7 @@ def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -
     with Image.open(tmp_path / "report" / "recovery.png") as image:
         width, height = (side / 160 for side in image.size)
     rows = -(-count // columns)
-    assert 3 * columns < width < 3.5 * columns + 1.5 and 3.2 * rows < height < 3.6 * rows + 1.6
+    assert 3 * columns < width < 3.5 * columns + 1.5 and 3.2 * rows < height < 3.6 * rows + 2.6
 
 
 def test_report_with_a_null_recovery_and_an_extra_model(tmp_path: Path) -> None:
