@@ -98,7 +98,7 @@ class TaskConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured after training, on teacher, adapted, CE-only and distilled model."""
+    """What is measured after training, on teacher, student, controls and distilled model."""
 
     tasks: tuple[Annotated[TaskConfig, BeforeValidator(complete)], ...] = Field(
         (), description="names of the catalog, lm_eval/NAME, or sections; empty: no evaluation"

@@ -74,12 +74,12 @@ class TaskScores:
         """`recovery` for a language task, `retention` for a vision task."""
         return QUOTIENTS[self.kind]
 
-    def amount(self, difference: Estimate, factor: float = 1, sign: str = "") -> str:
-        """A difference of scores times `factor`: `2.5 [0.4, 4.6] points`; `sign="+"` shows it for gains too."""
-        scale, unit = (100, "points") if self.is_share else (1, self.metric)
-        unit = "nats per token" if self.metric == PERPLEXITY else unit
-        low, high = sorted(factor * scale * x for x in difference.ci)
-        return f"{factor * scale * difference.value:{sign}.3g} [{low:.3g}, {high:.3g}] {unit}"
+    def amount(self, difference: Estimate, factor: float = 1) -> str:
+        """A difference of scores times `factor`: `2.5 [0.4, 4.6] points`."""
+        values = [factor * x for x in (difference.value, *sorted(difference.ci, key=lambda end: factor * end))]
+        value, low, high = (f"{100 * x:.1f}" if self.is_share else f"{x:.3g}" for x in values)
+        unit = "points" if self.is_share else "nats per token" if self.metric == PERPLEXITY else self.metric
+        return f"{value} [{low}, {high}] {unit}"
 
     @property
     def digits(self) -> int:

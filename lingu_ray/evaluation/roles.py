@@ -12,13 +12,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lingu_ray.config import Config
+from lingu_ray.config import CONTROLS, Config
 
-ROLES = ("teacher", "original_vlm", "fine_tuned", "adapted", "same_ce", "plain_ce", "distilled")
+ROLES = ("teacher", "original_vlm", "fine_tuned", "adapted", *CONTROLS, "distilled")
 TEACHER, ORIGINAL_VLM, FINE_TUNED, ADAPTED, SAME_CE, PLAIN_CE, DISTILLED = ROLES
 
 
@@ -71,22 +71,36 @@ def in_order(models: Iterable[str]) -> list[str]:
     return [role for role in ROLES if role in found] + sorted(found - set(ROLES))
 
 
-def compared_models(config: Config, trained: Path, control: Path | None) -> dict[str, str]:
-    """The models that a run's evaluation compares, by name: path, hub id or GGUF file."""
-    models = {TEACHER: config.teacher.path}
-    if config.student.path is not None:
-        models[ADAPTED] = config.student.path
-    models[trained_role(config)] = str(trained)
-    if control is not None:
-        models[control_role(config)] = str(control)
-    return models
+def compared_models(config: Config, trained: Path, controls: Mapping[str, Path]) -> dict[str, str]:
+    """The models that a run's evaluation compares, by role: path, hub id or GGUF file.
+
+    Args:
+        config: the run's settings.
+        trained: its model.
+        controls: the models of its controls, by the controls' names.
+    """
+    beside = {control_role(config, name): str(path) for name, path in controls.items()}
+    return {**given_models(config), trained_role(config): str(trained), **beside}
+
+
+def given_models(config: Config) -> dict[str, str]:
+    """The models that the settings name, by role: the teacher, and the student where it is no new model."""
+    student = {} if config.student.path is None else {config.student.role: config.student.path}
+    return {TEACHER: config.teacher.path, **student}
 
 
 def trained_role(config: Config) -> str:
-    """The role of the model that a run trains."""
-    return control_role(config) if config.distill.policy == "none" else DISTILLED
+    """The role of the model that a run, or a control, trains."""
+    if config.uses_teacher:
+        return DISTILLED
+    return control_role(config, PLAIN_CE if config.distill.policy == "none" else SAME_CE)
 
 
-def control_role(config: Config) -> str:
-    """The role of a run's control. Of a new VLM it is the plainly fine-tuned model that the distilled one replaces."""
-    return PLAIN_CE if config.student.path is not None else FINE_TUNED
+def control_role(config: Config, name: str) -> str:
+    """The role of a control's model: its name, or `fine_tuned` where plain cross-entropy is what is compared with."""
+    return FINE_TUNED if name == PLAIN_CE and not has_adapted(config) else name
+
+
+def has_adapted(config: Config) -> bool:
+    """Whether the student has lost language before the run; else recovery is measured against plain fine-tuning."""
+    return config.student.path is not None and config.student.role == ADAPTED

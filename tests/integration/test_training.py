@@ -15,10 +15,10 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
+from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.optimizer import lr_factor
 from lingu_ray.runtime.records import read_records
 from lingu_ray.runtime.tracking import flat, newest_settings, tracking_uri
-from lingu_ray.train import control_of
 
 pytestmark = pytest.mark.slow
 
@@ -115,8 +115,8 @@ def test_two_workers_give_the_same_weights(finished, data, output):
 
 
 def test_control_has_the_same_data_and_no_teacher(finished):
-    """The CE-only control finds the same corpus, takes the same steps, has no KD term, and is nested under its run."""
-    control = control_of(finished)
+    """The plain-CE control finds the same corpus, takes the same steps, has no KD term, and is nested under its run."""
+    control = control_config(finished, "plain_ce")
     trainer.run(control)
     where = lambda run: json.loads((run.run_dir / "corpus.json").read_text())["path"]  # noqa: E731
     assert where(control) == where(finished)
@@ -124,7 +124,7 @@ def test_control_has_the_same_data_and_no_teacher(finished):
     assert len(steps) == 8 and all(record["kd"] is None for record in steps)
     ours, theirs = (json.loads((run.run_dir / "mlflow.json").read_text())["run_id"] for run in (control, finished))
     tracked = mlflow.MlflowClient(tracking_uri(finished)).get_run(ours)
-    assert tracked.info.run_name == "tiny/control" and tracked.data.tags[MLFLOW_PARENT_RUN_ID] == theirs
+    assert tracked.info.run_name == "tiny/plain_ce" and tracked.data.tags[MLFLOW_PARENT_RUN_ID] == theirs
 
 
 def test_finished_run_is_found_again_and_other_settings_are_refused(finished, data, output):

@@ -134,7 +134,7 @@ def test_what_would_decide_it_is_said(given: dict[str, Any], needed: str) -> Non
         (task("language", estimate(0.7, 0.5, 0.85)), "recovery 70% [50, 85] is below 90%"),
         (
             task("language", None, over={"adapted": estimate(-0.03, -0.05, -0.01)}),
-            "distilled is worse than adapted by 3 [1, 5] points",
+            "distilled is worse than adapted by 3.0 [1.0, 5.0] points",
         ),
         (
             task(
@@ -148,7 +148,7 @@ def test_what_would_decide_it_is_said(given: dict[str, Any], needed: str) -> Non
         ),
         (
             task("vision", estimate(1.0, 0.99, 1.01), over={"same_ce": estimate(-0.02, -0.035, -0.005)}),
-            "the same cross-entropy without the teacher is better by 2 [0.5, 3.5] points",
+            "the same cross-entropy without the teacher is better by 2.0 [0.5, 3.5] points",
         ),
     ],
 )
@@ -184,7 +184,7 @@ def test_the_fine_tuned_model_is_baseline_and_control() -> None:
     drop = task("vision", estimate(0.9, 0.8, 0.95), over={"fine_tuned": estimate(-0.05, -0.09, -0.01)})
     found = verdict(controls={"fine_tuned": BEATEN}, references=OF_THE_PAPER, drop=drop)
     assert found.holds is True and "17 [10, 20] points more came back than by plain fine-tuning" in found.text
-    assert found.exceptions == ("drop: a measurable drop of 5 [1, 9] points, retention 90.0% [80.0, 95.0]",)
+    assert found.exceptions == ("drop: a measurable drop of 5.0 [1.0, 9.0] points, retention 90.0% [80.0, 95.0]",)
 
 
 def test_models_that_the_claim_is_not_about() -> None:
