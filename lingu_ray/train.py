@@ -138,7 +138,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
     with Tracker(config, folder) as run:
         run.log_files(folder.report)
         if recovery is not None:
-            run.log_figures(figures_of(recovery, trained_role(config)))
+            run.log_figures(figures_of(recovery, recovery.own_model(trained_role(config))))
             log_verdict(run, recovery.verdict)
     if recovery is not None:
         for control in control_configs(config).values():

@@ -134,7 +134,7 @@ def read_folder(path: Path) -> Compared:
 def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:
     """What was measured of the run's model: a control's stands in the report of its run."""
     if own:
-        return figures_of(own, trained_role(config))
+        return figures_of(own, own.own_model(trained_role(config)))
     run = run_of_control(folder.root)
     above = read_recovery(RunFolder(run).report) if run else None
     return figures_of(above, trained_role(config)) if above else {}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from lingu_ray.evaluation.roles import References, in_order
+from lingu_ray.evaluation.roles import DISTILLED, References, in_order
 
 PERPLEXITY = "perplexity"
 """The metric whose level is the logarithm of its score, in nats per token."""
@@ -168,3 +168,7 @@ class Recovery:
     def measured(self) -> list[str]:
         """Names of the models: the roles of the method in their order, then others."""
         return in_order(model for task in self.tasks.values() for model in task.models)
+
+    def own_model(self, role: str) -> str:
+        """The name that a run's own model has here: its role, or `distilled`, as in all trials of a sweep."""
+        return role if role in self.measured else DISTILLED

@@ -42,7 +42,7 @@ def write_model_card(
         front_matter=strict_yaml.dump(front_matter(config)).strip(),
         config=config,
         control_of=control_of,
-        role=trained_role(config),
+        role=result.own_model(trained_role(config)) if result else None,
         versions=read_environment(config.run_dir),
         settings=settings_rows(config),
         sources=trained_sources(config, manifest, config.train.steps),
