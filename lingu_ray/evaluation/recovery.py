@@ -48,10 +48,9 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
     references = references_among(models)
     measured = [read_levels(out_dir, config, models, settings.bootstrap) for config in settings.tasks]
     judged = [model for model in models if model not in references]
-    quotients = {QUOTIENTS["language"]: recovery, QUOTIENTS["vision"]: retention}
     tasks: dict[str, TaskScores] = {}
     for task in measured:
-        quotient = quotients[QUOTIENTS[task.config.kind]]
+        quotient = recovery if task.config.kind == "language" else retention
         known = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
         tasks[task.config.name] = _task_scores(task, known, floors, references)
     controls = {model: _control(measured, model, references) for model in controls_among(models)}

@@ -36,7 +36,7 @@ def control_configs(config: Config) -> dict[str, Config]:
 
 
 def say_controls(config: Config) -> None:
-    """Log which of the controls that were asked for are not trained, and why."""
+    """Log which of the controls that were asked for are not trained, and why; warn where the verdict lacks one."""
     trained = control_configs(config)
     if config.controls and not trained:
         log.info("controls: none is trained: this run has no teacher itself")
@@ -44,6 +44,12 @@ def say_controls(config: Config) -> None:
         log.info(
             "controls: same_ce and plain_ce are one and the same here, for every row's cross-entropy weighs what its "
             "source says: trained as plain_ce"
+        )
+    measured_against_plain_ce = config.student.path is None or config.student.role == "original_vlm"
+    if config.uses_teacher and config.evaluation.tasks and measured_against_plain_ce and PLAIN_CE not in trained:
+        log.warning(
+            "this student has lost no language before the run, so recovery is measured against plain fine-tuning: "
+            "without controls=plain_ce there will be no verdict"
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from lingu_ray.config import CONTROLS, Config
+from lingu_ray.config import CONTROLS, Config, EvaluationConfig
 from lingu_ray.config.command_line import load_config
 from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
@@ -94,6 +94,20 @@ def test_controls_that_would_be_trained_twice_are_not(
     with caplog.at_level(logging.INFO):
         say_controls(run)
     assert said in caplog.text and bool(caplog.text) == bool(said)
+
+
+def test_a_missing_fine_tuned_model_is_told_before_training(caplog: pytest.LogCaptureFixture) -> None:
+    """Where recovery is measured against it and there are tasks to measure; not where the student is the baseline."""
+    evaluation = EvaluationConfig.model_validate({"tasks": ["arc_easy"]})
+    for student, controls, told in (
+        ({"role": "original_vlm"}, [], True),
+        ({"from_teacher": {}}, [], True),
+        ({"role": "original_vlm"}, ["plain_ce"], False),
+        ({}, [], False),
+    ):
+        caplog.clear()
+        say_controls(config(None, controls, **student).model_copy(update={"evaluation": evaluation}))
+        assert ("there will be no verdict" in caplog.text) == told
 
 
 @pytest.mark.parametrize("distill", [{"policy": "all", "ce_on_distilled": 0}, {"w_ce": 0}])
