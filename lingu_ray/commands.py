@@ -18,7 +18,7 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("lingu_ray.train", "train a run: corpus, distillation, control, evaluation, report"),
+    "train": Command("lingu_ray.train", "train a run: corpus, distillation, controls, evaluation, report"),
     "inspect": Command("lingu_ray.inspect", "look at data before training: rows token by token, what is rejected"),
     "evaluate": Command("lingu_ray.evaluate", "measure models on language and vision tasks"),
     "chat": Command("lingu_ray.chat", "talk to a model in the terminal, about images too"),

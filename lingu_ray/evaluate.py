@@ -3,8 +3,9 @@
 python -m lingu_ray.evaluate teacher=LM adapted=VLM distilled=runs/demo/export tasks=arc_easy,piqa,textvqa
 python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores engine=vllm
 
-MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. The names teacher,
-            adapted, ce_only and distilled enter recovery and retention; others are measured beside them.
+MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. Names of the
+            method enter recovery and retention: distilled; what it is measured against, teacher and adapted, or
+            original_vlm and fine_tuned; controls, same_ce and plain_ce. Others are measured beside them.
 tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas between them; or FILE.yaml with the
             settings' section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
@@ -31,6 +32,10 @@ from lingu_ray.paths import LocalPath, model_path
 from lingu_ray.shell import shell_word
 
 USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
+
+
+RENAMED_ROLES = {"ce_only": "plain_ce (plain cross-entropy) or same_ce (the run with a KD weight of 0)"}
+"""Old names of models that enter the verdict: new ones."""
 
 
 class EvaluateConfig(EvaluationConfig):
@@ -88,6 +93,9 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     config = settings.validate()
     if not config.tasks:
         raise UserError(f"name the tasks: tasks=arc_easy,piqa or tasks=FILE.yaml\nusage: {USAGE}")
+    for name, _ in named:
+        if name in RENAMED_ROLES:
+            raise UserError(f"the model's name {name} is {RENAMED_ROLES[name]} now")
     models = {name: Path(model_path(path)) for name, path in named}
     if len(models) < len(named):
         raise UserError("two models have one name: give them names, as in first=MODEL second=MODEL")

@@ -1,4 +1,4 @@
-"""Train a run: corpus, pair, distillation, control, evaluation, report.
+"""Train a run: corpus, pair, distillation, controls, evaluation, report.
 
 python -m lingu_ray.train                             # the embedded demo, offline
 python -m lingu_ray.train smollm2-135m train.steps=30
@@ -31,26 +31,28 @@ def main(arguments: list[str]) -> None:
 
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster import connect
+    from lingu_ray.runtime.controls import control_configs
     from lingu_ray.runtime.progress import quiet_libraries
 
     quiet_libraries()
     runs = check(config) if config.demo is None else check_demo(config)  # before Ray starts
     connect(config.ray)
     config = with_demo(config)
-    distilled, *control = trainer.run_together(runs or check(config))
-    ce_only = control[0] if control else None
-    recovery = measure_trained(config, distilled, ce_only)
+    distilled, *controls = trainer.run_together(runs or check(config))
+    recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
     show(config, distilled, recovery)
 
 
 def check(config: Config) -> list[Run]:
-    """The run, and its control where there is one, after all checks that need no Ray, evaluation items included."""
+    """The run, and its controls where there are some, after all checks that need no Ray, evaluation items included."""
     from lingu_ray.evaluation.run import check_engine
     from lingu_ray.evaluation.tasks.load import load_task
+    from lingu_ray.runtime.controls import control_configs, say_controls
     from lingu_ray.runtime.trainer import checked
 
     check_engine(config.evaluation, [path for path in (config.teacher.path, config.student.path) if path])
-    runs = checked([config, control_of(config)] if config.control else [config])
+    runs = checked([config, *control_configs(config).values()])
+    say_controls(config)
     for task in config.evaluation.tasks:
         load_task(task)
     return runs
@@ -67,13 +69,13 @@ def check_demo(config: Config) -> None:
     check_settings(filled(config), RunFolder(config.run_dir))
 
 
-def measure_trained(config: Config, distilled: Path, ce_only: Path | None) -> Recovery | None:
-    """Evaluate what was trained; where that fails, log where the trained model is."""
+def measure_trained(config: Config, distilled: Path, controls: dict[str, Path]) -> Recovery | None:
+    """Evaluate what was trained, controls by name; where that fails, log where the trained model is."""
     from lingu_ray.evaluation.roles import compared_models
 
     log.info("trained: %s", distilled)
     try:
-        return measure(config, compared_models(config, distilled, ce_only))
+        return measure(config, compared_models(config, distilled, controls))
     except Exception:
         log.error("The evaluation failed; the trained model is complete: %s", distilled)
         log.error("Run the same command again to evaluate what is left; nothing is trained again.")
@@ -87,30 +89,6 @@ def with_demo(config: Config) -> Config:
     from lingu_ray.demo.prepare import prepare
 
     return prepare(config)
-
-
-def control_of(config: Config) -> Config:
-    """Settings of the CE-only control: the same data, steps and seed, without teacher.
-
-    Its folder is in the run's, and its MLflow run is nested under the run's.
-    """
-    from lingu_ray.runtime.tracking import tracking_uri
-
-    sources = config.training_sources()
-    tracking = {
-        "uri": tracking_uri(config),
-        "run_name": f"{config.tracking.run_name or config.name}/control",
-        "parent": config.run_dir,
-    }
-    return config.model_copy(
-        update={
-            "name": "control",
-            "output_dir": config.run_dir,
-            "corpus": config.corpus.model_copy(update={"sources": sources, "cache_dir": config.corpora_dir}),
-            "distill": config.distill.model_copy(update={"policy": "none"}),
-            "tracking": config.tracking.model_copy(update=tracking),
-        }
-    )
 
 
 def measure(config: Config, models: dict[str, str]) -> Recovery | None:
@@ -131,6 +109,7 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.model_card import write_model_card
     from lingu_ray.report.run_page import write_report
+    from lingu_ray.runtime.controls import control_configs
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
@@ -138,8 +117,7 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     folder = RunFolder(config.run_dir)
     corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
     write_model_card(export, config, recovery, corpus.manifest)
-    if config.control:
-        control = control_of(config)
+    for control in control_configs(config).values():
         write_model_card(RunFolder(control.run_dir).export, control, recovery, corpus.manifest, control_of=config.name)
     page = write_report(folder.root)
     track(config, recovery)
@@ -151,9 +129,10 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
 
 
 def track(config: Config, recovery: Recovery | None) -> None:
-    """Log the report, and the scores of the run's model and of its control's, each in its own MLflow run."""
-    from lingu_ray.evaluation.roles import control_role
+    """Log the report, and the scores of the run's model and of its controls', each in its own MLflow run."""
+    from lingu_ray.evaluation.roles import trained_role
     from lingu_ray.evaluation.tracking import figures_of, log_verdict
+    from lingu_ray.runtime.controls import control_configs
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import Tracker
 
@@ -161,12 +140,12 @@ def track(config: Config, recovery: Recovery | None) -> None:
     with Tracker(config, folder) as run:
         run.log_files(folder.report)
         if recovery is not None:
-            run.log_figures(figures_of(recovery, recovery.trained_model))
+            run.log_figures(figures_of(recovery, recovery.own_model(trained_role(config))))
             log_verdict(run, recovery.verdict)
-    if recovery is not None and config.control:
-        control = control_of(config)
-        with Tracker(control, RunFolder(control.run_dir)) as run:
-            run.log_figures(figures_of(recovery, control_role(config)))
+    if recovery is not None:
+        for control in control_configs(config).values():
+            with Tracker(control, RunFolder(control.run_dir)) as run:
+                run.log_figures(figures_of(recovery, trained_role(control)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What all trials share, made once before the first: models, corpora, and the scores that recovery is measured against.
 
-For a student that is an existing VLM the two reference models are the teacher and that VLM, *adapted*. For one that is
-built on its teacher (`student.from_teacher`) the adapted model is its CE-only control, trained here.
+Reference models are the teacher and the student, *adapted*. For a student that has lost nothing yet (`student.role:
+original_vlm`, or one that is built on its teacher) the plainly fine-tuned model is one too: its control, trained here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from pathlib import Path
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.roles import ADAPTED, TEACHER
+from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime import trainer
+from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import tracking_uri
-from lingu_ray.train import control_of, measure
+from lingu_ray.train import measure
 from tuning.space import Space, configure, corner_values, seeded, seeds_of
 
 BASELINE = "baseline"
@@ -64,15 +65,22 @@ def build_baseline(space: Space, config: Config) -> Path:
         if not any(_same_corpus(trial, other) for other in built):
             build_corpus(trial, run.initial_model)
             built.append(trial)
-    adapted = config.student.path or str(trainer.run(_adapted(space, config, config.output_dir)))
-    measure(config, {TEACHER: config.teacher.path, ADAPTED: adapted})
+    models = given_models(config)
+    if FINE_TUNED in reference_roles(config):
+        models[FINE_TUNED] = str(trainer.run(_fine_tuned(space, config, config.output_dir)))
+    measure(config, models)
     return run.report
 
 
-def _adapted(space: Space, config: Config, folder: Path) -> Config:
-    """The run that makes the adapted model; in MLflow it is the sweep's child."""
-    twin = control_of(config)
-    tracking = {"run_name": f"{space.name}/{ADAPTED}", "parent": folder}
+def reference_roles(config: Config) -> tuple[str, ...]:
+    """The roles of the models that all trials are compared with."""
+    return (*given_models(config), *([] if has_adapted(config) else [FINE_TUNED]))
+
+
+def _fine_tuned(space: Space, config: Config, folder: Path) -> Config:
+    """The run that makes the fine-tuned model; in MLflow it is the sweep's child."""
+    twin = control_config(config, PLAIN_CE)
+    tracking = {"run_name": f"{space.name}/{FINE_TUNED}", "parent": folder}
     return twin.model_copy(update={"tracking": twin.tracking.model_copy(update=tracking)})
 
 

@@ -1,6 +1,6 @@
 """Runs side by side: metrics, the settings that differ, curves.
 
-python -m tuning.compare runs/demo runs/demo/control         # folders
+python -m tuning.compare runs/demo runs/demo/controls/*      # folders
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
 python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
 
@@ -30,11 +30,12 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
-from lingu_ray.evaluation.roles import control_role
+from lingu_ray.evaluation.roles import trained_role
 from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
+from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import read_records
 from lingu_ray.runtime.tracking import newest_settings, store_uri
@@ -133,11 +134,10 @@ def read_folder(path: Path) -> Compared:
 def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:
     """What was measured of the run's model: a control's stands in the report of its run."""
     if own:
-        return figures_of(own, own.trained_model)
-    above = read_recovery(RunFolder(folder.root.resolve().parent).report)
-    if config.name == "control" and above:
-        return figures_of(above, control_role(config))
-    return {}
+        return figures_of(own, own.own_model(trained_role(config)))
+    run = run_of_control(folder.root)
+    above = read_recovery(RunFolder(run).report) if run else None
+    return figures_of(above, trained_role(config)) if above else {}
 
 
 def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:

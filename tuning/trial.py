@@ -21,7 +21,7 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.results import Recovery
-from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, TEACHER
+from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.evaluation.run import evaluate
 from lingu_ray.paths import starting_from
 from lingu_ray.runtime.folder import RunFolder
@@ -30,7 +30,7 @@ from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.tracking import tracking_uri
 from lingu_ray.runtime.trainer import Run
 from lingu_ray.train import show
-from tuning.baseline import lend_items
+from tuning.baseline import lend_items, reference_roles
 from tuning.outcome import Outcome, read_outcome, reason, score
 from tuning.search import SCORE, STEP, USER_ERROR, VALIDATION
 from tuning.space import CASE, SEED, Space, Values, configure, decode, seeded
@@ -254,7 +254,7 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
         update={
             "name": name,
             "output_dir": sweep.trials,
-            "control": False,
+            "controls": (),
             "demo": None,
             "resume": "auto",
             "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir}),
@@ -271,7 +271,7 @@ def measure(sweep: Sweep, config: Config) -> Recovery:
         {DISTILLED: folder.export},
         config.evaluation,
         folder.report,
-        measured=(TEACHER, ADAPTED),
+        measured=reference_roles(config),
         ray_settings=config.ray,
         sharers=sweep.concurrent,
     )
@@ -284,4 +284,4 @@ def scores_of(recovery: Recovery) -> dict[str, Any]:
         figures |= {name: mean.value if mean else None, f"{name}_ci": list(mean.ci) if mean else None}
     scores = {name: task.models[DISTILLED].score.value for name, task in recovery.tasks.items()}
     exceptions = list(recovery.verdict.exceptions)
-    return figures | {"scores": scores, "reasons": recovery.reasons(), "exceptions": exceptions}
+    return figures | {"scores": scores, "reasons": recovery.reasons, "exceptions": exceptions}

@@ -11,11 +11,12 @@ from lingu_ray.config.demo import DemoConfig
 from lingu_ray.config.distill import DistillConfig
 from lingu_ray.config.evaluation import TASK_TYPES, EvaluationConfig, TaskConfig
 from lingu_ray.config.models import StudentConfig, TeacherConfig, VisionConfig
-from lingu_ray.config.run import Config
+from lingu_ray.config.run import CONTROLS, Config
 from lingu_ray.config.tracking import TrackingConfig
 from lingu_ray.config.train import LearningRates, LoraConfig, TrainConfig
 
 __all__ = [
+    "CONTROLS",
     "TASK_TYPES",
     "Config",
     "CorpusConfig",

@@ -43,6 +43,11 @@ class Schedule(Section):
             return ", ".join(f"{value:g} from {start:.0%}" for start, value in self.points)
         return f"{self.start:g}" if self.start == self.end else f"{self.start:g} → {self.end:g} ({self.shape})"
 
+    @property
+    def always_zero(self) -> bool:
+        """Whether the value is 0 over the whole run."""
+        return not any((self.start, self.end, *(value for _, value in self.points)))
+
     def at(self, progress: float) -> float:
         """Value at `progress` (fraction of the run done, 0 to 1)."""
         if self.points:

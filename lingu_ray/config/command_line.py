@@ -27,7 +27,7 @@ examples:
   python -m lingu_ray.train                                     the embedded demo, offline
   python -m lingu_ray.train demo train.steps=30                 the same, shorter
   python -m lingu_ray.train smollm2-135m --print-config         the whole configuration as YAML; trains nothing
-  python -m lingu_ray.train my.yaml distill.policy=none name=ce_only
+  python -m lingu_ray.train my.yaml distill.policy=none name=plain_ce
   python -m lingu_ray.train my.yaml distill.temperature='{{start: 4, end: 1}}'
   python -m lingu_ray.train my.yaml corpus.sources.docvqa.limit=1000
   python -m lingu_ray.train my.yaml corpus.sources.0.prompt='"Question: {{question}}"'"""

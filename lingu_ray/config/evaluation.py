@@ -55,6 +55,12 @@ class TaskConfig(Section):
         {}, description="an item's field: a column, or a Jinja template over the columns; empty: the row has the fields"
     )
     limit: PositiveInt | None = Field(None, description="use the first N items only; null: all")
+    metric: Literal["acc", "acc_norm"] | None = Field(
+        None,
+        description="multiple_choice of language: acc_norm chooses by likelihood per character; null: acc. "
+        "The catalog has what lm-evaluation-harness reports; the other is kept beside it",
+    )
+    in_mean: bool = Field(True, description="counts in mean recovery (language) or retention (vision); shown anyway")
     delimiter: str = Field(" ", description="text between a query or context and the continuation that is scored")
     max_new_tokens: PositiveInt = Field(16, description="longest answer in tokens; lm_eval: the task's own")
     stop: tuple[str, ...] = Field((), description="texts that end an answer, besides the end of the turn")
@@ -65,6 +71,11 @@ class TaskConfig(Section):
             raise ValueError(
                 f"task {self.name}: kind '{self.kind}' does not go with type '{self.type}': "
                 f"{self.kind} tasks are {', '.join(TASK_TYPES[self.kind])}"
+            )
+        if self.metric and (self.kind, self.type) != ("language", "multiple_choice"):
+            raise ValueError(
+                f"task {self.name}: metric '{self.metric}' is of kind 'language' with type 'multiple_choice'; "
+                "other types have one metric: leave it out"
             )
         return self
 
@@ -87,7 +98,7 @@ class TaskConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured after training, on teacher, adapted, CE-only and distilled model."""
+    """What is measured after training, on teacher, student, controls and distilled model."""
 
     tasks: tuple[Annotated[TaskConfig, BeforeValidator(complete)], ...] = Field(
         (), description="names of the catalog, lm_eval/NAME, or sections; empty: no evaluation"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray.config.base import Section
-from lingu_ray.config.facts import MAY_CHANGE, SEARCHABLE
+from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, SEARCHABLE
 from lingu_ray.paths import ModelPath
 
 
@@ -45,12 +45,19 @@ class StudentConfig(Section):
     from_teacher: Annotated[VisionConfig | None, SEARCHABLE] = Field(
         None, description="build a new VLM: the teacher's decoder + this vision tower"
     )
+    role: Annotated[Literal["adapted", "original_vlm"], MAY_CHANGE, NOT_COMPARED] = Field(
+        "adapted",
+        description="what `path` is. adapted: a VLM that has lost language, which is to come back; original_vlm: one "
+        "before fine-tuning, measured against the plainly fine-tuned model (controls: [plain_ce]), as in the paper",
+    )
     trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
 
     @model_validator(mode="after")
     def _one_origin(self) -> StudentConfig:
         if (self.path is None) == (self.from_teacher is None):
             raise ValueError("give exactly one of student.path (a VLM) and student.from_teacher (a vision config)")
+        if self.path is None and self.role != "adapted":
+            raise ValueError(f"student.role={self.role} says what student.path is: leave it out with from_teacher")
         return self
 
 

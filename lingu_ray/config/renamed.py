@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from lingu_ray.config.tree import section_at
 
 RENAMED = {
+    "control": "controls",
     "corpus.sources.*.form": "corpus.sources.*.format",
     "evaluation.tasks.*.form": "evaluation.tasks.*.format",
 }

@@ -7,11 +7,11 @@ refused here, before Ray starts.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from lingu_ray.config.base import NAME, Section
+from lingu_ray.config.base import NAME, Section, Several
 from lingu_ray.config.cluster import RayConfig
 from lingu_ray.config.corpus import CorpusConfig, SourceConfig
 from lingu_ray.config.demo import DemoConfig
@@ -22,6 +22,10 @@ from lingu_ray.config.models import StudentConfig, TeacherConfig
 from lingu_ray.config.tracking import TrackingConfig
 from lingu_ray.config.train import TrainConfig
 from lingu_ray.paths import LocalPath
+
+ControlName = Literal["same_ce", "plain_ce"]
+CONTROLS: tuple[str, str] = get_args(ControlName)
+"""Names of the controls: runs beside a run, without the teacher."""
 
 
 class Config(Section):
@@ -35,8 +39,10 @@ class Config(Section):
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE, NOT_COMPARED] = Field(
         "auto", description="auto: resume from the newest checkpoint; never: refuse a run that exists"
     )
-    control: Annotated[bool, MAY_CHANGE, NOT_COMPARED] = Field(
-        False, description="also train the CE-only control on the same data and steps"
+    controls: Annotated[Several[ControlName], MAY_CHANGE, NOT_COMPARED] = Field(
+        (),
+        description="also trained, on the same data and steps without the teacher. same_ce: the run with a KD weight "
+        "of 0; plain_ce: plain cross-entropy, weighted as the sources say",
     )
     demo: Annotated[DemoConfig | None, MAY_CHANGE, NOT_COMPARED] = Field(
         None, description="build the embedded pair and corpus first; null: off"
@@ -72,6 +78,17 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _control_can_learn(self) -> Config:
+        weights = [self.ce_weight(source) for source in self.training_sources()]
+        no_ce = self.distill.w_ce.always_zero or (weights and not any(weights))
+        if "same_ce" in self.controls and self.uses_teacher and no_ce:
+            raise ValueError(
+                "controls: same_ce is the run without the teacher, and without it there is no cross-entropy at all: "
+                "give controls: [plain_ce]"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         """Folder of this run."""
@@ -81,6 +98,11 @@ class Config(Section):
     def corpora_dir(self) -> Path:
         """Folder in which built corpora are kept."""
         return self.corpus.cache_dir or self.output_dir / ".corpora"
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether there is a KD term at all: without one no teacher is loaded."""
+        return self.distill.policy != "none" and not self.distill.w_kd.always_zero
 
     def ce_weight(self, source: SourceConfig) -> float:
         """c_i of the loss: the weight of this source's cross-entropy."""

@@ -5,6 +5,8 @@ Shape suffixes: I items, K models, R resamples.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,18 +20,33 @@ def level(score: Floats, weight: Floats) -> Floats:
     return score.sum(axis=-1) / weight.sum(axis=-1)
 
 
-def resample(score_KI: Floats, weight_KI: Floats, resamples: int, seed: list[int]) -> Floats:
-    """Levels of each model on `resamples` draws of the items with replacement, the same for all models: [R, K]."""
+def resample(
+    score_KI: Floats, weight_KI: Floats, resamples: int, seed: list[int], strata: Sequence[Hashable] | None = None
+) -> Floats:
+    """Levels of each model on `resamples` draws of the items with replacement, the same for all models: [R, K].
+
+    With `strata` (an entry an item) each stratum keeps its number of items: the draw is made within it.
+    """
     items = score_KI.shape[1]
+    groups = _groups(strata or [None] * items)
     random = np.random.default_rng(seed)
     rows = max(1, CHUNK // items)
     levels: list[Floats] = []
     for begin in range(0, resamples, rows):
-        draw_RI = random.integers(items, size=(min(rows, resamples - begin), items))
+        count = min(rows, resamples - begin)
+        draw_RI = np.concatenate([group[random.integers(len(group), size=(count, len(group)))] for group in groups], 1)
         levels.append(
             np.stack([level(s_I[draw_RI], w_I[draw_RI]) for s_I, w_I in zip(score_KI, weight_KI, strict=True)], axis=1)
         )
     return np.concatenate(levels)
+
+
+def _groups(strata: Sequence[Hashable]) -> list[NDArray[np.int64]]:
+    """The items' indices by stratum."""
+    found: dict[Hashable, list[int]] = {}
+    for index, stratum in enumerate(strata):
+        found.setdefault(stratum, []).append(index)
+    return [np.array(group) for group in found.values()]
 
 
 def interval(samples_R: Floats) -> list[float]:

@@ -75,11 +75,14 @@ def run_task(run: TaskRun, replicas: Replicas) -> None:
 
 
 def describe(task: Task) -> Any:
-    """All that an answer depends on besides the model, as JSON. Images are represented by the names of their items."""
+    """All that an answer depends on besides the model, as JSON. Images are represented by the names of their items.
+
+    How answers are judged is no part of it: they are found again when that changes.
+    """
     items = [
         (item.name, item.reference, item.requests if isinstance(item, Scored) else item.prompt) for item in task.items
     ]
-    return [task.config.model_dump(mode="json"), json.dumps(items, default=repr)]
+    return [task.config.model_dump(mode="json", exclude={"metric", "in_mean"}), json.dumps(items, default=repr)]
 
 
 def _references(items: Sequence[Item]) -> Columns:

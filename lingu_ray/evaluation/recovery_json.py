@@ -20,7 +20,7 @@ from lingu_ray.evaluation.results import (
     TaskScores,
     Verdict,
 )
-from lingu_ray.evaluation.roles import ADAPTED, TEACHER
+from lingu_ray.evaluation.roles import References
 
 FILE = "recovery.json"
 
@@ -39,31 +39,41 @@ def read_recovery(folder: Path) -> Recovery | None:
 
 def as_json(result: Recovery) -> dict[str, Any]:
     """The result as JSON has it."""
-    summary: dict[str, Any] = {**_means_json(result.distilled), "ce_only": None}
-    if control := result.control:
-        difference = _pair("difference", control.difference)
-        summary["ce_only"] = {**_means_json(control.means), **difference, "beaten": control.beaten}
-    summary |= {
+    references, verdict = result.references, result.verdict
+    summary: dict[str, Any] = {
+        **_means_json(result.distilled),
+        "reasons": dict(result.reasons),
+        "references": {"original": references.original, "baseline": references.baseline},
+        "formulas": references.formulas,
+        "controls": {
+            name: {**_means_json(control.means), **_pair("difference", control.difference), "beaten": control.beaten}
+            for name, control in result.controls.items()
+        },
         "models": {model: _means_json(means) for model, means in result.models.items()},
-        "claim_holds": result.verdict.holds,
-        "verdict": result.verdict.text,
-        "exceptions": list(result.verdict.exceptions),
+        "claim_holds": verdict.holds,
+        "parts": dict(verdict.parts),
+        "verdict": verdict.text,
+        "exceptions": list(verdict.exceptions),
     }
     return {"tasks": {name: _task_json(task) for name, task in result.tasks.items()}, "summary": summary}
 
 
 def from_json(tree: Mapping[str, Any]) -> Recovery:
-    """The result from its JSON, of earlier versions too, whose tasks have no floors and the verdict no exceptions."""
+    """The result from its JSON, of earlier versions too, which say less."""
     summary = tree["summary"]
-    control = None
-    if entry := summary["ce_only"]:
-        control = Control(_means(entry), _estimate("difference", entry), entry["beaten"])
+    controls = {
+        name: Control(_means(entry), _estimate("difference", entry))
+        for name, entry in summary.get("controls", {}).items()
+    }
+    exceptions, parts = tuple(summary.get("exceptions", ())), summary.get("parts", {})
     return Recovery(
         {name: _task(entry) for name, entry in tree["tasks"].items()},
         _means(summary),
-        control,
+        controls,
         {model: _means(entry) for model, entry in summary["models"].items()},
-        Verdict(summary["claim_holds"], summary["verdict"], tuple(summary.get("exceptions", ()))),
+        summary.get("reasons", {}),
+        References(**summary["references"]) if "references" in summary else References(),
+        Verdict(summary["claim_holds"], summary["verdict"], exceptions, parts),
     )
 
 
@@ -75,13 +85,12 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
         "higher_is_better": task.higher_is_better,
         "share": task.is_share,
         "n": task.items,
-        "models": {model: _model_json(name, model, found) for model, found in task.models.items()},
+        "models": {model: _model_json(name, found) for model, found in task.models.items()},
         **_pair(name, task.distilled),
         f"{name}_reason": task.reason,
-        "ce_only": _pair(name, task.ce_only),
         "floor": task.floor,
-        **_pair("over_adapted", task.over_adapted),
-        **_pair("over_ce_only", task.over_ce_only),
+        "in_mean": task.in_mean,
+        "over": {model: _pair("difference", difference) for model, difference in task.over.items()},
     }
 
 
@@ -96,16 +105,14 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
         models={model: _model(name, found) for model, found in entry["models"].items()},
         distilled=_estimate(name, entry),
         reason=entry[f"{name}_reason"],
-        ce_only=_estimate(name, entry["ce_only"]),
         floor=entry.get("floor"),
-        over_adapted=_estimate("over_adapted", entry),
-        over_ce_only=_estimate("over_ce_only", entry),
+        in_mean=entry.get("in_mean", True),
+        over={m: found for m, e in entry.get("over", {}).items() if (found := _estimate("difference", e))},
     )
 
 
-def _model_json(name: QuotientName, model: str, found: ModelScore) -> dict[str, Any]:
-    quotient = {} if model in (TEACHER, ADAPTED) else _pair(name, found.quotient)
-    return {"score": found.score.value, "ci": list(found.score.ci), **found.extra, **quotient}
+def _model_json(name: QuotientName, found: ModelScore) -> dict[str, Any]:
+    return {"score": found.score.value, "ci": list(found.score.ci), **found.extra, **_pair(name, found.quotient)}
 
 
 def _model(name: QuotientName, entry: Mapping[str, Any]) -> ModelScore:

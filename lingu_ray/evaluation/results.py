@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from lingu_ray.evaluation.roles import CE_ONLY, DISTILLED, in_order
+from lingu_ray.evaluation.roles import DISTILLED, References, in_order
 
 PERPLEXITY = "perplexity"
 """The metric whose level is the logarithm of its score, in nats per token."""
@@ -51,9 +51,10 @@ class TaskScores:
     """The models on a task.
 
     `is_share`: scores are shares of what can be reached, shown in per cent. `floor`: recovery or retention from which
-    the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value.
-    `over_adapted`, `over_ce_only`: how much better the distilled model scores than that one, in the units of the metric
-    (perplexity: nats per token); None where one is not measured, or not on the same tokens.
+    the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
+    whether the task counts in the mean of its kind.
+    `over`: by model, the baseline and the controls: how much better the distilled model scores than that one, in the
+    units of the metric (perplexity: nats per token); those that are measured, on the same tokens.
     """
 
     kind: Kind
@@ -64,20 +65,21 @@ class TaskScores:
     models: dict[str, ModelScore]
     distilled: Estimate | None
     reason: str | None
-    ce_only: Estimate | None
     floor: float | None = None
-    over_adapted: Estimate | None = None
-    over_ce_only: Estimate | None = None
+    in_mean: bool = True
+    over: dict[str, Estimate] = field(default_factory=dict)
 
     @property
     def quotient_name(self) -> QuotientName:
         """`recovery` for a language task, `retention` for a vision task."""
         return QUOTIENTS[self.kind]
 
-    @property
-    def unit(self) -> str:
-        """What differences of the score are in."""
-        return "nats per token" if self.metric == PERPLEXITY else self.metric
+    def amount(self, difference: Estimate, factor: float = 1) -> str:
+        """A difference of scores times `factor`: `2.5 [0.4, 4.6] points`."""
+        values = [factor * x for x in (difference.value, *sorted(difference.ci, key=lambda end: factor * end))]
+        value, low, high = (f"{100 * x:.1f}" if self.is_share else f"{x:.3g}" for x in values)
+        unit = "points" if self.is_share else "nats per token" if self.metric == PERPLEXITY else self.metric
+        return f"{value} [{low}, {high}] {unit}"
 
     @property
     def digits(self) -> int:
@@ -87,7 +89,7 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class Means:
-    """A model's recovery and retention, each the mean over the tasks that give one."""
+    """A model's mean recovery and retention (`quotients.py`)."""
 
     recovery: Estimate | None
     retention: Estimate | None
@@ -100,26 +102,32 @@ class Means:
 
 @dataclass(frozen=True)
 class Control:
-    """The CE-only model's means. `difference`: recovery of the distilled model minus its own, mean over tasks.
-
-    `beaten`: whether the whole interval of the difference is above 0; None without a difference.
-    """
+    """A model trained without the teacher: its means, and the distilled model's mean recovery minus its own."""
 
     means: Means
     difference: Estimate | None
-    beaten: bool | None
+
+    @property
+    def beaten(self) -> bool | None:
+        """Whether more came back than by this control: beyond noise, or not; None where noise leaves it open."""
+        if self.difference is None:
+            return None
+        low, high = self.difference.ci
+        return True if low > 0 else False if high < 0 else None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the claim holds (None: cannot be judged), and the sentence that says so wherever results are shown.
+    """Whether the claim holds (None: not decided), and the sentence that says so wherever results are shown.
 
-    `exceptions`: the tasks that speak against it, a clause each; the sentence has them too.
+    `parts`: the same of each of its parts: recovery, retention, and each control by its name. `exceptions`: the tasks
+    that speak against it, a clause each; the sentence has them too.
     """
 
     holds: bool | None
     text: str
     exceptions: tuple[str, ...] = ()
+    parts: dict[str, bool | None] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:
@@ -143,29 +151,24 @@ class Verdict:
 class Recovery:
     """The content of `recovery.json`: the tasks by name, the means of the models, and the verdict.
 
-    `distilled`: the means that the verdict is about. `models`: those of all measured models but teacher and adapted.
+    `distilled`: the means that the verdict is about. `controls`: those that were measured, by name. `models`: the means
+    of all measured models but the references. `reasons`: why one of the distilled model's means has no value, where it
+    has none.
     """
 
     tasks: dict[str, TaskScores]
     distilled: Means
-    control: Control | None
+    controls: dict[str, Control]
     models: dict[str, Means]
+    reasons: dict[QuotientName, str]
+    references: References
     verdict: Verdict
 
     @property
     def measured(self) -> list[str]:
-        """Names of the models: the four of the method in their order, then others."""
+        """Names of the models: the roles of the method in their order, then others."""
         return in_order(model for task in self.tasks.values() for model in task.models)
 
-    @property
-    def trained_model(self) -> str:
-        """The name that a run's own model has in its evaluation."""
-        return DISTILLED if any(DISTILLED in task.models for task in self.tasks.values()) else CE_ONLY
-
-    def reasons(self) -> dict[QuotientName, str]:
-        """Why mean recovery or retention of the distilled model has no value, where it has none."""
-        return {name: self._reason(name) for name, mean in self.distilled.items() if mean is None}
-
-    def _reason(self, name: QuotientName) -> str:
-        of_tasks = [(task_name, task.reason) for task_name, task in self.tasks.items() if task.quotient_name == name]
-        return "; ".join(f"{task}: {reason}" for task, reason in of_tasks if reason) or "no task measures it"
+    def own_model(self, role: str) -> str:
+        """The name that a run's own model has here: its role, or `distilled`, as in all trials of a sweep."""
+        return role if role in self.measured else DISTILLED

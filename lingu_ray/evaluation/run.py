@@ -38,8 +38,8 @@ def evaluate(
 ) -> Recovery:
     """Measure every model (name → folder, hub id or .gguf file) on every task it can take.
 
-    Recovery and retention are computed from the models named `teacher`, `adapted`, `ce_only` and `distilled`; others
-    are measured beside them. A text-only model (the teacher) is measured on the language tasks alone. All items and
+    Recovery and retention are computed from the models that are named by their roles (`roles.py`); others are measured
+    beside them. A text-only model (the teacher) is measured on the language tasks alone. All items and
     models' configurations are checked before the first model is loaded. What was measured before, by the same tasks on
     the same models, is not measured again; an interrupted evaluation resumes.
 

@@ -1,73 +1,183 @@
 """Whether the claim holds: language came back, vision stayed, and the teacher was needed for it.
 
-It holds where the mean recovery over the language tasks and the mean retention over the vision tasks reach their floors
-(`evaluation.min_recovery`, `evaluation.min_retention`), and the whole interval of the difference to the CE-only model's
-recovery, where that one was measured, is above 0.
+Each part is answered by an interval, never by a value alone: yes, no, or not decided.
 
-A mean can hide a loss, so the verdict also names every task that speaks against the claim:
+- *Recovery*, the mean over the language tasks: yes where the whole interval reaches `evaluation.min_recovery`, no where
+  it is below.
+- *Retention*, the mean over the vision tasks: yes where the whole interval reaches `evaluation.min_retention`; no where
+  it is below, or below 1, which is a measurable drop.
+- *Controls*: the difference of the mean recovery to each control that was measured: yes where the whole interval is
+  above 0, no where it is below. Without a control this part is not decided.
 
-- its own recovery or retention is below the floor of its kind; `beyond noise` where its whole interval is;
-- adapting took nothing from it, so that it has no recovery, and the distilled model scores below the adapted one beyond
-  noise;
-- the CE-only model scores better on it, beyond noise.
+The claim holds where all parts do, and does not where one does not. Where it is not decided, the sentence says what
+would decide it.
 
-Tasks without a value that show no such loss are named as not judged.
+A mean can hide a loss, so the verdict also names every task that speaks against the claim beyond noise:
+
+- its own recovery is below the floor, or its retention below the floor or 1;
+- it lost nothing beyond noise, so that it has no recovery, and the distilled model scores below the baseline;
+- a control scores better on it.
+
+Tasks without a value of their own that show no such loss are named as not judged alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from lingu_ray.evaluation.results import Control, Estimate, Means, QuotientName, TaskScores, Verdict
-from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, TEACHER
+from lingu_ray.evaluation.roles import DISTILLED, FINE_TUNED, PLAIN_CE, SAME_CE, References
+
+CONTROL_NAMES = {
+    SAME_CE: "the same cross-entropy without the teacher",
+    PLAIN_CE: "plain cross-entropy",
+    FINE_TUNED: "plain fine-tuning",
+}
+_MANY = 50
+"""Times the items, from which on more items are no help: the value lies on the floor."""
+_SEEDS = "runs with more seeds"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the claim: its answer (None: not decided), the answer in words, and what would decide it."""
+
+    name: str
+    holds: bool | None
+    text: str
+    needs: str | None = None
 
 
 def judge(
     tasks: Mapping[str, TaskScores],
     distilled: Means,
-    control: Control | None,
+    controls: Mapping[str, Control],
     floors: Mapping[QuotientName, float],
     reasons: Mapping[QuotientName, str],
     models: Sequence[str],
+    references: References,
 ) -> Verdict:
     """The verdict on the measured tasks.
 
     Args:
         tasks: by name.
         distilled: the distilled model's means.
-        control: the CE-only model beside it, where it was measured.
+        controls: by name, those that were measured.
         floors: what recovery and retention must reach.
         reasons: why a mean that is None has no value.
         models: all that were measured; without the three that the claim is about there is nothing to judge.
+        references: two of those three.
     """
-    if absent := [name for name in (TEACHER, ADAPTED, DISTILLED) if name not in models]:
+    if absent := [name for name in (*references, DISTILLED) if name not in models]:
         count = f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}"
         needed = f"Recovery and retention need models of the names {', '.join(absent)} too."
         return Verdict(None, f"Scores of {', '.join(models)} on {count}. {needed}")
-    exceptions = tuple(clause for name, task in tasks.items() for clause in _exceptions(name, task))
-    if unknown := [f"{name} has no value ({reasons[name]})" for name, mean in distilled.items() if mean is None]:
-        return Verdict(None, f"The claim cannot be judged: {_joined(unknown, exceptions)}.", exceptions)
-    failures = _failures(distilled, control, floors)
-    found = _found(distilled, control)
-    if failures:
-        text = f"The claim does not hold: {_joined([found, *failures], exceptions)}."
-    elif exceptions:
-        text = f"The claim holds, but not on every task: {_joined([found], exceptions)}."
-    else:
-        text = f"The claim holds: {found}."
-    return Verdict(not failures, text.removesuffix(".") + _not_judged(tasks) + ".", exceptions)
+    parts = [
+        _recovery(distilled.recovery, floors["recovery"], reasons),
+        _retention(distilled.retention, floors["retention"], reasons),
+        *_controls(controls, distilled.recovery),
+    ]
+    exceptions = tuple(clause for name, task in tasks.items() for clause in _exceptions(name, task, references))
+    answers = [part.holds for part in parts]
+    holds = False if False in answers else None if None in answers else True
+    order = sorted(parts, key=lambda part: part.holds is not holds)  # what the headline says first
+    clauses = [*(part.text for part in order), *exceptions, *_not_judged(tasks, references)]
+    text = f"{_headline(holds, exceptions)}: {'; '.join(clauses)}."
+    if holds is None:
+        text += _needed(parts)
+    return Verdict(holds, text, exceptions, {part.name: part.holds for part in parts})
 
 
-def _exceptions(name: str, task: TaskScores) -> Iterator[str]:
-    """What on this task speaks against the claim."""
-    quotient, floor = task.distilled, task.floor
-    if quotient is not None and floor is not None and quotient.value < floor:
-        sure = " beyond noise" if quotient.ci.high < floor else ""
-        yield f"{name}: {task.quotient_name} {quotient.percent(task.digits)} is below {_percent(floor)}{sure}"
-    if task.kind == "language" and quotient is None and _is_loss(task.over_adapted):
-        yield f"{name}: distilled is worse than adapted by {_amount(task.over_adapted, task)}"
-    if _is_loss(task.over_ce_only):
-        yield f"{name}: CE only is better by {_amount(task.over_ce_only, task)}"
+def _headline(holds: bool | None, exceptions: tuple[str, ...]) -> str:
+    if holds is None:
+        return "The claim is not decided"
+    if not holds:
+        return "The claim does not hold"
+    return "The claim holds, but not on every task" if exceptions else "The claim holds"
+
+
+def _recovery(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str]) -> Part:
+    if mean is None:
+        return Part("recovery", None, f"recovery has no value ({reasons['recovery']})")
+    back = f"{mean.percent()} of the lost language came back"
+    if mean.ci.low >= floor:
+        return Part("recovery", True, back)
+    if mean.ci.high < floor:
+        return Part("recovery", False, f"only {back}, and {_percent(floor)} is needed")
+    open_text = f"{back}, which leaves open whether it is the {_percent(floor)} that is needed"
+    return Part("recovery", None, open_text, _more_items("language", mean, floor, floor))
+
+
+def _retention(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str]) -> Part:
+    if mean is None:
+        return Part("retention", None, f"retention has no value ({reasons['retention']})")
+    kept = f"{mean.percent(1)} of vision was kept"
+    if mean.ci.low >= floor:
+        return Part("retention", True, kept)
+    if mean.ci.high < floor:
+        return Part("retention", False, f"only {kept}, and {_percent(floor)} is needed")
+    if mean.ci.high < 1:
+        return Part("retention", False, f"only {kept}, a measurable drop")
+    open_text = f"{kept}, which leaves open whether it is the {_percent(floor)} that is needed"
+    return Part("retention", None, open_text, _more_items("vision", mean, floor, max(floor, 1)))
+
+
+def _controls(controls: Mapping[str, Control], recovery: Estimate | None) -> Iterator[Part]:
+    if not controls:
+        needs = "a control, trained without the teacher (controls: [same_ce, plain_ce])"
+        yield Part("controls", None, "no control tells whether the teacher was needed for it", needs)
+    for name, control in controls.items():
+        difference, beside = control.difference, CONTROL_NAMES[name]
+        if difference is None:
+            if recovery is not None:
+                yield Part(name, None, f"{beside} was not measured on the same language tasks")
+            continue
+        points = _points(difference)
+        if control.beaten:
+            yield Part(name, True, f"{points} points more came back than by {beside}")
+        elif control.beaten is False:
+            less = _points(difference, -1)
+            yield Part(name, False, f"the teacher was not needed: {less} points more came back by {beside}")
+        else:
+            needs = _more_items("language", difference, 0, 0)
+            text = f"{points} points more came back than by {beside}, which leaves open whether the teacher was needed"
+            yield Part(name, None, text, needs)
+
+
+def _more_items(kind: str, found: Estimate, yes_from: float, no_below: float) -> str:
+    """What decides a part, if the value stays where it is: so many times the items, unless it lies on the floor."""
+    below, above = found.value - found.ci.low, found.ci.high - found.value
+    sides = ((below, found.value - yes_from), (above, no_below - found.value))
+    ratios = [width / distance for width, distance in sides if distance > 0]
+    times = min((ratio**2 for ratio in ratios), default=math.inf)
+    return f"{max(math.ceil(round(times, 6)), 2)} times the {kind} items" if times < _MANY else _SEEDS
+
+
+def _needed(parts: Sequence[Part]) -> str:
+    """What would decide the claim, as a sentence of its own."""
+    needs = list(dict.fromkeys(part.needs for part in parts if part.holds is None and part.needs))
+    if not needs:
+        return ""
+    or_seeds = f", or {_SEEDS}" if any(" items" in need for need in needs) and _SEEDS not in needs else ""
+    return f" What would decide it: {' and '.join(needs)}{or_seeds}."
+
+
+def _exceptions(name: str, task: TaskScores, references: References) -> Iterator[str]:
+    """What on this task speaks against the claim, beyond noise."""
+    quotient, floor, over = task.distilled, task.floor or -math.inf, task.over
+    of_baseline = over.get(references.baseline)
+    if quotient is not None and task.kind == "language" and quotient.ci.high < floor:
+        yield f"{name}: recovery {quotient.percent()} is below {_percent(floor)}"
+    if quotient is not None and task.kind == "vision" and quotient.ci.high < max(floor, 1):
+        size = f" of {_loss(of_baseline, task)}" if _is_loss(of_baseline) else ""
+        yield f"{name}: a measurable drop{size}, retention {quotient.percent(1)}"
+    if quotient is None and task.kind == "language" and _is_loss(of_baseline):
+        yield f"{name}: {DISTILLED} is worse than {references.baseline} by {_loss(of_baseline, task)}"
+    for control, words in CONTROL_NAMES.items():
+        if control != references.baseline and _is_loss(over.get(control)):
+            yield f"{name}: {words} is better by {_loss(over.get(control), task)}"
 
 
 def _is_loss(gain: Estimate | None) -> bool:
@@ -75,42 +185,25 @@ def _is_loss(gain: Estimate | None) -> bool:
     return gain is not None and gain.ci.high < 0
 
 
-def _amount(gain: Estimate | None, task: TaskScores) -> str:
+def _loss(gain: Estimate | None, task: TaskScores) -> str:
     """A loss without its sign, in the metric's units: `2.5 [0.4, 4.6] points`."""
     assert gain is not None  # it was seen to be a loss
-    scale, unit = (100, "points") if task.is_share else (1, task.unit)
-    low, high = (f"{-scale * x:.3g}" for x in (gain.ci.high, gain.ci.low))
-    return f"{-scale * gain.value:.3g} [{low}, {high}] {unit}"
+    return task.amount(gain, factor=-1)
 
 
-def _failures(distilled: Means, control: Control | None, floors: Mapping[QuotientName, float]) -> list[str]:
-    """What of the claim's three parts does not hold."""
-    failures = [
-        f"{name} is below {_percent(floors[name])}"
-        for name, mean in distilled.items()
-        if mean is not None and mean.value < floors[name]
-    ]
-    if control is not None and not control.beaten:
-        failures.append("CE-only is not beaten beyond the interval")
-    return failures
-
-
-def _found(distilled: Means, control: Control | None) -> str:
-    """Both means in words."""
-    assert distilled.recovery is not None and distilled.retention is not None  # else the claim cannot be judged
-    beside = f" (CE only: {control.means.recovery.percent()})," if control and control.means.recovery else ","
-    kept = f"{distilled.retention.percent(1)} of vision was kept"
-    return f"{distilled.recovery.percent()} of the lost language came back{beside} {kept}"
+def _points(difference: Estimate, factor: float = 1) -> str:
+    """A difference of shares in points: `17 [10, 20]`."""
+    low, high = sorted(100 * factor * x for x in difference.ci)
+    return f"{100 * factor * difference.value:.0f} [{low:.0f}, {high:.0f}]"
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def _joined(parts: Sequence[str], exceptions: Sequence[str]) -> str:
-    return "; ".join([*parts, *exceptions])
-
-
-def _not_judged(tasks: Mapping[str, TaskScores]) -> str:
-    names = [name for name, task in tasks.items() if task.distilled is None and not list(_exceptions(name, task))]
-    return f"; not judged: {', '.join(names)}" if names else ""
+def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:
+    """A clause with the tasks that have no value of their own, where there are any."""
+    names = [
+        name for name, task in tasks.items() if task.distilled is None and not list(_exceptions(name, task, references))
+    ]
+    return [f"not judged alone: {', '.join(names)}"] if names else []

@@ -24,13 +24,13 @@ DIVERGENCES = {
 
 def settings_rows(config: Config) -> Rows:
     """The settings that changed the result, in the order in which a reader needs them."""
-    distilled = config.distill.policy != "none"
+    distilled = config.uses_teacher
     teacher = _named(config.teacher.path, config.teacher.revision)
     return [
         ("student", _student(config.student)),
         *([("teacher", teacher)] if distilled or config.student.from_teacher else []),
-        ("policy", POLICIES[config.distill.policy]),
-        *(_distillation(config) if distilled else []),
+        ("policy", POLICIES[config.distill.policy if distilled else "none"]),
+        *(_distillation(config) if distilled else _weight_of_distilled(config)),
         ("weight of cross-entropy", in_words(config.distill.w_ce)),
         *_optimization(config.train),
         ("longest sample", f"{config.corpus.max_length} tokens"),
@@ -75,13 +75,21 @@ def _distillation(config: Config) -> Rows:
         ("temperature", in_words(settings.temperature)),
         ("weight of KD", in_words(settings.w_kd)),
         ("KD is divided by", f"{settings.kd_normalizer} tokens"),
-        ("cross-entropy on distilled rows", f"× {settings.ce_on_distilled:g}"),
+        *_weight_of_distilled(config),
     ]
     if settings.on_policy:
         share, length, warmth = _percent(settings.on_policy), settings.sampled_tokens, settings.sampling_temperature
         answers = f"of at most {length} tokens, sampled at temperature {warmth:g}"
         rows.append(("on-policy", f"{share} of the distilled rows have the student's own answers, {answers}"))
     return rows
+
+
+def _weight_of_distilled(config: Config) -> Rows:
+    """The factor on the rows that the policy distills, also where a control has no teacher for them."""
+    if config.distill.policy == "none":
+        return []
+    named = "distilled rows" if config.uses_teacher else "rows that the run distills"
+    return [(f"cross-entropy on {named}", f"× {config.distill.ce_on_distilled:g}")]
 
 
 def _context(teacher: TeacherConfig) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from lingu_ray.config import Config
+from lingu_ray.config import CONTROLS, Config
 from lingu_ray.evaluation.roles import compared_models
+from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.shell import model_word, shell_word
 
@@ -12,8 +13,8 @@ TASKS = "arc_easy,hellaswag,textvqa"  # to start with: two of language, one of v
 
 def evaluate_command(config: Config, folder: RunFolder) -> str:
     """`python -m lingu_ray.evaluate` with the run's models, and results beside the run's report, ready to copy."""
-    control = RunFolder(folder.root / "control").export
-    models = compared_models(config, folder.export, control if control.exists() else None)
+    exports = {name: control_folder(folder, name).export for name in CONTROLS}
+    models = compared_models(config, folder.export, {name: path for name, path in exports.items() if path.exists()})
     words = [model_word(name, model) for name, model in models.items()]
     out = shell_word(f"out={folder.root.absolute() / 'evaluation'}")
     return " ".join(["python -m lingu_ray.evaluate", *words, f"tasks={TASKS}", out])

@@ -8,6 +8,7 @@ from typing import Any
 from lingu_ray.atomic import write_text
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.report.pages import environment, svgs
+from lingu_ray.report.paper_table import MODELS, paper_rows
 from lingu_ray.report.plots import model_colors
 from lingu_ray.report.samples import answered
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
@@ -30,5 +31,7 @@ def scores_shown(result: Recovery | None, folder: Path) -> dict[str, Any]:
         "result": result,
         "scores": svgs(recovery_panels(result)),
         "colors": model_colors(result.measured),
+        "paper": paper_rows(result),
+        "paper_models": MODELS,
         "answers": answered(folder, result),
     }

@@ -17,10 +17,10 @@ Key = tuple[str, int]
 
 
 def held_out_answers(runs: dict[str, list[Record]], corpus: Path | None) -> Answers | None:
-    """Each sampled question once, with the run's first and last answer and the control's last; None without any.
+    """Each sampled question once, with the run's first and last answer and the controls' last; None without any.
 
     Args:
-        runs: content of `samples.jsonl` by model: the run, and its control where there is one.
+        runs: content of `samples.jsonl` by model: the run, and its controls.
         corpus: folder of the corpus that the questions come from; without it they have no images.
     """
     (own, records), *others = runs.items()

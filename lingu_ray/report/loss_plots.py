@@ -14,11 +14,11 @@ from lingu_ray.report.svg import SOFT
 from lingu_ray.runtime.records import Record
 
 SIZE = (4.4, 3.6)  # inches of a panel
-LINES = ("-", "--")  # of the run, and of its control
+LINES = ("-", "--", ":")  # of the run, and of its controls
 MARKERS = "os^D"  # of the sources; the next one when all colors are used
 
 Runs = dict[str, list[Record]]
-"""Records by model: the run, and its control where there is one."""
+"""Records by model: the run, and its controls."""
 
 
 def loss_panels(runs: Runs) -> list[Panel]:

@@ -8,7 +8,7 @@ from typing import Any
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, SourceConfig, strict_yaml
 from lingu_ray.evaluation.results import Recovery
-from lingu_ray.evaluation.roles import control_role, trained_role
+from lingu_ray.evaluation.roles import trained_role
 from lingu_ray.report.card_settings import settings_rows
 from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
 from lingu_ray.report.pages import environment
@@ -42,7 +42,7 @@ def write_model_card(
         front_matter=strict_yaml.dump(front_matter(config)).strip(),
         config=config,
         control_of=control_of,
-        role=control_role(config) if control_of else trained_role(config),
+        role=result.own_model(trained_role(config)) if result else None,
         versions=read_environment(config.run_dir),
         settings=settings_rows(config),
         sources=trained_sources(config, manifest, config.train.steps),
@@ -63,7 +63,7 @@ def front_matter(config: Config) -> dict[str, Any]:
         matter["base_model"] = bases  # the decoder came from it; no finetune of it, since a vision tower was added
     if datasets := [source.path for source in config.training_sources() if is_hub_id(source.path)]:
         matter["datasets"] = list(dict.fromkeys(datasets))
-    tags = TAGS if config.distill.policy == "none" else DISTILLED_TAGS
+    tags = DISTILLED_TAGS if config.uses_teacher else TAGS
     return matter | {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": list(tags)}
 
 

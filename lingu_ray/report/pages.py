@@ -8,8 +8,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from lingu_ray.evaluation.results import Estimate, TaskScores
-from lingu_ray.evaluation.roles import DISTILLED
+from lingu_ray.evaluation.results import Estimate, Recovery, TaskScores
+from lingu_ray.evaluation.roles import DISTILLED, in_order
 from lingu_ray.report.plots import Panel, display_name, format_number
 
 
@@ -23,6 +23,7 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
+    environment.filters |= {"over": format_over, "compared": compared_models}
     environment.filters["number"] = "{:,.0f}".format
     return environment
 
@@ -52,3 +53,17 @@ def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
         return f"{task.quotient_name} {found.quotient.percent(task.digits)}"
     reason = task.reason if model == DISTILLED else None
     return f"{task.quotient_name}: {reason or 'none'}"
+
+
+def compared_models(result: Recovery) -> list[str]:
+    """The baseline and the controls that the distilled model is compared with, on any task."""
+    return in_order(model for task in result.tasks.values() for model in task.over)
+
+
+def format_over(task: TaskScores, other: str) -> tuple[str, str]:
+    """How much better the distilled model is than `other`, and what that one has back or kept; a dash for none."""
+    difference = task.over.get(other)
+    if difference is None:
+        return "–", ""
+    own = task.models[other].quotient
+    return task.amount(difference), f"own {task.quotient_name} {own.percent(task.digits)}" if own else ""

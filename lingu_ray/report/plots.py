@@ -20,13 +20,29 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lingu_ray.evaluation.roles import ADAPTED, CE_ONLY, DISTILLED, TEACHER
+from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, FINE_TUNED, ORIGINAL_VLM, PLAIN_CE, SAME_CE, TEACHER
 from lingu_ray.report.svg import INK, LINE, SOFT, themed_svg
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; its black is the ink, light on a dark page.
-COLORS = {TEACHER: "#999999", ADAPTED: "#E69F00", CE_ONLY: "#56B4E9", DISTILLED: "#009E73"}
+COLORS = {
+    TEACHER: "#999999",
+    ORIGINAL_VLM: "#CC79A7",
+    FINE_TUNED: "#E69F00",
+    ADAPTED: "#E69F00",  # not beside the fine-tuned model: each is what the distilled one is measured against
+    SAME_CE: "#0072B2",
+    PLAIN_CE: "#56B4E9",
+    DISTILLED: "#009E73",
+}
 SOURCE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK, "#999999")
-NAMES = {TEACHER: "teacher (original LM)", ADAPTED: "adapted VLM", CE_ONLY: "CE only", DISTILLED: "distilled"}
+NAMES = {
+    TEACHER: "teacher (original LM)",
+    ORIGINAL_VLM: "original VLM",
+    FINE_TUNED: "fine-tuned VLM",
+    ADAPTED: "adapted VLM",
+    SAME_CE: "same CE, no teacher",
+    PLAIN_CE: "plain CE",
+    DISTILLED: "distilled",
+}
 STYLE = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
@@ -45,7 +61,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-OTHERS = ("#CC79A7", "#0072B2", "#D55E00", "#F0E442", INK)
+OTHERS = ("#D55E00", "#F0E442", INK)
 
 
 @dataclass(frozen=True)

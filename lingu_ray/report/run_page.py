@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 from lingu_ray.atomic import write_text
-from lingu_ray.config import Config
+from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.evaluation.recovery_json import read_recovery
-from lingu_ray.evaluation.roles import CE_ONLY, DISTILLED, control_role, trained_role
+from lingu_ray.evaluation.roles import DISTILLED, control_role, trained_role
 from lingu_ray.report.evaluate_command import evaluate_command
 from lingu_ray.report.evaluation_page import scores_shown
 from lingu_ray.report.held_out import held_out_answers
@@ -21,6 +21,7 @@ from lingu_ray.report.loss_plots import loss_panels
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
 from lingu_ray.report.sources import trained_sources
+from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import Record, read_records
@@ -30,7 +31,7 @@ def write_report(run_dir: Path) -> Path:
     """Write `report/report.html`, `loss.png` and `recovery.png` from what the run's folder holds; the page's path.
 
     Read where they exist: config.yaml, environment.json, metrics.jsonl, samples.jsonl, corpus.json (and the corpus it
-    points to), report/recovery.json, and metrics and samples of the control. What is missing is left out of the page.
+    points to), report/recovery.json, and metrics and samples of the controls. What is missing is left out of the page.
     """
     run = RunFolder(run_dir)
     run.report.mkdir(parents=True, exist_ok=True)
@@ -61,11 +62,12 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
-    """The run and, where there is one, its control, by the roles of their models."""
+    """The run and its controls, as far as there are some, by the roles of their models."""
     runs = {DISTILLED if config is None else trained_role(config): run}
-    control = RunFolder(run.root / "control")
-    if control.metrics.exists():
-        runs.setdefault(CE_ONLY if config is None else control_role(config), control)
+    for name in CONTROLS:
+        control = control_folder(run, name)
+        if control.metrics.exists():
+            runs.setdefault(name if config is None else control_role(config, name), control)
     return runs
 
 

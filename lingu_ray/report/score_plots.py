@@ -22,7 +22,7 @@ COLUMNS = 4  # panels in a row, or more where there are more than its square
 TITLE_POINTS = 12
 TITLE_CHARACTERS = 11  # of the title in an inch
 NAME_POINTS = 190  # width that a task's name may have above its panel
-METRICS = {"acc": "accuracy ↑", "perplexity": "perplexity ↓, log scale"}
+METRICS = {"acc": "accuracy ↑", "acc_norm": "accuracy by character ↑", "perplexity": "perplexity ↓, log scale"}
 ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # a text so many points above a place
 
 

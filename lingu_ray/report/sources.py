@@ -13,7 +13,7 @@ from lingu_ray.corpus.passes import passes
 class TrainedSource:
     """One source.
 
-    `distilled`: whether the policy applies KD to it. `ce_weight`: of its tokens, `ce_on_distilled` included. `share`:
+    `distilled`: whether KD is applied to it. `ce_weight`: of its tokens, `ce_on_distilled` included. `share`:
     of the rows in the corpus order. `training_rows`: its distinct rows without the held-out ones. `passes`: how often
     training read them.
     """
@@ -40,7 +40,7 @@ def _trained(config: Config, source: SourceConfig, manifest: dict[str, Any], see
     counts = manifest["sources"][source.name]
     return TrainedSource(
         settings=source,
-        distilled=config.distills(source),
+        distilled=config.uses_teacher and config.distills(source),
         ce_weight=config.ce_weight(source),
         share=counts["used"] / manifest["rows"],
         read=counts["read"],

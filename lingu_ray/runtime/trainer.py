@@ -189,7 +189,7 @@ def _starting(config: Config) -> str:
     """The message on what takes a while before the first step."""
     count = config.ray.num_workers
     workers = f"{count} worker{'s' if count > 1 else ''}"
-    teachers = "" if config.distill.policy == "none" else " and teacher" if count == 1 else " and their teachers"
+    teachers = "" if not config.uses_teacher else " and teacher" if count == 1 else " and their teachers"
     return f"starting {workers}{teachers}, on {'GPU' if uses_gpu(config.ray) else 'CPU'}"
 
 

@@ -223,7 +223,7 @@ class Worker:
         return student
 
     def _load_teacher(self) -> TeacherClient | None:
-        if self.config.distill.policy == "none":
+        if not self.config.uses_teacher:
             return None
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
         return make_teacher(self.config.teacher, dtype, self.device, self.threads)

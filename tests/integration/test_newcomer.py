@@ -24,7 +24,7 @@ def here(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(data / target)
     (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
-    tree = settings(data, folder, name="mine", control=True, train={"steps": 2, "validate_every": 0})
+    tree = settings(data, folder, name="mine", controls=["plain_ce"], train={"steps": 2, "validate_every": 0})
     del tree["output_dir"]
     tree |= {"student": {"path": "models/vlm"}, "teacher": {"path": "models/lm"}}
     for source, file in zip(tree["corpus"]["sources"], ("data/text.jsonl", "./data/pictures.jsonl"), strict=True):
@@ -63,7 +63,7 @@ def test_train_evaluate_and_compare(here: Path, ray_cluster: str):
     run(here, "lingu_ray.evaluate", *models, "tasks=tasks.yaml", "out=measured", "engine=transformers", ray=ray_cluster)
     measured = read_recovery(here / "measured")
     assert measured is not None and measured.tasks.keys() == {"words", "seen"}
-    assert "distill.policy" in run(here, "tuning.compare", "runs/mine", "runs/mine/control")
+    assert "distill.policy" in run(here, "tuning.compare", "runs/mine", "runs/mine/controls/plain_ce")
 
 
 def test_sweep(here: Path, ray_cluster: str):

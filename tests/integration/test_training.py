@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from tinyrun import config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from lingu_ray.config import Config
+from lingu_ray.config import CONTROLS, Config
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
+from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.optimizer import lr_factor
 from lingu_ray.runtime.records import read_records
 from lingu_ray.runtime.tracking import flat, newest_settings, tracking_uri
-from lingu_ray.train import control_of
 
 pytestmark = pytest.mark.slow
 
@@ -114,17 +114,23 @@ def test_two_workers_give_the_same_weights(finished, data, output):
     assert losses(other) == pytest.approx(losses(finished), rel=1e-4)
 
 
-def test_control_has_the_same_data_and_no_teacher(finished):
-    """The CE-only control finds the same corpus, takes the same steps, has no KD term, and is nested under its run."""
-    control = control_of(finished)
-    trainer.run(control)
+def test_controls_have_the_same_data_and_no_teacher(finished):
+    """Both find the same corpus, take the same steps, have no KD term, and are nested under their run.
+
+    Without a factor on distilled rows they are one and the same, to the bit.
+    """
+    controls = [control_config(finished, name) for name in CONTROLS]
+    trainer.run_together(trainer.checked(controls))
     where = lambda run: json.loads((run.run_dir / "corpus.json").read_text())["path"]  # noqa: E731
-    assert where(control) == where(finished)
-    steps = [r for r in read_records(control.run_dir / "metrics.jsonl") if "loss" in r]
-    assert len(steps) == 8 and all(record["kd"] is None for record in steps)
-    ours, theirs = (json.loads((run.run_dir / "mlflow.json").read_text())["run_id"] for run in (control, finished))
-    tracked = mlflow.MlflowClient(tracking_uri(finished)).get_run(ours)
-    assert tracked.info.run_name == "tiny/control" and tracked.data.tags[MLFLOW_PARENT_RUN_ID] == theirs
+    for control in controls:
+        assert where(control) == where(finished)
+        steps = [r for r in read_records(control.run_dir / "metrics.jsonl") if "loss" in r]
+        assert len(steps) == 8 and all(record["kd"] is None for record in steps)
+        ours, theirs = (json.loads((run.run_dir / "mlflow.json").read_text())["run_id"] for run in (control, finished))
+        tracked = mlflow.MlflowClient(tracking_uri(finished)).get_run(ours)
+        assert tracked.info.run_name == f"tiny/{control.name}" and tracked.data.tags[MLFLOW_PARENT_RUN_ID] == theirs
+    same, plain = (weights(control) for control in controls)
+    assert all(torch.equal(same[name], plain[name]) for name in same)
 
 
 def test_finished_run_is_found_again_and_other_settings_are_refused(finished, data, output):

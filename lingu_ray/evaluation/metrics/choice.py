@@ -58,7 +58,8 @@ def judge_mme(columns: Columns) -> Scores:
     An entry an image, in the order of its first question: the two questions of an image are drawn together.
 
     An image's score is scaled by images / images of its category, so that the mean over images is the sum over
-    categories. `extra`: `perception` and `cognition`, the two parts of that sum.
+    categories; the categories are strata of the bootstrap, or a resample could have more of an easy one than there is.
+    `extra`: `perception` and `cognition`, the two parts of that sum.
     """
     right: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for prediction, gold, category, group in zip(
@@ -72,7 +73,8 @@ def judge_mme(columns: Columns) -> Scores:
     ]
     cognition = [s if category in COGNITION else 0.0 for s, (category, _) in zip(score, right, strict=True)]
     perception = [s - c for s, c in zip(score, cognition, strict=True)]
-    return Scores(score, [1.0] * len(score), {"perception": perception, "cognition": cognition})
+    extra = {"perception": perception, "cognition": cognition}
+    return Scores(score, [1.0] * len(score), extra, strata=[category for category, _ in right])
 
 
 def yes_or_no(answer: str) -> str | None:

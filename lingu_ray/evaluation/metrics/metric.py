@@ -14,11 +14,16 @@ each a list with an element per text; answered ones `prediction`. Beside them ar
 
 @dataclass(frozen=True)
 class Scores:
-    """An entry per item; `extra`: further levels by name, which are shown but not used for recovery."""
+    """An entry per item; `extra`: further levels by name, which are shown but not used for recovery.
+
+    `strata`: what each item belongs to, where the level is a sum over groups of fixed size (MME's categories): the
+    bootstrap draws within each. None: the items are one sample.
+    """
 
     score: list[float]
     weight: list[float]
     extra: dict[str, list[float]]
+    strata: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,16 @@ def judge_task(config: TaskConfig, columns: dict[str, Columns]) -> tuple[Metric,
     """
     metric = METRICS[config.type]
     scores = {model: metric.judge(of_model) for model, of_model in columns.items()}
-    if config.type != "lm_eval":
+    if config.type == "lm_eval":
+        share = all(0 <= score <= 1 for of_model in scores.values() for score in of_model.score)
+        return replace(metric, name=next(iter(columns.values()))["metric"][0], share=share), scores
+    if config.metric is None or config.metric == metric.name:
         return metric, scores
-    share = all(0 <= score <= 1 for of_model in scores.values() for score in of_model.score)
-    return replace(metric, name=next(iter(columns.values()))["metric"][0], share=share), scores
+    by_other = {model: _by(config.metric, metric.name, of_model) for model, of_model in scores.items()}
+    return replace(metric, name=config.metric), by_other
+
+
+def _by(extra: str, name: str, scores: Scores) -> Scores:
+    """The scores by one of their extras; what they were by is an extra of its own name then."""
+    others = {key: level for key, level in scores.extra.items() if key != extra}
+    return replace(scores, score=scores.extra[extra], extra={name: scores.score, **others})

@@ -22,9 +22,9 @@ NO_RESULT = "tokens_per_micro_batch packing gradient_checkpointing parallelism c
 OCCASIONS = "validate_every sample_every samples checkpoint_every keep_last"
 TRUTH: dict[Fact, set[str]] = {
     MAY_CHANGE: {
-        *("ray", "tracking", "evaluation", "resume", "control", "output_dir", "demo"),
+        *("ray", "tracking", "evaluation", "resume", "controls", "output_dir", "demo"),
         *("corpus.cache_dir", "corpus.if_changed"),
-        *("student.path", "teacher.path", "corpus.sources.*.path", "corpus.sources.*.image_root"),
+        *("student.path", "student.role", "teacher.path", "corpus.sources.*.path", "corpus.sources.*.image_root"),
         *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
         *(f"train.{name}" for name in ["steps", *NO_RESULT.split(), *OCCASIONS.split()]),
     },
@@ -33,7 +33,7 @@ TRUTH: dict[Fact, set[str]] = {
         *(f"corpus.sources.*.{name}" for name in ("ce_weight", "kd_weight", "path", "image_root")),
     },
     NOT_COMPARED: {
-        *("name", "output_dir", "resume", "control", "demo", "tracking", "corpus.cache_dir"),
+        *("name", "output_dir", "resume", "controls", "demo", "tracking", "corpus.cache_dir", "student.role"),
         *(f"train.{name}" for name in OCCASIONS.split()),
     },
     SEARCHABLE: {

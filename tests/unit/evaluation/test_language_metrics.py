@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from pydantic import ValidationError
 
-from lingu_ray.config import TASK_TYPES
+from lingu_ray.config import TASK_TYPES, TaskConfig
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.metrics.short_answers import normalize
-from lingu_ray.evaluation.tasks.judging import METRICS
+from lingu_ray.evaluation.tasks.judging import METRICS, judge_task
 
 
 def judge(type: str, columns: Columns) -> Scores:
@@ -38,6 +39,18 @@ def test_multiple_choice_by_likelihood_and_per_character() -> None:
     }
     scores = judge("multiple_choice", columns)
     assert scores == Scores([0.0, 1.0, 0.0], [1.0] * 3, {"acc_norm": [1.0, 1.0, 0.0]})
+
+
+def test_the_metric_that_is_not_reported_stays_beside_it() -> None:
+    """`metric: acc_norm` judges by the character and keeps accuracy as an extra; without it the other way round."""
+    columns: Columns = {"item": ["1"], "logliks": [[-4.0, -6.0]], "lengths": [[2, 6]], "gold": [1]}
+    task = TaskConfig(name="t", kind="language", type="multiple_choice", path="-")
+    plain, scores = judge_task(task, {"m": columns})
+    assert plain.name == "acc" and scores["m"] == Scores([0.0], [1.0], {"acc_norm": [1.0]})
+    normed, scores = judge_task(task.model_copy(update={"metric": "acc_norm"}), {"m": columns})
+    assert normed.name == "acc_norm" and scores["m"] == Scores([1.0], [1.0], {"acc": [0.0]})
+    with pytest.raises(ValidationError, match="other types have one metric"):
+        TaskConfig(name="t", kind="language", type="last_word", path="-", metric="acc_norm")
 
 
 def test_multiple_choice_by_letter() -> None:

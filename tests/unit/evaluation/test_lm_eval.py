@@ -22,7 +22,7 @@ from lingu_ray.evaluation.item_files import items_path, write_items
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.tasks import harness
-from lingu_ray.evaluation.tasks.harness import harness_items
+from lingu_ray.evaluation.tasks.harness import harness_items, main_metric
 from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored, Task
@@ -175,6 +175,15 @@ def test_the_catalog_asks_what_the_harness_asks(name: str, tmp_path: Path) -> No
             counted = task.process_results(doc, (-1.0,))
             assert item.reference["words"] == counted["word_perplexity"][1]
             assert item.reference["bytes"] == counted["byte_perplexity"][1]
+
+
+@pytest.mark.parametrize("name", sorted(set(RECORDS) - {"wikitext"}))  # its perplexity is no mean over items there
+def test_the_catalog_reports_what_the_harness_reports(name: str, tmp_path: Path) -> None:
+    """One number a benchmark: the metric of a task is that of `lm_eval/NAME`."""
+    theirs, records = RECORDS[name]
+    task = harness_task(harness_yaml(tmp_path, theirs, records, include=str(harness_file(theirs))))
+    (config,) = EvaluationConfig.model_validate({"tasks": [name]}).tasks
+    assert (config.metric or METRICS[config.type].name) == main_metric(task, theirs)
 
 
 def test_every_subject_of_mmlu_is_introduced_alike(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ TASKS = (
 @pytest.fixture
 def measured(tmp_path: Path) -> Recovery:
     """Four models and another one on three tasks; vision falls from 90% to 85%."""
-    right = {"teacher": 60, "adapted": 30, "ce_only": 40, "distilled": 58, "other": 20}
+    right = {"teacher": 60, "adapted": 30, "plain_ce": 40, "distilled": 58, "other": 20}
     for model, count in right.items():
         write_measured(tmp_path, TASKS[0], model, [float(i < count) for i in range(100)])
         write_measured(tmp_path, TASKS[1], model, [(100 - count) / 10 + i % 3 for i in range(100)])
@@ -44,38 +44,40 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
     """Scores by model, shares by name with their intervals, the control, the verdict."""
     tree = as_json(measured)
     assert tree.keys() == {"tasks", "summary"} and list(tree["tasks"]) == ["cloze", "text", "digits"]
-    summary = {"recovery", "recovery_ci", "retention", "retention_ci", "ce_only", "models", "claim_holds", "verdict"}
-    assert tree["summary"].keys() == summary | {"exceptions"}
-    assert tree["summary"]["ce_only"].keys() >= {"recovery", "retention_ci", "difference", "difference_ci", "beaten"}
-    assert tree["summary"]["models"].keys() == {"ce_only", "distilled", "other"}
-    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "ce_only", "floor"}
-    compared = {"over_adapted", "over_adapted_ci", "over_ce_only", "over_ce_only_ci"}
+    summary = {"recovery", "recovery_ci", "retention", "retention_ci", "controls", "models", "claim_holds", "verdict"}
+    assert tree["summary"].keys() == summary | {"exceptions", "parts", "reasons", "references", "formulas"}
+    control = tree["summary"]["controls"]["plain_ce"]
+    assert control.keys() >= {"recovery", "retention_ci", "difference", "difference_ci", "beaten"}
+    assert tree["summary"]["models"].keys() == {"plain_ce", "distilled", "other"}
+    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "floor", "in_mean", "over"}
     for name, share in (("cloze", "recovery"), ("text", "recovery"), ("digits", "retention")):
         task = tree["tasks"][name]
-        assert task.keys() == known | compared | {share, f"{share}_ci", f"{share}_reason"}
+        assert task.keys() == known | {share, f"{share}_ci", f"{share}_reason"}
         assert task["models"]["distilled"].keys() >= {"score", "ci", share, f"{share}_ci"}
-        assert share not in task["models"]["adapted"]
+        assert task["over"].keys() == {"adapted", "plain_ce"}
     assert "nats_per_token" in tree["tasks"]["text"]["models"]["teacher"]
 
 
 def test_files_of_earlier_versions_are_read(measured: Recovery) -> None:
-    """Without floors, comparisons of tasks and exceptions: what there is stays, and the rest is not known."""
+    """Without floors, controls by name, references and parts: what there is stays, and the rest is not known."""
     tree = as_json(measured)
-    del tree["summary"]["exceptions"]
+    for key in ("exceptions", "parts", "reasons", "references", "formulas", "controls"):
+        del tree["summary"][key]
     for task in tree["tasks"].values():
-        for key in ("floor", "over_adapted", "over_adapted_ci", "over_ce_only", "over_ce_only_ci"):
+        for key in ("floor", "in_mean", "over"):
             del task[key]
     old = from_json(tree)
-    assert old.distilled == measured.distilled and old.models == measured.models and old.control == measured.control
+    assert old.distilled == measured.distilled and old.models == measured.models and old.controls == {}
     assert old.tasks["digits"].models == measured.tasks["digits"].models and old.tasks["digits"].floor is None
     assert old.verdict.text == measured.verdict.text and old.verdict.exceptions == ()
+    assert old.references == measured.references  # all that there was
 
 
-def test_reasons_and_the_runs_own_model(measured: Recovery, tmp_path: Path) -> None:
-    """Why a mean has no value, task by task; a run without a distilled model trained the CE-only one."""
-    assert measured.reasons() == {} and measured.trained_model == "distilled"
-    assert measured.measured == ["teacher", "adapted", "ce_only", "distilled", "other"]
-    alone = summarize(tmp_path, ["ce_only"], EvaluationConfig(tasks=TASKS[:2], bootstrap=10))
-    assert alone.trained_model == "ce_only"
+def test_reasons_for_means_without_a_value(measured: Recovery, tmp_path: Path) -> None:
+    """Task by task, or that there is none."""
+    assert measured.reasons == {}
+    assert measured.measured == ["teacher", "adapted", "plain_ce", "distilled", "other"]
+    alone = summarize(tmp_path, ["plain_ce"], EvaluationConfig(tasks=TASKS[:2], bootstrap=10))
     missing = "not measured: teacher, adapted, distilled"
-    assert alone.reasons() == {"recovery": f"cloze: {missing}; text: {missing}", "retention": "no task measures it"}
+    reasons = {"recovery": f"cloze: {missing}; text: {missing}", "retention": "no vision task counts in the mean"}
+    assert alone.reasons == reasons

@@ -1,4 +1,4 @@
-"""The verdict on constructed scores: what the means say, and what they would hide."""
+"""The verdict on constructed scores: what intervals say, and what the means would hide."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from typing import Any
 import pytest
 
 from lingu_ray.evaluation.results import Control, Estimate, Interval, Kind, Means, QuotientName, TaskScores, Verdict
+from lingu_ray.evaluation.roles import OF_THE_PAPER, OF_THE_TEACHER, References
 from lingu_ray.evaluation.verdict import judge
 
 FLOORS: dict[QuotientName, float] = {"recovery": 0.9, "retention": 0.99}
-ROLES = ["teacher", "adapted", "ce_only", "distilled"]
-MEANS = Means(Estimate(0.97, Interval(0.94, 1.01)), Estimate(1.002, Interval(0.99, 1.01)))
-BEATEN = Control(
-    Means(Estimate(0.8, Interval(0.75, 0.85)), Estimate(1.0, Interval(0.98, 1.02))),
-    Estimate(0.17, Interval(0.1, 0.2)),
-    True,
-)
+ROLES = ["teacher", "adapted", "same_ce", "plain_ce", "distilled"]
 
 
 def estimate(value: float, low: float, high: float) -> Estimate:
@@ -24,11 +19,15 @@ def estimate(value: float, low: float, high: float) -> Estimate:
     return Estimate(value, Interval(low, high))
 
 
+BACK, KEPT = estimate(0.97, 0.94, 1.01), estimate(1.002, 0.992, 1.01)
+BEATEN = Control(Means(estimate(0.8, 0.75, 0.85), None), estimate(0.17, 0.1, 0.2))
+
+
 def task(kind: Kind, share: Estimate | None, **more: Any) -> TaskScores:
     """A task on which the distilled model has this recovery or retention."""
     floor = FLOORS["recovery" if kind == "language" else "retention"]
     known = {"metric": "acc", "is_share": True, "reason": None if share else "no loss", "floor": floor, **more}
-    return TaskScores(kind, higher_is_better=True, items=100, models={}, distilled=share, ce_only=None, **known)
+    return TaskScores(kind, higher_is_better=True, items=100, models={}, distilled=share, **known)
 
 
 GOOD = {
@@ -37,47 +36,119 @@ GOOD = {
 }
 
 
-def verdict(means: Means = MEANS, control: Control | None = BEATEN, **tasks: TaskScores) -> Verdict:
+def verdict(
+    back: Estimate | None = BACK,
+    kept: Estimate | None = KEPT,
+    controls: dict[str, Control] | None = None,
+    references: References = OF_THE_TEACHER,
+    **tasks: TaskScores,
+) -> Verdict:
     """The verdict on two good tasks and these."""
+    means = Means(back, kept)
     reasons: dict[QuotientName, str] = {name: "no loss" for name, mean in means.items() if mean is None}
-    return judge({**GOOD, **tasks}, means, control, FLOORS, reasons, ROLES)
+    beside = {"same_ce": BEATEN} if controls is None else controls
+    return judge({**GOOD, **tasks}, means, beside, FLOORS, reasons, [*ROLES, *references], references)
 
 
 def test_it_holds_without_exceptions() -> None:
-    """Both means in words, the control beside them; nothing else."""
+    """Three parts, each in words with its interval; nothing else."""
     found = verdict()
-    means = "97% [94, 101] of the lost language came back (CE only: 80% [75, 85]), 100.2% [99.0, 101.0] of vision"
-    assert found == Verdict(True, f"The claim holds: {means} was kept.") and found.tone == "good"
-    assert (found.headline, found.detail) == ("The claim holds", f"{means} was kept.")
-    assert verdict(control=None).text.startswith(
-        "The claim holds: 97% [94, 101] of the lost language came back, 100.2%"
+    said = (
+        "97% [94, 101] of the lost language came back; 100.2% [99.2, 101.0] of vision was kept; "
+        "17 [10, 20] points more came back than by the same cross-entropy without the teacher"
     )
+    parts = {"recovery": True, "retention": True, "same_ce": True}
+    assert found == Verdict(True, f"The claim holds: {said}.", (), parts) and found.tone == "good"
+    assert (found.headline, found.detail) == ("The claim holds", f"{said}.")
+
+
+LEVEL = Control(BEATEN.means, estimate(0.02, -0.02, 0.06))
+WORSE = Control(BEATEN.means, estimate(-0.05, -0.08, -0.02))
+
+
+@pytest.mark.parametrize(
+    ("given", "holds", "said"),
+    [
+        # every point estimate is above its floor, and an interval reaches below it
+        ({"back": estimate(0.95, 0.85, 1.05)}, None, "95% [85, 105] of the lost language came back, which leaves open"),
+        ({"kept": estimate(1.0, 0.98, 1.02)}, None, "100.0% [98.0, 102.0] of vision was kept, which leaves open"),
+        ({"controls": {"same_ce": LEVEL}}, None, "2 [-2, 6] points more came back than by the same cross-entropy"),
+        ({"controls": {}}, None, "no control tells whether the teacher was needed"),
+        ({"back": None}, None, "recovery has no value (no loss)"),
+        ({"kept": None}, None, "retention has no value (no loss)"),
+        # an interval is below
+        ({"back": estimate(0.8, 0.7, 0.89)}, False, "only 80% [70, 89] of the lost language came back, and 90% is"),
+        ({"kept": estimate(0.95, 0.92, 0.98)}, False, "only 95.0% [92.0, 98.0] of vision was kept, and 99% is needed"),
+        (
+            {"kept": estimate(0.99, 0.985, 0.996)},
+            False,
+            "only 99.0% [98.5, 99.6] of vision was kept, a measurable drop",
+        ),
+        (
+            {"controls": {"plain_ce": WORSE}},
+            False,
+            "the teacher was not needed: 5 [2, 8] points more came back by plain",
+        ),
+        # one control that is beaten does not make up for one that is not
+        ({"controls": {"same_ce": BEATEN, "plain_ce": LEVEL}}, None, "2 [-2, 6] points more came back than by plain"),
+        # a part that fails is enough, whatever else is open
+        ({"back": estimate(0.8, 0.7, 0.89), "controls": {}}, False, "only 80%"),
+        # the whole interval reaches the floor, though it is below 1
+        ({"kept": estimate(0.995, 0.992, 0.998)}, True, "99.5% [99.2, 99.8] of vision was kept"),
+    ],
+)
+def test_each_part_is_judged_by_its_interval(given: dict[str, Any], holds: bool | None, said: str) -> None:
+    """Yes, no, or not decided; what decides the headline is said first."""
+    found = verdict(**given)
+    assert found.holds is holds and said in found.text
+    headline = {True: "The claim holds", False: "The claim does not hold", None: "The claim is not decided"}[holds]
+    assert found.headline == headline and found.tone == {True: "good", False: "bad", None: "open"}[holds]
+    assert holds or found.detail.startswith(said[:12])
+
+
+@pytest.mark.parametrize(
+    ("given", "needed"),
+    [
+        # half the interval is 0.1 and the distance to the floor 0.05: four times the items make it 0.05
+        ({"back": estimate(0.95, 0.85, 1.05)}, "4 times the language items, or runs with more seeds"),
+        ({"kept": estimate(1.0, 0.98, 1.02)}, "4 times the vision items, or runs with more seeds"),
+        # below the floor the drop is to be seen against 1
+        ({"kept": estimate(0.98, 0.94, 1.02)}, "4 times the vision items, or runs with more seeds"),
+        ({"back": estimate(0.9, 0.8, 1.0)}, "runs with more seeds"),
+        ({"controls": {}}, "a control, trained without the teacher (controls: [same_ce, plain_ce])"),
+    ],
+)
+def test_what_would_decide_it_is_said(given: dict[str, Any], needed: str) -> None:
+    """So many times the items where the value is clear of the floor, seeds, or the control that is missing."""
+    assert verdict(**given).text.endswith(f". What would decide it: {needed}.")
 
 
 @pytest.mark.parametrize(
     ("exception", "said"),
     [
-        (task("vision", estimate(0.95, 0.915, 0.993)), "retention 95.0% [91.5, 99.3] is below 99%"),
-        (task("vision", estimate(0.9, 0.85, 0.94)), "retention 90.0% [85.0, 94.0] is below 99% beyond noise"),
-        (task("language", estimate(0.7, 0.5, 0.95)), "recovery 70% [50, 95] is below 90%"),
-        (task("language", estimate(-0.2, -0.4, 0.1)), "recovery -20% [-40, 10] is below 90% beyond noise"),
+        (task("vision", estimate(0.95, 0.915, 0.993)), "a measurable drop, retention 95.0% [91.5, 99.3]"),
         (
-            task("language", None, over_adapted=estimate(-0.03, -0.05, -0.01)),
-            "distilled is worse than adapted by 3 [1, 5] points",
+            task("vision", estimate(0.995, 0.993, 0.998), over={"adapted": estimate(-0.004, -0.006, -0.002)}),
+            "a measurable drop of 0.4 [0.2, 0.6] points, retention 99.5% [99.3, 99.8]",
+        ),
+        (task("language", estimate(0.7, 0.5, 0.85)), "recovery 70% [50, 85] is below 90%"),
+        (
+            task("language", None, over={"adapted": estimate(-0.03, -0.05, -0.01)}),
+            "distilled is worse than adapted by 3.0 [1.0, 5.0] points",
         ),
         (
             task(
                 "language",
                 estimate(0.95, 0.9, 1.0),
-                over_ce_only=estimate(-0.5, -0.75, -0.25),
+                over={"plain_ce": estimate(-0.5, -0.75, -0.25)},
                 metric="perplexity",
                 is_share=False,
             ),
-            "CE only is better by 0.5 [0.25, 0.75] nats per token",
+            "plain cross-entropy is better by 0.5 [0.25, 0.75] nats per token",
         ),
         (
-            task("vision", estimate(1.0, 0.99, 1.01), over_ce_only=estimate(-0.02, -0.035, -0.005)),
-            "CE only is better by 2 [0.5, 3.5] points",
+            task("vision", estimate(1.0, 0.99, 1.01), over={"same_ce": estimate(-0.02, -0.035, -0.005)}),
+            "the same cross-entropy without the teacher is better by 2.0 [0.5, 3.5] points",
         ),
     ],
 )
@@ -90,43 +161,34 @@ def test_a_task_that_the_means_would_hide_is_named(exception: TaskScores, said: 
 
 
 def test_noise_alone_is_no_exception() -> None:
-    """At the floor, with an interval that reaches below it; worse than adapted or CE only within noise: not named."""
-    at_floor = task("vision", estimate(0.99, 0.95, 1.03), over_ce_only=estimate(-0.01, -0.03, 0.01))
-    unlost = task("language", None, over_adapted=estimate(-0.01, -0.03, 0.01))
-    found = verdict(at_floor=at_floor, unlost=unlost)
+    """An interval that reaches the floor and 1; worse than others within noise: not named."""
+    below = task("vision", estimate(0.97, 0.93, 1.01), over={"plain_ce": estimate(-0.01, -0.03, 0.01)})
+    little = task("language", estimate(0.7, 0.5, 0.95))
+    unlost = task("language", None, over={"adapted": estimate(-0.01, -0.03, 0.01)})
+    found = verdict(below=below, little=little, unlost=unlost)
     assert found.holds is True and not found.exceptions
-    assert found.detail.endswith("of vision was kept; not judged: unlost.")
+    assert found.detail.endswith("without the teacher; not judged alone: unlost.")
 
 
 def test_every_exception_is_named() -> None:
-    """A task may have several; all are in the sentence, in the order of the tasks."""
-    both = task("vision", estimate(0.9, 0.8, 0.95), over_ce_only=estimate(-0.1, -0.2, -0.05))
-    found = verdict(first=both, second=task("language", estimate(0.5, 0.3, 0.7)))
+    """A task may have several; all are in the sentence, in the order of the tasks, whatever the verdict."""
+    both = task("vision", estimate(0.9, 0.8, 0.95), over={"same_ce": estimate(-0.1, -0.2, -0.05)})
+    found = verdict(None, first=both, second=task("language", estimate(0.5, 0.3, 0.7)))
+    assert found.holds is None
     assert [clause.partition(":")[0] for clause in found.exceptions] == ["first", "first", "second"]
     assert all(clause in found.text for clause in found.exceptions)
 
 
-def test_it_does_not_hold() -> None:
-    """Each failed part is named, the tasks after them."""
-    means = Means(estimate(0.8, 0.7, 0.9), estimate(0.95, 0.9, 0.99))
-    level = Control(BEATEN.means, estimate(0.01, -0.05, 0.06), False)
-    found = verdict(means, level, poor=task("vision", estimate(0.8, 0.7, 0.9)))
-    assert found.holds is False and found.tone == "bad"
-    assert found.text.startswith("The claim does not hold: 80% [70, 90] of the lost language came back")
-    for part in ("recovery is below 90%", "retention is below 99%", "CE-only is not beaten", *found.exceptions):
-        assert part in found.text
-    assert len(found.exceptions) == 1
-
-
-def test_what_cannot_be_judged_still_names_losses() -> None:
-    """Without a mean there is no claim, but a task that lost is told."""
-    found = verdict(Means(None, MEANS.retention), None, poor=task("vision", estimate(0.8, 0.7, 0.9)))
-    assert found.holds is None and found.tone == "open"
-    assert found.text.startswith("The claim cannot be judged: recovery has no value (no loss); poor: retention 80.0%")
+def test_the_fine_tuned_model_is_baseline_and_control() -> None:
+    """In the paper's setting a loss against it is named once, as what it is: a drop."""
+    drop = task("vision", estimate(0.9, 0.8, 0.95), over={"fine_tuned": estimate(-0.05, -0.09, -0.01)})
+    found = verdict(controls={"fine_tuned": BEATEN}, references=OF_THE_PAPER, drop=drop)
+    assert found.holds is True and "17 [10, 20] points more came back than by plain fine-tuning" in found.text
+    assert found.exceptions == ("drop: a measurable drop of 5.0 [1.0, 9.0] points, retention 90.0% [80.0, 95.0]",)
 
 
 def test_models_that_the_claim_is_not_about() -> None:
     """Without the three models there is nothing to judge: the sentence says what was measured."""
-    found = judge(GOOD, Means(None, None), None, FLOORS, {}, ["adapted", "mine"])
+    found = judge(GOOD, Means(None, None), {}, FLOORS, {}, ["adapted", "mine"], OF_THE_TEACHER)
     assert found.holds is None and found.detail == ""
     assert found.text.startswith("Scores of adapted, mine on 2 tasks.") and "teacher, distilled" in found.text

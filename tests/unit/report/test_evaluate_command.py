@@ -26,7 +26,7 @@ def test_it_names_the_models_of_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "my vlm").mkdir(parents=True)
     run = RunFolder(Path("runs/small run"))
-    for folder in (run.export, run.root / "control" / "export"):
+    for folder in (run.export, run.root / "controls" / "plain_ce" / "export"):
         folder.mkdir(parents=True)
     python, _, module, *arguments = shlex.split(evaluate_command(config(), run))
     assert (python, module) == ("python", "lingu_ray.evaluate")
@@ -36,13 +36,13 @@ def test_it_names_the_models_of_the_run(tmp_path: Path, monkeypatch: pytest.Monk
         "teacher": Path("owner/lm"),
         "adapted": tmp_path / "models" / "my vlm",
         "distilled": absolute / "export",
-        "ce_only": absolute / "control" / "export",
+        "plain_ce": absolute / "controls" / "plain_ce" / "export",
     }
     assert settings.out == absolute / "evaluation"
     assert {task.kind for task in settings.tasks} == {"language", "vision"}
 
 
 def test_without_control_or_teacher_it_names_what_there_is(tmp_path: Path) -> None:
-    """A run without control has none in the command; a run by cross-entropy alone made the CE-only model."""
+    """A run without control has none in the command; a run by cross-entropy alone made the plain-CE model."""
     arguments = shlex.split(evaluate_command(config(distill={"policy": "none"}), RunFolder(tmp_path)))[3:]
-    assert list(read_arguments(arguments)[0]) == ["teacher", "adapted", "ce_only"]
+    assert list(read_arguments(arguments)[0]) == ["teacher", "adapted", "plain_ce"]

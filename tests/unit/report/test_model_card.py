@@ -25,8 +25,8 @@ from lingu_ray.evaluation.results import Recovery
 from lingu_ray.report.card_settings import in_words
 from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.report.origin import hub_ids, public_name
+from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.export import export_model
-from lingu_ray.train import control_of
 
 TREE: dict[str, Any] = {
     "name": "small",
@@ -161,17 +161,29 @@ def test_results_are_a_table(tmp_path: Path) -> None:
 def test_a_control_has_a_card_of_its_own(tmp_path: Path) -> None:
     """It is named after its run, says what it is, and has its own recovery; the verdict is that of the run."""
     task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
-    for model, right in (("teacher", 90), ("adapted", 30), ("ce_only", 60), ("distilled", 84)):
+    for model, right in (("teacher", 90), ("adapted", 30), ("plain_ce", 60), ("distilled", 84)):
         write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
-    models = ["teacher", "adapted", "ce_only", "distilled"]
+    models = ["teacher", "adapted", "plain_ce", "distilled"]
     result = summarize(tmp_path, models, EvaluationConfig(tasks=(task,), bootstrap=50))
-    run = config(output_dir=str(tmp_path), control=True)
-    path = write_model_card(tmp_path, control_of(run), result, MANIFEST, control_of="small")
+    run = config(output_dir=str(tmp_path))
+    path = write_model_card(tmp_path, control_config(run, "plain_ce"), result, MANIFEST, control_of="small")
     text = path.read_text(encoding="utf-8")
     assert "knowledge-distillation" in front_matter(run)["tags"] and "distillation" not in text.partition("# small")[0]
-    assert "# small/control\n" in text and "with cross-entropy alone" in text and "It is the control of small" in text
+    assert "# small/plain_ce\n" in text and "with cross-entropy alone" in text and "It is a control of small" in text
     assert f"On small: {result.verdict.text}" in text
     assert re.search(r"^\| cloze .* recovery 50% \[\d+, \d+\] \|$", text, flags=re.MULTILINE)
+
+
+def test_the_control_without_the_teacher_is_not_called_distilled(tmp_path: Path) -> None:
+    """same_ce keeps the run's policy, for the weights of its rows; its card speaks of no distillation."""
+    run = config(distill={"ce_on_distilled": 0.2})
+    control = control_config(run, "same_ce")
+    text = write_model_card(tmp_path, control, None, MANIFEST, control_of="small").read_text(encoding="utf-8")
+    assert "distilled from" not in text and "distillation" not in text.partition("# small")[0]
+    assert "without a teacher, each row's cross-entropy with the weight that it has there." in text
+    assert "| policy | none: cross-entropy alone |" in text and "| teacher |" not in text
+    assert "| cross-entropy on rows that the run distills | × 0.2 |" in text
+    assert "| stories | local, format text | yes | no |" in text and "| 0.2 | – |" in text
 
 
 def test_versions_are_told_where_the_run_has_them(tmp_path: Path) -> None:

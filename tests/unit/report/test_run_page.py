@@ -27,6 +27,7 @@ from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery, write_recovery
 from lingu_ray.evaluation.results import Verdict
 from lingu_ray.report.evaluation_page import write_evaluation
+from lingu_ray.report.paper_table import paper_rows
 from lingu_ray.report.run_page import throughput, write_report
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
 
@@ -110,7 +111,7 @@ def write_samples(run: Path) -> None:
             {"step": 10, **seen, "answer": "seven"},
         ],
     )
-    write_lines(run / "control" / "samples.jsonl", [{"step": 10, **text, "answer": "of the control"}])
+    write_lines(run / "controls" / "plain_ce" / "samples.jsonl", [{"step": 10, **text, "answer": "of the control"}])
 
 
 def write_corpus(folder: Path) -> None:
@@ -158,7 +159,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     run = folder / "small"
     write_lines(run / "metrics.jsonl", steps(kd=0.3))
-    write_lines(run / "control" / "metrics.jsonl", steps(kd=None))
+    write_lines(run / "controls" / "plain_ce" / "metrics.jsonl", steps(kd=None))
     write_samples(run)
     (run / "config.yaml").write_text(to_yaml(config))
     write_corpus(folder / "corpus")
@@ -168,7 +169,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
         TaskConfig(name="text", kind="language", type="perplexity", path="-"),
         TaskConfig(name="digits", kind="vision", type="exact_match", path="-"),
     )
-    scores = {"teacher": (0.6, 3.0), "adapted": (0.3, 9.0), "ce_only": (0.4, 5.0), "distilled": (0.58, 3.2)}
+    scores = {"teacher": (0.6, 3.0), "adapted": (0.3, 9.0), "plain_ce": (0.4, 5.0), "distilled": (0.58, 3.2)}
     for model, (share, nats) in scores.items():
         right = [float(i < share * 200) for i in range(200)]
         cloze, text, digits = tasks
@@ -256,7 +257,7 @@ def test_a_run_by_cross_entropy_alone_is_named_so(run_dir: Path, config: Config)
     alone = config.model_copy(update={"distill": config.distill.model_copy(update={"policy": "none"})})
     (run_dir / "config.yaml").write_text(to_yaml(alone))
     page = Page(write_report(run_dir).read_text(encoding="utf-8"))
-    assert "CE only, step 10" in page.text and "distilled, step 10" not in page.text
+    assert "plain CE, step 10" in page.text and "distilled, step 10" not in page.text
 
 
 def test_versions_are_shown(run_dir: Path, text: str) -> None:
@@ -320,7 +321,7 @@ def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -
     with Image.open(tmp_path / "recovery.png") as image:
         width, height = (side / 160 for side in image.size)
     rows = -(-count // columns)
-    assert 3 * columns < width < 3.5 * columns + 1.5 and 3.2 * rows < height < 3.6 * rows + 1.6
+    assert 3 * columns < width < 3.5 * columns + 1.5 and 3.2 * rows < height < 3.6 * rows + 2.6
 
 
 def test_report_with_a_null_recovery_and_an_extra_model(tmp_path: Path) -> None:
@@ -331,6 +332,48 @@ def test_report_with_a_null_recovery_and_an_extra_model(tmp_path: Path) -> None:
     summarize(tmp_path / "report", ["adapted", "interpolated"], EvaluationConfig(tasks=(task,), bootstrap=50))
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "interpolated" in page.text and "not measured: teacher, distilled" in page.text
+
+
+def test_a_score_stands_beside_those_of_baseline_and_control(text: str) -> None:
+    """How much better the distilled model is, in points, and what of the loss the control has by itself."""
+    table = text[text.index("Distilled against the others") :]
+    cloze = Page(table[table.index("<tr><th>cloze</th>") :].partition("</tr>")[0] + "</tr>").text
+    number = r"\[[\d.]+, [\d.]+\]"
+    assert re.search(rf"28\.0 {number} points", cloze)
+    assert re.search(rf"18\.0 {number} points own recovery 33% {number}", cloze)
+
+
+def test_the_papers_table(tmp_path: Path) -> None:
+    """Averages by kind over tasks that are shares, others by themselves, and the gain over fine-tuning."""
+    tasks = tuple(
+        TaskConfig(name=name, kind=kind, type=type, path="-")
+        for name, kind, type in (
+            ("arc", "language", "multiple_choice"),
+            ("piqa", "language", "multiple_choice"),
+            ("text", "language", "perplexity"),
+            ("docs", "vision", "exact_match"),
+        )
+    )
+    levels = {
+        "original_vlm": (60, 70, 80),
+        "fine_tuned": (40, 50, 80),
+        "distilled": (58, 68, 76),
+        "teacher": (62, 72, 0),
+    }
+    for model, (arc, piqa, docs) in levels.items():
+        for task, right in zip(tasks, (arc, piqa, None, docs), strict=True):
+            if task.kind == "language" or model != "teacher":
+                scores = [2.0] * 100 if right is None else [float(i < right) for i in range(100)]
+                write_measured(tmp_path, task, model, scores)
+    result = summarize(tmp_path, list(levels), EvaluationConfig(tasks=tasks, bootstrap=50))
+    rows = {row.label: (row.levels, row.gain) for row in paper_rows(result)}
+    assert rows == {
+        "language, average of 2": (["0.650", "0.450", "0.630"], "+40.0%"),
+        "vision, average of 1": (["0.800", "0.800", "0.760"], "-5.0%"),
+        "text": (["7.39", "7.39", "7.39"], "+0.0%"),
+    }
+    page = Page(write_evaluation(result, tmp_path).read_text(encoding="utf-8")).text
+    assert "As in the paper" in page and "Recovery = (distilled − fine_tuned) / (original_vlm − fine_tuned)" in page
 
 
 def test_throughput_weighs_the_shares_by_time() -> None:

@@ -10,10 +10,11 @@ from lingu_ray.config.command_line import load_config, to_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import Estimate, Interval, Kind, Means, ModelScore, Recovery, TaskScores, Verdict
+from lingu_ray.evaluation.roles import OF_THE_TEACHER
 from lingu_ray.evaluation.tracking import figures_of, log_verdict
+from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import Tracker, tracking_uri
-from lingu_ray.train import control_of
 from tuning import compare
 from tuning.differences import differing_settings
 
@@ -30,17 +31,18 @@ def result(**models: float) -> Recovery:
     tasks: dict[str, TaskScores] = {}
     for name, (kind, level) in TASKS.items():
         scores = {model: ModelScore(estimate(level * factor), {}, None) for model, factor in models.items()}
-        tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher", None)
+        tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher")
     means = {model: Means(estimate(factor), None) for model, factor in models.items()}
-    return Recovery(tasks, means["distilled"], None, means, Verdict(None, "The claim cannot be judged: no vision."))
+    verdict = Verdict(None, "The claim is not decided: no vision.")
+    return Recovery(tasks, means["distilled"], {}, means, {}, OF_THE_TEACHER, verdict)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A run with its control, evaluated, in folders and in MLflow."""
     config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false"])
-    measured = result(distilled=1.0, ce_only=0.5)
-    for one, model in ((config, "distilled"), (control_of(config), "ce_only")):
+    measured = result(distilled=1.0, plain_ce=0.5)
+    for one, model in ((config, "distilled"), (control_config(config, "plain_ce"), "plain_ce")):
         folder = RunFolder(one.run_dir)
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.config.write_text(to_yaml(one))
@@ -56,13 +58,13 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Scores of run and control, from the report's JSON and from MLflow; of the settings the policy alone."""
-    control = run.root / "control"
+    control = run.root / "controls" / "plain_ce"
     uri = tracking_uri(load_config(["demo", f"output_dir={tmp_path}"]))
     by_folder = compare.read_runs([str(run.root), str(control)], compare.CompareConfig())
     stored = compare.CompareConfig(uri=uri, experiment="lingu_ray")
     by_name = {r.name: r for r in compare.read_runs([], stored)}
-    assert by_name.keys() == {"demo", "demo/control"}
-    for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/control"]), strict=True):
+    assert by_name.keys() == {"demo", "demo/plain_ce"}
+    for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/plain_ce"]), strict=True):
         assert folder.metrics == tracked.metrics and folder.metrics["eval/cloze/score"] in (0.5, 0.25)
         assert folder.settings == tracked.settings and folder.verdict == tracked.verdict
     assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
@@ -70,7 +72,7 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     printed, page = capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()
     for text in (printed, page):
         assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
-        assert text.count("The claim cannot be judged: no vision.") == 1
+        assert text.count("The claim is not decided: no vision.") == 1
         assert "eval/" not in text and "output_dir" not in text
 
 

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from tinyrun import write_settings
 
+from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from tuning.search import parameters
 from tuning.space import Domain, Space, check, configure, corner_values, decode, is_whole, read_space, shipped
@@ -12,6 +13,16 @@ from tuning.sweep import load
 
 def space(**keys) -> Space:
     return Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2]}}} | keys)
+
+
+def test_cases_of_the_ablation_differ_in_one_thing():
+    """Each from `selective`, or else from `kd_alone`: what a case shows is the effect of one setting."""
+    ablation, base = load(["ablation"])
+    cases = {name: flat(configure(base, values, "ablation")) for name, values in ablation.cases.items()}
+    for name, own in cases.items():
+        others = [cases["selective"], *([cases["kd_alone"]] if name.startswith("kd_alone_") else [])]
+        least = min(sum(own[key] != other[key] for key in own) for other in others)
+        assert least == (name != "selective"), name
 
 
 @pytest.mark.parametrize("name", shipped())

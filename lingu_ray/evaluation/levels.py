@@ -1,0 +1,98 @@
+"""What models reach on a task, from its measured items: on the items themselves, and on resamples of them.
+
+Shape suffixes: I items, K models, R resamples.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lingu_ray.config import TaskConfig
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.bootstrap import Floats, level, resample
+from lingu_ray.evaluation.item_files import read_items
+from lingu_ray.evaluation.metrics.metric import Metric, Scores
+from lingu_ray.evaluation.tasks.judging import judge_task
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A value on the items, and on the resamples."""
+
+    value: float
+    value_R: Floats
+
+    def minus(self, other: Resampled) -> Resampled:
+        """The difference, resample by resample."""
+        return Resampled(self.value - other.value, self.value_R - other.value_R)
+
+    def times(self, factor: float) -> Resampled:
+        """Each value times a constant."""
+        return Resampled(factor * self.value, factor * self.value_R)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has."""
+
+    config: TaskConfig
+    metric: Metric
+    items: int
+    scores: dict[str, Scores]
+    level: dict[str, float]
+    level_R: dict[str, Floats]
+
+    @property
+    def sign(self) -> float:
+        """1 where higher is better, −1 where lower is."""
+        return 1.0 if self.metric.higher_is_better else -1.0
+
+    def gain(self, model: str, other: str) -> Resampled:
+        """How much better `model` is than `other`, in levels; negative where it is worse."""
+        return self.of(model).minus(self.of(other)).times(self.sign)
+
+    def of(self, model: str) -> Resampled:
+        """The level of a model."""
+        return Resampled(self.level[model], self.level_R[model])
+
+    def comparable(self, *models: str) -> bool:
+        """Whether levels of the models have a common unit: nats per token do where the tokens are the same."""
+        weights = [self.scores[model].weight for model in models]
+        return self.metric.share or all(weight == weights[0] for weight in weights)
+
+
+def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples: int) -> Measured:
+    """The levels of those of `models` that were measured on the task.
+
+    Raises:
+        UserError: none was, or not all on the same items.
+    """
+    columns = {model: c for model in models if (c := read_items(out_dir, config.name, model)) is not None}
+    if not columns:
+        raise UserError(
+            f"evaluation.tasks: {config.name}: measured on none of {', '.join(models) or 'no models'}; "
+            "a vision task needs a model that takes images: name one, or leave the task out"
+        )
+    items = next(iter(columns.values()))["item"]
+    if any(other["item"] != items for other in columns.values()):
+        raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
+    metric, scores = judge_task(config, columns)
+    score_KI = np.array([of_model.score for of_model in scores.values()])
+    weight_KI = np.array([of_model.weight for of_model in scores.values()])
+    strata = next(iter(scores.values())).strata
+    levels_RK = resample(score_KI, weight_KI, resamples, [SEED, zlib.crc32(config.name.encode())], strata)
+    level_K = level(score_KI, weight_KI)
+    return Measured(
+        config,
+        metric,
+        len(items),
+        scores,
+        {model: float(level_K[k]) for k, model in enumerate(scores)},
+        {model: levels_RK[:, k] for k, model in enumerate(scores)},
+    )

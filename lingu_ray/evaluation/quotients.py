@@ -1,0 +1,129 @@
+"""Recovery and retention, of a task and in the mean, on the items and on every resample of them.
+
+For a language task `recovery = (distilled − adapted) / (teacher − adapted)`, for a vision task
+`retention = distilled / adapted`. Levels are accuracies; for perplexity the level is the log-perplexity (nats per
+token): lower is better, and the quotient takes it with the sign turned: `(adapted − distilled) / (adapted − teacher)`
+in nats. So 1 means all of the loss came back, 0 none, below 0 further loss, above 1 better than the teacher.
+
+Mean recovery is a quotient of sums, `Σ_t gain_t / s_t ÷ Σ_t loss_t / s_t`, over all tasks that count in the mean, with
+or without a loss of their own. Which tasks those are is chosen before anything is measured: a mean over the tasks whose
+loss turns out significant would be too high, since a loss is found significant most often where chance made it large,
+and the same chance is in the gain. s_t, the standard error of the task's loss, gives accuracies and nats one unit, and
+a task the more say the better its loss was measured.
+
+Mean retention is the mean of the tasks' retentions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lingu_ray.evaluation.bootstrap import interval
+from lingu_ray.evaluation.levels import Measured, Resampled
+from lingu_ray.evaluation.results import PERPLEXITY
+from lingu_ray.evaluation.roles import References
+
+
+@dataclass(frozen=True)
+class NoValue:
+    """Why a recovery or retention has no value."""
+
+    reason: str
+
+
+Quotient = Resampled | NoValue
+
+
+def recovery(task: Measured, model: str, references: References) -> Quotient:
+    """Share of the task's loss that `model` has again; no value where there was no loss beyond noise."""
+    sides = _gain_and_loss(task, model, references)
+    if isinstance(sides, NoValue):
+        return sides
+    gain, loss = sides
+    low, high = interval(loss.value_R)
+    if low <= 0:
+        unit = "nats per token" if task.config.type == PERPLEXITY else task.metric.name
+        names = f"{references.original} − {references.baseline}"
+        found = f"{names} = {task.sign * loss.value:+.3f} {unit}, lost {loss.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+        return NoValue(f"no loss to recover beyond noise: {found}")
+    return _quotient(gain, loss)
+
+
+def retention(task: Measured, model: str, references: References) -> Quotient:
+    """Share of the baseline's level that `model` has; no value where the baseline has none."""
+    if absent := [name for name in (references.baseline, model) if name not in task.level]:
+        return NoValue(f"not measured: {', '.join(absent)}")
+    baseline = task.of(references.baseline)
+    if interval(baseline.value_R)[0] <= 0:
+        return NoValue(f"the {references.baseline} model has nothing to keep: {task.metric.name} {baseline.value:.3f}")
+    return _quotient(task.of(model), baseline)
+
+
+def mean_recovery(tasks: Sequence[Measured], model: str, references: References, beside: str | None = None) -> Quotient:
+    """Summed gain over summed loss of the language tasks that count; with `beside` the difference to that model's.
+
+    No value where all of them together lost nothing beyond noise.
+    """
+    reasons: list[str] = []
+    gains: list[Resampled] = []
+    losses: list[Resampled] = []
+    for task in _counted(tasks, "language"):
+        sides = _gain_and_loss(task, model, references)
+        other = sides if beside is None else _gain_and_loss(task, beside, references)
+        if isinstance(sides, NoValue) or isinstance(other, NoValue):
+            reasons += [f"{task.config.name}: {side.reason}" for side in (sides, other) if isinstance(side, NoValue)]
+            continue
+        gain, loss = sides
+        unit = 1 / _standard_error(task, loss)
+        gains.append((gain if beside is None else gain.minus(other[0])).times(unit))
+        losses.append(loss.times(unit))
+    if not losses:
+        return NoValue("; ".join(dict.fromkeys(reasons)) or "no language task counts in the mean")
+    gain, loss = _sum(gains), _sum(losses)
+    if interval(loss.value_R)[0] <= 0:
+        tasks_together = f"{len(losses)} tasks together" if len(losses) > 1 else "one task"
+        return NoValue(f"no loss to recover beyond noise, on {tasks_together}")
+    return _quotient(gain, loss)
+
+
+def mean_retention(tasks: Sequence[Measured], model: str, references: References) -> Quotient:
+    """Mean of the vision tasks' retentions, over those that count and have one."""
+    found = {task.config.name: retention(task, model, references) for task in _counted(tasks, "vision")}
+    known = [quotient for quotient in found.values() if isinstance(quotient, Resampled)]
+    if not known:
+        reasons = [f"{name}: {quotient.reason}" for name, quotient in found.items() if isinstance(quotient, NoValue)]
+        return NoValue("; ".join(reasons) or "no vision task counts in the mean")
+    return _sum(known).times(1 / len(known))
+
+
+def _counted(tasks: Sequence[Measured], kind: str) -> Iterator[Measured]:
+    return (task for task in tasks if task.config.kind == kind and task.config.in_mean)
+
+
+def _gain_and_loss(task: Measured, model: str, references: References) -> tuple[Resampled, Resampled] | NoValue:
+    """What `model` has more than the baseline, and what the baseline has less than the original."""
+    models = (references.original, references.baseline, model)
+    if absent := [name for name in models if name not in task.level]:
+        return NoValue(f"not measured: {', '.join(absent)}")
+    if not task.comparable(*models):
+        return NoValue("the models split the texts into different numbers of tokens: not comparable")
+    return task.gain(model, references.baseline), task.gain(references.original, references.baseline)
+
+
+def _standard_error(task: Measured, loss: Resampled) -> float:
+    """Of the loss, over the resamples; at least what one item in all makes of it, where too few differ to vary."""
+    return max(float(np.std(loss.value_R)), 1 / task.items)
+
+
+def _sum(values: list[Resampled]) -> Resampled:
+    return Resampled(sum(one.value for one in values), np.sum([one.value_R for one in values], axis=0))
+
+
+def _quotient(above: Resampled, below: Resampled) -> Resampled:
+    # The 2.5% of resamples with the smallest denominator are taken at its interval's low end, which is above 0: next
+    # to 0 the quotient flies off, and past it changes its sign.
+    least = interval(below.value_R)[0]
+    return Resampled(above.value / below.value, above.value_R / np.maximum(below.value_R, least))
