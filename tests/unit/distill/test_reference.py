@@ -236,24 +236,23 @@ def test_samples(cut, scope, packing):
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("cut", [text, several_images, turns, mixed, unknown])
+@pytest.mark.parametrize("cut", [turns, unknown])
 def test_without_sharing(cut, packing):
     """The ablation: a teacher that reads the text alone, at the positions that the text has by itself."""
     compare(cut, Objective(context="prompt_text"), packing=packing)
 
 
 @pytest.mark.parametrize("packing", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("cut", [turns, several_images, mixed, sampled, unknown])
+@pytest.mark.parametrize("cut", [turns, sampled])
 def test_earlier_turns_by_the_teacher(cut, packing):
     """A teacher that computes a conversation's earlier answers itself, in place of the student's memory of them."""
     compare(cut, Objective(earlier_turns="teacher"), packing=packing)
 
 
-@pytest.mark.parametrize("normalizer", ["supervised", "distilled"])
-@pytest.mark.parametrize("cut", [mixed, sampled, unknown])
-def test_normalizers(cut, normalizer):
-    """KD divided by all supervised tokens, the student's own included, or by those that have a KD term."""
-    compare(cut, Objective(kd_normalizer=normalizer, w_kd=2.0))
+@pytest.mark.parametrize("cut", [sampled, unknown])
+def test_kd_by_the_distilled_tokens(cut):
+    """KD divided by the tokens that have a KD term, in place of all supervised ones, the student's own included."""
+    compare(cut, Objective(kd_normalizer="distilled", w_kd=2.0))
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.2])
