@@ -38,8 +38,8 @@ def recovery_panels(result: Recovery) -> list[Panel]:
 def plot_recovery(result: Recovery, path: Path) -> None:
     """Save the panels of all tasks in a grid, with the verdict as title and the models as legend."""
     panels, models = recovery_panels(result), result.measured
-    columns = min(len(panels), max(COLUMNS, math.ceil(math.sqrt(len(panels)))))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // max(COLUMNS, math.ceil(math.sqrt(len(panels)))))
+    columns = -(-len(panels) // rows)  # rows of about equal length
     width = max(SIZE[0] * columns, 4.4)
     title = textwrap.wrap(result.verdict.text, int(TITLE_CHARACTERS * width))
     legend_rows = -(-len(models) * 1.9 // width)
