@@ -26,7 +26,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.distributed import clip_gradients, sum_gradients
+from lingu_ray.runtime.distributed import clip_gradients, sum_gradients, zero_gradients
 from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.step import MicroBatches
 
@@ -92,7 +92,10 @@ def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:
     batches = micro_batches.make([_text(position, settings["tokens"]) for position in range(count)], pad_id=0)
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=not ours)
+        if ours:
+            zero_gradients(parameters)
+        else:
+            optimizer.zero_grad()
         plans = [micro_batches.plan(batch) for batch in batches]
         micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
         sum_gradients(parameters)

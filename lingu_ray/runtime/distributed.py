@@ -44,6 +44,13 @@ def all_max(value: float, device: torch.device) -> float:
     return tensor.item()
 
 
+def zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Zero the gradients in place: fresh memory takes longer."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.zero_()
+
+
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over the workers; a missing gradient counts as zero.
 

@@ -98,22 +98,19 @@ class MicroBatches:
         passes = list(zip(batches, plans, strict=True))
         if is_sharded(self.student.decoder):
             passes += [(batch, None) for batch in dummy_micro_batches(batches, self.device)]
-        with self.autocast():  # around all passes: weights are cast once a step
-            for batch, plan in passes:
-                in_flight.append((batch, self.step.forward(model_inputs(batch), plan)))
-                if len(in_flight) > self.look_ahead:
-                    self._backward(*in_flight.popleft(), weights, sums)
-            while in_flight:
+        for batch, plan in passes:
+            in_flight.append((batch, self._forward(batch, plan)))
+            if len(in_flight) > self.look_ahead:
                 self._backward(*in_flight.popleft(), weights, sums)
+        while in_flight:
+            self._backward(*in_flight.popleft(), weights, sums)
         return sums
 
     @torch.no_grad()
     def cross_entropy(self, batch: MicroBatch) -> float:
         """Sum of the micro-batch's cross-entropies in nats."""
         ones_S = torch.ones(len(batch.sources))
-        with self.autocast():
-            done = self.step.forward(model_inputs(batch), None)
-        terms = self.step.loss(done, None, SampleScales(ones_S, ones_S, temperature=1.0))
+        terms = self.step.loss(self._forward(batch, None), None, SampleScales(ones_S, ones_S, temperature=1.0))
         return float(terms.ce_N.sum())
 
     def autocast(self) -> AbstractContextManager:
@@ -121,6 +118,10 @@ class MicroBatches:
         if self.config.train.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+    def _forward(self, batch: MicroBatch, plan: Donation | None) -> StudentPass:
+        with self.autocast():
+            return self.step.forward(model_inputs(batch), plan)
 
     def _backward(self, batch: MicroBatch, done: StudentPass, weights: StepWeights, sums: StepSums) -> None:
         start = time.perf_counter()
@@ -135,8 +136,7 @@ class MicroBatches:
         )
         terms = self.step.loss(done, teacher, scales)
         if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
-            with torch.autocast(self.device.type, enabled=False):
-                terms.loss.backward()
+            terms.loss.backward()
         sums.loss += float(terms.loss.detach())
         sums.ce += float(terms.ce_N[labeled_N.to(self.device)].sum())
         sums.kd += float(terms.kd_M.sum())

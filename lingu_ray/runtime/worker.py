@@ -29,7 +29,7 @@ from lingu_ray.runtime.checkpoint import (
     save_checkpoint,
 )
 from lingu_ray.runtime.cluster import threads
-from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients
+from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import load_config, load_student
@@ -141,7 +141,7 @@ class Worker:
             with between_steps(self.student):
                 samples = self.on_policy.answer(samples, step)
         batches = self.micro_batches.make(samples, self.encoder.pad_id)
-        self.optimizer.zero_grad(set_to_none=False)  # kept: fresh memory takes longer than zeroing it
+        zero_gradients(self.parameters)
         factor = set_learning_rates(self.optimizer, step, self.config.train)
 
         plans = [self.micro_batches.plan(batch) for batch in batches]
