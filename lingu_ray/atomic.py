@@ -7,6 +7,7 @@ writer leaves is removed by the next writer of the same path on the same machine
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -114,8 +115,8 @@ def _take_place(temporary: Path, path: Path) -> bool:
     """Rename a folder; False where the new name is that of another folder with something in it."""
     try:
         temporary.rename(path)
-    except OSError:
-        if path.is_dir():
+    except OSError as error:  # asking the file system now would be too late: another writer may have moved the folder
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
         raise
     return True
