@@ -138,7 +138,7 @@ def _reference(part: Record) -> Any:
         index = part.get(first_name(part, "index", "image_index"))
         return None if index is None else _ByIndex(index)
     if isinstance(value, dict) and not is_empty(value.get("data")):
-        return value["data"]  # Anthropic's `source`
+        return value["data"]  # a `source` of base64
     return value
 
 

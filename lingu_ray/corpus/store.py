@@ -90,7 +90,7 @@ class Corpus:
         """Held-out rows by source, in a fixed order."""
         held_out: dict[str, list[Row]] = {name: [] for name in self.manifest["sources"]}
         for record in pq.read_table(self.folder / "validation.parquet").to_pylist():
-            held_out[record["source"]].append(_row(record))
+            held_out[record["source"]].append(row_of(record))
         return held_out
 
     def _row(self, position: int) -> Row:
@@ -98,7 +98,7 @@ class Corpus:
             raise IndexError(f"position {position} is outside the corpus of {len(self)} rows")
         shard, row = divmod(position, self._rows_per_shard)
         group, row = divmod(row, ROW_GROUP)
-        return _row(self._group(shard, group).slice(row, 1).to_pylist()[0])
+        return row_of(self._group(shard, group).slice(row, 1).to_pylist()[0])
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
         path = self.folder / shard_name(shard)
@@ -109,7 +109,7 @@ class Corpus:
             raise UserError(f"{path} is damaged; delete the corpus' folder, and it is built again: {error}") from error
 
 
-def _row(record: dict[str, Any]) -> Row:
-    """A row as it was written: parquet has null for keys that a message lacks."""
+def row_of(record: dict[str, Any]) -> Row:
+    """A row as it was written: Arrow has null for keys that a message lacks."""
     messages = [{key: value for key, value in message.items() if value is not None} for message in record["messages"]]
     return Row(**record | {"messages": messages})

@@ -69,13 +69,13 @@ def generate_answers(
         pad_token_id=pad_id,
         suppress_tokens=never,
     )
-    with _generating(model, settings):
+    with generating(model, settings):
         output_BT: Any = model.generate(**arguments, stopping_criteria=stopping, streamer=streamer)
     return [_up_to_end(answer_T, ends) for answer_T in output_BT[:, longest:].cpu()]
 
 
 @contextmanager
-def _generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
+def generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
     """The model in eval mode, with these generation settings in place of its own, which `generate` would mix in."""
     training, own = model.training, model.generation_config
     model.eval()  # also switches gradient checkpointing off, which would take the cache away

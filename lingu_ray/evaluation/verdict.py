@@ -101,27 +101,25 @@ def _headline(holds: bool | None, exceptions: tuple[str, ...]) -> str:
 def _recovery(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str]) -> Part:
     if mean is None:
         return Part("recovery", None, f"recovery has no value ({reasons['recovery']})")
-    back = f"{mean.percent()} of the lost language came back"
-    if mean.ci.low >= floor:
-        return Part("recovery", True, back)
-    if mean.ci.high < floor:
-        return Part("recovery", False, f"only {back}, and {_percent(floor)} is needed")
-    open_text = f"{back}, which leaves open whether it is the {_percent(floor)} that is needed"
-    return Part("recovery", None, open_text, _more_items("language", mean, floor, floor))
+    return _reaches(mean, "recovery", "language", f"{mean.percent()} of the lost language came back", floor, floor)
 
 
 def _retention(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str]) -> Part:
     if mean is None:
         return Part("retention", None, f"retention has no value ({reasons['retention']})")
-    kept = f"{mean.percent(1)} of vision was kept"
+    return _reaches(mean, "retention", "vision", f"{mean.percent(1)} of vision was kept", floor, max(floor, 1))
+
+
+def _reaches(mean: Estimate, name: str, kind: str, found: str, floor: float, no_below: float) -> Part:
+    """Whether a mean, `found` in words, reaches its floor: no where all of its interval is below `no_below`."""
     if mean.ci.low >= floor:
-        return Part("retention", True, kept)
+        return Part(name, True, found)
     if mean.ci.high < floor:
-        return Part("retention", False, f"only {kept}, and {_percent(floor)} is needed")
-    if mean.ci.high < 1:
-        return Part("retention", False, f"only {kept}, a measurable drop")
-    open_text = f"{kept}, which leaves open whether it is the {_percent(floor)} that is needed"
-    return Part("retention", None, open_text, _more_items("vision", mean, floor, max(floor, 1)))
+        return Part(name, False, f"only {found}, and {_percent(floor)} is needed")
+    if mean.ci.high < no_below:
+        return Part(name, False, f"only {found}, a measurable drop")
+    open_text = f"{found}, which leaves open whether it is the {_percent(floor)} that is needed"
+    return Part(name, None, open_text, _more_items(kind, mean, floor, no_below))
 
 
 def _controls(controls: Mapping[str, Control], recovery: Estimate | None) -> Iterator[Part]:

@@ -10,7 +10,7 @@ from lingu_ray.config import Config, SourceConfig
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.normalize import load_encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
-from lingu_ray.corpus.store import ROW_SCHEMA
+from lingu_ray.corpus.store import ROW_SCHEMA, row_of
 from lingu_ray.errors import UserError
 from lingu_ray.preview.roles import Judge
 from lingu_ray.preview.rows import Record, SourceRows
@@ -74,14 +74,14 @@ class SourceReader:
 
     def _length(self, record: Record) -> Length:
         """Lengths of a row; its images count by their size, and are not processed where nothing is cut."""
-        row, cut = row_of(record), record["truncated"]
+        row, cut = unplaced_row(record), record["truncated"]
         whole = self.encoder.length(row)
         sample = self._encode(record, row if cut else without_images(row))
         tokens = len(sample) if cut else whole
         return Length(whole, tokens, int(sample.supervised_T.sum()), len(row.images), truncated=cut)
 
     def _example(self, record: Record, judge: Judge) -> Example:
-        row, length = row_of(record), self._length(record)
+        row, length = unplaced_row(record), self._length(record)
         sample = self._encode(record, row)
         whole = self._encode(record, row, length.whole) if length.truncated else sample
         if not torch.equal(whole.input_ids_T[: len(sample)], sample.input_ids_T):
@@ -97,11 +97,9 @@ class SourceReader:
             raise UserError(f"source {row.source}: {record['origin']} cannot be encoded: {error}") from error
 
 
-def row_of(record: Record) -> Row:
-    """The row; Arrow has null for keys that a message lacks."""
-    messages = [{key: value for key, value in message.items() if value is not None} for message in record["messages"]]
-    fields = {name: record[name] for name in ROW_SCHEMA.names if name in record}
-    return Row(**fields | {"messages": messages, "position": -1})
+def unplaced_row(record: Record) -> Row:
+    """The row of a normalized record, which has no position yet."""
+    return row_of({name: record[name] for name in ROW_SCHEMA.names if name in record} | {"position": -1})
 
 
 def without_images(row: Row) -> Row:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER
+from lingu_ray.distill.generate import generating
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
 
@@ -127,22 +127,12 @@ def _in_text(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
 def answer(model: PreTrainedModel, inputs: dict[str, Tensor]) -> None:
     """Generate two tokens: the prompt, and a step with its cache. Raises UserError where that fails."""
     cast = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # of generation flags that are set otherwise here
+    settings = GenerationConfig(max_new_tokens=2, do_sample=False, return_dict_in_generate=True, output_logits=True)
     try:
-        output: Any = model.eval().generate(  # pyrefly: ignore [not-callable]
-            **cast,
-            max_new_tokens=2,
-            do_sample=False,
-            num_beams=1,
-            num_return_sequences=1,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
+        with generating(model, settings):
+            output: Any = model.generate(**cast)  # pyrefly: ignore [not-callable]
     except Exception as error:  # of any type: models raise many
         raise UserError(f"the export cannot answer a question: {type(error).__name__}: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     if any(bool(logits_BV.isnan().any()) for logits_BV in output.logits):
         raise UserError(f"the export answers a question with NaN, in {model.dtype}: the model has diverged")
 

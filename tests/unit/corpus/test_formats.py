@@ -247,7 +247,7 @@ PICTURE = {"bytes": b"x", "path": None}
     ],
 )
 def test_parts_in_every_spelling(parts, images):
-    """Parts of OpenAI's and Anthropic's files, of `datasets` (nulls, lists of a struct), and without a type."""
+    """Parts of the files of two model APIs, of `datasets` (nulls, lists of a struct), and without a type."""
     record = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "Yes."}]}
     (raw_row,) = raw_rows("messages", record)
     assert raw_row.messages[0]["content"] == "<image>?"

@@ -19,7 +19,7 @@ from lingu_ray.corpus.order import draw_order
 from lingu_ray.corpus.row import Row
 from lingu_ray.corpus.splits import split_source
 from lingu_ray.inspect import InspectConfig, read_sources
-from lingu_ray.preview.read import row_of, without_images
+from lingu_ray.preview.read import unplaced_row, without_images
 from lingu_ray.preview.sources import SourcePreview, shares
 
 
@@ -66,7 +66,7 @@ def test_lengths_are_those_of_the_samples(my_data: Path) -> None:
         [preview] = read_sources(config, [source], InspectConfig(read=None))
         tasks = split_tasks(config, (source,), [split_source(source)], my_data / "student")
         rows = [row for task in tasks for table in task.tables() for row in table.to_pylist() if not row["reason"]]
-        samples = [encoder.encode(row_of(row)) for row in rows]
+        samples = [encoder.encode(unplaced_row(row)) for row in rows]
         counted = [(length.tokens, length.supervised, length.images) for length in preview.lengths]
         expected = [
             (len(sample), int(sample.supervised_T.sum()), len(row["images"]))
