@@ -11,6 +11,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 # In the order of collection the files that take minutes come first, and the short ones fill the workers' time.
 PYTEST = $(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+# Without bytecode on disk every process that a test starts, and every run of the tests, compiles all of it anew.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(RUN) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
 SERVICES := $(VENV)/.services

@@ -12,6 +12,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -35,8 +36,9 @@ _NOT_PROSE = re.compile(r">>>|::=|\*{4}|={4}|-{4}|~{4}|\|\s")
 _LEFT_OUT = {"test", "idlelib", "lib2to3", "distutils", "tkinter", "turtle", "turtledemo", "ensurepip", "this"}
 
 
+@cache
 def read_documents() -> Documents:
-    """Read all prose of this Python; a paragraph that is in several documents is kept in the first alone.
+    """Read all prose of this Python, once; a paragraph that is in several documents is kept in the first alone.
 
     Raises:
         UserError: this Python has too little (its standard library has no sources or no docstrings).
@@ -70,9 +72,13 @@ def _texts() -> Iterator[tuple[str, str]]:
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    """The docstrings of a file, breadth first as `ast.walk` goes, without looking into expressions."""
+    nodes: list[ast.AST] = [ast.parse(path.read_bytes())]
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
+        for block in ("body", "handlers", "orelse", "finalbody", "cases"):
+            nodes.extend(getattr(node, block, ()))
 
 
 def paragraphs(text: str) -> list[str]:

@@ -23,9 +23,9 @@ SHORT = [
 
 
 def demo(output, ray=None):
-    """Run it; returns what it printed. Without the address of a Ray it starts one, and all of it as for users: cold."""
+    """Run it; returns what it printed. Without the address of a Ray it starts one."""
     env = {"RAY_ADDRESS": ray} if ray else None
-    return commands.run("lingu_ray.train", "demo", f"output_dir={output}", *SHORT, env=env, warm=bool(ray))
+    return commands.run("lingu_ray.train", "demo", f"output_dir={output}", *SHORT, env=env, warm=True)
 
 
 def tracked(output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lingu_ray.evaluation.roles import OF_THE_TEACHER
 from lingu_ray.evaluation.tracking import figures_of, log_verdict
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import Tracker, tracking_uri
+from lingu_ray.runtime.tracking import STORE, Tracker, tracking_uri
 from tuning import compare
 from tuning.differences import differing_settings
 
@@ -38,8 +39,9 @@ def result(**models: float) -> Recovery:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(empty_store: Path, tmp_path: Path) -> RunFolder:
     """A run with its control, evaluated, in folders and in MLflow."""
+    shutil.copy(empty_store, tmp_path / STORE)
     config = load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false"])
     measured = result(distilled=1.0, plain_ce=0.5)
     for one, model in ((config, "distilled"), (control_config(config, "plain_ce"), "plain_ce")):
