@@ -18,7 +18,6 @@ from families import shake
 from reference_method import Objective, distillation_loss, teacher_logits, teacher_queries
 from reference_pairs import ByHand, ByTransformers
 from reference_runs import Comparison, Step, example, float64_throughout
-from tiny import picture, tiny_processor
 from torch import Tensor
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
@@ -165,7 +164,7 @@ def comparison(name: str, **kind: Any) -> Comparison:
 @cache
 def encoder() -> Encoder:
     """The project's own, whose tokenizer knows `tiny.VOCABULARY` ids and then the placeholder."""
-    return Encoder(tiny_processor(), 160)
+    return Encoder(tiny.tiny_processor(), 160)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -261,10 +260,23 @@ def test_untied_heads(scope: str):
     comparison("a picture", tied=False).agree(Objective(scope=scope, w_ce=0.5, w_kd=2.0, temperature=1.5))
 
 
-@pytest.mark.parametrize(("known", "temperature"), [(30, 1.0), (30, 1.5), (36, 1.0), (36, 1.5), (40, 1.0), (40, 1.5)])
-def test_vocabularies(known: int, temperature: float):
-    """A teacher with fewer ids than the student, as many, and more: compared are those that both have."""
-    comparison("a picture", known=known).agree(Objective(temperature=temperature))
+@pytest.mark.parametrize(
+    ("known", "temperature", "scope"),
+    [
+        (30, 1.0, "full"),
+        (30, 1.5, "visual"),
+        (36, 1.0, "visual"),
+        (36, 1.5, "full"),
+        (40, 1.0, "full"),
+        (40, 1.5, "visual"),
+    ],
+)
+def test_vocabularies(known: int, temperature: float, scope: str):
+    """A teacher with fewer ids than the student, as many, and more: compared are those that both have.
+
+    Where it has an id for the placeholder, that is still no query.
+    """
+    comparison("near images", known=known).agree(Objective(temperature=temperature, scope=scope))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 3.0])
@@ -292,7 +304,7 @@ def test_encoded_conversation():
     """Samples of the project's own encoder: two turns about a picture that are distilled, and a text that is not."""
     turns = ("<image>or?", "Odd.", "Sure?", "Yes.")
     messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
-    rows = [Row("text", 0, messages, [picture(1)], False), Row("pictures", 1, messages[2:], [], False)]
+    rows = [Row("text", 0, messages, [tiny.picture(1)], False), Row("pictures", 1, messages[2:], [], False)]
     known = tiny.VOCABULARY
     models = pair(known=known, vocabulary=known + len(tiny.ADDED), placeholder=known)
     compared = Comparison(*models, ByHand, [[encoder().encode(row) for row in rows]])
