@@ -126,13 +126,13 @@ class Family:
         """The causal LM of the text configuration, in float32 and eval mode."""
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(self.decoder, attn_implementation=self.attention)
-        return _shake(model).eval()
+        return shake(model).eval()
 
     def student(self, teacher: PreTrainedModel, seed: int = 1) -> PreTrainedModel:
         """The VLM whose decoder and head hold the teacher's weights, the rows of `ADDED` beneath; float32, eval."""
         torch.manual_seed(seed)
         text = teacher.config.to_dict() | {"vocab_size": VOCABULARY + len(ADDED)}
-        model = _shake(self.model(self.config(text)))
+        model = shake(self.model(self.config(text)))
         model.set_attn_implementation(self.attention)
         with torch.no_grad():
             for target, source in (
@@ -165,7 +165,7 @@ class Family:
         return Prompt(ids_T, torch.zeros_like(ids_T, dtype=torch.bool), {})
 
 
-def _shake(model: PreTrainedModel) -> PreTrainedModel:
+def shake(model: PreTrainedModel) -> PreTrainedModel:
     """Add noise to all that initialization leaves constant: norms, biases and the projections that start at zero."""
     with torch.no_grad():
         for parameter in model.parameters():
