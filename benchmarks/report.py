@@ -7,6 +7,7 @@ come back, and hands them to `publish`, and to `plot_bars` where a picture helps
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -20,7 +21,7 @@ from typing import Any
 import ray
 import torch
 import transformers
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from tqdm import tqdm
 
 from lingu_ray.config import Section
@@ -65,14 +66,18 @@ def measure(
     repeats: int,
     warm_up: int = 1,
     clock: Callable[[Callable[[], Any]], float] = seconds_of,
+    most_seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Time every function once a round, in a rotating order, so that a drift of the machine hits all alike.
 
-    `clock` calls a function and says how many seconds count.
+    `clock` calls a function and says how many seconds count. After `most_seconds` no round is begun but the first.
     """
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    end = time.monotonic() + most_seconds
     for turn in tqdm(range(-warm_up, repeats), unit="round", leave=False, disable=None):
+        if turn > 0 and time.monotonic() > end:
+            break
         start = turn % len(names)
         for name in names[start:] + names[:start]:
             spent = clock(functions[name])
@@ -90,19 +95,30 @@ class Measured:
     beside: float
 
 
+def processor_seconds(function: Callable[[], object]) -> float:
+    """Processor time of one call in this process, over all its threads: other work on the machine adds little to it."""
+    begin = time.process_time()
+    function()
+    return time.process_time() - begin
+
+
 def measure_between(
-    baseline: Callable[[], Any], functions: Mapping[str, Callable[[], Any]], repeats: int
+    baseline: Callable[[], Any],
+    functions: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    clock: Callable[[Callable[[], Any]], float] = seconds_of,
 ) -> Iterator[Measured]:
     """Time every function between two calls of `baseline`: for long steps on a machine that drifts within a round.
 
-    A steady drift cancels in the mean of the two. Every function has one round of warm-up; order turns as in `measure`.
+    A steady drift cancels in the mean of the two. Every function has one round of warm-up; order and `clock` as in
+    `measure`.
     """
     names = list(functions)
     for turn in range(-1, repeats):
         start = turn % len(names)
-        before = seconds_of(baseline)
+        before = clock(baseline)
         for name in names[start:] + names[:start]:
-            spent, after = seconds_of(functions[name]), seconds_of(baseline)
+            spent, after = clock(functions[name]), clock(baseline)
             if turn >= 0:
                 yield Measured(name, spent, (before + after) / 2)
             before = after
@@ -150,7 +166,6 @@ class BenchmarkConfig(Section):
     """Settings of every benchmark."""
 
     out: LocalPath | None = Field(None, description="folder for the JSON, the table and the plot; null: print only")
-    repeats: PositiveInt = Field(10, description="rounds of timing")
 
     @property
     def recorded(self) -> Row:

@@ -7,7 +7,8 @@ Plain fine-tuning of SmolLM2-135M's shapes on short texts, whole steps in two wa
     default  AdamW as PyTorch runs it unless told otherwise, and gradients made anew each step
     ours     as training does it: one fused update over memory, and gradients that are kept and zeroed
 
-The two are timed in turn, so that a machine whose speed drifts does not tell against one.
+The two are timed in turn, so that a machine whose speed drifts does not tell against one. Long steps have fewer rounds:
+for each number of rows none is begun after `most_seconds`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.step import VOCABULARY, random_student, run_config
 from lingu_ray.config import Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.batch import make_micro_batches
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
@@ -35,7 +37,9 @@ class SmallStepConfig(BenchmarkConfig):
     """Settings of the benchmark."""
 
     repeats: PositiveInt = Field(5, description="rounds of timing")
+    most_seconds: PositiveInt = Field(600, description="time after which a number of rows has no further round")
     rows: Several[PositiveInt] = Field((8, 32, 128), description="rows of a step")
+    tokens_per_micro_batch: PositiveInt = Field(1024, description="as train.tokens_per_micro_batch")
     tokens: PositiveInt = Field(32, description="tokens of a row; half of them are the answer")
     layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
     hidden: PositiveInt = Field(576, multiple_of=192, description="decoder width")
@@ -64,7 +68,7 @@ def plot(rows: list[Row], path: Path) -> None:
 def _rows(count: int, settings: Row) -> list[Row]:
     """Both ways at one number of rows a step."""
     ways = {"default": _way(count, settings, ours=False), "ours": _way(count, settings, ours=True)}
-    timings = measure(ways, settings["repeats"])
+    timings = measure(ways, settings["repeats"], most_seconds=settings["most_seconds"])
     return [_row(way, count, timing, timings["default"]) for way, timing in timings.items()]
 
 
@@ -77,6 +81,7 @@ def _row(way: str, count: int, timing: Timing, default: Timing) -> Row:
         "median_s": timing.median,
         "ratio_to_default": over_default.median,
         "quartiles": f"{low:.3g}–{high:.3g}",
+        "rounds": len(timing.seconds),
     }
 
 
@@ -89,7 +94,8 @@ def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:
     if not ours:
         optimizer = torch.optim.AdamW(trained_parameters(optimizer), lr=1e-6)
     parameters = trained_parameters(optimizer)
-    batches = micro_batches.make([_text(position, settings["tokens"]) for position in range(count)], pad_id=0)
+    samples = [_text(position, settings["tokens"]) for position in range(count)]
+    batches = make_micro_batches(samples, settings["tokens_per_micro_batch"], pad_id=0, packing=False)
 
     def step() -> None:
         if ours:

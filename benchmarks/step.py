@@ -151,11 +151,13 @@ def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: tor
 
 
 class _FullSequence(InProcessTeacher):
-    """A teacher that reads everything itself; it is handed the micro-batch instead of shared KV."""
+    """A teacher that reads everything itself: `states` has `hidden_MD` of each micro-batch, read when it is asked."""
 
-    def submit(self, request: Any) -> Any:
-        """The ticket is the result, made by `_full_sequence_step` beforehand."""
-        return self.hidden_MD
+    states: Iterator[torch.Tensor]
+
+    def submit(self, request: Any) -> torch.Tensor:
+        """Read the next micro-batch, whatever was donated: the ticket is the result."""
+        return next(self.states)
 
     @torch.no_grad()
     def read(self, batch: MicroBatch) -> torch.Tensor:
@@ -169,14 +171,8 @@ def _full_sequence_step(
 ) -> None:
     """As `_step`, the teacher reading every micro-batch whole."""
     teacher: Any = micro_batches.teacher
-    plans = [micro_batches.plan(batch) for batch in batches]
-    weights = micro_batches.weights(0.0, batches, plans)
-    for batch, plan in zip(batches, plans, strict=True):
-        predicts_BT = predicting(batch.supervised_BT, batch.sample_BT)
-        teacher.hidden_MD = teacher.read(batch)[predicts_BT]
-        micro_batches.run([batch], [plan], weights)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    teacher.states = (teacher.read(batch)[predicting(batch.supervised_BT, batch.sample_BT)] for batch in batches)
+    _step(micro_batches, batches, optimizer)
 
 
 def _all_logits_step(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class StepSums:
 class StepWeights:
     """τ, w_ce and w_kd of this step, and its tokens over all workers: with a CE, with a KD term.
 
-    `kd_normalizer`: what the sum of KD is divided by.
+    `kd_normalizer`: what the sum of KD is divided by. `labeled`: of each of this worker's micro-batches, which of its
+    N supervised tokens, in row-major order, have a CE (bool).
     """
 
     temperature: float
@@ -50,6 +51,7 @@ class StepWeights:
     ce_tokens: float
     kd_tokens: float
     kd_normalizer: float
+    labeled: list[Tensor] = field(compare=False)
 
 
 class MicroBatches:
@@ -78,7 +80,8 @@ class MicroBatches:
 
     def weights(self, progress: float, batches: list[MicroBatch], plans: list[Donation | None]) -> StepWeights:
         """Weights at `progress` of the run, with the token counts of the whole step."""
-        labeled_N = torch.cat([_labeled(batch) for batch in batches])
+        labeled = [_labeled(batch) for batch in batches]
+        labeled_N = torch.cat(labeled)
         kd_tokens = sum(plan.tokens for plan in plans if plan is not None)
         ce_tokens, kd_tokens, supervised = all_sum([int(labeled_N.sum()), kd_tokens, len(labeled_N)], self.device)
         distill = self.config.distill
@@ -89,17 +92,21 @@ class MicroBatches:
             ce_tokens=ce_tokens,
             kd_tokens=kd_tokens,
             kd_normalizer=supervised if distill.kd_normalizer == "supervised" else kd_tokens,
+            labeled=labeled,
         )
 
     def run(self, batches: list[MicroBatch], plans: list[Donation | None], weights: StepWeights) -> StepSums:
-        """Accumulate the gradients of all micro-batches; their sum over the workers is the step's gradient."""
+        """Accumulate the gradients of all micro-batches; their sum over the workers is the step's gradient.
+
+        `weights`: as `weights` returned them for these micro-batches.
+        """
         sums = StepSums()
-        in_flight: deque[tuple[MicroBatch, StudentPass]] = deque()
-        passes = list(zip(batches, plans, strict=True))
+        in_flight: deque[tuple[MicroBatch, Tensor, StudentPass]] = deque()
+        passes = list(zip(batches, plans, weights.labeled, strict=True))
         if is_sharded(self.student.decoder):
-            passes += [(batch, None) for batch in dummy_micro_batches(batches, self.device)]
-        for batch, plan in passes:
-            in_flight.append((batch, self._forward(batch, plan)))
+            passes += [(batch, None, _labeled(batch)) for batch in dummy_micro_batches(batches, self.device)]
+        for batch, plan, labeled_N in passes:
+            in_flight.append((batch, labeled_N, self._forward(batch, plan)))
             if len(in_flight) > self.look_ahead:
                 self._backward(*in_flight.popleft(), weights, sums)
         while in_flight:
@@ -123,11 +130,12 @@ class MicroBatches:
         with self.autocast():
             return self.step.forward(model_inputs(batch), plan)
 
-    def _backward(self, batch: MicroBatch, done: StudentPass, weights: StepWeights, sums: StepSums) -> None:
+    def _backward(
+        self, batch: MicroBatch, labeled_N: Tensor, done: StudentPass, weights: StepWeights, sums: StepSums
+    ) -> None:
         start = time.perf_counter()
         teacher = self.step.teacher_output(done)
         sums.teacher_wait += time.perf_counter() - start
-        labeled_N = _labeled(batch)
         scales = SampleScales(
             ce_S=_by_source(self.ce_weights, batch) * (weights.w_ce / max(weights.ce_tokens, 1)),
             kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_normalizer, 1)),

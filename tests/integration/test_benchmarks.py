@@ -8,6 +8,9 @@ import pytest
 from commands import Command
 from tiny import tiny_student, tiny_teacher
 
+from benchmarks.chats import TURNS
+from benchmarks.rounding import CASES, PRECISIONS
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +24,7 @@ def joined(ray_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(module: str, *arguments: str, out: Path) -> list[dict]:
     """The rows of a benchmark; its JSON on stdout and in the folder are the same."""
-    argv = [f"benchmarks.{module}", "repeats=1", f"out={out}", *arguments]
+    argv = [f"benchmarks.{module}", f"out={out}", *arguments]
     with Command(argv, cwd=ROOT, stdout=out / "stdout", warm=True) as command:
         command.finish()
     result = json.loads((out / "stdout").read_text())
@@ -34,7 +37,7 @@ def test_step(tmp_path):
     """Every way of teaching takes a step; plain fine-tuning is the ratio's 1."""
     small = {"rows": 1, "micro_batches": 2, "image_tokens": 16, "text_tokens": 4, "answer_tokens": 4, "layers": 2}
     settings = [f"{name}={value}" for name, value in {**small, "hidden": 192}.items()]
-    rows = run("step", *settings, out=tmp_path)
+    rows = run("step", "repeats=1", *settings, out=tmp_path)
     ratios = {row["way"]: row["ratio_to_sft"] for row in rows}
     assert ratios.pop("sft") == 1 and all(ratio > 0 for ratio in ratios.values())
     assert ratios.keys() == {"full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2"}
@@ -43,27 +46,48 @@ def test_step(tmp_path):
 
 def test_small_step(tmp_path):
     """Both ways take a whole step at each number of rows; the default is the ratio's 1."""
-    rows = run("small_step", "rows=1,3", "layers=2", "hidden=192", out=tmp_path)
+    rows = run("small_step", "repeats=1", "rows=1,3", "layers=2", "hidden=192", out=tmp_path)
     assert [(row["rows"], row["way"]) for row in rows] == [(1, "default"), (1, "ours"), (3, "default"), (3, "ours")]
     assert all((row["ratio_to_default"] == 1) == (row["way"] == "default") for row in rows)
 
 
 def test_loss(tmp_path):
     """The fused loss and the naive one agree, and use measured memory."""
-    rows = {row["loss"]: row for row in run("loss", "tokens=64", "vocabulary=2048", out=tmp_path)}
+    rows = {row["loss"]: row for row in run("loss", "repeats=1", "tokens=64", "vocabulary=2048", out=tmp_path)}
     assert rows["ours"]["off"] < 1e-5 and rows["ours"]["MiB"] > 0 and rows["naive"]["times ours"] > 0
+
+
+def test_rounding(tmp_path):
+    """A decoder equal to the teacher: whatever is donated, KD is nothing in float32 and a little in bf16."""
+    tiny_teacher(folder=tmp_path / "teacher")
+    rows = run("rounding", f"teacher={tmp_path / 'teacher'}", "chats=3", out=tmp_path)
+    largest = {precision: max(row["kd"] for row in rows if row["precision"] == precision) for precision in PRECISIONS}
+    assert len(rows) == 2 * len(CASES) and largest["fp32"] < 1e-6 < largest["bf16"] < 0.1
+    assert all(row["p99"] >= row["kd"] and row["gradient"] > 0 for row in rows if row["precision"] == "bf16")
+
+
+def test_earlier_turns(tmp_path):
+    """The teacher computes earlier answers itself: fewer parts and less KV than by turns, and another KD."""
+    tiny_student(tiny_teacher(folder=tmp_path / "teacher", seed=3), folder=tmp_path / "student")
+    tiny_teacher(folder=tmp_path / "teacher")
+    pair = [f"{name}={tmp_path / name}" for name in ("teacher", "student")]
+    rows = run("earlier_turns", *pair, "repeats=1", "rows=1", "conversations=2", "train_steps=1", out=tmp_path)
+    sft, student, teacher = rows
+    assert sft["ratio_to_sft"] == 1 and student["ratio_to_sft"] > 0 and teacher["ratio_to_sft"] > 0
+    assert (student["parts"], teacher["parts"]) == (TURNS, 1) and student["MiB"] > teacher["MiB"] > 0
+    assert student["kd_off"] == 0 < teacher["kd_off"] and len({row["held_out_ce"] for row in rows}) == 3
 
 
 def test_transport(tmp_path):
     """Both ways of Ray carry the payload, set against a memcpy of the same bytes."""
-    rows = run("transport", "sizes=2", "dtypes=bfloat16", out=tmp_path)
+    rows = run("transport", "repeats=1", "sizes=2", "dtypes=bfloat16", out=tmp_path)
     assert {"object_store"} <= {value for row in rows for value in row.values() if isinstance(value, str)}
 
 
 def test_evaluate(tmp_path):
     """Both engines get through every task of a model that sees; Transformers is the ratio's 1."""
     tiny_student(tiny_teacher(), folder=tmp_path / "model")
-    settings = ["items=2", "images=1", "words=30", "new_tokens=4", "tokens_per_batch=512"]
+    settings = ["repeats=1", "items=2", "images=1", "words=30", "new_tokens=4", "tokens_per_batch=512"]
     rows = run("evaluate", str(tmp_path / "model"), *settings, out=tmp_path)
     ratios = {(row["task"], row["engine"]): row["to_transformers"] for row in rows}
     assert ratios.keys() == set(product(("choice", "perplexity", "text", "image"), ("transformers", "vllm")))
