@@ -9,8 +9,9 @@ ray job submit --working-dir . -- python -m lingu_ray.train my-run.yaml
 
 from __future__ import annotations
 
-import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,14 @@ def check(config: Config) -> list[Run]:
     """The run, and its controls where there are some, after all checks that need no Ray, evaluation items included."""
     from lingu_ray.evaluation.run import check_engine
     from lingu_ray.evaluation.tasks.load import load_task
+    from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime.controls import control_configs, say_controls
     from lingu_ray.runtime.trainer import checked
 
     check_engine(config.evaluation, [path for path in (config.teacher.path, config.student.path) if path])
     runs = checked([config, *control_configs(config).values()])
     say_controls(config)
+    rehearse_report(config)
     for task in config.evaluation.tasks:
         load_task(task)
     return runs
@@ -60,13 +63,26 @@ def check(config: Config) -> list[Run]:
 
 def check_demo(config: Config) -> None:
     """Check what can be checked of the demo without Ray: its models and data may not be built yet."""
-    from lingu_ray.demo.prepare import filled
+    from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.resume import check_settings
+    from lingu_ray.runtime.tracking import check_store, tracking_uri
     from lingu_ray.runtime.trainer import check_output
 
     check_output(config)
-    check_settings(filled(config), RunFolder(config.run_dir))
+    check_store(tracking_uri(config), config.tracking.experiment)
+    full = planned(config)
+    check_settings(full, RunFolder(config.run_dir))
+    rehearse_report(full)
+
+
+def planned(config: Config) -> Config:
+    """The settings with models and data, whether those of the demo are built yet or not."""
+    if config.demo is None:
+        return config
+    from lingu_ray.demo.prepare import filled
+
+    return filled(config)
 
 
 def measure_trained(config: Config, distilled: Path, controls: dict[str, Path]) -> Recovery | None:
@@ -74,11 +90,18 @@ def measure_trained(config: Config, distilled: Path, controls: dict[str, Path]) 
     from lingu_ray.evaluation.roles import compared_models
 
     log.info("trained: %s", distilled)
-    try:
+    with kept(f"The evaluation failed; the trained model is complete: {distilled}", "evaluates what is left"):
         return measure(config, compared_models(config, distilled, controls))
+
+
+@contextmanager
+def kept(state: str, again: str) -> Iterator[None]:
+    """Where what is done inside fails, log what is complete by then and what the same command does when run again."""
+    try:
+        yield
     except Exception:
-        log.error("The evaluation failed; the trained model is complete: %s", distilled)
-        log.error("Run the same command again to evaluate what is left; nothing is trained again.")
+        log.error(state)
+        log.error("The same command, run again, %s; nothing is trained again.", again)
         raise
 
 
@@ -105,22 +128,17 @@ def measure(config: Config, models: dict[str, str]) -> Recovery | None:
 
 def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     """Write report and model card, track them, and print the result and where its files are."""
-    from lingu_ray.corpus.store import Corpus
     from lingu_ray.report.evaluate_command import evaluate_command
-    from lingu_ray.report.model_card import write_model_card
-    from lingu_ray.report.run_page import write_report
-    from lingu_ray.runtime.controls import control_configs
+    from lingu_ray.report.run_report import write_run_report
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
 
     folder = RunFolder(config.run_dir)
-    corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
-    write_model_card(export, config, recovery, corpus.manifest)
-    for control in control_configs(config).values():
-        write_model_card(RunFolder(control.run_dir).export, control, recovery, corpus.manifest, control_of=config.name)
-    page = write_report(folder.root)
-    track(config, recovery)
+    with kept(f"The report failed; model and scores are complete: {export}, {folder.report}", "writes the report"):
+        page = write_run_report(config, recovery)
+    with kept(f"Tracking failed; the report is complete: {page}", "tracks what is missing"):
+        track(config, recovery)
     if recovery is not None:
         print(recovery.verdict.text)
     else:

@@ -38,3 +38,8 @@ class SweepFolder:
     def report(self) -> Path:
         """sweep.html, plots, table.csv, best.yaml."""
         return self.root / "report"
+
+    @property
+    def recipe(self) -> Path:
+        """The best setting as a recipe, where there is one."""
+        return self.report / "best.yaml"

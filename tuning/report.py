@@ -21,24 +21,13 @@ from tuning.tracking import SweepRun
 
 def write_report(space: Space, base: Config, folder: SweepFolder, tracked: SweepRun) -> Path:
     """Write the report of whatever has ended so far, log it, and print what came out; returns the page's path."""
-    folder.report.mkdir(parents=True, exist_ok=True)
     outcomes = read_outcomes(folder.trials)
+    files = write_files(space, base, folder, outcomes)
     settings = settings_of(outcomes, space)
     best = best_of(settings, space)
-
-    figures = sweep_figures(settings, space, folder.trials)
-    pictures = [folder.report / f"{figure.name}.png" for figure in figures]
-    for figure, picture in zip(figures, pictures, strict=True):
-        save_panels(figure.panels, picture)
-    page, table, recipe = (folder.report / name for name in ("sweep.html", "table.csv", "best.yaml"))
-    write_text(page, sweep_page(settings, space, folder, figures))
-    write_table(settings, table)
-    recipe.unlink(missing_ok=True)
-    if best is not None:
-        write_text(recipe, best_recipe(best, base, space.name))
-
     tracked.log_figures(sweep_metrics(best, outcomes))
-    tracked.log_files(page, table, *pictures, recipe)
+    tracked.log_files(*files)
+    page, recipe = files[0], folder.recipe
     if not all_failed(outcomes):  # which `check_trials` tells
         print(": ".join(headline(settings, space)))
         print_failures(outcomes)
@@ -46,6 +35,24 @@ def write_report(space: Space, base: Config, folder: SweepFolder, tracked: Sweep
         print(f"best     {how}")
     print(f"report   {shell_word(page)}")
     return page
+
+
+def write_files(space: Space, base: Config, folder: SweepFolder, outcomes: list[Outcome]) -> list[Path]:
+    """Write the report's files; returns them, the page first. `best.yaml` is there where there is a best setting."""
+    folder.report.mkdir(parents=True, exist_ok=True)
+    settings = settings_of(outcomes, space)
+    best = best_of(settings, space)
+    figures = sweep_figures(settings, space, folder.trials)
+    pictures = [folder.report / f"{figure.name}.png" for figure in figures]
+    for figure, picture in zip(figures, pictures, strict=True):
+        save_panels(figure.panels, picture)
+    page, table = folder.report / "sweep.html", folder.report / "table.csv"
+    write_text(page, sweep_page(settings, space, folder, figures))
+    write_table(settings, table)
+    folder.recipe.unlink(missing_ok=True)
+    if best is not None:
+        write_text(folder.recipe, best_recipe(best, base, space.name))
+    return [page, table, *pictures, folder.recipe]
 
 
 def print_failures(outcomes: list[Outcome]) -> None:

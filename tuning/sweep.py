@@ -33,13 +33,15 @@ def main(arguments: list[str]) -> None:
 
     from lingu_ray.runtime.cluster import connect
     from lingu_ray.runtime.progress import quiet_libraries
-    from lingu_ray.train import with_demo
+    from lingu_ray.train import planned, with_demo
     from tuning.baseline import build_baseline, check_baseline
+    from tuning.rehearsal import rehearse_sweep
     from tuning.report import check_trials, write_report
     from tuning.run import run_trials
     from tuning.tracking import SweepRun
 
     quiet_libraries()
+    rehearse_sweep(space, planned(base))
     shared = None if base.demo else check_baseline(space, base, folder.root)  # before Ray starts
     connect(base.ray)
     prepared = with_demo(base)

@@ -37,7 +37,7 @@ def write_model_card(
         control_of: for a control, the name of the run that it is the control of.
     """
     templates = environment()
-    templates.filters["data"] = data_name
+    templates.filters |= {"data": data_name, "cell": cell}
     text = templates.get_template("model_card.md").render(
         front_matter=strict_yaml.dump(front_matter(config)).strip(),
         config=config,
@@ -52,6 +52,11 @@ def write_model_card(
     path = export_dir / "README.md"
     write_text(path, text)
     return path
+
+
+def cell(text: str) -> str:
+    """A text as a cell of a Markdown table, which a bar or a line's end would close."""
+    return " ".join(text.replace("|", r"\|").split("\n"))
 
 
 def front_matter(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -13,6 +14,7 @@ from lingu_ray.evaluation.roles import DISTILLED, in_order
 from lingu_ray.report.plots import Panel, display_name, format_number
 
 
+@cache
 def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
     """The templates of this room and of `others`, with filters for scores; HTML is escaped."""
     environment = jinja2.Environment(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -58,6 +59,7 @@ STYLE = {
     "grid.color": LINE,
     "legend.frameon": False,
     "text.color": INK,
+    "text.parse_math": False,  # names may have a dollar sign
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -86,14 +88,8 @@ def display_name(model: str) -> str:
 
 @contextmanager
 def _styled(size: tuple[float, float]) -> Iterator[Figure]:
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=size, layout="constrained")
-        try:
-            yield figure
-        finally:
-            plt.close(figure)
+    with style.context(["default", STYLE]):  # whatever matplotlibrc says; without pyplot no backend is needed
+        yield Figure(figsize=size, layout="constrained")
 
 
 @contextmanager

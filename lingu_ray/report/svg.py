@@ -6,6 +6,7 @@ import io
 import re
 from html import escape
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 INK, SOFT, LINE = "#1c2024", "#5b6570", "#dfe3e8"
@@ -22,10 +23,8 @@ def themed_svg(figure: Figure, label: str) -> str:
     Identifiers that nothing refers to are left out, and the others depend on what they name, so that several figures
     can be in one page.
     """
-    import matplotlib.pyplot as plt
-
     buffer = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lingu_ray"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lingu_ray"}):
         figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", pad_inches=0.08)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

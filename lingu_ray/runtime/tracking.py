@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import re
+import secrets
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import mlflow
 import ray
@@ -21,6 +23,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.git_utils import get_git_commit
@@ -34,6 +37,8 @@ from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import LoggedSteps, Record
+from lingu_ray.runtime.sqlite_store import PREFIX as SQLITE
+from lingu_ray.runtime.sqlite_store import try_database
 from lingu_ray.shell import shell_word
 
 log = logging.getLogger(__name__)
@@ -46,6 +51,9 @@ _RESUMED = "resumed."
 _REMOVED = "–"
 _CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a bad address, file, or missing driver
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+_NOT_ALLOWED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
+NEWEST_START = "lingu_ray.newest_start"
+"""Tag of an experiment: when a run of it was last started."""
 COMMAND = "command"
 """Tag of the full command: of `mlflow.source.name` MLflow's pages show only what follows the last slash."""
 _ORIGIN = ("mlflow.source.", MLFLOW_USER, COMMAND)
@@ -71,9 +79,9 @@ def where_to_look(uri: str) -> str:
 
 def artifact_location(uri: str) -> str | None:
     """Where a new experiment's files go: beside a SQLite store (MLflow's own default is the current directory)."""
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return None  # a server knows its place
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+    return (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
 
 
 class MlflowRun:
@@ -225,21 +233,57 @@ class Tracker(MlflowRun):
         return max((metric.step for metric in history), default=0)
 
 
-def check_store(config: Config) -> None:
-    """Check that the store of a run answers and has the experiment, or takes it as a new one; SQLite's: its folder.
+def check_store(uri: str, experiment: str) -> None:
+    """Write to the store and where its experiment keeps files, before anything expensive starts.
+
+    The experiment is made where there is none. In a SQLite file that is not there yet MLflow's own tables are not
+    made: that takes seconds.
 
     Raises:
-        UserError: it does not answer, cannot be opened, or the experiment was deleted.
+        UserError: it does not answer, cannot be opened or written, or the experiment was deleted.
     """
-    uri = tracking_uri(config)
     try:
-        if uri.startswith("sqlite:///"):  # made and opened with the run: a new one takes seconds
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            return
-        with _one_retry():
-            _experiment(mlflow.MlflowClient(uri), uri, config.tracking.experiment)
-    except _CANNOT_OPEN as error:
+        if uri.startswith("sqlite:") and not uri.startswith(SQLITE):
+            raise UserError(f"tracking.uri={uri}: a SQLite store is a file: {SQLITE}FOLDER/{STORE}")
+        if uri.startswith(SQLITE) and not try_database(Path(uri.removeprefix(SQLITE))):
+            location = cast(str, artifact_location(uri))
+        else:
+            with _one_retry():
+                location = _try_experiment(mlflow.MlflowClient(uri), uri, experiment)
+    except UserError:
+        raise
+    except Exception as error:  # whatever MLflow, a database's driver or an HTTP client raises
         raise _not_opened(uri, error) from error
+    try:
+        with _one_retry():
+            _try_files(uri, location)
+    except Exception as error:
+        raise UserError(
+            without_credentials(
+                f"tracking.uri={uri}: files of the experiment {experiment} cannot be stored in {location}: "
+                f"{type(error).__name__}: {error}. Correct access to it, or name another tracking.experiment"
+            )
+        ) from error
+
+
+def _try_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
+    """Write a tag of the experiment, as a server allows it only to those who may log runs; returns its files' place."""
+    found = _experiment(client, uri, name)
+    client.set_experiment_tag(found, NEWEST_START, time.strftime("%Y-%m-%d %H:%M:%S"))
+    return client.get_experiment(found).artifact_location
+
+
+def _try_files(uri: str, location: str) -> None:
+    """Store a small file, as reports are stored at the end, and delete it where that is allowed."""
+    with TemporaryDirectory() as folder:
+        tried = Path(folder, f"tried-{secrets.token_hex(4)}.txt")
+        tried.write_text("Stored before a run to see whether its files can be; it may be deleted.\n")
+        repository = get_artifact_repository(location, tracking_uri=uri)
+        repository.log_artifact(str(tried))
+        try:
+            repository.delete_artifacts(tried.name)
+        except Exception as error:  # each store has its own, and many let nobody delete
+            log.debug("%s stays in %s: %s", tried.name, location, error)
 
 
 @contextmanager
@@ -256,7 +300,20 @@ def _one_retry() -> Iterator[None]:
 
 
 def _not_opened(uri: str, error: Exception) -> UserError:
-    return UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {error}"))
+    said = f"{str(error).strip().rstrip('.')}. {_cure(uri, error)}".strip()
+    return UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {said}"))
+
+
+def _cure(uri: str, error: Exception) -> str:
+    """What to do about a store that cannot be opened, as far as MLflow's own words do not say it."""
+    code = error.error_code if isinstance(error, MlflowException) else None
+    if code in _NOT_ALLOWED:
+        return "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, of who may write"
+    if isinstance(error, ImportError):
+        return f"Install the database's driver, which has the module {error.name}"
+    if uri.startswith(("http://", "https://")):
+        return "Give the address of a running MLflow server, or leave tracking.uri out for a file in output_dir"
+    return ""
 
 
 def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:

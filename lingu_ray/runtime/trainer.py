@@ -34,7 +34,7 @@ from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
-from lingu_ray.runtime.tracking import Tracker, check_store
+from lingu_ray.runtime.tracking import Tracker, check_store, tracking_uri
 from lingu_ray.runtime.worker import Job, train_worker
 
 _POLL_S = 0.25
@@ -99,7 +99,7 @@ class Run:
     def check(self) -> None:
         """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
-        check_store(self.config)
+        check_store(tracking_uri(self.config), self.config.tracking.experiment)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)

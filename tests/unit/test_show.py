@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import to_yaml
+from lingu_ray.report.run_report import write_run_report
 from lingu_ray.train import show
 
 
-def test_what_is_printed_can_be_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Absolute paths that exist, each one word for the shell, also from a folder with a space in its name."""
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a space in its name, and the finished run `runs/small`."""
     home = tmp_path / "my runs"
     corpus, run = home / "corpus", home / "runs" / "small"
     for folder in (corpus, run / "export"):
@@ -27,7 +28,13 @@ def test_what_is_printed_can_be_copied(
     (corpus / "manifest.json").write_text(json.dumps({"rows": 1, "rows_per_shard": 1, "sources": {"stories": counts}}))
     (run / "corpus.json").write_text(json.dumps({"path": str(corpus)}))
     monkeypatch.chdir(home)
-    config = Config.model_validate(
+    (run / "config.yaml").write_text(to_yaml(config()))
+    return home
+
+
+def config() -> Config:
+    """The run's settings."""
+    return Config.model_validate(
         {
             "name": "small",
             "student": {"path": "owner/vlm"},
@@ -36,8 +43,12 @@ def test_what_is_printed_can_be_copied(
             "tracking": {"system_metrics": False},
         }
     )
-    (run / "config.yaml").write_text(to_yaml(config))
-    show(config, Path("runs/small/export"), None)
+
+
+def test_what_is_printed_can_be_copied(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Absolute paths that exist, each one word for the shell, also from a folder with a space in its name."""
+    run = home / "runs" / "small"
+    show(config(), Path("runs/small/export"), None)
     lines = capsys.readouterr().out.splitlines()
     said = dict(re.split(r"\s+", line, maxsplit=1) for line in lines if line.startswith(("report", "model", "compare")))
     assert shlex.split(said["report"]) == [str(run / "report" / "report.html")]
@@ -46,3 +57,35 @@ def test_what_is_printed_can_be_copied(
     [command] = [line for line in lines if line.startswith("python -m lingu_ray.evaluate")]
     assert f"distilled={run / 'export'}" in shlex.split(command)
     assert command in (run / "report" / "report.html").read_text().replace("&#39;", "'")
+
+
+def test_what_fails_at_the_end_is_made_by_the_same_command(
+    home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A report that cannot be written, and a store that fails then, leave what was made; the second time mends it."""
+    run, export = home / "runs" / "small", Path("runs/small/export")
+    shutil.copy(empty_store, run.parent / "mlflow.db")
+    (run / "report").write_text("in the way")
+    with pytest.raises(FileExistsError):
+        show(config(), export, None)
+    assert f"The report failed; model and scores are complete: {export}" in caplog.text
+    assert "The same command, run again, writes the report; nothing is trained again." in caplog.text
+    assert not (run / "mlflow.json").exists()
+    (run / "report").unlink()
+    (run.parent / "mlartifacts").write_text("in the way")
+    with pytest.raises(OSError, match="mlartifacts"):
+        show(config(), export, None)
+    assert f"Tracking failed; the report is complete: {run / 'report' / 'report.html'}" in caplog.text
+    assert (run / "report" / "report.html").exists()
+    (run.parent / "mlartifacts").unlink()
+    show(config(), export, None)
+    assert list((run.parent / "mlartifacts").rglob("report.html"))
+
+
+def test_a_report_of_a_run_whose_corpus_is_gone(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is written without the corpus; the card, which shows its counts, stays as it was, and a line says so."""
+    (home / "runs" / "small" / "export" / "README.md").write_text("as it was")
+    shutil.rmtree(home / "corpus")
+    assert write_run_report(config(), None).exists()
+    assert (home / "runs" / "small" / "export" / "README.md").read_text() == "as it was"
+    assert "the corpus is gone; the model card, which shows its counts, is not written" in caplog.text

@@ -19,7 +19,6 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_TYPE,
     MLFLOW_USER,
 )
-from tinyrun import config
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.command_line import load_config
@@ -228,5 +227,5 @@ def test_a_server_that_does_not_answer_is_told_before_training(tmp_path: Path, m
         unheard.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{unheard.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"tracking.uri={uri}: MLflow cannot open it"):
-            check_store(config(tmp_path, tmp_path, tracking={"uri": uri}))
+            check_store(uri, "lingu_ray")
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ

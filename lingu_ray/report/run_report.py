@@ -1,0 +1,35 @@
+"""All that people look at of a finished run: its page with figures, its model card, and those of its controls."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lingu_ray.config import Config
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.report.model_card import write_model_card
+from lingu_ray.report.run_page import manifest, write_report
+from lingu_ray.runtime.controls import control_configs
+from lingu_ray.runtime.folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def write_run_report(config: Config, result: Recovery | None) -> Path:
+    """Write model cards and report of a run from what its folder holds; returns the page's path.
+
+    Where the corpus was deleted since, cards stay as they were: they show its counts.
+
+    Args:
+        config: the run's settings.
+        result: what was measured; None where the run was not evaluated.
+    """
+    folder = RunFolder(config.run_dir)
+    counts = manifest(folder.root)
+    if counts is None:
+        log.warning("%s: the corpus is gone; the model card, which shows its counts, is not written", folder.corpus)
+        return write_report(folder.root)
+    write_model_card(folder.export, config, result, counts)
+    for control in control_configs(config).values():
+        write_model_card(RunFolder(control.run_dir).export, control, result, counts, control_of=config.name)
+    return write_report(folder.root)
