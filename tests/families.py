@@ -8,6 +8,7 @@ where the family allows them, vision tensors by the names that the forward pass 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,7 +126,8 @@ class Family:
     def teacher(self, seed: int = 0) -> PreTrainedModel:
         """The causal LM of the text configuration, in float32 and eval mode."""
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(self.decoder, attn_implementation=self.attention)
+        config = deepcopy(self.decoder)  # a model writes its dtype into it
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=self.attention)
         return shake(model).eval()
 
     def student(self, teacher: PreTrainedModel, seed: int = 1) -> PreTrainedModel:

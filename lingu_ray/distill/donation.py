@@ -114,7 +114,7 @@ def plan_donation(
     if not kd_K.any():
         return None
     reads_text = context == "prompt_text" or scope == "visual"
-    part_K = sample_K if reads_text or earlier_turns == "teacher" else _turns(predicts_K, sample_K)
+    part_K = sample_K if reads_text or earlier_turns == "teacher" else _turns(predicts_K)
     seen_RK, kd_RK = _parts(kd_K, part_K, sample_K, index_K)
     query_RK = seen_RK & known_K if reads_text else kd_RK
     donated_RK = torch.zeros_like(seen_RK) if context == "prompt_text" else seen_RK & ~query_RK
@@ -141,10 +141,13 @@ def plan_donation(
     )
 
 
-def _turns(predicts_K: Tensor, sample_K: Tensor) -> Tensor:
-    """`[K]` int64: number of the answer that a predicting position belongs to, counted over all samples."""
+def _turns(predicts_K: Tensor) -> Tensor:
+    """`[K]` int64: number of the answer that a predicting position belongs to, counted over all samples.
+
+    Answers of two samples never adjoin: the last position of a sample predicts nothing.
+    """
     starts_K = predicts_K.clone()
-    starts_K[1:] &= ~predicts_K[:-1] | (sample_K[1:] != sample_K[:-1])
+    starts_K[1:] &= ~predicts_K[:-1]
     return starts_K.long().cumsum(0) - 1
 
 

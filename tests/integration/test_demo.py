@@ -42,7 +42,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(ray_cluster, tmp
     recovery = read_recovery(run / "report")
     assert recovery is not None
     assert set(recovery.tasks) == {"cloze", "perplexity", "next_word", "digits", "sentences"}
-    assert set(recovery.tasks["cloze"].models) == {"teacher", "adapted", "same_ce", "plain_ce", "distilled"}
+    assert set(recovery.tasks["cloze"].models) == {"teacher", "adapted", "plain_ce", "distilled"}
     assert recovery.verdict.text in printed
     for name in CONTROLS:
         assert "It is a control of demo" in (run / "controls" / name / "export" / "README.md").read_text()
@@ -52,10 +52,10 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(ray_cluster, tmp
     assert "## Results" in (run / "export" / "README.md").read_text()
 
     runs = tracked(tmp_path)
-    assert runs.keys() == {"demo: adapted", "demo", "demo/same_ce", "demo/plain_ce"}
+    assert runs.keys() == {"demo: adapted", "demo", "demo/plain_ce"}
     for name in CONTROLS:
         assert runs[f"demo/{name}"].data.tags[MLFLOW_PARENT_RUN_ID] == runs["demo"].info.run_id
-    for name, model in (("demo", "distilled"), ("demo/same_ce", "same_ce"), ("demo/plain_ce", "plain_ce")):
+    for name, model in (("demo", "distilled"), ("demo/plain_ce", "plain_ce")):
         scores = {name: task.models[model].score.value for name, task in recovery.tasks.items()}
         metrics = runs[name].data.metrics
         assert {task: metrics[f"eval/{task}/score"] for task in scores} == pytest.approx(scores)
@@ -67,7 +67,7 @@ def test_whole_path_and_a_second_start_that_makes_nothing_twice(ray_cluster, tmp
     made = [*tmp_path.glob(".demo/*/teacher/model.safetensors"), *tmp_path.rglob("export/model.safetensors"),
             *tmp_path.rglob("shard-*.parquet"), *(run / "report" / "items").iterdir()]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in made}
-    assert len(before) >= 7 + 23  # teacher; adapted, distilled, controls; two corpora; five tasks on whom they suit
+    assert len(before) >= 6 + 18  # teacher; adapted, distilled, control; two corpora; five tasks on whom they suit
     assert recovery.verdict.text in demo(tmp_path, ray_cluster)
     assert {path: path.stat().st_mtime_ns for path in made} == before
     assert {one.info.run_id for one in tracked(tmp_path).values()} == {one.info.run_id for one in runs.values()}
