@@ -34,6 +34,7 @@ from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
+from lingu_ray.runtime.run_log import run_log
 from lingu_ray.runtime.tracking import Tracker, check_store
 from lingu_ray.runtime.worker import Job, train_worker
 
@@ -71,15 +72,22 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
         Interrupted: Ctrl-C; checkpoints are written.
     """
     waiting = [run for run in runs if not run.finished]
-    with exit_on_interrupt():
+    with ExitStack() as logs:
         for run in waiting:
-            run.prepare()
-    if waiting and max_concurrent_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
-        _fit(waiting)
-    else:
-        for run in waiting:
-            _fit([run])
+            logs.enter_context(run_log(run.folder, run.config.name))
+        _train_all(waiting)
     return [run.folder.export for run in runs]
+
+
+def _train_all(runs: Sequence[Run]) -> None:
+    with exit_on_interrupt():
+        for run in runs:
+            run.prepare()
+    if runs and max_concurrent_runs(runs[0].config.ray, uses_gpu(runs[0].config.ray)) >= len(runs):
+        _fit(runs)
+    else:
+        for run in runs:
+            _fit([run])
 
 
 class Run:
@@ -193,7 +201,7 @@ def _starting(config: Config) -> str:
     return f"starting {workers}{teachers}, on {'GPU' if uses_gpu(config.ray) else 'CPU'}"
 
 
-def _fit(runs: list[Run]) -> None:
+def _fit(runs: Sequence[Run]) -> None:
     """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
 
     def save() -> None:
