@@ -138,6 +138,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
 
     folder = RunFolder(config.run_dir)
     with Tracker(config, folder) as run:
+        run.catch_up()
         run.log_files(folder.report)
         if recovery is not None:
             run.log_figures(figures_of(recovery, recovery.own_model(trained_role(config))))
@@ -145,6 +146,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
     if recovery is not None:
         for control in control_configs(config).values():
             with Tracker(control, RunFolder(control.run_dir)) as run:
+                run.catch_up()
                 run.log_figures(figures_of(recovery, trained_role(control)))
 
 

@@ -24,6 +24,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
+from lingu_ray.runtime.also import check_also
 from lingu_ray.runtime.checkpoint import require_space
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.environment import record_environment
@@ -108,6 +109,7 @@ class Run:
         """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
         check_store(self.config)
+        check_also(self.config)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
@@ -139,7 +141,9 @@ class Run:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.reader = RecordReader(self.folder.metrics, self.tracker.logged_steps())  # logged steps are skipped
+        self.reader = RecordReader(
+            self.folder.metrics, self.tracker.follow(self.progress.say)
+        )  # only new ones are shown
         job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
@@ -150,13 +154,12 @@ class Run:
         return self.thread is not None and self.thread.is_alive()
 
     def follow(self) -> list[Record]:
-        """Show, track and return the records since the last call."""
+        """Show and return the records since the last call."""
         if self.thread is None:
             return []
         records = self.reader.new_records()
         for record in records:
             self.progress.show(record)
-        self.tracker.log(records)
         return records
 
     def stop(self) -> None:
@@ -219,7 +222,7 @@ def _fit(runs: Sequence[Run]) -> None:
                 time.sleep(_POLL_S)
         except KeyboardInterrupt:
             for run in runs:
-                run.tracker.end("KILLED")
+                run.tracker.end("KILLED", within_s=1)
             raise
     for run in runs:
         run.follow()

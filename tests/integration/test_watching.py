@@ -69,12 +69,11 @@ def test_every_query_of_the_dashboard_has_data_during_a_run(data: Path, warm_wor
     settings = write_settings(tmp_path / "run.yaml", data, tmp_path / "runs", name="watched", train=train)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True)))
-        often = {"RAY_metrics_report_interval_ms": "1000"}  # ten seconds otherwise
         words = ["watchedrun", str(folder), str(free_port()), str(settings)]
-        run = stack.enter_context(commands.Command(words, TESTS, often, warm=True))
+        run = stack.enter_context(commands.Command(words, TESTS, warm=True))
         prometheus = Prometheus(folder / NODES, tmp_path, stack)
         for query in asked:
-            run.wait_for(lambda query=query: prometheus.ask(query), seconds=240)
+            run.wait_for(lambda query=query: prometheus.ask(query), seconds=400)
         (planned,) = prometheus.ask("ray_lingu_planned_steps")
         assert planned["metric"]["run"] == "watched" and planned["value"][1] == "100000"
         rejected = prometheus.ask("ray_lingu_rejected_rows")
