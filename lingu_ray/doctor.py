@@ -16,18 +16,20 @@ The exit code is 1 after an error. `--json` prints a list of {check, level, mess
 examples:
   python -m lingu_ray.doctor                                    this machine
   python -m lingu_ray.doctor my.yaml ray.address=auto           the cluster that this machine belongs to
-  python -m lingu_ray.doctor my.yaml --address=10.0.0.5:6379    the same as ray.address=10.0.0.5:6379
+  python -m lingu_ray.doctor my.yaml --address 10.0.0.5:6379    the same as ray.address=10.0.0.5:6379
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from lingu_ray.config import Config
 from lingu_ray.config.command_line import read_recipe, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import text_width, wrapped
@@ -36,20 +38,13 @@ from lingu_ray.errors import UserError, run_command
 if TYPE_CHECKING:
     from lingu_ray.runtime.doctor.checks import Finding
 
-USAGE = "python -m lingu_ray.doctor [RECIPE | file.yaml] [key=value ...] [--address=ADDRESS] [--json]"
+USAGE = "python -m lingu_ray.doctor [RECIPE | file.yaml] [key=value ...] [--address ADDRESS] [--json]"
 HELP = Help(USAGE, __doc__)
 
 
 def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for a mistake of the user, and exits with 1 after an error that was found."""
-    given = [argument.replace("--address=", "ray.address=") for argument in arguments]
-    names, settings, options = split_arguments(given, HELP, ("--json",))
-    if len(names) > 1:
-        raise UserError(f"more than one recipe or file: {', '.join(names)}\nusage: {USAGE}")
-    run = read_recipe(names[0] if names else "demo")
-    for setting in settings:
-        run.override(setting)
-    config = run.validate()
+    config, as_json = read_arguments(arguments)
 
     from lingu_ray.runtime.doctor.cluster import examine
     from lingu_ray.runtime.progress import quiet_libraries
@@ -57,9 +52,24 @@ def main(arguments: list[str]) -> None:
     quiet_libraries()
     logging.getLogger("lingu_ray").setLevel(logging.WARNING)
     found = examine(config)
-    print(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False) if options else shown(found))
+    print(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False) if as_json else shown(found))
     if any(one.level == "error" for one in found):
         sys.exit(1)
+
+
+def read_arguments(arguments: list[str]) -> tuple[Config, bool]:
+    """The run's settings, and whether findings are printed as JSON. Raises `UserError` for whatever is wrong."""
+    given = list(arguments)
+    if "--address" in given[:-1]:
+        given[(at := given.index("--address")) : at + 2] = [f"--address={given[at + 1]}"]
+    given = [re.sub(r"^--address=", "ray.address=", argument) for argument in given]
+    names, settings, options = split_arguments(given, HELP, ("--json",))
+    if len(names) > 1:
+        raise UserError(f"more than one recipe or file: {', '.join(names)}\nusage: {USAGE}")
+    run = read_recipe(names[0] if names else "demo")
+    for setting in settings:
+        run.override(setting)
+    return run.validate(), bool(options)
 
 
 def shown(found: Sequence[Finding]) -> str:

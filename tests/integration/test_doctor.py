@@ -37,8 +37,10 @@ def unheard() -> str:
 
 @pytest.fixture
 def two_nodes(data: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A cluster that asks for a token. Its second node has another folder at `runs`, another version of Transformers and
-    none of the environment that the first has; yields address and environment with the token."""
+    """A cluster that asks for a token; yields its address and an environment with the token.
+
+    Its second node has another folder at `runs`, another Transformers and none of the first's environment.
+    """
     if subprocess.run([*MOUNTS, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode:
         pytest.skip("a folder that one node alone sees takes `unshare --mount`, which is not allowed here")
     (tmp_path / "runs").mkdir()
@@ -69,7 +71,7 @@ def test_what_differs_between_nodes_is_found_and_nothing_else(
     answer; the rest is well, the token included. Without the token the cluster is not reached, and that is said."""
     address, token = two_nodes
     settings = write_settings(tmp_path / "run.yaml", data, tmp_path / "runs", tracking={"uri": unheard()})
-    words = [settings, f"--address={address}", "--json"]
+    words = [settings, "--address", address, "--json"]
     found = {one["check"]: one for one in json.loads(doctor(*words, env=token)[1])}
     assert {name: one["level"] for name, one in found.items() if one["level"] != "ok"} == {
         **{"tracking": "error", "versions": "error", "output": "error", "environment": "warning", "stopping": "warning"}
@@ -81,7 +83,7 @@ def test_what_differs_between_nodes_is_found_and_nothing_else(
     assert all(found[name]["cure"] for name in ("tracking", "versions", "output", "environment", "stopping"))
     assert not list((tmp_path / "runs").iterdir())  # nothing of it stays
 
-    code, printed = doctor(*words[:2], env={"RAY_AUTH_MODE": "token", "HOME": str(tmp_path / "nobody")})
+    code, printed = doctor(*words[:3], env={"RAY_AUTH_MODE": "token", "HOME": str(tmp_path / "nobody")})
     assert code == 1 and "token" in printed and "Traceback" not in printed
 
 

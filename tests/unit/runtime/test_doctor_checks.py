@@ -1,4 +1,4 @@
-"""What facts about nodes mean for a run: the finding of each check, from made-up nodes; and whether a folder is shared."""
+"""What facts about nodes mean for a run: each check's finding, from made-up nodes; and whether a folder is shared."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 from tinyrun import config
 
 from lingu_ray.config import Config
+from lingu_ray.doctor import read_arguments, shown
+from lingu_ray.errors import UserError
 from lingu_ray.runtime.doctor.checks import Finding, check_nodes
 from lingu_ray.runtime.doctor.node import Gpu, NodeFacts, output_error, put_marker, remove_marker
 
@@ -113,3 +115,23 @@ def test_a_folder_is_written_as_other_nodes_see_it(tmp_path: Path) -> None:
     own.joinpath(".marker").rename(tmp_path / "kept")
     with pytest.raises(OSError):
         put_marker(str(tmp_path / "kept"), ".marker")
+
+
+@pytest.mark.parametrize("words", [["--address", "h:6379"], ["--address=h:6379"], ["ray.address=h:6379"]])
+def test_an_address_is_given_as_to_ray_or_as_a_setting(words: list[str]) -> None:
+    """All three are the setting; recipe, other settings and `--json` stand beside it."""
+    read, as_json = read_arguments(["demo", *words, "train.steps=3", "--json"])
+    assert (read.ray.address, read.train.steps, as_json) == ("h:6379", 3, True)
+    with pytest.raises(UserError, match="more than one recipe or file: demo, paper"):
+        read_arguments(["demo", "paper"])
+
+
+def test_findings_are_a_table_with_their_cures() -> None:
+    """A line each, its cure below it, and how many there are of what is to do."""
+    found = [Finding("ray", "ok", "2 nodes"), Finding("token", "error", "off", "RAY_AUTH_MODE=token")]
+    assert shown(found).splitlines() == [
+        "ok       ray           2 nodes",
+        "error    token         off",
+        "                       → RAY_AUTH_MODE=token",
+        "1 error, 0 warnings",
+    ]
