@@ -61,7 +61,8 @@ def read_arguments(arguments: list[str]) -> tuple[Config, bool]:
     """The run's settings, and whether findings are printed as JSON. Raises `UserError` for whatever is wrong."""
     given = list(arguments)
     if "--address" in given[:-1]:
-        given[(at := given.index("--address")) : at + 2] = [f"--address={given[at + 1]}"]
+        at = given.index("--address")
+        given[at : at + 2] = [f"--address={given[at + 1]}"]
     given = [re.sub(r"^--address=", "ray.address=", argument) for argument in given]
     names, settings, options = split_arguments(given, HELP, ("--json",))
     if len(names) > 1:

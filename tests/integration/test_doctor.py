@@ -96,7 +96,7 @@ def doctor(*words: object, env: dict[str, str]) -> tuple[int, str]:
 
 
 def test_a_ray_without_a_token_is_an_error(ray_cluster: str, data: Path, tmp_path: Path) -> None:
-    """And so are more workers than the machine has room for; versions, folder, data and network of one node are well."""
+    """And so are more workers than the machine has room for; folder, data and network of one node are well."""
     run = config(data, tmp_path / "runs", ray={"num_workers": 6, "cpus_per_worker": 1.0})
     found = {one.check: one for one in examine(run)}
     assert {name for name, one in found.items() if one.level == "error"} == {"token", "resources"}
