@@ -28,15 +28,16 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.argv = [sys.executable, "-m", "mlflow", "server", "--workers=1", "--host=127.0.0.1"]
-        self.argv += [f"--port={self.port}", f"--backend-store-uri=sqlite:///{store}", "--serve-artifacts"]
-        self.argv += [f"--artifacts-destination={store.parent / 'files'}"]
-        self.folder = store.parent
+        self.environment = {
+            "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{store}",
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": str(store.parent / "files"),
+        }
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        self.command = Command(self.argv, self.folder)
-        self.command.wait_for(self.answers, seconds=300)
+        argv = [sys.executable, "-m", "flask", "--app", "mlflow.server:app", "run", "--port", str(self.port)]
+        self.command = Command(argv, env=self.environment)  # `mlflow server` imports all of it twice
+        self.command.wait_for(self.answers, seconds=400)
 
     def answers(self) -> bool:
         """Whether its port is open."""
