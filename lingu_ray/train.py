@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
-from lingu_ray.errors import run_command
+from lingu_ray.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
@@ -105,6 +105,8 @@ def measure(config: Config, models: dict[str, str]) -> Recovery | None:
 
 def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     """Write report and model card, track them, and print the result and where its files are."""
+    from mlflow.exceptions import MlflowException
+
     from lingu_ray.corpus.store import Corpus
     from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.model_card import write_model_card
@@ -120,7 +122,10 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     for control in control_configs(config).values():
         write_model_card(RunFolder(control.run_dir).export, control, recovery, corpus.manifest, control_of=config.name)
     page = write_report(folder.root)
-    track(config, recovery)
+    try:
+        track(config, recovery)
+    except (UserError, MlflowException) as error:
+        log.warning("%s\nModel and report are complete; the same command logs them in MLflow", error)
     if recovery is not None:
         print(recovery.verdict.text)
     else:

@@ -1,7 +1,7 @@
 """A run in Ray's metrics, which Prometheus scrapes on every node: `ray_lingu_NAME{run="…"}`.
 
-Ray keeps the newest value of each and drops it when the worker that set it is gone. Setting all of them takes some
-microseconds a step.
+Ray keeps the newest value of each and drops it when the worker that set it is gone. All of them take less than 0.1 ms a
+step.
 """
 
 from __future__ import annotations

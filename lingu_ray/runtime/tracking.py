@@ -207,7 +207,8 @@ class Tracker(MlflowRun):
     """A training run in MLflow, written by the driver. Once it is open, a store that fails raises nothing."""
 
     def __init__(self, config: Config, folder: RunFolder):
-        super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
+        with _one_retry():
+            super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
         self.config, self.folder = config, folder
         self.say: Callable[[str], None] = log.warning
         self.deliveries: list[Delivery] = []

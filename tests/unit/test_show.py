@@ -15,9 +15,13 @@ from lingu_ray.train import show
 
 
 def test_what_is_printed_can_be_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Absolute paths that exist, each one word for the shell, also from a folder with a space in its name."""
+    """Absolute paths that exist, each one word for the shell, also from a folder with a space in its name. The same is
+    printed where MLflow does not answer by then, with a warning."""
     home = tmp_path / "my runs"
     corpus, run = home / "corpus", home / "runs" / "small"
     for folder in (corpus, run / "export"):
@@ -46,3 +50,8 @@ def test_what_is_printed_can_be_copied(
     [command] = [line for line in lines if line.startswith("python -m lingu_ray.evaluate")]
     assert f"distilled={run / 'export'}" in shlex.split(command)
     assert command in (run / "report" / "report.html").read_text().replace("&#39;", "'")
+
+    away = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})})
+    show(away, Path("runs/small/export"), None)
+    assert capsys.readouterr().out.splitlines()[:-1] == lines[:-1]
+    assert "http://127.0.0.1:9" in caplog.text and "the same command logs them in MLflow" in caplog.text
