@@ -51,7 +51,10 @@ def two_nodes(data: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]
     (tmp_path / "token").write_text("a-token-of-this-test-that-is-long-enough")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
     well = {"RAY_free_objects_batch_size": "1", "RAY_JOB_STOP_WAIT_TIME_S": "120"}
-    older = {"PYTHONPATH": f"{tmp_path / 'older'}:{os.environ.get('PYTHONPATH', '')}"}
+    older = {
+        "RAY_free_objects_batch_size": "0",
+        "PYTHONPATH": f"{tmp_path / 'older'}:{os.environ.get('PYTHONPATH', '')}",
+    }
     port = free_port()
     head = [RAY, "start", "--head", "--block", "--num-cpus=1", f"--port={port}", "--include-dashboard=false"]
     other = f"mount -t tmpfs none '{tmp_path}/runs' && exec {RAY} start --block --num-cpus=1 --address=127.0.0.1:{port}"

@@ -75,6 +75,8 @@ def _nodes(config: Config) -> list[Finding]:
     try:
         put_marker(output, marker)
         facts, silent = _answers({n: probe.facts.remote(output, marker, _paths(config)) for n, probe in probes.items()})
+        if not facts:
+            return silent
         answering = {name: probes[name] for name in facts}
         joined = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
         return [*silent, _network(answering), *check_nodes(list(facts.values()), config, joined)]
