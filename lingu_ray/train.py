@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
-from lingu_ray.errors import run_command
+from lingu_ray.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
@@ -128,6 +128,8 @@ def measure(config: Config, models: dict[str, str]) -> Recovery | None:
 
 def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     """Write report and model card, track them, and print the result and where its files are."""
+    from mlflow.exceptions import MlflowException
+
     from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.run_report import write_run_report
     from lingu_ray.runtime.folder import RunFolder
@@ -138,7 +140,10 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     with kept(f"The report failed; model and scores are complete: {export}, {folder.report}", "writes the report"):
         page = write_run_report(config, recovery)
     with kept(f"Tracking failed; the report is complete: {page}", "tracks what is missing"):
-        track(config, recovery)
+        try:
+            track(config, recovery)
+        except (UserError, MlflowException) as error:
+            log.warning("%s\nModel and report are complete; the same command logs them in MLflow", error)
     if recovery is not None:
         print(recovery.verdict.text)
     else:
@@ -156,6 +161,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
 
     folder = RunFolder(config.run_dir)
     with Tracker(config, folder) as run:
+        run.catch_up()
         run.log_files(folder.report)
         if recovery is not None:
             run.log_figures(figures_of(recovery, recovery.own_model(trained_role(config))))
@@ -163,6 +169,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
     if recovery is not None:
         for control in control_configs(config).values():
             with Tracker(control, RunFolder(control.run_dir)) as run:
+                run.catch_up()
                 run.log_figures(figures_of(recovery, trained_role(control)))
 
 

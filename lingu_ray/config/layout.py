@@ -17,6 +17,11 @@ def table(lines: Mapping[str, str], width: int) -> list[str]:
     column = max(map(len, lines)) + 4
     rows = []
     for name, text in lines.items():
-        first, *more = textwrap.wrap(text, width - column, break_on_hyphens=False) or [""]
-        rows += [f"  {name:<{column - 2}}{first}", *(" " * column + line for line in more)]
+        rows += wrapped(f"  {name:<{column - 2}}", text, width)
     return rows
+
+
+def wrapped(head: str, text: str, width: int) -> list[str]:
+    """A text behind `head`, wrapped in a column of its own."""
+    first, *more = textwrap.wrap(text, width - len(head), break_on_hyphens=False) or [""]
+    return [head + first, *(" " * len(head) + line for line in more)]

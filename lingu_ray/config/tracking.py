@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
-from lingu_ray.config.base import Section
+from lingu_ray.config.base import Section, Several
 from lingu_ray.paths import LocalPath, TrackingUri
 
 
@@ -15,6 +17,10 @@ class TrackingConfig(Section):
         None,
         description="tracking URI; null: $MLFLOW_TRACKING_URI, else the SQLite file mlflow.db in `output_dir`, "
         "of an evaluation in or beside `out`",
+    )
+    also: Several[Literal["tensorboard", "wandb"]] = Field(
+        (),
+        description="trackers that get the same metrics: tensorboard (in the run's folder), wandb; optional packages",
     )
     experiment: str = Field("lingu_ray", description="experiment name")
     run_name: str | None = Field(None, description="name of the MLflow run; null: `name`")

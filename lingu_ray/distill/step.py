@@ -29,7 +29,7 @@ class StudentPass:
     `hidden_ND`: the student's final hidden states where it predicts the N supervised tokens `labels_N`, row-major, in
     the dtype that autocast computes in.
     `sample_N`: the sample of each. `kd_mask_N`: which of them get a KD term. Both are on the CPU.
-    `ticket`: returned by the teacher's client for the request; None where nothing is asked.
+    `ticket`: returned by the teacher's client for the request; None where nothing is asked. `kv_bytes`: the donated KV.
     """
 
     hidden_ND: Tensor
@@ -37,6 +37,7 @@ class StudentPass:
     sample_N: Tensor
     kd_mask_N: Tensor
     ticket: Any
+    kv_bytes: int
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,20 @@ class DistillStep:
         row_N, column_N = predicting(inputs.supervised_BT, inputs.sample_BT).nonzero(as_tuple=True)
         donated = plan if self.context == "shared_kv" else None
         hidden_BTD, capture = self.student.hidden_states(inputs.to(device), donated)
-        ticket, kd_mask_N = None, torch.zeros_like(row_N, dtype=torch.bool)
+        ticket, kv_bytes, kd_mask_N = None, 0, torch.zeros_like(row_N, dtype=torch.bool)
         if plan is not None and self.teacher is not None:
             kd_mask_N = plan.kd_mask_N
             with torch.autocast(device.type, enabled=False):  # the teacher keeps its own precision
-                ticket = self.teacher.submit(make_request(plan, capture))
+                request = make_request(plan, capture)
+                kv_bytes = request.kv_L2CHE.nbytes
+                ticket = self.teacher.submit(request)
         return StudentPass(
             hidden_ND=hidden_BTD[row_N.to(device), column_N.to(device)].to(compute_dtype(hidden_BTD)),
             labels_N=inputs.input_ids_BT[row_N, column_N + 1].to(device),
             sample_N=inputs.sample_BT[row_N, column_N],
             kd_mask_N=kd_mask_N,
             ticket=ticket,
+            kv_bytes=kv_bytes,
         )
 
     def teacher_output(self, done: StudentPass) -> TeacherOutput | None:

@@ -10,4 +10,6 @@ tracking    MLflow                              cluster     connecting to Ray
 models      the settings' models, loaded
 sharding    FSDP2                               prepare     a student made ready to train
 resume      what may continue a run             environment versions, commit, hardware
+metrics     Ray's metrics, for Prometheus       run_log     logs as JSON lines
+doctor      a cluster checked before a run
 """

@@ -63,6 +63,11 @@ class RunFolder:
         return self.root / "samples.jsonl"
 
     @property
+    def logs(self) -> Path:
+        """JSON lines of what driver and workers log, a file each."""
+        return self.root / "logs"
+
+    @property
     def report(self) -> Path:
         """report.html, plots, recovery.json."""
         return self.root / "report"
@@ -94,7 +99,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all that a run left which was never trained."""
-        for path in (self.initial_model, self.ray, self.report):
+        for path in (self.initial_model, self.ray, self.report, self.logs):
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment):
             path.unlink(missing_ok=True)

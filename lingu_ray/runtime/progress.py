@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from lingu_ray.live import LiveLine
 from lingu_ray.runtime.records import Record
+from lingu_ray.runtime.run_log import SHOWN
 
 
 def quiet_libraries() -> None:
@@ -42,6 +43,7 @@ class Progress:
     def say(self, message: str) -> None:
         """Print a line beside the live one."""
         tqdm.write(f"{self.label}: {message}", file=sys.stderr)
+        SHOWN.info(message, extra={"run": self.label})
 
     def close(self) -> None:
         """Leave the line as it stands."""

@@ -7,6 +7,7 @@ checkpoint, so that every step is recorded once.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ class LoggedSteps:
 
     training: int
     validation: int
+
+    def with_record(self, record: Record) -> LoggedSteps:
+        """The steps after a record, which may be an old one."""
+        kind = "validation" if "validation" in record else "training"
+        return replace(self, **{kind: max(record["step"], getattr(self, kind))})
 
 
 class JsonLines:
@@ -59,15 +65,16 @@ class RecordReader:
 
     def __init__(self, path: Path, known: LoggedSteps | None = None):
         self.path = path
-        self.offset = 0
+        self.offset, self.inode = 0, 0
         self.newest = LoggedSteps(0, 0) if known is None else known
 
     def new_records(self) -> list[Record]:
         """The records that were not read yet."""
         if not self.path.exists():
             return []
-        if self.path.stat().st_size < self.offset:
-            self.offset = 0
+        found = self.path.stat()
+        if found.st_ino != self.inode:  # truncated, and so replaced
+            self.offset, self.inode = 0, found.st_ino
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = file.read()
@@ -76,8 +83,14 @@ class RecordReader:
         return [record for record in map(json.loads, lines.splitlines()) if self._is_new(record)]
 
     def _is_new(self, record: Record) -> bool:
-        kind = "validation" if "validation" in record else "training"
-        if record["step"] <= getattr(self.newest, kind):
-            return False
-        self.newest = replace(self.newest, **{kind: record["step"]})
-        return True
+        before, self.newest = self.newest, self.newest.with_record(record)
+        return self.newest != before
+
+
+def named_numbers(record: Record) -> Iterator[tuple[str, float]]:
+    """A record's metrics by the names that trackers have; validation by source becomes `validation_ce.<source>`."""
+    for name, value in record.items():
+        if name == "validation":
+            yield from ((f"validation_ce.{source}", entry["ce"]) for source, entry in value.items())
+        elif name not in ("step", "time") and value is not None:
+            yield name, float(value)

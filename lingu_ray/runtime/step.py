@@ -29,12 +29,13 @@ from lingu_ray.runtime.sharding import dummy_micro_batches, is_sharded
 
 @dataclass
 class StepSums:
-    """Sums over this worker's micro-batches; `teacher_wait` in seconds."""
+    """Sums over this worker's micro-batches; `teacher_wait` in seconds, `kv_bytes` of the KV sent to the teacher."""
 
     loss: float = 0.0
     ce: float = 0.0
     kd: float = 0.0
     teacher_wait: float = 0.0
+    kv_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class MicroBatches:
         start = time.perf_counter()
         teacher = self.step.teacher_output(done)
         sums.teacher_wait += time.perf_counter() - start
+        sums.kv_bytes += done.kv_bytes
         scales = SampleScales(
             ce_S=_by_source(self.ce_weights, batch) * (weights.w_ce / max(weights.ce_tokens, 1)),
             kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_normalizer, 1)),

@@ -10,7 +10,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,8 +35,10 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, TrackingConfig
 from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.runtime.also import open_also
+from lingu_ray.runtime.delivery import Delivery
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import LoggedSteps, Record
+from lingu_ray.runtime.records import LoggedSteps, Record, RecordReader, named_numbers
 from lingu_ray.runtime.sqlite_store import PREFIX as SQLITE
 from lingu_ray.runtime.sqlite_store import try_database
 from lingu_ray.shell import shell_word
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 
 STORE = "mlflow.db"
 _PARAM_LIMIT = 6000
+_LAST_CALL_S = 30.0
 _BATCH = 100
 """Parameters or tags that MLflow takes at a time."""
 _RESUMED = "resumed."
@@ -209,10 +212,64 @@ class MlflowRun:
 
 
 class Tracker(MlflowRun):
-    """A training run in MLflow, written by the driver."""
+    """A training run in MLflow, written by the driver. Once it is open, a store that fails raises nothing."""
 
     def __init__(self, config: Config, folder: RunFolder):
-        super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
+        with _one_retry():
+            super().__init__(tracking_uri(config), config.tracking, folder.mlflow, config.name, flat(config))
+        self.config, self.folder = config, folder
+        self.say: Callable[[str], None] = log.warning
+        self.deliveries: list[Delivery] = []
+        self.reached = True
+
+    def follow(self, say: Callable[[str], None]) -> LoggedSteps:
+        """Log the records of metrics.jsonl as they come, here and in the trackers of `tracking.also`, to the run's end.
+
+        `say` tells people what a tracker does not take. Returns the steps that MLflow has already.
+        """
+        self.say, path, known = say, self.folder.metrics, self.logged_steps()
+        self.deliveries = [Delivery("MLflow", path, known, self._deliver, lambda: None, say)]
+        for name, also in open_also(self.config, self.folder).items():
+            self.deliveries.append(Delivery(name, path, also.logged, also.log, also.close, say))
+        return known
+
+    def catch_up(self) -> None:
+        """Log the records that MLflow did not take while the run was training."""
+        self._attempt(lambda: self.log(RecordReader(self.folder.metrics, self.logged_steps()).new_records()))
+
+    def log_files(self, *paths: Path) -> None:
+        """Log files and folders as artifacts; missing ones are left out."""
+        self._attempt(lambda: super(Tracker, self).log_files(*paths))
+
+    def pause(self, within_s: float = _LAST_CALL_S) -> None:
+        """Leave the run RUNNING: it will be resumed. Trackers have `within_s` seconds to take what is left."""
+        delivered = [delivery.finish(within_s) for delivery in self.deliveries]
+        self.reached = self.reached and all(delivered[:1])
+        self.deliveries = []
+        if self.reached:  # the monitor waits for its own requests
+            super().pause()
+
+    def end(self, status: str, within_s: float = _LAST_CALL_S) -> None:
+        """Close the run: FINISHED, FAILED or KILLED. Trackers have `within_s` seconds to take what is left."""
+        self.pause(within_s)
+        if self.reached:
+            self._attempt(lambda: self.client.set_terminated(self.run_id, status))
+
+    def _deliver(self, records: list[Record]) -> None:
+        with _one_retry():
+            self.log(records)
+        if self.monitor and self.monitor._process and not self.monitor._process.is_alive():
+            self.watch_system()  # it has given up while the store did not answer
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        try:
+            with _one_retry():
+                call()
+        except Exception as error:  # whatever MLflow, a database's driver or an HTTP client raises
+            self.reached = False
+            self.say(
+                without_credentials(f"MLflow does not have all of {self.folder.root}; run the command again: {error}")
+            )
 
     def log(self, records: list[Record]) -> None:
         """Log every metric of the records."""
@@ -220,7 +277,7 @@ class Tracker(MlflowRun):
             [
                 Metric(name, value, int(record["time"] * 1000), record["step"])
                 for record in records
-                for name, value in _named_numbers(record)
+                for name, value in named_numbers(record)
             ]
         )
 
@@ -370,12 +427,3 @@ def _in_actor() -> bool:
 def _without_secret(argument: str) -> str:
     key, equals, _ = argument.partition("=")
     return f"{key}=…" if equals and _SECRET_KEY.search(key) else without_credentials(argument)
-
-
-def _named_numbers(record: Record) -> Iterator[tuple[str, float]]:
-    """Named numbers of a record; validation by source becomes `validation_ce.<source>`."""
-    for name, value in record.items():
-        if name == "validation":
-            yield from ((f"validation_ce.{source}", entry["ce"]) for source, entry in value.items())
-        elif name not in ("step", "time") and value is not None:
-            yield name, float(value)

@@ -24,6 +24,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
+from lingu_ray.runtime.also import check_also
 from lingu_ray.runtime.checkpoint import require_space
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.environment import record_environment
@@ -34,6 +35,7 @@ from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
+from lingu_ray.runtime.run_log import run_log
 from lingu_ray.runtime.tracking import Tracker, check_store, tracking_uri
 from lingu_ray.runtime.worker import Job, train_worker
 
@@ -71,15 +73,22 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
         Interrupted: Ctrl-C; checkpoints are written.
     """
     waiting = [run for run in runs if not run.finished]
-    with exit_on_interrupt():
+    with ExitStack() as logs:
         for run in waiting:
-            run.prepare()
-    if waiting and max_concurrent_runs(waiting[0].config.ray, uses_gpu(waiting[0].config.ray)) >= len(waiting):
-        _fit(waiting)
-    else:
-        for run in waiting:
-            _fit([run])
+            logs.enter_context(run_log(run.folder, run.config.name))
+        _train_all(waiting)
     return [run.folder.export for run in runs]
+
+
+def _train_all(runs: Sequence[Run]) -> None:
+    with exit_on_interrupt():
+        for run in runs:
+            run.prepare()
+    if runs and max_concurrent_runs(runs[0].config.ray, uses_gpu(runs[0].config.ray)) >= len(runs):
+        _fit(runs)
+    else:
+        for run in runs:
+            _fit([run])
 
 
 class Run:
@@ -100,6 +109,7 @@ class Run:
         """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
         check_store(tracking_uri(self.config), self.config.tracking.experiment)
+        check_also(self.config)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
@@ -131,7 +141,9 @@ class Run:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.reader = RecordReader(self.folder.metrics, self.tracker.logged_steps())  # logged steps are skipped
+        self.reader = RecordReader(
+            self.folder.metrics, self.tracker.follow(self.progress.say)
+        )  # only new ones are shown
         job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
@@ -142,13 +154,12 @@ class Run:
         return self.thread is not None and self.thread.is_alive()
 
     def follow(self) -> list[Record]:
-        """Show, track and return the records since the last call."""
+        """Show and return the records since the last call."""
         if self.thread is None:
             return []
         records = self.reader.new_records()
         for record in records:
             self.progress.show(record)
-        self.tracker.log(records)
         return records
 
     def stop(self) -> None:
@@ -193,7 +204,7 @@ def _starting(config: Config) -> str:
     return f"starting {workers}{teachers}, on {'GPU' if uses_gpu(config.ray) else 'CPU'}"
 
 
-def _fit(runs: list[Run]) -> None:
+def _fit(runs: Sequence[Run]) -> None:
     """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
 
     def save() -> None:
@@ -211,7 +222,7 @@ def _fit(runs: list[Run]) -> None:
                 time.sleep(_POLL_S)
         except KeyboardInterrupt:
             for run in runs:
-                run.tracker.end("KILLED")
+                run.tracker.end("KILLED", within_s=1)
             raise
     for run in runs:
         run.follow()

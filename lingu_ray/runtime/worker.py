@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from dataclasses import dataclass
@@ -32,14 +33,18 @@ from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.records import JsonLines, Record
+from lingu_ray.runtime.run_log import run_log
 from lingu_ray.runtime.step import MicroBatches
 from lingu_ray.runtime.teachers import make_teacher
 from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,9 @@ class Job:
 
 def train_worker(job: dict[str, Any]) -> None:
     """Entry point of a worker: build everything, resume from the newest checkpoint, train, export."""
-    Worker(Job(**job)).run()
+    todo = Job(**job)
+    with run_log(RunFolder(todo.run_dir), todo.config.name, ray.train.get_context().get_world_rank()):
+        Worker(todo).run()
 
 
 class Worker:
@@ -86,13 +93,14 @@ class Worker:
         self.on_policy = OnPolicy(self.config, self.student, self.encoder)
         self.held_out = self.corpus.validation()
         self.validation = Validation(self.config, self.held_out, self.encoder, self.device, self.rank, self.world)
-        self.metrics = JsonLines(self.folder.metrics)
+        self.metrics = MetricsFile(self.folder.metrics, self.config, self.corpus)
         self.samples = JsonLines(self.folder.samples)
 
     def run(self) -> None:
         """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
         settings = self.config.train
         step = self._restore()
+        log.info("%d workers; on %s, %d threads; steps done: %d", self.world, self.device, self.threads, step)
         if is_main_process() and step < self.last_step:
             needed = checkpoint_bytes(self.student.model, self.optimizer)
             needed += sum(p.numel() for p in self.student.model.parameters()) * self.export_dtype.itemsize
@@ -128,6 +136,7 @@ class Worker:
                 f"{error}\nThe training is complete, and its checkpoints are in {self.folder.checkpoints}: the same "
                 "command tries the export alone again"
             ) from error
+        log.info("exported to %s", folder)
         if is_main_process():
             write_json(self.folder.exported, {"step": settings.steps, "verified_in_s": round(seconds, 1)})
 
@@ -160,8 +169,8 @@ class Worker:
         seconds = time.perf_counter() - begin
         read = sum(batch.tokens for batch in batches)
         asked = is_main_process() and self.folder.stop.exists()
-        loss, ce, kd, read, waits, teacher_waits, stop = all_sum(
-            [sums.loss, sums.ce, sums.kd, read, data_wait, sums.teacher_wait, float(asked)], self.device
+        loss, ce, kd, kv_bytes, read, waits, teacher_waits, stop = all_sum(
+            [sums.loss, sums.ce, sums.kd, sums.kv_bytes, read, data_wait, sums.teacher_wait, float(asked)], self.device
         )
         if is_main_process():
             self.metrics.append(
@@ -176,6 +185,7 @@ class Worker:
                     "w_ce": weights.w_ce,
                     "w_kd": weights.w_kd,
                     "tokens": int(weights.ce_tokens),
+                    "kv_bytes": int(kv_bytes),
                     "tokens_per_s": read / seconds,
                     "data_wait": waits / self.world / seconds,
                     "teacher_wait": teacher_waits / self.world / seconds,
@@ -207,12 +217,16 @@ class Worker:
         step = state.step if state else 0
         if is_main_process():
             self.metrics.drop_after(step)
+            self.metrics.start()
             self.samples.drop_after(step)
         return step
 
     def _save(self, state: CheckpointState) -> None:
         keep = self.config.train.keep_last
         save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
+        log.info("saved step %d", state.step)
+        if is_main_process():
+            self.metrics.saved()
 
     def _load_student(self) -> Student:
         settings = self.config.student

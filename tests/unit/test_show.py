@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.config import Config
+from lingu_ray.config import Config, TrackingConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.report.run_report import write_run_report
 from lingu_ray.train import show
@@ -80,6 +80,16 @@ def test_what_fails_at_the_end_is_made_by_the_same_command(
     (run.parent / "mlartifacts").unlink()
     show(config(), export, None)
     assert list((run.parent / "mlartifacts").rglob("report.html"))
+
+
+def test_an_mlflow_that_does_not_answer_is_a_warning(
+    home: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A finished run ends well where MLflow is away by then: all is printed, and what is missing is named."""
+    away = config().model_copy(update={"tracking": TrackingConfig(uri="http://127.0.0.1:9", system_metrics=False)})
+    show(away, Path("runs/small/export"), None)
+    assert str(home / "runs" / "small" / "report") in capsys.readouterr().out
+    assert "http://127.0.0.1:9" in caplog.text and "the same command logs them in MLflow" in caplog.text
 
 
 def test_a_report_of_a_run_whose_corpus_is_gone(home: Path, caplog: pytest.LogCaptureFixture) -> None:

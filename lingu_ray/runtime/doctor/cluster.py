@@ -1,0 +1,120 @@
+"""The checks of a machine or a cluster, one after another: what fails in one is its finding, and the others go on."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from lingu_ray.config import Config
+from lingu_ray.config.flat import without_credentials
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.cluster import check_resources, connect, uses_gpu
+from lingu_ray.runtime.doctor.checks import Finding, check_nodes
+from lingu_ray.runtime.doctor.node import NodeFacts, Probe, put_marker, remove_marker
+from lingu_ray.runtime.tracking import check_store, tracking_uri
+
+_ANSWER_WITHIN_S = 90.0
+
+
+def examine(config: Config) -> list[Finding]:
+    """All findings: tracking store, Ray, resources, network between nodes, and what each node is like."""
+    found = [
+        _attempt("tracking", lambda: _tracking(config), "start the server, or correct tracking.uri"),
+        _attempt("ray", lambda: _ray(config), "start the cluster, or correct ray.address"),
+    ]
+    if found[-1].level == "error":
+        return found
+    return [*found, _attempt("resources", lambda: _resources(config), ""), *_nodes(config)]
+
+
+def _attempt(check: str, run: Callable[[], str], cure: str) -> Finding:
+    """The finding of a check that returns what is well, and raises what is not."""
+    try:
+        return Finding(check, "ok", run())
+    except (UserError, RayError, RuntimeError, OSError) as error:
+        return Finding(check, "error", without_credentials(str(error).strip()), cure)
+
+
+def _tracking(config: Config) -> str:
+    check_store(tracking_uri(config), config.tracking.experiment)
+    return without_credentials(tracking_uri(config))
+
+
+def _ray(config: Config) -> str:
+    connect(config.ray)
+    count = len(_alive())
+    return f"{count} node{'s' if count > 1 else ''}, {ray.get_runtime_context().gcs_address}"
+
+
+def _resources(config: Config) -> str:
+    use_gpu = uses_gpu(config.ray)
+    check_resources(config.ray, use_gpu)
+    return f"{config.ray.num_workers} × ({config.ray.cpus_per_worker:g} CPU{', 1 GPU' if use_gpu else ''})"
+
+
+def _alive() -> dict[str, str]:
+    """Ids of the living nodes, by a name that tells them apart."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return {f"{node['NodeManagerHostname']} ({node['NodeID'][:8]})": node["NodeID"] for node in alive}
+
+
+def _nodes(config: Config) -> list[Finding]:
+    """Ask every node, through an actor there."""
+    actor = ray.remote(num_cpus=0)(Probe)
+    probes: dict[str, Any] = {
+        name: actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(name)
+        for name, node_id in _alive().items()
+    }
+    output, marker = str(config.output_dir), f".lingu-ray-doctor-{uuid.uuid4().hex[:8]}"
+    try:
+        put_marker(output, marker)
+        facts, silent = _answers({n: probe.facts.remote(output, marker, _paths(config)) for n, probe in probes.items()})
+        if not facts:
+            return silent
+        answering = {name: probes[name] for name in facts}
+        joined = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
+        return [*silent, _network(answering), *check_nodes(list(facts.values()), config, joined)]
+    except OSError as error:
+        return [Finding("output", "error", f"output_dir={output}: cannot be written here: {error}", "give another one")]
+    finally:
+        remove_marker(output, marker)
+        for probe in probes.values():
+            ray.kill(probe)
+
+
+def _answers(refs: Mapping[str, Any]) -> tuple[dict[str, NodeFacts], list[Finding]]:
+    """What the nodes answer, and a finding for each that does not."""
+    answers, silent = {}, []
+    ray.wait(list(refs.values()), num_returns=len(refs), timeout=_ANSWER_WITHIN_S)
+    for name, ref in refs.items():
+        try:
+            answers[name] = ray.get(ref, timeout=0)
+        except GetTimeoutError:
+            message = f"{name} does not answer within {_ANSWER_WITHIN_S:g} s"
+            silent.append(Finding("node", "error", message, "start Ray there again; its logs are in /tmp/ray"))
+        except RayError as error:
+            message = f"{name}: lingu_ray cannot be used there: {str(error).strip().splitlines()[-1]}"
+            silent.append(Finding("node", "error", message, "install the same environment on every node"))
+    return answers, silent
+
+
+def _network(probes: Mapping[str, Any]) -> Finding:
+    """Whether each node reaches each other at any port, as the workers' all-reduce does."""
+    places = ray.get([probe.listening.remote() for probe in probes.values()])
+    asked = {name: probe.unreachable.remote(places) for name, probe in probes.items()}
+    if bad := [f"{name} does not reach {place}" for name, ref in asked.items() for place in ray.get(ref)]:
+        cure = "open all TCP ports between the nodes; where they have several networks, set NCCL_SOCKET_IFNAME"
+        return Finding("network", "error", "; ".join(bad), cure)
+    return Finding("network", "ok", "every node reaches every other one" if len(probes) > 1 else "one node")
+
+
+def _paths(config: Config) -> list[str]:
+    """Local models and data of the run that are here, and so should be on every node."""
+    named = [config.student.path, config.teacher.path, *(source.path for source in config.corpus.sources)]
+    return [path for path in named if path is not None and os.path.isabs(path) and os.path.exists(path)]

@@ -1,0 +1,160 @@
+"""What a node is like, found out on the node itself. Imports neither torch nor MLflow: an answer takes seconds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import runpy
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import ray
+from pyarrow.fs import FileSystem, FileType
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
+
+import lingu_ray
+
+PACKAGES = ("ray", "torch", "transformers")
+VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S")
+_CONNECT_WITHIN_S = 3.0
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as NVIDIA's driver names it; `compute_mode` is Default, Exclusive_Process or Prohibited."""
+
+    name: str
+    driver: str
+    compute_mode: str
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A node as a run finds it. `cuda`: what torch was built for; `driver_cuda`: the newest that the driver serves.
+
+    `output_error`: why the run's folder cannot be used there; None: it can. `missing`: paths that are not there.
+    """
+
+    node: str
+    versions: Mapping[str, str]
+    cuda: str | None
+    driver_cuda: str | None
+    gpus: Sequence[Gpu]
+    shared_memory: int
+    variables: Mapping[str, str | None]
+    token: bool
+    output_error: str | None
+    missing: Sequence[str]
+
+
+class Probe:
+    """An actor on a node that looks around there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.address = ray.util.get_node_ip_address()
+        self.listener = socket.create_server((self.address, 0))
+
+    def facts(self, output: str, marker: str, paths: Sequence[str]) -> NodeFacts:
+        """The node, with the folder `output`, in which `marker` lies, and local files and folders that are needed."""
+        return NodeFacts(
+            node=self.name,
+            versions=_versions(),
+            cuda=_torch_cuda(),
+            driver_cuda=_driver_cuda(),
+            gpus=gpus(),
+            shared_memory=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
+            variables={name: os.environ.get(name) for name in VARIABLES},
+            token=is_token_auth_enabled(),
+            output_error=output_error(output, marker),
+            missing=[path for path in paths if not os.path.exists(path)],
+        )
+
+    def listening(self) -> tuple[str, int]:
+        """Address and port at which others reach this actor."""
+        return self.address, self.listener.getsockname()[1]
+
+    def unreachable(self, addresses: Sequence[tuple[str, int]]) -> list[str]:
+        """Those of the addresses at which nothing answers this node."""
+        missing = []
+        for address in addresses:
+            try:
+                socket.create_connection(address, timeout=_CONNECT_WITHIN_S).close()
+            except OSError as error:
+                missing.append(f"{address[0]} ({error})")
+        return missing
+
+
+def put_marker(output: str, marker: str) -> None:
+    """Make the folder, local or in a bucket, and write the file `marker` in it. Raises OSError."""
+    files, folder = FileSystem.from_uri(output)
+    files.create_dir(folder, recursive=True)
+    with files.open_output_stream(f"{folder}/{marker}") as stream:
+        stream.write(b"lingu-ray doctor\n")
+
+
+def remove_marker(output: str, marker: str) -> None:
+    """Remove the file, where it is."""
+    files, folder = FileSystem.from_uri(output)
+    with suppress(OSError):
+        files.delete_file(f"{folder}/{marker}")
+
+
+def output_error(output: str, marker: str) -> str | None:
+    """Why this node cannot use the folder in which another one wrote `marker`; None where it can."""
+    try:
+        files, folder = FileSystem.from_uri(output)
+        if files.get_file_info(f"{folder}/{marker}").type != FileType.File:
+            return "it is not the folder that this command sees: what was written there is missing"
+        own = f"{marker}-{os.getpid()}"
+        put_marker(output, own)
+        remove_marker(output, own)
+    except OSError as error:
+        return f"it cannot be written: {error}"
+    return None
+
+
+def gpus() -> list[Gpu]:
+    """This machine's GPUs; PyTorch would take hold of one to tell."""
+    printed = _nvidia_smi("--query-gpu=name,driver_version,compute_mode", "--format=csv,noheader")
+    return [Gpu(*(part.strip() for part in line.split(","))) for line in printed.splitlines()]
+
+
+def _driver_cuda() -> str | None:
+    found = re.search(r"CUDA Version:\s*([\d.]+)", _nvidia_smi())
+    return found[1] if found else None
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    """What it prints; nothing where it is missing or finds no driver."""
+    try:
+        command = ["nvidia-smi", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _versions() -> dict[str, str]:
+    found = {"lingu_ray": lingu_ray.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def _torch_cuda() -> str | None:
+    """The CUDA version that torch was built for, without importing it; None for a CPU build."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")

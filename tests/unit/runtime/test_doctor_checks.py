@@ -1,0 +1,137 @@
+"""What facts about nodes mean for a run: each check's finding, from made-up nodes; and whether a folder is shared."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tinyrun import config
+
+from lingu_ray.config import Config
+from lingu_ray.doctor import read_arguments, shown
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.doctor.checks import Finding, check_nodes
+from lingu_ray.runtime.doctor.node import Gpu, NodeFacts, output_error, put_marker, remove_marker
+
+VERSIONS = {"lingu_ray": "0.1.0", "python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "transformers": "5.19.0"}
+H100 = Gpu("NVIDIA H100 80GB HBM3", "570.86.15", "Default")
+WELL = NodeFacts(
+    node="a",
+    versions=VERSIONS,
+    cuda="12.8",
+    driver_cuda="12.8",
+    gpus=[H100],
+    shared_memory=8 * 2**30,
+    variables={"RAY_free_objects_batch_size": "1", "RAY_JOB_STOP_WAIT_TIME_S": "120"},
+    token=True,
+    output_error=None,
+    missing=[],
+)
+
+
+def findings(nodes: list[NodeFacts], settings: Config, joined: bool = True) -> dict[str, Finding]:
+    """The findings by check."""
+    return {one.check: one for one in check_nodes(nodes, settings, joined)}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A run with a teacher in an actor."""
+    folder = tmp_path_factory.mktemp("doctor")
+    return config(folder, folder / "runs")
+
+
+def test_a_healthy_cluster_has_nothing_to_cure(settings: Config) -> None:
+    """Every check is ok, and says what it saw."""
+    found = findings([WELL, replace(WELL, node="b")], settings)
+    assert {one.level for one in found.values()} == {"ok"} and not any(one.cure for one in found.values())
+    assert found["versions"].message.startswith("lingu_ray 0.1.0, python 3.11.7")
+    assert found["gpu"].message == (
+        "a: 1 × NVIDIA H100 80GB HBM3, driver 570.86.15; b: 1 × NVIDIA H100 80GB HBM3, driver 570.86.15"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "level", "says", "cure"),
+    [
+        ({"versions": VERSIONS | {"torch": "2.12.0"}}, "versions", "error", "b has torch 2.12.0, a has 2.13.0", "same"),
+        (
+            {"output_error": "it cannot be written: no space"},
+            "output",
+            "error",
+            "b: it cannot be written",
+            "every node",
+        ),
+        ({"missing": ["/data/x"]}, "data", "error", "b has no /data/x", "storage that every node"),
+        ({"cuda": None}, "gpu", "error", "built without CUDA: b: torch 2.13.0", "torch for CUDA"),
+        ({"cuda": "13.0"}, "gpu", "error", "b: torch is built for CUDA 13.0, driver 570.86.15 serves 12.8", "update"),
+        (
+            {"gpus": [replace(H100, compute_mode="Exclusive_Process")]},
+            *("compute mode", "error", "two processes on one GPU; b: Exclusive_Process", "nvidia-smi -c DEFAULT"),
+        ),
+        ({"shared_memory": 64 * 2**20}, "/dev/shm", "warning", "b has 64 MiB", "--shm-size"),
+        ({"token": False}, "token", "error", "runs any code on b", "RAY_AUTH_MODE=token"),
+        (
+            {"variables": WELL.variables | {"RAY_free_objects_batch_size": None}},
+            *("environment", "warning", "on b", "RAY_free_objects_batch_size=1"),
+        ),
+        (
+            {"variables": WELL.variables | {"RAY_JOB_STOP_WAIT_TIME_S": "3"}},
+            *("stopping", "warning", "below 120: b", "RAY_JOB_STOP_WAIT_TIME_S=120"),
+        ),
+    ],
+)
+def test_one_node_that_differs_is_named(
+    settings: Config, change: dict[str, object], check: str, level: str, says: str, cure: str
+) -> None:
+    """With what to do; all other checks stay ok."""
+    found = findings([WELL, replace(WELL, node="b", **change)], settings)
+    assert [one.check for one in found.values() if one.level != "ok"] == [check]
+    assert found[check].level == level and says in found[check].message and cure in found[check].cure
+
+
+def test_what_is_wrong_depends_on_the_run(settings: Config) -> None:
+    """A GPU for one process does for a run whose teacher is in the worker; a machine without GPUs is well unless the
+    run wants them; what only clusters need is not asked of a Ray that the run starts itself."""
+    exclusive = replace(WELL, gpus=[replace(H100, compute_mode="Exclusive_Process")])
+    inside = settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"placement": "in_process"})})
+    assert findings([exclusive], inside)["compute mode"].level == "ok"
+    without = replace(WELL, gpus=[], cuda=None, driver_cuda=None)
+    wanted = settings.model_copy(update={"ray": settings.ray.model_copy(update={"use_gpu": True})})
+    assert findings([without], settings)["gpu"].level == "ok"
+    assert findings([without], wanted)["gpu"].level == "warning"
+    assert not {"environment", "stopping"} & findings([WELL], settings, joined=False).keys()
+
+
+def test_a_folder_is_written_as_other_nodes_see_it(tmp_path: Path) -> None:
+    """One that a marker was put in is well, and clean afterwards; another folder of that name, or a file, is not."""
+    shared, own = str(tmp_path / "runs with space"), tmp_path / "own"
+    put_marker(shared, ".marker")
+    assert output_error(shared, ".marker") is None
+    remove_marker(shared, ".marker")
+    remove_marker(shared, ".marker")
+    assert not list(Path(shared).iterdir())
+    assert "not the folder that this command sees" in str(output_error(str(own), ".marker"))
+    put_marker(str(own), ".marker")
+    own.joinpath(".marker").rename(tmp_path / "kept")
+    with pytest.raises(OSError):
+        put_marker(str(tmp_path / "kept"), ".marker")
+
+
+@pytest.mark.parametrize("words", [["--address", "h:6379"], ["--address=h:6379"], ["ray.address=h:6379"]])
+def test_an_address_is_given_as_to_ray_or_as_a_setting(words: list[str]) -> None:
+    """All three are the setting; recipe, other settings and `--json` stand beside it."""
+    read, as_json = read_arguments(["demo", *words, "train.steps=3", "--json"])
+    assert (read.ray.address, read.train.steps, as_json) == ("h:6379", 3, True)
+    with pytest.raises(UserError, match="more than one recipe or file: demo, paper"):
+        read_arguments(["demo", "paper"])
+
+
+def test_findings_are_a_table_with_their_cures() -> None:
+    """A line each, its cure below it, and how many there are of what is to do."""
+    found = [Finding("ray", "ok", "2 nodes"), Finding("token", "error", "off", "RAY_AUTH_MODE=token")]
+    assert shown(found).splitlines() == [
+        "ok       ray           2 nodes",
+        "error    token         off",
+        "                       → RAY_AUTH_MODE=token",
+        "1 error, 0 warnings",
+    ]
