@@ -62,7 +62,7 @@ def test_what_is_printed_can_be_copied(home: Path, capsys: pytest.CaptureFixture
 def test_what_fails_at_the_end_is_made_by_the_same_command(
     home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A report that cannot be written, and a store that fails then, leave what was made; the second time mends it."""
+    """A report that cannot be written is an error, a store that takes no files a warning; the second time mends both."""
     run, export = home / "runs" / "small", Path("runs/small/export")
     shutil.copy(empty_store, run.parent / "mlflow.db")
     (run / "report").write_text("in the way")
@@ -73,9 +73,8 @@ def test_what_fails_at_the_end_is_made_by_the_same_command(
     assert not (run / "mlflow.json").exists()
     (run / "report").unlink()
     (run.parent / "mlartifacts").write_text("in the way")
-    with pytest.raises(OSError, match="mlartifacts"):
-        show(config(), export, None)
-    assert f"Tracking failed; the report is complete: {run / 'report' / 'report.html'}" in caplog.text
+    show(config(), export, None)
+    assert "MLflow does not have all of" in caplog.text and "mlartifacts" in caplog.text
     assert (run / "report" / "report.html").exists()
     (run.parent / "mlartifacts").unlink()
     show(config(), export, None)
