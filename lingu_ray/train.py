@@ -20,6 +20,7 @@ from lingu_ray.errors import run_command
 
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
+    from lingu_ray.runtime.lease import Lease
     from lingu_ray.runtime.trainer import Run
 
 log = logging.getLogger(__name__)
@@ -32,18 +33,23 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster import connect
     from lingu_ray.runtime.controls import control_configs
+    from lingu_ray.runtime.lease import lease_on
     from lingu_ray.runtime.progress import quiet_libraries
 
     quiet_libraries()
-    runs = check(config) if config.demo is None else check_demo(config)  # before Ray starts
-    connect(config.ray)
-    config = with_demo(config)
-    distilled, *controls = trainer.run_together(runs or check(config))
-    recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
-    show(config, distilled, recovery)
+    trainer.check_output(config)
+    with lease_on(config.run_dir) as lease:
+        runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
+        connect(config.ray)
+        config = with_demo(config)
+        distilled, *controls = trainer.run_together(runs or check(config, lease))
+        lease.require()
+        recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
+        lease.require()
+        show(config, distilled, recovery)
 
 
-def check(config: Config) -> list[Run]:
+def check(config: Config, lease: Lease) -> list[Run]:
     """The run, and its controls where there are some, after all checks that need no Ray, evaluation items included."""
     from lingu_ray.evaluation.run import check_engine
     from lingu_ray.evaluation.tasks.load import load_task
@@ -51,7 +57,7 @@ def check(config: Config) -> list[Run]:
     from lingu_ray.runtime.trainer import checked
 
     check_engine(config.evaluation, [path for path in (config.teacher.path, config.student.path) if path])
-    runs = checked([config, *control_configs(config).values()])
+    runs = checked([config, *control_configs(config).values()], lease)
     say_controls(config)
     for task in config.evaluation.tasks:
         load_task(task)
@@ -63,9 +69,7 @@ def check_demo(config: Config) -> None:
     from lingu_ray.demo.prepare import filled
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.resume import check_settings
-    from lingu_ray.runtime.trainer import check_output
 
-    check_output(config)
     check_settings(filled(config), RunFolder(config.run_dir))
 
 

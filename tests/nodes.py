@@ -1,0 +1,75 @@
+"""A Ray cluster of several nodes on this machine, as real processes: each `ray start --block`, ended by signals alone.
+
+All nodes have one address; node ids tell them apart. Their workers are forks of the server of the fixture
+`warm_workers`.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import tempfile
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from typing import Self
+
+from commands import Command
+
+DRAIN_S = 8
+"""Seconds that a node has left after SIGTERM."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nodes:
+    """A head without CPUs, for drivers, with a dashboard that takes jobs; `add` starts nodes that hold workers."""
+
+    def __init__(self) -> None:
+        self._end = ExitStack()
+        folder = self._end.enter_context(tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True))
+        self.dashboard, gcs = free_port(), free_port()
+        self.address = f"127.0.0.1:{gcs}"
+        head = self._start(
+            "--head", "--num-cpus=0", f"--port={gcs}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}",
+        )  # fmt: skip
+        head.wait_for(self._takes_jobs, seconds=90)
+
+    @property
+    def jobs(self) -> str:
+        """The address for `ray job`."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def add(self, cpus: float = 1, object_store_mb: int | None = None) -> Command:
+        """Start a node; it joins a while later."""
+        more = [] if object_store_mb is None else [f"--object-store-memory={object_store_mb * 10**6}"]
+        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", *more)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
+
+    def _start(self, *options: str) -> Command:
+        words = ["start", "--block", "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options]
+        env = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S)}
+        return self._end.enter_context(Command(["ray.scripts.scripts", *words], env=env, warm=True))
+
+    def _takes_jobs(self) -> bool:
+        try:
+            urllib.request.urlopen(f"{self.jobs}/api/jobs/", timeout=2)
+            return True
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            return False
+
+
+def preempt(node: Command) -> None:
+    """SIGTERM to the node's own process, as a cloud sends it: Ray drains the node, and kills it after `DRAIN_S`."""
+    node.process.send_signal(signal.SIGTERM)
