@@ -11,13 +11,17 @@ import socket
 import tempfile
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Self
 
+import psutil
 from commands import Command
 
-DRAIN_S = 8
+DRAIN_S = 6
 """Seconds that a node has left after SIGTERM."""
+OBJECT_STORE_MB = 100
+"""Of each node."""
 
 
 def free_port() -> int:
@@ -32,24 +36,34 @@ class Nodes:
 
     def __init__(self) -> None:
         self._end = ExitStack()
-        folder = self._end.enter_context(tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True))
+        self.folder = self._end.enter_context(tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True))
+        self.started: list[Command] = []
         self.dashboard, gcs = free_port(), free_port()
         self.address = f"127.0.0.1:{gcs}"
         head = self._start(
-            "--head", "--num-cpus=0", f"--port={gcs}", f"--temp-dir={folder}", "--dashboard-host=127.0.0.1",
+            "--head", "--num-cpus=0", f"--port={gcs}", f"--temp-dir={self.folder}", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard}", f"--ray-client-server-port={free_port()}",
         )  # fmt: skip
-        head.wait_for(self._takes_jobs, seconds=90)
+        head.wait_for(self._takes_jobs)
 
     @property
     def jobs(self) -> str:
         """The address for `ray job`."""
         return f"http://127.0.0.1:{self.dashboard}"
 
-    def add(self, cpus: float = 1, object_store_mb: int | None = None) -> Command:
-        """Start a node; it joins a while later."""
-        more = [] if object_store_mb is None else [f"--object-store-memory={object_store_mb * 10**6}"]
-        return self._start(f"--address={self.address}", f"--num-cpus={cpus}", *more)
+    def add(self) -> Command:
+        """Start a node with one CPU; it joins a while later."""
+        return self._start(f"--address={self.address}", "--num-cpus=1")
+
+    def worker(self, title: str) -> psutil.Process:
+        """A living process of the cluster's, of those that have the title."""
+        forks = [int(pid) for node in self.started for pid in Path(node.forks.name).read_text().split()]
+        for pid in forks:
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(pid)
+                if title in " ".join(process.cmdline()):
+                    return process
+        raise AssertionError(f"no process {title} among {forks}")
 
     def __enter__(self) -> Self:
         return self
@@ -58,9 +72,11 @@ class Nodes:
         self._end.close()
 
     def _start(self, *options: str) -> Command:
-        words = ["start", "--block", "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}", *options]
+        words = ["start", "--block", "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}"]
+        words += [f"--object-store-memory={OBJECT_STORE_MB * 10**6}", *options]
         env = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S)}
-        return self._end.enter_context(Command(["ray.scripts.scripts", *words], env=env, warm=True))
+        self.started.append(Command(["ray.scripts.scripts", *words], env=env, warm=True))
+        return self._end.enter_context(self.started[-1])
 
     def _takes_jobs(self) -> bool:
         try:

@@ -14,7 +14,7 @@ from lingu_ray.commands import COMMANDS, as_called, guide_path, recipes
 from lingu_ray.errors import UserError
 
 ROOT = Path(__file__).parents[3]
-BENCHMARKS = [f"benchmarks.{name}" for name in ("evaluate", "loss", "small_step", "step", "transport")]
+BENCHMARKS = [f"benchmarks.{name}" for name in ("evaluate", "loss", "small_step", "soak", "step", "transport")]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
