@@ -18,7 +18,7 @@ from typing import Self
 import psutil
 from commands import Command
 
-DRAIN_S = 6
+DRAIN_S = 10
 """Seconds that a node has left after SIGTERM."""
 OBJECT_STORE_MB = 100
 """Of each node."""

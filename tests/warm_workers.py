@@ -201,11 +201,9 @@ def become_worker(
 
     options, sys.argv = parser.parse_known_args(arguments)
     update_envs(RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}").env_vars)
-    if sys.argv[0] == "-m":  # Ray's client server, which `ray start --head` has
-        del sys.argv[0]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[0] == "-m":  # Ray's client server, which `ray start --head` wants alive, and no test calls
+        signal.pause()
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def settle(environment: dict[str, str], folder: str) -> None:
