@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ def best_checkpoint(folder: Path) -> Path | None:
     scored = [
         (state.validation_ce, -state.step, path)
         for path, state in checkpoints(folder)
-        if state.validation_ce is not None
+        if state.validation_ce is not None and math.isfinite(state.validation_ce)
     ]
     return min(scored)[2] if scored else None
 

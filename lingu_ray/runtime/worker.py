@@ -198,15 +198,15 @@ class Worker:
         if self.bad_steps < self.config.train.max_bad_steps:
             self.bad_steps += 1
             return
-        if step > self.saved_step:
+        if 0 < self.saved_step < step:  # before its first checkpoint a run belongs to no settings, and stays so
             self._save(CheckpointState(step, None, self.bad_steps))
         positions = self.corpus.positions(step, self.config.train.rows_per_step)
         sources = sorted({row.source for row in self.corpus.rows(positions)})
         raise UserError(
-            f"step {step + 1}: its loss or gradient is not finite, as of {self.bad_steps} steps before, which were "
-            f"skipped (train.max_bad_steps). It reads rows {positions[0]} to {positions[-1]} of {self.corpus.folder}, "
+            f"step {step + 1}: its loss or gradient is not finite, as in {self.bad_steps} steps before it, which "
+            f"were skipped (train.max_bad_steps). It reads rows {positions[0]} to {positions[-1]} of {self.corpus.folder}, "
             f"of source {', '.join(sources)}. Lower train.learning_rates or distill.w_kd, use train.precision=fp32, or "
-            "raise train.max_bad_steps: the same command resumes before this step"
+            "raise train.max_bad_steps"
         )
 
     def _validate_and_sample(self, step: int, last: bool) -> float | None:

@@ -172,9 +172,9 @@ def test_more_steps_extend_a_finished_run(finished, data, output):
 
 def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output):
     """A worker's `UserError` ends the run at once, as that error, though failures are retried; then the run is free."""
-    hopeless = config(data, output, name="hopeless", train={"learning_rates": {"decoder": 1e30}})
+    hopeless = config(data, output, name="hopeless", train={"learning_rates": {"decoder": 1e30}, "checkpoint_every": 8})
     before = workers_started()
-    with pytest.raises(UserError, match=r"step 5: .* gradient is not finite, as of 3 .* Lower train\.learning_rates"):
+    with pytest.raises(UserError, match=r"step 5: .* gradient is not finite, as in 3 .* Lower train\.learning_rates"):
         trainer.run(hopeless)
     assert workers_started() == before + 1
     mended = config(data, output, name="hopeless", train={"steps": 2})

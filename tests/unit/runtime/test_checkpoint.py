@@ -1,5 +1,7 @@
 """Checkpoints: all that a run resumes from, written whole, the right ones kept."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +54,7 @@ def test_newest_and_best_are_kept(tmp_path):
     """The `keep_last` newest stay, and the best by validation; half-written ones do not count, and are removed."""
     model, optimizer = trained()
     (tmp_path / ".step-00000001.elsewhere-1-00.tmp").mkdir()  # of a worker on another machine, killed as it saved
-    for step, ce in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
+    for step, ce in ((1, math.nan), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
         save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, ce), keep_last=2)
     (tmp_path / "step-00000009").mkdir()  # a folder without state: what a crash could leave
     assert [state.step for _, state in checkpoints(tmp_path)] == [2, 4, 5]
