@@ -203,8 +203,8 @@ class Worker:
         positions = self.corpus.positions(step, self.config.train.rows_per_step)
         sources = sorted({row.source for row in self.corpus.rows(positions)})
         raise UserError(
-            f"step {step + 1}: its loss or gradient is not finite, as in {self.bad_steps} steps before it, which "
-            f"were skipped (train.max_bad_steps). It reads rows {positions[0]} to {positions[-1]} of {self.corpus.folder}, "
+            f"step {step + 1}: its loss or gradient is not finite, as in {self.bad_steps} steps before it, which were "
+            f"skipped (train.max_bad_steps). It reads rows {positions[0]} to {positions[-1]} of {self.corpus.folder}, "
             f"of source {', '.join(sources)}. Lower train.learning_rates or distill.w_kd, use train.precision=fp32, or "
             "raise train.max_bad_steps"
         )
