@@ -1,7 +1,6 @@
 """A Ray cluster of several nodes on this machine, as real processes: each `ray start --block`, ended by signals alone.
 
-All nodes have one address; node ids tell them apart. Their workers are forks of the server of the fixture
-`warm_workers`.
+Their workers are forks of the server of the fixture `warm_workers`.
 """
 
 from __future__ import annotations
@@ -53,7 +52,8 @@ class Nodes:
 
     def add(self) -> Command:
         """Start a node with one CPU; it joins a while later."""
-        return self._start(f"--address={self.address}", "--num-cpus=1")
+        address = f"127.0.0.{1 + len(self.started)}"  # of its own: a driver joins by the node that has its address
+        return self._start(f"--address={self.address}", f"--node-ip-address={address}", "--num-cpus=1")
 
     def worker(self, title: str) -> psutil.Process:
         """A living process of the cluster's, of those that have the title."""
