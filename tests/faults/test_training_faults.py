@@ -49,6 +49,14 @@ def reached(output, name, step):
     return bool(records) and records[-1]["step"] >= step
 
 
+def wait_for_step(output, name, step):
+    """Wait until a run of this process has done so many steps."""
+    deadline = time.monotonic() + 240
+    while not reached(output, name, step):
+        assert time.monotonic() < deadline, f"no step {step}"
+        time.sleep(0.01)
+
+
 def outcome(folder):
     """The exported weights of a run's folder, and what is known of each step, but how long it took."""
     known = ("step", "loss", "ce", "kd", "grad_norm", "bad_steps", "validation_ce")
@@ -128,7 +136,7 @@ def test_interrupted_then_killed_then_finished(data, output, caplog):
     assert not (folder / "export").exists()
     half = folder / "checkpoints" / ".step-00000016.elsewhere-1-00.tmp"  # left by a worker that is killed as it saves
     half.mkdir()
-    (corpus,) = (output / "corpora").iterdir()
+    (corpus,) = (output / ".corpora").iterdir()
     shard = next(corpus.glob("shard-*"))
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(UserError, match=rf"{shard.name} is damaged; delete the corpus' folder"):
@@ -159,10 +167,7 @@ def test_parts_killed(data, output):
 
     def disturb():
         for step, title in ((6, "TeacherActor"), (18, "RayTrainWorker")):
-            deadline = time.monotonic() + 240
-            while not reached(output, "parts", step):
-                assert time.monotonic() < deadline, f"no step {step}"
-                time.sleep(0.01)
+            wait_for_step(output, "parts", step)
             process = ray_process(title)
             process.suspend()
             time.sleep(0.5)  # by now a request waits for it
@@ -179,15 +184,14 @@ def test_a_full_disk(data, output, tmp_path):
     """Where a checkpoint does not fit, the run stops before it writes, and says how much is missing; once there is room
     the same settings resume from the checkpoint before."""
     elsewhere = {
-        "corpus": {"cache_dir": str(output / "corpora")},
+        "corpus": {"cache_dir": str(output / ".corpora")},
         "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     }
     with small_disk(tmp_path / "disk", megabytes=48) as disk:
         ballast = disk / "ballast"
 
         def fill():
-            while not reached(disk, "full", 9):
-                time.sleep(0.01)
+            wait_for_step(disk, "full", 9)
             with ballast.open("wb") as file:
                 file.write(bytes(shutil.disk_usage(disk).free - 2**18))
 
