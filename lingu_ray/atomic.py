@@ -90,7 +90,7 @@ def _remove_leftovers(path: Path) -> None:
     """Remove temporary files and folders of `path` whose writers, on this machine, are dead."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         writer = _WRITER.fullmatch(leftover.name, len(path.name) + 1)
-        if writer is not None and not _is_alive(int(writer[1])):
+        if writer is not None and not is_alive(int(writer[1])):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
@@ -101,7 +101,7 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

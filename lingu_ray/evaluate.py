@@ -56,12 +56,14 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
     from lingu_ray.report.evaluation_page import write_evaluation
     from lingu_ray.report.rehearsal import rehearse_evaluation
+    from lingu_ray.runtime.folder import written_with
+    from lingu_ray.runtime.lease import lease_on
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.runtime.tracking import where_to_look
 
     quiet_libraries()
     rehearse_evaluation(config, models or measured_models(config.out, config), config.out)
-    with open_evaluation(config.tracking, config.out, config) as run:
+    with lease_on(written_with(config.out)), open_evaluation(config.tracking, config.out, config) as run:
         if models:
             result = evaluate(models, config, config.out, ray_settings=config.ray)
         else:

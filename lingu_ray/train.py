@@ -21,6 +21,7 @@ from lingu_ray.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
+    from lingu_ray.runtime.lease import Lease
     from lingu_ray.runtime.trainer import Run
 
 log = logging.getLogger(__name__)
@@ -33,18 +34,23 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster import connect
     from lingu_ray.runtime.controls import control_configs
+    from lingu_ray.runtime.lease import lease_on
     from lingu_ray.runtime.progress import quiet_libraries
 
     quiet_libraries()
-    runs = check(config) if config.demo is None else check_demo(config)  # before Ray starts
-    connect(config.ray)
-    config = with_demo(config)
-    distilled, *controls = trainer.run_together(runs or check(config))
-    recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
-    show(config, distilled, recovery)
+    trainer.check_output(config)
+    with lease_on(config.run_dir) as lease:
+        runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
+        connect(config.ray)
+        config = with_demo(config)
+        distilled, *controls = trainer.run_together(runs or check(config, lease))
+        lease.require()
+        recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
+        lease.require()
+        show(config, distilled, recovery)
 
 
-def check(config: Config) -> list[Run]:
+def check(config: Config, lease: Lease) -> list[Run]:
     """The run, and its controls where there are some, after all checks that need no Ray, evaluation items included."""
     from lingu_ray.evaluation.run import check_engine
     from lingu_ray.evaluation.tasks.load import load_task
@@ -53,7 +59,7 @@ def check(config: Config) -> list[Run]:
     from lingu_ray.runtime.trainer import checked
 
     check_engine(config.evaluation, [path for path in (config.teacher.path, config.student.path) if path])
-    runs = checked([config, *control_configs(config).values()])
+    runs = checked([config, *control_configs(config).values()], lease)
     say_controls(config)
     rehearse_report(config)
     for task in config.evaluation.tasks:
@@ -67,9 +73,7 @@ def check_demo(config: Config) -> None:
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.resume import check_settings
     from lingu_ray.runtime.tracking import check_store, tracking_uri
-    from lingu_ray.runtime.trainer import check_output
 
-    check_output(config)
     check_store(tracking_uri(config), config.tracking.experiment)
     full = planned(config)
     check_settings(full, RunFolder(config.run_dir))

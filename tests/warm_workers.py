@@ -201,6 +201,8 @@ def become_worker(
 
     options, sys.argv = parser.parse_known_args(arguments)
     update_envs(RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}").env_vars)
+    if sys.argv[0] == "-m":  # Ray's client server, which `ray start --head` wants alive, and no test calls
+        signal.pause()
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 

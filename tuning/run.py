@@ -24,6 +24,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.interrupt import save_on_interrupt
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.lease import Lease
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import failures, read_outcome, read_outcomes, reason
 from tuning.progress import SweepProgress
@@ -38,7 +39,7 @@ _LITTLE = 2**20  # bytes; Ray wants a trial to ask for something
 _SAVE_WITHIN_S = 300.0
 
 
-def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tracked: SweepRun) -> bool:
+def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tracked: SweepRun, lease: Lease) -> bool:
     """Run the trials that have not ended or have failed; returns whether all have ended (false after Ctrl-C).
 
     As many at once as the cluster holds the workers of, so that none waits for what another has. Whatever ends this,
@@ -46,7 +47,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `SweepProgress` and the report say what it would
     concurrent = concurrent_trials(space, base)
-    sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd())
+    sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd(), lease)
     memory = memory_share(concurrent) if space.pbt else _LITTLE
     kind = PopulationTrial if space.pbt else Trial
     trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), {"memory": memory})

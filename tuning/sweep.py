@@ -18,6 +18,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
 from lingu_ray.config.settings import differences
 from lingu_ray.errors import Interrupted, UserError, run_command
+from lingu_ray.runtime.lease import Lease, lease_on
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
@@ -29,6 +30,12 @@ USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help [SECTION]]"
 def main(arguments: list[str]) -> None:
     """What a sweep consists of, from top to bottom."""
     space, base = load(arguments)
+    with lease_on(base.output_dir / space.name) as lease:
+        sweep(space, base, lease)
+
+
+def sweep(space: Space, base: Config, lease: Lease) -> None:
+    """Run, or resume, the sweep in the folder that `lease` is on."""
     folder = open_folder(space, base)
 
     from lingu_ray.runtime.cluster import connect
@@ -48,7 +55,7 @@ def main(arguments: list[str]) -> None:
     with SweepRun(space, base, folder) as tracked:
         items = build_baseline(space, shared or check_baseline(space, prepared, folder.root))
         try:
-            finished = run_trials(space, prepared, folder, items, tracked)
+            finished = run_trials(space, prepared, folder, items, tracked, lease)
         finally:
             write_report(space, base, folder, tracked)
         if not finished:

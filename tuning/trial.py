@@ -25,6 +25,7 @@ from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.evaluation.run import evaluate
 from lingu_ray.paths import starting_from
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.progress import quiet_libraries
 from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.tracking import tracking_uri
@@ -43,7 +44,8 @@ _POLL_S = 0.25
 @dataclass(frozen=True)
 class Sweep:
     """What all trials share: `base` is prepared, `items` the folder of the reference models' measured items,
-    `concurrent` how many trials run at once, `start` the folder that relative paths start from.
+    `concurrent` how many trials run at once, `start` the folder that relative paths start from, `lease` the driver's on
+    the sweep's folder.
     """
 
     space: Space
@@ -52,6 +54,7 @@ class Sweep:
     items: Path
     concurrent: int
     start: Path
+    lease: Lease
 
 
 class Trial(tune.Trainable):
@@ -119,7 +122,7 @@ class Trial(tune.Trainable):
 
     def begin(self, values: Values, until: int | None = None) -> Run:
         """Start or resume the run with these values."""
-        run = Run(trial_config(self.sweep, self.name, values, self.seed))
+        run = Run(trial_config(self.sweep, self.name, values, self.seed), self.sweep.lease)
         run.check()
         if not run.finished:
             run.prepare()

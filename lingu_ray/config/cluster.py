@@ -22,3 +22,6 @@ class RayConfig(Section):
     max_failures: int = Field(
         2, ge=0, description="times that workers which died are started again, from the newest checkpoint"
     )
+    max_preemptions: int | None = Field(
+        None, ge=0, description="times that workers are started again because their node was taken away; null: no limit"
+    )

@@ -47,6 +47,9 @@ class TrainConfig(Section):
         0.1, ge=0, le=1, description="share of the learning rate that is left at the end of its cosine decay"
     )
     grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    max_bad_steps: Annotated[int, MAY_CHANGE, NOT_COMPARED] = Field(
+        3, ge=0, description="steps skipped in a run, since their loss or gradient is not finite, before it stops"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights stay fp32")
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = Field(
         False, description="compute activations again in the backward pass; saves memory, costs time"

@@ -78,6 +78,10 @@ class Corpus:
     def __len__(self) -> int:
         return self.manifest["rows"]
 
+    def positions(self, step: int, rows_per_step: int) -> list[int]:
+        """Positions that an optimizer step reads; past the end begins a new pass."""
+        return [position % len(self) for position in range(step * rows_per_step, (step + 1) * rows_per_step)]
+
     def rows(self, positions: Sequence[int]) -> list[Row]:
         """Rows at the given positions (0 ≤ position < len), in the given order.
 

@@ -89,9 +89,11 @@ def manifest(run_dir: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of all steps: their number, seconds, supervised tokens, tokens per second (median), shares of time waiting."""
+    """Of all steps: their number, how many of them were skipped as not finite, seconds, supervised tokens, tokens per
+    second (median), shares of time waiting."""
 
     steps: int
+    skipped: int
     seconds: float
     supervised_tokens: int
     tokens_per_s: float
@@ -111,6 +113,7 @@ def throughput(records: list[Record]) -> Throughput | None:
 
     return Throughput(
         steps=len(steps),
+        skipped=sum("loss" in record and record["loss"] is None for record in steps),
         seconds=seconds,
         supervised_tokens=sum(record["tokens"] for record in steps),
         tokens_per_s=median(record["tokens_per_s"] for record in steps),

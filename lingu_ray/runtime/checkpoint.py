@@ -1,15 +1,19 @@
 """Checkpoints: model, optimizer and step, all that a run resumes from.
 
 Randomness is seeded by step and worker, and the corpus position follows from the step, so neither has a state. Tensors
-are saved unsharded and by name: a run resumes with any number of workers, sharded or not.
+are saved unsharded and by name: a run resumes with any number of workers, sharded or not. Beside the state stand size
+and identity of each file: one that was cut off or changed since is found before it is read.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,20 +21,28 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lingu_ray.atomic import whole_folder
+from lingu_ray.content import file_identity
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.distributed import is_main_process
+from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.optimizer import trained_parameters
 from lingu_ray.runtime.sharding import gather_full, local_shard, named_tensors
 
 _NAME = "step-{:08d}"
+_STATE = "state.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class CheckpointState:
-    """`step`: optimizer steps done. `validation_ce`: mean validation CE of these weights; None where not measured."""
+    """`step`: steps done. `validation_ce`: mean validation CE of these weights; None where not measured.
+
+    `bad_steps`: how many of the steps were skipped, for their loss or gradient was not finite.
+    """
 
     step: int
     validation_ce: float | None
+    bad_steps: int = 0
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -68,22 +80,58 @@ def save_checkpoint(
     with whole_folder(folder / _NAME.format(state.step)) as temporary:
         save_file(weights, temporary / "model.safetensors")
         torch.save(moments, temporary / "optimizer.pt")
-        (temporary / "state.json").write_text(json.dumps(asdict(state)))
+        files = {
+            path.name: {"bytes": path.stat().st_size, "identity": file_identity(path)} for path in temporary.iterdir()
+        }
+        (temporary / _STATE).write_text(json.dumps({**asdict(state), "files": files}))
     _prune(folder, keep_last)
 
 
 def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
-    """All complete checkpoints, oldest first."""
-    found = sorted(path for path in folder.glob("step-*") if (path / "state.json").exists())
-    return [(path, CheckpointState(**json.loads((path / "state.json").read_text()))) for path in found]
+    """All complete checkpoints, oldest first: each file is there, and as long as it was written."""
+    found = [(path, _read_state(path)) for path in sorted(folder.glob("step-*"))]
+    return [(path, state[0]) for path, state in found if state is not None]
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename the newest checkpoints that are not what was written, up to the first that is; each is warned of.
+
+    Files above 64 MiB are compared by a sample of their blocks.
+    """
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        found = _read_state(path)
+        if found is not None and all(file_identity(path / name) == f["identity"] for name, f in found[1].items()):
+            return
+        aside = path.with_name(f"damaged-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        log.warning(
+            "%s: a file is missing, cut off or changed; set aside as %s, and not resumed from", path, aside.name
+        )
+
+
+def _read_state(path: Path) -> tuple[CheckpointState, dict[str, Any]] | None:
+    """State of a checkpoint, and its files by name; None where one is missing, or longer or shorter than written."""
+    try:
+        written = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        files = written.pop("files", {})  # earlier versions wrote none
+        if any((path / name).stat().st_size != file["bytes"] for name, file in files.items()):
+            return None
+    except (OSError, ValueError):
+        return None
+    return CheckpointState(**written), files
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
-    """Load the newest checkpoint into model and optimizer; None where there is none. All workers must call it."""
-    found = checkpoints(folder)
-    if not found:
+    """Load the newest checkpoint that is not damaged; None where there is none. All workers must call it."""
+    if is_main_process():
+        set_aside_damaged(folder)
+    newest = [state.step for _, state in checkpoints(folder)[-1:]] if is_main_process() else []
+    step = int(all_sum([sum(newest)], next(model.parameters()).device)[0])  # as the main process says
+    if step == 0:
         return None
-    path, state = found[-1]
+    path = folder / _NAME.format(step)
+    state = dict(checkpoints(folder))[path]
     tensors = named_tensors(model)
     with safe_open(path / "model.safetensors", "pt") as weights, torch.no_grad():
         if different := sorted(tensors.keys() ^ weights.keys()):
@@ -112,7 +160,7 @@ def best_checkpoint(folder: Path) -> Path | None:
     scored = [
         (state.validation_ce, -state.step, path)
         for path, state in checkpoints(folder)
-        if state.validation_ce is not None
+        if state.validation_ce is not None and math.isfinite(state.validation_ce)
     ]
     return min(scored)[2] if scored else None
 

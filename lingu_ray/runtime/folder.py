@@ -103,3 +103,9 @@ class RunFolder:
             shutil.rmtree(path, ignore_errors=True)
         for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment):
             path.unlink(missing_ok=True)
+
+
+def written_with(folder: Path) -> Path:
+    """The folder whose driver writes this one: a run's for the run's own report, else the folder itself."""
+    run = RunFolder(folder.parent)
+    return run.root if folder == run.report and run.config.exists() else folder

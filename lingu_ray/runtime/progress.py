@@ -52,8 +52,8 @@ class Progress:
 
 
 def _figures(record: Record) -> str:
-    ce, kd = ("" if record[name] is None else f"  {name} {record[name]:.3f}" for name in ("ce", "kd"))
+    loss, ce, kd = ("" if record[name] is None else f"{name} {record[name]:.3f}  " for name in ("loss", "ce", "kd"))
     return (
-        f"loss {record['loss']:.3f}{ce}{kd}  {record['tokens_per_s']:.0f} tokens/s  "
+        f"{loss or 'skipped  '}{ce}{kd}{record['tokens_per_s']:.0f} tokens/s  "
         f"data {record['data_wait']:.0%}  teacher {record['teacher_wait']:.0%}"
     )

@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import whole_folder, write_text
-from lingu_ray.config import Config, StudentConfig
+from lingu_ray.config import Config, RayConfig, StudentConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
@@ -25,10 +25,12 @@ from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
 from lingu_ray.runtime.also import check_also
-from lingu_ray.runtime.checkpoint import require_space
+from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.job_stop import StopWait
+from lingu_ray.runtime.lease import Lease, lease_on
 from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.progress import Progress
@@ -48,16 +50,20 @@ log = logging.getLogger(__name__)
 
 def run(config: Config) -> Path:
     """Train one run and return its exported model (see `run_together`)."""
-    return run_together(checked([config]))[0]
+    check_output(config)
+    with lease_on(config.run_dir) as lease:
+        return run_together(checked([config], lease))[0]
 
 
-def checked(configs: Sequence[Config]) -> list[Run]:
+def checked(configs: Sequence[Config], lease: Lease) -> list[Run]:
     """The runs, after all checks that need no Ray: folder, pair, data, outputs.
+
+    `lease`: on the folder that all of them lie in.
 
     Raises:
         UserError: something that the user can fix.
     """
-    runs = [Run(config) for config in configs]
+    runs = [Run(config, lease) for config in configs]
     for run in runs:
         run.check()
     return runs
@@ -92,10 +98,13 @@ def _train_all(runs: Sequence[Run]) -> None:
 
 
 class Run:
-    """One run on the driver's side: `check`, then `prepare`, then `start`."""
+    """One run on the driver's side: `check`, then `prepare`, then `start`.
 
-    def __init__(self, config: Config):
-        self.config = config
+    `lease`: on the run's folder, or on one that it lies in; without it the workers write nothing.
+    """
+
+    def __init__(self, config: Config, lease: Lease):
+        self.config, self.lease = config, lease
         self.folder = RunFolder(config.run_dir)
         self.errors: list[BaseException] = []
         self.thread: threading.Thread | None = None
@@ -110,6 +119,7 @@ class Run:
         check_output(self.config)
         check_store(tracking_uri(self.config), self.config.tracking.experiment)
         check_also(self.config)
+        set_aside_damaged(self.folder.checkpoints)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
@@ -141,10 +151,11 @@ class Run:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.reader = RecordReader(
-            self.folder.metrics, self.tracker.follow(self.progress.say)
-        )  # only new ones are shown
-        job = Job(self.config, self.folder.root, self.corpus.folder, neighbors, until)
+        self.stop_wait = StopWait()
+        self._warn(self.stop_wait.warning_at_start())
+        logged = self.tracker.follow(self.progress.say)
+        self.reader = RecordReader(self.folder.metrics, logged)  # only new ones are shown
+        job = Job(self.config, self.folder.root, self.corpus.folder, self.lease, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
 
@@ -160,6 +171,9 @@ class Run:
         records = self.reader.new_records()
         for record in records:
             self.progress.show(record)
+            if "loss" in record and record["loss"] is None:
+                self._warn(self._skipped(record))
+        self._warn(self.stop_wait.warning_after(records))
         return records
 
     def stop(self) -> None:
@@ -188,6 +202,18 @@ class Run:
         manifest = self.corpus.folder / "manifest.json"
         self.tracker.log_files(self.folder.config, self.folder.corpus, manifest, self.folder.samples)
         self.tracker.end("FINISHED")
+
+    def _skipped(self, record: Record) -> str:
+        settings, step = self.config.train, record["step"]
+        rows = self.corpus.positions(step - 1, settings.rows_per_step)
+        return (
+            f"step {step} skipped, since its loss or gradient is not finite (rows {rows[0]} to {rows[-1]} of "
+            f"{self.corpus.folder}); {record['bad_steps']} of train.max_bad_steps={settings.max_bad_steps} so far"
+        )
+
+    def _warn(self, warning: str | None) -> None:
+        if warning is not None:
+            self.progress.say(f"warning: {warning}")
 
     def _train(self, trainer: TorchTrainer) -> None:
         try:
@@ -238,11 +264,18 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
         use_gpu=uses_gpu(config.ray),
         resources_per_worker={"CPU": config.ray.cpus_per_worker},
     )
-    failures: Any = FailureConfig(max_failures=config.ray.max_failures)
+    failures = _failures(config.ray)
     name = time.strftime("%Y%m%d-%H%M%S")
     callbacks: Any = [NoRetryOfUserErrors()]
     storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures, callbacks=callbacks)
     return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
+
+
+def _failures(settings: RayConfig) -> Any:
+    """How often Ray Train starts workers again: after failures, and, counted apart, when nodes were taken away."""
+    preemptions = -1 if settings.max_preemptions is None else settings.max_preemptions
+    config: Any = FailureConfig  # typed as either generation of the API, too
+    return config(max_failures=settings.max_failures, max_preemption_failures=preemptions)
 
 
 def prepare_initial_model(config: Config, folder: RunFolder) -> None:

@@ -33,6 +33,7 @@ from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
@@ -51,13 +52,14 @@ log = logging.getLogger(__name__)
 class Job:
     """What the driver hands to the workers; paths are absolute and on storage that all nodes share.
 
-    `neighbors`: runs that train beside this one and share the cores. `until`: step after which to save and pause; None:
-    train to the end and export.
+    `lease`: the driver's, on the run's folder or one that it lies in. `neighbors`: runs that train beside this one and
+    share the cores. `until`: step after which to save and pause; None: train to the end and export.
     """
 
     config: Config
     run_dir: Path
     corpus_dir: Path
+    lease: Lease
     neighbors: int
     until: int | None = None
 
@@ -75,7 +77,7 @@ class Worker:
     def __init__(self, job: Job):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.config, self.folder = job.config, RunFolder(job.run_dir)
+        self.config, self.folder, self.lease = job.config, RunFolder(job.run_dir), job.lease
         self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
         self.device = ray.train.torch.get_device()
         self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
@@ -95,6 +97,7 @@ class Worker:
         self.validation = Validation(self.config, self.held_out, self.encoder, self.device, self.rank, self.world)
         self.metrics = MetricsFile(self.folder.metrics, self.config, self.corpus)
         self.samples = JsonLines(self.folder.samples)
+        self.bad_steps = self.saved_step = 0
 
     def run(self) -> None:
         """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
@@ -117,16 +120,18 @@ class Worker:
         with reader:
             while step < self.last_step:
                 stop = self._train_step(step, reader)
+                leaving = ray.train.get_preemption_info() is not None  # a node is about to be taken away
                 step += 1
                 validation_ce = self._validate_and_sample(step, last=step == self.last_step)
-                if stop or step == self.last_step or step % settings.checkpoint_every == 0:
-                    self._save(CheckpointState(step, validation_ce))
+                if stop or leaving or step == self.last_step or step % settings.checkpoint_every == 0:
+                    self._save(CheckpointState(step, validation_ce, self.bad_steps))
                 if stop and step < self.last_step:
                     return
         if step == settings.steps:
             self._export()
 
     def _export(self) -> None:
+        self._require_lease()
         settings = self.config.train
         dtype, folder = self.export_dtype, self.folder.export
         try:
@@ -158,29 +163,28 @@ class Worker:
         sums = self.micro_batches.run(batches, plans, weights)
         sum_gradients(self.parameters)
         norm = clip_gradients(self.parameters, self.config.train.grad_clip)
-        if not math.isfinite(norm):
-            sources = sorted({source for batch in batches for source in batch.sources})
-            raise UserError(
-                f"step {step + 1}: the gradient is not finite (loss {sums.loss}); sources in it: {', '.join(sources)}. "
-                "Lower train.learning_rates or distill.w_kd, or use train.precision=fp32."
-            )
-        self.optimizer.step()
-
-        seconds = time.perf_counter() - begin
         read = sum(batch.tokens for batch in batches)
         asked = is_main_process() and self.folder.stop.exists()
         loss, ce, kd, kv_bytes, read, waits, teacher_waits, stop = all_sum(
             [sums.loss, sums.ce, sums.kd, sums.kv_bytes, read, data_wait, sums.teacher_wait, float(asked)], self.device
         )
+        good = math.isfinite(norm) and math.isfinite(loss)  # the same on all workers
+        if good:
+            self.optimizer.step()
+        else:
+            self._skip(step)
+        seconds = time.perf_counter() - begin
+        self._require_lease()
         if is_main_process():
             self.metrics.append(
                 {
                     "step": step + 1,
-                    "loss": loss,
-                    "ce": ce / weights.ce_tokens if weights.ce_tokens else None,
-                    "kd": kd / weights.kd_tokens if weights.kd_tokens else None,
+                    "loss": loss if good else None,
+                    "ce": ce / weights.ce_tokens if good and weights.ce_tokens else None,
+                    "kd": kd / weights.kd_tokens if good and weights.kd_tokens else None,
                     "lr": factor * self.config.train.learning_rates.decoder,
-                    "grad_norm": norm,
+                    "grad_norm": norm if good else None,
+                    "bad_steps": self.bad_steps,
                     "temperature": weights.temperature,
                     "w_ce": weights.w_ce,
                     "w_kd": weights.w_kd,
@@ -194,6 +198,26 @@ class Worker:
                 }
             )
         return stop > 0
+
+    def _skip(self, step: int) -> None:
+        """Count a step whose loss or gradient is not finite; past the limit save what was trained before it, and stop.
+
+        Raises:
+            UserError: it is one too many.
+        """
+        if self.bad_steps < self.config.train.max_bad_steps:
+            self.bad_steps += 1
+            return
+        if 0 < self.saved_step < step:  # before its first checkpoint a run belongs to no settings, and stays so
+            self._save(CheckpointState(step, None, self.bad_steps))
+        positions = self.corpus.positions(step, self.config.train.rows_per_step)
+        sources = sorted({row.source for row in self.corpus.rows(positions)})
+        raise UserError(
+            f"step {step + 1}: its loss or gradient is not finite, as in {self.bad_steps} steps before it, which were "
+            f"skipped (train.max_bad_steps). It reads rows {positions[0]} to {positions[-1]} of {self.corpus.folder}, "
+            f"of source {', '.join(sources)}. Lower train.learning_rates or distill.w_kd, use train.precision=fp32, or "
+            "raise train.max_bad_steps"
+        )
 
     def _validate_and_sample(self, step: int, last: bool) -> float | None:
         """Validate and sample where `step` is one to do so; returns the mean validation CE of this step."""
@@ -212,9 +236,16 @@ class Worker:
                     self.samples.append({"step": step, **record})
         return validation_ce
 
+    def _require_lease(self) -> None:
+        """Write no more where another driver has taken the run over. Raises UserError in the process that writes."""
+        if is_main_process():
+            self.lease.require()
+
     def _restore(self) -> int:
         state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer)
-        step = state.step if state else 0
+        step = self.saved_step = state.step if state else 0
+        self.bad_steps = state.bad_steps if state else 0
+        self._require_lease()
         if is_main_process():
             self.metrics.drop_after(step)
             self.metrics.start()
@@ -222,8 +253,10 @@ class Worker:
         return step
 
     def _save(self, state: CheckpointState) -> None:
+        self._require_lease()
         keep = self.config.train.keep_last
         save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
+        self.saved_step = state.step
         log.info("saved step %d", state.step)
         if is_main_process():
             self.metrics.saved()

@@ -13,7 +13,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus
 from lingu_ray.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 ROWS = 400
 BUILD = """

@@ -11,7 +11,7 @@ from tinysweep import write_adapted_and_tasks, write_base, write_space
 from tuning import sweep
 from tuning.outcome import read_outcomes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1500)]
 
 
 def statuses(output):

@@ -1,8 +1,16 @@
-"""What a run survives: SIGKILL of the driver, of a worker, of a teacher; Ctrl-C. Each ends with the same weights."""
+"""What a run survives on one machine: killed parts, Ctrl-C, a full disk, files cut off, a step that is not finite.
 
+Each ends with the same weights and metrics as the undisturbed run. In all of them one step's loss overflows, and is
+skipped.
+"""
+
+import os
+import shutil
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import commands
 import psutil
@@ -11,24 +19,28 @@ import torch
 from safetensors.torch import load_file
 from tinyrun import config, write_settings
 
+from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.records import read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1500)]
 
 TRAIN = {"steps": 40, "checkpoint_every": 8, "validate_every": 0, "sample_every": 0}
+BAD_STEP = 21
+"""The one step at whose progress the weight of KD is too large for float32."""
+DISTILL = {"w_kd": [[0, 1], [(BAD_STEP - 1) / 39, 1e300], [BAD_STEP / 39, 1]]}
 
 
 def start(data, output, name):
     """Start `python -m lingu_ray.train`, with a Ray of its own."""
-    path = write_settings(output / f"{name}.yaml", data, output, name=name, train=TRAIN)
+    path = write_settings(output / f"{name}.yaml", data, output, name=name, train=TRAIN, distill=DISTILL)
     return commands.start_warm("lingu_ray.train", path)
 
 
-def train(data, output, name):
+def train(data, output, name, **more):
     """The same run in this process, on the tests' Ray."""
-    trainer.run(config(data, output, name=name, train=TRAIN))
+    trainer.run(config(data, output, name=name, train=TRAIN, distill=DISTILL, **more))
 
 
 def reached(output, name, step):
@@ -37,24 +49,47 @@ def reached(output, name, step):
     return bool(records) and records[-1]["step"] >= step
 
 
-def weights(output, name):
-    """The exported weights."""
-    return load_file(output / name / "export" / "model.safetensors")
+def wait_for_step(output, name, step):
+    """Wait until a run of this process has done so many steps."""
+    deadline = time.monotonic() + 240
+    while not reached(output, name, step):
+        assert time.monotonic() < deadline, f"no step {step}"
+        time.sleep(0.01)
 
 
-def assert_same_run(output, name):
-    """Same weights to the bit as the undisturbed run, and every step stands once in the metrics."""
-    ours, theirs = weights(output, name), weights(output, "undisturbed")
+def outcome(folder):
+    """The exported weights of a run's folder, and what is known of each step, but how long it took."""
+    known = ("step", "loss", "ce", "kd", "grad_norm", "bad_steps", "validation_ce")
+    records = [tuple(record.get(key) for key in known) for record in read_records(folder / "metrics.jsonl")]
+    return load_file(folder / "export" / "model.safetensors"), records
+
+
+def assert_same_run(output, folder):
+    """Same weights to the bit as the undisturbed run, and the same metrics: every step stands once in them."""
+    (ours, records), (theirs, expected) = outcome(folder), outcome(output / "undisturbed")
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    steps = [record["step"] for record in read_records(output / name / "metrics.jsonl") if "loss" in record]
-    assert steps == list(range(1, TRAIN["steps"] + 1))
+    assert records == expected
 
 
-def kill_worker(title):
-    """Kill the process of the tests' Ray that has the title."""
+def ray_process(title):
+    """The process of the tests' Ray that has the title."""
     processes = psutil.Process().children(recursive=True)
     (found,) = (process for process in processes if title in " ".join(process.cmdline()))
-    found.kill()
+    return found
+
+
+@contextmanager
+def small_disk(folder, megabytes):
+    """A file system of so many megabytes in the folder."""
+    folder.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    made = subprocess.run(argv, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no file system of its own can be mounted here: {made.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +100,20 @@ def output(ray_cluster, data, tmp_path_factory):
     return folder
 
 
-def test_interrupted_then_killed_then_finished(data, output):
+def test_a_step_that_is_not_finite_is_skipped(output):
+    """It stands in the metrics without a loss, is counted from there on, and changes no weight: the next one has the
+    loss of a run that goes on."""
+    records = read_records(output / "undisturbed" / "metrics.jsonl")
+    steps = [record for record in records if "loss" in record]
+    assert [r["step"] for r in steps if r["loss"] is None] == [BAD_STEP]
+    assert [r["bad_steps"] for r in steps] == [int(r["step"] >= BAD_STEP) for r in steps]
+
+
+def test_interrupted_then_killed_then_finished(data, output, caplog):
     """Ctrl-C finishes the step, writes a checkpoint, says how to resume, and exits with 130; so does SIGTERM to the
-    whole group. SIGKILL of all processes loses the steps since the newest checkpoint. The same settings resume, and
-    end with the same weights."""
+    whole group. SIGKILL of all processes loses the steps since the newest checkpoint. A shard of the corpus that was
+    cut off is named. The same settings resume, from the checkpoint before where the newest is cut in half, and end with
+    the same weights."""
     folder = output / "stopped"
     with start(data, output, "stopped") as command:
         command.wait_for(lambda: reached(output, "stopped", 4))
@@ -91,8 +136,17 @@ def test_interrupted_then_killed_then_finished(data, output):
     assert not (folder / "export").exists()
     half = folder / "checkpoints" / ".step-00000016.elsewhere-1-00.tmp"  # left by a worker that is killed as it saves
     half.mkdir()
+    (corpus,) = (output / ".corpora").iterdir()
+    shard = next(corpus.glob("shard-*"))
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(UserError, match=rf"{shard.name} is damaged; delete the corpus' folder"):
+        train(data, output, "stopped")
+    shutil.rmtree(corpus)
+    cut = folder / "checkpoints" / f"step-{newest:08d}" / "optimizer.pt"
+    os.truncate(cut, cut.stat().st_size // 2)
     train(data, output, "stopped")
-    assert_same_run(output, "stopped")
+    assert f"step-{newest:08d}: a file is missing, cut off or changed" in caplog.text
+    assert_same_run(output, folder)
     assert not list((folder / "checkpoints").glob(".*"))
 
 
@@ -108,19 +162,47 @@ def test_interrupted_before_the_first_step(data, output):
 
 
 def test_parts_killed(data, output):
-    """A killed teacher is replaced and asked again, and nothing of the step is lost; a killed worker is replaced and
-    resumes from the newest checkpoint."""
+    """A teacher that is killed in the middle of a request is replaced and asked again, and nothing of the step is lost;
+    a killed worker is replaced and resumes from the newest checkpoint."""
 
     def disturb():
         for step, title in ((6, "TeacherActor"), (18, "RayTrainWorker")):
-            deadline = time.monotonic() + 240
-            while not reached(output, "parts", step):
-                assert time.monotonic() < deadline, f"no step {step}"
-                time.sleep(0.01)
-            kill_worker(title)
+            wait_for_step(output, "parts", step)
+            process = ray_process(title)
+            process.suspend()
+            time.sleep(0.5)  # by now a request waits for it
+            process.kill()
 
     with ThreadPoolExecutor(1) as pool:
         disturbed = pool.submit(disturb)
         train(data, output, "parts")
         disturbed.result()
-    assert_same_run(output, "parts")
+    assert_same_run(output, output / "parts")
+
+
+def test_a_full_disk(data, output, tmp_path):
+    """Where a checkpoint does not fit, the run stops before it writes, and says how much is missing; once there is room
+    the same settings resume from the checkpoint before."""
+    elsewhere = {
+        "corpus": {"cache_dir": str(output / ".corpora")},
+        "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+    }
+    with small_disk(tmp_path / "disk", megabytes=48) as disk:
+        ballast = disk / "ballast"
+
+        def fill():
+            wait_for_step(disk, "full", 9)
+            with ballast.open("wb") as file:
+                file.write(bytes(shutil.disk_usage(disk).free - 2**18))
+
+        with ThreadPoolExecutor(1) as pool:
+            filled = pool.submit(fill)
+            with pytest.raises(
+                UserError, match=r"no disk space for the checkpoint of step 16: \d+ MB needed, 0 MB free"
+            ):
+                train(data, disk, "full", **elsewhere)
+            filled.result()
+        assert [state.step for _, state in checkpoints(disk / "full" / "checkpoints")] == [8]
+        ballast.unlink()
+        train(data, disk, "full", **elsewhere)
+        assert_same_run(output, disk / "full")

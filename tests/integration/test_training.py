@@ -11,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from tinyrun import config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
+from lingu_ray.runtime.lease import lease_on
 from lingu_ray.runtime.optimizer import lr_factor
 from lingu_ray.runtime.records import read_records
 from lingu_ray.runtime.tracking import flat, newest_settings, tracking_uri
@@ -120,7 +122,8 @@ def test_controls_have_the_same_data_and_no_teacher(finished):
     Without a factor on distilled rows they are one and the same, to the bit.
     """
     controls = [control_config(finished, name) for name in CONTROLS]
-    trainer.run_together(trainer.checked(controls))
+    with lease_on(finished.run_dir) as lease:
+        trainer.run_together(trainer.checked(controls, lease))
     where = lambda run: json.loads((run.run_dir / "corpus.json").read_text())["path"]  # noqa: E731
     for control in controls:
         assert where(control) == where(finished)
@@ -169,9 +172,9 @@ def test_more_steps_extend_a_finished_run(finished, data, output):
 
 def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output):
     """A worker's `UserError` ends the run at once, as that error, though failures are retried; then the run is free."""
-    hopeless = config(data, output, name="hopeless", train={"learning_rates": {"decoder": 1e30}})
+    hopeless = config(data, output, name="hopeless", train={"learning_rates": {"decoder": 1e30}, "checkpoint_every": 8})
     before = workers_started()
-    with pytest.raises(UserError, match=r"the gradient is not finite .* Lower train\.learning_rates"):
+    with pytest.raises(UserError, match=r"step 5: .* gradient is not finite, as in 3 .* Lower train\.learning_rates"):
         trainer.run(hopeless)
     assert workers_started() == before + 1
     mended = config(data, output, name="hopeless", train={"steps": 2})
@@ -188,6 +191,7 @@ def test_a_finished_training_survives_a_failed_export(ray_cluster, data, output)
     checkpoint = settings.run_dir / "checkpoints" / "step-00000001" / "model.safetensors"
     good = AutoModelForImageTextToText.from_pretrained(data / "student").state_dict()
     save_file({name: good[name].clone() for name in load_file(checkpoint)}, checkpoint)
+    write_json(checkpoint.with_name("state.json"), {"step": 1, "validation_ce": None})  # else it counts as damaged
     export = AutoModelForImageTextToText.from_pretrained(trainer.run(settings)).state_dict()
     assert all(torch.equal(export[name], tensor) for name, tensor in good.items())
     assert len([r for r in read_records(settings.run_dir / "metrics.jsonl") if "loss" in r]) == 1  # trained once
@@ -241,7 +245,8 @@ def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, outp
         policy: config(data, output, name=f"new-{policy}", student=NEW, distill={"policy": policy, "w_kd": 5})
         for policy in ("selective", "none")
     }
-    trainer.run_together(trainer.checked(list(runs.values())))
+    with lease_on(output) as lease:
+        trainer.run_together(trainer.checked(list(runs.values()), lease))
     kd = [r["kd"] for r in read_records(runs["selective"].run_dir / "metrics.jsonl") if "loss" in r]
     assert kd[0] == pytest.approx(0, abs=1e-6) and kd[-1] > 0  # at first both decoders are equal
     start = load_file(runs["none"].run_dir / "initial_model" / "model.safetensors")

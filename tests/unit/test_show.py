@@ -62,7 +62,7 @@ def test_what_is_printed_can_be_copied(home: Path, capsys: pytest.CaptureFixture
 def test_what_fails_at_the_end_is_made_by_the_same_command(
     home: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A report that cannot be written is an error, a store that takes no files a warning; the second time mends both."""
+    """A report that cannot be written is an error, a store that takes no files a warning; both are made up for."""
     run, export = home / "runs" / "small", Path("runs/small/export")
     shutil.copy(empty_store, run.parent / "mlflow.db")
     (run / "report").write_text("in the way")

@@ -1,5 +1,7 @@
 """Checkpoints: all that a run resumes from, written whole, the right ones kept."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -52,7 +54,7 @@ def test_newest_and_best_are_kept(tmp_path):
     """The `keep_last` newest stay, and the best by validation; half-written ones do not count, and are removed."""
     model, optimizer = trained()
     (tmp_path / ".step-00000001.elsewhere-1-00.tmp").mkdir()  # of a worker on another machine, killed as it saved
-    for step, ce in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
+    for step, ce in ((1, math.nan), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
         save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, ce), keep_last=2)
     (tmp_path / "step-00000009").mkdir()  # a folder without state: what a crash could leave
     assert [state.step for _, state in checkpoints(tmp_path)] == [2, 4, 5]
@@ -66,3 +68,37 @@ def test_no_disk_space_is_said_before_anything_is_written(tmp_path):
         UserError, match=r"no disk space for the checkpoint of step 7: .* MB needed, .* MB free in .*keep_last"
     ):
         require_space(tmp_path, 1 << 60, "the checkpoint of step 7")
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "changed", "no state", "half a state"])
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, caplog, damage):
+    """Whatever is wrong with the newest, it is named, and the one before is loaded; the next ones are kept as ever."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, None, bad_steps=1), keep_last=2)
+    saved = model[0].weight.detach().clone()
+    save_checkpoint(tmp_path, *trained(seed=2), CheckpointState(6, None), keep_last=2)
+    newest = tmp_path / "step-00000006"
+    weights, state = newest / "model.safetensors", newest / "state.json"
+    if damage == "cut in half":
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "changed":
+        *before, last = weights.read_bytes()
+        weights.write_bytes(bytes([*before, last ^ 1]))
+    elif damage == "no state":
+        state.unlink()
+    else:
+        state.write_text(state.read_text()[:20])
+    other, other_optimizer = trained(seed=1, steps=1)
+    assert load_checkpoint(tmp_path, other, other_optimizer) == CheckpointState(3, None, bad_steps=1)
+    assert torch.equal(other[0].weight, saved)
+    assert f"{newest}: a file is missing, cut off or changed; set aside as damaged-step-00000006" in caplog.text
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(5, None), keep_last=1)
+    assert [state.step for _, state in checkpoints(tmp_path)] == [5]
+
+
+def test_checkpoints_of_earlier_versions_are_read(tmp_path):
+    """They say nothing of their files: what is there is taken for whole."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), keep_last=1)
+    (tmp_path / "step-00000003" / "state.json").write_text('{"step": 3, "validation_ce": 1.5}')
+    assert load_checkpoint(tmp_path, *trained(seed=1)) == CheckpointState(3, 1.5)

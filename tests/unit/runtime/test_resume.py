@@ -15,7 +15,10 @@ from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import resume
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.trainer import Run
+
+LEASE = Lease(Path("driver.json"), "this test")
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +83,7 @@ def test_steps_may_grow(data: Path, tmp_path: Path, said):
     """More steps train on, by a rule that is said; fewer than were trained are refused; without checkpoints, both."""
     folder = started(config(data, tmp_path), step=8, exported=True)
     longer = config(data, tmp_path, train={"steps": 16})
-    assert Run(config(data, tmp_path)).finished and not Run(longer).finished
+    assert Run(config(data, tmp_path), LEASE).finished and not Run(longer, LEASE).finished
     resume.check_settings(longer, folder)
     assert "from step 9 on, learning rate, temperature and weights are those that a run of 16 steps has" in said.text
     with pytest.raises(UserError, match=r"train\.steps=4, .* has been trained for 8 steps"):
@@ -151,7 +154,7 @@ def test_output_in_a_jobs_own_folder_is_refused(data: Path):
     """A job's working directory is Ray's copy, which it removes: the run names the setting and the cure."""
     where = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0/runs")
     with pytest.raises(UserError, match=r"output_dir=.* lies in the copy .* absolute output_dir="):
-        Run(config(data, where)).check()
+        Run(config(data, where), LEASE).check()
     assert not where.exists()
 
 
@@ -159,4 +162,4 @@ def test_output_that_cannot_be_written_is_refused(data: Path, tmp_path: Path):
     """Before anything else: here a file is where a folder of the path should be."""
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"output_dir={tmp_path / 'file' / 'runs'}: cannot be written: "):
-        Run(config(data, tmp_path / "file" / "runs")).check()
+        Run(config(data, tmp_path / "file" / "runs"), LEASE).check()

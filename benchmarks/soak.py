@@ -1,0 +1,200 @@
+"""A run that is struck again and again, beside the same run that is left alone: their weights must be equal to the bit.
+
+    python -m benchmarks.soak run=my-run.yaml faults=30 out=FOLDER
+
+At random steps one of: Ctrl-C, SIGTERM, SIGKILL of the driver with all of its processes, SIGKILL of a worker or of a
+teacher, and SIGKILL of the driver with the newest checkpoint cut in half. The same command is started again each time.
+Which fault comes at which step follows from `seed` alone. A soak that was interrupted resumes: its runs do, and
+FOLDER/soak.log says which faults have been.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from pydantic import Field, PositiveInt
+from safetensors.torch import load_file
+
+from benchmarks.report import publish
+from lingu_ray.config import Config, Section, Several
+from lingu_ray.config.command_line import load_config, settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.paths import LocalPath
+from lingu_ray.runtime.checkpoint import checkpoints
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.records import JsonLines, read_records
+
+Fault = Literal["interrupt", "terminate", "kill_all", "kill_worker", "kill_teacher", "cut_checkpoint"]
+FAULTS: tuple[Fault, ...] = (
+    "interrupt",
+    "terminate",
+    "kill_all",
+    "kill_worker",
+    "kill_teacher",
+    "cut_checkpoint",
+)
+_PROCESSES = {"kill_worker": "ray::RayTrainWorker", "kill_teacher": "ray::TeacherActor"}
+_SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
+_POLL_S = 0.02
+
+
+class SoakConfig(Section):
+    """Settings of the benchmark."""
+
+    run: str = Field("demo", description="recipe or YAML file of the run")
+    faults: PositiveInt = Field(10, description="how often it is struck")
+    kinds: Several[Fault] = Field(FAULTS, description="faults to draw from")
+    seed: int = Field(0, description="of the faults and their steps")
+    out: LocalPath = Field(Path("soak"), description="folder of the runs and the result")
+
+
+HELP = Help("python -m benchmarks.soak [key=value ...]", __doc__, SoakConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Soak, print, and write. Raises UserError where the weights differ."""
+    options = settings_alone(arguments, HELP, SoakConfig)
+    options.out.mkdir(parents=True, exist_ok=True)
+    begin = time.monotonic()
+    _finish(words(options, "undisturbed"))
+    alone_s = time.monotonic() - begin
+    struck = strike_all(options)
+    equal = same_weights(*(config(options, name).run_dir for name in ("undisturbed", "struck")))
+    row = {
+        "steps": config(options, "struck").train.steps,
+        "faults": len(struck),
+        **Counter(fault for fault in struck),
+        "undisturbed, s": alone_s,
+        "struck, s": time.monotonic() - begin - alone_s,
+        "equal": equal,
+    }
+    publish("soak", [row], options.out, settings=options.model_dump(mode="json", exclude={"out"}))
+    if not equal:
+        raise UserError(f"the weights differ: compare the two runs in {options.out}")
+
+
+def words(options: SoakConfig, name: str) -> list[str]:
+    """The command line of one of the two runs: without evaluation and controls, which no fault strikes."""
+    more = [f"ray.max_failures={options.faults}", "controls=[]", "evaluation.tasks=[]"]
+    return [options.run, f"name={name}", f"output_dir={options.out / 'runs'}", *more]
+
+
+def config(options: SoakConfig, name: str) -> Config:
+    """The settings of one of the two runs."""
+    return load_config(words(options, name))
+
+
+def plan(options: SoakConfig, steps: int) -> list[tuple[int, Fault]]:
+    """The steps at which the run is struck, in order, and how."""
+    drawn = random.Random(options.seed)
+    at = sorted(drawn.randint(1, max(1, steps - 1)) for _ in range(options.faults))
+    return [(step, drawn.choice(options.kinds)) for step in at]
+
+
+def strike_all(options: SoakConfig) -> list[Fault]:
+    """Train the run to its end, with every fault of the plan that has not been yet; returns all that have been."""
+    settings = config(options, "struck")
+    folder, log = RunFolder(settings.run_dir), JsonLines(options.out / "soak.log")
+    done = read_records(log.path)
+    todo = plan(options, settings.train.steps)[len(done) :]
+    while todo:
+        with started(words(options, "struck")) as driver:
+            before = len(todo)
+            while todo and driver.poll() is None:
+                step, fault = todo[0]
+                if _step(folder) < step or not strike(fault, psutil.Process(driver.pid), folder):
+                    time.sleep(_POLL_S)
+                    continue
+                print(f"step {_step(folder)}: {fault}", file=sys.stderr)
+                log.append({"step": step, "fault": fault})
+                todo.pop(0)
+                if fault not in _PROCESSES:
+                    driver.wait()
+            if driver.poll() is not None and len(todo) == before:
+                break  # finished too early, or failed by itself: what comes next says so
+    _finish(words(options, "struck"))
+    return [record["fault"] for record in read_records(log.path)]
+
+
+def strike(fault: Fault, driver: psutil.Process, folder: RunFolder) -> bool:
+    """Do it; false where what it strikes is not there yet."""
+    if fault in _SIGNALS:
+        driver.send_signal(_SIGNALS[fault])
+    elif fault in _PROCESSES:
+        title = _PROCESSES[fault]
+        found = [process for process in driver.children(recursive=True) if _title(process).startswith(title)]
+        if not found:
+            return False
+        found[0].kill()
+    else:
+        saved = checkpoints(folder.checkpoints)
+        if fault == "cut_checkpoint" and not saved:
+            return False
+        _kill(driver)
+        if fault == "cut_checkpoint":
+            cut = checkpoints(folder.checkpoints)[-1][0] / "model.safetensors"
+            os.truncate(cut, cut.stat().st_size // 2)
+    return True
+
+
+def same_weights(*runs: Path) -> bool:
+    """Whether two runs' exports have equal bits."""
+    ours, theirs = (
+        {name: tensor for file in sorted(run.glob("export/*.safetensors")) for name, tensor in load_file(file).items()}
+        for run in runs
+    )
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@contextmanager
+def started(arguments: list[str]) -> Iterator[subprocess.Popen]:
+    """The training command; whatever it leaves is killed."""
+    with subprocess.Popen([sys.executable, "-m", "lingu_ray.train", *arguments], stdout=sys.stderr) as driver:
+        process = psutil.Process(driver.pid)
+        try:
+            yield driver
+        finally:
+            if driver.poll() is None:
+                _kill(process)
+
+
+def _finish(arguments: list[str]) -> None:
+    """Train to the end."""
+    with started(arguments) as driver:
+        if driver.wait() != 0:
+            raise UserError(f"lingu_ray.train {' '.join(arguments)} ended with {driver.returncode}")
+
+
+def _step(folder: RunFolder) -> int:
+    records = read_records(folder.metrics)
+    return records[-1]["step"] if records else 0
+
+
+def _kill(driver: psutil.Process) -> None:
+    """SIGKILL to a process and all that it started."""
+    for process in (*driver.children(recursive=True), driver):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _title(process: psutil.Process) -> str:
+    with suppress(psutil.NoSuchProcess, IndexError):
+        return process.cmdline()[0]
+    return ""
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,162 @@
+"""One writer a folder: a driver holds a lease on what it writes, and another driver is refused, or takes a dead one's.
+
+The lease is a small JSON file that its holder writes again every few seconds. Who finds one watches it: a holder that
+is alive writes it again, and one that is dead does not, so no two clocks are compared. A holder that was only slow
+(suspended, cut off from the storage) finds another's name in the file, and so do its workers, before each step that
+they record and each checkpoint that they write: they stop. Nothing is locked by the operating system, so any storage
+will do that replaces files as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from lingu_ray.atomic import is_alive, write_json
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.job_stop import job_id
+
+BEAT_S = 5.0
+STALE_S = 30.0
+"""Without a sign of life for so long a holder counts as dead."""
+_POLL_S = 0.25
+NAME = "driver.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What the file says: who holds the lease.
+
+    `namespace`: in which `process` is counted, for containers may share a host's name. `job`: id of its Ray job.
+    `beats` counts how often it was written, last at `time` (seconds of the holder's own clock). `ended`: given up.
+    """
+
+    owner: str
+    host: str
+    namespace: str
+    process: int
+    job: str | None
+    time: float
+    beats: int = 0
+    ended: bool = False
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether its process is known to have ended; only processes of this machine are known."""
+        here = (socket.gethostname(), _namespace())
+        return (self.host, self.namespace) == here and not is_alive(self.process)
+
+    def describe(self) -> str:
+        """Host, process, Ray job, and when it last showed a sign of life."""
+        job = f", Ray job {self.job}" if self.job else ""
+        return f"process {self.process} on {self.host}{job}; last sign of life {_ago(time.time() - self.time)}"
+
+    def how_to_stop(self) -> str:
+        """The command that lets it save and end."""
+        stop = f"`ray job stop {self.job}`" if self.job else f"`kill {self.process}` on {self.host}"
+        return f"Wait until it has ended, or stop it by {stop}, and run the same command again"
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A lease that was held: its file, and whose it is. Workers get a copy."""
+
+    path: Path
+    owner: str
+
+    def require(self) -> None:
+        """Raise UserError where another driver holds the lease by now, or the file is gone."""
+        holder = _read(self.path)
+        if holder is None:
+            raise UserError(f"{self.path} is gone, and nobody knows who writes this folder: run the same command again")
+        if holder.owner != self.owner:
+            raise UserError(
+                f"{self.path.parent} belongs to another driver now ({holder.describe()}), which took it over "
+                "as this one had shown no sign of life; nothing more is written here"
+            )
+
+
+@contextmanager
+def lease_on(folder: Path) -> Iterator[Lease]:
+    """Hold the lease on a folder while the block runs; the folder is made, and removed where nothing else came into it.
+
+    Raises:
+        UserError: another driver that is alive holds it; names it, and how to stop it.
+    """
+    path = folder / NAME
+    _wait_for_the_other(path)
+    mine = Holder(secrets.token_hex(8), socket.gethostname(), _namespace(), os.getpid(), job_id(), time.time())
+    write_json(path, asdict(mine))
+    ended = threading.Event()
+    heart = threading.Thread(target=_beat, args=(path, mine, ended), name="lease", daemon=True)
+    heart.start()
+    try:
+        yield Lease(path, mine.owner)
+    finally:
+        ended.set()
+        heart.join()
+        holder = _read(path)
+        if holder is not None and holder.owner == mine.owner and [*folder.iterdir()] == [path]:
+            shutil.rmtree(folder)
+
+
+def _beat(path: Path, mine: Holder, ended: threading.Event) -> None:
+    """Write the file again and again, and in the end once more, as long as it is ours."""
+    while True:
+        over = ended.wait(BEAT_S)
+        with suppress(OSError):  # a storage that is away for a moment; for long, and others take over
+            holder = _read(path)
+            if holder is None or holder.owner != mine.owner:
+                return
+            mine = replace(mine, time=time.time(), beats=mine.beats + 1, ended=over)
+            write_json(path, asdict(mine))
+        if over:
+            return
+
+
+def _wait_for_the_other(path: Path) -> None:
+    """Return where nobody holds the lease, or its holder is dead. Raises UserError at a sign of its life."""
+    first = _read(path)
+    if first is None or first.ended:
+        return
+    if not first.is_dead:
+        log.info("%s: another driver wrote it (%s): looking for a sign of life", path.parent, first.describe())
+    give_up = time.monotonic() + STALE_S
+    while not first.is_dead and time.monotonic() < give_up:
+        time.sleep(_POLL_S)
+        now = _read(path)
+        if now is None or now.ended:
+            return
+        if (now.owner, now.beats) != (first.owner, first.beats):
+            raise UserError(f"{path.parent}: another driver writes it ({now.describe()}). {now.how_to_stop()}")
+    log.warning("%s: taken over from a driver that is dead (%s)", path.parent, first.describe())
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+
+
+def _namespace() -> str:
+    """The namespace of process ids; empty where the system has none."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def _ago(seconds: float) -> str:
+    return f"{max(0, round(seconds))} s ago"

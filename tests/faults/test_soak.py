@@ -1,0 +1,46 @@
+"""The soak: a run is struck as planned, resumes each time, and its result says whether the weights are equal."""
+
+import json
+from contextlib import contextmanager
+
+import commands
+import pytest
+from tinyrun import write_settings
+
+from benchmarks import soak
+from lingu_ray.runtime.records import read_records
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+
+
+@contextmanager
+def warm(arguments):
+    """The training command as a fork of the fixture's server."""
+    with commands.start_warm("lingu_ray.train", *arguments) as command:
+        yield command.process
+
+
+def test_the_weights_are_equal_whatever_strikes(warm_workers, data, tmp_path, monkeypatch, capsys):
+    """Three faults at three steps; a second call finds all of it done."""
+    monkeypatch.setattr(soak, "started", warm)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    train = {"steps": 40, "checkpoint_every": 5, "validate_every": 0, "sample_every": 0}
+    run = write_settings(tmp_path / "run.yaml", data, tmp_path, train=train)
+    arguments = [
+        f"run={run}",
+        "faults=3",
+        "kinds=interrupt,kill_all,cut_checkpoint",
+        "seed=2",
+        f"out={tmp_path / 'soak'}",
+    ]
+    options = soak.settings_alone(arguments, soak.HELP, soak.SoakConfig)
+    planned = soak.plan(options, 40)
+    assert planned == soak.plan(options, 40) and len({fault for _, fault in planned}) == 3
+    for _ in range(2):
+        soak.main(arguments)
+        (row,) = json.loads(capsys.readouterr().out)["rows"]
+        assert row["equal"] and row["faults"] == 3 and row["steps"] == 40
+    log = read_records(tmp_path / "soak" / "soak.log")
+    assert [(record["step"], record["fault"]) for record in log] == planned
+    undisturbed, struck = (tmp_path / "soak" / "runs" / name for name in ("undisturbed", "struck"))
+    assert soak.same_weights(undisturbed, struck) and not soak.same_weights(undisturbed, data)

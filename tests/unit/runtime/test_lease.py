@@ -1,0 +1,100 @@
+"""One writer a folder: a living driver is named, a dead one's place is taken, and who was taken for dead stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lingu_ray.errors import UserError
+from lingu_ray.runtime import lease
+from lingu_ray.runtime.folder import RunFolder, written_with
+
+BEAT_S, STALE_S = 0.1, 1.5
+DRIVER = f"""
+import sys, time
+from pathlib import Path
+from lingu_ray.errors import UserError
+from lingu_ray.runtime import lease
+lease.BEAT_S, lease.STALE_S = {BEAT_S}, {STALE_S}
+with lease.lease_on(Path(sys.argv[1])) as held:
+    print("held", flush=True)
+    try:
+        while True:
+            held.require()
+            time.sleep(0.05)
+    except UserError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    """Leases that beat, and go stale, in tenths of seconds."""
+    monkeypatch.setattr(lease, "BEAT_S", BEAT_S)
+    monkeypatch.setattr(lease, "STALE_S", STALE_S)
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another driver's process, which holds the lease on `tmp_path / "run"`."""
+    argv = [sys.executable, "-c", DRIVER, str(tmp_path / "run")]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_driver_is_refused_while_the_first_lives(tmp_path, other):
+    """The message names host, process, age and both ways out; once the first is killed, the second gets in at once."""
+    folder = tmp_path / "run"
+    told = rf"another driver writes it \(process {other.pid} on .*; last .* 0 s ago\)\. Wait .*`kill {other.pid}`"
+    with pytest.raises(UserError, match=told), lease.lease_on(folder):
+        pass
+    other.kill()
+    other.wait()
+    begin = time.monotonic()
+    with lease.lease_on(folder) as held:
+        held.require()
+        assert time.monotonic() - begin < STALE_S
+        (folder / "metrics.jsonl").touch()
+    with lease.lease_on(folder) as again, pytest.raises(UserError, match="belongs to another driver now"):
+        again.require()
+        held.require()  # ended: its workers, if any are left, write no more
+
+
+def test_who_shows_no_sign_of_life_is_replaced_and_stops(tmp_path, other):
+    """A suspended driver loses the lease; when it wakes it sees the new owner, stops, and leaves the lease to it."""
+    os.kill(other.pid, signal.SIGSTOP)
+    with lease.lease_on(tmp_path / "run") as held:
+        os.kill(other.pid, signal.SIGCONT)
+        assert "belongs to another driver now" in other.communicate(timeout=20)[0]
+        time.sleep(3 * BEAT_S)
+        held.require()
+        (tmp_path / "run" / lease.NAME).unlink()
+        with pytest.raises(UserError, match=r"driver\.json is gone"):
+            held.require()
+
+
+def test_a_process_of_another_container_is_not_known_to_be_dead(tmp_path, caplog):
+    """A host's name may be shared: only within the same process namespace does a missing process mean a dead driver."""
+    (tmp_path / "run").mkdir()
+    with lease.lease_on(tmp_path / "run"):
+        written = json.loads((tmp_path / "run" / lease.NAME).read_text())
+        dead = written | {"process": 2**22 + 1}
+        assert lease.Holder(**dead).is_dead and not lease.Holder(**written).is_dead
+        assert not lease.Holder(**dead | {"namespace": "pid:[1]"}).is_dead
+        assert not lease.Holder(**dead | {"host": "elsewhere"}).is_dead
+    assert not (tmp_path / "run").exists()  # nothing else came into it
+
+
+def test_a_runs_report_belongs_to_the_run(tmp_path):
+    """`evaluate out=` on a run's own report is refused while the run is driven; any other folder is its own."""
+    run = RunFolder(tmp_path / "run")
+    assert written_with(run.report) == run.report
+    run.root.mkdir()
+    run.config.touch()
+    assert written_with(run.report) == run.root and written_with(run.root / "evaluation") == run.root / "evaluation"
