@@ -30,6 +30,7 @@ os.environ.pop("RAY_ADDRESS", None)  # never join a cluster that happens to run 
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor write into a store that somebody uses
 
 import pytest
+from buckets import bucket, storage_servers  # noqa: F401  fixtures of all tests
 from hypothesis import settings
 
 # Property tests: random examples here, the same ones every time in continuous integration (`.ci/run` sets CI).
