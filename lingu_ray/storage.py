@@ -50,6 +50,8 @@ SPARE = 1 << 30  # bytes that a disk keeps free
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 _QUERY = re.compile(r"\?[\w.-]+=")
 _SECRETS = re.compile(r"(?<=://)[^/\s@]*@|\?[\w.-]+=[^\s\]]*")
+_SLASHES = re.compile(r"(?<=[A-Za-z0-9+.-]{2}):/+")
+_WORKS = " and ".join(f"{scheme}://bucket/path" for scheme in SCHEMES)
 _CONTENT = ("md5Hash", "crc32c", "ETag")  # metadata that tell the content, best first
 
 
@@ -64,28 +66,40 @@ class Entry:
 
 def refusal(path: str) -> str | None:
     """Why text that begins with a scheme is no location that can be used; None for a location, or a local path."""
-    scheme = _SCHEME.match(path)
+    scheme = scheme_of(path)
     if scheme is None:
         return None
-    shown, works = redacted(path), " and ".join(f"{name}://bucket/path" for name in SCHEMES)
-    if scheme[1] == "file":
+    shown = redacted(path)
+    if scheme == "file":
         return f"{shown}: write the path alone, without file://"
-    if scheme[1] not in SCHEMES:
-        return f"{shown}: {scheme[1]}:// is not supported; local paths are, {works}"
-    bucket, _, _ = path[scheme.end() :].removeprefix("/").partition("/")
+    if scheme not in SCHEMES:
+        return f"{shown}: {scheme}:// is not supported; local paths are, {_WORKS}"
+    bucket = re.split("/+", path, maxsplit=2)[1]
     if "@" in bucket or _QUERY.search(path):
         return (
             f"{shown}: a location has neither user nor settings in it; credentials, region and endpoint come from the "
             "environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …) or the cloud's own configuration"
         )
-    if not path.startswith(f"{scheme[1]}://") or not bucket:
-        return f"{shown}: a location is {scheme[1]}://bucket/path"
-    return None
+    return None if is_remote(path) and bucket and not path.startswith(f"{scheme}:///") else f"{shown}: write {_WORKS}"
+
+
+def not_local(path: str) -> str | None:
+    """Why text is no local path; None where it is one."""
+    scheme = scheme_of(path)
+    if scheme not in SCHEMES:
+        return refusal(path)
+    return f"{redacted(path)}: this has to be a local path, {scheme}:// is not supported here"
+
+
+def scheme_of(path: str) -> str | None:
+    """What stands before `://`, or before `:/`, which is left of it in a `Path`."""
+    scheme = _SCHEME.match(path)
+    return scheme[1] if scheme else None
 
 
 def redacted(text: str) -> str:
     """Text without user, password, and queries of the URIs in it, where credentials may be."""
-    return _SECRETS.sub("…", text)
+    return _SECRETS.sub("…", _SLASHES.sub("://", text))
 
 
 def is_remote(path: str | Path) -> bool:

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray.config.base import NAME, Section, twice
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, NOT_IN_FINGERPRINT, SEARCHABLE
-from lingu_ray.paths import DataPath, LocalFolder, LocalPath
+from lingu_ray.paths import DataFolder, DataPath, LocalPath
 
 Format = Literal[
     "messages",
@@ -47,7 +47,7 @@ class SourceConfig(Section):
         1.0, ge=0, description="weight of its tokens' KD term, where the policy distills it"
     )
     limit: PositiveInt | None = Field(None, description="use the first N records only; null: all")
-    image_root: Annotated[LocalFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
+    image_root: Annotated[DataFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
         None, description="folder that relative image paths start from; null: that of the record's file"
     )
     prompt: str | None = Field(None, description="question, for formats that have none; `template`: format string")

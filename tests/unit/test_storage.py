@@ -11,7 +11,6 @@ from buckets import proxy_before
 from lingu_ray import storage
 from lingu_ray.errors import UserError
 
-pytestmark = pytest.mark.slow
 BOTH = pytest.mark.parametrize("bucket", ["s3", "gs"], indirect=True)
 NOISE = random.Random(0).randbytes(3 << 20)
 
@@ -22,6 +21,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.01))
 
 
+@pytest.mark.slow
 @BOTH
 def test_objects_make_a_round_trip(bucket: str, tmp_path: Path):
     """What is put is read again to the bit, whole or in part; listed with its size; and gone when deleted."""
@@ -52,6 +52,7 @@ def test_objects_make_a_round_trip(bucket: str, tmp_path: Path):
         storage.open_file(f"{bucket}/a/noise.bin")
 
 
+@pytest.mark.slow
 @BOTH
 def test_trees_are_whole_or_not_marked(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The marker comes last, also where it was there before; a tree is fetched once, and again when it changes."""
@@ -84,6 +85,7 @@ def _fetch(location: str) -> str:
     return str(storage.fetch(location))
 
 
+@pytest.mark.slow
 def test_processes_of_a_node_fetch_once(
     bucket: str,
     storage_servers: dict[str, str],
@@ -99,6 +101,7 @@ def test_processes_of_a_node_fetch_once(
     assert len(NOISE) <= proxy.sent < 1.05 * len(NOISE)
 
 
+@pytest.mark.slow
 def test_a_lost_connection_is_made_again(
     bucket: str,
     storage_servers: dict[str, str],
@@ -122,6 +125,7 @@ def test_a_lost_connection_is_made_again(
                 file.read()
 
 
+@pytest.mark.slow
 @BOTH
 def test_what_cannot_be_had_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch, short_waits: None):
     """A missing bucket, a missing object, a full disk: each is named with its cure."""
@@ -139,6 +143,7 @@ def test_what_cannot_be_had_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch
         storage.fetch(f"{bucket}/x")
 
 
+@pytest.mark.slow
 def test_refused_credentials_are_told_and_not_shown(bucket: str, monkeypatch: pytest.MonkeyPatch):
     """Wrong credentials are an error that says so, without a word of them; right ones work from the next call on."""
     storage.put(b"x", f"{bucket}/x")
@@ -168,8 +173,9 @@ def test_refused_credentials_are_told_and_not_shown(bucket: str, monkeypatch: py
         ("az://c/a", "az:// is not supported"),
         ("http://user:hidden@host/a?token=hidden", "http:// is not supported"),
         ("file:///runs", "without file://"),
-        ("s3:/bucket/a", "a location is s3://bucket/path"),
-        ("s3:///a", "a location is s3://bucket/path"),
+        ("s3:/bucket/a", "write s3://bucket/path"),
+        ("s3:///a", "write s3://bucket/path"),
+        ("s3:/key:hidden@bucket/a", "neither user nor settings"),
         ("s3://key:hidden@bucket/a", "neither user nor settings"),
         ("s3://bucket/a?access_key=hidden&secret_key=hidden", "neither user nor settings"),
     ],
@@ -178,6 +184,8 @@ def test_locations_are_recognized(path: str, reason: str | None):
     """Local paths and locations pass; anything else is refused by name, and what may be secret is not repeated."""
     told = storage.refusal(path)
     assert (told is None) if reason is None else (told is not None and reason in told and "hidden" not in told)
+    local = storage.not_local(path)
+    assert (local is None) == (storage.scheme_of(path) is None) and "hidden" not in str(local)
     assert storage.is_remote(path) == path.startswith(("s3://b", "gs://b", "s3:///", "s3://key"))
 
 
