@@ -17,6 +17,7 @@ import itertools
 import os
 import posixpath
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -140,6 +141,28 @@ def is_file(path: str | Path) -> bool:
     return _info(str(path)).is_file if is_remote(path) else Path(path).is_file()
 
 
+def exists(location: str) -> bool:
+    """Whether there is such an object, or one below it (errors as `is_file`)."""
+    from pyarrow.fs import FileType
+
+    return _info(location).type != FileType.NotFound
+
+
+def place(path: str) -> Path | str:
+    """A local path as a `Path`, a location as it is."""
+    return path if is_remote(path) else Path(path)
+
+
+def below(path: str, name: str) -> str:
+    """A name in a local folder, or below a location."""
+    return join(path, name) if is_remote(path) else os.path.join(path, name)
+
+
+def parent(path: str) -> str:
+    """The folder of a local path, or what is above an object."""
+    return join(path, "..") if is_remote(path) else os.path.dirname(path)
+
+
 def entries(location: str) -> list[Entry]:
     """All objects below a location, sorted by name; none where nothing is there.
 
@@ -160,7 +183,7 @@ def entries(location: str) -> list[Entry]:
 
 
 def version(location: str) -> str:
-    """What changes with an object's content, in one request: size and checksum or etag (errors as `open_file`)."""
+    """What changes with an object's content, by one request: its size, and checksum or etag (errors as `open_file`)."""
 
     def ask(fs: FileSystem, path: str) -> str:
         with fs.open_input_file(path) as file:
@@ -177,7 +200,7 @@ def put(content: Path | bytes, location: str) -> None:
 
     def write(fs: FileSystem, path: str) -> None:
         if isinstance(content, bytes):
-            with fs.open_output_stream(path) as stream:
+            with fs.open_output_stream(path, compression=None) as stream:
                 stream.write(content)
         else:
             copy_files(str(content), path, LocalFileSystem(), fs, use_threads=False)
@@ -220,25 +243,37 @@ def fetch(location: str) -> Path:
         UserError: there is no such object, storage cannot be reached, or the cache's disk is full.
     """
     name = posixpath.basename(location)
-    info = _info(location)
-    if not info.is_file:
-        raise UserError(f"{location}: there is no such object")
-    return _cached(posixpath.dirname(location), [Entry(name, info.size, info.mtime_ns or 0)]) / name
+    try:
+        wanted = {name: version(location)}
+    except FileNotFoundError:
+        raise UserError(f"{location}: there is no such object") from None
+    return _cached(parent(location), wanted) / name
 
 
 def fetch_tree(location: str) -> Path:
     """This node's copy of all that is below a location (errors as `fetch`)."""
-    found = entries(location)
-    if not found:
+    names = [entry.name for entry in entries(location)]
+    if not names:
         raise UserError(f"{location}: there is nothing at this location")
-    return _cached(location, found)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return _cached(
+            location, dict(zip(names, pool.map(lambda name: version(join(location, name)), names), strict=True))
+        )
 
 
-def local_copy(path: str) -> str:
-    """A local path or anything else as it is; of a location the node's copy, of the object or of all that is below."""
-    if not is_remote(path):
-        return path
-    return str(fetch(path) if _info(path).is_file else fetch_tree(path))
+def local_copy(path: str | Path) -> str:
+    """A local path or a hub id as it is; of a location the node's copy, of the object or of all that is below."""
+    if scheme_of(str(path)) not in SCHEMES:
+        return str(path)
+    location = _SLASHES.sub("://", str(path))  # a `Path` has one slash
+    return str(fetch(location) if is_file(location) else fetch_tree(location))
+
+
+def check_writable(location: str) -> None:
+    """Write an object below a location, and delete it. Raises UserError where that cannot be done."""
+    probe = join(location, f".probe-{secrets.token_hex(4)}")
+    put(b"", probe)
+    delete(probe)
 
 
 def cache_folder() -> Path:
@@ -246,30 +281,37 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lingu_ray").expanduser()
 
 
-def _cached(location: str, wanted: list[Entry]) -> Path:
-    """The folder that holds a copy of these objects. Processes of a node that want the same wait for one of them."""
+def _cached(location: str, wanted: dict[str, str]) -> Path:
+    """The folder that holds a copy of objects below a location, which are given by name with their versions.
+
+    Processes of a node that want the same wait for one of them.
+    """
     root = cache_folder()
-    folder = root / fingerprint([location, [(e.name, e.size, e.modified) for e in wanted]])
+    folder = root / fingerprint([location, wanted])
     if folder.is_dir():
         return folder
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            _check_space(location, sum(entry.size for entry in wanted))
+            _check_space(location, sum(map(_size, wanted.values())))
             with whole_folder(folder, keep_existing=True) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(lambda entry: _download(location, entry, copy), wanted))
+                list(pool.map(lambda name: _download(join(location, name), copy, name, _size(wanted[name])), wanted))
     return folder
 
 
-def _download(location: str, entry: Entry, folder: Path) -> None:
-    target = folder / entry.name
+def _download(location: str, folder: Path, name: str, size: int) -> None:
+    target = folder / name
     if not target.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{join(location, entry.name)}: its name leads out of the folder that it is fetched into")
+        raise UserError(f"{location}: its name leads out of the folder that it is fetched into")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open_file(join(location, entry.name), buffering=0) as source, open(target, "wb") as file:
+    with open_file(location, buffering=0) as source, open(target, "wb") as file:
         shutil.copyfileobj(source, file, BUFFER)
-    if target.stat().st_size != entry.size:
-        raise UserError(f"{join(location, entry.name)}: it changed while it was fetched; try again")
+    if target.stat().st_size != size:
+        raise UserError(f"{location}: it changed while it was fetched; start again")
+
+
+def _size(version: str) -> int:
+    return int(version.partition(" ")[0])
 
 
 def _check_space(location: str, size: int) -> None:

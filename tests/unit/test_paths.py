@@ -179,8 +179,9 @@ TAKE_LOCATIONS = (
     "corpus.sources.0.path",
     "corpus.sources.1.image_root",
     "evaluation.tasks.t.path",
+    "corpus.cache_dir",
 )
-TAKE_NONE = ("output_dir", "corpus.cache_dir", "tracking.uri", "tracking.parent")
+TAKE_NONE = ("output_dir", "tracking.uri", "tracking.parent")
 
 
 @pytest.mark.parametrize("setting", [*TAKE_LOCATIONS, *TAKE_NONE])
