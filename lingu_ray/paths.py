@@ -165,7 +165,7 @@ def not_found(path: str | Path, kind: str = "file or folder") -> str:
 
 def why_not_loaded(path: str | Path, error: Exception) -> str:
     """The message on a model (from `model_path`) that does not load: no such folder, no such id, or the error."""
-    place = Path(path)
+    place = Path(storage.local_copy(path))
     if place.is_dir() and not any(place.glob("config.json")) and not any(place.glob("*.gguf")):
         near = " or ".join(str(inner.parent) for inner in sorted(place.glob("*/config.json")))
         return f"{path}: there is no config.json in it" + (f"; did you mean {near}?" if near else "")

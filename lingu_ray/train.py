@@ -113,9 +113,10 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.tracking import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
+    from lingu_ray.storage import place
 
     folder = RunFolder(config.run_dir)
-    corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
+    corpus = Corpus(place(json.loads(folder.corpus.read_text())["path"]))
     write_model_card(export, config, recovery, corpus.manifest)
     for control in control_configs(config).values():
         write_model_card(RunFolder(control.run_dir).export, control, recovery, corpus.manifest, control_of=config.name)

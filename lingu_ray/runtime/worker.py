@@ -52,7 +52,7 @@ class Job:
 
     config: Config
     run_dir: Path
-    corpus_dir: Path
+    corpus_dir: Path | str
     neighbors: int
     until: int | None = None
 
