@@ -2,7 +2,8 @@
 
 Workers, trials and jobs run in other working directories than the command, where a relative path means another file;
 and two spellings of one path would be two settings. Every path in the settings has one of the types here: what is not
-absolute after them is the id of a model or dataset of the Hugging Face hub.
+absolute after them is the id of a model or dataset of the Hugging Face hub, or a location in object storage
+(`lingu_ray.storage`) where the setting takes one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
+
+from lingu_ray import storage
+from lingu_ray.errors import UserError
 
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of few old models without an organization
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -44,8 +48,18 @@ def starting_from(folder: Path) -> Iterator[None]:
         _start.reset(token)
 
 
+class NoPath(UserError, ValueError):
+    """A path with a scheme that its setting does not take."""
+
+
 def absolute(path: str | Path) -> Path:
-    """The path from the file system's root: `~` is the home folder, a relative one starts here. Links are kept."""
+    """The path from the file system's root: `~` is the home folder, a relative one starts here. Links are kept.
+
+    Raises:
+        NoPath: it begins with a scheme.
+    """
+    if why := storage.not_local(str(path)):
+        raise NoPath(why)
     return Path(os.path.abspath(_here() / os.path.expanduser(path)))
 
 
@@ -53,8 +67,25 @@ def _here() -> Path:
     return _start.get() or Path.cwd()
 
 
+def location(path: str) -> str | None:
+    """A location in object storage, in its one spelling; None for anything else.
+
+    Raises:
+        NoPath: it has a scheme that is not supported, or credentials in it.
+    """
+    if why := storage.refusal(path):
+        raise NoPath(why)
+    return storage.join(path) if storage.is_remote(path) else None
+
+
 def model_path(path: str) -> str:
-    """A folder or `.gguf` file made absolute; what does not exist here and may be a hub model's id, unchanged."""
+    """A folder or `.gguf` file made absolute, or a location; a hub model's id unchanged if nothing here has its name.
+
+    Raises:
+        NoPath: as `location`.
+    """
+    if place := location(path):
+        return place
     if Path(path).suffix == ".gguf":
         folder, name = os.path.split(path)
         return os.path.join(model_path(folder), name) if folder else str(absolute(path))
@@ -68,7 +99,13 @@ def model_origin(path: str | Path) -> tuple[str, dict[str, str]]:
 
 
 def data_path(path: str) -> str:
-    """A file, folder or glob made absolute; what does not exist here and may be a hub dataset's id, unchanged."""
+    """A file, folder or glob, made absolute or a location; a hub dataset's id unchanged if nothing here has its name.
+
+    Raises:
+        NoPath: as `location`.
+    """
+    if place := location(path):
+        return place
     written = os.path.expanduser(path)
     if glob.has_magic(written) and not absolute(written).exists() and not os.path.isabs(written):
         return os.path.abspath(os.path.join(glob.escape(str(_here())), written))
@@ -90,8 +127,15 @@ def task_path(path: str, info: ValidationInfo) -> str:
     return path if info.data.get("type") == "lm_eval" and not path.endswith((".yaml", ".yml")) else data_path(path)
 
 
+def data_folder(path: str) -> str:
+    """A folder made absolute, or a location (errors as `location`)."""
+    return location(path) or str(absolute(path))
+
+
 def tracking_uri(uri: str) -> str:
-    """An MLflow store; the path of one on disk made absolute."""
+    """An MLflow store; the path of one on disk made absolute. Raises NoPath for a bucket."""
+    if storage.scheme_of(uri) in storage.SCHEMES:
+        raise NoPath(f"{storage.redacted(uri)}: MLflow keeps runs on a server or in a database, not in a bucket")
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
     if uri.startswith("file:"):
@@ -121,7 +165,7 @@ def not_found(path: str | Path, kind: str = "file or folder") -> str:
 
 def why_not_loaded(path: str | Path, error: Exception) -> str:
     """The message on a model (from `model_path`) that does not load: no such folder, no such id, or the error."""
-    place = Path(path)
+    place = Path(storage.local_copy(path))
     if place.is_dir() and not any(place.glob("config.json")) and not any(place.glob("*.gguf")):
         near = " or ".join(str(inner.parent) for inner in sorted(place.glob("*/config.json")))
         return f"{path}: there is no config.json in it" + (f"; did you mean {near}?" if near else "")
@@ -137,7 +181,7 @@ def _first_line(error: Exception) -> str:
 
 
 LocalPath = Annotated[Path, AfterValidator(absolute)]
-LocalFolder = Annotated[str, AfterValidator(lambda path: str(absolute(path)))]
+DataFolder = Annotated[str, AfterValidator(data_folder)]
 ModelPath = Annotated[str, AfterValidator(model_path)]
 DataPath = Annotated[str, AfterValidator(data_path)]
 TaskPath = Annotated[str, AfterValidator(task_path)]

@@ -30,7 +30,10 @@ os.environ.pop("RAY_ADDRESS", None)  # never join a cluster that happens to run 
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # nor write into a store that somebody uses
 
 import pytest
+from buckets import ENVIRONMENT, bucket, storage_servers  # noqa: F401  fixtures of all tests
 from hypothesis import settings
+
+os.environ |= ENVIRONMENT  # storage that tests start where they need it
 
 # Property tests: random examples here, the same ones every time in continuous integration (`.ci/run` sets CI).
 settings.register_profile("tests", max_examples=60, deadline=None, database=None, derandomize="CI" in os.environ)

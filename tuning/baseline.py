@@ -34,7 +34,7 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     config = base.model_copy(update={"name": BASELINE, "output_dir": folder, "demo": None})
     config = config.model_copy(
         update={
-            "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir}),
+            "corpus": config.corpus.model_copy(update={"cache_dir": str(base.corpora_dir)}),
             "tracking": config.tracking.model_copy(update={"uri": tracking_uri(base)}),
         }
     )

@@ -260,7 +260,7 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
             "controls": (),
             "demo": None,
             "resume": "auto",
-            "corpus": config.corpus.model_copy(update={"cache_dir": base.corpora_dir}),
+            "corpus": config.corpus.model_copy(update={"cache_dir": str(base.corpora_dir)}),
             "tracking": base.tracking.model_copy(update=tracking),
         }
     )

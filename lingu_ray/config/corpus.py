@@ -8,7 +8,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray.config.base import NAME, Section, twice
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, NOT_IN_FINGERPRINT, SEARCHABLE
-from lingu_ray.paths import DataPath, LocalFolder, LocalPath
+from lingu_ray.paths import DataFolder, DataPath
 
 Format = Literal[
     "messages",
@@ -32,7 +32,7 @@ class SourceConfig(Section):
     format: Format = Field(description="what a record looks like (see docs/guide.md, 'Corpus')")
     # the fingerprint has the content of a source's files instead of their paths, and so has a resumed run
     path: Annotated[DataPath, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
-        description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset"
+        description="file, glob, folder (also `datasets.save_to_disk`), local or s3://…, gs://…; or hub id of a dataset"
     )
     subset: str | None = Field(None, description="hub: configuration name")
     split: str = Field("train", description="hub and save_to_disk: split")
@@ -47,8 +47,8 @@ class SourceConfig(Section):
         1.0, ge=0, description="weight of its tokens' KD term, where the policy distills it"
     )
     limit: PositiveInt | None = Field(None, description="use the first N records only; null: all")
-    image_root: Annotated[LocalFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
-        None, description="folder that relative image paths start from; null: that of the record's file"
+    image_root: Annotated[DataFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
+        None, description="folder, s3://… or gs://…, that relative image paths start from; null: the record file's own"
     )
     prompt: str | None = Field(None, description="question, for formats that have none; `template`: format string")
     answer: str | None = Field(None, description="`template`, `image_folder`: format string of the answer")
@@ -85,8 +85,8 @@ class CorpusConfig(Section):
     if_changed: Annotated[Literal["refuse", "warn"], MAY_CHANGE, NOT_IN_FINGERPRINT, SEARCHABLE] = Field(
         "refuse", description="resuming after the data changed. refuse: an error; warn: train on with the new data"
     )
-    cache_dir: Annotated[LocalPath | None, MAY_CHANGE, NOT_IN_FINGERPRINT, NOT_COMPARED] = Field(
-        None, description="where corpora are kept; null: <output_dir>/.corpora"
+    cache_dir: Annotated[DataFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT, NOT_COMPARED] = Field(
+        None, description="folder where corpora are kept, also s3://… or gs://…; null: <output_dir>/.corpora"
     )
 
     @model_validator(mode="after")

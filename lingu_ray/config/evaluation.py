@@ -40,7 +40,7 @@ class TaskConfig(Section):
     kind: Literal["language", "vision"] = Field(description="language: counts for recovery; vision: for retention")
     type: TaskType = Field(description="how answers are judged; lm_eval: by a task of lm-evaluation-harness")
     path: TaskPath = Field(
-        description="file, glob, folder (also `datasets.save_to_disk`), or hub id of a dataset; "
+        description="file, glob, folder (also `datasets.save_to_disk`), local, s3://…, gs://…; or hub id of a dataset; "
         "lm_eval: the task's name, or its YAML file"
     )
     subset: str | None = Field(None, description="hub: configuration name")

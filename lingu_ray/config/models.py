@@ -39,7 +39,7 @@ class StudentConfig(Section):
 
     # on resume the models' files are compared instead of their paths
     path: Annotated[ModelPath | None, MAY_CHANGE] = Field(
-        None, description="folder or hub id of a Hugging Face image-text-to-text model"
+        None, description="folder, s3://… or gs://…, or hub id of a Hugging Face image-text-to-text model"
     )
     revision: str | None = Field(None, description="hub revision (branch, tag or commit); null: main")
     from_teacher: Annotated[VisionConfig | None, SEARCHABLE] = Field(
@@ -65,7 +65,7 @@ class TeacherConfig(Section):
     """The original, frozen, text-only LM that the student's decoder came from."""
 
     path: Annotated[ModelPath, MAY_CHANGE] = Field(
-        description="the causal LM: a folder, a hub id, or a .gguf file in one (`folder/name.gguf`)"
+        description="the causal LM: a folder, a hub id, or a .gguf file in one (`folder/name.gguf`); also s3://…, gs://…"
     )
     revision: str | None = Field(None, description="hub revision (branch, tag or commit); null: main")
     placement: Annotated[Literal["actor", "in_process"], MAY_CHANGE] = Field(

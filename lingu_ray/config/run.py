@@ -22,6 +22,7 @@ from lingu_ray.config.models import StudentConfig, TeacherConfig
 from lingu_ray.config.tracking import TrackingConfig
 from lingu_ray.config.train import TrainConfig
 from lingu_ray.paths import LocalPath
+from lingu_ray.storage import place
 
 ControlName = Literal["same_ce", "plain_ce"]
 CONTROLS: tuple[str, str] = get_args(ControlName)
@@ -95,9 +96,9 @@ class Config(Section):
         return self.output_dir / self.name
 
     @property
-    def corpora_dir(self) -> Path:
-        """Folder in which built corpora are kept."""
-        return self.corpus.cache_dir or self.output_dir / ".corpora"
+    def corpora_dir(self) -> Path | str:
+        """Folder in which built corpora are kept: a path, or a location in object storage."""
+        return place(self.corpus.cache_dir or str(self.output_dir / ".corpora"))
 
     @property
     def uses_teacher(self) -> bool:

@@ -22,6 +22,7 @@ from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
 from lingu_ray.config.tree import field_at, section_at
 from lingu_ray.errors import UserError
+from lingu_ray.storage import redacted
 
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -176,7 +177,7 @@ class Settings(Generic[T]):
         above = (key[:n] for n in range(len(key), 0, -1) if key[:n] in self.origins)
         below = (k for k in self.origins if key and k[: len(key)] == key)
         nearest = next(above, None) or next(below, None)
-        return self.origins[nearest] if nearest else self.name
+        return redacted(self.origins[nearest]) if nearest else self.name
 
 
 def _name(item: Any) -> str:

@@ -7,18 +7,25 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
+from lingu_ray import storage
+
 FILE_FORMAT = b"ARROW1"
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 
 
+def random_access(path: str) -> pa.NativeFile | str:
+    """What pyarrow reads parts of a file by: the path, or of a remote one an object that asks for these parts alone."""
+    return pa.PythonFile(storage.open_file(path, buffering=0), "r") if storage.is_remote(path) else path
+
+
 @contextmanager
 def open_arrow(path: str) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-    """Schema and record batches of a file, mapped into memory.
+    """Schema and record batches of a file, mapped into memory where it is local.
 
     Raises:
         ValueError: a stream has no end, so its writer was interrupted (pyarrow takes what is there for all).
     """
-    with pa.memory_map(path) as file:
+    with pa.PythonFile(storage.open_file(path), "r") if storage.is_remote(path) else pa.memory_map(path) as file:
         if file.read(len(FILE_FORMAT)) == FILE_FORMAT:
             reader = pa.ipc.open_file(file)
             yield reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))

@@ -4,19 +4,16 @@
 
 Every row has a key (its file split and its index in it) that depends on the files alone. The order is drawn over the
 sorted keys, so any number of blocks, tasks or nodes gives the same corpus. It is written to a temporary folder that is
-renamed when complete.
+renamed when complete; into a bucket with the manifest last, and two who write the same corpus there write the same.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,24 +26,33 @@ import ray.data
 from ray.data.context import DataContext, ShuffleStrategy
 from ray.exceptions import RayTaskError
 
+from lingu_ray import storage
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
+from lingu_ray.corpus.finished import FinishedSplits
 from lingu_ray.corpus.mix import IntArray
 from lingu_ray.corpus.normalize import SplitTask, load_encoder
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.splits import check_source, image_folder, split_source
-from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
+from lingu_ray.corpus.store import (
+    MANIFEST,
+    ROW_SCHEMA,
+    VALIDATION_FILE,
+    Corpus,
+    is_built,
+    shard_name,
+    write_rows,
+    writing,
+)
 from lingu_ray.errors import UserError
-from lingu_ray.live import LiveLine
 
 log = logging.getLogger(__name__)
 
 LOG_WHAT_THEY_RAISE = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 MUCH_HELD_OUT = 0.2  # share of a source's rows above which the summary mentions it
 REJECTED = ["source", "reason", "origin", "excerpt"]
-_LOOK_EVERY_S = 0.5
 META = ["key", "truncated", *REJECTED]
 
 
@@ -62,7 +68,7 @@ class Plan:
     tasks: list[SplitTask]
     contents: dict[str, str]
     fingerprint: str
-    folder: Path
+    folder: Path | str
 
 
 def plan_corpus(config: Config, processor_dir: Path) -> Plan:
@@ -84,7 +90,8 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
     contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
     mark = fingerprint(config.corpus, sources, contents, processor_dir)
     tasks = split_tasks(config, sources, splits, processor_dir)
-    return Plan(config.corpus, sources, tasks, contents, mark, config.corpora_dir / mark)
+    folder = storage.place(storage.below(str(config.corpora_dir), mark))
+    return Plan(config.corpus, sources, tasks, contents, mark, folder)
 
 
 def build_corpus(config: Config, processor_dir: Path) -> Corpus:
@@ -99,11 +106,11 @@ def build_planned(plan: Plan) -> Corpus:
         UserError: a source with too many bad rows or too few good ones.
     """
     folder = plan.folder
-    if folder.is_dir():
+    if is_built(folder):
         log.info("corpus %s: found, built before", folder)
         return Corpus(folder)
     try:
-        with whole_folder(folder, keep_existing=True) as building:
+        with whole_folder(folder, keep_existing=True) if isinstance(folder, Path) else nullcontext(folder) as building:
             _build(plan, building)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
@@ -123,11 +130,11 @@ def split_tasks(
     pairs = [(source, split) for source, of_source in zip(sources, splits, strict=True) for split in of_source]
     tasks = []
     for index, (source, split) in enumerate(pairs):
-        tasks.append(SplitTask(index, split, source, str(image_folder(source, split)), processor, length))
+        tasks.append(SplitTask(index, split, source, image_folder(source, split), processor, length))
     return tasks
 
 
-def _build(plan: Plan, folder: Path) -> None:
+def _build(plan: Plan, folder: Path | str) -> None:
     corpus, sources = plan.config, plan.sources
     with DataContext.current(_data_context()):
         normalized = normalize(plan.tasks, folder)
@@ -135,7 +142,7 @@ def _build(plan: Plan, folder: Path) -> None:
         meta = _to_table(normalized.select_columns(META))
         counts = quarantine(meta, corpus, sources, folder)
         order = draw_order(corpus, sources, _keys(meta, sources))
-        write_shards(normalized, order, folder)
+        sizes = write_shards(normalized, order, folder)
     manifest = {
         "fingerprint": plan.fingerprint,
         "rows": order.rows,
@@ -143,8 +150,10 @@ def _build(plan: Plan, folder: Path) -> None:
         "seed": corpus.seed,
         "max_length": corpus.max_length,
         "sources": {s.name: counts[s.name] | order.used[s.name] | {"distill": s.language_heavy} for s in sources},
+        "bytes": sizes,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    with writing(folder, MANIFEST) as path:
+        path.write_text(json.dumps(manifest, indent=2))
 
 
 def _keys(meta: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, IntArray]:
@@ -164,12 +173,11 @@ def _data_context() -> DataContext:
     return context
 
 
-def normalize(tasks: list[SplitTask], folder: Path) -> ray.data.Dataset:
+def normalize(tasks: list[SplitTask], folder: Path | str) -> ray.data.Dataset:
     """Rows and rejects of all file splits, unordered, in the object store; tasks report progress through `folder`."""
     indices = ray.data.from_items([{"task": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
     tasks_ref = ray.put(tasks)
-    done = folder / ".done"
-    done.mkdir()
+    finished = FinishedSplits(storage.place(storage.below(str(folder), ".done")))
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         for index in batch["task"].to_pylist():
@@ -177,32 +185,10 @@ def normalize(tasks: list[SplitTask], folder: Path) -> ray.data.Dataset:
             for table in ray.get(tasks_ref)[index].tables():
                 rows += len(table)
                 yield table
-            (done / f"{index}-{rows}").touch()
+            finished.add(index, rows)
 
-    with _following(done, len(tasks)):
-        normalized = indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
-    shutil.rmtree(done)
-    return normalized
-
-
-@contextmanager
-def _following(done: Path, splits: int) -> Iterator[None]:
-    """Shows a live line while tasks read; each finished one leaves a file in `done`, named by its index and rows."""
-    ended = threading.Event()
-
-    def follow() -> None:
-        with LiveLine("corpus: reading", splits, "file split", keep=False) as line:
-            while not ended.wait(_LOOK_EVERY_S):
-                rows = [int(name.partition("-")[2]) for name in os.listdir(done)]
-                line.show(len(rows), f"{sum(rows)} rows")
-
-    thread = threading.Thread(target=follow)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with finished.shown(len(tasks)):
+        return indices.map_batches(read, batch_size=1, batch_format="pyarrow").materialize()
 
 
 def _to_table(dataset: ray.data.Dataset) -> pa.Table:
@@ -210,7 +196,7 @@ def _to_table(dataset: ray.data.Dataset) -> pa.Table:
 
 
 def quarantine(
-    meta: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...], folder: Path
+    meta: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...], folder: Path | str
 ) -> dict[str, dict[str, Any]]:
     """Write `rejected/` and return counts by source: read, accepted, truncated, rejected by reason.
 
@@ -231,8 +217,8 @@ def quarantine(
             "truncated": of_source["truncated"].to_pylist().count(True),
             "rejected": reasons,
         }
-    (folder / "rejected").mkdir()
-    pq.write_table(bad.select(REJECTED), folder / "rejected" / "rejected.parquet")
+    with writing(folder, "rejected/rejected.parquet") as path:
+        pq.write_table(bad.select(REJECTED), path)
     return counts
 
 
@@ -249,14 +235,14 @@ def _too_many_bad(name: str, read: int, reasons: dict[str, int], rejected: pa.Ta
     )
 
 
-def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path) -> None:
-    """Write all shards and the validation rows, one task per file.
+def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path | str) -> dict[str, int]:
+    """Write all shards and the validation rows, one task per file; returns the bytes of each by name, sorted.
 
     Raises:
         RuntimeError: fewer or more rows were written than the order has.
     """
     order_ref = ray.put(order)
-    write_rows(ROW_SCHEMA.empty_table(), folder / "validation.parquet")  # stays where no row is held out
+    sizes = {VALIDATION_FILE: _write(ROW_SCHEMA.empty_table(), folder, VALIDATION_FILE)}  # where no row is held out
 
     def assign(table: pa.Table) -> pa.Table:
         return ray.get(order_ref).assign(table)
@@ -265,14 +251,23 @@ def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path)
         shard = table["shard"][0].as_py()
         held_out = shard == VALIDATION
         table = table.sort_by([("source", "ascending"), ("position", "ascending")] if held_out else "position")
-        write_rows(table, folder / ("validation.parquet" if held_out else shard_name(shard)))
-        return pa.table({"rows": [len(table)]})
+        name = VALIDATION_FILE if held_out else shard_name(shard)
+        return pa.table({"name": [name], "rows": [len(table)], "bytes": [_write(table, folder, name)]})
 
     assigned = normalized.map_batches(assign, batch_format="pyarrow")
     files = assigned.groupby("shard").map_groups(write, batch_format="pyarrow")
-    written = sum(file["rows"] for file in files.iter_rows())
-    if written != len(order.keys):
-        raise RuntimeError(f"{folder}: {written} rows written, {len(order.keys)} expected")
+    written = list(files.iter_rows())
+    rows = sum(file["rows"] for file in written)
+    if rows != len(order.keys):
+        raise RuntimeError(f"{folder}: {rows} rows written, {len(order.keys)} expected")
+    return dict(sorted((sizes | {file["name"]: file["bytes"] for file in written}).items()))
+
+
+def _write(table: pa.Table, folder: Path | str, name: str) -> int:
+    """Write a file of rows; returns its bytes."""
+    with writing(folder, name) as path:
+        write_rows(table, path)
+        return path.stat().st_size
 
 
 def summary(corpus: Corpus) -> list[str]:

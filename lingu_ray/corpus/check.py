@@ -29,7 +29,7 @@ class Checker:
         self.source = source
         self.distill = distill
 
-    def check(self, raw_row: RawRow, folder: Path) -> Checked:
+    def check(self, raw_row: RawRow, folder: Path | str) -> Checked:
         """The raw row as a checked row; relative image paths start from `folder`.
 
         Raises:

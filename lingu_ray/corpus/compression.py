@@ -8,21 +8,24 @@ import lzma
 from collections.abc import Callable
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
+from typing import IO, Any, cast
 
 import pyarrow as pa
+
+from lingu_ray import storage
 
 LINES_BYTES = 4 << 20  # of a JSONL or text split
 
 
-def _open_zstd(path: str) -> BufferedIOBase:
-    return BufferedReader(pa.input_stream(path, compression="zstd"))
+def _open_zstd(file: str | IO[bytes]) -> BufferedIOBase:
+    return BufferedReader(pa.input_stream(file, compression="zstd"))
 
 
-DECOMPRESSORS: dict[str, Callable[[str], BufferedIOBase]] = {
-    ".gz": gzip.GzipFile,
-    ".tgz": gzip.GzipFile,
-    ".bz2": bz2.BZ2File,
-    ".xz": lzma.LZMAFile,
+DECOMPRESSORS: dict[str, Callable[[Any], BufferedIOBase]] = {
+    ".gz": gzip.open,
+    ".tgz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
     ".zst": _open_zstd,
     ".zstd": _open_zstd,
 }
@@ -30,7 +33,9 @@ DECOMPRESSORS: dict[str, Callable[[str], BufferedIOBase]] = {
 
 def open_file(path: str) -> BufferedIOBase:
     """Open a file for reading, decompressed as its suffix says; one that was cut off raises when that is met."""
-    return DECOMPRESSORS.get(Path(path).suffix.lower(), lambda path: open(path, "rb"))(path)
+    if not is_compressed(path):
+        return cast(BufferedIOBase, storage.open_file(path))
+    return DECOMPRESSORS[Path(path).suffix.lower()](storage.open_file(path) if storage.is_remote(path) else path)
 
 
 def full_suffix(path: str | Path) -> str:

@@ -6,6 +6,7 @@ rules of `_is_no_data`, and left out with a line in the log; or neither, which i
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import itertools
 import json
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from lingu_ray import storage
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import full_suffix
@@ -40,7 +42,7 @@ NAMED = 3  # files named in a message
 
 
 def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
-    """Absolute paths of a source's files, sorted; a folder of `datasets.save_to_disk` is one.
+    """Absolute paths, or locations, of a source's files, sorted; a folder of `datasets.save_to_disk` is one.
 
     Args:
         source: the source.
@@ -49,6 +51,8 @@ def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[st
     Raises:
         UserError: there are none, or some that are neither of a known kind nor known to be no data.
     """
+    if storage.is_remote(source.path):
+        return files_in_bucket(source, is_known)
     path = Path(source.path)
     if not path.is_absolute():
         found = {Path(p) for p in hub_files(source)}
@@ -97,17 +101,57 @@ def _arrow_rows(path: str) -> int:
 
 def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], bool]) -> set[Path]:
     saved = _saved_dataset(source, folder)
-    return {saved} if saved else _sorted_out(source, _walk(source, folder), is_known, folder)
+    return {saved} if saved else _read_of(source, _walk(source, folder), is_known, folder)
 
 
 def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool]) -> set[Path]:
     """Files that a pattern matches, and those of folders that it matches; `**` goes through all folders itself."""
     top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     matches = [Path(p) for p in glob.glob(str(pattern), recursive=True)]
-    found = _sorted_out(source, (p for p in matches if not p.is_dir()), is_known, top)
+    found = _read_of(source, (p for p in matches if not p.is_dir()), is_known, top)
     for folder in (p for p in matches if p.is_dir() and "**" not in pattern.parts):
         found |= _in_folder(source, folder, is_known)
     return found
+
+
+def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
+    """As `find_files` for a location: an object, all that are below it, or those that its pattern matches."""
+    top, pattern = _split_pattern(source.path)
+    names = [entry.name for entry in storage.entries(top)]
+    if pattern:
+        names = [name for name in names if _matches(pattern, name.split("/"), below="**" not in pattern)]
+    elif "dataset_dict.json" in names:
+        top = storage.join(top, source.split)
+        if not storage.is_file(storage.join(top, "state.json")):
+            raise UserError(f"source {source.name}: {source.path} has no split {source.split!r}; set `split`")
+        return [top]
+    if not pattern and "state.json" in names:
+        return [top]
+    if not names and storage.is_file(source.path):
+        return [source.path]
+    found = [storage.join(top, str(name)) for name in sort_out(source, map(Path, names), is_known, top)]
+    if not found:
+        raise UserError(f"source {source.name}: no data at {source.path}; correct its `path`")
+    return sorted(found)
+
+
+def _split_pattern(path: str) -> tuple[str, list[str]]:
+    """What is above the first part with a pattern in it, and the parts from there."""
+    parts = path.split("/")
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    return "/".join(plain), parts[len(plain) :]
+
+
+def _matches(pattern: list[str], names: list[str], below: bool) -> bool:
+    """Whether a path matches a pattern as in `glob`, part by part; `below`: or lies in a folder that does."""
+    if not pattern:
+        return below or not names
+    first, *rest = pattern
+    if first == "**":
+        visible = itertools.takewhile(lambda name: not name.startswith("."), names)
+        return any(_matches(rest, names[depth:], below) for depth in range(len(list(visible)) + 1))
+    hidden = bool(names) and names[0].startswith(".") and not first.startswith(".")
+    return bool(names) and not hidden and fnmatch.fnmatchcase(names[0], first) and _matches(rest, names[1:], below)
 
 
 def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
@@ -138,15 +182,23 @@ def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _sorted_out(source: SourceConfig, paths: Iterable[Path], is_known: Callable[[str], bool], top: Path) -> set[Path]:
-    """The files to read. What is left out is counted in the log, and so are files of several kinds."""
+def _read_of(source: SourceConfig, paths: Iterable[Path], is_known: Callable[[str], bool], top: Path) -> set[Path]:
+    return {top / name for name in sort_out(source, (path.relative_to(top) for path in paths), is_known, str(top))}
+
+
+def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[str], bool], top: str) -> set[Path]:
+    """Those to read of files by their names below `top`. The log says what is left out, or is of several kinds.
+
+    Raises:
+        UserError: there are some that are neither of a known kind nor known to be no data.
+    """
     images = source.format == "image_folder"
     found: set[Path] = set()
     left_out: Counter[str] = Counter()
     unknown: list[Path] = []
-    for path in paths:
+    for path in names:
         suffix = full_suffix(path)
-        if _is_no_data(path.relative_to(top), images):
+        if _is_no_data(path, images):
             left_out[suffix or path.name] += 1
         elif suffix in PICTURES if images else is_known(path.name):
             found.add(path)
@@ -158,7 +210,7 @@ def _sorted_out(source: SourceConfig, paths: Iterable[Path], is_known: Callable[
         log.info("source %s: left out as no data: %s", source.name, _counts(left_out))
     if not images:
         kinds = Counter(full_suffix(path) for path in found)
-        splits = Counter(match[1] for path in found if (match := SPLIT_NAME.search(str(path.relative_to(top)).lower())))
+        splits = Counter(match[1] for path in found if (match := SPLIT_NAME.search(str(path).lower())))
         _warn_of_several(source, "kinds", kinds)
         _warn_of_several(source, "splits", splits)
     return found
@@ -186,8 +238,8 @@ def _is_no_data(path: Path, images: bool) -> bool:
     return about or suffix in DOCUMENTS | SETTINGS | MEDIA | PICTURES | OTHER_PICTURES
 
 
-def _unknown(source: SourceConfig, files: list[Path], top: Path) -> str:
-    named = ", ".join(str(path.relative_to(top)) for path in sorted(files)[:NAMED])
+def _unknown(source: SourceConfig, files: list[Path], top: str) -> str:
+    named = ", ".join(str(path) for path in sorted(files)[:NAMED])
     more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     return (
         f"source {source.name}: {named}{more} in {top} can be read by no reader, and nothing is left out in silence: "

@@ -1,6 +1,7 @@
 """The fingerprint of a corpus: its settings, the content of its files, and the student's processor.
 
-Paths and times do not count: files that were copied or moved make the same corpus. Of images that records name by path,
+Paths and times do not count: files that were copied or moved make the same corpus. Of an object in a bucket count size
+and etag, which copies there keep. Of images that records name by path,
 only those of a sample of the records are read; after changing others in place, delete the corpus's folder.
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lingu_ray import content
+from lingu_ray import content, storage
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
 from lingu_ray.content import BLOCKS, combined, file_identity
@@ -27,6 +30,7 @@ VERSION = 4  # of what a build writes; with a new version every corpus is built 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count
+REQUESTS = 32  # at the same time, for the versions of objects
 SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are looked at: the first records of some files
 
 
@@ -56,7 +60,11 @@ def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
     read = set(evenly(paths, FILES_READ))
     blocks = max(2, 16 * BLOCKS // max(len(read), 1))  # at most a gibibyte of all files together
     try:
-        files = [_file(path, min(blocks, BLOCKS) if path in read else 0, source.format) for path in paths]
+        with ThreadPoolExecutor(REQUESTS if storage.is_remote(source.path) else 1) as pool:
+            of_read = pool.map(
+                lambda path: _file(path, min(blocks, BLOCKS) if path in read else 0, source.format), paths
+            )
+            files = list(of_read)
         return combined([*files, *(_image(path) for path in _named_images(source, splits))])
     except OSError as error:
         raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
@@ -66,12 +74,14 @@ def _file(path: str, blocks: int, format: str) -> str:
     """One file. Of its name counts what decides how it is read, and for folders of images the label."""
     file = Path(path)
     name = f"{file.parent.name}/{file.name}" if format == "image_folder" else full_suffix(file)
+    if storage.is_remote(path):
+        return f"{name} {storage.version(path)}"
     if file.is_dir():  # a saved dataset: its file splits name its files
         return name
     return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
 
 
-def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Path]:
+def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Path | str]:
     """Images that the first records of a sample of the files refer to by path, however the files are cut."""
     if source.format == "image_folder":  # its files are the images
         return
@@ -95,8 +105,11 @@ def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record
     return [record for record in first if not isinstance(record, BadRecord)]
 
 
-def _image(path: Path) -> str:
-    return f"{path.name} {file_identity(path) if os.path.isfile(path) else 'missing'}"
+def _image(path: Path | str) -> str:
+    if isinstance(path, str):
+        with suppress(FileNotFoundError):
+            return f"{os.path.basename(path)} {storage.version(path)}"
+    return f"{os.path.basename(path)} {file_identity(path) if os.path.isfile(path) else 'missing'}"
 
 
 def _processor(folder: Path) -> dict[str, str]:

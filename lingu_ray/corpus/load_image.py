@@ -13,9 +13,11 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from PIL import Image
 
+from lingu_ray import storage
 from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.corpus.images import decode_image, to_rgb
 
+LONGEST_KEY = 1024  # of an object; a longer text may be base64
 SHOWN = 120  # characters of a reference in a message
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 _REMOTE = (
@@ -24,13 +26,13 @@ _REMOTE = (
 )
 
 
-def load_image(reference: Any, folder: Path) -> bytes:
+def load_image(reference: Any, folder: Path | str) -> bytes:
     """The encoded image that a reference means, checked to be one that can be decoded.
 
     Args:
         reference: bytes; a path, where relative ones start from `folder`; a `file:` or `data:` URL; base64; an object
             with one of these under `bytes`, `path` or `url`; or an image of PIL.
-        folder: where relative paths start.
+        folder: where relative paths start, a local folder or a location; of its bucket full locations are read, too.
 
     Raises:
         BadRecord: `missing_image`, `remote_image`, `wrong_type` or `bad_image`.
@@ -43,7 +45,7 @@ def load_image(reference: Any, folder: Path) -> bytes:
     return encoded
 
 
-def read_image(reference: Any, folder: Path) -> bytes:
+def read_image(reference: Any, folder: Path | str) -> bytes:
     """As `load_image`, without the check that it can be decoded."""
     reference = _inner(reference)
     if isinstance(reference, str):
@@ -59,8 +61,8 @@ def read_image(reference: Any, folder: Path) -> bytes:
     return encoded
 
 
-def image_path(reference: Any, folder: Path) -> Path | None:
-    """The file that a reference means; None if it means none, or none that can be told.
+def image_path(reference: Any, folder: Path | str) -> Path | str | None:
+    """The file, or the location, that a reference means; None if it means none, or none that can be told.
 
     Raises:
         BadRecord: a URL that no file on this machine has.
@@ -87,11 +89,13 @@ def _inner(reference: Any) -> Any:
     return reference
 
 
-def _read(reference: str, folder: Path) -> bytes:
+def _read(reference: str, folder: Path | str) -> bytes:
     if _is_data_url(reference):
         return _from_data_url(reference)
     path = _path(reference, folder)
     try:
+        if isinstance(path, str):
+            return storage.read_bytes(path)
         if path.is_file():
             return path.read_bytes()
         what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "No such file"
@@ -102,8 +106,8 @@ def _read(reference: str, folder: Path) -> bytes:
     raise BadRecord("missing_image", f"{path!s:.{SHOWN}}: {what}")
 
 
-def _path(reference: str, folder: Path) -> Path:
-    """The path that a reference means; `~` is the home folder.
+def _path(reference: str, folder: Path | str) -> Path | str:
+    """The path or location that a reference means; `~` is the home folder.
 
     Raises:
         BadRecord: it is a URL of another machine, or of something in an archive.
@@ -111,12 +115,18 @@ def _path(reference: str, folder: Path) -> Path:
     scheme = _SCHEME.match(reference)
     if scheme and scheme[1].lower() == "file":
         return _of_file_url(reference)
+    if storage.is_remote(folder) and not Path(reference).is_absolute():
+        bucket = "/".join(str(folder).split("/")[:3])
+        if reference.startswith(f"{bucket}/"):
+            return storage.join(reference)
+        if not scheme and len(reference) <= LONGEST_KEY:
+            return storage.join(str(folder), reference)
     if scheme and reference[scheme.end() :].startswith("//"):
         raise BadRecord("remote_image", f"{reference:.{SHOWN}}: {_REMOTE}")
     try:
-        return folder / Path(reference).expanduser()
+        return Path(folder) / Path(reference).expanduser()
     except RuntimeError:  # no such user
-        return folder / reference
+        return Path(folder) / reference
 
 
 def _of_file_url(url: str) -> Path:

@@ -63,10 +63,9 @@ class SplitTask:
     def _rows(self) -> Iterator[dict[str, Any]]:
         encoder = load_encoder(self.processor_dir, self.max_length)
         checker = Checker(encoder, self.source.name, self.source.language_heavy)
-        folder = Path(self.image_folder)
         for number, record in self._records():
             origin = {"origin": _storable(self.split.origin(number))}
-            for row in rows_of(self._raw_rows(record), checker, folder):
+            for row in rows_of(self._raw_rows(record), checker, self.image_folder):
                 yield row | origin
 
     def _raw_rows(self, record: Record | BadRecord) -> Iterator[RawRow]:
@@ -81,7 +80,7 @@ class SplitTask:
             raise UserError(f"source {self.source.name}: {self.split.path} cannot be read: {error}") from error
 
 
-def rows_of(raw_rows: Iterator[RawRow], checker: Checker, folder: Path) -> Iterator[dict[str, Any]]:
+def rows_of(raw_rows: Iterator[RawRow], checker: Checker, folder: Path | str) -> Iterator[dict[str, Any]]:
     """The fields of the rows that a record makes; whatever a row raises, wherever, makes it a reject.
 
     A fault that is not the row's own meets every row, so `max_reject_rate` ends the build and shows what was raised.

@@ -24,7 +24,8 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lingu_ray.corpus.arrow import open_arrow
+from lingu_ray import storage
+from lingu_ray.corpus.arrow import open_arrow, random_access
 from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.labels import Labels, labels_of
@@ -83,12 +84,13 @@ class FileSplit:
 
 def _blocks(split: FileSplit) -> Iterator[tuple[int, bytes]]:
     """Blocks of whole lines, each with the number of lines before it: the split's own, or all of a whole file."""
-    with open_file(split.path) as file:
-        if split.stop:
+    if split.stop:
+        with storage.open_file(split.path, buffering=0) as file:
             file.seek(split.start)
-            yield split.first, file.read(split.stop - split.start)
-            return
-        line = 0
+            yield split.first, file.read(split.stop - split.start) or b""
+        return
+    line = 0
+    with open_file(split.path) as file:
         while block := read_block(file):
             yield line, block
             line += block.count(b"\n")
@@ -181,7 +183,7 @@ def _is_utf8(fields: list[str]) -> bool:
 
 
 def _read_parquet(split: FileSplit) -> Iterator[Numbered]:
-    with pq.ParquetFile(split.path) as file:
+    with pq.ParquetFile(random_access(split.path)) as file:
         batches = file.iter_batches(batch_size=64, row_groups=list(range(split.start, split.stop)))
         yield from _rows(split, file.schema_arrow, batches)
 

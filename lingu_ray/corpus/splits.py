@@ -13,8 +13,9 @@ from typing import TypeVar
 
 import pyarrow.parquet as pq
 
+from lingu_ray import storage
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.arrow import open_arrow
+from lingu_ray.corpus.arrow import open_arrow, random_access
 from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compressed, open_file, read_block
 from lingu_ray.corpus.files import find_files
 from lingu_ray.corpus.readers import FileSplit, reading
@@ -46,8 +47,11 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
     Raises:
         UserError: there is none, or a file cannot be read.
     """
-    if source.image_root and not Path(source.image_root).is_dir():
-        raise UserError(f"source {source.name}: image_root: {not_found(source.image_root, 'folder')}")
+    if (root := source.image_root) is not None:
+        if storage.is_remote(root) and not storage.exists(root):
+            raise UserError(f"source {source.name}: image_root: there is nothing below {root}")
+        if not (storage.is_remote(root) or Path(root).is_dir()):
+            raise UserError(f"source {source.name}: image_root: {not_found(root, 'folder')}")
     for split in splits:
         with reading(source.name, split.path):
             if next(split.records(), None) is not None:
@@ -55,9 +59,9 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
     raise UserError(f"source {source.name}: {source.path} holds no records; correct its `path`, or leave it out")
 
 
-def image_folder(source: SourceConfig, split: FileSplit) -> Path:
+def image_folder(source: SourceConfig, split: FileSplit) -> str:
     """Where relative paths of a split's images start: `image_root`, else beside the file of records."""
-    return Path(source.image_root or Path(split.path).parent)
+    return source.image_root or storage.parent(split.path)
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
@@ -74,10 +78,10 @@ def is_known(name: str) -> bool:
 
 
 def _split_file(source: SourceConfig, path: str) -> list[FileSplit]:
-    if not (Path(path).is_dir() or Path(path).is_file()):
+    if not (storage.is_remote(path) or Path(path).is_dir() or Path(path).is_file()):
         raise UserError(f"source {source.name}: {path} is no file, or a link to none; correct it, or leave it out")
     with reading(source.name, path):
-        if Path(path).is_dir():
+        if _is_saved(path):
             return list(_split_saved(path))
         if is_known(path):
             return list(SPLITTERS[inner_suffix(path)](path))
@@ -86,6 +90,13 @@ def _split_file(source: SourceConfig, path: str) -> list[FileSplit]:
         f"source {source.name}: {path} is of no known kind ({kinds}, all but {', '.join(NEVER_COMPRESSED)} also with "
         f"{compressed}; or a folder of datasets.save_to_disk)"
     )
+
+
+def _is_saved(path: str) -> bool:
+    """Whether it is a folder of `datasets.save_to_disk`, and no file."""
+    if storage.is_remote(path):
+        return not is_known(path) and storage.is_file(storage.join(path, "state.json"))
+    return Path(path).is_dir()
 
 
 def _trim(source: SourceConfig, splits: list[FileSplit], limit: int) -> Iterator[FileSplit]:
@@ -125,7 +136,7 @@ def _split_json(path: str) -> Iterator[FileSplit]:
 
 
 def _split_parquet(path: str) -> Iterator[FileSplit]:
-    metadata = pq.read_metadata(path)
+    metadata = pq.read_metadata(random_access(path))
     first = 0
     for group in range(metadata.num_row_groups):
         yield FileSplit("parquet", path, group, group + 1, first)
@@ -133,9 +144,10 @@ def _split_parquet(path: str) -> Iterator[FileSplit]:
 
 
 def _split_saved(path: str) -> Iterator[FileSplit]:
-    state = json.loads((Path(path) / "state.json").read_text())
-    for file in state["_data_files"]:
-        yield from _split_arrow(str(Path(path) / file["filename"]))
+    with storage.open_file(storage.below(path, "state.json")) as file:
+        state = json.load(file)
+    for data in state["_data_files"]:
+        yield from _split_arrow(storage.below(path, data["filename"]))
 
 
 def _split_arrow(path: str) -> Iterator[FileSplit]:
@@ -149,7 +161,7 @@ def _split_arrow(path: str) -> Iterator[FileSplit]:
 def _split_images(files: list[str]) -> Iterator[FileSplit]:
     for first in range(0, len(files), FILES_PER_SPLIT):
         part = tuple(files[first : first + FILES_PER_SPLIT])
-        yield FileSplit("images", str(Path(part[0]).parent), first=first, files=part)
+        yield FileSplit("images", storage.parent(part[0]), first=first, files=part)
 
 
 NEVER_COMPRESSED = (".arrow", ".parquet")  # they compress their columns themselves

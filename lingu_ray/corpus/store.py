@@ -1,7 +1,7 @@
-"""The corpus on disk.
+"""The corpus on disk, or in a bucket, from where each node copies a file when it is first read.
 
     <folder>/
-      manifest.json               settings' fingerprint and counts by source
+      manifest.json               settings' fingerprint, counts by source, bytes of each file; written last
       shard-00000.parquet, …      rows in position order, `rows_per_shard` each (the last may have fewer)
       validation.parquet          rows held out, by source
       rejected/rejected.parquet   bad rows: source, reason, origin, excerpt
@@ -12,19 +12,23 @@ Position p is row p % rows_per_shard of shard p // rows_per_shard: no index is n
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lingu_ray import storage
 from lingu_ray.corpus.row import Row
 from lingu_ray.errors import UserError
 
 ROW_GROUP = 64  # rows read together
 CACHED_GROUPS = 8
+MANIFEST, VALIDATION_FILE = "manifest.json", "validation.parquet"
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("supervised", pa.bool_())]))
 ROW_SCHEMA = pa.schema(
@@ -54,26 +58,68 @@ def write_rows(table: pa.Table, path: Path) -> None:
     )
 
 
+def is_built(folder: Path | str) -> bool:
+    """Whether a folder, or a location in a bucket, holds a corpus. Raises UserError where that cannot be told."""
+    return folder.is_dir() if isinstance(folder, Path) else storage.is_file(storage.join(folder, MANIFEST))
+
+
+@contextmanager
+def writing(folder: Path | str, name: str) -> Iterator[Path]:
+    """Yield the path to write a file of a corpus to; into a bucket it is put when the block ends without error."""
+    if isinstance(folder, Path):
+        (folder / name).parent.mkdir(exist_ok=True)
+        yield folder / name
+        return
+    with TemporaryDirectory() as scratch:
+        path = Path(scratch, Path(name).name)
+        yield path
+        storage.put(path, storage.join(folder, name))
+
+
+def corpus_file(folder: Path | str, name: str) -> Path:
+    """A file of a corpus on this node's disk: of one in a bucket the node's copy (errors as `storage.fetch`)."""
+    return folder / name if isinstance(folder, Path) else storage.fetch(storage.join(folder, name))
+
+
+def existing_file(folder: Path | str, name: str) -> Path | None:
+    """As `corpus_file`; None where the corpus was deleted, or storage does not give it."""
+    try:
+        file = corpus_file(folder, name)
+    except UserError:
+        return None
+    return file if file.exists() else None
+
+
 class Corpus:
-    """A built corpus, opened from its folder. Threads may share it.
+    """A built corpus, opened from its folder, or location in a bucket. Threads may share it.
 
     Raises:
         UserError: the folder has no complete corpus, or (on reading) a damaged one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+            self.manifest: dict[str, Any] = json.loads(self.manifest_file.read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{folder} holds no corpus: manifest.json cannot be read ({error})") from error
+            raise UserError(f"{folder} holds no corpus: {MANIFEST} cannot be read ({error})") from error
         self._rows_per_shard: int = self.manifest["rows_per_shard"]
-        for shard in range(-(-len(self) // self._rows_per_shard)):
-            if not (folder / shard_name(shard)).is_file():
-                raise UserError(
-                    f"corpus {folder}: {shard_name(shard)} is missing; delete the folder, and it is built again"
-                )
+        self._check_files()
         self._group = lru_cache(CACHED_GROUPS)(self._read_group)
+        self._file = lru_cache(None)(partial(corpus_file, folder))
+
+    @property
+    def manifest_file(self) -> Path:
+        """Path of the manifest on this node."""
+        return corpus_file(self.folder, MANIFEST)
+
+    def _check_files(self) -> None:
+        written = self.manifest.get("bytes", {})
+        there = _sizes(self.folder)
+        for name in (*map(shard_name, range(-(-len(self) // self._rows_per_shard))), VALIDATION_FILE):
+            if name not in there or there[name] != written.get(name, there[name]):
+                problem = "is damaged" if name in there else "is missing"
+                raise UserError(f"corpus {self.folder}: {name} {problem}; delete the corpus, and it is built again")
 
     def __len__(self) -> int:
         return self.manifest["rows"]
@@ -93,7 +139,7 @@ class Corpus:
     def validation(self) -> dict[str, list[Row]]:
         """Held-out rows by source, in a fixed order."""
         held_out: dict[str, list[Row]] = {name: [] for name in self.manifest["sources"]}
-        for record in pq.read_table(self.folder / "validation.parquet").to_pylist():
+        for record in pq.read_table(self._file(VALIDATION_FILE)).to_pylist():
             held_out[record["source"]].append(row_of(record))
         return held_out
 
@@ -105,12 +151,21 @@ class Corpus:
         return row_of(self._group(shard, group).slice(row, 1).to_pylist()[0])
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
-        path = self.folder / shard_name(shard)
+        path = self._file(shard_name(shard))
         try:
             with pq.ParquetFile(path) as file:
                 return file.read_row_group(group)
         except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} is damaged; delete the corpus' folder, and it is built again: {error}") from error
+            raise UserError(
+                f"corpus {self.folder}: {path.name} is damaged; delete the corpus, and it is built again: {error}"
+            ) from error
+
+
+def _sizes(folder: Path | str) -> dict[str, int]:
+    """Bytes of each parquet file in the folder itself, by name."""
+    if isinstance(folder, Path):
+        return {path.name: path.stat().st_size for path in folder.glob("*.parquet")}
+    return {entry.name: entry.size for entry in storage.entries(folder)}
 
 
 def row_of(record: dict[str, Any]) -> Row:

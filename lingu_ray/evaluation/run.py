@@ -24,6 +24,7 @@ from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.environment import record_environment
+from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def evaluate(
     described = [describe(task) for task in tasks]
     unfinished: dict[str, list[TaskRun]] = {}
     for name, path in models.items():
-        can_see, identity = takes_images(path), model_identity(str(path))
+        can_see, identity = takes_images(path), model_identity(local_copy(path))
         for task, description in zip(tasks, described, strict=True):
             if task.config.kind == "vision" and not can_see:
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name

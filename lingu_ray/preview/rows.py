@@ -85,6 +85,6 @@ class SourceRows:
         return []
 
     def _records(self, split: FileSplit) -> Iterator[Record]:
-        folder = str(image_folder(self.source, split))
+        folder = image_folder(self.source, split)
         task = SplitTask(0, split, self.source, folder, self.processor_dir, self.max_length)
         return (record for table in task.tables() for record in table.to_pylist())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lingu_ray.corpus.store import VALIDATION_FILE, existing_file
 from lingu_ray.evaluation.thumbnail import data_uri, thumbnail
 from lingu_ray.report.plots import display_name
 from lingu_ray.report.samples import Answered, Answers, without_placeholders
@@ -16,7 +17,7 @@ Key = tuple[str, int]
 """What identifies a held-out row: its source and its position among the source's held-out rows."""
 
 
-def held_out_answers(runs: dict[str, list[Record]], corpus: Path | None) -> Answers | None:
+def held_out_answers(runs: dict[str, list[Record]], corpus: Path | str | None) -> Answers | None:
     """Each sampled question once, with the run's first and last answer and the controls' last; None without any.
 
     Args:
@@ -55,10 +56,10 @@ def _key(record: Record) -> Key:
     return record["source"], record["position"]
 
 
-def _thumbnails(corpus: Path, keys: set[Key]) -> dict[Key, list[str]]:
+def _thumbnails(corpus: Path | str, keys: set[Key]) -> dict[Key, list[str]]:
     """The rows' images as `data:` addresses; none where the corpus was deleted."""
-    path = corpus / "validation.parquet"
-    if not path.exists():
+    path = existing_file(corpus, VALIDATION_FILE)
+    if path is None:
         return {}
     sources, positions = (list(column) for column in zip(*keys, strict=True))
     wanted = pc.field("source").isin(sources) & pc.field("position").isin(positions)

@@ -12,6 +12,7 @@ from lingu_ray.atomic import write_text
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
+from lingu_ray.corpus.store import MANIFEST, existing_file
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.roles import DISTILLED, control_role, trained_role
 from lingu_ray.report.evaluate_command import evaluate_command
@@ -25,6 +26,7 @@ from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import Record, read_records
+from lingu_ray.storage import place
 
 
 def write_report(run_dir: Path) -> Path:
@@ -71,9 +73,9 @@ def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
     return runs
 
 
-def _corpus(run: RunFolder) -> Path | None:
+def _corpus(run: RunFolder) -> Path | str | None:
     pointer = _json(run.corpus)
-    return None if pointer is None else Path(pointer["path"])
+    return None if pointer is None else place(pointer["path"])
 
 
 def _steps(records: list[Record]) -> int:
@@ -84,7 +86,8 @@ def _steps(records: list[Record]) -> int:
 def manifest(run_dir: Path) -> dict[str, Any] | None:
     """The manifest of the run's corpus."""
     corpus = _corpus(RunFolder(run_dir))
-    return None if corpus is None else _json(corpus / "manifest.json")
+    file = None if corpus is None else existing_file(corpus, MANIFEST)
+    return None if file is None else _json(file)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def control_config(config: Config, name: str) -> Config:
             "name": name,
             "output_dir": config.run_dir / FOLDER,
             "controls": (),
-            "corpus": config.corpus.model_copy(update={"sources": sources, "cache_dir": config.corpora_dir}),
+            "corpus": config.corpus.model_copy(update={"sources": sources, "cache_dir": str(config.corpora_dir)}),
             "distill": _without_teacher(config.distill, name),
             "tracking": config.tracking.model_copy(update=tracking),
         }

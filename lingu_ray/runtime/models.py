@@ -1,4 +1,7 @@
-"""The models that the settings name: checked as a pair, loaded, and written as a run's starting point."""
+"""The models that the settings name: checked as a pair, loaded, and written as a run's starting point.
+
+One in a bucket is read from the node's copy.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ from lingu_ray.runtime.weights import (
     refuse_adapter,
     refuse_quantized,
 )
+from lingu_ray.storage import is_remote, local_copy
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +51,11 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
         UserError: it cannot be loaded, needs code of its own, or is that of an adapter or of quantized weights; a local
             folder is given a revision. The message names the setting.
     """
-    if not Path(path).is_absolute():
+    if not (Path(path).is_absolute() or is_remote(path)):
         log.info("%s: asking the Hugging Face hub for %s", setting, path)
     elif revision is not None:
         raise UserError(f"{setting}: {path} is no hub id, so revision={revision} means nothing there: leave it out")
-    place, origin = model_origin(path)
+    place, origin = model_origin(local_copy(path))
     refuse_adapter(place, revision, setting)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
@@ -117,11 +121,12 @@ def check_weights(config: Config) -> None:
     if config.student.path is not None:
         paths["student.path"] = (config.student.path, AutoModelForImageTextToText, config.student.trust_remote_code)
     for setting, (path, loader, trust_remote_code) in paths.items():
-        if not Path(path).is_dir():
+        folder = Path(local_copy(path))
+        if not folder.is_dir():
             continue
         try:
             loaded = load_config(path, None, trust_remote_code, setting)
-            check_files(empty_model(loader, loaded, trust_remote_code), Path(path), f"{setting}={path}")
+            check_files(empty_model(loader, loaded, trust_remote_code), folder, f"{setting}={path}")
         except NOT_LOADABLE as error:
             raise UserError(f"{setting}={path}: cannot be loaded: {error}") from error
 
@@ -136,7 +141,7 @@ def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.devi
 def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer. Raises UserError when it cannot be loaded."""
     try:
-        place, origin = model_origin(settings.path)
+        place, origin = model_origin(local_copy(settings.path))
         tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)
     except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)
@@ -151,7 +156,7 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
         return load_whole(
             AutoModelForImageTextToText,
             f"student.path={settings.path}",
-            settings.path,
+            local_copy(settings.path),
             revision=settings.revision,
             dtype=torch.float32,
             trust_remote_code=settings.trust_remote_code,
@@ -168,7 +173,7 @@ def load_processor(settings: StudentConfig) -> ProcessorMixin:
     assert settings.path is not None
     try:
         processor = AutoProcessor.from_pretrained(
-            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+            local_copy(settings.path), revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
     except NOT_LOADABLE as error:
         cure = " Install torchvision, which this processor needs." if "torchvision" in str(error) else ""
@@ -218,7 +223,7 @@ def vision_tower(settings: VisionConfig) -> Idefics3VisionConfig:
 
 
 def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> PreTrainedModel:
-    place, gguf = model_origin(settings.path)
+    place, gguf = model_origin(local_copy(settings.path))
     weights = gguf or {"use_safetensors": True}
     origin = f"teacher.path={settings.path}"
     try:

@@ -21,6 +21,7 @@ from lingu_ray.runtime.export import as_published, complete_settings
 from lingu_ray.runtime.models import load_config
 from lingu_ray.runtime.verify import question
 from lingu_ray.runtime.weights import NOT_LOADABLE, check_tensors, empty_model
+from lingu_ray.storage import local_copy
 
 
 def rehearse_export(settings: StudentConfig, processor: Any) -> int:
@@ -60,11 +61,11 @@ def _generation_settings(model: PreTrainedModel, settings: StudentConfig) -> Gen
     """What is in generation_config.json; without the file, what the configuration says."""
     path = cast(str, settings.path)
     try:
-        return GenerationConfig.from_pretrained(path, revision=settings.revision or "main")
+        return GenerationConfig.from_pretrained(local_copy(path), revision=settings.revision or "main")
     except ValueError as error:
         raise UserError(f"student.path={path}: its generation_config.json cannot be used: {error}") from error
     except OSError as error:
-        if (Path(path) / "generation_config.json").exists():
+        if (Path(local_copy(path)) / "generation_config.json").exists():
             raise UserError(f"student.path={path}: its generation_config.json is damaged: {error}") from error
         return cast(GenerationConfig, model.generation_config)
 

@@ -21,6 +21,7 @@ from lingu_ray.corpus.build import Plan
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +88,9 @@ def check_models(config: Config, folder: RunFolder) -> None:
     Raises:
         UserError: the files of one have changed.
     """
-    now = {"teacher": model_identity(config.teacher.path, config.teacher.revision)}
+    now = {"teacher": model_identity(local_copy(config.teacher.path), config.teacher.revision)}
     if config.student.path is not None:
-        now["student"] = model_identity(config.student.path, config.student.revision)
+        now["student"] = model_identity(local_copy(config.student.path), config.student.revision)
     before = json.loads(folder.models.read_text()) if folder.models.exists() else now
     changed = [name for name in now if before.get(name) != now[name]]
     if changed and trained_steps(folder):

@@ -40,6 +40,7 @@ from lingu_ray.runtime.resume import check_data, check_models, check_settings, r
 from lingu_ray.runtime.run_log import run_log
 from lingu_ray.runtime.tracking import Tracker, check_store, tracking_uri
 from lingu_ray.runtime.worker import Job, train_worker
+from lingu_ray.storage import check_writable
 
 _POLL_S = 0.25
 MANY_PASSES = 5
@@ -199,7 +200,7 @@ class Run:
         if not self.finished:
             self.tracker.end("KILLED")
             raise Interrupted(f"stopped and saved: run the same command again to resume ({self.folder.root})")
-        manifest = self.corpus.folder / "manifest.json"
+        manifest = self.corpus.manifest_file
         self.tracker.log_files(self.folder.config, self.folder.corpus, manifest, self.folder.samples)
         self.tracker.end("FINISHED")
 
@@ -306,6 +307,9 @@ def check_output(config: Config) -> None:
         UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable.
     """
     for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
+        if isinstance(path, str):
+            check_writable(path)
+            continue
         if "working_dir_files" in path.parts:
             raise UserError(
                 f"{setting}={path} lies in the copy of the working directory that Ray made for this job and removes "

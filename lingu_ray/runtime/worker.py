@@ -58,7 +58,7 @@ class Job:
 
     config: Config
     run_dir: Path
-    corpus_dir: Path
+    corpus_dir: Path | str
     lease: Lease
     neighbors: int
     until: int | None = None

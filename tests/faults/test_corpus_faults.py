@@ -77,10 +77,10 @@ def test_a_damaged_corpus_says_so(tmp_path, processor_dir, ray_cluster):
     corpus = build_corpus(settings, processor_dir)
     shard = corpus.folder / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(UserError, match=r"shard-00001.parquet is damaged; delete the corpus' folder"):
+    with pytest.raises(UserError, match=r"shard-00001.parquet is damaged; delete the corpus, and"):
         corpus.rows([12])
     shard.unlink()
-    with pytest.raises(UserError, match=r"shard-00001.parquet is missing; delete the folder"):
+    with pytest.raises(UserError, match=r"shard-00001.parquet is missing; delete the corpus, and"):
         build_corpus(settings, processor_dir)
 
 

@@ -1,6 +1,7 @@
 """Paths in the settings: absolute from the moment they are read, whatever their spelling and wherever code runs."""
 
 import os
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 
 from lingu_ray import paths
 from lingu_ray.config import Config, TaskConfig, TeacherConfig
+from lingu_ray.config.settings import Settings
 from lingu_ray.config.tree import section_in
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
@@ -169,3 +171,51 @@ def test_a_gguf_file_has_one_spelling(here: Path):
     assert TeacherConfig.model_validate({"path": "org/lm", "gguf_file": None}).path == "org/lm"
     assert paths.model_origin("org/lm/q8.gguf") == ("org/lm", {"gguf_file": "q8.gguf"})
     assert paths.model_origin("org/lm") == ("org/lm", {})
+
+
+TAKE_LOCATIONS = (
+    "student.path",
+    "teacher.path",
+    "corpus.sources.0.path",
+    "corpus.sources.1.image_root",
+    "evaluation.tasks.t.path",
+    "corpus.cache_dir",
+)
+TAKE_NONE = ("output_dir", "tracking.uri", "tracking.parent")
+
+
+@pytest.mark.parametrize("setting", [*TAKE_LOCATIONS, *TAKE_NONE])
+def test_a_scheme_is_refused_by_name(setting: str):
+    """No setting takes `s3a://…` for a folder of that name; those that take buckets say so, others refuse them too."""
+    settings = Settings(Config, deepcopy(SETTINGS), "my.yaml")
+    for scheme in ("hdfs", "s3a", "az", "file") if setting != "tracking.uri" else ("gs",):
+        settings.override(f"{setting}={scheme}://place/a")
+        with pytest.raises(
+            UserError, match=rf"{setting.replace('.0', '.a').replace('.1', '.b')}: {scheme}://place/a: "
+        ):
+            settings.validate()
+    settings.override(f"{setting}=s3://place/a")
+    if setting in TAKE_LOCATIONS:
+        settings.validate()
+    else:
+        with pytest.raises(UserError, match=f"{setting}: s3://place/a: "):
+            settings.validate()
+
+
+def test_credentials_in_a_location_are_not_repeated():
+    """A location with a password is refused, and the message has it nowhere, not even where it quotes the override."""
+    for place in ("s3://key:hidden@bucket/a", "gs://bucket/a?token=hidden"):
+        settings = Settings(Config, deepcopy(SETTINGS), "my.yaml")
+        settings.override(f"student.path={place}")
+        with pytest.raises(UserError, match="neither user nor settings") as told:
+            settings.validate()
+        assert "hidden" not in str(told.value)
+
+
+def test_a_location_has_one_spelling():
+    """Slashes at the end and twice in a row say nothing."""
+    for path in (paths.model_path, paths.data_path, paths.data_folder):
+        assert path("s3://bucket//models/lm/") == "s3://bucket/models/lm"
+    assert paths.data_path("gs://bucket/**/part-?.parquet") == "gs://bucket/**/part-?.parquet"
+    with pytest.raises(UserError, match="has to be a local path"):
+        paths.absolute("s3://bucket/out")

@@ -22,11 +22,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
 from lingu_ray.runtime.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter
+from lingu_ray.storage import local_copy
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model (folder or hub id) without its weights; `processor` is None for a causal LM."""
+    """The files of a model without its weights; `processor` is None for a causal LM.
+
+    `path`: a local folder, of a model in a bucket the node's copy, or a hub id.
+    """
 
     path: str
     config: PreTrainedConfig
@@ -52,6 +56,7 @@ def load_model_files(path: Path | str) -> ModelFiles:
     Raises:
         UserError: Transformers cannot load what is at `path`.
     """
+    path = local_copy(path)
     place, origin = model_origin(path)
     config = _load_config(path)
     try:
@@ -61,7 +66,7 @@ def load_model_files(path: Path | str) -> ModelFiles:
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
     assert tokenizer is not None  # Transformers' annotation allows it, its code raises
-    return ModelFiles(str(path), config, tokenizer, processor, _eos_ids(place, config, tokenizer))
+    return ModelFiles(path, config, tokenizer, processor, _eos_ids(place, config, tokenizer))
 
 
 def takes_images(path: Path | str) -> bool:
@@ -83,6 +88,7 @@ def check_weights(path: Path | str) -> None:
         UserError: weights are missing, left over, of another shape, or a file is cut off or absent.
     """
     config = _load_config(path)
+    path = local_copy(path)
     if not Path(path).is_dir() or hasattr(config, "quantization_config"):
         return
     try:
@@ -93,7 +99,7 @@ def check_weights(path: Path | str) -> None:
 
 
 def _load_config(path: Path | str) -> PreTrainedConfig:
-    place, origin = model_origin(path)
+    place, origin = model_origin(local_copy(path))
     refuse_adapter(place, None, "model")
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=False, **origin)

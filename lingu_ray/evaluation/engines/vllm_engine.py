@@ -25,6 +25,7 @@ from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.evaluation.engines.vllm_plugin import register
 from lingu_ray.runtime.weights import NOT_LOADABLE
+from lingu_ray.storage import local_copy
 
 SEQUENCES = 128  # most that are processed at once
 PREFILL_CHUNK = 1024  # most tokens of one text in a step, whose logits are all in memory
@@ -36,7 +37,7 @@ def unsupported_reason(path: Path | str) -> str | None:
     if reason := obvious_reason(path):
         return reason
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(local_copy(path))
     except NOT_LOADABLE as error:
         return f"its configuration cannot be read: {error}"
     _prepare()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from lingu_ray import storage
 from lingu_ray.config import TaskConfig
 from lingu_ray.corpus.load_image import load_image, read_image
 from lingu_ray.evaluation.tasks.fields import fields_of
@@ -45,5 +45,5 @@ def references(fields: Fields) -> list[Any]:
     return image if isinstance(image, list) else [] if image is None else [image]
 
 
-def _folder(place: Place) -> Path:
-    return Path(place.split.path).parent
+def _folder(place: Place) -> str:
+    return storage.parent(place.split.path)

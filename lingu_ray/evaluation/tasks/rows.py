@@ -1,7 +1,7 @@
 """Rows of a task's data, by the corpus's own readers: files, folders, and datasets of the hub.
 
 Files, and folders of `datasets.save_to_disk`, are read in place. Hub ids, and other folders where `split` is given, are
-read by `datasets` through its cache. One file split is in memory at a time.
+read by `datasets` through its cache, those in a bucket from the node's copy. One file split is in memory at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
 from lingu_ray.corpus.files import hub_files
 from lingu_ray.corpus.formats import BadRecord, Record
@@ -79,9 +80,9 @@ def source_of(config: TaskConfig) -> SourceConfig:
 
 
 def _file_splits(config: TaskConfig) -> list[FileSplit]:
-    source, path = source_of(config), Path(config.path)
-    on_hub = not path.is_absolute()
-    saved = [name for name in ("dataset_dict.json", "state.json") if (path / name).is_file()]
+    source, path = source_of(config), config.path
+    on_hub = not (Path(path).is_absolute() or storage.is_remote(path))
+    saved = [name for name in ("dataset_dict.json", "state.json") if storage.is_file(storage.below(path, name))]
     if config.split is None and on_hub:
         raise UserError(
             f"evaluation.tasks: {config.name}: {not_found(config.path)}; correct its `path`, or set `split`, such as "
@@ -90,11 +91,17 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
     if config.split is None and "dataset_dict.json" in saved:
         raise UserError(f"evaluation.tasks: {config.name}: {config.path} has splits: set `split`, such as test")
     try:
-        if on_hub or (path.is_dir() and config.split and not saved):
-            return _fetched(source)
+        if on_hub or (config.split and not saved and _is_folder(path)):
+            return _fetched(source.model_copy(update={"path": storage.local_copy(path)}))
         return split_source(source)
     except UserError as error:
         raise UserError(f"evaluation.tasks: {str(error).removeprefix('source ')}") from error
+
+
+def _is_folder(path: str) -> bool:
+    if storage.is_remote(path):
+        return not (glob.has_magic(path) or storage.is_file(path))
+    return Path(path).is_dir()
 
 
 def _fetched(source: SourceConfig) -> list[FileSplit]:

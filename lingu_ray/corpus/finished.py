@@ -1,0 +1,71 @@
+"""Which file splits of a build are read: small files in its folder, for tasks on all nodes write them.
+
+The folder may be in a bucket, where they are objects.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lingu_ray import storage
+from lingu_ray.errors import UserError
+from lingu_ray.live import LiveLine
+
+LOOK_EVERY_S, LIST_EVERY_S = 0.5, 5.0  # in a folder, in a bucket
+
+
+@dataclass(frozen=True)
+class FinishedSplits:
+    """Finished file splits, each a file in `folder` that is named by its index and rows."""
+
+    folder: Path | str
+
+    def add(self, index: int, rows: int) -> None:
+        """Note that a file split is read."""
+        name = f"{index}-{rows}"
+        if isinstance(self.folder, Path):
+            (self.folder / name).touch()
+        else:
+            storage.put(b"", storage.join(self.folder, name))
+
+    def _names(self) -> list[str]:
+        if isinstance(self.folder, Path):
+            return os.listdir(self.folder)
+        return [entry.name for entry in storage.entries(self.folder)]
+
+    def _delete(self) -> None:
+        if isinstance(self.folder, Path):
+            shutil.rmtree(self.folder)
+        else:
+            storage.delete(self.folder)
+
+    @contextmanager
+    def shown(self, splits: int) -> Iterator[None]:
+        """Show a live line of those of `splits` that are finished, while the block runs; then delete the files."""
+        if isinstance(self.folder, Path):
+            self.folder.mkdir()
+        else:
+            self._delete()  # what a build that was killed has left
+        ended = threading.Event()
+
+        def follow() -> None:
+            with LiveLine("corpus: reading", splits, "file split", keep=False) as line:
+                while not ended.wait(LOOK_EVERY_S if isinstance(self.folder, Path) else LIST_EVERY_S):
+                    with suppress(UserError):  # the tasks tell it
+                        rows = [int(name.partition("-")[2]) for name in self._names()]
+                        line.show(len(rows), f"{sum(rows)} rows")
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+        self._delete()

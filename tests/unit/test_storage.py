@@ -1,0 +1,196 @@
+"""Object storage, on a real S3 server and the emulator of Google Cloud Storage."""
+
+import io
+import multiprocessing
+import random
+from pathlib import Path
+
+import pytest
+from buckets import proxy_before
+
+from lingu_ray import storage
+from lingu_ray.errors import UserError
+
+BOTH = pytest.mark.parametrize("bucket", ["s3", "gs"], indirect=True)
+NOISE = random.Random(0).randbytes(3 << 20)
+
+
+@pytest.fixture
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts follow each other at once."""
+    monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.01))
+
+
+@pytest.mark.slow
+@BOTH
+def test_objects_make_a_round_trip(bucket: str, tmp_path: Path):
+    """What is put is read again to the bit, whole or in part; listed with its size; and gone when deleted."""
+    (tmp_path / "file").write_bytes(NOISE)
+    storage.put(tmp_path / "file", f"{bucket}/a/noise.bin")
+    storage.put(b"short", f"{bucket}/a b/ü?#%.gz")
+    assert storage.read_bytes(f"{bucket}/a/noise.bin") == NOISE
+    assert storage.read_bytes(f"{bucket}/a b/ü?#%.gz") == b"short"
+    assert [(entry.name, entry.size) for entry in storage.entries(bucket)] == [
+        ("a b/ü?#%.gz", 5),
+        ("a/noise.bin", len(NOISE)),
+    ]
+    with storage.open_file(f"{bucket}/a/noise.bin", buffering=1 << 16) as file:
+        for position, count in ((5, 10), (len(NOISE) - 3, 10), (1 << 20, 1 << 20), (0, 1)):
+            file.seek(position)
+            assert file.read(count) == NOISE[position : position + count]
+        assert (file.seek(-4, io.SEEK_END), file.read()) == (len(NOISE) - 4, NOISE[-4:])
+    before = storage.version(f"{bucket}/a/noise.bin")
+    assert before == storage.version(f"{bucket}/a/noise.bin")
+    storage.put(NOISE[::-1], f"{bucket}/a/noise.bin")
+    assert before != storage.version(f"{bucket}/a/noise.bin")
+    assert storage.is_file(f"{bucket}/a/noise.bin") and not storage.is_file(f"{bucket}/a")
+    storage.delete(f"{bucket}/a/noise.bin")
+    storage.delete(f"{bucket}/a b")
+    storage.delete(f"{bucket}/a b")
+    assert storage.entries(bucket) == []
+    with pytest.raises(FileNotFoundError):
+        storage.open_file(f"{bucket}/a/noise.bin")
+
+
+@pytest.mark.slow
+@BOTH
+def test_trees_are_whole_or_not_marked(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The marker comes last, also where it was there before; a tree is fetched once, and again when it changes."""
+    folder = tmp_path / "tree"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("marker", "b", "inner/c"):
+        (folder / name).write_text(name)
+    order: list[str] = []
+    put = storage.put
+    monkeypatch.setattr(storage, "put", lambda content, location: (order.append(location), put(content, location)))
+    for _ in range(2):
+        storage.put_tree(folder, bucket, "marker")
+        assert order.pop() == f"{bucket}/marker" and f"{bucket}/marker" not in order
+        order.clear()
+    copy = storage.fetch_tree(bucket)
+    assert {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()} == {"marker", "b", "inner/c"}
+    assert (copy / "inner" / "c").read_text() == "inner/c"
+    assert storage.local_copy(bucket) == str(copy) and storage.local_copy(str(folder)) == str(folder)
+    put(b"longer now", f"{bucket}/b")
+    assert (storage.fetch_tree(bucket) / "b").read_text() == "longer now" and (copy / "b").read_text() == "b"
+    assert storage.local_copy(f"{bucket}/b") == str(storage.fetch(f"{bucket}/b"))
+    assert storage.fetch(f"{bucket}/b").name == "b"
+    (folder / "marker").unlink()
+    with pytest.raises(OSError, match="marker"):
+        storage.put_tree(folder, bucket, "marker")
+    assert not storage.is_file(f"{bucket}/marker")
+
+
+def _fetch(location: str) -> str:
+    return str(storage.fetch(location))
+
+
+@pytest.mark.slow
+def test_processes_of_a_node_fetch_once(
+    bucket: str,
+    storage_servers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Two processes that want the same object at the same time make the server send it once."""
+    storage.put(NOISE, f"{bucket}/noise.bin")
+    with proxy_before(storage_servers["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with multiprocessing.get_context("spawn").Pool(2) as pool:
+            copies = set(pool.map(_fetch, [f"{bucket}/noise.bin"] * 2))
+    assert len(copies) == 1 and Path(copies.pop()).read_bytes() == NOISE
+    assert len(NOISE) <= proxy.sent < 1.05 * len(NOISE)
+
+
+@pytest.mark.slow
+def test_a_lost_connection_is_made_again(
+    bucket: str,
+    storage_servers: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    short_waits: None,
+):
+    """A read goes on where the connection broke; where the server stays away, the error names the location."""
+    storage.put(NOISE, f"{bucket}/noise.bin")
+    with proxy_before(storage_servers["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        storage._file_system.cache_clear()
+        with storage.open_file(f"{bucket}/noise.bin", buffering=1 << 20) as file:
+            begin = file.read(100)
+            proxy.left, proxy.comes_back = 1 << 19, True
+            assert begin + file.read() == NOISE
+            assert proxy.left > len(NOISE), "the connection was never broken"
+            proxy.comes_back = False
+            file.seek(0)
+            proxy.left = 0
+            with pytest.raises(UserError, match=rf"{bucket}/noise.bin: storage does not answer; .*start again"):
+                file.read()
+
+
+@pytest.mark.slow
+@BOTH
+def test_what_cannot_be_had_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch, short_waits: None):
+    """A missing bucket, a missing object, a full disk: each is named with its cure."""
+    scheme = bucket.partition(":")[0]
+    for action in (storage.entries, storage.fetch_tree):
+        with pytest.raises(UserError, match=f"{scheme}://no-such-bucket/x: there is no such bucket"):
+            action(f"{scheme}://no-such-bucket/x")
+    with pytest.raises(UserError, match="nothing at this location"):
+        storage.fetch_tree(f"{bucket}/none")
+    with pytest.raises(UserError, match="there is no such object"):
+        storage.fetch(f"{bucket}/none")
+    storage.put(b"x", f"{bucket}/x")
+    monkeypatch.setattr(storage, "SPARE", 1 << 60)
+    with pytest.raises(UserError, match=r"GB free; delete old copies there, or let LINGU_RAY_CACHE"):
+        storage.fetch(f"{bucket}/x")
+
+
+@pytest.mark.slow
+def test_refused_credentials_are_told_and_not_shown(bucket: str, monkeypatch: pytest.MonkeyPatch):
+    """Wrong credentials are an error that says so, without a word of them; right ones work from the next call on."""
+    storage.put(b"x", f"{bucket}/x")
+    right = "secret-of-tests"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    storage._file_system.cache_clear()
+    for action in (storage.read_bytes, storage.entries, storage.delete, lambda place: storage.put(b"y", place)):
+        with pytest.raises(UserError, match="access is refused") as told:
+            action(f"{bucket}/x")
+        assert "wrong-secret" not in str(told.value) and bucket in str(told.value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", right)
+    assert storage.read_bytes(f"{bucket}/x") == b"x"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("runs/a", None),
+        ("/runs/a", None),
+        ("a:b/c", None),
+        ("C:/runs", None),
+        ("s3://bucket/a?/b", None),
+        ("s3://bucket", None),
+        ("gs://bucket/a@b", None),
+        ("s3a://bucket/a", "s3a:// is not supported; local paths are, s3://bucket/path and gs://bucket/path"),
+        ("hdfs://host/a", "hdfs:// is not supported"),
+        ("az://c/a", "az:// is not supported"),
+        ("http://user:hidden@host/a?token=hidden", "http:// is not supported"),
+        ("file:///runs", "without file://"),
+        ("s3:/bucket/a", "write s3://bucket/path"),
+        ("s3:///a", "write s3://bucket/path"),
+        ("s3:/key:hidden@bucket/a", "neither user nor settings"),
+        ("s3://key:hidden@bucket/a", "neither user nor settings"),
+        ("s3://bucket/a?access_key=hidden&secret_key=hidden", "neither user nor settings"),
+    ],
+)
+def test_locations_are_recognized(path: str, reason: str | None):
+    """Local paths and locations pass; anything else is refused by name, and what may be secret is not repeated."""
+    told = storage.refusal(path)
+    assert (told is None) if reason is None else (told is not None and reason in told and "hidden" not in told)
+    local = storage.not_local(path)
+    assert (local is None) == (storage.scheme_of(path) is None) and "hidden" not in str(local)
+    assert storage.is_remote(path) == path.startswith(("s3://b", "gs://b", "s3:///", "s3://key"))
+
+
+def test_join_stays_in_the_bucket():
+    """Parts are put together as paths are, and `..` does not lead to another bucket."""
+    assert storage.join("s3://b/a/", "../c//d", "e") == "s3://b/c/d/e"
+    assert storage.join("gs://b", "..", "..", "x") == "gs://b/x"
+    assert storage.join("s3://b/a", "..") == "s3://b"
