@@ -1,7 +1,11 @@
 """clusters/local: up, a job, down, for real."""
 
+from __future__ import annotations
+
 import os
+import re
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -11,19 +15,21 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import Command
+from processes import kill_all, living
 from tinyrun import write_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
+SUBMIT = "ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml"
 
 
 def free_port() -> int:
-    """The first of three ports, as far as one can see; they are below those of outgoing connections."""
-    for port in range(20000 + os.getpid() % 5000, 32000, 3):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+    """The first of three ports that nobody listens on, below those of outgoing connections."""
+    for first in range(20000 + os.getpid() % 3000 * 3, 32000, 3):
+        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
+            if all(probe.connect_ex(("127.0.0.1", first + i)) for i, probe in enumerate((one, two, three))):
+                return first
     raise AssertionError("no port is free")
 
 
@@ -33,77 +39,60 @@ class Local:
     def __init__(self, scratch: Path):
         self.state = scratch / "local"
         self.port = free_port()
-        self.env = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "LINGU_RAY_STATE": str(scratch),
-            "LINGU_RAY_PORT": str(self.port),
-        }
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.env = {"PATH": path, "LINGU_RAY_STATE": str(scratch), "LINGU_RAY_PORT": str(self.port)}
+        self.mark = ("RAY_AUTH_TOKEN_PATH", str(self.state / "token"))
 
     def shell(self, line: str, code: int = 0, **env: str) -> str:
         """Run a line of bash in the project's folder; returns what it prints."""
         with Command(["bash", "-c", line], cwd=ROOT, env={**self.env, **env}) as command:
-            return command.finish(code, seconds=200)
+            return command.finish(code)
 
-    def processes(self) -> list[psutil.Process]:
-        """All processes that name this cluster's folder, its workers' by their environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("RAY_AUTH_TOKEN_PATH") == str(self.state / "token"):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    def submit(self, *words: object, code: int = 0, options: str = "") -> str:
+        """Submit a run and wait for its end; returns what is printed."""
+        arguments = " ".join(map(str, words))
+        return self.shell(f"source {self.state}/env; {SUBMIT} {options} -- python -m lingu_ray.train {arguments}", code)
+
+    def listeners(self) -> set[tuple[str, str]]:
+        """What listens where: the program, and `this machine` or `all`."""
+        found = set()
+        for process in living(*self.mark):
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add((" ".join(process.cmdline())[:150], str(connection.laddr)))
+        return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def local() -> Iterator[Local]:
     with tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True) as folder:
         cluster = Local(Path(folder))
         yield cluster
-        for process in cluster.processes():
-            process.kill()
+        kill_all(*cluster.mark)
 
 
-SUBMIT = "ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml -- python -m lingu_ray.train"
-
-
-def test_up_job_down(local: Local, data: Path, tmp_path: Path):
-    """One command starts Ray with a token of its own, jobs give their exit code, whoever lacks the token is refused,
-    and one command lets a job save, ends everything and leaves what else runs here alone."""
+def test_up_jobs_down(local: Local, data: Path, tmp_path: Path):
+    """One command starts Ray with a token that is its owner's, jobs give their exit code, whoever has another token is
+    refused, and one command lets a job save and ends everything, its files included."""
     settings = write_settings(tmp_path / "run.yaml", data, tmp_path / "runs", train={"steps": 2, "samples": 0})
-    t = time.time()
     local.shell(f"clusters/local/up.sh --num-cpus=2 --temp-dir={local.state.parent}")
-    print("up", time.time() - t)
-    assert (local.state / "token").stat().st_mode & 0o077 == 0
+    assert stat.S_IMODE((local.state / "token").stat().st_mode) == 0o600
     assert "up already" in local.shell("clusters/local/up.sh", code=1)
-    for process in local.processes():
-        for c in process.net_connections(kind="inet"):
-            if c.status == "LISTEN":
-                print(c.laddr, " ".join(process.cmdline())[:80])
 
     source = f"source {local.state}/env"
-    t = time.time()
-    assert "step 2/2" in local.shell(f"{source}; {SUBMIT} {settings}")
-    print("job", time.time() - t)
-    t = time.time()
-    assert "distill.temprature" in local.shell(f"{source}; {SUBMIT} {settings} distill.temprature=2", code=1)
-    refused = local.shell(f"{source}; ray job list", code=1, RAY_AUTH_TOKEN="0" * 64)
-    print(refused[-300:])
-    print("bad", time.time() - t)
-    t = time.time()
+    assert "step 2/2" in local.submit(settings)
+    for one in sorted(local.listeners()):
+        print(one)
+    assert "distill.temprature" in local.submit(settings, "distill.temprature=2", code=1)
+    print(local.shell(f"{source}; ray job list", code=1, RAY_AUTH_TOKEN="0" * 64)[-500:])
 
-    local.shell(
-        f"{source}; {SUBMIT.replace('--working', '--no-wait --working')} {settings} name=long train.steps=100000"
-    )
-    metrics = tmp_path / "runs/long/metrics.jsonl"
-    for _ in range(600):
-        if metrics.exists():
-            break
-        time.sleep(0.1)
-    print(local.shell("clusters/local/down.sh"))
-    print("down", time.time() - t)
+    local.submit(settings, "name=long", "train.steps=100000", options="--no-wait")
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "runs/long/metrics.jsonl").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert re.search(r"^stopping \S+", local.shell("clusters/local/down.sh"), re.MULTILINE)
     assert list((tmp_path / "runs/long/checkpoints").iterdir())
-    print(local.processes())
-    assert not local.processes()
-    assert sorted(path.name for path in local.state.iterdir()) == ["log"]
+    assert living(*local.mark) == []
+    assert [path.name for path in local.state.iterdir()] == ["log"]
+    assert "No cluster" in local.shell("clusters/local/down.sh")

@@ -13,6 +13,7 @@ from tinyrun import write_settings
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(bool(missing_programs()), reason=f"SLURM is not installed: {', '.join(missing_programs())}"),
 ]
 
@@ -67,13 +68,13 @@ def test_a_run_that_is_signaled_saves_is_queued_again_and_ends_as_if_undisturbed
         assert state in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", *states), explain()
         return state in states
 
-    wait_for(lambda: in_state("RUNNING") and steps_done() >= 2, 180, explain)
+    wait_for(lambda: in_state("RUNNING") and steps_done() >= 2, 400, explain)
     slurm.command("scancel", "--batch", "--signal=USR1", number)
-    wait_for(lambda: slurm.job(number)["Restarts"] == "1" and in_state("PENDING"), 120, explain)
+    wait_for(lambda: slurm.job(number)["Restarts"] == "1" and in_state("PENDING"), 300, explain)
     assert 2 <= steps_done() < STEPS
     assert len(list((folder / "checkpoints").iterdir())) == 1, explain()
     slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM itself waits for two minutes
-    wait_for(lambda: in_state("COMPLETED"), 180, explain)
+    wait_for(lambda: in_state("COMPLETED"), 400, explain)
 
     run("lingu_ray.train", settings, warm=True)
     exports = [place / "tiny/export/model.safetensors" for place in (output_dir, tmp_path / "plain")]
