@@ -1,4 +1,4 @@
-"""clusters/aws.yaml and gcp.yaml: Ray's launcher accepts them, and AWS, as moto plays it, gives the machines asked for."""
+"""clusters/aws.yaml and gcp.yaml: Ray's launcher accepts them, and AWS, as moto plays it, starts the machines."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_google_knows_the_machines():
 
 
 def test_amazon_knows_the_machines():
-    """Every field of the nodes is one that RunInstances takes, a planted one is not; workers are spot, the head is not."""
+    """Every field of the nodes is one of RunInstances, a planted one is not; workers are spot, the head is not."""
     session = pytest.importorskip("botocore.session", reason="boto3 is not installed")
     from botocore.validate import ParamValidator
 
