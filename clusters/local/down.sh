@@ -25,7 +25,9 @@ import time
 from ray.job_submission import JobSubmissionClient
 
 client = JobSubmissionClient()
-running = lambda: [job for job in client.list_jobs() if job.submission_id and not job.status.is_terminal()]
+def running():
+    return [job for job in client.list_jobs() if job.submission_id and not job.status.is_terminal()]
+
 for job in running():
     print("stopping", job.submission_id)
     client.stop_job(job.submission_id)

@@ -215,3 +215,20 @@ def test_the_queue_holds_whole_runs():
     }
     assert quota == {"cpu": str(2 * run["cpu"]), "memory": f"{2 * run['memory'] >> 30}Gi", "nvidia.com/gpu": "4"}
     assert group["coveredResources"] == list(quota)
+
+
+@pytest.mark.slow
+def test_mlflow_takes_its_arguments_and_answers_to_its_service():
+    """The server's arguments are options of this MLflow, and it accepts the host names by which pods and a port-forward
+    call it, and no others."""
+    from mlflow.cli import cli
+    from mlflow.server.security_utils import is_allowed_host_header
+
+    (deployment,) = (one for one in documents("mlflow.yaml") if one["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["mlflow", "server"] and deployment["spec"]["replicas"] == 1
+    options = cli.commands["server"].make_context("server", list(container["args"])).params
+    assert options["backend_store_uri"].startswith("sqlite:////mlflow/") and options["workers"] == "1"
+    hosts = options["allowed_hosts"].split(",")
+    assert all(is_allowed_host_header(hosts, name) for name in ("lingu-ray-mlflow:5000", "localhost:5000"))
+    assert not is_allowed_host_header(hosts, "elsewhere.example:5000")
