@@ -9,7 +9,10 @@ import stat
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -53,14 +56,44 @@ class Local:
         arguments = " ".join(map(str, words))
         return self.shell(f"source {self.state}/env; {SUBMIT} {options} -- python -m lingu_ray.train {arguments}", code)
 
-    def listeners(self) -> set[tuple[str, str]]:
-        """What listens where: the program, and `this machine` or `all`."""
+    def listeners(self) -> set[tuple[str, bool]]:
+        """The programs that listen, by their names in the guide, and whether on more than this machine."""
         found = set()
         for process in living(*self.mark):
-            for connection in process.net_connections(kind="inet"):
-                if connection.status == psutil.CONN_LISTEN:
-                    found.add((" ".join(process.cmdline())[:150], str(connection.laddr)))
+            with suppress(psutil.Error):
+                name = program(" ".join(process.cmdline()))
+                sockets = [one.laddr.ip for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+                found |= {(name, address not in ("127.0.0.1", "::1")) for address in sockets}
         return found
+
+
+PROGRAMS = {
+    r"/gcs_server ": "GCS",
+    r"/raylet ": "raylet",
+    r"Agent": "agent",
+    r"client\.server": "Ray client server",
+    r"dashboard": "dashboard",
+    r"monitor\.py": "metrics",
+    r"ray::|default_worker|lingu_ray\.train": "workers and drivers",
+}
+
+
+def program(command: str) -> str:
+    """What the guide calls the program of a command line."""
+    return next((name for pattern, name in PROGRAMS.items() if re.search(pattern, command)), command)
+
+
+def said_to_listen() -> dict[str, str]:
+    """The guide's table: program, and where it listens."""
+    table = (ROOT / "clusters/README.md").read_text("utf-8").split("## What listens")[1]
+    return dict(re.findall(r"^\| (\w[\w ]*?)(?: \(on the head\)| of .*)? \| ([^|]+) \|", table, re.MULTILINE))
+
+
+def refused(url: str) -> int:
+    """The status of an HTTP request without a token that is refused."""
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url, timeout=30)
+    return caught.value.code
 
 
 @pytest.fixture
@@ -84,7 +117,7 @@ def test_up_jobs_down(local: Local, data: Path, tmp_path: Path):
     for one in sorted(local.listeners()):
         print(one)
     assert "distill.temprature" in local.submit(settings, "distill.temprature=2", code=1)
-    print(local.shell(f"{source}; ray job list", code=1, RAY_AUTH_TOKEN="0" * 64)[-500:])
+    assert "401" in local.shell(f"{source}; ray job list", code=1, RAY_AUTH_TOKEN="0" * 64)
 
     local.submit(settings, "name=long", "train.steps=100000", options="--no-wait")
     deadline = time.monotonic() + 200
