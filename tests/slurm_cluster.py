@@ -43,6 +43,7 @@ MpiDefault=none
 ReturnToService=2
 KillWait=10
 GresTypes=gpu
+FirstJobId={first_job}
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
 PartitionName=all Nodes=n1,n2 Default=YES State=UP
@@ -101,6 +102,7 @@ def slurm_cluster() -> Iterator[Slurm]:
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     slurm = Slurm(folder)
     values = {"host": socket.gethostname(), "user": getuser(), "folder": folder, "ports": _free_ports(3)}
+    values["first_job"] = 1 + os.getpid()  # Ray's ports follow from it: two such clusters on a machine do not meet
     (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
     (folder / "munge.key").write_bytes(secrets.token_bytes(64))
     (folder / "munge.key").chmod(0o400)

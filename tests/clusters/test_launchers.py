@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.resources
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,20 @@ def test_ray_accepts(cloud: str):
     validate(launcher(cloud))
     with pytest.raises(Exception, match="idle_timeout_minuts"):
         validate(launcher(cloud) | {"idle_timeout_minuts": 5})
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_commands_on_the_machines_are_shell(cloud: str):
+    """shellcheck accepts what the launcher runs on its machines and in the image."""
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    config = launcher(cloud)
+    for key in ("initialization_commands", "head_start_ray_commands", "worker_start_ray_commands"):
+        for command in config[key]:
+            script = "#!/bin/bash\n" + command.replace("$RAY_HEAD_IP", '"$RAY_HEAD_IP"')
+            done = subprocess.run([shellcheck, "-"], input=script, text=True, capture_output=True)
+            assert done.stdout == "", done.stdout
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
