@@ -20,11 +20,14 @@ end() {
 if [[ $(members) ]]; then
     # shellcheck source=/dev/null
     source "$state/env"
-    python - <<'END' || true # where the head does not answer any more there is nothing to save
-import time
+    python - <<'END' || echo "Its jobs could not be stopped; they are ended without saving." >&2
+import sys, time
 from ray.job_submission import JobSubmissionClient
 
-client = JobSubmissionClient()
+try:
+    client = JobSubmissionClient()
+except ConnectionError:
+    sys.exit("Its head does not answer.")
 def running():
     return [job for job in client.list_jobs() if job.submission_id and not job.status.is_terminal()]
 

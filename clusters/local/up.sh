@@ -9,6 +9,12 @@ if [[ -e $state/session ]]; then
     echo "A cluster is up already, or was not ended: clusters/local/down.sh" >&2
     exit 1
 fi
+for used in "$port" $((port + 1)) $((port + 2)); do
+    if (exec 3<>"/dev/tcp/127.0.0.1/$used") 2>/dev/null; then
+        echo "Something else has port $used: LINGU_RAY_PORT=… for another one" >&2
+        exit 1
+    fi
+done
 
 # Who has the token may run anything in this cluster; the file is its owner's alone.
 umask 077

@@ -108,6 +108,8 @@ def test_up_jobs_down(local: Local, data: Path, tmp_path: Path):
     """One command starts Ray with a token that is its owner's, jobs give their exit code, whoever has another token is
     refused, and one command lets a job save and ends everything, its files included."""
     settings = write_settings(tmp_path / "run.yaml", data, tmp_path / "runs", train={"steps": 2, "samples": 0})
+    with socket.create_server(("127.0.0.1", local.port + 1)):
+        assert f"has port {local.port + 1}" in local.shell("clusters/local/up.sh", code=1)
     local.shell(f"clusters/local/up.sh --num-cpus=2 --temp-dir={local.state.parent}")
     assert stat.S_IMODE((local.state / "token").stat().st_mode) == 0o600
     assert "up already" in local.shell("clusters/local/up.sh", code=1)
