@@ -116,8 +116,10 @@ def test_up_jobs_down(local: Local, data: Path, tmp_path: Path):
 
     source = f"source {local.state}/env"
     assert "step 2/2" in local.submit(settings)
-    for one in sorted(local.listeners()):
-        print(one)
+    assert ("raylet", True) in (listeners := local.listeners())
+    assert {name for name, _ in listeners} <= set(said_to_listen())
+    assert all("every address" in said_to_listen()[name] for name, beyond in listeners if beyond)
+    assert refused(f"http://127.0.0.1:{local.port}/api/jobs/") == 401
     assert "distill.temprature" in local.submit(settings, "distill.temprature=2", code=1)
     assert "token is invalid or incorrect" in local.shell(f"{source}; ray job list", code=1, RAY_AUTH_TOKEN="0" * 64)
 
