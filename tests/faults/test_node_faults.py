@@ -52,8 +52,6 @@ def cluster(warm_workers):
     """A head, and two nodes with room for a worker each."""
     with Nodes() as nodes:
         nodes.workers = [nodes.add(), nodes.add()]
-        for node in nodes.workers:
-            node.wait_for(lambda node=node: "Ray runtime started" in node.printed)
         yield nodes
 
 
