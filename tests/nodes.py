@@ -51,7 +51,7 @@ class Nodes:
         return f"http://127.0.0.1:{self.dashboard}"
 
     def add(self) -> Command:
-        """Start a node with one CPU, and wait for it: two that start at a time choose the same socket on one machine."""
+        """Start a node with one CPU, and wait for it: two that start at once choose the same socket on one machine."""
         address = f"127.0.0.{1 + len(self.started)}"  # of its own: a driver joins by the node that has its address
         node = self._start(f"--address={self.address}", f"--node-ip-address={address}", "--num-cpus=1")
         node.wait_for(lambda: "Ray runtime started" in node.printed)

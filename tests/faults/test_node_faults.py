@@ -6,9 +6,11 @@ import signal
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import commands
+import psutil
 import pytest
 import torch
 from nodes import OBJECT_STORE_MB, Nodes, preempt
@@ -21,7 +23,7 @@ from lingu_ray.runtime.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
-STEPS = 60
+STEPS = 120
 TRAIN = {"steps": STEPS, "rows_per_step": 12, "checkpoint_every": 40, "validate_every": 0, "sample_every": 0}
 ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.3"}
 
@@ -114,17 +116,30 @@ def test_nodes_are_taken_away(cluster, data, output):
     folder = output / "preempted"
     with start(cluster, write(data, output, "preempted", max_failures=0, max_preemptions=2)) as command:
         watch = Watch(folder)
-        for step in (5, 25):
+        for step in (5, 60):
             command.wait_for(lambda step=step: watch.step >= step)
-            leaving, cluster.workers = cluster.workers[0], [*cluster.workers[1:], cluster.add()]
-            preempt(leaving)
-            command.wait_for(lambda step=step: newest(folder) >= step + 2)
+            with held(cluster):
+                leaving, cluster.workers = cluster.workers[0], [*cluster.workers[1:], cluster.add()]
+                preempt(leaving)
+                time.sleep(2)  # the notice is polled for
+            before = watch.step
+            command.wait_for(lambda before=before: newest(folder) >= before + 2)
             cluster.worker("TeacherActor").suspend()  # so that a step is running when the node is gone
             done = watch.step
             command.wait_for(lambda done=done: watch.step > done + 1)
         command.finish()
     assert all(lost <= 1 for lost in watch.lost), watch.lost
     assert_same_run(output, "preempted")
+
+
+@contextmanager
+def held(cluster):
+    """A step that does not end before this does: its teacher is suspended."""
+    teacher = cluster.worker("TeacherActor")
+    teacher.suspend()
+    yield
+    with suppress(psutil.NoSuchProcess):
+        teacher.resume()
 
 
 def until(condition, seconds=180):
@@ -154,17 +169,14 @@ def test_a_job_is_stopped_and_submitted_again(cluster, data, output):
         hog.wait_for(lambda: "full" in hog.printed)
         job = submit(RAY_JOB_STOP_WAIT_TIME_S="60")
         until(lambda: watch.step >= 5)
-        teacher = cluster.worker("TeacherActor")
-        teacher.suspend()
-        begin = time.monotonic()
-        time.sleep(1)
-        before = watch.step
-        with start(cluster, path) as second:
-            printed = second.finish(1)
-        assert "another driver writes it" in printed and f"`ray job stop {job}`" in printed
-        client.stop_job(job)
-        until(lambda: time.monotonic() > begin + 10)  # Ray's own wait is 3 s
-        teacher.resume()
+        with held(cluster):
+            time.sleep(1)
+            before = watch.step
+            with start(cluster, path) as second:
+                printed = second.finish(1)
+            assert "another driver writes it" in printed and f"`ray job stop {job}`" in printed
+            client.stop_job(job)
+            time.sleep(10)  # Ray's own wait is 3 s
         ended(job, "STOPPED")
         assert checkpoints(folder / "checkpoints")[-1][1].step == before + 1 == watch.step
         assert "`ray job stop` kills" not in client.get_job_logs(job)
@@ -177,8 +189,9 @@ def test_a_job_is_stopped_and_submitted_again(cluster, data, output):
 
         job = submit()
         until(lambda: watch.step >= before + 20)
-        dying, cluster.workers = cluster.workers[0], [*cluster.workers[1:], cluster.add()]
-        dying.kill()
+        with held(cluster):
+            dying, cluster.workers = cluster.workers[0], [*cluster.workers[1:], cluster.add()]
+            dying.kill()
         ended(job, "SUCCEEDED")
     assert any(Path(cluster.folder).rglob("ray_spilled_objects*/*"))
     assert_same_run(output, "job")
