@@ -86,6 +86,12 @@ def whole_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def move(folder: Path, place: Path) -> None:
+    """Give a folder another name beside it; what had that name is removed."""
+    shutil.rmtree(place, ignore_errors=True)
+    folder.rename(place)
+
+
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files and folders of `path` whose writers, on this machine, are dead."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

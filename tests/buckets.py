@@ -26,9 +26,9 @@ READY_S = 60
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; SeaweedFS takes 10000 more of each, too."""
+    """Ports that nobody listens on, others for each of the test workers; SeaweedFS takes 10000 more of each, too."""
     found: list[int] = []
-    port = 20000 + os.getpid() % 10000
+    port = 20000 + os.getpid() * 16 % 10000
     while len(found) < count:
         port += 1
         if not any(_listens(used) for used in (port, port + 10000)):

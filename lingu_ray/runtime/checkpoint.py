@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lingu_ray.atomic import whole_folder
+from lingu_ray.atomic import move, whole_folder
 from lingu_ray.content import file_identity
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import all_sum, is_main_process
@@ -103,8 +103,7 @@ def set_aside_damaged(folder: Path) -> None:
         if found is not None and all(file_identity(path / name) == f["identity"] for name, f in found[1].items()):
             return
         aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        move(path, aside)
         log.warning(
             "%s: a file is missing, cut off or changed; set aside as %s, and not resumed from", path, aside.name
         )

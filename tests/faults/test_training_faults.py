@@ -139,7 +139,7 @@ def test_interrupted_then_killed_then_finished(data, output, caplog):
     (corpus,) = (output / ".corpora").iterdir()
     shard = next(corpus.glob("shard-*"))
     os.truncate(shard, shard.stat().st_size // 2)
-    with pytest.raises(UserError, match=rf"{shard.name} is damaged; delete the corpus' folder"):
+    with pytest.raises(UserError, match=rf"{shard.name} is damaged; delete the corpus, and it is"):
         train(data, output, "stopped")
     shutil.rmtree(corpus)
     cut = folder / "checkpoints" / f"step-{newest:08d}" / "optimizer.pt"

@@ -130,7 +130,7 @@ def test_any_number_of_blocks_gives_the_same_corpus(tmp_path, processor_dir, mon
             "normalize",
             lambda t, f, n=blocks: normalize(t, f).repartition(n).materialize() if n else normalize(t, f),
         )
-        settings = config(tmp_path, sources, cache_dir=tmp_path / str(number))
+        settings = config(tmp_path, sources, cache_dir=str(tmp_path / str(number)))
         folder = build_corpus(settings, processor_dir).folder
         contents.append({path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
     assert len(contents[0]) >= 5

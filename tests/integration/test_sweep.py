@@ -99,7 +99,8 @@ def test_report_table_and_recipe(finished):
     best = load_yaml(finished.report / "best.yaml")
     assert best.distill.w_kd.at(0) == {"much": 1, "little": 0.5}[rows[0]["case"]] and best.name == "cases-best"
     assert len(list(finished.trials.glob("*/export"))) == 1
-    assert not list(finished.trials.glob("*/checkpoints/*/optimizer*"))
+    failed = {row["trial"] for row in rows if row["state"] == "failed"}  # these can be run again
+    assert {path.parents[2].name for path in finished.trials.glob("*/checkpoints/*/optimizer*")} <= failed
 
 
 def test_the_same_command_starts_only_failed_trials_again(finished, tasks, output):
@@ -140,7 +141,7 @@ def test_a_failed_sweep_is_finished_by_the_same_command(finished, tasks, output)
     too. Once the cause is corrected, here a damaged corpus, the same command finishes the trial."""
     shards = {path: path.read_bytes() for path in output.rglob("shard-*.parquet")}
     for path, content in shards.items():
-        path.write_bytes(content[:-20])
+        path.write_bytes(content[:-20] + bytes(20))  # of the right size, so that it is found by reading
     with pytest.raises(UserError, match=r"the only trial of damaged failed.*is damaged; delete") as caught:
         run(tasks, output, "damaged", search={"distill.w_kd": {"grid": [1]}}, settings={"ray.max_failures": 0})
     folder = SweepFolder(output / "damaged")
