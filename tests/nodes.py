@@ -5,7 +5,6 @@ Their workers are forks of the server of the fixture `warm_workers`.
 
 from __future__ import annotations
 
-import signal
 import socket
 import tempfile
 import urllib.error
@@ -17,8 +16,6 @@ from typing import Self
 import psutil
 from commands import Command
 
-DRAIN_S = 10
-"""Seconds that a node has left after SIGTERM."""
 OBJECT_STORE_MB = 100
 """Of each node."""
 
@@ -76,8 +73,7 @@ class Nodes:
     def _start(self, *options: str) -> Command:
         words = ["start", "--block", "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}"]
         words += [f"--object-store-memory={OBJECT_STORE_MB * 10**6}", *options]
-        env = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S)}
-        self.started.append(Command(["ray.scripts.scripts", *words], env=env, warm=True))
+        self.started.append(Command(["ray.scripts.scripts", *words], warm=True))
         return self._end.enter_context(self.started[-1])
 
     def _takes_jobs(self) -> bool:
@@ -86,8 +82,3 @@ class Nodes:
             return True
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return False
-
-
-def preempt(node: Command) -> None:
-    """SIGTERM to the node's own process, as a cloud sends it: Ray drains the node, and kills it after `DRAIN_S`."""
-    node.process.send_signal(signal.SIGTERM)

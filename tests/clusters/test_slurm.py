@@ -12,6 +12,7 @@ from slurm_cluster import Slurm, missing_programs, slurm_cluster
 from tinyrun import write_settings
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(bool(missing_programs()), reason=f"SLURM is not installed: {', '.join(missing_programs())}"),

@@ -1,4 +1,4 @@
-"""What a run on a cluster survives: nodes that are taken away, or die. It ends with the same weights to the bit."""
+"""What a run on a cluster survives: stopped jobs, killed drivers, dead nodes. Its weights are the same to the bit."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import commands
 import psutil
 import pytest
 import torch
-from nodes import OBJECT_STORE_MB, Nodes, preempt
+from nodes import OBJECT_STORE_MB, Nodes
 from ray.job_submission import JobSubmissionClient
 from safetensors.torch import load_file
 from tinyrun import write_settings
@@ -21,13 +21,10 @@ from tinyrun import write_settings
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.records import read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 STEPS = 120
 TRAIN = {"steps": STEPS, "rows_per_step": 12, "checkpoint_every": 40, "validate_every": 0, "sample_every": 0}
-ENV = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.3"}
-
-
 FILL = f"""
 import sys, time
 import numpy as np
@@ -65,7 +62,7 @@ def write(data, output, name, **ray):
 
 def start(cluster, path):
     """Start a run on the cluster."""
-    return commands.start_warm("lingu_ray.train", path, env={**ENV, "RAY_ADDRESS": cluster.address})
+    return commands.start_warm("lingu_ray.train", path, env={"RAY_ADDRESS": cluster.address})
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +75,17 @@ def output(cluster, data, tmp_path_factory):
 
 
 class Watch(threading.Thread):
-    """Follows a run's metrics: `step` is the newest, `lost` how many steps each restart had to do again."""
+    """Follows a run's metrics: `step` is the newest."""
 
     def __init__(self, folder):
         super().__init__(daemon=True)
-        self.path, self.step, self.lost = folder / "metrics.jsonl", 0, []
+        self.path, self.step = folder / "metrics.jsonl", 0
         self.start()
 
     def run(self):
         while True:
             records = read_records(self.path)
-            step = records[-1]["step"] if records else 0
-            if step < self.step:
-                self.lost.append(self.step - step)
-            self.step = step
+            self.step = records[-1]["step"] if records else 0
             time.sleep(0.01)
 
 
@@ -100,36 +94,10 @@ def assert_same_run(output, name):
     ours, theirs = (load_file(output / run / "export" / "model.safetensors") for run in (name, "undisturbed"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     ours, theirs = (
-        [(r["step"], r["loss"]) for r in read_records(output / run / "metrics.jsonl")] for run in (name, "undisturbed")
+        [(r["step"], r["loss"]) for r in read_records(output / run / "metrics.jsonl") if "loss" in r]
+        for run in (name, "undisturbed")
     )
     assert ours == theirs and [step for step, _ in ours] == list(range(1, STEPS + 1))
-
-
-def newest(folder):
-    """The step of the newest checkpoint; 0 without any."""
-    return max([0, *(state.step for _, state in checkpoints(folder / "checkpoints"))])
-
-
-def test_nodes_are_taken_away(cluster, data, output):
-    """SIGTERM to each node in turn, that of the first worker included, while another joins. From the notice on each
-    step is saved, so all that is done again is the step that was running; and none of it counts as a failure."""
-    folder = output / "preempted"
-    with start(cluster, write(data, output, "preempted", max_failures=0, max_preemptions=2)) as command:
-        watch = Watch(folder)
-        for step in (5, 60):
-            command.wait_for(lambda step=step: watch.step >= step)
-            with held(cluster):
-                leaving, cluster.workers = cluster.workers[0], [*cluster.workers[1:], cluster.add()]
-                preempt(leaving)
-                time.sleep(2)  # the notice is polled for
-            before = watch.step
-            command.wait_for(lambda before=before: newest(folder) >= before + 2)
-            cluster.worker("TeacherActor").suspend()  # so that a step is running when the node is gone
-            done = watch.step
-            command.wait_for(lambda done=done: watch.step > done + 1)
-        command.finish()
-    assert all(lost <= 1 for lost in watch.lost), watch.lost
-    assert_same_run(output, "preempted")
 
 
 @contextmanager
@@ -159,7 +127,7 @@ def test_a_job_is_stopped_and_submitted_again(cluster, data, output):
 
     def submit(**env):
         command = f"{sys.executable} -m lingu_ray.train {path}"
-        return client.submit_job(entrypoint=command, runtime_env={"env_vars": {**ENV, **env}})
+        return client.submit_job(entrypoint=command, runtime_env={"env_vars": env})
 
     def ended(job, status):
         until(lambda: client.get_job_status(job).is_terminal())

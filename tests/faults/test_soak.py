@@ -10,7 +10,7 @@ from tinyrun import write_settings
 from benchmarks import soak
 from lingu_ray.runtime.records import read_records
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @contextmanager
