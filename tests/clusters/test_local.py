@@ -21,7 +21,7 @@ from commands import Command
 from processes import kill_all, living
 from tinyrun import write_settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 SUBMIT = "ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml"
