@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,7 +45,8 @@ def read_environment(folder: Path) -> dict[str, str]:
 
 def describe_environment() -> dict[str, str]:
     """Versions of lingu_ray and what it runs on, commit of its source, this machine, and the nodes of a running Ray."""
-    return _versions() | git_state(Path(lingu_ray.__file__).parent) | _machine() | _nodes()
+    found = {name: number for name, number in versions(_PACKAGES).items() if number is not None}
+    return found | git_state(Path(lingu_ray.__file__).parent) | _machine() | _nodes()
 
 
 def with_earlier(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
@@ -79,13 +81,14 @@ def _git(folder: Path, *arguments: str) -> str | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    found = {"lingu_ray": lingu_ray.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Versions of lingu_ray, Python and these packages; None for one that is not installed."""
+    found: dict[str, str | None] = {"lingu_ray": lingu_ray.__version__, "python": platform.python_version()}
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            continue
+            found[name] = None
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 import runpy
 import shutil
@@ -12,7 +11,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import ray
 from pyarrow.fs import FileSystem, FileType
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
-import lingu_ray
+from lingu_ray.runtime.environment import versions
 
 PACKAGES = ("ray", "torch", "transformers")
 VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S")
@@ -67,7 +65,7 @@ class Probe:
         """The node, with the folder `output`, in which `marker` lies, and local files and folders that are needed."""
         return NodeFacts(
             node=self.name,
-            versions=_versions(),
+            versions={name: number or "missing" for name, number in versions(PACKAGES).items()},
             cuda=_torch_cuda(),
             driver_cuda=_driver_cuda(),
             gpus=gpus(),
@@ -140,16 +138,6 @@ def _nvidia_smi(*arguments: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _versions() -> dict[str, str]:
-    found = {"lingu_ray": lingu_ray.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "missing"
-    return found
 
 
 def _torch_cuda() -> str | None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
+from limits import full_disk
 
 from lingu_ray import evaluate, train
 from lingu_ray.config import Config
@@ -41,17 +39,6 @@ def config(output_dir: Path, **evaluation: Any) -> Config:
             "evaluation": {"tasks": [TASK, TASK | {"name": "short", "kind": "vision"}]} | evaluation,
         }
     )
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may have a byte: for this process, what a full disk is."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, module: Any, template: str, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sqlite3
 import threading
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from limits import full_disk
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.errors import UserError
@@ -34,17 +34,6 @@ def store(empty_store: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
     return Path(shutil.copy(empty_store, folder / "mlflow.db"))
-
-
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may have a byte: for this process, what a full disk is."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @contextmanager
