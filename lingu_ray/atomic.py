@@ -8,6 +8,7 @@ writer leaves is removed by the next writer of the same path on the same machine
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import json
 import os
@@ -42,6 +43,14 @@ def require_new_folder(folder: Path) -> None:
     """Raise UserError where a command was told to write a folder that exists and has something in it."""
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise UserError(f"{folder} exists; name another folder, or delete it")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock between processes; it ends with its holder. The file stays."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

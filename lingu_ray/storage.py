@@ -11,7 +11,6 @@ connection and fresh credentials; what cannot be had is a `UserError` that names
 
 from __future__ import annotations
 
-import fcntl
 import io
 import itertools
 import os
@@ -20,16 +19,16 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lingu_ray.atomic import whole_folder
+from lingu_ray.atomic import locked, whole_folder
 from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
 
@@ -291,7 +290,7 @@ def _cached(location: str, wanted: dict[str, str]) -> Path:
     if folder.is_dir():
         return folder
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(folder.with_suffix(".lock")):
+    with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             _check_space(location, sum(map(_size, wanted.values())))
             with whole_folder(folder, keep_existing=True) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
@@ -321,14 +320,6 @@ def _check_space(location: str, size: int) -> None:
             f"{location}: its copy needs {size / 1e9:.1f} GB, and {cache_folder()} has {free / 1e9:.1f} GB free; "
             f"delete old copies there, or let {CACHE} name a folder on a larger disk of each node"
         )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between the processes of a node; it ends with its holder."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class _Object(io.RawIOBase):

@@ -38,7 +38,7 @@ from lingu_ray.report.plots import save_panels
 from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import read_records
-from lingu_ray.runtime.tracking import newest_settings, store_uri
+from lingu_ray.runtime.tracking import newest_settings, open_store, store_uri
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curve_panels, curves_of
 from tuning.differences import NONE, differing_settings
@@ -145,8 +145,8 @@ def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
     shown = without_credentials(uri)
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"uri={shown}: no such MLflow store; run ids and experiments are looked up there")
-    client = mlflow.MlflowClient(uri)
     try:
+        client = open_store(uri)
         runs = [client.get_run(run_id) for run_id in ids]
         if options.experiment:
             experiment = client.get_experiment_by_name(options.experiment)

@@ -1,17 +1,20 @@
-"""A SQLite file as MLflow's store, tried before training: written to for real, and what was written taken back.
+"""A SQLite file as MLflow's store.
 
-MLflow itself is not asked, since it takes seconds to make a new store.
+It is tried before training: written to for real, and what was written taken back. MLflow itself is not asked, since it
+takes seconds to make a new store. And one process at a time opens it: two that make a new store's tables both fail.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import mlflow
 
+from lingu_ray.atomic import locked
 from lingu_ray.errors import UserError
 
 PREFIX = "sqlite:///"
@@ -24,6 +27,17 @@ _CURES = {
     "SQLITE_BUSY": f"another process holds its lock: end that one (fuser FILE shows it), or {_OTHER}; a folder of a "
     "network file system without locks needs an MLflow server instead",
 }
+
+
+@contextmanager
+def opened_alone(uri: str) -> Iterator[None]:
+    """Hold off other processes that open the same file, where the store is one."""
+    path = Path(uri.removeprefix(PREFIX))
+    if not uri.startswith(PREFIX) or not path.parent.is_dir():
+        yield
+        return
+    with locked(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def try_database(path: Path) -> bool:
@@ -41,7 +55,8 @@ def try_database(path: Path) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            return _try_existing(path, where)
+            with opened_alone(f"{PREFIX}{path}"):
+                return _try_existing(path, where)
         with TemporaryDirectory(prefix=".tried-", dir=path.parent) as folder, _opened(Path(folder, path.name)) as new:
             _write(new)
     except OSError as error:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 import mlflow
 import ray
@@ -40,11 +40,12 @@ from lingu_ray.runtime.delivery import Delivery
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import LoggedSteps, Record, RecordReader, named_numbers
 from lingu_ray.runtime.sqlite_store import PREFIX as SQLITE
-from lingu_ray.runtime.sqlite_store import try_database
+from lingu_ray.runtime.sqlite_store import opened_alone, try_database
 from lingu_ray.shell import shell_word
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 STORE = "mlflow.db"
 _PARAM_LIMIT = 6000
 _LAST_CALL_S = 30.0
@@ -54,6 +55,7 @@ _RESUMED = "resumed."
 _REMOVED = "–"
 _CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)  # a bad address, file, or missing driver
 _GONE = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+_ROW_EXISTS = ("RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")  # where two make the same experiment, or tag
 _NOT_ALLOWED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 NEWEST_START = "lingu_ray.newest_start"
 """Tag of an experiment: when a run of it was last started."""
@@ -107,7 +109,7 @@ class MlflowRun:
         self.uri = uri
         self.monitor: SystemMetricsMonitor | None = None
         try:
-            self.client = mlflow.MlflowClient(uri)
+            self.client = open_store(uri)
             earlier = self._pointed_to(pointer)
             self.resumed = earlier is not None
             run = earlier or self._new_run(settings, name, params)
@@ -306,7 +308,7 @@ def check_store(uri: str, experiment: str) -> None:
             location = cast(str, artifact_location(uri))
         else:
             with _one_retry():
-                location = _try_experiment(mlflow.MlflowClient(uri), uri, experiment)
+                location = _try_experiment(open_store(uri), uri, experiment)
     except UserError:
         raise
     except Exception as error:  # whatever MLflow, a database's driver or an HTTP client raises
@@ -326,7 +328,8 @@ def check_store(uri: str, experiment: str) -> None:
 def _try_experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     """Write a tag of the experiment, as a server allows it only to those who may log runs; returns its files' place."""
     found = _experiment(client, uri, name)
-    client.set_experiment_tag(found, NEWEST_START, time.strftime("%Y-%m-%d %H:%M:%S"))
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    _among_others(lambda: client.set_experiment_tag(found, NEWEST_START, now))
     return client.get_experiment(found).artifact_location
 
 
@@ -373,8 +376,28 @@ def _cure(uri: str, error: Exception) -> str:
     return ""
 
 
+def open_store(uri: str) -> mlflow.MlflowClient:
+    """MLflow's client of a store, whose tables are made where there are none."""
+    with opened_alone(uri):
+        return mlflow.MlflowClient(uri)
+
+
+def _among_others(call: Callable[[], T]) -> T:
+    """Make a call that finds or writes a row, again where another process made that row at the same moment."""
+    try:
+        return call()
+    except MlflowException as error:
+        if error.error_code not in _ROW_EXISTS:
+            raise
+    return call()
+
+
 def _experiment(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     """Id of the experiment, which is made where there is none."""
+    return _among_others(lambda: _found_or_made(client, uri, name))
+
+
+def _found_or_made(client: mlflow.MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         return client.create_experiment(name, artifact_location(uri))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -18,7 +20,7 @@ from lingu_ray.config import TrackingConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tracking import open_evaluation
 from lingu_ray.runtime import sqlite_store
-from lingu_ray.runtime.tracking import NEWEST_START, artifact_location, check_store
+from lingu_ray.runtime.tracking import NEWEST_START, artifact_location, check_store, open_store
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +90,46 @@ def test_a_store_is_written_to(store: Path) -> None:
     assert not list((store.parent / "mlartifacts").iterdir())
     with closing(sqlite3.connect(store)) as database:
         assert not database.execute("SELECT 1 FROM sqlite_master WHERE name LIKE '%tried%'").fetchall()
+
+
+def at_once(call: Callable[[], object], count: int) -> None:
+    """Make the call in several threads at the same moment; what one raises is raised."""
+    together = threading.Barrier(count)
+
+    def started() -> None:
+        together.wait()
+        call()
+
+    with ThreadPoolExecutor(count) as threads:
+        for future in [threads.submit(started) for _ in range(count)]:
+            future.result()
+
+
+def test_runs_that_start_together(store: Path) -> None:
+    """Each finds the experiment and its tag, which another makes at the same moment."""
+    uri = f"sqlite:///{store}"
+    for name in "abcdefgh":
+        at_once(lambda name=name: check_store(uri, name), 6)
+    assert {found.name for found in mlflow.MlflowClient(uri).search_experiments()} == {"Default", *"abcdefgh"}
+
+
+@pytest.mark.slow
+def test_runs_that_make_a_store_together(tmp_path: Path) -> None:
+    """One process makes the tables, the others wait: MLflow's own migrations fail where two run them."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    start = multiprocessing.get_context("fork")
+    together = start.Barrier(3)
+
+    def opened() -> None:
+        together.wait()
+        open_store(uri).search_experiments()
+
+    processes = [start.Process(target=opened) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
 NEWER = "UPDATE alembic_version SET version_num = 'ffffffffffff'"
