@@ -71,7 +71,8 @@ def test_a_run_that_is_signaled_saves_is_queued_again_and_ends_as_if_undisturbed
 
     wait_for(lambda: in_state("RUNNING") and steps_done() >= 2, 400, explain)
     slurm.command("scancel", "--batch", "--signal=USR1", number)
-    wait_for(lambda: slurm.job(number)["Restarts"] == "1" and in_state("PENDING"), 300, explain)
+    # no `in_state`: while it ends to be queued again, SLURM calls it failed
+    wait_for(lambda: (slurm.job(number)["Restarts"], slurm.job(number)["JobState"]) == ("1", "PENDING"), 300, explain)
     assert 2 <= steps_done() < STEPS
     assert len(list((folder / "checkpoints").iterdir())) == 1, explain()
     slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM itself waits for two minutes
