@@ -127,8 +127,7 @@ class Run:
             write_text(self.folder.config, to_yaml(self.config))
             return
         prepare_initial_model(self.config, self.folder)
-        self.plan = plan_corpus(self.config, self.folder.initial_model)
-        check_data(self.plan, self.folder)
+        self.plan = check_data(plan_corpus(self.config, self.folder.initial_model), self.folder)
 
     def prepare(self) -> None:
         """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
