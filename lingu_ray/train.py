@@ -36,9 +36,11 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.controls import control_configs
     from lingu_ray.runtime.lease import lease_on
     from lingu_ray.runtime.progress import quiet_libraries
+    from lingu_ray.runtime.tracking import check_store, tracking_uri
 
     quiet_libraries()
     trainer.check_output(config)
+    check_store(tracking_uri(config), config.tracking.experiment)
     with lease_on(config.run_dir) as lease:
         runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
         connect(config.ray)
@@ -72,9 +74,7 @@ def check_demo(config: Config) -> None:
     from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.resume import check_settings
-    from lingu_ray.runtime.tracking import check_store, tracking_uri
 
-    check_store(tracking_uri(config), config.tracking.experiment)
     full = planned(config)
     check_settings(full, RunFolder(config.run_dir))
     rehearse_report(full)

@@ -5,7 +5,6 @@ Their workers are forks of the server of the fixture `warm_workers`.
 
 from __future__ import annotations
 
-import socket
 import tempfile
 import urllib.error
 import urllib.request
@@ -15,16 +14,10 @@ from typing import Self
 
 import psutil
 from commands import Command
+from ports import free_port
 
 OBJECT_STORE_MB = 100
 """Of each node."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Nodes:

@@ -16,6 +16,7 @@ from getpass import getuser
 from pathlib import Path
 
 from commands import Command
+from ports import free_ports
 from processes import kill_all
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -59,14 +60,6 @@ def _path() -> str:
     return f"{os.environ['PATH']}:/usr/sbin"
 
 
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 class Slurm:
     """Commands for the cluster whose files are in `folder`."""
 
@@ -101,7 +94,7 @@ def slurm_cluster() -> Iterator[Slurm]:
     # Short, and not under pytest's tmp_path: socket paths must stay below 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     slurm = Slurm(folder)
-    values = {"host": socket.gethostname(), "user": getuser(), "folder": folder, "ports": _free_ports(3)}
+    values = {"host": socket.gethostname(), "user": getuser(), "folder": folder, "ports": free_ports(3)}
     values["first_job"] = 1 + os.getpid()  # Ray's ports follow from it: two such clusters on a machine do not meet
     (folder / "slurm.conf").write_text(CONFIGURATION.format(**values))
     (folder / "munge.key").write_bytes(secrets.token_bytes(64))

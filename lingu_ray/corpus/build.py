@@ -1,10 +1,11 @@
 """Building a corpus with Ray Data: read, normalize, check, quarantine, order, write.
 
-    file splits ─► rows and rejects (tasks) ─► positions in the global order (driver) ─► shards (tasks)
+    file splits ─► rows and rejects (tasks) ─► rows of each split (driver) ─► positions, shards (tasks)
 
-Every row has a key (its file split and its index in it) that depends on the files alone. The order is drawn over the
-sorted keys, so any number of blocks, tasks or nodes gives the same corpus. It is written to a temporary folder that is
-renamed when complete; into a bucket with the manifest last, and two who write the same corpus there write the same.
+Every row has a key (its file split and its number in it) that depends on the files alone. Its positions are computed
+from that, so any number of blocks, tasks or nodes gives the same corpus, and the driver holds counts and rejects, but
+no list of rows. The corpus is written to a temporary folder that is renamed when complete; into a bucket with the
+manifest last, and two who write the same corpus there write the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,17 @@ from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.finished import FinishedSplits
-from lingu_ray.corpus.mix import IntArray
-from lingu_ray.corpus.normalize import SplitTask, load_encoder
+from lingu_ray.corpus.normalize import NORMALIZED, SplitTask, load_encoder
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.splits import check_source, image_folder, split_source
 from lingu_ray.corpus.store import (
+    EARLIER_VERSIONS,
     MANIFEST,
     ROW_SCHEMA,
+    SIZES,
     VALIDATION_FILE,
+    VERSION,
     Corpus,
     is_built,
     shard_name,
@@ -54,13 +57,15 @@ LOG_WHAT_THEY_RAISE = ("ray.data.exceptions", "ray.data._internal.execution.stre
 MUCH_HELD_OUT = 0.2  # share of a source's rows above which the summary mentions it
 REJECTED = ["source", "reason", "origin", "excerpt"]
 META = ["key", "truncated", *REJECTED]
+FIRST = ["key", "origin", "excerpt"]  # what a tally says of the first row
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a corpus is made of, and the folder where it is or will be.
 
-    `contents`: by source, the fingerprint of its data.
+    `contents`: by source, the fingerprint of its data. `earlier`: fingerprints of the same corpus as earlier versions
+    built it.
     """
 
     config: CorpusConfig
@@ -69,6 +74,12 @@ class Plan:
     contents: dict[str, str]
     fingerprint: str
     folder: Path | str
+    earlier: tuple[str, ...] = ()
+
+    def as_earlier(self, fingerprint: str) -> Plan:
+        """The plan of the corpus as an earlier version built it."""
+        folder = storage.place(storage.below(storage.parent(str(self.folder)), fingerprint))
+        return replace(self, fingerprint=fingerprint, folder=folder)
 
 
 def plan_corpus(config: Config, processor_dir: Path) -> Plan:
@@ -88,10 +99,13 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
     for source, of_source in zip(sources, splits, strict=True):
         check_source(source, of_source)
     contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
-    mark = fingerprint(config.corpus, sources, contents, processor_dir)
+    mark, *earlier = (
+        fingerprint(config.corpus, sources, contents, processor_dir, version)
+        for version in (VERSION, *EARLIER_VERSIONS)
+    )
     tasks = split_tasks(config, sources, splits, processor_dir)
     folder = storage.place(storage.below(str(config.corpora_dir), mark))
-    return Plan(config.corpus, sources, tasks, contents, mark, folder)
+    return Plan(config.corpus, sources, tasks, contents, mark, folder, tuple(earlier))
 
 
 def build_corpus(config: Config, processor_dir: Path) -> Corpus:
@@ -108,7 +122,9 @@ def build_planned(plan: Plan) -> Corpus:
     folder = plan.folder
     if is_built(folder):
         log.info("corpus %s: found, built before", folder)
-        return Corpus(folder)
+        corpus = Corpus(folder)
+        corpus.check_files()
+        return corpus
     try:
         with whole_folder(folder, keep_existing=True) if isinstance(folder, Path) else nullcontext(folder) as building:
             _build(plan, building)
@@ -139,27 +155,24 @@ def _build(plan: Plan, folder: Path | str) -> None:
     with DataContext.current(_data_context()):
         normalized = normalize(plan.tasks, folder)
         log.info("corpus: ordering and writing %d rows", normalized.count())
-        meta = _to_table(normalized.select_columns(META))
-        counts = quarantine(meta, corpus, sources, folder)
-        order = draw_order(corpus, sources, _keys(meta, sources))
+        tallies = merged(_to_table(normalized.select_columns(META).map_batches(tally, batch_format="pyarrow")))
+        counts = checked_counts(tallies, corpus, sources)
+        _write_rejects(normalized if any(of_source["rejected"] for of_source in counts.values()) else None, folder)
+        order = draw_order(corpus, sources, good_rows(tallies, sources))
         sizes = write_shards(normalized, order, folder)
+    with writing(folder, SIZES) as path:
+        path.write_text(json.dumps(sizes, indent=0))
     manifest = {
+        "version": VERSION,
         "fingerprint": plan.fingerprint,
         "rows": order.rows,
         "rows_per_shard": corpus.rows_per_shard,
         "seed": corpus.seed,
         "max_length": corpus.max_length,
-        "sources": {s.name: counts[s.name] | order.used[s.name] | {"distill": s.language_heavy} for s in sources},
-        "bytes": sizes,
+        "sources": {s.name: counts[s.name] | order.used(s.name) | {"distill": s.language_heavy} for s in sources},
     }
     with writing(folder, MANIFEST) as path:
         path.write_text(json.dumps(manifest, indent=2))
-
-
-def _keys(meta: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, IntArray]:
-    """Sorted keys of each source's good rows."""
-    good = meta.filter(pc.field("reason").is_null())
-    return {s.name: good.filter(pc.field("source") == s.name)["key"].sort().to_numpy() for s in sources}
 
 
 def _data_context() -> DataContext:
@@ -195,44 +208,82 @@ def _to_table(dataset: ray.data.Dataset) -> pa.Table:
     return pa.concat_tables(ray.get(dataset.to_arrow_refs()))
 
 
-def quarantine(
-    meta: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...], folder: Path | str
+def tally(block: pa.Table) -> pa.Table:
+    """Rows of a block by source, file split and reason (null: good): how many, how many truncated, and the first."""
+    rows = block.select(["source", "reason", "key", "origin", "excerpt"])
+    rows = rows.append_column("split", pa.array(rows["key"].to_numpy() >> 32))
+    rows = rows.append_column("rows", pa.repeat(1, len(rows)))
+    return merged(rows.append_column("truncated", pc.cast(pc.fill_null(block["truncated"], False), pa.int64())))
+
+
+def merged(tallies: pa.Table) -> pa.Table:
+    """Tallies of several blocks as one, in the order of the files."""
+    groups = tallies.sort_by("key").group_by(["source", "split", "reason"], use_threads=False)
+    sums = groups.aggregate([("rows", "sum"), ("truncated", "sum"), *((name, "first") for name in FIRST)])
+    names = {"rows_sum": "rows", "truncated_sum": "truncated"} | {f"{name}_first": name for name in FIRST}
+    return sums.rename_columns([names.get(name, name) for name in sums.column_names]).sort_by("key")
+
+
+def good_rows(tallies: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, dict[int, int]]:
+    """Good rows of each source's file splits."""
+    good: dict[str, dict[int, int]] = {source.name: {} for source in sources}
+    for row in tallies.filter(pc.field("reason").is_null()).select(["source", "split", "rows"]).to_pylist():
+        good[row["source"]][row["split"]] = row["rows"]
+    return good
+
+
+def checked_counts(
+    tallies: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...]
 ) -> dict[str, dict[str, Any]]:
-    """Write `rejected/` and return counts by source: read, accepted, truncated, rejected by reason.
+    """Counts by source: read, accepted, truncated, rejected by reason.
 
     Raises:
         UserError: more than `max_reject_rate` of a source is bad.
     """
-    bad = meta.filter(pc.field("reason").is_valid()).sort_by("key")
     counts = {}
     for source in sources:
-        of_source = meta.filter(pc.field("source") == source.name)
-        rejected = bad.filter(pc.field("source") == source.name)
-        reasons = dict(Counter(rejected["reason"].to_pylist()).most_common())
-        if len(rejected) > corpus.max_reject_rate * len(of_source):
-            raise UserError(_too_many_bad(source.name, len(of_source), reasons, rejected, corpus.max_reject_rate))
+        of_source = tallies.filter(pc.field("source") == source.name).to_pylist()
+        bad = [row for row in of_source if row["reason"] is not None]
+        read = sum(row["rows"] for row in of_source)
+        reasons: Counter[str] = Counter()
+        for row in bad:
+            reasons[row["reason"]] += row["rows"]
+        if reasons.total() > corpus.max_reject_rate * read:
+            raise UserError(_too_many_bad(source.name, read, reasons, bad, corpus.max_reject_rate))
         counts[source.name] = {
-            "read": len(of_source),
-            "accepted": len(of_source) - len(rejected),
-            "truncated": of_source["truncated"].to_pylist().count(True),
-            "rejected": reasons,
+            "read": read,
+            "accepted": read - reasons.total(),
+            "truncated": sum(row["truncated"] for row in of_source),
+            "rejected": dict(reasons.most_common()),
         }
-    with writing(folder, "rejected/rejected.parquet") as path:
-        pq.write_table(bad.select(REJECTED), path)
     return counts
 
 
-def _too_many_bad(name: str, read: int, reasons: dict[str, int], rejected: pa.Table, limit: float) -> str:
-    firsts = {row["reason"]: row for row in reversed(rejected.to_pylist())}
+def _too_many_bad(name: str, read: int, reasons: Counter[str], bad: list[dict[str, Any]], limit: float) -> str:
+    firsts = {row["reason"]: row for row in reversed(bad)}
     examples = "".join(
         f"\n  {count} × {reason}, first at {firsts[reason]['origin']}: {firsts[reason]['excerpt']}"
-        for reason, count in reasons.items()
+        for reason, count in reasons.most_common()
     )
     return (
-        f"source {name}: {len(rejected)} of {read} rows ({len(rejected) / read:.1%}) are bad, more than "
+        f"source {name}: {reasons.total()} of {read} rows ({reasons.total() / read:.1%}) are bad, more than "
         f"corpus.max_reject_rate={limit}:{examples}\n"
         "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
     )
+
+
+def _write_rejects(normalized: ray.data.Dataset | None, folder: Path | str) -> None:
+    """Write `rejected/`, in the order of the files; without rows there are no rejects."""
+    rejects = pa.schema([NORMALIZED.field(name) for name in ("key", *REJECTED)]).empty_table()
+    if normalized is not None:
+        columns = normalized.select_columns(rejects.column_names)
+        rejects = _to_table(columns.map_batches(_rejects, batch_format="pyarrow"))
+    with writing(folder, "rejected/rejected.parquet") as path:
+        pq.write_table(rejects.sort_by("key").select(REJECTED), path)
+
+
+def _rejects(block: pa.Table) -> pa.Table:
+    return block.filter(pc.field("reason").is_valid())
 
 
 def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path | str) -> dict[str, int]:
@@ -258,8 +309,8 @@ def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path 
     files = assigned.groupby("shard").map_groups(write, batch_format="pyarrow")
     written = list(files.iter_rows())
     rows = sum(file["rows"] for file in written)
-    if rows != len(order.keys):
-        raise RuntimeError(f"{folder}: {rows} rows written, {len(order.keys)} expected")
+    if rows != order.written:
+        raise RuntimeError(f"{folder}: {rows} rows written, {order.written} expected")
     return dict(sorted((sizes | {file["name"]: file["bytes"] for file in written}).items()))
 
 

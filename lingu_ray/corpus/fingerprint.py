@@ -26,7 +26,6 @@ from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.corpus.splits import evenly, image_folder
 from lingu_ray.errors import UserError
 
-VERSION = 4  # of what a build writes; with a new version every corpus is built again
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
 FILES_READ = 4096  # of a source; of further ones name and size count
@@ -35,11 +34,18 @@ SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are looked at: the first
 
 
 def fingerprint(
-    corpus: CorpusConfig, sources: tuple[SourceConfig, ...], contents: dict[str, str], processor_dir: Path
+    corpus: CorpusConfig,
+    sources: tuple[SourceConfig, ...],
+    contents: dict[str, str],
+    processor_dir: Path,
+    version: int,
 ) -> str:
-    """Sixteen hexadecimal digits, equal for equal settings, contents of sources (`source_content`) and processor."""
+    """Sixteen hexadecimal digits, equal for equal settings, contents of sources (`source_content`), processor, version.
+
+    `version`: of what a build writes (`store.VERSION`).
+    """
     described: dict[str, Any] = {
-        "version": VERSION,
+        "version": version,
         "corpus": corpus.model_dump(mode="json", exclude={"sources", *fields_with(NOT_IN_FINGERPRINT, CorpusConfig)}),
         "sources": [
             source.model_dump(mode="json", exclude=fields_with(NOT_IN_FINGERPRINT, SourceConfig)) for source in sources

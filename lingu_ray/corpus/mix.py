@@ -1,68 +1,108 @@
-"""Mixing: which source, and which of its rows, is at each position of the global order.
+"""Mixing: which source, and which of its rows, is at each position of the global order, each computed by itself.
 
-Sources take turns by Tijdeman's rule (R. Tijdeman, "The chairman assignment problem", Discrete Mathematics 32, 1980):
-in every prefix of the order each source's count differs from weight × length by less than one row.
+Sources take turns by halving (`Turns`), and a source's rows come in the order of a keyed permutation (`Permutation`).
+Both are functions of a row's number, so an order of any length takes no memory.
 """
 
 from __future__ import annotations
 
-import hashlib
+import heapq
 import math
+from dataclasses import dataclass
+from hashlib import blake2b
 
-import numpy as np
-from numpy.typing import NDArray
+SHARES = 1 << 40  # weights become whole numbers with this sum
+ROUNDS = 6  # of the Feistel network; even
+LEAST_BITS = 6  # with fewer, some of the permutations come too often
 
-IntArray = NDArray[np.int64]
+
+@dataclass(frozen=True)
+class _Half:
+    """A group of sources in a larger group: its weight, that of the larger one, and whether it is the first half."""
+
+    weight: int
+    whole: int
+    first: bool
 
 
-def interleave(weights: list[float], length: int) -> IntArray:
-    """Interleave sources by weight: source index at each position, int64 of shape [length].
+class Turns:
+    """The positions at which sources take turns, by their weights.
 
-    At position n (from 1) a source with c rows so far may be next if n·w − c ≥ 1/(2k − 2), with w its share and k the
-    number of sources; of these the one is taken whose next row is due first, at (c + 1 − 1/(2k − 2)) / w.
+    Groups of sources are halves of larger ones, as in a Huffman tree: the two lightest are put together until one is
+    left. Of the first N turns of a group its first half gets N · weight / whole, rounded. So each rounding is off by at
+    most 1/2, and hands on at most 2/3 of that to a group in it: in every prefix of the order each source's count
+    differs from weight × length by less than two rows, of up to three sources by less than one.
     """
-    total = math.fsum(weights)
-    shares = [weight / total for weight in weights]
-    slack = 1 / max(2 * len(weights) - 2, 1)
-    counts = [0] * len(weights)
-    due = [(1 - slack) / share for share in shares]
-    order = np.empty(length, dtype=np.int64)
-    sources = range(len(weights))
-    for n in range(1, length + 1):
-        # The tolerance keeps a source that is due exactly now from missing its turn by a rounding error.
-        allowed = [i for i in sources if n * shares[i] - counts[i] >= slack - 1e-9]
-        taken = min(allowed, key=due.__getitem__)
-        order[n - 1] = taken
-        counts[taken] += 1
-        due[taken] = (counts[taken] + 1 - slack) / shares[taken]
-    return order
+
+    def __init__(self, weights: list[int]) -> None:
+        self._halves: list[list[_Half]] = [[] for _ in weights]  # of each source, from its own to the largest
+        groups = [(weight, [source]) for source, weight in enumerate(weights)]
+        heapq.heapify(groups)
+        while len(groups) > 1:
+            pair = heapq.heappop(groups), heapq.heappop(groups)
+            whole = pair[0][0] + pair[1][0]
+            for weight, sources in pair:
+                for source in sources:
+                    self._halves[source].append(_Half(weight, whole, first=sources is pair[0][1]))
+            heapq.heappush(groups, (whole, pair[0][1] + pair[1][1]))
+
+    def position(self, source: int, turn: int) -> int:
+        """Position of a source's turn; both count from 0."""
+        for half in self._halves[source]:
+            turn = (half.whole * (2 * turn + 1) - half.first) // (2 * half.weight)
+        return turn
+
+    def count(self, source: int, length: int) -> int:
+        """Turns of a source before position `length`."""
+        for half in reversed(self._halves[source]):
+            of_first = half.weight if half.first else half.whole - half.weight
+            first = (2 * of_first * length + half.whole) // (2 * half.whole)
+            length = first if half.first else length - first
+        return length
 
 
-def order_of_sources(sizes: list[int], weights: list[float] | None, rows: int | None) -> IntArray:
-    """Source index at each position of a corpus, for sources with `sizes` rows.
+def turns_of(sizes: list[int], weights: list[float] | None, rows: int | None) -> tuple[Turns, int]:
+    """The turns of sources with `sizes` rows, and the length of their order.
 
-    Without weights, shares are proportional to the sizes. Without `rows`, the order ends as soon as every source was
-    used once: without weights each row comes exactly once; with weights smaller sources repeat.
+    Without weights, shares are the sizes. Without `rows`, the order ends as soon as every source was used once: without
+    weights each row comes exactly once; with weights smaller sources repeat.
     """
-    shares = weights or [float(size) for size in sizes]
-    if rows is not None:
-        return interleave(shares, rows)
     if weights is None:
-        return interleave(shares, sum(sizes))
-    total = math.fsum(shares)
-    enough = max(math.ceil((size + 1) * total / share) for size, share in zip(sizes, shares, strict=True))
-    order = interleave(shares, enough)
-    seen = [np.flatnonzero(order == i)[size - 1] for i, size in enumerate(sizes)]
-    return order[: max(seen) + 1]
+        turns = Turns(sizes)
+    else:
+        total = math.fsum(weights)
+        turns = Turns([max(1, round(weight / total * SHARES)) for weight in weights])
+    used_once = max(turns.position(source, size - 1) for source, size in enumerate(sizes)) + 1
+    return turns, used_once if rows is None else rows
 
 
-def shuffled(size: int, seed: int, name: str, use: str | int) -> IntArray:
-    """A permutation of range(size) that depends on seed, source name and what it is used for (a pass, 'validation')."""
-    digest = hashlib.blake2b(f"{seed}/{name}/{use}".encode(), digest_size=8).digest()
-    return np.random.default_rng(int.from_bytes(digest, "big")).permutation(size)
+class Permutation:
+    """A permutation of range(`size`) that depends on `key`, and is computed for one number at a time.
 
+    A Feistel network permutes the numbers of as many bits as `size` needs; what falls beyond `size` is permuted again
+    (cycle walking, less than twice on average but for tiny sizes).
+    """
 
-def picks(size: int, count: int, seed: int, name: str) -> IntArray:
-    """Which of a source's `size` rows fill its `count` positions, int64 [count]: each once per pass, reshuffled."""
-    passes = [shuffled(size, seed, name, number) for number in range(math.ceil(count / size))]
-    return np.concatenate([*passes, np.empty(0, dtype=np.int64)])[:count]
+    def __init__(self, size: int, key: str) -> None:
+        self._size = size
+        bits = max(LEAST_BITS, (size - 1).bit_length())
+        self._bits = bits - bits // 2, bits // 2  # of the upper and the lower part
+        self._key = blake2b(key.encode(), digest_size=32).digest()
+
+    def __call__(self, number: int) -> int:
+        """Where a number (0 ≤ number < size) comes."""
+        while (number := self._permuted(number)) >= self._size:
+            pass
+        return number
+
+    def _permuted(self, number: int) -> int:
+        left_bits, right_bits = self._bits
+        left, right = number >> right_bits, number & ((1 << right_bits) - 1)
+        for turn in range(ROUNDS):
+            left, right = right, left ^ (self._hash(turn, right) & ((1 << left_bits) - 1))
+            left_bits, right_bits = right_bits, left_bits
+        return left << right_bits | right
+
+    def _hash(self, turn: int, part: int) -> int:
+        digest = blake2b(b"%s%d/%d" % (self._key, turn, part), digest_size=8).digest()
+        return int.from_bytes(digest, "big")

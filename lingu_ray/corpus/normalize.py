@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ NOT_OF_THE_ROW = (UserError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 NORMALIZED = pa.schema(
     [
-        ("key", pa.int64()),  # file split << 32 | index in it: sorts as the files do
+        ("key", pa.int64()),  # file split << 32 | number among its good rows, or its rejects: sorts as the files do
         ("source", pa.string()),
         ("messages", MESSAGES),
         ("images", pa.list_(pa.large_binary())),
@@ -53,8 +54,10 @@ class SplitTask:
     def tables(self) -> Iterator[pa.Table]:
         """Rows and rejects of `NORMALIZED`, a block at a time."""
         rows: list[dict[str, Any]] = []
-        for index, row in enumerate(self._rows()):
-            rows.append(row | {"key": self.index << 32 | index, "source": self.source.name})
+        numbers = {good: itertools.count() for good in (True, False)}
+        for row in self._rows():
+            number = next(numbers["reason" not in row])
+            rows.append(row | {"key": self.index << 32 | number, "source": self.source.name})
             if len(rows) == ROWS_PER_BLOCK:
                 yield pa.Table.from_pylist(rows, NORMALIZED)
                 rows = []

@@ -1,75 +1,137 @@
-"""The global order: the position of every good row in the corpus, drawn on the driver over the rows' keys."""
+"""The global order: the positions of every good row in the corpus, computed row by row from its key."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lingu_ray.config import CorpusConfig, SourceConfig
-from lingu_ray.corpus.mix import IntArray, order_of_sources, picks, shuffled
+from lingu_ray.corpus.mix import Permutation, Turns, turns_of
 from lingu_ray.errors import UserError
 
 VALIDATION = -1  # as a shard: held out
 
+Place = tuple[int, int]
+"""Shard and position. Held-out rows are in shard `VALIDATION`, at their position in their source's validation set."""
+
+
+@dataclass(frozen=True)
+class SourceOrder:
+    """Turns of one source's rows, which are numbered from 0 as its files have them.
+
+    Attributes:
+        name: of the source; with `seed` it draws the order.
+        rows: good rows of the source.
+        held_out: how many of them are held out.
+        used: turns that the source has.
+        starts: by file split, the number of its first row.
+    """
+
+    name: str
+    seed: int
+    rows: int
+    held_out: int
+    used: int
+    starts: Mapping[int, int]
+
+    def place(self, key: int) -> int:
+        """Place of a row, by its key, among all of its source; the first `held_out` are held out."""
+        return self._drawn(self.starts[key >> 32] + (key & 0xFFFFFFFF))
+
+    def turns(self, place: int) -> Iterator[int]:
+        """Turns at which the row at a place (`held_out` or more) is trained on: one a pass, in a new order each."""
+        size = self.rows - self.held_out
+        for number in range(-(-self.used // size)):
+            turn = number * size + self._pass(number)(place - self.held_out)
+            if turn < self.used:
+                yield turn
+
+    @cached_property
+    def _drawn(self) -> Permutation:
+        return self._permutation(self.rows, "validation")
+
+    def _pass(self, number: int) -> Permutation:
+        return self._permutation(self.rows - self.held_out, str(number))
+
+    def _permutation(self, size: int, use: str) -> Permutation:
+        return Permutation(size, f"{self.seed}/{self.name}/{use}")
+
 
 @dataclass(frozen=True)
 class GlobalOrder:
-    """Shard and position of every row, sorted by key: a repeated row has several entries, an unused one none.
+    """Where every row belongs. It holds a number for each file split, and nothing for a row.
 
-    `keys`, `shards`, `positions`: int64 of the same length. Held-out rows are in shard `VALIDATION`, at their position
-    in their source's validation set.
+    `rows`: length of the order, in shards of `rows_per_shard`.
     """
 
-    keys: IntArray
-    shards: IntArray
-    positions: IntArray
-    used: dict[str, dict[str, int | float]]  # by source: counts for the manifest
-    rows: int  # length of the order
+    sources: Mapping[str, SourceOrder]
+    turns: Turns
+    rows: int
+    rows_per_shard: int
+
+    @property
+    def written(self) -> int:
+        """Rows of all shards and of the validation set."""
+        return self.rows + sum(source.held_out for source in self.sources.values())
+
+    def used(self, name: str) -> dict[str, int | float]:
+        """Counts of a source for the manifest."""
+        source = self.sources[name]
+        passes = round(source.used / (source.rows - source.held_out), 4)
+        return {"used": source.used, "passes": passes, "validation": source.held_out}
+
+    def places(self, name: str, key: int) -> list[Place]:
+        """Where a source's row is written: once, several times, or, where the order ends before its turn, nowhere."""
+        source, index = self.sources[name], list(self.sources).index(name)
+        place = source.place(key)
+        if place < source.held_out:
+            return [(VALIDATION, place)]
+        positions = (self.turns.position(index, turn) for turn in source.turns(place))
+        return [(position // self.rows_per_shard, position) for position in positions]
 
     def assign(self, block: pa.Table) -> pa.Table:
-        """The block's used rows with their `shard` and `position`; a row with several entries comes several times."""
-        keys = block["key"].to_numpy()
-        first = np.searchsorted(self.keys, keys, side="left")
-        count = np.searchsorted(self.keys, keys, side="right") - first
-        rows = np.repeat(np.arange(len(keys)), count)
-        nth = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
-        entries = np.repeat(first, count) + nth
-        assigned = block.select(["source", "messages", "images", "distill"]).take(pa.array(rows))
-        assigned = assigned.append_column("shard", pa.array(self.shards[entries]))
-        return assigned.append_column("position", pa.array(self.positions[entries]))
+        """The block's used rows with their `shard` and `position`; a row with several places comes several times."""
+        good = block.filter(pc.field("reason").is_null())
+        named = zip(good["source"].to_pylist(), good["key"].to_pylist(), strict=True)
+        placed = [(row, *place) for row, (name, key) in enumerate(named) for place in self.places(name, key)]
+        rows, shards, positions = (pa.array([one[i] for one in placed], pa.int64()) for i in range(3))
+        assigned = good.select(["source", "messages", "images", "distill"]).take(rows)
+        return assigned.append_column("shard", shards).append_column("position", positions)
 
 
-def draw_order(corpus: CorpusConfig, sources: tuple[SourceConfig, ...], keys: dict[str, IntArray]) -> GlobalOrder:
-    """Draws the held-out rows and the global order from each source's sorted keys.
+def draw_order(
+    corpus: CorpusConfig, sources: tuple[SourceConfig, ...], good_rows: Mapping[str, Mapping[int, int]]
+) -> GlobalOrder:
+    """The order of rows of which are known: by source and file split, how many are good.
 
     Raises:
         UserError: a source has no row left for training.
     """
-    training: list[IntArray] = []
-    blocks: list[tuple[IntArray, IntArray, IntArray]] = []
-    for source in sources:
-        of_source = keys[source.name]
-        if len(of_source) <= corpus.validation_rows:
+    sizes = {source.name: sum(good_rows[source.name].values()) for source in sources}
+    held_out = corpus.validation_rows
+    for name, size in sizes.items():
+        if size <= held_out:
             raise UserError(
-                f"source {source.name} has {len(of_source)} good rows, and corpus.validation_rows="
-                f"{corpus.validation_rows} are held out of each source: no row is left to train on. "
-                "Lower corpus.validation_rows or give more rows"
+                f"source {name} has {size} good rows, and corpus.validation_rows={held_out} are held out of each "
+                "source: no row is left to train on. Lower corpus.validation_rows or give more rows"
             )
-        held = shuffled(len(of_source), corpus.seed, source.name, "validation")[: corpus.validation_rows]
-        blocks.append((of_source[held], np.full(len(held), VALIDATION), np.arange(len(held))))
-        training.append(np.delete(of_source, held))
-
     weights = [source.weight for source in sources if source.weight is not None]
-    order = order_of_sources([len(k) for k in training], weights or None, corpus.rows)
-    used: dict[str, dict[str, int | float]] = {}
-    for index, (source, of_source) in enumerate(zip(sources, training, strict=True)):
-        positions = np.flatnonzero(order == index)
-        chosen = picks(len(of_source), len(positions), corpus.seed, source.name)
-        blocks.append((of_source[chosen], positions // corpus.rows_per_shard, positions))
-        passes = round(len(positions) / len(of_source), 4)
-        used[source.name] = {"used": len(positions), "passes": passes, "validation": corpus.validation_rows}
-    all_keys, shards, positions = (np.concatenate(part) for part in zip(*blocks, strict=True))
-    by_key = np.lexsort((positions, all_keys))
-    return GlobalOrder(all_keys[by_key], shards[by_key], positions[by_key], used, len(order))
+    turns, length = turns_of([size - held_out for size in sizes.values()], weights or None, corpus.rows)
+    orders = {
+        name: SourceOrder(name, corpus.seed, size, held_out, turns.count(index, length), _starts(good_rows[name]))
+        for index, (name, size) in enumerate(sizes.items())
+    }
+    return GlobalOrder(orders, turns, length, corpus.rows_per_shard)
+
+
+def _starts(good_rows: Mapping[int, int]) -> dict[int, int]:
+    """By file split, how many rows the ones before it have."""
+    starts, before = {}, 0
+    for split in sorted(good_rows):
+        starts[split] = before
+        before += good_rows[split]
+    return starts

@@ -9,8 +9,8 @@ def passes(manifest: dict[str, Any], positions: int) -> dict[str, float]:
     """Passes over each source's training rows, by name, when `positions` positions of the corpus order are read.
 
     The order starts again where it ends, so whole rounds count exactly. Within a round a source's rows are taken as
-    proportional to the positions read: the order keeps every source within one row of its share (`corpus.mix`), so
-    the result is less than two rows off.
+    proportional to the positions read: the order keeps every source within two rows of its share (`corpus.mix`), so
+    the result is less than four rows off.
 
     Args:
         manifest: content of the corpus' `manifest.json`.

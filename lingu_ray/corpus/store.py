@@ -1,7 +1,8 @@
 """The corpus on disk, or in a bucket, from where each node copies a file when it is first read.
 
     <folder>/
-      manifest.json               settings' fingerprint, counts by source, bytes of each file; written last
+      manifest.json               settings' fingerprint, counts by source; written last
+      bytes.json                  bytes of each parquet file in the folder itself
       shard-00000.parquet, …      rows in position order, `rows_per_shard` each (the last may have fewer)
       validation.parquet          rows held out, by source
       rejected/rejected.parquet   bad rows: source, reason, origin, excerpt
@@ -15,6 +16,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +30,11 @@ from lingu_ray.errors import UserError
 
 ROW_GROUP = 64  # rows read together
 CACHED_GROUPS = 8
-MANIFEST, VALIDATION_FILE = "manifest.json", "validation.parquet"
+CACHED_FILES = 64  # places of a node's copies
+CACHED_FOOTERS = 8  # of a large shard, reading the footer takes longer than reading rows
+MANIFEST, SIZES, VALIDATION_FILE = "manifest.json", "bytes.json", "validation.parquet"
+VERSION = 5  # of what a build writes; with a new version every corpus is built again
+EARLIER_VERSIONS = (4,)  # that are read as well: runs that began with such a corpus keep it
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("supervised", pa.bool_())]))
 ROW_SCHEMA = pa.schema(
@@ -93,8 +99,10 @@ def existing_file(folder: Path | str, name: str) -> Path | None:
 class Corpus:
     """A built corpus, opened from its folder, or location in a bucket. Threads may share it.
 
+    What it holds does not grow with the rows: of the files it opens those that it reads.
+
     Raises:
-        UserError: the folder has no complete corpus, or (on reading) a damaged one.
+        UserError: the folder has no complete corpus, one of a later version, or (on reading) a damaged one.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -103,20 +111,27 @@ class Corpus:
             self.manifest: dict[str, Any] = json.loads(self.manifest_file.read_text())
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"{folder} holds no corpus: {MANIFEST} cannot be read ({error})") from error
+        if (version := self.manifest.get("version", min(EARLIER_VERSIONS))) > VERSION:
+            raise UserError(
+                f"{folder} is a corpus of version {version}, and this lingu_ray reads up to {VERSION}: upgrade"
+            )
         self._rows_per_shard: int = self.manifest["rows_per_shard"]
-        self._check_files()
         self._group = lru_cache(CACHED_GROUPS)(self._read_group)
-        self._file = lru_cache(None)(partial(corpus_file, folder))
+        self._footer = lru_cache(CACHED_FOOTERS)(pq.read_metadata)
+        self._file = lru_cache(CACHED_FILES)(partial(corpus_file, folder))
 
     @property
     def manifest_file(self) -> Path:
         """Path of the manifest on this node."""
         return corpus_file(self.folder, MANIFEST)
 
-    def _check_files(self) -> None:
-        written = self.manifest.get("bytes", {})
+    def check_files(self) -> None:
+        """Check by one listing that every file is there and has its size. Raises UserError."""
+        sizes = existing_file(self.folder, SIZES)
+        written = self.manifest.get("bytes", {}) if sizes is None else json.loads(sizes.read_text())  # before version 5
         there = _sizes(self.folder)
-        for name in (*map(shard_name, range(-(-len(self) // self._rows_per_shard))), VALIDATION_FILE):
+        shards = range(-(-len(self) // self._rows_per_shard))
+        for name in chain([VALIDATION_FILE], map(shard_name, shards)):
             if name not in there or there[name] != written.get(name, there[name]):
                 problem = "is damaged" if name in there else "is missing"
                 raise UserError(f"corpus {self.folder}: {name} {problem}; delete the corpus, and it is built again")
@@ -153,7 +168,7 @@ class Corpus:
     def _read_group(self, shard: int, group: int) -> pa.Table:
         path = self._file(shard_name(shard))
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(path, metadata=self._footer(path)) as file:
                 return file.read_row_group(group)
         except (OSError, pa.ArrowException) as error:
             raise UserError(

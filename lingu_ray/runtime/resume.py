@@ -18,6 +18,7 @@ from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import settings_with
 from lingu_ray.content import model_identity
 from lingu_ray.corpus.build import Plan
+from lingu_ray.corpus.store import is_built
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.folder import RunFolder
@@ -105,17 +106,21 @@ def check_models(config: Config, folder: RunFolder) -> None:
     write_json(folder.models, now)
 
 
-def check_data(plan: Plan, folder: RunFolder) -> None:
+def check_data(plan: Plan, folder: RunFolder) -> Plan:
     """Check that the data are those that the run was trained on so far.
+
+    Returns the plan, or that of the same corpus as an earlier version built it, where the run was trained on that.
 
     Raises:
         UserError: they have changed, and `corpus.if_changed` is `refuse`.
     """
     if not folder.corpus.exists() or not trained_steps(folder):
-        return
+        return plan
     before: dict[str, Any] = json.loads(folder.corpus.read_text())
     if before["fingerprint"] == plan.fingerprint:
-        return
+        return plan
+    if before["fingerprint"] in plan.earlier and is_built((earlier := plan.as_earlier(before["fingerprint"])).folder):
+        return earlier
     changed = [name for name, content in plan.contents.items() if before["contents"].get(name) != content]
     what = (
         f"the data of source {', '.join(changed)}" if changed else "the student's processor, or lingu_ray's own rules,"
@@ -126,6 +131,7 @@ def check_data(plan: Plan, folder: RunFolder) -> None:
             "choose another name=…, or train on with the new data by corpus.if_changed=warn"
         )
     log.warning("%s: %s changed since the run was started; training on with the new data", folder.root, what)
+    return plan
 
 
 def record_corpus(plan: Plan, folder: RunFolder) -> None:

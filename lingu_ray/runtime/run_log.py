@@ -1,4 +1,5 @@
-"""A run's log as JSON lines, beside what people see: `logs/driver.jsonl` and one `logs/rank-N.jsonl` a worker.
+"""A run's log as JSON lines, beside what people see: `logs/driver.jsonl`, one `logs/rank-N.jsonl` a worker, and one
+`logs/teacher-N.jsonl` for the teacher actor of each.
 
 A line has `time` (UTC), `level`, `run`, `run_id` (MLflow's; null before its run is opened), `node`, `rank` (null: the
 driver), `logger`, `message`, and `exception` where there is one. Each file has one writer, because appends of several
@@ -27,13 +28,14 @@ SHOWN.setLevel(logging.INFO)
 
 
 @contextmanager
-def run_log(folder: RunFolder, run: str, rank: int | None = None) -> Iterator[None]:
+def run_log(folder: RunFolder, run: str, rank: int | None = None, process: str = "rank") -> Iterator[None]:
     """Write what this process logs to the run's folder, and what ends the block if it raises.
 
-    In a worker (`rank`) INFO messages of lingu_ray are written too, which nobody sees there.
+    In a worker (`rank`), or its teacher (`process="teacher"`), INFO messages of lingu_ray are written too, which nobody
+    sees there.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
-    name = "driver" if rank is None else f"rank-{rank}"
+    name = "driver" if rank is None else f"{process}-{rank}"
     handler = logging.FileHandler(folder.logs / f"{name}.jsonl", encoding="utf-8")
     handler.setFormatter(_JsonLine(folder, run, rank))
     handler.addFilter(lambda record: getattr(record, "run", run) == run)
@@ -46,6 +48,8 @@ def run_log(folder: RunFolder, run: str, rank: int | None = None) -> Iterator[No
         logger.addHandler(handler)
     try:
         yield
+    except GeneratorExit:  # the process ends, and the block was not left
+        raise
     except BaseException as error:
         handler.handle(_ending(error))
         raise

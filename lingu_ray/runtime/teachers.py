@@ -6,7 +6,10 @@ restarts a teacher that died and asks it again, and nothing of the step is lost.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,18 +28,30 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
 
+log = logging.getLogger(__name__)
 
-def make_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int) -> TeacherClient:
+
+Log = Callable[[], AbstractContextManager[None]]
+"""Opens the log of the actor's process."""
+
+
+def make_teacher(
+    settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int, log_to: Log = nullcontext
+) -> TeacherClient:
     """The teacher, where `teacher.placement` puts it; an actor runs on the caller's node and ends with it."""
     if settings.placement == "in_process":
         return InProcessTeacher(load_teacher(settings, dtype, device))
-    return TeacherActorClient(settings, dtype, device, threads)
+    return TeacherActorClient(settings, dtype, device, threads, log_to)
 
 
 class TeacherActor:
     """The frozen teacher in its own process."""
 
-    def __init__(self, settings: TeacherConfig, dtype: torch.dtype, device_type: str, threads: int):
+    def __init__(
+        self, settings: TeacherConfig, dtype: torch.dtype, device_type: str, threads: int, log_to: Log = nullcontext
+    ):
+        self._log = ExitStack()  # open as long as the process lives
+        self._log.enter_context(log_to())
         torch.set_num_threads(threads)
         self.settings, self.dtype, self.device = settings, dtype, torch.device(device_type)
         self.transport = make_transport(settings)
@@ -44,6 +59,7 @@ class TeacherActor:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, loaded at the first call: what fails in an actor's start reaches no caller."""
+        log.info("teacher %s; on %s, process %d", self.settings.path, self.device, self.pid())
         return load_teacher(self.settings, self.dtype, self.device)
 
     def head(self) -> dict[str, Any]:
@@ -53,7 +69,11 @@ class TeacherActor:
 
     def hidden_states(self, fields: dict[str, TensorBytes], shared: Any) -> TensorBytes:
         """`hidden_MD` for a request as `Transport.send` made it."""
-        return to_bytes(self.teacher.hidden_states(self.transport.receive(fields, shared)))
+        try:
+            return to_bytes(self.teacher.hidden_states(self.transport.receive(fields, shared)))
+        except Exception:
+            log.exception("a request failed")
+            raise
 
     def pid(self) -> int:
         """Its process id."""
@@ -71,7 +91,9 @@ class Ticket:
 class TeacherActorClient:
     """A `TeacherClient` of an actor on this worker's node, on the worker's last GPU if it has one."""
 
-    def __init__(self, settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int):
+    def __init__(
+        self, settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int, log_to: Log = nullcontext
+    ):
         self.device = device
         self.max_restarts = settings.max_restarts
         context = ray.get_runtime_context()
@@ -88,7 +110,7 @@ class TeacherActorClient:
             max_task_retries=settings.max_restarts,
             scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
             runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpus[-1]}} if gpus else None,
-        ).remote(settings, dtype, device.type, threads)
+        ).remote(settings, dtype, device.type, threads, log_to)
         self._head = self.actor.head.remote()
 
     @cached_property

@@ -28,6 +28,7 @@ from lingu_ray.runtime.also import check_also
 from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.environment import record_environment
+from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease, lease_on
@@ -36,7 +37,7 @@ from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
-from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus
+from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus, trained_steps
 from lingu_ray.runtime.run_log import run_log
 from lingu_ray.runtime.tracking import Tracker, check_store, tracking_uri
 from lingu_ray.runtime.worker import Job, train_worker
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 def run(config: Config) -> Path:
     """Train one run and return its exported model (see `run_together`)."""
     check_output(config)
+    check_store(tracking_uri(config), config.tracking.experiment)
     with lease_on(config.run_dir) as lease:
         return run_together(checked([config], lease))[0]
 
@@ -118,7 +120,6 @@ class Run:
     def check(self) -> None:
         """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
-        check_store(tracking_uri(self.config), self.config.tracking.experiment)
         check_also(self.config)
         set_aside_damaged(self.folder.checkpoints)
         check_settings(self.config, self.folder)
@@ -127,8 +128,7 @@ class Run:
             write_text(self.folder.config, to_yaml(self.config))
             return
         prepare_initial_model(self.config, self.folder)
-        self.plan = plan_corpus(self.config, self.folder.initial_model)
-        check_data(self.plan, self.folder)
+        self.plan = check_data(plan_corpus(self.config, self.folder.initial_model), self.folder)
 
     def prepare(self) -> None:
         """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
@@ -152,6 +152,7 @@ class Run:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
+        self.restarts = Restarts(self.folder.ray, self.config.ray.max_failures)
         self.stop_wait = StopWait()
         self._warn(self.stop_wait.warning_at_start())
         logged = self.tracker.follow(self.progress.say)
@@ -175,6 +176,8 @@ class Run:
             if "loss" in record and record["loss"] is None:
                 self._warn(self._skipped(record))
         self._warn(self.stop_wait.warning_after(records))
+        for message in self.restarts.new_messages(lambda: trained_steps(self.folder)):
+            self._warn(message)
         return records
 
     def stop(self) -> None:
@@ -267,7 +270,7 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     )
     failures = _failures(config.ray)
     name = time.strftime("%Y%m%d-%H%M%S")
-    callbacks: Any = [NoRetryOfUserErrors()]
+    callbacks: Any = [NoRetryOfUserErrors(), NoteFailures(folder.ray)]
     storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures, callbacks=callbacks)
     return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
 

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -273,7 +274,8 @@ class Worker:
         if not self.config.uses_teacher:
             return None
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
-        return make_teacher(self.config.teacher, dtype, self.device, self.threads)
+        log_to = partial(run_log, self.folder, self.config.name, self.rank, "teacher")
+        return make_teacher(self.config.teacher, dtype, self.device, self.threads, log_to)
 
     def _export_dtype(self) -> torch.dtype:
         """The dtype of the student's published weights."""

@@ -15,17 +15,12 @@ from typing import Any
 
 import pytest
 import yaml
+from config_files import FILE
 
 from lingu_ray import __version__
 from lingu_ray.config.command_line import load_config
 
 ROOT = Path(__file__).parents[2]
-MY_YAML = """\
-name: mine
-student: {path: vlm}
-teacher: {path: lm}
-corpus: {sources: [{name: a, format: text, path: a.txt, language_heavy: true}]}
-"""
 CLUSTERS = ROOT / "clusters"
 GUIDE = (CLUSTERS / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
@@ -64,7 +59,7 @@ def test_blocks_of_the_guide_are_shell():
 def test_every_cluster_runs_the_same_line(tmp_path: Path):
     """`ray job submit` with the runtime environment that lets a run save, and `python -m lingu_ray.train` with settings
     that exist: in the guide, in the scripts, in SkyPilot's file."""
-    (tmp_path / "my.yaml").write_text(MY_YAML)
+    (tmp_path / "my.yaml").write_text(FILE)
     submitted = [shlex.split(line, comments=True) for line in LINES if line.startswith("ray job submit")]
     assert len(submitted) >= 3
     for words in submitted:

@@ -10,17 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from config_files import FILE
 
 from lingu_ray import __version__
 from lingu_ray.config.command_line import load_config
 
 ROOT = Path(__file__).parents[2]
-MY_YAML = """\
-name: mine
-student: {path: vlm}
-teacher: {path: lm}
-corpus: {sources: [{name: a, format: text, path: a.txt, language_heavy: true}]}
-"""
 FOLDER = ROOT / "clusters/kuberay"
 rules = pytest.importorskip("kuberay_rules", reason="jsonschema is not installed")
 
@@ -181,7 +176,7 @@ def test_the_job_is_the_line_of_all_clusters(tmp_path: Path):
     job = manifest("RayJob")["spec"]
     words = shlex.split(job["entrypoint"])
     assert words[:4] == ["python", "-m", "lingu_ray.train", "/shared/my.yaml"]
-    (tmp_path / "my.yaml").write_text(MY_YAML)
+    (tmp_path / "my.yaml").write_text(FILE)
     config = load_config([str(tmp_path / "my.yaml"), *words[4:]])
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
     assert config.ray.num_workers == group["replicas"] == group["minReplicas"] <= group["maxReplicas"]

@@ -4,7 +4,9 @@ Each ends with the same weights and metrics as the undisturbed run. In all of th
 skipped.
 """
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -163,7 +165,7 @@ def test_interrupted_before_the_first_step(data, output):
 
 def test_parts_killed(data, output):
     """A teacher that is killed in the middle of a request is replaced and asked again, and nothing of the step is lost;
-    a killed worker is replaced and resumes from the newest checkpoint."""
+    a killed worker is replaced and resumes from the newest checkpoint, and the driver says so."""
 
     def disturb():
         for step, title in ((6, "TeacherActor"), (18, "RayTrainWorker")):
@@ -178,6 +180,10 @@ def test_parts_killed(data, output):
         train(data, output, "parts")
         disturbed.result()
     assert_same_run(output, output / "parts")
+    said = (output / "parts" / "logs" / "driver.jsonl").read_text()
+    assert re.search(r"worker 0 died; started again from step \d+ \(1 of ray.max_failures=1\)", said)
+    teacher = (output / "parts" / "logs" / "teacher-0.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["message"] for line in teacher}) >= 3  # the first, its successor, the second worker's
 
 
 def test_a_full_disk(data, output, tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import Command
+from ports import free_port
 from tinyrun import config, write_settings
 
 from lingu_ray.runtime.doctor.cluster import examine
@@ -22,13 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RAY = str(Path(sys.executable).parent / "ray")
 MOUNTS = ["unshare", "--map-root-user", "--mount"]
 """Begins a command that may mount folders which no other process sees."""
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def unheard() -> str:

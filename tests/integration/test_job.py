@@ -1,7 +1,6 @@
 """`ray job submit` on a running cluster: the same command, as a job."""
 
 import os
-import socket
 import sys
 import tempfile
 import urllib.error
@@ -10,19 +9,13 @@ from pathlib import Path
 
 import pytest
 from commands import Command
+from ports import free_port
 from tinyrun import write_pair_and_data, write_settings
 
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
-
-
-def free_port():
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import commands
 import pytest
-from test_job import free_port
+from ports import free_port
 from tinyrun import write_settings
 
 from lingu_ray.runtime import metrics

@@ -80,7 +80,7 @@ def _nodes(config: Config) -> list[Finding]:
         answering = {name: probes[name] for name in facts}
         joined = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
         return [*silent, _network(answering), *check_nodes(list(facts.values()), config, joined)]
-    except OSError as error:
+    except (OSError, UserError) as error:
         return [Finding("output", "error", f"output_dir={output}: cannot be written here: {error}", "give another one")]
     finally:
         remove_marker(output, marker)

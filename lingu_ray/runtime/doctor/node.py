@@ -13,15 +13,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import ray
-from pyarrow.fs import FileSystem, FileType
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 
+from lingu_ray import storage
+from lingu_ray.errors import UserError
 from lingu_ray.runtime.environment import versions
 
 PACKAGES = ("ray", "torch", "transformers")
 VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S")
+MARKER = b"lingu-ray doctor\n"
 _CONNECT_WITHIN_S = 3.0
 
 
@@ -92,30 +95,34 @@ class Probe:
 
 
 def put_marker(output: str, marker: str) -> None:
-    """Make the folder, local or in a bucket, and write the file `marker` in it. Raises OSError."""
-    files, folder = FileSystem.from_uri(output)
-    files.create_dir(folder, recursive=True)
-    with files.open_output_stream(f"{folder}/{marker}") as stream:
-        stream.write(b"lingu-ray doctor\n")
+    """Make the folder, local or in a bucket, and write the file `marker` in it. Raises OSError, or UserError."""
+    if storage.is_remote(output):
+        storage.put(MARKER, storage.join(output, marker))
+        return
+    Path(output).mkdir(parents=True, exist_ok=True)
+    Path(output, marker).write_bytes(MARKER)
 
 
 def remove_marker(output: str, marker: str) -> None:
     """Remove the file, where it is."""
-    files, folder = FileSystem.from_uri(output)
-    with suppress(OSError):
-        files.delete_file(f"{folder}/{marker}")
+    with suppress(OSError, UserError):
+        if storage.is_remote(output):
+            storage.delete(storage.join(output, marker))
+        else:
+            Path(output, marker).unlink(missing_ok=True)
 
 
 def output_error(output: str, marker: str) -> str | None:
     """Why this node cannot use the folder in which another one wrote `marker`; None where it can."""
     try:
-        files, folder = FileSystem.from_uri(output)
-        if files.get_file_info(f"{folder}/{marker}").type != FileType.File:
+        if not storage.is_file(storage.below(output, marker)):
             return "it is not the folder that this command sees: what was written there is missing"
-        own = f"{marker}-{os.getpid()}"
-        put_marker(output, own)
-        remove_marker(output, own)
-    except OSError as error:
+        if storage.is_remote(output):
+            storage.check_writable(output)
+        else:
+            with TemporaryFile(dir=output):
+                pass
+    except (OSError, UserError) as error:
         return f"it cannot be written: {error}"
     return None
 

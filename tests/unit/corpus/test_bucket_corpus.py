@@ -40,9 +40,10 @@ def write_corpus(folder: Path | str) -> dict[str, int]:
         with writing(folder, name) as path:
             write_rows(pa.Table.from_pylist(rows, ROW_SCHEMA), path)
             sizes[name] = path.stat().st_size
-    manifest = {"rows": ROWS, "rows_per_shard": PER_SHARD, "sources": {"s": {}}, "bytes": sizes}
-    with writing(folder, "manifest.json") as path:
-        path.write_text(json.dumps(manifest))
+    manifest = {"rows": ROWS, "rows_per_shard": PER_SHARD, "sources": {"s": {}}}
+    for name, content in {"bytes.json": sizes, "manifest.json": manifest}.items():
+        with writing(folder, name) as path:
+            path.write_text(json.dumps(content))
     return sizes
 
 
@@ -77,10 +78,10 @@ def test_damage_is_told_on_opening(bucket: str):
     shard = f"{bucket}/{shard_name(1)}"
     storage.put(storage.read_bytes(shard)[:-20], shard)
     with pytest.raises(UserError, match=f"corpus {bucket}: shard-00001.parquet is damaged; delete the corpus"):
-        Corpus(bucket)
+        Corpus(bucket).check_files()
     storage.delete(shard)
     with pytest.raises(UserError, match=f"corpus {bucket}: shard-00001.parquet is missing; delete the corpus"):
-        Corpus(bucket)
+        Corpus(bucket).check_files()
     storage.delete(f"{bucket}/manifest.json")
     with pytest.raises(UserError, match=f"{bucket}/manifest.json: there is no such object"):
         Corpus(bucket)

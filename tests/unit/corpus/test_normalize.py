@@ -13,7 +13,7 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus import normalize
-from lingu_ray.corpus.build import quarantine
+from lingu_ray.corpus.build import checked_counts, tally
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.normalize import SplitTask
@@ -113,7 +113,7 @@ def test_a_fault_of_every_row_ends_the_build(tmp_path, monkeypatch, encoder):
     table = table_of(tmp_path, [GOOD] * 3, encoder, monkeypatch)
     source = SourceConfig(name="s", format="prompt_completion", path="x")
     with pytest.raises(UserError) as error:
-        quarantine(table, CorpusConfig(), (source,), tmp_path)
+        checked_counts(tally(table), CorpusConfig(), (source,))
     assert "3 of 3 rows (100.0%) are bad" in str(error.value)
     assert (
         f"3 × AttributeError, first at {tmp_path}/data.jsonl:1: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lingu_ray.config import CorpusConfig, SourceConfig
-from lingu_ray.corpus.mix import IntArray
-from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
+from lingu_ray.corpus.normalize import NORMALIZED
+from lingu_ray.corpus.order import VALIDATION, GlobalOrder, SourceOrder, draw_order
 
 NAMES = ("a", "b", "c")
 HELD_OUT = 2
@@ -32,32 +34,32 @@ def drawn_cuts(draw: st.DrawFn) -> tuple[Cuts, Cuts]:
     return [cut(size) for size in sizes], [cut(size) for size in sizes]
 
 
-def keys_of(cuts: Cuts) -> dict[str, IntArray]:
+def keys_of(cuts: Cuts) -> dict[str, list[int]]:
     """The rows' keys as a build makes them: number of the file split over all sources, index in it."""
-    keys, split = {}, 0
+    keys: dict[str, list[int]] = {}
+    split = 0
     for name, sizes in zip(NAMES, cuts, strict=False):
-        of_source = []
+        keys[name] = []
         for size in sizes:
-            of_source += [split << 32 | index for index in range(size)]
+            keys[name] += [split << 32 | index for index in range(size)]
             split += 1
-        keys[name] = np.array(of_source)
     return keys
 
 
 def order_of(cuts: Cuts, weights: list[float], rows: int | None) -> GlobalOrder:
     """The order of sources with these weights (none: by size)."""
+    good = {name: Counter(key >> 32 for key in keys) for name, keys in keys_of(cuts).items()}
     sources = tuple(
         SourceConfig(name=name, path="-", weight=weights[index] if weights else None, **TEXT)
-        for index, name in enumerate(keys_of(cuts))
+        for index, name in enumerate(good)
     )
-    return draw_order(CorpusConfig(sources=sources, validation_rows=HELD_OUT, rows=rows), sources, keys_of(cuts))
+    return draw_order(CorpusConfig(sources=sources, validation_rows=HELD_OUT, rows=rows), sources, good)
 
 
 def entries(order: GlobalOrder, cuts: Cuts) -> list[tuple[int, int, int]]:
-    """Number of the row over all sources (which no cut changes), shard and position, sorted."""
-    numbers = {key: number for number, key in enumerate(np.concatenate(list(keys_of(cuts).values())).tolist())}
-    columns = (order.keys.tolist(), order.shards.tolist(), order.positions.tolist())
-    return sorted((numbers[key], shard, position) for key, shard, position in zip(*columns, strict=True))
+    """Number of the row over all sources (which no cut changes), shard and position."""
+    named = [(name, key) for name, keys in keys_of(cuts).items() for key in keys]
+    return [(number, *place) for number, (name, key) in enumerate(named) for place in order.places(name, key)]
 
 
 DRAWN = (
@@ -87,14 +89,41 @@ def test_rows_are_assigned_alike_in_any_blocks(
 ):
     """The rows of a build in one block or in several: together the same rows at the same positions."""
     order, keys = order_of(two[0], weights, rows), keys_of(two[0])
-    table = pa.table(
-        {
-            "key": np.concatenate(list(keys.values())),
-            "source": [name for name, of_source in keys.items() for _ in of_source],
-            **{column: [None] * sum(map(len, keys.values())) for column in ("messages", "images", "distill")},
-        }
-    )
+    bad = [{"key": key, "source": name, "reason": "bad_image"} for name, of_source in keys.items() for key in of_source]
+    table = pa.Table.from_pylist([row | {"reason": None} for row in bad] + bad, NORMALIZED)
     edges = [0, *sorted(bar for bar in bars if bar < len(table)), len(table)]
     blocks = [table.slice(start, stop - start) for start, stop in pairwise(edges)]
     assert pa.concat_tables(map(order.assign, blocks)).equals(order.assign(table))
-    assert len(order.assign(table)) == len(order.keys)
+    assert len(order.assign(table)) == order.written
+
+
+def test_no_row_comes_twice_before_all_of_its_source_came():
+    """A source that repeats: each pass has every row once, in a new order; another seed or name, others."""
+    chosen = passes_of(SourceOrder("a", 3, 52, 2, 120, {0: 0}))
+    assert sorted(chosen[:50]) == sorted(chosen[50:100]) == sorted(set(chosen))
+    assert chosen[:50] != chosen[50:100] and len(set(chosen[100:])) == 20
+    assert chosen == passes_of(SourceOrder("a", 3, 52, 2, 120, {0: 0}))
+    for other in (SourceOrder("a", 4, 52, 2, 120, {0: 0}), SourceOrder("b", 3, 52, 2, 120, {0: 0})):
+        assert chosen != passes_of(other)
+
+
+def passes_of(source: SourceOrder) -> list[int]:
+    """Rows of a source by turn."""
+    turns = {turn: row for row in range(52) if (place := source.place(row)) >= 2 for turn in source.turns(place)}
+    assert sorted(turns) == list(range(source.used))
+    return [turns[turn] for turn in range(source.used)]
+
+
+def test_ten_billion_rows_take_no_memory():
+    """Sources of 10 B rows, one repeated: some rows' positions, and the order itself, in less than a megabyte."""
+    sizes = {"a": 6_000_000_000, "b": 3_999_999_999, "c": 1}
+    sources = tuple(SourceConfig(name=name, path="-", **TEXT) for name in sizes)
+    corpus = CorpusConfig(sources=sources, validation_rows=0)
+    tracemalloc.start()
+    order = draw_order(corpus, sources, {name: {number: size} for number, (name, size) in enumerate(sizes.items())})
+    places = [order.places("a", row) for row in range(0, 1 << 32, 60_000_001)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert order.rows == 10_000_000_000 and peak < 1 << 20
+    assert all(len(of_row) == 1 for of_row in places) and len({place for [place] in places}) == len(places)
+    assert order.places("b", 1 << 32 | 7) == order.places("b", 1 << 32 | 7) != order.places("b", 1 << 32 | 8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lingu_ray.config import CorpusConfig, SourceConfig
-from lingu_ray.corpus.mix import order_of_sources
+from lingu_ray.corpus.mix import turns_of
 from lingu_ray.corpus.order import draw_order
 from lingu_ray.corpus.passes import passes
 
@@ -18,10 +18,10 @@ def manifest_of(sizes: dict[str, int], weights: list[float] | None = None, held_
         for index, name in enumerate(sizes)
     )
     corpus = CorpusConfig(sources=sources, validation_rows=held_out, rows=rows)
-    order = draw_order(corpus, sources, {name: np.arange(size) for name, size in sizes.items()})
+    order = draw_order(corpus, sources, {name: {number: size} for number, (name, size) in enumerate(sizes.items())})
     return {
         "rows": order.rows,
-        "sources": {name: {"accepted": size} | order.used[name] for name, size in sizes.items()},
+        "sources": {name: {"accepted": size} | order.used(name) for name, size in sizes.items()},
     }
 
 
@@ -48,7 +48,11 @@ def test_within_a_round_it_is_hardly_off(weights: list[float] | None, rows: int)
     """
     sizes = {"a": 12, "b": 32, "c": 7}
     manifest = manifest_of(sizes, weights)
-    order = np.tile(order_of_sources([size - 2 for size in sizes.values()], weights, None), 2)
+    turns, length = turns_of([size - 2 for size in sizes.values()], weights, None)
+    order = np.zeros(length, int)
+    for source in range(3):
+        order[[turns.position(source, turn) for turn in range(turns.count(source, length))]] = source
+    order = np.tile(order, 2)
     for positions in range(1, len(order)):
         counted = np.bincount(order[:positions], minlength=3)
         for index, (name, value) in enumerate(passes(manifest, positions).items()):

@@ -1,5 +1,6 @@
 import json
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -82,6 +83,30 @@ def test_validation_by_source(corpus):
 def test_a_folder_without_a_corpus(tmp_path):
     """Opening what is no corpus says so."""
     with pytest.raises(UserError, match=r"manifest.json cannot be read"):
+        Corpus(tmp_path)
+
+
+def test_a_corpus_of_ten_billion_rows_takes_no_memory(tmp_path, encoder):
+    """Its manifest is all that is there: it is opened, and a late step's positions found, in less than a megabyte."""
+    rows = 10_000_000_000
+    (tmp_path / "manifest.json").write_text(json.dumps({"rows": rows, "rows_per_shard": 1024, "sources": {"s": {}}}))
+    tracemalloc.start()
+    corpus = Corpus(tmp_path)
+    with reader(corpus, encoder, rank=5, world_size=1000, start_step=0, steps=0, rows_per_step=4096) as steps:
+        positions = steps.positions(10**9 + 7)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    start = (10**9 + 7) * 4096
+    assert positions == [place % rows for place in range(start, start + 4096) if place % 1000 == 5]
+    assert peak < 1 << 20
+    with pytest.raises(UserError, match=r"validation.parquet is missing; delete the corpus"):
+        corpus.check_files()
+
+
+def test_a_corpus_of_a_later_version(tmp_path):
+    """It is refused by its number, before a row is taken for what it is not."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"version": 99, "rows": 0, "rows_per_shard": 1, "sources": {}}))
+    with pytest.raises(UserError, match=r"is a corpus of version 99, and this lingu_ray reads up to \d+: upgrade"):
         Corpus(tmp_path)
 
 

@@ -12,7 +12,7 @@ from processors import PROCESSORS, processor_of
 from tiny import picture
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.build import _keys, quarantine, split_tasks
+from lingu_ray.corpus.build import checked_counts, good_rows, split_tasks, tally
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.normalize import load_encoder
 from lingu_ray.corpus.order import draw_order
@@ -30,9 +30,7 @@ def previews_of(config: Config, **settings: Any) -> dict[str, SourcePreview]:
 
 
 @pytest.mark.parametrize("weights", [None, (3, 1, 1)])
-def test_counts_and_shares_are_those_of_the_build(
-    my_data: Path, tmp_path: Path, weights: tuple[int, ...] | None
-) -> None:
+def test_counts_and_shares_are_those_of_the_build(my_data: Path, weights: tuple[int, ...] | None) -> None:
     """Read, accepted, truncated, rejected by reason, and the share of the mixture, which is by size without weights."""
     config = preview_config(my_data, validation_rows=10)
     if weights is not None:
@@ -43,8 +41,9 @@ def test_counts_and_shares_are_those_of_the_build(
     sources = config.training_sources()
     tasks = split_tasks(config, sources, [split_source(source) for source in sources], my_data / "student")
     meta = pa.concat_tables(table for task in tasks for table in task.tables())
-    counts = quarantine(meta, config.corpus, sources, tmp_path)
-    order = draw_order(config.corpus, sources, _keys(meta, sources))
+    tallies = tally(meta)
+    counts = checked_counts(tallies, config.corpus, sources)
+    order = draw_order(config.corpus, sources, good_rows(tallies, sources))
     of_mixture = shares(list(previews.values()), config)
     for name, preview in previews.items():
         assert counts[name] == {
@@ -55,7 +54,7 @@ def test_counts_and_shares_are_those_of_the_build(
         }
         share = of_mixture[name]
         assert share is not None and share.exact
-        assert share.part == pytest.approx(order.used[name]["used"] / order.rows, abs=1.5 / order.rows)
+        assert share.part == pytest.approx(order.used(name)["used"] / order.rows, abs=1.5 / order.rows)
 
 
 def test_lengths_are_those_of_the_samples(my_data: Path) -> None:

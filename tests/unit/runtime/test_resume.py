@@ -134,6 +134,24 @@ def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     assert "training on with the new data" in said.text
 
 
+def test_a_run_keeps_the_corpus_of_an_earlier_version(tmp_path: Path):
+    """Begun on a corpus that an earlier version built, it goes on with that, as long as it is there."""
+    write_pair_and_data(tmp_path / "a")
+    settings = config(tmp_path / "a", tmp_path / "runs")
+    folder = started(settings, step=4)
+    plan = plan_corpus(settings, tmp_path / "a" / "student")
+    [mark] = plan.earlier
+    earlier = plan.as_earlier(mark)
+    assert earlier.folder == settings.corpora_dir / mark != plan.folder
+    resume.record_corpus(earlier, folder)
+    with pytest.raises(UserError, match="lingu_ray's own rules, changed since"):
+        resume.check_data(plan, folder)
+    earlier.folder.mkdir(parents=True)
+    assert resume.check_data(plan, folder) == earlier
+    resume.record_corpus(plan, folder)
+    assert resume.check_data(plan, folder) == plan
+
+
 def test_images_that_records_name_belong_to_the_data(tmp_path: Path):
     """Records copied beside other pictures make another corpus; weights of the loss do not."""
     write_pair_and_data(tmp_path / "a")

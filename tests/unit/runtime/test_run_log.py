@@ -31,6 +31,8 @@ def test_a_line_says_who_where_and_when(tmp_path: Path, caplog: pytest.LogCaptur
         log.warning("two\nlines")
     with run_log(folder, "mine", rank=1):
         log.info("a worker")
+    with run_log(folder, "mine", rank=1, process="teacher"):
+        log.info("its teacher")
     with run_log(folder, "mine"):
         log.info("again")
     log.info("outside")
@@ -43,6 +45,7 @@ def test_a_line_says_who_where_and_when(tmp_path: Path, caplog: pytest.LogCaptur
     assert first["time"].endswith("+00:00") and first["time"] <= second["time"] and first["node"]
     assert third["message"] == "again"
     assert [(one["rank"], one["message"]) for one in lines(folder, "rank-1")] == [(1, "a worker")]
+    assert [(one["rank"], one["message"]) for one in lines(folder, "teacher-1")] == [(1, "its teacher")]
 
 
 @pytest.mark.parametrize(("error", "level"), [(ValueError("bad"), "ERROR"), (Interrupted("saved"), "INFO")])
