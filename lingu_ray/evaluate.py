@@ -63,8 +63,8 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.tracking import where_to_look
 
     quiet_libraries()
-    out = working_folder(config.out)
-    with writing_to(written_with(config.out)):
+    out = working_folder(config.out, "evaluation")
+    with writing_to(written_with(config.out), "evaluation"):
         rehearse_evaluation(config, models or measured_models(out, config), out)
         with open_evaluation(config.tracking, out, config) as run:
             if models:

@@ -40,8 +40,10 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def writing_to(place: Path | str) -> Iterator[Lease]:
+def writing_to(place: Path | str, of: str = "driver") -> Iterator[Lease]:
     """Hold the lease on a place of results; of a location, with its working folder: fetched first, then mirrored.
+
+    `of`: whose working folder, for what one command writes may lie below what another one writes.
 
     Raises:
         UserError: as `lease_on`; storage does not give or take what it should.
@@ -50,7 +52,7 @@ def writing_to(place: Path | str) -> Iterator[Lease]:
         if isinstance(place, Path):
             yield lease
             return
-        folder = storage.working_folder(place)
+        folder = storage.working_folder(place, of)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         fetch_run(place, folder)
