@@ -28,8 +28,9 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.config.settings import Settings, parse, read_text
 from lingu_ray.config.task_catalog import catalog, listing
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.paths import LocalPath, model_path
+from lingu_ray.paths import OutputFolder, model_path
 from lingu_ray.shell import shell_word
+from lingu_ray.storage import origin, working_folder
 
 USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
 
@@ -41,7 +42,7 @@ RENAMED_ROLES = {"ce_only": "plain_ce (plain cross-entropy) or same_ce (the run 
 class EvaluateConfig(EvaluationConfig):
     """Settings of the command."""
 
-    out: LocalPath = Field(Path("evaluation"), description="folder of the results")
+    out: OutputFolder = Field(Path("evaluation"), description="folder of the results; a bucket needs tracking.uri")
     ray: RayConfig = RayConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -57,21 +58,23 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.report.evaluation_page import write_evaluation
     from lingu_ray.report.rehearsal import rehearse_evaluation
     from lingu_ray.runtime.folder import written_with
-    from lingu_ray.runtime.lease import lease_on
     from lingu_ray.runtime.progress import quiet_libraries
+    from lingu_ray.runtime.run_store import writing_to
     from lingu_ray.runtime.tracking import where_to_look
 
     quiet_libraries()
-    rehearse_evaluation(config, models or measured_models(config.out, config), config.out)
-    with lease_on(written_with(config.out)), open_evaluation(config.tracking, config.out, config) as run:
-        if models:
-            result = evaluate(models, config, config.out, ray_settings=config.ray)
-        else:
-            result = summarize(config.out, measured_models(config.out, config), config)
-        page = write_evaluation(result, config.out)
-        log_evaluation(run, config.tracking, config.out, result, models)
+    out = working_folder(config.out, "evaluation")
+    with writing_to(written_with(config.out), "evaluation"):
+        rehearse_evaluation(config, models or measured_models(out, config), out)
+        with open_evaluation(config.tracking, out, config) as run:
+            if models:
+                result = evaluate(models, config, out, ray_settings=config.ray)
+            else:
+                result = summarize(out, measured_models(out, config), config)
+            page = write_evaluation(result, out)
+            log_evaluation(run, config.tracking, out, result, models)
     print(result.verdict.text)
-    print(f"report   {shell_word(page)}\ncompare  {where_to_look(run.uri)}")
+    print(f"report   {shell_word(origin(page))}\ncompare  {where_to_look(run.uri)}")
 
 
 def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfig]:

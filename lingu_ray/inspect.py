@@ -32,6 +32,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath
 from lingu_ray.shell import shell_word
+from lingu_ray.storage import origin, put, working_folder
 
 if TYPE_CHECKING:
     from lingu_ray.preview.sources import SourcePreview
@@ -64,9 +65,11 @@ def main(arguments: list[str]) -> None:
     config = with_demo(config)
     previews = read_sources(config, named_sources(config, names), settings)
     show(previews, config)
-    page = settings.out or config.output_dir / "inspect" / f"{config.name}.html"
+    page = settings.out or working_folder(config.output_dir) / "inspect" / f"{config.name}.html"
     write_page(previews, config, page)
-    print(f"page     {shell_word(page)}")
+    if isinstance(location := origin(page), str):
+        put(page, location)
+    print(f"page     {shell_word(location)}")
 
 
 def read_arguments(arguments: list[str]) -> tuple[Config, list[str], InspectConfig]:

@@ -4,6 +4,9 @@ A bucket has no folders, no rename and no append. So whoever writes works in a l
 the one that says "complete" (the marker) last; whoever reads streams an object, or takes a copy from the node's cache,
 which is fetched once, under a lock. Local paths stay with `pathlib`; only `open_file` and `is_file` take both.
 
+Results at a location are written in a working folder of the node's cache that stands for it (`working_folder`,
+`origin`): `CACHE/driver/@s3/bucket/runs/mine` for `s3://bucket/runs/mine`.
+
 Credentials, region and endpoint come from where each cloud's own tools find them (`AWS_…`, `~/.aws`, roles of machines
 and pods; `GOOGLE_APPLICATION_CREDENTIALS`), never from a location. What the network loses is tried again, with a new
 connection and fresh credentials; what cannot be had is a `UserError` that names the location and the cure.
@@ -19,7 +22,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -111,7 +114,7 @@ def join(location: str, *names: str) -> str:
     """A location further down (`..` goes up, not beyond the bucket), without a slash at its end."""
     scheme, _, path = location.partition("://")
     bucket, *keys = path.split("/")
-    key = posixpath.normpath("/".join(("", *keys, *names))).strip("/")
+    key = posixpath.normpath("/" + "/".join((*keys, *names))).strip("/")
     return f"{scheme}://{bucket}/{key}".rstrip("/")
 
 
@@ -162,6 +165,22 @@ def parent(path: str) -> str:
     return join(path, "..") if is_remote(path) else os.path.dirname(path)
 
 
+def working_folder(place: Path | str, of: str = "driver") -> Path:
+    """The folder on this node in which `of` writes results that go to a place: itself, if it is local."""
+    if isinstance(place, Path):
+        return place
+    scheme, _, path = place.partition("://")
+    return Path(os.path.abspath(cache_folder()), of, f"@{scheme}", path)
+
+
+def origin(path: Path) -> Path | str:
+    """The location that a path in a working folder stands for; any other path as it is."""
+    for at, part in enumerate(path.parts):
+        if part.startswith("@") and part[1:] in SCHEMES:
+            return join(f"{part[1:]}://{'/'.join(path.parts[at + 1 :])}")
+    return path
+
+
 def entries(location: str) -> list[Entry]:
     """All objects below a location, sorted by name; none where nothing is there.
 
@@ -208,13 +227,14 @@ def put(content: Path | bytes, location: str) -> None:
 
 
 def put_tree(folder: Path, location: str, marker: str) -> None:
-    """Write a local folder's files below a location, the file `marker` last: where it is, all are.
+    """Write a local folder's files below a location, the file `marker` last: where it is, all are, and nothing else.
 
-    A marker that is there is deleted first. Objects that the folder lacks stay (errors as `put`).
+    A marker that is there is deleted first, then objects that the folder lacks (errors as `put`).
     """
-    if is_file(join(location, marker)):
-        delete(join(location, marker))
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
+    there = [entry.name for entry in entries(location)]
+    for name in [name for name in there if name == marker] + [name for name in there if name not in names]:
+        delete(join(location, name))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: put(folder / name, join(location, name)), (n for n in names if n != marker)))
     put(folder / marker, join(location, marker))
@@ -233,6 +253,23 @@ def delete(location: str) -> None:
                 fs.delete_dir(path)
 
     _tried(location, remove)
+
+
+def remove(path: Path) -> None:
+    """Delete a local file or folder and, where it is in a working folder, what it stands for; none is no error."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    if isinstance(location := origin(path), str):
+        delete(location)
+
+
+def get_tree(location: str, folder: Path, sizes: Mapping[str, int]) -> None:
+    """Copy objects below a location into a local folder, by name; `sizes` in bytes (errors as `fetch`)."""
+    _check_space(location, sum(sizes.values()))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: _download(join(location, name), folder, name), sizes))
 
 
 def fetch(location: str) -> Path:
@@ -298,14 +335,14 @@ def _cached(location: str, wanted: dict[str, str]) -> Path:
     return folder
 
 
-def _download(location: str, folder: Path, name: str, size: int) -> None:
+def _download(location: str, folder: Path, name: str, size: int | None = None) -> None:
     target = folder / name
     if not target.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{location}: its name leads out of the folder that it is fetched into")
     target.parent.mkdir(parents=True, exist_ok=True)
     with open_file(location, buffering=0) as source, open(target, "wb") as file:
         shutil.copyfileobj(source, file, BUFFER)
-    if target.stat().st_size != size:
+    if size is not None and target.stat().st_size != size:
         raise UserError(f"{location}: it changed while it was fetched; start again")
 
 
@@ -314,6 +351,7 @@ def _size(version: str) -> int:
 
 
 def _check_space(location: str, size: int) -> None:
+    cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
     free = shutil.disk_usage(cache_folder()).free
     if free < size + SPARE:
         raise UserError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError, run_command
+from lingu_ray.storage import origin
 
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
@@ -34,14 +35,14 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster import connect
     from lingu_ray.runtime.controls import control_configs
-    from lingu_ray.runtime.lease import lease_on
     from lingu_ray.runtime.progress import quiet_libraries
+    from lingu_ray.runtime.run_store import writing_to
     from lingu_ray.runtime.tracking import check_store, tracking_uri
 
     quiet_libraries()
     trainer.check_output(config)
     check_store(tracking_uri(config), config.tracking.experiment)
-    with lease_on(config.run_dir) as lease:
+    with writing_to(config.run_place) as lease:
         runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
         connect(config.ray)
         config = with_demo(config)
@@ -89,7 +90,7 @@ def planned(config: Config) -> Config:
     return filled(config)
 
 
-def measure_trained(config: Config, distilled: Path, controls: dict[str, Path]) -> Recovery | None:
+def measure_trained(config: Config, distilled: Path | str, controls: dict[str, Path | str]) -> Recovery | None:
     """Evaluate what was trained, controls by name; where that fails, log where the trained model is."""
     from lingu_ray.evaluation.roles import compared_models
 
@@ -130,7 +131,7 @@ def measure(config: Config, models: dict[str, str]) -> Recovery | None:
     return evaluate(paths, config.evaluation, folder.report, ray_settings=config.ray)
 
 
-def show(config: Config, export: Path, recovery: Recovery | None) -> None:
+def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
     """Write report and model card, track them, and print the result and where its files are."""
     from mlflow.exceptions import MlflowException
 
@@ -141,8 +142,9 @@ def show(config: Config, export: Path, recovery: Recovery | None) -> None:
     from lingu_ray.shell import shell_word
 
     folder = RunFolder(config.run_dir)
-    with kept(f"The report failed; model and scores are complete: {export}, {folder.report}", "writes the report"):
-        page = write_run_report(config, recovery)
+    state = f"The report failed; model and scores are complete: {export}, {origin(folder.report)}"
+    with kept(state, "writes the report"):
+        page = origin(write_run_report(config, recovery))
     with kept(f"Tracking failed; the report is complete: {page}", "tracks what is missing"):
         try:
             track(config, recovery)

@@ -19,6 +19,7 @@ from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import tracking_uri
+from lingu_ray.storage import origin
 from lingu_ray.train import measure
 from tuning.space import Space, configure, corner_values, seeded, seeds_of
 
@@ -31,7 +32,7 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     Raises:
         UserError: a pair that does not fit, data or items that are missing or wrong, no task for an objective.
     """
-    config = base.model_copy(update={"name": BASELINE, "output_dir": folder, "demo": None})
+    config = base.model_copy(update={"name": BASELINE, "output_dir": origin(folder), "demo": None})
     config = config.model_copy(
         update={
             "corpus": config.corpus.model_copy(update={"cache_dir": str(base.corpora_dir)}),
@@ -67,7 +68,7 @@ def build_baseline(space: Space, config: Config) -> Path:
             built.append(trial)
     models = given_models(config)
     if FINE_TUNED in reference_roles(config):
-        models[FINE_TUNED] = str(trainer.run(_fine_tuned(space, config, config.output_dir)))
+        models[FINE_TUNED] = str(trainer.run(_fine_tuned(space, config, config.run_dir.parent)))
     measure(config, models)
     return run.report
 

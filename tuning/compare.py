@@ -1,6 +1,6 @@
 """Runs side by side: metrics, the settings that differ, curves.
 
-python -m tuning.compare runs/demo runs/demo/controls/*      # folders
+python -m tuning.compare runs/demo runs/demo/controls/*      # folders, or s3://bucket/runs/mine
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
 python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
 
@@ -9,10 +9,12 @@ Prints the tables and writes `compare.html` with the curves.
 
 from __future__ import annotations
 
+import posixpath
 import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jinja2
@@ -22,6 +24,7 @@ from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
+from lingu_ray import storage
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, Section, TrackingConfig
 from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
@@ -32,12 +35,13 @@ from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import trained_role
 from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
-from lingu_ray.paths import LocalPath, TrackingUri
+from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
-from lingu_ray.runtime.controls import run_of_control
+from lingu_ray.runtime.controls import FOLDER, run_of_control
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.run_store import fetch_run
 from lingu_ray.runtime.tracking import newest_settings, open_store, store_uri
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curve_panels, curves_of
@@ -99,8 +103,8 @@ def main(arguments: list[str]) -> None:
 
 def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
     """The runs by folder or MLflow id, and those of the experiment."""
-    ids = [name for name in names if not Path(name).is_dir()]
-    runs = [read_folder(Path(name)) for name in names if Path(name).is_dir()]
+    ids = [name for name in names if not Path(name).is_dir() and location(name) is None]
+    runs = [read_place(location(name) or Path(name)) for name in names if name not in ids]
     if ids or options.experiment:
         runs += _from_mlflow(ids, options)
     if not runs:
@@ -129,6 +133,17 @@ def read_folder(path: Path) -> Compared:
     own = read_recovery(folder.report)
     verdict = own.verdict.text if own else None
     return Compared(str(path), flat(config), metrics | _measured(folder, config, own), curves_of(records), verdict)
+
+
+def read_place(run: Path | str) -> Compared:
+    """A run's folder, or location: by a copy of all but its weights; of a control with the run that it is beside."""
+    if isinstance(run, Path):
+        return read_folder(run)
+    above = storage.join(run, "..", "..")
+    whole = above if run == storage.join(above, FOLDER, posixpath.basename(run)) else run
+    with TemporaryDirectory() as copy:
+        fetch_run(whole, Path(copy))
+        return replace(read_folder(Path(copy, run.removeprefix(whole).strip("/"))), name=run)
 
 
 def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:

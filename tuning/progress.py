@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.storage import remove
 from tuning.outcome import Outcome, read_outcomes
 from tuning.results import Setting, settings_of
 from tuning.space import Space
@@ -64,7 +64,8 @@ class SweepProgress:
                     print(self._line(outcome), file=sys.stderr, flush=True)
         ranked = [trial for setting in settings_of(outcomes, self.space) for trial in setting.trials]
         for outcome in [trial for trial in ranked if trial.state == "finished"][self.space.keep_models :]:
-            shutil.rmtree(RunFolder(self.trials / outcome.trial).export, ignore_errors=True)
+            if (export := RunFolder(self.trials / outcome.trial).export).exists():
+                remove(export)
 
     def _line(self, outcome: Outcome) -> str:
         setting = settings_of([outcome], self.space)[0]

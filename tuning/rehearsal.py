@@ -9,6 +9,7 @@ from lingu_ray.config import Config
 from lingu_ray.report.rehearsal import rehearse_report, rehearsed
 from lingu_ray.runtime.tracking import check_store, tracking_uri
 from lingu_ray.runtime.trainer import check_output
+from lingu_ray.storage import working_folder
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome, read_outcomes
 from tuning.space import Space, corner_values
@@ -23,7 +24,7 @@ def rehearse_sweep(space: Space, base: Config) -> None:
     check_output(base)
     check_store(tracking_uri(base), base.tracking.experiment)
     rehearse_report(base)
-    with rehearsed(f"output_dir={base.output_dir}", base.output_dir) as scratch:
+    with rehearsed(f"output_dir={base.output_dir}", working_folder(base.output_dir)) as scratch:
         from tuning.report import write_files
 
         importlib.import_module("sklearn.inspection")  # which only a sweep of many trials needs

@@ -10,6 +10,7 @@ from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.report.plots import save_panels
 from lingu_ray.shell import shell_word
+from lingu_ray.storage import origin
 from tuning.figures import sweep_figures
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome, all_failed, failures, read_outcomes
@@ -31,9 +32,9 @@ def write_report(space: Space, base: Config, folder: SweepFolder, tracked: Sweep
     if not all_failed(outcomes):  # which `check_trials` tells
         print(": ".join(headline(settings, space)))
         print_failures(outcomes)
-        how = f"python -m lingu_ray.train {shell_word(recipe)}" if best else "none, so there is no best.yaml"
+        how = f"python -m lingu_ray.train {shell_word(origin(recipe))}" if best else "none, so there is no best.yaml"
         print(f"best     {how}")
-    print(f"report   {shell_word(page)}")
+    print(f"report   {shell_word(origin(page))}")
     return page
 
 
@@ -71,7 +72,7 @@ def check_trials(folder: SweepFolder) -> None:
     what = f"all {count} trials of {name} failed, the first" if count > 1 else f"the only trial of {name} failed"
     raise UserError(
         f"{what} ({first.trial}) with: {first.error}\n"
-        f"Look at {folder.traceback(first.trial)}\n"
+        f"Look at {origin(folder.traceback(first.trial))}\n"
         "Correct the cause and run the same command again: it starts failed trials again."
     )
 

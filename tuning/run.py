@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from lingu_ray.interrupt import save_on_interrupt
 from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
+from lingu_ray.storage import cache_folder
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import failures, read_outcome, read_outcomes, reason
 from tuning.progress import SweepProgress
@@ -47,10 +49,12 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `SweepProgress` and the report say what it would
     concurrent = concurrent_trials(space, base)
-    sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd(), lease)
-    memory = memory_share(concurrent) if space.pbt else _LITTLE
+    sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd(), lease, cache_folder().absolute())
+    resources: dict[str, float] = {"memory": memory_share(concurrent) if space.pbt else _LITTLE}
+    if isinstance(base.output_dir, str):  # trials write the driver's working folder, so they are on its node
+        resources |= {_this_node(): 0.001}
     kind = PopulationTrial if space.pbt else Trial
-    trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), {"memory": memory})
+    trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), resources)
     state = folder.tune / TUNE_NAME
     if tune.Tuner.can_restore(str(state)):
         if failed := failures(read_outcomes(folder.trials)):
@@ -122,6 +126,13 @@ def concurrent_trials(space: Space, base: Config) -> int:
             "Leave `concurrent` out, or give trials fewer ray.num_workers"
         )
     return min(space.concurrent or room, space.size)
+
+
+def _this_node() -> str:
+    """Ray's resource that only this process's node has."""
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    return next(name for name in node["Resources"] if re.fullmatch(r"node:[\d.:a-f]+", name))
 
 
 def memory_share(concurrent: int) -> int:

@@ -219,6 +219,11 @@ def seeds_of(space: Space, base: Config) -> list[int]:
 
 def check(space: Space, base: Config) -> None:
     """Every key and value against the typed configuration; raises UserError with the first that does not fit."""
+    if space.pbt and isinstance(base.output_dir, str):
+        raise UserError(
+            f"output_dir={base.output_dir}: pbt copies checkpoints from trial to trial, in folders: give output_dir a "
+            "folder on storage that all nodes share, or leave pbt out"
+        )
     for values in corner_values(space):
         config = configure(base, values, space.name)
         if space.pbt and any(isinstance(v, dict) for v in values.values()):

@@ -18,7 +18,9 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
 from lingu_ray.config.settings import differences
 from lingu_ray.errors import Interrupted, UserError, run_command
-from lingu_ray.runtime.lease import Lease, lease_on
+from lingu_ray.runtime.lease import Lease
+from lingu_ray.runtime.run_store import writing_to
+from lingu_ray.storage import below, origin, place, working_folder
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
@@ -30,7 +32,7 @@ USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help [SECTION]]"
 def main(arguments: list[str]) -> None:
     """What a sweep consists of, from top to bottom."""
     space, base = load(arguments)
-    with lease_on(base.output_dir / space.name) as lease:
+    with writing_to(place(below(str(base.output_dir), space.name))) as lease:
         sweep(space, base, lease)
 
 
@@ -59,7 +61,7 @@ def sweep(space: Space, base: Config, lease: Lease) -> None:
         finally:
             write_report(space, base, folder, tracked)
         if not finished:
-            raise Interrupted(f"stopped and saved: run the same command again to resume ({folder.root})")
+            raise Interrupted(f"stopped and saved: run the same command again to resume ({origin(folder.root)})")
         check_trials(folder)
 
 
@@ -96,7 +98,7 @@ def sweep_help() -> Help:
 
 def open_folder(space: Space, base: Config) -> SweepFolder:
     """Make the sweep's folder, or check that the one there is this sweep."""
-    folder = SweepFolder(base.output_dir / space.name)
+    folder = SweepFolder(working_folder(place(below(str(base.output_dir), space.name))))
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():
         before, now = (strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(), text))
@@ -112,10 +114,10 @@ def _check_same_sweep(folder: SweepFolder, resume: str, lines: list[str]) -> Non
         shutil.rmtree(folder.tune, ignore_errors=True)
         return
     if resume == "never":
-        raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
+        raise UserError(f"{origin(folder.root)} exists and resume=never: choose another name, or remove the folder")
     if lines:
         raise UserError(
-            f"{folder.root} was started with other settings, and cannot be resumed with:\n"
+            f"{origin(folder.root)} was started with other settings, and cannot be resumed with:\n"
             + "\n".join(f"  {line}" for line in lines)
             + "\nChoose another name=…, or remove the folder to start from the beginning."
         )

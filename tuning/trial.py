@@ -8,6 +8,7 @@ resumes from its newest checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from lingu_ray.runtime.progress import quiet_libraries
 from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.tracking import tracking_uri
 from lingu_ray.runtime.trainer import Run
+from lingu_ray.storage import CACHE, origin, remove
 from lingu_ray.train import show
 from tuning.baseline import lend_items, reference_roles
 from tuning.outcome import Outcome, read_outcome, reason, score
@@ -45,7 +47,7 @@ _POLL_S = 0.25
 class Sweep:
     """What all trials share: `base` is prepared, `items` the folder of the reference models' measured items,
     `concurrent` how many trials run at once, `start` the folder that relative paths start from, `lease` the driver's on
-    the sweep's folder.
+    the sweep's folder, `cache` the folder of its node's copies.
     """
 
     space: Space
@@ -55,6 +57,7 @@ class Sweep:
     concurrent: int
     start: Path
     lease: Lease
+    cache: Path
 
 
 class Trial(tune.Trainable):
@@ -64,6 +67,8 @@ class Trial(tune.Trainable):
     def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
         """Read the settings and, for a trial that was started before, its outcome so far."""
         quiet_libraries()
+        if isinstance(origin(sweep.trials), str):
+            os.environ[CACHE] = str(sweep.cache)  # the driver's working folder is the trials', too
         self.sweep = sweep
         self.last_update = time.monotonic()
         self.name = trial_name(self.trial_id)
@@ -152,10 +157,10 @@ class Trial(tune.Trainable):
     def finish(self, run: Run) -> dict[str, Any]:
         """Measure the trained model, write the run's report, and remove what only training needs."""
         recovery = measure(self.sweep, run.config)
-        show(run.config, run.folder.export, recovery)
+        show(run.config, run.folder.exported_model, recovery)
         self.update_outcome(state="finished", step=run.config.train.steps, **scores_of(recovery))
         for needed_by_training in (self.folder.checkpoints, self.folder.ray, self.folder.initial_model):
-            shutil.rmtree(needed_by_training, ignore_errors=True)
+            remove(needed_by_training)
         return self.result(done=True)
 
     def result(self, done: bool) -> dict[str, Any]:
@@ -256,7 +261,7 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
     return config.model_copy(
         update={
             "name": name,
-            "output_dir": sweep.trials,
+            "output_dir": origin(sweep.trials),
             "controls": (),
             "demo": None,
             "resume": "auto",
@@ -271,7 +276,7 @@ def measure(sweep: Sweep, config: Config) -> Recovery:
     folder = RunFolder(config.run_dir)
     lend_items(sweep.items, folder.report)
     return evaluate(
-        {DISTILLED: folder.export},
+        {DISTILLED: Path(folder.exported_model)},
         config.evaluation,
         folder.report,
         measured=reference_roles(config),

@@ -13,6 +13,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
 from lingu_ray.config.settings import OVERRIDE, Settings, T, parse, read_text
 from lingu_ray.errors import UserError
+from lingu_ray.storage import local_copy
 
 USAGE = "python -m lingu_ray.train [RECIPE | file.yaml] [key=value ...] [--print-config] [--help [SECTION]]"
 
@@ -129,12 +130,12 @@ def read_recipe(recipe: str) -> Settings[Config]:
 
 
 def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[T]:
-    """A YAML file: by name one of the package's folder `<kind>s`, by path any."""
+    """A YAML file: by name one of the package's folder `<kind>s`, by path or location any."""
     known = shipped(package, f"{kind}s")
     if name in known:
         return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)
     if name.endswith((".yaml", ".yml")):
-        return parse(read_text(Path(name).expanduser()), name, schema)
+        return parse(read_text(Path(local_copy(name)).expanduser()), name, schema)
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise UserError(f"no {kind} {name!r}; {meant} A file is named by its path, ending in .yaml")

@@ -23,6 +23,8 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
     arguments = get_args(annotation)
     if NoneType in arguments:
         return wants(arguments[0], metadata) + " or null"
+    if Path in arguments:
+        return "a path, s3://… or gs://…"
     if get_origin(annotation) is Literal:
         return " | ".join(arguments)
     if is_mapping(annotation):

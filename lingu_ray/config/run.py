@@ -21,8 +21,8 @@ from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, SEARCHABLE
 from lingu_ray.config.models import StudentConfig, TeacherConfig
 from lingu_ray.config.tracking import TrackingConfig
 from lingu_ray.config.train import TrainConfig
-from lingu_ray.paths import LocalPath
-from lingu_ray.storage import place
+from lingu_ray.paths import OutputFolder
+from lingu_ray.storage import below, place, working_folder
 
 ControlName = Literal["same_ce", "plain_ce"]
 CONTROLS: tuple[str, str] = get_args(ControlName)
@@ -33,8 +33,8 @@ class Config(Section):
     """A complete run."""
 
     name: Annotated[str, NOT_COMPARED] = Field(pattern=NAME, description="the run's folder and MLflow run name")
-    output_dir: Annotated[LocalPath, MAY_CHANGE, NOT_COMPARED] = Field(
-        Path("runs"), description="folder of runs, corpora and the MLflow store"
+    output_dir: Annotated[OutputFolder, MAY_CHANGE, NOT_COMPARED] = Field(
+        Path("runs"), description="folder of runs, corpora and the MLflow store; a bucket needs tracking.uri"
     )
     seed: int = Field(0, description="seed of everything but the corpus order")
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE, NOT_COMPARED] = Field(
@@ -90,15 +90,29 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _demo_has_a_folder(self) -> Config:
+        if self.demo is not None and isinstance(self.output_dir, str):
+            raise ValueError(
+                f"output_dir={self.output_dir}: the demo makes its models and data in a folder beside the run: give "
+                "output_dir a folder; runs of models and data that exist take buckets"
+            )
+        return self
+
+    @property
+    def run_place(self) -> Path | str:
+        """Where the results of this run go: a folder, or a location in object storage."""
+        return place(below(str(self.output_dir), self.name))
+
     @property
     def run_dir(self) -> Path:
-        """Folder of this run."""
-        return self.output_dir / self.name
+        """Folder of this run; where its results go to object storage, the driver's working folder of it."""
+        return working_folder(self.run_place)
 
     @property
     def corpora_dir(self) -> Path | str:
         """Folder in which built corpora are kept: a path, or a location in object storage."""
-        return place(self.corpus.cache_dir or str(self.output_dir / ".corpora"))
+        return place(self.corpus.cache_dir or below(str(self.output_dir), ".corpora"))
 
     @property
     def uses_teacher(self) -> bool:

@@ -142,7 +142,7 @@ def split_tasks(
     config: Config, sources: tuple[SourceConfig, ...], splits: list[list[FileSplit]], processor_dir: Path
 ) -> list[SplitTask]:
     """One task for each file split of each source, numbered."""
-    processor, length = str(processor_dir.absolute()), config.corpus.max_length
+    processor, length = str(storage.origin(processor_dir.absolute())), config.corpus.max_length
     pairs = [(source, split) for source, of_source in zip(sources, splits, strict=True) for split in of_source]
     tasks = []
     for index, (source, split) in enumerate(pairs):

@@ -20,6 +20,7 @@ from lingu_ray.corpus.readers import UNREADABLE, FileSplit, Numbered
 from lingu_ray.corpus.record import BadRecord, RawRow, Record
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError
+from lingu_ray.storage import local_copy
 
 ROWS_PER_BLOCK = 64
 EXCERPT = 200  # characters
@@ -127,13 +128,13 @@ def _storable(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def load_encoder(processor_dir: str, max_length: int) -> Encoder:
-    """The encoder of a saved processor, loaded and checked once per process.
+    """The encoder of a saved processor, in a folder or at a location, loaded and checked once per process.
 
     Raises:
         UserError: its chat template is one that no row could be trained with.
     """
     from transformers import AutoProcessor  # slow to import: only where it is used
 
-    encoder = Encoder(AutoProcessor.from_pretrained(processor_dir), max_length)
+    encoder = Encoder(AutoProcessor.from_pretrained(local_copy(processor_dir)), max_length)
     encoder.check_template()
     return encoder

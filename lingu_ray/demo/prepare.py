@@ -65,7 +65,7 @@ def prepare(config: Config) -> Config:
 
 def root_of(config: Config) -> Path:
     """The folder of the demo's models and data, built or not."""
-    assert config.demo is not None
+    assert config.demo is not None and isinstance(config.output_dir, Path)
     return config.output_dir / ".demo" / fingerprint(config.demo, config.seed)
 
 

@@ -71,7 +71,7 @@ def in_order(models: Iterable[str]) -> list[str]:
     return [role for role in ROLES if role in found] + sorted(found - set(ROLES))
 
 
-def compared_models(config: Config, trained: Path, controls: Mapping[str, Path]) -> dict[str, str]:
+def compared_models(config: Config, trained: Path | str, controls: Mapping[str, Path | str]) -> dict[str, str]:
     """The models that a run's evaluation compares, by role: path, hub id or GGUF file.
 
     Args:

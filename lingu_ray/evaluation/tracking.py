@@ -16,6 +16,7 @@ from lingu_ray.evaluation.results import Recovery, Verdict
 from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import STORE, MlflowRun, check_store, store_uri
+from lingu_ray.storage import origin
 
 SCORE = "score"
 VERDICT = "verdict"
@@ -60,7 +61,7 @@ def open_evaluation(settings: TrackingConfig, out: Path, config: BaseModel) -> M
     """
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    uri = store_uri(settings, out.parent if (out.parent / STORE).exists() else out)
+    uri = store_uri(settings, out.parent if (out.parent / STORE).exists() else origin(out))
     check_store(uri, settings.experiment)
     run = MlflowRun(uri, settings, RunFolder(out).mlflow, out.name, flat(config))
     if settings.system_metrics:

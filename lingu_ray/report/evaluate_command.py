@@ -7,6 +7,7 @@ from lingu_ray.evaluation.roles import compared_models
 from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.shell import model_word, shell_word
+from lingu_ray.storage import origin
 
 TASKS = "arc_easy,hellaswag,textvqa"  # to start with: two of language, one of vision
 
@@ -14,7 +15,8 @@ TASKS = "arc_easy,hellaswag,textvqa"  # to start with: two of language, one of v
 def evaluate_command(config: Config, folder: RunFolder) -> str:
     """`python -m lingu_ray.evaluate` with the run's models, and results beside the run's report, ready to copy."""
     exports = {name: control_folder(folder, name).export for name in CONTROLS}
-    models = compared_models(config, folder.export, {name: path for name, path in exports.items() if path.exists()})
+    trained = {name: origin(path) for name, path in exports.items() if path.exists()}
+    models = compared_models(config, folder.exported_model, trained)
     words = [model_word(name, model) for name, model in models.items()]
-    out = shell_word(f"out={folder.root.absolute() / 'evaluation'}")
+    out = shell_word(f"out={origin(folder.root.absolute() / 'evaluation')}")
     return " ".join(["python -m lingu_ray.evaluate", *words, f"tasks={TASKS}", out])

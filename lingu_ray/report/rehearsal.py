@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from lingu_ray.config import Config, EvaluationConfig
 from lingu_ray.errors import UserError
+from lingu_ray.storage import working_folder
 
 
 def rehearse_report(config: Config) -> None:
@@ -19,7 +20,7 @@ def rehearse_report(config: Config) -> None:
     Raises:
         UserError: something of it fails.
     """
-    with rehearsed(f"output_dir={config.output_dir}", config.output_dir) as scratch:
+    with rehearsed(f"output_dir={config.output_dir}", working_folder(config.output_dir)) as scratch:
         from lingu_ray.report.made_up import write_run
         from lingu_ray.report.model_card import front_matter
         from lingu_ray.report.origin import card_metadata

@@ -14,6 +14,7 @@ from pathlib import Path
 from lingu_ray.config import CONTROLS, Config, DistillConfig, Schedule
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import tracking_uri
+from lingu_ray.storage import below, place
 
 SAME_CE, PLAIN_CE = CONTROLS
 FOLDER = "controls"
@@ -64,7 +65,7 @@ def control_config(config: Config, name: str) -> Config:
     return config.model_copy(
         update={
             "name": name,
-            "output_dir": config.run_dir / FOLDER,
+            "output_dir": place(below(str(config.run_place), FOLDER)),
             "controls": (),
             "corpus": config.corpus.model_copy(update={"sources": sources, "cache_dir": str(config.corpora_dir)}),
             "distill": _without_teacher(config.distill, name),

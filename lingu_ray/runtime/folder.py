@@ -1,11 +1,12 @@
-"""Files and folders of a run."""
+"""Files and folders of a run; of one in a bucket, in a working folder of it."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from lingu_ray.storage import is_file, join, origin, remove
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,11 @@ class RunFolder:
     """Paths of one run, `runs/<name>/`."""
 
     root: Path
+
+    @property
+    def place(self) -> Path | str:
+        """What people know the folder by: its path, or the location that it is a working folder of."""
+        return origin(self.root)
 
     @property
     def config(self) -> Path:
@@ -37,8 +43,13 @@ class RunFolder:
 
     @property
     def export(self) -> Path:
-        """The finished model, in Hugging Face format."""
+        """The finished model, in Hugging Face format; in the driver's working folder without its weights."""
         return self.root / "export"
+
+    @property
+    def exported_model(self) -> Path | str:
+        """Where the finished model can be loaded from: its folder, or location."""
+        return origin(self.export)
 
     @property
     def exported(self) -> Path:
@@ -99,13 +110,16 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all that a run left which was never trained."""
-        for path in (self.initial_model, self.ray, self.report, self.logs):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment):
-            path.unlink(missing_ok=True)
+        folders = (self.initial_model, self.ray, self.report, self.logs)
+        files = (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment)
+        for path in (*folders, *files):
+            remove(path)
 
 
-def written_with(folder: Path) -> Path:
-    """The folder whose driver writes this one: a run's for the run's own report, else the folder itself."""
+def written_with(folder: Path | str) -> Path | str:
+    """The place whose driver writes this one: a run's for the run's own report, else the place itself."""
+    if isinstance(folder, str):
+        run = join(folder, "..")
+        return run if folder == join(run, "report") and is_file(join(run, "config.yaml")) else folder
     run = RunFolder(folder.parent)
     return run.root if folder == run.report and run.config.exists() else folder

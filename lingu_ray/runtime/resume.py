@@ -41,7 +41,7 @@ def check_settings(config: Config, folder: RunFolder) -> None:
     """
     step = trained_steps(folder)
     if step and config.resume == "never":
-        raise UserError(f"{folder.root} exists and resume=never: choose another name, or remove the folder")
+        raise UserError(f"{folder.place} exists and resume=never: choose another name, or remove the folder")
     if not folder.config.exists():
         return
     earlier = load_yaml(folder.config)
@@ -49,12 +49,12 @@ def check_settings(config: Config, folder: RunFolder) -> None:
     lines = differences(before, now, settings_with(MAY_CHANGE))
     if lines and step:
         raise UserError(
-            f"{folder.root} was started with other settings, and has been trained for {step} steps with them:\n"
+            f"{folder.place} was started with other settings, and has been trained for {step} steps with them:\n"
             + "\n".join(f"  {line}" for line in lines)
             + "\nChoose another name=…, or remove the folder to start again."
         )
     if lines:
-        log.info("%s: nothing was trained there yet; started again with other settings:", folder.root)
+        log.info("%s: nothing was trained there yet; started again with other settings:", folder.place)
         for line in lines:
             log.info("  %s", line)
         folder.clear()
@@ -68,18 +68,18 @@ def _check_steps(before: int, now: int, step: int, folder: RunFolder) -> None:
         return
     if now < step:
         raise UserError(
-            f"train.steps={now}, and {folder.root} has been trained for {step} steps: "
+            f"train.steps={now}, and {folder.place} has been trained for {step} steps: "
             f"give {step} or more, or choose another name=…"
         )
     if now > step and not checkpoints(folder.checkpoints):
         raise UserError(
-            f"train.steps={now}: {folder.root} ended at step {step} and its checkpoints are gone, so it cannot be "
-            f"trained further. Choose another name=… with student.path={folder.export}"
+            f"train.steps={now}: {folder.place} ended at step {step} and its checkpoints are gone, so it cannot be "
+            f"trained further. Choose another name=… with student.path={folder.exported_model}"
         )
     log.info(
         "%s: train.steps was %d and is %d now: from step %d on, learning rate, temperature and weights are those that "
         "a run of %d steps has there",
-        *(folder.root, before, now, step + 1, now),
+        *(folder.place, before, now, step + 1, now),
     )
 
 
@@ -97,7 +97,7 @@ def check_models(config: Config, folder: RunFolder) -> None:
     if changed and trained_steps(folder):
         settings = " and ".join(f"{name}.path={getattr(config, name).path}" for name in changed)
         raise UserError(
-            f"{folder.root} was started with another model than {settings} is now: its files have changed. "
+            f"{folder.place} was started with another model than {settings} is now: its files have changed. "
             "Put them back, or choose another name=…"
         )
     if changed:
@@ -127,10 +127,10 @@ def check_data(plan: Plan, folder: RunFolder) -> Plan:
     )
     if plan.config.if_changed == "refuse":
         raise UserError(
-            f"{folder.root} was trained on another corpus ({before['path']}): {what} changed since. Put the data back, "
-            "choose another name=…, or train on with the new data by corpus.if_changed=warn"
+            f"{folder.place} was trained on another corpus ({before['path']}): {what} changed since. Put the data "
+            "back, choose another name=…, or train on with the new data by corpus.if_changed=warn"
         )
-    log.warning("%s: %s changed since the run was started; training on with the new data", folder.root, what)
+    log.warning("%s: %s changed since the run was started; training on with the new data", folder.place, what)
     return plan
 
 

@@ -65,10 +65,19 @@ _ORIGIN = ("mlflow.source.", MLFLOW_USER, COMMAND)
 _SECRET_KEY = re.compile(r"token|secret|passw|credential|api_?key", re.IGNORECASE)
 
 
-def store_uri(settings: TrackingConfig, folder: Path) -> str:
-    """The store of the settings, else that of the environment, else SQLite in `folder`."""
-    named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / STORE}"
-    return paths.tracking_uri(named)
+def store_uri(settings: TrackingConfig, folder: Path | str) -> str:
+    """The store of the settings, else that of the environment, else SQLite in `folder`.
+
+    Raises:
+        UserError: none is named, and `folder` is in a bucket, where no database can be.
+    """
+    named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if named is None and isinstance(folder, str):
+        raise UserError(
+            f"tracking.uri is needed, for results go to {folder}, and MLflow's own database wants a disk: give "
+            "tracking.uri=http://… of a server (or MLFLOW_TRACKING_URI), or tracking.uri=sqlite:////PATH of a file"
+        )
+    return paths.tracking_uri(named or f"sqlite:///{Path(folder) / STORE}")
 
 
 def tracking_uri(config: Config) -> str:
@@ -270,7 +279,7 @@ class Tracker(MlflowRun):
         except Exception as error:  # whatever MLflow, a database's driver or an HTTP client raises
             self.reached = False
             self.say(
-                without_credentials(f"MLflow does not have all of {self.folder.root}; run the command again: {error}")
+                without_credentials(f"MLflow does not have all of {self.folder.place}; run the command again: {error}")
             )
 
     def log(self, records: list[Record]) -> None:

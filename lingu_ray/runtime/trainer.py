@@ -31,7 +31,7 @@ from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.job_stop import StopWait
-from lingu_ray.runtime.lease import Lease, lease_on
+from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.progress import Progress
@@ -39,9 +39,10 @@ from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus, trained_steps
 from lingu_ray.runtime.run_log import run_log
+from lingu_ray.runtime.run_store import following, put_initial_model, writing_to
 from lingu_ray.runtime.tracking import Tracker, check_store, tracking_uri
 from lingu_ray.runtime.worker import Job, train_worker
-from lingu_ray.storage import check_writable
+from lingu_ray.storage import check_writable, remove
 
 _POLL_S = 0.25
 MANY_PASSES = 5
@@ -50,11 +51,11 @@ MANY_PASSES = 5
 log = logging.getLogger(__name__)
 
 
-def run(config: Config) -> Path:
+def run(config: Config) -> Path | str:
     """Train one run and return its exported model (see `run_together`)."""
     check_output(config)
     check_store(tracking_uri(config), config.tracking.experiment)
-    with lease_on(config.run_dir) as lease:
+    with writing_to(config.run_place) as lease:
         return run_together(checked([config], lease))[0]
 
 
@@ -72,8 +73,9 @@ def checked(configs: Sequence[Config], lease: Lease) -> list[Run]:
     return runs
 
 
-def run_together(runs: Sequence[Run]) -> list[Path]:
-    """Train checked runs and return their exported models: side by side where Ray has room for all, else one by one.
+def run_together(runs: Sequence[Run]) -> list[Path | str]:
+    """Train checked runs and return where their exported models are: side by side where Ray has room for all, else one
+    by one.
 
     A finished run is not trained again, an unfinished one is resumed. Ray must be running.
 
@@ -86,7 +88,7 @@ def run_together(runs: Sequence[Run]) -> list[Path]:
         for run in waiting:
             logs.enter_context(run_log(run.folder, run.config.name))
         _train_all(waiting)
-    return [run.folder.export for run in runs]
+    return [run.folder.exported_model for run in runs]
 
 
 def _train_all(runs: Sequence[Run]) -> None:
@@ -124,7 +126,7 @@ class Run:
         set_aside_damaged(self.folder.checkpoints)
         check_settings(self.config, self.folder)
         if self.finished:
-            log.info("%s: found, finished before (%d steps)", self.folder.export, self.config.train.steps)
+            log.info("%s: found, finished before (%d steps)", self.folder.exported_model, self.config.train.steps)
             write_text(self.folder.config, to_yaml(self.config))
             return
         prepare_initial_model(self.config, self.folder)
@@ -136,7 +138,7 @@ class Run:
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)
-        self.folder.stop.unlink(missing_ok=True)
+        remove(self.folder.stop)
         write_text(self.folder.config, to_yaml(self.config))
 
     def start(self, position: int, neighbors: int, until: int | None = None) -> None:
@@ -157,7 +159,7 @@ class Run:
         self._warn(self.stop_wait.warning_at_start())
         logged = self.tracker.follow(self.progress.say)
         self.reader = RecordReader(self.folder.metrics, logged)  # only new ones are shown
-        job = Job(self.config, self.folder.root, self.corpus.folder, self.lease, neighbors, until)
+        job = Job(self.config, self.folder.place, self.corpus.folder, self.lease, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
 
@@ -202,7 +204,7 @@ class Run:
             return
         if not self.finished:
             self.tracker.end("KILLED")
-            raise Interrupted(f"stopped and saved: run the same command again to resume ({self.folder.root})")
+            raise Interrupted(f"stopped and saved: run the same command again to resume ({self.folder.place})")
         manifest = self.corpus.manifest_file
         self.tracker.log_files(self.folder.config, self.folder.corpus, manifest, self.folder.samples)
         self.tracker.end("FINISHED")
@@ -221,7 +223,8 @@ class Run:
 
     def _train(self, trainer: TorchTrainer) -> None:
         try:
-            trainer.fit()
+            with following(self.folder):
+                trainer.fit()
         except BaseException as error:
             self.errors.append(error)
 
@@ -291,6 +294,7 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
         with whole_folder(folder.initial_model, keep_existing=True) as temporary:
             prepare_student(config, temporary)
             _rehearse(config, temporary, folder)
+        put_initial_model(folder)
     check_tokenizers(
         AutoProcessor.from_pretrained(folder.initial_model).tokenizer, load_teacher_tokenizer(config.teacher)
     )
@@ -300,15 +304,18 @@ def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
     """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
     settings = config.student if config.student.path else StudentConfig(path=str(initial_model))
     needed = rehearse_export(settings, AutoProcessor.from_pretrained(initial_model))
-    require_space(folder.root, needed, "a checkpoint and the export")
+    if isinstance(folder.place, Path):  # else they are not written here
+        require_space(folder.root, needed, "a checkpoint and the export")
 
 
 def check_output(config: Config) -> None:
     """Refuse folders that cannot be written, or whose content is lost after the run.
 
     Raises:
-        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable.
+        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable; it
+            is in a bucket, where no MLflow store can be, and none is named.
     """
+    tracking_uri(config)
     for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
         if isinstance(path, str):
             check_writable(path)

@@ -33,7 +33,6 @@ from lingu_ray.runtime.checkpoint import (
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
 from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import load_config, load_student
@@ -45,20 +44,22 @@ from lingu_ray.runtime.run_log import run_log
 from lingu_ray.runtime.step import MicroBatches
 from lingu_ray.runtime.teachers import make_teacher
 from lingu_ray.runtime.validation import Validation, answer_samples, sample_rows
+from lingu_ray.runtime.worker_store import WorkerStore, opened
+from lingu_ray.storage import origin
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands to the workers; paths are absolute and on storage that all nodes share.
+    """What the driver hands to the workers; paths are absolute and on storage that all nodes share, or in a bucket.
 
     `lease`: the driver's, on the run's folder or one that it lies in. `neighbors`: runs that train beside this one and
     share the cores. `until`: step after which to save and pause; None: train to the end and export.
     """
 
     config: Config
-    run_dir: Path
+    place: Path | str
     corpus_dir: Path | str
     lease: Lease
     neighbors: int
@@ -68,17 +69,18 @@ class Job:
 def train_worker(job: dict[str, Any]) -> None:
     """Entry point of a worker: build everything, resume from the newest checkpoint, train, export."""
     todo = Job(**job)
-    with run_log(RunFolder(todo.run_dir), todo.config.name, ray.train.get_context().get_world_rank()):
-        Worker(todo).run()
+    rank = ray.train.get_context().get_world_rank()
+    with opened(todo.place, rank, todo.lease) as store, run_log(store.folder, todo.config.name, rank):
+        Worker(todo, store).run()
 
 
 class Worker:
     """One data-parallel worker with its own teacher."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, store: WorkerStore):
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.config, self.folder, self.lease = job.config, RunFolder(job.run_dir), job.lease
+        self.config, self.store, self.folder = job.config, store, store.folder
         self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
         self.device = ray.train.torch.get_device()
         self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
@@ -139,11 +141,12 @@ class Worker:
             seconds = export_model(self.student.model, self.processor, dtype, folder, settings.lora)
         except (UserError, OSError, SafetensorError) as error:
             raise UserError(
-                f"{error}\nThe training is complete, and its checkpoints are in {self.folder.checkpoints}: the same "
-                "command tries the export alone again"
+                f"{error}\nThe training is complete, and its checkpoints are in {origin(self.folder.checkpoints)}: the "
+                "same command tries the export alone again"
             ) from error
-        log.info("exported to %s", folder)
+        log.info("exported to %s", self.folder.exported_model)
         if is_main_process():
+            self.store.put_export()
             write_json(self.folder.exported, {"step": settings.steps, "verified_in_s": round(seconds, 1)})
 
     def _train_step(self, step: int, reader: StepReader) -> bool:
@@ -240,9 +243,10 @@ class Worker:
     def _require_lease(self) -> None:
         """Write no more where another driver has taken the run over. Raises UserError in the process that writes."""
         if is_main_process():
-            self.lease.require()
+            self.store.require_lease()
 
     def _restore(self) -> int:
+        self.store.fetch_checkpoints()
         state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer)
         step = self.saved_step = state.step if state else 0
         self.bad_steps = state.bad_steps if state else 0
@@ -260,6 +264,7 @@ class Worker:
         self.saved_step = state.step
         log.info("saved step %d", state.step)
         if is_main_process():
+            self.store.put_checkpoints()
             self.metrics.saved()
 
     def _load_student(self) -> Student:

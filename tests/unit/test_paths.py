@@ -180,8 +180,9 @@ TAKE_LOCATIONS = (
     "corpus.sources.1.image_root",
     "evaluation.tasks.t.path",
     "corpus.cache_dir",
+    "output_dir",
 )
-TAKE_NONE = ("output_dir", "tracking.uri", "tracking.parent")
+TAKE_NONE = ("tracking.uri", "tracking.parent")
 
 
 @pytest.mark.parametrize("setting", [*TAKE_LOCATIONS, *TAKE_NONE])
@@ -214,7 +215,7 @@ def test_credentials_in_a_location_are_not_repeated():
 
 def test_a_location_has_one_spelling():
     """Slashes at the end and twice in a row say nothing."""
-    for path in (paths.model_path, paths.data_path, paths.data_folder):
+    for path in (paths.model_path, paths.data_path, paths.data_folder, paths.output_folder):
         assert path("s3://bucket//models/lm/") == "s3://bucket/models/lm"
     assert paths.data_path("gs://bucket/**/part-?.parquet") == "gs://bucket/**/part-?.parquet"
     with pytest.raises(UserError, match="has to be a local path"):

@@ -193,4 +193,4 @@ def test_join_stays_in_the_bucket():
     """Parts are put together as paths are, and `..` does not lead to another bucket."""
     assert storage.join("s3://b/a/", "../c//d", "e") == "s3://b/c/d/e"
     assert storage.join("gs://b", "..", "..", "x") == "gs://b/x"
-    assert storage.join("s3://b/a", "..") == "s3://b"
+    assert storage.join("s3://b/a", "..") == storage.join("s3://b") == storage.join("s3://b/") == "s3://b"
