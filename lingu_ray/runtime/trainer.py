@@ -33,6 +33,7 @@ from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease, lease_on
 from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
+from lingu_ray.runtime.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
@@ -276,7 +277,9 @@ def _failures(settings: RayConfig) -> Any:
     """How often Ray Train starts workers again: after failures, and, counted apart, when nodes were taken away."""
     preemptions = -1 if settings.max_preemptions is None else settings.max_preemptions
     config: Any = FailureConfig  # typed as either generation of the API, too
-    return config(max_failures=settings.max_failures, max_preemption_failures=preemptions)
+    return config(
+        max_failures=settings.max_failures, max_preemption_failures=preemptions, preemption_grace_s=GIVE_UP_BEFORE_S
+    )
 
 
 def prepare_initial_model(config: Config, folder: RunFolder) -> None:

@@ -38,6 +38,7 @@ from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
+from lingu_ray.runtime.preemption import node_is_leaving, preempted
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.records import JsonLines, Record
 from lingu_ray.runtime.run_log import run_log
@@ -120,13 +121,15 @@ class Worker:
         with reader:
             while step < self.last_step:
                 stop = self._train_step(step, reader)
-                leaving = ray.train.get_preemption_info() is not None  # a node is about to be taken away
                 step += 1
                 validation_ce = self._validate_and_sample(step, last=step == self.last_step)
+                leaving = node_is_leaving()
                 if stop or leaving or step == self.last_step or step % settings.checkpoint_every == 0:
                     self._save(CheckpointState(step, validation_ce, self.bad_steps))
                 if stop and step < self.last_step:
                     return
+                if leaving and step < self.last_step:
+                    raise preempted()
         if step == settings.steps:
             self._export()
 
