@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
@@ -343,6 +343,10 @@ def _say_passes(config: Config, corpus: Corpus) -> None:
 
 
 def _readable(error: BaseException) -> BaseException:
-    """The user's error inside what Ray Train wraps around it, if there is one."""
+    """The user's error inside what Ray Train wraps around it, or that it means, if there is one."""
+    if isinstance(error, PreemptionError):
+        return UserError(
+            "nodes were taken away more often than ray.max_preemptions allows: run the same command again to resume"
+        )
     inner = [getattr(error, "controller_failure", None), *(getattr(error, "worker_failures", None) or {}).values()]
     return next((found for one in inner if one is not None and (found := user_error(one))), error)
