@@ -62,9 +62,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,12 +84,12 @@ def whole_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _flush_tree(temporary)
+        flush_tree(temporary)
         while not _take_place(temporary, path) and not keep_existing:
             shutil.rmtree(replaced, ignore_errors=True)
             with suppress(FileNotFoundError):  # another writer moved it
                 path.rename(replaced)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         for folder in (temporary, replaced):
             shutil.rmtree(folder, ignore_errors=True)
@@ -137,12 +137,13 @@ def _take_place(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _flush_tree(folder: Path) -> None:
+def flush_tree(folder: Path) -> None:
+    """Wait until a folder, and all that is in it, is on the disk."""
     for inner in (*folder.rglob("*"), folder):
-        _flush(inner)
+        flush(inner)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until the file or folder is on the disk; some file systems cannot do that for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,10 +1,13 @@
 """A Ray cluster of several nodes on this machine, as real processes: each `ray start --block`, ended by signals alone.
 
-Their workers are forks of the server of the fixture `warm_workers`.
+They and their workers are forks of the server of the fixture `warm_workers`, or, `cold`, started as users start them:
+Ray then ends a node's workers with it, as on a machine of its own.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -18,13 +21,16 @@ from ports import free_port
 
 OBJECT_STORE_MB = 100
 """Of each node."""
+DRAIN_S = 10
+"""How long a node drains after SIGTERM."""
 
 
 class Nodes:
     """A head without CPUs, for drivers, with a dashboard that takes jobs; `add` starts nodes that hold workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, cold: bool = False) -> None:
         self._end = ExitStack()
+        self._cold = cold
         self.folder = self._end.enter_context(tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True))
         self.started: list[Command] = []
         self.dashboard, gcs = free_port(), free_port()
@@ -47,15 +53,31 @@ class Nodes:
         node.wait_for(lambda: "Ray runtime started" in node.printed)
         return node
 
-    def worker(self, title: str) -> psutil.Process:
-        """A living process of the cluster's, of those that have the title."""
-        forks = [int(pid) for node in self.started for pid in Path(node.forks.name).read_text().split()]
-        for pid in forks:
+    def worker(self, title: str, node: Command | None = None) -> psutil.Process:
+        """A living process of the cluster's, or of one node, of those that have the title."""
+        found = [pid for one in ([node] if node else self.started) for pid in self._processes(one)]
+        for pid in found:
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 if title in " ".join(process.cmdline()):
                     return process
-        raise AssertionError(f"no process {title} among {forks}")
+        raise AssertionError(f"no process {title} among {found}")
+
+    def worker_groups(self) -> list[list[Command]]:
+        """The groups of workers that Ray Train has started in the newest run: the nodes of their ranks, in order."""
+        logs = list(Path(self.folder).glob("session_*/logs/train/ray-train-app-controller*.log"))
+        text = max(logs, key=lambda log: log.stat().st_mtime).read_text() if logs else ""
+        groups = [
+            re.findall(r"ip=127\.0\.0\.(\d+), pid=", line) for line in text.splitlines() if "world_rank=0" in line
+        ]
+        return [[self.started[int(last) - 1] for last in group] for group in groups]
+
+    def _processes(self, node: Command) -> list[int]:
+        if not self._cold:
+            return [int(pid) for pid in Path(node.forks.name).read_text().split()]
+        with suppress(psutil.NoSuchProcess):
+            return [child.pid for child in psutil.Process(node.process.pid).children(recursive=True)]
+        return []
 
     def __enter__(self) -> Self:
         return self
@@ -66,7 +88,9 @@ class Nodes:
     def _start(self, *options: str) -> Command:
         words = ["start", "--block", "--disable-usage-stats", f"--dashboard-agent-listen-port={free_port()}"]
         words += [f"--object-store-memory={OBJECT_STORE_MB * 10**6}", *options]
-        self.started.append(Command(["ray.scripts.scripts", *words], warm=True))
+        argv = [*([sys.executable, "-m"] if self._cold else []), "ray.scripts.scripts", *words]
+        env = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S)}
+        self.started.append(Command(argv, env=env, warm=not self._cold))
         return self._end.enter_context(self.started[-1])
 
     def _takes_jobs(self) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from saved import save_checkpoint
 from tiny import tiny_processor
 from tinyrun import config
 
@@ -17,7 +18,7 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
-from lingu_ray.runtime.checkpoint import CheckpointState, load_checkpoint, save_checkpoint
+from lingu_ray.runtime.checkpoint import CheckpointState, load_checkpoint
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.models import load_student, load_teacher
@@ -103,9 +104,9 @@ class Steps:
         columns = [list(column) for column in zip(*steps, strict=True)]
         return Outcome(*columns, record["validation_ce"], [a["answer"] for a in answers], gradients, weights)
 
-    def save(self, folder: Path, step: int) -> None:
+    def save(self, folder: Path, step: int, layout: Literal["whole", "sharded"] = "whole") -> None:
         """Write a checkpoint."""
-        save_checkpoint(folder, self.student.model, self.optimizer, CheckpointState(step, None), keep_last=1)
+        save_checkpoint(folder, self.student.model, self.optimizer, CheckpointState(step, None), 1, layout)
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""

@@ -73,6 +73,11 @@ class TrainConfig(Section):
     checkpoint_every: Annotated[PositiveInt, MAY_CHANGE, NOT_COMPARED] = Field(
         100, description="steps between checkpoints"
     )
+    checkpoint: Annotated[Literal["auto", "whole", "sharded"], MAY_CHANGE, NOT_COMPARED] = Field(
+        "auto",
+        description="whole: the first worker writes while training waits; sharded: each worker writes its part while "
+        "training goes on; auto: sharded above 256 MB",
+    )
     keep_last: Annotated[PositiveInt, MAY_CHANGE, NOT_COMPARED] = Field(
         2, description="newest checkpoints kept, besides the best by validation loss"
     )

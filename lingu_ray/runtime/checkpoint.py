@@ -1,8 +1,12 @@
 """Checkpoints: model, optimizer and step, all that a run resumes from.
 
 Randomness is seeded by step and worker, and the corpus position follows from the step, so neither has a state. Tensors
-are saved unsharded and by name: a run resumes with any number of workers, sharded or not. Beside the state stand size
-and identity of each file: one that was cut off or changed since is found before it is read.
+are saved by name: whole, or as pieces of which any worker reads the rows that it keeps, so a run resumes with any
+number of workers, sharded or not. Beside the state stand size and identity of each file: one that was cut off or
+changed since is found before it is read. The state is written last: a checkpoint without it is none.
+
+The files are safetensors with a JSON header rather than those of `torch.distributed.checkpoint`: its metadata is a
+pickle, which could execute what somebody put there; its safetensors writer has none, but keeps the optimizer out.
 """
 
 from __future__ import annotations
@@ -11,21 +15,22 @@ import json
 import logging
 import math
 import shutil
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lingu_ray.atomic import move, whole_folder
+from lingu_ray.atomic import flush, flush_tree, move, write_text
 from lingu_ray.content import file_identity
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.optimizer import trained_parameters
-from lingu_ray.runtime.sharding import gather_full, local_shard, named_tensors
+from lingu_ray.runtime.sharding import like, local_piece, named_tensors
+from lingu_ray.runtime.tensor_files import TensorFiles
 
 _NAME = "step-{:08d}"
 _STATE = "state.json"
@@ -63,28 +68,34 @@ def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return weights + moments
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: CheckpointState, keep_last: int
-) -> None:
-    """Write the checkpoint of `state.step`, then remove all but the `keep_last` newest and the best.
+def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds, by kind of file: `model` by tensor names, `optimizer` by `exp_avg.NAME` and so on."""
+    tensors = named_tensors(model)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    moments = {
+        f"{key}.{names[id(parameter)]}": value
+        for parameter in trained_parameters(optimizer)
+        for key, value in optimizer.state[parameter].items()
+    }
+    return {"model": tensors, "optimizer": moments}
 
-    All workers must call it; the first one writes.
+
+def temporary_folder(folder: Path, step: int, token: int) -> Path:
+    """Where the checkpoint of a step is written before it is complete."""
+    return folder / f".{_NAME.format(step)}.{token:08x}.tmp"
+
+
+def complete(temporary: Path, state: CheckpointState, files: Mapping[str, Any]) -> Path:
+    """Make a checkpoint of a temporary folder in which all files are written; returns it.
+
+    `files`: `bytes` and `identity` of each, by name.
     """
-    writes = is_main_process()
-    if writes:
-        require_space(folder, checkpoint_bytes(model, optimizer), f"the checkpoint of step {state.step}")
-    weights = gather_full(named_tensors(model), writes)
-    moments = {name: gather_full(kept, writes) for name, kept in _moments(model, optimizer).items()}
-    if not writes:
-        return
-    with whole_folder(folder / _NAME.format(state.step)) as temporary:
-        save_file(weights, temporary / "model.safetensors")
-        torch.save(moments, temporary / "optimizer.pt")
-        files = {
-            path.name: {"bytes": path.stat().st_size, "identity": file_identity(path)} for path in temporary.iterdir()
-        }
-        (temporary / _STATE).write_text(json.dumps({**asdict(state), "files": files}))
-    _prune(folder, keep_last)
+    write_text(temporary / _STATE, json.dumps({**asdict(state), "files": files}))
+    flush_tree(temporary)
+    path = temporary.with_name(_NAME.format(state.step))
+    move(temporary, path)
+    flush(path.parent)
+    return path
 
 
 def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
@@ -131,27 +142,54 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         return None
     path = folder / _NAME.format(step)
     state = dict(checkpoints(folder))[path]
-    tensors = named_tensors(model)
-    with safe_open(path / "model.safetensors", "pt") as weights, torch.no_grad():
-        if different := sorted(tensors.keys() ^ weights.keys()):
-            raise UserError(
-                f"{path}: its tensors are not those of the model, such as {', '.join(different[:3])}: it was made of "
-                "another model, or by other versions. Choose another name=…, or remove the folder to start again"
-            )
+    weights, tensors = TensorFiles(path.glob("model*.safetensors")), named_tensors(model)
+    saved, ours = weights.shapes.items(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}.items()
+    if different := sorted({name for name, _ in saved ^ ours}):
+        raise UserError(
+            f"{path}: its tensors are not those of the model, such as {', '.join(different[:3])}: it was made of "
+            "another model, or by other versions. Choose another name=…, or remove the folder to start again"
+        )
+    with torch.no_grad():
         for name, tensor in tensors.items():
-            tensor.copy_(local_shard(weights.get_tensor(name), tensor))
-    moments = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    names = {id(tensor): name for name, tensor in tensors.items()}
-    kept = {
-        place: {
-            # AdamW's step is a scalar, which is not sharded
-            key: local_shard(value, parameter) if value.shape == parameter.shape else value
-            for key, value in moments[names[id(parameter)]].items()
-        }
-        for place, parameter in enumerate(trained_parameters(optimizer))
-    }
-    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
+            _read(weights, name, tensor)
+    _load_moments(path, tensors, optimizer)
     return state
+
+
+def _load_moments(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    moments = TensorFiles(path.glob("optimizer*.safetensors"))
+    if (path / "optimizer.pt").exists():  # of earlier versions
+        of_name = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
+        moments = TensorFiles.of({f"{key}.{n}": value for n, kept in of_name.items() for key, value in kept.items()})
+    keys: dict[str, list[str]] = defaultdict(list)
+    for saved in moments.shapes:
+        key, name = saved.split(".", 1)
+        keys[name].append(key)
+    names = {id(tensor): name for name, tensor in tensors.items()}
+    state = {
+        place: {key: _read_moment(moments, f"{key}.{name}", parameter) for key in keys[name]}
+        for place, parameter in enumerate(trained_parameters(optimizer))
+        for name in [names[id(parameter)]]
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _read(files: TensorFiles, name: str, into: Tensor) -> None:
+    """Fill a tensor, or what this worker keeps of it."""
+    if not into.ndim:
+        into.copy_(files.scalar(name))
+        return
+    piece = local_piece(into)
+    files.read(name, piece.rows, piece.first)
+
+
+def _read_moment(moments: TensorFiles, name: str, parameter: Tensor) -> Tensor:
+    if moments.shapes[name] != tuple(parameter.shape):
+        return moments.scalar(name)  # AdamW's step, which is not sharded
+    piece = local_piece(parameter)
+    rows = torch.empty_like(piece.rows)
+    moments.read(name, rows, piece.first)
+    return like(parameter, rows)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -164,13 +202,8 @@ def best_checkpoint(folder: Path) -> Path | None:
     return min(scored)[2] if scored else None
 
 
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """The optimizer's state of each parameter, by the parameter's name."""
-    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    return {names[id(p)]: optimizer.state[p] for p in trained_parameters(optimizer)}
-
-
-def _prune(folder: Path, keep_last: int) -> None:
+def prune(folder: Path, keep_last: int) -> None:
+    """Remove all checkpoints but the `keep_last` newest and the best, and what was never completed."""
     found = [path for path, _ in checkpoints(folder)]
     best = best_checkpoint(folder)
     leftovers = list(folder.glob(".step-*.tmp"))  # of a worker that was killed, on any machine

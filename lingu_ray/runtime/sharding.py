@@ -12,9 +12,9 @@ for a while.
 Gradients are reduce-scattered in every backward pass, not only in the last one of a step: until then they would be
 unsharded, and take the memory that sharding saves.
 
-Checkpoints gather and scatter tensors here rather than by `torch.distributed.checkpoint.state_dict`: the tests prove
-that both give the same bits, but its `set_optimizer_state_dict` allocates the moments twice, so that a run which fits
-into memory could not be resumed.
+Checkpoints take tensors apart and put them together here rather than by `torch.distributed.checkpoint.state_dict`: the
+tests prove that both give the same bits, but its `set_optimizer_state_dict` allocates the moments twice, so that a run
+which fits into memory could not be resumed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.distill.student import Student
 from lingu_ray.runtime.distributed import all_max
+from lingu_ray.runtime.tensor_files import Piece, whole
 
 
 def shard(student: Student, device: torch.device) -> None:
@@ -105,13 +106,21 @@ def gather_full(tensors: dict[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return {name: gathered[id(tensor)] for name, tensor in tensors.items()} if keep else {}
 
 
-def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
-    """This worker's shard of an unsharded tensor, placed as `like` is; without communication."""
-    if not isinstance(like, DTensor):
-        return tensor
-    tensor = tensor.to(like.device)
-    # cloned: a view would keep the full tensor in memory
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).clone()
+def local_piece(tensor: Tensor) -> Piece:
+    """What this worker keeps of a tensor, detached: rows of a sharded one, and all of any other."""
+    if not isinstance(tensor, DTensor):
+        return whole(tensor.detach())
+    (chunk,) = tensor.__create_chunk_list__()  # what torch.distributed.checkpoint asks
+    return Piece(tensor.to_local().detach(), chunk.offsets[0], len(tensor))
+
+
+def like(tensor: Tensor, rows: Tensor) -> Tensor:
+    """A tensor placed as `tensor` is, of which `rows` are those that this worker keeps; without communication."""
+    if not isinstance(tensor, DTensor):
+        return rows
+    return DTensor.from_local(
+        rows, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

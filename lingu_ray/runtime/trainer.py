@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from transformers import AutoProcessor
 
@@ -34,6 +34,7 @@ from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
+from lingu_ray.runtime.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
 from lingu_ray.runtime.rehearsal import rehearse_export
@@ -282,7 +283,9 @@ def _failures(settings: RayConfig) -> Any:
     """How often Ray Train starts workers again: after failures, and, counted apart, when nodes were taken away."""
     preemptions = -1 if settings.max_preemptions is None else settings.max_preemptions
     config: Any = FailureConfig  # typed as either generation of the API, too
-    return config(max_failures=settings.max_failures, max_preemption_failures=preemptions)
+    return config(
+        max_failures=settings.max_failures, max_preemption_failures=preemptions, preemption_grace_s=GIVE_UP_BEFORE_S
+    )
 
 
 def prepare_initial_model(config: Config, folder: RunFolder) -> None:
@@ -350,6 +353,10 @@ def _say_passes(config: Config, corpus: Corpus) -> None:
 
 
 def _readable(error: BaseException) -> BaseException:
-    """The user's error inside what Ray Train wraps around it, if there is one."""
+    """The user's error inside what Ray Train wraps around it, or that it means, if there is one."""
+    if isinstance(error, PreemptionError):
+        return UserError(
+            "nodes were taken away more often than ray.max_preemptions allows: run the same command again to resume"
+        )
     inner = [getattr(error, "controller_failure", None), *(getattr(error, "worker_failures", None) or {}).values()]
     return next((found for one in inner if one is not None and (found := user_error(one))), error)

@@ -28,8 +28,8 @@ from lingu_ray.runtime.checkpoint import (
     checkpoint_bytes,
     load_checkpoint,
     require_space,
-    save_checkpoint,
 )
+from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
 from lingu_ray.runtime.export import export_model
@@ -38,6 +38,7 @@ from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
+from lingu_ray.runtime.preemption import node_is_leaving, preempted
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.records import JsonLines, Record
 from lingu_ray.runtime.run_log import run_log
@@ -101,6 +102,11 @@ class Worker:
         self.metrics = MetricsFile(self.folder.metrics, self.config, self.corpus)
         self.samples = JsonLines(self.folder.samples)
         self.bad_steps = self.saved_step = 0
+        settings = self.config.train
+        self.checkpoints = CheckpointWriter(
+            *(self.folder.checkpoints, self.student.model, self.optimizer),
+            *(settings.checkpoint, settings.keep_last, self._saved),
+        )
 
     def run(self) -> None:
         """Train from the newest checkpoint to the last step of this job, or until asked to stop."""
@@ -123,13 +129,17 @@ class Worker:
         with reader:
             while step < self.last_step:
                 stop = self._train_step(step, reader)
-                leaving = ray.train.get_preemption_info() is not None  # a node is about to be taken away
+                self.checkpoints.poll()
                 step += 1
                 validation_ce = self._validate_and_sample(step, last=step == self.last_step)
-                if stop or leaving or step == self.last_step or step % settings.checkpoint_every == 0:
-                    self._save(CheckpointState(step, validation_ce, self.bad_steps))
+                leaving = node_is_leaving()
+                ending = stop or leaving or step == self.last_step
+                if ending or step % settings.checkpoint_every == 0:
+                    self._save(CheckpointState(step, validation_ce, self.bad_steps), wait=ending)
                 if stop and step < self.last_step:
                     return
+                if leaving and step < self.last_step:
+                    raise preempted()
         if step == settings.steps:
             self._export()
 
@@ -213,7 +223,7 @@ class Worker:
             self.bad_steps += 1
             return
         if 0 < self.saved_step < step:  # before its first checkpoint a run belongs to no settings, and stays so
-            self._save(CheckpointState(step, None, self.bad_steps))
+            self._save(CheckpointState(step, None, self.bad_steps), wait=True)
         positions = self.corpus.positions(step, self.config.train.rows_per_step)
         sources = sorted({row.source for row in self.corpus.rows(positions)})
         raise UserError(
@@ -257,15 +267,18 @@ class Worker:
             self.samples.drop_after(step)
         return step
 
-    def _save(self, state: CheckpointState) -> None:
+    def _save(self, state: CheckpointState, wait: bool) -> None:
+        """Write a checkpoint, or begin to; with `wait` it is complete on return."""
         self._require_lease()
-        keep = self.config.train.keep_last
-        save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
+        self.checkpoints.save(state)
         self.saved_step = state.step
-        log.info("saved step %d", state.step)
-        if is_main_process():
-            self.store.put_checkpoints()
-            self.metrics.saved()
+        if wait:
+            self.checkpoints.wait()
+
+    def _saved(self, path: Path) -> None:
+        """What follows a complete checkpoint; in a thread of the first worker, and the next checkpoint waits for it."""
+        self.store.put_checkpoints()
+        self.metrics.saved()
 
     def _load_student(self) -> Student:
         settings = self.config.student

@@ -35,8 +35,9 @@ DISTILL = {"w_kd": [[0, 1], [(BAD_STEP - 1) / 39, 1e300], [BAD_STEP / 39, 1]]}
 
 
 def start(data, output, name):
-    """Start `python -m lingu_ray.train`, with a Ray of its own."""
-    path = write_settings(output / f"{name}.yaml", data, output, name=name, train=TRAIN, distill=DISTILL)
+    """Start `python -m lingu_ray.train`, with a Ray of its own; its checkpoints are written in the background."""
+    train = {**TRAIN, "checkpoint": "sharded"}
+    path = write_settings(output / f"{name}.yaml", data, output, name=name, train=train, distill=DISTILL)
     return commands.start_warm("lingu_ray.train", path)
 
 
@@ -144,7 +145,7 @@ def test_interrupted_then_killed_then_finished(data, output, caplog):
     with pytest.raises(UserError, match=rf"{shard.name} is damaged; delete the corpus, and it is"):
         train(data, output, "stopped")
     shutil.rmtree(corpus)
-    cut = folder / "checkpoints" / f"step-{newest:08d}" / "optimizer.pt"
+    cut = folder / "checkpoints" / f"step-{newest:08d}" / "optimizer.safetensors"
     os.truncate(cut, cut.stat().st_size // 2)
     train(data, output, "stopped")
     assert f"step-{newest:08d}: a file is missing, cut off or changed" in caplog.text

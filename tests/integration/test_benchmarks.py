@@ -51,6 +51,16 @@ def test_small_step(tmp_path):
     assert all((row["ratio_to_default"] == 1) == (row["way"] == "default") for row in rows)
 
 
+def test_checkpoint(tmp_path):
+    """Two workers write both layouts at each size, and what they lose and take is in the rows."""
+    sizes = ["workers=2", "hidden=192,384", "layers=1", "steps=2", "repeats=1", "rows=1", "tokens=8"]
+    rows = run("checkpoint", *sizes, out=tmp_path)
+    assert [row["layout"] for row in rows] == ["whole", "sharded"] * 2
+    assert rows[0]["checkpoint_MB"] == rows[1]["checkpoint_MB"] < rows[2]["checkpoint_MB"]
+    assert all(row["step_s"] > 0 and row["memory_MiB"] >= 0 for row in rows)
+    assert (tmp_path / "checkpoint.png").stat().st_size > 1000
+
+
 def test_loss(tmp_path):
     """The fused loss and the naive one agree, and use measured memory."""
     rows = {row["loss"]: row for row in run("loss", "repeats=1", "tokens=64", "vocabulary=2048", out=tmp_path)}

@@ -1,20 +1,29 @@
 """Sharded and compiled training gives what plain training gives, whatever the workers have to do."""
 
+import threading
+
 import pytest
 import torch
 import torch.distributed as dist
 from parallelrun import Steps, in_workers
 from safetensors.torch import load_file
+from saved import save_checkpoint
 from tinyrun import config
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForImageTextToText
 
-from lingu_ray.runtime import trainer
+from lingu_ray.runtime import checkpoint_writer, trainer
+from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint, saved_tensors
+from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.sharding import gather_full
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +37,8 @@ RUNS = {
     "bf16": {"parallelism": "fsdp2", "precision": "bf16"},
     "compiled": {"parallelism": "fsdp2", "compile": True, "gradient_checkpointing": True},
 }
+SAVED = ("ddp", "fsdp2", "lora", "decoder_alone")
+"""Those of which checkpoints are written."""
 PLAIN = {"parallelism": "ddp", "gradient_checkpointing": False, "compile": False}
 
 
@@ -50,13 +61,17 @@ def leave_outcomes(data, folder):
         with torch.compiler.set_stance(force_backend="aot_eager"):  # all of the compiler but its slow C++
             keep(steps, 2, folder / name)
         assert_gathered_as_torch_does(steps)
-        if name in ("fsdp2", "lora", "decoder_alone"):
-            steps.save(folder / f"{name}-saved", 2)
-            assert_restored_exactly(steps, Steps(data, **train), folder / f"{name}-saved")
+        if name in SAVED:
+            for layout in ("whole", "sharded"):
+                steps.save(folder / f"{name}-{layout}", 2, layout)
+                assert_restored_exactly(steps, Steps(data, **train), folder / f"{name}-{layout}")
         if name == "fsdp2":
+            assert_complete_when_all_have_written(steps, folder / "waiting")
+            assert_whole_where_storage_is_not_shared(steps, folder)
             keep(steps, 1, folder / "third")
         if name == "lora":
             steps.export(folder / "export")
+    assert_any_number_of_rows_is_restored(folder / "uneven")
     resumed = Steps(data, **RUNS["fsdp2"])
     resumed.load(folder / "from-one")
     if dist.get_rank() == 0:
@@ -101,6 +116,57 @@ def assert_restored_exactly(saved, fresh, folder):
     assert moments.keys() == restored_moments.keys()
     for name, kept in moments.items():
         assert_equal_tensors(kept, restored_moments[name])
+
+
+def assert_any_number_of_rows_is_restored(folder):
+    """Two workers share five rows, and one row, of which the second has none."""
+
+    def trained(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 1))
+        for layer in model:
+            fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+        return model, optimizer
+
+    saved, restored = trained(0), trained(1)
+    save_checkpoint(folder, *saved, CheckpointState(1, None), 1, "sharded")
+    dist.barrier()
+    load_checkpoint(folder, *restored)
+    for ours, theirs in zip(saved_tensors(*saved).values(), saved_tensors(*restored).values(), strict=True):
+        assert_equal_tensors(gather_full(ours, True), gather_full(theirs, True))
+
+
+def assert_complete_when_all_have_written(steps, folder):
+    """While the second worker still writes, there is no checkpoint for any of them, however long the first waits."""
+    gate, write = threading.Event(), checkpoint_writer.write_pieces
+    if steps.rank == 1:
+        checkpoint_writer.write_pieces = lambda *arguments: gate.wait() and write(*arguments)
+    writer = CheckpointWriter(folder, steps.student.model, steps.optimizer, "sharded", 1, lambda path: None)
+    writer.save(CheckpointState(2, None))
+    if steps.rank == 0:
+        writer._threads.submit(lambda: None).result()  # its own part is written
+    for _ in range(3):
+        writer.poll()
+        assert not checkpoints(folder)
+    dist.barrier()
+    gate.set()
+    writer.wait()
+    dist.barrier()
+    assert [state.step for _, state in checkpoints(folder)] == [2]
+    checkpoint_writer.write_pieces = write
+
+
+def assert_whole_where_storage_is_not_shared(steps, folder):
+    """Workers that do not see the first one's folder leave all of the writing to it."""
+    steps.save(folder / f"apart-{steps.rank}", 2, "sharded")
+    dist.barrier()
+    saved, whole = (folder / name / "step-00000002" for name in ("apart-0", "fsdp2-whole"))
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (saved / file).read_bytes() == (whole / file).read_bytes()
+    assert not list(folder.glob("apart-1/*"))
 
 
 def outcome(path):
@@ -151,14 +217,33 @@ def test_checkpoints_go_on_with_other_workers_and_parallelism(data, folder):
     assert_same(outcome(folder / "third.pt"), alone)
     assert_same(outcome(folder / "resumed.pt"), alone)
     back = Steps(data)
-    back.load(folder / "fsdp2-saved")
-    saved = load_file(folder / "fsdp2-saved" / "step-00000002" / "model.safetensors")
+    back.load(folder / "fsdp2-sharded")
+    saved = load_file(folder / "fsdp2-whole" / "step-00000002" / "model.safetensors")
     assert_equal_tensors({name: tensor.clone() for name, tensor in back.state()[0].items()}, saved)
     assert_same(back.run(1), alone)
     written, theirs = (
-        load_file(next((folder / name).glob("step-*/model.safetensors"))) for name in ("from-one", "fsdp2-saved")
+        load_file(next((folder / name).glob("step-*/model.safetensors"))) for name in ("from-one", "fsdp2-whole")
     )
     assert {n: t.shape for n, t in written.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_pieces_are_the_whole(data, folder, name):
+    """What two workers write in pieces, each about half of the bytes, is read by one worker as what one has written, to
+    the bit: weights and optimizer."""
+    one, other = Steps(data, **RUNS[name] | PLAIN), Steps(data, **RUNS[name] | PLAIN)
+    one.load(folder / f"{name}-whole")
+    other.load(folder / f"{name}-sharded")
+    (weights, moments), (theirs, their_moments) = one.state(), other.state()
+    assert_equal_tensors(weights, theirs)
+    assert moments.keys() == their_moments.keys() and moments
+    for parameter, kept in moments.items():
+        assert_equal_tensors(kept, their_moments[parameter])
+    files = sorted((folder / f"{name}-sharded").glob("step-*/*"))
+    kinds = [f"{kind}-0000{part}-of-00002.safetensors" for kind in ("model", "optimizer") for part in (1, 2)]
+    assert [file.name for file in files] == [*kinds, "state.json"]
+    for first, second in (files[:2], files[2:4]):
+        assert 0.8 < first.stat().st_size / second.stat().st_size < 1.25
 
 
 def test_sharded_adapters_are_exported_merged(data, folder):

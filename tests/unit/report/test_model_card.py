@@ -218,7 +218,15 @@ def test_schedules_in_words(written: Any, words: str, tmp_path: Path) -> None:
 # How often it is looked at what is trained; where the teacher runs; what names a source's data and cuts them into rows.
 NOT_ACTING = {
     "distill": set(),
-    "train": {"validate_every", "sample_every", "samples", "checkpoint_every", "keep_last", "max_bad_steps"},
+    "train": {
+        "validate_every",
+        "sample_every",
+        "samples",
+        "checkpoint_every",
+        "checkpoint",
+        "keep_last",
+        "max_bad_steps",
+    },
     "teacher": {"placement", "transport", "look_ahead", "max_restarts"},
     "source": {"name", "format", "path", "image_root", "image", "prompt", "answer", "prompt_words", "answer_words"},
 }

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from saved import save_checkpoint
 from torch import nn
 
 from lingu_ray.errors import UserError
@@ -13,7 +14,6 @@ from lingu_ray.runtime.checkpoint import (
     checkpoints,
     load_checkpoint,
     require_space,
-    save_checkpoint,
 )
 
 
@@ -30,10 +30,11 @@ def trained(seed=0, steps=3):
     return model, optimizer
 
 
-def test_round_trip_goes_on_as_if_nothing_happened(tmp_path):
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_round_trip_goes_on_as_if_nothing_happened(tmp_path, layout):
     """After a restore the next step gives the same weights as without one."""
     model, optimizer = trained()
-    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), keep_last=1)
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), 1, layout)
     other, other_optimizer = trained(seed=1, steps=1)
     assert load_checkpoint(tmp_path, other, other_optimizer) == CheckpointState(3, 1.5)
     for m, o in ((model, optimizer), (other, other_optimizer)):
@@ -97,8 +98,14 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, caplog, damage):
 
 
 def test_checkpoints_of_earlier_versions_are_read(tmp_path):
-    """They say nothing of their files: what is there is taken for whole."""
+    """They say nothing of their files: what is there is taken for whole. The optimizer's state is a torch.save."""
     model, optimizer = trained()
     save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), keep_last=1)
-    (tmp_path / "step-00000003" / "state.json").write_text('{"step": 3, "validation_ce": 1.5}')
-    assert load_checkpoint(tmp_path, *trained(seed=1)) == CheckpointState(3, 1.5)
+    folder = tmp_path / "step-00000003"
+    (folder / "state.json").write_text('{"step": 3, "validation_ce": 1.5}')
+    (folder / "optimizer.safetensors").unlink()
+    torch.save({"0.weight": optimizer.state[model[0].weight]}, folder / "optimizer.pt")
+    other, other_optimizer = trained(seed=1, steps=1)
+    assert load_checkpoint(tmp_path, other, other_optimizer) == CheckpointState(3, 1.5)
+    saved, loaded = optimizer.state[model[0].weight], other_optimizer.state[other[0].weight]
+    assert saved.keys() == loaded.keys() and all(torch.equal(saved[key], loaded[key]) for key in saved)

@@ -1,0 +1,201 @@
+"""What a checkpoint costs training: written by the first worker while all wait, or by all workers in the background.
+
+    python -m benchmarks.checkpoint workers=2 out=docs/performance
+
+Blocks of plain fine-tuning steps of SmolLM2's shapes on short texts, at several widths, in ways that are timed in turn:
+
+    none     no checkpoint
+    whole    train.checkpoint=whole: the first worker writes, and training waits
+    sharded  train.checkpoint=sharded: each worker copies its part, and writes it while training goes on
+
+A block of the latter two begins with a checkpoint and ends when that is complete, so it counts what a block is too
+short to hide. `lost_s` is what it takes longer than `none` in the same round; `memory_MiB` the most memory of the CPU
+that the first worker takes for a checkpoint, on top of training.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from pydantic import Field, PositiveInt
+
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish
+from benchmarks.step import VOCABULARY, random_student, run_config
+from lingu_ray.config import Several, TrainConfig
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.batch import make_micro_batches
+from lingu_ray.corpus.encode import Sample
+from lingu_ray.distill.student import Student
+from lingu_ray.errors import run_command
+from lingu_ray.paths import LocalPath
+from lingu_ray.runtime.checkpoint import CheckpointState
+from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.distributed import clip_gradients, sum_gradients, zero_gradients
+from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.prepare import prepare
+from lingu_ray.runtime.step import MicroBatches
+
+Layout = Literal["whole", "sharded"]
+LAYOUTS: tuple[Layout, ...] = ("whole", "sharded")
+
+
+class CheckpointConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(3, description="rounds of timing")
+    workers: PositiveInt = Field(1, description="workers, a GPU each where there are any; several shard by FSDP2")
+    hidden: Several[PositiveInt] = Field((192, 576, 960), description="widths of the decoder, multiples of 192")
+    layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30, and width 576")
+    steps: PositiveInt = Field(20, description="steps of a block")
+    rows: PositiveInt = Field(8, description="rows of a step, of each worker")
+    tokens: PositiveInt = Field(32, description="tokens of a row")
+    folder: LocalPath | None = Field(None, description="existing folder to write to; null: the system's temporary one")
+
+
+HELP = Help("python -m benchmarks.checkpoint [key=value ...]", __doc__, CheckpointConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    options = settings_alone(arguments, HELP, CheckpointConfig)
+    settings = options.recorded
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        start = "spawn" if torch.cuda.is_available() else "fork"
+        torch.multiprocessing.start_processes(
+            _worker, (settings, Path(folder)), nprocs=options.workers, start_method=start
+        )
+        rows = json.loads((Path(folder) / "rows.json").read_text())
+    publish("checkpoint", rows, options.out, settings)
+    if options.out is not None:
+        plot(rows, options.out / "checkpoint.png")
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Two bars for each size."""
+    sizes = list(dict.fromkeys(row["checkpoint_MB"] for row in rows))
+    heights = {layout: [row["lost_s"] for row in rows if row["layout"] == layout] for layout in LAYOUTS}
+    plot_bars(path, "What a checkpoint costs", "seconds of training", [f"{size} MB" for size in sizes], heights)
+
+
+def _worker(rank: int, settings: Row, folder: Path) -> None:
+    """One worker's part; the first writes the rows."""
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(max(1, torch.get_num_threads() // settings["workers"]))
+    if settings["workers"] > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        meeting = f"file://{folder}/meeting"
+        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=settings["workers"])
+    rows = [row for hidden in settings["hidden"] for row in _rows(settings | {"hidden": hidden}, folder, device)]
+    if rank == 0:
+        (folder / "rows.json").write_text(json.dumps(rows))
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _rows(settings: Row, folder: Path, device: torch.device) -> list[Row]:
+    """Both layouts at one size."""
+    step, writer_of = _training(settings, folder, device)
+    memory = {layout: _memory(writer_of(layout)) for layout in LAYOUTS}
+    writers = {layout: writer_of(layout) for layout in LAYOUTS}
+
+    def block(writer: CheckpointWriter | None) -> None:
+        if writer is not None:
+            writer.save(CheckpointState(1, None))
+        for _ in range(settings["steps"]):
+            step()
+            if writer is not None:
+                writer.poll()
+        if writer is not None:
+            writer.wait()
+
+    timings = measure(
+        {"none": lambda: block(None)} | {name: lambda w=writer: block(w) for name, writer in writers.items()},
+        settings["repeats"],
+    )
+    size = writers["whole"].bytes
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return [_row(layout, size, timings, settings["steps"], memory[layout]) for layout in LAYOUTS]
+
+
+def _row(layout: Layout, size: int, timings: dict[str, Timing], steps: int, memory: float) -> Row:
+    none = timings["none"]
+    lost = Timing(tuple(a - b for a, b in zip(timings[layout].seconds, none.seconds, strict=True)))
+    low, high = lost.spread
+    return {
+        "checkpoint_MB": round(size / 1e6),
+        "layout": layout,
+        "step_s": none.median / steps,
+        "lost_s": lost.median,
+        "quartiles": f"{low:.3g}–{high:.3g}",
+        "memory_MiB": memory,
+    }
+
+
+def _training(
+    settings: Row, folder: Path, device: torch.device
+) -> tuple[Callable[[], None], Callable[[Layout], CheckpointWriter]]:
+    """A step of a student, and what makes a writer of its checkpoints."""
+    torch.manual_seed(0)
+    train = TrainConfig(parallelism="fsdp2" if settings["workers"] > 1 else "ddp")
+    student = Student(random_student(settings | {"image_tokens": 16}))
+    prepare(student, train, device, seed=0)
+    optimizer = make_optimizer(student, train)
+    parameters = trained_parameters(optimizer)
+    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "fp32"), student, None, device)
+    samples = [_text(position, settings["tokens"]) for position in range(settings["rows"])]
+    batches = make_micro_batches(samples, settings["rows"] * settings["tokens"], pad_id=0, packing=False)
+
+    def step() -> None:
+        zero_gradients(parameters)
+        plans = [micro_batches.plan(batch) for batch in batches]
+        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+        sum_gradients(parameters)
+        clip_gradients(parameters, 1.0)
+        optimizer.step()
+
+    def writer_of(layout: Layout) -> CheckpointWriter:
+        return CheckpointWriter(folder / "checkpoints", student.model, optimizer, layout, 1, lambda path: None)
+
+    step()
+    return step, writer_of
+
+
+def _memory(writer: CheckpointWriter) -> float:
+    """MiB that this process takes at most, on top of what it has, for a writer's first checkpoint."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the highest mark is what there is now
+    before = _status("VmRSS")
+    writer.save(CheckpointState(1, None))
+    writer.wait()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(name: str) -> int:
+    """KiB of this process, by the name that the kernel gives them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _text(position: int, tokens: int) -> Sample:
+    ids_T = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(position))
+    supervised_T = torch.arange(tokens) >= tokens // 2
+    return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
+
+
+if __name__ == "__main__":
+    run_command(main)
