@@ -31,6 +31,7 @@ from lingu_ray.runtime.checkpoint import (
 )
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
+from lingu_ray.runtime.elastic import save_asked
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
@@ -119,11 +120,11 @@ class Worker:
         )
         with reader:
             while step < self.last_step:
-                stop = self._train_step(step, reader)
+                stop, save = self._train_step(step, reader)
                 leaving = ray.train.get_preemption_info() is not None  # a node is about to be taken away
                 step += 1
                 validation_ce = self._validate_and_sample(step, last=step == self.last_step)
-                if stop or leaving or step == self.last_step or step % settings.checkpoint_every == 0:
+                if stop or save or leaving or step == self.last_step or step % settings.checkpoint_every == 0:
                     self._save(CheckpointState(step, validation_ce, self.bad_steps))
                 if stop and step < self.last_step:
                     return
@@ -145,8 +146,8 @@ class Worker:
         if is_main_process():
             write_json(self.folder.exported, {"step": settings.steps, "verified_in_s": round(seconds, 1)})
 
-    def _train_step(self, step: int, reader: StepReader) -> bool:
-        """One optimizer step; returns whether the run was asked to stop."""
+    def _train_step(self, step: int, reader: StepReader) -> tuple[bool, bool]:
+        """One optimizer step; returns whether the run was asked to stop, and whether to save."""
         begin = time.perf_counter()
         samples = next(reader)
         data_wait = time.perf_counter() - begin
@@ -164,9 +165,9 @@ class Worker:
         sum_gradients(self.parameters)
         norm = clip_gradients(self.parameters, self.config.train.grad_clip)
         read = sum(batch.tokens for batch in batches)
-        asked = is_main_process() and self.folder.stop.exists()
-        loss, ce, kd, kv_bytes, read, waits, teacher_waits, stop = all_sum(
-            [sums.loss, sums.ce, sums.kd, sums.kv_bytes, read, data_wait, sums.teacher_wait, float(asked)], self.device
+        asked = [is_main_process() and self.folder.stop.exists(), save_asked.is_set()]
+        loss, ce, kd, kv_bytes, read, waits, teacher_waits, stop, save = all_sum(
+            [sums.loss, sums.ce, sums.kd, sums.kv_bytes, read, data_wait, sums.teacher_wait, *asked], self.device
         )
         good = math.isfinite(norm) and math.isfinite(loss)  # the same on all workers
         if good:
@@ -193,11 +194,12 @@ class Worker:
                     "tokens_per_s": read / seconds,
                     "data_wait": waits / self.world / seconds,
                     "teacher_wait": teacher_waits / self.world / seconds,
+                    "workers": self.world,
                     "step_s": seconds,
                     "time": time.time(),
                 }
             )
-        return stop > 0
+        return stop > 0, save > 0
 
     def _skip(self, step: int) -> None:
         """Count a step whose loss or gradient is not finite; past the limit save what was trained before it, and stop.
@@ -257,6 +259,7 @@ class Worker:
         keep = self.config.train.keep_last
         save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
         self.saved_step = state.step
+        save_asked.clear()
         log.info("saved step %d", state.step)
         if is_main_process():
             self.metrics.saved()
