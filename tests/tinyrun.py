@@ -88,6 +88,11 @@ def write_settings(path: Path, data: Path, output_dir: Path, **overrides: Any) -
 
 def workers_started() -> int:
     """How many training workers this Ray has had, dead ones included."""
+    return actors_started("RayTrainWorker")
+
+
+def actors_started(kind: str) -> int:
+    """How many actors of that class this Ray has had, dead ones included."""
     from ray._private.state import actors
 
-    return sum(actor["ActorClassName"] == "RayTrainWorker" for actor in actors().values())
+    return sum(actor["ActorClassName"] == kind for actor in actors().values())

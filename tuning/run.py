@@ -23,7 +23,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.interrupt import save_on_interrupt
-from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
+from lingu_ray.runtime.capacity import can_hold, check_resources, max_concurrent_runs, uses_gpu, workers
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.storage import cache_folder
@@ -118,9 +118,9 @@ def _dirname(trial: TuneTrial) -> str:
 def concurrent_trials(space: Space, base: Config) -> int:
     """How many trials run at once."""
     use_gpu = uses_gpu(base.ray)
-    check_resources(base.ray, use_gpu)
+    check_resources(workers(base.ray, use_gpu))
     room = max(1, max_concurrent_runs(base.ray, use_gpu))
-    if space.concurrent is not None and space.concurrent > room:
+    if space.concurrent is not None and not can_hold(workers(base.ray, use_gpu, space.concurrent)):
         raise UserError(
             f"concurrent={space.concurrent} trials need more workers than the cluster holds: it has room for {room}. "
             "Leave `concurrent` out, or give trials fewer ray.num_workers"

@@ -2,8 +2,8 @@
 
 import textwrap
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -27,6 +27,8 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
         return "a path, s3://… or gs://…"
     if get_origin(annotation) is Literal:
         return " | ".join(arguments)
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(wants(one, metadata) for one in arguments)
     if is_mapping(annotation):
         return "a mapping of names to values"
     if is_list(annotation):

@@ -68,8 +68,10 @@ class TeacherConfig(Section):
         description="the causal LM: a folder, a hub id, or a .gguf file in one (`folder/name.gguf`); also s3://…, gs://…"
     )
     revision: str | None = Field(None, description="hub revision (branch, tag or commit); null: main")
-    placement: Annotated[Literal["actor", "in_process"], MAY_CHANGE] = Field(
-        "actor", description="actor: a Ray actor on the worker's node; in_process: inside the worker"
+    placement: Annotated[Literal["actor", "node", "in_process"], MAY_CHANGE] = Field(
+        "actor",
+        description="actor: a Ray actor for each worker, on its node; node: one for all workers of a node, which takes "
+        "memory once, and answers one after another; in_process: inside the worker",
     )
     transport: Annotated[Literal["object_store", "cuda_ipc", "nixl"], MAY_CHANGE] = Field(
         "object_store",
@@ -109,9 +111,10 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _sent_to_an_actor(self) -> TeacherConfig:
-        if self.placement == "in_process" and self.transport != "object_store":
+        if self.placement != "actor" and self.transport != "object_store":
+            none = "in_process there is none" if self.placement == "in_process" else "one of a node serves several"
             raise ValueError(
-                f"teacher.transport={self.transport} reaches a teacher actor, and in_process there is none: "
+                f"teacher.transport={self.transport} reaches a teacher actor of one worker, and {none}: "
                 "set teacher.placement=actor, or leave teacher.transport out"
             )
         return self

@@ -67,15 +67,24 @@ class Config(Section):
                 f"distill.policy={self.distill.policy} distills language-heavy sources, and no source is marked so: "
                 "set `language_heavy: true` on a source, or choose distill.policy=all or none"
             )
-        if self.train.rows_per_step < self.ray.num_workers:
+        if self.train.rows_per_step < self.ray.max_workers:
             raise ValueError(
-                f"train.rows_per_step {self.train.rows_per_step} is below ray.num_workers {self.ray.num_workers}: "
+                f"train.rows_per_step {self.train.rows_per_step} is below ray.num_workers {self.ray.max_workers}: "
                 "every worker needs a row in every step"
             )
         if self.corpus.max_length > self.train.tokens_per_micro_batch:
             raise ValueError(
                 f"corpus.max_length {self.corpus.max_length} is above train.tokens_per_micro_batch "
                 f"{self.train.tokens_per_micro_batch}: the longest sample must fit a micro-batch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_talk(self) -> Config:
+        if self.ray.shares_gpus and self.train.parallelism == "fsdp2":
+            raise ValueError(
+                f"train.parallelism=fsdp2 needs NCCL, which wants a GPU for each worker, and with "
+                f"ray.gpus_per_worker={self.ray.gpus_per_worker:g} they share: set it to 1, or train.parallelism=ddp"
             )
         return self
 

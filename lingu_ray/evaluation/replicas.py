@@ -17,7 +17,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, ScoreRequest
-from lingu_ray.runtime.cluster import threads, uses_gpu
+from lingu_ray.runtime.capacity import Need, uses_gpu, wait_for_nodes
+from lingu_ray.runtime.cluster import threads
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Hardware:
     def of(cls, settings: EvaluationConfig, ray_settings: RayConfig, sharers: int = 1) -> Hardware:
         """The hardware that settings and cluster give; `sharers`: evaluations that run side by side.
 
+        Waits for nodes that an autoscaler may start.
+
         Raises:
             UserError: the cluster has no room for that many replicas.
         """
@@ -49,12 +52,9 @@ class Hardware:
         replicas = settings.replicas or max(1, int(total.get("GPU", 0)) // settings.models_at_once if gpus else 1)
         engines = replicas * settings.models_at_once
         hardware = cls(replicas, ray_settings.cpus_per_worker, gpus, threads(ray_settings, engines * sharers))
-        for name, amount in (("CPU", hardware.cpus), ("GPU", gpus)):
-            if engines * amount > total.get(name, 0):
-                raise UserError(
-                    f"evaluation.replicas={replicas} for evaluation.models_at_once={settings.models_at_once} need "
-                    f"{engines * amount:g} {name}, and the cluster has {total.get(name, 0):g}: lower one of them"
-                )
+        asked_by = f"evaluation.replicas={replicas} for evaluation.models_at_once={settings.models_at_once}"
+        resources = (("CPU", hardware.cpus), ("GPU", float(gpus)))
+        wait_for_nodes(Need(asked_by, engines, resources), ray_settings.wait_for_nodes_s)
         return hardware
 
     def options(self) -> dict[str, Any]:

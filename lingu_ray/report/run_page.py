@@ -93,7 +93,8 @@ def manifest(run_dir: Path) -> dict[str, Any] | None:
 @dataclass(frozen=True)
 class Throughput:
     """Of all steps: their number, how many of them were skipped as not finite, seconds, supervised tokens, tokens per
-    second (median), shares of time waiting."""
+    second (median), shares of time waiting; `workers`: their number and the first step with it, each time it changed.
+    """
 
     steps: int
     skipped: int
@@ -102,6 +103,7 @@ class Throughput:
     tokens_per_s: float
     data_wait: float
     teacher_wait: float
+    workers: list[tuple[int, int]]
 
 
 def throughput(records: list[Record]) -> Throughput | None:
@@ -122,7 +124,14 @@ def throughput(records: list[Record]) -> Throughput | None:
         tokens_per_s=median(record["tokens_per_s"] for record in steps),
         data_wait=waiting("data_wait"),
         teacher_wait=waiting("teacher_wait"),
+        workers=_changes([(record["workers"], record["step"]) for record in steps if "workers" in record]),
     )
+
+
+def _changes(workers: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those whose number differs from that of the step before."""
+    before = [None, *(number for number, _ in workers)]
+    return [one for one, number in zip(workers, before, strict=False) if one[0] != number]
 
 
 def _json(path: Path) -> Any:

@@ -108,40 +108,6 @@ def _worker_env() -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
-def check_resources(settings: RayConfig, use_gpu: bool) -> None:
-    """Raise UserError where the cluster cannot hold the workers that the settings ask for."""
-    total = ray.cluster_resources()
-    for name, amount in _needed(settings, use_gpu, runs=1).items():
-        if total.get(name, 0) < amount:
-            raise UserError(
-                f"ray.num_workers={settings.num_workers} needs {amount:g} {name}, and the cluster has "
-                f"{total.get(name, 0):g}: lower ray.num_workers or ray.cpus_per_worker, or add nodes"
-            )
-
-
-def max_concurrent_runs(settings: RayConfig, use_gpu: bool) -> int:
-    """How many runs' workers the cluster holds at once; a worker fits on one node or not at all."""
-    needed = _needed(settings, use_gpu, runs=1)
-    worker = {name: amount / settings.num_workers for name, amount in needed.items()}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers = sum(min(int(node.get(name, 0) / amount) for name, amount in worker.items()) for node in nodes)
-    return workers // settings.num_workers
-
-
-def _needed(settings: RayConfig, use_gpu: bool, runs: int) -> dict[str, float]:
-    """Resources of that many runs' workers, by Ray's names."""
-    workers = settings.num_workers * runs
-    needed = {"CPU": settings.cpus_per_worker * workers}
-    return needed | {"GPU": float(workers)} if use_gpu else needed
-
-
 def threads(settings: RayConfig, sharers: int) -> int:
     """PyTorch threads of one of `sharers` processes that share this node's cores."""
     return settings.threads_per_worker or max(1, (os.cpu_count() or 1) // sharers)
-
-
-def uses_gpu(settings: RayConfig) -> bool:
-    """Whether each worker gets a GPU: as set, else where the cluster has one for every worker."""
-    if settings.use_gpu is not None:
-        return settings.use_gpu
-    return ray.cluster_resources().get("GPU", 0) >= settings.num_workers

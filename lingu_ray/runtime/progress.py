@@ -29,6 +29,7 @@ class Progress:
     def __init__(self, label: str, steps: int, position: int = 0):
         self.label, self.steps, self.position = label, steps, position
         self.line: LiveLine | None = None
+        self.workers: int | None = None
 
     def show(self, record: Record) -> None:
         """Take one record of metrics.jsonl."""
@@ -38,6 +39,9 @@ class Progress:
             return
         if self.line is None:  # starts with the first new step: earlier ones do not count for the speed
             self.line = LiveLine(self.label, self.steps, "step", done=record["step"] - 1, position=self.position)
+        before, self.workers = self.workers, record.get("workers")
+        if before not in (None, self.workers):
+            self.say(f"workers from step {record['step']} on: {self.workers}, {before} before")
         self.line.show(record["step"], _figures(record))
 
     def say(self, message: str) -> None:

@@ -1,13 +1,15 @@
 """The teacher of a worker: an actor on its node that is sent the shared KV (`transport`), or in the worker itself.
 
-Both take the same requests and return the same numbers, equal to the bit on the CPU. Calls are stateless, so Ray
-restarts a teacher that died and asks it again, and nothing of the step is lost.
+An actor is the worker's own, or that of all workers of the node, where requests wait for their turn. All of them take
+the same requests and return the same numbers, equal to the bit on the CPU. Calls are stateless, so Ray restarts a
+teacher that died and asks it again, and nothing of the step is lost.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 import ray
+import ray.train
 import torch
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -25,11 +28,11 @@ from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
 
 log = logging.getLogger(__name__)
-
 
 Log = Callable[[], AbstractContextManager[None]]
 """Opens the log of the actor's process."""
@@ -38,10 +41,54 @@ Log = Callable[[], AbstractContextManager[None]]
 def make_teacher(
     settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int, log_to: Log = nullcontext
 ) -> TeacherClient:
-    """The teacher, where `teacher.placement` puts it; an actor runs on the caller's node and ends with it."""
+    """The teacher, where `teacher.placement` puts it; an actor runs on the caller's node and ends with it.
+
+    All workers must call it.
+    """
     if settings.placement == "in_process":
         return InProcessTeacher(load_teacher(settings, dtype, device))
-    return TeacherActorClient(settings, dtype, device, threads, log_to)
+    if settings.placement == "node":
+        return _of_the_node(settings, dtype, device, threads, log_to)
+    return TeacherActorClient(settings, device, start_teacher(settings, dtype, device, threads, log_to))
+
+
+def _of_the_node(
+    settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int, log_to: Log
+) -> TeacherClient:
+    """The one teacher of this node: its first worker starts it, and owns it; then the others find it by name."""
+    # A name of this group of workers: a teacher of the one before it, which has failed, may still be there.
+    drawn = secrets.randbits(48) if is_main_process() else 0
+    name = f"teacher-{int(all_sum([drawn], device)[0]):012x}-{ray.get_runtime_context().get_node_id()}"
+    first = ray.train.get_context().get_local_rank() == 0
+    actor = start_teacher(settings, dtype, device, threads, log_to, name) if first else None
+    all_sum([0], device)  # from here on each node has its own
+    return TeacherActorClient(settings, device, ray.get_actor(name) if actor is None else actor)
+
+
+def start_teacher(
+    settings: TeacherConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int,
+    log_to: Log = nullcontext,
+    name: str | None = None,
+) -> Any:
+    """Start a teacher actor on this worker's node, on the worker's last GPU if it has one; it ends with the worker."""
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids().get("GPU", [])
+    check_transport(settings, device, len(gpus))
+    # The worker owns the whole bundle: the actor requests nothing of it and is given its GPU by name.
+    remote: Any = ray.remote  # whose types do not know tensor transports
+    actor_class = remote(enable_tensor_transport=settings.transport == "nixl")(TeacherActor)
+    return actor_class.options(
+        name=name,
+        num_cpus=0,
+        num_gpus=0,
+        max_restarts=settings.max_restarts,
+        max_task_retries=settings.max_restarts,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
+        runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpus[-1]}} if gpus else None,
+    ).remote(settings, dtype, device.type, threads, log_to)
 
 
 class TeacherActor:
@@ -89,28 +136,12 @@ class Ticket:
 
 
 class TeacherActorClient:
-    """A `TeacherClient` of an actor on this worker's node, on the worker's last GPU if it has one."""
+    """A `TeacherClient` of an actor on this worker's node."""
 
-    def __init__(
-        self, settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int, log_to: Log = nullcontext
-    ):
-        self.device = device
+    def __init__(self, settings: TeacherConfig, device: torch.device, actor: Any):
+        self.device, self.actor = device, actor
         self.max_restarts = settings.max_restarts
-        context = ray.get_runtime_context()
-        gpus = context.get_accelerator_ids().get("GPU", [])
-        check_transport(settings, device, len(gpus))
         self.transport = make_transport(settings)
-        # The worker owns the whole bundle: the actor requests nothing of it and is given its GPU by name.
-        remote: Any = ray.remote  # whose types do not know tensor transports
-        actor_class = remote(enable_tensor_transport=settings.transport == "nixl")(TeacherActor)
-        self.actor = actor_class.options(
-            num_cpus=0,
-            num_gpus=0,
-            max_restarts=settings.max_restarts,
-            max_task_retries=settings.max_restarts,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
-            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpus[-1]}} if gpus else None,
-        ).remote(settings, dtype, device.type, threads, log_to)
         self._head = self.actor.head.remote()
 
     @cached_property

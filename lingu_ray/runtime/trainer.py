@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import whole_folder, write_text
@@ -25,8 +25,9 @@ from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
 from lingu_ray.runtime.also import check_also
+from lingu_ray.runtime.capacity import can_hold, uses_gpu, wait_for_nodes, worker_resources, workers
 from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged
-from lingu_ray.runtime.cluster import check_resources, max_concurrent_runs, uses_gpu
+from lingu_ray.runtime.elastic import SaveBeforeResize
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
@@ -93,10 +94,16 @@ def run_together(runs: Sequence[Run]) -> list[Path | str]:
 
 
 def _train_all(runs: Sequence[Run]) -> None:
+    if not runs:
+        return
     with exit_on_interrupt():
+        settings = runs[0].config.ray
+        of_all = workers(settings, uses_gpu(settings), len(runs))
+        if together := can_hold(of_all):
+            wait_for_nodes(of_all, settings.wait_for_nodes_s)
         for run in runs:
             run.prepare()
-    if runs and max_concurrent_runs(runs[0].config.ray, uses_gpu(runs[0].config.ray)) >= len(runs):
+    if together:
         _fit(runs)
     else:
         for run in runs:
@@ -135,7 +142,7 @@ class Run:
 
     def prepare(self) -> None:
         """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
-        check_resources(self.config.ray, uses_gpu(self.config.ray))
+        wait_for_nodes(workers(self.config.ray, uses_gpu(self.config.ray)), self.config.ray.wait_for_nodes_s)
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)
@@ -232,10 +239,10 @@ class Run:
 
 def _starting(config: Config) -> str:
     """The message on what takes a while before the first step."""
-    count = config.ray.num_workers
-    workers = f"{count} worker{'s' if count > 1 else ''}"
-    teachers = "" if not config.uses_teacher else " and teacher" if count == 1 else " and their teachers"
-    return f"starting {workers}{teachers}, on {'GPU' if uses_gpu(config.ray) else 'CPU'}"
+    most = config.ray.max_workers
+    count = f"{config.ray.num_workers} worker{'s' if most > 1 else ''}"
+    teachers = "" if not config.uses_teacher else " and teacher" if most == 1 else " and their teachers"
+    return f"starting {count}{teachers}, on {'GPU' if uses_gpu(config.ray) else 'CPU'}"
 
 
 def _fit(runs: Sequence[Run]) -> None:
@@ -267,16 +274,30 @@ def _fit(runs: Sequence[Run]) -> None:
 
 def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     # Any: `ray.train` types its classes as either generation of its API
-    scaling: Any = ScalingConfig(
-        num_workers=config.ray.num_workers,
-        use_gpu=uses_gpu(config.ray),
-        resources_per_worker={"CPU": config.ray.cpus_per_worker},
+    settings = config.ray
+    use_gpu, fewest, most = uses_gpu(settings), settings.min_workers, settings.max_workers
+    count: Any = most if fewest == most else (fewest, most)
+    scaling_config: Any = ScalingConfig
+    scaling = scaling_config(
+        num_workers=count,
+        use_gpu=use_gpu,
+        resources_per_worker=worker_resources(settings, use_gpu),
+        placement_strategy=settings.placement,
+        elastic_resize_monitor_interval_s=settings.check_every_s,
     )
+    # NCCL wants a GPU for each worker.
+    collectives = TorchConfig(backend="gloo" if settings.shares_gpus else None)
     failures = _failures(config.ray)
     name = time.strftime("%Y%m%d-%H%M%S")
-    callbacks: Any = [NoRetryOfUserErrors(), NoteFailures(folder.ray)]
+    callbacks: Any = [NoRetryOfUserErrors(), NoteFailures(folder.ray), SaveBeforeResize()]
     storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures, callbacks=callbacks)
-    return TorchTrainer(train_worker, train_loop_config=vars(job), scaling_config=scaling, run_config=storage)
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=vars(job),
+        torch_config=collectives,
+        scaling_config=scaling,
+        run_config=storage,
+    )
 
 
 def _failures(settings: RayConfig) -> Any:

@@ -32,6 +32,7 @@ from lingu_ray.runtime.checkpoint import (
 from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
+from lingu_ray.runtime.elastic import save_asked
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.metrics import MetricsFile
@@ -128,12 +129,12 @@ class Worker:
         )
         with reader:
             while step < self.last_step:
-                stop = self._train_step(step, reader)
+                stop, save = self._train_step(step, reader)
                 self.checkpoints.poll()
                 step += 1
                 validation_ce = self._validate_and_sample(step, last=step == self.last_step)
                 leaving = node_is_leaving()
-                ending = stop or leaving or step == self.last_step
+                ending = stop or save or leaving or step == self.last_step
                 if ending or step % settings.checkpoint_every == 0:
                     self._save(CheckpointState(step, validation_ce, self.bad_steps), wait=ending)
                 if stop and step < self.last_step:
@@ -159,8 +160,8 @@ class Worker:
             self.store.put_export()
             write_json(self.folder.exported, {"step": settings.steps, "verified_in_s": round(seconds, 1)})
 
-    def _train_step(self, step: int, reader: StepReader) -> bool:
-        """One optimizer step; returns whether the run was asked to stop."""
+    def _train_step(self, step: int, reader: StepReader) -> tuple[bool, bool]:
+        """One optimizer step; returns whether the run was asked to stop, and whether to save."""
         begin = time.perf_counter()
         samples = next(reader)
         data_wait = time.perf_counter() - begin
@@ -178,9 +179,9 @@ class Worker:
         sum_gradients(self.parameters)
         norm = clip_gradients(self.parameters, self.config.train.grad_clip)
         read = sum(batch.tokens for batch in batches)
-        asked = is_main_process() and self.folder.stop.exists()
-        loss, ce, kd, kv_bytes, read, waits, teacher_waits, stop = all_sum(
-            [sums.loss, sums.ce, sums.kd, sums.kv_bytes, read, data_wait, sums.teacher_wait, float(asked)], self.device
+        asked = [is_main_process() and self.folder.stop.exists(), save_asked.is_set()]
+        loss, ce, kd, kv_bytes, read, waits, teacher_waits, stop, save = all_sum(
+            [sums.loss, sums.ce, sums.kd, sums.kv_bytes, read, data_wait, sums.teacher_wait, *asked], self.device
         )
         good = math.isfinite(norm) and math.isfinite(loss)  # the same on all workers
         if good:
@@ -207,11 +208,12 @@ class Worker:
                     "tokens_per_s": read / seconds,
                     "data_wait": waits / self.world / seconds,
                     "teacher_wait": teacher_waits / self.world / seconds,
+                    "workers": self.world,
                     "step_s": seconds,
                     "time": time.time(),
                 }
             )
-        return stop > 0
+        return stop > 0, save > 0
 
     def _skip(self, step: int) -> None:
         """Count a step whose loss or gradient is not finite; past the limit save what was trained before it, and stop.
@@ -274,6 +276,7 @@ class Worker:
         self.saved_step = state.step
         if wait:
             self.checkpoints.wait()
+            save_asked.clear()
 
     def _saved(self, path: Path) -> None:
         """What follows a complete checkpoint; in a thread of the first worker, and the next checkpoint waits for it."""

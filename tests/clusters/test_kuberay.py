@@ -179,7 +179,7 @@ def test_the_job_is_the_line_of_all_clusters(tmp_path: Path):
     (tmp_path / "my.yaml").write_text(FILE)
     config = load_config([str(tmp_path / "my.yaml"), *words[4:]])
     (group,) = job["rayClusterSpec"]["workerGroupSpecs"]
-    assert config.ray.num_workers == group["replicas"] == group["minReplicas"] <= group["maxReplicas"]
+    assert config.ray.num_workers == group["replicas"] == group["maxReplicas"] and group["minReplicas"] == 0
     names = {
         (one["kind"], one["metadata"]["name"]) for file in ("storage.yaml", "mlflow.yaml") for one in documents(file)
     }

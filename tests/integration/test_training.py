@@ -8,7 +8,7 @@ import pytest
 import torch
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from safetensors.torch import load_file, save_file
-from tinyrun import config, workers_started
+from tinyrun import actors_started, config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray.atomic import write_json
@@ -106,9 +106,11 @@ def test_in_process_gives_the_same_weights_to_the_bit(finished, data, output):
 
 
 def test_two_workers_give_the_same_weights(finished, data, output):
-    """Two workers, each with its own teacher, take the same steps up to rounding."""
-    other = config(data, output, name="two", ray={"num_workers": 2})
+    """Two workers, which ask one teacher, take the same steps up to rounding."""
+    other = config(data, output, name="two", ray={"num_workers": 2}, teacher={"placement": "node"})
+    before = actors_started("TeacherActor")
     trainer.run(other)
+    assert actors_started("TeacherActor") == before + 1
     ours, theirs = weights(finished), weights(other)
     for name in ours:
         torch.testing.assert_close(theirs[name], ours[name], rtol=1e-3, atol=1e-5, msg=name)
@@ -274,5 +276,5 @@ def test_on_policy_answers_are_the_students_own(finished, data, output):
 
 def test_too_many_workers_are_refused_before_anything_starts(ray_cluster, data, output):
     """A request that the cluster can never meet is an error at once, not an endless wait."""
-    with pytest.raises(UserError, match=r"ray.num_workers=6 needs 600 CPU"):
+    with pytest.raises(UserError, match=r"ray.num_workers=6 needs 6 × \(100 CPU\).* no single node has 100 CPU"):
         trainer.run(config(data, output, name="wide", ray={"num_workers": 6, "cpus_per_worker": 100}))

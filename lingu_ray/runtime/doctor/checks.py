@@ -78,7 +78,7 @@ def _cuda(nodes: Sequence[NodeFacts], config: Config) -> Finding:
 
 
 def _compute_mode(nodes: Sequence[NodeFacts], config: Config) -> Finding:
-    shared = config.uses_teacher and config.teacher.placement == "actor"
+    shared = config.ray.shares_gpus or (config.uses_teacher and config.teacher.placement != "in_process")
     refused = ("Prohibited", "Exclusive_Process") if shared else ("Prohibited",)
     modes = {(node.node, gpu.compute_mode) for node in nodes for gpu in node.gpus}
     if bad := [f"{node}: {mode}" for node, mode in sorted(modes) if mode in refused]:

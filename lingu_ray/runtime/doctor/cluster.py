@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lingu_ray.config import Config
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster import check_resources, connect, uses_gpu
+from lingu_ray.runtime.capacity import check_resources, has_room, uses_gpu, workers
+from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.doctor.checks import Finding, check_nodes
 from lingu_ray.runtime.doctor.node import NodeFacts, Probe, put_marker, remove_marker
 from lingu_ray.runtime.tracking import check_store, tracking_uri
@@ -53,9 +54,9 @@ def _ray(config: Config) -> str:
 
 
 def _resources(config: Config) -> str:
-    use_gpu = uses_gpu(config.ray)
-    check_resources(config.ray, use_gpu)
-    return f"{config.ray.num_workers} × ({config.ray.cpus_per_worker:g} CPU{', 1 GPU' if use_gpu else ''})"
+    need = workers(config.ray, uses_gpu(config.ray))
+    check_resources(need)
+    return str(need) if has_room(need) else f"{need}, once the autoscaler has started the nodes"
 
 
 def _alive() -> dict[str, str]:

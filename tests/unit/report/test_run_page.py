@@ -384,3 +384,13 @@ def test_throughput_weighs_the_shares_by_time() -> None:
     assert found is not None and (found.steps, found.seconds, found.supervised_tokens) == (2, 4.0, 200)
     assert (found.tokens_per_s, found.data_wait, found.teacher_wait) == pytest.approx((300.0, 0.3, 0.5))
     assert throughput([]) is None
+
+
+def test_the_page_says_how_many_workers_trained(tmp_path: Path) -> None:
+    """Each number of workers with its first step, where it changed; nothing where it did not."""
+    for numbers, shown in (((2, 2), False), ((1, 1, 2, 2, 1), True)):
+        shares = {"step_s": 1.0, "data_wait": 0.0, "teacher_wait": 0.0}
+        records = [{**STEP, **shares, "step": i + 1, "workers": n, "time": 1e9} for i, n in enumerate(numbers)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+        assert ("Workers: 1 from step 1 on, 2 from step 3 on, 1 from step 5 on." in text) == shown

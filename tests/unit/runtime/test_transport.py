@@ -12,7 +12,7 @@ from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models import load_teacher
-from lingu_ray.runtime.teachers import TeacherActorClient
+from lingu_ray.runtime.teachers import TeacherActorClient, start_teacher
 from lingu_ray.runtime.transport import ObjectStore, check_transport, from_bytes, make_transport, to_bytes
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def test_actor_returns_what_the_process_itself_does(ray_cluster, teacher_folder,
     """With much KV, with little and with none, the actor returns what a teacher here returns, to the bit."""
     settings = TeacherConfig(path=str(teacher_folder), transport=transport)
     here = load_teacher(settings, torch.float32, CPU)
-    client = TeacherActorClient(settings, torch.float32, CPU, threads=1)
+    client = TeacherActorClient(settings, CPU, start_teacher(settings, torch.float32, CPU, threads=1))
     requests = [
         request_of(donated) for donated in (2000, 3, 0)
     ]  # 3 MB: through shared memory; 4 KB: in the call itself
@@ -68,7 +68,8 @@ def test_an_actor_that_cannot_load_its_teacher_says_why(ray_cluster, tmp_path):
     tiny_teacher(folder=tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(weights | {"v_head.weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
-    client = TeacherActorClient(TeacherConfig(path=str(tmp_path)), torch.float32, CPU, threads=1)
+    settings = TeacherConfig(path=str(tmp_path))
+    client = TeacherActorClient(settings, CPU, start_teacher(settings, torch.float32, CPU, threads=1))
     with pytest.raises(
         UserError, match=r"teacher.path=.*: its weights are not those of .*\n  left over: v_head.weight"
     ):

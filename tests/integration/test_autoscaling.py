@@ -1,0 +1,55 @@
+"""Clusters that start their nodes when a run needs them: what they can have decides, not what is up."""
+
+import json
+import sys
+
+import pytest
+from autoscaled import AutoscaledCluster
+from commands import Command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+SCRIPT = """
+import json, sys
+import ray
+from lingu_ray.config import RayConfig
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.capacity import check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
+
+ray.init(sys.argv[1], log_to_driver=False, logging_level="WARNING")
+found = {}
+
+def refused(name, within_s=None, **settings):
+    config = RayConfig(**settings)
+    need = workers(config, uses_gpu(config))
+    try:
+        check_resources(need) if within_s is None else wait_for_nodes(need, within_s)
+    except UserError as error:
+        found[name] = str(error)
+
+one = RayConfig()
+found["before"] = [room({"CPU": 1}), uses_gpu(one), uses_gpu(RayConfig(num_workers=5))]
+refused("many", num_workers=5, use_gpu=True)
+refused("large", num_workers=2, cpus_per_worker=64)
+refused("late", within_s=0, num_workers={"min": 2, "max": 9}, use_gpu=True, wait_for_nodes_s=0)
+need = workers(RayConfig(num_workers=4, gpus_per_worker=0.5, cpus_per_worker=0.5), use_gpu=True)
+wait_for_nodes(need, 60)
+found["after"] = [room({"CPU": 1, "GPU": 1}), room({"CPU": 0.5, "GPU": 0.5}), has_room(need)]
+print(json.dumps(found))
+"""
+
+
+def test_what_a_cluster_can_have_decides():
+    """A head alone, whose autoscaler may start two nodes with a GPU: one worker gets a GPU, five get none, or are
+    refused where they insist; so is a worker that no node holds. Others are waited for, as long as is said."""
+    with (
+        AutoscaledCluster({"CPU": 1, "GPU": 1}, most=2) as cluster,
+        Command([sys.executable, "-c", SCRIPT, cluster.address]) as driver,
+    ):
+        found = json.loads(driver.finish(seconds=120).splitlines()[-1])
+    assert found["before"] == [0, True, False]
+    assert "ray.num_workers=5 needs 5 × (1 CPU, 1 GPU), and the cluster has room for" in found["many"]
+    assert "raise the limits of its autoscaler" in found["many"]
+    assert "no node that the cluster has, or that its autoscaler may start, holds 64 CPU" in found["large"]
+    assert "ray.num_workers=2 needs 2 × (1 CPU, 1 GPU)" in found["late"] and "after 0 s" in found["late"]
+    assert found["after"] == [2, 4, True]

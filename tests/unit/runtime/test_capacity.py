@@ -1,0 +1,42 @@
+"""What a cluster has room for, counted by node."""
+
+import pytest
+
+from lingu_ray.config import RayConfig
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.autoscaler import fits
+from lingu_ray.runtime.capacity import check_resources, max_concurrent_runs, uses_gpu, wait_for_nodes, workers
+
+
+@pytest.mark.parametrize(
+    ("bundle", "node", "count"),
+    [
+        ({"CPU": 1}, {"CPU": 4}, 4),
+        ({"CPU": 0.1}, {"CPU": 1}, 10),
+        ({"CPU": 3}, {"CPU": 4}, 1),
+        ({"CPU": 1, "GPU": 1}, {"CPU": 4, "GPU": 2}, 2),
+        ({"CPU": 1, "GPU": 1}, {"CPU": 4}, 0),
+        ({"CPU": 1, "GPU": 0.5}, {"CPU": 8, "GPU": 2}, 4),
+        ({"CPU": 1, "GPU": 0.6}, {"CPU": 8, "GPU": 2}, 2),  # not three: no worker gets 0.4 of one and 0.2 of another
+        ({"CPU": 1, "GPU": 2}, {"CPU": 8, "GPU": 3}, 1),
+        ({"CPU": 1, "GPU": 0.0}, {"CPU": 2}, 2),
+    ],
+)
+def test_workers_of_a_node(bundle: dict[str, float], node: dict[str, float], count: int):
+    """A worker fits on a node with all that it needs, and its share of a GPU into one GPU."""
+    assert fits(bundle, node) == count
+
+
+@pytest.mark.slow
+def test_a_cluster_without_an_autoscaler(ray_cluster: str):
+    """What is up is all there is: CPUs are chosen, and what has no room is refused at once, for its number or size."""
+    assert not uses_gpu(RayConfig())
+    assert max_concurrent_runs(RayConfig(num_workers=2, cpus_per_worker=0.5), use_gpu=False) == 2
+    wait_for_nodes(workers(RayConfig(num_workers=2), use_gpu=False), within_s=0)
+    for settings, message in (
+        (RayConfig(num_workers=3), r"ray.num_workers=3 needs 3 × \(1 CPU\), .* has room for 2: ask for less"),
+        (RayConfig(cpus_per_worker=3), r"no single node has 3 CPU"),
+        (RayConfig(use_gpu=True), r"no single node has 1 CPU, 1 GPU"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_resources(workers(settings, uses_gpu(settings)))
