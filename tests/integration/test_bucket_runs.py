@@ -45,9 +45,7 @@ def tracking(tmp_path: Path) -> dict[str, str]:
 
 def in_bucket(data: Path, bucket: str, tmp_path: Path, name: str = "tiny") -> Path:
     """The same run with its results in the bucket, as a settings file."""
-    tree = settings(
-        data, tmp_path, name=name, ray={"num_workers": 2}, train=TRAIN, tracking=tracking(tmp_path), output_dir=bucket
-    )
+    tree = settings(data, bucket, name=name, ray={"num_workers": 2}, train=TRAIN, tracking=tracking(tmp_path))
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -176,9 +174,7 @@ def test_a_sweep_in_a_bucket(bucket, tasks, tmp_path, ray_cluster, capsys):
     """Two trials are trained, measured and ranked; only the better model is kept; found again by who has no folder of
     before, and nothing is trained again."""
     short = {"steps": 2, "validate_every": 2, "sample_every": 0, "checkpoint_every": 2}
-    base = write_base(
-        tmp_path / "base.yaml", tasks, tmp_path, train=short, tracking=tracking(tmp_path), output_dir=bucket
-    )
+    base = write_base(tmp_path / "base.yaml", tasks, bucket, train=short, tracking=tracking(tmp_path))
     space = write_space(tmp_path / "space.yaml", base, search={"distill.w_kd": {"grid": [0.5, 1]}})
     sweep.main([str(space)])
     root = f"{bucket}/sweep"
@@ -194,9 +190,8 @@ def test_a_sweep_in_a_bucket(bucket, tasks, tmp_path, ray_cluster, capsys):
 
 
 def test_what_cannot_go_to_a_bucket_is_told_at_the_start(bucket, data, tmp_path):
-    """No store for MLflow, the demo, a population: each before anything starts, with its cure; the page of inspect goes
-    there."""
-    tree = settings(data, tmp_path, output_dir=bucket)
+    """No store for MLflow, the demo, a population: each with its cure, before anything starts. Inspect's page goes."""
+    tree = settings(data, bucket)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=rf"tracking\.uri is needed, for results go to {bucket}, .*MLFLOW_TRACKING_URI"):
         train.main([str(tmp_path / "run.yaml")])
