@@ -28,7 +28,7 @@ def write_pair_and_data(folder: Path) -> None:
             file.write(json.dumps({"image": f"{i}.png", "label": "even" if i % 2 == 0 else "odd"}) + "\n")
 
 
-def settings(data: Path, output_dir: Path, **overrides: Any) -> dict[str, Any]:
+def settings(data: Path, output_dir: Path | str, **overrides: Any) -> dict[str, Any]:
     """Settings of a run of 8 steps; `overrides` replace keys of sections: `train={"steps": 4}`."""
     tree: dict[str, Any] = {
         "name": "tiny",

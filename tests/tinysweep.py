@@ -58,7 +58,7 @@ def _write(path: Path, records: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_base(path: Path, data: Path, output_dir: Path, **overrides: Any) -> Path:
+def write_base(path: Path, data: Path, output_dir: Path | str, **overrides: Any) -> Path:
     """The recipe that a tiny sweep starts from: `tinyrun`'s, on the adapted student, with tasks."""
     tasks = [
         {"name": "choices", "kind": "language", "type": "multiple_choice", "path": str(data / "choices.jsonl")},

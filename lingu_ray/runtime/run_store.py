@@ -4,9 +4,9 @@ Driver and workers write local folders, as for a run in a folder, but each proce
 bucket is between them. Small files are put as they change (`mirror.py`). Folders of weights are put as a whole, with
 the file last that makes them whole: a checkpoint, or an export, without it is none.
 
-    driver ──► config.yaml, corpus.json, report/, …, initial_model/, STOP ──► bucket ──► initial_model/, a checkpoint, STOP ──► workers
-    driver ◄── metrics.jsonl as it grows; at the end the rest ◄── bucket ◄── metrics.jsonl, logs, checkpoints/, export/ ◄── workers
-"""  # noqa: E501
+    driver ──► config.yaml, initial_model/, report/, …, STOP ──► bucket ──► initial_model/, STOP ──► workers
+    driver ◄── metrics as they grow; the rest at the end ◄── bucket ◄── metrics, logs, checkpoints, export ◄── workers
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ Driver and workers share no folder: these have the cache of the tests' Ray, the 
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import commands
@@ -27,7 +28,7 @@ from tuning import compare, sweep
 pytestmark = pytest.mark.slow
 
 KNOWN = ("step", "loss", "ce", "kd", "grad_norm", "validation_ce")
-TRAIN = {"steps": 24, "checkpoint_every": 4, "validate_every": 12, "sample_every": 12}
+TRAIN = {"steps": 48, "checkpoint_every": 8, "validate_every": 24, "sample_every": 24}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,7 @@ def tracking(tmp_path: Path) -> dict[str, str]:
 
 def in_bucket(data: Path, bucket: str, tmp_path: Path, name: str = "tiny") -> Path:
     """The same run with its results in the bucket, as a settings file."""
-    tree = settings(
-        data, tmp_path, name=name, ray={"num_workers": 2}, train=TRAIN, tracking=tracking(tmp_path), output_dir=bucket
-    )
+    tree = settings(data, bucket, name=name, ray={"num_workers": 2}, train=TRAIN, tracking=tracking(tmp_path))
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
@@ -100,7 +99,7 @@ def test_a_run_in_a_bucket_is_the_local_one(bucket, data, tmp_path, local, capsy
     tracked = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"])
     assert tracked.info.status == "FINISHED" and tracked.data.params["output_dir"] == bucket
     history = mlflow.MlflowClient(pointer["uri"]).get_metric_history(pointer["run_id"], "loss")
-    assert [metric.step for metric in history] == list(range(1, 25))
+    assert [metric.step for metric in history] == list(range(1, 49))
     assert records(f"{run}/logs/rank-0.jsonl")[0]["run_id"] == pointer["run_id"]
 
     before, started = storage.version(f"{run}/export/model.safetensors"), workers_started()
@@ -114,32 +113,33 @@ def test_a_run_in_a_bucket_is_the_local_one(bucket, data, tmp_path, local, capsy
     assert run in printed and "seed" not in printed
 
 
-def test_stopped_killed_and_resumed_elsewhere(bucket, data, tmp_path, local, warm_workers):
-    """Ctrl-C saves into the bucket. SIGKILL of everything, with all local folders deleted, loses the steps since the
-    newest checkpoint, whose marker is deleted, too: the one before is resumed from, with a warning, to the same end."""
-    path, run, cache = in_bucket(data, bucket, tmp_path), f"{bucket}/tiny", tmp_path / "elsewhere"
+def test_killed_stopped_and_resumed_elsewhere(bucket, data, tmp_path, local, warm_workers):
+    """SIGKILL of everything, with all local folders deleted, loses the steps since the newest checkpoint. Without its
+    marker, as where its upload is cut off, the one before is resumed from, with a warning. Ctrl-C saves into the
+    bucket. In the end all is as if nothing had happened."""
+    path, run = in_bucket(data, bucket, tmp_path), f"{bucket}/tiny"
 
-    def start() -> commands.Command:
-        return commands.start_warm("lingu_ray.train", path, env={storage.CACHE: str(cache)})
+    def start(node: str) -> commands.Command:
+        return commands.start_warm("lingu_ray.train", path, env={storage.CACHE: str(tmp_path / node)})
 
-    with start() as command:
-        command.wait_for(lambda: len(records(f"{run}/metrics.jsonl")) > 1)
+    with start("one") as command:
+        command.wait_for(lambda: "checkpoints/step-00000016/state.json" in names(run))
+        command.kill()
+    shutil.rmtree(tmp_path / "one")
+    assert not any(name.startswith("export") for name in names(run))
+    newest = max(name for name in names(run) if name.endswith("/state.json")).removesuffix("/state.json")
+    storage.delete(f"{run}/{newest}/state.json")
+    with start("two") as command:
+        begin = time.time()
+        command.wait_for(lambda: records(f"{run}/metrics.jsonl")[-1]["time"] > begin)
         command.signal_group(signal.SIGINT)
-        assert f"run the same command again to resume ({run})" in command.finish(130)
+        printed = command.finish(130)
+    assert f"{run}/{newest}: its upload was cut off; it is not resumed from" in printed
+    assert f"run the same command again to resume ({run})" in printed and SECRET not in printed
     stopped = max(json.loads(read(f"{run}/{name}"))["step"] for name in names(run) if name.endswith("/state.json"))
     assert stopped == records(f"{run}/metrics.jsonl")[-1]["step"] < TRAIN["steps"]
-    with start() as command:
-        wanted = f"checkpoints/step-{(stopped // 4 + 1) * 4:08d}/state.json"
-        command.wait_for(lambda: wanted in names(run))
-        command.kill()
-    shutil.rmtree(cache)
-    assert not any(name.startswith("export") for name in names(run))
-    newest = max(name for name in names(run) if name.endswith("/state.json"))
-    storage.delete(f"{run}/{newest}")
-    with commands.start_warm("lingu_ray.train", path, env={storage.CACHE: str(tmp_path / "anew")}) as command:
-        printed = command.finish()
-    assert f"{run}/{newest.removesuffix('/state.json')}: its upload was cut off; it is not resumed from" in printed
-    assert SECRET not in printed
+    with start("three") as command:
+        command.finish()
     assert_same_run(run, str(local.run_dir))
 
 
@@ -176,9 +176,7 @@ def test_a_sweep_in_a_bucket(bucket, tasks, tmp_path, ray_cluster, capsys):
     """Two trials are trained, measured and ranked; only the better model is kept; found again by who has no folder of
     before, and nothing is trained again."""
     short = {"steps": 2, "validate_every": 2, "sample_every": 0, "checkpoint_every": 2}
-    base = write_base(
-        tmp_path / "base.yaml", tasks, tmp_path, train=short, tracking=tracking(tmp_path), output_dir=bucket
-    )
+    base = write_base(tmp_path / "base.yaml", tasks, bucket, train=short, tracking=tracking(tmp_path))
     space = write_space(tmp_path / "space.yaml", base, search={"distill.w_kd": {"grid": [0.5, 1]}})
     sweep.main([str(space)])
     root = f"{bucket}/sweep"
@@ -194,9 +192,8 @@ def test_a_sweep_in_a_bucket(bucket, tasks, tmp_path, ray_cluster, capsys):
 
 
 def test_what_cannot_go_to_a_bucket_is_told_at_the_start(bucket, data, tmp_path):
-    """No store for MLflow, the demo, a population: each before anything starts, with its cure; the page of inspect goes
-    there."""
-    tree = settings(data, tmp_path, output_dir=bucket)
+    """No store for MLflow, the demo, a population: each with its cure, before anything starts. Inspect's page goes."""
+    tree = settings(data, bucket)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(UserError, match=rf"tracking\.uri is needed, for results go to {bucket}, .*MLFLOW_TRACKING_URI"):
         train.main([str(tmp_path / "run.yaml")])
