@@ -31,7 +31,7 @@ from lingu_ray.runtime.checkpoint import (
 )
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
-from lingu_ray.runtime.elastic import save_asked
+from lingu_ray.runtime.elastic import save_asked, wait_for_the_end
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
@@ -128,6 +128,8 @@ class Worker:
                     self._save(CheckpointState(step, validation_ce, self.bad_steps))
                 if stop and step < self.last_step:
                     return
+                if save and step < self.last_step:
+                    wait_for_the_end()
         if step == settings.steps:
             self._export()
 
