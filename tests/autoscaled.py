@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ _COMMANDS = ("initialization", "setup", "head_setup", "worker_setup", "head_star
 
 
 class AutoscaledCluster(Command):
-    """Leaving its `with` block ends it. `nodes`: resources of each node it may start, at most `most` of them."""
+    """Leaving its `with` block ends it. `nodes`: resources of the types of nodes it may start, `most` of each."""
 
-    def __init__(self, nodes: dict[str, float], most: int) -> None:
+    def __init__(self, *nodes: dict[str, float], most: int) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True)
         gcs = free_port()
         self.address = f"127.0.0.1:{gcs}"
@@ -53,13 +54,21 @@ class AutoscaledCluster(Command):
         self.folder.cleanup()
 
 
-def _settings(address: str, nodes: dict[str, float], most: int) -> dict[str, Any]:
+def _settings(address: str, nodes: Sequence[dict[str, float]], most: int) -> dict[str, Any]:
     """What `ray up` gives to a head; the launcher's `fake_multinode` has no defaults in Ray's wheels, so `external`."""
     head = {"resources": {}, "node_config": {}, "max_workers": 0}
-    resources = {**nodes, "object_store_memory": OBJECT_STORE_MB * 10**6}
+    types = {
+        f"node-{i}": {
+            "resources": {"object_store_memory": OBJECT_STORE_MB * 10**6, **resources},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": most,
+        }
+        for i, resources in enumerate(nodes)
+    }
     return {
         "cluster_name": "test",
-        "max_workers": most,
+        "max_workers": most * len(nodes),
         "idle_timeout_minutes": 5,
         "provider": {
             "type": "external",
@@ -76,8 +85,5 @@ def _settings(address: str, nodes: dict[str, float], most: int) -> dict[str, Any
         "rsync_exclude": [],
         "rsync_filter": [],
         "head_node_type": "ray.head.default",
-        "available_node_types": {
-            "ray.head.default": head,
-            "node": {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most},
-        },
+        "available_node_types": {"ray.head.default": head, **types},
     }

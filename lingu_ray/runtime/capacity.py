@@ -122,7 +122,7 @@ def _refusal(need: Need) -> str | None:
     cannot = f"{need.setting} needs {need}, and the cluster has room for {room(need.bundle)}"
     alone = replace(need, count=1)
     if not has_autoscaler():
-        return f"{cannot}: {_too_small(alone)}ask for less, or add nodes: it has no autoscaler that would"
+        return f"{cannot}: {_too_small(alone)}ask for less, or add nodes: it has no autoscaler (version 2) that would"
     plan = _plan(need)
     if plan is None:
         return f"{cannot}: ask for less, or add nodes: its autoscaler does not answer"

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
+from ray.exceptions import RayError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import ResizingState
 
 _SAVED_WITHIN_S = 300.0
 """A step and its checkpoint; after it the workers are ended without."""
 _POLL_S = 0.2
+_ENDED_WITHIN_S = 5.0
 
 save_asked = threading.Event()
 """In the main worker's process: a checkpoint is wanted after this step. Whoever saves clears it."""
@@ -34,8 +37,11 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Called by Ray Train; in `ResizingState` the workers still train."""
-        if not isinstance(current_state, ResizingState):
-            return
+        if isinstance(current_state, ResizingState):
+            with suppress(RayError):  # a worker has died meanwhile: the newest checkpoint is what there is
+                self._save()
+
+    def _save(self) -> None:
         self.group.execute_single(0, _ask)
         deadline = time.monotonic() + _SAVED_WITHIN_S
         while time.monotonic() < deadline and self.group.execute_single(0, _is_asked):
@@ -43,6 +49,11 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
             if status.errors or status.finished:
                 return
             time.sleep(_POLL_S)
+
+
+def wait_for_the_end() -> None:
+    """Called by a worker that has saved because it is about to be ended; it goes on where it was not."""
+    time.sleep(_ENDED_WITHIN_S)
 
 
 def _ask() -> None:

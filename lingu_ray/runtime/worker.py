@@ -32,7 +32,7 @@ from lingu_ray.runtime.checkpoint import (
 from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
-from lingu_ray.runtime.elastic import save_asked
+from lingu_ray.runtime.elastic import save_asked, wait_for_the_end
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.metrics import MetricsFile
@@ -141,6 +141,8 @@ class Worker:
                     return
                 if leaving and step < self.last_step:
                     raise preempted()
+                if save and step < self.last_step:
+                    wait_for_the_end()
         if step == settings.steps:
             self._export()
 

@@ -14,24 +14,21 @@ import json, sys
 import ray
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.capacity import check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
+from lingu_ray.runtime.capacity import Need, check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="WARNING")
 found = {}
 
-def refused(name, within_s=None, **settings):
-    config = RayConfig(**settings)
-    need = workers(config, uses_gpu(config))
+def refused(name, check, *arguments):
     try:
-        check_resources(need) if within_s is None else wait_for_nodes(need, within_s)
+        check(*arguments)
     except UserError as error:
         found[name] = str(error)
 
-one = RayConfig()
-found["before"] = [room({"CPU": 1}), uses_gpu(one), uses_gpu(RayConfig(num_workers=5))]
-refused("many", num_workers=5, use_gpu=True)
-refused("large", num_workers=2, cpus_per_worker=64)
-refused("late", within_s=0, num_workers={"min": 2, "max": 9}, use_gpu=True, wait_for_nodes_s=0)
+found["before"] = [room({"CPU": 1}), uses_gpu(RayConfig()), uses_gpu(RayConfig(num_workers=5))]
+refused("many", check_resources, workers(RayConfig(num_workers=5), use_gpu=True))
+refused("large", check_resources, workers(RayConfig(num_workers=2, cpus_per_worker=64), use_gpu=False))
+refused("late", wait_for_nodes, Need("this", 1, (("broken", 1),)), 4)
 need = workers(RayConfig(num_workers=4, gpus_per_worker=0.5, cpus_per_worker=0.5), use_gpu=True)
 wait_for_nodes(need, 60)
 found["after"] = [room({"CPU": 1, "GPU": 1}), room({"CPU": 0.5, "GPU": 0.5}), has_room(need)]
@@ -41,9 +38,11 @@ print(json.dumps(found))
 
 def test_what_a_cluster_can_have_decides():
     """A head alone, whose autoscaler may start two nodes with a GPU: one worker gets a GPU, five get none, or are
-    refused where they insist; so is a worker that no node holds. Others are waited for, as long as is said."""
+    refused where they insist; so is a worker that no node holds. Others are waited for; not longer than is said, where
+    starting a node fails."""
+    broken = {"broken": 1, "object_store_memory": 1}
     with (
-        AutoscaledCluster({"CPU": 1, "GPU": 1}, most=2) as cluster,
+        AutoscaledCluster({"CPU": 1, "GPU": 1}, broken, most=2) as cluster,
         Command([sys.executable, "-c", SCRIPT, cluster.address]) as driver,
     ):
         found = json.loads(driver.finish(seconds=120).splitlines()[-1])
@@ -51,5 +50,6 @@ def test_what_a_cluster_can_have_decides():
     assert "ray.num_workers=5 needs 5 × (1 CPU, 1 GPU), and the cluster has room for" in found["many"]
     assert "raise the limits of its autoscaler" in found["many"]
     assert "no node that the cluster has, or that its autoscaler may start, holds 64 CPU" in found["large"]
-    assert "ray.num_workers=2 needs 2 × (1 CPU, 1 GPU)" in found["late"] and "after 0 s" in found["late"]
+    assert "this needs 1 × (1 broken), and the cluster has room for 0, after 4 s" in found["late"]
+    assert "some could not be started" in found["late"]
     assert found["after"] == [2, 4, True]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from saved import save_checkpoint
 from torch import nn
 
 from lingu_ray import storage
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import lease, mirror
-from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint, save_checkpoint
+from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint
 from lingu_ray.runtime.folder import RunFolder, written_with
 from lingu_ray.runtime.lease import lease_on
 from lingu_ray.runtime.run_store import GrowingCopy, fetch_run, following, put_initial_model, writing_to
