@@ -75,7 +75,7 @@ def settings(data: Path, output_dir: Path | str, **overrides: Any) -> dict[str, 
     return tree
 
 
-def config(data: Path, output_dir: Path, **overrides: Any) -> Config:
+def config(data: Path, output_dir: Path | str, **overrides: Any) -> Config:
     """The settings, validated."""
     return Config.model_validate(settings(data, output_dir, **overrides))
 

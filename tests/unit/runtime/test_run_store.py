@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from saved import save_checkpoint
+from tinyrun import config
 from torch import nn
 
 from lingu_ray import storage
+from lingu_ray.config import Config, strict_yaml
+from lingu_ray.config.command_line import to_yaml
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import lease, mirror
 from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint
+from lingu_ray.runtime.controls import control_config, control_folder
 from lingu_ray.runtime.folder import RunFolder, written_with
 from lingu_ray.runtime.lease import lease_on
 from lingu_ray.runtime.run_store import GrowingCopy, fetch_run, following, put_initial_model, writing_to
@@ -96,6 +100,18 @@ def test_places_have_working_folders(tmp_path, monkeypatch):
         assert folder == tmp_path / of / "@s3" / "bucket" / "runs" / "mine"
         assert storage.origin(folder / "controls") == "s3://bucket/runs/mine/controls"
     assert storage.origin(storage.working_folder("gs://bucket")) == "gs://bucket"
+
+
+def test_a_run_in_a_bucket_has_its_places(tmp_path, monkeypatch):
+    """Settings say where its results, its corpora and its controls go; controls are in the run's working folder."""
+    monkeypatch.setenv(storage.CACHE, str(tmp_path))
+    run = config(tmp_path, "s3://bucket//runs/", tracking={"uri": "http://mlflow:5000"})
+    assert (run.run_place, run.corpora_dir) == ("s3://bucket/runs/tiny", "s3://bucket/runs/.corpora")
+    control = control_config(run, "plain_ce")
+    assert control.run_place == "s3://bucket/runs/tiny/controls/plain_ce"
+    assert control.run_dir == control_folder(RunFolder(run.run_dir), "plain_ce").root
+    assert RunFolder(control.run_dir).exported_model == "s3://bucket/runs/tiny/controls/plain_ce/export"
+    assert Config.model_validate(strict_yaml.load(to_yaml(run), "here")[0]) == run
 
 
 @BOTH
