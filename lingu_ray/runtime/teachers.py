@@ -29,6 +29,8 @@ from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
 
+_OWNER_DIED = "its owner has died"
+
 
 def make_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int) -> TeacherClient:
     """The teacher, where `teacher.placement` puts it; an actor runs on the caller's node and ends with it.
@@ -138,6 +140,8 @@ class TeacherActorClient:
         try:
             return ray.get(ref)
         except RayActorError as error:
+            if _OWNER_DIED in str(error):  # the worker that had started it: all start again
+                raise
             raise UserError(
                 "the teacher actor could not be started, or died more often than teacher.max_restarts "
                 f"({self.max_restarts}) allows. Its last error: {error}"
