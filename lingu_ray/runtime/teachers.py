@@ -34,6 +34,9 @@ from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes
 
 log = logging.getLogger(__name__)
 
+_OWNER_DIED = "its owner has died"
+
+
 Log = Callable[[], AbstractContextManager[None]]
 """Opens the log of the actor's process."""
 
@@ -164,6 +167,8 @@ class TeacherActorClient:
         try:
             return ray.get(ref)
         except RayActorError as error:
+            if _OWNER_DIED in str(error):  # the worker that had started it: all start again
+                raise
             raise UserError(
                 "the teacher actor could not be started, or died more often than teacher.max_restarts "
                 f"({self.max_restarts}) allows. Its last error: {error}"

@@ -1,6 +1,7 @@
 """A run whose number of workers changes as nodes come and go trains on the same rows, step by step."""
 
 import re
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from lingu_ray.runtime.records import read_records
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 
-STEPS, ROWS = 400, 12
+STEPS, ROWS = 120, 12
+TICK_S = 20
+"""Ray Train knows of a new node after that."""
 TRAIN = {"steps": STEPS, "rows_per_step": ROWS, "checkpoint_every": 50, "validate_every": 100, "sample_every": 0}
 
 
@@ -41,13 +44,16 @@ def test_nodes_come_and_go(warm_workers, data, tmp_path):
         recording = {**env, **rows_read.environment(rows)}
         with commands.start_warm("lingu_ray.train", path, cwd=Path(__file__).parents[1], env=recording) as command:
             command.wait_for(lambda: len(records(folder)) >= 20)
+            teacher = process(first, "TeacherActor")
+            teacher.suspend()  # the step lasts until the second node is there
             second = cluster.add()
+            time.sleep(TICK_S + 5)
+            teacher.resume()
             command.wait_for(lambda: records(folder)[-1]["workers"] == 2)
             joined = next(r["step"] for r in records(folder) if r["workers"] == 2)
             command.wait_for(lambda: len(records(folder)) >= joined + 20)
             for node in (first, second):  # its own teacher is on each worker's node
-                assert sum("RayTrainWorker" in title for title in titles(node)) == 1
-                assert sum("TeacherActor" in title for title in titles(node)) == 1
+                assert process(node, "RayTrainWorker") and process(node, "TeacherActor")
             second.kill()
             printed = command.finish()
     plain, changing = records(tmp_path / "alone"), records(folder)
@@ -66,13 +72,15 @@ def test_nodes_come_and_go(warm_workers, data, tmp_path):
     assert trained_twice(rows, joined) == 0
 
 
-def titles(node: commands.Command) -> list[str]:
-    """What the living workers of a node are called."""
+def process(node: commands.Command, title: str) -> psutil.Process:
+    """The one living process of a node, of those that Ray starts there, that has the title."""
     found = []
     for pid in Path(node.forks.name).read_text().split():
         with suppress(psutil.NoSuchProcess):
-            found.append(" ".join(psutil.Process(int(pid)).cmdline()))
-    return found
+            one = psutil.Process(int(pid))
+            found += [one] if title in " ".join(one.cmdline()) else []
+    assert len(found) == 1, found
+    return found[0]
 
 
 def trained_twice(rows: Path, before: int) -> int:
