@@ -145,7 +145,7 @@ def strike(fault: Fault, driver: psutil.Process, folder: RunFolder) -> bool:
             return False
         _kill(driver)
         if fault == "cut_checkpoint":
-            cut = checkpoints(folder.checkpoints)[-1][0] / "model.safetensors"
+            cut = next(checkpoints(folder.checkpoints)[-1][0].glob("model*.safetensors"))
             os.truncate(cut, cut.stat().st_size // 2)
     return True
 

@@ -6,7 +6,8 @@ number of workers, sharded or not. Beside the state stand size and identity of e
 changed since is found before it is read. The state is written last: a checkpoint without it is none.
 
 The files are safetensors with a JSON header rather than those of `torch.distributed.checkpoint`: its metadata is a
-pickle, which could execute what somebody put there; its safetensors writer has none, but keeps the optimizer out.
+pickle, which could execute what somebody put there. Its writer of safetensors has none, but to save in the background
+takes a second process group, over gloo, on which its threads talk beside the training.
 """
 
 from __future__ import annotations
