@@ -1,8 +1,9 @@
 """Reading a corpus in training: the rows of each step, encoded ahead of need.
 
-Optimizer step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r those of them
-with position % world_size == r. Positions past the end of the corpus are a new pass. So the step number alone says
-where to resume, whatever the number of workers before and after.
+Optimizer step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r of W those
+from s·B + ⌊B·r / W⌋ on: neighbors, so that few ranks read the same part of a file. Positions past
+the end of the corpus are a new pass. So the step number alone says where to resume, whatever the number of workers
+before and after.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from types import TracebackType
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
+
+
+def rows_of_rank(rows_per_step: int, rank: int, world_size: int) -> range:
+    """Which of a step's rows a rank reads."""
+    return range(rows_per_step * rank // world_size, rows_per_step * (rank + 1) // world_size)
 
 
 class StepReader:
@@ -57,8 +63,8 @@ class StepReader:
 
     def positions(self, step: int) -> list[int]:
         """This rank's positions in the corpus at a step."""
-        positions = range(step * self.rows_per_step, (step + 1) * self.rows_per_step)
-        return [position % len(self.corpus) for position in positions if position % self.world_size == self.rank]
+        own = rows_of_rank(self.rows_per_step, self.rank, self.world_size)
+        return [(step * self.rows_per_step + row) % len(self.corpus) for row in own]
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return self

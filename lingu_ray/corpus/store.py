@@ -61,6 +61,7 @@ def write_rows(table: pa.Table, path: Path) -> None:
         row_group_size=ROW_GROUP,
         compression="zstd",
         use_dictionary=False,  # texts and images hardly repeat
+        write_statistics=False,  # the footer would hold the least and the greatest image of each group
     )
 
 

@@ -1,0 +1,202 @@
+"""What a run costs at any size, as formulas: operations, bytes by kind, hours and price (docs/scaling.md has them).
+
+    python -m benchmarks.scaling gpus=1,8,64,256,1000 out=docs/scaling
+
+Nothing is measured here; `benchmarks.scaling_points` counts the bytes of runs on nodes of one machine, and compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from benchmarks.report import COLOURS, BenchmarkConfig, Row, publish
+from lingu_ray.config import Several
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.store import ROW_GROUP
+from lingu_ray.errors import run_command
+
+FLOAT32 = 4
+RECORD = 400  # bytes of a step in metrics.jsonl
+HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teacher. `decoder`: weights without embeddings; `tower`: of the vision tower."""
+
+    decoder: float
+    tower: float
+    layers: int
+    width: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A mean row: tokens of the tower, of prompt (image tokens included) and answer; `distilled`: share of the rows."""
+
+    tower_tokens: float
+    prompt: float
+    answer: float
+    distilled: float
+
+
+def student_flops(pair: Pair, sample: Sample) -> float:
+    """Forward and backward pass of a sample: decoder, its attention, head on the answer, vision tower."""
+    tokens = sample.prompt + sample.answer
+    decoder = 6 * pair.decoder * tokens + 6 * pair.layers * pair.width * tokens**2
+    return decoder + 6 * pair.vocabulary * pair.width * sample.answer + 6 * pair.tower * sample.tower_tokens
+
+
+def teacher_flops(pair: Pair, sample: Sample) -> float:
+    """The teacher's continuation and its head, of a mean sample."""
+    attention = 4 * pair.layers * pair.width * sample.answer * (sample.prompt + sample.answer / 2)
+    own = 2 * pair.decoder * sample.answer + attention + 2 * pair.vocabulary * pair.width * sample.answer
+    return sample.distilled * own
+
+
+def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: float, number: int) -> float:
+    """Keys and values of so many donated tokens, of `number` bytes each."""
+    return 2 * layers * kv_heads * head_dim * number * tokens
+
+
+def all_reduce_bytes(trained: float, workers: int) -> float:
+    """What each worker sends in a step to sum its gradients (a ring, float32)."""
+    return 2 * (workers - 1) / workers * FLOAT32 * trained
+
+
+def fsdp2_bytes(decoder: float, rest: float, workers: int, micro_batches: float, number: int) -> float:
+    """What each worker sends in a step under FSDP2: gathers twice a pass, gradients scattered, the rest summed."""
+    share = (workers - 1) / workers
+    return micro_batches * share * decoder * (2 * number + FLOAT32) + all_reduce_bytes(rest, workers)
+
+
+def checkpoint_bytes(weights: float, trained: float) -> float:
+    """Weights and the optimizer's two moments, float32."""
+    return FLOAT32 * (weights + 2 * trained)
+
+
+def readings(readers: int, rows_per_step: int, together: int) -> float:
+    """How often the corpus is read in a pass, at most: each reader takes rows_per_step / readers rows that are
+    neighbors, and reads parts of `together` rows, which it shares with others.
+    """
+    own = rows_per_step / readers
+    return min(readers, 1 + (together - 1) / own) if readers > 1 else 1
+
+
+class ScalingConfig(BenchmarkConfig):
+    """Settings of the model: by default a VLM of SmolLM2-1.7B and a tower of 0.43 B weights, on H100."""
+
+    gpus: Several[PositiveInt] = Field((1, 8, 64, 256, 1000), description="GPUs, a worker each")
+    samples: PositiveFloat = Field(1e10, description="samples of the whole run")
+    decoder: PositiveFloat = Field(1.61e9, description="weights of the decoder without embeddings")
+    tower: PositiveFloat = Field(0.43e9, description="weights of the vision tower")
+    layers: PositiveInt = Field(24, description="decoder layers")
+    width: PositiveInt = Field(2048, description="decoder width")
+    kv_heads: PositiveInt = Field(32, description="key/value heads")
+    head_dim: PositiveInt = Field(64, description="width of a head")
+    vocabulary: PositiveInt = Field(49152, description="vocabulary ids")
+    tower_tokens: PositiveInt = Field(1024, description="patches that the tower reads of a sample")
+    prompt: PositiveInt = Field(320, description="prompt tokens, image tokens included")
+    answer: PositiveInt = Field(64, description="answer tokens")
+    distilled: float = Field(0.5, ge=0, le=1, description="share of the rows that are distilled")
+    rows_per_step: PositiveInt = Field(4096, description="as train.rows_per_step")
+    micro_batches: PositiveInt = Field(1, description="micro-batches of a worker in a step")
+    steps_per_checkpoint: PositiveInt = Field(1000, description="as train.checkpoint_every")
+    parallelism: Literal["replicated", "fsdp2"] = Field("replicated", description="as train.parallelism")
+    row_bytes: PositiveFloat = Field(3e4, description="bytes of a row in the corpus: a JPEG and its text")
+    rows_per_shard: PositiveInt = Field(1024, description="as corpus.rows_per_shard")
+    workers_per_node: PositiveInt = Field(8, description="GPUs of a node")
+    gpu_flops: PositiveFloat = Field(989e12, description="operations a second of a GPU")
+    utilization: float = Field(0.35, gt=0, le=1, description="share of them that training reaches; assumed")
+    node_network: PositiveFloat = Field(50e9, description="bytes a second between nodes, of each node")
+    disk: PositiveFloat = Field(2e9, description="bytes a second at which one process writes to shared storage")
+    gpu_hour: PositiveFloat = Field(3.0, description="price of a GPU for an hour")
+
+
+HELP = Help("python -m benchmarks.scaling [key=value ...]", __doc__, ScalingConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Compute and publish."""
+    options = settings_alone(arguments, HELP, ScalingConfig)
+    rows = [row_of(options, gpus) for gpus in options.gpus]
+    publish("scaling", rows, options.out, options.recorded)
+    if options.out is not None:
+        plot(rows, options.out / "scaling.png")
+
+
+def row_of(options: ScalingConfig, gpus: int) -> Row:
+    """One size of the cluster."""
+    rest = options.tower + options.vocabulary * options.width
+    trained = options.decoder + rest
+    pair = Pair(options.decoder, options.tower, options.layers, options.width, options.vocabulary)
+    sample = Sample(options.tower_tokens, options.prompt, options.answer, options.distilled)
+    nodes = -(-gpus // options.workers_per_node)
+    flops = student_flops(pair, sample) + teacher_flops(pair, sample)
+    compute_s = options.rows_per_step * flops / (gpus * options.gpu_flops * options.utilization)
+    sent = (
+        fsdp2_bytes(options.decoder, rest, gpus, options.micro_batches, 2)
+        if options.parallelism == "fsdp2"
+        else all_reduce_bytes(trained, gpus)
+    )
+    # a ring crosses each node's network once, whatever the number of its workers; gathers of FSDP2 likewise
+    network_s = sent / options.node_network if nodes > 1 else 0.0
+    saved = checkpoint_bytes(trained, trained)
+    save_s = saved / options.disk / options.steps_per_checkpoint
+    step_s = compute_s + network_s + save_s
+    steps = options.samples / options.rows_per_step
+    hours = steps * step_s / HOUR
+    corpus = options.samples * options.row_bytes
+    rows_a_second = options.rows_per_step / step_s
+    donated = options.distilled * options.prompt * rows_a_second / gpus
+    kv = kv_bytes(options.layers, options.kv_heads, options.head_dim, donated, number=2)
+    return {
+        "gpus": gpus,
+        "nodes": nodes,
+        "TFLOP a sample": flops / 1e12,
+        "teacher's share": teacher_flops(pair, sample) / flops,
+        "rows a second": rows_a_second,
+        "days": hours / 24,
+        "price": hours * gpus * options.gpu_hour,
+        "step, s": step_s,
+        "gradients, s": network_s,
+        "checkpoint, s": save_s,
+        "sent a step, GB": sent / 1e9,
+        "KV, GB/s a node": kv * min(gpus, options.workers_per_node) / 1e9,
+        "checkpoint, GB": saved / 1e9,
+        "corpus, TB": corpus / 1e12,
+        "shards": options.samples / options.rows_per_shard,
+        "shared disk, GB/s": rows_a_second * options.row_bytes * readings(gpus, options.rows_per_step, ROW_GROUP) / 1e9,
+        "copied from bucket, TB": corpus * readings(nodes, options.rows_per_step, options.rows_per_shard) / 1e12,
+        "metrics.jsonl, GB": steps * RECORD / 1e9,
+    }
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """What a step's time is spent on, as shares, by GPUs."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    gpus = [row["gpus"] for row in rows]
+    parts = {name: [row[name] / row["step, s"] for row in rows] for name in ("gradients, s", "checkpoint, s")}
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
+        figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+        for (name, shares), color in zip(parts.items(), COLOURS, strict=False):
+            axis.plot(gpus, shares, marker="o", label=name.removesuffix(", s"), color=color)
+        axis.set(xscale="log", xlabel="GPUs", ylabel="share of a step's time", ylim=(0, None))
+        axis.set_title("What does not shrink with more GPUs (model)", loc="left", fontsize=10)
+        axis.legend()
+        figure.savefig(path, dpi=160, facecolor="white")
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,166 @@
+"""The model of `benchmarks.scaling` against counted bytes: a run of yours on 1, 2 and 4 Ray nodes of this machine.
+
+    python -m benchmarks.scaling_points run=my-run.yaml nodes=1,2,4 out=docs/scaling
+
+Each node is a real `ray start --block` with room for one worker. Counted are the KV that teachers were sent
+(metrics.jsonl), what workers send each other (`ss`, by connection), the files of a checkpoint, the fullest object
+store, and the processor time of driver and of Ray Train's controller. Nodes that share a machine's cores say nothing of
+speed, so no time of a step is compared. Linux only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+import torch
+from pydantic import Field, PositiveInt
+from safetensors import safe_open
+from transformers import AutoConfig, AutoProcessor
+
+from benchmarks.local_nodes import LocalNodes, fullest_store, processor_seconds, sent_among
+from benchmarks.report import BenchmarkConfig, Row, publish
+from benchmarks.scaling import all_reduce_bytes, checkpoint_bytes, kv_bytes
+from benchmarks.soak import started
+from lingu_ray.config import Config, Several
+from lingu_ray.config.command_line import load_config, settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.store import Corpus
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.paths import LocalPath
+from lingu_ray.runtime.checkpoint import checkpoints
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.records import read_records
+
+FIRST = 5  # step after which is counted: before it, connections are made
+POLL_S = 0.02
+
+
+class PointsConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    run: str = Field("demo", description="recipe or YAML file of the run, with a teacher as an actor")
+    nodes: Several[PositiveInt] = Field((1, 2, 4), description="numbers of nodes")
+    steps: PositiveInt = Field(100, gt=FIRST, description="steps of each run")
+    scratch: LocalPath = Field(Path("points"), description="folder of the runs")
+
+
+HELP = Help("python -m benchmarks.scaling_points [key=value ...]", __doc__, PointsConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Run, count, compare and publish."""
+    options = settings_alone(arguments, HELP, PointsConfig)
+    rows = [row for nodes in options.nodes for row in rows_of(options, nodes)]
+    publish("scaling_points", rows, options.out, {"nodes": options.nodes, "steps": options.steps})
+
+
+def rows_of(options: PointsConfig, nodes: int) -> list[Row]:
+    """Train on so many nodes; what was counted, beside what the model says."""
+    words = [options.run, f"name=nodes-{nodes}", f"output_dir={options.scratch}", "resume=never"]
+    words += [f"ray.num_workers={nodes}", "ray.cpus_per_worker=1", "ray.use_gpu=false", f"train.steps={options.steps}"]
+    words += [f"train.checkpoint_every={options.steps}", "train.validate_every=0", "train.samples=0"]
+    words += ["controls=[]", "evaluation.tasks=[]"]
+    config = load_config(words)
+    folder = RunFolder(config.run_dir)
+    with LocalNodes(nodes) as cluster:
+        counts = train(words, folder, cluster, options.steps)
+    corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
+    newest = checkpoints(folder.checkpoints)[-1][0]
+    weights, trained = _elements(newest)
+    compared = {
+        "KV of the run, bytes": (_kv_sent(folder), _kv_modeled(config, folder, corpus)),
+        "sent by a worker in a step, bytes": (counts.sent / nodes, all_reduce_bytes(trained, nodes)),
+        "checkpoint, bytes": (_bytes(newest), checkpoint_bytes(weights, trained)),
+        "fullest object store, bytes": (counts.store, None),
+        "driver in a step, ms of processor": (counts.driver_s * 1e3, None),
+        "controller in a step, ms of processor": (counts.controller_s * 1e3, None),
+    }
+    return [
+        {
+            "nodes": nodes,
+            "what": what,
+            "counted": float(counted),
+            "model": model,
+            "ratio": counted / model if model else None,
+        }
+        for what, (counted, model) in compared.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of a run: bytes that all workers sent and seconds of processors, a step; bytes of the fullest object store."""
+
+    sent: float
+    driver_s: float
+    controller_s: float
+    store: float
+
+
+def train(words: list[str], folder: RunFolder, cluster: LocalNodes, steps: int) -> Counts:
+    """Train on the cluster, and count between `FIRST` and the last step that is seen before the end."""
+    os.environ |= cluster.env | {"RAY_ADDRESS": cluster.address}
+    ray.init(cluster.address, log_to_driver=False)
+    store, first, last = 0, None, None
+    with started(words) as driver:
+        drivers = [psutil.Process(driver.pid)]
+        while driver.poll() is None:
+            records = read_records(folder.metrics)
+            step = records[-1]["step"] if records else 0
+            if FIRST <= step < steps:
+                controllers, workers = cluster.titled("ray::TrainController"), cluster.titled("ray::RayTrainWorker")
+                now = step, sent_among(workers), *map(processor_seconds, (drivers, controllers))
+                first, last = first or now, now
+                store = max(store, fullest_store())
+            time.sleep(POLL_S)
+    ray.shutdown()
+    if driver.returncode or first is None or last is None or last[0] == first[0]:
+        raise UserError(f"lingu_ray.train {' '.join(words)} ended with {driver.returncode}, or too early to be counted")
+    passed = last[0] - first[0]
+    sent, driver_s, controller_s = (
+        (after - before) / passed for before, after in zip(first[1:], last[1:], strict=True)
+    )
+    return Counts(sent, driver_s, controller_s, store)
+
+
+def _kv_sent(folder: RunFolder) -> int:
+    return sum(record["kv_bytes"] for record in read_records(folder.metrics) if "kv_bytes" in record)
+
+
+def _kv_modeled(config: Config, folder: RunFolder, corpus: Corpus) -> float:
+    """The model's KV of all rows that the run read."""
+    encoder = Encoder(AutoProcessor.from_pretrained(folder.initial_model), config.corpus.max_length)
+    distilled = {source.name for source in config.training_sources() if config.distills(source)}
+    donated = 0
+    for step in range(config.train.steps):
+        for row in corpus.rows(corpus.positions(step, config.train.rows_per_step)):
+            if row.source in distilled:
+                sample = encoder.encode(row)
+                donated += len(sample) - int(sample.supervised_T.sum())
+    shape = AutoConfig.from_pretrained(config.teacher.path)
+    heads, width = shape.num_key_value_heads, shape.hidden_size // shape.num_attention_heads
+    number = 2 if config.train.precision == "bf16" else 4
+    return kv_bytes(shape.num_hidden_layers, heads, width, donated, number)
+
+
+def _elements(checkpoint: Path) -> tuple[int, int]:
+    """Numbers of the model's weights, and of those that are trained."""
+    with safe_open(checkpoint / "model.safetensors", "pt") as file:
+        sizes = [torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()]  # noqa: SIM118
+    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    return sum(sizes), max(sum(tensor.numel() for tensor in kept.values()) for kept in moments.values())
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+if __name__ == "__main__":
+    run_command(main)
