@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     options = settings_alone(arguments, HELP, ReadingsConfig)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        corpus = _made_up(Path(folder), options)
+        corpus = made_up(Path(folder), options)
         for rows_per_step in options.rows_per_step:
             for readers in tqdm(options.readers, leave=False, disable=None):
                 counted, model = times_read(corpus, readers, rows_per_step), readings(readers, rows_per_step, ROW_GROUP)
@@ -53,7 +53,8 @@ def main(arguments: list[str]) -> None:
     publish("readings", rows, options.out, options.recorded)
 
 
-def _made_up(folder: Path, options: ReadingsConfig) -> Corpus:
+def made_up(folder: Path, options: ReadingsConfig) -> Corpus:
+    """A corpus of rows with images of noise."""
     turns = [{"role": "user", "content": "<image>What is this?"}, {"role": "assistant", "content": "Noise."}]
     for start in range(0, options.rows, options.rows_per_shard):
         positions = range(start, min(start + options.rows_per_shard, options.rows))

@@ -192,6 +192,8 @@ def plot(rows: list[Row], path: Path) -> None:
         for (name, shares), color in zip(parts.items(), COLOURS, strict=False):
             axis.plot(gpus, shares, marker="o", label=name.removesuffix(", s"), color=color)
         axis.set(xscale="log", xlabel="GPUs", ylabel="share of a step's time", ylim=(0, None))
+        axis.set_xticks(gpus, list(map(str, gpus)))
+        axis.minorticks_off()
         axis.set_title("What does not shrink with more GPUs (model)", loc="left", fontsize=10)
         axis.legend()
         figure.savefig(path, dpi=160, facecolor="white")
