@@ -45,6 +45,7 @@ class AutoscaledCluster(Command):
             "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
             "RAY_CLOUD_INSTANCE_ID": _HEAD_ID,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_raylet_start_wait_time_s": "300",  # of a machine that does much else
         }
         super().__init__([sys.executable, "-m", "ray.scripts.scripts", *words], env={**os.environ, **environment})
         self.wait_for(lambda: "Ray runtime started" in self.printed)

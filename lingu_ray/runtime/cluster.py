@@ -13,6 +13,8 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 # Some clouds give a machine half a minute to end: every second of it counts.
 os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+# Ray Train counts on a dead node for up to 20 seconds, and waits for room there before it looks anew.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 # Objects are freed at once, not once a second: the next KV reuses their pages, which are mapped already. Writing to new
 # pages takes several times as long. A cluster that was started elsewhere needs this in its own environment.
 os.environ.setdefault("RAY_free_objects_batch_size", "1")
