@@ -16,9 +16,9 @@ from pathlib import Path
 
 import psutil
 import ray
-from ray._private.internal_api import node_stats
 
 RAY = Path(sys.executable).with_name("ray")
+_RAYLET = Path(ray.__file__).parent / "core/src/ray/raylet/raylet"
 STARTED = "Ray runtime started"
 STORE_MB = 200  # of each node's object store
 START_S = 120
@@ -79,6 +79,11 @@ class LocalNodes:
                         one.kill()
             started.wait()
 
+    def fullest_store(self) -> int:
+        """Most bytes that an object store has held, by its raylet's shared memory, which keeps its pages."""
+        held = [Path(f"/proc/{raylet.pid}/status").read_text() for raylet in self.titled(str(_RAYLET))]
+        return max(int(re.findall(r"RssShmem:\s*(\d+) kB", status)[0]) for status in held) * 1024
+
     def titled(self, title: str) -> list[psutil.Process]:
         """Processes of the nodes whose title begins so."""
         found = []
@@ -104,12 +109,6 @@ def sent_among(processes: list[psutil.Process]) -> int:
 def processor_seconds(processes: list[psutil.Process]) -> float:
     """Processor time of processes so far."""
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
-
-
-def fullest_store() -> int:
-    """Bytes in the fullest object store of the cluster that this process has joined."""
-    addresses = [(node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes() if node["Alive"]]
-    return max(node_stats(*address, False).store_stats.object_store_bytes_used for address in addresses)
 
 
 def _free_port() -> int:

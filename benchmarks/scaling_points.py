@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import ray
 import torch
 from pydantic import Field, PositiveInt
 from safetensors import safe_open
 from transformers import AutoConfig, AutoProcessor
 
-from benchmarks.local_nodes import LocalNodes, fullest_store, processor_seconds, sent_among
+from benchmarks.local_nodes import LocalNodes, processor_seconds, sent_among
 from benchmarks.report import BenchmarkConfig, Row, publish
 from benchmarks.scaling import all_reduce_bytes, checkpoint_bytes, kv_bytes
 from benchmarks.soak import started
@@ -107,7 +106,6 @@ class Counts:
 def train(words: list[str], folder: RunFolder, cluster: LocalNodes, steps: int) -> Counts:
     """Train on the cluster, and count between `FIRST` and the last step that is seen before the end."""
     os.environ |= cluster.env | {"RAY_ADDRESS": cluster.address}
-    ray.init(cluster.address, log_to_driver=False)
     store, first, last = 0, None, None
     with started(words) as driver:
         drivers = [psutil.Process(driver.pid)]
@@ -118,9 +116,8 @@ def train(words: list[str], folder: RunFolder, cluster: LocalNodes, steps: int) 
                 controllers, workers = cluster.titled("ray::TrainController"), cluster.titled("ray::RayTrainWorker")
                 now = step, sent_among(workers), *map(processor_seconds, (drivers, controllers))
                 first, last = first or now, now
-                store = max(store, fullest_store())
+                store = max(store, cluster.fullest_store())
             time.sleep(POLL_S)
-    ray.shutdown()
     if driver.returncode or first is None or last is None or last[0] == first[0]:
         raise UserError(f"lingu_ray.train {' '.join(words)} ended with {driver.returncode}, or too early to be counted")
     passed = last[0] - first[0]

@@ -27,6 +27,13 @@ PROGRAMS = {
 """By what stands in a command line: the program's name in docs/operations.md."""
 
 
+ADDRESSES = {
+    **dict.fromkeys(("0.0.0.0", "*", "[::]"), "every address"),
+    **dict.fromkeys(("127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"), "127.0.0.1"),
+}
+"""What `ss` prints, in the words of docs/operations.md; any other is the node's own."""
+
+
 def three_free_ports() -> int:
     """The first of three ports that nobody listens on, below those of outgoing connections."""
     for first in range(20000 + os.getpid() % 3000 * 3, 32000, 3):
@@ -56,8 +63,8 @@ class Local:
         arguments = " ".join(map(str, words))
         return self.shell(f"source {self.state}/env; {SUBMIT} {options} -- python -m lingu_ray.train {arguments}", code)
 
-    def listeners(self) -> dict[int, tuple[str, bool]]:
-        """By port: the program that listens, and whether on more than this machine, as `ss` says it."""
+    def listeners(self) -> set[tuple[str, str, int]]:
+        """The programs that listen, on which kind of address, and port, as `ss` says it."""
         programs = {}
         for process in living(*self.mark):
             try:
@@ -65,12 +72,11 @@ class Local:
             except psutil.Error:
                 continue
         printed = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
-        found = {}
+        found = set()
         for line in printed.splitlines():
             address, _, port = line.split()[3].rpartition(":")
             owners = [programs[int(pid)] for pid in re.findall(r"pid=(\d+)", line) if int(pid) in programs]
-            if owners:
-                found[int(port)] = (owners[0], address not in ("127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"))
+            found |= {(owner, ADDRESSES.get(address, "the node's address"), int(port)) for owner in owners[:1]}
         return found
 
 
