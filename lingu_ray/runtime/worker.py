@@ -31,7 +31,7 @@ from lingu_ray.runtime.checkpoint import (
 )
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
-from lingu_ray.runtime.elastic import save_asked, wait_for_the_end
+from lingu_ray.runtime.elastic import save_asked, wait_to_be_ended
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
@@ -129,7 +129,7 @@ class Worker:
                 if stop and step < self.last_step:
                     return
                 if save and step < self.last_step:
-                    wait_for_the_end()
+                    wait_to_be_ended()
         if step == settings.steps:
             self._export()
 
@@ -261,7 +261,6 @@ class Worker:
         keep = self.config.train.keep_last
         save_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer, state, keep)
         self.saved_step = state.step
-        save_asked.clear()
         log.info("saved step %d", state.step)
         if is_main_process():
             self.metrics.saved()
