@@ -43,9 +43,19 @@ class Need:
 def workers(settings: RayConfig, use_gpu: bool, runs: int = 1) -> Need:
     """What the fewest workers need that so many runs train with."""
     count = settings.min_workers * runs
-    return Need(
-        f"ray.num_workers={count}", count, tuple(worker_resources(settings, use_gpu).items()), settings.placement
-    )
+    return Need(f"ray.num_workers={count}", count, _resources(settings, use_gpu), settings.placement)
+
+
+def check_most_workers(settings: RayConfig, use_gpu: bool) -> None:
+    """Raise UserError where an autoscaler may never start the most workers: Ray Train asks it for all or for none."""
+    most = settings.max_workers
+    if settings.min_workers < most and has_autoscaler():
+        resources = _resources(settings, use_gpu)
+        check_resources(Need(f"ray.num_workers.max={most}", most, resources, settings.placement))
+
+
+def _resources(settings: RayConfig, use_gpu: bool) -> tuple[tuple[str, float], ...]:
+    return tuple(worker_resources(settings, use_gpu).items())
 
 
 def worker_resources(settings: RayConfig, use_gpu: bool) -> dict[str, float]:

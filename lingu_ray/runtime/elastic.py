@@ -22,7 +22,7 @@ _POLL_S = 0.2
 _ENDED_WITHIN_S = 5.0
 
 save_asked = threading.Event()
-"""In the main worker's process: a checkpoint is wanted after this step. Whoever saves clears it."""
+"""In the main worker's process: a checkpoint is wanted after this step."""
 
 
 class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
@@ -46,13 +46,14 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
         deadline = time.monotonic() + _SAVED_WITHIN_S
         while time.monotonic() < deadline and self.group.execute_single(0, _is_asked):
             status = self.group.poll_status(_POLL_S)  # without it, workers that report would wait for ever
-            if status.errors or status.finished:
+            if status.errors or status.finished:  # after the last step the workers export, and end
                 return
             time.sleep(_POLL_S)
 
 
-def wait_for_the_end() -> None:
-    """Called by a worker that has saved because it is about to be ended; it goes on where it was not."""
+def wait_to_be_ended() -> None:
+    """Called by each worker when the checkpoint that was asked for is complete; goes on if it was not ended."""
+    save_asked.clear()
     time.sleep(_ENDED_WITHIN_S)
 
 

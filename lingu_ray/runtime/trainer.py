@@ -25,7 +25,7 @@ from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
 from lingu_ray.runtime.also import check_also
-from lingu_ray.runtime.capacity import can_hold, uses_gpu, wait_for_nodes, worker_resources, workers
+from lingu_ray.runtime.capacity import can_hold, check_most_workers, uses_gpu, wait_for_nodes, worker_resources, workers
 from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged
 from lingu_ray.runtime.elastic import SaveBeforeResize
 from lingu_ray.runtime.environment import record_environment
@@ -142,7 +142,9 @@ class Run:
 
     def prepare(self) -> None:
         """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
-        wait_for_nodes(workers(self.config.ray, uses_gpu(self.config.ray)), self.config.ray.wait_for_nodes_s)
+        settings, use_gpu = self.config.ray, uses_gpu(self.config.ray)
+        check_most_workers(settings, use_gpu)
+        wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)

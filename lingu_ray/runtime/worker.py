@@ -32,7 +32,7 @@ from lingu_ray.runtime.checkpoint import (
 from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
-from lingu_ray.runtime.elastic import save_asked, wait_for_the_end
+from lingu_ray.runtime.elastic import save_asked, wait_to_be_ended
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.metrics import MetricsFile
@@ -142,7 +142,7 @@ class Worker:
                 if leaving and step < self.last_step:
                     raise preempted()
                 if save and step < self.last_step:
-                    wait_for_the_end()
+                    wait_to_be_ended()
         if step == settings.steps:
             self._export()
 
@@ -278,7 +278,6 @@ class Worker:
         self.saved_step = state.step
         if wait:
             self.checkpoints.wait()
-            save_asked.clear()
 
     def _saved(self, path: Path) -> None:
         """What follows a complete checkpoint; in a thread of the first worker, and the next checkpoint waits for it."""

@@ -14,7 +14,9 @@ import json, sys
 import ray
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.capacity import Need, check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
+from lingu_ray.runtime.capacity import (
+    Need, check_most_workers, check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
+)
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="WARNING")
 found = {}
@@ -26,6 +28,7 @@ def refused(name, check, *arguments):
         found[name] = str(error)
 
 found["before"] = [room({"CPU": 1}), uses_gpu(RayConfig()), uses_gpu(RayConfig(num_workers=5))]
+refused("most", check_most_workers, RayConfig(num_workers={"min": 1, "max": 3}), True)
 refused("many", check_resources, workers(RayConfig(num_workers=5), use_gpu=True))
 refused("large", check_resources, workers(RayConfig(num_workers=2, cpus_per_worker=64), use_gpu=False))
 refused("late", wait_for_nodes, Need("this", 1, (("broken", 1),)), 4)
@@ -49,6 +52,7 @@ def test_what_a_cluster_can_have_decides():
     assert found["before"] == [0, True, False]
     assert "ray.num_workers=5 needs 5 × (1 CPU, 1 GPU), and the cluster has room for" in found["many"]
     assert "raise the limits of its autoscaler" in found["many"]
+    assert "ray.num_workers.max=3 needs 3 × (1 CPU, 1 GPU)" in found["most"]
     assert "no node that the cluster has, or that its autoscaler may start, holds 64 CPU" in found["large"]
     assert "this needs 1 × (1 broken), and the cluster has room for 0, after 4 s" in found["late"]
     assert "some could not be started" in found["late"]
