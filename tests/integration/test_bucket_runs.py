@@ -6,7 +6,6 @@ Driver and workers share no folder: these have the cache of the tests' Ray, the 
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import commands
@@ -113,32 +112,44 @@ def test_a_run_in_a_bucket_is_the_local_one(bucket, data, tmp_path, local, capsy
     assert run in printed and "seed" not in printed
 
 
-def test_killed_stopped_and_resumed_elsewhere(bucket, data, tmp_path, local, warm_workers):
+def start(path: Path, node: Path) -> commands.Command:
+    """The run as a command with a Ray of its own, whose processes keep their folders in `node`."""
+    return commands.start_warm("lingu_ray.train", path, env={storage.CACHE: str(node)})
+
+
+def states(run: str) -> list[str]:
+    """The checkpoints that have their marker, oldest first."""
+    return sorted(name.removesuffix("/state.json") for name in names(run) if name.endswith("/state.json"))
+
+
+def test_killed_and_resumed_elsewhere(bucket, data, tmp_path, local, warm_workers, caplog):
     """SIGKILL of everything, with all local folders deleted, loses the steps since the newest checkpoint. Without its
-    marker, as where its upload is cut off, the one before is resumed from, with a warning. Ctrl-C saves into the
-    bucket. In the end all is as if nothing had happened."""
+    marker, as where its upload is cut off, the one before is resumed from, with a warning; the end is the same."""
     path, run = in_bucket(data, bucket, tmp_path), f"{bucket}/tiny"
-
-    def start(node: str) -> commands.Command:
-        return commands.start_warm("lingu_ray.train", path, env={storage.CACHE: str(tmp_path / node)})
-
-    with start("one") as command:
+    with start(path, tmp_path / "node") as command:
         command.wait_for(lambda: "checkpoints/step-00000016/state.json" in names(run))
         command.kill()
-    shutil.rmtree(tmp_path / "one")
+    shutil.rmtree(tmp_path / "node")
     assert not any(name.startswith("export") for name in names(run))
-    newest = max(name for name in names(run) if name.endswith("/state.json")).removesuffix("/state.json")
+    newest = states(run)[-1]
     storage.delete(f"{run}/{newest}/state.json")
-    with start("two") as command:
-        begin = time.time()
-        command.wait_for(lambda: records(f"{run}/metrics.jsonl")[-1]["time"] > begin)
+    train.main([str(path)])
+    assert f"{run}/{newest}: its upload was cut off; it is not resumed from" in caplog.text
+    assert_same_run(run, str(local.run_dir))
+
+
+@pytest.mark.long
+def test_stopped_and_resumed(bucket, data, tmp_path, local, warm_workers):
+    """Ctrl-C saves the step into the bucket and says where; the same command resumes from there, to the same end."""
+    path, run = in_bucket(data, bucket, tmp_path), f"{bucket}/tiny"
+    with start(path, tmp_path / "node") as command:
+        command.wait_for(lambda: records(f"{run}/metrics.jsonl"))
         command.signal_group(signal.SIGINT)
         printed = command.finish(130)
-    assert f"{run}/{newest}: its upload was cut off; it is not resumed from" in printed
     assert f"run the same command again to resume ({run})" in printed and SECRET not in printed
-    stopped = max(json.loads(read(f"{run}/{name}"))["step"] for name in names(run) if name.endswith("/state.json"))
+    stopped = json.loads(read(f"{run}/{states(run)[-1]}/state.json"))["step"]
     assert stopped == records(f"{run}/metrics.jsonl")[-1]["step"] < TRAIN["steps"]
-    with start("three") as command:
+    with start(path, tmp_path / "another") as command:
         command.finish()
     assert_same_run(run, str(local.run_dir))
 
