@@ -276,19 +276,6 @@ def _fit(runs: Sequence[Run]) -> None:
 
 def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     # Any: `ray.train` types its classes as either generation of its API
-    settings = config.ray
-    use_gpu, fewest, most = uses_gpu(settings), settings.min_workers, settings.max_workers
-    count: Any = most if fewest == most else (fewest, most)
-    scaling_config: Any = ScalingConfig
-    scaling = scaling_config(
-        num_workers=count,
-        use_gpu=use_gpu,
-        resources_per_worker=worker_resources(settings, use_gpu),
-        placement_strategy=settings.placement,
-        elastic_resize_monitor_interval_s=settings.check_every_s,
-    )
-    # NCCL wants a GPU for each worker.
-    collectives = TorchConfig(backend="gloo" if settings.shares_gpus else None)
     failures = _failures(config.ray)
     name = time.strftime("%Y%m%d-%H%M%S")
     callbacks: Any = [NoRetryOfUserErrors(), NoteFailures(folder.ray), SaveBeforeResize()]
@@ -296,10 +283,28 @@ def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     return TorchTrainer(
         train_worker,
         train_loop_config=vars(job),
-        torch_config=collectives,
-        scaling_config=scaling,
+        torch_config=collectives(config.ray),
+        scaling_config=scaling(config.ray, uses_gpu(config.ray)),
         run_config=storage,
     )
+
+
+def scaling(settings: RayConfig, use_gpu: bool) -> Any:
+    """What Ray Train is told of the workers: their number, and what each gets where."""
+    fewest, most = settings.min_workers, settings.max_workers
+    config: Any = ScalingConfig
+    return config(
+        num_workers=most if fewest == most else (fewest, most),
+        use_gpu=use_gpu,
+        resources_per_worker=worker_resources(settings, use_gpu),
+        placement_strategy=settings.placement,
+        elastic_resize_monitor_interval_s=settings.check_every_s,
+    )
+
+
+def collectives(settings: RayConfig) -> TorchConfig:
+    """How the workers talk: NCCL wants a GPU for each, so those that share one use gloo."""
+    return TorchConfig(backend="gloo" if settings.shares_gpus else None)
 
 
 def _failures(settings: RayConfig) -> Any:
