@@ -154,7 +154,7 @@ def row_of(options: ScalingConfig, gpus: int) -> Row:
     hours = steps * step_s / HOUR
     corpus = options.samples * options.row_bytes
     rows_a_second = options.rows_per_step / step_s
-    donated = options.distilled * options.prompt * rows_a_second / gpus
+    donated = options.distilled * (options.prompt - 1) * rows_a_second / gpus  # the last one is the teacher's
     kv = kv_bytes(options.layers, options.kv_heads, options.head_dim, donated, number=2)
     return {
         "gpus": gpus,

@@ -140,9 +140,10 @@ def _kv_modeled(config: Config, folder: RunFolder, corpus: Corpus) -> float:
         for row in corpus.rows(corpus.positions(step, config.train.rows_per_step)):
             if row.source in distilled:
                 sample = encoder.encode(row)
-                donated += len(sample) - int(sample.supervised_T.sum())
+                donated += len(sample) - int(sample.supervised_T.sum()) - 1  # the prompt but for its last token
     shape = AutoConfig.from_pretrained(config.teacher.path)
-    heads, width = shape.num_key_value_heads, shape.hidden_size // shape.num_attention_heads
+    heads = shape.num_key_value_heads
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     number = 2 if config.train.precision == "bf16" else 4
     return kv_bytes(shape.num_hidden_layers, heads, width, donated, number)
 
@@ -152,7 +153,7 @@ def _elements(checkpoint: Path) -> tuple[int, int]:
     with safe_open(checkpoint / "model.safetensors", "pt") as file:
         sizes = [torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()]  # noqa: SIM118
     moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    return sum(sizes), max(sum(tensor.numel() for tensor in kept.values()) for kept in moments.values())
+    return sum(sizes), sum(kept["exp_avg"].numel() for kept in moments.values())
 
 
 def _bytes(folder: Path) -> int:
