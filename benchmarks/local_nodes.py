@@ -18,7 +18,7 @@ import psutil
 import ray
 
 RAY = Path(sys.executable).with_name("ray")
-_RAYLET = Path(ray.__file__).parent / "core/src/ray/raylet/raylet"
+_RAYLET = Path(ray.__file__).resolve().parent / "core/src/ray/raylet/raylet"
 STARTED = "Ray runtime started"
 STORE_MB = 200  # of each node's object store
 START_S = 120

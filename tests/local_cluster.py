@@ -22,7 +22,7 @@ PROGRAMS = {
     r"client\.server": "Ray client server",
     r"dashboard": "dashboard",
     r"monitor\.py": "metrics",
-    r"ray::|default_worker|lingu_ray\.train": "workers and drivers",
+    r"ray::|default_worker|lingu_ray\.train|ray\.init": "workers and drivers",
 }
 """By what stands in a command line: the program's name in docs/operations.md."""
 
