@@ -63,6 +63,11 @@ class Local:
         arguments = " ".join(map(str, words))
         return self.shell(f"source {self.state}/env; {SUBMIT} {options} -- python -m lingu_ray.train {arguments}", code)
 
+    def address(self) -> str:
+        """Where a driver of this cluster finds it; Ray's `auto` may find another one of the machine."""
+        commands = (" ".join(process.cmdline()) for process in living(*self.mark))
+        return next(found[1] for command in commands if (found := re.search(r"--gcs-address=(\S+)", command)))
+
     def listeners(self) -> set[tuple[str, str, int]]:
         """The programs that listen, on which kind of address, and port, as `ss` says it."""
         programs = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from commands import Command
 from local_cluster import Local, said_to_listen
+from ports import free_port
 from processes import kill_all
 
 pytestmark = [
@@ -42,6 +43,8 @@ def local() -> Iterator[Local]:
     """A cluster as `clusters/local/up.sh` starts it."""
     with tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True) as folder:
         cluster = Local(Path(folder))
+        # Ray's own two are the same in each cluster, and the second of a machine goes without.
+        cluster.env |= {"AUTOSCALER_METRIC_PORT": str(free_port()), "DASHBOARD_METRIC_PORT": str(free_port())}
         cluster.shell(f"clusters/local/up.sh --num-cpus=1 --temp-dir={folder}")
         yield cluster
         kill_all(*cluster.mark)
@@ -61,7 +64,7 @@ def test_the_table_is_what_listens(local: Local):
     """With a driver and a worker: each program that listens is in the table and the other way round, none on more
     addresses than it says; what asks for the token refuses another one, or none; and numbers alone are open."""
     driver = f"source {local.state}/env; exec python -c '{DRIVER}'"
-    with Command(["bash", "-c", driver], env={**local.env, "RAY_ADDRESS": "auto"}) as command:
+    with Command(["bash", "-c", driver], env={**local.env, "RAY_ADDRESS": local.address()}) as command:
         command.wait_for(lambda: "ready" in command.printed)
         said = said_to_listen()
         command.wait_for(lambda: {name for name, _, _ in local.listeners()} >= said.keys() - NOT_HERE, seconds=60)
