@@ -114,25 +114,29 @@ def wait_for_nodes(need: Need, within_s: float) -> None:
     with NodeRequest(need.bundle, need.count, need.strategy) as request:
         deadline = time.monotonic() + within_s
         while True:
-            left = max(0, deadline - time.monotonic())
-            missing = f"{need.setting} needs {need}, and the cluster has room for {room(need.bundle)}"
-            plan = request.plan()
-            log.info("%s; %s. Waiting for up to %d s more (ray.wait_for_nodes_s)", missing, _news(plan), left)
+            left = max(0.0, deadline - time.monotonic())
+            log.info("waiting for nodes, for up to %d s more (ray.wait_for_nodes_s)", left)
             if request.met(int(min(left, _SAY_EVERY_S))) or has_room(need):
                 return
+            news = f"{_missing(need)}; {_news(request.plan())}"
             if time.monotonic() >= deadline:
                 raise UserError(
-                    f"{missing}, after {within_s:g} s (ray.wait_for_nodes_s): {_news(request.plan())}. "
-                    "See `ray status` on the head node; give it longer, or ask for less"
+                    f"{news}. That is so after {within_s:g} s (ray.wait_for_nodes_s): see `ray status` on the head "
+                    "node; give it longer, or ask for less"
                 )
+            log.info("%s", news)
+
+
+def _missing(need: Need) -> str:
+    return f"{need.setting} needs {need}, and the cluster has room for {room(need.bundle)}"
 
 
 def _refusal(need: Need) -> str | None:
     """Why the cluster can never hold more than it has; None where its autoscaler can start what is missing."""
-    cannot = f"{need.setting} needs {need}, and the cluster has room for {room(need.bundle)}"
-    alone = replace(need, count=1)
+    cannot, alone = _missing(need), replace(need, count=1)
     if not has_autoscaler():
         return f"{cannot}: {_too_small(alone)}ask for less, or add nodes: it has no autoscaler (version 2) that would"
+    log.info("%s: asking its autoscaler", cannot)
     plan = _plan(need)
     if plan is None:
         return f"{cannot}: ask for less, or add nodes: its autoscaler does not answer"

@@ -54,6 +54,6 @@ def test_what_a_cluster_can_have_decides():
     assert "raise the limits of its autoscaler" in found["many"]
     assert "ray.num_workers.max=3 needs 3 × (1 CPU, 1 GPU)" in found["most"]
     assert "no node that the cluster has, or that its autoscaler may start, holds 64 CPU" in found["large"]
-    assert "this needs 1 × (1 broken), and the cluster has room for 0, after 4 s" in found["late"]
-    assert "some could not be started" in found["late"]
+    assert "this needs 1 × (1 broken), and the cluster has room for 0; " in found["late"]
+    assert "some could not be started" in found["late"] and "That is so after 4 s" in found["late"]
     assert found["after"] == [2, 4, True]
