@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, PlainValidator, ValidationInfo, WithJsonSchema
 
 from lingu_ray import storage
 from lingu_ray.errors import UserError
@@ -127,9 +127,11 @@ def task_path(path: str, info: ValidationInfo) -> str:
     return path if info.data.get("type") == "lm_eval" and not path.endswith((".yaml", ".yml")) else data_path(path)
 
 
-def output_folder(path: object) -> object:
-    """A folder that results go to, made absolute, or a location (errors as `location`); what is no path, as it is."""
-    return location(str(path)) or absolute(path) if isinstance(path, str | Path) else path
+def output_folder(path: object) -> Path | str:
+    """A folder that results go to, made absolute, or a location (errors as `location`, and for what is no path)."""
+    if not isinstance(path, str | Path):
+        raise NoPath("give a folder, or a location in a bucket: s3://bucket/runs")
+    return location(str(path)) or absolute(path)
 
 
 def data_folder(path: str) -> str:
@@ -186,7 +188,7 @@ def _first_line(error: Exception) -> str:
 
 
 LocalPath = Annotated[Path, AfterValidator(absolute)]
-OutputFolder = Annotated[Path | str, BeforeValidator(output_folder), WithJsonSchema({"type": "string"})]
+OutputFolder = Annotated[Path | str, PlainValidator(output_folder), WithJsonSchema({"type": "string"})]
 DataFolder = Annotated[str, AfterValidator(data_folder)]
 ModelPath = Annotated[str, AfterValidator(model_path)]
 DataPath = Annotated[str, AfterValidator(data_path)]

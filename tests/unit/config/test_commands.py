@@ -14,7 +14,20 @@ from lingu_ray.commands import COMMANDS, as_called, guide_path, recipes
 from lingu_ray.errors import UserError
 
 ROOT = Path(__file__).parents[3]
-NAMES = ("checkpoint", "earlier_turns", "evaluate", "loss", "rounding", "small_step", "soak", "step", "transport")
+NAMES = (
+    *(
+        "checkpoint",
+        "earlier_turns",
+        "evaluate",
+        "loss",
+        "readings",
+        "rounding",
+        "scaling",
+        "scaling_points",
+        "small_step",
+    ),
+    *("soak", "step", "transport"),
+)
 BENCHMARKS = [f"benchmarks.{name}" for name in NAMES]
 
 
