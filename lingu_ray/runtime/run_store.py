@@ -32,7 +32,9 @@ INITIAL_MODEL_MARKER = "tokenizer_config.json"
 """The file of a folder that is put last; without it none of the three is loaded."""
 
 _TREE = re.compile(r"(?P<run>(?:.*?/)??)(?P<tree>checkpoints/step-\d+|export|initial_model)/(?P<file>.+)")
-_OF_WORKERS = re.compile(r"(?P<run>(?:.*/)?)(?:metrics\.jsonl|samples\.jsonl|exported\.json|logs/rank-\d+\.jsonl)")
+_OF_WORKERS = re.compile(
+    r"(?P<run>(?:.*/)?)(?:metrics\.jsonl|samples\.jsonl|exported\.json|logs/(?:rank|teacher)-\d+\.jsonl)"
+)
 _NOBODYS = re.compile(rf"(?:.*/)?(?:\.ray/.*|{re.escape(NAME)}|\.(?:[^/]*\.tmp|report-[^/]*)(?:/.*)?)")
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 

@@ -67,7 +67,7 @@ class BucketStore(WorkerStore):
         self.whole: set[str] = set()
         self.putting = threading.Lock()
         self.holder = lease.holder()
-        self.own = {f"logs/rank-{rank}.jsonl"}
+        self.own = {f"logs/{process}-{rank}.jsonl" for process in ("rank", "teacher")}
         if self.is_main:
             self.own |= {path.name for path in (self.folder.metrics, self.folder.samples, self.folder.exported)}
         self._fetch()

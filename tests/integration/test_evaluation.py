@@ -184,7 +184,7 @@ def test_what_the_cluster_never_holds_is_refused(
     models: dict[str, Path], many: EvaluationConfig, tmp_path: Path
 ) -> None:
     """Instead of waiting for ever."""
-    with pytest.raises(UserError, match=r"evaluation\.replicas=3 .* need 3 CPU, and the cluster has 2"):
+    with pytest.raises(UserError, match=r"evaluation\.replicas=3 .* needs 3 × \(1 CPU\), .* has room for 2: ask"):
         evaluate({"teacher": models["teacher"]}, many.model_copy(update={"replicas": 3}), tmp_path)
 
 
