@@ -41,7 +41,7 @@ from lingu_ray.errors import run_command
 from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.checkpoint import CheckpointState
 from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
-from lingu_ray.runtime.distributed import clip_gradients, sum_gradients, zero_gradients
+from lingu_ray.runtime.distributed import clip_gradients, is_main_process, sum_gradients, zero_gradients
 from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.prepare import prepare
 from lingu_ray.runtime.step import MicroBatches
@@ -127,7 +127,8 @@ def _rows(settings: Row, folder: Path, device: torch.device) -> list[Row]:
         settings["repeats"],
     )
     size = writers["whole"].bytes
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if is_main_process():  # the others are ahead of it: it completes the last one
+        shutil.rmtree(folder / "checkpoints")
     return [_row(layout, size, timings, settings["steps"], memory[layout]) for layout in LAYOUTS]
 
 
