@@ -17,6 +17,7 @@ from ports import free_port
 from processes import kill_all
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.skipif(shutil.which("ss") is None, reason="ss (iproute2) is not installed"),

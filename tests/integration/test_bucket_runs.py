@@ -183,6 +183,7 @@ def test_an_evaluation_in_a_bucket(bucket, tasks, tmp_path, ray_cluster, capsys)
     assert json.loads(read(f"{out}/recovery.json")) == scores
 
 
+@pytest.mark.long
 def test_a_sweep_in_a_bucket(bucket, tasks, tmp_path, ray_cluster, capsys):
     """Two trials are trained, measured and ranked; only the better model is kept; found again by who has no folder of
     before, and nothing is trained again."""
