@@ -19,7 +19,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnschedulableError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.models import load_teacher
+from lingu_ray.runtime.preemption import preempted
 from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,8 @@ class TeacherActorClient:
     def _get(self, ref: ray.ObjectRef) -> TensorBytes:
         try:
             return ray.get(ref)
+        except ActorUnschedulableError as error:  # the node takes nothing new: it leaves, as this worker begins
+            raise preempted() from error
         except RayActorError as error:
             if _OWNER_DIED in str(error):  # the worker that had started it: all start again
                 raise

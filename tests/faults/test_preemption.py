@@ -74,6 +74,7 @@ def test_nodes_are_taken_away(cluster, data, tmp_path):
     with start(cluster, data, tmp_path, "undisturbed") as command:
         command.finish()
     with start(cluster, data, tmp_path, "preempted", max_failures=0, max_preemptions=3) as command:
+        # The second strike may come while the workers of the second group start: they end for it, too.
         watch, groups = Watch(tmp_path / "preempted"), 0
         for rank, step_ends in ((1, True), (0, True), (0, False)):
             groups, begin = groups + 1, watch.step
