@@ -71,12 +71,12 @@ def test_a_run_that_is_signaled_saves_is_queued_again_and_ends_as_if_undisturbed
 
     wait_for(lambda: in_state("RUNNING") and steps_done() >= 2, 400, explain)
     slurm.command("scancel", "--batch", "--signal=USR1", number)
-    # no `in_state`: while it ends to be queued again, SLURM calls it failed
+    # No `in_state` from here on: while a job ends to be queued again, SLURM calls it pending, failed and pending.
     wait_for(lambda: (slurm.job(number)["Restarts"], slurm.job(number)["JobState"]) == ("1", "PENDING"), 300, explain)
     assert 2 <= steps_done() < STEPS
     assert len(list((folder / "checkpoints").iterdir())) == 1, explain()
     slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM itself waits for two minutes
-    wait_for(lambda: in_state("COMPLETED"), 400, explain)
+    wait_for(lambda: slurm.job(number)["JobState"] == "COMPLETED", 400, explain)
 
     run("lingu_ray.train", settings, warm=True)
     exports = [place / "tiny/export/model.safetensors" for place in (output_dir, tmp_path / "plain")]
