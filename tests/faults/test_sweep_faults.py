@@ -21,6 +21,7 @@ def statuses(output):
     return {run.info.run_name: run.info.status for run in runs}
 
 
+@pytest.mark.long
 def test_interrupted_then_killed_then_finished(ray_cluster, data, tmp_path, capsys):
     """Ctrl-C saves all trials and ends with 130; SIGKILL loses at most steps; a third start finishes the sweep."""
     write_adapted_and_tasks(data)

@@ -183,6 +183,7 @@ def test_asha_and_optuna(ray_cluster, tasks, output):
     assert {run.info.status for run in children(folder)} == {"FINISHED", "KILLED"}
 
 
+@pytest.mark.long
 def test_population_finds_a_schedule(ray_cluster, tasks, output):
     """PBT: the run follows the values of its intervals as a schedule, which the best recipe holds."""
     folder = run(
