@@ -30,12 +30,11 @@ import torch.multiprocessing
 from pydantic import Field, PositiveInt
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish
-from benchmarks.step import VOCABULARY, random_student, run_config
+from benchmarks.step import random_student, random_text, run_config
 from lingu_ray.config import Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import make_micro_batches
-from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
 from lingu_ray.paths import LocalPath
@@ -157,7 +156,7 @@ def _training(
     optimizer = make_optimizer(student, train)
     parameters = trained_parameters(optimizer)
     micro_batches = MicroBatches(run_config("unused", "in_process", 0, "fp32"), student, None, device)
-    samples = [_text(position, settings["tokens"]) for position in range(settings["rows"])]
+    samples = [random_text(position, settings["tokens"]) for position in range(settings["rows"])]
     batches = make_micro_batches(samples, settings["rows"] * settings["tokens"], pad_id=0, packing=False)
 
     def step() -> None:
@@ -190,12 +189,6 @@ def _status(name: str) -> int:
     """KiB of this process, by the name that the kernel gives them."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def _text(position: int, tokens: int) -> Sample:
-    ids_T = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(position))
-    supervised_T = torch.arange(tokens) >= tokens // 2
-    return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ import torch
 from pydantic import Field, PositiveInt
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratios
-from benchmarks.step import VOCABULARY, random_student, run_config
+from benchmarks.step import random_student, random_text, run_config
 from lingu_ray.config import Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import make_micro_batches
-from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.distributed import clip_gradients, sum_gradients, zero_gradients
@@ -94,7 +93,7 @@ def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:
     if not ours:
         optimizer = torch.optim.AdamW(trained_parameters(optimizer), lr=1e-6)
     parameters = trained_parameters(optimizer)
-    samples = [_text(position, settings["tokens"]) for position in range(count)]
+    samples = [random_text(position, settings["tokens"]) for position in range(count)]
     batches = make_micro_batches(samples, settings["tokens_per_micro_batch"], pad_id=0, packing=False)
 
     def step() -> None:
@@ -109,12 +108,6 @@ def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def _text(position: int, tokens: int) -> Sample:
-    ids_T = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(position))
-    supervised_T = torch.arange(tokens) >= tokens // 2
-    return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
 
 
 if __name__ == "__main__":

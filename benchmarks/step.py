@@ -198,6 +198,13 @@ def _all_logits_step(
     optimizer.zero_grad(set_to_none=True)
 
 
+def random_text(position: int, tokens: int) -> Sample:
+    """A text of random ids; the second half is its answer."""
+    ids_T = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(position))
+    supervised_T = torch.arange(tokens) >= tokens // 2
+    return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
+
+
 def random_student(settings: Row) -> Idefics3ForConditionalGeneration:
     """A student of the settings' decoder shapes with random weights and a small tower."""
     text = _decoder(settings) | {"vocab_size": VOCABULARY + ADDED, "model_type": "llama"}
