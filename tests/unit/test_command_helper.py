@@ -7,6 +7,8 @@ import psutil
 import pytest
 from commands import Command
 
+pytestmark = pytest.mark.slow  # starts processes, and waits for them
+
 SECONDS = str(10_000_000 + os.getpid())  # by which this test's sleepers are known
 # Three sleepers: a child, a grandchild whose parent has ended, and one in a session of its own.
 CODE = """

@@ -16,6 +16,8 @@ from tuning.space import shipped
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.slow  # builds a wheel, and starts five commands
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:

@@ -13,6 +13,8 @@ from lingu_ray.corpus.formats import prompt_completion
 from lingu_ray.demo import prepare, teacher
 from lingu_ray.evaluation.tasks.load import load_task
 
+pytestmark = pytest.mark.slow  # writes the demo's data, and trains
+
 SMALL = DemoConfig(
     hidden_size=32,
     heads=1,

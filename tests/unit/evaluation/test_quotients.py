@@ -64,6 +64,7 @@ def mean_of_significant(tasks: list[Measured]) -> Quotient:
     return Resampled(float(np.mean([one.value for one in known])), values_R)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [FEW, MANY])
 @pytest.mark.parametrize("truth", [0.0, 0.5, 1.0])
 def test_mean_recovery_is_right_on_average_and_its_interval_covers(truth: float, sizes: Sizes) -> None:

@@ -81,6 +81,7 @@ def test_the_headline_names_tasks_that_the_means_hide(
     assert f"of vision; {said}\n" in printed and said in page
 
 
+@pytest.mark.slow
 def test_figures_suit_a_dark_page(folder: SweepFolder, base: Config) -> None:
     """Every figure stands in the page in the page's own colors, with what it shows in words, and beside it as PNG."""
     tried = [(temperature, w_kd) for temperature in (1, 2, 4) for w_kd in (0.5, 1, 2)]
