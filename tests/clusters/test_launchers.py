@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import importlib.resources
+import importlib.util
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -61,7 +66,10 @@ def test_what_the_guide_promises(cloud: str):
     """The token travels as a file, Ray runs in our image with room in /dev/shm, machines are ended and not stopped,
     the dashboard is for the head alone, and there may be as many workers as a run is given, and none without one."""
     config = launcher(cloud)
-    assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+    assert config["file_mounts"] == {
+        "~/.ray/auth_token": "~/.ray/auth_token",
+        "~/spot_node.py": "clusters/spot_node.py",
+    }
     assert config["docker"]["image"] == f"lingu-ray:{__version__}"
     assert "--shm-size=16g" in config["docker"]["run_options"]
     assert config["provider"]["cache_stopped_nodes"] is False
@@ -175,3 +183,84 @@ def test_ray_starts_the_machines_on_aws(amazon: str):
     provider.terminate_nodes(provider.non_terminated_nodes({}))
     states = [one["State"]["Name"] for group in ec2.describe_instances()["Reservations"] for one in group["Instances"]]
     assert set(states) == {"terminated"}
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """A machine's metadata service, as AWS and Google document it: after `quiet` questions it gives notice."""
+
+    quiet = 1
+
+    def do_PUT(self) -> None:
+        assert self.path == "/latest/api/token" and int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"])
+        self._say(200, "a token")
+
+    def do_GET(self) -> None:
+        cls, aws = type(self), self.path == "/latest/meta-data/spot/instance-action"
+        assert aws or self.path == "/computeMetadata/v1/instance/preempted", self.path
+        allowed = self.headers["X-aws-ec2-metadata-token"] == "a token" or self.headers["Metadata-Flavor"] == "Google"
+        if not allowed:
+            self._say(403, "")
+        elif cls.quiet:
+            cls.quiet -= 1
+            self._say(404 if aws else 200, "FALSE")
+        else:
+            self._say(200, json.dumps({"action": "terminate", "time": "2026-01-01T00:00:00Z"}) if aws else "TRUE")
+
+    def _say(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+# Says that it drains, as `ray start --block` does at SIGTERM, or ends by itself with 5.
+NODE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("drained", flush=True), sys.exit(3)))
+time.sleep(float(sys.argv[1]))
+sys.exit(5)
+"""
+
+
+@pytest.fixture
+def spot_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """clusters/spot_node.py, which asks a metadata service of this machine ten times a second."""
+    server = HTTPServer(("127.0.0.1", 0), type("Service", (Metadata,), {}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{address}/")
+    monkeypatch.setenv("GCE_METADATA_HOST", address)
+    spec = importlib.util.spec_from_file_location("spot_node", ROOT / "clusters/spot_node.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "EVERY_S", 0.1)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield module
+    signal.signal(signal.SIGTERM, handler)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_a_node_drains_at_the_clouds_notice(
+    cloud: str, spot_node: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """At the second answer Ray gets SIGTERM; a service that is away is said once, and Ray runs on to its own end."""
+    assert spot_node.run(cloud, [sys.executable, "-c", NODE, "60"]) == 3
+    assert capfd.readouterr().out == f"{cloud} takes this machine away: Ray drains it\ndrained\n"
+    for name in ("AWS", "GCP"):
+        monkeypatch.setattr(spot_node, name, "http://127.0.0.1:9")
+    assert spot_node.run(cloud, [sys.executable, "-c", NODE, "0.5"]) == 5
+    assert capfd.readouterr().out.count("does not answer, and is asked again") == 1
+
+
+def test_launchers_start_ray_so(spot_node: ModuleType):
+    """Workers are started by it, in the background, with less time to drain than the cloud gives."""
+    for cloud, notice_s in (("aws", 120), ("gcp", 30)):
+        command = launcher(cloud)["worker_start_ray_commands"][-1]
+        assert f"python ~/spot_node.py {cloud} ray start --block" in command and command.endswith("&")
+        assert cloud in spot_node.CLOUDS
+        assert int(command.split("DRAIN_TIMEOUT_S=")[1].split()[0]) <= notice_s - 10

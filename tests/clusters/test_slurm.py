@@ -69,10 +69,18 @@ def test_a_run_that_is_signaled_saves_is_queued_again_and_ends_as_if_undisturbed
         assert state in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", *states), explain()
         return state in states
 
+    def queued_again() -> bool:
+        """Ten seconds long, for while a job ends to be queued again SLURM calls it pending, failed and pending."""
+        deadline = time.monotonic() + 10
+        while (slurm.job(number)["Restarts"], slurm.job(number)["JobState"]) == ("1", "PENDING"):
+            if time.monotonic() > deadline:
+                return True
+            time.sleep(0.2)
+        return False
+
     wait_for(lambda: in_state("RUNNING") and steps_done() >= 2, 400, explain)
     slurm.command("scancel", "--batch", "--signal=USR1", number)
-    # No `in_state` from here on: while a job ends to be queued again, SLURM calls it pending, failed and pending.
-    wait_for(lambda: (slurm.job(number)["Restarts"], slurm.job(number)["JobState"]) == ("1", "PENDING"), 300, explain)
+    wait_for(queued_again, 300, explain)
     assert 2 <= steps_done() < STEPS
     assert len(list((folder / "checkpoints").iterdir())) == 1, explain()
     slurm.command("scontrol", "update", f"JobId={number}", "StartTime=now")  # SLURM itself waits for two minutes
