@@ -150,10 +150,18 @@ def _kv_modeled(config: Config, folder: RunFolder, corpus: Corpus) -> float:
 
 def _elements(checkpoint: Path) -> tuple[int, int]:
     """Numbers of the model's weights, and of those that are trained."""
-    with safe_open(checkpoint / "model.safetensors", "pt") as file:
-        sizes = [torch.Size(file.get_slice(name).get_shape()).numel() for name in file.keys()]  # noqa: SIM118
-    moments = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-    return sum(sizes), sum(kept["exp_avg"].numel() for kept in moments.values())
+    weights, moments = (_sizes(checkpoint, kind) for kind in ("model", "optimizer"))
+    return sum(weights.values()), sum(size for name, size in moments.items() if name.startswith("exp_avg."))
+
+
+def _sizes(checkpoint: Path, kind: str) -> dict[str, int]:
+    """Elements of each tensor of a checkpoint, one file or a part of each worker's."""
+    sizes: dict[str, int] = {}
+    for path in checkpoint.glob(f"{kind}*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                sizes[name] = sizes.get(name, 0) + torch.Size(file.get_slice(name).get_shape()).numel()
+    return sizes
 
 
 def _bytes(folder: Path) -> int:
