@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 120
+STEPS = 500  # of tenths of a second: the end comes long after the signal
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_run_that_is_signaled_saves_is_queued_again_and_ends_as_if_undisturbed
 ):
     """Two nodes train; USR1, as SLURM sends it before the time is up, ends the run after a step with a checkpoint and
     requeues the job, which resumes there. The weights are to the bit those of a run without SLURM or a stop."""
-    train = {"steps": STEPS, "samples": 0, "checkpoint_every": 1000, "validate_every": 1000}
+    train = {"steps": STEPS, "samples": 0, "checkpoint_every": 1000, "validate_every": 1000, "rows_per_step": 12}
     settings = write_settings(tmp_path / "run.yaml", data, tmp_path / "plain", train=train, ray={"num_workers": 2})
     output_dir = tmp_path / "shared"
     env = {"LINGU_RAY_STATE": str(tmp_path / "state"), "LINGU_RAY_VENV": sys.prefix, "TMPDIR": str(scratch)}
