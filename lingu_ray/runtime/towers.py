@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.paths import why_not_loaded
 from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
 from lingu_ray.storage import local_copy
+
+log = logging.getLogger(__name__)
 
 SETTING = "student.from_teacher.tower"
 
@@ -66,6 +69,12 @@ def load_tower(settings: VisionConfig, vision: VisionParts) -> States | None:
         )
     except NOT_LOADABLE as error:
         raise UserError(f"{SETTING}: cannot be loaded: {why_not_loaded(settings.tower, error)}") from error
+    if isinstance(vision.tower, Idefics3VisionConfig) and vision.side & (vision.side - 1):
+        log.warning(
+            "%s: %d patches a side: in bfloat16, and for some numbers in vLLM, Idefics3 gives a few of them a "
+            "neighbor's position; powers of two (8, 16, 32) are exact everywhere",
+            *(SETTING, vision.side),
+        )
     return tower_states(model, vision)
 
 
