@@ -20,6 +20,7 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     Dinov2Config,
+    SiglipConfig,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
 )
@@ -28,13 +29,22 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, VisionConfig
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.models import make_vision
 from lingu_ray.runtime.resume import check_models, check_settings
+from lingu_ray.runtime.towers import load_tower
 from lingu_ray.runtime.trainer import prepare_initial_model
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"image_size": 32, "patch_size": 8}
+TEXT = {"vocab_size": 9, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SIGLIP = SiglipVisionConfig(**SIZES, intermediate_size=48)
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 TOWERS: dict[str, tuple[Any, Any]] = {
-    "siglip": (SiglipVisionConfig(**SIZES, intermediate_size=48), SiglipImageProcessorPil()),
+    "siglip": (SIGLIP, SiglipImageProcessorPil()),
+    "whole siglip": (
+        SiglipConfig(text_config=TEXT | SPECIAL, vision_config=SIGLIP.to_dict()),
+        SiglipImageProcessorPil(image_mean=[0.45, 0.45, 0.45]),
+    ),
     "dinov2": (
         Dinov2Config(**SIZES, mlp_ratio=2),
         BitImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
@@ -53,6 +63,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         AutoModel.from_config(model).save_pretrained(folder / name)
         images.save_pretrained(folder / name)
+    # as a processor of pictures and text is saved
+    own = folder / "whole siglip" / PREPROCESSOR
+    write_json(own.with_name("processor_config.json"), {"image_processor": json.loads(own.read_text())})
+    own.unlink()
     return folder
 
 
@@ -75,6 +89,16 @@ def test_a_run_begins_with_the_tower(name: str, data: Path, tmp_path: Path) -> N
     assert any(patch.equal(tensor) for tensor in states.values() if tensor.shape == patch.shape)
     processor = AutoProcessor.from_pretrained(folder.initial_model).image_processor
     assert list(processor.image_mean) == list(TOWERS[name][1].image_mean) and processor.do_convert_rgb
+
+
+def test_sides_that_are_rounded_in_bfloat16_are_said(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Three patches a side are told, four are exact everywhere."""
+    for size in (32, 24):
+        settings = VisionConfig(tower=str(data / "siglip"), image_size=size, pixel_shuffle=size // 8)
+        assert load_tower(settings, make_vision(settings))
+    assert [record.getMessage().partition(",")[0] for record in caplog.records if record.levelname == "WARNING"] == [
+        "student.from_teacher.tower: 3 patches a side: in bfloat16"
+    ]
 
 
 def changed(part: str) -> Callable[[Path], None]:
