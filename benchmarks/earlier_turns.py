@@ -5,7 +5,7 @@
 
 Rows are conversations of three chats about Python's reference text. Each way of `teacher.earlier_turns` takes whole
 optimizer steps, in turns with plain fine-tuning, `sft`; the teacher is in the worker. Without `student` this is the new
-VLM that recipe smollm2-135m-adapt builds on the teacher: right for times and sizes, but its KD is 0, and left out.
+new VLM on the teacher, with a random tower: right for times and sizes, but its KD is 0, and left out.
 
     ratio_to_sft  processor time of a step over that of the plain steps before and after it
     MiB           KV that the student donates in a step

@@ -3,7 +3,7 @@
     make smollm2
     python -m benchmarks.rounding out=docs/performance
 
-The student is the VLM that recipe smollm2-135m-adapt builds on the teacher, before any training. Whatever is donated,
+The student is a new VLM on the teacher, with a random tower, before any training. Whatever is donated,
 both compute the same numbers, in another order, and with `train.precision=bf16` in another precision: the student's
 weights and the sums between its layers are float32, the teacher's are bfloat16.
 

@@ -1,5 +1,6 @@
 """lingu_ray gives a vision-language model its language back."""
 
+import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 
@@ -11,3 +12,8 @@ except PackageNotFoundError:  # code that travels with a Ray job is not installe
 # Worker and teacher share the cores of a CPU node. OpenMP threads that spin while they wait take them from each other:
 # measured, a forward pass beside another process is up to 18 times slower so. It must be set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# To show or save a configuration of Idefics3 or SmolVLM, Transformers makes one of its class's defaults, whose padding
+# token lies beyond their vocabulary, and warns of that, whatever the model's own says.
+_OF_DEFAULTS = "pad_token_id must be `None` or an integer within the vocabulary (between 0 and 31999), got 128002"
+logging.getLogger("transformers.configuration_utils").addFilter(lambda record: _OF_DEFAULTS not in record.getMessage())

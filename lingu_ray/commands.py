@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": Command("tuning.compare", "compare runs: settings, figures, curves"),
     "merge": Command("lingu_ray.merge", "merge a VLM's decoder with its original LM: the baseline without training"),
     "convert-gguf": Command("lingu_ray.convert_gguf", "convert a GGUF file to a Hugging Face folder"),
+    "convert-dinov2": Command("lingu_ray.convert_dinov2", "convert a DINOv2 in an ONNX file to a Hugging Face folder"),
     "convert-nanovlm": Command("lingu_ray.convert_nanovlm", "convert a nanoVLM checkpoint to a Hugging Face folder"),
     "schema": Command("lingu_ray.schema", "print the JSON schema of a settings file, for editors"),
     "guide": Command("lingu_ray.guide", "read the guide: settings, data formats, variants, resuming, trouble"),

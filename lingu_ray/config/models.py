@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
@@ -10,27 +11,64 @@ from lingu_ray.config.base import Section
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, SEARCHABLE
 from lingu_ray.paths import ModelPath
 
+_RANDOM = {
+    "image_size": 512,
+    "patch_size": 16,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "layers": 12,
+    "heads": 12,
+    "pixel_shuffle": 4,
+}
+_OF_TOWER = ("patch_size", "hidden_size", "intermediate_size", "layers", "heads")
+
 
 class VisionConfig(Section):
-    """A new vision tower and projector for `student.from_teacher` (Idefics3/SmolVLM: SigLIP + pixel shuffle)."""
+    """The vision tower and projector of a new VLM: a pretrained `tower`, or a random one of the sizes given here."""
 
-    image_size: PositiveInt = Field(512, description="side of the square input, pixels")
-    patch_size: PositiveInt = Field(16, description="side of one patch, pixels")
-    hidden_size: PositiveInt = Field(768, description="width of the tower")
-    intermediate_size: PositiveInt = Field(3072, description="width of the tower's MLP")
-    layers: PositiveInt = Field(12, description="number of layers")
-    heads: PositiveInt = Field(12, description="attention heads; they divide hidden_size")
-    pixel_shuffle: PositiveInt = Field(4, description="side of the square of patches folded into one image token")
+    # on resume the tower's files are compared instead of its path
+    tower: Annotated[ModelPath | None, MAY_CHANGE] = Field(
+        None,
+        description="a pretrained SigLIP, DINOv2 or CLIP: folder, s3://… or gs://…, or hub id; patches, widths, layers "
+        "and heads are its own then; null: a random tower",
+    )
+    tower_revision: str | None = Field(None, description="hub revision (branch, tag or commit); null: main")
+    image_size: PositiveInt | None = Field(
+        None, description="side of the square input, pixels; null: the tower's own, 512 for a random one"
+    )
+    patch_size: PositiveInt | None = Field(None, description="side of one patch, pixels; null: 16")
+    hidden_size: PositiveInt | None = Field(None, description="width of the tower; null: 768")
+    intermediate_size: PositiveInt | None = Field(None, description="width of the tower's MLP; null: 3072")
+    layers: PositiveInt | None = Field(None, description="number of layers; null: 12")
+    heads: PositiveInt | None = Field(None, description="attention heads; they divide hidden_size; null: 12")
+    pixel_shuffle: PositiveInt | None = Field(
+        None, description="side of the square of patches folded into one image token; null: 4, and none with a CLIP"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_a_random_tower(cls, given: Any) -> Any:
+        """Without a tower, sizes that are not given have their defaults."""
+        if not isinstance(given, dict) or given.get("tower") is not None:
+            return given
+        return given | {name: size for name, size in _RANDOM.items() if given.get(name) is None}
 
     @model_validator(mode="after")
-    def _divides_evenly(self) -> VisionConfig:
-        if self.image_size % (self.patch_size * self.pixel_shuffle):
+    def _fits_together(self) -> VisionConfig:
+        if self.tower is not None:
+            if given := [name for name in _OF_TOWER if getattr(self, name) is not None]:
+                raise ValueError(f"tower says {', '.join(given)} itself: leave them out, or leave out tower")
+            return self
+        if self.tower_revision is not None:
+            raise ValueError("tower_revision belongs to a tower, and there is none: leave it out")
+        sizes = SimpleNamespace(**{name: getattr(self, name) for name in _RANDOM})
+        if sizes.image_size % (sizes.patch_size * sizes.pixel_shuffle):
             raise ValueError(
-                f"image_size {self.image_size} must be a multiple of patch_size × pixel_shuffle "
-                f"= {self.patch_size * self.pixel_shuffle}"
+                f"image_size {sizes.image_size} must be a multiple of patch_size × pixel_shuffle "
+                f"= {sizes.patch_size * sizes.pixel_shuffle}"
             )
-        if self.hidden_size % self.heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of heads {self.heads}")
+        if sizes.hidden_size % sizes.heads:
+            raise ValueError(f"hidden_size {sizes.hidden_size} must be a multiple of heads {sizes.heads}")
         return self
 
 
@@ -59,6 +97,12 @@ class StudentConfig(Section):
         if self.path is None and self.role != "adapted":
             raise ValueError(f"student.role={self.role} says what student.path is: leave it out with from_teacher")
         return self
+
+    @property
+    def tower(self) -> tuple[str, str | None] | None:
+        """Path and revision of a new VLM's pretrained vision tower; None where there is none."""
+        new = self.from_teacher
+        return (new.tower, new.tower_revision) if new is not None and new.tower is not None else None
 
 
 class TeacherConfig(Section):

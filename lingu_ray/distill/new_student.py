@@ -1,16 +1,24 @@
-"""A new student: the teacher's decoder and head with a random vision tower and projector, in the Idefics3 class."""
+"""A new student: the teacher's decoder and head with a vision tower and a random projector.
+
+It is an Idefics3, and with a CLIP tower a LLaVA.
+"""
 
 from __future__ import annotations
 
 from typing import cast
 
 import torch
+from torch import Tensor
 from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
-    Idefics3VisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,9 +26,13 @@ from transformers import (
 )
 
 from lingu_ray.distill.head import output_head
+from lingu_ray.distill.towers import States, VisionParts
 from lingu_ray.errors import UserError
 
-_IMAGE_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
+_IMAGE = "<image>"
+_IMAGE_TOKENS = ("<fake_token_around_image>", _IMAGE, "<end_of_utterance>", "<global-img>")
+# what LLaVA 1.5 takes of its CLIP
+_LAST_BUT_ONE, _WITHOUT_CLASS_TOKEN = -2, "default"
 
 # How the turns of a new VLM are written. `turn_end` must be one token of the teacher's vocabulary.
 _CONTENT = (
@@ -39,37 +51,62 @@ PLAIN = (
 )
 
 
-def build_processor(
-    tokenizer: PreTrainedTokenizerBase, vision: Idefics3VisionConfig, pixel_shuffle: int
-) -> ProcessorMixin:
+def build_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionParts) -> ProcessorMixin:
     """The processor of a new VLM: the teacher's tokenizer with image tokens added, one square per image.
 
-    `pixel_shuffle`: side of the square of patches that become one image token. The chat template is ChatML where the
-    tokenizer has its tokens, else "User: …/Assistant: …<eos>". The tokenizer is changed.
+    The chat template is ChatML where the tokenizer has its tokens, else "User: …/Assistant: …<eos>". The tokenizer is
+    changed.
     """
-    tokenizer.add_special_tokens({"additional_special_tokens": list(_IMAGE_TOKENS)})
-    image_size, patch_size = cast(int, vision.image_size), cast(int, vision.patch_size)
-    side = {"longest_edge": image_size}
-    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False)
     chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_vocab().keys()
-    tokens = (image_size // patch_size // pixel_shuffle) ** 2
     template = CHATML if chatml else PLAIN
     tokenizer.chat_template = template
-    return Idefics3Processor(images, tokenizer, image_seq_len=tokens, chat_template=template)
+    if isinstance(vision.tower, CLIPVisionConfig):
+        return _llava_processor(tokenizer, vision, template)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(_IMAGE_TOKENS)})
+    side = {"longest_edge": cast(int, vision.tower.image_size)}
+    images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False, **vision.images)
+    return Idefics3Processor(images, tokenizer, image_seq_len=vision.image_tokens, chat_template=template)
+
+
+def _llava_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionParts, template: str) -> LlavaProcessor:
+    """LLaVA's, for pictures squeezed into a square: CLIP's own would cut off what is beside the middle."""
+    tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
+    square = dict.fromkeys(("height", "width"), cast(int, vision.tower.image_size))
+    return LlavaProcessor(
+        CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False, **vision.images),
+        tokenizer,
+        patch_size=vision.tower.patch_size,
+        vision_feature_select_strategy=_WITHOUT_CLASS_TOKEN,
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
 
 
 def build_student(
-    teacher: PreTrainedModel, processor: ProcessorMixin, vision: Idefics3VisionConfig, pixel_shuffle: int, seed: int
+    teacher: PreTrainedModel, processor: ProcessorMixin, vision: VisionParts, seed: int, tower: States | None = None
 ) -> PreTrainedModel:
-    """A new VLM in float32 whose decoder and head are the teacher's; `processor` and `vision` as `build_processor`'s.
+    """A new VLM in float32 whose decoder and head are the teacher's; `processor` as `build_processor` makes it.
 
-    Equal seeds give equal towers and projectors. The teacher, in float32, is not changed.
+    `tower`: weights of a pretrained one, as `towers.tower_states` gives them. Equal seeds give equal projectors, and
+    equal towers where it is None. The teacher, in float32, is not changed.
 
     Raises:
         UserError: the decoder that its configuration makes in a VLM has other weights than the teacher's.
     """
     torch.manual_seed(seed)
-    model = Idefics3ForConditionalGeneration(_idefics3_config(teacher.config, processor, vision, pixel_shuffle))
+    config = _student_config(teacher.config, processor, vision)
+    is_llava = isinstance(config, LlavaConfig)
+    model = LlavaForConditionalGeneration(config) if is_llava else Idefics3ForConditionalGeneration(config)
+    if tower is not None:
+        model.get_encoder(modality="image").load_state_dict(tower)
+    _take_decoder(model, teacher)
+    model.generation_config.eos_token_id = _turn_end(processor.tokenizer)
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
+    return model
+
+
+def _take_decoder(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Copy decoder and head of the teacher into the model, which has more tokens."""
     decoder, vocabulary = model.get_decoder(), teacher.config.vocab_size
     states = teacher.get_decoder().state_dict()
     embedding_VD = states.pop("embed_tokens.weight")
@@ -81,30 +118,39 @@ def build_student(
         )
     with torch.no_grad():
         for target_VD, source_VD in (
-            (decoder.get_input_embeddings().weight, embedding_VD),
-            (model.lm_head.weight, output_head(teacher).weight_VD),
+            (cast(Tensor, decoder.get_input_embeddings().weight), embedding_VD),
+            (output_head(model).weight_VD, output_head(teacher).weight_VD),
         ):
             target_VD[:vocabulary] = source_VD
             # new tokens start at the mean of the old ones, so that their logits are no outliers
             target_VD[vocabulary:] = source_VD.mean(0)
-    model.generation_config.eos_token_id = _turn_end(processor.tokenizer)
-    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
-    return model
 
 
-def _idefics3_config(
-    teacher: PreTrainedConfig, processor: ProcessorMixin, vision: Idefics3VisionConfig, pixel_shuffle: int
-) -> Idefics3Config:
+def _student_config(
+    teacher: PreTrainedConfig, processor: ProcessorMixin, vision: VisionParts
+) -> Idefics3Config | LlavaConfig:
     tokenizer = processor.tokenizer
     settings = {name: value for name, value in teacher.to_dict().items() if name != "quantization_config"}  # of GGUF
     text = type(teacher).from_dict({**settings, "vocab_size": max(len(tokenizer), teacher.vocab_size)})
+    common = {
+        "text_config": text,
+        "vision_config": vision.tower,
+        "tie_word_embeddings": bool(teacher.tie_word_embeddings),
+    }
+    image_token = tokenizer.convert_tokens_to_ids(_IMAGE)
+    if isinstance(vision.tower, CLIPVisionConfig):
+        return LlavaConfig(
+            image_token_index=image_token,
+            image_seq_length=vision.image_tokens,
+            vision_feature_layer=_LAST_BUT_ONE,
+            vision_feature_select_strategy=_WITHOUT_CLASS_TOKEN,
+            **common,
+        )
     return Idefics3Config(
-        text_config=text,
-        vision_config=vision,
-        scale_factor=pixel_shuffle,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=vision.pixel_shuffle,
+        image_token_id=image_token,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=bool(teacher.tie_word_embeddings),
+        **common,
     )
 
 

@@ -56,6 +56,10 @@ def _student(settings: StudentConfig) -> str:
     tower = settings.from_teacher
     assert tower is not None  # the settings have one of the two
     side = tower.image_size
+    if settings.tower is not None:
+        size = f"images of {side} × {side}" if side else "images of its own size"
+        shuffle = f", pixel shuffle {tower.pixel_shuffle}" if tower.pixel_shuffle else ""
+        return f"new: the teacher's decoder and the vision tower {_named(*settings.tower)}, for {size}{shuffle}"
     return (
         f"new: the teacher's decoder and a vision tower of {tower.layers} layers, {tower.hidden_size} wide "
         f"(MLP {tower.intermediate_size}, {tower.heads} heads), for images of {side} × {side} in patches of "

@@ -64,8 +64,8 @@ def front_matter(config: Config) -> dict[str, Any]:
     matter: dict[str, Any] = {**_license(config), **_language(config)}
     if bases := hub_ids(config.student.path) if config.student.path else []:
         matter |= {"base_model": bases, "base_model_relation": "finetune"}
-    elif bases := hub_ids(config.teacher.path):
-        matter["base_model"] = bases  # the decoder came from it; no finetune of it, since a vision tower was added
+    elif bases := [*hub_ids(config.teacher.path), *(hub_ids(config.student.tower[0]) if config.student.tower else [])]:
+        matter["base_model"] = bases  # decoder and tower came from them; no finetune of one, since the other was added
     if datasets := [source.path for source in config.training_sources() if is_hub_id(source.path)]:
         matter["datasets"] = list(dict.fromkeys(datasets))
     tags = DISTILLED_TAGS if config.uses_teacher else TAGS
@@ -76,12 +76,12 @@ def _license(config: Config) -> dict[str, Any]:
     """The student's license, since its weights were trained on; the teacher's where the student names none.
 
     Both are ancestors of the decoder's weights. Where neither names a license the card names none: which one applies
-    depends on models and data, and is not guessed.
+    depends on models and data, and is not guessed. So it is where a new VLM's decoder and tower differ in theirs.
     """
-    for card in _ancestors(config):
-        if card.get("license"):
-            return {key: card[key] for key in _LICENSE if card.get(key)}
-    return {}
+    licenses = [{key: card[key] for key in _LICENSE if card.get(key)} for card in _ancestors(config)]
+    if config.student.tower and licenses[0] != licenses[1]:
+        return {}
+    return next((found for found in licenses if "license" in found), {})
 
 
 def _language(config: Config) -> dict[str, Any]:
@@ -90,8 +90,10 @@ def _language(config: Config) -> dict[str, Any]:
 
 
 def _ancestors(config: Config) -> list[dict[str, Any]]:
-    """The front matter of the student's own card, where it is no new model, and of the teacher's."""
-    models = ((config.student.path, config.student.revision), (config.teacher.path, config.teacher.revision))
+    """The front matter of the cards of the student, where it is no new model, the teacher, and a new VLM's tower."""
+    student, teacher = config.student, config.teacher
+    models = [(student.path, student.revision), (teacher.path, teacher.revision)]
+    models += [student.tower] if student.tower else []
     return [card_metadata(path, revision) for path, revision in models if path is not None]
 
 

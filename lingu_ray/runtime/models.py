@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    Idefics3VisionConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -29,8 +29,10 @@ from lingu_ray.distill.decoder import sliding_window
 from lingu_ray.distill.new_student import build_processor, build_student
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
+from lingu_ray.runtime import towers
 from lingu_ray.runtime.weights import (
     NOT_LOADABLE,
     check_files,
@@ -71,7 +73,7 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
 def _own_code(path: str, setting: str) -> str:
     cure = (
         "set student.trust_remote_code=true only if you trust whoever wrote it"
-        if setting.startswith("student")
+        if setting == "student.path"
         else "take a model of a class that Transformers has"
     )
     return f"{setting}: {path} comes with model code of its own (auto_map in config.json), which is not run: {cure}"
@@ -81,17 +83,20 @@ def check_pair(config: Config) -> None:
     """Check from the models' configurations alone that student and teacher fit each other and the settings.
 
     Raises:
-        UserError: one cannot be loaded or is of the wrong kind, or the decoders differ (each field with both values).
+        UserError: one, or a new VLM's tower, cannot be loaded or is of the wrong kind, or the decoders differ (each
+            field with both values).
     """
     path = config.teacher.path
     teacher = load_config(path, config.teacher.revision, False, "teacher.path")
     if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
         raise UserError(f"teacher.path={path}: a {teacher.model_type} is not a text-only causal LM")
     check_kind(teacher, f"teacher.path={path}")
-    if config.student.path is None:
-        return
     settings = config.student
-    student = load_config(config.student.path, settings.revision, settings.trust_remote_code, "student.path")
+    if settings.from_teacher is not None:
+        make_vision(settings.from_teacher)
+    if settings.path is None:
+        return
+    student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
     if not hasattr(student, "vision_config"):
         raise UserError(
             f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
@@ -120,6 +125,8 @@ def check_weights(config: Config) -> None:
     paths = {"teacher.path": (config.teacher.path, AutoModelForCausalLM, False)}
     if config.student.path is not None:
         paths["student.path"] = (config.student.path, AutoModelForImageTextToText, config.student.trust_remote_code)
+    if config.student.tower is not None:
+        paths[towers.SETTING] = (config.student.tower[0], AutoModel, False)
     for setting, (path, loader, trust_remote_code) in paths.items():
         folder = Path(local_copy(path))
         if not folder.is_dir():
@@ -192,7 +199,7 @@ def make_processor(config: Config) -> ProcessorMixin:
     settings = config.student.from_teacher
     if settings is None:
         return load_processor(config.student)
-    return build_processor(load_teacher_tokenizer(config.teacher), vision_tower(settings), settings.pixel_shuffle)
+    return build_processor(load_teacher_tokenizer(config.teacher), make_vision(settings))
 
 
 def teacher_vocabulary(settings: TeacherConfig) -> int:
@@ -206,20 +213,17 @@ def prepare_student(config: Config, folder: Path) -> None:
     processor.save_pretrained(folder)
     settings = config.student.from_teacher
     if settings is not None:
-        teacher, vision = _load_lm(config.teacher, torch.float32), vision_tower(settings)
-        build_student(teacher, processor, vision, settings.pixel_shuffle, config.seed).save_pretrained(folder)
+        teacher, vision = _load_lm(config.teacher, torch.float32), make_vision(settings)
+        tower = towers.load_tower(settings, vision)
+        build_student(teacher, processor, vision, config.seed, tower).save_pretrained(folder)
 
 
-def vision_tower(settings: VisionConfig) -> Idefics3VisionConfig:
-    """The vision tower of `student.from_teacher`, as Transformers configures it."""
-    return Idefics3VisionConfig(
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.intermediate_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        image_size=settings.image_size,
-        patch_size=settings.patch_size,
-    )
+def make_vision(settings: VisionConfig) -> VisionParts:
+    """The vision of a new VLM, without weights. Raises UserError for a tower that cannot be taken, or does not fit."""
+    if settings.tower is None:
+        return towers.random_vision(settings)
+    found = load_config(settings.tower, settings.tower_revision, False, towers.SETTING)
+    return towers.pretrained_vision(settings, found)
 
 
 def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> PreTrainedModel:

@@ -16,7 +16,7 @@ from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import settings_with
-from lingu_ray.content import model_identity
+from lingu_ray.content import fingerprint, model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.corpus.store import is_built
 from lingu_ray.errors import UserError
@@ -84,18 +84,22 @@ def _check_steps(before: int, now: int, step: int, folder: RunFolder) -> None:
 
 
 def check_models(config: Config, folder: RunFolder) -> None:
-    """Check that student and teacher are those that the run was started with; record them where nothing was trained.
+    """Check that the models are those that the run was started with; record them where nothing was trained.
 
     Raises:
         UserError: the files of one have changed.
     """
-    now = {"teacher": model_identity(local_copy(config.teacher.path), config.teacher.revision)}
-    if config.student.path is not None:
-        now["student"] = model_identity(local_copy(config.student.path), config.student.revision)
+    named = _models(config)
+    now = {name: model_identity(local_copy(path), revision) for name, (_, path, revision) in named.items()}
+    if config.student.from_teacher is not None:  # the initial model is of these settings, too
+        settings = config.student.from_teacher.model_dump(mode="json", exclude={"tower"})
+        now["from_teacher"] = fingerprint([settings, config.seed])
     before = json.loads(folder.models.read_text()) if folder.models.exists() else now
     changed = [name for name in now if before.get(name) != now[name]]
+    if trained_steps(folder):
+        changed = [name for name in changed if name in named]  # settings are compared by `check_settings`
     if changed and trained_steps(folder):
-        settings = " and ".join(f"{name}.path={getattr(config, name).path}" for name in changed)
+        settings = " and ".join(f"{setting}={path}" for setting, path, _ in (named[name] for name in changed))
         raise UserError(
             f"{folder.place} was started with another model than {settings} is now: its files have changed. "
             "Put them back, or choose another name=…"
@@ -104,6 +108,17 @@ def check_models(config: Config, folder: RunFolder) -> None:
         folder.clear()
     folder.root.mkdir(parents=True, exist_ok=True)
     write_json(folder.models, now)
+
+
+def _models(config: Config) -> dict[str, tuple[str, str, str | None]]:
+    """Setting, path and revision of every model that the run starts from, by its name in `models.json`."""
+    student, teacher = config.student, config.teacher
+    found = {"teacher": ("teacher.path", teacher.path, teacher.revision)}
+    if student.path is not None:
+        found["student"] = ("student.path", student.path, student.revision)
+    if student.tower is not None:
+        found["tower"] = ("student.from_teacher.tower", *student.tower)
+    return found
 
 
 def check_data(plan: Plan, folder: RunFolder) -> Plan:

@@ -42,13 +42,13 @@ _WRAPPERS = {
 _CURE = "Save the model again by save_pretrained of the class that it was trained as, or put its own config.json back."
 
 
-def load_whole(loader: Any, origin: str, place: str, **arguments: Any) -> PreTrainedModel:
+def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) -> PreTrainedModel:
     """A model with all of its weights from its files.
 
     Args:
         loader: a class with `from_pretrained`.
         origin: the setting and its value, for messages: `teacher.path=models/lm`.
-        place: a folder or hub id.
+        place: a folder or hub id; None where `config` and `state_dict` are among the arguments.
         arguments: further ones of `from_pretrained`.
 
     Raises:

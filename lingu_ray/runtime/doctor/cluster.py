@@ -117,5 +117,6 @@ def _network(probes: Mapping[str, Any]) -> Finding:
 
 def _paths(config: Config) -> list[str]:
     """Local models and data of the run that are here, and so should be on every node."""
-    named = [config.student.path, config.teacher.path, *(source.path for source in config.corpus.sources)]
+    tower, _ = config.student.tower or (None, None)
+    named = [config.student.path, tower, config.teacher.path, *(source.path for source in config.corpus.sources)]
     return [path for path in named if path is not None and os.path.isabs(path) and os.path.exists(path)]

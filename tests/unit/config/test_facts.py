@@ -24,7 +24,8 @@ TRUTH: dict[Fact, set[str]] = {
     MAY_CHANGE: {
         *("ray", "tracking", "evaluation", "resume", "controls", "output_dir", "demo"),
         *("corpus.cache_dir", "corpus.if_changed"),
-        *("student.path", "student.role", "teacher.path", "corpus.sources.*.path", "corpus.sources.*.image_root"),
+        *("student.path", "student.role", "student.from_teacher.tower", "teacher.path"),
+        *("corpus.sources.*.path", "corpus.sources.*.image_root"),
         *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
         *(f"train.{name}" for name in ["steps", *NO_RESULT.split(), *OCCASIONS.split()]),
     },

@@ -40,7 +40,7 @@ def test_help_all_teaches_every_setting(capsys: pytest.CaptureFixture[str]):
         "train.steps = 1000",
         "train.learning_rates.vision = 0.0",
         "corpus.sources.NAME.format (required)",
-        "student.from_teacher.pixel_shuffle = 4",
+        "student.from_teacher.pixel_shuffle = null",
         "distill.temperature = 1.0",
         "SETTING.until = 1.0",
     ):

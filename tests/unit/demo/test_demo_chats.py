@@ -15,7 +15,7 @@ from lingu_ray.demo import chats, prepare, teacher, text
 from lingu_ray.demo.chats import Chat
 from lingu_ray.distill.new_student import build_processor
 from lingu_ray.evaluation.engines.prompts import TextProcessor
-from lingu_ray.runtime.models import vision_tower
+from lingu_ray.runtime.models import make_vision
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_teacher_reads_chats_as_its_student_is_asked(tokenizer: prepare.PreT
     asked = Encoder(TextProcessor(tokenizer), max_length=200).encode_question(row).input_ids_T.tolist()
     assert told[: len(asked)] == asked
     vision = VisionConfig(**prepare.VISION)
-    student = Encoder(build_processor(tokenizer, vision_tower(vision), vision.pixel_shuffle), max_length=200)
+    student = Encoder(build_processor(tokenizer, make_vision(vision)), max_length=200)
     assert student.encode_question(row).input_ids_T.tolist() == asked
     sample = student.encode(row)
     assert told[: len(sample)] == sample.input_ids_T.tolist()

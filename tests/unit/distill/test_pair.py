@@ -1,5 +1,7 @@
 """Pairs that do not fit are refused with field and values; a new student is its teacher plus eyes."""
 
+import logging
+
 import pytest
 import torch
 from families import FAMILIES
@@ -13,6 +15,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GraniteConfig,
+    Idefics3Config,
     IdeficsConfig,
     Llama4TextConfig,
     LlamaConfig,
@@ -25,6 +28,7 @@ from transformers import (
     Qwen3NextConfig,
     Qwen3VLTextConfig,
     T5Config,
+    configuration_utils,
 )
 
 from lingu_ray.config import Config
@@ -168,6 +172,24 @@ def test_new_student_is_its_teacher_plus_eyes(tmp_path):
     inputs = processor(text=prompt, images=[torch.zeros(3, 8, 8, dtype=torch.uint8).numpy()], return_tensors="pt")
     assert torch.isfinite(model(**inputs).logits).all()
     assert prompt == "<|im_start|>user\n<image>What?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_warning_that_is_about_no_model_is_dropped():
+    """Transformers' defaults of Idefics3 have a padding token beyond their vocabulary; a model that has one is told."""
+    warned = []
+    logger, handler = logging.getLogger("transformers.configuration_utils"), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warned.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    configuration_utils.logger.warning_once.cache_clear()
+    try:
+        repr(Idefics3Config())
+        assert warned == []
+        LlamaConfig(vocab_size=10, pad_token_id=11)
+        assert len(warned) == 1 and "between 0 and 9), got 11" in warned[0]
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
 
 
 def test_plain_template_keeps_its_lines():

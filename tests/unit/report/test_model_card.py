@@ -127,6 +127,22 @@ def test_a_new_model_is_no_finetune(tmp_path: Path) -> None:
     assert "| teacher | owner/lm |" in card(new, tmp_path) and "| student | new" in card(new, tmp_path)
 
 
+def test_a_new_model_names_its_tower(tmp_path: Path) -> None:
+    """Decoder and tower are base models and rows of the settings; a license is named where both have the same one."""
+    teacher, tower = (
+        local_model(tmp_path / name, "license: mit", f'{{"_name_or_path": "owner/{name}"}}') for name in "ab"
+    )
+    new = config(student={"path": None, "from_teacher": {"tower": tower, "image_size": 112}}, teacher={"path": teacher})
+    matter = front_matter(new)
+    assert matter["base_model"] == ["owner/a", "owner/b"] and matter["license"] == "mit"
+    text = card(new, tmp_path)
+    assert (
+        "the teacher's decoder and the vision tower b, for images of 112 × 112 |" in text and str(tmp_path) not in text
+    )
+    Path(tower, "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    assert "license" not in front_matter(new)
+
+
 def test_local_paths_are_hidden(tmp_path: Path) -> None:
     """A local folder is named by its last part; an evaluation that was not made is left out."""
     text = card(config(student={"path": str(tmp_path / "my-vlm")}), tmp_path)
