@@ -6,7 +6,7 @@ Shape suffixes: I items, K models, R resamples.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample
 from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.evaluation.metrics.metric import Metric, Scores
-from lingu_ray.evaluation.tasks.judging import judge_task
+from lingu_ray.evaluation.results import RecoveryIn
+from lingu_ray.evaluation.tasks.judging import judge_in_nats, judge_task
 
 SEED = 0
 
@@ -39,7 +40,10 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Measured:
-    """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has."""
+    """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has.
+
+    `nats`: the same items and resamples by likelihood, where that is measured beside the metric.
+    """
 
     config: TaskConfig
     metric: Metric
@@ -47,6 +51,7 @@ class Measured:
     scores: dict[str, Scores]
     level: dict[str, float]
     level_R: dict[str, Floats]
+    nats: Measured | None = None
 
     @property
     def sign(self) -> float:
@@ -60,6 +65,10 @@ class Measured:
     def of(self, model: str) -> Resampled:
         """The level of a model."""
         return Resampled(self.level[model], self.level_R[model])
+
+    def counted(self, recovery_in: RecoveryIn) -> Measured:
+        """What mean recovery takes of the task: its metric, or nats where they are asked for and measured."""
+        return self.nats if recovery_in == "nats" and self.nats is not None else self
 
     def comparable(self, *models: str) -> bool:
         """Whether levels of the models have a common unit: nats per token do where the tokens are the same."""
@@ -83,6 +92,12 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     if any(other["item"] != items for other in columns.values()):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
     metric, scores = judge_task(config, columns)
+    found, in_nats = _levels(config, metric, scores, resamples), judge_in_nats(metric, scores)
+    return found if in_nats is None else replace(found, nats=_levels(config, *in_nats, resamples))
+
+
+def _levels(config: TaskConfig, metric: Metric, scores: dict[str, Scores], resamples: int) -> Measured:
+    """The levels of the scores; the resamples are the same for all scores of a task."""
     score_KI = np.array([of_model.score for of_model in scores.values()])
     weight_KI = np.array([of_model.weight for of_model in scores.values()])
     strata = next(iter(scores.values())).strata
@@ -91,7 +106,7 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     return Measured(
         config,
         metric,
-        len(items),
+        len(score_KI[0]),
         scores,
         {model: float(level_K[k]) for k, model in enumerate(scores)},
         {model: levels_RK[:, k] for k, model in enumerate(scores)},

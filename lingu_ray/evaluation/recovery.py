@@ -8,6 +8,7 @@ of items, not of training seeds.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from lingu_ray.config import EvaluationConfig
@@ -32,6 +33,7 @@ from lingu_ray.evaluation.results import (
     ModelScore,
     QuotientName,
     Recovery,
+    RecoveryIn,
     TaskScores,
 )
 from lingu_ray.evaluation.roles import DISTILLED, References, controls_among, references_among
@@ -50,14 +52,16 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
     judged = [model for model in models if model not in references]
     tasks: dict[str, TaskScores] = {}
     for task in measured:
-        quotient = recovery if task.config.kind == "language" else retention
-        known = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
-        tasks[task.config.name] = _task_scores(task, known, floors, references)
-    controls = {model: _control(measured, model, references) for model in controls_among(models)}
-    distilled, reasons = _means(measured, DISTILLED, references)
-    means = {model: _means(measured, model, references)[0] for model in judged}
-    verdict = judge(tasks, distilled, controls, floors, reasons, models, references)
-    result = Recovery(tasks, distilled, controls, means, reasons, references, verdict)
+        both = (task,) if task.nats is None else (task, task.nats)
+        by_metric, *in_nats = (_task_scores(one, judged, floors, references) for one in both)
+        tasks[task.config.name] = _counting(replace(by_metric, nats=next(iter(in_nats), None)), settings.recovery_in)
+    counted = [task.counted(settings.recovery_in) for task in measured]
+    controls = {model: _control(counted, model, references) for model in controls_among(models)}
+    distilled, reasons = _means(counted, DISTILLED, references)
+    means = {model: _means(counted, model, references)[0] for model in judged}
+    claimed = {name: task.counted(settings.recovery_in) for name, task in tasks.items()}
+    verdict = judge(claimed, distilled, controls, floors, reasons, models, references)
+    result = Recovery(tasks, distilled, controls, means, reasons, references, verdict, settings.recovery_in)
     write_recovery(result, out_dir)
     return result
 
@@ -77,9 +81,20 @@ def _control(tasks: list[Measured], model: str, references: References) -> Contr
     return Control(_means(tasks, model, references)[0], difference)
 
 
+def _counting(task: TaskScores, recovery_in: RecoveryIn) -> TaskScores:
+    """The task with the one of its two scores out of the mean that does not count there."""
+    if task.nats is None:
+        return task
+    if recovery_in == "nats":
+        return replace(task, in_mean=False)
+    return replace(task, nats=replace(task.nats, in_mean=False))
+
+
 def _task_scores(
-    task: Measured, quotients: dict[str, Quotient], floors: dict[QuotientName, float], references: References
+    task: Measured, judged: list[str], floors: dict[QuotientName, float], references: References
 ) -> TaskScores:
+    quotient = recovery if task.config.kind == "language" else retention
+    quotients = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
     others = [references.baseline, *controls_among(task.level)]
     compared = [other for other in dict.fromkeys(others) if {DISTILLED, other} <= task.level.keys()]
     distilled = quotients[DISTILLED]

@@ -54,6 +54,7 @@ def as_json(result: Recovery) -> dict[str, Any]:
         "parts": dict(verdict.parts),
         "verdict": verdict.text,
         "exceptions": list(verdict.exceptions),
+        "recovery_in": result.recovery_in,
     }
     return {"tasks": {name: _task_json(task) for name, task in result.tasks.items()}, "summary": summary}
 
@@ -74,6 +75,7 @@ def from_json(tree: Mapping[str, Any]) -> Recovery:
         summary.get("reasons", {}),
         References(**summary["references"]) if "references" in summary else References(),
         Verdict(summary["claim_holds"], summary["verdict"], exceptions, parts),
+        summary.get("recovery_in", "metric"),
     )
 
 
@@ -91,6 +93,7 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
         "floor": task.floor,
         "in_mean": task.in_mean,
         "over": {model: _pair("difference", difference) for model, difference in task.over.items()},
+        "nats": None if task.nats is None else _task_json(task.nats),
     }
 
 
@@ -108,6 +111,7 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
         floor=entry.get("floor"),
         in_mean=entry.get("in_mean", True),
         over={m: found for m, e in entry.get("over", {}).items() if (found := _estimate("difference", e))},
+        nats=_task(entry["nats"]) if entry.get("nats") else None,
     )
 
 

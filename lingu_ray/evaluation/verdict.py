@@ -18,7 +18,8 @@ A mean can hide a loss, so the verdict also names every task that speaks against
 - it lost nothing beyond noise, so that it has no recovery, and the distilled model scores below the baseline;
 - a control scores better on it.
 
-Tasks without a value of their own that show no such loss are named as not judged alone.
+Tasks without a value of their own that show no such loss are named as not judged alone, with their recovery in nats
+where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are measured.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def judge(
     """The verdict on the measured tasks.
 
     Args:
-        tasks: by name.
+        tasks: by name; of each what counts (`TaskScores.counted`).
         distilled: the distilled model's means.
         controls: by name, those that were measured.
         floors: what recovery and retention must reach.
@@ -200,8 +201,10 @@ def _percent(share: float) -> str:
 
 
 def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:
-    """A clause with the tasks that have no value of their own, where there are any."""
+    """A clause with the tasks that have no value of their own, where there are any; with their recovery in nats."""
     names = [
-        name for name, task in tasks.items() if task.distilled is None and not list(_exceptions(name, task, references))
+        f"{name} (in nats {task.nats.distilled.percent()} came back)" if task.nats and task.nats.distilled else name
+        for name, task in tasks.items()
+        if task.distilled is None and not list(_exceptions(name, task, references))
     ]
     return [f"not judged alone: {', '.join(names)}"] if names else []
