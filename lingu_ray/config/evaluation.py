@@ -118,6 +118,11 @@ class EvaluationConfig(Section):
         "the nats of its right answers where it has likelihoods (last_word, multiple_choice), which resolve smaller "
         "losses. Both are shown; choose before measuring",
     )
+    blind: bool = Field(
+        False,
+        description="ask each vision task without its images, too: what of its score language alone gives away; "
+        "shown beside it, in no mean",
+    )
     min_recovery: float = Field(0.9, description="language recovery that the claim needs, in the mean and on each task")
     min_retention: float = Field(
         0.99, description="vision retention that the claim needs, in the mean and on each task"

@@ -17,6 +17,7 @@ from lingu_ray.evaluation.bootstrap import Floats, level, resample
 from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.evaluation.metrics.metric import Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
+from lingu_ray.evaluation.tasks.blind import blind_name
 from lingu_ray.evaluation.tasks.judging import judge_in_nats, judge_task
 
 SEED = 0
@@ -42,7 +43,8 @@ class Resampled:
 class Measured:
     """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has.
 
-    `nats`: the same items and resamples by likelihood, where that is measured beside the metric.
+    `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the same
+    without images, where they were asked so, too.
     """
 
     config: TaskConfig
@@ -52,6 +54,7 @@ class Measured:
     level: dict[str, float]
     level_R: dict[str, Floats]
     nats: Measured | None = None
+    blind: Measured | None = None
 
     @property
     def sign(self) -> float:
@@ -76,8 +79,8 @@ class Measured:
         return self.metric.share or all(weight == weights[0] for weight in weights)
 
 
-def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples: int) -> Measured:
-    """The levels of those of `models` that were measured on the task.
+def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples: int, blind: bool = False) -> Measured:
+    """The levels of those of `models` that were measured on the task; with `blind` without images, too.
 
     Raises:
         UserError: none was, or not all on the same items.
@@ -88,12 +91,22 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
             f"evaluation.tasks: {config.name}: measured on none of {', '.join(models) or 'no models'}; "
             "a vision task needs a model that takes images: name one, or leave the task out"
         )
+    unseen = {m: c for m in columns if (c := read_items(out_dir, blind_name(config.name), m)) is not None and blind}
+    if blind and not unseen:
+        raise UserError(
+            f"evaluation.blind: {config.name}: no model was asked without images; evaluate with the models again, or "
+            "leave evaluation.blind out"
+        )
     items = next(iter(columns.values()))["item"]
-    if any(other["item"] != items for other in columns.values()):
+    if any(other["item"] != items for other in (*columns.values(), *unseen.values())):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
     metric, scores = judge_task(config, columns)
-    found, in_nats = _levels(config, metric, scores, resamples), judge_in_nats(metric, scores)
-    return found if in_nats is None else replace(found, nats=_levels(config, *in_nats, resamples))
+    in_nats = judge_in_nats(metric, scores)
+    return replace(
+        _levels(config, metric, scores, resamples),
+        nats=_levels(config, *in_nats, resamples) if in_nats else None,
+        blind=_levels(config, *judge_task(config, unseen), resamples) if unseen else None,
+    )
 
 
 def _levels(config: TaskConfig, metric: Metric, scores: dict[str, Scores], resamples: int) -> Measured:

@@ -26,6 +26,7 @@ from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
     PERPLEXITY,
     QUOTIENTS,
+    Blind,
     Control,
     Estimate,
     Interval,
@@ -48,7 +49,10 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
     """
     floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
     references = references_among(models)
-    measured = [read_levels(out_dir, config, models, settings.bootstrap) for config in settings.tasks]
+    measured = [
+        read_levels(out_dir, config, models, settings.bootstrap, settings.blind and config.kind == "vision")
+        for config in settings.tasks
+    ]
     judged = [model for model in models if model not in references]
     tasks: dict[str, TaskScores] = {}
     for task in measured:
@@ -110,6 +114,16 @@ def _task_scores(
         floor=floors[QUOTIENTS[task.config.kind]],
         in_mean=task.config.in_mean,
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if task.comparable(DISTILLED, m)},
+        blind=None if task.blind is None else _blind(task, task.blind),
+    )
+
+
+def _blind(task: Measured, blind: Measured) -> Blind:
+    """The task without its images, and what they add, on the same items."""
+    gains = {model: task.of(model).minus(blind.of(model)).times(task.sign) for model in blind.level}
+    return Blind(
+        {model: _interval_of(blind.of(model)) for model in blind.level},
+        {model: _interval_of(gain) for model, gain in gains.items()},
     )
 
 

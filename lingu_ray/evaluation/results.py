@@ -52,6 +52,18 @@ class ModelScore:
 
 
 @dataclass(frozen=True)
+class Blind:
+    """A vision task asked without its images, by model: its score, and how much better the model is with them."""
+
+    scores: dict[str, Estimate]
+    seeing: dict[str, Estimate]
+
+    def adds_nothing(self, model: str) -> bool:
+        """Whether the model was measured, and is not better with images beyond noise."""
+        return model in self.seeing and self.seeing[model].ci.low <= 0
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """The models on a task.
 
@@ -60,7 +72,8 @@ class TaskScores:
     whether the task counts in the mean of its kind.
     `over`: by model, the baseline and the controls: how much better the distilled model scores than that one, in the
     units of the metric (perplexity: nats per token); those that are measured, on the same tokens.
-    `nats`: the same by likelihood, where that is measured beside the metric.
+    `nats`: the same by likelihood, where that is measured beside the metric. `blind`: of a vision task, where it was
+    asked without its images, too.
     """
 
     kind: Kind
@@ -75,6 +88,7 @@ class TaskScores:
     in_mean: bool = True
     over: dict[str, Estimate] = field(default_factory=dict)
     nats: TaskScores | None = None
+    blind: Blind | None = None
 
     @property
     def quotient_name(self) -> QuotientName:

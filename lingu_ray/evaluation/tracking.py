@@ -18,14 +18,14 @@ from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import STORE, MlflowRun, check_store, store_uri
 from lingu_ray.storage import origin
 
-SCORE, NATS = "score", "nats"
+SCORE, NATS, BLIND = "score", "nats", "blind"
 VERDICT = "verdict"
 """Tag of the run whose evaluation the verdict is about."""
 _TAG_LIMIT = 5000  # characters that every version of MLflow takes
 
 
 def figure_name(task: str, metric: str = SCORE) -> str:
-    """The name of a task's metric: its score, recovery or retention; `nats` and `recovery_nats`."""
+    """The name of a task's metric: its score, recovery or retention; `nats`, `recovery_nats`, `blind`."""
     return f"eval/{task}/{metric}"
 
 
@@ -37,7 +37,7 @@ def task_of(name: str) -> str | None:
 
 
 def figures_of(result: Recovery, model: str) -> dict[str, float]:
-    """The model's scores on every task, by metric and in nats, with recovery or retention; mean recovery and retention.
+    """The model's scores on every task, by metric, in nats and blind, with recovery or retention; the means.
 
     What it has no value of is left out.
     """
@@ -46,6 +46,8 @@ def figures_of(result: Recovery, model: str) -> dict[str, float]:
         metrics |= _of_task(name, task, model, SCORE)
         if task.nats is not None:
             metrics |= _of_task(name, task.nats, model, NATS, f"_{NATS}")
+        if task.blind is not None and model in task.blind.scores:
+            metrics[figure_name(name, BLIND)] = task.blind.scores[model].value
     means = result.models.get(model)
     return metrics | {name: mean.value for name, mean in (means.items() if means else ()) if mean is not None}
 

@@ -20,6 +20,8 @@ A mean can hide a loss, so the verdict also names every task that speaks against
 
 Tasks without a value of their own that show no such loss are named as not judged alone, with their recovery in nats
 where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are measured.
+With `evaluation.blind` the vision tasks are named that the baseline answers as well without images, which changes no
+part of the claim.
 """
 
 from __future__ import annotations
@@ -84,7 +86,12 @@ def judge(
     answers = [part.holds for part in parts]
     holds = False if False in answers else None if None in answers else True
     order = sorted(parts, key=lambda part: part.holds is not holds)  # what the headline says first
-    clauses = [*(part.text for part in order), *exceptions, *_not_judged(tasks, references)]
+    clauses = [
+        *(part.text for part in order),
+        *exceptions,
+        *_not_judged(tasks, references),
+        *_unseen(tasks, references),
+    ]
     text = f"{_headline(holds, exceptions)}: {'; '.join(clauses)}."
     if holds is None:
         text += _needed(parts)
@@ -198,6 +205,14 @@ def _points(difference: Estimate, factor: float = 1) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g}%"
+
+
+def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
+    """The tasks on which images add nothing to the baseline, so that retention of them says nothing of vision."""
+    for name, task in tasks.items():
+        if task.blind is not None and task.blind.adds_nothing(references.baseline):
+            gain = task.amount(task.blind.seeing[references.baseline])
+            yield f"{name}: {references.baseline} does not use the images, which add {gain}"
 
 
 def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:

@@ -50,7 +50,7 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
     control = tree["summary"]["controls"]["plain_ce"]
     assert control.keys() >= {"recovery", "retention_ci", "difference", "difference_ci", "beaten"}
     assert tree["summary"]["models"].keys() == {"plain_ce", "distilled", "other"}
-    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "floor", "in_mean", "over", "nats"}
+    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "floor", "in_mean", "over", "nats", "blind"}
     for name, share in (("cloze", "recovery"), ("text", "recovery"), ("digits", "retention")):
         task = tree["tasks"][name]
         assert task.keys() == known | {share, f"{share}_ci", f"{share}_reason"}
@@ -65,7 +65,7 @@ def test_files_of_earlier_versions_are_read(measured: Recovery) -> None:
     for key in ("exceptions", "parts", "reasons", "references", "formulas", "controls", "recovery_in"):
         del tree["summary"][key]
     for task in tree["tasks"].values():
-        for key in ("floor", "in_mean", "over", "nats"):
+        for key in ("floor", "in_mean", "over", "nats", "blind"):
             del task[key]
     old = from_json(tree)
     assert old.distilled == measured.distilled and old.models == measured.models and old.controls == {}
