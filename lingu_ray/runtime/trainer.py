@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import whole_folder, write_text
-from lingu_ray.config import Config, RayConfig, StudentConfig
+from lingu_ray.config import Config, RayConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
@@ -33,7 +33,7 @@ from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
-from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
+from lingu_ray.runtime.models import check_pair, check_weights, initial_student, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.progress import Progress
@@ -333,8 +333,7 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
 
 def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
     """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
-    settings = config.student if config.student.path else StudentConfig(path=str(initial_model))
-    needed = rehearse_export(settings, AutoProcessor.from_pretrained(initial_model))
+    needed = rehearse_export(initial_student(config, initial_model), AutoProcessor.from_pretrained(initial_model))
     if isinstance(folder.place, Path):  # else they are not written here
         require_space(folder.root, needed, "a checkpoint and the export")
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tinyrun import actors_started, config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lingu_ray import export as export_command
 from lingu_ray.atomic import write_json
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.corpus.store import Corpus
@@ -68,6 +69,17 @@ def test_export_is_the_students_architecture(finished, data):
     image = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8).numpy()
     output = export.generate(**processor(text=prompt, images=[image], return_tensors="pt"), max_new_tokens=3)
     assert output.shape[1] > 4
+
+
+def test_the_last_checkpoint_is_exported_as_the_run_did(finished, tmp_path):
+    """The command writes what the run wrote, file by file, to the bit; an earlier checkpoint has other weights."""
+    export_command.main([str(finished.run_dir), str(tmp_path / "last")])
+    own = finished.run_dir / "export"
+    for path in own.iterdir():
+        assert path.name == "README.md" or (tmp_path / "last" / path.name).read_bytes() == path.read_bytes()
+    export_command.main([str(finished.run_dir), str(tmp_path / "four"), "step=4"])
+    assert (tmp_path / "four" / "model.safetensors").read_bytes() != (own / "model.safetensors").read_bytes()
+    assert "after step 4 of 8" in (tmp_path / "four" / "README.md").read_text()
 
 
 def test_metrics_tell_the_whole_story(finished):
