@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> None:
         runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
         connect(config.ray)
         config = with_demo(config)
-        distilled, *controls = trainer.run_together(runs or check(config, lease))
+        runs = runs or check(config, lease)
+        distilled, *controls = trainer.run_together(runs)
+        config = runs[0].config  # with the precision that was chosen
         lease.require()
         recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
         lease.require()
