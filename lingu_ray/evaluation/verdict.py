@@ -208,11 +208,11 @@ def _percent(share: float) -> str:
 
 
 def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
-    """The tasks on which images add nothing to the baseline, so that retention of them says nothing of vision."""
+    """The tasks on which images add nothing to the baseline, whose retention then says nothing of vision."""
     for name, task in tasks.items():
         if task.blind is not None and task.blind.adds_nothing(references.baseline):
             gain = task.amount(task.blind.seeing[references.baseline])
-            yield f"{name}: {references.baseline} does not use the images, which add {gain}"
+            yield f"{name}: images add nothing beyond noise to {references.baseline}, {gain}"
 
 
 def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:

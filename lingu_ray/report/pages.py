@@ -63,7 +63,7 @@ def format_seeing(task: TaskScores, references: References) -> str:
     if task.blind is None or model not in task.blind.seeing:
         return "–"
     gain = f"images add {task.amount(task.blind.seeing[model])} to {display_name(model)}"
-    return f"{gain}: they are not used" if task.blind.adds_nothing(model) else gain
+    return f"{gain}, nothing beyond noise" if task.blind.adds_nothing(model) else gain
 
 
 def compared_models(result: Recovery) -> list[str]:
