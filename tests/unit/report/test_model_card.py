@@ -21,8 +21,8 @@ from lingu_ray.config import Config, EvaluationConfig, Schedule, SourceConfig, T
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.evaluation.recovery import summarize
-from lingu_ray.evaluation.tasks.blind import blind_name
 from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.tasks.blind import blind_name
 from lingu_ray.report.card_settings import in_words
 from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.report.origin import hub_ids, public_name
@@ -147,7 +147,7 @@ def test_sources_with_their_weights_and_passes(tmp_path: Path) -> None:
 
 
 def test_results_are_a_table(tmp_path: Path) -> None:
-    """The verdict, and lines of the table for each task, in nats and blind too; every table of the card is well formed."""
+    """The verdict, and lines of the table for each task, in nats and blind too; all tables are well formed."""
     task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
     digits = TaskConfig(name="digits", kind="vision", type="exact_match", path="-")
     blind = digits.model_copy(update={"name": blind_name("digits")})
