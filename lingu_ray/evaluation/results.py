@@ -69,7 +69,7 @@ class TaskScores:
 
     `is_share`: scores are shares of what can be reached, shown in per cent. `floor`: recovery or retention from which
     the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
-    whether the task counts in the mean of its kind.
+    whether these scores count in the mean of the task's kind.
     `over`: by model, the baseline and the controls: how much better the distilled model scores than that one, in the
     units of the metric (perplexity: nats per token); those that are measured, on the same tokens.
     `nats`: the same by likelihood, where that is measured beside the metric. `blind`: of a vision task, where it was
