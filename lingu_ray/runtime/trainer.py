@@ -111,7 +111,7 @@ def _train_all(runs: Sequence[Run]) -> None:
         if together := can_hold(of_all):
             wait_for_nodes(of_all, settings.wait_for_nodes_s)
         if is_open(runs[0].config):
-            choice = choose(runs[0].config, len(runs) if together else 1)
+            choice = choose(runs[0].config)
             for run in runs:
                 run.settle_precision(choice)
         for run in runs:
