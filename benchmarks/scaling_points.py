@@ -144,7 +144,7 @@ def _kv_modeled(config: Config, folder: RunFolder, corpus: Corpus) -> float:
     shape = AutoConfig.from_pretrained(config.teacher.path)
     heads = shape.num_key_value_heads
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    number = 2 if config.train.precision == "bf16" else 4
+    number = 4 if config.train.precision == "fp32" else 2  # auto: bf16, on GPUs
     return kv_bytes(shape.num_hidden_layers, heads, width, donated, number)
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": Command("lingu_ray.doctor", "check a machine or a cluster before a run, and say what to do"),
     "evaluate": Command("lingu_ray.evaluate", "measure models on language and vision tasks"),
     "chat": Command("lingu_ray.chat", "talk to a model in the terminal, about images too"),
+    "export": Command("lingu_ray.export", "export a checkpoint of a run that was stopped, or still trains"),
     "sweep": Command("tuning.sweep", "search for the best settings with Ray Tune"),
     "compare": Command("tuning.compare", "compare runs: settings, figures, curves"),
     "merge": Command("lingu_ray.merge", "merge a VLM's decoder with its original LM: the baseline without training"),

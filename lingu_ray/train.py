@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> None:
         runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
         connect(config.ray)
         config = with_demo(config)
-        distilled, *controls = trainer.run_together(runs or check(config, lease))
+        runs = runs or check(config, lease)
+        distilled, *controls = trainer.run_together(runs)
+        config = runs[0].config  # with the precision that was chosen
         lease.require()
         recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
         lease.require()
@@ -56,7 +58,7 @@ def main(arguments: list[str]) -> None:
 def check(config: Config, lease: Lease) -> list[Run]:
     """The run, and its controls where there are some, after all checks that need no Ray, evaluation items included."""
     from lingu_ray.evaluation.run import check_engine
-    from lingu_ray.evaluation.tasks.load import load_task
+    from lingu_ray.evaluation.tasks.load import load_tasks
     from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime.controls import control_configs, say_controls
     from lingu_ray.runtime.trainer import checked
@@ -65,8 +67,7 @@ def check(config: Config, lease: Lease) -> list[Run]:
     runs = checked([config, *control_configs(config).values()], lease)
     say_controls(config)
     rehearse_report(config)
-    for task in config.evaluation.tasks:
-        load_task(task)
+    load_tasks(config.evaluation)
     return runs
 
 

@@ -14,7 +14,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted
-from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.folder import RunFolder
@@ -44,8 +44,7 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     run = RunFolder(config.run_dir)
     trainer.prepare_initial_model(config, run)
     plan_corpus(config, run.initial_model)
-    for task in config.evaluation.tasks:
-        load_task(task)
+    load_tasks(config.evaluation)
     return config
 
 

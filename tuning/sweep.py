@@ -41,6 +41,7 @@ def sweep(space: Space, base: Config, lease: Lease) -> None:
     folder = open_folder(space, base)
 
     from lingu_ray.runtime.cluster import connect
+    from lingu_ray.runtime.precision import settled
     from lingu_ray.runtime.progress import quiet_libraries
     from lingu_ray.train import planned, with_demo
     from tuning.baseline import build_baseline, check_baseline
@@ -53,7 +54,8 @@ def sweep(space: Space, base: Config, lease: Lease) -> None:
     rehearse_sweep(space, planned(base))
     shared = None if base.demo else check_baseline(space, base, folder.root)  # before Ray starts
     connect(base.ray)
-    prepared = with_demo(base)
+    prepared = settled(with_demo(base), folder.root)
+    shared = shared and shared.model_copy(update={"train": prepared.train})
     with SweepRun(space, base, folder) as tracked:
         items = build_baseline(space, shared or check_baseline(space, prepared, folder.root))
         try:

@@ -60,7 +60,9 @@ class RayConfig(Section):
         "PACK", description="workers on as few nodes as possible (PACK), or on as many (SPREAD)"
     )
     threads_per_worker: int | None = Field(
-        None, ge=1, description="torch threads of worker and teacher; null: the node's cores, divided"
+        None,
+        ge=1,
+        description="torch threads of worker and teacher; null: the physical cores that the node may use, divided",
     )
     wait_for_nodes_s: float = Field(
         1800.0, ge=0, description="seconds to wait for nodes that the cluster's autoscaler starts"

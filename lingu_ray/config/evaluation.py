@@ -112,6 +112,17 @@ class EvaluationConfig(Section):
     models_at_once: PositiveInt = Field(1, description="models measured side by side")
     tokens_per_batch: PositiveInt = Field(8192, description="most tokens of one batch of an engine")
     bootstrap: PositiveInt = Field(2000, description="resamples of the bootstrap for 95 % intervals")
+    recovery_in: Literal["metric", "nats"] = Field(
+        "metric",
+        description="what mean recovery and verdict take of a language task: its metric, as in published tables, or "
+        "the nats of its right answers where it has likelihoods (last_word, multiple_choice), which resolve smaller "
+        "losses. Both are shown; choose before measuring",
+    )
+    blind: bool = Field(
+        False,
+        description="ask each vision task without its images, too: what of its score language alone gives away; "
+        "shown beside it, in no mean",
+    )
     min_recovery: float = Field(0.9, description="language recovery that the claim needs, in the mean and on each task")
     min_retention: float = Field(
         0.99, description="vision retention that the claim needs, in the mean and on each task"

@@ -50,7 +50,11 @@ class TrainConfig(Section):
     max_bad_steps: Annotated[int, MAY_CHANGE, NOT_COMPARED] = Field(
         3, ge=0, description="steps skipped in a run, since their loss or gradient is not finite, before it stops"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast; weights stay fp32")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="bf16: autocast; weights stay fp32; auto: bf16 on GPUs that compute in it and on CPUs where it is "
+        "clearly faster, chosen once for a run",
+    )
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = Field(
         False, description="compute activations again in the backward pass; saves memory, costs time"
     )

@@ -6,7 +6,7 @@ Shape suffixes: I items, K models, R resamples.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,9 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample
 from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.evaluation.metrics.metric import Metric, Scores
-from lingu_ray.evaluation.tasks.judging import judge_task
+from lingu_ray.evaluation.results import RecoveryIn
+from lingu_ray.evaluation.tasks.blind import blind_name
+from lingu_ray.evaluation.tasks.judging import judge_in_nats, judge_task
 
 SEED = 0
 
@@ -39,7 +41,11 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Measured:
-    """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has."""
+    """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has.
+
+    `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the same
+    without images, where they were asked so, too.
+    """
 
     config: TaskConfig
     metric: Metric
@@ -47,6 +53,8 @@ class Measured:
     scores: dict[str, Scores]
     level: dict[str, float]
     level_R: dict[str, Floats]
+    nats: Measured | None = None
+    blind: Measured | None = None
 
     @property
     def sign(self) -> float:
@@ -61,14 +69,18 @@ class Measured:
         """The level of a model."""
         return Resampled(self.level[model], self.level_R[model])
 
+    def counted(self, recovery_in: RecoveryIn) -> Measured:
+        """What mean recovery takes of the task: its metric, or nats where they are asked for and measured."""
+        return self.nats if recovery_in == "nats" and self.nats is not None else self
+
     def comparable(self, *models: str) -> bool:
         """Whether levels of the models have a common unit: nats per token do where the tokens are the same."""
         weights = [self.scores[model].weight for model in models]
         return self.metric.share or all(weight == weights[0] for weight in weights)
 
 
-def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples: int) -> Measured:
-    """The levels of those of `models` that were measured on the task.
+def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples: int, blind: bool = False) -> Measured:
+    """The levels of those of `models` that were measured on the task; with `blind` without images, too.
 
     Raises:
         UserError: none was, or not all on the same items.
@@ -79,10 +91,26 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
             f"evaluation.tasks: {config.name}: measured on none of {', '.join(models) or 'no models'}; "
             "a vision task needs a model that takes images: name one, or leave the task out"
         )
+    unseen = {m: c for m in columns if (c := read_items(out_dir, blind_name(config.name), m)) is not None and blind}
+    if blind and not unseen:
+        raise UserError(
+            f"evaluation.blind: {config.name}: no model was asked without images; evaluate with the models again, or "
+            "leave evaluation.blind out"
+        )
     items = next(iter(columns.values()))["item"]
-    if any(other["item"] != items for other in columns.values()):
+    if any(other["item"] != items for other in (*columns.values(), *unseen.values())):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
     metric, scores = judge_task(config, columns)
+    in_nats = judge_in_nats(metric, scores)
+    return replace(
+        _levels(config, metric, scores, resamples),
+        nats=_levels(config, *in_nats, resamples) if in_nats else None,
+        blind=_levels(config, *judge_task(config, unseen), resamples) if unseen else None,
+    )
+
+
+def _levels(config: TaskConfig, metric: Metric, scores: dict[str, Scores], resamples: int) -> Measured:
+    """The levels of the scores; the resamples are the same for all scores of a task."""
     score_KI = np.array([of_model.score for of_model in scores.values()])
     weight_KI = np.array([of_model.weight for of_model in scores.values()])
     strata = next(iter(scores.values())).strata
@@ -91,7 +119,7 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     return Measured(
         config,
         metric,
-        len(items),
+        len(score_KI[0]),
         scores,
         {model: float(level_K[k]) for k, model in enumerate(scores)},
         {model: levels_RK[:, k] for k, model in enumerate(scores)},

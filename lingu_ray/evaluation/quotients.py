@@ -5,6 +5,11 @@ For a language task `recovery = (distilled − adapted) / (teacher − adapted)`
 token): lower is better, and the quotient takes it with the sign turned: `(adapted − distilled) / (adapted − teacher)`
 in nats. So 1 means all of the loss came back, 0 none, below 0 further loss, above 1 better than the teacher.
 
+Where an accuracy comes with likelihoods (the last word, multiple choice), the task has a second recovery, in nats of
+its right answers. Nats move with every item and resolve far smaller losses, but they also move where no answer changes,
+as with a habit of wording. So the accuracy, which published tables have, counts in the mean, unless nats were chosen
+before anything was measured (`evaluation.recovery_in`).
+
 Mean recovery is a quotient of sums, `Σ_t gain_t / s_t ÷ Σ_t loss_t / s_t`, over all tasks that count in the mean, with
 or without a loss of their own. Which tasks those are is chosen before anything is measured: a mean over the tasks whose
 loss turns out significant would be too high, since a loss is found significant most often where chance made it large,
@@ -23,7 +28,7 @@ import numpy as np
 
 from lingu_ray.evaluation.bootstrap import interval
 from lingu_ray.evaluation.levels import Measured, Resampled
-from lingu_ray.evaluation.results import PERPLEXITY
+from lingu_ray.evaluation.results import UNITS
 from lingu_ray.evaluation.roles import References
 
 
@@ -45,7 +50,7 @@ def recovery(task: Measured, model: str, references: References) -> Quotient:
     gain, loss = sides
     low, high = interval(loss.value_R)
     if low <= 0:
-        unit = "nats per token" if task.config.type == PERPLEXITY else task.metric.name
+        unit = UNITS.get(task.metric.name, task.metric.name)
         names = f"{references.original} − {references.baseline}"
         found = f"{names} = {task.sign * loss.value:+.3f} {unit}, lost {loss.value:+.3f} [{low:+.3f}, {high:+.3f}]"
         return NoValue(f"no loss to recover beyond noise: {found}")

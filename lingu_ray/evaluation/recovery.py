@@ -8,6 +8,7 @@ of items, not of training seeds.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from lingu_ray.config import EvaluationConfig
@@ -25,6 +26,7 @@ from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
     PERPLEXITY,
     QUOTIENTS,
+    Blind,
     Control,
     Estimate,
     Interval,
@@ -32,6 +34,7 @@ from lingu_ray.evaluation.results import (
     ModelScore,
     QuotientName,
     Recovery,
+    RecoveryIn,
     TaskScores,
 )
 from lingu_ray.evaluation.roles import DISTILLED, References, controls_among, references_among
@@ -46,18 +49,23 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
     """
     floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
     references = references_among(models)
-    measured = [read_levels(out_dir, config, models, settings.bootstrap) for config in settings.tasks]
+    measured = [
+        read_levels(out_dir, config, models, settings.bootstrap, settings.blind and config.kind == "vision")
+        for config in settings.tasks
+    ]
     judged = [model for model in models if model not in references]
     tasks: dict[str, TaskScores] = {}
     for task in measured:
-        quotient = recovery if task.config.kind == "language" else retention
-        known = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
-        tasks[task.config.name] = _task_scores(task, known, floors, references)
-    controls = {model: _control(measured, model, references) for model in controls_among(models)}
-    distilled, reasons = _means(measured, DISTILLED, references)
-    means = {model: _means(measured, model, references)[0] for model in judged}
-    verdict = judge(tasks, distilled, controls, floors, reasons, models, references)
-    result = Recovery(tasks, distilled, controls, means, reasons, references, verdict)
+        both = (task,) if task.nats is None else (task, task.nats)
+        by_metric, *in_nats = (_task_scores(one, judged, floors, references) for one in both)
+        tasks[task.config.name] = _counting(replace(by_metric, nats=next(iter(in_nats), None)), settings.recovery_in)
+    counted = [task.counted(settings.recovery_in) for task in measured]
+    controls = {model: _control(counted, model, references) for model in controls_among(models)}
+    distilled, reasons = _means(counted, DISTILLED, references)
+    means = {model: _means(counted, model, references)[0] for model in judged}
+    claimed = {name: task.counted(settings.recovery_in) for name, task in tasks.items()}
+    verdict = judge(claimed, distilled, controls, floors, reasons, models, references)
+    result = Recovery(tasks, distilled, controls, means, reasons, references, verdict, settings.recovery_in)
     write_recovery(result, out_dir)
     return result
 
@@ -77,9 +85,20 @@ def _control(tasks: list[Measured], model: str, references: References) -> Contr
     return Control(_means(tasks, model, references)[0], difference)
 
 
+def _counting(task: TaskScores, recovery_in: RecoveryIn) -> TaskScores:
+    """The task with the one of its two scores out of the mean that does not count there."""
+    if task.nats is None:
+        return task
+    if recovery_in == "nats":
+        return replace(task, in_mean=False)
+    return replace(task, nats=replace(task.nats, in_mean=False))
+
+
 def _task_scores(
-    task: Measured, quotients: dict[str, Quotient], floors: dict[QuotientName, float], references: References
+    task: Measured, judged: list[str], floors: dict[QuotientName, float], references: References
 ) -> TaskScores:
+    quotient = recovery if task.config.kind == "language" else retention
+    quotients = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
     others = [references.baseline, *controls_among(task.level)]
     compared = [other for other in dict.fromkeys(others) if {DISTILLED, other} <= task.level.keys()]
     distilled = quotients[DISTILLED]
@@ -95,6 +114,16 @@ def _task_scores(
         floor=floors[QUOTIENTS[task.config.kind]],
         in_mean=task.config.in_mean,
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if task.comparable(DISTILLED, m)},
+        blind=None if task.blind is None else _blind(task, task.blind),
+    )
+
+
+def _blind(task: Measured, blind: Measured) -> Blind:
+    """The task without its images, and what they add, on the same items."""
+    gains = {model: task.of(model).minus(blind.of(model)).times(task.sign) for model in blind.level}
+    return Blind(
+        {model: _interval_of(blind.of(model)) for model in blind.level},
+        {model: _interval_of(gain) for model, gain in gains.items()},
     )
 
 

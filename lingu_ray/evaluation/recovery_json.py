@@ -10,6 +10,7 @@ from typing import Any
 from lingu_ray.atomic import write_text
 from lingu_ray.evaluation.results import (
     QUOTIENTS,
+    Blind,
     Control,
     Estimate,
     Interval,
@@ -54,6 +55,7 @@ def as_json(result: Recovery) -> dict[str, Any]:
         "parts": dict(verdict.parts),
         "verdict": verdict.text,
         "exceptions": list(verdict.exceptions),
+        "recovery_in": result.recovery_in,
     }
     return {"tasks": {name: _task_json(task) for name, task in result.tasks.items()}, "summary": summary}
 
@@ -74,6 +76,7 @@ def from_json(tree: Mapping[str, Any]) -> Recovery:
         summary.get("reasons", {}),
         References(**summary["references"]) if "references" in summary else References(),
         Verdict(summary["claim_holds"], summary["verdict"], exceptions, parts),
+        summary.get("recovery_in", "metric"),
     )
 
 
@@ -91,6 +94,8 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
         "floor": task.floor,
         "in_mean": task.in_mean,
         "over": {model: _pair("difference", difference) for model, difference in task.over.items()},
+        "nats": None if task.nats is None else _task_json(task.nats),
+        "blind": None if task.blind is None else _blind_json(task.blind),
     }
 
 
@@ -108,7 +113,23 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
         floor=entry.get("floor"),
         in_mean=entry.get("in_mean", True),
         over={m: found for m, e in entry.get("over", {}).items() if (found := _estimate("difference", e))},
+        nats=_task(entry["nats"]) if entry.get("nats") else None,
+        blind=_blind(entry["blind"]) if entry.get("blind") else None,
     )
+
+
+def _blind_json(blind: Blind) -> dict[str, Any]:
+    """By model: the score without images, and `difference`, how much better the model is with them."""
+    return {
+        model: {"score": score.value, "ci": list(score.ci), **_pair("difference", blind.seeing[model])}
+        for model, score in blind.scores.items()
+    }
+
+
+def _blind(entry: Mapping[str, Any]) -> Blind:
+    scores = {model: Estimate(found["score"], Interval(*found["ci"])) for model, found in entry.items()}
+    seeing = {model: found for model, of in entry.items() if (found := _estimate("difference", of)) is not None}
+    return Blind(scores, seeing)
 
 
 def _model_json(name: QuotientName, found: ModelScore) -> dict[str, Any]:

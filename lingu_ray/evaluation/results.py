@@ -11,7 +11,12 @@ from lingu_ray.evaluation.roles import DISTILLED, References, in_order
 PERPLEXITY = "perplexity"
 """The metric whose level is the logarithm of its score, in nats per token."""
 
+UNITS = {PERPLEXITY: "nats per token", "nats_per_word": "nats per word", "nats_per_choice": "nats per right choice"}
+"""What a difference of scores is counted in, by metric; others are counted in the metric itself."""
+
 Kind = Literal["language", "vision"]
+RecoveryIn = Literal["metric", "nats"]
+"""What mean recovery and verdict take of a language task: its metric, or nats where likelihoods are measured."""
 QuotientName = Literal["recovery", "retention"]
 QUOTIENTS: dict[Kind, QuotientName] = {"language": "recovery", "vision": "retention"}
 """Of a kind of task: the part of the lost language that came back, or the part of vision that was kept."""
@@ -47,14 +52,28 @@ class ModelScore:
 
 
 @dataclass(frozen=True)
+class Blind:
+    """A vision task asked without its images, by model: its score, and how much better the model is with them."""
+
+    scores: dict[str, Estimate]
+    seeing: dict[str, Estimate]
+
+    def adds_nothing(self, model: str) -> bool:
+        """Whether the model was measured, and is not better with images beyond noise."""
+        return model in self.seeing and self.seeing[model].ci.low <= 0
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """The models on a task.
 
     `is_share`: scores are shares of what can be reached, shown in per cent. `floor`: recovery or retention from which
     the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
-    whether the task counts in the mean of its kind.
+    whether these scores count in the mean of the task's kind.
     `over`: by model, the baseline and the controls: how much better the distilled model scores than that one, in the
     units of the metric (perplexity: nats per token); those that are measured, on the same tokens.
+    `nats`: the same by likelihood, where that is measured beside the metric. `blind`: of a vision task, where it was
+    asked without its images, too.
     """
 
     kind: Kind
@@ -68,17 +87,23 @@ class TaskScores:
     floor: float | None = None
     in_mean: bool = True
     over: dict[str, Estimate] = field(default_factory=dict)
+    nats: TaskScores | None = None
+    blind: Blind | None = None
 
     @property
     def quotient_name(self) -> QuotientName:
         """`recovery` for a language task, `retention` for a vision task."""
         return QUOTIENTS[self.kind]
 
+    def counted(self, recovery_in: RecoveryIn) -> TaskScores:
+        """What mean recovery and verdict take of the task."""
+        return self.nats if recovery_in == "nats" and self.nats is not None else self
+
     def amount(self, difference: Estimate, factor: float = 1) -> str:
         """A difference of scores times `factor`: `2.5 [0.4, 4.6] points`."""
         values = [factor * x for x in (difference.value, *sorted(difference.ci, key=lambda end: factor * end))]
         value, low, high = (f"{100 * x:.1f}" if self.is_share else f"{x:.3g}" for x in values)
-        unit = "points" if self.is_share else "nats per token" if self.metric == PERPLEXITY else self.metric
+        unit = "points" if self.is_share else UNITS.get(self.metric, self.metric)
         return f"{value} [{low}, {high}] {unit}"
 
     @property
@@ -153,7 +178,7 @@ class Recovery:
 
     `distilled`: the means that the verdict is about. `controls`: those that were measured, by name. `models`: the means
     of all measured models but the references. `reasons`: why one of the distilled model's means has no value, where it
-    has none.
+    has none. `recovery_in`: what the means and the verdict take of a language task.
     """
 
     tasks: dict[str, TaskScores]
@@ -163,6 +188,12 @@ class Recovery:
     reasons: dict[QuotientName, str]
     references: References
     verdict: Verdict
+    recovery_in: RecoveryIn = "metric"
+
+    @property
+    def rows(self) -> list[tuple[str, TaskScores]]:
+        """The tasks by name, as tables show them: by the metric, and below that in nats where they are measured."""
+        return [(name, one) for name, task in self.tasks.items() for one in (task, task.nats) if one is not None]
 
     @property
     def measured(self) -> list[str]:

@@ -21,7 +21,7 @@ from lingu_ray.evaluation.measure import TaskRun, describe, run_task
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.evaluation.results import Recovery
-from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.storage import local_copy
@@ -64,7 +64,7 @@ def evaluate(
     for name in models:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise UserError(f"a model's name is of letters, digits, _ and -, found {name!r}")
-    tasks = [load_task(config) for config in settings.tasks]
+    tasks = load_tasks(settings)
     described = [describe(task) for task in tasks]
     unfinished: dict[str, list[TaskRun]] = {}
     for name, path in models.items():

@@ -12,20 +12,20 @@ from pydantic import BaseModel
 
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.flat import flat
-from lingu_ray.evaluation.results import Recovery, Verdict
+from lingu_ray.evaluation.results import Recovery, TaskScores, Verdict
 from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.tracking import STORE, MlflowRun, check_store, store_uri
 from lingu_ray.storage import origin
 
-SCORE = "score"
+SCORE, NATS, BLIND = "score", "nats", "blind"
 VERDICT = "verdict"
 """Tag of the run whose evaluation the verdict is about."""
 _TAG_LIMIT = 5000  # characters that every version of MLflow takes
 
 
 def figure_name(task: str, metric: str = SCORE) -> str:
-    """The name of a task's metric: its score, recovery or retention."""
+    """The name of a task's metric: its score, recovery or retention; `nats`, `recovery_nats`, `blind`."""
     return f"eval/{task}/{metric}"
 
 
@@ -37,15 +37,29 @@ def task_of(name: str) -> str | None:
 
 
 def figures_of(result: Recovery, model: str) -> dict[str, float]:
-    """The model's score, and recovery or retention where it has one, on every task; mean recovery and retention."""
+    """The model's scores on every task, by metric, in nats and blind, with recovery or retention; the means.
+
+    What it has no value of is left out.
+    """
     metrics: dict[str, float] = {}
     for name, task in result.tasks.items():
-        if found := task.models.get(model):
-            metrics[figure_name(name)] = found.score.value
-            if found.quotient is not None:
-                metrics[figure_name(name, task.quotient_name)] = found.quotient.value
+        metrics |= _of_task(name, task, model, SCORE)
+        if task.nats is not None:
+            metrics |= _of_task(name, task.nats, model, NATS, f"_{NATS}")
+        if task.blind is not None and model in task.blind.scores:
+            metrics[figure_name(name, BLIND)] = task.blind.scores[model].value
     means = result.models.get(model)
     return metrics | {name: mean.value for name, mean in (means.items() if means else ()) if mean is not None}
+
+
+def _of_task(name: str, task: TaskScores, model: str, score: str, suffix: str = "") -> dict[str, float]:
+    found = task.models.get(model)
+    if found is None:
+        return {}
+    metrics = {figure_name(name, score): found.score.value}
+    if found.quotient is not None:
+        metrics[figure_name(name, task.quotient_name + suffix)] = found.quotient.value
+    return metrics
 
 
 def log_verdict(run: MlflowRun, verdict: Verdict) -> None:

@@ -18,7 +18,10 @@ A mean can hide a loss, so the verdict also names every task that speaks against
 - it lost nothing beyond noise, so that it has no recovery, and the distilled model scores below the baseline;
 - a control scores better on it.
 
-Tasks without a value of their own that show no such loss are named as not judged alone.
+Tasks without a value of their own that show no such loss are named as not judged alone, with their recovery in nats
+where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are measured.
+With `evaluation.blind` the vision tasks are named that the baseline answers as well without images, which changes no
+part of the claim.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def judge(
     """The verdict on the measured tasks.
 
     Args:
-        tasks: by name.
+        tasks: by name; of each what counts (`TaskScores.counted`).
         distilled: the distilled model's means.
         controls: by name, those that were measured.
         floors: what recovery and retention must reach.
@@ -83,7 +86,12 @@ def judge(
     answers = [part.holds for part in parts]
     holds = False if False in answers else None if None in answers else True
     order = sorted(parts, key=lambda part: part.holds is not holds)  # what the headline says first
-    clauses = [*(part.text for part in order), *exceptions, *_not_judged(tasks, references)]
+    clauses = [
+        *(part.text for part in order),
+        *exceptions,
+        *_not_judged(tasks, references),
+        *_unseen(tasks, references),
+    ]
     text = f"{_headline(holds, exceptions)}: {'; '.join(clauses)}."
     if holds is None:
         text += _needed(parts)
@@ -199,9 +207,19 @@ def _percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
+def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
+    """The tasks on which images add nothing to the baseline, whose retention then says nothing of vision."""
+    for name, task in tasks.items():
+        if task.blind is not None and task.blind.adds_nothing(references.baseline):
+            gain = task.amount(task.blind.seeing[references.baseline])
+            yield f"{name}: images add nothing beyond noise to {references.baseline}, {gain}"
+
+
 def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:
-    """A clause with the tasks that have no value of their own, where there are any."""
+    """A clause with the tasks that have no value of their own, where there are any; with their recovery in nats."""
     names = [
-        name for name, task in tasks.items() if task.distilled is None and not list(_exceptions(name, task, references))
+        f"{name} (in nats {task.nats.distilled.percent()} came back)" if task.nats and task.nats.distilled else name
+        for name, task in tasks.items()
+        if task.distilled is None and not list(_exceptions(name, task, references))
     ]
     return [f"not judged alone: {', '.join(names)}"] if names else []

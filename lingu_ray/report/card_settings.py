@@ -20,6 +20,11 @@ DIVERGENCES = {
     "jsd": "Jensen–Shannon",
     "tv": "total variation",
 }
+PRECISIONS = {
+    "fp32": "fp32",
+    "bf16": "bf16 autocast, weights in fp32",
+    "auto": "fp32 or bf16 autocast, as chosen at the start",  # on a card that is tried before
+}
 
 
 def settings_rows(config: Config) -> Rows:
@@ -141,7 +146,7 @@ def _optimization(train: TrainConfig) -> Rows:
 
 def _computation(train: TrainConfig) -> str:
     """Precision, and settings that change the result only by rounding."""
-    precision = {"fp32": "fp32", "bf16": "bf16 autocast, weights in fp32"}[train.precision]
+    precision = PRECISIONS[train.precision]
     samples = "samples packed" if train.packing else "samples padded"
     parts = [
         precision,

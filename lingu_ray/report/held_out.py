@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lingu_ray.corpus.store import VALIDATION_FILE, existing_file
+from lingu_ray.evaluation.tasks.blind import without_placeholders
 from lingu_ray.evaluation.thumbnail import data_uri, thumbnail
 from lingu_ray.report.plots import display_name
-from lingu_ray.report.samples import Answered, Answers, without_placeholders
+from lingu_ray.report.samples import Answered, Answers
 from lingu_ray.runtime.records import Record
 
 Key = tuple[str, int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
+    Blind,
     Control,
     Estimate,
     Interval,
@@ -75,18 +77,18 @@ def write_result(settings: EvaluationConfig, models: Sequence[str], out_dir: Pat
 
 def _result(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str]) -> Recovery:
     references = references_among(models)
-    tasks = {task.name: _scores(task, models)}
+    tasks = {task.name: _scores(settings, task, models)}
     controls = {name: Control(_MEANS, _FOUND) for name in controls_among(models)}
     floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
     verdict = judge(tasks, _MEANS, controls, floors, {}, models, references)
     return Recovery(tasks, _MEANS, controls, dict.fromkeys(models, _MEANS), {}, references, verdict)
 
 
-def _scores(task: TaskConfig, models: Sequence[str]) -> TaskScores:
+def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str]) -> TaskScores:
     """The same score of every model; the teacher has no images to answer about."""
     metric = METRICS[task.type]
     own = [model for model in models if task.kind == "language" or model != TEACHER] or list(models)
-    return TaskScores(
+    made_up = TaskScores(
         kind=task.kind,
         metric=task.metric or metric.name,
         higher_is_better=metric.higher_is_better,
@@ -99,6 +101,9 @@ def _scores(task: TaskConfig, models: Sequence[str]) -> TaskScores:
         in_mean=task.in_mean,
         over={model: _FOUND for model in own if DISTILLED in own and model != DISTILLED},
     )
+    blind = settings.blind and task.kind == "vision"
+    every = dict.fromkeys(own, _FOUND)
+    return replace(made_up, nats=made_up if metric.nats else None, blind=Blind(every, every) if blind else None)
 
 
 def _write_items(out_dir: Path, task: str, model: str) -> None:

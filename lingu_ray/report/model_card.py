@@ -26,6 +26,7 @@ def write_model_card(
     result: Recovery | None,
     manifest: dict[str, Any],
     control_of: str | None = None,
+    step: int | None = None,
 ) -> Path:
     """Write the export's README.md, front matter included.
 
@@ -35,8 +36,9 @@ def write_model_card(
         result: what was measured; None where the run was not evaluated.
         manifest: the corpus manifest.
         control_of: for a control, the name of the run that it is the control of.
+        step: steps after which the model was exported; None: all of the run's.
     """
-    templates = environment()
+    templates, done = environment(), step or config.train.steps
     templates.filters |= {"data": data_name, "cell": cell}
     text = templates.get_template("model_card.md").render(
         front_matter=strict_yaml.dump(front_matter(config)).strip(),
@@ -45,7 +47,8 @@ def write_model_card(
         role=result.own_model(trained_role(config)) if result else None,
         versions=read_environment(config.run_dir),
         settings=settings_rows(config),
-        sources=trained_sources(config, manifest, config.train.steps),
+        sources=trained_sources(config, manifest, done),
+        done=done,
         rows=manifest["rows"],
         result=result,
     )

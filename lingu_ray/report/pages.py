@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from lingu_ray.evaluation.results import Estimate, Recovery, TaskScores
-from lingu_ray.evaluation.roles import DISTILLED, in_order
+from lingu_ray.evaluation.roles import DISTILLED, References, in_order
 from lingu_ray.report.plots import Panel, display_name, format_number
 
 
@@ -25,7 +25,7 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
-    environment.filters |= {"over": format_over, "compared": compared_models}
+    environment.filters |= {"over": format_over, "compared": compared_models, "seeing": format_seeing}
     environment.filters["number"] = "{:,.0f}".format
     return environment
 
@@ -55,6 +55,15 @@ def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
         return f"{task.quotient_name} {found.quotient.percent(task.digits)}"
     reason = task.reason if model == DISTILLED else None
     return f"{task.quotient_name}: {reason or 'none'}"
+
+
+def format_seeing(task: TaskScores, references: References) -> str:
+    """What images add to the baseline's score on a task that was also asked without them."""
+    model = references.baseline
+    if task.blind is None or model not in task.blind.seeing:
+        return "–"
+    gain = f"images add {task.amount(task.blind.seeing[model])} to {display_name(model)}"
+    return f"{gain}, nothing beyond noise" if task.blind.adds_nothing(model) else gain
 
 
 def compared_models(result: Recovery) -> list[str]:

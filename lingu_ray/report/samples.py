@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.item_files import SAMPLE, first_items
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import DISTILLED
+from lingu_ray.evaluation.tasks.blind import without_placeholders
 from lingu_ray.evaluation.thumbnail import data_uri
 from lingu_ray.report.plots import display_name
 
@@ -36,11 +36,6 @@ class Answers:
     rows: list[Answered]
     headings: list[str]
     ours: str
-
-
-def without_placeholders(question: str) -> str:
-    """A question without marks for its images, which are shown beside it."""
-    return question.replace(PLACEHOLDER, "").strip()
 
 
 def answered(out_dir: Path, result: Recovery) -> Answers:

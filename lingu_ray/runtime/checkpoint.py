@@ -143,6 +143,17 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         return None
     path = folder / _NAME.format(step)
     state = dict(checkpoints(folder))[path]
+    load_weights(path, model)
+    _load_moments(path, named_tensors(model), optimizer)
+    return state
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Fill the model, or what this worker keeps of it, with the weights of the checkpoint at `path`.
+
+    Raises:
+        UserError: they are those of another model.
+    """
     weights, tensors = TensorFiles(path.glob("model*.safetensors")), named_tensors(model)
     saved, ours = weights.shapes.items(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}.items()
     if different := sorted({name for name, _ in saved ^ ours}):
@@ -153,8 +164,6 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     with torch.no_grad():
         for name, tensor in tensors.items():
             _read(weights, name, tensor)
-    _load_moments(path, tensors, optimizer)
-    return state
 
 
 def _load_moments(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:

@@ -28,6 +28,7 @@ import ray
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.interrupt import exit_on_interrupt
+from lingu_ray.runtime.cores import cores
 
 log = logging.getLogger(__name__)
 
@@ -112,4 +113,4 @@ def _worker_env() -> dict[str, str]:
 
 def threads(settings: RayConfig, sharers: int) -> int:
     """PyTorch threads of one of `sharers` processes that share this node's cores."""
-    return settings.threads_per_worker or max(1, (os.cpu_count() or 1) // sharers)
+    return settings.threads_per_worker or max(1, cores() // sharers)

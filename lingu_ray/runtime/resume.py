@@ -46,6 +46,8 @@ def check_settings(config: Config, folder: RunFolder) -> None:
         return
     earlier = load_yaml(folder.config)
     before, now = (one.model_dump(mode="json") for one in (earlier, config))
+    if config.train.precision == "auto":  # a run that was trained keeps its own (`runtime/precision.py`)
+        before["train"]["precision"] = "auto"
     lines = differences(before, now, settings_with(MAY_CHANGE))
     if lines and step:
         raise UserError(

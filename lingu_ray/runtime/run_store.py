@@ -31,7 +31,7 @@ EXPORT_MARKER = "config.json"
 INITIAL_MODEL_MARKER = "tokenizer_config.json"
 """The file of a folder that is put last; without it none of the three is loaded."""
 
-_TREE = re.compile(r"(?P<run>(?:.*?/)??)(?P<tree>checkpoints/step-\d+|export|initial_model)/(?P<file>.+)")
+_TREE = re.compile(r"(?P<run>(?:.*?/)??)(?P<tree>checkpoints/step-\d+|export(?:-step-\d+)?|initial_model)/(?P<file>.+)")
 _OF_WORKERS = re.compile(
     r"(?P<run>(?:.*/)?)(?:metrics\.jsonl|samples\.jsonl|exported\.json|logs/(?:rank|teacher)-\d+\.jsonl)"
 )
@@ -95,7 +95,7 @@ def _is_copied(name: str, sizes: Mapping[str, int]) -> bool:
         return not _NOBODYS.fullmatch(name)
     if found["tree"].startswith("checkpoints/"):
         return False
-    marker = EXPORT_MARKER if found["tree"] == "export" else INITIAL_MODEL_MARKER
+    marker = EXPORT_MARKER if found["tree"].startswith("export") else INITIAL_MODEL_MARKER
     return f"{found['run']}{found['tree']}/{marker}" in sizes and not name.endswith(_WEIGHTS)
 
 

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import whole_folder, write_text
-from lingu_ray.config import Config, RayConfig, StudentConfig
+from lingu_ray.config import Config, RayConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
@@ -33,8 +33,9 @@ from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
-from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
+from lingu_ray.runtime.models import check_pair, check_weights, initial_student, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
+from lingu_ray.runtime.precision import Choice, as_started, choose, is_open, with_precision
 from lingu_ray.runtime.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.progress import Progress
 from lingu_ray.runtime.records import Record, RecordReader
@@ -70,9 +71,17 @@ def checked(configs: Sequence[Config], lease: Lease) -> list[Run]:
         UserError: something that the user can fix.
     """
     runs = [Run(config, lease) for config in configs]
+    share_precision(runs)
     for run in runs:
         run.check()
     return runs
+
+
+def share_precision(runs: Sequence[Run]) -> None:
+    """Where one of the runs has its precision from before, those that leave it open take the same."""
+    if known := [run.config.train.precision for run in runs if not is_open(run.config)]:
+        for run in runs:
+            run.settle_precision(Choice(known[0], "as the run beside it"))
 
 
 def run_together(runs: Sequence[Run]) -> list[Path | str]:
@@ -101,6 +110,10 @@ def _train_all(runs: Sequence[Run]) -> None:
         of_all = workers(settings, uses_gpu(settings), len(runs))
         if together := can_hold(of_all):
             wait_for_nodes(of_all, settings.wait_for_nodes_s)
+        if is_open(runs[0].config):
+            choice = choose(runs[0].config)
+            for run in runs:
+                run.settle_precision(choice)
         for run in runs:
             run.prepare()
     if together:
@@ -117,8 +130,9 @@ class Run:
     """
 
     def __init__(self, config: Config, lease: Lease):
-        self.config, self.lease = config, lease
-        self.folder = RunFolder(config.run_dir)
+        self.folder, self.lease = RunFolder(config.run_dir), lease
+        self.config = as_started(config, self.folder)
+        self.precision: str | None = None
         self.errors: list[BaseException] = []
         self.thread: threading.Thread | None = None
 
@@ -140,11 +154,18 @@ class Run:
         prepare_initial_model(self.config, self.folder)
         self.plan = check_data(plan_corpus(self.config, self.folder.initial_model), self.folder)
 
+    def settle_precision(self, choice: Choice) -> None:
+        """Take a precision that was chosen, where the settings leave it open."""
+        if is_open(self.config):
+            self.config, self.precision = with_precision(self.config, choice.precision), str(choice)
+
     def prepare(self) -> None:
         """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
         settings, use_gpu = self.config.ray, uses_gpu(self.config.ray)
         check_most_workers(settings, use_gpu)
         wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
+        if is_open(self.config):
+            self.settle_precision(choose(self.config))
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)
@@ -159,7 +180,7 @@ class Run:
         """
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
-        self.tracker.log_environment(record_environment(self.folder.root))
+        self.tracker.log_environment(record_environment(self.folder.root, self.precision))
         if self.config.tracking.system_metrics:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
@@ -333,8 +354,7 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
 
 def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
     """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
-    settings = config.student if config.student.path else StudentConfig(path=str(initial_model))
-    needed = rehearse_export(settings, AutoProcessor.from_pretrained(initial_model))
+    needed = rehearse_export(initial_student(config, initial_model), AutoProcessor.from_pretrained(initial_model))
     if isinstance(folder.place, Path):  # else they are not written here
         require_space(folder.root, needed, "a checkpoint and the export")
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray.train
 import torch
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import write_json
-from lingu_ray.config import Config, StudentConfig
+from lingu_ray.config import Config
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.read import StepReader
 from lingu_ray.corpus.store import Corpus
@@ -36,7 +36,7 @@ from lingu_ray.runtime.elastic import save_asked, wait_to_be_ended
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.metrics import MetricsFile
-from lingu_ray.runtime.models import load_config, load_student
+from lingu_ray.runtime.models import export_dtype, initial_student, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
 from lingu_ray.runtime.preemption import node_is_leaving, preempted
@@ -93,7 +93,7 @@ class Worker:
         self.processor = AutoProcessor.from_pretrained(self.folder.initial_model)
         self.encoder = Encoder(self.processor, self.config.corpus.max_length)
         self.student = self._load_student()
-        self.export_dtype = self._export_dtype()  # now, while the student's files are there
+        self.export_dtype = export_dtype(self.config.student)  # now, while the student's files are there
         self.optimizer = make_optimizer(self.student, self.config.train)
         self.parameters = trained_parameters(self.optimizer)
         self.micro_batches = MicroBatches(self.config, self.student, teacher, self.device)
@@ -285,10 +285,7 @@ class Worker:
         self.metrics.saved()
 
     def _load_student(self) -> Student:
-        settings = self.config.student
-        if settings.from_teacher is not None:
-            settings = StudentConfig(path=str(self.folder.initial_model))
-        student = Student(load_student(settings))
+        student = Student(load_student(initial_student(self.config, self.folder.initial_model)))
         prepare(student, self.config.train, self.device, self.config.seed)
         return student
 
@@ -298,11 +295,3 @@ class Worker:
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
         log_to = partial(run_log, self.folder, self.config.name, self.rank, "teacher")
         return make_teacher(self.config.teacher, dtype, self.device, self.threads, log_to)
-
-    def _export_dtype(self) -> torch.dtype:
-        """The dtype of the student's published weights."""
-        settings = self.config.student
-        if settings.path is None:
-            return torch.float32
-        config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
-        return cast(torch.dtype, config.dtype or torch.float32)

@@ -18,7 +18,7 @@ from safetensors.torch import load
 from tinyrun import config, settings, workers_started
 from tinysweep import write_adapted_and_tasks, write_base, write_space
 
-from lingu_ray import evaluate, inspect, storage, train
+from lingu_ray import evaluate, export, inspect, storage, train
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
@@ -101,6 +101,8 @@ def test_a_run_in_a_bucket_is_the_local_one(bucket, data, tmp_path, local, capsy
     assert [metric.step for metric in history] == list(range(1, 49))
     assert records(f"{run}/logs/rank-0.jsonl")[0]["run_id"] == pointer["run_id"]
 
+    assert export.export(run) == f"{run}/export-step-48"  # a checkpoint in the bucket, by one process
+    assert read(f"{run}/export-step-48/model.safetensors") == read(f"{run}/export/model.safetensors")
     before, started = storage.version(f"{run}/export/model.safetensors"), workers_started()
     train.main([str(tmp_path / "tiny.yaml")])  # found again
     assert (storage.version(f"{run}/export/model.safetensors"), workers_started()) == (before, started)

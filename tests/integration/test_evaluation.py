@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluationConfig:
-    """Three tasks of a few items, one of each type."""
+    """Three tasks of a few items, one of each type; the one about images is asked without them, too."""
     folder = tmp_path_factory.mktemp("items")
     (folder / "0.png").write_bytes(picture(0))
     items = {
@@ -69,7 +69,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluationConfig:
         {"name": name, "kind": kind, "type": type, "path": str(folder / f"{name}.jsonl"), "max_new_tokens": 4}
         for name, (kind, type) in kinds.items()
     ]
-    return EvaluationConfig.model_validate({"tasks": tasks, "bootstrap": 100, "engine": "transformers"})
+    return EvaluationConfig.model_validate({"tasks": tasks, "bootstrap": 100, "engine": "transformers", "blind": True})
 
 
 def test_the_copy_of_the_teacher_scores_as_the_teacher(
@@ -79,6 +79,7 @@ def test_the_copy_of_the_teacher_scores_as_the_teacher(
     tasks = evaluate(models, settings, tmp_path).tasks
     assert list(tasks["choice"].models) == list(tasks["text"].models) == ["teacher", "adapted", "distilled"]
     assert list(tasks["image"].models) == ["adapted", "distilled"]
+    assert tasks["image"].blind is not None and list(tasks["image"].blind.scores) == ["adapted", "distilled"]
     assert {name: task.items for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
     table = {model: pq.read_table(tmp_path / "items" / f"choice.{model}.parquet").to_pydict() for model in models}
     assert {"item", "gold", "lengths", "logliks", "tokens", "greedy"} <= set(table["teacher"])

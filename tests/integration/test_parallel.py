@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForImageTextToText
 
+from lingu_ray.export import export as export_checkpoint
 from lingu_ray.runtime import checkpoint_writer, trainer
 from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint, saved_tensors
 from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
@@ -262,8 +263,11 @@ def test_sharded_adapters_are_exported_merged(data, folder):
 
 
 def test_a_run_with_sharded_adapters(ray_cluster, data, tmp_path):
-    """A whole run on Ray with two sharded workers, adapters and sampled answers lowers the loss and is exported."""
+    """A whole run on Ray with two sharded workers, adapters and sampled answers lowers the loss and is exported; so is
+    its checkpoint, of which each worker wrote a part, by one process, to the bit.
+    """
     train = {"parallelism": "fsdp2", "lora": {"rank": 8}, "steps": 4, "learning_rates": {"decoder": 1e-2}}
+    train |= {"checkpoint": "sharded"}
     run = config(data, tmp_path, train=train, distill={"on_policy": 0.5, "sampled_tokens": 8}, ray={"num_workers": 2})
     export = trainer.run(run)
     steps = [r for r in read_records(run.run_dir / "metrics.jsonl") if "loss" in r]
@@ -272,3 +276,6 @@ def test_a_run_with_sharded_adapters(ray_cluster, data, tmp_path):
     student = AutoModelForImageTextToText.from_pretrained(data / "student")
     assert load_file(export / "model.safetensors").keys() == load_file(data / "student" / "model.safetensors").keys()
     assert AutoModelForImageTextToText.from_pretrained(export).num_parameters() == student.num_parameters()
+    assert len(list((run.run_dir / "checkpoints" / "step-00000004").glob("model-*.safetensors"))) == 2
+    again = export_checkpoint(run.run_dir)
+    assert (again / "model.safetensors").read_bytes() == (export / "model.safetensors").read_bytes()

@@ -11,6 +11,7 @@ from tinysweep import write_adapted_and_tasks, write_base, write_space
 
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.environment import PRECISION, read_environment
 from lingu_ray.runtime.tracking import COMMAND, command_line
 from tuning import compare, sweep
 from tuning.folder import SweepFolder
@@ -56,14 +57,17 @@ def finished(ray_cluster, tasks, output) -> SweepFolder:
     """Two good cases, and one whose learning rate breaks the training; workers of a whole CPU of two."""
     broken = {"train.learning_rates.decoder": 1e30}
     cases = {"much": {"distill.w_kd": 1}, "little": {"distill.w_kd": 0.5}, "broken": broken}
-    before = workers_started()
-    folder = run(tasks, output, "cases", search={}, cases=cases, retries=1, settings={"ray.cpus_per_worker": 1})
+    before, train = workers_started(), {"sample_every": 0, "precision": "auto"}
+    folder = run(tasks, output, "cases", train, search={}, cases=cases, retries=1, settings={"ray.cpus_per_worker": 1})
     assert workers_started() == before + len(cases)  # what only the user can fix is not tried again
     return folder
 
 
 def test_trials_end_and_failures_are_marked(finished):
-    """Good trials are measured; a broken one is marked with its reason, not tried again, and sinks nothing."""
+    """Good trials are measured; a broken one is marked with its reason, not tried again, and sinks nothing.
+
+    All have the precision that was chosen once for the sweep.
+    """
     outcomes = {outcome.case: outcome for outcome in read_outcomes(finished.trials)}
     assert len(outcomes) == 3
     for good in (outcomes["much"], outcomes["little"]):
@@ -71,6 +75,8 @@ def test_trials_end_and_failures_are_marked(finished):
         assert good.recovery is not None and good.retention is not None and good.validation_ce is not None
     assert outcomes["broken"].state == "failed" and "gradient is not finite" in outcomes["broken"].error
     assert outcomes["much"].validation_ce != outcomes["little"].validation_ce
+    [precision] = {load_yaml(trial / "config.yaml").train.precision for trial in finished.trials.iterdir()}
+    assert read_environment(finished.root)[PRECISION].startswith(f"{precision}: ")
 
 
 def test_mlflow_has_a_child_a_trial(finished):

@@ -11,12 +11,15 @@ from safetensors.torch import load_file, save_file
 from tinyrun import actors_started, config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from lingu_ray import export as export_command
 from lingu_ray.atomic import write_json
 from lingu_ray.config import CONTROLS, Config
+from lingu_ray.config.command_line import load_yaml
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
+from lingu_ray.runtime.environment import PRECISION, read_environment
 from lingu_ray.runtime.lease import lease_on
 from lingu_ray.runtime.optimizer import lr_factor
 from lingu_ray.runtime.records import read_records
@@ -68,6 +71,17 @@ def test_export_is_the_students_architecture(finished, data):
     image = torch.randint(0, 255, (3, 32, 32), dtype=torch.uint8).numpy()
     output = export.generate(**processor(text=prompt, images=[image], return_tensors="pt"), max_new_tokens=3)
     assert output.shape[1] > 4
+
+
+def test_the_last_checkpoint_is_exported_as_the_run_did(finished, tmp_path):
+    """The command writes what the run wrote, file by file, to the bit; an earlier checkpoint has other weights."""
+    export_command.main([str(finished.run_dir), str(tmp_path / "last")])
+    own = finished.run_dir / "export"
+    for path in own.iterdir():
+        assert path.name == "README.md" or (tmp_path / "last" / path.name).read_bytes() == path.read_bytes()
+    export_command.main([str(finished.run_dir), str(tmp_path / "four"), "step=4"])
+    assert (tmp_path / "four" / "model.safetensors").read_bytes() != (own / "model.safetensors").read_bytes()
+    assert "after step 4 of 8" in (tmp_path / "four" / "README.md").read_text()
 
 
 def test_metrics_tell_the_whole_story(finished):
@@ -206,6 +220,7 @@ def test_a_finished_training_survives_a_failed_export(ray_cluster, data, output)
             "teacher": {"context": "prompt_text"},
             "distill": {"policy": "all", "divergence": "reverse_kl"},
             "corpus": {"validation_rows": 0},
+            "train": {"precision": "auto"},
         },
         {
             "teacher": {"scope": "visual", "look_ahead": 2},
@@ -220,7 +235,10 @@ def test_a_finished_training_survives_a_failed_export(ray_cluster, data, output)
     ],
 )
 def test_variants_run(ray_cluster, data, output, variant):
-    """Policies, contexts, scopes, divergences, schedules, bf16, gradient checkpointing, no validation: one path."""
+    """Policies, contexts, scopes, divergences, schedules, bf16, gradient checkpointing, no validation: one path.
+
+    With `auto` the precision that was chosen is the run's: in its settings, its environment, and when found again.
+    """
     name = variant["distill"]["policy"]
     run = config(data, output, name=name, **variant)
     trainer.run(run)
@@ -231,6 +249,11 @@ def test_variants_run(ray_cluster, data, output, variant):
     corpus = Corpus(Path(json.loads((run.run_dir / "corpus.json").read_text())["path"]))
     assert set(corpus.manifest["sources"]) == ({"text"} if name == "language_only" else {"text", "pictures"})
     assert {len(rows) for rows in corpus.validation().values()} == {run.corpus.validation_rows}
+    chosen = load_yaml(run.run_dir / "config.yaml").train.precision
+    assert chosen in {"fp32", "bf16"}
+    assert (run.train.precision == "auto") == (f"{chosen}: " in read_environment(run.run_dir).get(PRECISION, ""))
+    trainer.run(run)  # found again
+    assert load_yaml(run.run_dir / "config.yaml").train.precision == chosen
 
 
 def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):

@@ -8,11 +8,15 @@ from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
 
 def judge_likelihoods(columns: Columns) -> Scores:
-    """Accuracy of multiple choice: the most likely option is `gold`. `acc_norm`: the most likely per character."""
+    """Accuracy of multiple choice: the most likely option is `gold`. `acc_norm`: the most likely per character.
+
+    `nats_per_choice`: the negative log-likelihood of the right option, of all its tokens together.
+    """
     items = list(zip(columns["logliks"], columns["lengths"], columns["gold"], strict=True))
     score = [float(np.argmax(logliks) == gold) for logliks, _, gold in items]
     per_character = [float(np.argmax(np.divide(logliks, lengths)) == gold) for logliks, lengths, gold in items]
-    return Scores(score, [1.0] * len(score), {"acc_norm": per_character})
+    nats = [-logliks[gold] for logliks, _, gold in items]
+    return Scores(score, [1.0] * len(score), {"acc_norm": per_character, "nats_per_choice": nats})
 
 
 def judge_last_word(columns: Columns) -> Scores:

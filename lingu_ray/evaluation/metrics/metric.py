@@ -31,9 +31,11 @@ class Metric:
     """How a task type is scored. `level = Σ score / Σ weight`; log-perplexity is such a level, in nats per token.
 
     `share`: the level is a share of what can be reached (shown in percent); else a number on a scale of its own.
+    `nats`: of `Scores.extra`, the log-perplexity of the right answers, where there are likelihoods beside the metric.
     """
 
     name: str
     higher_is_better: bool
     share: bool
     judge: Callable[[Columns], Scores]
+    nats: str | None = None

@@ -27,8 +27,8 @@ def _mean_of(score: Callable[[str, list[str]], float]) -> Callable[[Columns], Sc
 
 
 METRICS: dict[str, Metric] = {
-    "multiple_choice": Metric("acc", True, True, _choices),
-    "last_word": Metric("acc", True, True, judge_last_word),
+    "multiple_choice": Metric("acc", True, True, _choices, nats="nats_per_choice"),
+    "last_word": Metric("acc", True, True, judge_last_word, nats="nats_per_word"),
     "perplexity": Metric("perplexity", False, False, judge_perplexity),
     "exact_match": Metric("exact_match", True, True, _mean_of(exact_match)),
     "vqa_accuracy": Metric("vqa_accuracy", True, True, _mean_of(vqa_accuracy)),

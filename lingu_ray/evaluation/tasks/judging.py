@@ -29,6 +29,15 @@ def judge_task(config: TaskConfig, columns: dict[str, Columns]) -> tuple[Metric,
     return replace(metric, name=config.metric), by_other
 
 
+def judge_in_nats(metric: Metric, scores: dict[str, Scores]) -> tuple[Metric, dict[str, Scores]] | None:
+    """The same items by the log-perplexity of their right answers; None where `metric` has no likelihoods beside it."""
+    name = metric.nats
+    if name is None or any(name not in of_model.extra for of_model in scores.values()):
+        return None
+    in_nats = {model: Scores(of_model.extra[name], of_model.weight, {}) for model, of_model in scores.items()}
+    return replace(metric, name=name, higher_is_better=False, share=False, nats=None), in_nats
+
+
 def _by(extra: str, name: str, scores: Scores) -> Scores:
     """The scores by one of their extras; what they were by is an extra of its own name then."""
     others = {key: level for key, level in scores.extra.items() if key != extra}

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from lingu_ray.config import TaskConfig
+from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.tasks.blind import blinded
 from lingu_ray.evaluation.tasks.fields import fields_of, selected
 from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.images import item_images
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
 from lingu_ray.evaluation.tasks.task_types import Malformed, asked, is_scored, scored
+
+
+def load_tasks(settings: EvaluationConfig) -> list[Task]:
+    """Read and check all items of all tasks; with `blind` each vision task is there without its images, too.
+
+    Raises:
+        UserError: as `load_task`; a question is nothing but its images.
+    """
+    tasks = [load_task(config) for config in settings.tasks]
+    return tasks + [blinded(task) for task in tasks if settings.blind and task.config.kind == "vision"]
 
 
 def load_task(config: TaskConfig) -> Task:

@@ -38,7 +38,8 @@ def test_multiple_choice_by_likelihood_and_per_character() -> None:
         "gold": [1, 0, 1],
     }
     scores = judge("multiple_choice", columns)
-    assert scores == Scores([0.0, 1.0, 0.0], [1.0] * 3, {"acc_norm": [1.0, 1.0, 0.0]})
+    extra = {"acc_norm": [1.0, 1.0, 0.0], "nats_per_choice": [6.0, 1.0, 2.0]}  # nats of the right option
+    assert scores == Scores([0.0, 1.0, 0.0], [1.0] * 3, extra)
 
 
 def test_the_metric_that_is_not_reported_stays_beside_it() -> None:
@@ -46,9 +47,10 @@ def test_the_metric_that_is_not_reported_stays_beside_it() -> None:
     columns: Columns = {"item": ["1"], "logliks": [[-4.0, -6.0]], "lengths": [[2, 6]], "gold": [1]}
     task = TaskConfig(name="t", kind="language", type="multiple_choice", path="-")
     plain, scores = judge_task(task, {"m": columns})
-    assert plain.name == "acc" and scores["m"] == Scores([0.0], [1.0], {"acc_norm": [1.0]})
+    nats = {"nats_per_choice": [6.0]}
+    assert plain.name == "acc" and scores["m"] == Scores([0.0], [1.0], {"acc_norm": [1.0], **nats})
     normed, scores = judge_task(task.model_copy(update={"metric": "acc_norm"}), {"m": columns})
-    assert normed.name == "acc_norm" and scores["m"] == Scores([1.0], [1.0], {"acc": [0.0]})
+    assert normed.name == "acc_norm" and scores["m"] == Scores([1.0], [1.0], {"acc": [0.0], **nats})
     with pytest.raises(ValidationError, match="other types have one metric"):
         TaskConfig(name="t", kind="language", type="last_word", path="-", metric="acc_norm")
 

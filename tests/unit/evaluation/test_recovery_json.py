@@ -45,11 +45,12 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
     tree = as_json(measured)
     assert tree.keys() == {"tasks", "summary"} and list(tree["tasks"]) == ["cloze", "text", "digits"]
     summary = {"recovery", "recovery_ci", "retention", "retention_ci", "controls", "models", "claim_holds", "verdict"}
-    assert tree["summary"].keys() == summary | {"exceptions", "parts", "reasons", "references", "formulas"}
+    further = {"exceptions", "parts", "reasons", "references", "formulas", "recovery_in"}
+    assert tree["summary"].keys() == summary | further
     control = tree["summary"]["controls"]["plain_ce"]
     assert control.keys() >= {"recovery", "retention_ci", "difference", "difference_ci", "beaten"}
     assert tree["summary"]["models"].keys() == {"plain_ce", "distilled", "other"}
-    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "floor", "in_mean", "over"}
+    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "floor", "in_mean", "over", "nats", "blind"}
     for name, share in (("cloze", "recovery"), ("text", "recovery"), ("digits", "retention")):
         task = tree["tasks"][name]
         assert task.keys() == known | {share, f"{share}_ci", f"{share}_reason"}
@@ -59,15 +60,16 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
 
 
 def test_files_of_earlier_versions_are_read(measured: Recovery) -> None:
-    """Without floors, controls by name, references and parts: what there is stays, and the rest is not known."""
+    """Without floors, controls by name, references, parts and nats: what there is stays, and the rest is not known."""
     tree = as_json(measured)
-    for key in ("exceptions", "parts", "reasons", "references", "formulas", "controls"):
+    for key in ("exceptions", "parts", "reasons", "references", "formulas", "controls", "recovery_in"):
         del tree["summary"][key]
     for task in tree["tasks"].values():
-        for key in ("floor", "in_mean", "over"):
+        for key in ("floor", "in_mean", "over", "nats", "blind"):
             del task[key]
     old = from_json(tree)
     assert old.distilled == measured.distilled and old.models == measured.models and old.controls == {}
+    assert old.tasks["cloze"].nats is None and old.recovery_in == "metric"
     assert old.tasks["digits"].models == measured.tasks["digits"].models and old.tasks["digits"].floor is None
     assert old.verdict.text == measured.verdict.text and old.verdict.exceptions == ()
     assert old.references == measured.references  # all that there was

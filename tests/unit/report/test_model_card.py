@@ -22,6 +22,7 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.tasks.blind import blind_name
 from lingu_ray.report.card_settings import in_words
 from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.report.origin import hub_ids, public_name
@@ -162,13 +163,18 @@ def test_sources_with_their_weights_and_passes(tmp_path: Path) -> None:
 
 
 def test_results_are_a_table(tmp_path: Path) -> None:
-    """The verdict, and a line of the table for each task; every table of the card is well formed."""
+    """The verdict, and lines of the table for each task, in nats and blind too; all tables are well formed."""
     task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
+    digits = TaskConfig(name="digits", kind="vision", type="exact_match", path="-")
+    blind = digits.model_copy(update={"name": blind_name("digits")})
     for model, right in (("teacher", 90), ("adapted", 30), ("distilled", 80)):
-        write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
-    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=50))
+        for one in (task, digits, blind)[: 1 if model == "teacher" else 3]:
+            write_measured(tmp_path, one, model, [float(i < right) for i in range(100)])
+    settings = EvaluationConfig(tasks=(task, digits), bootstrap=50, blind=True)
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings)
     text = card(config(), tmp_path, result)
     assert result.verdict.text in text and "| cloze | acc | 100 | 90.0%" in text
+    assert "| cloze | nats_per_choice | 100 |" in text and "| digits | exact_match, blind | 100 | – | 30.0%" in text
     for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert all(line.endswith("|") for line in text.splitlines() if line.startswith("|"))

@@ -142,10 +142,13 @@ def test_a_drivers_files_make_a_round_trip(bucket, tmp_path):
 
     storage.put(b"weights", f"{location}/export/model.safetensors")  # cut off: no config.json
     storage.put(b"{}", f"{location}/controls/plain/export/config.json")
+    storage.put(b"weights", f"{location}/export-step-4/model.safetensors")  # of a checkpoint, by the command
+    storage.put(b"{}", f"{location}/export-step-4/config.json")
     with writing_to(location):
         found = {str(path.relative_to(folder.root)) for path in folder.root.rglob("*") if path.is_file()}
         initial.remove("initial_model/model.safetensors")
-        assert found == written | initial | {"controls/plain/export/config.json"} and not folder.export.exists()
+        exports = {"controls/plain/export/config.json", "export-step-4/config.json"}
+        assert found == written | initial | exports and not folder.export.exists()
         storage.remove(folder.initial_model)
         assert not names(f"{location}/initial_model")
 

@@ -1,0 +1,138 @@
+"""`lingu-ray export`: the checkpoint that is asked for, as the run's own export would write it, or a clear refusal."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saved import save_checkpoint
+from tinyrun import config, write_pair_and_data
+from transformers import PreTrainedModel
+
+from lingu_ray import export
+from lingu_ray.atomic import write_json, write_text
+from lingu_ray.config import Config
+from lingu_ray.config.command_line import to_yaml
+from lingu_ray.distill.student import Student
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.checkpoint import CheckpointState
+from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.models import load_processor, load_student, prepare_student
+from lingu_ray.runtime.optimizer import make_optimizer
+from lingu_ray.runtime.prepare import prepare
+
+CPU = torch.device("cpu")
+NEW = {
+    "path": None,
+    "from_teacher": {
+        "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2,
+        "pixel_shuffle": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny pair."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_pair_and_data(folder)
+    return folder
+
+
+def stopped(pair: Path, runs: Path, layout: Any = "whole", **settings: Any) -> tuple[Config, PreTrainedModel]:
+    """A run of 8 steps as it lies there after Ctrl-C: checkpoints of steps 2, 4 (the best) and 6; and its model."""
+    run = config(pair, runs, **settings)
+    folder = RunFolder(run.run_dir)
+    prepare_student(run, folder.initial_model)
+    write_text(folder.config, to_yaml(run))
+    start = run.student if run.student.path else run.student.model_copy(update={"path": str(folder.initial_model)})
+    student = Student(load_student(start))
+    prepare(student, run.train, CPU, run.seed)
+    optimizer = make_optimizer(student, run.train)
+    for step, ce in ((2, 3.0), (4, 1.0), (6, 2.0)):
+        with torch.no_grad():
+            for parameter in student.model.parameters():
+                parameter += step * 1e-3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step))
+        save_checkpoint(folder.checkpoints, student.model, optimizer, CheckpointState(step, ce), 3, layout)
+    return run, student.model
+
+
+def same_files(ours: Path, theirs: Path) -> bool:
+    """Whether two exports are equal to the bit, in all but the model card."""
+    names = [path.name for path in theirs.iterdir()]
+    same, _, _ = filecmp.cmpfiles(ours, theirs, names, shallow=False)
+    return sorted(same) == sorted(names) and {path.name for path in ours.iterdir()} - {"README.md"} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings"),
+    [("whole", {}), ("sharded", {"train": {"lora": {"rank": 4}}}), ("whole", {"student": NEW})],
+    ids=["whole", "sharded adapters", "new student"],
+)
+def test_the_newest_is_what_the_run_would_export(pair: Path, tmp_path: Path, layout: str, settings: Any) -> None:
+    """To the bit, by the run's recorded settings alone: adapters merged, a new student from its initial model."""
+    run, model = stopped(pair, tmp_path, layout, **settings)
+    where = export.export(run.run_dir)
+    assert where == run.run_dir / "export-step-6"
+    start = (
+        run.student if run.student.path else run.student.model_copy(update={"path": str(run.run_dir / "initial_model")})
+    )
+    export_model(model, load_processor(start), torch.float32, tmp_path / "own", run.train.lora)
+    assert same_files(run.run_dir / "export-step-6", tmp_path / "own")
+
+
+def test_any_checkpoint_that_is_kept(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By number or the best, into a folder of one's own; a damaged newest one is passed over; the card has the step."""
+    run, _ = stopped(pair, tmp_path / "runs")
+    corpus = tmp_path / "corpus"
+    counts = {"read": 9, "accepted": 9, "rejected": {}, "truncated": 0, "validation": 1, "used": 8}
+    write_json(corpus / "manifest.json", {"rows": 48, "sources": {"text": counts, "pictures": counts}})
+    write_json(RunFolder(run.run_dir).corpus, {"path": str(corpus)})
+    export.main([str(run.run_dir), str(tmp_path / "best"), "step=best"])
+    export.main([str(run.run_dir), str(tmp_path / "four"), "step=4"])
+    assert f"wrote {tmp_path / 'best'}\nwrote {tmp_path / 'four'}\n" in capsys.readouterr().out
+    assert filecmp.cmp(tmp_path / "best" / "model.safetensors", tmp_path / "four" / "model.safetensors", shallow=False)
+    card = (tmp_path / "four" / "README.md").read_text()
+    assert "Exported from a checkpoint, after step 4 of 8" in card and "training read 24" in card
+    weights = run.run_dir / "checkpoints" / "step-00000006" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    assert export.export(run.run_dir) == run.run_dir / "export-step-4"
+    with pytest.raises(UserError, match=r"weights of step-00000006 are damaged.* those of step 2, 4, 6"):
+        export.export(run.run_dir, 6)
+
+
+def test_what_cannot_be_exported_is_told(pair: Path, tmp_path: Path) -> None:
+    """Each with the cure, and nothing is left behind."""
+    run, _ = stopped(pair, tmp_path / "runs")
+    folder = RunFolder(run.run_dir)
+
+    def refused(said: str, *words: str) -> None:
+        with pytest.raises(UserError, match=said):
+            export.main([*words])
+
+    refused("name a run", "step=2")
+    refused("no such run: .*runs/tinyy; did you mean .*runs/tiny", str(tmp_path / "runs" / "tinyy"))
+    refused("no run lies there", str(pair))
+    refused("no checkpoint of step 5 is kept; there are those of step 2, 4, 6", str(run.run_dir), "step=5")
+    refused("export is where the run exports its model", str(run.run_dir), str(folder.export))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").touch()
+    refused("full exists; name another", str(run.run_dir), str(tmp_path / "full"))
+    before = sorted(path.name for path in run.run_dir.iterdir())
+
+    newer = {**json.loads((folder.checkpoints / "step-00000006" / "state.json").read_text()), "of_tomorrow": 1}
+    write_json(folder.checkpoints / "step-00000006" / "state.json", newer)
+    write_json(folder.environment, {"lingu_ray": "99.0"})
+    refused("was made by lingu_ray 99.0, and this is .*: use version 99.0", str(run.run_dir))
+    folder.environment.unlink()
+    for path in folder.checkpoints.iterdir():
+        (path / "state.json").unlink()
+    refused("no checkpoint yet: the first one comes after train.checkpoint_every=4 steps", str(run.run_dir))
+    assert sorted(path.name for path in run.run_dir.iterdir()) == before
