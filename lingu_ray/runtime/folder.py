@@ -32,6 +32,16 @@ class RunFolder:
         return earlier if earlier.is_dir() else self.root / "initial_model"
 
     @property
+    def alignment(self) -> Path:
+        """JSON on the alignment of the initial model (`align`): from what it follows, and how well pictures choose."""
+        return self.initial_model / "alignment.json"
+
+    @property
+    def aligned_weights(self) -> Path:
+        """The weights of the initial model that the alignment changed; whole where `alignment` is."""
+        return self.initial_model / "alignment.safetensors"
+
+    @property
     def corpus(self) -> Path:
         """JSON with the corpus's path, fingerprint and content identities of its sources."""
         return self.root / "corpus.json"

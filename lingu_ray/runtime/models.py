@@ -168,6 +168,11 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
         raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
 
 
+def initial_student(config: Config, initial_model: Path | str) -> StudentConfig:
+    """Where a run's student is loaded from before training: `student.path`, or the new VLM in `initial_model`."""
+    return config.student if config.student.path else StudentConfig(path=str(initial_model))
+
+
 def load_processor(settings: StudentConfig) -> ProcessorMixin:
     """The processor that belongs to `student.path`. Raises UserError where there is none, or none for images."""
     assert settings.path is not None

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import whole_folder, write_text
-from lingu_ray.config import Config, RayConfig, StudentConfig
+from lingu_ray.config import Config, RayConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
@@ -24,6 +24,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
+from lingu_ray.runtime.align import align, alignment_figures, read_alignment
 from lingu_ray.runtime.also import check_also
 from lingu_ray.runtime.capacity import can_hold, check_most_workers, uses_gpu, wait_for_nodes, worker_resources, workers
 from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged
@@ -33,7 +34,13 @@ from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
-from lingu_ray.runtime.models import check_pair, check_weights, load_teacher_tokenizer, prepare_student
+from lingu_ray.runtime.models import (
+    check_pair,
+    check_weights,
+    initial_student,
+    load_teacher_tokenizer,
+    prepare_student,
+)
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.progress import Progress
@@ -141,7 +148,7 @@ class Run:
         self.plan = check_data(plan_corpus(self.config, self.folder.initial_model), self.folder)
 
     def prepare(self) -> None:
-        """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
+        """Build the corpus, align the initial model, or find both; record corpus and settings. Raises UserError."""
         settings, use_gpu = self.config.ray, uses_gpu(self.config.ray)
         check_most_workers(settings, use_gpu)
         wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
@@ -150,6 +157,7 @@ class Run:
         record_corpus(self.plan, self.folder)
         remove(self.folder.stop)
         write_text(self.folder.config, to_yaml(self.config))
+        align(self.config, self.folder, self.corpus, self.plan.fingerprint)
 
     def start(self, position: int, neighbors: int, until: int | None = None) -> None:
         """Start training, in a thread.
@@ -160,6 +168,7 @@ class Run:
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
         self.tracker.log_environment(record_environment(self.folder.root))
+        self.tracker.log_figures(alignment_figures(read_alignment(self.folder)))
         if self.config.tracking.system_metrics:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
@@ -333,8 +342,7 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
 
 def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
     """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
-    settings = config.student if config.student.path else StudentConfig(path=str(initial_model))
-    needed = rehearse_export(settings, AutoProcessor.from_pretrained(initial_model))
+    needed = rehearse_export(initial_student(config, initial_model), AutoProcessor.from_pretrained(initial_model))
     if isinstance(folder.place, Path):  # else they are not written here
         require_space(folder.root, needed, "a checkpoint and the export")
 

@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor
 
 from lingu_ray.atomic import write_json
-from lingu_ray.config import Config, StudentConfig
+from lingu_ray.config import Config
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.read import StepReader
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import TeacherClient
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.align import load_alignment
 from lingu_ray.runtime.checkpoint import (
     CheckpointState,
     checkpoint_bytes,
@@ -36,7 +37,7 @@ from lingu_ray.runtime.elastic import save_asked, wait_to_be_ended
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.metrics import MetricsFile
-from lingu_ray.runtime.models import load_config, load_student
+from lingu_ray.runtime.models import initial_student, load_config, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
 from lingu_ray.runtime.preemption import node_is_leaving, preempted
@@ -285,10 +286,9 @@ class Worker:
         self.metrics.saved()
 
     def _load_student(self) -> Student:
-        settings = self.config.student
-        if settings.from_teacher is not None:
-            settings = StudentConfig(path=str(self.folder.initial_model))
-        student = Student(load_student(settings))
+        student = Student(load_student(initial_student(self.config, self.folder.initial_model)))
+        if self.config.align is not None:
+            load_alignment(student.model, self.folder)
         prepare(student, self.config.train, self.device, self.config.seed)
         return student
 
