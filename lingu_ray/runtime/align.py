@@ -85,7 +85,7 @@ def alignment_figures(record: Alignment | None) -> dict[str, float]:
     of_sources = list((record or {}).get("held_out", {}).values())
     answers = sum(one["answers"] for one in of_sources)
     return {
-        f"align.accuracy_{name}": sum(one[name] * one["answers"] for one in of_sources) / answers
+        f"align/accuracy_{name}": sum(one[name] * one["answers"] for one in of_sources) / answers
         for name in ("before", "after", "blind")
         if answers
     }
