@@ -15,7 +15,7 @@ class AlignRates(Section):
 
 
 class AlignConfig(Section):
-    """Before training, image tokens learn to choose the corpus's answers among the decoder's own token embeddings."""
+    """The alignment: image tokens learn to say the corpus's answers in the decoder's own embeddings."""
 
     epochs: PositiveInt = Field(3, description="passes over the pictures")
     pictures_per_step: PositiveInt = Field(64, description="pictures of one optimizer step")

@@ -54,8 +54,7 @@ class Config(Section):
     corpus: CorpusConfig = CorpusConfig()
     align: Annotated[AlignConfig | None, SEARCHABLE] = Field(
         None,
-        description="before training, align a new projector (or one that sees too little) to the decoder's own token "
-        "embeddings, on the corpus's pictures with answers; null: off",
+        description="before training, align a new projector on the corpus's pictures; null: off",
     )
     distill: Annotated[DistillConfig, SEARCHABLE] = DistillConfig()
     train: Annotated[TrainConfig, SEARCHABLE] = TrainConfig()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +138,19 @@ def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpu
 
 
 def _followed(stream: Any, name: str) -> dict[str, Any]:
-    lines: dict[str, LiveLine] = {}
-    item: dict[str, Any] = {}
-    for reference in stream:
-        item = ray.get(reference)
-        if "stage" not in item:
-            continue
-        if item["stage"] not in lines:
-            lines[item["stage"]] = LiveLine(f"{name}: aligning, {item['stage']}", item["total"], "step")
-        lines[item["stage"]].show(item["done"], item["figures"])
-        if item["done"] == item["total"]:
-            lines[item["stage"]].close()
+    """Show the stages on live lines until the stream ends; its last item."""
+    stage, item = None, {}
+    line: LiveLine | None = None
+    with ExitStack() as lines:
+        for reference in stream:
+            item = ray.get(reference)
+            if "stage" not in item:
+                break
+            if line is None or item["stage"] != stage:
+                lines.close()
+                stage = item["stage"]
+                line = lines.enter_context(LiveLine(f"{name}: aligning, {stage}", item["total"], "step"))
+            line.show(item["done"], item["figures"])
     return item
 
 

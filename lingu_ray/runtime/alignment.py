@@ -5,7 +5,6 @@ corpus ─► pictures, targets ─► micro-batches, through the frozen blocks 
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -43,8 +42,6 @@ KEPT_SHARE = 0.25
 """Share of the node's memory that kept features may take."""
 _ENCODING_THREADS, _STEPS_AHEAD = 2, 2
 _MESSAGES = [{"role": "user", "content": PLACEHOLDER}]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,21 +120,19 @@ class Alignment:
     def keep_features(self, steps: list[Step]) -> Iterator[dict[str, Any]]:
         """Compute what the last blocks get of every picture, and keep it as far as memory allows; yields progress.
 
-        Kept is only what gives the same tokens to the bit: not where a family uses the features of lower blocks, too.
+        It ends at the first step whose tokens would not be the same to the bit: a family may read lower blocks, too.
         """
         for done, (step, parts) in enumerate(self._prepared(steps), start=1):
             with torch.no_grad():
-                kept = [self._kept(part) for part in parts]
-            step.parts = [part for part in kept if part is not None]
-            if len(step.parts) < len(parts):
-                step.parts = []
-            self.room -= sum(tensor.nbytes for part in step.parts for tensor in part.kept or [])
-            yield {"stage": "pictures", "done": done, "total": len(steps), "figures": ""}
-        log.info("features of %d of %d steps are kept", sum(bool(step.parts) for step in steps), len(steps))
+                kept = [light for part in parts if (light := self._kept(part)) is not None]
+            self.room -= sum(tensor.nbytes for part in kept for tensor in part.kept or [])
+            if len(kept) < len(parts) or self.room < 0:
+                return
+            step.parts = kept
+            yield {"stage": "keeping features", "done": done, "total": len(steps), "figures": ""}
 
     def _kept(self, part: Part) -> Part | None:
-        if self.room <= 0:
-            return None
+        """The micro-batch with what the last blocks get of it, and without pixels; None where that is not enough."""
         with self.lower.recorded() as kept:
             token_KD = self._tokens(part)
         inputs = replace(part.inputs, vision=stand_in(part.inputs.vision))
@@ -152,7 +147,7 @@ class Alignment:
         for done, (step, parts) in enumerate(self._prepared(planned)):
             set_learning_rates(self.optimizer, done, schedule)
             loss = self._train_step(step, parts, schedule.grad_clip)
-            yield {"stage": "steps", "done": done + 1, "total": len(planned), "figures": f"loss {loss:.3f}"}
+            yield {"stage": "training", "done": done + 1, "total": len(planned), "figures": f"loss {loss:.3f}"}
 
     def _train_step(self, step: Step, parts: list[Part], grad_clip: float) -> float:
         parameters = trained_parameters(self.optimizer)

@@ -74,7 +74,7 @@ def aligned(data: Path, config: Config) -> dict:
     """The last word of the process, run here."""
     assert config.align is not None
     *progress, last = aligned_student(AlignJob(config, config.align, data / "student", data / "corpus", "cpu", 1))
-    assert [one["done"] for one in progress if one["stage"] == "steps"] == [*range(1, 1 + 6 * config.align.epochs)]
+    assert [one["done"] for one in progress if one["stage"] == "training"] == [*range(1, 1 + 6 * config.align.epochs)]
     return last
 
 
