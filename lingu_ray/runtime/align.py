@@ -1,7 +1,7 @@
 """The alignment of a run's initial model (`align`), on the driver's side: found, shared with controls, or started.
 
-Its result lies with the initial model: the weights that it changed, and then a record of it, without which there is
-none. So it is whole or not there, and a run that was interrupted before starts it again.
+Its result lies with the initial model, in a folder that is whole or not there: the weights that it changed, and a
+record. A run that was interrupted before starts it again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from lingu_ray import storage
-from lingu_ray.atomic import whole_file, write_json
+from lingu_ray.atomic import whole_folder, write_json
 from lingu_ray.config import AlignConfig, Config
 from lingu_ray.content import fingerprint
 from lingu_ray.corpus.store import Corpus
@@ -38,7 +38,7 @@ from lingu_ray.runtime.resume import trained_steps
 log = logging.getLogger(__name__)
 
 Alignment = dict[str, Any]
-"""The content of alignment.json."""
+"""The record of an alignment."""
 
 
 def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint: str) -> None:
@@ -99,12 +99,13 @@ def _identity(config: Config, folder: RunFolder, corpus: str) -> str:
 
 
 def _keep(folder: RunFolder, weights: bytes, record: Alignment) -> None:
-    with whole_file(folder.aligned_weights) as temporary:
-        temporary.write_bytes(weights)
-    write_json(folder.alignment, record)  # the record last: it makes the alignment whole
-    for path in (folder.aligned_weights, folder.alignment):
-        if isinstance(location := storage.origin(path), str):
-            storage.put(path, location)
+    """Write the alignment, whole or not at all; of a run in a bucket, there too."""
+    path = folder.alignment.parent
+    with whole_folder(path) as temporary:
+        (temporary / folder.aligned_weights.name).write_bytes(weights)
+        write_json(temporary / folder.alignment.name, record)
+    if isinstance(location := storage.origin(path), str):
+        storage.put_tree(path, location, folder.alignment.name)
 
 
 def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpus) -> dict[str, Any]:

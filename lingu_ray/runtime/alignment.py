@@ -59,7 +59,7 @@ class AlignJob:
 def aligned_student(job: AlignJob) -> Iterator[dict[str, Any]]:
     """Yield progress, `{stage, done, total, figures}`, and at the end `{weights, record}`.
 
-    `weights`: the changed tensors as a safetensors file; `record`: how it went, for `alignment.json`.
+    `weights`: the changed tensors as a safetensors file; `record`: how it went.
 
     Raises:
         UserError: the corpus has no pictures with answers to choose.

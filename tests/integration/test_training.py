@@ -242,7 +242,7 @@ def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
         data, output, name="adapt", student=NEW, distill={"policy": "none"}, train=train, align={"epochs": 1}
     )
     export = trainer.run(adapt)
-    aligned, exported = load_file(adapt.run_dir / "initial_model" / "alignment.safetensors"), weights(adapt)
+    aligned, exported = load_file(RunFolder(adapt.run_dir).aligned_weights), weights(adapt)
     start = load_file(adapt.run_dir / "initial_model" / "model.safetensors")
     assert all(torch.equal(exported[name], tensor) for name, tensor in aligned.items())
     assert not any(torch.equal(start[name], tensor) for name, tensor in aligned.items() if tensor.ndim > 1)
@@ -267,7 +267,7 @@ def test_one_alignment_for_a_run_and_its_control(finished, data, output, caplog)
 
     first, of_control = prepared()
     assert first == of_control and caplog.text.count("aligned on") == 1
-    RunFolder(settings.run_dir).alignment.unlink()  # as an interruption leaves it
+    RunFolder(settings.run_dir).alignment.unlink()
     RunFolder(settings.run_dir).aligned_weights.write_bytes(b"half")
     assert prepared() == [first, first] and caplog.text.count("aligned on") == 2
     assert prepared() == [first, first] and caplog.text.count("aligned on") == 2

@@ -93,7 +93,7 @@ def test_a_tiny_model_learns_to_see(data: Path, tmp_path: Path):
     assert {name.split(".")[1] for name in weights} == {"connector", "vision_model"}
 
     folder = RunFolder(tmp_path / "run")
-    folder.initial_model.mkdir(parents=True)
+    folder.alignment.parent.mkdir(parents=True)
     folder.aligned_weights.write_bytes(last["weights"])
     model, before = (load_student(config.student) for _ in range(2))
     load_alignment(model, folder)
