@@ -127,7 +127,9 @@ def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpu
     try:
         return _followed(stream, config.name)
     except RayTaskError as error:
-        raise user_error(error) or error from error
+        if (found := user_error(error)) is not None:
+            raise found from error
+        raise
     except RayError as error:
         raise UserError(
             f"align: its process could not be started, or died (out of memory?): lower train.tokens_per_micro_batch. "
