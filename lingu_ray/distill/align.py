@@ -18,7 +18,9 @@ what tells answers apart counts most, in captions too. Of a picture with tokens 
 
     loss = mean over targets (choice + nearness) + mean over pictures size
 
-The sum over tokens lets each token serve another question; nearness and size keep tokens where the decoder's own are.
+The sum over tokens lets each token serve another question; nearness and size keep tokens where the decoder's own
+are. With the space, as within a sentence, a decoder that was never trained on images says a label that its embeddings
+show it more readily (SmolLM2-135M: 6.4 nats a token against 7.0 without).
 
 Shape suffixes: P pictures, I tokens of a picture, K tokens of all, J targets, U labels, V vocabulary, D width.
 """
