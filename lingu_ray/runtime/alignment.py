@@ -28,9 +28,9 @@ from lingu_ray.corpus.pictures import Picture, Pictures, Targets, choose_targets
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.align import Choices, Chosen, Labels, choose
+from lingu_ray.distill.image_path import LowerBlocks, image_tokens, stand_in, tower_blocks
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.tower import LowerBlocks, image_tokens, stand_in, tower_blocks
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment_steps import Judged, Part, Step, make_steps
 from lingu_ray.runtime.distributed import clip_gradients, zero_gradients

@@ -8,8 +8,8 @@ import torch
 
 from lingu_ray.corpus.pictures import Picture, Target
 from lingu_ray.distill.align import Choices, Labels
+from lingu_ray.distill.image_path import Kept
 from lingu_ray.distill.inputs import ModelInputs
-from lingu_ray.distill.tower import Kept
 
 
 @dataclass

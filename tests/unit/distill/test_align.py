@@ -10,9 +10,9 @@ from tiny import tiny_teacher
 from lingu_ray.corpus.batch import collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.align import SHARPNESS, Choices, Labels, choose
+from lingu_ray.distill.image_path import LowerBlocks, image_tokens, stand_in, tower_blocks
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.tower import LowerBlocks, image_tokens, stand_in, tower_blocks
 
 IDS = [[5, 6, 7], [5, 8], [9], [5, 6, 7, 8, 9, 10]]
 
