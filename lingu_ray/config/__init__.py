@@ -1,9 +1,10 @@
 """Settings: their schema, and the way from command line and YAML to them.
 
-The schema is exported here, a file for each part of a run: `models`, `corpus`, `distill`, `train`, `cluster`,
+The schema is exported here, a file for each part of a run: `models`, `corpus`, `align`, `distill`, `train`, `cluster`,
 `tracking`, `evaluation`, `demo`, put together in `run`. This package imports no other room of lingu_ray.
 """
 
+from lingu_ray.config.align import AlignConfig, AlignRates
 from lingu_ray.config.base import Schedule, Section, Several
 from lingu_ray.config.cluster import RayConfig
 from lingu_ray.config.corpus import CorpusConfig, Format, SourceConfig
@@ -18,6 +19,8 @@ from lingu_ray.config.train import LearningRates, LoraConfig, TrainConfig
 __all__ = [
     "CONTROLS",
     "TASK_TYPES",
+    "AlignConfig",
+    "AlignRates",
     "Config",
     "CorpusConfig",
     "DemoConfig",

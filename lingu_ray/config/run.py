@@ -11,6 +11,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from lingu_ray.config.align import AlignConfig
 from lingu_ray.config.base import NAME, Section, Several
 from lingu_ray.config.cluster import RayConfig
 from lingu_ray.config.corpus import CorpusConfig, SourceConfig
@@ -51,6 +52,10 @@ class Config(Section):
     student: StudentConfig
     teacher: TeacherConfig
     corpus: CorpusConfig = CorpusConfig()
+    align: Annotated[AlignConfig | None, SEARCHABLE] = Field(
+        None,
+        description="before training, align a new projector on the corpus's pictures; null: off",
+    )
     distill: Annotated[DistillConfig, SEARCHABLE] = DistillConfig()
     train: Annotated[TrainConfig, SEARCHABLE] = TrainConfig()
     ray: Annotated[RayConfig, MAY_CHANGE] = RayConfig()

@@ -39,6 +39,12 @@ class Student:
         """The decoder's layers."""
         return cast(nn.ModuleList, self.decoder.layers)
 
+    @property
+    def tower(self) -> nn.Module:
+        """The vision tower, which in Qwen's holds the projector, too; of an audio model that for audio."""
+        modality = "image" if hasattr(self.model.config, "vision_config") else "audio"
+        return cast(nn.Module, self.model.get_encoder(modality=modality))
+
     def hidden_states(self, inputs: ModelInputs, donation: Donation | None = None) -> tuple[Tensor, KVCapture | None]:
         """Final hidden states `[B, T, D]` and, with a donation, what was captured for it, detached."""
         capture = None
@@ -56,9 +62,7 @@ class Student:
         Qwen's towers hold their projector, the merger, which counts as such. An audio tower counts as `vision`.
         """
         decoder = {id(p) for p in [*self.decoder.parameters(), *self.head.parameters()]}
-        modality = "image" if hasattr(self.model.config, "vision_config") else "audio"
-        encoder = self.model.get_encoder(modality=modality)
-        tower = {id(p) for name, p in encoder.named_parameters() if "merger" not in name}
+        tower = {id(p) for name, p in self.tower.named_parameters() if "merger" not in name}
         groups: dict[str, list[tuple[str, nn.Parameter]]] = {"vision": [], "projector": [], "decoder": []}
         for name, parameter in self.model.named_parameters():
             group = "decoder" if id(parameter) in decoder else "vision" if id(parameter) in tower else "projector"

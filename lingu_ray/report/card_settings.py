@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lingu_ray.config import Config, DistillConfig, Schedule, StudentConfig, TeacherConfig, TrainConfig
+from lingu_ray.config import AlignConfig, Config, DistillConfig, Schedule, StudentConfig, TeacherConfig, TrainConfig
 from lingu_ray.report.origin import public_name
 
 Rows = list[tuple[str, str]]
@@ -34,6 +34,7 @@ def settings_rows(config: Config) -> Rows:
     return [
         ("student", _student(config.student)),
         *([("teacher", teacher)] if distilled or config.student.from_teacher else []),
+        *([("alignment", _alignment(config.align))] if config.align else []),
         ("policy", POLICIES[config.distill.policy if distilled else "none"]),
         *(_distillation(config) if distilled else _weight_of_distilled(config)),
         ("weight of cross-entropy", in_words(config.distill.w_ce)),
@@ -69,6 +70,15 @@ def _student(settings: StudentConfig) -> str:
         f"new: the teacher's decoder and a vision tower of {tower.layers} layers, {tower.hidden_size} wide "
         f"(MLP {tower.intermediate_size}, {tower.heads} heads), for images of {side} × {side} in patches of "
         f"{tower.patch_size}, pixel shuffle {tower.pixel_shuffle}"
+    )
+
+
+def _alignment(settings: AlignConfig) -> str:
+    rates = settings.learning_rates
+    return (
+        f"to the decoder's token embeddings before training: {settings.epochs} passes, {settings.pictures_per_step} "
+        f"pictures a step, learning rates {rates.projector:g} (projector) and {rates.vision:g} (last {settings.blocks} "
+        "blocks of the vision tower)"
     )
 
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 from PIL import Image
@@ -56,6 +57,8 @@ def write_run(config: Config) -> Recovery | None:
         write_json(of_run.environment, {"lingu_ray": lingu_ray.__version__})
         write_json(of_run.corpus, {"path": str(corpus)})
         _write_records(run, of_run)
+        if run.align is not None:
+            write_json(of_run.alignment, _alignment(run))
     if not config.evaluation.tasks:
         return None
     exports = {name: RunFolder(control.run_dir).export for name, control in controls.items()}
@@ -122,6 +125,12 @@ def _write_corpus(config: Config, folder: Path) -> None:
         for name in sources
     ]
     write_rows(pa.Table.from_pylist(rows, ROW_SCHEMA), folder / "validation.parquet")
+
+
+def _alignment(config: Config) -> dict[str, Any]:
+    shares = {"answers": 2, "before": 0.0, "after": 1.0, "blind": 0.5}
+    held_out = {source.name: shares for source in config.training_sources()}
+    return {"rows": 2, "pictures": 2, "answers": 2, "left_out": {"made up": 1}, "held_out": held_out, "seconds": 1.0}
 
 
 def _write_records(config: Config, folder: RunFolder) -> None:

@@ -22,6 +22,7 @@ from lingu_ray.report.loss_plots import loss_panels
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
 from lingu_ray.report.sources import trained_sources
+from lingu_ray.runtime.align import read_alignment
 from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.folder import RunFolder
@@ -32,8 +33,9 @@ from lingu_ray.storage import place
 def write_report(run_dir: Path) -> Path:
     """Write `report/report.html`, `loss.png` and `recovery.png` from what the run's folder holds; the page's path.
 
-    Read where they exist: config.yaml, environment.json, metrics.jsonl, samples.jsonl, corpus.json (and the corpus it
-    points to), report/recovery.json, and metrics and samples of the controls. What is missing is left out of the page.
+    Read where they exist: config.yaml, environment.json, the record of the alignment, metrics.jsonl, samples.jsonl,
+    corpus.json (and the corpus it points to), report/recovery.json, and metrics and samples of the controls. What is
+    missing is left out of the page.
     """
     run = RunFolder(run_dir)
     run.report.mkdir(parents=True, exist_ok=True)
@@ -49,6 +51,7 @@ def write_report(run_dir: Path) -> Path:
         .render(
             name=run_dir.resolve().name,
             command=evaluate_command(config, run) if config and run.export.exists() else None,
+            alignment=read_alignment(run),
             losses=svgs(panels),
             settings=flat(config) if config else {},
             versions=read_environment(run_dir),

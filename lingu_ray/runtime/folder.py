@@ -27,9 +27,19 @@ class RunFolder:
 
     @property
     def initial_model(self) -> Path:
-        """The student's processor; for `student.from_teacher` also the new model before training."""
+        """The student's processor; for `student.from_teacher` also the new model before training, and its alignment."""
         earlier = self.root / "start"  # its name in runs of earlier versions
         return earlier if earlier.is_dir() else self.root / "initial_model"
+
+    @property
+    def alignment(self) -> Path:
+        """JSON on the alignment of the initial model (`align`): what it follows from, and how well pictures choose."""
+        return self.initial_model / "alignment" / "record.json"
+
+    @property
+    def aligned_weights(self) -> Path:
+        """The weights of the initial model that the alignment changed; in one folder with `alignment`."""
+        return self.alignment.with_name("weights.safetensors")
 
     @property
     def corpus(self) -> Path:

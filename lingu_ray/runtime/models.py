@@ -175,7 +175,7 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
         raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
 
 
-def initial_student(config: Config, initial_model: Path) -> StudentConfig:
+def initial_student(config: Config, initial_model: Path | str) -> StudentConfig:
     """Where a run's student is loaded from at its start: `student.path`, or the new model that the run has written."""
     return config.student if config.student.path is not None else StudentConfig(path=str(initial_model))
 

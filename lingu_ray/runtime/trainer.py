@@ -24,6 +24,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
+from lingu_ray.runtime.align import align, alignment_figures, read_alignment
 from lingu_ray.runtime.also import check_also
 from lingu_ray.runtime.capacity import can_hold, check_most_workers, uses_gpu, wait_for_nodes, worker_resources, workers
 from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged
@@ -160,7 +161,7 @@ class Run:
             self.config, self.precision = with_precision(self.config, choice.precision), str(choice)
 
     def prepare(self) -> None:
-        """Build the corpus, or find it, and record corpus and settings. Raises UserError."""
+        """Build the corpus, align the initial model, or find both; record corpus and settings. Raises UserError."""
         settings, use_gpu = self.config.ray, uses_gpu(self.config.ray)
         check_most_workers(settings, use_gpu)
         wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
@@ -171,6 +172,7 @@ class Run:
         record_corpus(self.plan, self.folder)
         remove(self.folder.stop)
         write_text(self.folder.config, to_yaml(self.config))
+        align(self.config, self.folder, self.corpus, self.plan.fingerprint)
 
     def start(self, position: int, neighbors: int, until: int | None = None) -> None:
         """Start training, in a thread.
@@ -181,6 +183,7 @@ class Run:
         self.until = until
         self.tracker = Tracker(self.config, self.folder)
         self.tracker.log_environment(record_environment(self.folder.root, self.precision))
+        self.tracker.log_figures(alignment_figures(read_alignment(self.folder)))
         if self.config.tracking.system_metrics:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)

@@ -23,6 +23,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import TeacherClient
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.align import load_alignment
 from lingu_ray.runtime.checkpoint import (
     CheckpointState,
     checkpoint_bytes,
@@ -286,6 +287,8 @@ class Worker:
 
     def _load_student(self) -> Student:
         student = Student(load_student(initial_student(self.config, self.folder.initial_model)))
+        if self.config.align is not None:
+            load_alignment(student.model, self.folder)
         prepare(student, self.config.train, self.device, self.config.seed)
         return student
 

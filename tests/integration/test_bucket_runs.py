@@ -27,13 +27,14 @@ from tuning import compare, sweep
 pytestmark = pytest.mark.slow
 
 KNOWN = ("step", "loss", "ce", "kd", "grad_norm", "validation_ce")
+ALIGN = {"epochs": 1}
 TRAIN = {"steps": 48, "checkpoint_every": 8, "validate_every": 24, "sample_every": 24}
 
 
 @pytest.fixture(scope="module")
 def local(ray_cluster, data, tmp_path_factory) -> Config:
     """The undisturbed run in a folder, by two workers."""
-    run = config(data, tmp_path_factory.mktemp("runs"), ray={"num_workers": 2}, train=TRAIN)
+    run = config(data, tmp_path_factory.mktemp("runs"), ray={"num_workers": 2}, train=TRAIN, align=ALIGN)
     trainer.run(run)
     return run
 
@@ -45,7 +46,9 @@ def tracking(tmp_path: Path) -> dict[str, str]:
 
 def in_bucket(data: Path, bucket: str, tmp_path: Path, name: str = "tiny") -> Path:
     """The same run with its results in the bucket, as a settings file."""
-    tree = settings(data, bucket, name=name, ray={"num_workers": 2}, train=TRAIN, tracking=tracking(tmp_path))
+    tree = settings(
+        data, bucket, name=name, ray={"num_workers": 2}, train=TRAIN, align=ALIGN, tracking=tracking(tmp_path)
+    )
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path

@@ -20,6 +20,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.environment import PRECISION, read_environment
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import lease_on
 from lingu_ray.runtime.optimizer import lr_factor
 from lingu_ray.runtime.records import read_records
@@ -257,11 +258,42 @@ def test_variants_run(ray_cluster, data, output, variant):
 
 
 def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
-    """`student.from_teacher` trains a new VLM with CE through the same path, and its export is a student path."""
-    adapt = config(data, output, name="adapt", student=NEW, distill={"policy": "none"}, train={"steps": 4})
+    """`student.from_teacher` trains a new VLM with CE from its alignment on, and its export is a student path."""
+    frozen = {"vision": 0, "projector": 0, "decoder": 1e-3}
+    train = {"steps": 4, "learning_rates": frozen}
+    adapt = config(
+        data, output, name="adapt", student=NEW, distill={"policy": "none"}, train=train, align={"epochs": 1}
+    )
     export = trainer.run(adapt)
+    aligned, exported = load_file(RunFolder(adapt.run_dir).aligned_weights), weights(adapt)
+    start = load_file(adapt.run_dir / "initial_model" / "model.safetensors")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in aligned.items())
+    assert not any(torch.equal(start[name], tensor) for name, tensor in aligned.items() if tensor.ndim > 1)
+    pointer = json.loads((adapt.run_dir / "mlflow.json").read_text())
+    tracked = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"]).data.metrics
+    assert {"align/accuracy_before", "align/accuracy_after", "align/accuracy_blind"} <= tracked.keys()
     distill = config(data, output, name="distill", student={"path": str(export)}, train={"steps": 2})
     assert (trainer.run(distill) / "model.safetensors").exists()
+
+
+def test_one_alignment_for_a_run_and_its_control(finished, data, output, caplog):
+    """The control takes the run's. Without its record there is none: it is made again, to the bit; else it is found."""
+    caplog.set_level("INFO")
+    settings = config(data, output, name="aligned", align={"epochs": 1}, controls=["plain_ce"])
+
+    def prepared() -> list[bytes]:
+        with lease_on(settings.run_place) as lease:
+            runs = trainer.checked([settings, control_config(settings, "plain_ce")], lease)
+            for run in runs:
+                run.prepare()
+        return [run.folder.aligned_weights.read_bytes() for run in runs]
+
+    first, of_control = prepared()
+    assert first == of_control and caplog.text.count("aligned on") == 1
+    RunFolder(settings.run_dir).alignment.unlink()
+    RunFolder(settings.run_dir).aligned_weights.write_bytes(b"half")
+    assert prepared() == [first, first] and caplog.text.count("aligned on") == 2
+    assert prepared() == [first, first] and caplog.text.count("aligned on") == 2
 
 
 def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, output):

@@ -38,7 +38,15 @@ TRUTH: dict[Fact, set[str]] = {
         *(f"train.{name}" for name in OCCASIONS.split()),
     },
     SEARCHABLE: {
-        *("distill", "train", "teacher.context", "teacher.scope", "teacher.earlier_turns", "student.from_teacher"),
+        *(
+            "align",
+            "distill",
+            "train",
+            "teacher.context",
+            "teacher.scope",
+            "teacher.earlier_turns",
+            "student.from_teacher",
+        ),
         *(f"corpus.{name}" for name in ("sources", "rows", "seed", "validation_rows", "max_length")),
         *(f"corpus.{name}" for name in ("max_reject_rate", "rows_per_shard", "if_changed")),
     },

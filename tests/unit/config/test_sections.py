@@ -54,6 +54,7 @@ def test_minimal_configuration_is_complete():
         ({"distill": {"temperature": {"start": 4, "end": 0}}}, "distill.temperature must be above 0"),
         ({"student": {"from_teacher": {"image_size": 100}}, "distill": {"policy": "none"}}, "must be a multiple of"),
         ({"student": {"from_teacher": {"heads": 7}}, "distill": {"policy": "none"}}, "must be a multiple of heads"),
+        ({"align": {"learning_rates": {"projector": 0}, "blocks": 0}}, "set align.learning_rates.projector above 0"),
         ({"name": "a/b"}, "should match pattern"),
         ({"train": {"warmup": 1}}, "less than 1"),
     ],

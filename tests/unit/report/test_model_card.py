@@ -119,13 +119,14 @@ def test_a_local_student_has_the_base_models_that_it_names(
 
 def test_a_new_model_is_no_finetune(tmp_path: Path) -> None:
     """What is built on the teacher has it as base model, without a relation; so has a student of unknown origin."""
-    new = config(student={"path": None, "from_teacher": {}})
+    new = config(student={"path": None, "from_teacher": {}}, align={"epochs": 2})
     unknown = config(student={"path": local_model(tmp_path / "vlm", "[broken")})
     for settings in (new, unknown):
         matter = front_matter(settings)
         assert matter["base_model"] == ["owner/lm"] and "base_model_relation" not in matter
     assert "made from a text-only language model" in card(new, tmp_path)
     assert "| teacher | owner/lm |" in card(new, tmp_path) and "| student | new" in card(new, tmp_path)
+    assert "| alignment | to the decoder's token embeddings before training: 2 passes" in card(new, tmp_path)
 
 
 def test_a_new_model_names_its_tower(tmp_path: Path) -> None:

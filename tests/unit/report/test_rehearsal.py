@@ -33,6 +33,7 @@ def config(output_dir: Path, **evaluation: Any) -> Config:
             "name": "run",
             "output_dir": str(output_dir),
             "controls": ["plain_ce"],
+            "align": {},
             "student": {"path": str(output_dir / "a|student *of* $x$")},
             "teacher": {"path": str(output_dir / "<b>teacher")},
             "corpus": {"sources": [{"name": ODD, "format": "text", "path": "x.txt", "language_heavy": True}]},
@@ -52,7 +53,7 @@ def test_the_report_is_drawn_of_the_runs_own_names(tmp_path: Path) -> None:
     made_up = config(tmp_path)
     drawn = write_run_report(made_up, write_run(made_up)).read_text()
     folder = RunFolder(made_up.run_dir)
-    assert ODD in drawn and "distilled" in drawn and "made up" in drawn
+    assert ODD in drawn and "distilled" in drawn and "made up" in drawn and "chosen right before" in drawn
     assert {path.name for path in folder.report.iterdir()} == {
         "report.html",
         "loss.png",
