@@ -10,21 +10,6 @@ import numpy as np
 from PIL import Image
 
 WORDS = "river stone garden music winter letter bridge doctor market silver window harbor".split()
-    "river",
-    "stone",
-    "garden",
-    "music",
-    "winter",
-    "letter",
-    "bridge",
-    "doctor",
-    "market",
-    "silver",
-    "window",
-    "harbor",
-    "forest",
-    "engine",
-]
 
 
 def write_sets(data: Path) -> None:
