@@ -9,7 +9,20 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-WORDS = "river stone garden music winter letter bridge doctor market silver window harbor".split()
+WORDS = [
+    "river",
+    "stone",
+    "garden",
+    "music",
+    "winter",
+    "letter",
+    "bridge",
+    "doctor",
+    "market",
+    "silver",
+    "window",
+    "harbor",
+]
 
 
 def write_sets(data: Path) -> None:
