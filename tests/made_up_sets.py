@@ -9,20 +9,7 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-WORDS = [
-    "river",
-    "stone",
-    "garden",
-    "music",
-    "winter",
-    "letter",
-    "bridge",
-    "doctor",
-    "market",
-    "silver",
-    "window",
-    "harbor",
-]
+WORDS = ("river", "stone", "garden", "music", "winter", "letter", "bridge", "doctor", "market", "silver", "window")
 
 
 def write_sets(data: Path) -> None:

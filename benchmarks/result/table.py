@@ -45,8 +45,8 @@ class Row:
     data: str | None = None
 
 
-LIGHT, MEDIUM, HEAVY = ("light", "medium", "heavy")
-NARROW, NATURAL = ("narrow", "natural")
+LIGHT, MEDIUM, HEAVY = DAMAGES = ("light", "medium", "heavy")
+NARROW, NATURAL = DATA = ("narrow", "natural")
 LANGUAGE_ONLY = "distill.policy=language_only"
 PREVENT = ("train.steps=300", "train.rows_per_step=32", "corpus.rows=9600", "train.learning_rates.decoder=4e-4")
 
