@@ -40,11 +40,11 @@ def save_quotients(results: Results, kind: str, path: Path) -> bool:
     if not tasks:
         return False
     with canvas(path, (WIDTH, rows * (0.8 + BAR * len(models)))) as figure:
-        axes = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat
+        axes = list(figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat)
         for axis, (name, metric) in zip(axes, tasks.items(), strict=False):
             _draw_quotients(axis, results, name, metric, models)
             axis.set_title(f"{name}, {metric.replace('_', ' ')}", loc="left", fontsize=9)
-        for axis in list(axes)[len(tasks) :]:
+        for axis in axes[len(tasks) :]:
             axis.set_visible(False)
     return True
 

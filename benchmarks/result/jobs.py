@@ -12,7 +12,7 @@ from typing import Literal
 from benchmarks.result.table import MERGE, RECIPES, SWEEP, Comparison, Job, comparisons
 from lingu_ray.config import strict_yaml
 from lingu_ray.config.command_line import load_yaml
-from lingu_ray.evaluation.recovery_json import read_recovery
+from lingu_ray.evaluation.recovery_json import FILE, read_recovery
 from lingu_ray.evaluation.roles import TEACHER
 from lingu_ray.runtime.controls import control_configs, control_folder
 from lingu_ray.runtime.folder import RunFolder
@@ -77,9 +77,12 @@ def compared(one: Comparison) -> dict[str, Path]:
 
 
 def is_measured(one: Comparison) -> bool:
-    """Whether all models of the comparison that there are by now were measured."""
-    result = read_recovery(measured_folder(one))
-    return result is not None and set(result.measured) >= compared(one).keys()
+    """Whether all models of the comparison that there are by now were measured, after they were made."""
+    result, there = read_recovery(measured_folder(one)), compared(one)
+    if result is None or not set(result.measured) >= there.keys():
+        return False
+    newest = max(path.stat().st_mtime for path in there.values() if path.exists())
+    return (measured_folder(one) / FILE).stat().st_mtime >= newest
 
 
 def is_done(job: Job) -> bool:

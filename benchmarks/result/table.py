@@ -59,10 +59,10 @@ def _adapted(name: str, group: Group, damage: str, steps: int, minutes: float, s
 def _method(name: str, group: Group, start: str, damage: str, data: str, seeds: int = 1) -> Row:
     """The method, with its controls."""
     about = f"CE on all sources, KD on language-heavy ones, and its controls: {data} data, {damage} damage"
-    return Row(name, about, group, data, 16.5, start, (), seeds, DISTILLED, damage, data)
+    return Row(name, about, group, data, 12 if data == NARROW else 16, start, (), seeds, DISTILLED, damage, data)
 
 
-def _variant(name: str, about: str, *settings: str, minutes: float = 9) -> Row:
+def _variant(name: str, about: str, *settings: str, minutes: float = 6.5) -> Row:
     """Like `selective`, but for some settings."""
     own = (*settings, "controls=[]")
     return Row(name, about, "others", NARROW, minutes, ADAPTED, own, 1, name, MEDIUM, NARROW)
@@ -70,12 +70,12 @@ def _variant(name: str, about: str, *settings: str, minutes: float = 9) -> Row:
 
 ROWS = (
     Row("align", "the VLM before it learns: a pretrained tower, aligned to the language model", "main", "align", 6),
-    _adapted(ADAPTED, "main", MEDIUM, steps=300, minutes=21, seeds=3),
+    _adapted(ADAPTED, "main", MEDIUM, steps=300, minutes=30, seeds=3),
     _method("selective", "main", ADAPTED, MEDIUM, NARROW, seeds=3),
     replace(_variant("prompt_text", "KD without shared KV", "teacher.context=prompt_text"), group="main", seeds=3),
     _variant("all", "KD on every source", "distill.policy=all"),
     _variant("language_only", "CE and KD on language-heavy sources alone", LANGUAGE_ONLY),
-    _variant("ce_language_only", "CE on language-heavy sources alone", LANGUAGE_ONLY, "distill.w_kd=0", minutes=7.5),
+    _variant("ce_language_only", "CE on language-heavy sources alone", LANGUAGE_ONLY, "distill.w_kd=0", minutes=5.5),
     _variant("visual", "KV of the picture alone is shared", "teacher.scope=visual"),
     _variant("labels_half", "labels count half where the teacher speaks", "distill.ce_on_distilled=0.5"),
     replace(_variant("prevented", "KD while the VLM learns, for as many steps", *PREVENT, minutes=50), start="align"),
@@ -83,10 +83,10 @@ ROWS = (
         _variant("merged", "half of the decoder is the teacher's", minutes=1), recipe=MERGE, settings=("weight=0.5",)
     ),
     _method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL),
-    _adapted("adapted_light", "map", LIGHT, steps=100, minutes=8),
+    _adapted("adapted_light", "map", LIGHT, steps=100, minutes=11),
     _method("light_narrow", "map", "adapted_light", LIGHT, NARROW),
     _method("light_natural", "map", "adapted_light", LIGHT, NATURAL),
-    _adapted("adapted_heavy", "map", HEAVY, steps=800, minutes=56),
+    _adapted("adapted_heavy", "map", HEAVY, steps=800, minutes=78),
     _method("heavy_narrow", "map", "adapted_heavy", HEAVY, NARROW),
     _method("heavy_natural", "map", "adapted_heavy", HEAVY, NATURAL),
     Row("sweep", "which temperature and weights, by validation data", "sweep", SWEEP, 50, ADAPTED),

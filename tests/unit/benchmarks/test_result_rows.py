@@ -19,6 +19,7 @@ from lingu_ray.config import Config, EvaluationConfig
 from lingu_ray.config.command_line import read_recipe
 from lingu_ray.config.settings import Settings, parse
 from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.report.made_up import write_result
 from lingu_ray.runtime.lease import NAME, Holder, _namespace
 from tuning.space import check, configure, read_space
 
@@ -177,6 +178,22 @@ def test_teacher_and_start_are_measured_once(tmp_path: Path, monkeypatch: pytest
     assert taken == {"medium": ["piqa.adapted.parquet", "piqa.teacher.parquet"], "light": ["piqa.teacher.parquet"]}
 
 
+def test_a_model_that_was_made_again_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A comparison counts as measured while its result is newer than its models, and has them all."""
+    monkeypatch.chdir(tmp_path)
+    one, (adapted,) = Comparison("medium", "narrow", 0), rows.chosen(["adapted-0"])
+    settings = EvaluationConfig.model_validate({"tasks": ["piqa"]})
+    assert not on_disk.is_measured(one)
+    finish(adapted)
+    write_result(settings, ["teacher", "adapted"], on_disk.measured_folder(one))
+    assert on_disk.is_measured(one)
+    os.utime(on_disk.run_folder(adapted).export, (time.time() + 9, time.time() + 9))
+    assert not on_disk.is_measured(one)
+    finish(rows.chosen(["all-0"])[0])
+    write_result(settings, ["teacher", "adapted"], on_disk.measured_folder(one))
+    assert not on_disk.is_measured(one)
+
+
 def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """`list` says of each job whether it is missing, begun, running or done, with its command, and what is left."""
 
@@ -192,14 +209,17 @@ def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "name=selective-0" in lines[5] and "minutes are left" in lines[8]
 
 
-def test_a_slice_stops_its_command_and_failures_are_told():
+def test_a_slice_stops_its_command_and_failures_are_told(tmp_path: Path):
     """When the time is over the command gets Ctrl-C, may save, and the run ends as interrupted; one that fails ends it
     with the command."""
-    saves = "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); print(1); time.sleep(60)"
-    begin = time.monotonic()
+    saves = (
+        "import pathlib, signal, sys, time\n"
+        f"end = lambda *_: (pathlib.Path('{tmp_path}/saved').touch(), sys.exit(130))\n"
+        "signal.signal(signal.SIGINT, end); time.sleep(60)"
+    )
     with pytest.raises(Interrupted):
-        rows.call([sys.executable, "-c", saves], rows.Clock(1 / 60))
-    assert time.monotonic() - begin < 30
+        rows.call([sys.executable, "-c", saves], rows.Clock(2 / 60))
+    assert (tmp_path / "saved").exists()
     with pytest.raises(UserError, match="exit code 3"):
         rows.call([sys.executable, "-c", "raise SystemExit(3)"], rows.Clock(None))
 
