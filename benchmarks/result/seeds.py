@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,9 +45,14 @@ class Seeds:
         return statistics.fmean(one.value for one in self.found)
 
     @property
+    def is_one(self) -> bool:
+        """Whether there is one seed, or one value of all, as the teacher's is."""
+        return len({one.value for one in self.found}) == 1
+
+    @property
     def around(self) -> tuple[float, float]:
-        """Ends of what the values cover: the standard deviation over seeds, or the one seed's interval over items."""
-        if len(self.found) == 1:
+        """Ends of what the values cover: the standard deviation over seeds, or the one value's interval over items."""
+        if self.is_one:
             return self.found[0].ci
         deviation = statistics.stdev(one.value for one in self.found)
         return self.mean - deviation, self.mean + deviation
@@ -56,7 +62,7 @@ class Seeds:
         if not self.found:
             return "–"
         low, high = self.around
-        if len(self.found) == 1:
+        if self.is_one:
             return f"{format(self.mean)} [{format(low)}, {format(high)}]"
         return f"{format(self.mean)} ± {format(high - self.mean)}"
 
@@ -143,6 +149,11 @@ class Results:
         """A model's mean recovery or retention."""
         means = (one.result.models.get(model) for one in self.measured)
         return _seeds(dict(found.items())[quotient] for found in means if found is not None)
+
+    def lost_nats(self, name: str) -> float:
+        """How many nats a token the start has lost of the teacher's on a text, by its perplexity: mean over seeds."""
+        scores = (one.result.tasks[name].models for one in self.measured)
+        return statistics.fmean(math.log(m[ADAPTED].score.value / m[TEACHER].score.value) for m in scores)
 
     def difference(self, control: str) -> Seeds:
         """The distilled model's mean recovery minus a control's."""

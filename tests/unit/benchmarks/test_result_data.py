@@ -11,19 +11,18 @@ from typing import Any
 import pytest
 from made_up_sets import sentence, write_lines, write_sets
 from PIL import Image
+from result_recipes import tasks
 
 from benchmarks.result.data import DataConfig, main, prepare
 from benchmarks.result.files import read_json_lines
 from benchmarks.result.groups import SPLITS
 from benchmarks.result.manifest import prove_pictures, prove_texts
 from benchmarks.result.texts import quotes
-from lingu_ray.config import EvaluationConfig, SourceConfig
-from lingu_ray.config.settings import parse
+from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.load import load_task
 
-ROOT = Path(__file__).parents[3]
 PLANTED = "val/Fruit/Apple/0.png"  # a held-out picture of groceries
 
 
@@ -104,10 +103,8 @@ def test_rows_and_items_are_of_the_formats(prepared: Path):
         source = SourceConfig(name=file.stem, format=kind, path=str(file))
         for row in read_json_lines(file):
             assert list(FORMATS[kind](row, source)), (file, row)
-    text = (ROOT / "benchmarks/result/recipes/evaluation.yaml").read_text()
-    tasks = parse(text, "evaluation.yaml", EvaluationConfig).validate().tasks
-    assert {task.name for task in tasks} == manifest(prepared)["counts"]["evaluation"].keys()
-    for task in tasks:
+    assert {task.name for task in tasks().tasks} == manifest(prepared)["counts"]["evaluation"].keys()
+    for task in tasks().tasks:
         path = str(prepared / "evaluation" / f"{task.name}.jsonl")
         assert load_task(task.model_copy(update={"path": path, "limit": None})).items
 
