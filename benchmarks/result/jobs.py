@@ -25,6 +25,7 @@ from tuning.space import Space
 ROOT = Path("runs/result")
 TEACHER_PATH = "models/SmolLM2-135M-Instruct"
 TASKS = RECIPES / "evaluation.yaml"
+DATA_MANIFEST = ROOT / "data/manifest.json"
 
 Command = list[str]
 State = Literal["done", "running", "begun", "missing"]

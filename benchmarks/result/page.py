@@ -12,14 +12,24 @@ from __future__ import annotations
 import base64
 import csv
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
 from benchmarks.result.figures import curve_panels, map_panel, save_quotients, shown_name
-from benchmarks.result.jobs import run_folder
-from benchmarks.result.seeds import CONTROLS, REFERENCES, Measured, Results, nats, percent, read_measured, written
+from benchmarks.result.jobs import DATA_MANIFEST, run_folder
+from benchmarks.result.seeds import (
+    CONTROLS,
+    REFERENCES,
+    Measured,
+    Results,
+    nats,
+    percent,
+    read_measured,
+    written,
+    written_difference,
+)
 from benchmarks.result.table import DAMAGES, DATA, SWEEP, Job, row
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Section
@@ -27,7 +37,7 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import FILE
-from lingu_ray.evaluation.results import PERPLEXITY
+from lingu_ray.evaluation.results import PERPLEXITY, TaskScores
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.paths import LocalPath
 from lingu_ray.report.plots import display_name, save_panels
@@ -57,10 +67,12 @@ def main(arguments: list[str]) -> None:
 
 
 def write_page(measured: Sequence[Measured], out: Path) -> Path:
-    """Write Markdown, figures and the measured results; returns the page's path."""
+    """Write Markdown, figures, the measured results and the manifest of the data; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     for one in measured:
         shutil.copyfile(one.folder / FILE, out / f"{one.comparison.name}.json")
+    if DATA_MANIFEST.exists():
+        shutil.copyfile(DATA_MANIFEST, out / "data.json")
     results = Results.of(measured)
     if not results.measured:
         raise UserError("the method itself was not measured yet: python -m benchmarks.result.rows run main")
@@ -123,19 +135,34 @@ def _map(measured: Sequence[Measured], out: Path) -> str:
         return ""
     save_panels([map_panel(measured)], out / "map.png")
     texts = [name for name, task in there[0].tasks("language") if task.metric == PERPLEXITY]
-    head = ["damage, data", *(f"lost of {name}" for name in texts), "recovery by CE, %", "by KD, %", "KD − CE, points"]
-    table = [*_table_head([*head, *(f"KD − CE: {name}" for name in texts)]), *(_map_row(one, texts) for one in there)]
-    note = "Of texts: nats a token; above 0 KD is better."
-    return "\n".join(["## Where the teacher is worth it", "", "![KD minus CE](map.png)", "", *table, "", note])
+    tasks = dict(there[0].tasks())  # in nats where they are measured in both
+    head = [
+        "damage, data",
+        *(f"lost of {name}, nats" for name in texts),
+        "recovery by CE, %",
+        "by KD, %",
+        "KD − CE, points",
+    ]
+    means = [*_table_head(head), *(_map_row(one, texts) for one in there)]
+    units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
+    by_task = [*_table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
+    note = "By task, above 0 KD is better:"
+    lines = ["## Where the teacher is worth it", "", "![KD minus CE](map.png)", "", *means, "", note, "", *by_task]
+    return "\n".join(lines)
 
 
 def _map_row(results: Results, texts: list[str]) -> str:
-    control, one = results.control or "", results.measured[0].comparison
+    control = results.control or ""
     cells = [nats(results.lost_nats(name)) for name in texts]
     cells += [results.mean("recovery", model).text(percent) for model in (control, DISTILLED)]
-    cells.append(results.difference(control).text(percent))
-    cells += [results.over(name, PERPLEXITY, control).text(nats) for name in texts]
-    return _row(f"{one.damage}, {one.data}", cells)
+    return _row(results.name, [*cells, results.difference(control).text(percent)])
+
+
+def _difference_row(results: Results, tasks: Mapping[str, TaskScores]) -> str:
+    control = results.control or ""
+    differences = (results.over(name, task.metric, control) for name, task in tasks.items())
+    shown = (written_difference(task)[1] for task in tasks.values())
+    return _row(results.name, [one.text(format) for one, format in zip(differences, shown, strict=True)])
 
 
 def _curves(out: Path) -> str:

@@ -90,6 +90,11 @@ def written(task: TaskScores) -> tuple[str, Callable[[float], str]]:
     return metric, tenths if task.metric == PERPLEXITY else nats
 
 
+def written_difference(task: TaskScores) -> tuple[str, Callable[[float], str]]:
+    """How differences of scores are written: their unit, and the numbers."""
+    return ("points", percent) if task.is_share else ("nats", nats)
+
+
 @dataclass(frozen=True)
 class Results:
     """The seeds of one damage and one kind of data."""
@@ -101,6 +106,12 @@ class Results:
         """Those of a damage and a kind of data; without names those of the method itself."""
         chosen = (m for m in measured if (m.comparison.damage, m.comparison.data) == (damage, data))
         return cls(tuple(chosen))
+
+    @property
+    def name(self) -> str:
+        """Damage and data."""
+        one = self.measured[0].comparison
+        return f"{one.damage}, {one.data}"
 
     @property
     def models(self) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.result import page
-from benchmarks.result.jobs import measured_folder, run_folder
+from benchmarks.result.jobs import DATA_MANIFEST, measured_folder, run_folder
 from benchmarks.result.seeds import Results, Seeds, read_measured
 from benchmarks.result.table import Comparison, Job, row
 from lingu_ray.config import EvaluationConfig
@@ -45,6 +45,8 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         table.parent.mkdir(parents=True)
         with table.open("w", newline="") as file:
             csv.writer(file).writerows([["trial", "w_kd", "error"], ["t1", "0.5", "no, not this"]])
+        DATA_MANIFEST.parent.mkdir()
+        DATA_MANIFEST.write_text("{}")
         page.main(["out=docs"])
         yield folder / "docs"
 
@@ -111,7 +113,7 @@ def test_page_shows_what_was_measured(docs: Path):
     assert shown[:2] == ["What is this?", "hat"] and set(shown[2:]) <= {"hat", "a ¦ dress"} and len(shown) == 6
     assert cells(text, "t1") == ["0.5", "no, not this"]
     names = ("narrow-0", "narrow-1", "narrow-2", "natural-0")
-    assert {file.name for file in docs.glob("*.json")} == {f"medium-{name}.json" for name in names}
+    assert {file.name for file in docs.glob("*.json")} == {"data.json", *(f"medium-{name}.json" for name in names)}
 
 
 def test_figures_that_the_page_names_are_there(docs: Path):
