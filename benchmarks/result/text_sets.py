@@ -22,7 +22,7 @@ WIKIPEDIA = ("adversarial_qa", "dbpedia", "kilt", "quoref", "ropes", "wiki")
 SHORT_PROMPT, SHORT_ANSWER = 80, 12  # words of a pair that is learned
 DOCUMENT = 72  # least words of a prompt that is learned as running text
 PASSAGE = 160  # most words of a text whose perplexity is measured
-T0_SHARES = Shares(0.02, 0.04)
+T0_SHARES = Shares(0.04, 0.12)
 ITEM_SHARES = Shares(0.1, 0.9)
 LICENSES = {
     "t0": ("Apache-2.0", "yizhongw/self-instruct: T0 training prompts"),
@@ -54,8 +54,9 @@ def read_texts(data: Path, seed: int) -> Texts:
     split = assign([fingerprint(text) for text in texts], documents, set(), T0_SHARES, seed)
     rows = {TRAIN: {}, **_items(data, seed)}
     for held_out in (VALIDATION, EVALUATION):
-        prompts = [records[place]["prompt"] for place in split.members[held_out] if _is_used(records[place])]
-        rows[held_out]["t0_text"] = [_passage(prompt) for prompt in prompts if _words(prompt) >= DOCUMENT]
+        long = [place for place in split.members[held_out] if _is_document(records[place])]
+        first = {documents.of(place): place for place in reversed(long)}
+        rows[held_out]["t0_text"] = [_passage(records[place]["prompt"]) for place in first.values()]
     learned = _Learned(quoted_in(held_out_texts(rows), template), template, split.dropped)
     for place in split.members[TRAIN]:
         learned.add(records[place], documents.of(place))
@@ -82,7 +83,7 @@ class _Learned:
             self.left_out["quotes a held-out text"] += 1
         elif _words(prompt) <= SHORT_PROMPT and _words(completion) <= SHORT_ANSWER:
             self.pairs.append({"prompt": prompt, "completion": completion})
-        elif _words(prompt) >= DOCUMENT and document not in self._documents:
+        elif _is_document(record) and document not in self._documents:
             self._documents.add(document)
             self.passages.append({"text": prompt})
         else:
@@ -142,6 +143,10 @@ def _passage(text: str) -> Row:
 
 def _is_used(record: Row) -> bool:
     return not record["task"].startswith(WIKIPEDIA)
+
+
+def _is_document(record: Row) -> bool:
+    return _is_used(record) and _words(record["prompt"]) >= DOCUMENT
 
 
 def _pair(record: Row) -> str:
