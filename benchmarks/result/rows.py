@@ -71,7 +71,9 @@ def main(arguments: list[str]) -> None:
     if action == "list":
         show(chosen(wanted or list(GROUPS)))
     elif action == "run":
-        run(chosen(wanted or ["main"]), Clock(options.minutes))
+        todo = chosen(wanted or ["main"])
+        run(todo, Clock(options.minutes))
+        print(f"done     {', '.join(job.name for job in todo)}")
     else:
         raise UserError(f"list or run, found {action!r}\nusage: {help.usage}")
 
