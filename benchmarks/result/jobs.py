@@ -1,0 +1,150 @@
+"""Jobs on this machine: the command of each, the models that it made, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.result.table import MERGE, RECIPES, SWEEP, Comparison, Job, comparisons
+from lingu_ray.config import strict_yaml
+from lingu_ray.config.command_line import load_yaml
+from lingu_ray.evaluation.recovery_json import FILE, read_recovery
+from lingu_ray.evaluation.roles import TEACHER
+from lingu_ray.runtime.controls import control_configs, control_folder
+from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.lease import NAME as LEASE
+from lingu_ray.runtime.lease import STALE_S, Holder
+from tuning.folder import SweepFolder
+from tuning.outcome import read_outcomes
+from tuning.space import Space
+
+ROOT = Path("runs/result")
+TEACHER_PATH = "models/SmolLM2-135M-Instruct"
+TASKS = RECIPES / "evaluation.yaml"
+DATA_MANIFEST = ROOT / "data/manifest.json"
+
+Command = list[str]
+State = Literal["done", "running", "begun", "missing"]
+
+
+def run_folder(job: Job) -> RunFolder:
+    """The folder of a job."""
+    return RunFolder(ROOT / job.name)
+
+
+def command(job: Job) -> Command:
+    """The command that makes a job's model; the same one resumes it."""
+    start = None if job.start is None else run_folder(job.start).export
+    if job.row.recipe == MERGE:
+        given = [f"teacher={TEACHER_PATH}", f"student={start}", f"out={run_folder(job).export}"]
+        return ["python", "-m", "lingu_ray.merge", *given, *job.row.settings]
+    module = "tuning.sweep" if job.row.recipe == SWEEP else "lingu_ray.train"
+    seeds = [f"name={job.name}", f"seed={job.seed}", f"corpus.seed={job.seed}"]
+    student = [] if start is None else [f"student.path={start}"]
+    return ["python", "-m", module, _shown(RECIPES / f"{job.row.recipe}.yaml"), *seeds, *student, *job.row.settings]
+
+
+def measure_command(one: Comparison) -> Command:
+    """The command that measures all models of a comparison that there are."""
+    models = [f"{name}={path}" for name, path in compared(one).items()]
+    return ["python", "-m", "lingu_ray.evaluate", *models, f"tasks={_shown(TASKS)}", f"out={measured_folder(one)}"]
+
+
+def _shown(path: Path) -> str:
+    """A file of the project by its path from here, where that is below."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def measured_folder(one: Comparison) -> Path:
+    """The folder of a comparison's results; beside it is the MLflow store of the runs."""
+    return ROOT / f"measured-{one.name}"
+
+
+def models(job: Job) -> dict[str, Path]:
+    """The models that a job made, its controls' too, by their names in a comparison."""
+    folder = run_folder(job)
+    if job.row.model is None or not is_done(job):
+        return {}
+    return {job.row.model: folder.export, **{name: control.export for name, control in _controls(folder)}}
+
+
+def compared(one: Comparison) -> dict[str, Path]:
+    """The models of a comparison that there are by now, the teacher first."""
+    return {TEACHER: Path(TEACHER_PATH)} | {name: path for job in one.jobs() for name, path in models(job).items()}
+
+
+def is_measured(one: Comparison) -> bool:
+    """Whether all models of the comparison that there are by now were measured, after they were made."""
+    result, there = read_recovery(measured_folder(one)), compared(one)
+    if result is None or not set(result.measured) >= there.keys():
+        return False
+    newest = max(path.stat().st_mtime for path in there.values() if path.exists())
+    return (measured_folder(one) / FILE).stat().st_mtime >= newest
+
+
+def is_done(job: Job) -> bool:
+    """Whether a job's model is there, and those of its controls."""
+    folder = run_folder(job)
+    if job.row.recipe == MERGE:
+        return (folder.export / "config.json").exists()
+    if job.row.recipe == SWEEP:
+        return _sweep_is_done(SweepFolder(folder.root))
+    return folder.exported_step is not None and all(one.exported_step is not None for _, one in _controls(folder))
+
+
+def state(job: Job) -> State:
+    """How far a job is."""
+    folder = run_folder(job).root
+    if is_done(job):
+        return "done"
+    if _is_running(folder):
+        return "running"
+    return "begun" if folder.exists() else "missing"
+
+
+def borrow_items(one: Comparison) -> None:
+    """Copy what other comparisons have measured of the same models, so that it is not measured again."""
+    own = compared(one)
+    for other in comparisons():
+        for name, path in compared(other).items() if other != one else ():
+            if own.get(name) != path:
+                continue
+            for items in (measured_folder(other) / "items").glob(f"*.{name}.parquet"):
+                place = measured_folder(one) / "items" / items.name
+                if not place.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(items, place)
+
+
+def drop_checkpoints(job: Job) -> None:
+    """Remove the checkpoints of a job that is done: its export is all that is needed, and they take gigabytes."""
+    folder = run_folder(job)
+    for one in (folder, *(control for _, control in _controls(folder))):
+        shutil.rmtree(one.checkpoints, ignore_errors=True)
+
+
+def _controls(folder: RunFolder) -> Iterator[tuple[str, RunFolder]]:
+    """The folders of a run's controls, by name, as its settings have them."""
+    if folder.config.exists():
+        yield from ((name, control_folder(folder, name)) for name in control_configs(load_yaml(folder.config)))
+
+
+def _sweep_is_done(folder: SweepFolder) -> bool:
+    if not folder.space.exists():
+        return False
+    space = Space.model_validate(strict_yaml.load(folder.space.read_text(), str(folder.space))[0]["space"])
+    outcomes = read_outcomes(folder.trials)
+    return len(outcomes) == space.size and all(outcome.state == "finished" for outcome in outcomes)
+
+
+def _is_running(folder: Path) -> bool:
+    """Whether a driver has given a sign of life lately."""
+    path = folder / LEASE
+    if not path.exists():
+        return False
+    holder = Holder(**json.loads(path.read_text()))
+    return not (holder.ended or holder.is_dead) and time.time() - holder.time < STALE_S

@@ -1,0 +1,225 @@
+"""Write what the rows gave into docs/results: tables and answers as Markdown, figures, and each result as measured.
+
+python -m benchmarks.result.page
+python -m benchmarks.result.page out=docs/results
+
+Reads runs/result of the folder that it is called in; what is not measured yet is left out. Nothing is computed here but
+means and standard deviations over seeds.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from benchmarks.result.figures import curve_panels, map_panel, save_quotients, shown_name
+from benchmarks.result.jobs import DATA_MANIFEST, run_folder
+from benchmarks.result.seeds import (
+    CONTROLS,
+    REFERENCES,
+    Measured,
+    Results,
+    nats,
+    percent,
+    read_measured,
+    written,
+    written_difference,
+)
+from benchmarks.result.table import DAMAGES, DATA, SWEEP, Job, row
+from lingu_ray.atomic import write_text
+from lingu_ray.config import Section
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.evaluation.recovery_json import FILE
+from lingu_ray.evaluation.results import PERPLEXITY, TaskScores
+from lingu_ray.evaluation.roles import DISTILLED
+from lingu_ray.paths import LocalPath
+from lingu_ray.report.plots import display_name, save_panels
+from lingu_ray.report.samples import Answered, answered
+
+PAGE = "real_pair.md"
+ANSWERS = 2  # shown of a task
+MAIN = (*REFERENCES, *CONTROLS, DISTILLED, "prompt_text")
+
+
+class PageConfig(Section):
+    """Settings of the command."""
+
+    out: LocalPath = Field(Path("docs/results"), description="folder of page, figures and results")
+
+
+HELP = Help("python -m benchmarks.result.page [key=value ...]", __doc__, PageConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Write the page, and print where it is."""
+    options = settings_alone(arguments, HELP, PageConfig)
+    measured = read_measured()
+    if not measured:
+        raise UserError("no row was measured yet: python -m benchmarks.result.rows run")
+    print(f"page     {write_page(measured, options.out)}")
+
+
+def write_page(measured: Sequence[Measured], out: Path) -> Path:
+    """Write Markdown, figures, the measured results and the manifest of the data; returns the page's path."""
+    out.mkdir(parents=True, exist_ok=True)
+    for one in measured:
+        shutil.copyfile(one.folder / FILE, out / f"{one.comparison.name}.json")
+    if DATA_MANIFEST.exists():
+        shutil.copyfile(DATA_MANIFEST, out / "data.json")
+    results = Results.of(measured)
+    if not results.measured:
+        raise UserError("the method itself was not measured yet: python -m benchmarks.result.rows run main")
+    sections = [
+        _scores(results),
+        _figures(results, out),
+        _map(measured, out),
+        _curves(out),
+        _sweep(),
+        _answers(results, out),
+    ]
+    page = out / PAGE
+    write_text(page, "\n\n".join([_head(results), *(text for text in sections if text)]) + "\n")
+    return page
+
+
+def _head(results: Results) -> str:
+    seeds = ", ".join(str(one.comparison.seed) for one in results.measured)
+    verdicts = [f"- seed {one.comparison.seed}: {one.result.verdict.text}" for one in results.measured]
+    note = "± is the standard deviation over seeds; of one seed brackets have the 95% interval over items."
+    return "\n".join(
+        ["# SmolLM2-135M and DINOv2-small: what the rows gave", "", f"Seeds {seeds}. {note}", "", *verdicts]
+    )
+
+
+def _scores(results: Results) -> str:
+    main = [model for model in results.models if model in MAIN]
+    others = [model for model in results.models if model not in main]
+    tables = ["## Main rows", "", *_score_table(results, main)]
+    if others:
+        tables += ["", "## Other rows", "", *_score_table(results, [DISTILLED, *others])]
+    return "\n".join(tables)
+
+
+def _score_table(results: Results, models: list[str]) -> Iterator[str]:
+    """Means first, then each task by its metrics; below a vision task what is right without its pictures."""
+    yield from _table_head(["", *map(shown_name, models)])
+    for quotient in ("recovery", "retention"):
+        yield _row(f"**mean {quotient}**, %", [results.mean(quotient, model).text(percent) for model in models])
+    for name, task in results.tasks():
+        metric, shown = written(task)
+        yield _row(f"{name}, {metric}", [results.score(name, task.metric, model).text(shown) for model in models])
+        if any(results.blind(name, model).found for model in models):
+            yield _row(f"{name}, without the picture", [results.blind(name, model).text(shown) for model in models])
+
+
+def _figures(results: Results, out: Path) -> str:
+    lines = []
+    for kind, quotient in (("language", "recovery"), ("vision", "retention")):
+        if save_quotients(results, kind, out / f"{quotient}.png"):
+            lines += [f"## {quotient.capitalize()} by task", "", f"![{quotient} by task]({quotient}.png)", ""]
+    return "\n".join(lines).rstrip()
+
+
+def _map(measured: Sequence[Measured], out: Path) -> str:
+    """Damage by kind of data: what was lost, and what KD brings back beyond CE."""
+    results = (Results.of(measured, damage, data) for damage in DAMAGES for data in DATA)
+    there = [one for one in results if one.measured and one.control]
+    if not there:
+        return ""
+    save_panels([map_panel(measured)], out / "map.png")
+    texts = [name for name, task in there[0].tasks("language") if task.metric == PERPLEXITY]
+    tasks = dict(there[0].tasks())  # in nats where they are measured in both
+    head = [
+        "damage, data",
+        *(f"lost of {name}, nats" for name in texts),
+        "recovery by CE, %",
+        "by KD, %",
+        "KD − CE, points",
+    ]
+    means = [*_table_head(head), *(_map_row(one, texts) for one in there)]
+    units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
+    by_task = [*_table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
+    note = "By task, above 0 KD is better:"
+    lines = ["## Where the teacher is worth it", "", "![KD minus CE](map.png)", "", *means, "", note, "", *by_task]
+    return "\n".join(lines)
+
+
+def _map_row(results: Results, texts: list[str]) -> str:
+    control = results.control or ""
+    cells = [nats(results.lost_nats(name)) for name in texts]
+    cells += [results.mean("recovery", model).text(percent) for model in (control, DISTILLED)]
+    return _row(results.name, [*cells, results.difference(control).text(percent)])
+
+
+def _difference_row(results: Results, tasks: Mapping[str, TaskScores]) -> str:
+    control = results.control or ""
+    differences = (results.over(name, task.metric, control) for name, task in tasks.items())
+    shown = (written_difference(task)[1] for task in tasks.values())
+    return _row(results.name, [one.text(format) for one, format in zip(differences, shown, strict=True)])
+
+
+def _curves(out: Path) -> str:
+    if not (panels := curve_panels()):
+        return ""
+    save_panels(panels, out / "curves.png")
+    return "## Curves of the three variants\n\n![CE and KD over the steps](curves.png)"
+
+
+def _sweep() -> str:
+    """The sweep's table, a row a trial."""
+    path = run_folder(Job(row(SWEEP), 0)).report / "table.csv"
+    if not path.exists():
+        return ""
+    head, *trials = csv.reader(path.read_text().splitlines())
+    return "\n".join(["## Sweep", "", *_table_head(head), *(_row(trial[0], trial[1:]) for trial in trials)])
+
+
+def _answers(results: Results, out: Path) -> str:
+    """The first questions about pictures with the answers of the models, of the first seed."""
+    first = results.measured[0]
+    found = answered(first.folder, first.result)
+    rows = [one for one in found.rows if one.images]
+    chosen = [one for task in dict.fromkeys(one.origin for one in rows) for one in _of_task(rows, task)]
+    if not chosen:
+        return ""
+    columns = {display_name(model): shown_name(model) for model in results.models if model in MAIN}
+    headings = [heading for heading in columns if any(heading in one.answers for one in chosen)]
+    lines = [
+        "## Answers side by side",
+        "",
+        *_table_head(["picture", "question", "right", *(columns[heading] for heading in headings)]),
+    ]
+    for place, one in enumerate(chosen):
+        said = [one.answers.get(heading, "–") for heading in headings]
+        lines.append(_row(_saved(one, out / f"answer_{place}.jpg"), [one.asked, one.expected, *said]))
+    return "\n".join(lines)
+
+
+def _of_task(rows: list[Answered], task: str) -> list[Answered]:
+    return [one for one in rows if one.origin == task][:ANSWERS]
+
+
+def _saved(one: Answered, path: Path) -> str:
+    """Write the picture of a question beside the page; returns it as Markdown."""
+    path.write_bytes(base64.b64decode(one.images[0].partition(";base64,")[2]))
+    return f"![{one.origin}]({path.name})"
+
+
+def _table_head(cells: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
+
+
+def _row(label: str, cells: Sequence[str]) -> str:
+    texts = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join([label, *texts])} |"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,181 @@
+"""Run the experiment row by row: train what is missing, measure it, and say what is done.
+
+python -m benchmarks.result.rows list                      every row: state, minutes, command
+python -m benchmarks.result.rows list main
+python -m benchmarks.result.rows run                       the main rows
+python -m benchmarks.result.rows run others map            more groups of rows
+python -m benchmarks.result.rows run selective-1           one row with one seed, and what it starts from
+python -m benchmarks.result.rows run main minutes=50       a slice: then it saves and stops; the same command resumes
+
+What is done is not done again: a run that has an export, a model that was measured. Ctrl-C saves and stops. Commands
+run in the folder that this one is called in, which has runs/result/data (benchmarks.result.data) and models/. Minutes
+are estimates for two quiet cores with AMX, measuring included. Checkpoints are removed once a row has its model.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from benchmarks.result.jobs import (
+    Command,
+    borrow_items,
+    command,
+    drop_checkpoints,
+    is_done,
+    is_measured,
+    measure_command,
+    state,
+)
+from benchmarks.result.table import GROUPS, ROWS, Comparison, Job, comparison, jobs, minutes
+from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
+from lingu_ray.config.help_pages import Help
+from lingu_ray.config.layout import table, text_width
+from lingu_ray.errors import Interrupted, UserError, run_command
+from lingu_ray.interrupt import save_on_interrupt
+
+USAGE = "python -m benchmarks.result.rows list|run [NAME ...] [key=value ...]"
+
+log = logging.getLogger(__name__)
+
+
+class RunConfig(Section):
+    """Settings of the command."""
+
+    minutes: float | None = Field(None, gt=0, description="run: save and stop after so long; null: when all is done")
+
+
+def rows_help() -> Help:
+    """The pages of the command's `--help`."""
+    rows = {one.name: f"{one.group}: {one.about}" for one in ROWS}
+    chapters = "\n".join(["groups:", *table(GROUPS, text_width()), "", "rows:", *table(rows, text_width())])
+    return Help(
+        "python -m benchmarks.result.rows list|run [NAME ...] [key=value ...]", f"{__doc__}\n{chapters}", RunConfig
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """List or run the rows that are named."""
+    help = rows_help()
+    names, settings, _ = split_arguments(arguments, help)
+    options = read_settings(settings, RunConfig)
+    action, *wanted = names or ["list"]
+    if action == "list":
+        show(chosen(wanted or list(GROUPS)))
+    elif action == "run":
+        todo = chosen(wanted or ["main"])
+        run(todo, Clock(options.minutes))
+        print(f"done     {', '.join(job.name for job in todo)}")
+    else:
+        raise UserError(f"list or run, found {action!r}\nusage: {help.usage}")
+
+
+def chosen(names: list[str]) -> list[Job]:
+    """The jobs that are named: by group, by row (all seeds), or by row and seed.
+
+    Raises:
+        UserError: nothing has such a name.
+    """
+    found: dict[Job, None] = {}
+    for name in names:
+        of_name = jobs([one for one in ROWS if name in (one.group, one.name)])
+        of_name = of_name or [job for job in jobs(ROWS) if job.name == name]
+        if not of_name:
+            raise UserError(f"no group or row {name!r}; groups are {', '.join(GROUPS)}, rows as --help lists them")
+        found |= dict.fromkeys(of_name)
+    return list(found)
+
+
+def show(wanted: list[Job]) -> None:
+    """Print each job with its state and command, and what is left to do."""
+    for job in wanted:
+        print(
+            f"{state(job):8} {job.name:20} {minutes(job):4.0f} min  {job.row.about}\n         {_written(command(job))}"
+        )
+    left = sum(minutes(job) for job in wanted if not is_done(job))
+    print(f"{left:.0f} minutes are left of {sum(map(minutes, wanted)):.0f}")
+
+
+class Clock:
+    """How long may be worked; None: as long as it takes."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left."""
+        return None if self._end is None else max(0.0, self._end - time.monotonic())
+
+
+def run(wanted: list[Job], clock: Clock) -> None:
+    """Train and measure what is missing of the jobs, and what they start from.
+
+    Raises:
+        Interrupted: Ctrl-C, or the time is over; what was done is kept.
+        UserError: a command failed.
+    """
+    for job in dict.fromkeys(one for last in wanted for one in _with_starts(last)):
+        if not is_done(job):
+            call(command(job), clock)
+        drop_checkpoints(job)
+        if (of_job := comparison(job)) is not None:
+            measure(of_job, clock)
+
+
+def measure(one: Comparison, clock: Clock) -> None:
+    """Measure the models of a comparison that were not measured yet."""
+    if not is_measured(one):
+        borrow_items(one)
+        call(measure_command(one), clock)
+
+
+def call(words: Command, clock: Clock) -> None:
+    """Run a command to its end, or let it save and stop where the time is over or Ctrl-C is pressed.
+
+    Raises:
+        Interrupted: it was stopped.
+        UserError: it failed.
+    """
+    if clock.left == 0:
+        raise Interrupted("the time is over; the same command continues")
+    log.info("$ %s", _written(words))
+    process = subprocess.Popen([sys.executable, *words[1:]], start_new_session=True)  # Ctrl-C reaches it through us
+    with save_on_interrupt(lambda: process.send_signal(signal.SIGINT)) as asked:
+        try:
+            code = process.wait(clock.left)
+        except subprocess.TimeoutExpired:
+            asked.set()
+            process.send_signal(signal.SIGINT)
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
+            raise
+    if asked.is_set():
+        raise Interrupted("stopped and saved; the same command continues")
+    if code:
+        raise UserError(f"failed with exit code {code}: {_written(words)}")
+
+
+def _with_starts(job: Job) -> Iterator[Job]:
+    """A job after those that it starts from."""
+    if job.start is not None:
+        yield from _with_starts(job.start)
+    yield job
+
+
+def _written(words: Command) -> str:
+    return shlex.join(words)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,180 @@
+"""What the seeds of a comparison measured, model by model: their mean and spread, or the one seed's interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.result.jobs import measured_folder
+from benchmarks.result.table import MEDIUM, NARROW, ROWS, Comparison, comparisons
+from lingu_ray.evaluation.recovery_json import read_recovery
+from lingu_ray.evaluation.results import PERPLEXITY, Estimate, Recovery, TaskScores
+from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, PLAIN_CE, SAME_CE, TEACHER
+
+REFERENCES = (TEACHER, ADAPTED)
+CONTROLS = (SAME_CE, PLAIN_CE)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A comparison with one seed, its result, and its folder."""
+
+    comparison: Comparison
+    result: Recovery
+    folder: Path
+
+
+def read_measured() -> list[Measured]:
+    """All comparisons that were measured, in the order of the table."""
+    folders = ((one, measured_folder(one)) for one in comparisons())
+    return [Measured(one, found, folder) for one, folder in folders if (found := read_recovery(folder)) is not None]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A value by seed."""
+
+    found: tuple[Estimate, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(one.value for one in self.found)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether there is one seed, or one value of all, as the teacher's is."""
+        return len({one.value for one in self.found}) == 1
+
+    @property
+    def around(self) -> tuple[float, float]:
+        """Ends of what the values cover: the standard deviation over seeds, or the one value's interval over items."""
+        if self.is_one:
+            return self.found[0].ci
+        deviation = statistics.stdev(one.value for one in self.found)
+        return self.mean - deviation, self.mean + deviation
+
+    def text(self, format: Callable[[float], str]) -> str:
+        """`93.1 ± 0.8` over seeds; `93.1 [91.0, 95.2]` of one; a dash for none."""
+        if not self.found:
+            return "–"
+        low, high = self.around
+        if self.is_one:
+            return f"{format(self.mean)} [{format(low)}, {format(high)}]"
+        return f"{format(self.mean)} ± {format(high - self.mean)}"
+
+
+def percent(share: float) -> str:
+    """A share in per cent, without the sign."""
+    return f"{100 * share:.1f}"
+
+
+def tenths(value: float) -> str:
+    """A perplexity."""
+    return f"{value:.1f}"
+
+
+def nats(value: float) -> str:
+    """Nats, or a difference of them."""
+    return f"{value:.3f}"
+
+
+def written(task: TaskScores) -> tuple[str, Callable[[float], str]]:
+    """How a task's scores are written: the metric with its unit, and the numbers."""
+    metric = task.metric.replace("_", " ")
+    if task.is_share:
+        return f"{metric}, %", percent
+    return metric, tenths if task.metric == PERPLEXITY else nats
+
+
+def written_difference(task: TaskScores) -> tuple[str, Callable[[float], str]]:
+    """How differences of scores are written: their unit, and the numbers."""
+    return ("points", percent) if task.is_share else ("nats", nats)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The seeds of one damage and one kind of data."""
+
+    measured: tuple[Measured, ...]
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured], damage: str = MEDIUM, data: str = NARROW) -> Results:
+        """Those of a damage and a kind of data; without names those of the method itself."""
+        chosen = (m for m in measured if (m.comparison.damage, m.comparison.data) == (damage, data))
+        return cls(tuple(chosen))
+
+    @property
+    def name(self) -> str:
+        """Damage and data."""
+        one = self.measured[0].comparison
+        return f"{one.damage}, {one.data}"
+
+    @property
+    def models(self) -> list[str]:
+        """The models that were measured, in the order of the table."""
+        there = {model for one in self.measured for model in one.result.measured}
+        order = (*REFERENCES, *CONTROLS, DISTILLED, *(row.name for row in ROWS))
+        return [name for name in dict.fromkeys(order) if name in there]
+
+    @property
+    def control(self) -> str | None:
+        """The model without a teacher that KD is compared with; None where none was measured."""
+        return next((name for name in CONTROLS if name in self.models), None)
+
+    def tasks(self, kind: str | None = None) -> Iterator[tuple[str, TaskScores]]:
+        """The tasks of the first seed by name, each by its metric and below that in nats where it has them."""
+        first = self.measured[0].result
+        for name, task in first.tasks.items():
+            for one in (task, getattr(task, "nats", None)):
+                if one is not None and kind in (None, one.kind):
+                    yield name, one
+
+    def _task(self, one: Measured, name: str, metric: str) -> TaskScores | None:
+        task = one.result.tasks.get(name)
+        if task is None or task.metric == metric:
+            return task
+        return getattr(task, "nats", None)
+
+    def score(self, name: str, metric: str, model: str) -> Seeds:
+        """A model's score on a task, by one of its metrics."""
+        return self._each(name, metric, lambda task: task.models[model].score if model in task.models else None)
+
+    def quotient(self, name: str, metric: str, model: str) -> Seeds:
+        """A model's recovery or retention on a task."""
+        return self._each(name, metric, lambda task: task.models[model].quotient if model in task.models else None)
+
+    def over(self, name: str, metric: str, other: str) -> Seeds:
+        """How much better the distilled model is on a task than another one."""
+        return self._each(name, metric, lambda task: task.over.get(other))
+
+    def blind(self, name: str, model: str) -> Seeds:
+        """A model's score on a vision task that it was asked without pictures."""
+        found = (getattr(one.result.tasks[name], "blind", None) for one in self.measured)
+        return _seeds(blind.scores.get(model) for blind in found if blind is not None)
+
+    def mean(self, quotient: str, model: str) -> Seeds:
+        """A model's mean recovery or retention."""
+        means = (one.result.models.get(model) for one in self.measured)
+        return _seeds(dict(found.items())[quotient] for found in means if found is not None)
+
+    def lost_nats(self, name: str) -> float:
+        """How many nats a token the start has lost of the teacher's on a text, by its perplexity: mean over seeds."""
+        scores = (one.result.tasks[name].models for one in self.measured)
+        return statistics.fmean(math.log(m[ADAPTED].score.value / m[TEACHER].score.value) for m in scores)
+
+    def difference(self, control: str) -> Seeds:
+        """The distilled model's mean recovery minus a control's."""
+        found = (one.result.controls.get(control) for one in self.measured)
+        return _seeds(one.difference for one in found if one is not None)
+
+    def _each(self, name: str, metric: str, read: Callable[[TaskScores], Estimate | None]) -> Seeds:
+        tasks = (self._task(one, name, metric) for one in self.measured)
+        return _seeds(read(task) for task in tasks if task is not None)
+
+
+def _seeds(found: Iterator[Estimate | None]) -> Seeds:
+    return Seeds(tuple(one for one in found if one is not None))

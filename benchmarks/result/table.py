@@ -1,0 +1,163 @@
+"""The rows of the experiment as data: what each trains, from which start, with which seeds, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from lingu_ray.evaluation.roles import ADAPTED, DISTILLED
+
+RECIPES = Path(__file__).parent / "recipes"
+EVALUATE_MINUTES = 8.0  # of one VLM, on two cores with AMX; of the teacher, which sees no pictures, 5
+
+MERGE, SWEEP = "merge", "sweep"  # in place of a recipe
+
+Group = Literal["main", "others", "map", "sweep"]
+GROUPS: dict[Group, str] = {
+    "main": "the claim and its controls, three seeds",
+    "others": "variants and baselines, one seed",
+    "map": "where the teacher is worth it: other damage, other data",
+    "sweep": "temperature and weights, on validation data",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    `recipe`: a file of `recipes/`, or the command `merge` or `sweep`. `start`: the row whose model it starts from.
+    `model`: its name where models are compared; None where it is not measured. `minutes`: of training one seed, on two
+    cores with AMX. `damage`, `data`: the comparison that it belongs to; None of `data`: all of its damage.
+    """
+
+    name: str
+    about: str
+    group: Group
+    recipe: str
+    minutes: float
+    start: str | None = None
+    settings: tuple[str, ...] = ()
+    seeds: int = 1
+    model: str | None = None
+    damage: str | None = None
+    data: str | None = None
+
+
+LIGHT, MEDIUM, HEAVY = DAMAGES = ("light", "medium", "heavy")
+NARROW, NATURAL = DATA = ("narrow", "natural")
+LANGUAGE_ONLY = "distill.policy=language_only"
+PREVENT = ("train.steps=300", "train.rows_per_step=32", "corpus.rows=9600", "train.learning_rates.decoder=4e-4")
+
+
+def _adapted(name: str, group: Group, damage: str, steps: int, minutes: float, seeds: int = 1) -> Row:
+    about = f"{steps} steps of cross-entropy on pictures, which cost language"
+    return Row(name, about, group, "adapt", minutes, "align", (f"train.steps={steps}",), seeds, ADAPTED, damage)
+
+
+def _method(name: str, group: Group, start: str, damage: str, data: str, seeds: int = 1) -> Row:
+    """The method, with its controls."""
+    about = f"CE on all sources, KD on language-heavy ones, and its controls: {data} data, {damage} damage"
+    return Row(name, about, group, data, 12 if data == NARROW else 16, start, (), seeds, DISTILLED, damage, data)
+
+
+def _variant(name: str, about: str, *settings: str, minutes: float = 6.5) -> Row:
+    """Like `selective`, but for some settings."""
+    own = (*settings, "controls=[]")
+    return Row(name, about, "others", NARROW, minutes, ADAPTED, own, 1, name, MEDIUM, NARROW)
+
+
+ROWS = (
+    Row("align", "the VLM before it learns: a pretrained tower, aligned to the language model", "main", "align", 6),
+    _adapted(ADAPTED, "main", MEDIUM, steps=300, minutes=30, seeds=3),
+    _method("selective", "main", ADAPTED, MEDIUM, NARROW, seeds=3),
+    replace(_variant("prompt_text", "KD without shared KV", "teacher.context=prompt_text"), group="main", seeds=3),
+    _variant("all", "KD on every source", "distill.policy=all"),
+    _variant("language_only", "CE and KD on language-heavy sources alone", LANGUAGE_ONLY),
+    _variant("ce_language_only", "CE on language-heavy sources alone", LANGUAGE_ONLY, "distill.w_kd=0", minutes=5.5),
+    _variant("visual", "KV of the picture alone is shared", "teacher.scope=visual"),
+    _variant("labels_half", "labels count half where the teacher speaks", "distill.ce_on_distilled=0.5"),
+    replace(_variant("prevented", "KD while the VLM learns, for as many steps", *PREVENT, minutes=50), start="align"),
+    replace(
+        _variant("merged", "half of the decoder is the teacher's", minutes=1), recipe=MERGE, settings=("weight=0.5",)
+    ),
+    _method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL),
+    _adapted("adapted_light", "map", LIGHT, steps=100, minutes=11),
+    _method("light_narrow", "map", "adapted_light", LIGHT, NARROW),
+    _method("light_natural", "map", "adapted_light", LIGHT, NATURAL),
+    _adapted("adapted_heavy", "map", HEAVY, steps=800, minutes=78),
+    _method("heavy_narrow", "map", "adapted_heavy", HEAVY, NARROW),
+    _method("heavy_natural", "map", "adapted_heavy", HEAVY, NATURAL),
+    Row("sweep", "which temperature and weights, by validation data", "sweep", SWEEP, 50, ADAPTED),
+)
+
+
+def row(name: str) -> Row:
+    """The row of that name."""
+    return next(one for one in ROWS if one.name == name)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row with one seed: one command that trains it, and one folder."""
+
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The run's name and folder."""
+        return f"{self.row.name}-{self.seed}"
+
+    @property
+    def start(self) -> Job | None:
+        """The job whose model this one starts from: of the same seed where that row has it, else of the first."""
+        if self.row.start is None:
+            return None
+        before = row(self.row.start)
+        return Job(before, self.seed if self.seed < before.seeds else 0)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models that are measured together: all rows from one start on one kind of data, with teacher and start."""
+
+    damage: str
+    data: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder: `medium-narrow-0`."""
+        return f"{self.damage}-{self.data}-{self.seed}"
+
+    def jobs(self) -> Iterator[Job]:
+        """The jobs whose models are compared here, the start first."""
+        for one in ROWS:
+            if one.damage == self.damage and one.data in (None, self.data) and self.seed < one.seeds:
+                yield Job(one, self.seed)
+
+
+def minutes(job: Job) -> float:
+    """Minutes of training and measuring a job, on two cores with AMX."""
+    measured = 0 if job.row.model is None else 1 + (job.row.model == DISTILLED)  # with a control
+    return job.row.minutes + measured * EVALUATE_MINUTES
+
+
+def jobs(rows: Sequence[Row]) -> list[Job]:
+    """All jobs of the rows, seed by seed, so that a first table is there early."""
+    seeds = max((one.seeds for one in rows), default=0)
+    return [Job(one, seed) for seed in range(seeds) for one in rows if seed < one.seeds]
+
+
+def comparison(job: Job) -> Comparison | None:
+    """Where a job's model is compared first; None for one that is not measured."""
+    if job.row.damage is None:
+        return None
+    return Comparison(job.row.damage, job.row.data or NARROW, job.seed)
+
+
+def comparisons() -> list[Comparison]:
+    """All comparisons of the table."""
+    return list(dict.fromkeys(one for job in jobs(ROWS) if (one := comparison(job)) is not None))

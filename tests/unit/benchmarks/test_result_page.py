@@ -1,0 +1,142 @@
+"""`benchmarks.result.page` on made-up items of a few rows: its tables, figures and answers are those of the results."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.result import page
+from benchmarks.result.jobs import DATA_MANIFEST, measured_folder, run_folder
+from benchmarks.result.seeds import Results, Seeds, read_measured
+from benchmarks.result.table import Comparison, Job, row
+from lingu_ray.config import EvaluationConfig
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
+from lingu_ray.evaluation.recovery import summarize
+from lingu_ray.evaluation.results import Estimate, Interval
+from lingu_ray.runtime.controls import control_folder
+from lingu_ray.runtime.records import JsonLines
+
+ITEMS = 60
+LANGUAGE = {"teacher": 3.0, "adapted": 4.0, "plain_ce": 3.3, "distilled": 3.1, "prompt_text": 3.2, "all": 3.1}
+VISION = {"adapted": 0.9, "plain_ce": 0.8, "distilled": 0.9, "prompt_text": 0.85, "all": 0.5}
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The page of three seeds on narrow data, one on natural data, curves of the first seed and a sweep; the working
+    directory is the one with the runs."""
+    folder = tmp_path_factory.mktemp("experiment")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for one in (*(Comparison("medium", "narrow", seed) for seed in range(3)), Comparison("medium", "natural", 0)):
+            write_measured(one)
+        for name in ("selective", "all"):
+            write_curve(run_folder(Job(row(name), 0)).metrics)
+        write_curve(control_folder(run_folder(Job(row("selective"), 0)), "plain_ce").metrics)
+        table = run_folder(Job(row("sweep"), 0)).report / "table.csv"
+        table.parent.mkdir(parents=True)
+        with table.open("w", newline="") as file:
+            csv.writer(file).writerows([["trial", "w_kd", "error"], ["t1", "0.5", "no, not this"]])
+        DATA_MANIFEST.parent.mkdir()
+        DATA_MANIFEST.write_text("{}")
+        page.main(["out=docs"])
+        yield folder / "docs"
+
+
+def write_curve(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    records = JsonLines(path)
+    for step in range(1, 30):
+        records.append({"step": step, "ce": 2 + 1 / step, "kd": 1 / step})
+
+
+def write_measured(one: Comparison) -> None:
+    """Items as an evaluation leaves them, and what it makes of them."""
+    chance, folder = np.random.default_rng(one.seed), measured_folder(one)
+    tasks = [
+        {"name": "encyclopedic", "kind": "language", "type": "perplexity", "path": "texts.jsonl"},
+        {"name": "piqa", "kind": "language", "type": "multiple_choice", "path": "piqa.jsonl"},
+        {"name": "clothing", "kind": "vision", "type": "exact_match", "path": "clothing.jsonl"},
+    ]
+    names = [str(n) for n in range(ITEMS)]
+    for model, nats in LANGUAGE.items():
+        texts = [[float(-100 * chance.normal(nats, 0.1))] for _ in names]
+        write_items(
+            items_path(folder, "encyclopedic", model), {"item": names, "logliks": texts, "tokens": [[100]] * ITEMS}, ""
+        )
+        choices = [[float(chance.normal(5 - nats, 1)), 0.0] for _ in names]
+        columns = {"item": names, "logliks": choices, "lengths": [[9, 9]] * ITEMS, "gold": [0] * ITEMS}
+        write_items(items_path(folder, "piqa", model), columns, "")
+    for model, share in VISION.items():
+        said = ["hat" if chance.random() < share else "a | dress" for _ in names]
+        shown = {"asked": "<image>What is this?", "options": [], "images": [jpeg()]}
+        samples = [shown if n < 12 else None for n in range(ITEMS)]
+        columns = {"item": names, "prediction": said, "answers": [["hat"]] * ITEMS, SAMPLE: samples}
+        write_items(items_path(folder, "clothing", model), columns, "")
+    summarize(folder, list(LANGUAGE), EvaluationConfig.model_validate({"tasks": tasks, "bootstrap": 100}))
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 48), "orange").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def cells(text: str, label: str) -> list[str]:
+    """The cells behind a label, in the first table that has it."""
+    line = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
+    return [cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")][1:]
+
+
+def test_page_shows_what_was_measured(docs: Path):
+    """Scores are means over the seeds with their deviation, the map has the one seed's interval, answers are those of
+    the items, the sweep's table is its own; every result lies beside the page as it was measured."""
+    text = (docs / "real_pair.md").read_text()
+    results = Results.of(read_measured())
+    scores = [one.result.tasks["piqa"].models["distilled"].score.value for one in results.measured]
+    header = next(line for line in text.splitlines() if "teacher (original LM)" in line)
+    column = [cell.strip() for cell in header.strip("|").split("|")].index("selective") - 1
+    expected = f"{100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f}"
+    assert cells(text, "piqa, acc, %")[column] == expected
+    natural = json.loads((docs / "medium-natural-0.json").read_text())["summary"]["controls"]["plain_ce"]
+    low, high = (f"{100 * end:.1f}" for end in natural["difference_ci"])
+    assert cells(text, "medium, natural")[3] == f"{100 * natural['difference']:.1f} [{low}, {high}]"
+    shown = cells(text, "![clothing](answer_0.jpg)")
+    assert shown[:2] == ["What is this?", "hat"] and set(shown[2:]) <= {"hat", "a ¦ dress"} and len(shown) == 6
+    assert cells(text, "t1") == ["0.5", "no, not this"]
+    names = ("narrow-0", "narrow-1", "narrow-2", "natural-0")
+    assert {file.name for file in docs.glob("*.json")} == {"data.json", *(f"medium-{name}.json" for name in names)}
+
+
+def test_figures_that_the_page_names_are_there(docs: Path):
+    """Recovery, retention, map and curves are pictures, and the page names no other file than those beside it."""
+    text = (docs / "real_pair.md").read_text()
+    names = {part.partition(")")[0] for part in text.split("](")[1:]}
+    assert {"recovery.png", "retention.png", "map.png", "curves.png"} < names
+    for name in names:
+        with Image.open(docs / name) as image:
+            assert image.width >= 48
+
+
+def test_nothing_measured_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before the first row there is no page, and the message names the command."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"benchmarks\.result\.rows run"):
+        page.main([])
+
+
+def test_one_seed_has_its_interval():
+    """Of one seed the interval over items is shown, of several the standard deviation between them."""
+    one = Estimate(0.5, Interval(0.4, 0.7))
+    assert Seeds((one,)).text("{:.1f}".format) == "0.5 [0.4, 0.7]"
+    assert Seeds((one, Estimate(0.7, Interval(0, 1)))).text("{:.2f}".format) == "0.60 ± 0.14"
+    assert Seeds((one, one)).text("{:.1f}".format) == "0.5 [0.4, 0.7]"  # the teacher has no seeds
+    assert Seeds(()).text("{:.1f}".format) == "–"
