@@ -129,7 +129,7 @@ class Results:
         """The tasks of the first seed by name, each by its metric and below that in nats where it has them."""
         first = self.measured[0].result
         for name, task in first.tasks.items():
-            for one in (task, getattr(task, "nats", None)):
+            for one in (task, task.nats):
                 if one is not None and kind in (None, one.kind):
                     yield name, one
 
@@ -137,7 +137,7 @@ class Results:
         task = one.result.tasks.get(name)
         if task is None or task.metric == metric:
             return task
-        return getattr(task, "nats", None)
+        return task.nats
 
     def score(self, name: str, metric: str, model: str) -> Seeds:
         """A model's score on a task, by one of its metrics."""
@@ -153,7 +153,7 @@ class Results:
 
     def blind(self, name: str, model: str) -> Seeds:
         """A model's score on a vision task that it was asked without pictures."""
-        found = (getattr(one.result.tasks[name], "blind", None) for one in self.measured)
+        found = (one.result.tasks[name].blind for one in self.measured)
         return _seeds(blind.scores.get(model) for blind in found if blind is not None)
 
     def mean(self, quotient: str, model: str) -> Seeds:

@@ -26,7 +26,7 @@ NAMES = (
         "scaling_points",
         "small_step",
     ),
-    *("soak", "step", "transport"),
+    *("result.data", "result.page", "result.rows", "soak", "step", "transport"),
 )
 BENCHMARKS = [f"benchmarks.{name}" for name in NAMES]
 
