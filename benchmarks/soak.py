@@ -65,7 +65,7 @@ HELP = Help("python -m benchmarks.soak [key=value ...]", __doc__, SoakConfig)
 
 
 def main(arguments: list[str]) -> None:
-    """Soak, print, and write. Raises UserError where the weights differ."""
+    """Soak, print, and write. Raises UserError where the weights differ, or the run ended before all faults."""
     options = settings_alone(arguments, HELP, SoakConfig)
     options.out.mkdir(parents=True, exist_ok=True)
     begin = time.monotonic()
@@ -84,6 +84,10 @@ def main(arguments: list[str]) -> None:
     publish("soak", [row], options.out, settings=options.model_dump(mode="json", exclude={"out"}))
     if not equal:
         raise UserError(f"the weights differ: compare the two runs in {options.out}")
+    if len(struck) < options.faults:
+        raise UserError(
+            f"the run ended after {len(struck)} of {options.faults} faults: give it more steps (train.steps), or fewer faults"
+        )
 
 
 def words(options: SoakConfig, name: str) -> list[str]:
