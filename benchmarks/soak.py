@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"the weights differ: compare the two runs in {options.out}")
     if len(struck) < options.faults:
         raise UserError(
-            f"the run ended after {len(struck)} of {options.faults} faults: give it more steps (train.steps), or fewer faults"
+            f"the run ended after {len(struck)} of {options.faults} faults: give it more steps (train.steps), or fewer"
         )
 
 
