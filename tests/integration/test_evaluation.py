@@ -166,7 +166,7 @@ def test_a_second_evaluation_asks_nothing(models: dict[str, Path], settings: Eva
     config.write_text(config.read_text() + "\n")
     evaluate(copies, settings, tmp_path / "out")
     changed = {path.name for path in kept if path.stat().st_mtime_ns != kept[path]}
-    assert changed == {f"{task.name}.adapted.parquet" for task in settings.tasks}
+    assert changed == {f"{name}.adapted.parquet" for name in (*(task.name for task in settings.tasks), "image@blind")}
 
 
 def test_replicas_and_models_side_by_side(models: dict[str, Path], many: EvaluationConfig, tmp_path: Path) -> None:
