@@ -232,6 +232,7 @@ def spot_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     address = f"127.0.0.1:{server.server_port}"
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{address}/")
     monkeypatch.setenv("GCE_METADATA_HOST", address)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # into clusters/, whose files other tests read
     spec = importlib.util.spec_from_file_location("spot_node", ROOT / "clusters/spot_node.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
