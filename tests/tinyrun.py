@@ -12,6 +12,15 @@ from tiny import picture, tiny_student, tiny_teacher
 
 from lingu_ray.config import Config
 
+NEW_STUDENT = {
+    "path": None,
+    "from_teacher": {
+        "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2,
+        "pixel_shuffle": 2,
+    },
+}  # fmt: skip
+"""Settings of `student` for a tiny VLM that is made of the teacher."""
+
 
 def write_pair_and_data(folder: Path) -> None:
     """Teacher, student, 80 language-heavy texts and 40 vision-heavy picture questions."""

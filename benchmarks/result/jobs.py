@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -16,8 +14,7 @@ from lingu_ray.evaluation.recovery_json import FILE, read_recovery
 from lingu_ray.evaluation.roles import TEACHER
 from lingu_ray.runtime.controls import control_configs, control_folder
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.lease import NAME as LEASE
-from lingu_ray.runtime.lease import STALE_S, Holder
+from lingu_ray.runtime.lease import is_held
 from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
 from tuning.space import Space
@@ -101,7 +98,7 @@ def state(job: Job) -> State:
     folder = run_folder(job).root
     if is_done(job):
         return "done"
-    if _is_running(folder):
+    if is_held(folder):
         return "running"
     return "begun" if folder.exists() else "missing"
 
@@ -139,12 +136,3 @@ def _sweep_is_done(folder: SweepFolder) -> bool:
     space = Space.model_validate(strict_yaml.load(folder.space.read_text(), str(folder.space))[0]["space"])
     outcomes = read_outcomes(folder.trials)
     return len(outcomes) == space.size and all(outcome.state == "finished" for outcome in outcomes)
-
-
-def _is_running(folder: Path) -> bool:
-    """Whether a driver has given a sign of life lately."""
-    path = folder / LEASE
-    if not path.exists():
-        return False
-    holder = Holder(**json.loads(path.read_text()))
-    return not (holder.ended or holder.is_dead) and time.time() - holder.time < STALE_S

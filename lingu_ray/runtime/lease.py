@@ -122,6 +122,12 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
             delete(path) if isinstance(path, str) else shutil.rmtree(path.parent)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a driver that works in the folder has given a sign of life lately, by this machine's clock."""
+    holder = _read(folder / NAME)
+    return holder is not None and not (holder.ended or holder.is_dead) and time.time() - holder.time < STALE_S
+
+
 def _beat(path: Path | str, mine: Holder, ended: threading.Event) -> None:
     """Write the file again and again, and in the end once more, as long as it is ours."""
     while True:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from safetensors.torch import load_file, save_file
-from tinyrun import actors_started, config, workers_started
+from tinyrun import NEW_STUDENT, actors_started, config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray import export as export_command
@@ -27,15 +27,6 @@ from lingu_ray.runtime.records import read_records
 from lingu_ray.runtime.tracking import flat, newest_settings, tracking_uri
 
 pytestmark = pytest.mark.slow
-
-
-NEW = {
-    "path": None,
-    "from_teacher": {
-        "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2,
-        "pixel_shuffle": 2,
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +253,7 @@ def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
     frozen = {"vision": 0, "projector": 0, "decoder": 1e-3}
     train = {"steps": 4, "learning_rates": frozen}
     adapt = config(
-        data, output, name="adapt", student=NEW, distill={"policy": "none"}, train=train, align={"epochs": 1}
+        data, output, name="adapt", student=NEW_STUDENT, distill={"policy": "none"}, train=train, align={"epochs": 1}
     )
     export = trainer.run(adapt)
     aligned, exported = load_file(RunFolder(adapt.run_dir).aligned_weights), weights(adapt)
@@ -299,7 +290,7 @@ def test_one_alignment_for_a_run_and_its_control(finished, data, output, caplog)
 def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, output):
     """With KD from the first step the new VLM stays nearer to its teacher on language than plain adaptation does."""
     runs = {
-        policy: config(data, output, name=f"new-{policy}", student=NEW, distill={"policy": policy, "w_kd": 5})
+        policy: config(data, output, name=f"new-{policy}", student=NEW_STUDENT, distill={"policy": policy, "w_kd": 5})
         for policy in ("selective", "none")
     }
     with lease_on(output) as lease:

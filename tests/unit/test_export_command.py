@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from saved import save_checkpoint
-from tinyrun import config, write_pair_and_data
+from tinyrun import NEW_STUDENT, config, write_pair_and_data
 from transformers import PreTrainedModel
 
 from lingu_ray import export
@@ -27,13 +27,6 @@ from lingu_ray.runtime.optimizer import make_optimizer
 from lingu_ray.runtime.prepare import prepare
 
 CPU = torch.device("cpu")
-NEW = {
-    "path": None,
-    "from_teacher": {
-        "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 1, "heads": 2,
-        "pixel_shuffle": 2,
-    },
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +64,7 @@ def same_files(ours: Path, theirs: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("layout", "settings"),
-    [("whole", {}), ("sharded", {"train": {"lora": {"rank": 4}}}), ("whole", {"student": NEW})],
+    [("whole", {}), ("sharded", {"train": {"lora": {"rank": 4}}}), ("whole", {"student": NEW_STUDENT})],
     ids=["whole", "sharded adapters", "new student"],
 )
 def test_the_newest_is_what_the_run_would_export(pair: Path, tmp_path: Path, layout: str, settings: Any) -> None:
