@@ -154,6 +154,7 @@ def amazon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     server.stop()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ray_starts_the_machines_on_aws(amazon: str):
     """Ray's launcher prepares an account and starts head and workers: on demand and spot, with encrypted disks and

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,19 +73,10 @@ def output(cluster, data, tmp_path_factory):
     return folder
 
 
-class Watch(threading.Thread):
-    """Follows a run's metrics: `step` is the newest."""
-
-    def __init__(self, folder):
-        super().__init__(daemon=True)
-        self.path, self.step = folder / "metrics.jsonl", 0
-        self.start()
-
-    def run(self):
-        while True:
-            records = read_records(self.path)
-            self.step = records[-1]["step"] if records else 0
-            time.sleep(0.01)
+def newest_step(folder):
+    """The last step that a run has finished."""
+    records = read_records(folder / "metrics.jsonl")
+    return records[-1]["step"] if records else 0
 
 
 def assert_same_run(output, name):
@@ -123,7 +113,6 @@ def test_a_job_is_stopped_and_submitted_again(cluster, data, output):
     and saved, and the job is STOPPED. While it runs, a second driver is refused. SIGKILL to the next job's driver: the
     job after it takes the run over, and loses a node, which is replaced. All the while the object stores are full."""
     path, folder, client = write(data, output, "job", max_failures=1), output / "job", JobSubmissionClient(cluster.jobs)
-    watch = Watch(folder)
 
     def submit(**env):
         command = f"{sys.executable} -m lingu_ray.train {path}"
@@ -136,27 +125,27 @@ def test_a_job_is_stopped_and_submitted_again(cluster, data, output):
     with commands.Command([sys.executable, "-c", FILL, cluster.address]) as hog:
         hog.wait_for(lambda: "full" in hog.printed)
         job = submit(RAY_JOB_STOP_WAIT_TIME_S="60")
-        until(lambda: watch.step >= 5)
+        until(lambda: newest_step(folder) >= 5)
         with held(cluster):
             time.sleep(1)
-            before = watch.step
+            before = newest_step(folder)
             with start(cluster, path) as second:
                 printed = second.finish(1)
             assert "another driver writes it" in printed and f"`ray job stop {job}`" in printed
             client.stop_job(job)
             time.sleep(10)  # Ray's own wait is 3 s
         ended(job, "STOPPED")
-        assert checkpoints(folder / "checkpoints")[-1][1].step == before + 1 == watch.step
+        assert checkpoints(folder / "checkpoints")[-1][1].step == before + 1 == newest_step(folder)
         assert "`ray job stop` kills" not in client.get_job_logs(job)
 
         job = submit()
-        until(lambda: watch.step >= before + 10)
+        until(lambda: newest_step(folder) >= before + 10)
         os.kill(json.loads((folder / "driver.json").read_text())["process"], signal.SIGKILL)
         ended(job, "FAILED")
         assert "warning: `ray job stop` kills this job 3 s after" in client.get_job_logs(job)
 
         job = submit()
-        until(lambda: watch.step >= before + 20)
+        until(lambda: newest_step(folder) >= before + 20)
         with held(cluster):
             dying, cluster.workers = cluster.workers[0], [*cluster.workers[1:], cluster.add()]
             dying.kill()

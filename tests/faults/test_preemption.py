@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 
 import commands
 import pytest
@@ -42,16 +41,21 @@ class Watch(threading.Thread):
 
     def __init__(self, folder):
         super().__init__(daemon=True)
-        self.path, self.step, self.lost = folder / "metrics.jsonl", 0, []
+        self.path, self.step, self.lost, self.over = folder / "metrics.jsonl", 0, [], threading.Event()
+
+    def __enter__(self):
         self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
 
     def run(self):
-        while True:
+        while not self.over.wait(0.01):
             steps = [record["step"] for record in read_records(self.path)]
             if steps and steps[-1] < self.step:
                 self.lost.append(self.step - steps[-1])
             self.step = steps[-1] if steps else self.step
-            time.sleep(0.01)
 
 
 def results(output, name):
@@ -73,9 +77,10 @@ def test_nodes_are_taken_away(cluster, data, tmp_path):
     losses, norms and validations have the same bits. Not more than one step is done again where the step could end."""
     with start(cluster, data, tmp_path, "undisturbed") as command:
         command.finish()
-    with start(cluster, data, tmp_path, "preempted", max_failures=0, max_preemptions=3) as command:
+    command = start(cluster, data, tmp_path, "preempted", max_failures=0, max_preemptions=3)
+    with command, Watch(tmp_path / "preempted") as watch:
         # The second strike may come while the workers of the second group start: they end for it, too.
-        watch, groups = Watch(tmp_path / "preempted"), 0
+        groups = 0
         for rank, step_ends in ((1, True), (0, True), (0, False)):
             groups, begin = groups + 1, watch.step
             command.wait_for(lambda: len(cluster.worker_groups()) == groups and watch.step > begin + 5)  # noqa: B023

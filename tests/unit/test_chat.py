@@ -118,6 +118,7 @@ def test_a_gguf_file_is_a_model(tmp_path: Path):
     assert prompt_text(conversation).startswith("<|im_start|>abcd<|im_end|>")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_program(models: Path):
     """What was written until then is the answer, and the next question is answered."""
     conversation = opened(models / "vlm", config=ChatConfig(max_new_tokens=200))

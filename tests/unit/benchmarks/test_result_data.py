@@ -23,6 +23,8 @@ from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.load import load_task
 
+pytestmark = pytest.mark.slow  # compares every picture and text with every other
+
 PLANTED = "val/Fruit/Apple/0.png"  # a held-out picture of groceries
 
 

@@ -24,6 +24,8 @@ from lingu_ray.evaluation.results import Estimate, Interval
 from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.records import JsonLines
 
+pytestmark = pytest.mark.slow  # draws a page of plots
+
 ITEMS = 60
 LANGUAGE = {"teacher": 3.0, "adapted": 4.0, "plain_ce": 3.3, "distilled": 3.1, "prompt_text": 3.2, "all": 3.1}
 VISION = {"adapted": 0.9, "plain_ce": 0.8, "distilled": 0.9, "prompt_text": 0.85, "all": 0.5}

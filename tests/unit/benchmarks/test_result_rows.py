@@ -198,6 +198,7 @@ def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert "name=selective-0" in lines[5] and "minutes are left" in lines[8]
 
 
+@pytest.mark.slow
 def test_a_slice_stops_its_command_and_failures_are_told(tmp_path: Path):
     """When the time is over the command gets Ctrl-C, may save, and the run ends as interrupted; one that fails ends it
     with the command."""

@@ -36,6 +36,7 @@ def test_only_plain_yaml_is_read():
         strict_yaml.load("a: !!python/object/apply:os.getcwd []", "x")
 
 
+@pytest.mark.slow
 @settings(database=None, derandomize=True, deadline=None, max_examples=300)
 @given(TREES, st.booleans())
 def test_what_is_written_is_read_back(tree: Any, inline: bool):
@@ -44,6 +45,7 @@ def test_what_is_written_is_read_back(tree: Any, inline: bool):
     assert _typed(again) == _typed(tree)
 
 
+@pytest.mark.slow
 @settings(database=None, derandomize=True, deadline=None, max_examples=300)
 @given(TREES)
 def test_other_readers_read_the_same(tree: Any):

@@ -17,6 +17,8 @@ from lingu_ray.distill.new_student import build_processor
 from lingu_ray.evaluation.engines.prompts import TextProcessor
 from lingu_ray.runtime.models import make_vision
 
+pytestmark = pytest.mark.slow  # reads the demo's text
+
 
 @pytest.fixture(scope="module")
 def tokenizer(splits: dict[str, text.Documents]) -> prepare.PreTrainedTokenizerFast:

@@ -6,6 +6,8 @@ import pytest
 
 from lingu_ray.demo import items, text
 
+pytestmark = pytest.mark.slow  # reads the demo's text
+
 
 def test_no_paragraph_stands_in_two_splits(splits: dict[str, text.Documents]) -> None:
     """What is held out was never trained on: neither documents nor paragraphs are shared between splits."""

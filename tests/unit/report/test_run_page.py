@@ -306,7 +306,7 @@ def test_report_of_an_evaluation_without_a_run(run_dir: Path) -> None:
     assert "Throughput" not in page.text and (out / "recovery.png").exists()
 
 
-@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), (17, 5)])
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), pytest.param(17, 5, marks=pytest.mark.slow)])
 def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -> None:
     """A panel a task; in the PNG each panel has the same room, however many there are."""
     tasks = tuple(TaskConfig(name=f"task_{i}", kind="language", type="multiple_choice", path="-") for i in range(count))

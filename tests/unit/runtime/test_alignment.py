@@ -78,6 +78,7 @@ def aligned(data: Path, config: Config) -> dict:
     return last
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_to_see(data: Path, tmp_path: Path):
     """Held-out pictures choose color and place at chance before and nearly always right after; nothing else changed.
 

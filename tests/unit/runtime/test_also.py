@@ -136,6 +136,7 @@ def test_what_is_not_installed_is_said_before_training(tmp_path: Path, monkeypat
         check_also(settings)
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_told_once_and_gets_its_records_later(tmp_path: Path) -> None:
     """In order and each once, with a line when it fails and one when it works; one that never works ends in time."""
     lines, said, taken, down = JsonLines(tmp_path / "m.jsonl"), [], [], [True]

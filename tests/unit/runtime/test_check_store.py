@@ -105,6 +105,7 @@ def at_once(call: Callable[[], object], count: int) -> None:
             future.result()
 
 
+@pytest.mark.slow
 def test_runs_that_start_together(store: Path) -> None:
     """Each finds the experiment and its tag, which another makes at the same moment."""
     uri = f"sqlite:///{store}"

@@ -66,6 +66,7 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path, other):
         held.require()  # ended: its workers, if any are left, write no more
 
 
+@pytest.mark.slow
 def test_who_shows_no_sign_of_life_is_replaced_and_stops(tmp_path, other):
     """A suspended driver loses the lease; when it wakes it sees the new owner, stops, and leaves the lease to it."""
     os.kill(other.pid, signal.SIGSTOP)
