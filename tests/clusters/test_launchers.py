@@ -187,9 +187,10 @@ def test_ray_starts_the_machines_on_aws(amazon: str):
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """A machine's metadata service, as AWS and Google document it: after `quiet` questions it gives notice."""
+    """A machine's metadata service, as AWS and Google document it: notice comes once `up` is there, not at once."""
 
-    quiet = 1
+    quiet = True
+    up: Path
 
     def do_PUT(self) -> None:
         assert self.path == "/latest/api/token" and int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"])
@@ -201,8 +202,8 @@ class Metadata(BaseHTTPRequestHandler):
         allowed = self.headers["X-aws-ec2-metadata-token"] == "a token" or self.headers["Metadata-Flavor"] == "Google"
         if not allowed:
             self._say(403, "")
-        elif cls.quiet:
-            cls.quiet -= 1
+        elif cls.quiet or not cls.up.exists():
+            cls.quiet = False
             self._say(404 if aws else 200, "FALSE")
         else:
             self._say(200, json.dumps({"action": "terminate", "time": "2026-01-01T00:00:00Z"}) if aws else "TRUE")
@@ -216,19 +217,20 @@ class Metadata(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-# Says that it drains, as `ray start --block` does at SIGTERM, or ends by itself with 5.
+# Says that it drains, as `ray start --block` does at SIGTERM, or ends by itself with 5; up once the file is there.
 NODE = """
-import signal, sys, time
+import pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("drained", flush=True), sys.exit(3)))
+pathlib.Path(sys.argv[2]).touch()
 time.sleep(float(sys.argv[1]))
 sys.exit(5)
 """
 
 
 @pytest.fixture
-def spot_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def spot_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
     """clusters/spot_node.py, which asks a metadata service of this machine ten times a second."""
-    server = HTTPServer(("127.0.0.1", 0), type("Service", (Metadata,), {}))
+    server = HTTPServer(("127.0.0.1", 0), type("Service", (Metadata,), {"up": tmp_path / "up"}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"127.0.0.1:{server.server_port}"
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{address}/")
@@ -248,14 +250,20 @@ def spot_node(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 @pytest.mark.parametrize("cloud", CLOUDS)
 def test_a_node_drains_at_the_clouds_notice(
-    cloud: str, spot_node: ModuleType, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    cloud: str,
+    spot_node: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ):
-    """At the second answer Ray gets SIGTERM; a service that is away is said once, and Ray runs on to its own end."""
-    assert spot_node.run(cloud, [sys.executable, "-c", NODE, "60"]) == 3
+    """At the notice, and not before, Ray gets SIGTERM; a service that is away is said once, and Ray runs on to its own
+    end."""
+    node, up = [sys.executable, "-c", NODE], str(tmp_path / "up")
+    assert spot_node.run(cloud, [*node, "60", up]) == 3
     assert capfd.readouterr().out == f"{cloud} takes this machine away: Ray drains it\ndrained\n"
     for name in ("AWS", "GCP"):
         monkeypatch.setattr(spot_node, name, "http://127.0.0.1:9")
-    assert spot_node.run(cloud, [sys.executable, "-c", NODE, "0.5"]) == 5
+    assert spot_node.run(cloud, [*node, "0.5", up]) == 5
     assert capfd.readouterr().out.count("does not answer, and is asked again") == 1
 
 
