@@ -33,6 +33,7 @@ from lingu_ray.runtime.capacity import uses_gpu, worker_resources
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.memory import explained
 from lingu_ray.runtime.resume import trained_steps
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpu
         scheduling_strategy=PlacementGroupSchedulingStrategy(PlacementGroup.empty()),
     ).remote(job)
     try:
-        return _followed(stream, config.name)
+        with explained("align", "lower train.tokens_per_micro_batch"):
+            return _followed(stream, config.name)
     except RayTaskError as error:
         if (found := user_error(error)) is not None:
             raise found from error
