@@ -33,7 +33,7 @@ from lingu_ray.runtime.elastic import SaveBeforeResize
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.gpus import check_gpus
+from lingu_ray.runtime.gpus import check_attention, check_gpus
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.models import check_pair, check_weights, initial_student, load_teacher_tokenizer, prepare_student
@@ -167,9 +167,10 @@ class Run:
         settings, use_gpu = self.config.ray, uses_gpu(self.config.ray)
         check_most_workers(settings, use_gpu)
         wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
-        check_gpus(worker_resources(settings, use_gpu))
+        check_gpus(worker_resources(settings, use_gpu), self.config.train.attention)
         if is_open(self.config):
             self.settle_precision(choose(self.config))
+        check_attention(self.config.train, use_gpu)
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)

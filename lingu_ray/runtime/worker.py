@@ -315,7 +315,8 @@ class Worker:
         self.metrics.saved()
 
     def _load_student(self) -> Student:
-        student = Student(load_student(initial_student(self.config, self.folder.initial_model)))
+        settings = initial_student(self.config, self.folder.initial_model)
+        student = Student(load_student(settings, self.config.train.attention))
         if self.config.align is not None:
             load_alignment(student.model, self.folder)
         prepare(student, self.config.train, self.device, self.config.seed)

@@ -1,10 +1,12 @@
 """What the engines of an evaluation get of a cluster."""
 
+import os
 from typing import Any
 
 import pytest
 
 from lingu_ray.config import EvaluationConfig, RayConfig
+from lingu_ray.evaluation.engines.vllm_engine import _prepare
 from lingu_ray.evaluation.replicas import Hardware
 
 
@@ -30,3 +32,10 @@ def test_engines_share_the_gpus(
     settings = EvaluationConfig.model_validate(evaluation)
     hardware = Hardware.share(settings, RayConfig(**ray), sharers, gpus)
     assert (hardware.replicas, hardware.gpus) == (replicas, each)
+
+
+def test_vllm_multiplies_float32_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before vLLM is imported Triton, which has its attention on GPUs, is told not to round factors to TF32."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    _prepare()
+    assert os.environ["TRITON_F32_DEFAULT"] == "ieee"
