@@ -104,8 +104,8 @@ class _Given:
 class _EngineActor:
     """Holds the engine of one model, loaded at the first request, so that an error in loading reaches the caller."""
 
-    def __init__(self, engine: str, tokens_per_batch: int, hardware: Hardware) -> None:
-        self.kind, self.tokens_per_batch, self.hardware = engine, tokens_per_batch, hardware
+    def __init__(self, engine: str, settings: EvaluationConfig, hardware: Hardware) -> None:
+        self.kind, self.settings, self.hardware = engine, settings, hardware
         self.path: str | None = None
         self.engine: Engine | None = None
 
@@ -125,13 +125,14 @@ class _EngineActor:
 
         quiet_libraries()
         torch.set_num_threads(self.hardware.threads)
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
         if self.kind == "vllm":
             from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
 
-            return VllmEngine(path, self.tokens_per_batch, self.hardware.gpus)
+            return VllmEngine(path, self.settings.tokens_per_batch, dtype, self.hardware.gpus)
         from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 
-        return TransformersEngine(path, self.tokens_per_batch)
+        return TransformersEngine(path, self.settings.tokens_per_batch, dtype)
 
 
 class Replicas:
@@ -216,9 +217,7 @@ class Replicas:
 
     def _start(self, replica: int) -> Any:
         actor: Any = ray.remote(_EngineActor)
-        engine = actor.options(**self.hardware.options()).remote(
-            self.engine, self.settings.tokens_per_batch, self.hardware
-        )
+        engine = actor.options(**self.hardware.options()).remote(self.engine, self.settings, self.hardware)
         self._starting[engine.__ray_ready__.remote()] = replica
         return engine
 

@@ -3,8 +3,8 @@
 vLLM is an optional extra, imported when an engine is made. It changes the process it lives in (environment, threads,
 distributed groups), so an engine needs a process of its own: a Ray actor, or a subprocess.
 
-Weights and activations are float32, on the GPU too, as in the Transformers engine: both give the same scores, and the
-scores of two models differ by their weights alone.
+Weights and activations are float32 unless asked otherwise, on the GPU too, as in the Transformers engine: both give the
+same scores, and the scores of two models differ by their weights alone.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _context(config: PreTrainedConfig) -> int:
 
 
 def _kv_bytes(config: PreTrainedConfig) -> int:
-    """Bytes of one token's keys and values in float32."""
+    """Bytes of one token's keys and values in float32, the widest of an engine."""
     text = config.get_text_config(decoder=True)
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return 2 * text.num_hidden_layers * kv_heads * head_dim(text) * 4
@@ -103,7 +103,9 @@ def _memory_for_kv() -> int:
 class VllmEngine:
     """A model (folder or hub id) in vLLM, on the GPU where there is one. See `engine.Engine`."""
 
-    def __init__(self, path: Path | str, tokens_per_batch: int, gpu_share: float = 1.0) -> None:
+    def __init__(
+        self, path: Path | str, tokens_per_batch: int, dtype: torch.dtype = torch.float32, gpu_share: float = 1.0
+    ) -> None:
         """Load the model; `tokens_per_batch` are the most of one step. On a CPU it keeps torch's present threads.
 
         `gpu_share`: the share of its GPU's memory that it may take.
@@ -116,7 +118,7 @@ class VllmEngine:
         self.files = load_model_files(path)
         self.prompts = Prompts(self.files)
         try:
-            self.llm = _load(self.files, tokens_per_batch, gpu_share)
+            self.llm = _load(self.files, tokens_per_batch, dtype, gpu_share)
         except Exception as error:  # of any type: vLLM and the model's own code raise many
             raise UserError(f"vLLM cannot load {path}: {error}; set evaluation.engine=transformers") from error
 
@@ -243,14 +245,14 @@ def _prepare() -> None:
     register()
 
 
-def _load(files: ModelFiles, tokens_per_batch: int, gpu_share: float) -> Any:
+def _load(files: ModelFiles, tokens_per_batch: int, dtype: torch.dtype, gpu_share: float) -> Any:
     """vLLM's engine, in eager mode: graphs and compilation take a minute per model, and an evaluation loads several."""
     from vllm import LLM
 
     torch._dynamo.config.suppress_errors = True  # without a C++ compiler a function of the sampler runs uncompiled
     return LLM(
         files.path,
-        dtype="float32",
+        dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
         enforce_eager=True,
         max_model_len=files.max_length + 1,
         max_num_seqs=SEQUENCES,
