@@ -6,11 +6,13 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "0,1,2,3"
 
 import ray
+from tinyrun import config
 
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError
@@ -18,6 +20,7 @@ from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
 from lingu_ray.runtime.capacity import worker_resources
 from lingu_ray.runtime.gpus import check_gpus
+from lingu_ray.runtime.trainer import _starting
 
 SETTINGS = EvaluationConfig(engine="transformers")
 
@@ -65,6 +68,7 @@ def main(folder: str, model: str) -> None:
     found: dict[str, Any] = {
         "training": refusal(check_gpus, worker_resources(RayConfig(), True)),
         "evaluation": refusal(Hardware.of, SETTINGS, RayConfig()),
+        "starting": _starting(config(Path(model), Path(folder), ray={"num_workers": 5})),
         "visible": visible_gpus(),
     }
     found["answered"], found["running"] = answered(model)

@@ -107,7 +107,9 @@ class EvaluationConfig(Section):
         "auto", description="auto: vLLM if it is installed and supports every model, else Transformers"
     )
     replicas: PositiveInt | None = Field(
-        None, description="engines per model, each with a worker's resources; null: one per GPU, without GPUs one"
+        None,
+        description="engines per model, each with a worker's resources; null: one per GPU of the cluster, or of a "
+        "trial's share of it; without GPUs one",
     )
     models_at_once: PositiveInt = Field(1, description="models measured side by side")
     precision: Literal["fp32", "bf16"] = Field(

@@ -18,8 +18,8 @@ pytestmark = [
 
 def test_a_cluster_of_gpus(warm_workers: Path, tmp_path: Path) -> None:
     """Of four engines one has a GPU, for other trials hold three: it answers all. Where torch has no CUDA, training and
-    evaluation are refused before they start. An evaluation that shall leave GPUs alone sees none, unlike what Ray
-    starts without any."""
+    evaluation are refused before they start; where there are too few for all workers, the run says why it is on CPUs.
+    An evaluation that shall leave GPUs alone sees none, unlike what Ray starts without any."""
     tiny_teacher(folder=tmp_path)
     with tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True) as folder:
         words = ["logicalgpus", folder, str(tmp_path)]
@@ -29,5 +29,6 @@ def test_a_cluster_of_gpus(warm_workers: Path, tmp_path: Path) -> None:
         assert found[name].startswith("a process with 1 CPU, 1 GPU on ") and "cannot compute on its GPU" in found[name]
         assert f"Torch not compiled with CUDA enabled (torch {torch.__version__})" in found[name]
         assert "ray.use_gpu=false" in found[name]
+    assert found["starting"].endswith(" on CPU: 4 GPUs do not do for all (ray.num_workers, ray.gpus_per_worker)")
     assert found["visible"] == {"ray": "0,1,2,3", "engine": ""}
     assert found["answered"] == [list(range(12))] * 2 and found["running"] == 1
