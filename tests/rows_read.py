@@ -34,12 +34,13 @@ def record() -> None:
         self.step = options["start_step"]
 
     def __next__(self: Any) -> Any:
-        samples = following(self)
-        line = {"step": self.step, "world": self.world_size, "rank": self.rank, "rows": [s.position for s in samples]}
+        samples, batches = made = following(self)
+        rows = [sample.position for sample in samples] + [position for batch in batches for position in batch.positions]
+        line = {"step": self.step, "world": self.world_size, "rank": self.rank, "rows": rows}
         with open(os.environ[_FILE], "a") as file:
             file.write(json.dumps(line) + "\n")
         self.step += 1
-        return samples
+        return made
 
     StepReader.__init__, StepReader.__next__ = __init__, __next__  # type: ignore[method-assign]
 

@@ -14,13 +14,14 @@ from lingu_ray.config.evaluation import TASK_TYPES, EvaluationConfig, TaskConfig
 from lingu_ray.config.models import StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.config.run import CONTROLS, Config
 from lingu_ray.config.tracking import TrackingConfig
-from lingu_ray.config.train import LearningRates, LoraConfig, TrainConfig
+from lingu_ray.config.train import Attention, LearningRates, LoraConfig, TrainConfig
 
 __all__ = [
     "CONTROLS",
     "TASK_TYPES",
     "AlignConfig",
     "AlignRates",
+    "Attention",
     "Config",
     "CorpusConfig",
     "DemoConfig",

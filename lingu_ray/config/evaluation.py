@@ -107,9 +107,16 @@ class EvaluationConfig(Section):
         "auto", description="auto: vLLM if it is installed and supports every model, else Transformers"
     )
     replicas: PositiveInt | None = Field(
-        None, description="engines per model, each with a worker's resources; null: one per GPU, without GPUs one"
+        None,
+        description="engines per model, each with a worker's resources; null: one per GPU of the cluster, or of a "
+        "trial's share of it; without GPUs one",
     )
     models_at_once: PositiveInt = Field(1, description="models measured side by side")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of weights and activations in the engine, alike for all models. bf16 is faster and needs half the "
+        "memory; its rounding is noise in every item",
+    )
     tokens_per_batch: PositiveInt = Field(8192, description="most tokens of one batch of an engine")
     bootstrap: PositiveInt = Field(2000, description="resamples of the bootstrap for 95 % intervals")
     recovery_in: Literal["metric", "nats"] = Field(

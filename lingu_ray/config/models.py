@@ -117,10 +117,11 @@ class TeacherConfig(Section):
         description="actor: a Ray actor for each worker, on its node; node: one for all workers of a node, which takes "
         "memory once, and answers one after another; in_process: inside the worker",
     )
-    transport: Annotated[Literal["object_store", "cuda_ipc", "nixl"], MAY_CHANGE] = Field(
-        "object_store",
+    transport: Annotated[Literal["auto", "object_store", "cuda_ipc", "nixl"], MAY_CHANGE] = Field(
+        "auto",
         description="how the KV reaches the actor. object_store: shared memory; "
-        "cuda_ipc: shared memory of one GPU, no copy; nixl: memory to memory, by NIXL",
+        "cuda_ipc: shared memory of one GPU, no copy; nixl: memory to memory, by NIXL; "
+        "auto: cuda_ipc on one GPU, where that works, else object_store",
     )
     context: Annotated[Literal["shared_kv", "prompt_text"], SEARCHABLE] = Field(
         "shared_kv",
@@ -155,7 +156,7 @@ class TeacherConfig(Section):
 
     @model_validator(mode="after")
     def _sent_to_an_actor(self) -> TeacherConfig:
-        if self.placement != "actor" and self.transport != "object_store":
+        if self.placement != "actor" and self.transport not in ("auto", "object_store"):
             none = "in_process there is none" if self.placement == "in_process" else "one of a node serves several"
             raise ValueError(
                 f"teacher.transport={self.transport} reaches a teacher actor of one worker, and {none}: "

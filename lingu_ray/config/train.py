@@ -9,6 +9,8 @@ from pydantic import Field, PositiveInt, model_validator
 from lingu_ray.config.base import Section
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED
 
+Attention = Literal["sdpa", "flash_attention_2", "flash_attention_3"]
+
 
 class LearningRates(Section):
     """One learning rate per parameter group; 0 freezes the group."""
@@ -54,6 +56,10 @@ class TrainConfig(Section):
         "fp32",
         description="bf16: autocast; weights stay fp32; auto: bf16 on GPUs that compute in it and on CPUs where it is "
         "clearly faster, chosen once for a run",
+    )
+    attention: Annotated[Attention, MAY_CHANGE] = Field(
+        "sdpa",
+        description="the student's attention: PyTorch's, or that of flash-attn 2 or 3, for packed bf16 on GPUs",
     )
     gradient_checkpointing: Annotated[bool, MAY_CHANGE] = Field(
         False, description="compute activations again in the backward pass; saves memory, costs time"

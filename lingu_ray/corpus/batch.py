@@ -5,7 +5,7 @@ Shape suffixes: B rows, T tokens of the longest row, S samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ class MicroBatch:
     sources: list[str]
     positions: list[int]
     sampled_BT: Tensor
+
+    def pinned(self) -> MicroBatch:
+        """The same in memory that a GPU copies from while the host continues."""
+        tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, vision={name: value.pin_memory() for name, value in self.vision.items()})
 
     @property
     def attention_mask_BT(self) -> Tensor:

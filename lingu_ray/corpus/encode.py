@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lingu_ray.corpus.answers import Answer, Segment
 from lingu_ray.corpus.chat_template import CannotEncode
-from lingu_ray.corpus.image_tokens import ImageTokens, Size
+from lingu_ray.corpus.image_tokens import PIXEL_MASK, ImageTokens, Size
 from lingu_ray.corpus.images import decode_image, image_size
 from lingu_ray.corpus.rendering import PROBES, Renderer
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
@@ -48,7 +48,7 @@ class Sample:
 
     `supervised_T` marks the answers' tokens, their end-of-turn token included: the targets of the loss. `visual_T`
     marks the placeholders that image features replace. `vision` holds exactly what the student's forward takes besides
-    the ids (`pixel_values`, …; float32 or int64), and is empty for text. `sampled_from`: where an answer of the
+    the ids (`pixel_values`, …; floats, int64 or bool), and is empty for text. `sampled_from`: where an answer of the
     student's own begins, which ends the sample; None: all answers are the corpus's.
     """
 
@@ -80,12 +80,13 @@ class Encoder:
     Args:
         processor: of an image-text-to-text model, with `tokenizer`, `image_processor` and `image_token_id`.
         max_length: longest sample in tokens, image tokens included.
+        pixels: dtype of `pixel_values`. Under autocast every family's tower first rounds them to its dtype.
     """
 
-    def __init__(self, processor: Any, max_length: int) -> None:
+    def __init__(self, processor: Any, max_length: int, pixels: torch.dtype = torch.float32) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
-        self.max_length = max_length
+        self.max_length, self.pixels = max_length, pixels
         # Gemma 3's processor names the token that templates write; its tokenizer, the one that features replace
         self.image_token_id: int = getattr(self.tokenizer, "image_token_id", None) or processor.image_token_id
         self.image_token: str = processor.image_token
@@ -220,8 +221,12 @@ class Encoder:
             input_ids_T=ids_T,
             supervised_T=supervised_T,
             visual_T=ids_T == self.image_token_id,
-            vision=self._images.tensors([decode_image(image) for image in images]),
+            vision=self._vision([decode_image(image) for image in images]),
         )
+
+    def _vision(self, images: list[Image.Image]) -> dict[str, Tensor]:
+        vision = self._images.tensors(images)
+        return vision | {key: value.to(self.pixels) for key, value in vision.items() if key == "pixel_values"}
 
     def _check_text(self, messages: Messages) -> None:
         """Refuse text that holds what only the template may write."""
@@ -290,7 +295,7 @@ def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     dimension. What differs in size beside it (tiles of an image, height, width) is filled up with zeros at its end.
     """
     keys = visions[0].keys() if visions else ()
-    nested = "pixel_attention_mask" in keys
+    nested = PIXEL_MASK in keys
     return {key: _join([vision[key] for vision in visions], dim=1 if nested else 0) for key in keys}
 
 

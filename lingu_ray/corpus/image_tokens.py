@@ -20,6 +20,7 @@ _TOKEN_KEYS = {
     "labels",
     "text_replacement_offsets",
 }
+PIXEL_MASK = "pixel_attention_mask"
 Size = tuple[int, int]  # width, height
 
 
@@ -41,7 +42,7 @@ class ImageTokens:
         return [self._text(size, len(sizes) == 1) for size in sizes]
 
     def tensors(self, images: list[Image.Image]) -> dict[str, Tensor]:
-        """What the student's forward takes for the images (float32 or int64); empty for none.
+        """What the student's forward takes for the images (float32, int64 or bool); empty for none.
 
         Raises:
             CannotEncode: the processor refuses an image, or expands it otherwise than `texts` says.
@@ -51,7 +52,9 @@ class ImageTokens:
         texts, encoded = self._ask(images)
         if texts != self.texts([image.size for image in images]):
             raise CannotEncode(f"{type(self.processor).__name__} expands an image by more than its size")
-        return {key: value for key, value in encoded.items() if key not in _TOKEN_KEYS}
+        # the processor's mask of pixels is int64: 8 bytes for each pixel
+        masks = {key: value.bool() for key, value in encoded.items() if key == PIXEL_MASK}
+        return {key: value for key, value in encoded.items() if key not in _TOKEN_KEYS} | masks
 
     @cached_property
     def _text(self) -> Callable[[Size, bool], str]:

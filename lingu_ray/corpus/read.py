@@ -9,13 +9,16 @@ before and after.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Generic, TypeVar
 
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
+
+Step = TypeVar("Step")
 
 
 def rows_of_rank(rows_per_step: int, rank: int, world_size: int) -> range:
@@ -23,15 +26,16 @@ def rows_of_rank(rows_per_step: int, rank: int, world_size: int) -> range:
     return range(rows_per_step * rank // world_size, rows_per_step * (rank + 1) // world_size)
 
 
-class StepReader:
-    """Iterate over steps `start_step` to `steps` − 1; each item is this rank's samples.
+class StepReader(Generic[Step]):
+    """Iterate over steps `start_step` to `steps` − 1; each item is what `make` makes of this rank's samples.
 
-    Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed. Use it
-    as a context manager, or call `close`.
+    Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed; one more
+    calls `make`. Use it as a context manager, or call `close`.
 
     Args:
         corpus: the rows.
         encoder: encodes them.
+        make: called with a step's samples, by position.
         rows_per_step: rows of one optimizer step over all ranks.
         rank, world_size: which rows are this worker's.
         start_step: first step.
@@ -42,6 +46,7 @@ class StepReader:
         self,
         corpus: Corpus,
         encoder: Encoder,
+        make: Callable[[list[Sample]], Step],
         rows_per_step: int,
         rank: int,
         world_size: int,
@@ -52,12 +57,14 @@ class StepReader:
     ) -> None:
         self.corpus = corpus
         self.encoder = encoder
+        self.make = make
         self.rows_per_step = rows_per_step
         self.rank = rank
         self.world_size = world_size
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._maker = ThreadPoolExecutor(1, thread_name_prefix="collate")
         self._to_schedule = iter(range(start_step, steps))
-        self._pending: deque[list[Future[Sample]]] = deque()
+        self._pending: deque[Future[Step]] = deque()
         for _ in range(ahead):
             self._schedule_next()
 
@@ -66,11 +73,11 @@ class StepReader:
         own = rows_of_rank(self.rows_per_step, self.rank, self.world_size)
         return [(step * self.rows_per_step + row) % len(self.corpus) for row in own]
 
-    def __iter__(self) -> Iterator[list[Sample]]:
+    def __iter__(self) -> Iterator[Step]:
         return self
 
-    def __next__(self) -> list[Sample]:
-        """Samples of the next step, by position.
+    def __next__(self) -> Step:
+        """The next step.
 
         Raises:
             UserError: a row cannot be encoded; names source and position.
@@ -78,12 +85,16 @@ class StepReader:
         self._schedule_next()
         if not self._pending:
             raise StopIteration
-        return [future.result() for future in self._pending.popleft()]
+        return self._pending.popleft().result()
 
     def _schedule_next(self) -> None:
         step = next(self._to_schedule, None)
         if step is not None:
-            self._pending.append([self._pool.submit(self._encode, position) for position in self.positions(step)])
+            samples = [self._pool.submit(self._encode, position) for position in self.positions(step)]
+            self._pending.append(self._maker.submit(self._made, samples))
+
+    def _made(self, samples: list[Future[Sample]]) -> Step:
+        return self.make([sample.result() for sample in samples])
 
     def _encode(self, position: int) -> Sample:
         row = self.corpus.rows([position])[0]
@@ -95,6 +106,7 @@ class StepReader:
     def close(self) -> None:
         """Drop what was encoded ahead and stop the threads."""
         self._pool.shutdown(cancel_futures=True)
+        self._maker.shutdown(cancel_futures=True)
         self._pending.clear()
 
     def __enter__(self) -> StepReader:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -96,12 +97,25 @@ def donate(decoder: PreTrainedModel) -> None:
 
     def donating_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
         _store(module, key, value)
-        return _attention(base, module)(module, query, key, value, *args, **kwargs)
+        named = _Named(module, base) if "flash" in base else module
+        return _attention(base, module)(named, query, key, value, *args, **kwargs)
 
-    AttentionInterface.register(_PREFIX + base, donating_attention)
-    AttentionMaskInterface.register(_PREFIX + base, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    decoder.set_attn_implementation(_PREFIX + base)
+    # Transformers would load a package, or a kernel of the hub, by a name that has "flash" in it
+    name = _PREFIX + base.replace("flash_attention_", "fa")
+    AttentionInterface.register(name, donating_attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
+    decoder.set_attn_implementation(name)
     decoder.register_forward_pre_hook(_store_positions, with_kwargs=True)
+
+
+class _Named:
+    """A module whose configuration has another name of its attention, by which flash attention finds its package."""
+
+    def __init__(self, module: nn.Module, name: str):
+        self._module, self.config = module, SimpleNamespace(_attn_implementation=name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
 
 
 @torch.compiler.disable

@@ -19,6 +19,8 @@ from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, ScoreRequest
 from lingu_ray.runtime.capacity import Need, uses_gpu, wait_for_nodes
 from lingu_ray.runtime.cluster import threads
+from lingu_ray.runtime.gpus import HIDDEN, check_gpus
+from lingu_ray.runtime.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ Requests = Sequence[ScoreRequest] | Sequence[GenerateRequest]
 Answers = list[Score] | list[str]
 
 AHEAD = 2  # chunks that an engine has: one being answered, one waiting
+_CURE = "lower evaluation.tokens_per_batch, or set evaluation.engine to the other one"
 MAX_ENGINE_RESTARTS = 1  # for one chunk; if an engine dies at it again, the evaluation fails
 
 
@@ -35,7 +38,7 @@ class Hardware:
 
     replicas: int
     cpus: float
-    gpus: int
+    gpus: float
     threads: int
 
     @classmethod
@@ -45,22 +48,39 @@ class Hardware:
         Waits for nodes that an autoscaler may start.
 
         Raises:
-            UserError: the cluster has no room for that many replicas.
+            UserError: the cluster has no room for that many replicas, or torch cannot compute on its GPUs.
         """
-        total = ray.cluster_resources()
-        gpus = 1 if uses_gpu(ray_settings) else 0
-        replicas = settings.replicas or max(1, int(total.get("GPU", 0)) // settings.models_at_once if gpus else 1)
-        engines = replicas * settings.models_at_once
-        hardware = cls(replicas, ray_settings.cpus_per_worker, gpus, threads(ray_settings, engines * sharers))
-        asked_by = f"evaluation.replicas={replicas} for evaluation.models_at_once={settings.models_at_once}"
-        resources = (("CPU", hardware.cpus), ("GPU", float(gpus)))
-        wait_for_nodes(Need(asked_by, engines, resources), ray_settings.wait_for_nodes_s)
+        gpus = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(ray_settings) else None
+        hardware = cls.share(settings, ray_settings, sharers, gpus)
+        asked_by = f"evaluation.replicas={hardware.replicas} for evaluation.models_at_once={settings.models_at_once}"
+        resources = (("CPU", hardware.cpus), ("GPU", hardware.gpus))
+        need = Need(asked_by, hardware.replicas * settings.models_at_once, resources)
+        wait_for_nodes(need, ray_settings.wait_for_nodes_s)
+        check_gpus(need.bundle)
         return hardware
+
+    @classmethod
+    def share(cls, settings: EvaluationConfig, ray_settings: RayConfig, sharers: int, gpus: int | None) -> Hardware:
+        """One of `sharers` equal shares of a cluster with so many GPUs; None: engines compute on CPUs.
+
+        The others may train meanwhile. Where there is less than a GPU for each model, an engine asks for as much of one
+        as a worker.
+        """
+        models = settings.models_at_once * sharers
+        replicas = settings.replicas or max(1, (gpus or 0) // models)
+        each = 0.0 if gpus is None else 1.0 if gpus >= models else min(1.0, ray_settings.gpus_per_worker)
+        return cls(replicas, ray_settings.cpus_per_worker, each, threads(ray_settings, replicas * models))
 
     def options(self) -> dict[str, Any]:
         """Options of a Ray task or actor; it runs outside the placement group that the caller may be in."""
         outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": outside}
+        environment = None if self.gpus else HIDDEN
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "scheduling_strategy": outside,
+            "runtime_env": environment,
+        }
 
 
 @dataclass(frozen=True)
@@ -84,8 +104,8 @@ class _Given:
 class _EngineActor:
     """Holds the engine of one model, loaded at the first request, so that an error in loading reaches the caller."""
 
-    def __init__(self, engine: str, tokens_per_batch: int, torch_threads: int) -> None:
-        self.kind, self.tokens_per_batch, self.threads = engine, tokens_per_batch, torch_threads
+    def __init__(self, engine: str, settings: EvaluationConfig, hardware: Hardware) -> None:
+        self.kind, self.settings, self.hardware = engine, settings, hardware
         self.path: str | None = None
         self.engine: Engine | None = None
 
@@ -104,14 +124,15 @@ class _EngineActor:
         from lingu_ray.runtime.progress import quiet_libraries
 
         quiet_libraries()
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.hardware.threads)
+        dtype = torch.bfloat16 if self.settings.precision == "bf16" else torch.float32
         if self.kind == "vllm":
             from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
 
-            return VllmEngine(path, self.tokens_per_batch)
+            return VllmEngine(path, self.settings.tokens_per_batch, dtype, self.hardware.gpus)
         from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 
-        return TransformersEngine(path, self.tokens_per_batch)
+        return TransformersEngine(path, self.settings.tokens_per_batch, dtype)
 
 
 class Replicas:
@@ -121,6 +142,7 @@ class Replicas:
         self.engine, self.settings, self.hardware = engine, settings, hardware
         self.name, self.path = "", Path()
         self._engines: list[Any] = []
+        self._starting: dict[Any, int] = {}  # a reference that is there when the replica's engine runs, or has died
 
     def __enter__(self) -> Replicas:
         return self
@@ -139,10 +161,14 @@ class Replicas:
         if self.engine == "vllm":
             self.close()
         self.name, self.path = name, path
-        self._engines = self._engines or [self._start() for _ in range(self.hardware.replicas)]
+        if not self._engines:
+            self._starting = {}
+            self._engines = [self._start(replica) for replica in range(self.hardware.replicas)]
 
     def answers(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Answers]]:
         """Yield each chunk with its answers, in the order in which they are ready.
+
+        Only engines that run get any: others may wait for GPUs that are taken.
 
         Raises:
             UserError: the model cannot be loaded or cannot take a request, or its engine dies at a chunk repeatedly.
@@ -151,26 +177,31 @@ class Replicas:
         waiting = iter(chunks)
         again: deque[_Given] = deque()
         given: dict[Any, _Given] = {}
-        free = deque(replica for _ in range(AHEAD) for replica in range(len(self._engines)))
+        running = [replica for replica in range(len(self._engines)) if replica not in self._starting.values()]
+        free = deque(running * AHEAD)
         while True:
+            engines = self._engines
+            if not engines:
+                raise Interrupted("the evaluation was stopped")
             while free and (next_one := self._next(again, waiting, free[0])) is not None:
                 next_one.replica = free.popleft()
-                engine = self._engines[next_one.replica]
-                given[engine.answer.remote(str(self.path), next_one.requests)] = next_one
-            if not given:
+                given[engines[next_one.replica].answer.remote(str(self.path), next_one.requests)] = next_one
+            if free and not given:
                 return
-            (ready,), _ = ray.wait(list(given), num_returns=1)
+            (ready,), _ = ray.wait([*given, *self._starting], num_returns=1)
+            if (replica := self._starting.pop(ready, None)) is not None:
+                free.extend([replica] * AHEAD)  # one that has died is found out by its first chunk
+                continue
             done = given.pop(ready)
             try:
                 answers = ray.get(ready)
             except RayActorError as error:
                 lost = [done, *(one for one in given.values() if one.replica == done.replica)]
                 given = {ref: one for ref, one in given.items() if one.replica != done.replica}
-                if not self._engines:
-                    raise Interrupted("the evaluation was stopped") from error
-                self._revive(done, error)
-                again.extend(lost)
-                free.extend(one.replica for one in lost)
+                free = deque(replica for replica in free if replica != done.replica)
+                if self._engines:
+                    self._revive(done, error)
+                    again.extend(lost)
                 continue
             except RayTaskError as error:
                 raise self._explained(error) from error
@@ -184,11 +215,11 @@ class Replicas:
         chunk = next(waiting, None)
         return None if chunk is None else _Given(chunk, chunk.requests(), replica)
 
-    def _start(self) -> Any:
+    def _start(self, replica: int) -> Any:
         actor: Any = ray.remote(_EngineActor)
-        return actor.options(**self.hardware.options()).remote(
-            self.engine, self.settings.tokens_per_batch, self.hardware.threads
-        )
+        engine = actor.options(**self.hardware.options()).remote(self.engine, self.settings, self.hardware)
+        self._starting[engine.__ray_ready__.remote()] = replica
+        return engine
 
     def _revive(self, given: _Given, error: RayActorError) -> None:
         """Replace an engine that died; its chunks are asked again."""
@@ -196,12 +227,16 @@ class Replicas:
         if given.lost > MAX_ENGINE_RESTARTS:
             raise UserError(
                 f"model {self.name} ({self.path}): its {self.engine} engine died {given.lost} times at the items from "
-                f"{given.chunk.begin + 1} on (out of memory?): lower evaluation.tokens_per_batch, or set "
-                f"evaluation.engine to the other one. {error}"
+                f"{given.chunk.begin + 1} on (out of memory?): {_CURE}. {error}"
             ) from error
         log.warning("model %s: its %s engine died; a new one is started", self.name, self.engine)
-        self._engines[given.replica] = self._start()
+        self._engines[given.replica] = self._start(given.replica)
 
     def _explained(self, error: RayTaskError) -> Exception:
-        cause = error.cause
-        return UserError(f"model {self.name}: {cause}") if isinstance(cause, UserError) else error
+        if isinstance(error.cause, UserError):
+            return UserError(f"model {self.name}: {error.cause}")
+        if found := out_of_memory(error):
+            return UserError(
+                f"model {self.name} ({self.path}): its {self.engine} engine ran out of GPU memory: {_CURE}. {found}"
+            )
+        return error

@@ -73,7 +73,7 @@ def evaluate(
             if task.config.kind == "vision" and not can_see:
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
                 continue
-            run = TaskRun(task, description, name, identity, settings.engine, out_dir)
+            run = TaskRun(task, description, name, identity, f"{settings.engine}, {settings.precision}", out_dir)
             if not run.finished:
                 unfinished.setdefault(name, []).append(run)
     for name in unfinished:

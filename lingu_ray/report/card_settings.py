@@ -161,6 +161,7 @@ def _computation(train: TrainConfig) -> str:
     parts = [
         precision,
         f"{samples} to at most {train.tokens_per_micro_batch} tokens a pass",
+        *([train.attention.replace("_", " ")] if train.attention != "sdpa" else []),
         *(["decoder sharded (FSDP2)"] if train.parallelism == "fsdp2" else []),
         *(["layers compiled"] if train.compile else []),
         *(["activations recomputed"] if train.gradient_checkpointing else []),

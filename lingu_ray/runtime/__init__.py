@@ -10,6 +10,7 @@ tracking    MLflow                              cluster     connecting to Ray
 models      the settings' models, loaded
 sharding    FSDP2                               prepare     a student made ready to train
 resume      what may continue a run             environment versions, commit, hardware
+gpus        GPUs tried, and hidden              memory      a GPU that is full, in one line
 metrics     Ray's metrics, for Prometheus       run_log     logs as JSON lines
 doctor      a cluster checked before a run
 """

@@ -33,12 +33,16 @@ from lingu_ray.runtime.capacity import uses_gpu, worker_resources
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.memory import explained
 from lingu_ray.runtime.resume import trained_steps
 
 log = logging.getLogger(__name__)
 
 Alignment = dict[str, Any]
 """The record of an alignment."""
+
+_TELLING = 50
+"""Held-out answers from which a doubt is about the model: by then two standard errors are at most 0.14."""
 
 
 def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint: str) -> None:
@@ -125,7 +129,8 @@ def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpu
         scheduling_strategy=PlacementGroupSchedulingStrategy(PlacementGroup.empty()),
     ).remote(job)
     try:
-        return _followed(stream, config.name)
+        with explained("align", "lower train.tokens_per_micro_batch"):
+            return _followed(stream, config.name)
     except RayTaskError as error:
         if (found := user_error(error)) is not None:
             raise found from error
@@ -170,9 +175,20 @@ def _say(name: str, record: Alignment) -> None:
             "right for %.0f %%",
             *(name, one["answers"], source, 100 * one["after"], 100 * one["before"], 100 * one["blind"]),
         )
-        if one["after"] <= one["blind"] + 2 * math.sqrt(one["blind"] * (1 - one["blind"]) / one["answers"]):
+        if (doubt := doubt_of_sight(one)) is not None:
             log.warning(
-                "%s: held-out pictures of %s choose no better than the commonest answer: the model sees nothing there. "
-                "Give more pictures or align.epochs, or a pretrained vision tower",
-                *(name, source),
+                "%s: held-out pictures of %s choose no better than the commonest answer: %s", name, source, doubt
             )
+
+
+def doubt_of_sight(of_source: dict[str, float]) -> str | None:
+    """Why a source's held-out answers do not show that the model sees, and what to do; None where they do.
+
+    They do where they are right more often than the commonest answer, by two standard errors.
+    """
+    blind, answers = of_source["blind"], of_source["answers"]
+    if of_source["after"] > blind + 2 * math.sqrt(blind * (1 - blind) / answers):
+        return None
+    if answers < _TELLING:
+        return f"{answers:.0f} answers are too few to tell. Raise corpus.validation_rows"
+    return "the model sees nothing there. Give more pictures or align.epochs, or a pretrained vision tower"

@@ -33,6 +33,7 @@ from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment_steps import Judged, Part, Step, make_steps
+from lingu_ray.runtime.cluster import encoding_threads
 from lingu_ray.runtime.distributed import clip_gradients, zero_gradients
 from lingu_ray.runtime.models import initial_student, load_student
 from lingu_ray.runtime.optimizer import set_learning_rates, trained_parameters
@@ -40,7 +41,7 @@ from lingu_ray.storage import local_copy
 
 KEPT_SHARE = 0.25
 """Share of the node's memory that kept features may take."""
-_ENCODING_THREADS, _STEPS_AHEAD = 2, 2
+_STEPS_AHEAD = 2
 _MESSAGES = [{"role": "user", "content": PLACEHOLDER}]
 
 
@@ -204,7 +205,7 @@ class Alignment:
     def _prepared(self, steps: Iterable[Step]) -> Iterator[tuple[Step, list[Part]]]:
         """Each step with its micro-batches: those that are kept, else encoded in threads, ahead of need."""
         waiting: deque[tuple[Step, list[Future[Sample]]]] = deque()
-        with ThreadPoolExecutor(_ENCODING_THREADS, thread_name_prefix="encode") as pool:
+        with ThreadPoolExecutor(encoding_threads(self.config.ray), thread_name_prefix="encode") as pool:
             for step in steps:
                 pictures = [] if step.parts else enumerate(step.pictures)
                 waiting.append((step, [pool.submit(self._encode, place, picture) for place, picture in pictures]))

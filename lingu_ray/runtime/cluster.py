@@ -46,11 +46,11 @@ def connect(settings: RayConfig) -> None:
     log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
     if address is None:
         with exit_on_interrupt(), _in_groups_of_their_own():
-            ray.init(include_dashboard=False, runtime_env={"env_vars": _worker_env()}, **quiet)
+            ray.init(include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
         return
     _require_answer(address)
     try:
-        ray.init(address=address, runtime_env={"env_vars": {"RAY_ADDRESS": address, **_worker_env()}}, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": {"RAY_ADDRESS": address, **worker_environment()}}, **quiet)
     except ConnectionError as error:
         raise UserError(f"ray.address={address}: no Ray cluster answers there. {error}") from error
 
@@ -100,15 +100,20 @@ def _require_answer(address: str) -> None:
             ) from error
 
 
-def _worker_env() -> dict[str, str]:
-    names = (
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH",
-        "OMP_WAIT_POLICY",
-        "HF_HUB_OFFLINE",
-        "HF_HOME",
-    )
-    return {name: os.environ[name] for name in names if name in os.environ}
+_PASSED_ON = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "OMP_WAIT_POLICY")
+_PASSED_ON_PREFIXES = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "VLLM_", "HF_")
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables of this process that workers on other nodes get; no secrets: Ray shows and logs what it hands on."""
+    names = (name for name in os.environ if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES))
+    return {name: os.environ[name] for name in names if not _SECRET.search(name)}
+
+
+def encoding_threads(settings: RayConfig) -> int:
+    """Threads that decode and encode a worker's rows: one for each CPU that is reserved for it, at least 2."""
+    return max(2, int(settings.cpus_per_worker))
 
 
 def threads(settings: RayConfig, sharers: int) -> int:

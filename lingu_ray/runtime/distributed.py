@@ -26,9 +26,14 @@ def is_main_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def is_alone() -> bool:
+    """Whether this worker is the only one, which has nothing to tell others."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
+
+
 def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
     """Sum of each value over all workers (float64)."""
-    if not dist.is_initialized():
+    if is_alone():
         return list(values)
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
@@ -37,7 +42,7 @@ def all_sum(values: Sequence[float], device: torch.device) -> list[float]:
 
 def all_max(value: float, device: torch.device) -> float:
     """Largest value of all workers (float64)."""
-    if not dist.is_initialized():
+    if is_alone():
         return value
     tensor = torch.tensor(value, dtype=torch.float64, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -60,7 +65,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    if not dist.is_initialized():
+    if is_alone():
         return
     for bucket in _buckets([p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]):
         flat = torch.cat([gradient.flatten() for gradient in bucket])

@@ -5,9 +5,10 @@ One in a bucket is read from the node's copy.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,8 +24,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from lingu_ray.config import Config, StudentConfig, TeacherConfig, VisionConfig
+from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.distill.decoder import sliding_window
 from lingu_ray.distill.new_student import build_processor, build_student
 from lingu_ray.distill.pair import check_kind, compare_decoders
@@ -102,6 +104,11 @@ def check_pair(config: Config) -> None:
             f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
             "model; to make one from the teacher use student.from_teacher"
         )
+    if config.train.attention != "sdpa" and sees_ahead(student):
+        raise UserError(
+            f"train.attention={config.train.attention}: a {student.model_type} sees ahead within images or its prompt, "
+            "which flash attention does not: leave train.attention out"
+        )
     if config.train.packing and student.model_type == "paligemma":
         raise UserError("train.packing: PaliGemma's prompts see all of their row, so packed samples would see others")
     text = student.get_text_config(decoder=True)
@@ -112,6 +119,12 @@ def check_pair(config: Config) -> None:
         )
     check_kind(text, f"student.path={settings.path}")
     compare_decoders(text, teacher)
+
+
+def sees_ahead(config: PreTrainedConfig) -> bool:
+    """Whether tokens of the VLM's decoder see later ones where its token types say so (Gemma 3, PaliGemma)."""
+    model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    return model is not None and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def check_weights(config: Config) -> None:
@@ -156,7 +169,7 @@ def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_student(settings: StudentConfig) -> PreTrainedModel:
+def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreTrainedModel:
     """The VLM of `student.path`, in float32. Raises UserError when there is none, or not all of one."""
     assert settings.path is not None
     try:
@@ -168,7 +181,7 @@ def load_student(settings: StudentConfig) -> PreTrainedModel:
             dtype=torch.float32,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=attention,
         )
     except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)

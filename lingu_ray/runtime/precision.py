@@ -24,6 +24,7 @@ from lingu_ray.config.command_line import load_yaml
 from lingu_ray.runtime.capacity import uses_gpu, wait_for_nodes, worker_resources, workers
 from lingu_ray.runtime.environment import PRECISION, read_environment, record_environment
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.gpus import check_gpus
 from lingu_ray.runtime.models import load_config
 from lingu_ray.runtime.resume import trained_steps
 
@@ -85,7 +86,8 @@ def choose(config: Config) -> Choice:
     """Choose the precision of runs with these settings; Ray must be running.
 
     Raises:
-        UserError: the teacher's configuration cannot be loaded; the cluster has no room for a worker.
+        UserError: the teacher's configuration cannot be loaded; the cluster has no room for a worker, or torch cannot
+            compute on its GPUs.
     """
     settings, use_gpu = config.ray, uses_gpu(config.ray)
     text = load_config(config.teacher.path, config.teacher.revision, False, "teacher.path")
@@ -94,16 +96,17 @@ def choose(config: Config) -> Choice:
     timed = [min(one, most) for one, most in zip(shape, _LARGEST, strict=True)]
     wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
     wanted = worker_resources(settings, use_gpu)
+    check_gpus(wanted)
     remote: Any = ray.remote(max_calls=1)(_choose_here)  # it sets its process's threads
     task = remote.options(num_cpus=wanted["CPU"], num_gpus=wanted.get("GPU", 0))
-    choice = ray.get(task.remote(*timed))
+    choice = ray.get(task.remote(use_gpu, *timed))
     log.info("train.precision=auto: %s", choice)
     return choice
 
 
-def _choose_here(width: int, inner: int, rows: int) -> Choice:
+def _choose_here(use_gpu: bool, width: int, inner: int, rows: int) -> Choice:
     """The choice of a worker on this node, for a decoder of these sizes."""
-    if torch.cuda.is_available():
+    if use_gpu:
         name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bf16", f"{name} computes in it")

@@ -27,24 +27,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.distributed import all_max
+from lingu_ray.runtime.distributed import all_max, is_alone
 from lingu_ray.runtime.tensor_files import Piece, whole
 
 
-def shard(student: Student, device: torch.device) -> None:
+def shard(student: Student, device: torch.device, bf16: bool = False) -> None:
     """Shard the decoder's layers over all workers, on `device`; one worker alone keeps them as they are.
 
-    All workers must have the same weights.
+    All workers must have the same weights. With `bf16` layers run under autocast alone: matrices, which it would round,
+    are gathered rounded, in half of the bytes; vectors (norms) stay float32, and are replicated. Gradients are reduced
+    in float32.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if is_alone():
         return
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    sharded = [fully_shard(layer, mesh=mesh) for layer in student.layers]
+    policy, replicated = MixedPrecisionPolicy(), set[nn.Parameter]()
+    if bf16:
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        replicated = {parameter for parameter in student.layers.parameters() if parameter.ndim == 1}
+    sharded = [fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=replicated) for layer in student.layers]
     # The decoder has no shards of its own; as their root it lets the layers prefetch each other.
     fully_shard(student.decoder, mesh=mesh, ignored_params=set(student.decoder.parameters()))
     for before, layer in zip([sharded[0], *sharded], sharded, strict=False):

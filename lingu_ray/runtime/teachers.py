@@ -11,8 +11,9 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,9 +30,19 @@ from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import all_sum, is_main_process
+from lingu_ray.runtime.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.preemption import preempted
-from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
+from lingu_ray.runtime.transport import (
+    Name,
+    TensorBytes,
+    check_transport,
+    choose_transport,
+    from_bytes,
+    make_transport,
+    to_bytes,
+    to_device,
+)
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +89,7 @@ def start_teacher(
     name: str | None = None,
 ) -> Any:
     """Start a teacher actor on this worker's node, on the worker's last GPU if it has one; it ends with the worker."""
-    context = ray.get_runtime_context()
-    gpus = context.get_accelerator_ids().get("GPU", [])
+    context, gpus = ray.get_runtime_context(), _own_gpus()
     check_transport(settings, device, len(gpus))
     # The worker owns the whole bundle: the actor requests nothing of it and is given its GPU by name.
     remote: Any = ray.remote  # whose types do not know tensor transports
@@ -95,6 +105,11 @@ def start_teacher(
     ).remote(settings, dtype, device.type, threads, log_to)
 
 
+def _own_gpus() -> list[str]:
+    """Ids of the GPUs that Ray gave to this process."""
+    return ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+
+
 class TeacherActor:
     """The frozen teacher in its own process."""
 
@@ -105,7 +120,6 @@ class TeacherActor:
         self._log.enter_context(log_to())
         torch.set_num_threads(threads)
         self.settings, self.dtype, self.device = settings, dtype, torch.device(device_type)
-        self.transport = make_transport(settings)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -118,10 +132,16 @@ class TeacherActor:
         head = self.teacher.output_head
         return {**vars(head), "weight_VD": to_bytes(head.weight_VD)}
 
-    def hidden_states(self, fields: dict[str, TensorBytes], shared: Any) -> TensorBytes:
-        """`hidden_MD` for a request as `Transport.send` made it."""
+    def read(self, shared: list[Any]) -> list[float]:
+        """The numbers of a small tensor that the worker lends by `cuda_ipc`."""
+        return make_transport("cuda_ipc").open(shared).tolist()
+
+    def hidden_states(self, transport: Name, fields: dict[str, TensorBytes], shared: Any) -> TensorBytes:
+        """`hidden_MD` for a request as `Transport.send` of this transport made it."""
         try:
-            return to_bytes(self.teacher.hidden_states(self.transport.receive(fields, shared)))
+            request = make_transport(transport).receive(fields, shared)
+            request = replace(request, kv_L2CHE=to_device(request.kv_L2CHE, self.device))
+            return to_bytes(self.teacher.hidden_states(request))
         except Exception:
             log.exception("a request failed")
             raise
@@ -133,9 +153,9 @@ class TeacherActor:
 
 @dataclass(frozen=True)
 class Ticket:
-    """Hidden states that the actor is computing, and what must not be freed before they are there."""
+    """Hidden states that the actor will compute, and what must not be freed before they are there."""
 
-    hidden_MD: ray.ObjectRef
+    hidden_MD: Future[ray.ObjectRef]
     lent: Tensor | None
 
 
@@ -143,10 +163,34 @@ class TeacherActorClient:
     """A `TeacherClient` of an actor on this worker's node."""
 
     def __init__(self, settings: TeacherConfig, device: torch.device, actor: Any):
-        self.device, self.actor = device, actor
-        self.max_restarts = settings.max_restarts
-        self.transport = make_transport(settings)
+        self.settings, self.device, self.actor = settings, device, actor
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="teacher")  # one: requests stay in order
         self._head = self.actor.head.remote()
+
+    @cached_property
+    def transport(self) -> Name:
+        """How KV reaches the actor; the first use waits until the actor has started."""
+        name = choose_transport(self.settings, self.device, len(_own_gpus()))
+        if self.settings.transport != "auto" or name != "cuda_ipc" or (why := self._unreadable()) is None:
+            return name
+        log.warning(
+            "the teacher cannot read its worker's GPU memory, so KV takes the longer way through the object store "
+            "(teacher.transport): %s",
+            why,
+        )
+        return "object_store"
+
+    def _unreadable(self) -> str | None:
+        """Why the actor cannot read what this process lends it of its GPU's memory; None where it can.
+
+        Containers may forbid it, and so may the allocator (expandable_segments).
+        """
+        lent = torch.arange(8.0, device=self.device)
+        try:
+            read = ray.get(self.actor.read.remote(make_transport("cuda_ipc").share(lent)()))
+        except Exception as error:  # of any type: torch, the driver and pickle raise many
+            return str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
+        return None if read == lent.tolist() else f"it reads {read}"
 
     @cached_property
     def output_head(self) -> OutputHead:
@@ -156,17 +200,20 @@ class TeacherActorClient:
         return OutputHead(weight_VD, fields["scale"], fields["softcap"])
 
     def submit(self, request: TeacherRequest) -> Ticket:
-        """Send the request by `teacher.transport`; the actor takes one after another."""
-        hidden_MD = self.actor.hidden_states.remote(*self.transport.send(request))
-        return Ticket(hidden_MD, request.kv_L2CHE if self.transport.lends else None)
+        """Begin to send the request by `transport`; the actor takes one after another."""
+        transport = make_transport(self.transport)
+        sent = transport.send(request)
+        hidden_MD = self._sender.submit(lambda: self.actor.hidden_states.remote(self.transport, *sent()))
+        return Ticket(hidden_MD, request.kv_L2CHE if transport.lends else None)
 
     def result(self, ticket: Ticket) -> Tensor:
         """Wait for the actor's `hidden_MD`, on the worker's device."""
-        return from_bytes(self._get(ticket.hidden_MD)).to(self.device)
+        return to_device(from_bytes(self._get(ticket.hidden_MD.result())), self.device)
 
     def _get(self, ref: ray.ObjectRef) -> TensorBytes:
         try:
-            return ray.get(ref)
+            with explained("the teacher", FOR_TRAINING):
+                return ray.get(ref)
         except ActorUnschedulableError as error:  # the node takes nothing new: it leaves, as this worker begins
             raise preempted() from error
         except RayActorError as error:
@@ -174,5 +221,5 @@ class TeacherActorClient:
                 raise
             raise UserError(
                 "the teacher actor could not be started, or died more often than teacher.max_restarts "
-                f"({self.max_restarts}) allows. Its last error: {error}"
+                f"({self.settings.max_restarts}) allows. Its last error: {error}"
             ) from error

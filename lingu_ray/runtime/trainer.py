@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import ray
 from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoProcessor
@@ -32,6 +33,7 @@ from lingu_ray.runtime.elastic import SaveBeforeResize
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.gpus import check_attention, check_gpus
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.models import check_pair, check_weights, initial_student, load_teacher_tokenizer, prepare_student
@@ -165,8 +167,10 @@ class Run:
         settings, use_gpu = self.config.ray, uses_gpu(self.config.ray)
         check_most_workers(settings, use_gpu)
         wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
+        check_gpus(worker_resources(settings, use_gpu), self.config.train.attention)
         if is_open(self.config):
             self.settle_precision(choose(self.config))
+        check_attention(self.config.train, use_gpu)
         self.corpus = build_planned(self.plan)
         _say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)
@@ -264,11 +268,15 @@ class Run:
 
 
 def _starting(config: Config) -> str:
-    """The message on what takes a while before the first step."""
+    """The message on what takes a while before the first step; says too where the cluster's GPUs are left alone."""
     most = config.ray.max_workers
     count = f"{config.ray.num_workers} worker{'s' if most > 1 else ''}"
     teachers = "" if not config.uses_teacher else " and teacher" if most == 1 else " and their teachers"
-    return f"starting {count}{teachers}, on {'GPU' if uses_gpu(config.ray) else 'CPU'}"
+    if uses_gpu(config.ray):
+        return f"starting {count}{teachers}, on GPU"
+    gpus = ray.cluster_resources().get("GPU", 0)
+    why = f": {gpus:g} GPUs do not do for all (ray.num_workers, ray.gpus_per_worker)" if gpus else ""
+    return f"starting {count}{teachers}, on CPU{why if config.ray.use_gpu is None else ''}"
 
 
 def _fit(runs: Sequence[Run]) -> None:

@@ -1,18 +1,21 @@
 """How a request reaches the teacher actor: the donated KV in one of three ways, its small fields beside it.
 
-object_store: as bytes in the node's shared memory, written once and read there without a copy. Works everywhere.
+object_store: as bytes in the node's shared memory, written once and read there without a copy. Works everywhere. From
+and to a GPU by way of pinned memory, while the student continues.
 cuda_ipc: the actor opens the worker's GPU memory and nothing is moved. Needs worker and teacher on one GPU.
 nixl: Ray Direct Transport over NIXL, from memory to memory, on GPUs and CPUs, without the object store.
 
-All three pass on the same bytes, which the actor must never write to. The hidden states that it returns are small and
-come back over the object store.
+`auto` is cuda_ipc for an actor on its worker's GPU, where that works, and else object_store. All three pass on the same
+bytes, which the actor must never write to. The hidden states that it returns are small and come back over the object
+store.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -25,6 +28,8 @@ from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import UserError
 
 TensorBytes = dict[str, Any]
+Sent = tuple[dict[str, TensorBytes], Any]
+"""A request as the actor's arguments: its small fields as bytes, and what stands for the KV."""
 
 _KV = "kv_L2CHE"
 
@@ -35,13 +40,12 @@ class Transport(ABC):
     lends = False
     """Whether the actor reads the worker's own memory, so that the KV must live until the result is there."""
 
-    def send(self, request: TeacherRequest) -> tuple[dict[str, TensorBytes], Any]:
-        """The request as the actor's arguments: its small fields as bytes, and what stands for the KV."""
+    def send(self, request: TeacherRequest) -> Callable[[], Sent]:
+        """Begin to send; the call that is returned waits for the KV's copy, where there is one, in any thread."""
         fields = dict(vars(request))
-        if request.kv_L2CHE.numel():
-            kv_L2CHE = fields.pop(_KV)
-            return _all_to_bytes(fields), self.share(kv_L2CHE.detach())
-        return _all_to_bytes(fields), None
+        shared = self.share(fields.pop(_KV).detach()) if request.kv_L2CHE.numel() else None
+        small = _all_to_bytes(fields)
+        return lambda: (small, None if shared is None else shared())
 
     def receive(self, fields: dict[str, TensorBytes], shared: Any) -> TeacherRequest:
         """The request, on the actor's side."""
@@ -51,8 +55,8 @@ class Transport(ABC):
         return TeacherRequest(**tensors)
 
     @abstractmethod
-    def share(self, kv_L2CHE: Tensor) -> Any:
-        """On the worker: what the actor is called with in place of the KV."""
+    def share(self, kv_L2CHE: Tensor) -> Callable[[], Any]:
+        """On the worker: returns what the actor is called with in place of the KV."""
 
     @abstractmethod
     def open(self, shared: Any) -> Tensor:
@@ -62,9 +66,10 @@ class Transport(ABC):
 class ObjectStore(Transport):
     """Bytes in shared memory: Ray puts arguments above 100 KB there, and copies them in once, with several threads."""
 
-    def share(self, kv_L2CHE: Tensor) -> TensorBytes:
+    def share(self, kv_L2CHE: Tensor) -> Callable[[], TensorBytes]:
         """The KV's bytes."""
-        return to_bytes(kv_L2CHE)
+        copied = copy_to_host(kv_L2CHE)
+        return lambda: to_bytes(copied())
 
     def open(self, shared: TensorBytes) -> Tensor:
         """A view of the shared memory, on the CPU."""
@@ -80,10 +85,10 @@ class CudaIpc(Transport):
 
     lends = True
 
-    def share(self, kv_L2CHE: Tensor) -> list[Any]:
+    def share(self, kv_L2CHE: Tensor) -> Callable[[], list[Any]]:
         """Arguments of `rebuild_cuda_tensor`."""
         _, arguments = reduce_tensor(kv_L2CHE)
-        return list(arguments)
+        return lambda: list(arguments)
 
     def open(self, shared: list[Any]) -> Tensor:
         """A view of the worker's memory."""
@@ -102,18 +107,30 @@ class Nixl(Transport):
     actor; the run then resumes from its checkpoint.
     """
 
-    def share(self, kv_L2CHE: Tensor) -> ray.ObjectRef:
+    def share(self, kv_L2CHE: Tensor) -> Callable[[], ray.ObjectRef]:
         """A reference, which keeps the KV until the actor has finished."""
-        return ray.put([kv_L2CHE], _tensor_transport="nixl")
+        reference = ray.put([kv_L2CHE], _tensor_transport="nixl")
+        return lambda: reference
 
     def open(self, shared: list[Tensor]) -> Tensor:
         """The KV, which Ray has fetched, on the device it came from."""
         return shared[0]
 
 
-def make_transport(settings: TeacherConfig) -> Transport:
-    """The transport of `teacher.transport`."""
-    return {"object_store": ObjectStore, "cuda_ipc": CudaIpc, "nixl": Nixl}[settings.transport]()
+Name = Literal["object_store", "cuda_ipc", "nixl"]
+
+
+def make_transport(name: Name) -> Transport:
+    """The transport of this name."""
+    return {"object_store": ObjectStore, "cuda_ipc": CudaIpc, "nixl": Nixl}[name]()
+
+
+def choose_transport(settings: TeacherConfig, device: torch.device, gpus: int) -> Name:
+    """The transport of `teacher.transport` for a worker on this device, with so many GPUs from Ray."""
+    if settings.transport != "auto":
+        return settings.transport
+    same_gpu = settings.placement == "actor" and device.type == "cuda" and gpus == 1
+    return "cuda_ipc" if same_gpu else "object_store"
 
 
 def check_transport(settings: TeacherConfig, device: torch.device, gpus: int) -> None:
@@ -145,6 +162,31 @@ def from_bytes(tensor_bytes: TensorBytes) -> Tensor:
     if not data.size:
         return torch.empty(tensor_bytes["shape"], dtype=dtype)
     return torch.from_numpy(data).view(dtype).view(tensor_bytes["shape"])
+
+
+def copy_to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor from a GPU into pinned memory; the call that is returned waits for it, in any thread.
+
+    One on the CPU stays where it is.
+    """
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; from the CPU to a GPU by way of pinned memory, and the host does not wait."""
+    pinned = tensor.pin_memory() if (tensor.device.type, device.type) == ("cpu", "cuda") else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def _all_to_bytes(fields: dict[str, Tensor]) -> dict[str, TensorBytes]:

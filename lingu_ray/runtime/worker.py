@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray.train
 import torch
@@ -17,7 +17,8 @@ from transformers import AutoProcessor
 
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
-from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.batch import MicroBatch
+from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.read import StepReader
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.student import Student
@@ -31,11 +32,12 @@ from lingu_ray.runtime.checkpoint import (
     require_space,
 )
 from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
-from lingu_ray.runtime.cluster import threads
+from lingu_ray.runtime.cluster import encoding_threads, threads
 from lingu_ray.runtime.distributed import all_sum, clip_gradients, is_main_process, sum_gradients, zero_gradients
 from lingu_ray.runtime.elastic import save_asked, wait_to_be_ended
 from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.lease import Lease
+from lingu_ray.runtime.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import export_dtype, initial_student, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
@@ -69,11 +71,22 @@ class Job:
     until: int | None = None
 
 
+class Step(NamedTuple):
+    """What the reader gives of a step: its samples, of which micro-batches are still to be made, or those."""
+
+    samples: list[Sample]
+    batches: list[MicroBatch]
+
+
 def train_worker(job: dict[str, Any]) -> None:
     """Entry point of a worker: build everything, resume from the newest checkpoint, train, export."""
     todo = Job(**job)
     rank = ray.train.get_context().get_world_rank()
-    with opened(todo.place, rank, todo.lease) as store, run_log(store.folder, todo.config.name, rank):
+    with (
+        opened(todo.place, rank, todo.lease) as store,
+        run_log(store.folder, todo.config.name, rank),
+        explained(f"worker {rank}", FOR_TRAINING),
+    ):
         Worker(todo, store).run()
 
 
@@ -88,11 +101,12 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
         torch.set_num_threads(self.threads)
+        self.dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)
         self.processor = AutoProcessor.from_pretrained(self.folder.initial_model)
-        self.encoder = Encoder(self.processor, self.config.corpus.max_length)
+        self.encoder = Encoder(self.processor, self.config.corpus.max_length, self.dtype)
         self.student = self._load_student()
         self.export_dtype = export_dtype(self.config.student)  # now, while the student's files are there
         self.optimizer = make_optimizer(self.student, self.config.train)
@@ -122,11 +136,13 @@ class Worker:
         reader = StepReader(
             self.corpus,
             self.encoder,
+            self._make,
             settings.rows_per_step,
             self.rank,
             self.world,
             start_step=step,
             steps=settings.steps,
+            threads=encoding_threads(self.config.ray),
         )
         with reader:
             while step < self.last_step:
@@ -163,16 +179,29 @@ class Worker:
             self.store.put_export()
             write_json(self.folder.exported, {"step": settings.steps, "verified_in_s": round(seconds, 1)})
 
-    def _train_step(self, step: int, reader: StepReader) -> tuple[bool, bool]:
+    def _make(self, samples: list[Sample]) -> Step:
+        """Make micro-batches of a step's samples, in a thread of the reader, ready to be copied to a GPU.
+
+        Samples stay as they are where the student may answer them first.
+        """
+        if self.config.distill.on_policy:
+            return Step(samples, [])
+        batches = self.micro_batches.make(samples, self.encoder.pad_id)
+        if self.device.type == "cuda":
+            with torch.cuda.device(self.device):  # a thread's own is the first one that it sees
+                batches = [batch.pinned() for batch in batches]
+        return Step([], batches)
+
+    def _train_step(self, step: int, reader: StepReader[Step]) -> tuple[bool, bool]:
         """One optimizer step; returns whether the run was asked to stop, and whether to save."""
         begin = time.perf_counter()
-        samples = next(reader)
+        samples, batches = next(reader)
         data_wait = time.perf_counter() - begin
         torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)
         if self.config.distill.on_policy:
-            with between_steps(self.student):
+            with between_steps(self.student, self.micro_batches.autocast()):
                 samples = self.on_policy.answer(samples, step)
-        batches = self.micro_batches.make(samples, self.encoder.pad_id)
+            batches = self.micro_batches.make(samples, self.encoder.pad_id)
         zero_gradients(self.parameters)
         factor = set_learning_rates(self.optimizer, step, self.config.train)
 
@@ -242,7 +271,7 @@ class Worker:
         """Validate and sample where `step` is one to do so; returns the mean validation CE of this step."""
         settings, validation_ce = self.config.train, None
         if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
-            with between_steps(self.student):
+            with between_steps(self.student, self.micro_batches.autocast()):
                 record: Record = self.validation.run(self.micro_batches)
             validation_ce = record["validation_ce"]
             if is_main_process():
@@ -250,7 +279,7 @@ class Worker:
             ray.train.report({"step": step, "validation_ce": validation_ce})
         if last or (settings.sample_every and step % settings.sample_every == 0):
             rows = sample_rows(self.held_out, settings.samples) if is_main_process() else []
-            with between_steps(self.student):
+            with between_steps(self.student, self.micro_batches.autocast()):
                 for record in answer_samples(self.student, self.encoder, rows):
                     self.samples.append({"step": step, **record})
         return validation_ce
@@ -286,7 +315,8 @@ class Worker:
         self.metrics.saved()
 
     def _load_student(self) -> Student:
-        student = Student(load_student(initial_student(self.config, self.folder.initial_model)))
+        settings = initial_student(self.config, self.folder.initial_model)
+        student = Student(load_student(settings, self.config.train.attention))
         if self.config.align is not None:
             load_alignment(student.model, self.folder)
         prepare(student, self.config.train, self.device, self.config.seed)
@@ -295,6 +325,5 @@ class Worker:
     def _load_teacher(self) -> TeacherClient | None:
         if not self.config.uses_teacher:
             return None
-        dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
         log_to = partial(run_log, self.folder, self.config.name, self.rank, "teacher")
-        return make_teacher(self.config.teacher, dtype, self.device, self.threads, log_to)
+        return make_teacher(self.config.teacher, self.dtype, self.device, self.threads, log_to)

@@ -24,7 +24,7 @@ from lingu_ray.runtime import checkpoint_writer, trainer
 from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint, saved_tensors
 from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.records import read_records
-from lingu_ray.runtime.sharding import gather_full
+from lingu_ray.runtime.sharding import gather_full, unsharded
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +62,8 @@ def leave_outcomes(data, folder):
         with torch.compiler.set_stance(force_backend="aot_eager"):  # all of the compiler but its slow C++
             keep(steps, 2, folder / name)
         assert_gathered_as_torch_does(steps)
+        if name == "bf16":
+            assert_gathered_in_bf16(steps)
         if name in SAVED:
             for layout in ("whole", "sharded"):
                 steps.save(folder / f"{name}-{layout}", 2, layout)
@@ -107,6 +109,13 @@ def assert_gathered_as_torch_does(steps):
         assert moments.keys() == their_moments["state"].keys()
         for name, kept in moments.items():
             assert_equal_tensors(kept, their_moments["state"][name])
+
+
+def assert_gathered_in_bf16(steps):
+    """What layers are given by the other workers has two bytes a weight; the norms' weights stay float32."""
+    with unsharded(steps.student.decoder):
+        kinds = {(p.ndim, p.dtype) for p in steps.student.layers.parameters()}
+    assert kinds == {(2, torch.bfloat16), (1, torch.float32)}
 
 
 def assert_restored_exactly(saved, fresh, folder):

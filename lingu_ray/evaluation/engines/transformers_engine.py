@@ -43,9 +43,9 @@ def batches_within(lengths: list[int], token_budget: int) -> Iterator[list[int]]
 
 
 class TransformersEngine:
-    """A model (folder or hub id), loaded in float32 on the GPU where there is one. See `engine.Engine`."""
+    """A model (folder or hub id) on the GPU where there is one. See `engine.Engine`."""
 
-    def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
+    def __init__(self, path: Path | str, tokens_per_batch: int, dtype: torch.dtype = torch.float32) -> None:
         """Load the model. A path that ends in `.gguf` is that file in its folder.
 
         Raises:
@@ -55,7 +55,7 @@ class TransformersEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.files = load_model_files(path)
         self.prompts = Prompts(self.files)
-        self.model = load_model(self.files).eval().to(self.device)
+        self.model = load_model(self.files, dtype).eval().to(self.device)
         self.max_length = self.files.max_length
         self.head = output_head(self.model)
 
@@ -135,13 +135,18 @@ class TransformersEngine:
         answers = generate_answers(
             self.model,
             [Prompt(sample.input_ids_T, sample.visual_T) for sample in samples],
-            join_vision([sample.vision for sample in samples if sample.vision]),
+            self._vision(samples),
             ends=self.prompts.ends,
             pad_id=self.prompts.encoder.pad_id,
             max_new_tokens=requests[0].max_new_tokens,
             stopping=StoppingCriteriaList([_StopTexts(self.prompts, requests, max(map(len, samples)))]),
         )
         return [self.prompts.answer(r, ids_T.tolist()) for r, ids_T in zip(requests, answers, strict=True)]
+
+    def _vision(self, samples: list[Sample]) -> dict[str, Tensor]:
+        """The vision tensors of all samples, pixels in the model's dtype."""
+        joined = join_vision([sample.vision for sample in samples if sample.vision])
+        return {name: t.to(self.model.dtype) if t.is_floating_point() else t for name, t in joined.items()}
 
 
 class _StopTexts(StoppingCriteria):
@@ -159,13 +164,13 @@ class _StopTexts(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def load_model(files: ModelFiles) -> Any:
-    """Load the weights, in float32 on the CPU; raises UserError where Transformers cannot, or finds not all of them."""
+def load_model(files: ModelFiles, dtype: torch.dtype = torch.float32) -> Any:
+    """Load the weights on the CPU; raises UserError where Transformers cannot, or finds not all of them."""
     place, origin = model_origin(files.path)
     loader, weights = loader_of(files.processor is not None), origin or {"use_safetensors": True}
     try:
         # One precision for all models, so that scores differ by their weights alone.
-        model = load_whole(loader, f"model {files.path}", place, dtype=torch.float32, **weights)
+        model = load_whole(loader, f"model {files.path}", place, dtype=dtype, **weights)
     except NOT_LOADABLE as error:
         raise cannot_load(files.path, error) from error
     use_exact_attention(model.get_decoder())

@@ -3,8 +3,8 @@
 vLLM is an optional extra, imported when an engine is made. It changes the process it lives in (environment, threads,
 distributed groups), so an engine needs a process of its own: a Ray actor, or a subprocess.
 
-Weights and activations are float32, on the GPU too, as in the Transformers engine: both give the same scores, and the
-scores of two models differ by their weights alone.
+Weights and activations are float32 unless asked otherwise, on the GPU too, as in the Transformers engine: both give the
+same scores, and the scores of two models differ by their weights alone.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _context(config: PreTrainedConfig) -> int:
 
 
 def _kv_bytes(config: PreTrainedConfig) -> int:
-    """Bytes of one token's keys and values in float32."""
+    """Bytes of one token's keys and values in float32, the widest of an engine."""
     text = config.get_text_config(decoder=True)
     kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     return 2 * text.num_hidden_layers * kv_heads * head_dim(text) * 4
@@ -103,8 +103,12 @@ def _memory_for_kv() -> int:
 class VllmEngine:
     """A model (folder or hub id) in vLLM, on the GPU where there is one. See `engine.Engine`."""
 
-    def __init__(self, path: Path | str, tokens_per_batch: int) -> None:
+    def __init__(
+        self, path: Path | str, tokens_per_batch: int, dtype: torch.dtype = torch.float32, gpu_share: float = 1.0
+    ) -> None:
         """Load the model; `tokens_per_batch` are the most of one step. On a CPU it keeps torch's present threads.
+
+        `gpu_share`: the share of its GPU's memory that it may take.
 
         Raises:
             UserError: vLLM cannot serve the model at `path`, or fails to load it.
@@ -114,7 +118,7 @@ class VllmEngine:
         self.files = load_model_files(path)
         self.prompts = Prompts(self.files)
         try:
-            self.llm = _load(self.files, tokens_per_batch)
+            self.llm = _load(self.files, tokens_per_batch, dtype, gpu_share)
         except Exception as error:  # of any type: vLLM and the model's own code raise many
             raise UserError(f"vLLM cannot load {path}: {error}; set evaluation.engine=transformers") from error
 
@@ -235,19 +239,20 @@ def _prepare() -> None:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # this process is the engine's own
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # for the token that is predicted after a full context
+        "TRITON_F32_DEFAULT": "ieee",  # attention on a GPU is Triton's in float32, which multiplies in TF32 by default
     }
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     register()
 
 
-def _load(files: ModelFiles, tokens_per_batch: int) -> Any:
+def _load(files: ModelFiles, tokens_per_batch: int, dtype: torch.dtype, gpu_share: float) -> Any:
     """vLLM's engine, in eager mode: graphs and compilation take a minute per model, and an evaluation loads several."""
     from vllm import LLM
 
     torch._dynamo.config.suppress_errors = True  # without a C++ compiler a function of the sampler runs uncompiled
     return LLM(
         files.path,
-        dtype="float32",
+        dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
         enforce_eager=True,
         max_model_len=files.max_length + 1,
         max_num_seqs=SEQUENCES,
@@ -256,15 +261,15 @@ def _load(files: ModelFiles, tokens_per_batch: int) -> Any:
         limit_mm_per_prompt={"video": 0, "audio": 0},
         mm_processor_cache_gb=1,  # GiB, for consecutive questions about one image
         use_tqdm_on_load=False,
-        **_on_device(files, tokens_per_batch),
+        **_on_device(files, tokens_per_batch, gpu_share),
     )
 
 
-def _on_device(files: ModelFiles, tokens_per_batch: int) -> dict[str, Any]:
+def _on_device(files: ModelFiles, tokens_per_batch: int, gpu_share: float) -> dict[str, Any]:
     """Memory for keys and values: on a GPU 90% of what is free; on a CPU enough for a context, or for eight batches."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return {"gpu_memory_utilization": 0.9 * free / total}
+        return {"gpu_memory_utilization": 0.9 * min(free / total, gpu_share)}
     tokens = max(_context(files.config), 8 * tokens_per_batch)
     memory = min(tokens * _kv_bytes(files.config), _memory_for_kv())
     return {"kv_cache_memory_bytes": memory, "block_size": BLOCK}

@@ -18,7 +18,7 @@ from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import fields, has, settings_with
 from tuning.space import searchable
 
-NO_RESULT = "tokens_per_micro_batch packing gradient_checkpointing parallelism compile"
+NO_RESULT = "tokens_per_micro_batch packing attention gradient_checkpointing parallelism compile"
 OCCASIONS = "validate_every sample_every samples checkpoint_every checkpoint keep_last max_bad_steps"
 TRUTH: dict[Fact, set[str]] = {
     MAY_CHANGE: {

@@ -54,7 +54,8 @@ def encoder():
 
 
 def reader(corpus, encoder, rank=0, world_size=1, start_step=0, steps=4, rows_per_step=12, **settings) -> StepReader:
-    return StepReader(corpus, encoder, rows_per_step, rank, world_size, start_step, steps, **settings)
+    make = settings.pop("make", list)  # the samples as they are
+    return StepReader(corpus, encoder, make, rows_per_step, rank, world_size, start_step, steps, **settings)
 
 
 def positions_of(steps: list) -> list[list[int]]:
@@ -154,6 +155,25 @@ def test_a_row_that_fails_is_named_where_it_is_read(tmp_path, encoder):
         next(steps)
         with pytest.raises(UserError, match=r"row 30 \(source even\) of corpus .* cannot be encoded: cannot identify"):
             next(steps)
+
+
+def test_steps_are_made_in_the_background(corpus, encoder):
+    """What is made of a step's samples is made by one thread beside the encoding ones, steps in order; its error
+    surfaces at its step."""
+    seen = []
+
+    def make(samples):
+        seen.append((threading.current_thread().name, samples[0].position))
+        if samples[0].position == 24:
+            raise ValueError("too long")
+        return len(samples)
+
+    with reader(corpus, encoder, make=make) as steps:
+        assert [next(steps), next(steps)] == [12, 12]
+        with pytest.raises(ValueError, match="too long"):
+            next(steps)
+        assert next(steps) == 12
+    assert seen == [("collate_0", position) for position in (0, 12, 24, 36)]
 
 
 def test_close_ends_the_threads(corpus, encoder):

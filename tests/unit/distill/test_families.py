@@ -185,12 +185,12 @@ def test_actor_returns_what_the_worker_does(ray_cluster, tmp_path):
         """Runs one teacher actor after another, which saves a process a family."""
 
         def hidden_states(self, settings, fields, shared):
-            return TeacherActor(settings, torch.float32, "cpu", threads=1).hidden_states(fields, shared)
+            return TeacherActor(settings, torch.float32, "cpu", threads=1).hidden_states("object_store", fields, shared)
 
     host = ray.remote(num_cpus=0)(Host).remote()
     for name in FAMILIES:
         seen = ask(name, mixed(name))
         pair(name)[0].save_pretrained(tmp_path / name)
         settings = TeacherConfig(path=str(tmp_path / name))
-        hidden = host.hidden_states.remote(settings, *ObjectStore().send(seen.request))
+        hidden = host.hidden_states.remote(settings, *ObjectStore().send(seen.request)())
         assert torch.equal(from_bytes(ray.get(hidden)), seen.teacher_MD), name

@@ -85,6 +85,19 @@ def test_batched_loglikelihoods_equal_the_slow_reference(folders: dict[str, Path
     assert [(s.tokens, s.greedy) for s in scores] == [(e.tokens, e.greedy) for e in expected]
 
 
+def test_bf16_is_the_same_but_for_rounding(folders: dict[str, Path]) -> None:
+    """Scores in bfloat16 are near those in float32, which they do not equal; questions about images are answered."""
+    requests = [ScoreRequest(*pair) for pair in TEXTS]
+    full = TransformersEngine(folders["student"], 1000).loglikelihoods(requests)
+    rounding = TransformersEngine(folders["student"], 1000, torch.bfloat16)
+    assert {p.dtype for p in rounding.model.parameters()} == {torch.bfloat16}
+    rounded = rounding.loglikelihoods(requests)
+    ours, theirs = ([score.loglik for score in scores] for scores in (rounded, full))
+    assert ours != theirs and ours == pytest.approx(theirs, rel=0.02)
+    assert [score.tokens for score in rounded] == [score.tokens for score in full]
+    assert len(rounding.generate([GenerateRequest("What is it?", (picture(0),), 8)])) == 1
+
+
 def test_greedy_is_what_the_model_would_say(folders: dict[str, Path]) -> None:
     """The model's own continuation is greedy; with something before or after it, it is not."""
     engine = TransformersEngine(folders["teacher"], 1000)

@@ -264,6 +264,7 @@ OTHER_VALUES: dict[str, Any] = {
     "top_k": 7,
     "precision": "bf16",
     "parallelism": "fsdp2",
+    "attention": "flash_attention_2",
     "betas": (0.8, 0.9),
     "targets": ("q_proj",),
     "subset": "other",

@@ -15,7 +15,7 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.corpus.store import ROW_SCHEMA, shard_name, write_rows
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.align import load_alignment
+from lingu_ray.runtime.align import doubt_of_sight, load_alignment
 from lingu_ray.runtime.alignment import AlignJob, aligned_student
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import load_student
@@ -121,3 +121,21 @@ def test_a_corpus_without_pictures_is_refused(data: Path, tmp_path: Path):
         UserError, match=r"align: no picture .* 1 rows read.* 2 answers are to questions with one answer"
     ):
         next(aligned_student(job))
+
+
+@pytest.mark.parametrize(
+    ("after", "answers", "doubt"),
+    [
+        (0.9, 14, None),
+        (0.7, 14, "14 answers are too few to tell. Raise corpus.validation_rows"),
+        (0.7, 1000, None),
+        (0.5, 1000, "sees nothing there"),
+        (0.1, 1000, "sees nothing there"),
+        (0.1, 1, "too few"),
+    ],
+)
+def test_sight_is_doubted_where_it_is_not_shown(after: float, answers: int, doubt: str | None):
+    """The commonest answer is right for half: more than two standard errors above that is sight; a handful of answers
+    is no reason to say that there is none."""
+    said = doubt_of_sight({"after": after, "before": 0.1, "blind": 0.5, "answers": answers})
+    assert said is None if doubt is None else doubt in str(said)

@@ -11,9 +11,17 @@ from tiny import tiny_teacher
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import UserError
+from lingu_ray.runtime import teachers
 from lingu_ray.runtime.models import load_teacher
 from lingu_ray.runtime.teachers import TeacherActorClient, start_teacher
-from lingu_ray.runtime.transport import ObjectStore, check_transport, from_bytes, make_transport, to_bytes
+from lingu_ray.runtime.transport import (
+    ObjectStore,
+    check_transport,
+    choose_transport,
+    from_bytes,
+    make_transport,
+    to_bytes,
+)
 
 CPU = torch.device("cpu")
 needs_nixl = pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="nixl is not installed")
@@ -84,14 +92,13 @@ def test_nixl_carries_every_dtype_bit_by_bit(ray_cluster):
     @ray.remote(num_cpus=0, enable_tensor_transport=True)
     class Receiver:
         def kv(self, fields, shared):
-            return to_bytes(make_transport(settings).receive(fields, shared).kv_L2CHE)
+            return to_bytes(make_transport("nixl").receive(fields, shared).kv_L2CHE)
 
-    settings = TeacherConfig(path="lm", transport="nixl")
     receiver = Receiver.remote()
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         request = request_of(50)
         request = TeacherRequest(**{**vars(request), "kv_L2CHE": request.kv_L2CHE.to(dtype)})
-        fields, shared = make_transport(settings).send(request)
+        fields, shared = make_transport("nixl").send(request)()
         assert "kv_L2CHE" not in fields and isinstance(shared, ray.ObjectRef)
         kv_L2CHE = from_bytes(ray.get(receiver.kv.remote(fields, shared)))
         assert kv_L2CHE.dtype == dtype and torch.equal(kv_L2CHE, request.kv_L2CHE)
@@ -100,7 +107,7 @@ def test_nixl_carries_every_dtype_bit_by_bit(ray_cluster):
 def test_bytes_copy_nothing():
     """On the CPU a contiguous tensor becomes bytes and a tensor again in place: same memory all the way."""
     request = request_of(10)
-    fields, shared = ObjectStore().send(request)
+    fields, shared = ObjectStore().send(request)()
     assert ObjectStore().receive(fields, shared).kv_L2CHE.data_ptr() == request.kv_L2CHE.data_ptr()
 
 
@@ -121,6 +128,37 @@ def test_what_cannot_work_is_refused(transport, device, gpus, message):
     with pytest.raises(UserError, match=message) as caught:
         check_transport(settings, torch.device(device), gpus)
     assert "teacher.transport=object_store" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "gpus", "chosen"),
+    [
+        ({}, "cpu", 0, "object_store"),
+        ({}, "cuda", 1, "cuda_ipc"),
+        ({}, "cuda", 2, "object_store"),  # the teacher has the second one
+        ({"placement": "node"}, "cuda", 1, "object_store"),
+        ({"transport": "object_store"}, "cuda", 1, "object_store"),
+        ({"transport": "nixl"}, "cpu", 0, "nixl"),
+    ],
+)
+def test_auto_takes_the_shortest_way(given, device, gpus, chosen):
+    """One GPU for an actor and its worker: nothing is moved; elsewhere the store; what is set, stays."""
+    assert choose_transport(TeacherConfig(path="lm", **given), torch.device(device), gpus) == chosen
+
+
+@pytest.mark.slow
+def test_auto_takes_the_store_where_memory_cannot_be_lent(ray_cluster, teacher_folder, monkeypatch, caplog):
+    """An actor that cannot open what its worker lends (there is no GPU) is asked over the store, and it is said."""
+    monkeypatch.setattr(teachers, "choose_transport", lambda *_: "cuda_ipc")
+    settings = TeacherConfig(path=str(teacher_folder))
+    actor = ray.remote(num_cpus=0)(teachers.TeacherActor).remote(settings, torch.float32, "cpu", 1)
+    client = TeacherActorClient(settings, CPU, actor)
+    request = request_of(100)
+    hidden_MD = client.result(client.submit(request))
+    assert client.transport == "object_store"
+    assert "the teacher cannot read its worker's GPU memory, so KV takes the longer way" in caplog.text
+    torch.set_num_threads(1)
+    assert torch.equal(hidden_MD, load_teacher(settings, torch.float32, CPU).hidden_states(request))
 
 
 def test_in_process_teacher_has_no_transport():
