@@ -80,9 +80,9 @@ class Steps:
         steps, parameters = [], trained_parameters(self.optimizer)
         held_out = {"text": self.rows[:3], "pictures": self.rows[4:]}
         validation = Validation(self.config, held_out, self.encoder, CPU, self.rank, self.world)
-        with between_steps(self.student):
+        with between_steps(self.student, self.micro_batches.autocast()):
             answers = answer_samples(self.student, self.encoder, self.rows[2:3] if self.rank == 0 else [])
-        with between_steps(self.student):
+        with between_steps(self.student, self.micro_batches.autocast()):
             record = validation.run(self.micro_batches)
         mine = self.rows if self.world == 1 else self.rows[:2] if self.rank == 0 else self.rows[2:]
         samples = [self.encoder.encode(row) for row in mine]

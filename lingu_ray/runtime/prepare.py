@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import nn
@@ -30,10 +30,10 @@ def prepare(student: Student, settings: TrainConfig, device: torch.device, seed:
 
 
 @contextmanager
-def between_steps(student: Student) -> Iterator[None]:
-    """Let each worker validate and generate any number of times; all workers must enter it together.
+def between_steps(student: Student, autocast: AbstractContextManager[None]) -> Iterator[None]:
+    """Let each worker validate and generate any number of times, in `autocast`; all workers must enter it together.
 
     Layers run eagerly: compiled, they would be compiled again for each mode, and for each length of a growing cache.
     """
-    with unsharded(student.decoder), torch.compiler.set_stance("force_eager"):
+    with unsharded(student.decoder), torch.compiler.set_stance("force_eager"), autocast:
         yield

@@ -30,6 +30,7 @@ from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.models import load_teacher
+from lingu_ray.runtime.precision import use_tensor_cores
 from lingu_ray.runtime.preemption import preempted
 from lingu_ray.runtime.transport import TensorBytes, check_transport, from_bytes, make_transport, to_bytes
 
@@ -105,6 +106,7 @@ class TeacherActor:
         self._log.enter_context(log_to())
         torch.set_num_threads(threads)
         self.settings, self.dtype, self.device = settings, dtype, torch.device(device_type)
+        use_tensor_cores(self.device)
         self.transport = make_transport(settings)
 
     @cached_property

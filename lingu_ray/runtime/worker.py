@@ -40,6 +40,7 @@ from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import export_dtype, initial_student, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
+from lingu_ray.runtime.precision import use_tensor_cores
 from lingu_ray.runtime.preemption import node_is_leaving, preempted
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.records import JsonLines, Record
@@ -88,6 +89,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
         torch.set_num_threads(self.threads)
+        use_tensor_cores(self.device)
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)
@@ -170,7 +172,7 @@ class Worker:
         data_wait = time.perf_counter() - begin
         torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)
         if self.config.distill.on_policy:
-            with between_steps(self.student):
+            with between_steps(self.student, self.micro_batches.autocast()):
                 samples = self.on_policy.answer(samples, step)
         batches = self.micro_batches.make(samples, self.encoder.pad_id)
         zero_gradients(self.parameters)
@@ -242,7 +244,7 @@ class Worker:
         """Validate and sample where `step` is one to do so; returns the mean validation CE of this step."""
         settings, validation_ce = self.config.train, None
         if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
-            with between_steps(self.student):
+            with between_steps(self.student, self.micro_batches.autocast()):
                 record: Record = self.validation.run(self.micro_batches)
             validation_ce = record["validation_ce"]
             if is_main_process():
@@ -250,7 +252,7 @@ class Worker:
             ray.train.report({"step": step, "validation_ce": validation_ce})
         if last or (settings.sample_every and step % settings.sample_every == 0):
             rows = sample_rows(self.held_out, settings.samples) if is_main_process() else []
-            with between_steps(self.student):
+            with between_steps(self.student, self.micro_batches.autocast()):
                 for record in answer_samples(self.student, self.encoder, rows):
                     self.samples.append({"step": step, **record})
         return validation_ce
