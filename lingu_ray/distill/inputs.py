@@ -64,6 +64,15 @@ def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
     return arguments
 
 
+def send_arguments(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The arguments on `device`, but for sizes and counts of images: models read these number by number."""
+    kept = {name: arguments[name] for name in _READ_BY_MODELS if name in arguments}
+    return kept | send({name: value for name, value in arguments.items() if name not in kept}, device)
+
+
+_READ_BY_MODELS = ("image_sizes", "batch_num_images")
+
+
 def _token_types(model: Any, inputs: ModelInputs) -> Tensor:
     """PaliGemma: 0 on the prompt of the first answer, 1 after it. Gemma 3: 1 on image tokens."""
     if model.config.model_type == "paligemma":

@@ -11,8 +11,7 @@ from lingu_ray.distill.capture import KVCapture, capturing, donate
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.head import OutputHead, output_head
-from lingu_ray.distill.inputs import ModelInputs, forward_arguments
-from lingu_ray.distill.transfer import send
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments, send_arguments
 
 
 class Student:
@@ -55,7 +54,7 @@ class Student:
         capture = flat_C = None
         if donation is not None:
             flat_C = donation.donated_row_C * inputs.input_ids_BT.shape[1] + donation.donated_column_C
-        sent = send({**arguments, "flat_C": flat_C}, self.model.device)
+        sent = send_arguments({**arguments, "flat_C": flat_C}, self.model.device)
         if (flat_C := sent.pop("flat_C")) is not None:
             capture = KVCapture(self.decoder.config.num_hidden_layers, flat_C, arguments.get("position_ids"))
         with capturing(capture):

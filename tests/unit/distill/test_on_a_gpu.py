@@ -35,15 +35,15 @@ WAITS: dict[str, tuple[tuple[int, int], ...]] = {
     "idefics3": ((2, 7), (2, 7)),
     "smolvlm": ((2, 12), (2, 12)),
     "llava": ((2, 3), (2, 3)),
-    "llava_next": ((2, 13), (2, 13)),
-    "llava_onevision": ((2, 12), (2, 12)),
+    "llava_next": ((2, 4), (2, 4)),
+    "llava_onevision": ((2, 4), (2, 4)),
     "qwen2_vl": ((1, 13), (2, 14)),
     "qwen2_5_vl": ((1, 21), (2, 22)),
     "qwen3_vl": ((2, 27), (2, 28)),
     "internvl3": ((2, 3), (2, 3)),
     "gemma3": ((1, 2), (4, 5)),
     "paligemma2": ((4, 5),),  # its prompts see all of their row, so it is not packed
-    "mistral3": ((2, 21), (2, 21)),
+    "mistral3": ((2, 5), (2, 5)),
     "qwen2_audio": ((2, 7), (2, 7)),
     "voxtral": ((2, 3), (2, 3)),
 }
