@@ -140,7 +140,7 @@ class TeacherConfig(Section):
         None,
         ge=0,
         description="micro-batches the student may run ahead while the teacher answers; "
-        "null: 1 on GPUs, 0 on CPUs, where both share the cores",
+        "null: 1 for an actor on GPUs, else 0: on CPUs both share the cores, and each one ahead holds its activations",
     )
     max_restarts: Annotated[int, MAY_CHANGE] = Field(3, ge=0, description="times a dead teacher actor is replaced")
 

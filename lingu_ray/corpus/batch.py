@@ -48,20 +48,30 @@ class MicroBatch:
         return int((self.sample_BT >= 0).sum())
 
 
-def make_micro_batches(samples: list[Sample], token_budget: int, pad_id: int, packing: bool) -> list[MicroBatch]:
-    """Make micro-batches of at most `token_budget` tokens each, padding included (errors as `cut`)."""
-    groups = pack(samples, token_budget) if packing else cut(samples, token_budget)
+PASS_TOKENS, GPU_PASS_TOKENS = 128, 4096
+"""Cost of one more forward and backward pass, in tokens, on a CPU and on a GPU; padding is weighed against it.
+
+On a GPU it is an estimate: what a model of a few hundred million parameters computes while a pass is launched.
+"""
+
+
+def make_micro_batches(
+    samples: list[Sample], token_budget: int, pad_id: int, packing: bool, pass_tokens: int = PASS_TOKENS
+) -> list[MicroBatch]:
+    """Make micro-batches of at most `token_budget` tokens each, padding included (arguments and errors as `cut`)."""
+    groups = pack(samples, token_budget) if packing else cut(samples, token_budget, pass_tokens)
     return [collate(group, pad_id, packing) for group in groups]
 
 
-PASS_TOKENS = 128
-"""Cost of one more forward and backward pass, in tokens; padding is weighed against it."""
+def tokens_of_a_pass(device: torch.device) -> int:
+    """`pass_tokens` of micro-batches that are computed on this device."""
+    return PASS_TOKENS if device.type == "cpu" else GPU_PASS_TOKENS
 
 
-def cut(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
+def cut(samples: list[Sample], token_budget: int, pass_tokens: int = PASS_TOKENS) -> list[list[Sample]]:
     """Group samples for padding: at most `token_budget` padded tokens a group, longest first (ties: by position).
 
-    Of all ways to cut the ordered samples it takes the cheapest: fewest padded tokens, plus `PASS_TOKENS` a group. So
+    Of all ways to cut the ordered samples it takes the cheapest: fewest padded tokens, plus `pass_tokens` a group. So
     short samples are not padded to the length of long ones.
 
     Raises:
@@ -72,8 +82,8 @@ def cut(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
     cost, begin_of = [0.0], [0]  # of the cheapest cut of the first `end` samples, and where its last group begins
     for end in range(1, len(ordered) + 1):
         fitting = [b for b in range(end) if lengths[b] * (end - b) <= token_budget]
-        begin = min(fitting, key=lambda b: cost[b] + lengths[b] * (end - b) + PASS_TOKENS)
-        cost.append(cost[begin] + lengths[begin] * (end - begin) + PASS_TOKENS)
+        begin = min(fitting, key=lambda b: cost[b] + lengths[b] * (end - b) + pass_tokens)
+        cost.append(cost[begin] + lengths[begin] * (end - begin) + pass_tokens)
         begin_of.append(begin)
     groups, end = [], len(ordered)
     while end:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.distill.inputs import ModelInputs, token_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 
@@ -163,7 +163,7 @@ def _vision(given: Mapping[str, Any], student: Student) -> dict[str, Tensor]:
 
 def _check_token_types(given: Mapping[str, Any], inputs: ModelInputs, to_left: _ToLeft, student: Student) -> None:
     """Token types that the student reads must be those derived here; others have no effect."""
-    derived = forward_arguments(student.body, inputs)
+    derived = token_arguments(student.body, inputs)
     for name in _TOKEN_TYPES:
         if name in given and name in derived:
             types_BT = to_left(_token_tensor(given, name, shape=given["input_ids"].shape))

@@ -26,26 +26,24 @@ _PREFIX = "donating_"
 
 
 class KVCapture:
-    """Collects `kv_L2CHE` (keys `[:, 0]`, values `[:, 1]` of the donated positions, detached) and `position_BT`.
+    """Collects `kv_L2CHE` (keys `[:, 0]`, values `[:, 1]` of the donated positions, detached) and `position_ids`.
 
-    `position_BT` are the RoPE positions that the decoder was given; None where it counts from 0 itself. Models with
+    `position_ids` are the RoPE positions that the decoder was given; None where it counts from 0 itself. Models with
     several RoPE axes (M-RoPE) give text tokens the same position on all of them, so the last axis is enough.
     """
 
-    def __init__(self, layers: int, row_C: Tensor, column_C: Tensor):
-        self.layers = layers
-        self.row_C, self.column_C = row_C, column_C
-        self.flat_C: Tensor | None = None
+    def __init__(self, layers: int, flat_C: Tensor, position_ids: Tensor | None = None):
+        """`flat_C`: the donated ones of the B · T positions, on the device. `position_ids`: given to the model."""
+        self.layers, self.flat_C = layers, flat_C
         self.kv_L2CHE: Tensor | None = None
-        self.position_BT: Tensor | None = None
+        self.position_ids = position_ids
 
     def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
         """Take one layer's keys and values."""
-        if self.kv_L2CHE is None or self.flat_C is None:
-            _, heads, length, dimension = key_BHTE.shape
-            shape = (self.layers, 2, len(self.row_C), heads, dimension)
+        if self.kv_L2CHE is None:
+            _, heads, _, dimension = key_BHTE.shape
+            shape = (self.layers, 2, len(self.flat_C), heads, dimension)
             self.kv_L2CHE = torch.empty(shape, dtype=compute_dtype(key_BHTE), device=key_BHTE.device)
-            self.flat_C = self.row_C * length + self.column_C
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
             # a position's heads are adjacent in memory, so flattening copies nothing
             positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2CHE.dtype)
@@ -53,9 +51,10 @@ class KVCapture:
 
     def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:
         """RoPE positions `[Q]` at these rows and columns, on the CPU."""
-        if self.position_BT is None:
+        if self.position_ids is None:
             return column_Q
-        position_BT = self.position_BT.cpu()
+        position_BT = self.position_ids if self.position_ids.ndim == 2 else self.position_ids[-1]
+        position_BT = position_BT.cpu()  # waits where the model counts them itself
         return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may hold for all
 
 
@@ -128,8 +127,8 @@ def _store(module: nn.Module, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
 
 def _store_positions(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     capture, position = _active.get(), kwargs.get("position_ids")
-    if capture is not None and position is not None:
-        capture.position_BT = position if position.ndim == 2 else position[-1]
+    if capture is not None and capture.position_ids is None:
+        capture.position_ids = position
 
 
 def _attention(name: str, module: nn.Module) -> Callable:

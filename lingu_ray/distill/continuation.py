@@ -5,7 +5,8 @@ Its cost is proportional to the queries (the answer), not to the prompt.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +14,13 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from lingu_ray.distill.capture import KVCapture
-from lingu_ray.distill.decoder import has_layer_types, sliding_window
+from lingu_ray.distill.decoder import has_layer_types, layer_types, sliding_window
 from lingu_ray.distill.donation import Donation, TeacherQuery
+from lingu_ray.distill.grouped_attention import copies_of_mask, for_all_heads
+from lingu_ray.distill.transfer import send
+
+_MASK_ELEMENTS = 2**27
+"""Elements of a teacher's mask at a time: 256 MiB in bfloat16, and as many scores where attention is eager."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +57,18 @@ class _SharedKV(Cache):
     def __init__(
         self,
         kv_L2CHE: Tensor,
-        kv_P: Tensor,
+        kv_P: Tensor | None,
         donated_P: Tensor,
         own_Q: Tensor,
         slot_Q: Tensor,
         shape: tuple[int, int],
     ):
-        """`kv_P`: index of each donated position's KV. `donated_P`, `own_Q`: slots among the R · K keys.
+        """`kv_P`: index of each donated position's KV; None: each of them once, in order.
 
-        `slot_Q`: the real queries among R · Q padded ones.
+        `donated_P`, `own_Q`: slots among the R · K keys. `slot_Q`: the real queries among R · Q padded ones.
         """
         self.kv_L2CHE, self.donated_P, self.own_Q, self.slot_Q, self.shape = kv_L2CHE, donated_P, own_Q, slot_Q, shape
-        self.kv_P = None if len(kv_P) == kv_L2CHE.shape[2] else kv_P  # each once, so in order
+        self.kv_P = kv_P
         self.buffers: list[Tensor] = []
 
     def update(
@@ -89,62 +95,111 @@ class _SharedKV(Cache):
 
 
 @torch.no_grad()
-def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest) -> Tensor:
+def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: int = _MASK_ELEMENTS) -> Tensor:
     """Run the frozen decoder over the queries on top of the donated KV.
 
     Returns `hidden_MD`, final hidden states (after the last norm) of the queries that predict a supervised token, in
     the request's order, in the decoder's dtype. No gradient. The decoder's weights and the request are not changed.
+
+    All but the KV is on the CPU. A part of the request sees no other, so they are run together only as far as their
+    mask has `most` elements.
     """
-    device = decoder.device
-    donated_row_P, _ = _rows_and_slots(request.donated_count_R.to(device))
-    row_Q, slot_Q = _rows_and_slots(request.query_count_R.to(device))
-    index_Q = request.query_index_Q.to(device)
-    rows, keys = len(request.query_count_R), int(request.width)
-    queries = int(slot_Q.max()) + 1
+    kv_L2CHE = request.kv_L2CHE.to(device=decoder.device, dtype=decoder.dtype)
+    most_RQK = most // copies_of_mask(decoder.config)
+    hidden = [
+        _continue(decoder, _some_parts(request, parts), kv_L2CHE)
+        for parts in _within(request.query_count_R.tolist(), int(request.width), most_RQK)
+    ]
+    return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+
+
+def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tensor) -> Tensor:
+    """`hidden_MD` of a request, in one call of the decoder, with the KV on the decoder's device."""
+    donated_row_P, _ = _rows_and_slots(request.donated_count_R)
+    row_Q, slot_Q = _rows_and_slots(request.query_count_R)
+    rows, queries, keys = len(request.query_count_R), int(request.query_count_R.max()), int(request.width)
+    at_Q = row_Q * queries + slot_Q
+    in_order = torch.equal(request.donated_kv_P, torch.arange(kv_L2CHE.shape[2]))
 
     def spread(values_Q: Tensor, padding: int) -> Tensor:
-        spread_RQ = values_Q.new_full((rows, queries), padding, device=device)
-        spread_RQ[row_Q, slot_Q] = values_Q.to(device)
+        spread_RQ = values_Q.new_full((rows, queries), padding)
+        spread_RQ[row_Q, slot_Q] = values_Q
         return spread_RQ
 
-    # a padding query has the last index and sees the key there, so its softmax is never empty; its result is dropped
-    index_RQ = spread(index_Q, padding=keys - 1)
+    sent = send(
+        {
+            "input_ids": spread(request.query_id_Q, padding=0),
+            "position_ids": spread(request.query_position_Q, padding=0),
+            # a padding query has the last index and sees the key there, so its softmax is never empty
+            "index_RQ": spread(request.query_index_Q, padding=keys - 1),
+            "kv_P": None if in_order else request.donated_kv_P,
+            "donated_P": donated_row_P * keys + request.donated_index_P,
+            "own_Q": row_Q * keys + request.query_index_Q,
+            "slot_Q": at_Q,
+            "predicts_M": at_Q[request.predicts_Q],
+        },
+        decoder.device,
+    )
+    slots = {name: sent[name] for name in ("kv_P", "donated_P", "own_Q", "slot_Q")}
     output = decoder(
-        input_ids=spread(request.query_id_Q, padding=0),
-        position_ids=spread(request.query_position_Q, padding=0),
-        attention_mask=_masks(decoder, index_RQ, keys),
-        past_key_values=_SharedKV(
-            request.kv_L2CHE.to(device=device, dtype=decoder.dtype),
-            kv_P=request.donated_kv_P.to(device),
-            donated_P=donated_row_P * keys + request.donated_index_P.to(device),
-            own_Q=row_Q * keys + index_Q,
-            slot_Q=row_Q * queries + slot_Q,
-            shape=(rows, keys),
-        ),
+        input_ids=sent["input_ids"],
+        position_ids=sent["position_ids"],
+        attention_mask=_masks(decoder, sent["index_RQ"], keys),
+        past_key_values=_SharedKV(kv_L2CHE, **slots, shape=(rows, keys)),
         use_cache=True,
     )
-    predicts_Q = request.predicts_Q.to(device)
-    return output.last_hidden_state[row_Q[predicts_Q], slot_Q[predicts_Q]]
+    return output.last_hidden_state.flatten(0, 1)[sent["predicts_M"]]
+
+
+def _within(query_count_R: list[int], keys: int, most: int) -> Iterator[slice]:
+    """Parts that are run together, in order: as many as have at most `most` elements R · Q · K, and at least one."""
+    first, widest = 0, 0
+    for part, queries in enumerate(query_count_R):
+        widest = max(widest, queries)
+        if part > first and (part + 1 - first) * widest * keys > most:
+            yield slice(first, part)
+            first, widest = part, queries
+    yield slice(first, len(query_count_R))
+
+
+def _some_parts(request: TeacherRequest, parts: slice) -> TeacherRequest:
+    """The request for these of its parts; they refer to the same KV."""
+
+    def of_parts(count_R: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+        begin, end = int(count_R[: parts.start].sum()), int(count_R[: parts.stop].sum())
+        return {name: getattr(request, name)[begin:end] for name in names}
+
+    return replace(
+        request,
+        donated_count_R=request.donated_count_R[parts],
+        query_count_R=request.query_count_R[parts],
+        **of_parts(request.donated_count_R, ("donated_index_P", "donated_kv_P")),
+        **of_parts(request.query_count_R, ("query_id_Q", "query_index_Q", "query_position_Q", "predicts_Q")),
+    )
 
 
 def _masks(decoder: PreTrainedModel, index_RQ: Tensor, keys: int) -> Tensor | dict[str, Tensor]:
-    """Which keys a query sees, `[R, 1, Q, K]`: by kind of layer where the decoder has several kinds.
+    """Which keys a query sees, `[R, 1, Q, K]`, 0 where it does and the dtype's lowest where not, to add to the scores.
 
-    Donated positions and queries together leave no gap, so the order of the indices is the whole mask.
+    By kind of layer where the decoder has several kinds. Donated positions and queries together leave no gap, so the
+    order of the indices is the whole mask.
     """
     key_K, index_R1Q1 = torch.arange(keys, device=index_RQ.device), index_RQ[:, None, :, None]
-    causal_R1QK = key_K <= index_R1Q1
-    window = sliding_window(decoder.config)
-    sliding_R1QK = causal_R1QK if window is None else causal_R1QK & (key_K > index_R1Q1 - window)
-    masks = {"full_attention": causal_R1QK, "sliding_attention": sliding_R1QK}
-    if decoder.config._attn_implementation == "eager":  # which adds its mask to the scores
-        lowest = torch.finfo(decoder.dtype).min
-        masks = {kind: torch.zeros_like(m, dtype=decoder.dtype).masked_fill(~m, lowest) for kind, m in masks.items()}
-    return masks if has_layer_types(decoder.config) else masks["sliding_attention"]
+    window, lowest = sliding_window(decoder.config), torch.finfo(decoder.dtype).min
+
+    def mask_of(kind: str) -> Tensor:
+        sees_R1QK = key_K <= index_R1Q1
+        if kind == "sliding_attention" and window is not None:
+            sees_R1QK &= key_K > index_R1Q1 - window
+        mask_R1QK = torch.zeros_like(sees_R1QK, dtype=decoder.dtype).masked_fill_(~sees_R1QK, lowest)
+        return for_all_heads(decoder.config, mask_R1QK)
+
+    masks = {kind: mask_of(kind) for kind in set(layer_types(decoder.config))}
+    return masks if has_layer_types(decoder.config) else masks.popitem()[1]
 
 
 def _rows_and_slots(count_R: Tensor) -> tuple[Tensor, Tensor]:
     """For items concatenated row after row: the row of each, and its slot within the row."""
     row = torch.repeat_interleave(count_R)
     start_R = count_R.cumsum(0) - count_R
-    return row, torch.arange(len(row), device=count_R.device) - start_R[row]
+    return row, torch.arange(len(row)) - start_R[row]

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.distill.inputs import ModelInputs, send_arguments, token_arguments
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ def generate_answers(
     sample_BT = left_padded([torch.full_like(p.input_ids_T, i) for i, p in enumerate(prompts)], -1)
     visual_BT = left_padded([p.visual_T for p in prompts], 0)
     ids_BT = left_padded([p.input_ids_T for p in prompts], pad_id)
-    inputs = ModelInputs(ids_BT, sample_BT, torch.zeros_like(visual_BT), visual_BT, vision).to(model.device)
-    arguments = forward_arguments(model, inputs) | {"attention_mask": (inputs.sample_BT >= 0).long()}
+    inputs = ModelInputs(ids_BT, sample_BT, torch.zeros_like(visual_BT), visual_BT, vision)
+    mask_BT = (sample_BT >= 0).long()
+    arguments = send_arguments(token_arguments(model, inputs) | {"attention_mask": mask_BT}, model.device)
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

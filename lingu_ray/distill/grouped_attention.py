@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
@@ -24,6 +24,22 @@ def use_grouped_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(GROUPED)
 
 
+def copies_of_mask(config: PreTrainedConfig) -> int:
+    """How many times the model's attention needs the elements of a mask `[S, 1, Q, K]` at least.
+
+    Eager attention has them for the scores of each head.
+    """
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads // key_heads if config._attn_implementation == GROUPED else heads
+
+
+def for_all_heads(config: PreTrainedConfig, mask_S1QK: Tensor) -> Tensor:
+    """The mask as this attention takes it, made once for all layers: repeated for each head of a group."""
+    grouped = config._attn_implementation == GROUPED
+    return mask_S1QK.repeat(1, 1, copies_of_mask(config), 1) if grouped else mask_S1QK
+
+
 def _attention(
     module: nn.Module,
     query_SNQE: Tensor,
@@ -33,15 +49,16 @@ def _attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with a mask `[S, 1, Q, K]` that all heads share; any other case is left to SDPA."""
+    """Attention with a mask that all heads share, `[S, 1, Q, K]` or repeated already; any other is left to SDPA."""
     if attention_mask is None or attention_mask.shape[1] != 1:
         return sdpa_attention_forward(
             module, query_SNQE, key_SHKE, value_SHKE, attention_mask, scaling=scaling, **kwargs
         )
     rows, heads, queries, width = query_SNQE.shape
     grouped = query_SNQE.reshape(rows, key_SHKE.shape[1], -1, width)
-    mask = attention_mask.repeat(1, 1, heads // key_SHKE.shape[1], 1)
-    output = F.scaled_dot_product_attention(grouped, key_SHKE, value_SHKE, attn_mask=mask, scale=scaling)
+    if attention_mask.shape[2] != grouped.shape[2]:
+        attention_mask = attention_mask.repeat(1, 1, heads // key_SHKE.shape[1], 1)
+    output = F.scaled_dot_product_attention(grouped, key_SHKE, value_SHKE, attn_mask=attention_mask, scale=scaling)
     return output.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lingu_ray.distill.donation import indices_in_sample
+from lingu_ray.distill.transfer import send
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class ModelInputs:
 
     def to(self, device: torch.device) -> ModelInputs:
         """All tensors on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return ModelInputs(**tensors, vision={name: value.to(device) for name, value in self.vision.items()})
+        return ModelInputs(**send(vars(self) | {"vision": send(self.vision, device)}, device))
 
     @property
     def packed(self) -> bool:
@@ -37,19 +37,40 @@ class ModelInputs:
         return int(self.sample_BT.max()) >= len(self.sample_BT)
 
 
-def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
-    """Keyword arguments for the forward pass of a VLM without its head."""
+def token_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
+    """Keyword arguments of a VLM's forward pass that say what its tokens are; neither positions nor a mask."""
     named = inspect.signature(model.forward).parameters
-    arguments: dict[str, Any] = {"input_ids": inputs.input_ids_BT, "attention_mask": None, **inputs.vision}
+    arguments: dict[str, Any] = {"input_ids": inputs.input_ids_BT, **inputs.vision}
     if "mm_token_type_ids" in named:
         arguments["mm_token_type_ids"] = inputs.visual_BT.int()
     if "token_type_ids" in named:
         arguments["token_type_ids"] = _token_types(model, inputs)
+    return arguments
+
+
+def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
+    """Keyword arguments for the forward pass of a VLM without its head; padding is on the right.
+
+    A causal decoder sees no padding on the right, and without a mask its attention is faster. Families with
+    `token_type_ids` see ahead. M-RoPE's positions of images are counted here, as models do it on the device they wait.
+    """
+    arguments = token_arguments(model, inputs) | {"attention_mask": None}
     if inputs.packed:  # positions that restart at 0 separate the samples of a row
         arguments["position_ids"] = _packed_positions(model, inputs)
-    elif (inputs.sample_BT < 0).any():  # without padding the attention needs no mask
+    elif "token_type_ids" in arguments and (inputs.sample_BT < 0).any():
         arguments["attention_mask"] = (inputs.sample_BT >= 0).long()
+    elif inputs.vision and hasattr(model, "get_rope_index"):
+        arguments["position_ids"] = _rope_positions(model, inputs)
     return arguments
+
+
+def send_arguments(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The arguments on `device`, but for sizes and counts of images: models read these number by number."""
+    kept = {name: arguments[name] for name in _READ_BY_MODELS if name in arguments}
+    return kept | send({name: value for name, value in arguments.items() if name not in kept}, device)
+
+
+_READ_BY_MODELS = ("image_sizes", "batch_num_images")
 
 
 def _token_types(model: Any, inputs: ModelInputs) -> Tensor:
@@ -65,6 +86,12 @@ def _packed_positions(model: Any, inputs: ModelInputs) -> Tensor:
     index_BT = indices_in_sample(inputs.sample_BT)
     if not hasattr(model, "get_rope_index"):
         return index_BT
+    return torch.cat([index_BT.unsqueeze(0), _rope_positions(model, inputs)])
+
+
+def _rope_positions(model: Any, inputs: ModelInputs) -> Tensor:
+    """M-RoPE's positions `[3, B, T]`, counted sample by sample; 0 on padding."""
+    index_BT = indices_in_sample(inputs.sample_BT)
     row_K, column_K = (inputs.sample_BT >= 0).nonzero(as_tuple=True)
     sample_K, index_K = inputs.sample_BT[row_K, column_K], index_BT[row_K, column_K]
     shape = (int(sample_K.max()) + 1, int(index_K.max()) + 1)
@@ -74,12 +101,13 @@ def _packed_positions(model: Any, inputs: ModelInputs) -> Tensor:
         spread_ST[sample_K, index_K] = tensor_BT[row_K, column_K]
         return spread_ST
 
+    grid = inputs.vision.get("image_grid_thw")
     position_3ST, _ = model.get_rope_index(
         a_sample_a_row(inputs.input_ids_BT),
-        image_grid_thw=inputs.vision.get("image_grid_thw"),
+        image_grid_thw=None if grid is None else grid.to(index_BT.device),
         attention_mask=a_sample_a_row((inputs.sample_BT >= 0).long()),
         mm_token_type_ids=a_sample_a_row(inputs.visual_BT.int()),
     )
-    position_4BT = index_BT.repeat(4, 1, 1)
-    position_4BT[1:, row_K, column_K] = position_3ST[:, sample_K, index_K]
-    return position_4BT
+    position_3BT = torch.zeros_like(index_BT).repeat(3, 1, 1)
+    position_3BT[:, row_K, column_K] = position_3ST[:, sample_K, index_K]
+    return position_3BT

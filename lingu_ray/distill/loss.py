@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 
 from lingu_ray.distill.divergence import DivergenceFn
 from lingu_ray.distill.head import OutputHead, add_product_
+from lingu_ray.distill.transfer import send
 from lingu_ray.distill.workspace import Workspace
 
 _CHUNK_ELEMENTS = 2**23
@@ -46,8 +47,8 @@ _CHUNK_ELEMENTS = 2**23
 class TeacherOutput:
     """The teacher's final hidden states for M of the N supervised tokens.
 
-    `kd_mask_N` (bool) marks them, `hidden_MD` are the states in the same order, `head` the teacher's output head. Ids
-    below both vocabularies are shared; both distributions are renormalized over them.
+    `kd_mask_N` (bool, on the CPU) marks them, `hidden_MD` are the states in the same order, `head` the teacher's output
+    head. Ids below both vocabularies are shared; both distributions are renormalized over them.
     """
 
     hidden_MD: Tensor
@@ -113,7 +114,7 @@ class _FusedLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, task: _Task) -> tuple[Tensor, Tensor, Tensor]:
         need_hidden, need_weight, _ = ctx.needs_input_grad
         scales = task.scales
-        order_N = _kd_first(task)
+        order_N = _kd_first(task, hidden_ND.device)
         hidden, labels_N1, ce_scale_N1 = hidden_ND[order_N], task.labels_N[order_N, None], scales.ce_N[order_N, None]
         head = task.head.cast(hidden.dtype)
         work = Workspace(hidden.device)
@@ -205,11 +206,12 @@ def _distribution(logits_nV: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tenso
     return log_z_n1, logits_nV.sub_(log_z_n1), p_nV
 
 
-def _kd_first(task: _Task) -> Tensor:
+def _kd_first(task: _Task, device: torch.device) -> Tensor:
     """An order of the tokens in which all of a chunk's tokens have a KD term, or none."""
     if task.teacher is None:
-        return torch.arange(len(task.labels_N), device=task.labels_N.device)
-    return task.teacher.kd_mask_N.long().argsort(descending=True, stable=True)
+        return torch.arange(len(task.labels_N), device=device)
+    order_N = task.teacher.kd_mask_N.long().argsort(descending=True, stable=True)
+    return send({"order_N": order_N}, device)["order_N"]
 
 
 def _rows(head: OutputHead) -> int:

@@ -20,6 +20,7 @@ from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.loss import LossScales, LossTerms, TeacherOutput, ce_kd_loss
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import TeacherClient
+from lingu_ray.distill.transfer import send
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,10 @@ class SampleScales:
 
 
 class DistillStep:
-    """`plan`, `forward`, `teacher_output` and `loss` of a pair; without a teacher there is no KD term."""
+    """`plan`, `forward`, `teacher_output` and `loss` of a pair; without a teacher there is no KD term.
+
+    What a micro-batch holds stays on the CPU until it is sent; the method itself reads nothing back from the device.
+    """
 
     def __init__(
         self,
@@ -91,11 +95,16 @@ class DistillStep:
         )
 
     def forward(self, inputs: ModelInputs, plan: Donation | None) -> StudentPass:
-        """Run the student on its own device, in the caller's autocast, and ask the teacher as planned."""
+        """Run the student on its own device, in the caller's autocast, and ask the teacher as planned.
+
+        `inputs` are on the CPU.
+        """
         device = self.student.model.device
         row_N, column_N = predicting(inputs.supervised_BT, inputs.sample_BT).nonzero(as_tuple=True)
+        labels_N = inputs.input_ids_BT[row_N, column_N + 1]
+        sent = send({"labels_N": labels_N, "flat_N": row_N * inputs.input_ids_BT.shape[1] + column_N}, device)
         donated = plan if self.context == "shared_kv" else None
-        hidden_BTD, capture = self.student.hidden_states(inputs.to(device), donated)
+        hidden_BTD, capture = self.student.hidden_states(inputs, donated)
         ticket, kv_bytes, kd_mask_N = None, 0, torch.zeros_like(row_N, dtype=torch.bool)
         if plan is not None and self.teacher is not None:
             kd_mask_N = plan.kd_mask_N
@@ -104,8 +113,8 @@ class DistillStep:
                 kv_bytes = request.kv_L2CHE.nbytes
                 ticket = self.teacher.submit(request)
         return StudentPass(
-            hidden_ND=hidden_BTD[row_N.to(device), column_N.to(device)].to(compute_dtype(hidden_BTD)),
-            labels_N=inputs.input_ids_BT[row_N, column_N + 1].to(device),
+            hidden_ND=hidden_BTD.flatten(0, 1)[sent["flat_N"]].to(compute_dtype(hidden_BTD)),
+            labels_N=sent["labels_N"],
             sample_N=inputs.sample_BT[row_N, column_N],
             kd_mask_N=kd_mask_N,
             ticket=ticket,
@@ -116,8 +125,7 @@ class DistillStep:
         """Wait for the teacher; None where it was not asked."""
         if done.ticket is None or self.teacher is None:
             return None
-        kd_mask_N = done.kd_mask_N.to(done.hidden_ND.device)
-        return TeacherOutput(self.teacher.result(done.ticket), self.teacher.output_head, kd_mask_N)
+        return TeacherOutput(self.teacher.result(done.ticket), self.teacher.output_head, done.kd_mask_N)
 
     def loss(self, done: StudentPass, teacher: TeacherOutput | None, scales: SampleScales) -> LossTerms:
         """CE + KD, with their values for every token (see `loss.ce_kd_loss`)."""
@@ -125,11 +133,8 @@ class DistillStep:
         ce_N = scales.ce_S[done.sample_N]
         if scales.labeled_N is not None:
             ce_N = ce_N * scales.labeled_N
-        token_scales = LossScales(
-            ce_N=ce_N.to(device),
-            kd_M=scales.kd_S[done.sample_N[done.kd_mask_N]].to(device),
-            temperature=scales.temperature,
-        )
+        by_token = {"ce_N": ce_N, "kd_M": scales.kd_S[done.sample_N[done.kd_mask_N]]}
+        token_scales = LossScales(**send(by_token, device), temperature=scales.temperature)
         head = self.student.output_head
         with torch.autocast(device.type, enabled=False):  # its arithmetic is float32 throughout
             return ce_kd_loss(done.hidden_ND, head, done.labels_N, token_scales, teacher, self.divergence)

@@ -11,7 +11,7 @@ from lingu_ray.distill.capture import KVCapture, capturing, donate
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.head import OutputHead, output_head
-from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments, send_arguments
 
 
 class Student:
@@ -46,14 +46,19 @@ class Student:
         return cast(nn.Module, self.model.get_encoder(modality=modality))
 
     def hidden_states(self, inputs: ModelInputs, donation: Donation | None = None) -> tuple[Tensor, KVCapture | None]:
-        """Final hidden states `[B, T, D]` and, with a donation, what was captured for it, detached."""
-        capture = None
+        """Final hidden states `[B, T, D]` and, with a donation, what was captured for it, detached.
+
+        `inputs` are on the CPU; they are sent to the model's device.
+        """
+        arguments = forward_arguments(self.body, inputs)
+        capture = flat_C = None
         if donation is not None:
-            device = inputs.input_ids_BT.device
-            layers = self.decoder.config.num_hidden_layers
-            capture = KVCapture(layers, donation.donated_row_C.to(device), donation.donated_column_C.to(device))
+            flat_C = donation.donated_row_C * inputs.input_ids_BT.shape[1] + donation.donated_column_C
+        sent = send_arguments({**arguments, "flat_C": flat_C}, self.model.device)
+        if (flat_C := sent.pop("flat_C")) is not None:
+            capture = KVCapture(self.decoder.config.num_hidden_layers, flat_C, arguments.get("position_ids"))
         with capturing(capture):
-            output = self.body(**forward_arguments(self.body, inputs), use_cache=False)
+            output = self.body(**sent, use_cache=False)
         return output.last_hidden_state, capture
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -47,6 +47,12 @@ class Choice(NamedTuple):
         return f"{self.precision}: {self.why}"
 
 
+def use_tensor_cores(device: torch.device) -> None:
+    """On a GPU let this process multiply float32 matrices as TF32 (10 bits of mantissa), several times as fast."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
 def with_precision(config: Config, precision: str) -> Config:
     """The settings with this precision."""
     return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
+from lingu_ray.corpus.batch import MicroBatch, make_micro_batches, tokens_of_a_pass
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.step import DistillStep, SampleScales, StudentPass
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import TeacherClient
+from lingu_ray.distill.teacher import InProcessTeacher, TeacherClient
+from lingu_ray.distill.transfer import send
 from lingu_ray.runtime.distributed import all_sum
 from lingu_ray.runtime.sharding import dummy_micro_batches, is_sharded
 
@@ -64,7 +65,8 @@ class MicroBatches:
         divergence = divergence_of(distill.divergence, distill.beta, distill.top_k)
         settings = config.teacher
         self.step = DistillStep(student, teacher, divergence, settings.context, settings.scope, settings.earlier_turns)
-        self.look_ahead = int(device.type != "cpu") if ahead is None else ahead
+        in_process = teacher is None or isinstance(teacher, InProcessTeacher)
+        self.look_ahead = int(device.type != "cpu" and not in_process) if ahead is None else ahead
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
         self.distilled = config.distilled_sources()
@@ -72,7 +74,8 @@ class MicroBatches:
     def make(self, samples: list[Sample], pad_id: int) -> list[MicroBatch]:
         """This worker's samples of a step as micro-batches."""
         settings = self.config.train
-        return make_micro_batches(samples, settings.tokens_per_micro_batch, pad_id, settings.packing)
+        price = tokens_of_a_pass(self.device)
+        return make_micro_batches(samples, settings.tokens_per_micro_batch, pad_id, settings.packing, price)
 
     def plan(self, batch: MicroBatch) -> Donation | None:
         """What the teacher is asked about this micro-batch."""
@@ -101,7 +104,7 @@ class MicroBatches:
 
         `weights`: as `weights` returned them for these micro-batches.
         """
-        sums = StepSums()
+        sums, terms = StepSums(), []
         in_flight: deque[tuple[MicroBatch, Tensor, StudentPass]] = deque()
         passes = list(zip(batches, plans, weights.labeled, strict=True))
         if is_sharded(self.student.decoder):
@@ -109,9 +112,11 @@ class MicroBatches:
         for batch, plan, labeled_N in passes:
             in_flight.append((batch, labeled_N, self._forward(batch, plan)))
             if len(in_flight) > self.look_ahead:
-                self._backward(*in_flight.popleft(), weights, sums)
+                terms.append(self._backward(*in_flight.popleft(), weights, sums))
         while in_flight:
-            self._backward(*in_flight.popleft(), weights, sums)
+            terms.append(self._backward(*in_flight.popleft(), weights, sums))
+        for loss, ce, kd in torch.stack(terms).tolist():  # once a step, as it waits for the device
+            sums.loss, sums.ce, sums.kd = sums.loss + loss, sums.ce + ce, sums.kd + kd
         return sums
 
     @torch.no_grad()
@@ -133,7 +138,8 @@ class MicroBatches:
 
     def _backward(
         self, batch: MicroBatch, labeled_N: Tensor, done: StudentPass, weights: StepWeights, sums: StepSums
-    ) -> None:
+    ) -> Tensor:
+        """Accumulate the gradients of one micro-batch; its loss and the sums of its CE and KD, on the device."""
         start = time.perf_counter()
         teacher = self.step.teacher_output(done)
         sums.teacher_wait += time.perf_counter() - start
@@ -147,9 +153,8 @@ class MicroBatches:
         terms = self.step.loss(done, teacher, scales)
         if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
             terms.loss.backward()
-        sums.loss += float(terms.loss.detach())
-        sums.ce += float(terms.ce_N[labeled_N.to(self.device)].sum())
-        sums.kd += float(terms.kd_M.sum())
+        labeled = send({"labeled": labeled_N.nonzero().flatten()}, self.device)["labeled"]
+        return torch.stack([terms.loss.detach(), terms.ce_N[labeled].sum(), terms.kd_M.sum()])
 
 
 def model_inputs(batch: MicroBatch) -> ModelInputs:

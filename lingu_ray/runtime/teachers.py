@@ -32,6 +32,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.models import load_teacher
+from lingu_ray.runtime.precision import use_tensor_cores
 from lingu_ray.runtime.preemption import preempted
 from lingu_ray.runtime.transport import (
     Name,
@@ -120,6 +121,7 @@ class TeacherActor:
         self._log.enter_context(log_to())
         torch.set_num_threads(threads)
         self.settings, self.dtype, self.device = settings, dtype, torch.device(device_type)
+        use_tensor_cores(self.device)
 
     @cached_property
     def teacher(self) -> Teacher:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.batch import make_micro_batches
+from lingu_ray.corpus.batch import make_micro_batches, tokens_of_a_pass
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.generate import Prompt, generate_answers
@@ -31,6 +31,7 @@ class Validation:
                 settings.tokens_per_micro_batch,
                 encoder.pad_id,
                 settings.packing,
+                tokens_of_a_pass(device),
             )
             for source, held_out in rows.items()
             if held_out

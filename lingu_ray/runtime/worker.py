@@ -42,6 +42,7 @@ from lingu_ray.runtime.metrics import MetricsFile
 from lingu_ray.runtime.models import export_dtype, initial_student, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
 from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
+from lingu_ray.runtime.precision import use_tensor_cores
 from lingu_ray.runtime.preemption import node_is_leaving, preempted
 from lingu_ray.runtime.prepare import between_steps, prepare
 from lingu_ray.runtime.records import JsonLines, Record
@@ -102,6 +103,7 @@ class Worker:
         self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
         torch.set_num_threads(self.threads)
         self.dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
+        use_tensor_cores(self.device)
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)

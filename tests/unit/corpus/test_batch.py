@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lingu_ray.corpus.batch import PASS_TOKENS, MicroBatch, collate, cut, make_micro_batches, pack
+from lingu_ray.corpus.batch import PASS_TOKENS, MicroBatch, collate, cut, make_micro_batches, pack, tokens_of_a_pass
 from lingu_ray.corpus.encode import Sample, join_vision
 
 
@@ -154,6 +154,16 @@ def test_cut_is_the_cheapest():
         best = min(price(groups) for groups in cuts if all(max(g) * len(g) <= 900 for g in groups))
         chosen = cut([sample(length, position) for position, length in enumerate(lengths)], 900)
         assert price([[len(s) for s in group] for group in chosen]) == best
+
+
+def test_a_gpu_takes_more_padding_for_fewer_passes():
+    """Rows of mixed lengths: on a GPU a pass costs as much as thousands of tokens, on a CPU as some hundred."""
+    samples = [sample(length, position) for position, length in enumerate([40, 90, 250, 400, 900, 1400] * 4)]
+    cpu, gpu = (
+        make_micro_batches(samples, 8192, PAD, False, tokens_of_a_pass(torch.device(device)))
+        for device in ("cpu", "cuda")
+    )
+    assert len(gpu) < len(cpu) and content(gpu) == content(cpu)
 
 
 def split(lengths: list[int], bars: tuple[bool, ...]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from lingu_ray.distill.continuation import TeacherRequest, make_request
 from lingu_ray.distill.divergence import forward_kl
 from lingu_ray.distill.donation import Donation, plan_donation, predicting
 from lingu_ray.distill.head import output_head
-from lingu_ray.distill.inputs import ModelInputs
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.student import Student
@@ -194,3 +194,28 @@ def test_actor_returns_what_the_worker_does(ray_cluster, tmp_path):
         settings = TeacherConfig(path=str(tmp_path / name))
         hidden = host.hidden_states.remote(settings, *ObjectStore().send(seen.request)())
         assert torch.equal(from_bytes(ray.get(hidden)), seen.teacher_MD), name
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padding_needs_no_mask(name):
+    """Without a mask real tokens have the states that they have with one, and every parameter its gradient.
+
+    Families that see ahead keep the mask.
+    """
+    _, student = pair(name)
+    batch = collate(mixed(name), pad_id=2)
+    real_BT = batch.sample_BT >= 0
+    given = forward_arguments(student.body, inputs(batch))
+    assert not real_BT.all() and (given["attention_mask"] is not None) == (name in ("gemma3", "paligemma2"))
+    seen = []
+    for mask_BT in (given["attention_mask"], real_BT.long()):
+        hidden_BTD = student.body(**given | {"attention_mask": mask_BT}, use_cache=False).last_hidden_state
+        hidden_BTD[real_BT].square().sum().backward()
+        gradients = {n: p.grad for n, p in student.model.named_parameters() if p.grad is not None}
+        student.model.zero_grad(set_to_none=True)
+        seen.append((hidden_BTD[real_BT].detach(), gradients))
+    (without, gradients), (masked, expected) = seen
+    torch.testing.assert_close(without, masked, rtol=1e-5, atol=1e-5)
+    assert gradients.keys() == expected.keys()
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[parameter], rtol=1e-3, atol=1e-3, msg=parameter)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import tiny_teacher
 
 from lingu_ray.distill import grouped_attention
+from lingu_ray.distill.continuation import TeacherRequest, continue_from_kv
 from lingu_ray.distill.grouped_attention import GROUPED, use_grouped_attention
 
 
@@ -40,3 +42,34 @@ def test_a_whole_model_and_cases_left_to_sdpa():
     teacher.set_attn_implementation("eager")
     use_grouped_attention(teacher)
     assert teacher.config._attn_implementation == "eager"
+
+
+def test_the_mask_of_a_continuation_is_made_once(monkeypatch):
+    """Every layer's attention gets the same tensor, with a row for each head of a group and query."""
+    teacher = tiny_teacher()
+    use_grouped_attention(teacher)
+    masks, plain = [], F.scaled_dot_product_attention
+
+    def record(query, *arguments, attn_mask, **named):
+        masks.append(attn_mask)
+        assert attn_mask.shape[2] == query.shape[2]
+        return plain(query, *arguments, attn_mask=attn_mask, **named)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", record)
+    index_Q = torch.arange(7)
+    request = TeacherRequest(
+        donated_index_P=torch.arange(0),
+        donated_count_R=torch.tensor([0]),
+        donated_kv_P=torch.arange(0),
+        query_id_Q=index_Q + 3,
+        query_index_Q=index_Q,
+        query_count_R=torch.tensor([7]),
+        predicts_Q=torch.ones(7, dtype=torch.bool),
+        width=torch.tensor(7),
+        kv_L2CHE=torch.empty(0, 2, 0, 0, 0),
+        query_position_Q=index_Q,
+    )
+    hidden = continue_from_kv(teacher.model, request)
+    assert len(masks) == 3 and len({id(mask) for mask in masks}) == 1
+    monkeypatch.undo()
+    torch.testing.assert_close(hidden, teacher.model(request.query_id_Q[None]).last_hidden_state[0])

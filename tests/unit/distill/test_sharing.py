@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny import ADDED, IMAGE_TOKENS, VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 
-from lingu_ray.distill.continuation import make_request
+from lingu_ray.distill.continuation import _MASK_ELEMENTS, _within, continue_from_kv, make_request
 from lingu_ray.distill.donation import plan_donation, predicting
 from lingu_ray.distill.head import output_head
 from lingu_ray.distill.inputs import ModelInputs
@@ -206,3 +206,39 @@ def test_capture_changes_no_number_and_carries_no_gradient(pair):
     assert nothing is None and torch.equal(without, captured) and torch.equal(captured, checkpointed)
     kv, kv_checkpointed = capture.kv_L2CHE, capture_checkpointed.kv_L2CHE
     assert torch.equal(kv, kv_checkpointed) and not kv.requires_grad
+
+
+@pytest.mark.parametrize("options", [{}, {"earlier_turns": "teacher"}, {"scope": "visual"}, {"context": "prompt_text"}])
+def test_a_large_request_is_run_in_parts_with_the_same_numbers(exact_pair, options):
+    """Rows are independent: with a mask of few elements the decoder is called several times, and says the same.
+
+    No call's mask has more elements than that, unless one row alone has.
+    """
+    teacher, student = exact_pair
+    ids, sample, supervised = batch([*RAGGED, [(2, 3), (6, 9)]], 40)
+    visual = torch.zeros_like(supervised)
+    plan = plan_donation(ids, sample, supervised, visual, torch.ones(5, dtype=torch.bool), VOCABULARY, **options)
+    with torch.no_grad():
+        shared = None if options.get("context") == "prompt_text" else plan
+        _, capture = student.hidden_states(ModelInputs(ids, sample, supervised, visual, {}), shared)
+    request = make_request(plan, capture)
+    decoder, masks = Teacher(teacher).decoder, []
+    hook = decoder.register_forward_pre_hook(
+        lambda _, __, named: masks.append(named["attention_mask"].shape), with_kwargs=True
+    )
+    whole, widest = continue_from_kv(decoder, request), int(request.query_count_R.max()) * 2 * 40
+    assert len(masks) == 1 and masks.pop().numel() > 2 * widest
+    for most in (0, widest, 2 * widest):
+        torch.testing.assert_close(continue_from_kv(decoder, request, most), whole, rtol=0, atol=1e-13)
+        assert all(mask.numel() <= most or mask[0] == 1 for mask in masks)
+        assert 1 < len(masks) <= len(request.query_count_R) and (most or len(masks) == len(request.query_count_R))
+        masks.clear()
+    hook.remove()
+
+
+@pytest.mark.parametrize("groups", [3, 6])
+def test_long_rows_are_run_a_few_at_a_time(groups):
+    """32 answers of 2048 tokens in rows of 8192: no mask has more than 2**27 elements, and each row comes once."""
+    parts = list(_within([2048] * 32, 8192, _MASK_ELEMENTS // groups))
+    assert [row for part in parts for row in range(32)[part]] == list(range(32))
+    assert max(part.stop - part.start for part in parts) * 2048 * 8192 * groups <= 2**27

@@ -12,6 +12,8 @@ from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.runtime.models import load_processor, load_student
 from lingu_ray.runtime.on_policy import OnPolicy
+from lingu_ray.runtime.prepare import between_steps
+from lingu_ray.runtime.step import MicroBatches
 
 
 def test_the_last_answer_alone_is_replaced(data):
@@ -29,3 +31,17 @@ def test_the_last_answer_alone_is_replaced(data):
         assert torch.equal(getattr(answered, part)[:start], getattr(sample, part)[:start])
     assert sample.supervised_T[:start].any()  # the first answer
     assert answered.supervised_T[start:].all() and not answered.visual_T[start:].any()
+
+
+def test_answers_are_sampled_in_the_precision_of_training(data):
+    """Between steps a run in bf16 generates in bf16, and is back in its own precision afterwards."""
+    settings = config(data, data, distill={"on_policy": 1.0, "sampled_tokens": 2}, train={"precision": "bf16"})
+    encoder, student = Encoder(load_processor(settings.student), 160), Student(load_student(settings.student))
+    messages: list[Any] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you."}]
+    sample = encoder.encode(Row("text", 0, messages, [], True))
+    dtypes = []
+    student.layers[0].mlp.register_forward_hook(lambda _, __, output: dtypes.append(output.dtype))
+    with between_steps(student, MicroBatches(settings, student, None, torch.device("cpu")).autocast()):
+        OnPolicy(settings, student, encoder).answer([sample], step=0)
+    assert dtypes and set(dtypes) == {torch.bfloat16}
+    assert not torch.is_autocast_enabled("cpu")

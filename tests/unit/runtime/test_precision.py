@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from tinyrun import config
 
 from lingu_ray.atomic import write_json, write_text
@@ -17,7 +18,7 @@ from lingu_ray.runtime.cores import cores
 from lingu_ray.runtime.environment import PRECISION, read_environment, record_environment
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
-from lingu_ray.runtime.precision import as_started, by_speed, settled, times_as_fast
+from lingu_ray.runtime.precision import as_started, by_speed, settled, times_as_fast, use_tensor_cores
 from lingu_ray.runtime.resume import check_settings
 from lingu_ray.runtime.trainer import Run, share_precision
 
@@ -31,6 +32,16 @@ def test_a_cpu_takes_bf16_where_it_is_clearly_faster(ratio: float, chosen: str) 
     """And the reason has the measured ratio."""
     choice = by_speed(ratio)
     assert choice.precision == chosen and f"{ratio:.2f} times as fast in bf16 as in fp32 on this CPU" in str(choice)
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "highest"), ("cuda", "high")])
+def test_float32_is_multiplied_as_tf32_on_gpus_alone(device: str, precision: str) -> None:
+    """On a CPU nothing changes."""
+    try:
+        use_tensor_cores(torch.device(device))
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_the_ratio_is_measured() -> None:

@@ -1,5 +1,7 @@
 """An optimizer step: independent of how the batch is cut, and of gradient to the student alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import tiny_processor
@@ -58,6 +60,19 @@ def test_cut_does_not_matter(data, distill):
         assert cut_sums.kd == pytest.approx(sums.kd, rel=1e-4, abs=1e-6)
         for name, gradient in gradients.items():
             torch.testing.assert_close(cut_gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_the_student_runs_ahead_of_an_actor_on_a_gpu_alone(data):
+    """Each micro-batch ahead holds its activations: none without a teacher or with one in process; a setting wins."""
+    settings = config(data, data)
+    student = Student(load_student(settings.student))
+    here = InProcessTeacher(load_teacher(settings.teacher, torch.float32, torch.device("cpu")))
+    actor: Any = object()
+    cases = {("cuda", actor): 1, ("cuda", here): 0, ("cuda", None): 0, ("cpu", actor): 0, ("cpu", here): 0}
+    for (device, teacher), ahead in cases.items():
+        assert MicroBatches(settings, student, teacher, torch.device(device)).look_ahead == ahead
+    asked = config(data, data, teacher={"look_ahead": 2})
+    assert MicroBatches(asked, student, here, torch.device("cuda")).look_ahead == 2
 
 
 def test_a_micro_batch_may_run_through_frozen_parts_alone(data):
