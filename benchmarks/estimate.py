@@ -9,7 +9,8 @@ Columns: `counted` there, `estimate` from configurations alone, and their `ratio
     parameters          of the student
     kept, MiB           by autograd for the backward pass of a micro-batch, by hooks on the real pass
     KV, MiB             that a step's rows donated
-    peak, MiB           growth of resident memory from before the models are made to the end of the second step (Linux)
+    tensors, MiB        at the peak of two steps, models and optimizer with them
+    resident, MiB       how much the process grew meanwhile (Linux): with what the allocator loses between tensors
     operations, GFLOP   of a step, by torch's counter: products and attention, of which half is masked
     step, s             the shortest of three
 
@@ -42,6 +43,7 @@ from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.cost.estimate import Estimate, estimate
 from lingu_ray.cost.memory import kv_of_rows, passes_of, worker
+from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
@@ -210,12 +212,13 @@ def estimated(case: Case, folder: str) -> Figures:
     found: Estimate = estimate(run_config(case, folder), row, "cpu")
     parts = found.config, found.models, found.load
     passes = passes_of(*parts)
-    process = worker(*parts, passes)
+    *tensors, lost, _itself = [item.bytes / MIB for item in worker(*parts, passes).items]
     return {
         "parameters": sum(found.models.parameters.values()),
         "kept, MiB": (passes.decoder.kept + passes.tower.kept) / MIB,
         "KV, MiB": kv_of_rows(*parts, found.load.rows_of_step) / MIB,
-        "peak, MiB": sum(item.bytes for item in process.items[:-1]) / MIB,
+        "tensors, MiB": sum(tensors),
+        "resident, MiB": sum(tensors) + lost,
         "operations, GFLOP": sum(found.time.flops.values()) / 1e9,
         "step, s": found.time.total,
     }
@@ -230,10 +233,11 @@ def counted(name: str, folder: str) -> Figures:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident
     before = status("VmRSS")
-    run = Run(case, folder, batches)
-    kv = run.step()
-    run.step()
-    peak = status("VmHWM") - before
+    with LiveBytes() as live:
+        run = Run(case, folder, batches)
+        kv = run.step()
+        run.step()
+    resident = status("VmHWM") - before
     seconds = min(seconds_of(run.step) for _ in range(3))
     with FlopCounterMode(display=False, custom_mapping=NOT_COUNTED) as flops:
         run.step()
@@ -241,7 +245,8 @@ def counted(name: str, folder: str) -> Figures:
         "parameters": sum(parameter.numel() for parameter in run.passes.student.model.parameters()),
         "kept, MiB": kept_bytes(run.passes, batches[0]) / MIB,
         "KV, MiB": kv / MIB,
-        "peak, MiB": peak / 2**10,
+        "tensors, MiB": live.peak / MIB,
+        "resident, MiB": resident / 2**10,
         "operations, GFLOP": flops.get_total_flops() / 1e9,
         "step, s": seconds,
     }

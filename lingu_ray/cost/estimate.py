@@ -22,18 +22,13 @@ FREE = 0.1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run on a device. `config`: with its precision chosen."""
+    """A run on a device. `config`: with its precision chosen; `load`: what a worker computes."""
 
     config: Config
     row: RowConfig
     device: Device
     models: Models
-
-    @cached_property
-    def load(self) -> Workload:
-        """What a worker computes."""
-        bf16 = self.config.train.precision == "bf16"
-        return workload(self.config, self.row, self.models.tower.tokens, bf16, self.device.is_gpu)
+    load: Workload
 
     @cached_property
     def training(self) -> tuple[Process, ...]:
@@ -73,12 +68,14 @@ class Estimate:
         return step_time(self.config, self.models, self.load, self.device)
 
     def changes(self) -> Iterator[tuple[str, Estimate]]:
-        """Settings that take less memory, one at a time, with the estimate of a run that differs in it alone."""
+        """What takes less memory: settings, one change at a time, with the estimate of a run that differs in it alone."""
         for settings in _smaller(self.config, self.device.is_gpu):
             changed = _with(self.config, settings)
             words = " ".join(f"{key}={value}" for key, value in settings.items())
             models = read_models(changed) if "train.lora.rank" in settings else self.models
-            yield words, Estimate(changed, self.row, self.device, models)
+            smaller = estimate_of(changed, self.row, self.device, models)
+            if smaller.needed < self.needed:
+                yield words, smaller
 
 
 def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
@@ -93,7 +90,13 @@ def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
     if config.train.precision == "auto":
         choice = "bf16" if found.is_gpu else by_speed(times_as_fast(*sizes)).precision
         config = with_precision(config, choice)
-    return Estimate(config, row, found, models)
+    return estimate_of(config, row, found, models)
+
+
+def estimate_of(config: Config, row: RowConfig, device: Device, models: Models) -> Estimate:
+    """The estimate of a run whose models are read, and its precision chosen (errors as `workload`)."""
+    load = workload(config, row, models.tower.tokens, config.train.precision == "bf16", device.is_gpu)
+    return Estimate(config, row, device, models, load)
 
 
 def _smaller(config: Config, on_gpu: bool) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,8 @@ CONTEXT = 0.5 * GIB
 """What CUDA, cuBLAS and kernels take of a GPU for each process; assumed."""
 PROCESS = 0.7 * GIB
 """Resident memory of a Python process with torch, Transformers and Ray; measured."""
+LOST = 0.25
+"""What a CPU's allocator (glibc) loses between the tensors of a step, as a share of them; measured."""
 _ROWS_AHEAD = 4  # steps: two encoded ahead, the one that is trained, and its micro-batches, which are copies
 _PIXEL, _MASK = 4, 8  # bytes of a number of a picture, and of its mask's, in samples
 
@@ -146,7 +148,10 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
         "backward pass": passes.loss.kept + passes.decoder.peak - passes.decoder.kept,
     }
     largest = max(moments, key=lambda name: moments[name])
-    items.append(Item(f"the most beside it: {largest}", max(0.0, moments[largest])))
+    beside = max(0.0, moments[largest])
+    items.append(Item(f"the most beside it: {largest}", beside))
+    if not load.on_gpu:
+        items.append(Item("lost between them by the allocator", LOST * (load.alive * kept + beside)))
     return Process("worker", True, (*items, _itself(load)))
 
 

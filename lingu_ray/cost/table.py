@@ -56,9 +56,9 @@ def _verdict(found: Estimate) -> Iterator[str]:
     what = f"one {device.name}" if device.is_gpu else "this machine"
     size = f"{found.needed / GIB:.2f} of {device.memory / GIB:.0f} GiB of {what}"
     if found.fits:
-        yield from _line("fits", f"{size}, of which {FREE:.0%} are left for what allocators lose")
+        yield from _line("fits", f"{size}, of which {FREE:.0%} are left free")
         return
-    yield from _line("too large", f"{size}, of which {FREE:.0%} should stay free. Each of these alone:")
+    yield from _line("too large", f"{size}, of which {FREE:.0%} stay free. Each of these alone:")
     for words, changed in found.changes():
         yield f"{'':12}{words:{_COLUMN}}{changed.needed / GIB:9.2f}{'  fits' if changed.fits else ''}"
 
@@ -74,6 +74,8 @@ def _time(found: Estimate) -> Iterator[str]:
     if time.kv:
         way = found.config.teacher.transport if found.config.teacher.placement != "in_process" else "in the worker"
         yield from _line("KV", f"{time.kv / 1e6:.4g} MB a step and worker, by {way}")
+    if time.pictures:
+        yield from _line("pictures", f"{time.pictures:.3g} s of processor time a step and worker, in threads")
     rate = device.rate(found.load.bf16) / 1e12
     origin = "assumed of its maker's figures" if device.is_gpu else "measured now"
     yield from _line("rates", f"{rate:.3g} TFLOP/s, {device.bandwidth * device.moving / 1e9:.4g} GB/s, {origin}")

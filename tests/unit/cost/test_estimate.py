@@ -11,7 +11,7 @@ from tiny import IMAGE_TOKENS, tiny_student, tiny_teacher
 
 from lingu_ray.config import Config
 from lingu_ray.cost.devices import GPUS
-from lingu_ray.cost.estimate import Estimate, estimate
+from lingu_ray.cost.estimate import Estimate, estimate, estimate_of
 from lingu_ray.cost.models import read_models, tower_of
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.errors import UserError
@@ -32,7 +32,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def on_h100(config: Config, **row: int) -> Estimate:
     """An estimate of the run on a GPU."""
-    return Estimate(config, ROW.model_copy(update=row), GPUS["h100"], read_models(config))
+    return estimate_of(config, ROW.model_copy(update=row), GPUS["h100"], read_models(config))
 
 
 def items(found: Estimate, process: int) -> dict[str, float]:
@@ -41,7 +41,7 @@ def items(found: Estimate, process: int) -> dict[str, float]:
 
 
 def test_parameters_are_those_of_the_models(pair: Path, tmp_path: Path):
-    """Counted by group on the meta device: those of the real models; what is frozen, and adapters, as training has it."""
+    """Counted on the meta device they are those of the real models; what is frozen, and adapters, as in training."""
     real = tiny_student(tiny_teacher())
     config = tinyrun.config(pair, tmp_path, train={"learning_rates": {"vision": 0.0}})
     models = read_models(config)
@@ -83,7 +83,7 @@ def test_every_family(name: str, tmp_path: Path):
 
 
 def test_settings_move_memory(pair: Path, tmp_path: Path):
-    """Where the teacher is, how its KV travels, how far the student runs ahead and FSDP2 show in the items they change."""
+    """The teacher's place, the transport of KV, look-ahead and FSDP2 each show in the items that they change."""
     apart = on_h100(tinyrun.config(pair, tmp_path))
     inside = on_h100(tinyrun.config(pair, tmp_path, teacher={"placement": "in_process"}))
     lent = on_h100(tinyrun.config(pair, tmp_path, teacher={"transport": "cuda_ipc"}))
