@@ -16,6 +16,8 @@ from lingu_ray.cost.step_time import StepTime, step_time
 from lingu_ray.cost.workload import RowConfig, Workload, workload
 from lingu_ray.runtime.precision import by_speed, times_as_fast, with_precision
 
+LARGEST = (1024, 4096, 512)
+"""Width, inner width and rows of the layers that are timed at most: larger products take as long for each number."""
 FREE = 0.1
 """Share of a device that is left for what allocators lose between tensors."""
 
@@ -68,7 +70,7 @@ class Estimate:
         return step_time(self.config, self.models, self.load, self.device)
 
     def changes(self) -> Iterator[tuple[str, Estimate]]:
-        """What takes less memory: settings, one change at a time, with the estimate of a run that differs in it alone."""
+        """Settings that take less memory, one at a time, with the estimate of a run that differs in it alone."""
         for settings in _smaller(self.config, self.device.is_gpu):
             changed = _with(self.config, settings)
             words = " ".join(f"{key}={value}" for key, value in settings.items())
@@ -85,7 +87,8 @@ def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
         UserError: a configuration cannot be had, or the rows do not fit the settings.
     """
     models = read_models(config)
-    sizes = models.text.hidden_size, models.inner, min(2048, config.train.tokens_per_micro_batch)
+    wanted = models.text.hidden_size, models.inner, config.train.tokens_per_micro_batch
+    sizes = tuple(min(one, most) for one, most in zip(wanted, LARGEST, strict=True))
     found = GPUS.get(device) or measured_cpu(*sizes)
     if config.train.precision == "auto":
         choice = "bf16" if found.is_gpu else by_speed(times_as_fast(*sizes)).precision
