@@ -7,7 +7,6 @@ Nothing is measured here; `benchmarks.scaling_points` counts the bytes of runs o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,67 +17,20 @@ from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.store import ROW_GROUP
+from lingu_ray.cost.formulas import (
+    Pair,
+    Sample,
+    all_reduce_bytes,
+    checkpoint_bytes,
+    fsdp2_bytes,
+    kv_bytes,
+    student_flops,
+    teacher_flops,
+)
 from lingu_ray.errors import run_command
 
-FLOAT32 = 4
 RECORD = 400  # bytes of a step in metrics.jsonl
 HOUR = 3600
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Student and teacher. `decoder`: weights without embeddings; `tower`: of the vision tower."""
-
-    decoder: float
-    tower: float
-    layers: int
-    width: int
-    vocabulary: int
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A mean row: tokens of the tower, of prompt (image tokens included) and answer; `distilled`: share of the rows."""
-
-    tower_tokens: float
-    prompt: float
-    answer: float
-    distilled: float
-
-
-def student_flops(pair: Pair, sample: Sample) -> float:
-    """Forward and backward pass of a sample: decoder, its attention, head on the answer, vision tower."""
-    tokens = sample.prompt + sample.answer
-    decoder = 6 * pair.decoder * tokens + 6 * pair.layers * pair.width * tokens**2
-    return decoder + 6 * pair.vocabulary * pair.width * sample.answer + 6 * pair.tower * sample.tower_tokens
-
-
-def teacher_flops(pair: Pair, sample: Sample) -> float:
-    """The teacher's continuation and its head, of a mean sample."""
-    attention = 4 * pair.layers * pair.width * sample.answer * (sample.prompt + sample.answer / 2)
-    own = 2 * pair.decoder * sample.answer + attention + 2 * pair.vocabulary * pair.width * sample.answer
-    return sample.distilled * own
-
-
-def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: float, number: int) -> float:
-    """Keys and values of so many donated tokens, of `number` bytes each."""
-    return 2 * layers * kv_heads * head_dim * number * tokens
-
-
-def all_reduce_bytes(trained: float, workers: int) -> float:
-    """What each worker sends in a step to sum its gradients (a ring, float32)."""
-    return 2 * (workers - 1) / workers * FLOAT32 * trained
-
-
-def fsdp2_bytes(decoder: float, rest: float, workers: int, micro_batches: float, number: int) -> float:
-    """What each worker sends in a step under FSDP2: gathers twice a pass, gradients scattered, the rest summed."""
-    share = (workers - 1) / workers
-    return micro_batches * share * decoder * (2 * number + FLOAT32) + all_reduce_bytes(rest, workers)
-
-
-def checkpoint_bytes(weights: float, trained: float) -> float:
-    """Weights and the optimizer's two moments, float32."""
-    return FLOAT32 * (weights + 2 * trained)
 
 
 def readings(readers: int, rows_per_step: int, together: int) -> float:

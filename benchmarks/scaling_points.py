@@ -24,13 +24,13 @@ from transformers import AutoConfig, AutoProcessor
 
 from benchmarks.local_nodes import LocalNodes, processor_seconds, sent_among
 from benchmarks.report import BenchmarkConfig, Row, publish
-from benchmarks.scaling import all_reduce_bytes, checkpoint_bytes, kv_bytes
 from benchmarks.soak import started
 from lingu_ray.config import Config, Several
 from lingu_ray.config.command_line import load_config, settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.store import Corpus
+from lingu_ray.cost.formulas import all_reduce_bytes, checkpoint_bytes, kv_bytes
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.checkpoint import checkpoints

@@ -94,7 +94,7 @@ def _is_own(key: str) -> bool:
     return bool(near) and near[0] in InspectConfig.model_fields and "." not in key
 
 
-def with_demo(config: Config) -> Config:
+def with_demo(config: Config, usage: str = USAGE) -> Config:
     """The settings with the demo's models and data, where they are of the demo; raises UserError before these exist."""
     if config.demo is None:
         return config
@@ -104,7 +104,7 @@ def with_demo(config: Config) -> Config:
     if not Path(str(config.student.path)).exists():
         raise UserError(
             f"the demo's models and data are not in {root_of(config).parent} yet: python -m lingu_ray.train makes "
-            f"them. For data of your own name the settings file\nusage: {USAGE}"
+            f"them. For data of your own name the settings file\nusage: {usage}"
         )
     return config
 

@@ -94,7 +94,9 @@ def build_student(
         UserError: the decoder that its configuration makes in a VLM has other weights than the teacher's.
     """
     torch.manual_seed(seed)
-    config = _student_config(teacher.config, processor, vision)
+    tokenizer = processor.tokenizer
+    image_token = cast(int, tokenizer.convert_tokens_to_ids(_IMAGE))
+    config = student_config(teacher.config, vision, len(tokenizer), image_token, tokenizer.pad_token_id)
     is_llava = isinstance(config, LlavaConfig)
     model = LlavaForConditionalGeneration(config) if is_llava else Idefics3ForConditionalGeneration(config)
     if tower is not None:
@@ -126,18 +128,17 @@ def _take_decoder(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
             target_VD[vocabulary:] = source_VD.mean(0)
 
 
-def _student_config(
-    teacher: PreTrainedConfig, processor: ProcessorMixin, vision: VisionParts
+def student_config(
+    teacher: PreTrainedConfig, vision: VisionParts, vocabulary: int, image_token: int, pad_token: int | None
 ) -> Idefics3Config | LlavaConfig:
-    tokenizer = processor.tokenizer
+    """The configuration of a new VLM; `vocabulary`: ids of its tokenizer, the image tokens included."""
     settings = {name: value for name, value in teacher.to_dict().items() if name != "quantization_config"}  # of GGUF
-    text = type(teacher).from_dict({**settings, "vocab_size": max(len(tokenizer), teacher.vocab_size)})
+    text = type(teacher).from_dict({**settings, "vocab_size": max(vocabulary, teacher.vocab_size)})
     common = {
         "text_config": text,
         "vision_config": vision.tower,
         "tie_word_embeddings": bool(teacher.tie_word_embeddings),
     }
-    image_token = tokenizer.convert_tokens_to_ids(_IMAGE)
     if isinstance(vision.tower, CLIPVisionConfig):
         return LlavaConfig(
             image_token_index=image_token,
@@ -147,10 +148,7 @@ def _student_config(
             **common,
         )
     return Idefics3Config(
-        scale_factor=vision.pixel_shuffle,
-        image_token_id=image_token,
-        pad_token_id=tokenizer.pad_token_id,
-        **common,
+        scale_factor=vision.pixel_shuffle, image_token_id=image_token, pad_token_id=pad_token, **common
     )
 
 

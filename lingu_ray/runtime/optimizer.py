@@ -14,18 +14,26 @@ from lingu_ray.distill.lora import is_adapter
 from lingu_ray.distill.student import Student
 
 
+def freeze(student: Student, settings: TrainConfig) -> dict[str, list[nn.Parameter]]:
+    """Let only those parameters require a gradient that the settings train; these, by group."""
+    trained = {}
+    for name, named in student.parameter_groups().items():
+        rate = getattr(settings.learning_rates, name)
+        adapters_only = name == "decoder" and settings.lora is not None
+        for parameter_name, parameter in named:
+            parameter.requires_grad_(rate > 0 and (is_adapter(parameter_name) or not adapters_only))
+        trained[name] = [parameter for _, parameter in named if parameter.requires_grad]
+    return trained
+
+
 def make_optimizer(student: Student, settings: TrainConfig) -> torch.optim.AdamW:
     """AdamW with one learning rate a group; groups with rate 0 are frozen; only matrices decay.
 
     With `settings.lora` the adapters are the decoder's group, and its own weights are frozen.
     """
     groups = []
-    for name, named in student.parameter_groups().items():
+    for name, trained in freeze(student, settings).items():
         rate = getattr(settings.learning_rates, name)
-        adapters_only = name == "decoder" and settings.lora is not None
-        for parameter_name, parameter in named:
-            parameter.requires_grad_(rate > 0 and (is_adapter(parameter_name) or not adapters_only))
-        trained = [p for _, p in named if p.requires_grad]
         # sharded and replicated tensors cannot be in one fused update
         for decay, sharded in itertools.product((True, False), (True, False)):
             parameters = [p for p in trained if (p.ndim > 1) is decay and isinstance(p, DTensor) is sharded]

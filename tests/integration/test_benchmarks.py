@@ -94,6 +94,14 @@ def test_transport(tmp_path):
     assert {"object_store"} <= {value for row in rows for value in row.values() if isinstance(value, str)}
 
 
+def test_estimate(tmp_path):
+    """Of a tiny pair, what is counted of steps is what the estimate says; resident memory and time are shown alone."""
+    ratios = {row["what"]: row["ratio"] for row in run("estimate", "cases=tiny", out=tmp_path)}
+    assert ratios["parameters"] == 1 and ratios.keys() > {"resident, MiB", "step, s"}
+    for what in ("kept, MiB", "KV, MiB", "tensors, MiB", "operations, GFLOP"):
+        assert ratios[what] == pytest.approx(1, abs=0.15), what
+
+
 def test_evaluate(tmp_path):
     """Both engines get through every task of a model that sees; Transformers is the ratio's 1."""
     tiny_student(tiny_teacher(), folder=tmp_path / "model")

@@ -15,6 +15,7 @@ from lingu_ray.__main__ import dispatch
 from lingu_ray.chat import read_arguments as read_chat
 from lingu_ray.config.command_line import load_config
 from lingu_ray.config.strict_yaml import load
+from lingu_ray.estimate import read_arguments as read_estimate
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.inspect import named_sources
 from lingu_ray.inspect import read_arguments as read_inspect
@@ -91,6 +92,8 @@ def test_console_commands_parse(words: list[str], capsys: pytest.CaptureFixture[
     """What the console command is told to do it knows, with settings that exist."""
     if words[1:2] == ["chat"]:
         assert read_chat(words[2:])[0]
+    elif words[1:2] == ["estimate"]:
+        assert read_estimate(words[2:])[0].student
     else:
         dispatch(words[1:])
         assert capsys.readouterr().out

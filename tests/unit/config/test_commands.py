@@ -18,6 +18,7 @@ NAMES = (
     *(
         "checkpoint",
         "earlier_turns",
+        "estimate",
         "evaluate",
         "loss",
         "readings",

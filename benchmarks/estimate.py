@@ -1,0 +1,303 @@
+"""What `lingu-ray estimate` says beside what processes take: memory, operations and time of real steps on this CPU.
+
+    python -m benchmarks.estimate                            all cases, some minutes
+    python -m benchmarks.estimate cases=tiny,small_bf16 out=FOLDER
+
+Each case is a pair with random weights that takes steps on random rows, teacher in the worker, in a process of its own.
+Columns: `counted` there, `estimate` from configurations alone, and their `ratio`; rows of a case:
+
+    parameters          of the student
+    kept, MiB           by autograd for the backward pass of a micro-batch, by hooks on the real pass
+    KV, MiB             that a step's rows donated
+    tensors, MiB        at the peak of two steps, models and optimizer with them
+    resident, MiB       how much the process grew meanwhile (Linux): with what the allocator loses between tensors
+    operations, GFLOP   of a step, by torch's counter: products and attention, of which half is masked
+    step, s             the shortest of three
+
+`within` says whether the estimate is within 15 %. The time's rates are measured when the estimate is made, so on a busy
+machine it says little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import flop_counter
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Idefics3Config, LlamaConfig
+
+from benchmarks.report import BenchmarkConfig, Row, publish, seconds_of
+from lingu_ray.config import Config, Several
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.batch import MicroBatch, collate
+from lingu_ray.corpus.encode import Sample
+from lingu_ray.cost.estimate import Estimate, estimate
+from lingu_ray.cost.memory import kv_of_rows, passes_of, worker
+from lingu_ray.cost.trace import LiveBytes
+from lingu_ray.cost.workload import RowConfig
+from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.errors import run_command
+from lingu_ray.runtime.cores import cores
+from lingu_ray.runtime.optimizer import make_optimizer
+from lingu_ray.runtime.prepare import prepare
+from lingu_ray.runtime.step import MicroBatches, model_inputs
+
+MIB = 2**20
+NEAR = 0.15
+STATUS = Path("/proc/self/status")
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair and a step: sizes of decoder and tower, rows, and settings of `train`."""
+
+    hidden: int
+    layers: int
+    vocabulary: int = 4096
+    tower: int = 64
+    rows: int = 8
+    micro_batches: int = 2
+    text: int = 160
+    answer: int = 32
+    train: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_tokens(self) -> int:
+        """Of a row: one view of 8 × 8 patches, four patches a token."""
+        return 16
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest rows."""
+        return self.image_tokens + self.text + self.answer
+
+    def batches(self) -> list[MicroBatch]:
+        """The micro-batches of a step."""
+        packing = self.train.get("packing", False)
+        samples = [[self._sample(seed, row) for row in range(self.rows)] for seed in range(self.micro_batches)]
+        return [collate(of_batch, pad_id=0, packing=packing) for of_batch in samples]
+
+    def _sample(self, seed: int, row: int) -> Sample:
+        """A random row: image, question, answer; the last one is a token shorter, so that there is padding."""
+        generator = torch.Generator().manual_seed(self.rows * seed + row)
+        words = self.text + self.answer - (row == self.rows - 1)
+        image_T = torch.full((self.image_tokens,), self.vocabulary)
+        ids_T = torch.cat([image_T, torch.randint(self.vocabulary, (words,), generator=generator)])
+        supervised_T = torch.arange(len(ids_T)) >= len(ids_T) - self.answer
+        pixels = torch.randn(1, 1, 3, 64, 64, generator=generator)
+        vision = {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, 1, 64, 64).long()}
+        return Sample("made", row, ids_T, supervised_T, ids_T == self.vocabulary, vision)
+
+
+TOWER = {"vision": 1e-5, "projector": 1e-5, "decoder": 1e-5}
+CASES = {
+    "tiny": Case(64, 2, vocabulary=512, rows=4),
+    "small": Case(192, 6),
+    "small_bf16": Case(192, 6, train={"precision": "bf16"}),
+    "small_checkpointing": Case(192, 6, train={"gradient_checkpointing": True}),
+    "small_packed": Case(192, 6, train={"packing": True}),
+    "small_lora": Case(192, 6, train={"lora": {"rank": 8}}),
+    "small_tower": Case(192, 6, tower=512, train={"learning_rates": TOWER}),
+    "smollm2_135m": Case(576, 30, vocabulary=49152, rows=4, micro_batches=1),
+    "smollm2_135m_bf16": Case(576, 30, vocabulary=49152, rows=4, micro_batches=1, train={"precision": "bf16"}),
+}
+
+
+def _half(forward_or_backward: Any) -> Any:
+    return lambda *shapes, **_: forward_or_backward(*[s for s in shapes if isinstance(s, torch.Size)]) // 2
+
+
+aten = torch.ops.aten
+NOT_COUNTED = {
+    aten.addmm_: lambda _sum, a, b, **_: 2 * a[0] * a[1] * b[1],
+    aten._scaled_dot_product_flash_attention_for_cpu: _half(
+        lambda query, key, value, *_: flop_counter.sdpa_flop_count(query, key, value)
+    ),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _half(
+        lambda grad, query, key, value, *_: flop_counter.sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
+"""Operations that torch's counter leaves out."""
+
+
+class EstimateBenchConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    cases: Several[str] = Field(tuple(CASES), description=f"of {', '.join(CASES)}")
+
+
+HELP = Help("python -m benchmarks.estimate [key=value ...]", __doc__, EstimateBenchConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Estimate, measure, compare and publish."""
+    options = settings_alone(arguments, HELP, EstimateBenchConfig)
+    rows = [row for name in options.cases for row in compare(name)]
+    publish("estimate", rows, options.out, options.recorded)
+
+
+def compare(name: str) -> list[Row]:
+    """The rows of a case."""
+    with tempfile.TemporaryDirectory() as folder:
+        for config, model in zip(configs(CASES[name]), ("student", "teacher"), strict=True):
+            config.save_pretrained(Path(folder) / model)
+        told = estimated(CASES[name], folder)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found = pool.submit(counted, name, folder).result()
+    return [
+        {
+            "case": name,
+            "what": what,
+            "counted": found[what],
+            "estimate": told[what],
+            "ratio": (ratio := told[what] / found[what]),
+            "within": "yes" if abs(ratio - 1) <= NEAR else "no",
+        }
+        for what in found
+    ]
+
+
+def configs(case: Case) -> tuple[Idefics3Config, LlamaConfig]:
+    """The configurations of student and teacher."""
+    teacher = LlamaConfig(
+        vocab_size=case.vocabulary,
+        hidden_size=case.hidden,
+        intermediate_size=case.hidden * 8 // 3,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.hidden // 32 if case.hidden < 576 else 9,
+        num_key_value_heads=case.hidden // 64 if case.hidden < 576 else 3,
+        tie_word_embeddings=True,
+    )
+    vision = {"hidden_size": case.tower, "intermediate_size": 4 * case.tower, "num_hidden_layers": 4}
+    student = Idefics3Config(
+        text_config=teacher.to_dict() | {"vocab_size": case.vocabulary + 4},
+        vision_config=vision | {"num_attention_heads": case.tower // 32, "image_size": 64, "patch_size": 8},
+        scale_factor=2,
+        image_token_id=case.vocabulary,
+        tie_word_embeddings=True,
+    )
+    return student, teacher
+
+
+def run_config(case: Case, folder: str) -> Config:
+    """The settings of a run of the case, teacher in the worker, all rows distilled."""
+    settings = {"tokens_per_micro_batch": case.rows * case.tokens, "rows_per_step": case.rows * case.micro_batches}
+    source = {"name": "made", "format": "text", "path": "made here", "language_heavy": True}
+    return Config.model_validate(
+        {
+            "name": "benchmark",
+            "student": {"path": f"{folder}/student"},
+            "teacher": {"path": f"{folder}/teacher", "placement": "in_process"},
+            "corpus": {"sources": [source], "max_length": case.tokens},
+            "train": settings | case.train,
+        }
+    )
+
+
+def estimated(case: Case, folder: str) -> Figures:
+    """What the estimate says."""
+    row = RowConfig(image_tokens=case.image_tokens, text_tokens=case.text, answer_tokens=case.answer)
+    found: Estimate = estimate(run_config(case, folder), row, "cpu")
+    parts = found.config, found.models, found.load
+    passes = passes_of(*parts)
+    *tensors, lost, _itself = [item.bytes / MIB for item in worker(*parts, passes).items]
+    return {
+        "parameters": sum(found.models.parameters.values()),
+        "kept, MiB": (passes.decoder.kept + passes.tower.kept) / MIB,
+        "KV, MiB": kv_of_rows(*parts, found.load.rows_of_step) / MIB,
+        "tensors, MiB": sum(tensors),
+        "resident, MiB": sum(tensors) + lost,
+        "operations, GFLOP": sum(found.time.flops.values()) / 1e9,
+        "step, s": found.time.total,
+    }
+
+
+def counted(name: str, folder: str) -> Figures:
+    """What a process takes that makes the models and takes steps; run in one of its own."""
+    case = CASES[name]
+    torch.set_num_threads(cores())
+    Run(replace(CASES["tiny"], train=case.train), folder).step()  # code is loaded, and kernels are made
+    batches = case.batches()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident
+    before = status("VmRSS")
+    with LiveBytes() as live:
+        run = Run(case, folder, batches)
+        kv = run.step()
+        run.step()
+    resident = status("VmHWM") - before
+    seconds = min(seconds_of(run.step) for _ in range(3))
+    with FlopCounterMode(display=False, custom_mapping=NOT_COUNTED) as flops:
+        run.step()
+    return {
+        "parameters": sum(parameter.numel() for parameter in run.passes.student.model.parameters()),
+        "kept, MiB": kept_bytes(run.passes, batches[0]) / MIB,
+        "KV, MiB": kv / MIB,
+        "tensors, MiB": live.peak / MIB,
+        "resident, MiB": resident / 2**10,
+        "operations, GFLOP": flops.get_total_flops() / 1e9,
+        "step, s": seconds,
+    }
+
+
+class Run:
+    """A pair with random weights, its optimizer, and the micro-batches of a step."""
+
+    def __init__(self, case: Case, folder: str, batches: list[MicroBatch] | None = None):
+        config = run_config(case, folder)
+        dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+        torch.manual_seed(0)
+        student_config, teacher_config = configs(case)
+        student = Student(AutoModelForImageTextToText.from_config(student_config))
+        teacher = Teacher(AutoModelForCausalLM.from_config(teacher_config).to(dtype))
+        prepare(student, config.train, torch.device("cpu"), config.seed)
+        self.optimizer = make_optimizer(student, config.train)
+        self.passes = MicroBatches(config, student, InProcessTeacher(teacher), torch.device("cpu"))
+        self.batches = case.batches() if batches is None else batches
+
+    def step(self) -> int:
+        """One optimizer step; bytes of the KV that was donated."""
+        plans = [self.passes.plan(batch) for batch in self.batches]
+        sums = self.passes.run(self.batches, plans, self.passes.weights(0.0, self.batches, plans))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        return sums.kv_bytes
+
+
+def kept_bytes(passes: MicroBatches, batch: MicroBatch) -> int:
+    """Bytes that the student's forward pass saves for its backward pass, beside weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in passes.student.model.parameters()}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with passes.autocast(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden_BTD, _ = passes.student.hidden_states(model_inputs(batch))
+    del hidden_BTD
+    return sum(saved.values())
+
+
+def status(name: str) -> int:
+    """A field of this process's status, KiB."""
+    lines = STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,135 @@
+"""The whole estimate of a run on a device: its processes, whether they fit, what would make them, and a step's time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lingu_ray.config import Config
+from lingu_ray.cost import memory
+from lingu_ray.cost.devices import GPUS, Device, measured_cpu
+from lingu_ray.cost.memory import Process
+from lingu_ray.cost.models import Models, read_models
+from lingu_ray.cost.step_time import StepTime, step_time
+from lingu_ray.cost.workload import RowConfig, Workload, workload
+from lingu_ray.runtime.precision import by_speed, times_as_fast, with_precision
+
+LARGEST = (1024, 4096, 512)
+"""Width, inner width and rows of the layers that are timed at most: larger products take as long for each number."""
+FREE = 0.1
+"""Share of a device that is left for what allocators lose between tensors."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run on a device. `config`: with its precision chosen; `load`: what a worker computes."""
+
+    config: Config
+    row: RowConfig
+    device: Device
+    models: Models
+    load: Workload
+
+    @cached_property
+    def training(self) -> tuple[Process, ...]:
+        """The processes of a worker while it trains, its share of the host's memory last."""
+        parts = self.config, self.models, self.load
+        worker = memory.worker(*parts, memory.passes_of(*parts))
+        teacher = memory.teacher(*parts)
+        return tuple(process for process in (worker, teacher, memory.host(*parts)) if process is not None)
+
+    @cached_property
+    def engine(self) -> Process | None:
+        """An engine of the evaluation, which runs when training has ended."""
+        return memory.engine(self.config, self.models, self.load)
+
+    @property
+    def needed(self) -> float:
+        """The most that a device must hold: bytes of a GPU, or on a CPU of the whole node."""
+        gpus = self.config.ray.gpus_per_worker
+        workers = self.config.ray.min_workers if not self.device.is_gpu else max(1, round(1 / gpus))
+        on_device = [p.bytes for p in self.training if p.on_device or not self.device.is_gpu]
+        together = max(on_device) if self.device.is_gpu and gpus == 2 else sum(on_device)
+        return max(workers * together, self.engine.bytes if self.engine else 0.0)
+
+    @property
+    def room(self) -> float:
+        """Bytes of the device that may be used."""
+        return self.device.memory * (1 - FREE)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device holds it."""
+        return self.needed <= self.room
+
+    @cached_property
+    def time(self) -> StepTime:
+        """A step to expect."""
+        return step_time(self.config, self.models, self.load, self.device)
+
+    def changes(self) -> Iterator[tuple[str, Estimate]]:
+        """Settings that take less memory, one at a time, with the estimate of a run that differs in it alone."""
+        for settings in _smaller(self.config, self.device.is_gpu):
+            changed = _with(self.config, settings)
+            words = " ".join(f"{key}={value}" for key, value in settings.items())
+            models = read_models(changed) if "train.lora.rank" in settings else self.models
+            smaller = estimate_of(changed, self.row, self.device, models)
+            if smaller.needed < self.needed:
+                yield words, smaller
+
+
+def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
+    """The estimate of a run on a device of the table, or `cpu`.
+
+    Raises:
+        UserError: a configuration cannot be had, or the rows do not fit the settings.
+    """
+    models = read_models(config)
+    wanted = models.text.hidden_size, models.inner, config.train.tokens_per_micro_batch
+    sizes = tuple(min(one, most) for one, most in zip(wanted, LARGEST, strict=True))
+    found = GPUS.get(device) or measured_cpu(*sizes)
+    if config.train.precision == "auto":
+        choice = "bf16" if found.is_gpu else by_speed(times_as_fast(*sizes)).precision
+        config = with_precision(config, choice)
+    return estimate_of(config, row, found, models)
+
+
+def estimate_of(config: Config, row: RowConfig, device: Device, models: Models) -> Estimate:
+    """The estimate of a run whose models are read, and its precision chosen (errors as `workload`)."""
+    load = workload(config, row, models.tower.tokens, config.train.precision == "bf16", device.is_gpu)
+    return Estimate(config, row, device, models, load)
+
+
+def _smaller(config: Config, on_gpu: bool) -> Iterator[dict[str, Any]]:
+    """Settings that would take less memory, those that change no result first."""
+    train, most = config.train, config.corpus.max_length
+    if train.tokens_per_micro_batch > most:
+        yield {"train.tokens_per_micro_batch": max(most, train.tokens_per_micro_batch // 4)}
+    if not train.gradient_checkpointing:
+        yield {"train.gradient_checkpointing": True}
+    if config.uses_teacher and on_gpu:
+        if config.teacher.look_ahead != 0:
+            yield {"teacher.look_ahead": 0}
+        if config.teacher.placement != "in_process" and config.teacher.transport != "cuda_ipc":
+            yield {"teacher.transport": "cuda_ipc"}
+    if train.parallelism == "ddp" and on_gpu:
+        yield {"train.parallelism": "fsdp2", "ray.num_workers": max(4, config.ray.min_workers)}
+    if train.precision == "fp32":
+        yield {"train.precision": "bf16"}
+    if train.lora is None:
+        yield {"train.lora.rank": 16}
+
+
+def _with(config: Config, settings: dict[str, Any]) -> Config:
+    """The run with other values at dotted keys."""
+    tree = config.model_dump(mode="json")
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        node = tree
+        for name in parents:
+            node[name] = node[name] or {}
+            node = node[name]
+        node[last] = value
+    return Config.model_validate(tree)

@@ -1,0 +1,188 @@
+"""The models of a run by their configurations, on the meta device, with its adapters and what is frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+
+from lingu_ray.config import Config
+from lingu_ray.distill.decoder import head_dim
+from lingu_ray.distill.inputs import ModelInputs, forward_arguments
+from lingu_ray.distill.lora import add_adapters
+from lingu_ray.distill.new_student import student_config
+from lingu_ray.distill.student import Student
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.models import check_pair, load_config, make_vision
+from lingu_ray.runtime.optimizer import freeze
+from lingu_ray.runtime.weights import empty_model
+from lingu_ray.storage import is_remote
+
+_ADDED_TOKENS = 4  # of a new VLM, at most
+_ANY_SIZE = 448  # pixels a side of a view, for towers that take pictures of any size
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The vision tower: sizes, patches and image tokens of a view, and numbers of a patch's pixels."""
+
+    width: int
+    inner: int
+    layers: int
+    patches: int
+    tokens: int
+    patch_numbers: int
+
+    @property
+    def attention_flops(self) -> float:
+        """Of a patch, forward, over all of its view."""
+        return 4.0 * self.layers * self.width * self.patches
+
+
+@dataclass(frozen=True)
+class Models:
+    """Student and teacher without weights. `trained`: parameters that learn, by group; `teacher`: None without KD."""
+
+    student: Student
+    teacher: PreTrainedModel | None
+    tower: Tower
+    trained: dict[str, int]
+
+    @property
+    def text(self) -> Any:
+        """The configuration of the student's decoder."""
+        return self.student.decoder.config
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Parameters of the student by group."""
+        return {name: sum(p.numel() for _, p in named) for name, named in self.student.parameter_groups().items()}
+
+    @property
+    def layers(self) -> int:
+        """Parameters of the decoder's layers, which are what FSDP2 shards."""
+        return count(self.student.layers)
+
+    @property
+    def trained_layers(self) -> int:
+        """Of those, the ones that learn."""
+        return sum(p.numel() for p in self.student.layers.parameters() if p.requires_grad)
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads of a layer."""
+        return getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return head_dim(self.text)
+
+    @property
+    def inner(self) -> int:
+        """Inner width of the decoder's MLP."""
+        return getattr(self.text, "intermediate_size", None) or 4 * self.text.hidden_size
+
+    @property
+    def pads_with_mask(self) -> bool:
+        """Whether the student's attention gets a mask where rows are padded."""
+        ids_BT = torch.zeros(2, 3, dtype=torch.long)
+        none_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        padded = ModelInputs(ids_BT, torch.tensor([[0, 0, 0], [1, 1, -1]]), none_BT, none_BT, {})
+        given = forward_arguments(self.student.body, padded)
+        return given["attention_mask"] is not None or "token_type_ids" in given
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def read_models(config: Config) -> Models:
+    """The models that the settings name, without weights.
+
+    Raises:
+        UserError: a configuration cannot be had, or the two are no pair.
+    """
+    try:
+        check_pair(config)
+        model, tower = _student(config)
+    except UserError as error:
+        if error.__cause__ is not None and _of_hub(config):
+            raise UserError(f"{error}\n{_CURE.format(names=', '.join(_of_hub(config)))}") from error
+        raise
+    student = Student(model)
+    if config.train.lora is not None:
+        add_adapters(student.decoder, **dict(config.train.lora))
+    trained = {name: sum(p.numel() for p in group) for name, group in freeze(student, config.train).items()}
+    return Models(student, _teacher(config) if config.uses_teacher else None, tower, trained)
+
+
+_CURE = (
+    "Of a model on the hub the estimate needs config.json alone, no weights: with a network it is fetched once. "
+    "Without one put that file of each ({names}) into a folder of its own, and name the folders: student.path=FOLDER "
+    "teacher.path=FOLDER"
+)
+
+
+def _of_hub(config: Config) -> list[str]:
+    """Hub ids among the models' paths."""
+    tower = config.student.tower
+    paths = (config.student.path, config.teacher.path, tower and tower[0])
+    return [path for path in paths if path and not Path(path).is_absolute() and not is_remote(path)]
+
+
+def _student(config: Config) -> tuple[PreTrainedModel, Tower]:
+    settings = config.student
+    if settings.from_teacher is not None:
+        teacher = load_config(config.teacher.path, config.teacher.revision, False, "teacher.path")
+        vocabulary = cast(int, teacher.vocab_size) + _ADDED_TOKENS
+        found: Any = student_config(teacher, make_vision(settings.from_teacher), vocabulary, vocabulary - 1, None)
+    else:
+        path = cast(str, settings.path)
+        found = load_config(path, settings.revision, settings.trust_remote_code, "student.path")
+    return empty_model(AutoModelForImageTextToText, found, settings.trust_remote_code), tower_of(found)
+
+
+def _teacher(config: Config) -> PreTrainedModel:
+    settings = config.teacher
+    found = load_config(settings.path, settings.revision, False, "teacher.path")
+    return empty_model(AutoModelForCausalLM, found)
+
+
+def tower_of(student: PreTrainedConfig) -> Tower:
+    """The vision tower as a VLM's configuration has it, by the names that the families use."""
+    vision = cast(Any, student).vision_config
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL's hidden_size is the decoder's
+    inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
+    patch = _side(vision.patch_size)
+    side = _side(getattr(vision, "image_size", None) or _ANY_SIZE) // patch
+    frames = getattr(vision, "temporal_patch_size", 1)
+    return Tower(
+        width=width,
+        inner=inner,
+        layers=getattr(vision, "num_hidden_layers", None) or vision.depth,
+        patches=side**2,
+        tokens=max(1, round(side**2 / _patches_of_token(student, vision, side**2))),
+        patch_numbers=3 * frames * patch**2,
+    )
+
+
+def _patches_of_token(student: Any, vision: Any, patches: int) -> float:
+    """How many patches are folded into an image token."""
+    if ratio := getattr(student, "downsample_ratio", None):  # InternVL
+        return 1 / ratio**2
+    if tokens := getattr(student, "mm_tokens_per_image", None):  # Gemma 3
+        return patches / tokens
+    sides = [getattr(student, "scale_factor", None), getattr(student, "spatial_merge_size", None)]
+    sides += [getattr(vision, "spatial_merge_size", None)]
+    return next((side**2 for side in sides if side), 1)
+
+
+def _side(size: Any) -> int:
+    """The side of a square, which configurations write as a number or twice."""
+    return size if isinstance(size, int) else size[0]

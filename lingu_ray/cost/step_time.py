@@ -1,0 +1,91 @@
+"""The time of a step to expect: operations and bytes by what the device does of each in a second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lingu_ray.config import Config
+from lingu_ray.cost.devices import Device
+from lingu_ray.cost.formulas import Pair, Passes, Sample, student_flops, teacher_flops
+from lingu_ray.cost.memory import kv_of_rows, patches_of_row, queries_of_row
+from lingu_ray.cost.models import Models, count
+from lingu_ray.cost.trace import decoder_pass
+from lingu_ray.cost.workload import Workload
+
+TRAFFIC = 8
+"""Times that what a step keeps for its backward pass crosses memory: written, read, and the steps between that are not
+kept. From a model of three decoders on an H100, not measured."""
+UPDATE_BYTES = 28
+"""Of a trained parameter in the optimizer's step: weight, gradient and moments read, weight and moments written."""
+VIEW_SECONDS = 0.02
+"""Of a processor, to cut, scale and normalize one view of a picture: Idefics3's image processor took 0.24 to 0.34 s for
+pictures of 13 to 17 views."""
+OBJECT_STORE = 2.7e9
+"""KV a second from GPU to GPU by way of the object store: two pageable copies and one in host memory; assumed."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Of a worker's step: seconds by what takes them, operations of each model, bytes of KV for its teacher.
+
+    `pictures`: processor seconds that the step's pictures take in the threads that read ahead.
+    """
+
+    seconds: dict[str, float]
+    flops: dict[str, float]
+    kv: float
+    pictures: float
+
+    @property
+    def total(self) -> float:
+        """Seconds."""
+        return sum(self.seconds.values())
+
+
+def step_time(config: Config, models: Models, load: Workload, device: Device) -> StepTime:
+    """A step of one worker on this device; sums of gradients between nodes are left out (docs/scaling.md has them)."""
+    pair, patches = pair_of(models), patches_of_row(models, load)
+    queries = queries_of_row(config, load)
+    row = Sample(patches, load.tokens - load.answer_tokens, load.answer_tokens, load.distilled)
+    asked = Sample(patches, load.tokens - queries, queries, load.distilled)
+    rows, rate = load.rows_of_step, device.rate(load.bf16)
+    bytes_a_second = device.bandwidth * device.moving
+    kv = rows * load.distilled * kv_of_rows(config, models, load, 1) if models.teacher is not None else 0.0
+    flops = {"student": rows * student_flops(pair, row, flops_passes(config, models))}
+    if models.teacher is not None:
+        flops["teacher"] = rows * teacher_flops(pair, asked)
+    seconds = {name: number / rate for name, number in flops.items()} | {
+        "memory": load.micro_batches * TRAFFIC * _kept(config, models, load) / bytes_a_second,
+        "optimizer": UPDATE_BYTES * sum(models.trained.values()) / bytes_a_second,
+    }
+    if kv and config.teacher.placement != "in_process" and config.teacher.transport == "object_store":
+        seconds["KV"] = kv / (OBJECT_STORE if load.on_gpu else bytes_a_second / 2)
+    views = rows * load.image_tokens / models.tower.tokens
+    return StepTime(seconds, flops, kv, views * VIEW_SECONDS)
+
+
+def pair_of(models: Models) -> Pair:
+    """The pair as the formulas take it."""
+    decoder = count(models.student.decoder)
+    embeddings = models.student.output_head.weight_VD.numel()
+    return Pair(
+        decoder=decoder - embeddings,
+        tower=models.parameters["vision"],
+        layers=models.text.num_hidden_layers,
+        width=models.text.hidden_size,
+        vocabulary=models.student.output_head.vocabulary,
+        tower_attention=models.tower.attention_flops,
+    )
+
+
+def flops_passes(config: Config, models: Models) -> Passes:
+    """Forward passes that decoder and tower are worth: two more backward, one where weights are frozen."""
+    again = int(config.train.gradient_checkpointing)
+    decoder = 3 if models.trained_layers >= models.layers / 2 else 2
+    return Passes(decoder=decoder + again, tower=3 + again if models.trained["vision"] else 1)
+
+
+def _kept(config: Config, models: Models, load: Workload) -> float:
+    """What a micro-batch would keep without gradient checkpointing, a third more with it, which computes it again."""
+    kept = decoder_pass(models.student.decoder, load.rows, load.tokens, False, load.bf16, False).kept
+    return kept * (4 / 3 if config.train.gradient_checkpointing else 1)

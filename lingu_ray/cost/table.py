@@ -1,0 +1,95 @@
+"""An estimate as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lingu_ray.config.layout import text_width, wrapped
+from lingu_ray.cost.devices import GIB
+from lingu_ray.cost.estimate import FREE, Estimate
+from lingu_ray.cost.memory import Process
+from lingu_ray.cost.models import count
+
+_COLUMN = 46
+
+
+def lines(found: Estimate) -> list[str]:
+    """What the command prints."""
+    return [*_run(found), "", *_memory(found), "", *_verdict(found), "", *_time(found)]
+
+
+def _run(found: Estimate) -> Iterator[str]:
+    """What the estimate is of: rows, micro-batches, parameters."""
+    load, models = found.load, found.models
+    yield from _line(
+        "rows",
+        f"{load.image_tokens} image + {load.text_tokens} text + {load.answer_tokens} answer tokens, assumed "
+        f"(image_tokens=, text_tokens=, answer_tokens=); {load.distilled:.0%} distilled",
+    )
+    yield from _line(
+        "step",
+        f"{load.rows_of_step} rows a worker in {load.micro_batches} micro-batches of up to {load.rows}, "
+        f"{'bf16' if load.bf16 else 'fp32'}",
+    )
+    groups = ", ".join(f"{name} {_millions(number)}" for name, number in models.parameters.items())
+    trained = _millions(sum(models.trained.values()))
+    teacher = f"; teacher {_millions(count(models.teacher))}" if models.teacher is not None else ""
+    yield from _line("weights", f"student {groups}, trained {trained}{teacher}")
+
+
+def _memory(found: Estimate) -> Iterator[str]:
+    """A table of the processes' items."""
+    yield f"{'process':12}{'what':{_COLUMN}}{'GiB':>9}"
+    for process in (*found.training, *((found.engine,) if found.engine else ())):
+        yield from _process(process)
+
+
+def _process(process: Process) -> Iterator[str]:
+    for number, item in enumerate(process.items):
+        yield f"{process.name if number == 0 else '':12}{item.what:{_COLUMN}}{item.bytes / GIB:9.2f}"
+    yield f"{'':12}{'together':{_COLUMN}}{process.bytes / GIB:9.2f}"
+
+
+def _verdict(found: Estimate) -> Iterator[str]:
+    """Whether it fits; if not, what single settings would change."""
+    device = found.device
+    what = f"one {device.name}" if device.is_gpu else "this machine"
+    size = f"{found.needed / GIB:.2f} of {device.memory / GIB:.0f} GiB of {what}"
+    if found.fits:
+        yield from _line("fits", f"{size}, of which {FREE:.0%} are left free")
+        return
+    yield from _line("too large", f"{size}, of which {FREE:.0%} stay free. Each of these alone:")
+    for words, changed in found.changes():
+        yield f"{'':12}{words:{_COLUMN}}{changed.needed / GIB:9.2f}{'  fits' if changed.fits else ''}"
+
+
+def _time(found: Estimate) -> Iterator[str]:
+    """Seconds of a step by what takes them, hours of the run, bytes of KV."""
+    time, train, device = found.time, found.config.train, found.device
+    parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in time.seconds.items() if seconds)
+    yield from _line("step", f"{time.total:.3g} s: {parts}")
+    whole = train.steps * time.total
+    alone = "" if not found.config.controls else ", a control about as much"
+    yield from _line("run", f"{train.steps} steps: {_duration(whole)}{alone}; corpus, validation, evaluation apart")
+    if time.kv:
+        way = found.config.teacher.transport if found.config.teacher.placement != "in_process" else "in the worker"
+        yield from _line("KV", f"{time.kv / 1e6:.4g} MB a step and worker, by {way}")
+    if time.pictures:
+        yield from _line("pictures", f"{time.pictures:.3g} s of processor time a step and worker, in threads")
+    rate = device.rate(found.load.bf16) / 1e12
+    origin = "assumed of its maker's figures" if device.is_gpu else "measured now"
+    yield from _line("rates", f"{rate:.3g} TFLOP/s, {device.bandwidth * device.moving / 1e9:.4g} GB/s, {origin}")
+
+
+def _line(name: str, text: str) -> list[str]:
+    return wrapped(f"{name:12}", text, text_width())
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

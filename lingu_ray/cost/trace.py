@@ -1,0 +1,158 @@
+"""Memory of a micro-batch in decoder and loss, read from their own code: it runs over fake tensors, without numbers.
+
+Fake tensors have shapes, dtypes and storages of the right sizes, and neither values nor memory. So what autograd keeps,
+what a backward pass needs on top, and what gradient checkpointing saves follow from the code that trains, for every
+family of decoders alike.
+"""
+
+from __future__ import annotations
+
+import weakref
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+from lingu_ray.distill.divergence import DivergenceFn
+from lingu_ray.distill.head import OutputHead
+from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
+from lingu_ray.errors import UserError
+
+_CAUSAL = "causal_sdpa"
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes of a computation: kept until its backward pass, and the most at any moment up to the end of that."""
+
+    kept: int
+    peak: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations inside the block make, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._live: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inside = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in inside:
+                self._count(leaf.untyped_storage())
+        return output
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._live:
+            return
+
+        def freed(_: weakref.ref) -> None:
+            del self._live[key]
+            self.now -= size
+
+        self._live[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def decoder_pass(
+    decoder: PreTrainedModel, rows: int, tokens: int, masked: bool, bf16: bool, checkpointing: bool
+) -> Held:
+    """Forward and backward pass of a decoder on the meta device, over embedded rows; gradients exist already.
+
+    `masked`: attention gets a mask, as where rows are padded.
+
+    Raises:
+        UserError: the decoder cannot run without numbers.
+    """
+    fake: Any = deepcopy(decoder).train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake.to_empty(device="cpu")
+        if checkpointing:
+            fake.gradient_checkpointing_enable({"use_reentrant": False})
+        mask, implementation = _mask(fake, rows, tokens), str(fake.config._attn_implementation)
+        if not masked and not implementation.endswith("eager"):
+            fake.set_attn_implementation(_CAUSAL)
+        embedding_RTD = torch.empty(rows, tokens, fake.config.hidden_size, requires_grad=True)
+        gradients = [torch.empty_like(p) for p in fake.parameters() if p.requires_grad]
+        for parameter, gradient in zip((p for p in fake.parameters() if p.requires_grad), gradients, strict=True):
+            parameter.grad = gradient
+        embedding_RTD.grad = torch.empty_like(embedding_RTD)
+        try:
+            with LiveBytes() as live:
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    hidden_RTD = fake(
+                        inputs_embeds=embedding_RTD,
+                        attention_mask=mask,
+                        position_ids=torch.arange(tokens)[None],
+                        use_cache=False,
+                    ).last_hidden_state
+                kept = live.now
+                hidden_RTD.backward(torch.empty_like(hidden_RTD))
+        except RuntimeError as error:
+            raise UserError(f"the memory of a {type(decoder).__name__} cannot be estimated: {error}") from error
+    return Held(kept, live.peak)
+
+
+def loss_pass(
+    student: OutputHead,
+    teacher: OutputHead | None,
+    width: int,
+    tokens: int,
+    bf16: bool,
+    trained: bool,
+    temperature: float,
+    divergence: DivergenceFn,
+) -> Held:
+    """The fused loss on so many supervised tokens, all with a KD term where there is a teacher; heads may be meta.
+
+    `kept`: gradients of hidden states and head, which wait for the backward pass.
+    """
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        head = _fake_head(student, torch.float32, trained)
+        hidden_ND = torch.empty(tokens, width, dtype=dtype, requires_grad=True)
+        labels_N, scale_N = torch.empty(tokens, dtype=torch.long), torch.empty(tokens)
+        judged = None
+        if teacher is not None:
+            hidden_MD = torch.empty(tokens, width, dtype=dtype)
+            judged = TeacherOutput(hidden_MD, _fake_head(teacher, dtype, False), torch.empty(tokens, dtype=torch.bool))
+        with LiveBytes() as live:
+            terms = ce_kd_loss(hidden_ND, head, labels_N, LossScales(scale_N, scale_N, temperature), judged, divergence)
+            kept = live.now
+            del terms
+    return Held(kept, live.peak)
+
+
+def _fake_head(head: OutputHead, dtype: torch.dtype, trained: bool) -> OutputHead:
+    weight_VD = torch.empty(head.weight_VD.shape, dtype=dtype, requires_grad=trained)
+    return OutputHead(weight_VD, head.scale, head.softcap)
+
+
+def _mask(decoder: PreTrainedModel, rows: int, tokens: int) -> Tensor:
+    """A mask for each position and key, which Transformers takes as it is, whatever the kinds of layers."""
+    dtype = torch.float32 if str(decoder.config._attn_implementation).endswith("eager") else torch.bool
+    return torch.empty(rows, 1, tokens, tokens, dtype=dtype)
+
+
+def _causal_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """SDPA as it runs where Transformers finds that it needs no mask."""
+    return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+
+AttentionInterface.register(_CAUSAL, _causal_attention)
+AttentionMaskInterface.register(_CAUSAL, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

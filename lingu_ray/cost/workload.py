@@ -1,0 +1,94 @@
+"""The rows that a run is assumed to train on, and how its settings cut them into micro-batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from lingu_ray.config import Config, Section
+from lingu_ray.errors import UserError
+
+
+class RowConfig(Section):
+    """A mean row. Counts of your own data: `lingu-ray inspect`."""
+
+    image_tokens: NonNegativeInt | None = Field(
+        None, description="image tokens of a row; null: one view of the vision tower, and more where pictures are tiled"
+    )
+    text_tokens: NonNegativeInt = Field(192, description="text tokens of a row's prompt")
+    answer_tokens: PositiveInt = Field(64, description="answer tokens of a row")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a worker computes in a step.
+
+    `rows`: of a micro-batch; `rows_of_step`: of this worker; `alive`: micro-batches whose activations are in memory at
+    one time; `distilled`: share of the rows with a KD term; `bf16`, `on_gpu`: where and how it computes.
+    """
+
+    image_tokens: int
+    text_tokens: int
+    answer_tokens: int
+    rows: int
+    rows_of_step: int
+    alive: int
+    distilled: float
+    bf16: bool
+    on_gpu: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a row."""
+        return self.image_tokens + self.text_tokens + self.answer_tokens
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step."""
+        return math.ceil(self.rows_of_step / self.rows)
+
+    @property
+    def number(self) -> int:
+        """Bytes of a number in products and KV."""
+        return 2 if self.bf16 else 4
+
+
+def workload(config: Config, row: RowConfig, image_tokens_of_view: int, bf16: bool, on_gpu: bool) -> Workload:
+    """The rows of a worker, of which the fewest workers have most.
+
+    Raises:
+        UserError: a row is longer than the settings allow.
+    """
+    image_tokens = image_tokens_of_view if row.image_tokens is None else row.image_tokens
+    tokens = image_tokens + row.text_tokens + row.answer_tokens
+    if tokens > config.corpus.max_length:
+        raise UserError(
+            f"a row of {image_tokens} image, {row.text_tokens} text and {row.answer_tokens} answer tokens is above "
+            f"corpus.max_length={config.corpus.max_length}: raise that, or give image_tokens, text_tokens and "
+            "answer_tokens of your rows"
+        )
+    rows_of_step = math.ceil(config.train.rows_per_step / config.ray.min_workers)
+    rows = min(rows_of_step, config.train.tokens_per_micro_batch // tokens)
+    ahead = config.teacher.look_ahead
+    ahead = int(on_gpu) if ahead is None else ahead
+    return Workload(
+        image_tokens=image_tokens,
+        text_tokens=row.text_tokens,
+        answer_tokens=row.answer_tokens,
+        rows=rows,
+        rows_of_step=rows_of_step,
+        alive=min(1 + ahead, math.ceil(rows_of_step / rows)),
+        distilled=distilled_share(config),
+        bf16=bf16,
+        on_gpu=on_gpu,
+    )
+
+
+def distilled_share(config: Config) -> float:
+    """Share of the rows with a KD term, by the sources' weights; without weights sources count alike."""
+    if not config.uses_teacher:
+        return 0.0
+    weights = {source.name: source.weight or 1.0 for source in config.training_sources()}
+    return sum(weights[name] for name in config.distilled_sources() if name in weights) / sum(weights.values())

@@ -1,0 +1,134 @@
+"""`lingu-ray estimate`: from configurations alone, what fits and what does not, and what to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tinyrun
+from families import FAMILIES
+from tiny import IMAGE_TOKENS, tiny_student, tiny_teacher
+
+from lingu_ray.config import Config
+from lingu_ray.cost.devices import GPUS
+from lingu_ray.cost.estimate import Estimate, estimate, estimate_of
+from lingu_ray.cost.models import read_models, tower_of
+from lingu_ray.cost.workload import RowConfig
+from lingu_ray.errors import UserError
+from lingu_ray.estimate import main
+
+ROW = RowConfig(text_tokens=60, answer_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Configurations of the tiny pair, without weights."""
+    folder = tmp_path_factory.mktemp("pair")
+    teacher = tiny_teacher()
+    teacher.config.save_pretrained(folder / "teacher")
+    tiny_student(teacher).config.save_pretrained(folder / "student")
+    return folder
+
+
+def on_h100(config: Config, **row: int) -> Estimate:
+    """An estimate of the run on a GPU."""
+    return estimate_of(config, ROW.model_copy(update=row), GPUS["h100"], read_models(config))
+
+
+def items(found: Estimate, process: int) -> dict[str, float]:
+    """Bytes of a process's items."""
+    return {item.what: item.bytes for item in found.training[process].items}
+
+
+def test_parameters_are_those_of_the_models(pair: Path, tmp_path: Path):
+    """Counted on the meta device they are those of the real models; what is frozen, and adapters, as in training."""
+    real = tiny_student(tiny_teacher())
+    config = tinyrun.config(pair, tmp_path, train={"learning_rates": {"vision": 0.0}})
+    models = read_models(config)
+    assert sum(models.parameters.values()) == sum(p.numel() for p in real.parameters())
+    assert models.trained["vision"] == 0 and models.trained["decoder"] == models.parameters["decoder"]
+    adapters = read_models(tinyrun.config(pair, tmp_path, train={"lora": {"rank": 2}})).trained["decoder"]
+    assert 0 < adapters < models.trained["decoder"] / 5
+
+
+def test_a_new_student_needs_no_tokenizer(pair: Path, tmp_path: Path):
+    """`student.from_teacher`: the teacher's configuration makes the VLM's, decoder and image tokens alike."""
+    config = tinyrun.config(pair, tmp_path, student=tinyrun.NEW_STUDENT)
+    models, existing = read_models(config), read_models(tinyrun.config(pair, tmp_path))
+    assert models.layers == existing.layers and models.tower.tokens == IMAGE_TOKENS == existing.tower.tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("idefics3", 4), ("llava", 16), ("internvl3", 4), ("gemma3", 4), ("paligemma2", 16), ("mistral3", 4)],
+)
+def test_image_tokens_of_a_view(name: str, tokens: int):
+    """How many tokens each family makes of its square of 4 × 4 patches."""
+    family = FAMILIES[name]
+    tower = tower_of(family.config(family.decoder.to_dict()))
+    assert (tower.patches, tower.tokens, tower.patch_numbers) == (16, tokens, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [family.name for family in FAMILIES.values() if family.modality == "image"])
+def test_every_family(name: str, tmp_path: Path):
+    """Each family of students has an estimate, in which all processes need something."""
+    family = FAMILIES[name]
+    family.decoder.save_pretrained(tmp_path / "teacher")
+    family.config(family.decoder.to_dict() | {"vocab_size": 325}).save_pretrained(tmp_path / "student")
+    found = on_h100(tinyrun.config(tmp_path, tmp_path, train={"precision": "bf16"}), image_tokens=16)
+    assert found.fits and found.time.total > 0
+    assert [process.name for process in found.training] == ["worker", "teacher", "host"]
+    assert all(item.bytes > 0 for process in found.training for item in process.items)
+
+
+def test_settings_move_memory(pair: Path, tmp_path: Path):
+    """The teacher's place, the transport of KV, look-ahead and FSDP2 each show in the items that they change."""
+    apart = on_h100(tinyrun.config(pair, tmp_path))
+    inside = on_h100(tinyrun.config(pair, tmp_path, teacher={"placement": "in_process"}))
+    lent = on_h100(tinyrun.config(pair, tmp_path, teacher={"transport": "cuda_ipc"}))
+    assert len(apart.training) == 3 and len(inside.training) == 2
+    assert "the teacher's weights" in items(inside, 0) and "KV of a micro-batch, copied" not in items(lent, 1)
+    assert "object store: KV" in items(apart, -1) and "object store: KV" not in items(lent, -1)
+    one = on_h100(tinyrun.config(pair, tmp_path, teacher={"look_ahead": 0}))
+    kept = "kept for the backward pass"
+    assert items(apart, 0)[f"{kept}, 2 micro-batches"] == 2 * items(one, 0)[f"{kept}, 1 micro-batch"]
+    sharded = on_h100(
+        tinyrun.config(pair, tmp_path, train={"parallelism": "fsdp2"}, ray={"num_workers": 3, "use_gpu": True})
+    )
+    moments = "optimizer: two moments"
+    assert items(sharded, 0)[moments] == pytest.approx(
+        items(apart, 0)[moments] - 2 / 3 * 8 * apart.models.trained_layers
+    )
+
+
+def test_no_teacher_no_kv(pair: Path, tmp_path: Path):
+    """Plain fine-tuning has neither teacher nor KV, and takes less time."""
+    plain = on_h100(tinyrun.config(pair, tmp_path, distill={"policy": "none"}))
+    assert [process.name for process in plain.training] == ["worker", "host"]
+    assert plain.time.kv == 0 and plain.time.total < on_h100(tinyrun.config(pair, tmp_path)).time.total
+
+
+def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The command prints a table, says that a tiny pair fits, and by which setting a large step would."""
+    path = tinyrun.write_settings(tmp_path / "my.yaml", pair, tmp_path)
+    main([str(path), "device=h100", "text_tokens=60", "answer_tokens=20"])
+    text = capsys.readouterr().out
+    assert f"{IMAGE_TOKENS} image + 60 text + 20 answer tokens" in text and "\nfits " in text and "object_store" in text
+    large = ["train.tokens_per_micro_batch=800000", "train.rows_per_step=10000", "text_tokens=76", "answer_tokens=80"]
+    main([str(path), "device=l4", *large])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("too large") for line in lines)
+    changed = {line.split()[0]: line for line in lines if line.startswith(" " * 12 + "t") and "=" in line}
+    assert changed["train.tokens_per_micro_batch=200000"].endswith("fits")
+    assert {"train.gradient_checkpointing=True", "train.precision=bf16", "teacher.look_ahead=0"} <= changed.keys()
+
+
+def test_what_is_wrong_is_said(pair: Path, tmp_path: Path):
+    """Rows above the longest sample, and hub models without a network, are refused with what to do."""
+    with pytest.raises(UserError, match=r"corpus\.max_length=160: raise that, or give image_tokens"):
+        estimate(tinyrun.config(pair, tmp_path), RowConfig(text_tokens=200), "h100")
+    with pytest.raises(UserError, match=r"config\.json alone.*student\.path=FOLDER"):
+        main(["smolvlm-256m", "device=h100"])
+    with pytest.raises(UserError, match="device: 'v100' does not fit"):
+        main(["smolvlm-256m", "device=v100"])
