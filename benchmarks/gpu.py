@@ -106,7 +106,7 @@ def parts_of(size: str) -> list[Part]:
     if size == "tiny":
         rows = ("rows=2", "micro_batches=2", "image_tokens=4", "text_tokens=4", "answer_tokens=4")
         return [
-            *(Part("parity", pair, (f"pair={pair}", *rows)) for pair in ("tiny", "tiny-mrope")),
+            Part("parity", "tiny", ("pair=tiny", *rows)),
             Part("step", "tiny", ("pair=tiny", *rows, "repeats=1", "ways=in_process,actor_1")),
             Part("loss", "", ("tokens=64", "vocabulary=512", "width=64", "repeats=1")),
             Part("transport", "", ("sizes=1", "dtypes=bfloat16", "repeats=1")),

@@ -11,7 +11,7 @@ A pair with random weights takes one step's micro-batches forward and backward, 
     cuda_ipc           the same, KV opened in the worker's memory; on GPUs only
 
 `ce_off`, `kd_off`: relative difference of the losses; `gradient_off`: length of the gradients' difference over the
-length of the gradient, all parameters together. `allowed` bounds all three; where one is above, the exit code is 1.
+length of the gradient, all parameters together. Where one is above what is allowed, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.step import MicroBatches
 
 CPU = torch.device("cpu")
-ALLOWED = {"fp32": 2.0**-7, "bf16": 2.0**-3, "same": 2.0**-8}
-"""fp32: products may be TF32's, of 10 bits, through all layers. bf16: 8 bits. same: one rounding of bf16."""
+ALLOWED = {"fp32": (2.0**-10, 2.0**-7), "bf16": (2.0**-8, 2.0**-4), "same": (2.0**-12, 2.0**-8)}
+"""How far losses and gradient may be off. fp32: products may be TF32's, of 10 bits. bf16: 8 bits; SmolVLM-256M's shapes
+are off by 5e-5 and 0.016 on a CPU. same: gradients that are added up in another order, then rounded to bf16."""
 
 
 class ParityConfig(BenchmarkConfig):
@@ -62,12 +63,8 @@ def main(arguments: list[str]) -> None:
     task: Any = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(_compare)
     rows = ray.get(task.remote(options.recorded))
     publish("parity", rows, options.out, options.recorded)
-    off = [row["way"] for row in rows if not max(row[f"{name}_off"] for name in MEASURED) <= row["allowed"]]
-    if off:
+    if off := [row["way"] for row in rows if not is_close(row)]:
         raise UserError(f"{options.pair}: further off than allowed: {', '.join(off)}")
-
-
-MEASURED = ("ce", "kd", "gradient")
 
 
 @dataclass(frozen=True)
@@ -85,27 +82,27 @@ def _compare(settings: Row) -> list[Row]:
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        steps = _Steps(settings, named_pair(settings["pair"]), folder)
+        steps = Steps(settings, named_pair(settings["pair"]), folder)
         exact = steps.outcome("fp32", CPU)
         rows = []
         if gpu:
             device = torch.device("cuda")
             on_gpu = steps.outcome("fp32", device)
-            rows.append(_row("fp32 in_process", on_gpu, "fp32 on the CPU", exact, "fp32"))
+            rows.append(compared("fp32 in_process", on_gpu, "fp32 on the CPU", exact, "fp32"))
             exact = on_gpu
         else:
             device = CPU
         here = steps.outcome("bf16", device)
-        rows.append(_row("bf16 in_process", here, "fp32 in_process", exact, "bf16"))
+        rows.append(compared("bf16 in_process", here, "fp32 in_process", exact, "bf16"))
         ways = {"again": ("in_process", "object_store"), "actor": ("actor", "object_store")}
         for way, (placement, transport) in (ways | ({"cuda_ipc": ("actor", "cuda_ipc")} if gpu else {})).items():
             outcome = steps.outcome("bf16", device, placement, transport)
-            rows.append(_row(f"bf16 {way}", outcome, "bf16 in_process", here, "same"))
+            rows.append(compared(f"bf16 {way}", outcome, "bf16 in_process", here, "same"))
         return rows
 
 
-class _Steps:
-    """A student, its teacher in `folder`, and micro-batches, for steps in several ways."""
+class Steps:
+    """A student, its teacher in `folder`, and micro-batches of the settings' sizes, for steps in several ways."""
 
     def __init__(self, settings: Row, pair: Pair, folder: str):
         self.folder = folder
@@ -130,14 +127,23 @@ class _Steps:
         return Outcome(sums.ce, sums.kd, gradient)
 
 
-def _row(way: str, outcome: Outcome, against: str, other: Outcome, allowed: str) -> Row:
+def is_close(row: Row) -> bool:
+    """Whether a row is within what it allows."""
+    losses = all(row[f"{name}_off"] <= row["losses_allowed"] for name in ("ce", "kd"))  # not so where it is nan
+    return losses and row["gradient_off"] <= row["gradient_allowed"]
+
+
+def compared(way: str, outcome: Outcome, against: str, other: Outcome, allowed: str) -> Row:
+    """The row of a way against another; `allowed`: which of `ALLOWED`."""
+    losses, gradient = ALLOWED[allowed]
     return {
         "way": way,
         "against": against,
         "ce_off": abs(outcome.ce - other.ce) / other.ce,
         "kd_off": abs(outcome.kd - other.kd) / other.kd,
         "gradient_off": _distance(outcome.gradient, other.gradient),
-        "allowed": ALLOWED[allowed],
+        "losses_allowed": losses,
+        "gradient_allowed": gradient,
     }
 
 

@@ -41,7 +41,7 @@ class GpuFacts:
 def gpu_facts() -> GpuFacts:
     """Those of this machine."""
     found, cuda = gpus(), torch_cuda()
-    error = _torch_error() if found and cuda else None
+    error = torch_error() if found and cuda else None
     return GpuFacts(found, cuda, driver_cuda(), error, bool(found) and mps_runs())
 
 
@@ -70,14 +70,17 @@ def torch_cuda() -> str | None:
     return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
 
 
-def _torch_error() -> str | None:
-    """What a new process's torch says where it finds no GPU."""
+def torch_error() -> str | None:
+    """What a new process's torch says where it finds no GPU; None where it finds one."""
     look = [sys.executable, "-c", "import torch; torch.cuda.is_available() or torch.cuda.init()"]
     try:
         done = subprocess.run(look, capture_output=True, text=True, timeout=_TORCH_WITHIN_S, check=False)
     except subprocess.TimeoutExpired:
         return f"no answer within {_TORCH_WITHIN_S:g} s"
-    return (done.stderr.strip().splitlines() or ["it ended without a word"])[-1] if done.returncode else None
+    if not done.returncode:
+        return None
+    said = re.search(r"^\w*Error: .+", done.stderr, re.MULTILINE)
+    return said[0] if said else f"it ends with exit code {done.returncode}"
 
 
 def _printed(*command: str, given: str = "") -> str | None:

@@ -11,7 +11,7 @@ from lingu_ray.doctor import read_arguments, shown
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.doctor.checks import check_nodes
 from lingu_ray.runtime.doctor.finding import Finding
-from lingu_ray.runtime.doctor.gpu import Gpu, GpuFacts, gpu_facts
+from lingu_ray.runtime.doctor.gpu import Gpu, GpuFacts, gpu_facts, torch_error
 from lingu_ray.runtime.doctor.node import NodeFacts, output_error, put_marker, remove_marker
 
 VERSIONS = {"lingu_ray": "0.1.0", "python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "transformers": "5.19.0"}
@@ -172,6 +172,14 @@ def test_gpus_are_read_from_what_nvidia_prints(tmp_path: Path, monkeypatch: pyte
     assert not gpu_facts().mps
     (tmp_path / "nvidia-smi").unlink()
     assert (gpu_facts().gpus, gpu_facts().driver_cuda, gpu_facts().mps) == ([], None, False)
+
+
+@pytest.mark.slow
+def test_what_torch_says_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that sees no GPU says why, in one line."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    said = torch_error()
+    assert said is not None and "CUDA" in said and "Error: " in said and "\n" not in said
 
 
 def test_what_is_wrong_depends_on_the_run(settings: Config) -> None:
