@@ -1,8 +1,8 @@
 # lingu_ray: `make` shows what there is to make.
 
 PYTHON ?= python3.11
-# An index that serves CPU builds of torch, for a Linux machine without a GPU whose own index has CUDA builds only
-# (the install page of pytorch.org names one). Without it torch brings its CUDA libraries along: it works, and is large.
+# An index of torch's own builds (the install page of pytorch.org names them). Without a GPU: one of CPU builds, where
+# the machine's index has CUDA builds only, which work and are large. With a GPU: one for a driver older than the lock's.
 TORCH_INDEX ?=
 # Test files at one time; each may start a Ray of two CPUs.
 TEST_WORKERS ?= 2
@@ -21,6 +21,8 @@ DINOV2 := models/dinov2-small
 EASY_VQA := models/easy-vqa
 # Folder with the public sets of the experiment on a real pair (benchmarks/result/README.md).
 DATA ?=
+GPU := $(shell nvidia-smi -L 2>/dev/null)
+LOCK := requirements-$(if $(GPU),gpu,cpu).lock
 
 .PHONY: help setup demo test test-fast test-long check smollm2 dinov2 result clean
 
@@ -39,23 +41,40 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements-cpu.lock
+$(STAMP): pyproject.toml $(LOCK)
+	$(if $(GPU),$(check_driver))
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lingu_ray needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	@# Debian ships venv without ensurepip: there the machine's own pip fills the new environment.
 	test -x $(RUN) && $(RUN) -m pip --version >/dev/null || $(PYTHON) -m venv $(VENV) || \
 		{ $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install pip; }
-	$(if $(shell nvidia-smi -L 2>/dev/null),$(gpu_packages),$(cpu_packages))
+	$(if $(GPU),$(gpu_packages),$(cpu_packages))
 	@touch $@
 
+# A driver serves CUDA up to a version, which nvidia-smi prints; torch's libraries in the lock are of another.
+define check_driver
+	@serves=$$(nvidia-smi | sed -n 's/.*CUDA \(UMD \)\{0,1\}Version: *\([0-9]*\).*/\2/p'); \
+	needs=$$(sed -n 's/^nvidia-cuda-runtime==\([0-9]*\).*/\1/p' $(LOCK)); \
+	test -n "$(TORCH_INDEX)" || test "$${serves:-$$needs}" -ge "$$needs" || { \
+		echo "The NVIDIA driver serves CUDA $$serves, and $(LOCK) has torch for CUDA $$needs: update the driver, or"; \
+		echo "make setup TORCH_INDEX=... with an index of builds for CUDA $$serves (then without vLLM, see docs/gpu.md)."; \
+		exit 1; }
+endef
+
 define gpu_packages
-	$(PIP) install -e '.[vllm,dev,gguf,onnx,lora,lm-eval,optuna]'
+	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision|audio)?==' $(LOCK)))
+	$(PIP) install --no-deps -r $(LOCK)
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@$(RUN) -c 'import torch; torch.cuda.is_available() or torch.cuda.init()' || { \
+		echo "nvidia-smi shows a GPU, and torch cannot use it, as said above: in a container, docker run --gpus all;"; \
+		echo "with a build for a newer CUDA than the driver's, update the driver, or TORCH_INDEX=... (see Makefile)."; \
+		exit 1; }
 endef
 
 TORCH := "$$(grep '^torch==' requirements-cpu.lock)"
 define cpu_packages
 	$(if $(TORCH_INDEX),$(PIP) install --no-deps --index-url $(TORCH_INDEX) $(TORCH))
-	$(PIP) install --no-deps -r requirements-cpu.lock
+	$(PIP) install --no-deps -r $(LOCK)
 	@$(RUN) -c 'import torch' 2>/dev/null || { \
 		echo "This index has torch for CUDA only: its libraries come along (TORCH_INDEX=... avoids that, see Makefile)."; \
 		$(PIP) install $(TORCH); }

@@ -295,8 +295,8 @@ def main(arguments: list[str]) -> None:
     names = available(device)
     shapes = [Shape(n, v, options.width, dtype, device) for v in options.vocabulary for n in options.tokens]
     rows = [row for shape in shapes for row in compare(shape, names, options.repeats)]
-    settings = {"width": options.width, "dtype": str(dtype), "repeats": options.repeats, "divergence": "jsd(0.5)"}
-    publish("loss", rows, options.out, settings)
+    settings = options.recorded | {"dtype": str(dtype), "divergence": "jsd(0.5)"}
+    publish("loss", rows, options.out, settings, {"left_out": [name for name in MAKERS if name not in names]})
     if options.out is not None:
         plot(rows, shapes, names, options.out)
 

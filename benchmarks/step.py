@@ -3,17 +3,19 @@
     python -m benchmarks.step out=docs/performance
 
 Each way takes one optimizer step over the same micro-batches of image questions, all of them distilled: the worst case
-for the teacher. The decoder has SmolLM2-135M's shapes with random weights; the vision tower is kept small, so that the
-student's own work does not hide the teacher's. Rows:
+for the teacher. Weights are random. Without `pair` the decoder has SmolLM2-135M's shapes, and the vision tower is kept
+small, so that the student's own work does not hide the teacher's; with it all is as in that model. Rows:
 
     sft                      cross-entropy alone: the ratio's 1
     full_sequence            a teacher that reads the whole sequence in the worker and makes logits of the answers alone
     full_sequence_all_logits the same, student and teacher making logits of every position, as TRL's GKD trainer does
     in_process               the KV-shared teacher in the worker
     actor_0, _1, _2          the KV-shared teacher in an actor, with look-ahead 0, 1 and 2 (of the step's micro-batches)
+    cuda_ipc_0, _1           the same, and the KV stays where it is (on GPUs only, and only where asked for)
 
 All runs in one Ray task, so that worker and teacher have the priority that they have in training. Every way is timed
 between two steps of `sft` and compared with their mean, so that a machine whose speed drifts does not tell against one.
+`peak_GiB`, on GPUs: most memory of the worker in a further step, weights and optimizer included, an actor's left out.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,37 +32,53 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedModel
 
+from benchmarks.pairs import VOCABULARY, Pair, PairName, llama_pair, named_pair
 from benchmarks.report import BenchmarkConfig, Measured, Row, Timing, measure_between, plot_bars, publish, ratios
-from lingu_ray.config import Config, Several
+from lingu_ray.config import Config, Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
-from lingu_ray.corpus.batch import MicroBatch, collate
+from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
+from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.models import load_teacher
+from lingu_ray.runtime.optimizer import make_optimizer
+from lingu_ray.runtime.prepare import prepare
 from lingu_ray.runtime.step import MicroBatches, model_inputs
 from lingu_ray.runtime.teachers import make_teacher
 
-VOCABULARY, ADDED = 49152, 128
-IMAGE_TOKEN = VOCABULARY
-Way = Literal["full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2"]
+Way = Literal[
+    "full_sequence",
+    "full_sequence_all_logits",
+    "in_process",
+    "actor_0",
+    "actor_1",
+    "actor_2",
+    "cuda_ipc_0",
+    "cuda_ipc_1",
+]
+EVERYWHERE: tuple[Way, ...] = get_args(Way)[:-2]
+PLACES: dict[str, tuple[str, int, str]] = {
+    **{f"actor_{ahead}": ("actor", ahead, "object_store") for ahead in (0, 1, 2)},
+    **{f"cuda_ipc_{ahead}": ("actor", ahead, "cuda_ipc") for ahead in (0, 1)},
+}
+"""Placement, look-ahead and transport of each way whose teacher is an actor."""
 
 
 class StepConfig(BenchmarkConfig):
     """Settings of the benchmark."""
 
     repeats: PositiveInt = Field(3, description="rounds of timing")
-    ways: Several[Way] = Field(get_args(Way), description="what is timed beside plain fine-tuning")
+    ways: Several[Way] = Field(EVERYWHERE, description="what is timed beside plain fine-tuning")
+    pair: PairName | None = Field(None, description="shapes of a model; null: a decoder as below, and a small tower")
     rows: PositiveInt = Field(8, description="rows of a micro-batch")
     micro_batches: PositiveInt = Field(3, description="micro-batches of a step")
-    image_tokens: PositiveInt = Field(256, description="image tokens of a row, a square")
+    image_tokens: PositiveInt = Field(256, description="image tokens of a row; a square, or whole tiles")
     text_tokens: PositiveInt = Field(32, description="question tokens")
     answer_tokens: PositiveInt = Field(32, description="answer tokens")
     layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
@@ -79,11 +98,16 @@ def main(arguments: list[str]) -> None:
     gpus = 1 if torch.cuda.is_available() else 0
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(_measure)
     steps: list[Measured] = []
+    peaks: dict[str, float] = {}
     with tqdm(total=len(settings["ways"]) * settings["repeats"], unit="step", desc="after warm-up") as bar:
         for reference in task.remote(settings):
-            steps.append(ray.get(reference))
-            bar.update()
-    rows = [_row(way, steps, settings) for way in ("sft", *settings["ways"])]
+            found = ray.get(reference)
+            if isinstance(found, Peak):
+                peaks[found.name] = found.gib
+            else:
+                steps.append(found)
+                bar.update()
+    rows = [_row(way, steps, settings) | {"peak_GiB": peaks.get(way)} for way in ("sft", *settings["ways"])]
     publish("step", rows, options.out, settings)
     if options.out is not None:
         plot(rows, options.out / "step.png")
@@ -113,34 +137,80 @@ def _row(way: str, steps: list[Measured], settings: Row) -> Row:
     }
 
 
-def _measure(settings: Row) -> Iterator[Measured]:
-    """Time every way between steps of plain fine-tuning."""
+@dataclass(frozen=True)
+class Peak:
+    """Most memory of the GPU that a way's step takes in the worker, GiB."""
+
+    name: str
+    gib: float
+
+
+def _measure(settings: Row) -> Iterator[Measured | Peak]:
+    """Time every way between steps of plain fine-tuning; then its memory."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = settings["precision"]
-    student = random_student(settings).to(device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
-    batches = [_micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
+    pair, asked = pair_of(settings), settings["ways"]
+    with device:  # random numbers for billions of weights take a CPU long
+        student, teacher = Student(pair.make_student()), pair.make_teacher()
+    prepare(student, TrainConfig(), device, seed=0)
+    optimizer = make_optimizer(student, TrainConfig())
+    batches = [pair.micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
     with tempfile.TemporaryDirectory() as folder:
-        _teacher(settings).save_pretrained(folder)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        local = load_teacher(run_config(folder, "in_process", 0, precision).teacher, dtype, device)
-        actor = make_teacher(run_config(folder, "actor", 0, precision).teacher, dtype, device, torch.get_num_threads())
+        teacher.save_pretrained(folder)
+        del teacher
+        teachers = Teachers(folder, settings["precision"], device)
+        steps = {name: _way(name, student, teachers, batches, optimizer) for name in ("sft", *asked)}
+        yield from measure_between(steps["sft"], {name: steps[name] for name in asked}, settings["repeats"])
+        if device.type == "cuda":
+            for name, step in steps.items():
+                torch.cuda.reset_peak_memory_stats()
+                step()
+                unused = teachers.bytes_here if name == "sft" or name in PLACES else 0
+                yield Peak(name, (torch.cuda.max_memory_allocated() - unused) / 2**30)
 
-        def way(teacher: TeacherClient | None, look_ahead: int = 0) -> Callable[[], None]:
-            config = run_config(folder, "actor", look_ahead, precision)
-            micro_batches = MicroBatches(config, Student(student), teacher, device)
-            return lambda: _step(micro_batches, batches, optimizer)
 
-        full = MicroBatches(run_config(folder, "actor", 0, precision), Student(student), _FullSequence(local), device)
-        ways = {
-            "full_sequence": lambda: _full_sequence_step(full, batches, optimizer),
-            "full_sequence_all_logits": lambda: _all_logits_step(full, batches, optimizer, local),
-            "in_process": way(InProcessTeacher(local)),
-            **{f"actor_{ahead}": way(actor, ahead) for ahead in (0, 1, 2)},
-        }
-        yield from measure_between(way(None), {name: ways[name] for name in settings["ways"]}, settings["repeats"])
+def _way(
+    name: str,
+    student: Student,
+    teachers: Teachers,
+    batches: list[MicroBatch],
+    optimizer: torch.optim.Optimizer,
+) -> Callable[[], None]:
+    """A function that takes one step in that way."""
+    placement, look_ahead, transport = PLACES.get(name, ("in_process", 0, "object_store"))
+    teacher = teachers.client(placement, transport) if name != "sft" else None
+    if name.startswith("full_sequence"):
+        teacher = _FullSequence(teacher.teacher)
+    config = run_config(teachers.folder, placement, look_ahead, teachers.precision, transport)
+    micro_batches = MicroBatches(config, student, teacher, teachers.device)
+    if name == "full_sequence":
+        return lambda: _full_sequence_step(micro_batches, batches, optimizer)
+    if name == "full_sequence_all_logits":
+        return lambda: _all_logits_step(micro_batches, batches, optimizer)
+    return lambda: _step(micro_batches, batches, optimizer)
+
+
+class Teachers:
+    """Clients of the teacher in a folder, each made when it is first asked for."""
+
+    def __init__(self, folder: str, precision: str, device: torch.device):
+        self.folder, self.precision, self.device = folder, precision, device
+        self._clients: dict[tuple[str, str], Any] = {}
+
+    def client(self, placement: str, transport: str) -> Any:
+        """The teacher in this process, or in an actor that is reached by `transport`."""
+        if (placement, transport) not in self._clients:
+            settings = run_config(self.folder, placement, 0, self.precision, transport).teacher
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+            self._clients[placement, transport] = make_teacher(settings, dtype, self.device, torch.get_num_threads())
+        return self._clients[placement, transport]
+
+    @property
+    def bytes_here(self) -> int:
+        """Bytes of the weights of the teacher in this process."""
+        here = [client for (placement, _), client in self._clients.items() if placement == "in_process"]
+        return sum(weight.nbytes for client in here for weight in client.teacher.model.parameters())
 
 
 def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer) -> None:
@@ -162,7 +232,8 @@ class _FullSequence(InProcessTeacher):
     @torch.no_grad()
     def read(self, batch: MicroBatch) -> torch.Tensor:
         """Final hidden states `[B, T, D]` of the whole sequence."""
-        ids_BT = batch.input_ids_BT.clamp(max=VOCABULARY - 1).to(self.teacher.model.device)
+        known = self.teacher.output_head.vocabulary
+        ids_BT = batch.input_ids_BT.clamp(max=known - 1).to(self.teacher.model.device)
         return self.teacher.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
 
 
@@ -175,9 +246,7 @@ def _full_sequence_step(
     _step(micro_batches, batches, optimizer)
 
 
-def _all_logits_step(
-    micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer, teacher: Teacher
-) -> None:
+def _all_logits_step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer) -> None:
     """Logits of every position on both sides, then cross-entropy and KL on the answers (TRL's GKD trainer)."""
     reader: Any = micro_batches.teacher
     student = micro_batches.student
@@ -188,7 +257,7 @@ def _all_logits_step(
             hidden_BTD = student.body(**forward_arguments(student.body, inputs), use_cache=False).last_hidden_state
             logits_BTV = student.head(hidden_BTD)
         with torch.no_grad():
-            teacher_BTU = teacher.model.get_output_embeddings()(reader.read(batch))
+            teacher_BTU = reader.teacher.model.get_output_embeddings()(reader.read(batch))
         shared = teacher_BTU.shape[-1]
         log_s_NV, log_t_NU = logits_BTV[predicts_BT].float(), teacher_BTU[predicts_BT].float().log_softmax(-1)
         labels_N = inputs.input_ids_BT.roll(-1, 1)[predicts_BT]
@@ -205,60 +274,32 @@ def random_text(position: int, tokens: int) -> Sample:
     return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
 
 
-def random_student(settings: Row) -> Idefics3ForConditionalGeneration:
+def random_student(settings: Row) -> PreTrainedModel:
     """A student of the settings' decoder shapes with random weights and a small tower."""
-    text = _decoder(settings) | {"vocab_size": VOCABULARY + ADDED, "model_type": "llama"}
-    side = round(settings["image_tokens"] ** 0.5)
-    tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
-    vision = tower | {"image_size": side * 4, "patch_size": 4}
-    config = Idefics3Config(
-        text_config=text, vision_config=vision, scale_factor=1, image_token_id=IMAGE_TOKEN, tie_word_embeddings=True
-    )
-    return Idefics3ForConditionalGeneration(config).train()
+    return llama_pair(settings["layers"], settings["hidden"], settings["image_tokens"]).make_student()
 
 
-def _teacher(settings: Row) -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(**_decoder(settings)))
+def pair_of(settings: Row) -> Pair:
+    """The pair that the settings name, or describe."""
+    if settings["pair"] is not None:
+        return named_pair(settings["pair"])
+    return llama_pair(settings["layers"], settings["hidden"], settings["image_tokens"])
 
 
-def _decoder(settings: Row) -> Row:
-    """SmolLM2-135M's decoder at the default width and depth."""
-    heads = settings["hidden"] // 64
-    return {
-        "vocab_size": VOCABULARY,
-        "hidden_size": settings["hidden"],
-        "intermediate_size": settings["hidden"] * 8 // 3,
-        "num_hidden_layers": settings["layers"],
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads // 3,
-        "tie_word_embeddings": True,
-    }
-
-
-def _micro_batch(settings: Row, seed: int) -> MicroBatch:
-    """Random rows: image, question, answer."""
-    generator = torch.Generator().manual_seed(seed)
-    side = round(settings["image_tokens"] ** 0.5)
-
-    def sample(position: int) -> Sample:
-        image_T = torch.full((side**2,), IMAGE_TOKEN)
-        words = settings["text_tokens"] + settings["answer_tokens"]
-        ids_T = torch.cat([image_T, torch.randint(VOCABULARY, (words,), generator=generator)])
-        supervised_T = torch.arange(len(ids_T)) >= len(ids_T) - settings["answer_tokens"]
-        pixels = torch.randn(1, 1, 3, side * 4, side * 4, generator=generator)
-        vision = {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, 1, side * 4, side * 4).long()}
-        return Sample("images", position, ids_T, supervised_T, ids_T == IMAGE_TOKEN, vision)
-
-    return collate([sample(position) for position in range(settings["rows"])], pad_id=0)
-
-
-def run_config(teacher: str, placement: str, look_ahead: int, precision: str) -> Config:
+def run_config(
+    teacher: str, placement: str, look_ahead: int, precision: str, transport: str = "object_store"
+) -> Config:
     """Settings of a run; its student is made here."""
     return Config.model_validate(
         {
             "name": "benchmark",
             "student": {"path": "made here"},
-            "teacher": {"path": teacher, "placement": placement, "look_ahead": look_ahead},
+            "teacher": {
+                "path": teacher,
+                "placement": placement,
+                "look_ahead": look_ahead,
+                "transport": transport,
+            },
             "corpus": {"sources": [{"name": "images", "format": "text", "path": "made here", "language_heavy": True}]},
             "train": {"precision": precision},
         }

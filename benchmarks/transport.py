@@ -5,7 +5,8 @@
 Counted is the time from the worker's first move until the actor holds the request, ready to compute. A ratio of 1 is
 the speed of memcpy (numpy, one thread): *warm* into memory that was written before, *fresh* into memory that was just
 allocated. The warm one is the harder to reach, and the one meant where only "memcpy" is said. `ray.put alone` is Ray's
-copy into the object store, without a call: the difference to `object_store` is the call's time.
+copy into the object store, without a call: the difference to `object_store` is the call's time. On a GPU the KV is in
+its memory on both sides, `cuda_ipc` opens the worker's, and `copy on the GPU` is what a copy there takes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of, synchronize
 from lingu_ray.config import RayConfig, Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
@@ -36,7 +37,9 @@ LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256
 WARM, FRESH = "memcpy, warm", "memcpy, fresh"
 OBJECT_STORE, PICKLED, NIXL, PUT = "object_store", "torch tensors, pickled", "nixl", "ray.put alone"
-TRANSPORTS: dict[str, Name] = {OBJECT_STORE: "object_store", NIXL: "nixl"}
+CUDA_IPC, COPY = "cuda_ipc", "copy on the GPU"
+TRANSPORTS: dict[str, Name] = {OBJECT_STORE: "object_store", CUDA_IPC: "cuda_ipc", NIXL: "nixl"}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Receiver:
@@ -46,8 +49,9 @@ class Receiver:
         self.transport = transport
 
     def request(self, fields: dict[str, Any], shared: Any) -> float:
-        """A request as the teacher gets it."""
-        self.transport.receive(fields, shared)
+        """A request as the teacher gets it, its KV on this side's device."""
+        self.transport.receive(fields, shared).kv_L2CHE.to(DEVICE)
+        synchronize()
         return time.monotonic()
 
     def tensors(self, kv: list[Tensor]) -> float:
@@ -60,7 +64,7 @@ def make_request(megabytes: int, dtype: torch.dtype) -> TeacherRequest:
     donated = megabytes * 2**20 // (LAYERS * 2 * HEADS * DIMENSION * dtype.itemsize)
     names = [name for name in TeacherRequest.__dataclass_fields__ if name != "kv_L2CHE"]
     small = {name: torch.arange(donated if name.endswith("_P") else QUERIES) for name in names}
-    kv_L2CHE = torch.randn(LAYERS, 2, donated, HEADS, DIMENSION).to(dtype)
+    kv_L2CHE = torch.randn(LAYERS, 2, donated, HEADS, DIMENSION).to(DEVICE, dtype)
     return TeacherRequest(**small, kv_L2CHE=kv_L2CHE)
 
 
@@ -72,13 +76,13 @@ def one_way(call: Callable[[], ray.ObjectRef]) -> float:
 
 def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callable[[], float]]:
     """Every way as a function that returns the seconds of one transfer."""
-    source = to_bytes(request.kv_L2CHE)["bytes"]
+    source, kv_L2CHE = to_bytes(request.kv_L2CHE)["bytes"], request.kv_L2CHE
     warm = np.ones_like(source)
 
     def send(name: str) -> ray.ObjectRef:
         return receivers[name].request.remote(*make_transport(TRANSPORTS[name]).send(request)())
 
-    layers = [tensor.clone() for layer in request.kv_L2CHE for tensor in layer]
+    layers = [tensor.cpu().clone() for layer in kv_L2CHE for tensor in layer]
 
     def pickled() -> ray.ObjectRef:
         return receivers[OBJECT_STORE].tensors.remote(layers)
@@ -89,13 +93,14 @@ def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callab
         **{name: partial(one_way, partial(send, name)) for name in receivers},
         PUT: partial(seconds_of, lambda: ray.put(source)),
         PICKLED: partial(one_way, pickled),
+        **({COPY: partial(seconds_of, kv_L2CHE.clone)} if kv_L2CHE.is_cuda else {}),
     }
 
 
 def start_receivers() -> dict[str, Any]:
     """An actor for every transport that runs here."""
     remote: Any = ray.remote
-    names = [OBJECT_STORE, *([NIXL] if find_spec("nixl") else [])]
+    names = [OBJECT_STORE, *([CUDA_IPC] if DEVICE == "cuda" else []), *([NIXL] if find_spec("nixl") else [])]
     return {
         name: remote(num_cpus=0, enable_tensor_transport=name == NIXL)(Receiver).remote(
             make_transport(TRANSPORTS[name])
@@ -142,7 +147,7 @@ def main(arguments: list[str]) -> None:
             request = make_request(megabytes, getattr(torch, dtype))
             timings = measure(ways(request, receivers), options.repeats, warm_up=3, clock=lambda transfer: transfer())
             rows += [row_of(megabytes, dtype, name, timings) for name in timings]
-    publish("transport", rows, options.out, settings={"repeats": options.repeats, "ray": ray_settings()})
+    publish("transport", rows, options.out, options.recorded | {"ray": ray_settings()})
     if options.out is not None:
         plot(rows, options.out / "transport.png")
     ray.shutdown()

@@ -7,7 +7,8 @@ Checked are, on every node of the cluster that a run would use:
   resources, network  the workers have room; the nodes reach each other
   versions            lingu_ray, Python, Ray, torch and Transformers are the same everywhere
   output, data        every node writes into output_dir, and sees the same one; it has the models and data that are here
-  gpu, compute mode   torch fits the driver; student and teacher may share a GPU
+  gpu, compute mode   torch fits the driver and sees the GPUs; student and teacher may share one
+  MPS, cuda_ipc       they compute on it at once; the teacher can open the student's memory
   /dev/shm, token     it is large enough; Ray asks for a token
   environment         what a cluster that was started elsewhere needs in its environment; jobs are given time to save
 
@@ -36,7 +37,7 @@ from lingu_ray.config.layout import text_width, wrapped
 from lingu_ray.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from lingu_ray.runtime.doctor.checks import Finding
+    from lingu_ray.runtime.doctor.finding import Finding
 
 USAGE = "python -m lingu_ray.doctor [RECIPE | file.yaml] [key=value ...] [--address ADDRESS] [--json]"
 HELP = Help(USAGE, __doc__)

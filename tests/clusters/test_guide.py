@@ -134,7 +134,7 @@ def versions(path: Path) -> dict[str, str]:
 def test_the_image_has_what_is_tested():
     """Ray, torch, Transformers and what else decides results are, on GPUs, the versions that the tests run with; all
     that pyproject.toml names is there."""
-    gpu, cpu = versions(CLUSTERS / "requirements-gpu.lock"), versions(ROOT / "requirements-cpu.lock")
+    gpu, cpu = versions(ROOT / "requirements-gpu.lock"), versions(ROOT / "requirements-cpu.lock")
     same = (
         "ray",
         "torch",

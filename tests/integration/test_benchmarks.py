@@ -61,12 +61,6 @@ def test_checkpoint(tmp_path):
     assert (tmp_path / "checkpoint.png").stat().st_size > 1000
 
 
-def test_loss(tmp_path):
-    """The fused loss and the naive one agree, and use measured memory."""
-    rows = {row["loss"]: row for row in run("loss", "repeats=1", "tokens=64", "vocabulary=2048", out=tmp_path)}
-    assert rows["ours"]["off"] < 1e-5 and rows["ours"]["MiB"] > 0 and rows["naive"]["times ours"] > 0
-
-
 def test_rounding(tmp_path):
     """A decoder equal to the teacher: whatever is donated, KD is nothing in float32 and a little in bf16."""
     tiny_teacher(folder=tmp_path / "teacher")
@@ -88,10 +82,38 @@ def test_earlier_turns(tmp_path):
     assert student["kd_off"] == 0 < teacher["kd_off"] and len({row["held_out_ce"] for row in rows}) == 3
 
 
-def test_transport(tmp_path):
-    """Both ways of Ray carry the payload, set against a memcpy of the same bytes."""
-    rows = run("transport", "repeats=1", "sizes=2", "dtypes=bfloat16", out=tmp_path)
-    assert {"object_store"} <= {value for row in rows for value in row.values() if isinstance(value, str)}
+def test_gpu(tmp_path, monkeypatch, ray_cluster):
+    """A part that fails is named with its error while the others run, and the exit code says it; the same command
+    again measures what is missing alone, and leaves tables, and one JSON with machine, versions and all results."""
+    argv = ["benchmarks.gpu", f"out={tmp_path / 'gpu'}", "size=tiny"]
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with Command([*argv, "sections=loss,transport"], cwd=ROOT, stdout=tmp_path / "stdout", warm=True) as command:
+        said = command.finish(1)
+    assert "failed: transport; their logs are in" in said
+    loss, transport = json.loads((tmp_path / "stdout").read_text())["rows"]
+    assert loss["state"] == "ok" and transport["state"] == "failed" and "no Ray cluster answers" in transport["found"]
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    argv.append("sections=parity,step,loss,transport")
+    with Command(argv, cwd=ROOT, stdout=tmp_path / "stdout", warm=True) as command:
+        command.finish()
+    result = json.loads((tmp_path / "gpu/gpu.json").read_text())
+    parts = ["parity-tiny", "step-tiny", "loss", "transport"]
+    assert [(row["part"], row["state"]) for row in result["rows"]] == [(part, "ok") for part in parts]
+    assert loss in result["rows"] and result["environment"]["torch"] and result["machine"]["device"]
+    page = (tmp_path / "gpu/gpu.md").read_text()
+    assert all(f"\n{part}: `python -m benchmarks." in page for part in parts)
+    check_results({part: found["rows"] for part, found in result["parts"].items()})
+
+
+def check_results(parts: dict[str, list[dict]]) -> None:
+    """On a CPU a step is the same to the bit when computed again, and with its teacher in an actor; bf16 rounds. The
+    fused loss and the naive one agree, and use measured memory; the object store carries the payload."""
+    off = {row["way"]: [row[f"{name}_off"] for name in ("ce", "kd", "gradient")] for row in parts["parity-tiny"]}
+    assert off["bf16 again"] == off["bf16 actor"] == [0, 0, 0] and all(value > 0 for value in off["bf16 in_process"])
+    assert [row["way"] for row in parts["step-tiny"]] == ["sft", "in_process", "actor_1"]
+    losses = {row["loss"]: row for row in parts["loss"]}
+    assert losses["ours"]["off"] < 1e-5 and losses["ours"]["MiB"] > 0 and losses["naive"]["times ours"] > 0
+    assert "object_store" in {row["way"] for row in parts["transport"]}
 
 
 def test_estimate(tmp_path):

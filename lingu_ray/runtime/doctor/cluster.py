@@ -16,7 +16,8 @@ from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.capacity import check_resources, has_room, uses_gpu, workers
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.doctor.checks import Finding, check_nodes
+from lingu_ray.runtime.doctor.checks import check_nodes
+from lingu_ray.runtime.doctor.finding import Finding
 from lingu_ray.runtime.doctor.node import NodeFacts, Probe, put_marker, remove_marker
 from lingu_ray.runtime.tracking import check_store, tracking_uri
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import runpy
 import shutil
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -20,35 +16,27 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 
 from lingu_ray import storage
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.doctor.gpu import GpuFacts, gpu_facts
 from lingu_ray.runtime.environment import versions
 
 PACKAGES = ("ray", "torch", "transformers")
-VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S")
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Settings of torch's allocator: the variable's name, and its older one."""
+VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S", *ALLOCATOR)
 MARKER = b"lingu-ray doctor\n"
 _CONNECT_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """A GPU as NVIDIA's driver names it; `compute_mode` is Default, Exclusive_Process or Prohibited."""
-
-    name: str
-    driver: str
-    compute_mode: str
-
-
-@dataclass(frozen=True)
 class NodeFacts:
-    """A node as a run finds it. `cuda`: what torch was built for; `driver_cuda`: the newest that the driver serves.
+    """A node as a run finds it. `missing`: paths that are not there.
 
-    `output_error`: why the run's folder cannot be used there; None: it can. `missing`: paths that are not there.
+    `output_error`: why the run's folder cannot be used there; None: it can.
     """
 
     node: str
     versions: Mapping[str, str]
-    cuda: str | None
-    driver_cuda: str | None
-    gpus: Sequence[Gpu]
+    gpu: GpuFacts
     shared_memory: int
     variables: Mapping[str, str | None]
     token: bool
@@ -69,9 +57,7 @@ class Probe:
         return NodeFacts(
             node=self.name,
             versions={name: number or "missing" for name, number in versions(PACKAGES).items()},
-            cuda=_torch_cuda(),
-            driver_cuda=_driver_cuda(),
-            gpus=gpus(),
+            gpu=gpu_facts(),
             shared_memory=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
             variables={name: os.environ.get(name) for name in VARIABLES},
             token=is_token_auth_enabled(),
@@ -125,31 +111,3 @@ def output_error(output: str, marker: str) -> str | None:
     except (OSError, UserError) as error:
         return f"it cannot be written: {error}"
     return None
-
-
-def gpus() -> list[Gpu]:
-    """This machine's GPUs; PyTorch would take hold of one to tell."""
-    printed = _nvidia_smi("--query-gpu=name,driver_version,compute_mode", "--format=csv,noheader")
-    return [Gpu(*(part.strip() for part in line.split(","))) for line in printed.splitlines()]
-
-
-def _driver_cuda() -> str | None:
-    found = re.search(r"CUDA Version:\s*([\d.]+)", _nvidia_smi())
-    return found[1] if found else None
-
-
-def _nvidia_smi(*arguments: str) -> str:
-    """What it prints; nothing where it is missing or finds no driver."""
-    try:
-        command = ["nvidia-smi", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
-def _torch_cuda() -> str | None:
-    """The CUDA version that torch was built for, without importing it; None for a CPU build."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")

@@ -9,19 +9,25 @@ from tinyrun import config
 from lingu_ray.config import Config
 from lingu_ray.doctor import read_arguments, shown
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.doctor.checks import Finding, check_nodes
-from lingu_ray.runtime.doctor.node import Gpu, NodeFacts, output_error, put_marker, remove_marker
+from lingu_ray.runtime.doctor.checks import check_nodes
+from lingu_ray.runtime.doctor.finding import Finding
+from lingu_ray.runtime.doctor.gpu import Gpu, GpuFacts, gpu_facts, torch_error
+from lingu_ray.runtime.doctor.node import NodeFacts, output_error, put_marker, remove_marker
 
 VERSIONS = {"lingu_ray": "0.1.0", "python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "transformers": "5.19.0"}
 H100 = Gpu("NVIDIA H100 80GB HBM3", "570.86.15", "Default")
+GPU = GpuFacts([H100], cuda="12.8", driver_cuda="12.8", torch_error=None, mps=True)
 WELL = NodeFacts(
     node="a",
     versions=VERSIONS,
-    cuda="12.8",
-    driver_cuda="12.8",
-    gpus=[H100],
+    gpu=GPU,
     shared_memory=8 * 2**30,
-    variables={"RAY_free_objects_batch_size": "1", "RAY_JOB_STOP_WAIT_TIME_S": "120"},
+    variables={
+        "RAY_free_objects_batch_size": "1",
+        "RAY_JOB_STOP_WAIT_TIME_S": "120",
+        "PYTORCH_ALLOC_CONF": None,
+        "PYTORCH_CUDA_ALLOC_CONF": None,
+    },
     token=True,
     output_error=None,
     missing=[],
@@ -62,12 +68,6 @@ def test_a_healthy_cluster_has_nothing_to_cure(settings: Config) -> None:
             "every node",
         ),
         ({"missing": ["/data/x"]}, "data", "error", "b has no /data/x", "storage that every node"),
-        ({"cuda": None}, "gpu", "error", "built without CUDA: b: torch 2.13.0", "torch for CUDA"),
-        ({"cuda": "13.0"}, "gpu", "error", "b: torch is built for CUDA 13.0, driver 570.86.15 serves 12.8", "update"),
-        (
-            {"gpus": [replace(H100, compute_mode="Exclusive_Process")]},
-            *("compute mode", "error", "two processes on one GPU; b: Exclusive_Process", "nvidia-smi -c DEFAULT"),
-        ),
         ({"shared_memory": 64 * 2**20}, "/dev/shm", "warning", "b has 64 MiB", "--shm-size"),
         ({"token": False}, "token", "error", "runs any code on b", "RAY_AUTH_MODE=token"),
         (
@@ -89,13 +89,106 @@ def test_one_node_that_differs_is_named(
     assert found[check].level == level and says in found[check].message and cure in found[check].cure
 
 
+@pytest.mark.parametrize(
+    ("change", "check", "level", "says", "cure"),
+    [
+        ({"cuda": None}, "gpu", "error", "built without CUDA: b: torch 2.13.0", "torch for CUDA"),
+        ({"cuda": "13.0"}, "gpu", "error", "b: torch is built for CUDA 13.0, driver 570.86.15 serves 12.8", "update"),
+        ({"torch_error": "No CUDA GPUs"}, "gpu", "error", "torch sees none; b: No CUDA GPUs", "docker run --gpus all"),
+        ({"gpus": [replace(H100, compute_mode="Prohibited")]}, "compute mode", "error", "no process", "-c DEFAULT"),
+        ({"mps": False}, "MPS", "warning", "student and teacher take turns on a GPU", "nvidia-cuda-mps-control -d"),
+        ({"mps": False}, "MPS", "warning", "not running on b", "teacher.placement=in_process"),
+    ],
+)
+def test_a_gpu_that_differs_is_named(
+    settings: Config, change: dict[str, object], check: str, level: str, says: str, cure: str
+) -> None:
+    """With what to do; all other checks stay ok."""
+    found = findings([WELL, replace(WELL, node="b", gpu=replace(GPU, **change))], settings)
+    assert [one.check for one in found.values() if one.level != "ok"] == [check]
+    assert found[check].level == level and says in found[check].message and cure in found[check].cure
+
+
+SHARE = "start MPS there (nvidia-cuda-mps-control -d), or nvidia-smi -c DEFAULT there"
+
+
+@pytest.mark.parametrize(
+    ("changes", "mps", "cure"),
+    [
+        ({}, True, ""),
+        ({}, False, f"{SHARE}, or set teacher.placement=in_process"),
+        ({"teacher.placement": "in_process"}, False, ""),
+        ({"ray.gpus_per_worker": 2}, False, ""),
+        ({"ray.use_gpu": False}, False, ""),
+        ({"distill.policy": "none"}, False, ""),
+        ({"ray.gpus_per_worker": 0.5, "ray.num_workers": 2}, False, SHARE),
+    ],
+    ids=str,
+)
+def test_an_exclusive_gpu_takes_one_process_or_mps(
+    settings: Config, changes: dict[str, object], mps: bool, cure: str
+) -> None:
+    """Exclusive_Process, as batch systems set it, is refused where a GPU is shared and MPS does not run; the cure is
+    one that helps: a teacher in the worker does not where workers share."""
+    tree = settings.model_dump()
+    for name, value in changes.items():
+        section, key = name.split(".")
+        tree[section][key] = value
+    exclusive = replace(WELL, gpu=replace(GPU, gpus=[replace(H100, compute_mode="Exclusive_Process")], mps=mps))
+    found = findings([exclusive], Config.model_validate(tree))["compute mode"]
+    assert (found.level, found.cure) == ("error" if cure else "ok", cure)
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_expandable_segments_are_a_matter_of_cuda_ipc(settings: Config, name: str) -> None:
+    """A warning that names node, variable and cure where the teacher is to open the worker's memory, only there."""
+    node = replace(WELL, variables=WELL.variables | {name: "max_split_size_mb:64,expandable_segments:True"})
+    shared = settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"transport": "cuda_ipc"})})
+    found = findings([node], shared)["cuda_ipc"]
+    assert found.level == "warning" and f"a has {name}=" in found.message and "object_store" in found.cure
+    assert findings([node], settings)["cuda_ipc"].level == findings([WELL], shared)["cuda_ipc"].level == "ok"
+
+
+SMI = """#!/bin/sh
+case "$*" in
+*query*) echo "NVIDIA H100 80GB HBM3, 570.86.15, Exclusive_Process" ;;
+*) echo "| NVIDIA-SMI 570.86.15    Driver Version: 570.86.15    CUDA Version: 12.8 |" ;;
+esac
+"""
+
+
+def test_gpus_are_read_from_what_nvidia_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name, driver, mode and CUDA from stand-ins for NVIDIA's commands; MPS runs where its control answers, and not
+    where that fails or is missing; a machine without the commands has no GPU."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    control = tmp_path / "nvidia-cuda-mps-control"
+    for name, text in (("nvidia-smi", SMI), (control.name, "#!/bin/sh\ncat >/dev/null\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    found = gpu_facts()
+    assert found.gpus == [replace(H100, compute_mode="Exclusive_Process")] and found.driver_cuda == "12.8"
+    assert found.mps
+    control.write_text("#!/bin/sh\ncat >/dev/null\necho 'Cannot find MPS control daemon process'\nexit 1\n")
+    assert not gpu_facts().mps
+    (tmp_path / "nvidia-smi").unlink()
+    assert (gpu_facts().gpus, gpu_facts().driver_cuda, gpu_facts().mps) == ([], None, False)
+
+
+@pytest.mark.slow
+def test_what_torch_says_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that sees no GPU says why, in one line."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    said = torch_error()
+    assert said is not None and "CUDA" in said and "Error: " in said and "\n" not in said
+
+
 def test_what_is_wrong_depends_on_the_run(settings: Config) -> None:
     """A GPU for one process does for a run whose teacher is in the worker; a machine without GPUs is well unless the
     run wants them; what only clusters need is not asked of a Ray that the run starts itself."""
-    exclusive = replace(WELL, gpus=[replace(H100, compute_mode="Exclusive_Process")])
+    exclusive = replace(WELL, gpu=replace(GPU, gpus=[replace(H100, compute_mode="Exclusive_Process")], mps=False))
     inside = settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"placement": "in_process"})})
     assert findings([exclusive], inside)["compute mode"].level == "ok"
-    without = replace(WELL, gpus=[], cuda=None, driver_cuda=None)
+    without = replace(WELL, gpu=GpuFacts([], cuda=None, driver_cuda=None, torch_error=None, mps=False))
     wanted = settings.model_copy(update={"ray": settings.ray.model_copy(update={"use_gpu": True})})
     assert findings([without], settings)["gpu"].level == "ok"
     assert findings([without], wanted)["gpu"].level == "warning"

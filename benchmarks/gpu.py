@@ -1,0 +1,244 @@
+"""What a machine's GPU makes of all this, by one command: right results first, then speed and memory.
+
+    python -m benchmarks.gpu                                   about ten minutes on one H100
+    python -m benchmarks.gpu sections=parity,step out=runs/gpu
+    python -m benchmarks.gpu size=tiny                         the same with next to nothing in it, on CPUs too
+
+Sections:
+
+    parity      a step on the GPU against the CPU's, and with the teacher in an actor (benchmarks.parity)
+    step        what the teacher costs a step in time and memory, in the shapes of four models (benchmarks.step)
+    loss        the loss beside those of Liger and TRL, where they are installed (benchmarks.loss)
+    transport   KV from worker to teacher (benchmarks.transport)
+    evaluate    vLLM against Transformers (benchmarks.evaluate)
+
+Each part of a section is a process of its own, whose results and log are in a folder of `out`. One that fails, or takes
+longer than `most_seconds`, is named with its error in the table, the others still run, and the exit code is 1. The same
+command again measures only what is missing, on the same machine with the same source and packages; `again=true` all.
+`out/gpu.json` has everything, with device, driver and versions; `out/gpu.md` the tables.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import ray
+from pydantic import Field, PositiveInt
+
+from benchmarks.pairs import PairName
+from benchmarks.report import BenchmarkConfig, Row, publish
+from lingu_ray.atomic import write_json
+from lingu_ray.config import Several
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.paths import LocalPath
+from lingu_ray.runtime.doctor.gpu import gpus
+from lingu_ray.runtime.environment import describe_environment
+
+SectionName = Literal["parity", "step", "loss", "transport", "evaluate"]
+MODELS: tuple[PairName, ...] = ("SmolVLM-256M", "SmolVLM-500M", "nanoVLM-460M", "Qwen2-VL-2B")
+
+
+class GpuConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    out: LocalPath = Field(Path("runs/gpu"), description="folder for results and logs")
+    sections: Several[SectionName] = Field(get_args(SectionName), description="what is measured")
+    size: Literal["full", "tiny"] = Field("full", description="full: shapes of known models; tiny: to try the command")
+    most_seconds: PositiveInt = Field(300, description="after which a part is given up")
+    again: bool = Field(False, description="measure what is there already, too")
+
+
+HELP = Help("python -m benchmarks.gpu [key=value ...]", __doc__, GpuConfig)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One benchmark with its settings; `name` tells it from the others of its section."""
+
+    section: SectionName
+    name: str
+    arguments: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """Section and name; also its folder."""
+        return f"{self.section}-{self.name}" if self.name else self.section
+
+    @property
+    def command(self) -> str:
+        """As one would type it."""
+        return shlex.join(["python", "-m", f"benchmarks.{self.section}", *self.arguments])
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish; raises UserError where a part failed."""
+    options = settings_alone(arguments, HELP, GpuConfig)
+    if options.size == "full" and not gpus():
+        raise UserError("nvidia-smi shows no GPU here: size=tiny tries the command without one")
+    parts = [part for part in parts_of(options.size) if part.section in options.sections]
+    rows, results = [], {}
+    for number, part in enumerate(parts, 1):
+        print(f"{number} of {len(parts)}: {part.command}", file=sys.stderr)
+        done = measured(part, options)
+        rows.append(done.row)
+        results |= {part.title: done.result} if done.result else {}
+    publish("gpu", rows, options.out, options.recorded, {"environment": describe_environment(), "parts": results})
+    _append_tables(parts, options.out)
+    if failed := [row["part"] for row in rows if row["state"] == "failed"]:
+        raise UserError(f"failed: {', '.join(failed)}; their logs are in {options.out}")
+
+
+def parts_of(size: str) -> list[Part]:
+    """All parts, those first without which the others mean nothing."""
+    if size == "tiny":
+        rows = ("rows=2", "micro_batches=2", "image_tokens=4", "text_tokens=4", "answer_tokens=4")
+        return [
+            Part("parity", "tiny", ("pair=tiny", *rows)),
+            Part("step", "tiny", ("pair=tiny", *rows, "repeats=1", "ways=in_process,actor_1")),
+            Part("loss", "", ("tokens=64", "vocabulary=512", "width=64", "repeats=1")),
+            Part("transport", "", ("sizes=1", "dtypes=bfloat16", "repeats=1")),
+            Part("evaluate", "", ("layers=1", "items=2", "images=1", "new_tokens=2", "repeats=1")),
+        ]
+    ways = "ways=in_process,actor_1,cuda_ipc_0,cuda_ipc_1,full_sequence"
+    return [
+        *(Part("parity", pair, (f"pair={pair}",)) for pair in ("SmolVLM-256M", "Qwen2-VL-2B")),
+        *(
+            Part("step", pair, (f"pair={pair}", ways, "precision=bf16", f"rows={8 if 'Qwen' in pair else 16}"))
+            for pair in MODELS
+        ),
+        Part("loss", "", ("tokens=1024,8192", "vocabulary=49152,151936")),
+        Part("transport", "", ("sizes=64,256", "dtypes=bfloat16")),
+        Part("evaluate", "", ("tokens_per_batch=8192", "items=256", "images=64")),
+    ]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A part's row in the table, and its whole result; None where it failed."""
+
+    row: Row
+    result: Row | None
+
+
+def measured(part: Part, options: GpuConfig) -> Done:
+    """A part's result: as an earlier command left it, else by running it now."""
+    folder = options.out / part.title
+    stamp = {"command": part.command, "environment": describe_environment()}
+    if options.again or _read(folder / "stamp.json") != stamp:
+        begin = time.monotonic()
+        error = _run(part, folder, options.most_seconds)
+        if error:
+            return Done({"part": part.title, "state": "failed", "seconds": None, "found": error}, None)
+        write_json(folder / "stamp.json", stamp)
+        write_json(folder / "seconds.json", time.monotonic() - begin)
+    result: Row = _read(folder / f"{part.section}.json")
+    seconds = _read(folder / "seconds.json")
+    return Done(
+        {"part": part.title, "state": "ok", "seconds": seconds, "found": SUMMARIES[part.section](result)}, result
+    )
+
+
+def _run(part: Part, folder: Path, most_seconds: float) -> str | None:
+    """Run it in a process of its own; what went wrong, in a line."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    # A fork has everything imported. It is free to use CUDA and Ray, since this process uses neither.
+    process: Any = multiprocessing.get_context("fork").Process(target=_child, args=(part, folder))
+    process.start()
+    try:
+        process.join(most_seconds)
+        if process.exitcode is None:
+            return f"not finished within {most_seconds:g} s (most_seconds)"
+    finally:
+        _end(process)
+    if process.exitcode < 0:
+        return f"killed by {signal.Signals(-process.exitcode).name}"
+    return _last_line(folder / "log") if process.exitcode else None
+
+
+def _child(part: Part, folder: Path) -> None:
+    with open(folder / "log", "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.argv = [part.section, f"out={folder}", *part.arguments]
+    try:
+        run_command(import_module(f"benchmarks.{part.section}").main)
+    finally:
+        ray.shutdown()
+
+
+def _end(process: Any) -> None:
+    """End a process that still runs; its Ray ends with it."""
+    process.terminate()
+    process.join(20)
+    process.kill()
+    process.join()
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it ended without a word"
+
+
+def _append_tables(parts: list[Part], out: Path) -> None:
+    """Each part's own table below that of all parts."""
+    with open(out / "gpu.md", "a") as page:
+        for part in parts:
+            table = out / part.title / f"{part.section}.md"
+            if table.exists():
+                page.write(f"\n{part.title}: `{part.command}`\n\n{table.read_text()}")
+
+
+def _parity(result: Row) -> str:
+    off = {row["way"]: max(row[f"{name}_off"] for name in ("ce", "kd", "gradient")) for row in result["rows"]}
+    return "off by at most " + ", ".join(f"{value:.2g} ({way})" for way, value in off.items())
+
+
+def _step(result: Row) -> str:
+    rows = [row for row in result["rows"] if row["way"] != "sft"]
+    peak = max((row["peak_GiB"] for row in rows if row["peak_GiB"]), default=None)
+    times = ", ".join(f"{row['way']} {row['ratio_to_sft']:.2f}" for row in rows)
+    return f"time over plain fine-tuning: {times}" + (f"; most memory {peak:.1f} GiB" if peak else "")
+
+
+def _loss(result: Row) -> str:
+    size = max((row["tokens"], row["vocabulary"]) for row in result["rows"])
+    largest = [row for row in result["rows"] if (row["tokens"], row["vocabulary"]) == size]
+    times = ", ".join(f"{row['loss']} {row['times ours']:.2f}" for row in largest)
+    absent = f"; not installed: {', '.join(result['left_out'])}" if result["left_out"] else ""
+    return f"time over ours, {size[0]} × {size[1]}: {times}{absent}"
+
+
+def _transport(result: Row) -> str:
+    largest = max(row["MB"] for row in result["rows"])
+    return f"{largest} MB: " + ", ".join(f"{r['way']} {r['ms']:.3g} ms" for r in result["rows"] if r["MB"] == largest)
+
+
+def _evaluate(result: Row) -> str:
+    rows = [row for row in result["rows"] if row["engine"] == "vllm"]
+    return "vLLM's speed over Transformers': " + ", ".join(
+        f"{row['task']} {row['to_transformers']:.2f} ({row['model']})" for row in rows
+    )
+
+
+SUMMARIES = {"parity": _parity, "step": _step, "loss": _loss, "transport": _transport, "evaluate": _evaluate}
+
+if __name__ == "__main__":
+    run_command(main)
