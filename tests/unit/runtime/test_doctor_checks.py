@@ -143,10 +143,15 @@ def test_an_exclusive_gpu_takes_one_process_or_mps(
 def test_expandable_segments_are_a_matter_of_cuda_ipc(settings: Config, name: str) -> None:
     """A warning that names node, variable and cure where the teacher is to open the worker's memory, only there."""
     node = replace(WELL, variables=WELL.variables | {name: "max_split_size_mb:64,expandable_segments:True"})
-    shared = settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"transport": "cuda_ipc"})})
-    found = findings([node], shared)["cuda_ipc"]
-    assert found.level == "warning" and f"a has {name}=" in found.message and "object_store" in found.cure
-    assert findings([node], settings)["cuda_ipc"].level == findings([WELL], shared)["cuda_ipc"].level == "ok"
+
+    def by(transport: str) -> Config:
+        return settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"transport": transport})})
+
+    for transport in ("auto", "cuda_ipc"):
+        found = findings([node], by(transport))["cuda_ipc"]
+        assert found.level == "warning" and f"a has {name}=" in found.message and "object_store" in found.cure
+        assert findings([WELL], by(transport))["cuda_ipc"].level == "ok"
+    assert findings([node], by("object_store"))["cuda_ipc"].level == "ok"
 
 
 SMI = """#!/bin/sh
