@@ -48,7 +48,8 @@ _TELLING = 50
 def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint: str) -> None:
     """Align the run's initial model, unless that was done. Ray must be running; all other checks have passed.
 
-    A control takes the alignment of its run, so that both start from the same model.
+    A control takes the alignment of its run, so that both start from the same model; a run takes that of one beside it,
+    as trials of a sweep are, where both would be equal.
 
     Raises:
         UserError: the corpus has nothing to align by, or the process that does it died.
@@ -59,12 +60,12 @@ def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint:
     if found and (found["identity"] == identity or trained_steps(folder)):
         log.info("%s: aligned before", config.name)
         return
-    above = run_of_control(folder.root)
-    of_run = None if above is None else read_alignment(RunFolder(above))
-    if above is not None and of_run and of_run["identity"] == identity:
-        weights = RunFolder(above).aligned_weights
-        local = weights if weights.exists() else Path(storage.local_copy(str(storage.origin(weights))))
-        _keep(folder, local.read_bytes(), of_run)
+    if (other := _equal_one(folder, identity)) is not None:
+        local = other.aligned_weights
+        if not local.exists():
+            local = Path(storage.local_copy(str(storage.origin(local))))
+        _keep(folder, local.read_bytes(), read_alignment(other) or {})
+        log.info("%s: aligned with %s", config.name, other.root.name)
         return
     result = _run(config, config.align, folder, corpus)
     record = {"identity": identity, **result["record"]}
@@ -94,6 +95,16 @@ def alignment_figures(record: Alignment | None) -> dict[str, float]:
         for name in ("before", "after", "blind")
         if answers
     }
+
+
+def _equal_one(folder: RunFolder, identity: str) -> RunFolder | None:
+    """The run with the alignment of that identity: the one whose control this is, or one beside it."""
+    above = run_of_control(folder.root)
+    others = sorted(folder.root.parent.iterdir()) if above is None else [above]
+    for other in (RunFolder(root) for root in others if root != folder.root):
+        if (read_alignment(other) or {}).get("identity") == identity:
+            return other
+    return None
 
 
 def _identity(config: Config, folder: RunFolder, corpus: str) -> str:

@@ -268,7 +268,8 @@ def test_new_student_is_trained_from_its_teacher(ray_cluster, data, output):
 
 
 def test_one_alignment_for_a_run_and_its_control(finished, data, output, caplog):
-    """The control takes the run's. Without its record there is none: it is made again, to the bit; else it is found."""
+    """The control takes the run's, and so does a run beside it, as a sweep's trials are. Without its record there is
+    none: it is made again, to the bit; else it is found."""
     caplog.set_level("INFO")
     settings = config(data, output, name="aligned", align={"epochs": 1}, controls=["plain_ce"])
 
@@ -285,6 +286,10 @@ def test_one_alignment_for_a_run_and_its_control(finished, data, output, caplog)
     RunFolder(settings.run_dir).aligned_weights.write_bytes(b"half")
     assert prepared() == [first, first] and caplog.text.count("aligned on") == 2
     assert prepared() == [first, first] and caplog.text.count("aligned on") == 2
+    settings = settings.model_copy(update={"name": "beside"})
+    assert prepared() == [first, first] and caplog.text.count("aligned on") == 2
+    settings = config(data, output, name="other", align={"epochs": 2}, controls=["plain_ce"])
+    assert first not in prepared()
 
 
 def test_forgetting_is_prevented_while_a_student_is_made(ray_cluster, data, output):
