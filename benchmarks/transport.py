@@ -24,19 +24,18 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of
-from lingu_ray.config import RayConfig, Several
+from lingu_ray.config import RayConfig, Several, TeacherConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.transport import Name, Transport, make_transport, to_bytes
+from lingu_ray.runtime.transport import Transport, choose_transport, make_transport, to_bytes
 
 LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256
 WARM, FRESH = "memcpy, warm", "memcpy, fresh"
 OBJECT_STORE, PICKLED, NIXL, PUT = "object_store", "torch tensors, pickled", "nixl", "ray.put alone"
-TRANSPORTS: dict[str, Name] = {OBJECT_STORE: "object_store", NIXL: "nixl"}
 
 
 class Receiver:
@@ -76,7 +75,7 @@ def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callab
     warm = np.ones_like(source)
 
     def send(name: str) -> ray.ObjectRef:
-        return receivers[name].request.remote(*make_transport(TRANSPORTS[name]).send(request)())
+        return receivers[name].request.remote(*transport_of(name).send(request)())
 
     layers = [tensor.clone() for layer in request.kv_L2CHE for tensor in layer]
 
@@ -92,14 +91,18 @@ def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callab
     }
 
 
+def transport_of(name: str) -> Transport:
+    """The transport of that name."""
+    settings = TeacherConfig.model_validate({"path": "none", "transport": name})
+    return make_transport(choose_transport(settings, torch.device("cpu"), gpus=0))
+
+
 def start_receivers() -> dict[str, Any]:
     """An actor for every transport that runs here."""
     remote: Any = ray.remote
     names = [OBJECT_STORE, *([NIXL] if find_spec("nixl") else [])]
     return {
-        name: remote(num_cpus=0, enable_tensor_transport=name == NIXL)(Receiver).remote(
-            make_transport(TRANSPORTS[name])
-        )
+        name: remote(num_cpus=0, enable_tensor_transport=name == NIXL)(Receiver).remote(transport_of(name))
         for name in names
     }
 
