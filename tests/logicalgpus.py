@@ -12,6 +12,8 @@ from typing import Any
 os.environ["CUDA_VISIBLE_DEVICES"] = "0,1,2,3"
 
 import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tinyrun import config
 
 from lingu_ray.config import EvaluationConfig, RayConfig
@@ -32,6 +34,13 @@ def refusal(check: Callable[..., object], *arguments: Any) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def in_a_trial(check: Callable[..., object], *arguments: Any) -> str:
+    """The same in a task whose own tasks go into its placement group, without GPUs, as those of a sweep's trial."""
+    remote: Any = ray.remote
+    group = PlacementGroupSchedulingStrategy(placement_group([{"CPU": 0.5}]), placement_group_capture_child_tasks=True)
+    return ray.get(remote(refusal).options(num_cpus=0.5, scheduling_strategy=group).remote(check, *arguments))
 
 
 def visible_gpus() -> dict[str, str]:
@@ -66,7 +75,7 @@ def main(folder: str, model: str) -> None:
     """Print all of it."""
     ray.init(num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
     found: dict[str, Any] = {
-        "training": refusal(check_gpus, worker_resources(RayConfig(), True)),
+        "training": in_a_trial(check_gpus, worker_resources(RayConfig(), True)),
         "evaluation": refusal(Hardware.of, SETTINGS, RayConfig()),
         "starting": _starting(config(Path(model), Path(folder), ray={"num_workers": 5})),
         "visible": visible_gpus(),

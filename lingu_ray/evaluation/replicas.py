@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, ScoreRequest
-from lingu_ray.runtime.capacity import Need, uses_gpu, wait_for_nodes
+from lingu_ray.runtime.capacity import Need, room, uses_gpu, wait_for_nodes
 from lingu_ray.runtime.cluster import threads
 from lingu_ray.runtime.gpus import HIDDEN, check_gpus
 from lingu_ray.runtime.memory import out_of_memory
@@ -50,7 +50,8 @@ class Hardware:
         Raises:
             UserError: the cluster has no room for that many replicas, or torch cannot compute on its GPUs.
         """
-        gpus = int(ray.cluster_resources().get("GPU", 0)) if uses_gpu(ray_settings) else None
+        one = {"CPU": ray_settings.cpus_per_worker, "GPU": 1.0}
+        gpus = room(one) if uses_gpu(ray_settings) else None
         hardware = cls.share(settings, ray_settings, sharers, gpus)
         asked_by = f"evaluation.replicas={hardware.replicas} for evaluation.models_at_once={settings.models_at_once}"
         resources = (("CPU", hardware.cpus), ("GPU", hardware.gpus))
@@ -61,7 +62,7 @@ class Hardware:
 
     @classmethod
     def share(cls, settings: EvaluationConfig, ray_settings: RayConfig, sharers: int, gpus: int | None) -> Hardware:
-        """One of `sharers` equal shares of a cluster with so many GPUs; None: engines compute on CPUs.
+        """One of `sharers` equal shares of a cluster's GPUs, as far as they have CPUs; None: engines compute on CPUs.
 
         The others may train meanwhile. Where there is less than a GPU for each model, an engine asks for as much of one
         as a worker.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from functools import cache
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
 from lingu_ray.config import Attention, TrainConfig
 from lingu_ray.errors import UserError, user_error
 from lingu_ray.runtime.autoscaler import Bundle
 from lingu_ray.runtime.capacity import shown
+
+log = logging.getLogger(__name__)
 
 HIDDEN = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 """Runtime environment of a process that shall not compute on GPUs: Ray lets one without any see all of its node's."""
@@ -35,9 +40,12 @@ def check_gpus(bundle: Bundle, attention: Attention = "sdpa") -> None:
 @cache  # it starts a process
 def _check(resources: tuple[tuple[str, float], ...], attention: Attention, cluster: str) -> None:
     bundle = dict(resources)
-    task: Any = ray.remote(max_calls=1)(_require)
+    log.info("trying whether torch computes with %s; waits until they are free", shown(bundle))
+    remote: Any = ray.remote(max_calls=1)(_require)
+    outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())  # a trial's own group has no GPU
+    task = remote.options(num_cpus=bundle.get("CPU", 0), num_gpus=bundle["GPU"], scheduling_strategy=outside)
     try:
-        ray.get(task.options(num_cpus=bundle.get("CPU", 0), num_gpus=bundle["GPU"]).remote(shown(bundle), attention))
+        ray.get(task.remote(shown(bundle), attention))
     except RayTaskError as error:
         raise user_error(error) or error from error
 

@@ -99,10 +99,10 @@ class Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.config, self.store, self.folder = job.config, store, store.folder
         self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
+        self.dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
         self.device = ray.train.torch.get_device()
         self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
         torch.set_num_threads(self.threads)
-        self.dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
         use_tensor_cores(self.device)
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
