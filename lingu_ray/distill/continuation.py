@@ -101,8 +101,8 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: in
     Returns `hidden_MD`, final hidden states (after the last norm) of the queries that predict a supervised token, in
     the request's order, in the decoder's dtype. No gradient. The decoder's weights and the request are not changed.
 
-    All but the KV is on the CPU. A part of the request sees no other, so they are run together only as far as their
-    mask has `most` elements.
+    All of the request but its KV is on the CPU. Its parts do not see each other, so a call of the decoder takes as many
+    as have a mask of at most `most` elements together, and at least one.
     """
     kv_L2CHE = request.kv_L2CHE.to(device=decoder.device, dtype=decoder.dtype)
     most_RQK = most // copies_of_mask(decoder.config)
