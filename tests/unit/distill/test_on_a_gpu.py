@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import FAMILIES, Family
 from families import Prompt as Drawn
-from pretended_gpu import CUDA, OnGpu, PretendedGpu
+from pretended_gpu import CUDA, DeviceMix, OnGpu, PretendedGpu
 from torch import nn
 
 from lingu_ray.config import Config
@@ -235,3 +235,27 @@ def test_tensors_are_sent_without_waiting() -> None:
                 assert back.dtype == value.dtype and torch.equal(back, value), name
     assert sent["name"] == "no tensor"
     assert send(values, CPU)["ids"] is values["ids"]
+
+
+def test_the_pretended_gpu_refuses_and_waits() -> None:
+    """What CUDA refuses is refused; numbers that are read, masks as indices and plain copies are waits."""
+    with PretendedGpu() as gpu:
+        here, there = torch.arange(3.0), torch.arange(3.0, device=CUDA)
+        with pytest.raises(DeviceMix):
+            torch.add(there, here)
+        for times, wait in enumerate(
+            (
+                lambda: there.sum().item(),
+                lambda: bool((there > 1).any()),
+                lambda: there[there > 1],
+                lambda: there[torch.tensor([0])],
+                lambda: here.to(CUDA),
+                lambda: here.to(CUDA, non_blocking=True),
+                lambda: there.cpu(),
+            ),
+            start=1,
+        ):
+            wait()
+            assert gpu.waits("") == times, gpu.report()
+        here.pin_memory().to(CUDA, non_blocking=True)
+        assert torch.equal((there * 2).sum().cpu(), torch.tensor(6.0)) and gpu.waits("") == 8
