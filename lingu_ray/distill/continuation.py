@@ -101,8 +101,8 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: in
     Returns `hidden_MD`, final hidden states (after the last norm) of the queries that predict a supervised token, in
     the request's order, in the decoder's dtype. No gradient. The decoder's weights and the request are not changed.
 
-    All but the KV is on the CPU. A part of the request sees no other, so they are run together only as far as their
-    mask has `most` elements.
+    All of the request but its KV is on the CPU. Its parts do not see each other, so a call of the decoder takes as many
+    as have a mask of at most `most` elements together, and at least one.
     """
     kv_L2CHE = request.kv_L2CHE.to(device=decoder.device, dtype=decoder.dtype)
     most_RQK = most // copies_of_mask(decoder.config)
@@ -184,7 +184,9 @@ def _masks(decoder: PreTrainedModel, index_RQ: Tensor, keys: int) -> Tensor | di
     By kind of layer where the decoder has several kinds. Donated positions and queries together leave no gap, so the
     order of the indices is the whole mask.
     """
-    key_K, index_R1Q1 = torch.arange(keys, device=index_RQ.device), index_RQ[:, None, :, None]
+    # Rows begin at multiples of 8 elements: of any other mask SDPA makes a copy on GPUs, in every layer.
+    key_K = torch.arange(-(-keys // 8) * 8, device=index_RQ.device)
+    index_R1Q1 = index_RQ[:, None, :, None]
     window, lowest = sliding_window(decoder.config), torch.finfo(decoder.dtype).min
 
     def mask_of(kind: str) -> Tensor:
@@ -192,7 +194,7 @@ def _masks(decoder: PreTrainedModel, index_RQ: Tensor, keys: int) -> Tensor | di
         if kind == "sliding_attention" and window is not None:
             sees_R1QK &= key_K > index_R1Q1 - window
         mask_R1QK = torch.zeros_like(sees_R1QK, dtype=decoder.dtype).masked_fill_(~sees_R1QK, lowest)
-        return for_all_heads(decoder.config, mask_R1QK)
+        return for_all_heads(decoder.config, mask_R1QK)[..., :keys]
 
     masks = {kind: mask_of(kind) for kind in set(layer_types(decoder.config))}
     return masks if has_layer_types(decoder.config) else masks.popitem()[1]

@@ -25,9 +25,9 @@ def use_grouped_attention(model: PreTrainedModel) -> None:
 
 
 def copies_of_mask(config: PreTrainedConfig) -> int:
-    """How many times the model's attention needs the elements of a mask `[S, 1, Q, K]` at least.
+    """How often the attention holds the elements of a mask `[S, 1, Q, K]`: for each head of a group.
 
-    Eager attention has them for the scores of each head.
+    Any other attention is taken for eager, which holds the scores of each head.
     """
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -16,6 +16,9 @@ from torch import Tensor
 from lingu_ray.distill.donation import indices_in_sample
 from lingu_ray.distill.transfer import send
 
+_READ_BY_MODELS = ("image_sizes", "batch_num_images")
+"""Sizes and counts of images, which models read number by number, so they stay on the CPU."""
+
 
 @dataclass(frozen=True)
 class ModelInputs:
@@ -51,8 +54,8 @@ def token_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
 def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
     """Keyword arguments for the forward pass of a VLM without its head; padding is on the right.
 
-    A causal decoder sees no padding on the right, and without a mask its attention is faster. Families with
-    `token_type_ids` see ahead. M-RoPE's positions of images are counted here, as models do it on the device they wait.
+    A causal decoder sees no padding on the right, and without a mask its attention is faster; families with
+    `token_type_ids` see ahead. M-RoPE's positions of images are counted here: models would read their sizes back.
     """
     arguments = token_arguments(model, inputs) | {"attention_mask": None}
     if inputs.packed:  # positions that restart at 0 separate the samples of a row
@@ -65,12 +68,9 @@ def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
 
 
 def send_arguments(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The arguments on `device`, but for sizes and counts of images: models read these number by number."""
+    """The arguments on `device`, but for those that models read on the CPU."""
     kept = {name: arguments[name] for name in _READ_BY_MODELS if name in arguments}
     return kept | send({name: value for name, value in arguments.items() if name not in kept}, device)
-
-
-_READ_BY_MODELS = ("image_sizes", "batch_num_images")
 
 
 def _token_types(model: Any, inputs: ModelInputs) -> Tensor:

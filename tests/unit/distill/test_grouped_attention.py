@@ -45,14 +45,14 @@ def test_a_whole_model_and_cases_left_to_sdpa():
 
 
 def test_the_mask_of_a_continuation_is_made_once(monkeypatch):
-    """Every layer's attention gets the same tensor, with a row for each head of a group and query."""
+    """Every layer's attention gets the same tensor, with an aligned row for each head of a group and query."""
     teacher = tiny_teacher()
     use_grouped_attention(teacher)
     masks, plain = [], F.scaled_dot_product_attention
 
     def record(query, *arguments, attn_mask, **named):
         masks.append(attn_mask)
-        assert attn_mask.shape[2] == query.shape[2]
+        assert attn_mask.shape[2:] == (query.shape[2], 7) and attn_mask.stride(2) % 8 == 0
         return plain(query, *arguments, attn_mask=attn_mask, **named)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", record)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from families import FAMILIES, Family
 from families import Prompt as Drawn
-from pretended_gpu import CUDA, OnGpu, PretendedGpu
+from pretended_gpu import CUDA, DeviceMix, OnGpu, PretendedGpu
 from torch import nn
 
 from lingu_ray.config import Config
@@ -50,16 +50,14 @@ WAITS: dict[str, tuple[tuple[int, int], ...]] = {
 # The same for text in other ways, with idefics3.
 WAYS: dict[str, tuple[dict[str, Any], int]] = {
     "without a teacher": ({"distill": {"policy": "none"}}, 2),
-    "bf16": ({"train": {"precision": "bf16"}}, 2),
+    "bf16, gradient checkpointing": ({"train": {"precision": "bf16", "gradient_checkpointing": True}}, 2),
     "LoRA": ({"train": {"lora": {"rank": 2, "alpha": 4}}}, 2),
-    "gradient checkpointing": ({"train": {"gradient_checkpointing": True}}, 2),
-    "prompt_text": ({"teacher": {"context": "prompt_text"}}, 2),
-    "visual scope": ({"teacher": {"scope": "visual"}}, 2),
-    "teacher's own earlier turns": ({"teacher": {"earlier_turns": "teacher"}}, 2),
-    "temperature": ({"distill": {"temperature": 2.0}}, 2),
-    "reverse_kl": ({"distill": {"divergence": "reverse_kl"}}, 2),
-    "jsd": ({"distill": {"divergence": "jsd"}}, 2),
-    "tv": ({"distill": {"divergence": "tv"}}, 2),
+    "visual, reverse_kl": (
+        {"teacher": {"scope": "visual"}, "distill": {"divergence": "reverse_kl", "temperature": 2.0}},
+        2,
+    ),
+    "earlier turns, jsd": ({"teacher": {"earlier_turns": "teacher"}, "distill": {"divergence": "jsd"}}, 2),
+    "prompt_text, tv": ({"teacher": {"context": "prompt_text"}, "distill": {"divergence": "tv"}}, 2),
     "top_k": ({"distill": {"top_k": 4}}, 2),
 }
 
@@ -79,7 +77,7 @@ def test_every_family(name: str) -> None:
     compare(family, cases)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow) if way == "LoRA" else way for way in WAYS])
 def test_every_way(way: str) -> None:
     """With another objective, precision or training: the same promises."""
     settings, most = WAYS[way]
@@ -237,3 +235,27 @@ def test_tensors_are_sent_without_waiting() -> None:
                 assert back.dtype == value.dtype and torch.equal(back, value), name
     assert sent["name"] == "no tensor"
     assert send(values, CPU)["ids"] is values["ids"]
+
+
+def test_the_pretended_gpu_refuses_and_waits() -> None:
+    """What CUDA refuses is refused; numbers that are read, masks as indices and plain copies are waits."""
+    with PretendedGpu() as gpu:
+        here, there = torch.arange(3.0), torch.arange(3.0, device=CUDA)
+        with pytest.raises(DeviceMix):
+            torch.add(there, here)
+        for times, wait in enumerate(
+            (
+                lambda: there.sum().item(),
+                lambda: bool((there > 1).any()),
+                lambda: there[there > 1],
+                lambda: there[torch.tensor([0])],
+                lambda: here.to(CUDA),
+                lambda: here.to(CUDA, non_blocking=True),
+                lambda: there.cpu(),
+            ),
+            start=1,
+        ):
+            wait()
+            assert gpu.waits("") == times, gpu.report()
+        here.pin_memory().to(CUDA, non_blocking=True)
+        assert torch.equal((there * 2).sum().cpu(), torch.tensor(6.0)) and gpu.waits("") == 8
