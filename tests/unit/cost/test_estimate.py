@@ -76,7 +76,8 @@ def test_every_family(name: str, tmp_path: Path):
     family = FAMILIES[name]
     family.decoder.save_pretrained(tmp_path / "teacher")
     family.config(family.decoder.to_dict() | {"vocab_size": 325}).save_pretrained(tmp_path / "student")
-    found = on_h100(tinyrun.config(tmp_path, tmp_path, train={"precision": "bf16"}), image_tokens=16)
+    settings = {"train": {"precision": "bf16"}, "corpus": {"max_length": 64}}
+    found = on_h100(tinyrun.config(tmp_path, tmp_path, **settings), image_tokens=16, text_tokens=30)
     assert found.fits and found.time.total > 0
     assert [process.name for process in found.training] == ["worker", "teacher", "host"]
     assert all(item.bytes > 0 for process in found.training for item in process.items)
@@ -103,10 +104,13 @@ def test_settings_move_memory(pair: Path, tmp_path: Path):
 
 
 def test_no_teacher_no_kv(pair: Path, tmp_path: Path):
-    """Plain fine-tuning has neither teacher nor KV, and takes less time."""
+    """Plain fine-tuning has neither teacher nor KV, and takes less time; an engine is there where tasks are."""
     plain = on_h100(tinyrun.config(pair, tmp_path, distill={"policy": "none"}))
     assert [process.name for process in plain.training] == ["worker", "host"]
-    assert plain.time.kv == 0 and plain.time.total < on_h100(tinyrun.config(pair, tmp_path)).time.total
+    assert plain.engine is None and plain.time.kv == 0
+    measured = on_h100(tinyrun.config(pair, tmp_path, evaluation={"tasks": ["arc_easy"]}))
+    assert measured.engine is not None and measured.engine.items[0].bytes == 4 * sum(plain.models.parameters.values())
+    assert plain.time.total < measured.time.total
 
 
 def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
