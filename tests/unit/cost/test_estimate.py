@@ -77,7 +77,7 @@ def test_every_family(name: str, tmp_path: Path):
     family.decoder.save_pretrained(tmp_path / "teacher")
     family.config(family.decoder.to_dict() | {"vocab_size": 325}).save_pretrained(tmp_path / "student")
     settings = {"train": {"precision": "bf16"}, "corpus": {"max_length": 64}}
-    found = on_h100(tinyrun.config(tmp_path, tmp_path, **settings), image_tokens=16, text_tokens=30)
+    found = on_h100(tinyrun.config(tmp_path, tmp_path, **settings), image_tokens=16, text_tokens=20)
     assert found.fits and found.time.total > 0
     assert [process.name for process in found.training] == ["worker", "teacher", "host"]
     assert all(item.bytes > 0 for process in found.training for item in process.items)
