@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +19,8 @@ _TIME_S = 0.5
 
 @dataclass(frozen=True)
 class Device:
-    """A device: bytes that programs may take, products in operations a second by precision, memory in bytes a second.
-
-    `bf16`, `fp32` and `bandwidth` are the vendor's peaks of a GPU, and what was measured of a CPU; of which a step
-    reaches the shares `products` and `moving`.
+    """A device: bytes that programs may take, and what a step reaches: products in operations a second by precision,
+    memory in bytes a second.
     """
 
     name: str
@@ -29,8 +28,6 @@ class Device:
     bf16: float
     fp32: float
     bandwidth: float
-    products: float = 0.38
-    moving: float = 0.78
 
     @property
     def is_gpu(self) -> bool:
@@ -38,25 +35,28 @@ class Device:
         return self.name != "cpu"
 
     def rate(self, bf16: bool) -> float:
-        """Operations a second that a step's products reach."""
-        # without tensor cores products come closer to the peak
-        return self.bf16 * self.products if bf16 else self.fp32 * max(self.products, 0.7)
+        """Operations a second of products."""
+        return self.bf16 if bf16 else self.fp32
 
 
-# Memory as the driver reports it; dense products without sparsity, bf16 with float32 sums, fp32 without TF32, from the
-# vendor's data sheets: H100 and H200 as SXM5, A100 as SXM4 with 80 GB. The shares are those of a model of an H100 (300
-# to 450 of 989 TFLOP/s, 2.6 of 3.35 TB/s), and have not been measured.
+def _gpu(name: str, gib: float, bf16: float, fp32: float, bandwidth: float) -> Device:
+    """A GPU by its maker's peaks, in 10¹² a second; the shares that are reached are a model's of an H100."""
+    return Device(name, gib * GIB, 0.38e12 * bf16, 0.70e12 * fp32, 0.78e12 * bandwidth)
+
+
+# Memory as the driver reports it; dense products without sparsity, bf16 with float32 sums, fp32 without TF32, by the
+# makers' data sheets: H100 and H200 as SXM5, A100 as SXM4 with 80 GB. None was measured here.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Device("h100", 79 * GIB, 989e12, 67e12, 3.35e12),
-        Device("h200", 140 * GIB, 989e12, 67e12, 4.8e12),
-        Device("a100", 79 * GIB, 312e12, 19.5e12, 2.04e12),
-        Device("l4", 22 * GIB, 121e12, 30.3e12, 0.3e12),
-        Device("rtx4090", 23.5 * GIB, 165e12, 82.6e12, 1.01e12),
+        _gpu("h100", 79, bf16=989, fp32=67, bandwidth=3.35),
+        _gpu("h200", 140, bf16=989, fp32=67, bandwidth=4.8),
+        _gpu("a100", 79, bf16=312, fp32=19.5, bandwidth=2.04),
+        _gpu("l4", 22, bf16=121, fp32=30.3, bandwidth=0.3),
+        _gpu("rtx4090", 23.5, bf16=165, fp32=82.6, bandwidth=1.01),
     )
 }
-"""Table of known GPUs by name."""
+"""Known GPUs by name."""
 
 
 def device_here() -> str:
@@ -80,7 +80,7 @@ def measured_cpu(width: int, inner: int, rows: int) -> Device:
     finally:
         torch.set_num_threads(before)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", memory, bf16, fp32, bandwidth, products=1.0, moving=1.0)
+    return Device("cpu", memory, bf16, fp32, bandwidth)
 
 
 def _products(width: int, inner: int, rows: int, bf16: bool) -> float:
@@ -102,9 +102,8 @@ def _copies() -> float:
     return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
 
 
-def _seconds(run: object) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     """The shortest of several calls."""
-    assert callable(run)
     run()
     shortest, end = float("inf"), time.perf_counter() + _TIME_S
     while time.perf_counter() < end:

@@ -47,12 +47,23 @@ class Estimate:
 
     @property
     def needed(self) -> float:
-        """The most that a device must hold: bytes of a GPU, or on a CPU of the whole node."""
+        """The most that a device must hold: bytes of a GPU, or on a CPU of a node with all workers."""
+        while_training = self._of_a_gpu if self.device.is_gpu else self._of_a_node
+        return max(while_training, self.engine.bytes if self.engine else 0.0)
+
+    @property
+    def _of_a_gpu(self) -> float:
+        """Bytes of the processes that share a GPU; of two GPUs a worker the fuller one."""
         gpus = self.config.ray.gpus_per_worker
-        workers = self.config.ray.min_workers if not self.device.is_gpu else max(1, round(1 / gpus))
-        on_device = [p.bytes for p in self.training if p.on_device or not self.device.is_gpu]
-        together = max(on_device) if self.device.is_gpu and gpus == 2 else sum(on_device)
-        return max(workers * together, self.engine.bytes if self.engine else 0.0)
+        of_worker = [process.bytes for process in self.training if process.on_device]
+        return max(of_worker) if gpus == 2 else max(1, round(1 / gpus)) * sum(of_worker)
+
+    @property
+    def _of_a_node(self) -> float:
+        """Bytes of all workers, with the teachers that they have."""
+        once = {"teacher"} if self.config.teacher.placement == "node" else set()
+        workers = self.config.ray.min_workers
+        return sum(process.bytes * (1 if process.name in once else workers) for process in self.training)
 
     @property
     def room(self) -> float:

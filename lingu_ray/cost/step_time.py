@@ -49,17 +49,16 @@ def step_time(config: Config, models: Models, load: Workload, device: Device) ->
     row = Sample(patches, load.tokens - load.answer_tokens, load.answer_tokens, load.distilled)
     asked = Sample(patches, load.tokens - queries, queries, load.distilled)
     rows, rate = load.rows_of_step, device.rate(load.bf16)
-    bytes_a_second = device.bandwidth * device.moving
     kv = rows * load.distilled * kv_of_rows(config, models, load, 1) if models.teacher is not None else 0.0
     flops = {"student": rows * student_flops(pair, row, flops_passes(config, models))}
     if models.teacher is not None:
         flops["teacher"] = rows * teacher_flops(pair, asked)
     seconds = {name: number / rate for name, number in flops.items()} | {
-        "memory": load.micro_batches * TRAFFIC * _kept(config, models, load) / bytes_a_second,
-        "optimizer": UPDATE_BYTES * sum(models.trained.values()) / bytes_a_second,
+        "memory": load.micro_batches * TRAFFIC * _kept(config, models, load) / device.bandwidth,
+        "optimizer": UPDATE_BYTES * sum(models.trained.values()) / device.bandwidth,
     }
     if kv and config.teacher.placement != "in_process" and config.teacher.transport == "object_store":
-        seconds["KV"] = kv / (OBJECT_STORE if load.on_gpu else bytes_a_second / 2)
+        seconds["KV"] = kv / (OBJECT_STORE if load.on_gpu else device.bandwidth / 2)
     views = rows * load.image_tokens / models.tower.tokens
     return StepTime(seconds, flops, kv, views * VIEW_SECONDS)
 

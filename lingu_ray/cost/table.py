@@ -70,7 +70,7 @@ def _time(found: Estimate) -> Iterator[str]:
     yield from _line("step", f"{time.total:.3g} s: {parts}")
     whole = train.steps * time.total
     alone = "" if not found.config.controls else ", a control about as much"
-    yield from _line("run", f"{train.steps} steps: {_duration(whole)}{alone}; corpus, validation, evaluation apart")
+    yield from _line("run", f"{train.steps} steps: {_duration(whole)}{alone}; without corpus, validation, evaluation")
     if time.kv:
         way = found.config.teacher.transport if found.config.teacher.placement != "in_process" else "in the worker"
         yield from _line("KV", f"{time.kv / 1e6:.4g} MB a step and worker, by {way}")
@@ -78,7 +78,7 @@ def _time(found: Estimate) -> Iterator[str]:
         yield from _line("pictures", f"{time.pictures:.3g} s of processor time a step and worker, in threads")
     rate = device.rate(found.load.bf16) / 1e12
     origin = "assumed of its maker's figures" if device.is_gpu else "measured now"
-    yield from _line("rates", f"{rate:.3g} TFLOP/s, {device.bandwidth * device.moving / 1e9:.4g} GB/s, {origin}")
+    yield from _line("rates", f"{rate:.3g} TFLOP/s, {device.bandwidth / 1e9:.4g} GB/s, {origin}")
 
 
 def _line(name: str, text: str) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
+@lru_cache(maxsize=16)
 def decoder_pass(
     decoder: PreTrainedModel, rows: int, tokens: int, masked: bool, bf16: bool, checkpointing: bool
 ) -> Held:

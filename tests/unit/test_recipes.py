@@ -1,11 +1,13 @@
 """Every recipe of the package is complete, valid and explains itself."""
 
+import re
 from importlib.resources import files
 
 import pytest
 
 from lingu_ray.commands import recipes
 from lingu_ray.config.command_line import load_config
+from lingu_ray.estimate import read_arguments
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -49,3 +51,12 @@ def test_paper_recipe_starts_from_what_its_command_writes():
     text = (files("lingu_ray") / "recipes" / "paper.yaml").read_text("utf-8")
     command = next(line for line in text.splitlines() if "convert_nanovlm" in line)
     assert command.split()[-1] == load_config(["paper"]).student.path
+
+
+@pytest.mark.parametrize("name", ["smolvlm-256m", "paper", "qwen2-vl-2b"])
+def test_recipes_for_gpus_say_what_they_need(name: str):
+    """The command whose figures a recipe's comment has is one of `lingu-ray estimate`, for this recipe and a GPU."""
+    text = (files("lingu_ray") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    (command,) = re.findall(r"`lingu-ray estimate ([^`]+)`", text.replace("\n# ", " "))
+    config, settings = read_arguments(command.split())
+    assert (config.name, settings.device) == (name, "h100") and "It has not been run yet." in text

@@ -76,7 +76,8 @@ def test_every_family(name: str, tmp_path: Path):
     family = FAMILIES[name]
     family.decoder.save_pretrained(tmp_path / "teacher")
     family.config(family.decoder.to_dict() | {"vocab_size": 325}).save_pretrained(tmp_path / "student")
-    found = on_h100(tinyrun.config(tmp_path, tmp_path, train={"precision": "bf16"}), image_tokens=16)
+    settings = {"train": {"precision": "bf16"}, "corpus": {"max_length": 64}}
+    found = on_h100(tinyrun.config(tmp_path, tmp_path, **settings), image_tokens=16, text_tokens=20)
     assert found.fits and found.time.total > 0
     assert [process.name for process in found.training] == ["worker", "teacher", "host"]
     assert all(item.bytes > 0 for process in found.training for item in process.items)
@@ -103,10 +104,13 @@ def test_settings_move_memory(pair: Path, tmp_path: Path):
 
 
 def test_no_teacher_no_kv(pair: Path, tmp_path: Path):
-    """Plain fine-tuning has neither teacher nor KV, and takes less time."""
+    """Plain fine-tuning has neither teacher nor KV, and takes less time; an engine is there where tasks are."""
     plain = on_h100(tinyrun.config(pair, tmp_path, distill={"policy": "none"}))
     assert [process.name for process in plain.training] == ["worker", "host"]
-    assert plain.time.kv == 0 and plain.time.total < on_h100(tinyrun.config(pair, tmp_path)).time.total
+    assert plain.engine is None and plain.time.kv == 0
+    measured = on_h100(tinyrun.config(pair, tmp_path, evaluation={"tasks": ["arc_easy"]}))
+    assert measured.engine is not None and measured.engine.items[0].bytes == 4 * sum(plain.models.parameters.values())
+    assert plain.time.total < measured.time.total
 
 
 def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -115,13 +119,13 @@ def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     main([str(path), "device=h100", "text_tokens=60", "answer_tokens=20"])
     text = capsys.readouterr().out
     assert f"{IMAGE_TOKENS} image + 60 text + 20 answer tokens" in text and "\nfits " in text and "object_store" in text
-    large = ["train.tokens_per_micro_batch=800000", "train.rows_per_step=10000", "text_tokens=76", "answer_tokens=80"]
-    main([str(path), "device=l4", *large])
+    large = ["train.tokens_per_micro_batch=1200000", "train.rows_per_step=15000", "text_tokens=76", "answer_tokens=80"]
+    main([str(path), "device=l4", "train.precision=bf16", *large])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("too large") for line in lines)
     changed = {line.split()[0]: line for line in lines if line.startswith(" " * 12 + "t") and "=" in line}
-    assert changed["train.tokens_per_micro_batch=200000"].endswith("fits")
-    assert {"train.gradient_checkpointing=True", "train.precision=bf16", "teacher.look_ahead=0"} <= changed.keys()
+    assert changed["train.tokens_per_micro_batch=300000"].endswith("fits")
+    assert {"train.gradient_checkpointing=True", "teacher.look_ahead=0"} <= changed.keys()
 
 
 def test_what_is_wrong_is_said(pair: Path, tmp_path: Path):
@@ -130,5 +134,5 @@ def test_what_is_wrong_is_said(pair: Path, tmp_path: Path):
         estimate(tinyrun.config(pair, tmp_path), RowConfig(text_tokens=200), "h100")
     with pytest.raises(UserError, match=r"config\.json alone.*student\.path=FOLDER"):
         main(["smolvlm-256m", "device=h100"])
-    with pytest.raises(UserError, match="device: 'v100' does not fit"):
+    with pytest.raises(UserError, match="device: v100 does not fit"):
         main(["smolvlm-256m", "device=v100"])

@@ -72,6 +72,6 @@ def test_loss_makes_no_logits_of_all_tokens():
     """A loss over many chunks holds less than one tensor of all logits, and keeps the gradients alone."""
     head = OutputHead(torch.empty(2048, 16, device="meta"))
     divergence = divergence_of("forward_kl", 0.5, None)
-    held = loss_pass(head, head, 16, 100_000, bf16=False, trained=True, temperature=1.0, divergence=divergence)
-    assert held.peak < 4 * 100_000 * 2048
-    assert held.kept == pytest.approx(4 * (100_000 * 16 + 2048 * 16), rel=0.6)
+    held = loss_pass(head, head, 16, 20_000, bf16=False, trained=True, temperature=1.0, divergence=divergence)
+    assert held.peak < 4 * 20_000 * 2048
+    assert held.kept == pytest.approx(4 * (20_000 * 16 + 2048 * 16), rel=0.6)
