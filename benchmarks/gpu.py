@@ -92,9 +92,9 @@ def main(arguments: list[str]) -> None:
     rows, results = [], {}
     for number, part in enumerate(parts, 1):
         print(f"{number} of {len(parts)}: {part.command}", file=sys.stderr)
-        done = measured(part, options)
-        rows.append(done.row)
-        results |= {part.title: done.result} if done.result else {}
+        row, result = measured(part, options)
+        rows.append(row)
+        results |= {part.title: result} if result else {}
     publish("gpu", rows, options.out, options.recorded, {"environment": describe_environment(), "parts": results})
     _append_tables(parts, options.out)
     if failed := [row["part"] for row in rows if row["state"] == "failed"]:
@@ -125,30 +125,21 @@ def parts_of(size: str) -> list[Part]:
     ]
 
 
-@dataclass(frozen=True)
-class Done:
-    """A part's row in the table, and its whole result; None where it failed."""
-
-    row: Row
-    result: Row | None
-
-
-def measured(part: Part, options: GpuConfig) -> Done:
-    """A part's result: as an earlier command left it, else by running it now."""
+def measured(part: Part, options: GpuConfig) -> tuple[Row, Row | None]:
+    """A part's row in the table and its whole result, if it has one: as an earlier command left it, or measured now."""
     folder = options.out / part.title
     stamp = {"command": part.command, "environment": describe_environment()}
+    error = None
     if options.again or _read(folder / "stamp.json") != stamp:
         begin = time.monotonic()
         error = _run(part, folder, options.most_seconds)
-        if error:
-            return Done({"part": part.title, "state": "failed", "seconds": None, "found": error}, None)
-        write_json(folder / "stamp.json", stamp)
         write_json(folder / "seconds.json", time.monotonic() - begin)
-    result: Row = _read(folder / f"{part.section}.json")
-    seconds = _read(folder / "seconds.json")
-    return Done(
-        {"part": part.title, "state": "ok", "seconds": seconds, "found": SUMMARIES[part.section](result)}, result
-    )
+        if not error:
+            write_json(folder / "stamp.json", stamp)
+    result = _read(folder / f"{part.section}.json")  # a comparison that fails has one, too
+    found = error or SUMMARIES[part.section](result)
+    row = {"part": part.title, "state": "failed" if error else "ok", "seconds": _read(folder / "seconds.json")}
+    return row | {"found": found}, result
 
 
 def _run(part: Part, folder: Path, most_seconds: float) -> str | None:

@@ -83,8 +83,8 @@ def test_earlier_turns(tmp_path):
 
 
 def test_gpu(tmp_path, monkeypatch, ray_cluster):
-    """A part that fails is named with its error while the others run, and the exit code says it; the same command
-    again measures what is missing alone, and leaves tables, and one JSON with machine, versions and all results."""
+    """A part that fails, or does not end, is named with its error while the others run, and the exit code says it; the
+    same command again measures what is missing alone, and leaves tables, and one JSON with machine and all results."""
     argv = ["benchmarks.gpu", f"out={tmp_path / 'gpu'}", "size=tiny"]
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with Command([*argv, "sections=loss,transport"], cwd=ROOT, stdout=tmp_path / "stdout", warm=True) as command:
@@ -92,6 +92,8 @@ def test_gpu(tmp_path, monkeypatch, ray_cluster):
     assert "failed: transport; their logs are in" in said
     loss, transport = json.loads((tmp_path / "stdout").read_text())["rows"]
     assert loss["state"] == "ok" and transport["state"] == "failed" and "no Ray cluster answers" in transport["found"]
+    with Command([*argv, "sections=transport", "most_seconds=1"], cwd=ROOT, warm=True) as command:
+        assert "| not finished within 1 s (most_seconds) |" in command.finish(1)
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
     argv.append("sections=parity,step,loss,transport")
     with Command(argv, cwd=ROOT, stdout=tmp_path / "stdout", warm=True) as command:
