@@ -25,19 +25,20 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of, synchronize
-from lingu_ray.config import RayConfig, Several, TeacherConfig
+from lingu_ray.config import RayConfig, Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.transport import Transport, choose_transport, make_transport, to_bytes
+from lingu_ray.runtime.transport import Name, Transport, make_transport, to_bytes
 
 LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256
 WARM, FRESH = "memcpy, warm", "memcpy, fresh"
 OBJECT_STORE, PICKLED, NIXL, PUT = "object_store", "torch tensors, pickled", "nixl", "ray.put alone"
 CUDA_IPC, COPY = "cuda_ipc", "copy on the GPU"
+TRANSPORTS: dict[str, Name] = {OBJECT_STORE: "object_store", CUDA_IPC: "cuda_ipc", NIXL: "nixl"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -79,7 +80,7 @@ def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callab
     warm = np.ones_like(source)
 
     def send(name: str) -> ray.ObjectRef:
-        return receivers[name].request.remote(*transport_of(name).send(request)())
+        return receivers[name].request.remote(*make_transport(TRANSPORTS[name]).send(request)())
 
     layers = [tensor.cpu().clone() for layer in kv_L2CHE for tensor in layer]
 
@@ -96,18 +97,14 @@ def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callab
     }
 
 
-def transport_of(name: str) -> Transport:
-    """The transport of that name."""
-    settings = TeacherConfig.model_validate({"path": "none", "transport": name})
-    return make_transport(choose_transport(settings, torch.device("cpu"), gpus=0))
-
-
 def start_receivers() -> dict[str, Any]:
     """An actor for every transport that runs here."""
     remote: Any = ray.remote
     names = [OBJECT_STORE, *([CUDA_IPC] if DEVICE == "cuda" else []), *([NIXL] if find_spec("nixl") else [])]
     return {
-        name: remote(num_cpus=0, enable_tensor_transport=name == NIXL)(Receiver).remote(transport_of(name))
+        name: remote(num_cpus=0, enable_tensor_transport=name == NIXL)(Receiver).remote(
+            make_transport(TRANSPORTS[name])
+        )
         for name in names
     }
 
