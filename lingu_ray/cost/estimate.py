@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from lingu_ray.config import Config
 from lingu_ray.cost import memory
@@ -15,6 +18,7 @@ from lingu_ray.cost.models import Models, read_models
 from lingu_ray.cost.step_time import StepTime, step_time
 from lingu_ray.cost.workload import RowConfig, Workload, workload
 from lingu_ray.runtime.precision import by_speed, times_as_fast, with_precision
+from lingu_ray.runtime.transport import choose_transport
 
 LARGEST = (1024, 4096, 512)
 """Width, inner width and rows of the layers that are timed at most: larger products take as long for each number."""
@@ -24,7 +28,7 @@ FREE = 0.1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run on a device. `config`: with its precision chosen; `load`: what a worker computes."""
+    """A run on a device. `config`: with its precision and transport chosen; `load`: what a worker computes."""
 
     config: Config
     row: RowConfig
@@ -104,6 +108,9 @@ def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
     if config.train.precision == "auto":
         choice = "bf16" if found.is_gpu else by_speed(times_as_fast(*sizes)).precision
         config = with_precision(config, choice)
+    if config.teacher.transport == "auto":
+        place, gpus = torch.device("cuda" if found.is_gpu else "cpu"), math.ceil(config.ray.gpus_per_worker)
+        config = _with(config, {"teacher.transport": choose_transport(config.teacher, place, gpus)})
     return estimate_of(config, row, found, models)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,13 @@ def test_no_teacher_no_kv(pair: Path, tmp_path: Path):
     assert plain.time.total < measured.time.total
 
 
-def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
     """The command prints a table, says that a tiny pair fits, and by which setting a large step would."""
+    caplog.set_level(logging.WARNING, "lingu_ray")  # as the command does; afterwards it is as it was
     path = tinyrun.write_settings(tmp_path / "my.yaml", pair, tmp_path)
     main([str(path), "device=h100", "text_tokens=60", "answer_tokens=20"])
     text = capsys.readouterr().out
-    assert f"{IMAGE_TOKENS} image + 60 text + 20 answer tokens" in text and "\nfits " in text and "object_store" in text
+    assert f"{IMAGE_TOKENS} image + 60 text + 20 answer tokens" in text and "\nfits " in text and "cuda_ipc" in text
     large = ["train.tokens_per_micro_batch=1200000", "train.rows_per_step=15000", "text_tokens=76", "answer_tokens=80"]
     main([str(path), "device=l4", "train.precision=bf16", *large])
     lines = capsys.readouterr().out.splitlines()
