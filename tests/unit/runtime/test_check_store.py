@@ -106,8 +106,9 @@ def at_once(call: Callable[[], object], count: int) -> None:
 
 
 @pytest.mark.slow
-def test_runs_that_start_together(store: Path) -> None:
+def test_runs_that_start_together(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each finds the experiment and its tag, which another makes at the same moment."""
+    monkeypatch.setattr(sqlite_store, "LOCKED_S", 20.0)
     uri = f"sqlite:///{store}"
     for name in "abcdefgh":
         at_once(lambda name=name: check_store(uri, name), 6)
