@@ -28,6 +28,7 @@ from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
+from lingu_ray.distill.transfer import send
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.memory import FOR_TRAINING, explained
@@ -42,7 +43,6 @@ from lingu_ray.runtime.transport import (
     from_bytes,
     make_transport,
     to_bytes,
-    to_device,
 )
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class TeacherActor:
         """`hidden_MD` for a request as `Transport.send` of this transport made it."""
         try:
             request = make_transport(transport).receive(fields, shared)
-            request = replace(request, kv_L2CHE=to_device(request.kv_L2CHE, self.device))
+            request = replace(request, **send({"kv_L2CHE": request.kv_L2CHE}, self.device))
             return to_bytes(self.teacher.hidden_states(request))
         except Exception:
             log.exception("a request failed")
@@ -210,7 +210,8 @@ class TeacherActorClient:
 
     def result(self, ticket: Ticket) -> Tensor:
         """Wait for the actor's `hidden_MD`, on the worker's device."""
-        return to_device(from_bytes(self._get(ticket.hidden_MD.result())), self.device)
+        hidden_MD = from_bytes(self._get(ticket.hidden_MD.result()))
+        return send({"hidden_MD": hidden_MD}, self.device)["hidden_MD"]
 
     def _get(self, ref: ray.ObjectRef) -> TensorBytes:
         try:

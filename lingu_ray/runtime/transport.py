@@ -183,11 +183,5 @@ def copy_to_host(tensor: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`; from the CPU to a GPU by way of pinned memory, and the host does not wait."""
-    pinned = tensor.pin_memory() if (tensor.device.type, device.type) == ("cpu", "cuda") else tensor
-    return pinned.to(device, non_blocking=True)
-
-
 def _all_to_bytes(fields: dict[str, Tensor]) -> dict[str, TensorBytes]:
     return {name: to_bytes(value) for name, value in fields.items()}
