@@ -172,9 +172,11 @@ def teacher_working(config: Config, models: Models, load: Workload) -> float:
     rows, queries, number = load.rows, queries_of_row(config, load), load.number
     keys = 2 * rows * load.tokens * models.kv_heads * models.head_dim * number
     group = models.text.num_attention_heads // models.kv_heads
-    mask = rows * queries * load.tokens * (1 + group * (1 + number))
-    own = rows * queries * number * (6 * models.text.hidden_size + 3 * models.inner)
-    return keys + mask + own
+    mask = rows * queries * load.tokens
+    width = rows * queries * number * 4 * models.text.hidden_size
+    # in attention the mask of all heads of a group, as bool and as number; in the MLP its three matrices
+    beside = max(mask * group * (1 + number), rows * queries * number * 3 * models.inner)
+    return keys + mask + width + beside
 
 
 def engine(config: Config, models: Models, load: Workload) -> Process | None:

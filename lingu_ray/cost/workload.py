@@ -15,7 +15,7 @@ class RowConfig(Section):
     """A mean row. Counts of your own data: `lingu-ray inspect`."""
 
     image_tokens: NonNegativeInt | None = Field(
-        None, description="image tokens of a row; null: one view of the vision tower, and more where pictures are tiled"
+        None, description="image tokens of a row; null: one view of the vision tower; pictures cut into tiles have more"
     )
     text_tokens: NonNegativeInt = Field(192, description="text tokens of a row's prompt")
     answer_tokens: PositiveInt = Field(64, description="answer tokens of a row")
