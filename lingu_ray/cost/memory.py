@@ -173,7 +173,7 @@ def teacher_working(config: Config, models: Models, load: Workload) -> float:
     keys = 2 * rows * load.tokens * models.kv_heads * models.head_dim * number
     group = models.text.num_attention_heads // models.kv_heads
     mask = rows * queries * load.tokens
-    width = rows * queries * number * 4 * models.text.hidden_size
+    width = rows * queries * number * 5 * models.text.hidden_size
     # in attention the mask of all heads of a group, as bool and as number; in the MLP its three matrices
     beside = max(mask * group * (1 + number), rows * queries * number * 3 * models.inner)
     return keys + mask + width + beside
