@@ -9,6 +9,7 @@ Columns: `counted` there, `estimate` from configurations alone, and their `ratio
     parameters          of the student
     kept, MiB           by autograd for the backward pass of a micro-batch, by hooks on the real pass
     KV, MiB             that a step's rows donated
+    teacher, MiB        at the peak of its pass, beside its weights and the KV
     tensors, MiB        at the peak of two steps, models and optimizer with them
     resident, MiB       how much the process grew meanwhile (Linux): with what the allocator loses between tensors
     operations, GFLOP   of a step, by torch's counter: products and attention, of which half is masked
@@ -42,9 +43,10 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.cost.estimate import Estimate, estimate
-from lingu_ray.cost.memory import kv_of_rows, passes_of, worker
+from lingu_ray.cost.memory import kv_of_rows, passes_of, teacher_working, worker
 from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.cost.workload import RowConfig
+from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
 from lingu_ray.errors import run_command
@@ -217,6 +219,7 @@ def estimated(case: Case, folder: str) -> Figures:
         "parameters": sum(found.models.parameters.values()),
         "kept, MiB": (passes.decoder.kept + passes.tower.kept) / MIB,
         "KV, MiB": kv_of_rows(*parts, found.load.rows_of_step) / MIB,
+        "teacher, MiB": teacher_working(*parts) / MIB,
         "tensors, MiB": sum(tensors),
         "resident, MiB": sum(tensors) + lost,
         "operations, GFLOP": sum(found.time.flops.values()) / 1e9,
@@ -245,11 +248,25 @@ def counted(name: str, folder: str) -> Figures:
         "parameters": sum(parameter.numel() for parameter in run.passes.student.model.parameters()),
         "kept, MiB": kept_bytes(run.passes, batches[0]) / MIB,
         "KV, MiB": kv / MIB,
+        "teacher, MiB": run.teacher.peak / MIB,
         "tensors, MiB": live.peak / MIB,
         "resident, MiB": resident / 2**10,
         "operations, GFLOP": flops.get_total_flops() / 1e9,
         "step, s": seconds,
     }
+
+
+class WatchedTeacher(InProcessTeacher):
+    """A teacher in this process; `peak`: bytes of what it made at its fullest moment."""
+
+    peak = 0
+
+    def submit(self, request: TeacherRequest) -> torch.Tensor:
+        """As the teacher does it."""
+        with LiveBytes() as live:
+            hidden_MD = super().submit(request)
+        self.peak = max(self.peak, live.peak)
+        return hidden_MD
 
 
 class Run:
@@ -261,10 +278,10 @@ class Run:
         torch.manual_seed(0)
         student_config, teacher_config = configs(case)
         student = Student(AutoModelForImageTextToText.from_config(student_config))
-        teacher = Teacher(AutoModelForCausalLM.from_config(teacher_config).to(dtype))
+        self.teacher = WatchedTeacher(Teacher(AutoModelForCausalLM.from_config(teacher_config).to(dtype)))
         prepare(student, config.train, torch.device("cpu"), config.seed)
         self.optimizer = make_optimizer(student, config.train)
-        self.passes = MicroBatches(config, student, InProcessTeacher(teacher), torch.device("cpu"))
+        self.passes = MicroBatches(config, student, self.teacher, torch.device("cpu"))
         self.batches = case.batches() if batches is None else batches
 
     def step(self) -> int:

@@ -16,7 +16,7 @@ from lingu_ray.cost.devices import GPUS, Device, measured_cpu
 from lingu_ray.cost.memory import Process
 from lingu_ray.cost.models import Models, read_models
 from lingu_ray.cost.step_time import StepTime, step_time
-from lingu_ray.cost.workload import RowConfig, Workload, workload
+from lingu_ray.cost.workload import RowConfig, Workload, travels_by, workload
 from lingu_ray.runtime.precision import by_speed, times_as_fast, with_precision
 from lingu_ray.runtime.transport import choose_transport
 
@@ -130,7 +130,7 @@ def _smaller(config: Config, on_gpu: bool) -> Iterator[dict[str, Any]]:
     if config.uses_teacher and on_gpu:
         if config.teacher.look_ahead != 0:
             yield {"teacher.look_ahead": 0}
-        if config.teacher.placement != "in_process" and config.teacher.transport != "cuda_ipc":
+        if travels_by(config) not in (None, "cuda_ipc"):
             yield {"teacher.transport": "cuda_ipc"}
     if train.parallelism == "ddp" and on_gpu:
         yield {"train.parallelism": "fsdp2", "ray.num_workers": max(4, config.ray.min_workers)}

@@ -9,7 +9,7 @@ from lingu_ray.cost.devices import GIB
 from lingu_ray.cost.formulas import FLOAT32, checkpoint_bytes, kv_bytes
 from lingu_ray.cost.models import Models, count
 from lingu_ray.cost.trace import Held, decoder_pass, loss_pass
-from lingu_ray.cost.workload import Workload
+from lingu_ray.cost.workload import Workload, travels_by
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.transformers_engine import HEAD_CHUNK
@@ -136,7 +136,7 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
     if models.teacher is not None and in_process:
         items.append(Item("the teacher's weights", count(models.teacher) * load.number))
     kv = kv_of_rows(config, models, load, load.rows) if models.teacher is not None else 0.0
-    lends = config.teacher.transport == "cuda_ipc" and not in_process
+    lends = travels_by(config) == "cuda_ipc"
     kept, alive = passes.decoder.kept + passes.tower.kept, f"{load.alive} micro-batch{'es' * (load.alive > 1)}"
     items.append(Item(f"kept for the backward pass, {alive}", load.alive * kept))
     if lends:
@@ -157,11 +157,11 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
 
 def teacher(config: Config, models: Models, load: Workload) -> Process | None:
     """The teacher's own process; None where there is none."""
-    if models.teacher is None or config.teacher.placement == "in_process":
+    if models.teacher is None or travels_by(config) is None:
         return None
     kv = kv_of_rows(config, models, load, load.rows)
     items = [Item("weights", count(models.teacher) * load.number)]
-    if load.on_gpu and config.teacher.transport != "cuda_ipc":
+    if load.on_gpu and travels_by(config) != "cuda_ipc":
         items.append(Item("KV of a micro-batch, copied", kv))
     items.append(Item("keys, mask and queries", teacher_working(config, models, load)))
     return Process("teacher", True, (*items, _itself(load)))
@@ -172,9 +172,11 @@ def teacher_working(config: Config, models: Models, load: Workload) -> float:
     rows, queries, number = load.rows, queries_of_row(config, load), load.number
     keys = 2 * rows * load.tokens * models.kv_heads * models.head_dim * number
     group = models.text.num_attention_heads // models.kv_heads
-    mask = rows * queries * load.tokens * (1 + group * (1 + number))
-    own = rows * queries * number * (6 * models.text.hidden_size + 3 * models.inner)
-    return keys + mask + own
+    mask = rows * queries * load.tokens
+    width = rows * queries * number * 5 * models.text.hidden_size
+    # in attention the mask of all heads of a group, as bool and as number; in the MLP its three matrices
+    beside = max(mask * group * (1 + number), rows * queries * number * 3 * models.inner)
+    return keys + mask + width + beside
 
 
 def engine(config: Config, models: Models, load: Workload) -> Process | None:
@@ -200,17 +202,13 @@ def host(config: Config, models: Models, load: Workload) -> Process:
     saved = checkpoint_bytes(sum(models.parameters.values()), learns)
     if config.train.checkpoint == "sharded" or (config.train.checkpoint == "auto" and saved > WHOLE_UP_TO):
         items.append(Item("copy of a checkpoint that is being written", saved / config.ray.min_workers))
-    if models.teacher is not None and config.teacher.placement != "in_process" and not _past_the_host(config):
+    if travels_by(config) == "object_store":
         kv = load.alive * kv_of_rows(config, models, load, load.rows)
         items.append(Item("object store: KV", kv))
     if load.on_gpu:
-        processes = 1 + (models.teacher is not None and config.teacher.placement != "in_process")
+        processes = 1 + (travels_by(config) is not None)
         items.append(Item("the processes themselves", processes * PROCESS))
     return Process("host", False, tuple(items))
-
-
-def _past_the_host(config: Config) -> bool:
-    return config.teacher.transport in ("cuda_ipc", "nixl")
 
 
 def _itself(load: Workload) -> Item:

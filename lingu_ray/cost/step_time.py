@@ -10,7 +10,7 @@ from lingu_ray.cost.formulas import Pair, Passes, Sample, student_flops, teacher
 from lingu_ray.cost.memory import kv_of_rows, patches_of_row, queries_of_row
 from lingu_ray.cost.models import Models, count
 from lingu_ray.cost.trace import decoder_pass
-from lingu_ray.cost.workload import Workload
+from lingu_ray.cost.workload import Workload, travels_by
 
 TRAFFIC = 8
 """Times that what a step keeps for its backward pass crosses memory: written, read, and the steps between that are not
@@ -57,7 +57,7 @@ def step_time(config: Config, models: Models, load: Workload, device: Device) ->
         "memory": load.micro_batches * TRAFFIC * _kept(config, models, load) / device.bandwidth,
         "optimizer": UPDATE_BYTES * sum(models.trained.values()) / device.bandwidth,
     }
-    if kv and config.teacher.placement != "in_process" and config.teacher.transport == "object_store":
+    if kv and travels_by(config) == "object_store":
         seconds["KV"] = kv / (OBJECT_STORE if load.on_gpu else device.bandwidth / 2)
     views = rows * load.image_tokens / models.tower.tokens
     return StepTime(seconds, flops, kv, views * VIEW_SECONDS)

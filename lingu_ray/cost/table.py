@@ -9,6 +9,7 @@ from lingu_ray.cost.devices import GIB
 from lingu_ray.cost.estimate import FREE, Estimate
 from lingu_ray.cost.memory import Process
 from lingu_ray.cost.models import count
+from lingu_ray.cost.workload import travels_by
 
 _COLUMN = 46
 
@@ -72,8 +73,8 @@ def _time(found: Estimate) -> Iterator[str]:
     alone = "" if not found.config.controls else ", a control about as much"
     yield from _line("run", f"{train.steps} steps: {_duration(whole)}{alone}; without corpus, validation, evaluation")
     if time.kv:
-        way = found.config.teacher.transport if found.config.teacher.placement != "in_process" else "in the worker"
-        yield from _line("KV", f"{time.kv / 1e6:.4g} MB a step and worker, by {way}")
+        way = f"by {name}" if (name := travels_by(found.config)) else "in its memory"
+        yield from _line("KV", f"{time.kv / 1e6:.4g} MB a step and worker, {way}")
     if time.pictures:
         yield from _line("pictures", f"{time.pictures:.3g} s of processor time a step and worker, in threads")
     rate = device.rate(found.load.bf16) / 1e12

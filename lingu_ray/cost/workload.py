@@ -15,7 +15,7 @@ class RowConfig(Section):
     """A mean row. Counts of your own data: `lingu-ray inspect`."""
 
     image_tokens: NonNegativeInt | None = Field(
-        None, description="image tokens of a row; null: one view of the vision tower, and more where pictures are tiled"
+        None, description="image tokens of a row; null: one view of the vision tower; pictures cut into tiles have more"
     )
     text_tokens: NonNegativeInt = Field(192, description="text tokens of a row's prompt")
     answer_tokens: PositiveInt = Field(64, description="answer tokens of a row")
@@ -72,7 +72,8 @@ def workload(config: Config, row: RowConfig, image_tokens_of_view: int, bf16: bo
     rows_of_step = math.ceil(config.train.rows_per_step / config.ray.min_workers)
     rows = min(rows_of_step, config.train.tokens_per_micro_batch // tokens)
     ahead = config.teacher.look_ahead
-    ahead = int(on_gpu) if ahead is None else ahead
+    if ahead is None:
+        ahead = int(on_gpu and travels_by(config) is not None)
     return Workload(
         image_tokens=image_tokens,
         text_tokens=row.text_tokens,
@@ -92,3 +93,9 @@ def distilled_share(config: Config) -> float:
         return 0.0
     weights = {source.name: source.weight or 1.0 for source in config.training_sources()}
     return sum(weights[name] for name in config.distilled_sources() if name in weights) / sum(weights.values())
+
+
+def travels_by(config: Config) -> str | None:
+    """How the KV reaches a teacher in a process of its own, a name of `teacher.transport`; None: there is none."""
+    apart = config.uses_teacher and config.teacher.placement != "in_process"
+    return config.teacher.transport if apart else None

@@ -122,7 +122,7 @@ def test_estimate(tmp_path):
     """Of a tiny pair, what is counted of steps is what the estimate says; resident memory and time are shown alone."""
     ratios = {row["what"]: row["ratio"] for row in run("estimate", "cases=tiny", out=tmp_path)}
     assert ratios["parameters"] == 1 and ratios.keys() > {"resident, MiB", "step, s"}
-    for what in ("kept, MiB", "KV, MiB", "tensors, MiB", "operations, GFLOP"):
+    for what in ("kept, MiB", "KV, MiB", "teacher, MiB", "tensors, MiB", "operations, GFLOP"):
         assert ratios[what] == pytest.approx(1, abs=0.15), what
 
 
