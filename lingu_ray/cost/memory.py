@@ -10,6 +10,7 @@ from lingu_ray.cost.formulas import FLOAT32, checkpoint_bytes, kv_bytes
 from lingu_ray.cost.models import Models, count
 from lingu_ray.cost.trace import Held, decoder_pass, loss_pass
 from lingu_ray.cost.workload import Workload, travels_by
+from lingu_ray.distill.continuation import MASK_ELEMENTS
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.transformers_engine import HEAD_CHUNK
@@ -21,8 +22,7 @@ PROCESS = 0.7 * GIB
 """Resident memory of a Python process with torch, Transformers and Ray; measured."""
 LOST = 0.25
 """What a CPU's allocator (glibc) loses between the tensors of a step, as a share of them; measured."""
-_ROWS_AHEAD = 4  # steps: two encoded ahead, the one that is trained, and its micro-batches, which are copies
-_PIXEL, _MASK = 4, 8  # bytes of a number of a picture, and of its mask's, in samples
+_ROWS_AHEAD = 3  # steps: two ahead, and the one that is trained
 
 
 @dataclass(frozen=True)
@@ -168,15 +168,13 @@ def teacher(config: Config, models: Models, load: Workload) -> Process | None:
 
 
 def teacher_working(config: Config, models: Models, load: Workload) -> float:
-    """What the teacher's pass takes beside weights and donated KV: keys of a layer, masks, queries."""
-    rows, queries, number = load.rows, queries_of_row(config, load), load.number
+    """What the teacher's pass takes beside weights and donated KV: keys of a layer, the mask, queries."""
+    queries, number = queries_of_row(config, load), load.number
+    mask_of_row = queries * load.tokens * models.text.num_attention_heads // models.kv_heads
+    rows = min(load.rows, max(1, MASK_ELEMENTS // max(1, mask_of_row)))  # that are run together
     keys = 2 * rows * load.tokens * models.kv_heads * models.head_dim * number
-    group = models.text.num_attention_heads // models.kv_heads
-    mask = rows * queries * load.tokens
-    width = rows * queries * number * 5 * models.text.hidden_size
-    # in attention the mask of all heads of a group, as bool and as number; in the MLP its three matrices
-    beside = max(mask * group * (1 + number), rows * queries * number * 3 * models.inner)
-    return keys + mask + width + beside
+    width = rows * queries * number * (5 * models.text.hidden_size + 3 * models.inner)
+    return keys + rows * mask_of_row * number + width
 
 
 def engine(config: Config, models: Models, load: Workload) -> Process | None:
@@ -195,7 +193,7 @@ def engine(config: Config, models: Models, load: Workload) -> Process | None:
 def host(config: Config, models: Models, load: Workload) -> Process:
     """What a worker takes of its node's memory beside its device."""
     pixels = models.tower.patch_numbers
-    numbers = pixels * _PIXEL + pixels / 3 * _MASK
+    numbers = pixels * load.number + pixels / 3  # a byte of its mask for the three colors
     rows = _ROWS_AHEAD * load.rows_of_step * patches_of_row(models, load) * numbers
     items = [Item("rows encoded ahead: pictures", rows)]
     learns = sum(models.trained.values())

@@ -19,7 +19,7 @@ from lingu_ray.distill.donation import Donation, TeacherQuery
 from lingu_ray.distill.grouped_attention import copies_of_mask, for_all_heads
 from lingu_ray.distill.transfer import send
 
-_MASK_ELEMENTS = 2**27
+MASK_ELEMENTS = 2**27
 """Elements of a teacher's mask at a time: 256 MiB in bfloat16, and as many scores where attention is eager."""
 
 
@@ -95,7 +95,7 @@ class _SharedKV(Cache):
 
 
 @torch.no_grad()
-def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: int = _MASK_ELEMENTS) -> Tensor:
+def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: int = MASK_ELEMENTS) -> Tensor:
     """Run the frozen decoder over the queries on top of the donated KV.
 
     Returns `hidden_MD`, final hidden states (after the last norm) of the queries that predict a supervised token, in

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny import ADDED, IMAGE_TOKENS, VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 
-from lingu_ray.distill.continuation import _MASK_ELEMENTS, _within, continue_from_kv, make_request
+from lingu_ray.distill.continuation import MASK_ELEMENTS, _within, continue_from_kv, make_request
 from lingu_ray.distill.donation import plan_donation, predicting
 from lingu_ray.distill.head import output_head
 from lingu_ray.distill.inputs import ModelInputs
@@ -239,6 +239,6 @@ def test_a_large_request_is_run_in_parts_with_the_same_numbers(exact_pair, optio
 @pytest.mark.parametrize("groups", [3, 6])
 def test_long_rows_are_run_a_few_at_a_time(groups):
     """32 answers of 2048 tokens in rows of 8192: no mask has more than 2**27 elements, and each row comes once."""
-    parts = list(_within([2048] * 32, 8192, _MASK_ELEMENTS // groups))
+    parts = list(_within([2048] * 32, 8192, MASK_ELEMENTS // groups))
     assert [row for part in parts for row in range(32)[part]] == list(range(32))
     assert max(part.stop - part.start for part in parts) * 2048 * 8192 * groups <= 2**27
