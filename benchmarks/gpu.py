@@ -28,6 +28,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -161,6 +162,7 @@ def _run(part: Part, folder: Path, most_seconds: float) -> str | None:
 
 
 def _child(part: Part, folder: Path) -> None:
+    os.setsid()  # a group of its own, with what it starts
     with open(folder / "log", "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -172,10 +174,12 @@ def _child(part: Part, folder: Path) -> None:
 
 
 def _end(process: Any) -> None:
-    """End a process that still runs; its Ray ends with it."""
+    """End a process that still runs, and what is left of its group; its Ray ends with it."""
     process.terminate()
     process.join(20)
     process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.join()
 
 
