@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ def exit_on_interrupt() -> Iterator[None]:
     """Ctrl-C ends what runs inside, which has nothing to save, even where the `KeyboardInterrupt` is lost.
 
     It is lost where Python raises it in a callback, which may then leave a lock behind: so it is raised again at the
-    end, and the process exits with 130 if that takes more than 20 seconds. Outside the main thread nothing is handled.
+    end, and the process exits with 130 if that takes more than 20 seconds. Python's word on the loss is not printed.
+    Outside the main thread nothing is handled.
     """
     asked = threading.Event()
     watch = threading.Timer(_GIVE_UP_S, os._exit, [130])
@@ -49,12 +51,28 @@ def exit_on_interrupt() -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        with _handled_by(handle, signal.SIGINT):
+        with _handled_by(handle, signal.SIGINT), _lost_in_silence():
             yield
     finally:
         watch.cancel()  # what came out of here is in its caller's hands
     if asked.is_set():
         raise KeyboardInterrupt
+
+
+@contextmanager
+def _lost_in_silence() -> Iterator[None]:
+    """No traceback of a `KeyboardInterrupt` that Python drops; of all else as before."""
+    tell = sys.unraisablehook
+
+    def tell_others(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            tell(dropped)
+
+    sys.unraisablehook = tell_others
+    try:
+        yield
+    finally:
+        sys.unraisablehook = tell
 
 
 @contextmanager

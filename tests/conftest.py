@@ -4,6 +4,7 @@ The environment is set here, before anything imports Ray, Transformers or MLflow
 """
 
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -52,6 +53,15 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def same_log_level() -> Iterator[None]:
+    """Commands set the level of their own log for the rest of their process; here it is set back."""
+    log = logging.getLogger("lingu_ray")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -108,14 +108,13 @@ def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
     if config.train.precision == "auto":
         choice = "bf16" if found.is_gpu else by_speed(times_as_fast(*sizes)).precision
         config = with_precision(config, choice)
-    if config.teacher.transport == "auto":
-        place, gpus = torch.device("cuda" if found.is_gpu else "cpu"), math.ceil(config.ray.gpus_per_worker)
-        config = _with(config, {"teacher.transport": choose_transport(config.teacher, place, gpus)})
     return estimate_of(config, row, found, models)
 
 
 def estimate_of(config: Config, row: RowConfig, device: Device, models: Models) -> Estimate:
     """The estimate of a run whose models are read, and its precision chosen (errors as `workload`)."""
+    place, gpus = torch.device("cuda" if device.is_gpu else "cpu"), math.ceil(config.ray.gpus_per_worker)
+    config = _with(config, {"teacher.transport": choose_transport(config.teacher, place, gpus)})
     load = workload(config, row, models.tower.tokens, config.train.precision == "bf16", device.is_gpu)
     return Estimate(config, row, device, models, load)
 

@@ -22,6 +22,28 @@ def test_a_lost_interrupt_is_raised_again():
     assert swallowed and signal.getsignal(signal.SIGINT) is before
 
 
+class Ends:
+    """Calls something as it is freed, where Python drops every exception."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __del__(self):
+        self.call()
+
+
+def test_an_interrupt_that_python_drops_is_raised_again_in_silence(monkeypatch):
+    """No traceback of it is printed, as of other errors that are dropped; the hook from before is back."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: told.append(dropped.exc_type))
+    before = sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), interrupt.exit_on_interrupt():
+        Ends(lambda: signal.raise_signal(signal.SIGINT))
+        Ends(lambda: 1 / 0)
+        reached = True
+    assert reached and told == [ZeroDivisionError] and sys.unraisablehook is before
+
+
 def test_nothing_ends_the_process_later(monkeypatch):
     """Who catches the exception goes on: what would end a process that hangs is called off."""
     monkeypatch.setattr(interrupt, "_GIVE_UP_S", 0.2)
