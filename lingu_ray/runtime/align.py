@@ -60,11 +60,12 @@ def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint:
     if found and (found["identity"] == identity or trained_steps(folder)):
         log.info("%s: aligned before", config.name)
         return
-    if (other := _equal_one(folder, identity)) is not None:
+    if (equal := _equal_one(folder, identity)) is not None:
+        other, record = equal
         local = other.aligned_weights
         if not local.exists():
             local = Path(storage.local_copy(str(storage.origin(local))))
-        _keep(folder, local.read_bytes(), read_alignment(other) or {})
+        _keep(folder, local.read_bytes(), record)
         log.info("%s: aligned with %s", config.name, other.root.name)
         return
     result = _run(config, config.align, folder, corpus)
@@ -97,13 +98,13 @@ def alignment_figures(record: Alignment | None) -> dict[str, float]:
     }
 
 
-def _equal_one(folder: RunFolder, identity: str) -> RunFolder | None:
-    """The run with the alignment of that identity: the one whose control this is, or one beside it."""
+def _equal_one(folder: RunFolder, identity: str) -> tuple[RunFolder, Alignment] | None:
+    """The run with the alignment of that identity, and its record: the one whose control this is, or one beside it."""
     above = run_of_control(folder.root)
     others = sorted(folder.root.parent.iterdir()) if above is None else [above]
     for other in (RunFolder(root) for root in others if root != folder.root):
-        if (read_alignment(other) or {}).get("identity") == identity:
-            return other
+        if (record := read_alignment(other)) and record["identity"] == identity:
+            return other, record
     return None
 
 
