@@ -5,13 +5,15 @@
 At random steps one of: Ctrl-C, SIGTERM, SIGKILL of the driver with all of its processes, SIGKILL of a worker or of a
 teacher, and SIGKILL of the driver with the newest checkpoint cut in half. The same command is started again each time.
 Which fault comes at which step follows from `seed` alone. A soak that was interrupted resumes: its runs do, and
-FOLDER/soak.log says which faults have been.
+FOLDER/soak.log says which faults have been. A fault that comes long after its step is refused: it would strike at
+another run than the one that was planned.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +51,8 @@ FAULTS: tuple[Fault, ...] = (
 _PROCESSES = {"kill_worker": "ray::RayTrainWorker", "kill_teacher": "ray::TeacherActor"}
 _SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 _POLL_S = 0.02
+_LATEST = 50  # steps after its own at which a fault may still strike: a worker or teacher may be starting
+_TIED = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()  # a soak that is killed ends its run
 
 
 class SoakConfig(Section):
@@ -119,10 +123,12 @@ def strike_all(options: SoakConfig) -> list[Fault]:
             before = len(todo)
             while todo and driver.poll() is None:
                 step, fault = todo[0]
-                if _step(folder) < step or not strike(fault, psutil.Process(driver.pid), folder):
+                now = _step(folder)
+                refuse_late(fault, step, now)
+                if now < step or not strike(fault, psutil.Process(driver.pid), folder):
                     time.sleep(_POLL_S)
                     continue
-                print(f"step {_step(folder)}: {fault}", file=sys.stderr)
+                print(f"step {now}: {fault}", file=sys.stderr)
                 log.append({"step": step, "fault": fault})
                 todo.pop(0)
                 if fault not in _PROCESSES:
@@ -131,6 +137,15 @@ def strike_all(options: SoakConfig) -> list[Fault]:
                 break  # finished too early, or failed by itself: what comes next says so
     _finish(words(options, "struck"))
     return [record["fault"] for record in read_records(log.path)]
+
+
+def refuse_late(fault: Fault, step: int, now: int) -> None:
+    """Raises UserError where the run is far past the step of a fault: it went on alone, or nothing was there to strike."""
+    if now > step + _LATEST:
+        raise UserError(
+            f"{fault} was to strike at step {step}, and the run is at {now}: what it strikes is not there, or the run "
+            "went on while no soak was watching; begin again with another out"
+        )
 
 
 def strike(fault: Fault, driver: psutil.Process, folder: RunFolder) -> bool:
@@ -166,7 +181,7 @@ def same_weights(*runs: Path) -> bool:
 @contextmanager
 def started(arguments: list[str]) -> Iterator[subprocess.Popen]:
     """The training command; whatever it leaves is killed."""
-    with subprocess.Popen([sys.executable, "-m", "lingu_ray.train", *arguments], stdout=sys.stderr) as driver:
+    with subprocess.Popen([*_TIED, sys.executable, "-m", "lingu_ray.train", *arguments], stdout=sys.stderr) as driver:
         process = psutil.Process(driver.pid)
         try:
             yield driver

@@ -1,13 +1,17 @@
 """The soak: a run is struck as planned, resumes each time, and its result says whether the weights are equal."""
 
 import json
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import commands
+import psutil
 import pytest
 from tinyrun import write_settings
 
 from benchmarks import soak
+from lingu_ray.errors import UserError
 from lingu_ray.runtime.records import read_records
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
@@ -44,3 +48,23 @@ def test_the_weights_are_equal_whatever_strikes(warm_workers, data, tmp_path, mo
     assert [(record["step"], record["fault"]) for record in log] == planned
     undisturbed, struck = (tmp_path / "soak" / "runs" / name for name in ("undisturbed", "struck"))
     assert soak.same_weights(undisturbed, struck) and not soak.same_weights(undisturbed, data)
+
+
+def test_a_soak_that_is_killed_takes_its_run_with_it(data, tmp_path, monkeypatch):
+    """The run would go on alone past the steps of the faults to come."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run = write_settings(tmp_path / "run.yaml", data, tmp_path)
+    command = [sys.executable, "-m", "benchmarks.soak", f"run={run}", "faults=1", f"out={tmp_path / 'soak'}"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        soak_itself = psutil.Process(process.pid)
+        while not (children := soak_itself.children()):
+            assert process.poll() is None
+        process.kill()
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_a_fault_that_comes_too_late_is_refused():
+    """A run that is far past a fault's step is not the one that was planned."""
+    soak.refuse_late("kill_teacher", 7, now=7 + soak._LATEST)
+    with pytest.raises(UserError, match="kill_teacher was to strike at step 7, and the run is at 300"):
+        soak.refuse_late("kill_teacher", 7, now=300)

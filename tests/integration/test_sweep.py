@@ -166,6 +166,7 @@ def test_a_failed_sweep_is_finished_by_the_same_command(finished, tasks, output)
     assert [run.info.status for run in children(folder)] == ["FINISHED"]
 
 
+@pytest.mark.long
 def test_asha_and_optuna(ray_cluster, tasks, output):
     """TPE for two objectives with early stopping: trials stopped on their way are saved, ended, and hold nothing."""
     folder = run(
