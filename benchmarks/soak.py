@@ -140,7 +140,7 @@ def strike_all(options: SoakConfig) -> list[Fault]:
 
 
 def refuse_late(fault: Fault, step: int, now: int) -> None:
-    """Raises UserError where the run is far past the step of a fault: it went on alone, or nothing was there to strike."""
+    """Raises UserError where the run is far past a fault's step: it went on alone, or nothing was there to strike."""
     if now > step + _LATEST:
         raise UserError(
             f"{fault} was to strike at step {step}, and the run is at {now}: what it strikes is not there, or the run "

@@ -10,6 +10,7 @@ small, so that the student's own work does not hide the teacher's; with it all i
     full_sequence            a teacher that reads the whole sequence in the worker and makes logits of the answers alone
     full_sequence_all_logits the same, student and teacher making logits of every position, as TRL's GKD trainer does
     in_process               the KV-shared teacher in the worker
+    in_process_joined        the same, and one call of the teacher answers all micro-batches of the step
     actor_0, _1, _2          the KV-shared teacher in an actor, with look-ahead 0, 1 and 2 (of the step's micro-batches)
     cuda_ipc_0, _1           the same, and the KV stays where it is (on GPUs only, and only where asked for)
 
@@ -56,6 +57,7 @@ Way = Literal[
     "full_sequence",
     "full_sequence_all_logits",
     "in_process",
+    "in_process_joined",
     "actor_0",
     "actor_1",
     "actor_2",
@@ -182,7 +184,8 @@ def _way(
     teacher = teachers.client(placement, transport) if name != "sft" else None
     if name.startswith("full_sequence"):
         teacher = _FullSequence(teacher.teacher)
-    config = run_config(teachers.folder, placement, look_ahead, teachers.precision, transport)
+    of_a_call = len(batches) if name.endswith("joined") else 1
+    config = run_config(teachers.folder, placement, look_ahead, teachers.precision, transport, of_a_call)
     micro_batches = MicroBatches(config, student, teacher, teachers.device)
     if name == "full_sequence":
         return lambda: _full_sequence_step(micro_batches, batches, optimizer)
@@ -287,7 +290,7 @@ def pair_of(settings: Row) -> Pair:
 
 
 def run_config(
-    teacher: str, placement: str, look_ahead: int, precision: str, transport: str = "object_store"
+    teacher: str, placement: str, look_ahead: int, precision: str, transport: str = "object_store", of_a_call: int = 1
 ) -> Config:
     """Settings of a run; its student is made here."""
     return Config.model_validate(
@@ -299,6 +302,7 @@ def run_config(
                 "placement": placement,
                 "look_ahead": look_ahead,
                 "transport": transport,
+                "micro_batches_per_call": of_a_call,
             },
             "corpus": {"sources": [{"name": "images", "format": "text", "path": "made here", "language_heavy": True}]},
             "train": {"precision": precision},

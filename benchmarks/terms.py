@@ -33,8 +33,8 @@ def compute_terms(step: DistillStep, batches: list[MicroBatch], autocast: Abstra
         inputs, one_S = model_inputs(batch), torch.ones(len(batch.sources))
         plan = step.plan(inputs, one_S.bool())
         with autocast:
-            done = step.forward(inputs, plan)
-        teacher = step.teacher_output(done)
+            done, request = step.forward(inputs, plan)
+        (teacher,) = step.teacher_outputs(step.ask([request]), [done])
         for name in get_args(Term):
             scales = SampleScales(one_S * (name == "ce"), one_S * (name == "kd"), temperature=1.0)
             terms = step.loss(done, teacher, scales)

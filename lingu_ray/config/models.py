@@ -139,8 +139,14 @@ class TeacherConfig(Section):
     look_ahead: Annotated[int | None, MAY_CHANGE] = Field(
         None,
         ge=0,
-        description="micro-batches the student may run ahead while the teacher answers; "
+        description="calls of the teacher, of a micro-batch each, the student may run ahead while it answers; "
         "null: 1 for an actor on GPUs, else 0: on CPUs both share the cores, and each one ahead holds its activations",
+    )
+    micro_batches_per_call: Annotated[int, MAY_CHANGE] = Field(
+        1,
+        ge=1,
+        description="micro-batches about which the teacher is asked in one call: fewer and fuller passes of it, while "
+        "the activations of all of them are held",
     )
     max_restarts: Annotated[int, MAY_CHANGE] = Field(3, ge=0, description="times a dead teacher actor is replaced")
 

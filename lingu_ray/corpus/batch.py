@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lingu_ray.corpus.encode import Sample, join_vision
+from lingu_ray.passes import PASS_TOKENS, cheapest_cut
 
 
 @dataclass
@@ -48,13 +49,6 @@ class MicroBatch:
         return int((self.sample_BT >= 0).sum())
 
 
-PASS_TOKENS, GPU_PASS_TOKENS = 128, 4096
-"""Cost of one more forward and backward pass, in tokens, on a CPU and on a GPU; padding is weighed against it.
-
-On a GPU it is an estimate: what a model of a few hundred million parameters computes while a pass is launched.
-"""
-
-
 def make_micro_batches(
     samples: list[Sample], token_budget: int, pad_id: int, packing: bool, pass_tokens: int = PASS_TOKENS
 ) -> list[MicroBatch]:
@@ -63,33 +57,16 @@ def make_micro_batches(
     return [collate(group, pad_id, packing) for group in groups]
 
 
-def tokens_of_a_pass(device: torch.device) -> int:
-    """`pass_tokens` of micro-batches that are computed on this device."""
-    return PASS_TOKENS if device.type == "cpu" else GPU_PASS_TOKENS
-
-
 def cut(samples: list[Sample], token_budget: int, pass_tokens: int = PASS_TOKENS) -> list[list[Sample]]:
     """Group samples for padding: at most `token_budget` padded tokens a group, longest first (ties: by position).
 
-    Of all ways to cut the ordered samples it takes the cheapest: fewest padded tokens, plus `pass_tokens` a group. So
-    short samples are not padded to the length of long ones.
+    It takes the cheapest cut (`passes.cheapest_cut`), so short samples are not padded to the length of long ones.
 
     Raises:
         ValueError: a sample alone is longer than the budget.
     """
     ordered = _longest_first(samples, token_budget)
-    lengths = [len(sample) for sample in ordered]
-    cost, begin_of = [0.0], [0]  # of the cheapest cut of the first `end` samples, and where its last group begins
-    for end in range(1, len(ordered) + 1):
-        fitting = [b for b in range(end) if lengths[b] * (end - b) <= token_budget]
-        begin = min(fitting, key=lambda b: cost[b] + lengths[b] * (end - b) + pass_tokens)
-        cost.append(cost[begin] + lengths[begin] * (end - begin) + pass_tokens)
-        begin_of.append(begin)
-    groups, end = [], len(ordered)
-    while end:
-        groups.append(ordered[begin_of[end] : end])
-        end = begin_of[end]
-    return groups[::-1]
+    return [ordered[group] for group in cheapest_cut([len(sample) for sample in ordered], token_budget, pass_tokens)]
 
 
 def pack(samples: list[Sample], token_budget: int) -> list[list[Sample]]:

@@ -71,6 +71,7 @@ def passes_of(config: Config, models: Models, load: Workload) -> Passes:
         trained=models.student.output_head.weight_VD.requires_grad,
         temperature=distill.temperature.at(0),
         divergence=divergence_of(distill.divergence, distill.beta, distill.top_k),
+        on_gpu=load.on_gpu,
     )
     decoder = decoder_pass(models.student.decoder, *shape, masked, load.bf16, checkpointing)
     return Passes(decoder, loss, _tower(config, models, load))
@@ -136,6 +137,7 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
     if models.teacher is not None and in_process:
         items.append(Item("the teacher's weights", count(models.teacher) * load.number))
     kv = kv_of_rows(config, models, load, load.rows) if models.teacher is not None else 0.0
+    joined = load.of_a_call * (2 if load.of_a_call > 1 else 1)  # the parts, and the whole that is made of them
     lends = travels_by(config) == "cuda_ipc"
     kept, alive = passes.decoder.kept + passes.tower.kept, f"{load.alive} micro-batch{'es' * (load.alive > 1)}"
     items.append(Item(f"kept for the backward pass, {alive}", load.alive * kept))
@@ -143,7 +145,7 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
         items.append(Item(f"captured KV, {alive}", load.alive * kv))
     moments = {
         "vision tower": passes.tower.peak - kept,
-        "captured KV": 0.0 if lends else kv + (teacher_working(config, models, load) if in_process else 0.0),
+        "captured KV": 0.0 if lends else joined * kv + (teacher_working(config, models, load) if in_process else 0.0),
         "loss": passes.loss.peak,
         "backward pass": passes.loss.kept + passes.decoder.peak - passes.decoder.kept,
     }
@@ -159,10 +161,10 @@ def teacher(config: Config, models: Models, load: Workload) -> Process | None:
     """The teacher's own process; None where there is none."""
     if models.teacher is None or travels_by(config) is None:
         return None
-    kv = kv_of_rows(config, models, load, load.rows)
+    kv = kv_of_rows(config, models, load, load.of_a_call * load.rows)
     items = [Item("weights", count(models.teacher) * load.number)]
     if load.on_gpu and travels_by(config) != "cuda_ipc":
-        items.append(Item("KV of a micro-batch, copied", kv))
+        items.append(Item("KV of a call, copied", kv))
     items.append(Item("keys, mask and queries", teacher_working(config, models, load)))
     return Process("teacher", True, (*items, _itself(load)))
 
@@ -171,7 +173,7 @@ def teacher_working(config: Config, models: Models, load: Workload) -> float:
     """What the teacher's pass takes beside weights and donated KV: keys of a layer, the mask, queries."""
     queries, number = queries_of_row(config, load), load.number
     mask_of_row = queries * load.tokens * models.text.num_attention_heads // models.kv_heads
-    rows = min(load.rows, max(1, MASK_ELEMENTS // max(1, mask_of_row)))  # that are run together
+    rows = min(load.of_a_call * load.rows, max(1, MASK_ELEMENTS // max(1, mask_of_row)))  # that are run together
     keys = 2 * rows * load.tokens * models.kv_heads * models.head_dim * number
     width = rows * queries * number * (5 * models.text.hidden_size + 3 * models.inner)
     return keys + rows * mask_of_row * number + width

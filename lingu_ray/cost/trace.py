@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 
 from lingu_ray.distill.divergence import DivergenceFn
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
+from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss, logits_at_a_time
 from lingu_ray.errors import UserError
 
 _CAUSAL = "causal_sdpa"
@@ -117,6 +117,7 @@ def loss_pass(
     trained: bool,
     temperature: float,
     divergence: DivergenceFn,
+    on_gpu: bool,
 ) -> Held:
     """The fused loss on so many supervised tokens, all with a KD term where there is a teacher; heads may be meta.
 
@@ -132,7 +133,8 @@ def loss_pass(
             hidden_MD = torch.empty(tokens, width, dtype=dtype)
             judged = TeacherOutput(hidden_MD, _fake_head(teacher, dtype, False), torch.empty(tokens, dtype=torch.bool))
         with LiveBytes() as live:
-            terms = ce_kd_loss(hidden_ND, head, labels_N, LossScales(scale_N, scale_N, temperature), judged, divergence)
+            scales = LossScales(scale_N, scale_N, temperature)
+            terms = ce_kd_loss(hidden_ND, head, labels_N, scales, judged, divergence, logits_at_a_time(on_gpu))
             kept = live.now
             del terms
     return Held(kept, live.peak)

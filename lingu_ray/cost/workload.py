@@ -26,7 +26,8 @@ class Workload:
     """What a worker computes in a step.
 
     `rows`: of a micro-batch; `rows_of_step`: of this worker; `alive`: micro-batches whose activations are in memory at
-    one time; `distilled`: share of the rows with a KD term; `bf16`, `on_gpu`: where and how it computes.
+    one time; `of_a_call`: those that the teacher is asked about in one call; `distilled`: share of the rows with a KD
+    term; `bf16`, `on_gpu`: where and how it computes.
     """
 
     image_tokens: int
@@ -35,6 +36,7 @@ class Workload:
     rows: int
     rows_of_step: int
     alive: int
+    of_a_call: int
     distilled: float
     bf16: bool
     on_gpu: bool
@@ -80,7 +82,8 @@ def workload(config: Config, row: RowConfig, image_tokens_of_view: int, bf16: bo
         answer_tokens=row.answer_tokens,
         rows=rows,
         rows_of_step=rows_of_step,
-        alive=min(1 + ahead, math.ceil(rows_of_step / rows)),
+        alive=min((1 + ahead) * config.teacher.micro_batches_per_call, math.ceil(rows_of_step / rows)),
+        of_a_call=min(config.teacher.micro_batches_per_call, math.ceil(rows_of_step / rows)),
         distilled=distilled_share(config),
         bf16=bf16,
         on_gpu=on_gpu,

@@ -5,7 +5,7 @@ Its cost is proportional to the queries (the answer), not to the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from lingu_ray.distill.decoder import has_layer_types, layer_types, sliding_wind
 from lingu_ray.distill.donation import Donation, TeacherQuery
 from lingu_ray.distill.grouped_attention import copies_of_mask, for_all_heads
 from lingu_ray.distill.transfer import send
+from lingu_ray.passes import cheapest_cut, tokens_of_a_pass
 
 MASK_ELEMENTS = 2**27
 """Elements of a teacher's mask at a time: 256 MiB in bfloat16, and as many scores where attention is eager."""
@@ -44,6 +45,30 @@ def make_request(donation: Donation, capture: KVCapture | None) -> TeacherReques
         **vars(query),
         kv_L2CHE=nothing if capture.kv_L2CHE is None else capture.kv_L2CHE,
         query_position_Q=capture.positions_at(donation.query_row_Q, donation.query_column_Q),
+    )
+
+
+def merge_requests(requests: Sequence[TeacherRequest]) -> TeacherRequest:
+    """One request for the parts of several micro-batches, in order; `hidden_MD` of it is theirs, one after another."""
+    if len(requests) == 1:
+        return requests[0]
+    captured = [request.kv_L2CHE.shape[2] for request in requests]
+    moved = [request.donated_kv_P + sum(captured[:i]) for i, request in enumerate(requests)]
+    kv = [request.kv_L2CHE for request in requests if request.kv_L2CHE.shape[2]] or [requests[0].kv_L2CHE]
+    joined = (
+        "donated_index_P",
+        "donated_count_R",
+        "query_id_Q",
+        "query_index_Q",
+        "query_count_R",
+        "predicts_Q",
+        "query_position_Q",
+    )
+    return TeacherRequest(
+        **{name: torch.cat([getattr(request, name) for request in requests]) for name in joined},
+        donated_kv_P=torch.cat(moved),
+        kv_L2CHE=torch.cat(kv, dim=2),
+        width=torch.stack([request.width for request in requests]).max(),
     )
 
 
@@ -101,16 +126,24 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: in
     Returns `hidden_MD`, final hidden states (after the last norm) of the queries that predict a supervised token, in
     the request's order, in the decoder's dtype. No gradient. The decoder's weights and the request are not changed.
 
-    All of the request but its KV is on the CPU. Its parts do not see each other, so a call of the decoder takes as many
-    as have a mask of at most `most` elements together, and at least one.
+    All of the request but its KV is on the CPU. Its parts do not see each other, so a call of the decoder takes those
+    that need about as many queries as each other: padding costs less than a call, and the masks of a call have at most
+    `most` elements together, unless one part's alone has more.
     """
     kv_L2CHE = request.kv_L2CHE.to(device=decoder.device, dtype=decoder.dtype)
-    most_RQK = most // copies_of_mask(decoder.config)
-    hidden = [
-        _continue(decoder, _some_parts(request, parts), kv_L2CHE)
-        for parts in _within(request.query_count_R.tolist(), int(request.width), most_RQK)
-    ]
-    return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+    most_RQ = most // copies_of_mask(decoder.config) // int(request.width)
+    order_R = request.query_count_R.argsort(descending=True, stable=True)
+    groups = cheapest_cut(request.query_count_R[order_R].tolist(), most_RQ, tokens_of_a_pass(decoder.device))
+    if len(groups) == 1:
+        return _continue(decoder, request, kv_L2CHE)
+    part_M = torch.repeat_interleave(request.query_count_R)[request.predicts_Q]
+    hidden, place = [], []
+    for group in groups:
+        chosen_R = torch.zeros_like(order_R, dtype=torch.bool).index_fill_(0, order_R[group], True)
+        hidden.append(_continue(decoder, _some_parts(request, chosen_R), kv_L2CHE))
+        place.append(chosen_R[part_M].nonzero().flatten())
+    at_M = send({"at_M": torch.cat(place).argsort()}, decoder.device)["at_M"]
+    return torch.cat(hidden)[at_M]
 
 
 def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tensor) -> Tensor:
@@ -151,28 +184,17 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
     return output.last_hidden_state.flatten(0, 1)[sent["predicts_M"]]
 
 
-def _within(query_count_R: list[int], keys: int, most: int) -> Iterator[slice]:
-    """Parts that are run together, in order: as many as have at most `most` elements R · Q · K, and at least one."""
-    first, widest = 0, 0
-    for part, queries in enumerate(query_count_R):
-        widest = max(widest, queries)
-        if part > first and (part + 1 - first) * widest * keys > most:
-            yield slice(first, part)
-            first, widest = part, queries
-    yield slice(first, len(query_count_R))
-
-
-def _some_parts(request: TeacherRequest, parts: slice) -> TeacherRequest:
-    """The request for these of its parts; they refer to the same KV."""
+def _some_parts(request: TeacherRequest, chosen_R: Tensor) -> TeacherRequest:
+    """The request for these of its parts (bool), in the same order; they refer to the same KV."""
 
     def of_parts(count_R: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-        begin, end = int(count_R[: parts.start].sum()), int(count_R[: parts.stop].sum())
-        return {name: getattr(request, name)[begin:end] for name in names}
+        chosen = chosen_R.repeat_interleave(count_R)
+        return {name: getattr(request, name)[chosen] for name in names}
 
     return replace(
         request,
-        donated_count_R=request.donated_count_R[parts],
-        query_count_R=request.query_count_R[parts],
+        donated_count_R=request.donated_count_R[chosen_R],
+        query_count_R=request.query_count_R[chosen_R],
         **of_parts(request.donated_count_R, ("donated_index_P", "donated_kv_P")),
         **of_parts(request.query_count_R, ("query_id_Q", "query_index_Q", "query_position_Q", "predicts_Q")),
     )

@@ -140,7 +140,8 @@ class Distiller(nn.Module):
         inputs = read_batch(batch, self._step.student)
         distill_B = read_distill(distill, len(inputs.input_ids_BT))
         plan = self._step.plan(inputs, distill_B)
-        done = self._step.forward(inputs, plan)
+        done, request = self._step.forward(inputs, plan)
+        (teacher,) = self._step.teacher_outputs(self._step.ask([request]), [done])
         counts = TokenCounts(len(done.labels_N), plan.tokens if plan else 0)
         by = _divisor(tokens, counts.ce)
         scales = SampleScales(
@@ -148,7 +149,7 @@ class Distiller(nn.Module):
             kd_S=torch.full(distill_B.shape, self.w_kd / by),
             temperature=self.temperature,
         )
-        terms = self._step.loss(done, self._step.teacher_output(done), scales)
+        terms = self._step.loss(done, teacher, scales)
         return DistillOutput(terms.loss, terms.ce_N.sum() / by, terms.kd_M.sum() / by, counts)
 
     def count(self, batch: Mapping[str, Any], distill: Tensor | Sequence[bool] | None = None) -> TokenCounts:

@@ -39,8 +39,11 @@ from lingu_ray.distill.head import OutputHead, add_product_
 from lingu_ray.distill.transfer import send
 from lingu_ray.distill.workspace import Workspace
 
-_CHUNK_ELEMENTS = 2**23
-"""Logits held at a time: 32 MiB in float32; more where the head is wide, see `_rows`."""
+_CHUNK_ELEMENTS, _GPU_CHUNK_ELEMENTS = 2**23, 2**26
+"""Logits held at a time on a CPU, and on a GPU, where a chunk is twenty launches: 32 and 256 MiB in float32.
+
+More where the head is wide, see `_rows`.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,19 @@ def ce_kd_loss(
     scales: LossScales,
     teacher: TeacherOutput | None,
     divergence: DivergenceFn,
+    most_logits: int | None = None,
 ) -> LossTerms:
     """Fused CE + KD over the supervised tokens (arXiv 2604.00829, Figure 3).
 
     `hidden_ND`: the student's final hidden states at the positions that predict `labels_N`; any float dtype.
     `head`: its output head. Gradients reach hidden states and the head's weight alone, where they are required.
+    `most_logits`: that are held at a time; None: `logits_at_a_time` of the device.
     """
     weight_VD = head.weight_VD
     if not torch.is_grad_enabled():
         hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
-    task = _Task(head, labels_N, scales, teacher, divergence)
+    most_logits = most_logits or logits_at_a_time(hidden_ND.is_cuda)
+    task = _Task(head, labels_N, scales, teacher, divergence, most_logits)
     return LossTerms(*_FusedLoss.apply(hidden_ND, weight_VD, task))
 
 
@@ -107,6 +113,12 @@ class _Task:
     scales: LossScales
     teacher: TeacherOutput | None
     divergence: DivergenceFn
+    most_logits: int
+
+
+def logits_at_a_time(on_gpu: bool) -> int:
+    """Logits that a chunk of tokens has at most."""
+    return _GPU_CHUNK_ELEMENTS if on_gpu else _CHUNK_ELEMENTS
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -123,7 +135,7 @@ class _FusedLoss(torch.autograd.Function):
         empty = torch.empty_like if len(hidden) else torch.zeros_like
         grad_hidden = empty(hidden) if need_hidden else None
         grad_weight_VD = empty(weight_VD, dtype=torch.float32) if need_weight else None
-        for cut in _cuts(kd.tokens, len(hidden), _rows(head)):
+        for cut in _cuts(kd.tokens, len(hidden), _rows(head, task.most_logits)):
             hidden_nD, label_n1, ce_scale_n1 = hidden[cut], labels_N1[cut], ce_scale_N1[cut]
             logits_nV = head.logits(hidden_nD, work.room("logits", len(hidden_nD), head.vocabulary))
             log_z_n1, log_s_nV, s_nV = _distribution(logits_nV, work.like("s", logits_nV))
@@ -214,9 +226,9 @@ def _kd_first(task: _Task, device: torch.device) -> Tensor:
     return send({"order_N": order_N}, device)["order_N"]
 
 
-def _rows(head: OutputHead) -> int:
+def _rows(head: OutputHead, most_logits: int) -> int:
     """Tokens of a chunk: so many that reading the head for each chunk costs less than the chunk's own arithmetic."""
-    return max(1, _CHUNK_ELEMENTS // head.vocabulary, head.weight_VD.shape[1] // 4)
+    return max(1, most_logits // head.vocabulary, head.weight_VD.shape[1] // 4)
 
 
 def _cuts(with_kd: int, total: int, rows: int) -> Iterator[slice]:

@@ -6,6 +6,7 @@ the student donates is detached and the teacher runs without gradients: only the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lingu_ray.distill.capture import compute_dtype
-from lingu_ray.distill.continuation import make_request
+from lingu_ray.distill.continuation import TeacherRequest, make_request, merge_requests
 from lingu_ray.distill.divergence import DivergenceFn
 from lingu_ray.distill.donation import Context, Donation, EarlierTurns, Scope, plan_donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
@@ -25,20 +26,17 @@ from lingu_ray.distill.transfer import send
 
 @dataclass(frozen=True)
 class StudentPass:
-    """A micro-batch after the student's forward pass; its teacher may still be at work.
+    """A micro-batch after the student's forward pass.
 
     `hidden_ND`: the student's final hidden states where it predicts the N supervised tokens `labels_N`, row-major, in
     the dtype that autocast computes in.
     `sample_N`: the sample of each. `kd_mask_N`: which of them get a KD term. Both are on the CPU.
-    `ticket`: returned by the teacher's client for the request; None where nothing is asked. `kv_bytes`: the donated KV.
     """
 
     hidden_ND: Tensor
     labels_N: Tensor
     sample_N: Tensor
     kd_mask_N: Tensor
-    ticket: Any
-    kv_bytes: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class SampleScales:
 
 
 class DistillStep:
-    """`plan`, `forward`, `teacher_output` and `loss` of a pair; without a teacher there is no KD term.
+    """`plan`, `forward`, `ask`, `teacher_outputs` and `loss` of a pair; without a teacher there is no KD term.
 
     What a micro-batch holds stays on the CPU until it is sent; the method itself reads nothing back from the device.
     """
@@ -94,10 +92,10 @@ class DistillStep:
             earlier_turns=self.earlier_turns,
         )
 
-    def forward(self, inputs: ModelInputs, plan: Donation | None) -> StudentPass:
-        """Run the student on its own device, in the caller's autocast, and ask the teacher as planned.
+    def forward(self, inputs: ModelInputs, plan: Donation | None) -> tuple[StudentPass, TeacherRequest | None]:
+        """Run the student on its own device, in the caller's autocast; and what to ask the teacher, as planned.
 
-        `inputs` are on the CPU.
+        `inputs` are on the CPU. The request holds the donated KV: `ask` soon, and let go of it.
         """
         device = self.student.model.device
         row_N, column_N = predicting(inputs.supervised_BT, inputs.sample_BT).nonzero(as_tuple=True)
@@ -105,27 +103,33 @@ class DistillStep:
         sent = send({"labels_N": labels_N, "flat_N": row_N * inputs.input_ids_BT.shape[1] + column_N}, device)
         donated = plan if self.context == "shared_kv" else None
         hidden_BTD, capture = self.student.hidden_states(inputs, donated)
-        ticket, kv_bytes, kd_mask_N = None, 0, torch.zeros_like(row_N, dtype=torch.bool)
-        if plan is not None and self.teacher is not None:
-            kd_mask_N = plan.kd_mask_N
-            with torch.autocast(device.type, enabled=False):  # the teacher keeps its own precision
-                request = make_request(plan, capture)
-                kv_bytes = request.kv_L2CHE.nbytes
-                ticket = self.teacher.submit(request)
-        return StudentPass(
+        done = StudentPass(
             hidden_ND=hidden_BTD.flatten(0, 1)[sent["flat_N"]].to(compute_dtype(hidden_BTD)),
             labels_N=sent["labels_N"],
             sample_N=inputs.sample_BT[row_N, column_N],
-            kd_mask_N=kd_mask_N,
-            ticket=ticket,
-            kv_bytes=kv_bytes,
+            kd_mask_N=torch.zeros_like(row_N, dtype=torch.bool) if plan is None else plan.kd_mask_N,
         )
+        return done, None if plan is None else make_request(plan, capture)
 
-    def teacher_output(self, done: StudentPass) -> TeacherOutput | None:
-        """Wait for the teacher; None where it was not asked."""
-        if done.ticket is None or self.teacher is None:
+    def ask(self, requests: Sequence[TeacherRequest | None]) -> Any:
+        """One call of the teacher for the requests of some passes; a ticket, None where nothing is asked."""
+        asked = [request for request in requests if request is not None]
+        if not asked or self.teacher is None:
             return None
-        return TeacherOutput(self.teacher.result(done.ticket), self.teacher.output_head, done.kd_mask_N)
+        device = self.student.model.device
+        with torch.autocast(device.type, enabled=False):  # the teacher keeps its own precision
+            return self.teacher.submit(merge_requests(asked))
+
+    def teacher_outputs(self, ticket: Any, passes: Sequence[StudentPass]) -> list[TeacherOutput | None]:
+        """Wait for the answer about these passes; None for one about which nothing was asked."""
+        if ticket is None or self.teacher is None:
+            return [None] * len(passes)
+        counts = [int(done.kd_mask_N.sum()) for done in passes]
+        hidden = self.teacher.result(ticket).split(counts)
+        return [
+            TeacherOutput(hidden_MD, self.teacher.output_head, done.kd_mask_N) if count else None
+            for hidden_MD, done, count in zip(hidden, passes, counts, strict=True)
+        ]
 
     def loss(self, done: StudentPass, teacher: TeacherOutput | None, scales: SampleScales) -> LossTerms:
         """CE + KD, with their values for every token (see `loss.ce_kd_loss`)."""

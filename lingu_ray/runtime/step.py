@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.batch import MicroBatch, make_micro_batches, tokens_of_a_pass
+from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
+from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Donation, predicting
 from lingu_ray.distill.inputs import ModelInputs
+from lingu_ray.distill.loss import TeacherOutput
 from lingu_ray.distill.step import DistillStep, SampleScales, StudentPass
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, TeacherClient
 from lingu_ray.distill.transfer import send
+from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.runtime.distributed import all_sum
 from lingu_ray.runtime.sharding import dummy_micro_batches, is_sharded
 
@@ -56,6 +61,19 @@ class StepWeights:
     labeled: list[Tensor] = field(compare=False)
 
 
+_Planned = tuple[MicroBatch, Donation | None, Tensor]
+"""A micro-batch, what the teacher is asked about it, and which of its supervised tokens have a CE."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Micro-batches that the student has run, and the ticket of the teacher's one call for all of them."""
+
+    call: list[_Planned]
+    passes: Sequence[StudentPass]
+    ticket: Any
+
+
 class MicroBatches:
     """Runs micro-batches of a student: forward, teacher, loss, backward."""
 
@@ -67,6 +85,7 @@ class MicroBatches:
         self.step = DistillStep(student, teacher, divergence, settings.context, settings.scope, settings.earlier_turns)
         in_process = teacher is None or isinstance(teacher, InProcessTeacher)
         self.look_ahead = int(device.type != "cpu" and not in_process) if ahead is None else ahead
+        self.of_a_call = settings.micro_batches_per_call
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}
         self.kd_weights = {source.name: source.kd_weight for source in config.corpus.sources}
         self.distilled = config.distilled_sources()
@@ -105,16 +124,16 @@ class MicroBatches:
         `weights`: as `weights` returned them for these micro-batches.
         """
         sums, terms = StepSums(), []
-        in_flight: deque[tuple[MicroBatch, Tensor, StudentPass]] = deque()
+        in_flight: deque[_Asked] = deque()
         passes = list(zip(batches, plans, weights.labeled, strict=True))
         if is_sharded(self.student.decoder):
             passes += [(batch, None, _labeled(batch)) for batch in dummy_micro_batches(batches, self.device)]
-        for batch, plan, labeled_N in passes:
-            in_flight.append((batch, labeled_N, self._forward(batch, plan)))
+        for begin in range(0, len(passes), self.of_a_call):
+            in_flight.append(self._ask(passes[begin : begin + self.of_a_call], sums))
             if len(in_flight) > self.look_ahead:
-                terms.append(self._backward(*in_flight.popleft(), weights, sums))
+                terms += self._backward(in_flight.popleft(), weights, sums)
         while in_flight:
-            terms.append(self._backward(*in_flight.popleft(), weights, sums))
+            terms += self._backward(in_flight.popleft(), weights, sums)
         for loss, ce, kd in torch.stack(terms).tolist():  # once a step, as it waits for the device
             sums.loss, sums.ce, sums.kd = sums.loss + loss, sums.ce + ce, sums.kd + kd
         return sums
@@ -123,7 +142,8 @@ class MicroBatches:
     def cross_entropy(self, batch: MicroBatch) -> float:
         """Sum of the micro-batch's cross-entropies in nats."""
         ones_S = torch.ones(len(batch.sources))
-        terms = self.step.loss(self._forward(batch, None), None, SampleScales(ones_S, ones_S, temperature=1.0))
+        done, _ = self._forward(batch, None)
+        terms = self.step.loss(done, None, SampleScales(ones_S, ones_S, temperature=1.0))
         return float(terms.ce_N.sum())
 
     def autocast(self) -> AbstractContextManager:
@@ -132,22 +152,33 @@ class MicroBatches:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def _forward(self, batch: MicroBatch, plan: Donation | None) -> StudentPass:
+    def _forward(self, batch: MicroBatch, plan: Donation | None) -> tuple[StudentPass, TeacherRequest | None]:
         with self.autocast():
             return self.step.forward(model_inputs(batch), plan)
 
-    def _backward(
-        self, batch: MicroBatch, labeled_N: Tensor, done: StudentPass, weights: StepWeights, sums: StepSums
-    ) -> Tensor:
-        """Accumulate the gradients of one micro-batch; its loss and the sums of its CE and KD, on the device."""
+    def _ask(self, call: list[_Planned], sums: StepSums) -> _Asked:
+        """Run the student over the micro-batches of a call, and send the call."""
+        done, requests = zip(*(self._forward(batch, plan) for batch, plan, _ in call), strict=True)
+        sums.kv_bytes += sum(request.kv_L2CHE.nbytes for request in requests if request is not None)
+        return _Asked(call, done, self.step.ask(requests))
+
+    def _backward(self, asked: _Asked, weights: StepWeights, sums: StepSums) -> list[Tensor]:
+        """Accumulate the gradients of a call's micro-batches; of each, its loss, CE and KD, summed, on the device."""
         start = time.perf_counter()
-        teacher = self.step.teacher_output(done)
+        outputs = self.step.teacher_outputs(asked.ticket, asked.passes)
         sums.teacher_wait += time.perf_counter() - start
-        sums.kv_bytes += done.kv_bytes
+        terms = []
+        for (batch, _, labeled_N), done, teacher in zip(asked.call, asked.passes, outputs, strict=True):
+            terms.append(self._backward_of(batch, labeled_N, done, teacher, weights))
+        return terms
+
+    def _backward_of(
+        self, batch: MicroBatch, labeled_N: Tensor, done: StudentPass, teacher: TeacherOutput | None, by: StepWeights
+    ) -> Tensor:
         scales = SampleScales(
-            ce_S=_by_source(self.ce_weights, batch) * (weights.w_ce / max(weights.ce_tokens, 1)),
-            kd_S=_by_source(self.kd_weights, batch) * (weights.w_kd / max(weights.kd_normalizer, 1)),
-            temperature=weights.temperature,
+            ce_S=_by_source(self.ce_weights, batch) * (by.w_ce / max(by.ce_tokens, 1)),
+            kd_S=_by_source(self.kd_weights, batch) * (by.w_kd / max(by.kd_normalizer, 1)),
+            temperature=by.temperature,
             labeled_N=labeled_N,
         )
         terms = self.step.loss(done, teacher, scales)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.batch import make_micro_batches, tokens_of_a_pass
+from lingu_ray.corpus.batch import make_micro_batches
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
+from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.runtime.distributed import all_sum
 from lingu_ray.runtime.records import Record
 from lingu_ray.runtime.step import MicroBatches

@@ -40,7 +40,8 @@ def test_step(tmp_path):
     rows = run("step", "repeats=1", *settings, out=tmp_path)
     ratios = {row["way"]: row["ratio_to_sft"] for row in rows}
     assert ratios.pop("sft") == 1 and all(ratio > 0 for ratio in ratios.values())
-    assert ratios.keys() == {"full_sequence", "full_sequence_all_logits", "in_process", "actor_0", "actor_1", "actor_2"}
+    in_process = {"in_process", "in_process_joined"}
+    assert ratios.keys() == {"full_sequence", "full_sequence_all_logits", "actor_0", "actor_1", "actor_2"} | in_process
     assert (tmp_path / "step.png").stat().st_size > 1000
 
 

@@ -26,7 +26,8 @@ TRUTH: dict[Fact, set[str]] = {
         *("corpus.cache_dir", "corpus.if_changed"),
         *("student.path", "student.role", "student.from_teacher.tower", "teacher.path"),
         *("corpus.sources.*.path", "corpus.sources.*.image_root"),
-        *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "max_restarts")),
+        *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "micro_batches_per_call")),
+        "teacher.max_restarts",
         *(f"train.{name}" for name in ["steps", *NO_RESULT.split(), *OCCASIONS.split()]),
     },
     NOT_IN_FINGERPRINT: {

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lingu_ray.corpus.batch import PASS_TOKENS, MicroBatch, collate, cut, make_micro_batches, pack, tokens_of_a_pass
+from lingu_ray.corpus.batch import MicroBatch, collate, cut, make_micro_batches, pack
 from lingu_ray.corpus.encode import Sample, join_vision
+from lingu_ray.passes import PASS_TOKENS, tokens_of_a_pass
 
 
 def sample(length: int, position: int = 0, images: int = 0) -> Sample:

@@ -89,11 +89,15 @@ def test_settings_move_memory(pair: Path, tmp_path: Path):
     inside = on_h100(tinyrun.config(pair, tmp_path, teacher={"placement": "in_process"}))
     lent = on_h100(tinyrun.config(pair, tmp_path))  # transport=auto
     assert len(apart.training) == 3 and len(inside.training) == 2
-    assert "the teacher's weights" in items(inside, 0) and "KV of a micro-batch, copied" not in items(lent, 1)
+    assert "the teacher's weights" in items(inside, 0) and "KV of a call, copied" not in items(lent, 1)
     assert "object store: KV" in items(apart, -1) and "object store: KV" not in items(lent, -1)
     one = on_h100(tinyrun.config(pair, tmp_path, teacher={"look_ahead": 0}))
     kept = "kept for the backward pass"
     assert items(apart, 0)[f"{kept}, 2 micro-batches"] == 2 * items(one, 0)[f"{kept}, 1 micro-batch"]
+    asked = {"look_ahead": 0, "micro_batches_per_call": 3, "transport": "object_store"}
+    three = on_h100(tinyrun.config(pair, tmp_path, teacher=asked, train={"rows_per_step": 100}))
+    assert items(three, 0)[f"{kept}, 3 micro-batches"] == 3 * items(one, 0)[f"{kept}, 1 micro-batch"]
+    assert items(three, 1)["KV of a call, copied"] == 3 * items(apart, 1)["KV of a call, copied"]
     sharded = on_h100(
         tinyrun.config(pair, tmp_path, train={"parallelism": "fsdp2"}, ray={"num_workers": 3, "use_gpu": True})
     )

@@ -72,6 +72,12 @@ def test_loss_makes_no_logits_of_all_tokens():
     """A loss over many chunks holds less than one tensor of all logits, and keeps the gradients alone."""
     head = OutputHead(torch.empty(2048, 16, device="meta"))
     divergence = divergence_of("forward_kl", 0.5, None)
-    held = loss_pass(head, head, 16, 20_000, bf16=False, trained=True, temperature=1.0, divergence=divergence)
+    held, on_gpu = (
+        loss_pass(
+            head, head, 16, 20_000, bf16=False, trained=True, temperature=1.0, divergence=divergence, on_gpu=on_gpu
+        )
+        for on_gpu in (False, True)
+    )
+    assert held.peak < on_gpu.peak  # whose chunks are larger
     assert held.peak < 4 * 20_000 * 2048
     assert held.kept == pytest.approx(4 * (20_000 * 16 + 2048 * 16), rel=0.6)

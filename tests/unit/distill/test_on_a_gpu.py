@@ -184,8 +184,8 @@ def test_what_autocast_computes_in_is_passed_on() -> None:
     batch = batches(family, packing=False)[0]
     plan = micro_batches.plan(batch)
     with micro_batches.autocast():
-        done = micro_batches.step.forward(model_inputs(batch), plan)
-    output = micro_batches.step.teacher_output(done)
+        done, request = micro_batches.step.forward(model_inputs(batch), plan)
+        (output,) = micro_batches.step.teacher_outputs(micro_batches.step.ask([request]), [done])
     assert output is not None
     dtypes = (asked[0].kv_L2CHE.dtype, done.hidden_ND.dtype, output.hidden_MD.dtype)
     assert dtypes == (torch.bfloat16,) * 3

@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 from tiny import ADDED, IMAGE_TOKENS, VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 
-from lingu_ray.distill.continuation import MASK_ELEMENTS, _within, continue_from_kv, make_request
+from lingu_ray.distill import continuation
+from lingu_ray.distill.continuation import MASK_ELEMENTS, continue_from_kv, make_request, merge_requests
 from lingu_ray.distill.donation import plan_donation, predicting
 from lingu_ray.distill.head import output_head
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
+from lingu_ray.passes import cheapest_cut
 
 LAYERS, KV_HEADS, HEAD_DIM = 3, 2, 32
 
@@ -208,25 +210,34 @@ def test_capture_changes_no_number_and_carries_no_gradient(pair):
     assert torch.equal(kv, kv_checkpointed) and not kv.requires_grad
 
 
-@pytest.mark.parametrize("options", [{}, {"earlier_turns": "teacher"}, {"scope": "visual"}, {"context": "prompt_text"}])
-def test_a_large_request_is_run_in_parts_with_the_same_numbers(exact_pair, options):
-    """Rows are independent: with a mask of few elements the decoder is called several times, and says the same.
+OPTIONS = [{}, {"earlier_turns": "teacher"}, {"scope": "visual"}, {"context": "prompt_text"}]
 
-    No call's mask has more elements than that, unless one row alone has.
-    """
-    teacher, student = exact_pair
-    ids, sample, supervised = batch([*RAGGED, [(2, 3), (6, 9)]], 40)
+
+def request_of(pair, answers, seed=0, **options):
+    """The request about these rows, of 40 tokens at most, all distilled."""
+    ids, sample, supervised = batch(answers, 40, seed)
     visual = torch.zeros_like(supervised)
-    plan = plan_donation(ids, sample, supervised, visual, torch.ones(5, dtype=torch.bool), VOCABULARY, **options)
+    distill = torch.ones(len(ids), dtype=torch.bool)
+    plan = plan_donation(ids, sample, supervised, visual, distill, VOCABULARY, **options)
     with torch.no_grad():
         shared = None if options.get("context") == "prompt_text" else plan
-        _, capture = student.hidden_states(ModelInputs(ids, sample, supervised, visual, {}), shared)
-    request = make_request(plan, capture)
-    decoder, masks = Teacher(teacher).decoder, []
+        _, capture = pair[1].hidden_states(ModelInputs(ids, sample, supervised, visual, {}), shared)
+    return make_request(plan, capture)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_large_request_is_run_in_parts_with_the_same_numbers(exact_pair, options, monkeypatch):
+    """Parts are independent: with a mask of few elements the decoder is called several times, and says the same.
+
+    No call's mask has more elements than that, unless one part's alone has.
+    """
+    monkeypatch.setattr(continuation, "tokens_of_a_pass", lambda device: 10**6)  # no cut but for memory
+    request = request_of(exact_pair, [*RAGGED, [(2, 3), (6, 9)]], **options)
+    decoder, masks = Teacher(exact_pair[0]).decoder, []
     hook = decoder.register_forward_pre_hook(
         lambda _, __, named: masks.append(named["attention_mask"].shape), with_kwargs=True
     )
-    whole, widest = continue_from_kv(decoder, request), int(request.query_count_R.max()) * 2 * 40
+    whole, widest = continue_from_kv(decoder, request), int(request.query_count_R.max()) * 2 * int(request.width)
     assert len(masks) == 1 and masks.pop().numel() > 2 * widest
     for most in (0, widest, 2 * widest):
         torch.testing.assert_close(continue_from_kv(decoder, request, most), whole, rtol=0, atol=1e-13)
@@ -236,9 +247,39 @@ def test_a_large_request_is_run_in_parts_with_the_same_numbers(exact_pair, optio
     hook.remove()
 
 
+def test_short_answers_are_not_padded_to_long_ones(exact_pair, monkeypatch):
+    """Where padding would cost more than a call, parts of about as many queries share one; the order stays theirs."""
+    request = request_of(exact_pair, [[(3, 5)], [(2, 38)], [(20, 23)], [(4, 39)], [(9, 11)], [(7, 10)]])
+    decoder, shapes = Teacher(exact_pair[0]).decoder, []
+    hook = decoder.register_forward_pre_hook(
+        lambda _, __, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    dear, cheap = 10**6, 20
+    answers = []
+    for tokens in (dear, cheap):
+        monkeypatch.setattr(continuation, "tokens_of_a_pass", lambda device, tokens=tokens: tokens)
+        answers.append(continue_from_kv(decoder, request))
+    hook.remove()
+    whole, parts = answers
+    assert shapes == [(6, 36), (2, 36), (4, 3)]
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_one_call_for_several_micro_batches(exact_pair, options):
+    """Requests joined are answered as each alone, one after another, whatever is donated and however long they are."""
+    rows = ([*RAGGED, [(2, 3), (6, 9)]], [[(5, 8)]], [[(1, 2)], [(3, 30)]])
+    requests = [request_of(exact_pair, answers, seed, **options) for seed, answers in enumerate(rows)]
+    decoder = Teacher(exact_pair[0]).decoder
+    joined = continue_from_kv(decoder, merge_requests(requests))
+    alone = torch.cat([continue_from_kv(decoder, request) for request in requests])
+    torch.testing.assert_close(joined, alone, rtol=0, atol=1e-13)
+    assert merge_requests(requests[:1]) is requests[0]
+
+
 @pytest.mark.parametrize("groups", [3, 6])
 def test_long_rows_are_run_a_few_at_a_time(groups):
     """32 answers of 2048 tokens in rows of 8192: no mask has more than 2**27 elements, and each row comes once."""
-    parts = list(_within([2048] * 32, 8192, MASK_ELEMENTS // groups))
+    parts = cheapest_cut([2048] * 32, MASK_ELEMENTS // groups // 8192)
     assert [row for part in parts for row in range(32)[part]] == list(range(32))
     assert max(part.stop - part.start for part in parts) * 2048 * 8192 * groups <= 2**27

@@ -250,7 +250,7 @@ NOT_ACTING = {
         "keep_last",
         "max_bad_steps",
     },
-    "teacher": {"placement", "transport", "look_ahead", "max_restarts"},
+    "teacher": {"placement", "transport", "look_ahead", "micro_batches_per_call", "max_restarts"},
     "source": {"name", "format", "path", "image_root", "image", "prompt", "answer", "prompt_words", "answer_words"},
 }
 # Of the others each must act, or a change of it could not be told.

@@ -29,10 +29,11 @@ def rows(data):
     ]  # fmt: skip
 
 
-def step_of(data, budget, look_ahead=1, packing=False, frozen=(), **distill):
+def step_of(data, budget, look_ahead=1, packing=False, of_a_call=1, frozen=(), **distill):
     """Loss, gradients and teacher after one step whose micro-batches hold at most `budget` tokens."""
     train = {"tokens_per_micro_batch": budget, "packing": packing}
-    settings = config(data, data, distill=distill, teacher={"look_ahead": look_ahead}, train=train)
+    asked = {"look_ahead": look_ahead, "micro_batches_per_call": of_a_call}
+    settings = config(data, data, distill=distill, teacher=asked, train=train)
     student = Student(load_student(settings.student))
     for group in frozen:
         for _, parameter in student.parameter_groups()[group]:
@@ -51,10 +52,12 @@ def step_of(data, budget, look_ahead=1, packing=False, frozen=(), **distill):
     "distill", [{}, {"policy": "all", "temperature": 2.0, "divergence": "jsd"}, {"policy": "none"}]
 )
 def test_cut_does_not_matter(data, distill):
-    """Micro-batches one or several, padded or packed, with look-ahead or without: the same loss and gradients."""
+    """Micro-batches one or several, padded or packed, the teacher asked for each or for some together, with look-ahead
+    or without: the same loss, gradients and bytes of KV."""
     whole, sums, gradients, _ = step_of(data, 10_000, **distill)
-    for look_ahead, packing in ((0, False), (3, False), (1, True)):
-        parts, cut_sums, cut_gradients, _ = step_of(data, 160, look_ahead, packing, **distill)
+    for look_ahead, packing, of_a_call in ((0, False, 1), (3, False, 1), (1, True, 1), (0, False, 2), (1, True, 9)):
+        parts, cut_sums, cut_gradients, _ = step_of(data, 160, look_ahead, packing, of_a_call, **distill)
+        assert cut_sums.kv_bytes == sums.kv_bytes
         assert whole == 1 and parts > 1
         assert cut_sums.loss == pytest.approx(sums.loss, rel=1e-5)
         assert cut_sums.kd == pytest.approx(sums.kd, rel=1e-4, abs=1e-6)

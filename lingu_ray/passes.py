@@ -1,0 +1,38 @@
+"""Lengths cut into passes of a model: padding is weighed against the number of passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PASS_TOKENS, GPU_PASS_TOKENS = 128, 4096
+"""Cost of one more pass, in tokens, on a CPU and on a GPU.
+
+On a GPU it is an estimate: what a model of a few hundred million parameters computes while a pass is launched.
+"""
+
+
+def tokens_of_a_pass(device: torch.device) -> int:
+    """What one more pass costs on this device, in tokens."""
+    return PASS_TOKENS if device.type == "cpu" else GPU_PASS_TOKENS
+
+
+def cheapest_cut(lengths: Sequence[int], most: int, pass_tokens: int = PASS_TOKENS) -> list[slice]:
+    """Cut lengths, longest first, into groups that are padded to their longest: at most `most` tokens, or one alone.
+
+    Of all ways to cut them it takes the cheapest: fewest padded tokens, plus `pass_tokens` a group.
+    """
+    cost, begin_of = [0.0], [0]  # of the cheapest cut of the first `end` lengths, and where its last group begins
+    for end in range(1, len(lengths) + 1):
+        fitting = [b for b in range(end) if lengths[b] * (end - b) <= most] or [end - 1]
+        begin = min(fitting, key=lambda b: cost[b] + lengths[b] * (end - b) + pass_tokens)
+        cost.append(cost[begin] + lengths[begin] * (end - begin) + pass_tokens)
+        begin_of.append(begin)
+    groups, end = [], len(lengths)
+    while end:
+        groups.append(slice(begin_of[end], end))
+        end = begin_of[end]
+    return groups[::-1]
