@@ -49,7 +49,7 @@ from lingu_ray.cost.workload import RowConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
-from lingu_ray.errors import run_command
+from lingu_ray.errors import UserError, run_command
 from lingu_ray.runtime.cores import cores
 from lingu_ray.runtime.optimizer import make_optimizer
 from lingu_ray.runtime.prepare import prepare
@@ -112,6 +112,9 @@ CASES = {
     "small_packed": Case(192, 6, train={"packing": True}),
     "small_lora": Case(192, 6, train={"lora": {"rank": 8}}),
     "small_tower": Case(192, 6, tower=512, train={"learning_rates": TOWER}),
+    "smollm2_135m_checkpointing": Case(
+        576, 30, vocabulary=49152, rows=4, micro_batches=1, train={"gradient_checkpointing": True}
+    ),
     "smollm2_135m": Case(576, 30, vocabulary=49152, rows=4, micro_batches=1),
     "smollm2_135m_bf16": Case(576, 30, vocabulary=49152, rows=4, micro_batches=1, train={"precision": "bf16"}),
 }
@@ -146,6 +149,8 @@ HELP = Help("python -m benchmarks.estimate [key=value ...]", __doc__, EstimateBe
 def main(arguments: list[str]) -> None:
     """Estimate, measure, compare and publish."""
     options = settings_alone(arguments, HELP, EstimateBenchConfig)
+    if unknown := set(options.cases) - CASES.keys():
+        raise UserError(f"cases={','.join(sorted(unknown))}: there are {', '.join(CASES)}")
     rows = [row for name in options.cases for row in compare(name)]
     publish("estimate", rows, options.out, options.recorded)
 

@@ -89,7 +89,7 @@ ROWS = (
     _adapted("adapted_heavy", "map", HEAVY, steps=800, minutes=78),
     _method("heavy_narrow", "map", "adapted_heavy", HEAVY, NARROW),
     _method("heavy_natural", "map", "adapted_heavy", HEAVY, NATURAL),
-    Row("sweep", "which temperature and weights, by validation data", "sweep", SWEEP, 50, ADAPTED),
+    Row("sweep", "which temperature and weights, by validation data", "sweep", SWEEP, 25, ADAPTED),
 )
 
 

@@ -40,10 +40,13 @@ class Passes:
     tower: float = 3.0
 
 
-def student_flops(pair: Pair, sample: Sample, passes: Passes = Passes()) -> float:
-    """Forward and backward pass of a sample: decoder, its attention, head on the answer, vision tower."""
+def student_flops(pair: Pair, sample: Sample, passes: Passes = Passes(), row_tokens: float | None = None) -> float:
+    """Forward and backward pass of a sample: decoder, its attention, head on the answer, vision tower.
+
+    `row_tokens`: of the row that attention computes, where several samples share one; None: the sample's own.
+    """
     tokens = sample.prompt + sample.answer
-    decoder = 2 * pair.decoder * tokens + 2 * pair.layers * pair.width * tokens**2
+    decoder = 2 * pair.decoder * tokens + 2 * pair.layers * pair.width * tokens * (row_tokens or tokens)
     tower = (2 * pair.tower + pair.tower_attention) * sample.tower_tokens
     head = 6 * pair.vocabulary * pair.width * sample.answer
     return passes.decoder * decoder + passes.tower * tower + head

@@ -20,8 +20,8 @@ CONTEXT = 0.5 * GIB
 """What CUDA, cuBLAS and kernels take of a GPU for each process; assumed."""
 PROCESS = 0.7 * GIB
 """Resident memory of a Python process with torch, Transformers and Ray; measured."""
-LOST = 0.25
-"""What a CPU's allocator (glibc) loses between the tensors of a step, as a share of them; measured."""
+LOST = 0.3
+"""What a CPU's allocator (glibc) loses between the tensors that a step makes, as a share of them; measured."""
 _ROWS_AHEAD = 3  # steps: two ahead, and the one that is trained
 
 
@@ -49,11 +49,15 @@ class Process:
 
 @dataclass(frozen=True)
 class Passes:
-    """Memory of a micro-batch: in the decoder, in the loss; `tower`: in the vision tower."""
+    """Memory of a micro-batch: in the decoder, in the loss; `tower`: in the vision tower.
+
+    `made`: what the decoder keeps, or makes again for the backward pass, bytes.
+    """
 
     decoder: Held
     loss: Held
     tower: Held
+    made: int
 
 
 def passes_of(config: Config, models: Models, load: Workload) -> Passes:
@@ -73,8 +77,10 @@ def passes_of(config: Config, models: Models, load: Workload) -> Passes:
         divergence=divergence_of(distill.divergence, distill.beta, distill.top_k),
         on_gpu=load.on_gpu,
     )
-    decoder = decoder_pass(models.student.decoder, *shape, masked, load.bf16, checkpointing)
-    return Passes(decoder, loss, _tower(config, models, load))
+    held, whole = (
+        decoder_pass(models.student.decoder, *shape, masked, load.bf16, saves) for saves in (checkpointing, False)
+    )
+    return Passes(held, loss, _tower(config, models, load), whole.kept)
 
 
 def _tower(config: Config, models: Models, load: Workload) -> Held:
@@ -153,7 +159,8 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
     beside = max(0.0, moments[largest])
     items.append(Item(f"the most beside it: {largest}", beside))
     if not load.on_gpu:
-        items.append(Item("lost between them by the allocator", LOST * (load.alive * kept + beside)))
+        made = load.alive * (passes.made + passes.tower.kept) + beside
+        items.append(Item("lost between them by the allocator", LOST * made))
     return Process("worker", True, (*items, _itself(load)))
 
 

@@ -50,7 +50,9 @@ def step_time(config: Config, models: Models, load: Workload, device: Device) ->
     asked = Sample(patches, load.tokens - queries, queries, load.distilled)
     rows, rate = load.rows_of_step, device.rate(load.bf16)
     kv = rows * load.distilled * kv_of_rows(config, models, load, 1) if models.teacher is not None else 0.0
-    flops = {"student": rows * student_flops(pair, row, flops_passes(config, models))}
+    whole = config.train.packing and config.train.attention == "sdpa"  # it computes what the mask then hides
+    packed = load.rows * load.tokens if whole else None
+    flops = {"student": rows * student_flops(pair, row, flops_passes(config, models), packed)}
     if models.teacher is not None:
         flops["teacher"] = rows * teacher_flops(pair, asked)
     seconds = {name: number / rate for name, number in flops.items()} | {

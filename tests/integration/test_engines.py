@@ -125,25 +125,20 @@ MAKE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def actors(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Path, Any]]]:
-    """Folder and actor of every model, started side by side; small batches, so that long texts take several steps."""
-    started = {}
+LONG = ("llava", "llava_next")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in MAKE]
+)
+def both(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
+    """Both engines on a model; small batches, so that long texts take several steps."""
+    folder = tmp_path_factory.mktemp(request.param)
+    MAKE[request.param](folder)
     remote: Any = ray.remote
-    for name, make in MAKE.items():
-        folder = tmp_path_factory.mktemp(name)
-        make(folder)
-        started[name] = folder, remote(num_cpus=0)(VllmEngine).remote(folder, 600)
-    yield started
-    for _, actor in started.values():
-        ray.kill(actor)
-
-
-@pytest.fixture(scope="module", params=MAKE)
-def both(request: pytest.FixtureRequest, actors: dict[str, tuple[Path, Any]]) -> Both:
-    """Both engines on a model."""
-    folder, actor = actors[request.param]
-    return Both(TransformersEngine(folder, 2000), actor)
+    actor = remote(num_cpus=0)(VllmEngine).remote(folder, 600)
+    yield Both(TransformersEngine(folder, 2000), actor)
+    ray.kill(actor)
 
 
 @pytest.mark.slow

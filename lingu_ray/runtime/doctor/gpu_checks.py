@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lingu_ray.config import Config
 from lingu_ray.runtime.doctor.finding import Finding, joined
-from lingu_ray.runtime.doctor.node import ALLOCATOR, NodeFacts
+from lingu_ray.runtime.doctor.node import ALLOCATOR, ATTENTIONS, NodeFacts
 
 _START_MPS = "start MPS there (nvidia-cuda-mps-control -d)"
 
@@ -75,6 +75,15 @@ def _cuda_ipc(nodes: Sequence[NodeFacts], config: Config) -> Finding:
     return Finding("cuda_ipc", "ok", "the allocator does not stand in its way")
 
 
+def _attention(nodes: Sequence[NodeFacts], config: Config) -> Finding:
+    name = config.train.attention
+    with_gpus = [node for node in nodes if node.gpu.gpus]
+    if name in ATTENTIONS and (bad := [node.node for node in with_gpus if name not in node.attentions]):
+        message = f"train.attention={name}: {joined(bad)} has no package {ATTENTIONS[name]}"
+        return Finding("attention", "error", message, "install flash-attn there, or leave train.attention out")
+    return Finding("attention", "ok", f"{name}{': every GPU node has it' if name in ATTENTIONS and with_gpus else ''}")
+
+
 def _sharers(config: Config) -> str:
     """Which processes of a run have one GPU together; empty where each has its own."""
     if config.ray.shares_gpus:
@@ -91,4 +100,4 @@ def _major(version: str) -> int:
     return int(version.partition(".")[0])
 
 
-GPU_CHECKS = (_cuda, _compute_mode, _mps, _cuda_ipc)
+GPU_CHECKS = (_cuda, _compute_mode, _mps, _cuda_ipc, _attention)

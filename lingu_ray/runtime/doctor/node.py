@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -22,6 +23,8 @@ from lingu_ray.runtime.environment import versions
 PACKAGES = ("ray", "torch", "transformers")
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Settings of torch's allocator: the variable's name, and its older one."""
+ATTENTIONS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+"""The module of each `train.attention` that is a package of its own."""
 VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S", *ALLOCATOR)
 MARKER = b"lingu-ray doctor\n"
 _CONNECT_WITHIN_S = 3.0
@@ -29,7 +32,7 @@ _CONNECT_WITHIN_S = 3.0
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """A node as a run finds it. `missing`: paths that are not there.
+    """A node as a run finds it. `missing`: paths that are not there. `attentions`: keys of `ATTENTIONS` that are.
 
     `output_error`: why the run's folder cannot be used there; None: it can.
     """
@@ -42,6 +45,7 @@ class NodeFacts:
     token: bool
     output_error: str | None
     missing: Sequence[str]
+    attentions: Sequence[str]
 
 
 class Probe:
@@ -63,6 +67,7 @@ class Probe:
             token=is_token_auth_enabled(),
             output_error=output_error(output, marker),
             missing=[path for path in paths if not os.path.exists(path)],
+            attentions=[name for name, module in ATTENTIONS.items() if find_spec(module)],
         )
 
     def listening(self) -> tuple[str, int]:

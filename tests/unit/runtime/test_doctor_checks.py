@@ -31,6 +31,7 @@ WELL = NodeFacts(
     token=True,
     output_error=None,
     missing=[],
+    attentions=["flash_attention_2"],
 )
 
 
@@ -107,6 +108,19 @@ def test_a_gpu_that_differs_is_named(
     found = findings([WELL, replace(WELL, node="b", gpu=replace(GPU, **change))], settings)
     assert [one.check for one in found.values() if one.level != "ok"] == [check]
     assert found[check].level == level and says in found[check].message and cure in found[check].cure
+
+
+def test_a_gpu_node_without_the_attention_is_named(settings: Config) -> None:
+    """Flash attention that the run asks for must be on every node that has a GPU, and is asked of no other."""
+    tree = settings.model_dump()
+    tree["train"]["attention"] = "flash_attention_2"
+    flash = Config.model_validate(tree)
+    nodes = [WELL, replace(WELL, node="b", gpu=replace(GPU, gpus=[]), attentions=[])]
+    assert findings(nodes, flash)["attention"].level == "ok"
+    without = [*nodes, replace(WELL, node="c", attentions=["flash_attention_3"])]
+    found = findings(without, flash)["attention"]
+    assert found.level == "error" and "c has no package flash_attn" in found.message and "install" in found.cure
+    assert findings(without, settings)["attention"].level == "ok"
 
 
 SHARE = "start MPS there (nvidia-cuda-mps-control -d), or nvidia-smi -c DEFAULT there"
