@@ -20,6 +20,7 @@ from lingu_ray.content import fingerprint, model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.corpus.store import is_built
 from lingu_ray.errors import UserError
+from lingu_ray.runtime import towers
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.storage import local_copy
@@ -97,10 +98,10 @@ def check_models(config: Config, folder: RunFolder) -> None:
         settings = config.student.from_teacher.model_dump(mode="json", exclude={"tower"})
         now["from_teacher"] = fingerprint([settings, config.seed])
     before = json.loads(folder.models.read_text()) if folder.models.exists() else now
-    changed = [name for name in now if before.get(name) != now[name]]
-    if trained_steps(folder):
-        changed = [name for name in changed if name in named]  # settings are compared by `check_settings`
-    if changed and trained_steps(folder):
+    trained = trained_steps(folder) > 0
+    compared = named if trained else now  # of a run that has trained, `check_settings` compares the settings
+    changed = [name for name in compared if before.get(name) != now[name]]
+    if changed and trained:
         settings = " and ".join(f"{setting}={path}" for setting, path, _ in (named[name] for name in changed))
         raise UserError(
             f"{folder.place} was started with another model than {settings} is now: its files have changed. "
@@ -119,7 +120,7 @@ def _models(config: Config) -> dict[str, tuple[str, str, str | None]]:
     if student.path is not None:
         found["student"] = ("student.path", student.path, student.revision)
     if student.tower is not None:
-        found["tower"] = ("student.from_teacher.tower", *student.tower)
+        found["tower"] = (towers.SETTING, *student.tower)
     return found
 
 
