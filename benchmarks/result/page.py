@@ -3,7 +3,8 @@
 python -m benchmarks.result.page
 python -m benchmarks.result.page out=docs/results
 
-Reads runs/result of the folder that it is called in; what is not measured yet is left out. Nothing is computed here but
+Reads runs/result of the folder that it is called in; what is not measured yet is left out. What was measured on another
+machine, and lies beside the page, counts as it is, and so does what the page shows of it. Nothing is computed here but
 means and standard deviations over seeds.
 """
 
@@ -44,7 +45,8 @@ from lingu_ray.report.plots import display_name, save_panels
 from lingu_ray.report.samples import Answered, answered
 
 PAGE = "real_pair.md"
-ANSWERS = 2  # shown of a task
+ANSWERS_OF_A_TASK = 2
+CURVES, SWEEP_TABLE, ANSWERS = "## Curves of the three variants", "## Sweep", "## Answers side by side"
 MAIN = (*REFERENCES, *CONTROLS, DISTILLED, "prompt_text")
 
 
@@ -60,7 +62,7 @@ HELP = Help("python -m benchmarks.result.page [key=value ...]", __doc__, PageCon
 def main(arguments: list[str]) -> None:
     """Write the page, and print where it is."""
     options = settings_alone(arguments, HELP, PageConfig)
-    measured = read_measured()
+    measured = read_measured(options.out)
     if not measured:
         raise UserError("no row was measured yet: python -m benchmarks.result.rows run")
     print(f"page     {write_page(measured, options.out)}")
@@ -70,23 +72,32 @@ def write_page(measured: Sequence[Measured], out: Path) -> Path:
     """Write Markdown, figures, the measured results and the manifest of the data; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     for one in measured:
-        shutil.copyfile(one.folder / FILE, out / f"{one.comparison.name}.json")
+        if one.folder is not None:
+            shutil.copyfile(one.folder / FILE, out / f"{one.comparison.name}.json")
     if DATA_MANIFEST.exists():
         shutil.copyfile(DATA_MANIFEST, out / "data.json")
     results = Results.of(measured)
     if not results.measured:
         raise UserError("the method itself was not measured yet: python -m benchmarks.result.rows run main")
+    page = out / PAGE
+    before = page.read_text() if page.exists() else ""
     sections = [
         _scores(results),
         _figures(results, out),
         _map(measured, out),
-        _curves(out),
-        _sweep(),
-        _answers(results, out),
+        _curves(out) or _section(before, CURVES),
+        _sweep() or _section(before, SWEEP_TABLE),
+        _answers(results, out) or _section(before, ANSWERS),
     ]
-    page = out / PAGE
     write_text(page, "\n\n".join([_head(results), *(text for text in sections if text)]) + "\n")
     return page
+
+
+def _section(page: str, heading: str) -> str:
+    """A section as the page has it, without its end; nothing where it has none."""
+    _, found, rest = page.partition(f"{heading}\n")
+    text, _, _ = rest.partition("\n## ")
+    return f"{heading}\n{text}".rstrip() if found else ""
 
 
 def _head(results: Results) -> str:
@@ -169,7 +180,7 @@ def _curves(out: Path) -> str:
     if not (panels := curve_panels()):
         return ""
     save_panels(panels, out / "curves.png")
-    return "## Curves of the three variants\n\n![CE and KD over the steps](curves.png)"
+    return f"{CURVES}\n\n![CE and KD over the steps](curves.png)"
 
 
 def _sweep() -> str:
@@ -178,13 +189,15 @@ def _sweep() -> str:
     if not path.exists():
         return ""
     head, *trials = csv.reader(path.read_text().splitlines())
-    return "\n".join(["## Sweep", "", *_table_head(head), *(_row(trial[0], trial[1:]) for trial in trials)])
+    return "\n".join([SWEEP_TABLE, "", *_table_head(head), *(_row(trial[0], trial[1:]) for trial in trials)])
 
 
 def _answers(results: Results, out: Path) -> str:
-    """The first questions about pictures with the answers of the models, of the first seed."""
-    first = results.measured[0]
-    found = answered(first.folder, first.result)
+    """The first questions about pictures with the answers of the models, of the first seed that is here."""
+    here = [(one.folder, one.result) for one in results.measured if one.folder is not None]
+    if not here:
+        return ""
+    found = answered(*here[0])
     rows = [one for one in found.rows if one.images]
     chosen = [one for task in dict.fromkeys(one.origin for one in rows) for one in _of_task(rows, task)]
     if not chosen:
@@ -192,7 +205,7 @@ def _answers(results: Results, out: Path) -> str:
     columns = {display_name(model): shown_name(model) for model in results.models if model in MAIN}
     headings = [heading for heading in columns if any(heading in one.answers for one in chosen)]
     lines = [
-        "## Answers side by side",
+        ANSWERS,
         "",
         *_table_head(["picture", "question", "right", *(columns[heading] for heading in headings)]),
     ]
@@ -203,7 +216,7 @@ def _answers(results: Results, out: Path) -> str:
 
 
 def _of_task(rows: list[Answered], task: str) -> list[Answered]:
-    return [one for one in rows if one.origin == task][:ANSWERS]
+    return [one for one in rows if one.origin == task][:ANSWERS_OF_A_TASK]
 
 
 def _saved(one: Answered, path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.result.jobs import measured_folder
 from benchmarks.result.table import MEDIUM, NARROW, ROWS, Comparison, comparisons
-from lingu_ray.evaluation.recovery_json import read_recovery
+from lingu_ray.evaluation.recovery_json import read_recovery, read_result
 from lingu_ray.evaluation.results import PERPLEXITY, Estimate, Recovery, TaskScores
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, PLAIN_CE, SAME_CE, TEACHER
 
@@ -20,17 +20,23 @@ CONTROLS = (SAME_CE, PLAIN_CE)
 
 @dataclass(frozen=True)
 class Measured:
-    """A comparison with one seed, its result, and its folder."""
+    """A comparison with one seed, its result, and the folder of its items; None: it was measured on another machine."""
 
     comparison: Comparison
     result: Recovery
-    folder: Path
+    folder: Path | None
 
 
-def read_measured() -> list[Measured]:
-    """All comparisons that were measured, in the order of the table."""
-    folders = ((one, measured_folder(one)) for one in comparisons())
-    return [Measured(one, found, folder) for one, folder in folders if (found := read_recovery(folder)) is not None]
+def read_measured(published: Path | None = None) -> list[Measured]:
+    """All comparisons that were measured here, or whose result lies in `published`, in the order of the table."""
+    found = []
+    for one in comparisons():
+        folder = measured_folder(one)
+        if (result := read_recovery(folder)) is not None:
+            found.append(Measured(one, result, folder))
+        elif published is not None and (result := read_result(published / f"{one.name}.json")) is not None:
+            found.append(Measured(one, result, None))
+    return found
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,11 @@ def write_recovery(result: Recovery, folder: Path) -> None:
 
 def read_recovery(folder: Path) -> Recovery | None:
     """The content of the folder's `recovery.json`; None where there is none."""
-    path = folder / FILE
+    return read_result(folder / FILE)
+
+
+def read_result(path: Path) -> Recovery | None:
+    """The content of a `recovery.json` under any name; None where there is none."""
     return from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,6 +117,23 @@ def test_page_shows_what_was_measured(docs: Path):
     assert cells(text, "t1") == ["0.5", "no, not this"]
     names = ("narrow-0", "narrow-1", "narrow-2", "natural-0")
     assert {file.name for file in docs.glob("*.json")} == {"data.json", *(f"medium-{name}.json" for name in names)}
+
+
+def test_what_was_measured_elsewhere_counts(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without the runs, the results beside the page give the same tables, and what only runs can show stays; a seed
+    that is measured here takes the place of the one beside the page."""
+    shutil.copytree(docs, tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    page.main(["out=docs"])
+    assert (tmp_path / "docs/real_pair.md").read_text() == (docs / "real_pair.md").read_text()
+    (tmp_path / "docs/medium-narrow-1.json").unlink()
+    page.main(["out=docs"])
+    without = (tmp_path / "docs/real_pair.md").read_text()
+    assert "Seeds 0, 2." in without and "## Answers side by side" in without and "## Sweep" in without
+    write_measured(Comparison("medium", "narrow", 1))
+    page.main(["out=docs"])
+    again = (tmp_path / "docs/real_pair.md").read_text()
+    assert cells(again, "piqa, acc, %") == cells((docs / "real_pair.md").read_text(), "piqa, acc, %")
 
 
 def test_figures_that_the_page_names_are_there(docs: Path):
