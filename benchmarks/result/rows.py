@@ -148,6 +148,8 @@ def call(words: Command, clock: Clock) -> None:
     if clock.left == 0:
         raise Interrupted("the time is over; the same command continues")
     log.info("$ %s", _written(words))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; a child would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen([sys.executable, *words[1:]], start_new_session=True)  # Ctrl-C reaches it through us
     with save_on_interrupt(lambda: process.send_signal(signal.SIGINT)) as asked:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -212,6 +213,16 @@ def test_a_slice_stops_its_command_and_failures_are_told(tmp_path: Path):
     assert (tmp_path / "saved").exists()
     with pytest.raises(UserError, match="exit code 3"):
         rows.call([sys.executable, "-c", "raise SystemExit(3)"], rows.Clock(None))
+
+
+def test_a_slice_stops_its_command_in_the_background_of_a_script_too():
+    """There a shell has its commands ignore Ctrl-C, which a command that is started by one of them would inherit."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(Interrupted):
+            rows.call([sys.executable, "-c", "import time; time.sleep(60)"], rows.Clock(2 / 60))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_readme_names_what_there_is():
