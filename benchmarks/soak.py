@@ -34,6 +34,7 @@ from lingu_ray.config import Config, Section, Several
 from lingu_ray.config.command_line import load_config, settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
+from lingu_ray.interrupt import heed_interrupts
 from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.folder import RunFolder
@@ -181,6 +182,7 @@ def same_weights(*runs: Path) -> bool:
 @contextmanager
 def started(arguments: list[str]) -> Iterator[subprocess.Popen]:
     """The training command; whatever it leaves is killed."""
+    heed_interrupts()
     with subprocess.Popen([*_TIED, sys.executable, "-m", "lingu_ray.train", *arguments], stdout=sys.stderr) as driver:
         process = psutil.Process(driver.pid)
         try:

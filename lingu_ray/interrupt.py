@@ -13,6 +13,15 @@ from typing import Any
 _GIVE_UP_S = 20.0
 
 
+def heed_interrupts() -> None:
+    """Let Ctrl-C reach this process and those that it starts where a shell has it ignored, as in a background script.
+
+    For a program that stops others by it: what is ignored is inherited.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def save_on_interrupt(save: Callable[[], None]) -> Iterator[threading.Event]:
     """The first Ctrl-C or SIGTERM calls `save`, which asks the work inside to save and end; the second one ends it.

@@ -40,7 +40,7 @@ from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
 from lingu_ray.errors import Interrupted, UserError, run_command
-from lingu_ray.interrupt import save_on_interrupt
+from lingu_ray.interrupt import heed_interrupts, save_on_interrupt
 
 USAGE = "python -m benchmarks.result.rows list|run [NAME ...] [key=value ...]"
 
@@ -148,8 +148,7 @@ def call(words: Command, clock: Clock) -> None:
     if clock.left == 0:
         raise Interrupted("the time is over; the same command continues")
     log.info("$ %s", _written(words))
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; a child would inherit it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    heed_interrupts()
     process = subprocess.Popen([sys.executable, *words[1:]], start_new_session=True)  # Ctrl-C reaches it through us
     with save_on_interrupt(lambda: process.send_signal(signal.SIGINT)) as asked:
         try:
