@@ -14,7 +14,7 @@ from benchmarks import soak
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.records import read_records
 
-pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 @contextmanager
@@ -24,6 +24,7 @@ def warm(arguments):
         yield command.process
 
 
+@pytest.mark.long
 def test_the_weights_are_equal_whatever_strikes(warm_workers, data, tmp_path, monkeypatch, capsys):
     """Three faults at three steps; a second call finds all of it done."""
     monkeypatch.setattr(soak, "started", warm)

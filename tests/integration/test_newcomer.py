@@ -12,7 +12,7 @@ from lingu_ray.evaluation.recovery_json import read_recovery
 
 pytestmark = pytest.mark.slow
 
-SPACE = {"name": "sweep-mine", "base": "my.yaml", "search": {"distill.w_kd": {"grid": [0.5]}}, "retries": 0}
+SPACE = {"name": "sweep-mine", "base": "my.yaml", "search": {"distill.w_kd": {"grid": [0.5, 2]}}, "retries": 0}
 ITEMS = [{"query": f"{i} is", "choices": ["odd", "even"], "gold": (i + 1) % 2} for i in range(8)]
 
 
@@ -67,7 +67,7 @@ def test_train_evaluate_and_compare(here: Path, ray_cluster: str):
 
 
 def test_sweep(here: Path, ray_cluster: str):
-    """A sweep over a recipe with relative paths, into the default folder: its trial is trained and measured."""
+    """A sweep over a recipe with relative paths, into the default folder: every trial is trained and measured."""
     run(here, "tuning.sweep", "space.yaml", "train.steps=2", ray=ray_cluster)
     outcomes = [json.loads(path.read_text()) for path in (here / "runs/sweep-mine/trials").glob("*/trial.json")]
-    assert [outcome["state"] for outcome in outcomes] == ["finished"]
+    assert [outcome["state"] for outcome in outcomes] == ["finished", "finished"]
