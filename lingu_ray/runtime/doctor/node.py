@@ -8,7 +8,6 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -23,8 +22,8 @@ from lingu_ray.runtime.environment import versions
 PACKAGES = ("ray", "torch", "transformers")
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Settings of torch's allocator: the variable's name, and its older one."""
-ATTENTIONS = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
-"""The module of each `train.attention` that is a package of its own."""
+ATTENTIONS = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
+"""The package of each `train.attention` that has one. By name, since flash-attn 4 has the module of flash-attn 2."""
 VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S", *ALLOCATOR)
 MARKER = b"lingu-ray doctor\n"
 _CONNECT_WITHIN_S = 3.0
@@ -67,7 +66,7 @@ class Probe:
             token=is_token_auth_enabled(),
             output_error=output_error(output, marker),
             missing=[path for path in paths if not os.path.exists(path)],
-            attentions=[name for name, module in ATTENTIONS.items() if find_spec(module)],
+            attentions=[name for name, package in ATTENTIONS.items() if versions((package,))[package]],
         )
 
     def listening(self) -> tuple[str, int]:

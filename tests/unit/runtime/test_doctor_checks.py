@@ -119,7 +119,7 @@ def test_a_gpu_node_without_the_attention_is_named(settings: Config) -> None:
     assert findings(nodes, flash)["attention"].level == "ok"
     without = [*nodes, replace(WELL, node="c", attentions=["flash_attention_3"])]
     found = findings(without, flash)["attention"]
-    assert found.level == "error" and "c has no package flash_attn" in found.message and "install" in found.cure
+    assert found.level == "error" and "c has no package flash-attn" in found.message and "install" in found.cure
     assert findings(without, settings)["attention"].level == "ok"
 
 
