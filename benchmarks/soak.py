@@ -53,7 +53,6 @@ _PROCESSES = {"kill_worker": "ray::RayTrainWorker", "kill_teacher": "ray::Teache
 _SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 _POLL_S = 0.02
 _LATEST = 50  # steps after its own at which a fault may still strike: a worker or teacher may be starting
-_TIED = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()  # a soak that is killed ends its run
 
 
 class SoakConfig(Section):
@@ -179,11 +178,23 @@ def same_weights(*runs: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def tied(command: list[str]) -> list[str]:
+    """The same command, which a kill of this process ends, too: a run would go on alone past the faults to come.
+
+    The kernel sends the signal; a shell between looks whether this process still was there once that was agreed on.
+    """
+    if not shutil.which("setpriv"):
+        return command
+    in_time = f'[ "$PPID" = {os.getpid()} ] && exec "$@"'
+    return ["setpriv", "--pdeathsig", "KILL", "sh", "-c", in_time, "sh", *command]
+
+
 @contextmanager
 def started(arguments: list[str]) -> Iterator[subprocess.Popen]:
     """The training command; whatever it leaves is killed."""
     heed_interrupts()
-    with subprocess.Popen([*_TIED, sys.executable, "-m", "lingu_ray.train", *arguments], stdout=sys.stderr) as driver:
+    command = tied([sys.executable, "-m", "lingu_ray.train", *arguments])
+    with subprocess.Popen(command, stdout=sys.stderr) as driver:
         process = psutil.Process(driver.pid)
         try:
             yield driver
