@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from benchmarks.result.jobs import run_folder
 from benchmarks.result.seeds import CONTROLS, REFERENCES, Measured, Results, Seeds
-from benchmarks.result.table import DAMAGES, DATA, Job, row
+from benchmarks.result.table import DAMAGES, DATA, Job, Size, row
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, canvas, display_name, smooth
 from lingu_ray.report.svg import INK, SOFT
@@ -92,10 +92,10 @@ def _difference(measured: Sequence[Measured], damage: str, data: str) -> Seeds:
     return results.difference(results.control) if results.control else Seeds(())
 
 
-def curve_panels() -> list[Panel]:
+def curve_panels(size: Size) -> list[Panel]:
     """Cross-entropy and KD over the steps, of the paper's three variants and of CE alone, first seed; what there is."""
-    selective = run_folder(Job(row("selective"), 0))
-    folders = {name: run_folder(Job(row(name), 0)) for name in VARIANTS}
+    selective = run_folder(Job(row("selective"), 0, size))
+    folders = {name: run_folder(Job(row(name), 0, size)) for name in VARIANTS}
     folders |= {display_name(name): control_folder(selective, name) for name in CONTROLS}
     known = {name: records for name, folder in folders.items() if (records := read_records(folder.metrics))}
     titles = {"ce": "Training cross-entropy", "kd": "Teacher–student divergence (KD)"} if known else {}

@@ -19,10 +19,9 @@ from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
 from tuning.space import Space
 
-ROOT = Path("runs/result")
 TEACHER_PATH = "models/SmolLM2-135M-Instruct"
 TASKS = RECIPES / "evaluation.yaml"
-DATA_MANIFEST = ROOT / "data/manifest.json"
+DATA_MANIFEST = Path("runs/result/data/manifest.json")
 
 Command = list[str]
 State = Literal["done", "running", "begun", "missing"]
@@ -30,7 +29,7 @@ State = Literal["done", "running", "begun", "missing"]
 
 def run_folder(job: Job) -> RunFolder:
     """The folder of a job."""
-    return RunFolder(ROOT / job.name)
+    return RunFolder(job.size.folder / job.name)
 
 
 def command(job: Job) -> Command:
@@ -42,13 +41,14 @@ def command(job: Job) -> Command:
     module = "tuning.sweep" if job.row.recipe == SWEEP else "lingu_ray.train"
     seeds = [f"name={job.name}", f"seed={job.seed}", f"corpus.seed={job.seed}"]
     student = [] if start is None else [f"student.path={start}"]
-    return ["python", "-m", module, _shown(RECIPES / f"{job.row.recipe}.yaml"), *seeds, *student, *job.row.settings]
+    return ["python", "-m", module, _shown(RECIPES / f"{job.row.recipe}.yaml"), *seeds, *student, *job.size.of(job.row)]
 
 
 def measure_command(one: Comparison) -> Command:
     """The command that measures all models of a comparison that there are."""
     models = [f"{name}={path}" for name, path in compared(one).items()]
-    return ["python", "-m", "lingu_ray.evaluate", *models, f"tasks={_shown(TASKS)}", f"out={measured_folder(one)}"]
+    where = [f"tasks={_shown(TASKS)}", f"out={measured_folder(one)}"]
+    return ["python", "-m", "lingu_ray.evaluate", *models, *where, *one.size.measure]
 
 
 def _shown(path: Path) -> str:
@@ -58,7 +58,7 @@ def _shown(path: Path) -> str:
 
 def measured_folder(one: Comparison) -> Path:
     """The folder of a comparison's results; beside it is the MLflow store of the runs."""
-    return ROOT / f"measured-{one.name}"
+    return one.size.folder / f"measured-{one.name}"
 
 
 def models(job: Job) -> dict[str, Path]:
@@ -106,7 +106,7 @@ def state(job: Job) -> State:
 def borrow_items(one: Comparison) -> None:
     """Copy what other comparisons have measured of the same models, so that it is not measured again."""
     own = compared(one)
-    for other in comparisons():
+    for other in comparisons(one.size):
         for name, path in compared(other).items() if other != one else ():
             if own.get(name) != path:
                 continue

@@ -1,7 +1,7 @@
 """Write what the rows gave into docs/results: tables and answers as Markdown, figures, and each result as measured.
 
 python -m benchmarks.result.page
-python -m benchmarks.result.page out=docs/results
+python -m benchmarks.result.page size=gpu                into docs/results/gpu
 
 Reads runs/result of the folder that it is called in; what is not measured yet is left out. What was measured on another
 machine, and lies beside the page, counts as it is, and so does what the page shows of it. Nothing is computed here but
@@ -31,7 +31,7 @@ from benchmarks.result.seeds import (
     written,
     written_difference,
 )
-from benchmarks.result.table import DAMAGES, DATA, SWEEP, Job, row
+from benchmarks.result.table import CORES, DAMAGES, DATA, SIZES, SWEEP, Job, Size, SizeName, row
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import settings_alone
@@ -53,7 +53,15 @@ MAIN = (*REFERENCES, *CONTROLS, DISTILLED, "prompt_text")
 class PageConfig(Section):
     """Settings of the command."""
 
-    out: LocalPath = Field(Path("docs/results"), description="folder of page, figures and results")
+    size: SizeName = Field("cores", description="rows of which size, as benchmarks.result.rows has them")
+    out: LocalPath | None = Field(
+        None, description="folder of page, figures and results; null: docs/results, for size=gpu docs/results/gpu"
+    )
+
+    @property
+    def folder(self) -> Path:
+        """Where the page is written."""
+        return self.out or (Path("docs/results") if self.size == CORES.name else Path("docs/results") / self.size)
 
 
 HELP = Help("python -m benchmarks.result.page [key=value ...]", __doc__, PageConfig)
@@ -62,13 +70,14 @@ HELP = Help("python -m benchmarks.result.page [key=value ...]", __doc__, PageCon
 def main(arguments: list[str]) -> None:
     """Write the page, and print where it is."""
     options = settings_alone(arguments, HELP, PageConfig)
-    measured = read_measured(options.out)
+    size = SIZES[options.size]
+    measured = read_measured(options.folder, size)
     if not measured:
         raise UserError("no row was measured yet: python -m benchmarks.result.rows run")
-    print(f"page     {write_page(measured, options.out)}")
+    print(f"page     {write_page(measured, options.folder, size)}")
 
 
-def write_page(measured: Sequence[Measured], out: Path) -> Path:
+def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
     """Write Markdown, figures, the measured results and the manifest of the data; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     for one in measured:
@@ -85,8 +94,8 @@ def write_page(measured: Sequence[Measured], out: Path) -> Path:
         _scores(results),
         _figures(results, out),
         _map(measured, out),
-        _curves(out) or _section(before, CURVES),
-        _sweep() or _section(before, SWEEP_TABLE),
+        _curves(out, size) or _section(before, CURVES),
+        _sweep(size) or _section(before, SWEEP_TABLE),
         _answers(results, out) or _section(before, ANSWERS),
     ]
     write_text(page, "\n\n".join([_head(results), *(text for text in sections if text)]) + "\n")
@@ -176,16 +185,16 @@ def _difference_row(results: Results, tasks: Mapping[str, TaskScores]) -> str:
     return _row(results.name, [one.text(format) for one, format in zip(differences, shown, strict=True)])
 
 
-def _curves(out: Path) -> str:
-    if not (panels := curve_panels()):
+def _curves(out: Path, size: Size) -> str:
+    if not (panels := curve_panels(size)):
         return ""
     save_panels(panels, out / "curves.png")
     return f"{CURVES}\n\n![CE and KD over the steps](curves.png)"
 
 
-def _sweep() -> str:
+def _sweep(size: Size) -> str:
     """The sweep's table, a row a trial."""
-    path = run_folder(Job(row(SWEEP), 0)).report / "table.csv"
+    path = run_folder(Job(row(SWEEP), 0, size)).report / "table.csv"
     if not path.exists():
         return ""
     head, *trials = csv.reader(path.read_text().splitlines())

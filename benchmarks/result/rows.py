@@ -7,9 +7,12 @@ python -m benchmarks.result.rows run others map            more groups of rows
 python -m benchmarks.result.rows run selective-1           one row with one seed, and what it starts from
 python -m benchmarks.result.rows run main minutes=50       a slice: then it saves and stops; the same command resumes
 
+With size=gpu the same rows train for longer, in runs/result/gpu, for a machine with a GPU.
+
 What is done is not done again: a run that has an export, a model that was measured. Ctrl-C saves and stops. Commands
 run in the folder that this one is called in, which has runs/result/data (benchmarks.result.data) and models/. Minutes
-are estimates for two quiet cores with AMX, measuring included. Checkpoints are removed once a row has its model.
+are estimates, measuring included, for two quiet cores with AMX, or, with size=gpu, for an H100. Checkpoints are removed
+once a row has its model.
 """
 
 from __future__ import annotations
@@ -34,7 +37,19 @@ from benchmarks.result.jobs import (
     measure_command,
     state,
 )
-from benchmarks.result.table import GROUPS, ROWS, Comparison, Job, comparison, jobs, minutes
+from benchmarks.result.table import (
+    CORES,
+    GROUPS,
+    ROWS,
+    SIZES,
+    Comparison,
+    Job,
+    Size,
+    SizeName,
+    comparison,
+    jobs,
+    minutes,
+)
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
@@ -50,6 +65,7 @@ log = logging.getLogger(__name__)
 class RunConfig(Section):
     """Settings of the command."""
 
+    size: SizeName = Field("cores", description="; ".join(f"{name}: {size.about}" for name, size in SIZES.items()))
     minutes: float | None = Field(None, gt=0, description="run: save and stop after so long; null: when all is done")
 
 
@@ -68,17 +84,18 @@ def main(arguments: list[str]) -> None:
     names, settings, _ = split_arguments(arguments, help)
     options = read_settings(settings, RunConfig)
     action, *wanted = names or ["list"]
+    size = SIZES[options.size]
     if action == "list":
-        show(chosen(wanted or list(GROUPS)))
+        show(chosen(wanted or list(GROUPS), size))
     elif action == "run":
-        todo = chosen(wanted or ["main"])
+        todo = chosen(wanted or ["main"], size)
         run(todo, Clock(options.minutes))
         print(f"done     {', '.join(job.name for job in todo)}")
     else:
         raise UserError(f"list or run, found {action!r}\nusage: {help.usage}")
 
 
-def chosen(names: list[str]) -> list[Job]:
+def chosen(names: list[str], size: Size = CORES) -> list[Job]:
     """The jobs that are named: by group, by row (all seeds), or by row and seed.
 
     Raises:
@@ -86,8 +103,8 @@ def chosen(names: list[str]) -> list[Job]:
     """
     found: dict[Job, None] = {}
     for name in names:
-        of_name = jobs([one for one in ROWS if name in (one.group, one.name)])
-        of_name = of_name or [job for job in jobs(ROWS) if job.name == name]
+        of_name = jobs([one for one in ROWS if name in (one.group, one.name)], size)
+        of_name = of_name or [job for job in jobs(ROWS, size) if job.name == name]
         if not of_name:
             raise UserError(f"no group or row {name!r}; groups are {', '.join(GROUPS)}, rows as --help lists them")
         found |= dict.fromkeys(of_name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.result.jobs import measured_folder
-from benchmarks.result.table import MEDIUM, NARROW, ROWS, Comparison, comparisons
+from benchmarks.result.table import CORES, MEDIUM, NARROW, ROWS, Comparison, Size, comparisons
 from lingu_ray.evaluation.recovery_json import read_recovery, read_result
 from lingu_ray.evaluation.results import PERPLEXITY, Estimate, Recovery, TaskScores
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, PLAIN_CE, SAME_CE, TEACHER
@@ -27,10 +27,10 @@ class Measured:
     folder: Path | None
 
 
-def read_measured(published: Path | None = None) -> list[Measured]:
+def read_measured(published: Path | None = None, size: Size = CORES) -> list[Measured]:
     """All comparisons that were measured here, or whose result lies in `published`, in the order of the table."""
     found = []
-    for one in comparisons():
+    for one in comparisons(size):
         folder = measured_folder(one)
         if (result := read_recovery(folder)) is not None:
             found.append(Measured(one, result, folder))

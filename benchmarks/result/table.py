@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED
 
 RECIPES = Path(__file__).parent / "recipes"
-EVALUATE_MINUTES = 8.0  # of one VLM, on two cores with AMX; of the teacher, which sees no pictures, 5
-
 MERGE, SWEEP = "merge", "sweep"  # in place of a recipe
+LIGHT, MEDIUM, HEAVY = DAMAGES = ("light", "medium", "heavy")
+NARROW, NATURAL = DATA = ("narrow", "natural")
+
+SizeName = Literal["cores", "gpu"]
+
+
+@dataclass(frozen=True, eq=False)
+class Size:
+    """How long the rows train, and where. `settings`: of a row, or of all rows with a recipe, beside the recipe's own.
+
+    `evaluate_minutes`: of measuring one VLM. `train_minutes`: a row's training; None: as the row has it.
+    """
+
+    name: SizeName
+    about: str
+    folder: Path
+    evaluate_minutes: float
+    train_minutes: float | None = None
+    settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    measure: tuple[str, ...] = ()
+
+    def of(self, row: Row) -> tuple[str, ...]:
+        """The settings of a row in this size, each once: what is said later counts."""
+        said = (*self.settings.get(row.recipe, ()), *row.settings, *self.settings.get(row.name, ()))
+        return tuple({one.partition("=")[0]: one for one in said}.values())
+
+
+CORES = Size("cores", "short trainings, for two cores: the recipes as they are", Path("runs/result"), 8.0)
+_ON_GPU = ("output_dir=runs/result/gpu", "train.tokens_per_micro_batch=8192", "teacher.placement=in_process")
+_DISTILL = (
+    *_ON_GPU,
+    "train.steps=400",
+    "train.rows_per_step=48",
+    "corpus.rows=19200",
+    "train.learning_rates.decoder=1e-4",
+    "train.validate_every=50",
+    "train.checkpoint_every=100",
+)
+GPU = Size(
+    "gpu",
+    "ten times as many rows, for one GPU",
+    Path("runs/result/gpu"),
+    evaluate_minutes=1,
+    train_minutes=1,
+    settings={
+        "align": _ON_GPU,
+        "adapt": (*_ON_GPU, "train.learning_rates.decoder=2e-4"),
+        ADAPTED: ("train.steps=400",),
+        NARROW: _DISTILL,
+        NATURAL: _DISTILL,
+        "prevented": ("train.steps=800", "corpus.rows=38400", "train.learning_rates.decoder=2e-4"),
+        SWEEP: (*_DISTILL, "train.steps=200", "train.validate_every=0", "train.checkpoint_every=200"),
+    },
+    measure=("tokens_per_batch=32768",),
+)
+SIZES: dict[SizeName, Size] = {size.name: size for size in (CORES, GPU)}
 
 Group = Literal["main", "others", "map", "sweep"]
 GROUPS: dict[Group, str] = {
@@ -45,8 +99,6 @@ class Row:
     data: str | None = None
 
 
-LIGHT, MEDIUM, HEAVY = DAMAGES = ("light", "medium", "heavy")
-NARROW, NATURAL = DATA = ("narrow", "natural")
 LANGUAGE_ONLY = "distill.policy=language_only"
 PREVENT = ("train.steps=300", "train.rows_per_step=32", "corpus.rows=9600", "train.learning_rates.decoder=4e-4")
 
@@ -104,6 +156,7 @@ class Job:
 
     row: Row
     seed: int
+    size: Size = CORES
 
     @property
     def name(self) -> str:
@@ -116,7 +169,7 @@ class Job:
         if self.row.start is None:
             return None
         before = row(self.row.start)
-        return Job(before, self.seed if self.seed < before.seeds else 0)
+        return Job(before, self.seed if self.seed < before.seeds else 0, self.size)
 
 
 @dataclass(frozen=True)
@@ -126,6 +179,7 @@ class Comparison:
     damage: str
     data: str
     seed: int
+    size: Size = CORES
 
     @property
     def name(self) -> str:
@@ -136,28 +190,29 @@ class Comparison:
         """The jobs whose models are compared here, the start first."""
         for one in ROWS:
             if one.damage == self.damage and one.data in (None, self.data) and self.seed < one.seeds:
-                yield Job(one, self.seed)
+                yield Job(one, self.seed, self.size)
 
 
 def minutes(job: Job) -> float:
-    """Minutes of training and measuring a job, on two cores with AMX."""
+    """Minutes of training and measuring a job, on two cores with AMX or on an H100."""
     measured = 0 if job.row.model is None else 1 + (job.row.model == DISTILLED)  # with a control
-    return job.row.minutes + measured * EVALUATE_MINUTES
+    trained = job.row.minutes if job.size.train_minutes is None else job.size.train_minutes
+    return trained + measured * job.size.evaluate_minutes
 
 
-def jobs(rows: Sequence[Row]) -> list[Job]:
+def jobs(rows: Sequence[Row], size: Size = CORES) -> list[Job]:
     """All jobs of the rows, seed by seed, so that a first table is there early."""
     seeds = max((one.seeds for one in rows), default=0)
-    return [Job(one, seed) for seed in range(seeds) for one in rows if seed < one.seeds]
+    return [Job(one, seed, size) for seed in range(seeds) for one in rows if seed < one.seeds]
 
 
 def comparison(job: Job) -> Comparison | None:
     """Where a job's model is compared first; None for one that is not measured."""
     if job.row.damage is None:
         return None
-    return Comparison(job.row.damage, job.row.data or NARROW, job.seed)
+    return Comparison(job.row.damage, job.row.data or NARROW, job.seed, job.size)
 
 
-def comparisons() -> list[Comparison]:
+def comparisons(size: Size = CORES) -> list[Comparison]:
     """All comparisons of the table."""
-    return list(dict.fromkeys(one for job in jobs(ROWS) if (one := comparison(job)) is not None))
+    return list(dict.fromkeys(one for job in jobs(ROWS, size) if (one := comparison(job)) is not None))

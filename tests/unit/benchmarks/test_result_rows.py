@@ -17,7 +17,20 @@ from result_recipes import recipe, tasks
 
 from benchmarks.result import jobs as on_disk
 from benchmarks.result import rows
-from benchmarks.result.table import GROUPS, MERGE, RECIPES, ROWS, SWEEP, Comparison, Job, comparisons, jobs
+from benchmarks.result.table import (
+    CORES,
+    GROUPS,
+    MERGE,
+    RECIPES,
+    ROWS,
+    SIZES,
+    SWEEP,
+    Comparison,
+    Job,
+    Size,
+    comparisons,
+    jobs,
+)
 from lingu_ray.atomic import write_json, write_text
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.config.command_line import load_config
@@ -32,16 +45,18 @@ ROOT = Path(__file__).parents[3]
 NAMES = ("align", "adapt", "narrow", "natural")
 
 
-def test_commands_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_commands_are_taken_as_they_are(size: Size, monkeypatch: pytest.MonkeyPatch):
     """Recipes, tasks and space are complete: each command of the table is one that its module reads."""
     monkeypatch.chdir(ROOT)
-    for job in jobs(ROWS):
+    for job in jobs(ROWS, size):
         words = on_disk.command(job)
         if words[2] == "lingu_ray.train":
             assert load_config(words[3:]).name == job.name
         elif words[2] == "tuning.sweep":
-            assert load_sweep(words[3:])[0].name == job.name
-    for one in comparisons():
+            space, base = load_sweep(words[3:])
+            assert space.name == job.name and base.output_dir == size.folder.absolute()
+    for one in comparisons(size):
         assert len(read_evaluation(on_disk.measure_command(one)[3:])[1].tasks) > 9
 
 
@@ -52,7 +67,7 @@ def test_recipes_are_runs_that_fit_each_other(name: str):
     assert sum(source.weight or 0 for source in config.corpus.sources) == pytest.approx(1)
     assert config.train.steps * config.train.rows_per_step <= (config.corpus.rows or 0)
     assert config.teacher.path.endswith(on_disk.TEACHER_PATH)
-    assert config.output_dir == on_disk.ROOT.absolute()
+    assert config.output_dir == CORES.folder.absolute()
     assert not config.evaluation.tasks  # models are measured together
 
 
@@ -75,7 +90,9 @@ def test_evaluation_reads_held_out_files_and_sweep_validation_files():
         assert all("/train/" in source.path for source in recipe(name).validate().corpus.sources)
 
 
-@pytest.mark.parametrize("job", jobs(ROWS), ids=lambda job: job.name)
+@pytest.mark.parametrize(
+    "job", [job for size in SIZES.values() for job in jobs(ROWS, size)], ids=lambda job: f"{job.size.name}-{job.name}"
+)
 def test_commands_of_all_rows_are_ones_that_the_tool_takes(job: Job, monkeypatch: pytest.MonkeyPatch):
     """Every setting of a row exists in its recipe, has a value that it takes, and names the run after the row."""
     monkeypatch.chdir(ROOT)
@@ -100,6 +117,16 @@ def test_variants_are_as_long_as_the_method():
     variants = [row for row in ROWS if row.recipe == "narrow" and row.name != "prevented"]
     assert len(variants) > 6
     assert not [setting for row in variants for setting in row.settings if setting.startswith(("train.", "corpus."))]
+
+
+def test_a_setting_of_a_size_is_said_once():
+    """What a size says of a row takes the place of what the row says, and that of what the size says of its recipe."""
+    for size in SIZES.values():
+        for job in jobs(ROWS, size):
+            keys = [setting.partition("=")[0] for setting in size.of(job.row)]
+            assert len(keys) == len(set(keys))
+    prevented, gpu = next(row for row in ROWS if row.name == "prevented"), SIZES["gpu"]
+    assert {"train.steps=800", "train.rows_per_step=32"} < set(gpu.of(prevented))
 
 
 def test_seeds_start_from_their_own_adapted_model():
