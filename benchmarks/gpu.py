@@ -27,7 +27,9 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -49,6 +51,7 @@ from lingu_ray.runtime.doctor.gpu import gpus
 from lingu_ray.runtime.environment import describe_environment
 
 SectionName = Literal["parity", "step", "loss", "transport", "evaluate"]
+_SHUTDOWN_S = 10
 MODELS: tuple[PairName, ...] = ("SmolVLM-256M", "SmolVLM-500M", "nanoVLM-460M", "Qwen2-VL-2B")
 
 
@@ -89,6 +92,7 @@ def main(arguments: list[str]) -> None:
     options = settings_alone(arguments, HELP, GpuConfig)
     if options.size == "full" and not gpus():
         raise UserError("nvidia-smi shows no GPU here: size=tiny tries the command without one")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the part that runs is ended, too
     parts = [part for part in parts_of(options.size) if part.section in options.sections]
     rows, results = [], {}
     for number, part in enumerate(parts, 1):
@@ -166,11 +170,22 @@ def _child(part: Part, folder: Path) -> None:
     with open(folder / "log", "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv = [part.section, f"out={folder}", *part.arguments]
     try:
         run_command(import_module(f"benchmarks.{part.section}").main)
-    finally:
-        ray.shutdown()
+        code = 0
+    except SystemExit as end:
+        code = 1 if end.code else 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    ending = threading.Thread(target=ray.shutdown, daemon=True)  # in a fork it may wait for ever for its own threads
+    ending.start()
+    ending.join(_SHUTDOWN_S)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end(process: Any) -> None:

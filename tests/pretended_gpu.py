@@ -240,7 +240,9 @@ def _through_cpu(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """What `pin_memory` returns: a copy in memory from which the GPU copies by itself."""
+    """What `pin_memory` returns: a copy in memory from which the GPU copies by itself. A GPU's own is refused."""
+    if isinstance(tensor, OnGpu):
+        raise RuntimeError("cannot pin 'CUDAFloatType' only dense CPU tensors can be pinned")
     copy: Any = tensor.clone()
     copy.pinned = True
     return copy

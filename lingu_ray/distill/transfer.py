@@ -20,15 +20,18 @@ _LARGE = 2**20
 def send(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     """The values by name, tensors among them on `device`; tensors on the CPU must not be written to.
 
-    What is there already stays as it is, and so does all that is no tensor.
+    What is there already stays as it is, and so does all that is no tensor. A device without a number is the current
+    one of its kind, as torch has it.
     """
-    moved = {name: value for name, value in values.items() if isinstance(value, Tensor) and value.device != device}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     if device.type != "cuda":
-        return {**values, **{name: tensor.to(device) for name, tensor in moved.items()}}
-    large = {name: tensor for name, tensor in moved.items() if tensor.nbytes >= _LARGE}
-    small = {name: tensor for name, tensor in moved.items() if tensor.nbytes < _LARGE}
+        return {**values, **{name: tensor.to(device) for name, tensor in tensors.items()}}
+    here = {name: tensor for name, tensor in tensors.items() if tensor.device.type == "cpu"}  # CUDA pins nothing else
+    there = {name: tensor.to(device) for name, tensor in tensors.items() if name not in here}
+    large = {name: tensor for name, tensor in here.items() if tensor.nbytes >= _LARGE}
+    small = {name: tensor for name, tensor in here.items() if tensor.nbytes < _LARGE}
     sent = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in large.items()}
-    return {**values, **sent, **_in_one(small, device)}
+    return {**values, **there, **sent, **_in_one(small, device)}
 
 
 def _in_one(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
