@@ -240,9 +240,11 @@ def _through_cpu(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """What `pin_memory` returns: a copy in memory from which the GPU copies by itself. A GPU's own is refused."""
+    """What `pin_memory` returns: a copy in memory from which the GPU copies by itself; refused what CUDA refuses."""
     if isinstance(tensor, OnGpu):
         raise RuntimeError("cannot pin 'CUDAFloatType' only dense CPU tensors can be pinned")
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise RuntimeError("unsupported operation: more than one element of the written-to tensor refers to one place")
     copy: Any = tensor.clone()
     copy.pinned = True
     return copy

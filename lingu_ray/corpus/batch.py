@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lingu_ray.corpus.encode import Sample, join_vision
+from lingu_ray.distill.transfer import pinned
 from lingu_ray.passes import PASS_TOKENS, cheapest_cut
 
 
@@ -35,8 +36,8 @@ class MicroBatch:
 
     def pinned(self) -> MicroBatch:
         """The same in memory that a GPU copies from while the host continues."""
-        tensors = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, vision={name: value.pin_memory() for name, value in self.vision.items()})
+        tensors = {name: pinned(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, vision={name: pinned(value) for name, value in self.vision.items()})
 
     @property
     def attention_mask_BT(self) -> Tensor:

@@ -30,8 +30,13 @@ def send(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     there = {name: tensor.to(device) for name, tensor in tensors.items() if name not in here}
     large = {name: tensor for name, tensor in here.items() if tensor.nbytes >= _LARGE}
     small = {name: tensor for name, tensor in here.items() if tensor.nbytes < _LARGE}
-    sent = {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in large.items()}
+    sent = {name: pinned(tensor).to(device, non_blocking=True) for name, tensor in large.items()}
     return {**values, **there, **sent, **_in_one(small, device)}
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """A CPU tensor in memory that the GPU copies from by itself; one that was expanded is written out, as CUDA asks."""
+    return tensor.contiguous().pin_memory()
 
 
 def _in_one(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -40,7 +45,7 @@ def _in_one(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tenso
         return {}
     ordered = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
     flat = [tensor.contiguous().view(-1).view(torch.uint8) for tensor in ordered.values()]
-    buffer = torch.cat(flat).pin_memory().to(device, non_blocking=True)
+    buffer = pinned(torch.cat(flat)).to(device, non_blocking=True)
     parts = buffer.split([len(part) for part in flat])
     return {
         name: part.view(tensor.dtype).view(tensor.shape)

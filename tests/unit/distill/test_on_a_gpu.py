@@ -220,15 +220,16 @@ def test_tensors_are_sent_without_waiting() -> None:
         "repeated": torch.tensor([[1.5]]).expand(3, 4),
         "large": large,
         "larger": torch.arange(2**18),
+        "large, repeated": torch.zeros(1).expand(2**19, 1),
         "name": "no tensor",
     }
     with PretendedGpu() as gpu, gpu.during("send"):
         sent = send(values, CUDA)
         assert gpu.waits("send") == 0, gpu.report()
-        assert gpu.copies == 3
+        assert gpu.copies == 4
         for device in (CUDA, torch.device("cuda")):  # as torch's tensors name it, and as an actor that has one does
             again = send(sent, device)
-            assert gpu.copies == 3 and all(again[name] is sent[name] for name in sent)
+            assert gpu.copies == 4 and all(again[name] is sent[name] for name in sent)
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
                 assert isinstance(sent[name], OnGpu)
