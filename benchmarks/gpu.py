@@ -27,7 +27,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from contextlib import suppress
@@ -36,7 +35,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import ray
+import psutil
 from pydantic import Field, PositiveInt
 
 from benchmarks.pairs import PairName
@@ -51,7 +50,6 @@ from lingu_ray.runtime.doctor.gpu import gpus
 from lingu_ray.runtime.environment import describe_environment
 
 SectionName = Literal["parity", "step", "loss", "transport", "evaluate"]
-_SHUTDOWN_S = 10
 MODELS: tuple[PairName, ...] = ("SmolVLM-256M", "SmolVLM-500M", "nanoVLM-460M", "Qwen2-VL-2B")
 
 
@@ -166,12 +164,13 @@ def _run(part: Part, folder: Path, most_seconds: float) -> str | None:
 
 
 def _child(part: Part, folder: Path) -> None:
-    os.setsid()  # a group of its own, with what it starts
+    os.setsid()  # a session of its own, with what it starts
     with open(folder / "log", "w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.argv = [part.section, f"out={folder}", *part.arguments]
+    code = 1
     try:
         run_command(import_module(f"benchmarks.{part.section}").main)
         code = 0
@@ -179,23 +178,22 @@ def _child(part: Part, folder: Path) -> None:
         code = 1 if end.code else 0
     except BaseException:
         traceback.print_exc()
-        code = 1
-    ending = threading.Thread(target=ray.shutdown, daemon=True)  # in a fork it may wait for ever for its own threads
-    ending.start()
-    ending.join(_SHUTDOWN_S)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Ray's own end can wait for ever in a fork
 
 
 def _end(process: Any) -> None:
-    """End a process that still runs, and what is left of its group; its Ray ends with it."""
+    """End a process that still runs, and all of its session: Ray's processes have groups of their own."""
     process.terminate()
     process.join(20)
     process.kill()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
     process.join()
+    for other in psutil.pids():
+        with suppress(ProcessLookupError):
+            if os.getsid(other) == process.pid:
+                os.kill(other, signal.SIGKILL)
 
 
 def _read(path: Path) -> Any:

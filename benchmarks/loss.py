@@ -136,7 +136,7 @@ def make_liger_triton() -> Loss:
     from liger_kernel.transformers import LigerFusedLinearJSD
 
     loss = LigerFusedLinearJSD(jsd_beta=0.5)
-    return lambda x: loss(x.hidden_ND, x.weight_VD, x.teacher_hidden_ND, x.teacher_weight_VD) / 2
+    return lambda x: loss(x.hidden_ND, x.weight_VD, x.teacher_hidden_ND, x.teacher_weight_VD, None) / 2
 
 
 def make_trl_gkd() -> Loss:
