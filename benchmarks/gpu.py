@@ -1,6 +1,6 @@
 """What a machine's GPU makes of all this, by one command: right results first, then speed and memory.
 
-    python -m benchmarks.gpu                                   about ten minutes on one H100
+    python -m benchmarks.gpu                                   a quarter of an hour on one H100
     python -m benchmarks.gpu sections=parity,step out=runs/gpu
     python -m benchmarks.gpu size=tiny                         the same with next to nothing in it, on CPUs too
 

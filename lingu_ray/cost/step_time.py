@@ -9,7 +9,7 @@ from lingu_ray.cost.devices import Device
 from lingu_ray.cost.formulas import Pair, Passes, Sample, student_flops, teacher_flops
 from lingu_ray.cost.memory import kv_of_rows, patches_of_row, queries_of_row
 from lingu_ray.cost.models import Models, count
-from lingu_ray.cost.trace import decoder_pass
+from lingu_ray.cost.trace import Held, decoder_pass
 from lingu_ray.cost.workload import Workload, travels_by
 
 TRAFFIC = 8
@@ -17,6 +17,9 @@ TRAFFIC = 8
 kept. From a model of three decoders on an H100, not measured."""
 UPDATE_BYTES = 28
 """Of a trained parameter in the optimizer's step: weight, gradient and moments read, weight and moments written."""
+LAUNCH_SECONDS = 28e-6
+"""Of a GPU's step, for an operation of the decoder, forward or backward, that the host has to launch: what steps of
+SmolVLM-256M and Qwen2-VL-2B took on an H100 beyond the other terms was 33 and 22 µs."""
 VIEW_SECONDS = 0.02
 """Of a processor, to cut, scale and normalize one view of a picture: Idefics3's image processor took 0.24 to 0.34 s for
 pictures of 13 to 17 views."""
@@ -59,6 +62,8 @@ def step_time(config: Config, models: Models, load: Workload, device: Device) ->
         "memory": load.micro_batches * TRAFFIC * _kept(config, models, load) / device.bandwidth,
         "optimizer": UPDATE_BYTES * sum(models.trained.values()) / device.bandwidth,
     }
+    if load.on_gpu:
+        seconds["launches"] = LAUNCH_SECONDS * load.micro_batches * _launches(config, models, load)
     if kv and travels_by(config) == "object_store":
         seconds["KV"] = kv / (OBJECT_STORE if load.on_gpu else device.bandwidth / 2)
     views = rows * load.image_tokens / models.tower.tokens
@@ -86,7 +91,19 @@ def flops_passes(config: Config, models: Models) -> Passes:
     return Passes(decoder=decoder + again, tower=3 + again if models.trained["vision"] else 1)
 
 
+def _pass(models: Models, load: Workload) -> Held:
+    """The decoder's pass over a micro-batch, without gradient checkpointing."""
+    return decoder_pass(models.student.decoder, load.rows, load.tokens, False, load.bf16, False)
+
+
 def _kept(config: Config, models: Models, load: Workload) -> float:
     """What a micro-batch would keep without gradient checkpointing, a third more with it, which computes it again."""
-    kept = decoder_pass(models.student.decoder, load.rows, load.tokens, False, load.bf16, False).kept
-    return kept * (4 / 3 if config.train.gradient_checkpointing else 1)
+    return _pass(models, load).kept * (4 / 3 if config.train.gradient_checkpointing else 1)
+
+
+def _launches(config: Config, models: Models, load: Workload) -> float:
+    """Operations of a micro-batch that one process launches: those of a teacher in an actor are launched meanwhile."""
+    of_pass = _pass(models, load)
+    again = of_pass.forward * config.train.gradient_checkpointing
+    in_worker = models.teacher is not None and config.teacher.placement == "in_process"
+    return of_pass.launches + again + of_pass.forward * in_worker

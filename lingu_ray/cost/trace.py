@@ -32,23 +32,33 @@ _CAUSAL = "causal_sdpa"
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes of a computation: kept until its backward pass, and the most at any moment up to the end of that."""
+    """Bytes of a computation: kept until its backward pass, and the most at any moment up to the end of that.
+
+    `forward`, `launches`: operations that compute, of the forward pass and of both: on a GPU each is a kernel or more.
+    """
 
     kept: int
     peak: int
+    forward: int = 0
+    launches: int = 0
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations inside the block make, as long as they live."""
+    """Counts the bytes of the storages that operations inside the block make, as long as they live, and the operations.
+
+    Views are none of these operations: they compute nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.launches = 0
         self._live: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inside = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         output = func(*args, **(kwargs or {}))
+        if func.namespace == "aten" and not func.is_view:
+            self.launches += 1
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in inside:
                 self._count(leaf.untyped_storage())
@@ -101,11 +111,11 @@ def decoder_pass(
                         position_ids=torch.arange(tokens)[None],
                         use_cache=False,
                     ).last_hidden_state
-                kept = live.now
+                kept, forward = live.now, live.launches
                 hidden_RTD.backward(torch.empty_like(hidden_RTD))
         except RuntimeError as error:
             raise UserError(f"the memory of a {type(decoder).__name__} cannot be estimated: {error}") from error
-    return Held(kept, live.peak)
+    return Held(kept, live.peak, forward, live.launches)
 
 
 def loss_pass(
@@ -137,7 +147,7 @@ def loss_pass(
             terms = ce_kd_loss(hidden_ND, head, labels_N, scales, judged, divergence, logits_at_a_time(on_gpu))
             kept = live.now
             del terms
-    return Held(kept, live.peak)
+    return Held(kept, live.peak, live.launches, live.launches)
 
 
 def _fake_head(head: OutputHead, dtype: torch.dtype, trained: bool) -> OutputHead:

@@ -77,7 +77,7 @@ class ObjectStore(Transport):
 
 
 class CudaIpc(Transport):
-    """A handle to the worker's GPU memory. It has not been run on a GPU yet.
+    """A handle to the worker's GPU memory.
 
     The handle is torch's own, because Ray's transport of this name needs both actors on a GPU that Ray assigned, and
     the teacher uses its worker's. It carries an event: the actor's stream waits until the KV is written.
