@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from lingu_ray.corpus.encode import Encoder, Sample
+from lingu_ray.corpus.encoding_pool import encoding_pool
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 
@@ -61,7 +62,7 @@ class StepReader(Generic[Step]):
         self.rows_per_step = rows_per_step
         self.rank = rank
         self.world_size = world_size
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._pool = encoding_pool(threads)
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="collate")
         self._to_schedule = iter(range(start_step, steps))
         self._pending: deque[Future[Step]] = deque()

@@ -10,7 +10,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from transformers import AutoProcessor
 from lingu_ray.config import AlignConfig, Config, TrainConfig
 from lingu_ray.corpus.batch import collate, cut
 from lingu_ray.corpus.encode import Encoder, Sample
+from lingu_ray.corpus.encoding_pool import encoding_pool
 from lingu_ray.corpus.pictures import Picture, Pictures, Targets, choose_targets, read_pictures
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.corpus.store import Corpus
@@ -205,7 +206,7 @@ class Alignment:
     def _prepared(self, steps: Iterable[Step]) -> Iterator[tuple[Step, list[Part]]]:
         """Each step with its micro-batches: those that are kept, else encoded in threads, ahead of need."""
         waiting: deque[tuple[Step, list[Future[Sample]]]] = deque()
-        with ThreadPoolExecutor(encoding_threads(self.config.ray), thread_name_prefix="encode") as pool:
+        with encoding_pool(encoding_threads(self.config.ray, self.device.type == "cuda")) as pool:
             for step in steps:
                 pictures = [] if step.parts else enumerate(step.pictures)
                 waiting.append((step, [pool.submit(self._encode, place, picture) for place, picture in pictures]))

@@ -111,9 +111,13 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ[name] for name in names if not _SECRET.search(name)}
 
 
-def encoding_threads(settings: RayConfig) -> int:
-    """Threads that decode and encode a worker's rows: one for each CPU that is reserved for it, at least 2."""
-    return max(2, int(settings.cpus_per_worker))
+def encoding_threads(settings: RayConfig, on_gpu: bool, sharers: int = 1) -> int:
+    """Threads that decode and encode a worker's rows: one for each CPU that is reserved for it, at least 2.
+
+    Beside a GPU the cores compute nothing else, so there it is this worker's part of them, if that is more.
+    """
+    idle = cores() // sharers if on_gpu else 0
+    return max(2, int(settings.cpus_per_worker), idle)
 
 
 def threads(settings: RayConfig, sharers: int) -> int:

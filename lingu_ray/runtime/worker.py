@@ -101,7 +101,8 @@ class Worker:
         self.last_step = min(self.config.train.steps, job.until or self.config.train.steps)
         self.dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
         self.device = ray.train.torch.get_device()
-        self.threads = threads(self.config.ray, context.get_local_world_size() * (1 + job.neighbors))
+        self.sharers = context.get_local_world_size() * (1 + job.neighbors)
+        self.threads = threads(self.config.ray, self.sharers)
         torch.set_num_threads(self.threads)
         use_tensor_cores(self.device)
 
@@ -144,7 +145,7 @@ class Worker:
             self.world,
             start_step=step,
             steps=settings.steps,
-            threads=encoding_threads(self.config.ray),
+            threads=encoding_threads(self.config.ray, self.device.type == "cuda", self.sharers),
         )
         with reader:
             while step < self.last_step:
