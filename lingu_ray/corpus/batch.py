@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lingu_ray.corpus.encode import Sample, join_vision
-from lingu_ray.distill.transfer import pinned
 from lingu_ray.passes import PASS_TOKENS, cheapest_cut
+from lingu_ray.pinning import pinned
 
 
 @dataclass

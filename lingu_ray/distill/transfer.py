@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lingu_ray.pinning import pinned
+
 _LARGE = 2**20
 """Bytes from which a tensor is sent by itself; smaller ones travel in one buffer."""
 
@@ -32,11 +34,6 @@ def send(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
     small = {name: tensor for name, tensor in here.items() if tensor.nbytes < _LARGE}
     sent = {name: pinned(tensor).to(device, non_blocking=True) for name, tensor in large.items()}
     return {**values, **there, **sent, **_in_one(small, device)}
-
-
-def pinned(tensor: Tensor) -> Tensor:
-    """A CPU tensor in memory that the GPU copies from by itself; one that was expanded is written out, as CUDA asks."""
-    return tensor.contiguous().pin_memory()
 
 
 def _in_one(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
