@@ -45,7 +45,6 @@ _DISTILL = (
     "train.steps=400",
     "train.rows_per_step=48",
     "corpus.rows=19200",
-    "train.learning_rates.decoder=1e-4",
     "train.validate_every=50",
     "train.checkpoint_every=100",
 )

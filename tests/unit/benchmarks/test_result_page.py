@@ -153,6 +153,13 @@ def test_nothing_measured_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         page.main([])
 
 
+def test_each_size_has_its_page():
+    """Results of the two sizes lie apart, unless a folder is named."""
+    assert page.PageConfig().folder == Path("docs/results")
+    assert page.PageConfig(size="gpu").folder == Path("docs/results/gpu")
+    assert page.PageConfig(size="gpu", out=Path("there")).folder.name == "there"
+
+
 def test_one_seed_has_its_interval():
     """Of one seed the interval over items is shown, of several the standard deviation between them."""
     one = Estimate(0.5, Interval(0.4, 0.7))
