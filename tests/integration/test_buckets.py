@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from buckets import SECRET
+from safetensors.torch import load_file
 from tinyrun import config, settings
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForImageTextToText, BitImageProcessorPil, Dinov2Config
 
 from lingu_ray import inspect, storage
 from lingu_ray.config import Config
@@ -17,6 +19,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import check_weights as check_folder
 from lingu_ray.evaluation.engines.load import load_model_files, takes_images
 from lingu_ray.runtime import trainer
+from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import check_pair, check_weights, load_student, load_teacher_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -76,6 +79,28 @@ def test_a_run_with_everything_but_its_output_in_a_bucket(bucket, data, tmp_path
     assert pointer["path"].startswith(f"{bucket}/corpora/")
     written = "".join(path.read_text() for path in run.run_dir.glob("*.json*"))
     assert SECRET not in written
+
+
+def test_a_tower_in_a_bucket_makes_the_student_that_the_local_one_makes(bucket, data, tmp_path):
+    """Weights and image processing of a new VLM are those of the tower, wherever it lies."""
+    tower = tmp_path / "tower"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    AutoModel.from_config(Dinov2Config(**sizes, mlp_ratio=2)).save_pretrained(tower)
+    BitImageProcessorPil(image_mean=[0.4, 0.5, 0.6]).save_pretrained(tower)
+    upload(tower, f"{bucket}/tower")
+    made = {}
+    for name, place in {"local": str(tower), "bucket": f"{bucket}/tower"}.items():
+        student = {"path": None, "from_teacher": {"tower": place}}
+        run = config(data, tmp_path / name, student=student, distill={"policy": "none"})
+        folder = RunFolder(run.run_dir)
+        trainer.prepare_initial_model(run, folder)
+        made[name] = folder.initial_model
+    weights = [load_file(model / "model.safetensors") for model in made.values()]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    texts = [(model / "processor_config.json").read_text() for model in made.values()]
+    assert texts[0] == texts[1] and "0.4" in texts[0]
 
 
 def test_models_and_data_in_a_bucket_are_looked_at(bucket, data, tmp_path, capsys, monkeypatch):
