@@ -9,6 +9,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
+from lingu_ray.runtime.memory import full_node
 from lingu_ray.runtime.records import JsonLines, Record, read_records
 
 NAME = "failures.jsonl"  # beside Ray Train's state; the controller runs on the driver's node
@@ -65,5 +66,7 @@ class Restarts:
 
 
 def _first_line(error: Exception) -> str:
+    if (full := full_node(error)) is not None:
+        return f"ended by Ray, since its node ran out of memory: {full}"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1][:LENGTH]  # of a traceback the error itself

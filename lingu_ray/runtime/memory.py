@@ -1,10 +1,12 @@
-"""Memory of a GPU that does not suffice: an error that the user can fix, in this process or as Ray brings it."""
+"""Memory that does not suffice, a GPU's or a node's: an error that the user can fix, here or as Ray brings it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import ray.exceptions
 import torch
 
 from lingu_ray.errors import UserError, user_error
@@ -18,13 +20,36 @@ FOR_TRAINING = (
 
 @contextmanager
 def explained(who: str, cure: str) -> Iterator[None]:
-    """Within it, a GPU that is out of memory is a `UserError` that names `who` and `cure`; other errors stay as are."""
+    """Within it, memory that does not suffice is a `UserError` that names `who` and `cure`; others stay as they are."""
     try:
         yield
     except Exception as error:
-        if user_error(error) is not None or (found := out_of_memory(error)) is None:
+        if user_error(error) is not None:
+            raise
+        if (full := full_node(error)) is not None:
+            raise ended_by_ray(who, cure, full) from error
+        if (found := out_of_memory(error)) is None:
             raise
         raise UserError(f"{who} ran out of GPU memory: {cure}. {found}") from error
+
+
+def ended_by_ray(who: str, cure: str, full: str) -> UserError:
+    """The error where Ray ended a process, since the memory of its node was all but used; `full`: how far."""
+    return UserError(
+        f"{who} was ended by Ray, since its node ran out of memory ({full}): run less beside it, or {cure}. What was "
+        "saved is kept: the same command resumes"
+    )
+
+
+def full_node(error: BaseException | None) -> str | None:
+    """How much of a node's memory was used, where an error is, or wraps, that of a process which Ray ended for that."""
+    while error is not None:
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            used = re.search(r"\S+ used / \S+ limit", str(error))
+            return used[0] if used else str(error).partition("\n")[0]
+        inner = (getattr(error, name, None) for name in ("health_check_failure", "controller_failure", "cause"))
+        error = next((one for one in inner if isinstance(one, BaseException)), error.__cause__)
+    return None
 
 
 def out_of_memory(error: BaseException | None) -> str | None:

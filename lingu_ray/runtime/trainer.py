@@ -36,6 +36,7 @@ from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.gpus import check_attention, check_gpus
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
+from lingu_ray.runtime.memory import FOR_TRAINING, ended_by_ray, full_node
 from lingu_ray.runtime.models import check_pair, check_weights, initial_student, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.precision import Choice, as_started, choose, is_open, with_precision
@@ -418,4 +419,6 @@ def _readable(error: BaseException) -> BaseException:
             "nodes were taken away more often than ray.max_preemptions allows: run the same command again to resume"
         )
     inner = [getattr(error, "controller_failure", None), *(getattr(error, "worker_failures", None) or {}).values()]
+    if (full := next((found for one in inner if (found := full_node(one))), None)) is not None:
+        return ended_by_ray("a worker", FOR_TRAINING, full)
     return next((found for one in inner if one is not None and (found := user_error(one))), error)

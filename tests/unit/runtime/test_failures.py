@@ -5,13 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorDiedError, RayActorError
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
+from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError
 
+from lingu_ray.errors import UserError
 from lingu_ray.runtime.failures import NAME, NoteFailures, Restarts
+from lingu_ray.runtime.memory import FOR_TRAINING, explained
+from lingu_ray.runtime.trainer import _readable
 
 DIED = WorkerHealthCheckFailedError("…", ActorDiedError())  # as the controller has them
 TAKEN_AWAY = WorkerHealthCheckFailedError("…", RayActorError(preempted=True))
+FULL = WorkerHealthCheckFailedError(
+    "…",
+    OutOfMemoryError(
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was 22.19GB "
+        "used / 23.54GB limit (0.94)\nRefer to the documentation"
+    ),
+)
 ENDED = RuntimeError("Traceback …\nRuntimeError: out of memory")
 
 
@@ -24,6 +36,13 @@ ENDED = RuntimeError("Traceback …\nRuntimeError: out of memory")
             [
                 "workers 0, 1 died; started again from step 40 (1 of ray.max_failures=2)",
                 "worker 0 failed (RuntimeError: out of memory); started again from step 40 (2 of ray.max_failures=2)",
+            ],
+        ),
+        (
+            [{0: FULL}],
+            [
+                "worker 0 failed (ended by Ray, since its node ran out of memory: 22.19GB used / 23.54GB limit); "
+                "started again from step 40 (1 of ray.max_failures=2)"
             ],
         ),
         (
@@ -44,3 +63,22 @@ def test_what_is_said(tmp_path: Path, failures: list[dict[int, Exception]], said
     assert restarts.new_messages(lambda: 40) == said
     assert restarts.new_messages(lambda: 40) == []
     assert (tmp_path / ".ray" / NAME).exists()
+
+
+@pytest.mark.parametrize("error", [ControllerError(FULL.health_check_failure), WorkerGroupError("…", {0: FULL})])
+def test_a_full_node_ends_a_run_in_one_line(error: Exception) -> None:
+    """Of the controller or of a worker: how much was used, what helps, and that the same command resumes."""
+    found = _readable(error)
+    assert isinstance(found, UserError)
+    said = str(found)
+    assert said.startswith("a worker was ended by Ray, since its node ran out of memory (22.19GB used / 23.54GB limit)")
+    assert "train.tokens_per_micro_batch" in said and "the same command resumes" in said and "\n" not in said
+
+
+def test_a_teacher_on_a_full_node_is_told_too() -> None:
+    """Whoever asks another process names it."""
+    with (
+        pytest.raises(UserError, match=r"^the teacher was ended by Ray, .* lower train"),
+        explained("the teacher", FOR_TRAINING),
+    ):
+        raise FULL.health_check_failure
