@@ -176,6 +176,8 @@ def _child(part: Part, folder: Path) -> None:
         code = 0
     except SystemExit as end:
         code = 1 if end.code else 0
+        if isinstance(end.code, str):  # which Python would print
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
