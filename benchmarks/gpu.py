@@ -115,7 +115,7 @@ def parts_of(size: str) -> list[Part]:
             Part("transport", "", ("sizes=1", "dtypes=bfloat16", "repeats=1")),
             Part("evaluate", "", ("layers=1", "items=2", "images=1", "new_tokens=2", "repeats=1")),
         ]
-    ways = "ways=in_process,actor_1,cuda_ipc_0,cuda_ipc_1,full_sequence"
+    ways = "ways=in_process,in_process_joined,actor_1,cuda_ipc_0,cuda_ipc_1,full_sequence"
     return [
         *(Part("parity", pair, (f"pair={pair}",)) for pair in ("SmolVLM-256M", "Qwen2-VL-2B")),
         *(
