@@ -20,8 +20,9 @@ A mean can hide a loss, so the verdict also names every task that speaks against
 
 Tasks without a value of their own that show no such loss are named as not judged alone, with their recovery in nats
 where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are measured.
-With `evaluation.blind` the vision tasks are named that the baseline answers as well without images, which changes no
-part of the claim.
+Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the lost sum
+smaller, and the mean recovery larger. With `evaluation.blind` the vision tasks are named that the baseline answers as
+well without images. Neither changes a part of the claim.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def judge(
         *(part.text for part in order),
         *exceptions,
         *_not_judged(tasks, references),
+        *_gained(tasks, references),
         *_unseen(tasks, references),
     ]
     text = f"{_headline(holds, exceptions)}: {'; '.join(clauses)}."
@@ -205,6 +207,20 @@ def _points(difference: Estimate, factor: float = 1) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g}%"
+
+
+def _gained(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
+    """The tasks of mean recovery on which the baseline's interval is on the better side of the original's."""
+    for name, task in tasks.items():
+        if task.kind != "language" or not task.in_mean or not {*references} <= task.models.keys():
+            continue
+        original, baseline = (task.models[model].score for model in (references.original, references.baseline))
+        worse, better = (original, baseline) if task.higher_is_better else (baseline, original)
+        if worse.ci.high < better.ci.low:
+            yield (
+                f"{name} counts in the mean recovery, which is the larger for it: {references.baseline} is better "
+                f"there than {references.original} (leave it out: tasks.{name}.in_mean=false)"
+            )
 
 
 def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lingu_ray.evaluation.results import Control, Estimate, Interval, Kind, Means, QuotientName, TaskScores, Verdict
+from lingu_ray.evaluation.results import (
+    Control,
+    Estimate,
+    Interval,
+    Kind,
+    Means,
+    ModelScore,
+    QuotientName,
+    TaskScores,
+    Verdict,
+)
 from lingu_ray.evaluation.roles import OF_THE_PAPER, OF_THE_TEACHER, References
 from lingu_ray.evaluation.verdict import judge
 
@@ -168,6 +179,22 @@ def test_noise_alone_is_no_exception() -> None:
     found = verdict(below=below, little=little, unlost=unlost)
     assert found.holds is True and not found.exceptions
     assert found.detail.endswith("without the teacher; not judged alone: unlost.")
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_task_that_makes_the_mean_larger_is_named(higher_is_better: bool) -> None:
+    """The start is better than the original beyond noise: named with the setting that leaves it out."""
+    better, worse = sorted((estimate(0.4, 0.35, 0.45), estimate(0.6, 0.55, 0.65)), key=lambda one: one.value)
+    if higher_is_better:
+        better, worse = worse, better
+    scores = {"teacher": ModelScore(worse, {}, None), "adapted": ModelScore(better, {}, None)}
+    gained = replace(task("language", None), models=scores, higher_is_better=higher_is_better)
+    said = "gained counts in the mean recovery, which is the larger for it: adapted is better there than teacher"
+    assert f"{said} (leave it out: tasks.gained.in_mean=false)" in verdict(gained=gained).detail
+    assert verdict(gained=gained).holds is True
+    lost = replace(gained, models={"teacher": scores["adapted"], "adapted": scores["teacher"]})
+    for unnamed in (replace(gained, in_mean=False), replace(gained, kind="vision"), lost):
+        assert "larger for it" not in verdict(gained=unnamed).detail
 
 
 def test_every_exception_is_named() -> None:
