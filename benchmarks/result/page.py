@@ -198,7 +198,16 @@ def _sweep(size: Size) -> str:
     if not path.exists():
         return ""
     head, *trials = csv.reader(path.read_text().splitlines())
-    return "\n".join([SWEEP_TABLE, "", *_table_head(head), *(_row(trial[0], trial[1:]) for trial in trials)])
+    rows = (_row(trial[0], [_shortened(cell) for cell in trial[1:]]) for trial in trials)
+    return "\n".join([SWEEP_TABLE, "", *_table_head(head), *rows])
+
+
+def _shortened(cell: str) -> str:
+    """A number with four digits; anything else as it is."""
+    try:
+        return f"{float(cell):.4g}"
+    except ValueError:
+        return cell
 
 
 def _answers(results: Results, out: Path) -> str:

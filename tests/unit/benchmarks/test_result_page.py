@@ -47,7 +47,7 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         table = run_folder(Job(row("sweep"), 0)).report / "table.csv"
         table.parent.mkdir(parents=True)
         with table.open("w", newline="") as file:
-            csv.writer(file).writerows([["trial", "w_kd", "error"], ["t1", "0.5", "no, not this"]])
+            csv.writer(file).writerows([["trial", "w_kd", "error"], ["t1", "0.123456", "no, not this"]])
         DATA_MANIFEST.parent.mkdir()
         DATA_MANIFEST.write_text("{}")
         page.main(["out=docs"])
@@ -114,7 +114,7 @@ def test_page_shows_what_was_measured(docs: Path):
     assert cells(text, "medium, natural")[3] == f"{100 * natural['difference']:.1f} [{low}, {high}]"
     shown = cells(text, "![clothing](answer_0.jpg)")
     assert shown[:2] == ["What is this?", "hat"] and set(shown[2:]) <= {"hat", "a ¦ dress"} and len(shown) == 6
-    assert cells(text, "t1") == ["0.5", "no, not this"]
+    assert cells(text, "t1") == ["0.1235", "no, not this"]
     names = ("narrow-0", "narrow-1", "narrow-2", "natural-0")
     assert {file.name for file in docs.glob("*.json")} == {"data.json", *(f"medium-{name}.json" for name in names)}
 
