@@ -153,7 +153,10 @@ def _map(measured: Sequence[Measured], out: Path) -> str:
     there = [one for one in results if one.measured and one.control]
     if not there:
         return ""
-    save_panels([map_panel(measured)], out / "map.png")
+    picture = []
+    if len(there) > 1:
+        save_panels([map_panel(measured)], out / "map.png")
+        picture = ["![KD minus CE](map.png)", ""]
     texts = [name for name, task in there[0].tasks("language") if task.metric == PERPLEXITY]
     tasks = dict(there[0].tasks())  # in nats where they are measured in both
     head = [
@@ -167,7 +170,7 @@ def _map(measured: Sequence[Measured], out: Path) -> str:
     units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
     by_task = [*_table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
     note = "By task, above 0 KD is better:"
-    lines = ["## Where the teacher is worth it", "", "![KD minus CE](map.png)", "", *means, "", note, "", *by_task]
+    lines = ["## Where the teacher is worth it", "", *picture, *means, "", note, "", *by_task]
     return "\n".join(lines)
 
 
