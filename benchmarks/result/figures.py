@@ -30,17 +30,12 @@ def shown_name(model: str) -> str:
 
 
 def save_quotients(results: Results, kind: str, path: Path) -> bool:
-    """Save a panel a task, in nats where it has them: recovery (language) or retention (vision) of each model.
+    """Save a panel for each task that counts in the mean: recovery (language) or retention (vision) of each model.
 
-    Whiskers are intervals, or the spread over seeds. Tasks of which no model has a value are left out; false where
-    there is no other.
+    Whiskers are intervals, or the spread over seeds. False where there is no such task.
     """
+    tasks = {name: task.metric for name, task in results.tasks(kind) if task.in_mean}
     models = [model for model in results.models if model not in REFERENCES]
-    tasks = {
-        name: task.metric
-        for name, task in results.tasks(kind)
-        if any(results.quotient(name, task.metric, model).found for model in models)
-    }
     rows = -(-len(tasks) // COLUMNS)
     if not tasks:
         return False
