@@ -38,7 +38,7 @@ class Size:
         return tuple({one.partition("=")[0]: one for one in said}.values())
 
 
-CORES = Size("cores", "short trainings, for two cores: the recipes as they are", Path("runs/result"), 8.0)
+CORES = Size("cores", "short trainings, for two cores: the recipes as they are", Path("runs/result"), 5.0)
 _ON_GPU = ("output_dir=runs/result/gpu", "train.tokens_per_micro_batch=8192", "teacher.placement=in_process")
 _DISTILL = (
     *_ON_GPU,
@@ -110,10 +110,10 @@ def _adapted(name: str, group: Group, damage: str, steps: int, minutes: float, s
 def _method(name: str, group: Group, start: str, damage: str, data: str, seeds: int = 1) -> Row:
     """The method, with its controls."""
     about = f"CE on all sources, KD on language-heavy ones, and its controls: {data} data, {damage} damage"
-    return Row(name, about, group, data, 12 if data == NARROW else 16, start, (), seeds, DISTILLED, damage, data)
+    return Row(name, about, group, data, 20 if data == NARROW else 26, start, (), seeds, DISTILLED, damage, data)
 
 
-def _variant(name: str, about: str, *settings: str, minutes: float = 6.5) -> Row:
+def _variant(name: str, about: str, *settings: str, minutes: float = 10) -> Row:
     """Like `selective`, but for some settings."""
     own = (*settings, "controls=[]")
     return Row(name, about, "others", NARROW, minutes, ADAPTED, own, 1, name, MEDIUM, NARROW)
@@ -126,7 +126,7 @@ ROWS = (
     replace(_variant("prompt_text", "KD without shared KV", "teacher.context=prompt_text"), group="main", seeds=3),
     _variant("all", "KD on every source", "distill.policy=all"),
     _variant("language_only", "CE and KD on language-heavy sources alone", LANGUAGE_ONLY),
-    _variant("ce_language_only", "CE on language-heavy sources alone", LANGUAGE_ONLY, "distill.w_kd=0", minutes=5.5),
+    _variant("ce_language_only", "CE on language-heavy sources alone", LANGUAGE_ONLY, "distill.w_kd=0", minutes=8),
     _variant("visual", "KV of the picture alone is shared", "teacher.scope=visual"),
     _variant("labels_half", "labels count half where the teacher speaks", "distill.ce_on_distilled=0.5"),
     replace(_variant("prevented", "KD while the VLM learns, for as many steps", *PREVENT, minutes=50), start="align"),
