@@ -9,9 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 from commands import Command
-from processes import living
+from processes import living, title_of
 
 ROOT = Path(__file__).parents[1]
 SUBMIT = "ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml"
@@ -65,17 +64,14 @@ class Local:
 
     def address(self) -> str:
         """Where a driver of this cluster finds it; Ray's `auto` may find another one of the machine."""
-        commands = (" ".join(process.cmdline()) for process in living(*self.mark))
+        commands = (title_of(process) for process in living(*self.mark))
         return next(found[1] for command in commands if (found := re.search(r"--gcs-address=(\S+)", command)))
 
     def listeners(self) -> set[tuple[str, str, int]]:
         """The programs that listen, on which kind of address, and port, as `ss` says it."""
         programs = {}
         for process in living(*self.mark):
-            try:
-                programs[process.pid] = program(" ".join(process.cmdline()))
-            except psutil.Error:
-                continue
+            programs[process.pid] = program(title_of(process))
         printed = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout
         found = set()
         for line in printed.splitlines():

@@ -18,6 +18,7 @@ from typing import Self
 import psutil
 from commands import Command
 from ports import free_port
+from processes import title_of
 
 OBJECT_STORE_MB = 100
 """Of each node."""
@@ -59,7 +60,7 @@ class Nodes:
         for pid in found:
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
-                if title in " ".join(process.cmdline()):
+                if title in title_of(process):
                     return process
         raise AssertionError(f"no process {title} among {found}")
 

@@ -17,6 +17,13 @@ def living(variable: str, value: str) -> list[psutil.Process]:
     return [one for one in found.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
+def title_of(process: psutil.Process) -> str:
+    """What a process is called, with its arguments; nothing of one that has just ended."""
+    with suppress(psutil.NoSuchProcess):  # a zombie, too
+        return " ".join(process.cmdline())
+    return ""
+
+
 def kill_all(variable: str, value: str) -> None:
     """Kill them, and those that they start meanwhile."""
     while processes := living(variable, value):

@@ -8,7 +8,7 @@ from tinyrun import write_settings
 
 from lingu_ray.runtime.folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.faults, pytest.mark.timeout(600)]
 
 MANY = 400  # epochs of one step each: some seconds
 TRAIN = {"steps": 2, "validate_every": 0, "sample_every": 0}

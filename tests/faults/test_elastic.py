@@ -11,6 +11,7 @@ import pytest
 import rows_read
 from autoscaled import AutoscaledCluster
 from nodes import Nodes
+from processes import title_of
 from safetensors.torch import load_file
 from tinyrun import write_settings
 
@@ -78,7 +79,7 @@ def process(node: commands.Command, title: str) -> psutil.Process:
     for pid in Path(node.forks.name).read_text().split():
         with suppress(psutil.NoSuchProcess):
             one = psutil.Process(int(pid))
-            found += [one] if title in " ".join(one.cmdline()) else []
+            found += [one] if title in title_of(one) else []
     assert len(found) == 1, found
     return found[0]
 

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from processes import title_of
 from safetensors.torch import load_file
 from tinyrun import actors_started, config
 
@@ -28,7 +29,7 @@ def kill_at(folder, step, title):
         assert time.monotonic() < deadline, f"no step {step}"
         time.sleep(0.01)
     processes = psutil.Process().children(recursive=True)
-    process = min((one for one in processes if title in " ".join(one.cmdline())), key=lambda one: one.pid)
+    process = min((one for one in processes if title in title_of(one)), key=lambda one: one.pid)
     process.suspend()
     time.sleep(0.5)  # by now the other one waits for it
     process.kill()

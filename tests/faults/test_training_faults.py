@@ -18,6 +18,7 @@ import commands
 import psutil
 import pytest
 import torch
+from processes import title_of
 from safetensors.torch import load_file
 from tinyrun import config, write_settings
 
@@ -77,7 +78,7 @@ def assert_same_run(output, folder):
 def ray_process(title):
     """The process of the tests' Ray that has the title."""
     processes = psutil.Process().children(recursive=True)
-    (found,) = (process for process in processes if title in " ".join(process.cmdline()))
+    (found,) = (process for process in processes if title in title_of(process))
     return found
 
 

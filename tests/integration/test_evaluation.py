@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from processes import title_of
 from safetensors.torch import load_file, save_file
 from tiny import picture, tiny_student, tiny_teacher
 
@@ -202,7 +203,7 @@ def test_a_model_that_no_engine_can_load_is_named(
 def engines() -> list[psutil.Process]:
     """Processes of this Ray that hold an engine."""
     found = psutil.Process().children(recursive=True)
-    return [process for process in found if "_EngineActor" in " ".join(process.cmdline())]
+    return [process for process in found if "_EngineActor" in title_of(process)]
 
 
 def chunks(deaths: int) -> Iterator[Chunk]:
