@@ -31,7 +31,7 @@ from benchmarks.result.seeds import (
     written,
     written_difference,
 )
-from benchmarks.result.table import CORES, DAMAGES, DATA, SIZES, SWEEP, Job, Size, SizeName, row
+from benchmarks.result.table import DAMAGES, DATA, SIZES, SWEEP, Job, Size, SizeName, row
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import settings_alone
@@ -61,7 +61,7 @@ class PageConfig(Section):
     @property
     def folder(self) -> Path:
         """Where the page is written."""
-        return self.out or (Path("docs/results") if self.size == CORES.name else Path("docs/results") / self.size)
+        return self.out or SIZES[self.size].page
 
 
 HELP = Help("python -m benchmarks.result.page [key=value ...]", __doc__, PageConfig)

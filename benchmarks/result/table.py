@@ -21,12 +21,14 @@ SizeName = Literal["cores", "gpu"]
 class Size:
     """How long the rows train, and where. `settings`: of a row, or of all rows with a recipe, beside the recipe's own.
 
-    `evaluate_minutes`: of measuring one VLM. `train_minutes`: a row's training; None: as the row has it.
+    `folder`: of its runs; `page`: of what is published of them. `evaluate_minutes`: of measuring one VLM.
+    `train_minutes`: a row's training; None: as the row has it.
     """
 
     name: SizeName
     about: str
     folder: Path
+    page: Path
     evaluate_minutes: float
     train_minutes: float | None = None
     settings: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -38,7 +40,9 @@ class Size:
         return tuple({one.partition("=")[0]: one for one in said}.values())
 
 
-CORES = Size("cores", "short trainings, for two cores: the recipes as they are", Path("runs/result"), 5.0)
+CORES = Size(
+    "cores", "short trainings, for two cores: the recipes as they are", Path("runs/result"), Path("docs/results"), 5.0
+)
 _ON_GPU = ("output_dir=runs/result/gpu", "train.tokens_per_micro_batch=8192", "teacher.placement=in_process")
 _DISTILL = (
     *_ON_GPU,
@@ -52,6 +56,7 @@ GPU = Size(
     "gpu",
     "ten times as many rows, for one GPU",
     Path("runs/result/gpu"),
+    Path("docs/results/gpu"),
     evaluate_minutes=1,
     train_minutes=1,
     settings={
