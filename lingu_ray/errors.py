@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lingu_ray.commands import as_called
 
@@ -21,13 +21,27 @@ class Interrupted(Exception):
     """The run was asked to stop, and its state is saved."""
 
 
+_WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and all that it wraps, outermost first, be it by `raise … from`, by Ray or by Ray Train.
+
+    The error of a Ray task is of its cause's type, too; of the two only the cause comes.
+    """
+    if error is None:
+        return
+    if not isinstance(getattr(error, "cause", None), BaseException):
+        yield error
+    inner = [getattr(error, name, None) for name in _WRAPPED]
+    inner += (getattr(error, "worker_failures", None) or {}).values()
+    for one in [one for one in inner if isinstance(one, BaseException)] or [error.__cause__]:
+        yield from causes(one)
+
+
 def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that an error is, or that Ray or `raise … from` wrapped in it; None where there is none."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return UserError(str(getattr(error, "cause", None) or error))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+    """The `UserError` that an error is or wraps; None where there is none."""
+    return next((one for one in causes(error) if isinstance(one, UserError)), None)
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray.exceptions
 import torch
 
-from lingu_ray.errors import UserError, user_error
+from lingu_ray.errors import UserError, causes, user_error
 
 FOR_TRAINING = (
     "lower train.tokens_per_micro_batch, set train.gradient_checkpointing=true or train.precision=bf16, or give the "
@@ -43,20 +43,16 @@ def ended_by_ray(who: str, cure: str, full: str) -> UserError:
 
 def full_node(error: BaseException | None) -> str | None:
     """How much of a node's memory was used, where an error is, or wraps, that of a process which Ray ended for that."""
-    while error is not None:
-        if isinstance(error, ray.exceptions.OutOfMemoryError):
-            used = re.search(r"\S+ used / \S+ limit", str(error))
-            return used[0] if used else str(error).partition("\n")[0]
-        inner = (getattr(error, name, None) for name in ("health_check_failure", "controller_failure", "cause"))
-        error = next((one for one in inner if isinstance(one, BaseException)), error.__cause__)
+    for one in causes(error):
+        if isinstance(one, ray.exceptions.OutOfMemoryError):
+            used = re.search(r"\S+ used / \S+ limit", str(one))
+            return used[0] if used else str(one).partition("\n")[0]
     return None
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
     """The allocator's first words where an error is, or wraps, one of a GPU out of memory; else None."""
-    while error is not None:
-        inner = getattr(error, "cause", None)  # of a Ray task's error, which is of its cause's type, too
-        if isinstance(error, torch.OutOfMemoryError) and inner is None:
-            return str(error).partition(" Of the allocated memory")[0].partition("\n")[0]
-        error = inner or error.__cause__
+    for one in causes(error):
+        if isinstance(one, torch.OutOfMemoryError):
+            return str(one).partition(" Of the allocated memory")[0].partition("\n")[0]
     return None

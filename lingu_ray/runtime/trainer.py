@@ -418,7 +418,6 @@ def _readable(error: BaseException) -> BaseException:
         return UserError(
             "nodes were taken away more often than ray.max_preemptions allows: run the same command again to resume"
         )
-    inner = [getattr(error, "controller_failure", None), *(getattr(error, "worker_failures", None) or {}).values()]
-    if (full := next((found for one in inner if (found := full_node(one))), None)) is not None:
+    if (full := full_node(error)) is not None:
         return ended_by_ray("a worker", FOR_TRAINING, full)
-    return next((found for one in inner if one is not None and (found := user_error(one))), error)
+    return user_error(error) or error
