@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 
 from lingu_ray.commands import as_called
 
+_WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
+
 
 class UserError(Exception):
     """Something in the settings, the data or the machine that the user can fix.
@@ -19,9 +21,6 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The run was asked to stop, and its state is saved."""
-
-
-_WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -40,8 +39,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that an error is or wraps; None where there is none."""
-    return next((one for one in causes(error) if isinstance(one, UserError)), None)
+    """A copy of the `UserError` that an error is or wraps, to be raised from it; None where there is none."""
+    found = next((one for one in causes(error) if isinstance(one, UserError)), None)
+    return None if found is None else UserError(str(found))  # itself, raised from what wraps it, would be a circle
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:

@@ -7,9 +7,9 @@ from ray.exceptions import RayTaskError
 from test_transport import CPU, request_of
 
 from lingu_ray.config import EvaluationConfig, TeacherConfig
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, user_error
 from lingu_ray.evaluation.replicas import Hardware, Replicas
-from lingu_ray.runtime.memory import FOR_TRAINING, explained
+from lingu_ray.runtime.memory import FOR_TRAINING, explained, full_node, out_of_memory
 from lingu_ray.runtime.teachers import TeacherActorClient
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
@@ -48,6 +48,15 @@ def test_it_is_told_once() -> None:
         explained("the teacher", FOR_TRAINING),
     ):
         raise FULL
+
+
+def test_a_users_error_is_raised_from_what_wraps_it() -> None:
+    """And can be looked into again: what wraps it is its cause, and it is not its own."""
+    wrapping = of_a_task(UserError("known"))
+    found = user_error(wrapping)
+    assert found is not None and str(found) == "known"
+    found.__cause__ = wrapping
+    assert full_node(found) is None and out_of_memory(found) is None
 
 
 def test_an_engine_names_its_model_and_settings() -> None:
