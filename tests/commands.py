@@ -83,7 +83,7 @@ class Command:
                 with suppress(psutil.NoSuchProcess):
                     member.kill()
             psutil.wait_procs(members, timeout=5)
-        self.process.wait(10)
+        self.process.wait(60)  # its other threads may still give memory back
 
     def __enter__(self) -> Self:
         return self

@@ -23,6 +23,8 @@ from families import FAMILIES
 from tiny import CHAT_TEMPLATE, picture, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
 from transformers import (
     CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
@@ -92,15 +94,17 @@ def export(family: str, processor: ProcessorMixin, folder: Path) -> None:
     write_files(student, processor, exported_tensors(student, torch.float32), torch.float32, folder)
 
 
-def export_new(folder: Path) -> None:
+RANDOM_TOWER = VisionConfig(
+    image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, layers=2, heads=2, pixel_shuffle=2
+)
+
+
+def export_new(folder: Path, vision: VisionConfig = RANDOM_TOWER) -> None:
     """A VLM made of a language model as recipes make it: its chat template is this project's own.
 
     The export takes the place of what it was made from.
     """
     tiny_teacher(folder=folder / "teacher")
-    vision = VisionConfig(
-        image_size=32, patch_size=8, hidden_size=32, intermediate_size=64, layers=2, heads=2, pixel_shuffle=2
-    )
     config = Config(
         name="new",
         teacher=TeacherConfig(path=str(folder / "teacher")),
@@ -112,10 +116,20 @@ def export_new(folder: Path) -> None:
     export_model(load_student(start), load_processor(start), torch.float32, folder)
 
 
+def export_new_llava(folder: Path) -> None:
+    """The same on a CLIP tower of Hugging Face form: a LLaVA."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=32)
+    CLIPVisionModel(tower).save_pretrained(folder / "tower")
+    CLIPImageProcessorPil().save_pretrained(folder / "tower")
+    export_new(folder, VisionConfig(tower=str(folder / "tower")))
+
+
 MAKE: dict[str, Callable[[Path], object]] = {
     "llama": lambda folder: tiny_teacher(folder=folder),
     "idefics3": lambda folder: export_model(tiny_student(tiny_teacher()), tiny_processor(), torch.float32, folder),
     "new": export_new,
+    "new_llava": export_new_llava,
     "llava": lambda folder: export("llava", llava_processor(LlavaProcessor, CLIPImageProcessorPil), folder),
     "llava_next": lambda folder: export(
         "llava_next",
@@ -125,7 +139,7 @@ MAKE: dict[str, Callable[[Path], object]] = {
 }
 
 
-LONG = ("llava", "llava_next")
+LONG = ("new_llava", "llava", "llava_next")
 
 
 @pytest.fixture(
