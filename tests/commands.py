@@ -95,11 +95,13 @@ class Command:
 
     def _members(self) -> list[psutil.Process]:
         """The living processes of its session, what those started in others, and the warmed workers of its Ray."""
-        forks = {int(pid) for pid in Path(self.forks.name).read_text().split()}
+        lines = Path(self.forks.name).read_text().splitlines()
+        began = {int(pid): float(time) for pid, time in map(str.split, lines)}
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if process.pid in forks or os.getsid(process.pid) == self.process.pid:
+                is_fork = abs(process.create_time() - began.get(process.pid, 0)) < 2  # the clock is set now and then
+                if is_fork or os.getsid(process.pid) == self.process.pid:
                     found |= {one.pid: one for one in (process, *process.children(recursive=True))}
         return [one for one in found.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 

@@ -25,7 +25,7 @@ from pathlib import Path
 ADDRESS = "LINGU_RAY_WARM_WORKERS"
 """Environment variable: the server's socket. Set while there is a server."""
 FORKS = "LINGU_RAY_FORKS"
-"""Environment variable: a file to which each fork appends its process id, for who has to find them."""
+"""Environment variable: a file to which each fork appends its process id and when it began, so that it can be found."""
 IMPORTED = (
     "lingu_ray.distill.student",
     "lingu_ray.distill.teacher",
@@ -191,9 +191,12 @@ def become_worker(
     connection.close()
     os.setpgid(0, 0)  # as Ray's own workers: it kills the whole group of a worker that has ended
     settle(environment, folder)
+    import psutil
+
     if FORKS in os.environ:
         with open(os.environ[FORKS], "a") as file:
-            file.write(f"{os.getpid()}\n")
+            # since when, too: its number alone would name another process, once this one has ended
+            file.write(f"{os.getpid()} {psutil.Process().create_time()}\n")
 
     from ray._private.runtime_env.context import RuntimeEnvContext
     from ray._private.utils import update_envs
