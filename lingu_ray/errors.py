@@ -28,14 +28,18 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
     The error of a Ray task is of its cause's type, too; of the two only the cause comes.
     """
-    if error is None:
-        return
-    if not isinstance(getattr(error, "cause", None), BaseException):
-        yield error
-    inner = [getattr(error, name, None) for name in _WRAPPED]
-    inner += (getattr(error, "worker_failures", None) or {}).values()
-    for one in [one for one in inner if isinstance(one, BaseException)] or [error.__cause__]:
-        yield from causes(one)
+    left, seen = [error], set[int]()
+    while left:
+        one = left.pop()
+        if not isinstance(one, BaseException) or id(one) in seen:  # errors may be their own causes
+            continue
+        seen.add(id(one))
+        if not isinstance(getattr(one, "cause", None), BaseException):
+            yield one
+        inner = [getattr(one, name, None) for name in _WRAPPED]
+        inner += (getattr(one, "worker_failures", None) or {}).values()
+        wrapped = [each for each in inner if isinstance(each, BaseException)]
+        left += reversed(wrapped or [one.__cause__])
 
 
 def user_error(error: BaseException | None) -> UserError | None:

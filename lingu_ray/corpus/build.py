@@ -49,7 +49,7 @@ from lingu_ray.corpus.store import (
     write_rows,
     writing,
 )
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, user_error
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +129,8 @@ def build_planned(plan: Plan) -> Corpus:
         with whole_folder(folder, keep_existing=True) if isinstance(folder, Path) else nullcontext(folder) as building:
             _build(plan, building)
     except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
+        if (found := user_error(error)) is not None:
+            raise found from None
         raise
     corpus = Corpus(folder)
     for line in summary(corpus):

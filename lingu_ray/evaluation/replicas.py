@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from lingu_ray.config import EvaluationConfig, RayConfig
-from lingu_ray.errors import Interrupted, UserError
+from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, ScoreRequest
 from lingu_ray.runtime.capacity import Need, room, uses_gpu, wait_for_nodes
 from lingu_ray.runtime.cluster import threads
@@ -234,8 +234,8 @@ class Replicas:
         self._engines[given.replica] = self._start(given.replica)
 
     def _explained(self, error: RayTaskError) -> Exception:
-        if isinstance(error.cause, UserError):
-            return UserError(f"model {self.name}: {error.cause}")
+        if (cause := user_error(error)) is not None:
+            return UserError(f"model {self.name}: {cause}")
         if found := out_of_memory(error):
             return UserError(
                 f"model {self.name} ({self.path}): its {self.engine} engine ran out of GPU memory: {_CURE}. {found}"

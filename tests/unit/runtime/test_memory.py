@@ -7,7 +7,7 @@ from ray.exceptions import RayTaskError
 from test_transport import CPU, request_of
 
 from lingu_ray.config import EvaluationConfig, TeacherConfig
-from lingu_ray.errors import UserError, user_error
+from lingu_ray.errors import UserError, causes, user_error
 from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.runtime.memory import FOR_TRAINING, explained, full_node, out_of_memory
 from lingu_ray.runtime.teachers import TeacherActorClient
@@ -57,6 +57,15 @@ def test_a_users_error_is_raised_from_what_wraps_it() -> None:
     assert found is not None and str(found) == "known"
     found.__cause__ = wrapping
     assert full_node(found) is None and out_of_memory(found) is None
+
+
+def test_errors_in_a_circle_come_once_each() -> None:
+    """Of errors that are causes of one another, or of themselves, which Python allows, each comes once."""
+    one, other = ValueError("one"), of_a_task(KeyError("other"))
+    one.__cause__, other.cause.__cause__ = other, one
+    assert [str(error) for error in causes(one)] == ["one", "'other'"]
+    one.__cause__ = one
+    assert list(causes(one)) == [one]
 
 
 def test_an_engine_names_its_model_and_settings() -> None:
