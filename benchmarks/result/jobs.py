@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.result.table import MERGE, RECIPES, SWEEP, Comparison, Job, comparisons
+from benchmarks.result.table import MERGE, RECIPES, SWEEPS, Comparison, Job, comparisons
 from lingu_ray.config import strict_yaml
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery
@@ -38,7 +38,7 @@ def command(job: Job) -> Command:
     if job.row.recipe == MERGE:
         given = [f"teacher={TEACHER_PATH}", f"student={start}", f"out={run_folder(job).export}"]
         return ["python", "-m", "lingu_ray.merge", *given, *job.row.settings]
-    module = "tuning.sweep" if job.row.recipe == SWEEP else "lingu_ray.train"
+    module = "tuning.sweep" if job.row.recipe in SWEEPS else "lingu_ray.train"
     seeds = [f"name={job.name}", f"seed={job.seed}", f"corpus.seed={job.seed}"]
     student = [] if start is None else [f"student.path={start}"]
     return ["python", "-m", module, _shown(RECIPES / f"{job.row.recipe}.yaml"), *seeds, *student, *job.size.of(job.row)]
@@ -88,7 +88,7 @@ def is_done(job: Job) -> bool:
     folder = run_folder(job)
     if job.row.recipe == MERGE:
         return (folder.export / "config.json").exists()
-    if job.row.recipe == SWEEP:
+    if job.row.recipe in SWEEPS:
         return _sweep_is_done(SweepFolder(folder.root))
     return folder.exported_step is not None and all(one.exported_step is not None for _, one in _controls(folder))
 

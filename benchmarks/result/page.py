@@ -31,7 +31,7 @@ from benchmarks.result.seeds import (
     written,
     written_difference,
 )
-from benchmarks.result.table import DAMAGES, DATA, SIZES, SWEEP, Job, Size, SizeName, row
+from benchmarks.result.table import DAMAGES, DATA, SIZES, SWEEPS, Job, Size, SizeName, row
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import settings_alone
@@ -46,7 +46,7 @@ from lingu_ray.report.samples import Answered, answered
 
 PAGE = "real_pair.md"
 ANSWERS_OF_A_TASK = 2
-CURVES, SWEEP_TABLE, ANSWERS = "## Curves of the three variants", "## Sweep", "## Answers side by side"
+CURVES, SWEEP_TABLES, ANSWERS = "## Curves of the three variants", "## Sweeps", "## Answers side by side"
 MAIN = (*REFERENCES, *CONTROLS, DISTILLED, "prompt_text")
 
 
@@ -95,7 +95,7 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
         _figures(results, out),
         _map(measured, out),
         _curves(out, size) or _section(before, CURVES),
-        _sweep(size) or _section(before, SWEEP_TABLE),
+        _sweeps(size) or _section(before, SWEEP_TABLES),
         _answers(results, out) or _section(before, ANSWERS),
     ]
     write_text(page, "\n\n".join([_head(results), *(text for text in sections if text)]) + "\n")
@@ -195,14 +195,19 @@ def _curves(out: Path, size: Size) -> str:
     return f"{CURVES}\n\n![CE and KD over the steps](curves.png)"
 
 
-def _sweep(size: Size) -> str:
-    """The sweep's table, a row a trial."""
-    path = run_folder(Job(row(SWEEP), 0, size)).report / "table.csv"
+def _sweeps(size: Size) -> str:
+    """The sweeps' tables, a row a trial; nothing where none was run here."""
+    tables = [_sweep(Job(row(name), 0, size)) for name in SWEEPS]
+    return "\n\n".join([SWEEP_TABLES, *(table for table in tables if table)]) if any(tables) else ""
+
+
+def _sweep(job: Job) -> str:
+    path = run_folder(job).report / "table.csv"
     if not path.exists():
         return ""
     head, *trials = csv.reader(path.read_text().splitlines())
     rows = (_row(trial[0], [_shortened(cell) for cell in trial[1:]]) for trial in trials)
-    return "\n".join([SWEEP_TABLE, "", *_table_head(head), *rows])
+    return "\n".join([f"{job.row.about}, the runs of `{job.row.recipe}.yaml`:", "", *_table_head(head), *rows])
 
 
 def _shortened(cell: str) -> str:

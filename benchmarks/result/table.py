@@ -10,7 +10,8 @@ from typing import Literal
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED
 
 RECIPES = Path(__file__).parent / "recipes"
-MERGE, SWEEP = "merge", "sweep"  # in place of a recipe
+MERGE = "merge"  # a command, in place of a recipe
+SWEEP, SWEEP_PICTURES = SWEEPS = ("sweep", "sweep_pictures")  # spaces
 LIGHT, MEDIUM, HEAVY = DAMAGES = ("light", "medium", "heavy")
 NARROW, NATURAL = DATA = ("narrow", "natural")
 
@@ -67,6 +68,7 @@ GPU = Size(
         NATURAL: _DISTILL,
         "prevented": ("train.steps=800", "corpus.rows=38400", "train.learning_rates.decoder=2e-4"),
         SWEEP: (*_DISTILL, "train.steps=200", "train.validate_every=0", "train.checkpoint_every=200"),
+        SWEEP_PICTURES: (*_DISTILL, "train.validate_every=400", "train.checkpoint_every=400"),
     },
     measure=("tokens_per_batch=32768",),
 )
@@ -77,7 +79,7 @@ GROUPS: dict[Group, str] = {
     "main": "the claim and its controls, three seeds",
     "others": "variants and baselines, one seed",
     "map": "where the teacher is worth it: other damage, other data",
-    "sweep": "temperature and weights, on validation data",
+    "sweep": "what the recipes have, chosen on validation data",
 }
 
 
@@ -85,9 +87,9 @@ GROUPS: dict[Group, str] = {
 class Row:
     """A row of the table.
 
-    `recipe`: a file of `recipes/`, or the command `merge` or `sweep`. `start`: the row whose model it starts from.
-    `model`: its name where models are compared; None where it is not measured. `minutes`: of training one seed, on two
-    cores with AMX. `damage`, `data`: the comparison that it belongs to; None of `data`: all of its damage.
+    `recipe`: a file of `recipes/`, those of `SWEEPS` spaces, or the command `merge`. `start`: the row whose model it
+    starts from. `model`: its name where models are compared; None where it is not measured. `minutes`: of training one
+    seed, on two cores with AMX. `damage`, `data`: the comparison that it belongs to; None of `data`: all of its damage.
     """
 
     name: str
@@ -145,7 +147,8 @@ ROWS = (
     _adapted("adapted_heavy", "map", HEAVY, steps=800, minutes=78),
     _method("heavy_narrow", "map", "adapted_heavy", HEAVY, NARROW),
     _method("heavy_natural", "map", "adapted_heavy", HEAVY, NATURAL),
-    Row("sweep", "which temperature and weights, by validation data", "sweep", SWEEP, 25, ADAPTED),
+    Row(SWEEP, "which temperature and weights, by validation data", "sweep", SWEEP, 25, ADAPTED),
+    Row(SWEEP_PICTURES, "which rate, and how many pictures' answers", "sweep", SWEEP_PICTURES, 60, ADAPTED),
 )
 
 

@@ -19,6 +19,11 @@ os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
 # pages takes several times as long. A cluster that was started elsewhere needs this in its own environment.
 os.environ.setdefault("RAY_free_objects_batch_size", "1")
 
+# oneDNN keeps a kernel for each shape of a product, and rows of ever other lengths make ever new ones. 1024 of them in
+# each of two caches are a gigabyte, and another is lost between them. A step needs some forty, for all its layers.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+
 # A run has more processes than a small machine has cores, most of them waiting: Ray warns above four times this number.
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
 
@@ -100,7 +105,13 @@ def _require_answer(address: str) -> None:
             ) from error
 
 
-_PASSED_ON = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PRINT_PATCH", "OMP_WAIT_POLICY")
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_PASSED_ON = (
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH",
+    "OMP_WAIT_POLICY",
+    *KERNEL_CACHES,
+)
 _PASSED_ON_PREFIXES = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "VLLM_", "HF_")
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
 

@@ -52,6 +52,14 @@ def test_small_step(tmp_path):
     assert all((row["ratio_to_default"] == 1) == (row["way"] == "default") for row in rows)
 
 
+def test_cpu_memory(tmp_path):
+    """Two processes take the same steps, with oneDNN's caches as it has them and as training does."""
+    rows = run("cpu_memory", "steps=3", "rows=2", "layers=1", "hidden=192", "longest=20", out=tmp_path)
+    assert [row["way"] for row in rows] == ["default", "ours"] and rows[0]["ratio_to_default"] == 1
+    assert all(row["median_s"] > 0 and row["resident_GiB"] > 0 for row in rows)
+    assert (tmp_path / "cpu_memory.png").stat().st_size > 1000
+
+
 def test_checkpoint(tmp_path):
     """Two workers write both layouts at each size, and what they lose and take is in the rows."""
     sizes = ["workers=2", "hidden=192,384", "layers=1", "steps=2", "repeats=1", "rows=1", "tokens=8"]

@@ -24,7 +24,7 @@ from benchmarks.result.table import (
     RECIPES,
     ROWS,
     SIZES,
-    SWEEP,
+    SWEEPS,
     Comparison,
     Job,
     Size,
@@ -79,13 +79,14 @@ def test_data_kinds_differ_in_their_sources_alone():
     assert recipe("align").validate().corpus == recipe("adapt").validate().corpus
 
 
-def test_evaluation_reads_held_out_files_and_sweep_validation_files():
-    """No task of the final measures is read by the sweep, and no row trains on either."""
+def test_evaluation_reads_held_out_files_and_sweeps_validation_files():
+    """No task of the final measures is read by a sweep, and no row trains on either."""
     assert all("/evaluation/" in task.path for task in tasks().tasks)
-    space = read_space(str(RECIPES / "sweep.yaml")).validate()
-    base = configure(recipe("narrow").validate(), space.settings, "sweep.yaml")
-    assert base.evaluation.tasks and all("/validation/" in task.path for task in base.evaluation.tasks)
-    check(space, base)
+    for name in SWEEPS:
+        space = read_space(str(RECIPES / f"{name}.yaml")).validate()
+        base = configure(recipe("narrow").validate(), space.settings, f"{name}.yaml")
+        assert base.evaluation.tasks and all("/validation/" in task.path for task in base.evaluation.tasks)
+        check(space, base)
     for name in NAMES:
         assert all("/train/" in source.path for source in recipe(name).validate().corpus.sources)
 
@@ -99,7 +100,7 @@ def test_commands_of_all_rows_are_ones_that_the_tool_takes(job: Job, monkeypatch
     words = on_disk.command(job)
     if job.row.recipe == MERGE:
         assert [word.partition("=")[0] for word in words[3:]] == ["teacher", "student", "out", "weight"]
-    elif job.row.recipe == SWEEP:
+    elif job.row.recipe in SWEEPS:
         assert read_space(words[3]).validate().name.rpartition("-")[0] == job.row.name
     else:
         settings = recipe(Path(words[3]).stem)

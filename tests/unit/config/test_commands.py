@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 NAMES = (
     *(
         "checkpoint",
+        "cpu_memory",
         "earlier_turns",
         "estimate",
         "evaluate",

@@ -1,0 +1,170 @@
+"""What a long run on a CPU comes to hold: steps of plain fine-tuning in bf16, whose rows have ever other lengths.
+
+    python -m benchmarks.cpu_memory out=docs/performance
+
+oneDNN, with which PyTorch multiplies on CPUs, keeps a kernel for each shape of a product. SmolLM2-135M's shapes and
+rows of random lengths, the same ones in two processes side by side, a thread each:
+
+    default  oneDNN as it is: 1024 kernels in each of its two caches
+    ours     as in training: `lingu_ray.runtime.cluster` asks for fewer
+
+    resident_GiB  the process's memory after the second step, and after the last one
+    ratio         a step's processor time over that of the same step by `default`
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import torch
+from pydantic import Field, PositiveInt
+from tqdm import tqdm
+
+from benchmarks.report import COLOURS, BenchmarkConfig, Row, Timing, processor_seconds, publish, ratios
+from benchmarks.step import random_student, random_text, run_config
+from lingu_ray.config import TrainConfig
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.batch import make_micro_batches
+from lingu_ray.distill.student import Student
+from lingu_ray.errors import run_command
+from lingu_ray.runtime.cluster import KERNEL_CACHES
+from lingu_ray.runtime.distributed import clip_gradients, zero_gradients
+from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.step import MicroBatches
+
+WAYS = {"default": "1024", "ours": None}
+"""Kernels that each cache may have; None: as many as training asks for."""
+WARM_UP = 2  # steps: moments and buffers are there after them
+
+
+class CpuMemoryConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    steps: int = Field(40, gt=WARM_UP, description="steps of each process")
+    rows: PositiveInt = Field(24, description="rows of a step")
+    shortest: PositiveInt = Field(16, description="tokens of the shortest row")
+    longest: PositiveInt = Field(160, description="tokens of the longest row")
+    layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
+    hidden: PositiveInt = Field(576, multiple_of=192, description="decoder width")
+
+
+HELP = Help("python -m benchmarks.cpu_memory [key=value ...]", __doc__, CpuMemoryConfig)
+
+
+class Step(NamedTuple):
+    """A step's processor time, and the process's memory after it."""
+
+    way: str
+    seconds: float
+    gib: float
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    options = settings_alone(arguments, HELP, CpuMemoryConfig)
+    steps: dict[str, list[Step]] = {way: [] for way in WAYS}
+    for step in tqdm(_side_by_side(options.recorded), total=len(WAYS) * options.steps, unit="step"):
+        steps[step.way].append(step)
+    resident = {way: [step.gib for step in of_way] for way, of_way in steps.items()}
+    timings = {way: Timing(tuple(step.seconds for step in of_way[WARM_UP:])) for way, of_way in steps.items()}
+    rows = [_row(way, resident[way], timings[way], timings["default"]) for way in WAYS]
+    publish("cpu_memory", rows, options.out, options.recorded, {"resident_GiB": resident})
+    if options.out is not None:
+        plot(resident, options.out / "cpu_memory.png")
+
+
+def plot(resident: dict[str, list[float]], path: Path) -> None:
+    """Memory over the steps, a line for each way."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
+        figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
+        for color, (way, gib) in zip(COLOURS, resident.items(), strict=False):
+            axis.plot(range(1, len(gib) + 1), gib, color=color, label=way)
+        axis.set_title("Memory of a training on a CPU", loc="left", fontsize=10)
+        axis.set(xlabel="steps", ylabel="GiB", ylim=(0, None))
+        axis.legend(loc="lower right")
+        figure.savefig(path, dpi=160, facecolor="white")
+        plt.close(figure)
+
+
+def _row(way: str, gib: list[float], timing: Timing, default: Timing) -> Row:
+    over_default = ratios(timing, default)
+    low, high = over_default.spread
+    return {
+        "way": way,
+        "resident_GiB_early": gib[WARM_UP - 1],
+        "resident_GiB": gib[-1],
+        "median_s": timing.median,
+        "ratio_to_default": over_default.median,
+        "quartiles": f"{low:.3g}–{high:.3g}",
+    }
+
+
+def _side_by_side(settings: Row) -> Iterator[Step]:
+    """The steps of all processes, as they end."""
+    context = multiprocessing.get_context("spawn")  # the caches' sizes are read once in a process
+    done: Queue[Step] = context.Queue()
+    processes = []
+    for way, kernels in WAYS.items():
+        with _kernels(kernels):
+            processes.append(context.Process(target=_train, args=(way, settings, done), daemon=True))
+            processes[-1].start()
+    for _ in range(len(processes) * settings["steps"]):
+        yield done.get()
+    for process in processes:
+        process.join()
+
+
+@contextmanager
+def _kernels(kernels: str | None) -> Iterator[None]:
+    """An environment in which oneDNN keeps so many kernels."""
+    before = {name: os.environ.pop(name, None) for name in KERNEL_CACHES}
+    os.environ.update({} if kernels is None else dict.fromkeys(KERNEL_CACHES, kernels))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _train(way: str, settings: Row, done: Queue[Step]) -> None:
+    """All steps of one process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    student = Student(random_student(settings | {"image_tokens": 16}))
+    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "bf16"), student, None, torch.device("cpu"))
+    optimizer = make_optimizer(student, TrainConfig())
+    parameters = trained_parameters(optimizer)
+    lengths = random.Random(0)
+
+    def step(number: int) -> None:
+        of_row = (lengths.randint(settings["shortest"], settings["longest"]) for _ in range(settings["rows"]))
+        samples = [random_text(number * settings["rows"] + row, tokens) for row, tokens in enumerate(of_row)]
+        batches = make_micro_batches(samples, 2048, pad_id=0, packing=False)
+        zero_gradients(parameters)
+        plans = [micro_batches.plan(batch) for batch in batches]
+        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+        clip_gradients(parameters, 1.0)
+        optimizer.step()
+
+    for number in range(settings["steps"]):
+        seconds = processor_seconds(lambda number=number: step(number))
+        done.put(Step(way, seconds, psutil.Process().memory_info().rss / 2**30))
+
+
+if __name__ == "__main__":
+    run_command(main)
