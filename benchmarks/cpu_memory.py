@@ -8,18 +8,17 @@ rows of random lengths, the same ones in two processes side by side, a thread ea
     default  oneDNN as it is: 1024 kernels in each of its two caches
     ours     as in training: `lingu_ray.runtime.cluster` asks for fewer
 
-    resident_GiB  the process's memory after the second step, and after the last one
-    ratio         a step's processor time over that of the same step by `default`
+    resident_GiB_early, resident_GiB  the process's memory after the second step, and after the last one
+    ratio_to_default                  a step's processor time over that of the same step by `default`
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.queues import Queue
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,7 +62,6 @@ HELP = Help("python -m benchmarks.cpu_memory [key=value ...]", __doc__, CpuMemor
 class Step(NamedTuple):
     """A step's processor time, and the process's memory after it."""
 
-    way: str
     seconds: float
     gib: float
 
@@ -71,9 +69,7 @@ class Step(NamedTuple):
 def main(arguments: list[str]) -> None:
     """Measure and publish."""
     options = settings_alone(arguments, HELP, CpuMemoryConfig)
-    steps: dict[str, list[Step]] = {way: [] for way in WAYS}
-    for step in tqdm(_side_by_side(options.recorded), total=len(WAYS) * options.steps, unit="step"):
-        steps[step.way].append(step)
+    steps = _side_by_side(options.recorded)
     resident = {way: [step.gib for step in of_way] for way, of_way in steps.items()}
     timings = {way: Timing(tuple(step.seconds for step in of_way[WARM_UP:])) for way, of_way in steps.items()}
     rows = [_row(way, resident[way], timings[way], timings["default"]) for way in WAYS]
@@ -113,36 +109,18 @@ def _row(way: str, gib: list[float], timing: Timing, default: Timing) -> Row:
     }
 
 
-def _side_by_side(settings: Row) -> Iterator[Step]:
-    """The steps of all processes, as they end."""
-    context = multiprocessing.get_context("spawn")  # the caches' sizes are read once in a process
-    done: Queue[Step] = context.Queue()
-    processes = []
-    for way, kernels in WAYS.items():
-        with _kernels(kernels):
-            processes.append(context.Process(target=_train, args=(way, settings, done), daemon=True))
-            processes[-1].start()
-    for _ in range(len(processes) * settings["steps"]):
-        yield done.get()
-    for process in processes:
-        process.join()
+def _side_by_side(settings: Row) -> dict[str, list[Step]]:
+    """The steps of each way, all at once, each in a process: oneDNN reads its caches' sizes once."""
+    for name in KERNEL_CACHES:
+        os.environ.pop(name, None)  # so that in new processes training's own count
+    with ProcessPoolExecutor(len(WAYS), get_context("spawn"), max_tasks_per_child=1) as pool:
+        return dict(zip(WAYS, pool.map(_train, WAYS, repeat(settings)), strict=True))
 
 
-@contextmanager
-def _kernels(kernels: str | None) -> Iterator[None]:
-    """An environment in which oneDNN keeps so many kernels."""
-    before = {name: os.environ.pop(name, None) for name in KERNEL_CACHES}
-    os.environ.update({} if kernels is None else dict.fromkeys(KERNEL_CACHES, kernels))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
-
-
-def _train(way: str, settings: Row, done: Queue[Step]) -> None:
+def _train(way: str, settings: Row) -> list[Step]:
     """All steps of one process."""
+    if (kernels := WAYS[way]) is not None:
+        os.environ.update(dict.fromkeys(KERNEL_CACHES, kernels))
     torch.set_num_threads(1)
     torch.manual_seed(0)
     student = Student(random_student(settings | {"image_tokens": 16}))
@@ -161,9 +139,11 @@ def _train(way: str, settings: Row, done: Queue[Step]) -> None:
         clip_gradients(parameters, 1.0)
         optimizer.step()
 
-    for number in range(settings["steps"]):
+    taken = []
+    for number in tqdm(range(settings["steps"]), unit="step", desc=way, position=list(WAYS).index(way)):
         seconds = processor_seconds(lambda number=number: step(number))
-        done.put(Step(way, seconds, psutil.Process().memory_info().rss / 2**30))
+        taken.append(Step(seconds, psutil.Process().memory_info().rss / 2**30))
+    return taken
 
 
 if __name__ == "__main__":

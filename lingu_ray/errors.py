@@ -31,7 +31,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     left, seen = [error], set[int]()
     while left:
         one = left.pop()
-        if not isinstance(one, BaseException) or id(one) in seen:  # errors may be their own causes
+        if one is None or id(one) in seen:  # errors may be their own causes
             continue
         seen.add(id(one))
         if not isinstance(getattr(one, "cause", None), BaseException):

@@ -191,9 +191,9 @@ def become_worker(
     connection.close()
     os.setpgid(0, 0)  # as Ray's own workers: it kills the whole group of a worker that has ended
     settle(environment, folder)
-    import psutil
-
     if FORKS in os.environ:
+        import psutil
+
         with open(os.environ[FORKS], "a") as file:
             # since when, too: its number alone would name another process, once this one has ended
             file.write(f"{os.getpid()} {psutil.Process().create_time()}\n")

@@ -35,7 +35,7 @@ def test_what_is_passed_on(name: str, passed: bool, monkeypatch: pytest.MonkeyPa
 
 
 PRODUCTS = """
-import os, psutil, torch
+import psutil, torch
 import lingu_ray.runtime.cluster
 
 def multiply(rows):
