@@ -31,6 +31,11 @@ def file_identity(path: str | Path, blocks: int = BLOCKS) -> str:
     return digest.hexdigest()
 
 
+def bytes_identity(content: bytes) -> str:
+    """Identity of bytes: thirty-two hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def model_identity(path: str, revision: str | None = None) -> str:
     """Identity of a model: of the content of a local folder's files, or of a file; of a hub model, id and revision.
 

@@ -3,7 +3,7 @@
 python -m lingu_ray.evaluate teacher=LM adapted=VLM distilled=runs/demo/export tasks=arc_easy,piqa,textvqa
 python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores engine=vllm
 
-MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder does. Names of the
+MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder or file does. Names of the
             method enter recovery and retention: distilled; what it is measured against, teacher and adapted, or
             original_vlm and fine_tuned; controls, same_ce and plain_ce. Others are measured beside them.
 tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas between them; or FILE.yaml with the
@@ -18,6 +18,7 @@ tracking.KEY=…  MLflow: a run for the evaluation, and one nested under it for 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for a mistake of the user."""
     models, config = read_arguments(arguments)
 
-    from lingu_ray.evaluation.item_files import measured_models
+    from lingu_ray.evaluation.item_files import check_settings, measured_models
     from lingu_ray.evaluation.recovery import summarize
     from lingu_ray.evaluation.run import evaluate
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
@@ -65,12 +66,15 @@ def main(arguments: list[str]) -> None:
     quiet_libraries()
     out = working_folder(config.out, "evaluation")
     with writing_to(written_with(config.out), "evaluation"):
-        rehearse_evaluation(config, models or measured_models(out, config), out)
+        compared = list(models) or measured_models(out, config)
+        if not models:
+            check_settings(out, config, compared)
+        rehearse_evaluation(config, compared, out)
         with open_evaluation(config.tracking, out, config) as run:
             if models:
                 result = evaluate(models, config, out, ray_settings=config.ray)
             else:
-                result = summarize(out, measured_models(out, config), config)
+                result = summarize(out, compared, config)
             page = write_evaluation(result, out)
             log_evaluation(run, config.tracking, out, result, models)
     print(result.verdict.text)
@@ -84,7 +88,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
         UserError: an option, two models of one name, no tasks, or wrong settings.
     """
     bare, assigned, _ = split_arguments(arguments, evaluate_help())
-    named = [(Path(model_path(path)).name, path) for path in bare]
+    named = [(_name_of(path), path) for path in bare]
     settings: Settings[EvaluateConfig] = Settings(EvaluateConfig, {}, "command line")
     overrides = []
     for argument in assigned:
@@ -107,6 +111,11 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     if len(models) < len(named):
         raise UserError("two models have one name: give them names, as in first=MODEL second=MODEL")
     return models, config
+
+
+def _name_of(path: str) -> str:
+    """A model's name where none is given: that of its folder or file, in letters that a name has."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model_path(path)).name.removesuffix(".gguf")).strip("-")
 
 
 def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:

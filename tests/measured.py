@@ -22,4 +22,4 @@ def write_measured(
         columns |= {"logliks": [[-s] for s in score], "tokens": [[int(w)] for w in weight]}
     else:
         columns |= {"prediction": ["right" if s else "wrong" for s in score], "answers": [["right"]] * len(score)}
-    write_items(items_path(out_dir, task.name, model), columns, "")
+    write_items(items_path(out_dir, task.name, model), columns, None)

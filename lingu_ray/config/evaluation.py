@@ -30,7 +30,8 @@ TASK_TYPES = {
     "language": ("multiple_choice", "last_word", "perplexity", "exact_match", "lm_eval"),
     "vision": ("multiple_choice", *FORMAT_TYPES, "vqa_accuracy", "mme"),
 }
-RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction")  # columns of a task's measured items
+RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample")
+"""Columns of a task's measured items, besides those of the fields that types ask for."""
 
 
 class TaskConfig(Section):
@@ -130,9 +131,11 @@ class EvaluationConfig(Section):
         description="ask each vision task without its images, too: what of its score language alone gives away; "
         "shown beside it, in no mean",
     )
-    min_recovery: float = Field(0.9, description="language recovery that the claim needs, in the mean and on each task")
+    min_recovery: float = Field(
+        0.9, ge=0, description="language recovery that the claim needs, in the mean and on each task"
+    )
     min_retention: float = Field(
-        0.99, description="vision retention that the claim needs, in the mean and on each task"
+        0.99, ge=0, description="vision retention that the claim needs, in the mean and on each task"
     )
 
     @model_validator(mode="after")

@@ -1,20 +1,23 @@
 """Answered items on disk, a parquet file per task and model: metrics are computed from them without a model.
 
 A task that is answered in part has a folder with a file per chunk instead, so that an interrupted evaluation resumes at
-its first missing chunk. Every file has the fingerprint of what was asked of which model.
+its first missing chunk. Every file has a stamp: what was asked of which model, and how.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray.atomic import whole_file
-from lingu_ray.config import EvaluationConfig
+from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.roles import in_order
@@ -22,7 +25,45 @@ from lingu_ray.evaluation.roles import in_order
 SAMPLE = "sample"
 """A column beside those of `Columns`: what the first items asked, readable by people; null in the others."""
 
-_FINGERPRINT = b"lingu_ray"
+_STAMP = b"lingu_ray"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What answers depend on. Those with another stamp are of no use.
+
+    `asked`: fingerprint of all that was asked; `engine`: which one answered, and its precision; `model`: its identity.
+    `settings`: the task's, of `asked_by`.
+    """
+
+    asked: str
+    engine: str
+    model: str
+    settings: dict[str, Any] = field(compare=False)
+
+
+def asked_by(config: TaskConfig) -> dict[str, Any]:
+    """The settings of a task that answers depend on, as JSON: all but how they are judged, and where the data lies."""
+    return config.model_dump(mode="json", exclude={"name", "type", "metric", "in_mean", "path"})
+
+
+def check_settings(out_dir: Path, settings: EvaluationConfig, models: list[str]) -> None:
+    """Check that the models, which are not asked again, were asked what the settings ask.
+
+    Raises:
+        UserError: a task's settings are not those that a model was measured with.
+    """
+    for config in settings.tasks:
+        now = asked_by(config)
+        for model in models:
+            stamp = stamp_of(items_path(out_dir, config.name, model))
+            before = now if stamp is None else stamp.settings
+            if changed := [key for key in now if key in before and before[key] != now[key]]:
+                raise UserError(
+                    f"tasks.{config.name}: {model} was measured with another {' and '.join(changed)} "
+                    f"({', '.join(f'{key}: {before[key]!r}' for key in changed)}): set it back, or name the models, "
+                    "which are measured again then"
+                )
 
 
 def items_path(out_dir: Path, task: str, model: str) -> Path:
@@ -30,18 +71,18 @@ def items_path(out_dir: Path, task: str, model: str) -> Path:
     return out_dir / "items" / f"{task}.{model}.parquet"
 
 
-def write_items(path: Path, columns: Columns, fingerprint: str) -> None:
-    """Write one file atomically."""
-    table = pa.table(columns).replace_schema_metadata({_FINGERPRINT: fingerprint})
+def write_items(path: Path, columns: Columns, stamp: Stamp | None) -> None:
+    """Write one file atomically; without a stamp it is made-up."""
+    table = pa.table(columns).replace_schema_metadata({_STAMP: json.dumps(asdict(stamp))} if stamp else None)
     with whole_file(path) as temporary:
         pq.write_table(table, temporary)
 
 
-def fingerprint_of(path: Path) -> str | None:
-    """The fingerprint in a file; None where there is no such file, or it cannot be read."""
+def stamp_of(path: Path) -> Stamp | None:
+    """The stamp of a file; None where there is no such file, or it cannot be read, or an earlier version wrote it."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(_FINGERPRINT, b"").decode()
-    except (OSError, pa.ArrowException):
+        return Stamp(**json.loads((pq.read_schema(path).metadata or {})[_STAMP]))
+    except (OSError, pa.ArrowException, KeyError, TypeError, json.JSONDecodeError):
         return None
 
 
@@ -90,28 +131,31 @@ def measured_models(out_dir: Path, settings: EvaluationConfig) -> list[str]:
 
 
 class Parts:
-    """The chunks of a task and model that are answered already; chunks with another fingerprint are deleted."""
+    """The chunks of a task and model that are answered already."""
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path, stamp: Stamp) -> None:
         """`path` is that of the complete file; the parts are in a folder beside it."""
-        self.path, self.fingerprint = path, fingerprint
+        self.path, self.stamp = path, stamp
         self.folder = path.with_suffix(".parts")
-        if any(fingerprint_of(part) != fingerprint for part in self._files()):
-            shutil.rmtree(self.folder)
 
     def answered(self) -> set[int]:
-        """The first item of each chunk that is there."""
-        return {int(part.stem) for part in self._files()}
+        """The first item of each chunk that is there with this stamp."""
+        return {int(part.stem) for part in self._files() if stamp_of(part) == self.stamp}
+
+    def drop_others(self) -> None:
+        """Delete all chunks where one has another stamp."""
+        if any(stamp_of(part) != self.stamp for part in self._files()):
+            shutil.rmtree(self.folder)
 
     def write(self, begin: int, columns: Columns) -> None:
         """Write a chunk."""
-        write_items(self.folder / f"{begin:09}.parquet", columns, self.fingerprint)
+        write_items(self.folder / f"{begin:09}.parquet", columns, self.stamp)
 
     def join(self) -> None:
         """Join all chunks into one file, and delete them."""
         chunks = [read_columns(part) for part in self._files()]
         columns = {name: [value for chunk in chunks for value in chunk[name]] for name in chunks[0]}
-        write_items(self.path, columns, self.fingerprint)
+        write_items(self.path, columns, self.stamp)
         shutil.rmtree(self.folder)
 
     def _files(self) -> list[Path]:

@@ -14,7 +14,7 @@ import numpy as np
 from lingu_ray.config import TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample
-from lingu_ray.evaluation.item_files import read_items
+from lingu_ray.evaluation.item_files import items_path, read_items, stamp_of
 from lingu_ray.evaluation.metrics.metric import Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
 from lingu_ray.evaluation.tasks.blind import blind_name
@@ -97,6 +97,7 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
             f"evaluation.blind: {config.name}: no model was asked without images; evaluate with the models again, or "
             "leave evaluation.blind out"
         )
+    _check_alike(out_dir, config, list(columns))
     items = next(iter(columns.values()))["item"]
     if any(other["item"] != items for other in (*columns.values(), *unseen.values())):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
@@ -107,6 +108,21 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
         nats=_levels(config, *in_nats, resamples) if in_nats else None,
         blind=_levels(config, *judge_task(config, unseen), resamples) if unseen else None,
     )
+
+
+def _check_alike(out_dir: Path, config: TaskConfig, models: list[str]) -> None:
+    """Refuse models that were not asked the same, or not by the same engine.
+
+    Raises:
+        UserError: they were not.
+    """
+    stamps = {model: stamp for model in models if (stamp := stamp_of(items_path(out_dir, config.name, model)))}
+    engines = {stamp.engine: model for model, stamp in stamps.items()}
+    if len(engines) > 1:
+        by = ", ".join(f"{model} by {engine}" for engine, model in engines.items())
+        raise UserError(f"evaluation.tasks: {config.name}: models were measured differently ({by}); evaluate all again")
+    if len({stamp.asked for stamp in stamps.values()}) > 1:
+        raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
 
 
 def _levels(config: TaskConfig, metric: Metric, scores: dict[str, Scores], resamples: int) -> Measured:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from lingu_ray.content import fingerprint
 from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.item_files import SAMPLE, Parts, fingerprint_of, items_path
+from lingu_ray.evaluation.item_files import SAMPLE, Parts, Stamp, items_path, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
@@ -27,20 +26,24 @@ SAMPLES = 12  # first items of a task whose question is kept, for the report
 class TaskRun:
     """A task on one model: which of its items are answered, and which are not."""
 
-    def __init__(self, task: Task, described: Any, model: str, identity: str, engine: str, out_dir: Path) -> None:
-        """`described`: what `describe` gives for the task; `identity`: what tells the model from others."""
-        self.task, self.model = task, model
+    def __init__(self, task: Task, stamp: Stamp, model: str, out_dir: Path) -> None:
+        self.task, self.stamp, self.model = task, stamp, model
         self.path = items_path(out_dir, task.config.name, model)
-        self.fingerprint = fingerprint([described, engine, identity])
-        self.parts = Parts(self.path, self.fingerprint)
+        self.parts = Parts(self.path, stamp)
 
     @property
     def finished(self) -> bool:
         """Whether all items are answered."""
-        return fingerprint_of(self.path) == self.fingerprint
+        return stamp_of(self.path) == self.stamp
+
+    @property
+    def begun(self) -> bool:
+        """Whether some items are answered."""
+        return self.finished or bool(self.parts.answered())
 
     def chunks(self) -> Iterator[Chunk]:
         """The chunks that are not answered."""
+        self.parts.drop_others()
         answered = self.parts.answered()
         for begin in range(0, len(self.task.items), CHUNK):
             if begin not in answered:
@@ -74,15 +77,17 @@ def run_task(run: TaskRun, replicas: Replicas) -> None:
     log.info("%s: %d items, %.1f s", label, items - measured, time.perf_counter() - begin)
 
 
-def describe(task: Task) -> Any:
-    """All that an answer depends on besides the model, as JSON. Images are represented by the names of their items.
+def describe(task: Task) -> str:
+    """Fingerprint of all that is asked, and of what the answers are compared with.
 
-    How answers are judged is no part of it: they are found again when that changes.
+    How they are compared is no part of it, nor where the data lies: answers are found again when that changes.
     """
-    items = [
-        (item.name, item.reference, item.requests if isinstance(item, Scored) else item.prompt) for item in task.items
-    ]
-    return [task.config.model_dump(mode="json", exclude={"metric", "in_mean"}), json.dumps(items, default=repr)]
+    return fingerprint(
+        [
+            (item.name, item.reference, item.requests if isinstance(item, Scored) else item.described(task.config))
+            for item in task.items
+        ]
+    )
 
 
 def _references(items: Sequence[Item]) -> Columns:

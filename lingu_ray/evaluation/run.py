@@ -16,17 +16,24 @@ from lingu_ray.content import model_identity
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import check_weights, takes_images
 from lingu_ray.evaluation.engines.vllm_engine import obvious_reason
-from lingu_ray.evaluation.item_files import items_path
+from lingu_ray.evaluation.item_files import Stamp, asked_by, items_path, stamp_of
 from lingu_ray.evaluation.measure import TaskRun, describe, run_task
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.tasks.load import load_tasks
+from lingu_ray.evaluation.tasks.task import Task
 from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)
+
+ENGINES = ("vllm", "transformers")
+"""Those of `evaluation.engine=auto`, the preferred one first."""
+
+Runs = dict[str, list[TaskRun]]
+"""By model."""
 
 
 def evaluate(
@@ -42,7 +49,8 @@ def evaluate(
     Recovery and retention are computed from the models that are named by their roles (`roles.py`); others are measured
     beside them. A text-only model (the teacher) is measured on the language tasks alone. All items and
     models' configurations are checked before the first model is loaded. What was measured before, by the same tasks on
-    the same models, is not measured again; an interrupted evaluation resumes.
+    the same models with the same engine, is not measured again; an interrupted evaluation resumes. All models are
+    measured by one engine.
 
     Args:
         models: what to measure.
@@ -64,39 +72,65 @@ def evaluate(
     for name in models:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise UserError(f"a model's name is of letters, digits, _ and -, found {name!r}")
-    tasks = load_tasks(settings)
-    described = [describe(task) for task in tasks]
-    unfinished: dict[str, list[TaskRun]] = {}
-    for name, path in models.items():
-        can_see, identity = takes_images(path), model_identity(local_copy(path))
-        for task, description in zip(tasks, described, strict=True):
-            if task.config.kind == "vision" and not can_see:
-                items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
-                continue
-            run = TaskRun(task, description, name, identity, f"{settings.engine}, {settings.precision}", out_dir)
-            if not run.finished:
-                unfinished.setdefault(name, []).append(run)
-    for name in unfinished:
-        check_weights(models[name])
-    if unfinished:
-        _measure(unfinished, models, settings, out_dir, ray_settings or RayConfig(), sharers)
+    runs = _runs(models, load_tasks(settings), engines_for(settings, measured, out_dir), settings.precision, out_dir)
+    if not any(_all_finished(of_engine) for of_engine in runs.values()):
+        for path in models.values():
+            check_weights(path)
+        connect(ray_settings or RayConfig())
+        record_environment(out_dir)
+        hardware = Hardware.of(settings, ray_settings or RayConfig(), sharers)
+        engine = _chosen_engine(runs, models, hardware)
+        _measure(runs[engine], models, engine, settings, hardware)
     return summarize(out_dir, [*measured, *models], settings)
 
 
-def _measure(
-    unfinished: dict[str, list[TaskRun]],
-    models: dict[str, Path],
-    settings: EvaluationConfig,
-    out_dir: Path,
-    ray_settings: RayConfig,
-    sharers: int,
-) -> None:
-    """Load the models one after another, or `models_at_once` side by side, and run their unfinished tasks."""
-    connect(ray_settings)
-    record_environment(out_dir)
-    hardware = Hardware.of(settings, ray_settings, sharers)
-    engine = _chosen_engine(settings, [models[name] for name in unfinished], hardware)
+def _runs(
+    models: dict[str, Path], tasks: list[Task], engines: Sequence[str], precision: str, out_dir: Path
+) -> dict[str, Runs]:
+    """Every task on every model that can take it, as each of the engines would run it."""
+    asked = [describe(task) for task in tasks]
+    runs: dict[str, Runs] = {engine: {} for engine in engines}
+    for name, path in models.items():
+        can_see, identity = takes_images(path), model_identity(local_copy(path))
+        for task, of_task in zip(tasks, asked, strict=True):
+            if task.config.kind == "vision" and not can_see:
+                items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name
+                continue
+            for engine in engines:
+                stamp = Stamp(of_task, _by(engine, precision), identity, asked_by(task.config))
+                runs[engine].setdefault(name, []).append(TaskRun(task, stamp, name, out_dir))
+    return runs
 
+
+def _by(engine: str, precision: str) -> str:
+    return f"{engine}, {precision}"
+
+
+def _all_finished(runs: Runs) -> bool:
+    return all(run.finished for of_model in runs.values() for run in of_model)
+
+
+def engines_for(settings: EvaluationConfig, measured: Sequence[str], out_dir: Path) -> Sequence[str]:
+    """The engines that may measure beside what was measured already: those of the settings, if it was by the same.
+
+    Raises:
+        UserError: it was not.
+    """
+    engines = ENGINES if settings.engine == "auto" else [settings.engine]
+    paths = [items_path(out_dir, task.name, name) for task in settings.tasks for name in measured]
+    theirs = {stamp.engine for path in paths if (stamp := stamp_of(path)) is not None}
+    same = [engine for engine in engines if theirs <= {_by(engine, settings.precision)}]
+    if not same:
+        raise UserError(
+            f"{', '.join(measured)} were measured by {' and '.join(sorted(theirs))}, not with evaluation.engine="
+            f"{settings.engine} and evaluation.precision={settings.precision}: set those, or measure all again"
+        )
+    return same
+
+
+def _measure(runs: Runs, models: dict[str, Path], engine: str, settings: EvaluationConfig, hardware: Hardware) -> None:
+    """Load the models one after another, or `models_at_once` side by side, and run their unfinished tasks."""
+    unfinished = {name: left for name in runs if (left := [run for run in runs[name] if not run.finished])}
     names = iter(list(unfinished))  # each thread takes the next one
     lanes = [Replicas(engine, settings, hardware) for _ in range(settings.models_at_once)]
 
@@ -121,22 +155,27 @@ def _measure(
             raise
 
 
-def _chosen_engine(settings: EvaluationConfig, models: list[Path], hardware: Hardware) -> str:
-    """The engine of the settings; `auto` is vLLM where it can serve all models, so that all are measured alike.
+def _chosen_engine(runs: dict[str, Runs], models: dict[str, Path], hardware: Hardware) -> str:
+    """One engine for all models, so that they are measured alike: vLLM where it may and can serve all of them.
+
+    What Transformers has begun, it ends: vLLM is not tried then, unless it has answered some, too.
 
     Raises:
-        UserError: `vllm`, and it cannot serve one.
+        UserError: only vLLM may, and it cannot serve one.
     """
-    if settings.engine == "transformers":
-        return settings.engine
+    begun = {engine for engine in runs if any(run.begun for of_model in runs[engine].values() for run in of_model)}
+    if "vllm" not in runs or ("transformers" in runs and begun == {"transformers"}):
+        return "transformers"
     # vLLM changes the process that imports it
     ask: Any = ray.remote(max_calls=1)(_unsupported_reasons)
-    found = ray.get(ask.options(**hardware.options()).remote([str(model) for model in models]))
-    reasons = [f"{model}: {reason}" for model, reason in zip(models, found, strict=True) if reason]
-    if reasons and settings.engine == "vllm":
+    paths = [models[name] for name in runs["vllm"]]
+    found = ray.get(ask.options(**hardware.options()).remote([str(path) for path in paths]))
+    reasons = [f"{path}: {reason}" for path, reason in zip(paths, found, strict=True) if reason]
+    if reasons and "transformers" not in runs:
         raise _not_served(reasons)
     if reasons:
-        log.info("evaluating with Transformers: vLLM cannot serve %s", reasons[0])
+        again = "; what vLLM has measured is measured again" if "vllm" in begun else ""
+        log.info("evaluating with Transformers: vLLM cannot serve %s%s", reasons[0], again)
     return "transformers" if reasons else "vllm"
 
 

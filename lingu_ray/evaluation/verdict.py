@@ -174,7 +174,7 @@ def _needed(parts: Sequence[Part]) -> str:
 
 def _exceptions(name: str, task: TaskScores, references: References) -> Iterator[str]:
     """What on this task speaks against the claim, beyond noise."""
-    quotient, floor, over = task.distilled, task.floor or -math.inf, task.over
+    quotient, floor, over = task.distilled, -math.inf if task.floor is None else task.floor, task.over
     of_baseline = over.get(references.baseline)
     if quotient is not None and task.kind == "language" and quotient.ci.high < floor:
         yield f"{name}: recovery {quotient.percent()} is below {_percent(floor)}"

@@ -112,7 +112,7 @@ def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str])
 def _write_items(out_dir: Path, task: str, model: str) -> None:
     sample = {"asked": f"{PLACEHOLDER}?", "images": [_picture("JPEG")]}
     columns = {"item": ["1"], "prediction": ["made up"], "answers": [["made up"]], SAMPLE: [sample]}
-    write_items(items_path(out_dir, task, model), columns, "")
+    write_items(items_path(out_dir, task, model), columns, None)
 
 
 def _write_corpus(config: Config, folder: Path) -> None:

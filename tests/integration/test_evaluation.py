@@ -27,6 +27,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluate import main
 from lingu_ray.evaluation import measure
 from lingu_ray.evaluation.engines.engine import ScoreRequest
+from lingu_ray.evaluation.item_files import stamp_of
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
@@ -166,6 +167,19 @@ def test_a_second_evaluation_asks_nothing(models: dict[str, Path], settings: Eva
     evaluate(copies, settings, tmp_path / "out")
     changed = {path.name for path in kept if path.stat().st_mtime_ns != kept[path]}
     assert changed == {f"{name}.adapted.parquet" for name in (*(task.name for task in settings.tasks), "image@blind")}
+
+
+def test_all_models_are_measured_by_one_engine(
+    models: dict[str, Path], settings: EvaluationConfig, tmp_path: Path
+) -> None:
+    """`auto` ends what Transformers began with Transformers, though vLLM is here and could serve the others."""
+    evaluate({name: models[name] for name in ("teacher", "adapted")}, settings, tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "items").iterdir()}
+    evaluate(models, settings.model_copy(update={"engine": "auto"}), tmp_path)
+    files = [path for path in (tmp_path / "items").iterdir() if path.suffix == ".parquet"]
+    stamps = {path: stamp_of(path) for path in files}
+    assert {stamp.engine for stamp in stamps.values() if stamp} == {"transformers, fp32"} and len(files) == 10
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 def test_replicas_and_models_side_by_side(models: dict[str, Path], many: EvaluationConfig, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: list[GenerateRequest]) -> list[str]:
-        """Answer every request greedily; without the stop text and surrounding spaces.
+        """Answer every request greedily; without the stop text and, in a chat, surrounding spaces.
 
         Raises:
             UserError: the model takes no images, or a prompt does not fit its context.

@@ -82,12 +82,16 @@ class Prompts:
         )
 
     def answer(self, request: GenerateRequest, ids: list[int]) -> str:
-        """The text of generated tokens, up to an end token or the first of the stop texts."""
+        """The text of generated tokens, up to an end token or the first of the stop texts.
+
+        Spaces around it are no part of an answer in a chat, and stay where raw text goes on.
+        """
         said = ids[:-1] if ids[-1:] and ids[-1] in self.ends else ids
         text = self.tokenizer.decode(said, skip_special_tokens=True)
         assert isinstance(text, str)  # only a list of lists gives a list of texts
         found = [place for stop in request.stop if (place := text.find(stop)) >= 0]
-        return text[: min(found, default=len(text))].strip()
+        text = text[: min(found, default=len(text))]
+        return text.strip() if request.chat else text
 
     @cached_property
     def ends(self) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from rapidfuzz.distance import Levenshtein
 
@@ -44,11 +45,19 @@ def exact_match(prediction: str, answers: list[str]) -> float:
 
 
 def normalize(answer: str) -> str:
-    """Lower case; no articles (unless that is all there is); no punctuation but what belongs to a number."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", answer.lower())  # 1,000 is 1000
-    text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", " ", text)  # -5, 2.5, 10:30 and 1/2 stay
-    words = text.split()
-    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
+    """Lower case; no articles, no punctuation but what belongs to a number; each stays where it is all there is.
+
+    Marks that are parts of letters (vowel signs of Hindi, accents), and of mathematics (+, =, <), are no punctuation.
+    """
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", unicodedata.normalize("NFC", answer.lower()))  # 1,000 is 1000
+    text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", _without_punctuation, text)  # -5, 2.5, 10:30 and 1/2 stay
+    words = text.split() or answer.lower().split()
+    return " ".join([word for word in words if word not in _ARTICLES] or words)
+
+
+def _without_punctuation(mark: re.Match[str]) -> str:
+    category = unicodedata.category(mark[0])
+    return mark[0] if category[0] == "M" or category == "Sm" else " "
 
 
 def vqa_accuracy(prediction: str, answers: list[str]) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lingu_ray import storage
 from lingu_ray.config import TaskConfig
+from lingu_ray.content import bytes_identity
 from lingu_ray.corpus.load_image import load_image, read_image
 from lingu_ray.evaluation.tasks.fields import fields_of
 from lingu_ray.evaluation.tasks.rows import Place
@@ -14,29 +15,28 @@ from lingu_ray.evaluation.tasks.task_types import Fields
 
 
 @dataclass(frozen=True)
-class ItemImage:
-    """The image at `index` of the item that is number `turn` of a row; calling it returns the encoded bytes."""
+class RowImage:
+    """The image at `index` of the item that is number `turn` of a row. See `task.ItemImage`."""
 
     config: TaskConfig
     place: Place
     turn: int
     index: int
+    content: str
 
     def __call__(self) -> bytes:
         fields = fields_of(self.config, self.place.read())[self.turn]
         return read_image(references(fields)[self.index], _folder(self.place))
 
 
-def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> tuple[ItemImage, ...]:
+def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> tuple[RowImage, ...]:
     """The images that an item's `image` refers to, each decoded once; relative paths start from the file's folder.
 
     Raises:
         BadRecord: one is missing or broken.
     """
-    found = references(fields)
-    for reference in found:
-        load_image(reference, _folder(place))
-    return tuple(ItemImage(config, place, turn, index) for index in range(len(found)))
+    encoded = [load_image(reference, _folder(place)) for reference in references(fields)]
+    return tuple(RowImage(config, place, turn, i, bytes_identity(image)) for i, image in enumerate(encoded))
 
 
 def references(fields: Fields) -> list[Any]:

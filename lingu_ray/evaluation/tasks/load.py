@@ -14,7 +14,7 @@ from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.images import item_images
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
-from lingu_ray.evaluation.tasks.task_types import Malformed, asked, is_scored, scored
+from lingu_ray.evaluation.tasks.task_types import Malformed, asked, check_together, is_scored, scored
 
 
 def load_tasks(settings: EvaluationConfig) -> list[Task]:
@@ -42,6 +42,10 @@ def load_task(config: TaskConfig) -> Task:
             f"evaluation.tasks: {config.name}: limit is {config.limit}, but {config.path} holds {len(items)} items; "
             "lower the limit or leave it out"
         )
+    try:
+        check_together(config, items)
+    except Malformed as error:
+        raise UserError(f"evaluation.tasks: {config.name}: {config.path}: {error}") from error
     return Task(config, items)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from lingu_ray.config import TaskConfig
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
@@ -22,19 +21,32 @@ class Scored:
     reference: Reference
 
 
+class ItemImage(Protocol):
+    """An image of an item: calling it reads its encoded bytes. `content`: their identity."""
+
+    @property
+    def content(self) -> str: ...
+
+    def __call__(self) -> bytes: ...
+
+
 @dataclass(frozen=True)
 class Asked:
-    """An item that is answered; its images are read, as encoded bytes, when they are needed."""
+    """An item that is answered; its images are read when they are needed."""
 
     name: str
     prompt: str
-    images: tuple[Callable[[], bytes], ...]
+    images: tuple[ItemImage, ...]
     reference: Reference
 
     def request(self, config: TaskConfig) -> GenerateRequest:
         """What the engine is asked."""
         images = tuple(read() for read in self.images)
         return GenerateRequest(self.prompt, images, config.max_new_tokens, tuple(config.stop))
+
+    def described(self, config: TaskConfig) -> tuple[GenerateRequest, tuple[str, ...]]:
+        """All that the answer depends on besides the model: the request, its images by their identities."""
+        return replace(self, images=()).request(config), tuple(image.content for image in self.images)
 
 
 Item = Scored | Asked

@@ -5,7 +5,8 @@
 - `multiple_choice`, vision: `question`, `choices` (`A`, `B`, … where the question lists them itself), `gold`, `image`;
 - `last_word`: `context`, `continuation`;
 - `perplexity`: `text`, or `context`, `continuation` to score the continuation alone;
-- `mme`: `question`, `gold` (yes or no), `category`, `group` (the name of its image), `image`;
+- `mme`: `question`, `gold` (yes or no), `category`, `group` (the name of its image), `image`; two questions an image;
+- `vqa_accuracy`: `question`, `answer` (of several people, of whom some may have said nothing), `image`;
 - others: `question`, `answer` (one or several), `image` (vision: one or several).
 
 Elsewhere `gold` is an index. `<image>` in a question marks where an image stands; without it they come first.
@@ -13,17 +14,18 @@ Elsewhere `gold` is an index. `<image>` in a question marks where an image stand
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from string import ascii_uppercase
 from typing import Any
 
 from lingu_ray.config import TaskConfig
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.engines.engine import ScoreRequest
-from lingu_ray.evaluation.tasks.task import Asked, Reference, Scored
+from lingu_ray.evaluation.metrics.short_answers import ENOUGH
+from lingu_ray.evaluation.tasks.task import Asked, Item, ItemImage, Reference, Scored
 
 Fields = dict[str, Any]
-Image = Callable[[], bytes]
 
 _SCORED = ("query", "choices", "gold", "context_options", "context", "continuation", "text")
 _ASKED = ("question", "answer", "image", "choices", "gold", "category", "group")
@@ -51,7 +53,7 @@ def scored(config: TaskConfig, name: str, fields: Fields) -> Scored:
     return Scored(name, requests, reference | _more(config, fields))
 
 
-def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[Image, ...]) -> Asked:
+def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage, ...]) -> Asked:
     """An item of a task that asks a question.
 
     Raises:
@@ -160,4 +162,38 @@ def _yes_or_no(fields: Fields) -> tuple[str, Reference]:
     return question, {"gold": gold.lower(), "category": _text(fields, "category"), "group": _text(fields, "group")}
 
 
-ASKED: dict[str, Callable[[Fields], tuple[str, Reference]]] = {"multiple_choice": _lettered, "mme": _yes_or_no}
+def _of_people(fields: Fields) -> tuple[str, Reference]:
+    """Every person's answer counts, an empty one, too: the VQA score is a mean over people."""
+    value = _field(fields, "answer")
+    answers = ["" if one is None else one for one in value] if isinstance(value, list) else [value]
+    if len(answers) < ENOUGH or not all(isinstance(one, str) for one in answers):
+        raise Malformed(
+            f"`answer` must be the answers of several people, {ENOUGH} at least (VQAv2 and TextVQA have ten), found "
+            f"{value!r}; where one answer is right, set type: exact_match"
+        )
+    return _text(fields, "question"), {"answers": answers}
+
+
+ASKED: dict[str, Callable[[Fields], tuple[str, Reference]]] = {
+    "multiple_choice": _lettered,
+    "mme": _yes_or_no,
+    "vqa_accuracy": _of_people,
+}
+
+
+def check_together(config: TaskConfig, items: Iterable[Item]) -> None:
+    """Refuse items that are not, together, what the type judges.
+
+    Raises:
+        Malformed: an image of `mme` has not two questions.
+    """
+    if config.type != "mme":
+        return
+    questions = Counter((item.reference["category"], item.reference["group"]) for item in items)
+    for (category, group), count in questions.items():
+        if count != 2:
+            cut = f", unless limit {config.limit} cuts its second one off" if config.limit else ""
+            raise Malformed(
+                f"mme scores an image by its two questions, and `group` {group!r} of `category` {category!r} has "
+                f"{count}: `group` must name the image{cut}"
+            )

@@ -72,18 +72,17 @@ def write_measured(one: Comparison) -> None:
     names = [str(n) for n in range(ITEMS)]
     for model, nats in LANGUAGE.items():
         texts = [[float(-100 * chance.normal(nats, 0.1))] for _ in names]
-        write_items(
-            items_path(folder, "encyclopedic", model), {"item": names, "logliks": texts, "tokens": [[100]] * ITEMS}, ""
-        )
+        passages = {"item": names, "logliks": texts, "tokens": [[100]] * ITEMS}
+        write_items(items_path(folder, "encyclopedic", model), passages, None)
         choices = [[float(chance.normal(5 - nats, 1)), 0.0] for _ in names]
         columns = {"item": names, "logliks": choices, "lengths": [[9, 9]] * ITEMS, "gold": [0] * ITEMS}
-        write_items(items_path(folder, "piqa", model), columns, "")
+        write_items(items_path(folder, "piqa", model), columns, None)
     for model, share in VISION.items():
         said = ["hat" if chance.random() < share else "a | dress" for _ in names]
         shown = {"asked": "<image>What is this?", "options": [], "images": [jpeg()]}
         samples = [shown if n < 12 else None for n in range(ITEMS)]
         columns = {"item": names, "prediction": said, "answers": [["hat"]] * ITEMS, SAMPLE: samples}
-        write_items(items_path(folder, "clothing", model), columns, "")
+        write_items(items_path(folder, "clothing", model), columns, None)
     summarize(folder, list(LANGUAGE), EvaluationConfig.model_validate({"tasks": tasks, "bootstrap": 100}))
 
 

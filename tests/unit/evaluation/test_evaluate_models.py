@@ -77,6 +77,21 @@ def test_arguments() -> None:
     assert (config.engine, config.ray.cpus_per_worker) == ("vllm", 2)
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("lm.gguf", "lm"),
+        ("org/SmolLM2-1.7B", "SmolLM2-1-7B"),
+        ("runs/a (2)/", "a-2"),
+        ("m.Q4_1.gguf", "m-Q4_1"),
+    ],
+)
+def test_a_model_without_a_name_gets_one_that_is_taken(given: str, name: str) -> None:
+    """Dots and blanks of a folder, a file or a hub id are no letters of a name."""
+    models, _ = read_arguments([given, "tasks=piqa"])
+    assert list(models) == [name]
+
+
 def test_a_task_named_on_the_command_line_can_be_changed_there() -> None:
     """Dotted settings find tasks by name, though the list holds bare names; the others stay as they are."""
     _, config = read_arguments(

@@ -14,10 +14,13 @@ from pydantic import ValidationError
 from tiny import picture
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.evaluation import RESERVED_FIELDS
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
+from lingu_ray.evaluation.tasks import task_types
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored
+from lingu_ray.evaluation.tasks.task_types import ASKED, KNOWN, SCORED
 
 VISION = ("exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "cider", "rouge_l", "mme")
 
@@ -136,9 +139,49 @@ def test_lettered_options(images: Path) -> None:
 
 def test_yes_or_no_questions_in_groups(images: Path) -> None:
     """MME's references are the answer, the category, and the image that two questions share."""
-    record = {"question": "Is it red?", "gold": "Yes", "category": "color", "group": "7", "image": "img/1.png"}
-    (item,) = load_task(config(write(images / "a.jsonl", record), "mme")).items
-    assert item.reference == {"gold": "yes", "category": "color", "group": "7"}
+    records = [
+        {"question": f"Is it {color}?", "gold": gold, "category": "color", "group": "7", "image": "img/1.png"}
+        for color, gold in (("red", "Yes"), ("blue", "No"))
+    ]
+    items = load_task(config(write(images / "a.jsonl", *records), "mme")).items
+    assert [item.reference for item in items] == [
+        {"gold": gold, "category": "color", "group": "7"} for gold in ("yes", "no")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "limit", "said"),
+    [("7", None, "has 1"), ("777", None, "has 3"), ("77889", None, "'9' .* has 1"), ("7788", 3, "unless limit 3 cuts")],
+)
+def test_an_image_has_two_questions(images: Path, groups: str, limit: int | None, said: str) -> None:
+    """MME gives 100 more for both: with one alone an image would have them for a single answer."""
+    record = {"question": "Is it red?", "gold": "Yes", "category": "color", "image": "img/1.png"}
+    path = write(images / "a.jsonl", *({**record, "group": group} for group in groups))
+    with pytest.raises(UserError, match=f"a.jsonl: mme scores an image by its two questions, .*{said}"):
+        load_task(config(path, "mme", limit=limit))
+
+
+def test_people_who_said_nothing_count(images: Path) -> None:
+    """The VQA score is a mean over people, so an empty answer is one, and so is a null."""
+    record = {"question": "Q", "answer": ["red", "", None, "red"], "image": "img/1.png"}
+    (item,) = load_task(config(write(images / "a.jsonl", record), "vqa_accuracy")).items
+    assert item.reference == {"answers": ["red", "", "", "red"]}
+
+
+@pytest.mark.parametrize("type", sorted({*SCORED, *ASKED, "exact_match"}))
+def test_no_field_takes_the_place_of_a_reference(type: str) -> None:
+    """What a metric reads beside the fields that types ask for is reserved: a column of that name is refused."""
+    everything = {
+        **{"query": "Q", "choices": ["a", "b"], "gold": 0, "context": "c", "continuation": "d", "question": "Q"},
+        **{"answer": ["a", "b", "c", "d"], "category": "c", "group": "g"},
+    }
+    references = []
+    if type in SCORED:
+        references.append(SCORED[type](config(Path("x"), type), everything)[1])
+    if type not in SCORED or type in ASKED:
+        fields = everything | ({"gold": "yes"} if type == "mme" else {})
+        references.append(ASKED.get(type, task_types._answered)(fields)[1])
+    assert all(name in RESERVED_FIELDS or name in KNOWN for reference in references for name in reference)
 
 
 @pytest.mark.parametrize("layout", ["parquet", "saved", "splits", "hub"])
@@ -275,6 +318,8 @@ def test_limit_takes_the_first_items(tmp_path: Path) -> None:
         ("exact_match", {"question": "Q", "answer": "a", "image": "img/broken.png"}, "truncated|broken"),
         ("exact_match", {"question": "Q", "image": "img/1.png"}, "`answer`"),
         ("exact_match", {"question": "<image><image>", "answer": "a", "image": "img/1.png"}, "2 <image> for 1"),
+        ("vqa_accuracy", {"question": "Q", "answer": "red", "image": "img/1.png"}, "several people, 4 at least"),
+        ("vqa_accuracy", {"question": "Q", "answer": [1, 2, 3, 4], "image": "img/1.png"}, "several people"),
         ("mme", {"question": "Q", "gold": "maybe", "image": "img/1.png"}, "yes or no"),
         ("mme", {"question": "Q", "gold": "no", "image": "img/1.png"}, "`category` is missing"),
     ],
@@ -333,6 +378,7 @@ def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
         ({"type": "perplexity", "fields": {"text": "{{a"}}, "malformed"),
         ({"type": "perplexity", "where": "{{a | shout}}"}, "malformed"),
         ({"type": "perplexity", "fields": {"text": "a", "tokens": "b"}}, "fields.tokens: the name is taken"),
+        ({"type": "exact_match", "fields": {"answer": "a", "answers": "b"}}, "fields.answers: the name is taken"),
         ({"type": "lm_eval", "split": "test"}, "brings its own data"),
     ],
 )

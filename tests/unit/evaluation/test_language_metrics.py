@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from lingu_ray.config import TASK_TYPES, TaskConfig
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
-from lingu_ray.evaluation.metrics.short_answers import normalize
+from lingu_ray.evaluation.metrics.short_answers import exact_match, normalize
 from lingu_ray.evaluation.tasks.judging import METRICS, judge_task
 
 
@@ -98,8 +98,20 @@ def test_exact_match() -> None:
         ("10:30!", "10:30"),
         ("yes, it is", "yes it is"),
         ("3.", "3"),
+        ("Cafe\u0301 «Über»", "caf\u00e9 über"),
+        ("हिन्दी।", "हिन्दी"),
+        ("x + 1 < 3", "x + 1 < 3"),
+        ("?!", "?!"),
     ],
 )
 def test_normalized_answers(answer: str, plain: str) -> None:
-    """Case, articles and punctuation go; what belongs to a number stays, and a lone article too."""
+    """Case, articles and punctuation go; what belongs to a number, a letter or a formula stays, and what is alone."""
     assert normalize(answer) == plain
+
+
+@pytest.mark.parametrize(
+    ("said", "right"), [("", "+"), ("-", "+"), ("C", "C++"), ("का", "की"), ("😀", "😂"), ("", "?")]
+)
+def test_answers_that_are_all_marks_are_told_apart(said: str, right: str) -> None:
+    """Of none of them nothing is left."""
+    assert exact_match(said, [right]) == 0 and exact_match(right, [right]) == 1

@@ -295,7 +295,7 @@ def _last_words(engine: TransformersEngine) -> list[dict[str, str]]:
     """Texts of which some end in what the model would say."""
     contexts = [f"In {WORDS[i % 9]} {i} there is" for i in range(12)]
     said = engine.generate([GenerateRequest(context, max_new_tokens=2, chat=False) for context in contexts])
-    likely = [f"{context} {word}" for context, word in zip(contexts, said, strict=True)]
+    likely = [f"{context} {word.strip()}" for context, word in zip(contexts, said, strict=True)]
     return [{"text": text} for text in likely + [f"A {word} is an object" for word in WORDS]]
 
 
@@ -324,7 +324,7 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
     word = harness_yaml(tmp_path, "word", _last_words(engine), include=str(harness_file("lambada_openai")))
     prompts = [f"{name} is" for name in ("list", "name", "class", "object")]
     said = engine.generate([GenerateRequest(p, (), 12, ("e",), chat=False) for p in prompts])
-    targets = [said[0], said[1].split()[0], "x", "y"]
+    targets = [said[0].strip(), said[1].split()[0], "x", "y"]
     answer = harness_yaml(
         tmp_path,
         "answer",
@@ -343,7 +343,23 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
             {"name": "first", "filter": [{"function": "regex", "regex_pattern": r"(\S+)"}, {"function": "take_first"}]},
         ],
     )
-    results, samples = harness_says(model, choice, word, answer)
+    # As in babi: no filter, and targets with the spaces that the model says.
+    asked = [f"{name} {i}" for name in WORDS for i in range(20)]
+    answers = engine.generate([GenerateRequest(text, (), 12, ("e",), chat=False) for text in asked])
+    spaced = [(text, said) for text, said in zip(asked, answers, strict=True) if said != said.strip()]
+    (first, with_space), (second, without) = spaced[:2]
+    raw = harness_yaml(
+        tmp_path,
+        "raw",
+        [{"q": first, "a": with_space}, {"q": second, "a": without.strip()}],
+        output_type="generate_until",
+        test_split="test",
+        doc_to_text="{{q}}",
+        doc_to_target="{{a}}",
+        generation_kwargs={"until": ["e"], "max_gen_toks": 12},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+    results, samples = harness_says(model, choice, word, answer, raw)
 
     task = load_task(harness_config(choice))
     for item, sample in zip(task.items, samples["choice"], strict=True):
@@ -357,6 +373,7 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
     scores = measure(load_task(harness_config(answer)), engine)
     assert level(scores) == pytest.approx(results["answer"]["exact_match,whole"]) and level(scores) > 0
     assert level(scores, "exact_match,first") == pytest.approx(results["answer"]["exact_match,first"])
+    assert level(measure(load_task(harness_config(raw)), engine)) == results["raw"]["exact_match,none"] == 0.5
 
 
 def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
@@ -379,7 +396,7 @@ def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
     harness._task.cache_clear()
     harness._requests.cache_clear()
     assert METRICS["lm_eval"].judge(columns) == expected
-    write_items(items_path(tmp_path, "t", "teacher"), columns, "")
+    write_items(items_path(tmp_path, "t", "teacher"), columns, None)
     reported = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"]
     assert (reported.metric, reported.is_share) == ("acc_norm", True)
     with pytest.raises(UserError, match="its data is not what it was"):

@@ -45,8 +45,8 @@ def nats(tmp_path: Path) -> dict[str, dict[str, list[float]]]:
             "greedy": [[bool(r)] for r in right],
         }
         chosen = {"logliks": logliks, "lengths": [[1, 1, 1]] * ITEMS, "gold": golds.tolist()}
-        write_items(items_path(tmp_path, WORDS.name, model), {"item": names, **greedy}, "")
-        write_items(items_path(tmp_path, CLOZE.name, model), {"item": names, **chosen}, "")
+        write_items(items_path(tmp_path, WORDS.name, model), {"item": names, **greedy}, None)
+        write_items(items_path(tmp_path, CLOZE.name, model), {"item": names, **chosen}, None)
         written[WORDS.name][model], written[CLOZE.name][model] = of_words.tolist(), of_gold.tolist()
     return written
 

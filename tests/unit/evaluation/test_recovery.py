@@ -88,7 +88,7 @@ def test_mme_stays_within_what_is_possible(tmp_path: Path) -> None:
             "gold": ["yes"] * len(rows),
             "prediction": ["yes", odd] * len(images),
         }
-        write_items(items_path(tmp_path, "mme", model), columns, "")
+        write_items(items_path(tmp_path, "mme", model), columns, None)
     models = summarize(tmp_path, ["adapted", "distilled"], settings(task)).tasks["mme"].models
     assert [models["distilled"].score.value, *models["distilled"].score.ci] == pytest.approx([2800] * 3)
     assert models["adapted"].score.value == pytest.approx(700)

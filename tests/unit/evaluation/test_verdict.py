@@ -171,6 +171,12 @@ def test_a_task_that_the_means_would_hide_is_named(exception: TaskScores, said: 
     assert found.detail.startswith("97% [94, 101]") and found.detail.endswith(f"; hidden: {said}.")
 
 
+def test_a_floor_of_nothing_is_a_floor() -> None:
+    """With `min_recovery: 0` a task that fell further, beyond noise, is named."""
+    fallen = replace(task("language", estimate(-0.4, -0.6, -0.2)), floor=0.0)
+    assert verdict(hidden=fallen).exceptions == ("hidden: recovery -40% [-60, -20] is below 0%",)
+
+
 def test_noise_alone_is_no_exception() -> None:
     """An interval that reaches the floor and 1; worse than others within noise: not named."""
     below = task("vision", estimate(0.97, 0.93, 1.01), over={"plain_ce": estimate(-0.01, -0.03, 0.01)})
