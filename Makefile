@@ -21,7 +21,8 @@ DINOV2 := models/dinov2-small
 EASY_VQA := models/easy-vqa
 # Folder with the public sets of the experiment on a real pair (benchmarks/result/README.md).
 DATA ?=
-GPU := $(shell nvidia-smi -L 2>/dev/null)
+# What nvidia-smi says where it is there, be it GPUs or why it fails; empty elsewhere.
+GPU := $(shell command -v nvidia-smi >/dev/null && { nvidia-smi -L 2>&1 || echo failed; })
 LOCK := requirements-$(if $(GPU),gpu,cpu).lock
 
 .PHONY: help setup demo test test-fast test-long check smollm2 dinov2 result clean
@@ -53,7 +54,12 @@ $(STAMP): pyproject.toml $(LOCK)
 
 # A driver serves CUDA up to a version, which nvidia-smi prints; torch's libraries in the lock are of another.
 define check_driver
-	@serves=$$(nvidia-smi | sed -n 's/.*CUDA \(UMD \)\{0,1\}Version: *\([0-9]*\).*/\2/p'); \
+	@said=$$(nvidia-smi 2>&1) || { \
+		echo "$$said"; \
+		echo "nvidia-smi fails, as said above: restart the machine if its driver was updated, else install the driver"; \
+		echo "again; or set up without a GPU: make setup GPU="; \
+		exit 1; }; \
+	serves=$$(echo "$$said" | sed -n 's/.*CUDA \(UMD \)\{0,1\}Version: *\([0-9]*\).*/\2/p'); \
 	needs=$$(sed -n 's/^nvidia-cuda-runtime==\([0-9]*\).*/\1/p' $(LOCK)); \
 	test -n "$(TORCH_INDEX)" || test "$${serves:-$$needs}" -ge "$$needs" || { \
 		echo "The NVIDIA driver serves CUDA $$serves, and $(LOCK) has torch for CUDA $$needs: update the driver, or"; \

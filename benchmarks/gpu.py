@@ -46,7 +46,7 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath
-from lingu_ray.runtime.doctor.gpu import gpus
+from lingu_ray.runtime.doctor.gpu import MEND_DRIVER, gpus
 from lingu_ray.runtime.environment import describe_environment
 
 SectionName = Literal["parity", "step", "loss", "transport", "evaluate"]
@@ -88,8 +88,8 @@ class Part:
 def main(arguments: list[str]) -> None:
     """Measure and publish; raises UserError where a part failed."""
     options = settings_alone(arguments, HELP, GpuConfig)
-    if options.size == "full" and not gpus():
-        raise UserError("nvidia-smi shows no GPU here: size=tiny tries the command without one")
+    if options.size == "full":
+        _require_gpu()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the part that runs is ended, too
     parts = [part for part in parts_of(options.size) if part.section in options.sections]
     rows, results = [], {}
@@ -102,6 +102,15 @@ def main(arguments: list[str]) -> None:
     _append_tables(parts, options.out)
     if failed := [row["part"] for row in rows if row["state"] == "failed"]:
         raise UserError(f"failed: {', '.join(failed)}; their logs are in {options.out}")
+
+
+def _require_gpu() -> None:
+    """Raise UserError where nvidia-smi shows no GPU, or fails."""
+    shown, smi_error = gpus()
+    if smi_error:
+        raise UserError(f"nvidia-smi fails here: {smi_error}: {MEND_DRIVER}")
+    if not shown:
+        raise UserError("nvidia-smi shows no GPU here: size=tiny tries the command without one")
 
 
 def parts_of(size: str) -> list[Part]:

@@ -143,13 +143,14 @@ def ratios(over: Timing, under: Timing) -> Timing:
 
 def machine() -> dict[str, Any]:
     """Facts about the machine and the software, without which a number means nothing."""
-    shown = gpus()
+    shown, smi_error = gpus()
     return {
         "device": shown[0].name if shown and torch.cuda.is_available() else _cpu_name(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         **(_driver(shown) if shown else {}),
+        **({"nvidia_smi": smi_error} if smi_error else {}),
         **{name: number for name, number in versions(PACKAGES).items() if number is not None},
     }
 

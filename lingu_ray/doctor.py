@@ -6,8 +6,8 @@ Checked are, on every node of the cluster that a run would use:
   tracking, ray       the MLflow store and the cluster answer
   resources, network  the workers have room; the nodes reach each other
   versions            lingu_ray, Python, Ray, torch and Transformers are the same everywhere
-  output, data        every node writes into output_dir, and sees the same one; it has the models and data that are here
-  gpu, compute mode   torch fits the driver and sees the GPUs; student and teacher may share one
+  output, data        every node writes into output_dir, and sees the same one; it has the files that the settings name
+  gpu, compute mode   the driver works, torch fits it and sees the GPUs; student and teacher may share one
   MPS, cuda_ipc       they compute on it at once; the teacher can open the student's memory
   /dev/shm, token     it is large enough; Ray asks for a token
   environment         what a cluster that was started elsewhere needs in its environment; jobs are given time to save

@@ -66,7 +66,8 @@ def main(arguments: list[str]) -> None:
     logging.getLogger("lingu_ray").setLevel(logging.WARNING)
     row = RowConfig(**settings.model_dump(exclude={"device"}))
     found: Estimate = estimate(with_demo(config, USAGE), row, settings.device or device_here())
-    print("\n".join(lines(found)))
+    for line in lines(found):
+        print(line, flush=True)
 
 
 def read_arguments(arguments: list[str]) -> tuple[Config, EstimateConfig]:

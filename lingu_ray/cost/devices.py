@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from lingu_ray.cost.host_memory import host_memory
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.cores import cores
 
@@ -37,6 +37,11 @@ class Device:
     def rate(self, bf16: bool) -> float:
         """Operations a second of products."""
         return self.bf16 if bf16 else self.fp32
+
+    def shared_by(self, workers: int) -> Device:
+        """The device as each of so many workers finds it that compute on it at once: with its part of the rates."""
+        parts = {name: getattr(self, name) / workers for name in ("bf16", "fp32", "bandwidth")}
+        return replace(self, **parts)
 
 
 def _gpu(name: str, gib: float, bf16: float, fp32: float, bandwidth: float) -> Device:
@@ -79,8 +84,7 @@ def measured_cpu(width: int, inner: int, rows: int) -> Device:
         bandwidth = _copies()
     finally:
         torch.set_num_threads(before)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device("cpu", memory, bf16, fp32, bandwidth)
+    return Device("cpu", host_memory(), bf16, fp32, bandwidth)
 
 
 def _products(width: int, inner: int, rows: int, bf16: bool) -> float:

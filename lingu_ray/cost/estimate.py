@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from lingu_ray.config import Config
 from lingu_ray.cost import memory
@@ -16,7 +17,8 @@ from lingu_ray.cost.devices import GPUS, Device, measured_cpu
 from lingu_ray.cost.memory import Process
 from lingu_ray.cost.models import Models, read_models
 from lingu_ray.cost.step_time import StepTime, step_time
-from lingu_ray.cost.workload import RowConfig, Workload, travels_by, workload
+from lingu_ray.cost.workload import RowConfig, Workload, sharing, travels_by, workload
+from lingu_ray.errors import UserError
 from lingu_ray.runtime.precision import by_speed, times_as_fast, with_precision
 from lingu_ray.runtime.transport import choose_transport
 
@@ -57,17 +59,22 @@ class Estimate:
 
     @property
     def _of_a_gpu(self) -> float:
-        """Bytes of the processes that share a GPU; of two GPUs a worker the fuller one."""
-        gpus = self.config.ray.gpus_per_worker
-        of_worker = [process.bytes for process in self.training if process.on_device]
-        return max(of_worker) if gpus == 2 else max(1, round(1 / gpus)) * sum(of_worker)
+        """Bytes of the processes that share a GPU where most workers train; of two GPUs a worker the fuller one."""
+        ray = self.config.ray
+        of_worker = [process for process in self.training if process.on_device]
+        if ray.gpus_per_worker == 2:
+            return max(process.bytes for process in of_worker)
+        return self._together(of_worker, sharing(ray, True, ray.max_workers))
 
     @property
     def _of_a_node(self) -> float:
         """Bytes of all workers, with the teachers that they have."""
+        return self._together(self.training, self.config.ray.min_workers)
+
+    def _together(self, processes: Iterable[Process], workers: int) -> float:
+        """Bytes of these processes of so many workers of a node; one teacher may serve all of them."""
         once = {"teacher"} if self.config.teacher.placement == "node" else set()
-        workers = self.config.ray.min_workers
-        return sum(process.bytes * (1 if process.name in once else workers) for process in self.training)
+        return sum(process.bytes * (1 if process.name in once else workers) for process in processes)
 
     @property
     def room(self) -> float:
@@ -87,12 +94,18 @@ class Estimate:
     def changes(self) -> Iterator[tuple[str, Estimate]]:
         """Settings that take less memory, one at a time, with the estimate of a run that differs in it alone."""
         for settings in _smaller(self.config, self.device.is_gpu):
-            changed = _with(self.config, settings)
-            words = " ".join(f"{key}={value}" for key, value in settings.items())
-            models = read_models(changed) if "train.lora.rank" in settings else self.models
-            smaller = estimate_of(changed, self.row, self.device, models)
-            if smaller.needed < self.needed:
-                yield words, smaller
+            try:
+                smaller = self._changed(settings)
+                takes_less = smaller.needed < self.needed
+            except (ValidationError, UserError):  # not allowed beside the others, or not to be estimated here
+                continue
+            if takes_less:
+                yield " ".join(f"{key}={value}" for key, value in settings.items()), smaller
+
+    def _changed(self, settings: dict[str, Any]) -> Estimate:
+        changed = _with(self.config, settings)
+        models = read_models(changed) if "train.lora.rank" in settings else self.models
+        return estimate_of(changed, self.row, self.device, models)
 
 
 def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
@@ -129,12 +142,15 @@ def _smaller(config: Config, on_gpu: bool) -> Iterator[dict[str, Any]]:
     if config.uses_teacher and on_gpu:
         if config.teacher.look_ahead != 0:
             yield {"teacher.look_ahead": 0}
-        if travels_by(config) not in (None, "cuda_ipc"):
+        on_one_gpu = config.teacher.placement == "actor" and config.ray.gpus_per_worker <= 1
+        if on_one_gpu and travels_by(config) != "cuda_ipc":
             yield {"teacher.transport": "cuda_ipc"}
     if train.parallelism == "ddp" and on_gpu:
         yield {"train.parallelism": "fsdp2", "ray.num_workers": max(4, config.ray.min_workers)}
     if train.precision == "fp32":
         yield {"train.precision": "bf16"}
+    if config.evaluation.tasks and config.evaluation.precision == "fp32":
+        yield {"evaluation.precision": "bf16"}
     if train.lora is None:
         yield {"train.lora.rank": 16}
 

@@ -125,15 +125,11 @@ def kv_of_rows(config: Config, models: Models, load: Workload, rows: float) -> f
 
 def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Process:
     """The worker: what stays, and the most that a step needs beside it."""
-    whole, learns = sum(models.parameters.values()), sum(models.trained.values())
-    kept_whole, learns_here = whole, learns
-    if config.train.parallelism == "fsdp2":
-        away = 1 - 1 / config.ray.min_workers
-        gathered = 2 * models.layers / models.text.num_hidden_layers  # one runs, the next one is fetched
-        kept_whole = whole - away * models.layers + (gathered if away else 0)
-        learns_here = learns - away * models.trained_layers
+    away, learns_here = _away(config), learned_here(config, models)
+    gathered = 2 * models.layers / models.text.num_hidden_layers if away else 0  # one runs, the next one is fetched
+    kept_here = sum(models.parameters.values()) - away * models.layers + gathered
     items = [
-        Item("weights, float32", FLOAT32 * kept_whole),
+        Item("weights, float32", FLOAT32 * kept_here),
         Item("gradients, float32", FLOAT32 * learns_here),
         Item("optimizer: two moments", 2 * FLOAT32 * learns_here),
     ]
@@ -164,6 +160,16 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
     return Process("worker", True, (*items, _itself(load)))
 
 
+def learned_here(config: Config, models: Models) -> float:
+    """Parameters whose gradients and moments a worker has, and which it updates."""
+    return sum(models.trained.values()) - _away(config) * models.trained_layers
+
+
+def _away(config: Config) -> float:
+    """Share of the decoder's layers that other workers have, under FSDP2."""
+    return 1 - 1 / config.ray.min_workers if config.train.parallelism == "fsdp2" else 0.0
+
+
 def teacher(config: Config, models: Models, load: Workload) -> Process | None:
     """The teacher's own process; None where there is none."""
     if models.teacher is None or travels_by(config) is None:
@@ -187,15 +193,16 @@ def teacher_working(config: Config, models: Models, load: Workload) -> float:
 
 
 def engine(config: Config, models: Models, load: Workload) -> Process | None:
-    """An engine of the evaluation with the student, by Transformers in float32; None without tasks."""
+    """An engine of the evaluation with the student, by Transformers; None without tasks."""
     if not config.evaluation.tasks:
         return None
+    name, number = {"fp32": ("float32", FLOAT32), "bf16": ("bf16", 2)}[config.evaluation.precision]
     tokens, width = config.evaluation.tokens_per_batch, models.text.hidden_size
-    kv = kv_bytes(models.text.num_hidden_layers, models.kv_heads, models.head_dim, tokens, FLOAT32)
-    batch = tokens * FLOAT32 * (8 * width + 3 * models.inner) + kv
+    kv = kv_bytes(models.text.num_hidden_layers, models.kv_heads, models.head_dim, tokens, number)
+    batch = tokens * number * (8 * width + 3 * models.inner) + kv
     logits = 2 * FLOAT32 * HEAD_CHUNK * models.student.output_head.vocabulary
-    weights = FLOAT32 * sum(models.parameters.values())
-    items = Item("weights, float32", weights), Item(f"a batch of {tokens} tokens", batch + logits)
+    weights = number * sum(models.parameters.values())
+    items = Item(f"weights, {name}", weights), Item(f"a batch of {tokens} tokens", batch + logits)
     return Process("evaluation", True, (*items, _itself(load)))
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from lingu_ray.config import Config
 from lingu_ray.cost.devices import Device
 from lingu_ray.cost.formulas import Pair, Passes, Sample, student_flops, teacher_flops
-from lingu_ray.cost.memory import kv_of_rows, patches_of_row, queries_of_row
+from lingu_ray.cost.memory import kv_of_rows, learned_here, patches_of_row, queries_of_row
 from lingu_ray.cost.models import Models, count
 from lingu_ray.cost.trace import Held, decoder_pass
-from lingu_ray.cost.workload import Workload, travels_by
+from lingu_ray.cost.workload import Workload, sharing, travels_by
 
 TRAFFIC = 8
 """Times that what a step keeps for its backward pass crosses memory: written, read, and the steps between that are not
@@ -46,7 +46,11 @@ class StepTime:
 
 
 def step_time(config: Config, models: Models, load: Workload, device: Device) -> StepTime:
-    """A step of one worker on this device; sums of gradients between nodes are left out (docs/scaling.md has them)."""
+    """A step of one worker on this device, which the others that share it slow down.
+
+    Sums of gradients between nodes are left out (docs/scaling.md has them).
+    """
+    device = device.shared_by(sharing(config.ray, load.on_gpu, config.ray.min_workers))
     pair, patches = pair_of(models), patches_of_row(models, load)
     queries = queries_of_row(config, load)
     row = Sample(patches, load.tokens - load.answer_tokens, load.answer_tokens, load.distilled)
@@ -60,7 +64,7 @@ def step_time(config: Config, models: Models, load: Workload, device: Device) ->
         flops["teacher"] = rows * teacher_flops(pair, asked)
     seconds = {name: number / rate for name, number in flops.items()} | {
         "memory": load.micro_batches * TRAFFIC * _kept(config, models, load) / device.bandwidth,
-        "optimizer": UPDATE_BYTES * sum(models.trained.values()) / device.bandwidth,
+        "optimizer": UPDATE_BYTES * learned_here(config, models) / device.bandwidth,
     }
     if load.on_gpu:
         seconds["launches"] = LAUNCH_SECONDS * load.micro_batches * _launches(config, models, load)

@@ -9,14 +9,17 @@ from lingu_ray.cost.devices import GIB
 from lingu_ray.cost.estimate import FREE, Estimate
 from lingu_ray.cost.memory import Process
 from lingu_ray.cost.models import count
-from lingu_ray.cost.workload import travels_by
+from lingu_ray.cost.workload import sharing, travels_by
 
 _COLUMN = 46
 
 
-def lines(found: Estimate) -> list[str]:
-    """What the command prints."""
-    return [*_run(found), "", *_memory(found), "", *_verdict(found), "", *_time(found)]
+def lines(found: Estimate) -> Iterator[str]:
+    """What the command prints, each line as soon as it is known: the memory before what would take less."""
+    for part in (_run, _memory, _verdict):
+        yield from part(found)
+        yield ""
+    yield from _time(found)
 
 
 def _run(found: Estimate) -> Iterator[str]:
@@ -40,8 +43,9 @@ def _run(found: Estimate) -> Iterator[str]:
 
 def _memory(found: Estimate) -> Iterator[str]:
     """A table of the processes' items."""
+    processes = (*found.training, *((found.engine,) if found.engine else ()))
     yield f"{'process':12}{'what':{_COLUMN}}{'GiB':>9}"
-    for process in (*found.training, *((found.engine,) if found.engine else ())):
+    for process in processes:
         yield from _process(process)
 
 
@@ -59,8 +63,10 @@ def _verdict(found: Estimate) -> Iterator[str]:
     if found.fits:
         yield from _line("fits", f"{size}, of which {FREE:.0%} are left free")
         return
-    yield from _line("too large", f"{size}, of which {FREE:.0%} stay free. Each of these alone:")
-    for words, changed in found.changes():
+    changes = list(found.changes())
+    rest = "Each of these alone:" if changes else "No single setting takes less."
+    yield from _line("too large", f"{size}, of which {FREE:.0%} stay free. {rest}")
+    for words, changed in changes:
         yield f"{'':12}{words:{_COLUMN}}{changed.needed / GIB:9.2f}{'  fits' if changed.fits else ''}"
 
 
@@ -79,7 +85,9 @@ def _time(found: Estimate) -> Iterator[str]:
         yield from _line("pictures", f"{time.pictures:.3g} s of processor time a step and worker, in threads")
     rate = device.rate(found.load.bf16) / 1e12
     origin = "assumed of its maker's figures" if device.is_gpu else "measured now"
-    yield from _line("rates", f"{rate:.3g} TFLOP/s, {device.bandwidth / 1e9:.4g} GB/s, {origin}")
+    workers = sharing(found.config.ray, device.is_gpu, found.config.ray.min_workers)
+    shared = f", shared by {workers} workers" if workers > 1 else ""
+    yield from _line("rates", f"{rate:.3g} TFLOP/s, {device.bandwidth / 1e9:.4g} GB/s, {origin}{shared}")
 
 
 def _line(name: str, text: str) -> list[str]:

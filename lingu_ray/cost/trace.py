@@ -87,11 +87,15 @@ def decoder_pass(
     `masked`: attention gets a mask, as where rows are padded.
 
     Raises:
-        UserError: the decoder cannot run without numbers.
+        UserError: the decoder cannot run without numbers, or not with gradient checkpointing.
     """
     fake: Any = deepcopy(decoder).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake.to_empty(device="cpu")
+        if checkpointing and not fake.supports_gradient_checkpointing:
+            raise UserError(
+                f"train.gradient_checkpointing=true: {type(decoder).__name__} does not support it: leave it out"
+            )
         if checkpointing:
             fake.gradient_checkpointing_enable({"use_reentrant": False})
         mask, implementation = _mask(fake, rows, tokens), str(fake.config._attn_implementation)

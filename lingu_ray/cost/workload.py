@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from lingu_ray.config import Config, Section
+from lingu_ray.config import Config, RayConfig, Section
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.autoscaler import fits
 
 
 class RowConfig(Section):
@@ -96,6 +97,11 @@ def distilled_share(config: Config) -> float:
         return 0.0
     weights = {source.name: source.weight or 1.0 for source in config.training_sources()}
     return sum(weights[name] for name in config.distilled_sources() if name in weights) / sum(weights.values())
+
+
+def sharing(ray: RayConfig, on_gpu: bool, workers: int) -> int:
+    """How many of so many workers have one device: all of them a CPU, those that Ray gives a share of it a GPU."""
+    return min(workers, max(1, fits({"GPU": ray.gpus_per_worker}, {"GPU": 1.0}))) if on_gpu else workers
 
 
 def travels_by(config: Config) -> str | None:

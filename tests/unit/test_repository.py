@@ -128,6 +128,30 @@ def test_set_up_on_a_machine_with_a_gpu(
         assert "--index-url https://example.org/cu128 torch==" in installs[0] and "torchvision==" in installs[0]
 
 
+def test_set_up_is_refused_where_the_driver_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With what nvidia-smi says and what to do, before anything is installed; without a GPU, where that is asked for,
+    the lock for CPUs is."""
+    smi, python = tmp_path / "nvidia-smi", tmp_path / "python"
+    smi.write_text("#!/bin/sh\necho 'Driver/library version mismatch' >&2\nexit 18\n")
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    for path in (smi, python):
+        path.chmod(0o755)
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/python").symlink_to(python)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def set_up(*words: str) -> tuple[bool, str]:
+        command = ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return done.returncode == 0, done.stdout
+
+    done, said = set_up()
+    assert not done and "install --no-deps" not in said
+    assert "Driver/library version mismatch" in said and "make setup GPU=" in said
+    done, said = set_up("GPU=")
+    assert done and "--no-deps -r requirements-cpu.lock" in said
+
+
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
 def test_issue_forms_are_forms(form: Path):
     """What GitHub demands of a form: name, description, fields of known types with labels and unique ids."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from lingu_ray.config import Config
 from lingu_ray.runtime.doctor.finding import Finding, joined
-from lingu_ray.runtime.doctor.gpu_checks import GPU_CHECKS
+from lingu_ray.runtime.doctor.gpu_checks import GPU_CHECKS, check_drivers
 from lingu_ray.runtime.doctor.node import NodeFacts
+from lingu_ray.runtime.doctor.paths import needed_paths
 
 SHARED_MEMORY = 2**30
 """Bytes of /dev/shm below which Ray keeps objects on disk, and NCCL may not start."""
@@ -15,9 +17,12 @@ STOP_S = 120
 """Seconds that a job should get to save after `ray job stop`; Ray's own are 3."""
 
 
-def check_nodes(nodes: Sequence[NodeFacts], config: Config, elsewhere: bool) -> list[Finding]:
-    """All findings about the nodes. `elsewhere`: of a cluster that was started elsewhere."""
-    checks = (_versions, _output, _paths, *GPU_CHECKS, _shared_memory, _token)
+def check_nodes(nodes: Sequence[NodeFacts], config: Config, elsewhere: bool, grows: bool) -> list[Finding]:
+    """All findings about the nodes.
+
+    `elsewhere`: of a cluster that was started elsewhere; `grows`: of one whose autoscaler may start others.
+    """
+    checks = (_versions, _output, _paths, partial(check_drivers, grows=grows), *GPU_CHECKS, _shared_memory, _token)
     found = [check(nodes, config) for check in checks]
     return [*found, _fast_memory(nodes), _stop_time(nodes)] if elsewhere else found
 
@@ -44,9 +49,21 @@ def _output(nodes: Sequence[NodeFacts], config: Config) -> Finding:
 
 
 def _paths(nodes: Sequence[NodeFacts], config: Config) -> Finding:
-    if bad := [f"{node.node} has no {path}" for node in nodes for path in node.missing]:
-        return Finding("data", "error", joined(bad), "put models and data on storage that every node mounts")
-    return Finding("data", "ok", "every node has the models and data that are here")
+    lacking = {
+        f"{path} ({setting})": [node for node in nodes if path in node.missing]
+        for setting, path in needed_paths(config).items()
+    }
+    nowhere = [f"no node has {what}" for what, without in lacking.items() if len(without) == len(nodes)]
+    somewhere = [(node, what) for what, without in lacking.items() if len(without) < len(nodes) for node in without]
+    on_others = [f"{node.node} has no {what}" for node, what in somewhere if not node.is_driver]
+    cure = "put models and data on storage that every node mounts"
+    if nowhere or on_others:
+        mend = f"correct the setting, or {cure}" if nowhere else cure
+        return Finding("data", "error", joined(nowhere + on_others), mend)
+    if somewhere:
+        message = f"a run that is started here, on {somewhere[0][0].node}, does not find what the other nodes have"
+        return Finding("data", "warning", f"{message}: {joined([what for _, what in somewhere])}", cure)
+    return Finding("data", "ok", "every node has the files and folders that the settings name")
 
 
 def _shared_memory(nodes: Sequence[NodeFacts], config: Config) -> Finding:

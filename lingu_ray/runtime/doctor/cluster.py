@@ -14,11 +14,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lingu_ray.config import Config
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.autoscaler import has_autoscaler
 from lingu_ray.runtime.capacity import check_resources, has_room, uses_gpu, workers
 from lingu_ray.runtime.cluster import connect
 from lingu_ray.runtime.doctor.checks import check_nodes
 from lingu_ray.runtime.doctor.finding import Finding
 from lingu_ray.runtime.doctor.node import NodeFacts, Probe, put_marker, remove_marker
+from lingu_ray.runtime.doctor.paths import needed_paths
 from lingu_ray.runtime.tracking import check_store, tracking_uri
 
 _ANSWER_WITHIN_S = 90.0
@@ -68,26 +70,31 @@ def _alive() -> dict[str, str]:
 
 def _nodes(config: Config) -> list[Finding]:
     """Ask every node, through an actor there."""
-    actor = ray.remote(num_cpus=0)(Probe)
-    probes: dict[str, Any] = {
-        name: actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(name)
-        for name, node_id in _alive().items()
-    }
+    probes = {name: _probe(name, node_id) for name, node_id in _alive().items()}
     output, marker = str(config.output_dir), f".lingu-ray-doctor-{uuid.uuid4().hex[:8]}"
+    paths = list(needed_paths(config).values())
     try:
         put_marker(output, marker)
-        facts, silent = _answers({n: probe.facts.remote(output, marker, _paths(config)) for n, probe in probes.items()})
+        facts, silent = _answers({name: probe.facts.remote(output, marker, paths) for name, probe in probes.items()})
         if not facts:
             return silent
         answering = {name: probes[name] for name in facts}
         joined = bool(config.ray.address or os.environ.get("RAY_ADDRESS"))
-        return [*silent, _network(answering), *check_nodes(list(facts.values()), config, joined)]
+        checked = check_nodes(list(facts.values()), config, elsewhere=joined, grows=has_autoscaler())
+        return [*silent, _network(answering), *checked]
     except (OSError, UserError) as error:
         return [Finding("output", "error", f"output_dir={output}: cannot be written here: {error}", "give another one")]
     finally:
         remove_marker(output, marker)
         for probe in probes.values():
             ray.kill(probe)
+
+
+def _probe(name: str, node_id: str) -> Any:
+    """An actor on a node."""
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    actor = ray.remote(num_cpus=0)(Probe).options(scheduling_strategy=there)
+    return actor.remote(name, is_driver=node_id == ray.get_runtime_context().get_node_id())
 
 
 def _answers(refs: Mapping[str, Any]) -> tuple[dict[str, NodeFacts], list[Finding]]:
@@ -114,10 +121,3 @@ def _network(probes: Mapping[str, Any]) -> Finding:
         cure = "open all TCP ports between the nodes; where they have several networks, set NCCL_SOCKET_IFNAME"
         return Finding("network", "error", "; ".join(bad), cure)
     return Finding("network", "ok", "every node reaches every other one" if len(probes) > 1 else "one node")
-
-
-def _paths(config: Config) -> list[str]:
-    """Local models and data of the run that are here, and so should be on every node."""
-    tower, _ = config.student.tower or (None, None)
-    named = [config.student.path, tower, config.teacher.path, *(source.path for source in config.corpus.sources)]
-    return [path for path in named if path is not None and os.path.isabs(path) and os.path.exists(path)]

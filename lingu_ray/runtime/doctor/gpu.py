@@ -7,11 +7,15 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
 _TORCH_WITHIN_S = 60.0
+_NVIDIA_WITHIN_S = 30.0
+
+MEND_DRIVER = "restart the machine if its driver was updated, else install the driver again"
+"""What helps where nvidia-smi fails."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +31,13 @@ class Gpu:
 class GpuFacts:
     """A node's GPUs. `cuda`: what torch was built for; None: a CPU build. `driver_cuda`: the newest the driver serves.
 
+    `smi_error`: what nvidia-smi says where it is there and fails; None where it works, and where there is none.
     `torch_error`: why torch cannot use them; None where it can, and where there are none. `mps`: whether MPS, by which
     processes compute on one GPU at once, runs there.
     """
 
     gpus: Sequence[Gpu]
+    smi_error: str | None
     cuda: str | None
     driver_cuda: str | None
     torch_error: str | None
@@ -40,15 +46,45 @@ class GpuFacts:
 
 def gpu_facts() -> GpuFacts:
     """Those of this machine."""
-    found, cuda = gpus(), torch_cuda()
+    (found, smi_error), cuda = gpus(), torch_cuda()
     error = torch_error() if found and cuda else None
-    return GpuFacts(found, cuda, driver_cuda(), error, bool(found) and mps_runs())
+    return GpuFacts(found, smi_error, cuda, driver_cuda(), error, bool(found) and mps_runs())
 
 
-def gpus() -> list[Gpu]:
-    """This machine's GPUs; PyTorch would take hold of one to tell."""
-    printed = _printed("nvidia-smi", "--query-gpu=name,driver_version,compute_mode", "--format=csv,noheader")
-    return [Gpu(*(part.strip() for part in line.split(","))) for line in (printed or "").splitlines()]
+def gpus() -> tuple[list[Gpu], str | None]:
+    """This machine's GPUs, and what nvidia-smi says where there is one and it fails, as it does with a broken driver.
+
+    PyTorch would take hold of a GPU to tell. Images for GPUs have nvidia-smi on machines without one, too.
+    """
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,compute_mode", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_WITHIN_S, check=False)
+    except OSError:
+        return [], None
+    except subprocess.TimeoutExpired:
+        return [], f"no answer within {_NVIDIA_WITHIN_S:g} s"
+    rows = [[part.strip() for part in line.split(",")] for line in done.stdout.splitlines()]
+    if done.returncode or not all(len(row) == len(fields(Gpu)) for row in rows):
+        if not has_device():
+            return [], None
+        printed = " ".join(f"{done.stdout} {done.stderr}".split())
+        return [], f"{printed or 'nothing'} (exit code {done.returncode})"
+    return [Gpu(*row) for row in rows], None
+
+
+def has_device(bus: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether Linux sees a device of NVIDIA for graphics or computing; true where that is not told."""
+    if not bus.is_dir():
+        return True
+    known = [[_read(device / name) for name in ("vendor", "class")] for device in bus.iterdir()]
+    return any(vendor == "0x10de" and kind.startswith("0x03") for vendor, kind in known)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def driver_cuda() -> str | None:
@@ -86,6 +122,9 @@ def torch_error() -> str | None:
 def _printed(*command: str, given: str = "") -> str | None:
     """What a command prints; None where it is missing or fails, as NVIDIA's do without a driver."""
     try:
-        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=30, check=True).stdout
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, timeout=_NVIDIA_WITHIN_S, check=True
+        )
+        return done.stdout
     except (OSError, subprocess.SubprocessError):
         return None

@@ -6,15 +6,36 @@ from collections.abc import Sequence
 
 from lingu_ray.config import Config
 from lingu_ray.runtime.doctor.finding import Finding, joined
+from lingu_ray.runtime.doctor.gpu import MEND_DRIVER
 from lingu_ray.runtime.doctor.node import ALLOCATOR, ATTENTIONS, NodeFacts
 
 _START_MPS = "start MPS there (nvidia-cuda-mps-control -d)"
 
 
-def _cuda(nodes: Sequence[NodeFacts], config: Config) -> Finding:
+def check_drivers(nodes: Sequence[NodeFacts], config: Config, grows: bool) -> Finding:
+    """Whether the nodes have GPUs that driver and torch can use. `grows`: an autoscaler may start nodes with GPUs."""
+    if broken := [f"{node.node}: {node.gpu.smi_error}" for node in nodes if node.gpu.smi_error]:
+        level = "warning" if config.ray.use_gpu is False else "error"
+        return Finding("gpu", level, f"nvidia-smi fails; {joined(broken)}", f"{MEND_DRIVER}{_on_cpus(config)}")
     with_gpus = [node for node in nodes if node.gpu.gpus]
-    if not with_gpus:
-        return Finding("gpu", "warning" if config.ray.use_gpu else "ok", "no node has a GPU that NVIDIA's driver shows")
+    return _cuda(with_gpus) if with_gpus else _no_gpu(config, grows)
+
+
+def _no_gpu(config: Config, grows: bool) -> Finding:
+    message = "no node has a GPU that NVIDIA's driver shows"
+    if not config.ray.use_gpu:
+        return Finding("gpu", "ok", message)
+    if grows:
+        cure = "once the autoscaler has started some, check again"
+        return Finding("gpu", "warning", f"{message}: nodes that are not up yet are not checked", cure)
+    return Finding("gpu", "error", message, f"add nodes with GPUs and NVIDIA's driver{_on_cpus(config)}")
+
+
+def _on_cpus(config: Config) -> str:
+    return "" if config.ray.use_gpu is False else "; or set ray.use_gpu=false to train on CPUs"
+
+
+def _cuda(with_gpus: Sequence[NodeFacts]) -> Finding:
     if bad := [f"{node.node}: torch {node.versions['torch']}" for node in with_gpus if node.gpu.cuda is None]:
         return Finding("gpu", "error", f"built without CUDA: {joined(bad)}", "install a build of torch for CUDA there")
     old = [
@@ -100,4 +121,4 @@ def _major(version: str) -> int:
     return int(version.partition(".")[0])
 
 
-GPU_CHECKS = (_cuda, _compute_mode, _mps, _cuda_ipc, _attention)
+GPU_CHECKS = (_compute_mode, _mps, _cuda_ipc, _attention)

@@ -17,6 +17,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from lingu_ray import storage
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.doctor.gpu import GpuFacts, gpu_facts
+from lingu_ray.runtime.doctor.paths import is_here
 from lingu_ray.runtime.environment import versions
 
 PACKAGES = ("ray", "torch", "transformers")
@@ -31,12 +32,14 @@ _CONNECT_WITHIN_S = 3.0
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """A node as a run finds it. `missing`: paths that are not there. `attentions`: keys of `ATTENTIONS` that are.
+    """A node as a run finds it. `missing`: paths that are not there, and patterns that match nothing.
 
+    `is_driver`: whether the command runs there. `attentions`: keys of `ATTENTIONS` that are there.
     `output_error`: why the run's folder cannot be used there; None: it can.
     """
 
     node: str
+    is_driver: bool
     versions: Mapping[str, str]
     gpu: GpuFacts
     shared_memory: int
@@ -50,22 +53,23 @@ class NodeFacts:
 class Probe:
     """An actor on a node that looks around there."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, is_driver: bool) -> None:
+        self.name, self.is_driver = name, is_driver
         self.address = ray.util.get_node_ip_address()
         self.listener = socket.create_server((self.address, 0))
 
     def facts(self, output: str, marker: str, paths: Sequence[str]) -> NodeFacts:
-        """The node, with the folder `output`, in which `marker` lies, and local files and folders that are needed."""
+        """The node, with the folder `output`, in which `marker` lies, and local paths and patterns that are needed."""
         return NodeFacts(
             node=self.name,
+            is_driver=self.is_driver,
             versions={name: number or "missing" for name, number in versions(PACKAGES).items()},
             gpu=gpu_facts(),
             shared_memory=shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0,
             variables={name: os.environ.get(name) for name in VARIABLES},
             token=is_token_auth_enabled(),
             output_error=output_error(output, marker),
-            missing=[path for path in paths if not os.path.exists(path)],
+            missing=[path for path in paths if not is_here(path)],
             attentions=[name for name, package in ATTENTIONS.items() if versions((package,))[package]],
         )
 

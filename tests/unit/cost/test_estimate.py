@@ -20,16 +20,6 @@ from lingu_ray.estimate import main
 ROW = RowConfig(text_tokens=60, answer_tokens=20)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Configurations of the tiny pair, without weights."""
-    folder = tmp_path_factory.mktemp("pair")
-    teacher = tiny_teacher()
-    teacher.config.save_pretrained(folder / "teacher")
-    tiny_student(teacher).config.save_pretrained(folder / "student")
-    return folder
-
-
 def on_h100(config: Config, **row: int) -> Estimate:
     """An estimate of the run on a GPU."""
     return estimate_of(config, ROW.model_copy(update=row), GPUS["h100"], read_models(config))
@@ -115,6 +105,16 @@ def test_no_teacher_no_kv(pair: Path, tmp_path: Path):
     measured = on_h100(tinyrun.config(pair, tmp_path, evaluation={"tasks": ["arc_easy"]}))
     assert measured.engine is not None and measured.engine.items[0].bytes == 4 * sum(plain.models.parameters.values())
     assert plain.time.total < measured.time.total
+
+
+def test_an_engine_in_bf16_takes_half(pair: Path, tmp_path: Path):
+    """Weights, keys and values, and activations; the logits that are scored are float32 in both."""
+    tasks = {"tasks": ["arc_easy"]}
+    whole = on_h100(tinyrun.config(pair, tmp_path, evaluation=tasks)).engine
+    half = on_h100(tinyrun.config(pair, tmp_path, evaluation=tasks | {"precision": "bf16"})).engine
+    assert whole is not None and half is not None
+    assert half.items[0].bytes == whole.items[0].bytes / 2 and half.items[0].what == "weights, bf16"
+    assert whole.items[1].bytes / 2 < half.items[1].bytes < 0.6 * whole.items[1].bytes
 
 
 def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

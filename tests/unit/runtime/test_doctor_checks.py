@@ -9,16 +9,19 @@ from tinyrun import config
 from lingu_ray.config import Config
 from lingu_ray.doctor import read_arguments, shown
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.doctor import gpu
 from lingu_ray.runtime.doctor.checks import check_nodes
 from lingu_ray.runtime.doctor.finding import Finding
 from lingu_ray.runtime.doctor.gpu import Gpu, GpuFacts, gpu_facts, torch_error
 from lingu_ray.runtime.doctor.node import NodeFacts, output_error, put_marker, remove_marker
+from lingu_ray.runtime.doctor.paths import is_here, needed_paths
 
 VERSIONS = {"lingu_ray": "0.1.0", "python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0", "transformers": "5.19.0"}
 H100 = Gpu("NVIDIA H100 80GB HBM3", "570.86.15", "Default")
-GPU = GpuFacts([H100], cuda="12.8", driver_cuda="12.8", torch_error=None, mps=True)
+GPU = GpuFacts([H100], smi_error=None, cuda="12.8", driver_cuda="12.8", torch_error=None, mps=True)
 WELL = NodeFacts(
     node="a",
+    is_driver=True,
     versions=VERSIONS,
     gpu=GPU,
     shared_memory=8 * 2**30,
@@ -35,9 +38,17 @@ WELL = NodeFacts(
 )
 
 
-def findings(nodes: list[NodeFacts], settings: Config, joined: bool = True) -> dict[str, Finding]:
+OTHER = replace(WELL, node="b", is_driver=False)
+
+
+def findings(nodes: list[NodeFacts], settings: Config, joined: bool = True, grows: bool = False) -> dict[str, Finding]:
     """The findings by check."""
-    return {one.check: one for one in check_nodes(nodes, settings, joined)}
+    return {one.check: one for one in check_nodes(nodes, settings, joined, grows)}
+
+
+def changed(settings: Config, section: str, **values: object) -> Config:
+    """The run with other values in a section."""
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=values)})
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +79,6 @@ def test_a_healthy_cluster_has_nothing_to_cure(settings: Config) -> None:
             "b: it cannot be written",
             "every node",
         ),
-        ({"missing": ["/data/x"]}, "data", "error", "b has no /data/x", "storage that every node"),
         ({"shared_memory": 64 * 2**20}, "/dev/shm", "warning", "b has 64 MiB", "--shm-size"),
         ({"token": False}, "token", "error", "runs any code on b", "RAY_AUTH_MODE=token"),
         (
@@ -85,7 +95,7 @@ def test_one_node_that_differs_is_named(
     settings: Config, change: dict[str, object], check: str, level: str, says: str, cure: str
 ) -> None:
     """With what to do; all other checks stay ok."""
-    found = findings([WELL, replace(WELL, node="b", **change)], settings)
+    found = findings([WELL, replace(OTHER, **change)], settings)
     assert [one.check for one in found.values() if one.level != "ok"] == [check]
     assert found[check].level == level and says in found[check].message and cure in found[check].cure
 
@@ -190,7 +200,54 @@ def test_gpus_are_read_from_what_nvidia_prints(tmp_path: Path, monkeypatch: pyte
     control.write_text("#!/bin/sh\ncat >/dev/null\necho 'Cannot find MPS control daemon process'\nexit 1\n")
     assert not gpu_facts().mps
     (tmp_path / "nvidia-smi").unlink()
-    assert (gpu_facts().gpus, gpu_facts().driver_cuda, gpu_facts().mps) == ([], None, False)
+    without = gpu_facts()
+    assert (without.gpus, without.smi_error, without.driver_cuda, without.mps) == ([], None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "echo 'Failed to initialize NVML'; echo 'version: 535'; exit 18",
+            "Failed to initialize NVML version: 535 (exit",
+        ),
+        ("echo 'cannot talk to the driver' >&2; exit 9", "cannot talk to the driver (exit code 9)"),
+        ("echo 'No devices were found'", "No devices were found (exit code 0)"),
+        ("exit 1", "nothing (exit code 1)"),
+    ],
+)
+def test_what_nvidia_smi_says_where_it_fails_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, said: str
+) -> None:
+    """Whichever way it says it, where there is a device; an image for GPUs has the command on other machines, too."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{text}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setattr(gpu, "has_device", lambda: True)
+    found = gpu_facts()
+    assert found.gpus == [] and found.smi_error is not None and found.smi_error.startswith(said)
+    monkeypatch.setattr(gpu, "has_device", lambda: False)
+    assert (gpu_facts().gpus, gpu_facts().smi_error) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("devices", "there"),
+    [
+        ({"0": ("0x8086", "0x060000"), "1": ("0x10de", "0x030200")}, True),
+        ({"0": ("0x10de", "0x0c0330"), "1": ("0x1af4", "0x030000")}, False),
+        ({}, False),
+    ],
+)
+def test_a_device_is_looked_for_on_the_bus(tmp_path: Path, devices: dict[str, tuple[str, str]], there: bool) -> None:
+    """One of NVIDIA for graphics or computing; where Linux does not tell, as in some containers, there may be one."""
+    bus = tmp_path / "devices"
+    assert gpu.has_device(bus)
+    bus.mkdir()
+    for name, (vendor, kind) in devices.items():
+        (bus / name).mkdir()
+        (bus / name / "vendor").write_text(f"{vendor}\n")
+        (bus / name / "class").write_text(f"{kind}\n")
+    assert gpu.has_device(bus) is there
 
 
 @pytest.mark.slow
@@ -202,16 +259,90 @@ def test_what_torch_says_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_what_is_wrong_depends_on_the_run(settings: Config) -> None:
-    """A GPU for one process does for a run whose teacher is in the worker; a machine without GPUs is well unless the
-    run wants them; what only clusters need is not asked of a Ray that the run starts itself."""
+    """A GPU for one process does for a run whose teacher is in the worker; what only clusters need is not asked of a
+    Ray that the run starts itself."""
     exclusive = replace(WELL, gpu=replace(GPU, gpus=[replace(H100, compute_mode="Exclusive_Process")], mps=False))
     inside = settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"placement": "in_process"})})
     assert findings([exclusive], inside)["compute mode"].level == "ok"
-    without = replace(WELL, gpu=GpuFacts([], cuda=None, driver_cuda=None, torch_error=None, mps=False))
-    wanted = settings.model_copy(update={"ray": settings.ray.model_copy(update={"use_gpu": True})})
-    assert findings([without], settings)["gpu"].level == "ok"
-    assert findings([without], wanted)["gpu"].level == "warning"
     assert not {"environment", "stopping"} & findings([WELL], settings, joined=False).keys()
+
+
+NO_GPU = GpuFacts([], smi_error=None, cuda=None, driver_cuda=None, torch_error=None, mps=False)
+
+
+def test_no_gpu_is_well_unless_the_run_wants_one(settings: Config) -> None:
+    """Then it is an error, with what to do; where an autoscaler may still start one, a warning."""
+    without = replace(WELL, gpu=NO_GPU)
+    wanted = changed(settings, "ray", use_gpu=True)
+    assert findings([without], settings)["gpu"].level == findings([without, OTHER], wanted)["gpu"].level == "ok"
+    found = findings([without], wanted)["gpu"]
+    assert found.level == "error" and "ray.use_gpu=false" in found.cure
+    found = findings([without], wanted, grows=True)["gpu"]
+    assert found.level == "warning" and "not up yet" in found.message and "autoscaler" in found.cure
+
+
+@pytest.mark.parametrize(("use_gpu", "level"), [(None, "error"), (True, "error"), (False, "warning")])
+def test_a_broken_driver_is_no_missing_gpu(settings: Config, use_gpu: bool | None, level: str) -> None:
+    """What nvidia-smi says is told, with its node; a run on CPUs alone is only warned, and not told to be one."""
+    broken = replace(OTHER, gpu=replace(NO_GPU, smi_error="Failed to initialize NVML: version mismatch (exit code 18)"))
+    found = findings([WELL, broken], changed(settings, "ray", use_gpu=use_gpu))["gpu"]
+    assert found.level == level and "nvidia-smi fails; b: Failed to initialize NVML: version" in found.message
+    assert "restart the machine" in found.cure and ("ray.use_gpu=false" in found.cure) == (use_gpu is not False)
+
+
+def test_files_that_are_missing_are_named_with_their_setting(settings: Config) -> None:
+    """One that no node has is an error, and so is one that some lack; what the driver alone lacks is a warning."""
+    path = settings.teacher.path
+
+    def data(*lacking: NodeFacts) -> tuple[str, str, str]:
+        third = replace(OTHER, node="c")
+        nodes = [replace(node, missing=[path]) if node in lacking else node for node in (WELL, OTHER, third)]
+        found = findings(nodes, settings)["data"]
+        return found.level, found.message, found.cure
+
+    level, message, cure = data(OTHER)
+    assert (level, message) == ("error", f"b has no {path} (teacher.path)") and "storage that every node" in cure
+    assert data(WELL, OTHER)[:2] == ("error", f"b has no {path} (teacher.path)")
+    level, message, cure = data(WELL, OTHER, replace(OTHER, node="c"))
+    assert (level, message) == ("error", f"no node has {path} (teacher.path)") and "correct the setting" in cure
+    level, message, _ = data(WELL)
+    assert level == "warning" and f"started here, on a, does not find what the other nodes have: {path}" in message
+    assert data()[0] == "ok"
+
+
+def test_needed_are_all_local_paths_of_a_run_and_no_ids(tmp_path: Path) -> None:
+    """Models, data, folders of images and tasks' files, absolute or patterns; ids of the hub, buckets, tasks of
+    lm-evaluation-harness, and sources that are not trained on are left out; the demo makes what it needs."""
+    sources = [
+        {"name": "one", "format": "llava", "path": f"{tmp_path}/*.json", "image_root": f"{tmp_path}/images"},
+        {
+            "name": "two",
+            "format": "llava",
+            "path": "org/data",
+            "image_root": "s3://mine/images",
+            "language_heavy": True,
+        },
+    ]
+    tasks = ["lm_eval/gsm8k", "arc_easy", {"name": "own", "kind": "language", "type": "perplexity", "path": "/x.jsonl"}]
+    run = config(
+        tmp_path, tmp_path, student={"path": "org/model"}, corpus={"sources": sources}, evaluation={"tasks": tasks}
+    )
+    assert needed_paths(run) == {
+        "teacher.path": f"{tmp_path}/teacher",
+        "corpus.sources.one.path": f"{tmp_path}/*.json",
+        "corpus.sources.one.image_root": f"{tmp_path}/images",
+        "evaluation.tasks.own.path": "/x.jsonl",
+    }
+    assert "corpus.sources.one.path" not in needed_paths(changed(run, "distill", policy="language_only"))
+    assert needed_paths(read_arguments([])[0]) == {}
+
+
+def test_a_pattern_is_here_where_it_matches(tmp_path: Path) -> None:
+    """In folders below, too; a name that reads like a pattern is a name where it exists."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "[1].json").touch()
+    assert is_here(f"{tmp_path}/a") and is_here(f"{tmp_path}/**/*.json") and is_here(f"{tmp_path}/a/b/[1].json")
+    assert not (is_here(f"{tmp_path}/*.json") or is_here(f"{tmp_path}/c") or is_here(f"{tmp_path}/a/b/[2].json"))
 
 
 def test_a_folder_is_written_as_other_nodes_see_it(tmp_path: Path) -> None:

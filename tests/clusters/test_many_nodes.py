@@ -1,0 +1,83 @@
+"""What scripts of clusters do that a small one does not show: long paths of a site, more nodes than Ray lists."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from ray._private.utils import validate_socket_filepath
+
+CLUSTERS = Path(__file__).parents[2] / "clusters"
+SBATCH = (CLUSTERS / "slurm/train.sbatch").read_text("utf-8")
+SKYPILOT = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text("utf-8"))["run"]
+RAY = """#!/bin/bash
+# lists 150 nodes, or as many as --limit says, without it 100; says what else it is called with
+if [[ $1 == list ]]; then
+    limit=100
+    while (($#)); do [[ $1 != --limit ]] || limit=$2; shift; done
+    for ((node = 0; node < 150 && node < limit; node++)); do echo '"node_id": "n"'; done
+else
+    printf '%s\\n' "$@"
+fi
+"""
+
+
+def function(script: str, name: str) -> str:
+    """A function of a shell script."""
+    found = re.search(rf"^{name}\(\) {{.*?^}}$", script, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[0]
+
+
+@pytest.fixture
+def shell(tmp_path: Path):
+    """Runs lines of bash, with a Ray that only says what it is told, and variables of a job."""
+    (tmp_path / "ray").write_text(RAY)
+    (tmp_path / "ray").chmod(0o755)
+
+    def run(text: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        return subprocess.run(["bash", "-ec", text], env=path | variables, capture_output=True, text=True, check=True)
+
+    return run
+
+
+@pytest.mark.parametrize(("script", "count"), [(SBATCH, "SLURM_JOB_NUM_NODES"), (SKYPILOT, "SKYPILOT_NUM_NODES")])
+def test_all_nodes_are_counted(shell, script: str, count: str) -> None:
+    """Of 150 all, though Ray lists 100 unless it is told otherwise."""
+    assert shell(f"{function(script, 'nodes_up')}\nnodes_up", **{count: "150"}).stdout.strip() == "150"
+
+
+SESSION = "session_2026-10-01_12-00-00_123456_4194304/sockets/plasma_store"
+JOB = {"SLURM_JOB_ID": "12345678", "SLURM_NODEID": "123", "SLURM_CPUS_PER_TASK": "8", "first_port": "10000"}
+
+
+@pytest.mark.parametrize(
+    ("tmpdir", "taken"),
+    [
+        (None, "/tmp"),
+        ("/tmp", "/tmp"),
+        ("/scratch/slurm-job.12345678", "/scratch/slurm-job.12345678"),
+        ("/scratch/slurm-job.123456789", "/tmp"),
+        ("/localscratch/someuser.12345678.0", "/tmp"),
+        ("/scratch/jürgen.job.1234567", "/tmp"),  # of more bytes than characters
+    ],
+)
+def test_ray_is_where_its_sockets_fit(shell, tmp_path: Path, tmpdir: str | None, taken: str) -> None:
+    """In the job's own TMPDIR where Ray takes the sockets' paths there, and else in /tmp, which is said."""
+    (tmp_path / ".shared-12345678").touch()
+    places = {"state": str(tmp_path), "output_dir": "", "head_is_up": str(tmp_path), "head_address": "10.0.0.1"}
+    given = {} if tmpdir is None else {"TMPDIR": tmpdir}
+    text = "\n".join([*(function(SBATCH, name) for name in ("ray_folder", "start_node")), "start_node"])
+    done = shell(text, **JOB, **places, **given)
+    (folder,) = re.findall(r"^--temp-dir=(.+)$", done.stdout, re.MULTILINE)
+    assert folder == f"{taken}/lr-12345678-123"
+    validate_socket_filepath(f"{folder}/{SESSION}")
+    assert ("too long for Ray's sockets" in done.stderr) == (tmpdir is not None and tmpdir != taken)
+    if tmpdir is not None and tmpdir != taken:
+        with pytest.raises(OSError, match="cannot exceed 107 bytes"):
+            validate_socket_filepath(f"{tmpdir}/lr-12345678-123/{SESSION}")
