@@ -21,7 +21,7 @@ _CONSTRAINT_WEIGHT = 10.0
 class Outcome:
     """A trial's settings and its results so far.
 
-    `state`: stopped means early, by the scheduler or by hand. `recovery`, `retention` and their intervals `_ci` are
+    `state`: stopped means early, by the scheduler, or `by_hand`. `recovery`, `retention` and their intervals `_ci` are
     None until measured, and where they have no value: `reasons` says why. `scores`: task name → score of the trial's
     model. `exceptions`: the tasks that its verdict names (`Verdict.exceptions`). `run_id`: in MLflow.
     """
@@ -43,6 +43,12 @@ class Outcome:
     seconds: float = 0.0
     run_id: str | None = None
     error: str | None = None
+    by_hand: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more comes of it: what failed or was stopped by hand is started again by the same command."""
+        return self.state == "finished" or (self.state == "stopped" and not self.by_hand)
 
     def write(self, folder: Path) -> None:
         """Write it into the trial's folder, completely or not at all."""

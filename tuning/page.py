@@ -18,7 +18,7 @@ from tuning.baseline import BASELINE
 from tuning.figures import Figure
 from tuning.folder import SweepFolder
 from tuning.outcome import all_failed
-from tuning.results import Setting, best_of, headline, keeps_vision, with_spread
+from tuning.results import Setting, best_of, headline, keeps_vision, seeds_in_words, with_spread
 from tuning.space import Space
 
 
@@ -53,7 +53,7 @@ def sweep_page(settings: list[Setting], space: Space, folder: SweepFolder, figur
 def _row(setting: Setting, space: Space, tasks: list[str], shares: dict[str, bool]) -> dict[str, Any]:
     return {
         "label": setting.label or "base",
-        "seeds": len(setting.trials),
+        "seeds": seeds_in_words(setting, space),
         "state": setting.state,
         "measured": setting.measured,
         "good": keeps_vision(setting, space),

@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.storage import remove
+from tuning.kept_models import remove_unwanted
 from tuning.outcome import Outcome, read_outcomes
 from tuning.results import Setting, settings_of
 from tuning.space import Space
@@ -23,7 +22,7 @@ _REFRESH_S = 1.0
 
 
 class SweepProgress:
-    """Shows the trials from a thread of its own, and removes models that are not among the best."""
+    """Shows the trials from a thread of its own, and removes the models that are not kept."""
 
     def __init__(self, space: Space, trials: Path):
         self.space, self.trials = space, trials
@@ -52,7 +51,7 @@ class SweepProgress:
             self.update()
 
     def update(self) -> None:
-        """Draw the table again, or print what changed; keep only the best models."""
+        """Draw the table again, or print what changed; remove the models that are not kept."""
         outcomes = read_outcomes(self.trials)
         if self.live is not None:
             self.live.update(self._table(outcomes), refresh=True)
@@ -62,10 +61,7 @@ class SweepProgress:
                 if self.shown.get(outcome.trial) != seen:
                     self.shown[outcome.trial] = seen
                     print(self._line(outcome), file=sys.stderr, flush=True)
-        ranked = [trial for setting in settings_of(outcomes, self.space) for trial in setting.trials]
-        for outcome in [trial for trial in ranked if trial.state == "finished"][self.space.keep_models :]:
-            if (export := RunFolder(self.trials / outcome.trial).export).exists():
-                remove(export)
+        remove_unwanted(outcomes, self.space, self.trials)
 
     def _line(self, outcome: Outcome) -> str:
         setting = settings_of([outcome], self.space)[0]

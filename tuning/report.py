@@ -52,7 +52,7 @@ def write_files(space: Space, base: Config, folder: SweepFolder, outcomes: list[
     write_table(settings, table)
     folder.recipe.unlink(missing_ok=True)
     if best is not None:
-        write_text(folder.recipe, best_recipe(best, base, space.name))
+        write_text(folder.recipe, best_recipe(best, base, space))
     return [page, table, *pictures, folder.recipe]
 
 

@@ -24,20 +24,36 @@ class Stat:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting with the trials that ran it, one a seed."""
+    """One setting with the trials that ran it: one a seed, or several where the same values were drawn again."""
 
     case: str | None
     values: Values
     trials: tuple[Outcome, ...]
 
     def stat(self, name: str) -> Stat | None:
-        """A number of the outcomes, by its name there, over the trials that have it."""
-        found = [value for trial in self.trials if (value := getattr(trial, name)) is not None]
-        return _stat(found)
+        """A number of the outcomes, by its name there, over the seeds that have it."""
+        return self._over_seeds([(trial.seed, getattr(trial, name)) for trial in self.trials])
 
     def score(self, task: str) -> Stat | None:
-        """A task's score over the trials that were measured."""
-        return _stat([trial.scores[task] for trial in self.trials if task in trial.scores])
+        """A task's score over the seeds that were measured."""
+        return self._over_seeds([(trial.seed, trial.scores.get(task)) for trial in self.trials])
+
+    @staticmethod
+    def _over_seeds(found: list[tuple[int, float | None]]) -> Stat | None:
+        """Over one value a seed, its first one: a seed that ran twice with the same values has nothing new to tell."""
+        values = list({seed: value for seed, value in reversed(found) if value is not None}.values())
+        if not values:
+            return None
+        return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    def seeds(self, objective: str) -> int:
+        """How many seeds have a value of the objective; where it has none at all, how many were measured."""
+        known = {trial.seed for trial in self.trials if getattr(trial, objective) is not None}
+        return len(known or {trial.seed for trial in self.trials if trial.scores})
+
+    def has_ended(self, seeds: int) -> bool:
+        """Whether so many seeds, all there are, have come to their end, so that its numbers stay what they are."""
+        return len({trial.seed for trial in self.trials}) >= seeds and all(trial.has_ended for trial in self.trials)
 
     @property
     def exceptions(self) -> list[str]:
@@ -96,6 +112,17 @@ def _searched(outcome: Outcome, space: Space) -> Values:
     return {key: value for key, value in outcome.values.items() if key not in of_case}
 
 
+def is_complete(setting: Setting, space: Space) -> bool:
+    """Whether no seed is missing in its means."""
+    return setting.seeds(space.objectives[0]) >= space.seeds
+
+
+def seeds_in_words(setting: Setting, space: Space) -> str:
+    """How many seeds its means are of: `3`, or `1 of 3` where some failed, were stopped early or are still to come."""
+    count = setting.seeds(space.objectives[0])
+    return f"{count}" if is_complete(setting, space) else f"{count} of {space.seeds}"
+
+
 def keeps_vision(setting: Setting, space: Space) -> bool:
     """Whether the constraint holds, on the mean over seeds."""
     retention = setting.stat("retention")
@@ -106,17 +133,19 @@ def rank(setting: Setting, space: Space) -> tuple[Any, ...]:
     """Sort key: settings that keep vision by the objective, then the others by retention.
 
     By validation come those without the objective: measured ones that keep vision, other measured ones, the unmeasured.
+    Both with and without it, settings that lack no seed come before those that do.
     """
     objective, good = setting.stat(space.objectives[0]), keeps_vision(setting, space)
+    incomplete = not is_complete(setting, space)
     if objective is None:
         validation = setting.stat("validation_ce")
-        group = 4 if not setting.measured else 2 if good else 3
-        return (group, validation.mean if validation else float("inf"))
+        group = 2 if not setting.measured else 0 if good else 1
+        return (1, incomplete, group, validation.mean if validation else float("inf"))
     if good:
-        return (0, -objective.mean)
+        return (0, incomplete, 0, -objective.mean)
     retention = setting.stat("retention")
     assert retention is not None
-    return (1, -retention.mean)
+    return (0, incomplete, 1, -retention.mean)
 
 
 def pareto_front(settings: list[Setting]) -> list[Setting]:
@@ -155,8 +184,12 @@ def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
         return "No best setting", why_no_best(settings, space)
     recovery, retention = (with_spread(best.stat(name), ".1%") for name in ("recovery", "retention"))
     found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
+    if not is_complete(best, space):
+        found += f", on {seeds_in_words(best, space)} seeds"
     if not keeps_vision(best, space):
-        return f"No setting keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
+        others = [s for s in settings if s.stat(space.objectives[0]) and keeps_vision(s, space)]
+        which = "No setting with all its seeds" if others else "No setting"
+        return f"{which} keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
     if best.exceptions:
         return "Best, but not on every task", "; ".join([found, *best.exceptions])
     return "Best", found
@@ -169,15 +202,16 @@ def with_spread(stat: Stat | None, spec: str) -> str:
     return f"{stat.mean:{spec}}" + ("" if stat.spread is None else f" ± {stat.spread:{spec}}")
 
 
-def best_recipe(setting: Setting, base: Config, name: str) -> str:
+def best_recipe(setting: Setting, base: Config, space: Space) -> str:
     """The best setting as a recipe that `lingu_ray.train` runs as it is."""
     values = setting.trials[0].values
-    config = configure(base, values, name).model_copy(update={"name": f"{name}-best"})
+    config = configure(base, values, space.name).model_copy(update={"name": f"{space.name}-best"})
     scores = ", ".join(
         f"{name} {stat.mean:.1%}" for name in ("recovery", "retention") if (stat := setting.stat(name)) is not None
     )
-    seeds = f"{len(setting.trials)} seeds" if len(setting.trials) > 1 else "one seed"
-    head = f"# Best setting of the sweep {name}: {setting.label or 'the base'} ({scores}; {seeds})."
+    words = seeds_in_words(setting, space)
+    seeds = "one seed" if words == "1" else f"{words} seeds"
+    head = f"# Best setting of the sweep {space.name}: {setting.label or 'the base'} ({scores}; {seeds})."
     return f"{head}\n\n{to_yaml(config)}"
 
 
@@ -194,9 +228,3 @@ def write_table(settings: list[Setting], path: Path) -> None:
                 own = [brief(trial.values[key]) if key in trial.values else "" for key in keys]
                 measured = [getattr(trial, name) for name in numbers] + [trial.scores.get(task) for task in tasks]
                 writer.writerow([trial.trial, trial.case, trial.seed, trial.state, *own, *measured, trial.error])
-
-
-def _stat(found: list[float]) -> Stat | None:
-    if not found:
-        return None
-    return Stat(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)

@@ -24,7 +24,8 @@ from lingu_ray.errors import UserError
 Values = dict[str, Any]
 
 SCHEDULED = ("distill.temperature", "distill.w_ce", "distill.w_kd")
-CASE, SEED = "case", "seed"
+CASE, SEED = "case", "_seed"
+"""What Ray Tune draws beside settings. It varies the key that sorts first fastest: here the seeds of one setting."""
 _DRAWS_CHECKED = 64
 _CHECKED_TOGETHER = 2000
 """Combinations up to which all are checked; beyond, each value beside the first ones of the others."""
@@ -51,8 +52,8 @@ class Domain(Section):
             raise ValueError("give exactly one of choice, grid, uniform, loguniform")
         for name in ("uniform", "loguniform"):
             bounds = getattr(self, name)
-            if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
-                raise ValueError(f"{name}: low must be below high, and both be finite, found {list(bounds)}")
+            if bounds is not None and bounds[0] >= bounds[1]:
+                raise ValueError(f"{name}: low must be below high, found {list(bounds)}")
         if self.loguniform is not None and self.loguniform[0] <= 0:
             raise ValueError(f"loguniform: low must be above 0, found {self.loguniform[0]:g}")
         return self
@@ -93,7 +94,9 @@ class Space(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$", description="the sweep's folder and MLflow run name")
     base: str = Field(description="recipe or YAML file that every trial starts from")
-    settings: Values = Field({}, description="dotted keys of the base recipe, set for every trial")
+    settings: Values = Field(
+        {}, description="settings of the base recipe for every trial, dotted or as sections; what is not named stays"
+    )
     search: dict[str, Domain] = Field({}, description="dotted key: one of choice, grid, uniform, loguniform")
     cases: dict[str, Values] = Field({}, description="named bundles of settings; each is run with everything searched")
     seeds: PositiveInt = Field(1, description="seeds each setting is run with, from the base's on")
@@ -110,7 +113,11 @@ class Space(Section):
     pbt: PbtConfig | None = Field(None, description="population-based training of schedules; null: off")
     concurrent: PositiveInt | None = Field(None, description="trials at once; null: as many as the cluster holds")
     retries: int = Field(1, ge=0, description="times a failed trial is run again before it is marked")
-    keep_models: PositiveInt = Field(1, description="trained models kept, the best ones; of others the scores stay")
+    keep_models: PositiveInt = Field(
+        1,
+        description="trained models kept: of the best settings one each, of its best seed. Another is removed once all "
+        "seeds of its setting have ended; its scores stay",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Space:
@@ -215,6 +222,11 @@ def seeded(config: Config, base: Config, seed: int) -> Config:
 def seeds_of(space: Space, base: Config) -> list[int]:
     """The seeds each setting is run with."""
     return [base.seed + offset for offset in range(space.seeds)]
+
+
+def drawn_seed(drawn: Mapping[str, Any], base: Config) -> int:
+    """The seed in what Ray Tune drew; sweeps that an earlier version started have it under `seed`."""
+    return drawn.get(SEED, drawn.get("seed", base.seed))
 
 
 def check(space: Space, base: Config) -> None:

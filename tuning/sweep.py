@@ -83,7 +83,7 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
     space = settings.validate()
     recipe = read_recipe(space.base)
     for key, value in space.settings.items():
-        recipe.put(key, value, f"{names[0]}: settings: {key}")
+        recipe.merge(key, value, f"{names[0]}: settings: {key}")
     for override in for_base:
         recipe.override(override)
     base = recipe.validate()

@@ -36,7 +36,7 @@ from lingu_ray.train import show
 from tuning.baseline import lend_items, reference_roles
 from tuning.outcome import Outcome, read_outcome, reason, score
 from tuning.search import SCORE, STEP, USER_ERROR, VALIDATION
-from tuning.space import CASE, SEED, Space, Values, configure, decode, seeded
+from tuning.space import CASE, Space, Values, configure, decode, drawn_seed, seeded
 
 STOP = "STOP"
 """A file beside the trials' folders: the sweep was asked to stop."""
@@ -74,10 +74,10 @@ class Trial(tune.Trainable):
         self.name = trial_name(self.trial_id)
         self.folder = RunFolder(sweep.trials / self.name)
         self.values = decode(sweep.space, config)
-        self.seed = config.get(SEED, sweep.base.seed)
+        self.seed = drawn_seed(config, sweep.base)
         earlier = read_outcome(self.folder.root)
         self.outcome = earlier or Outcome(self.name, self.values, config.get(CASE), self.seed)
-        self.update_outcome(state="running", error=None)
+        self.update_outcome(state="running", error=None, by_hand=False)
         self.pending_validations: deque[Record] = deque()
         self.run: Run | None = None
         self.user_error: UserError | None = None
@@ -123,7 +123,7 @@ class Trial(tune.Trainable):
         if self.run is not None and self.run.training:
             self.run.stop()
         if self.outcome.state == "running":
-            self.update_outcome(state="stopped")
+            self.update_outcome(state="stopped", by_hand=(self.sweep.trials / STOP).exists())
 
     def begin(self, values: Values, until: int | None = None) -> Run:
         """Start or resume the run with these values."""
@@ -140,7 +140,7 @@ class Trial(tune.Trainable):
         try:
             run.end()
         except Interrupted:
-            self.update_outcome(state="stopped")
+            self.update_outcome(state="stopped", by_hand=True)
             while (self.sweep.trials / STOP).exists():
                 time.sleep(_POLL_S)
             raise

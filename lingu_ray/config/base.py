@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+from lingu_ray.config.numbers import without_bools
 
 NAME = r"^[A-Za-z0-9_.-]+$"
 """What a name may consist of: it becomes a file's or folder's name, and part of dotted keys."""
 
 
 class Section(BaseModel):
-    """A part of the settings: unknown keys are errors, defaults are validated, instances do not change."""
+    """A part of the settings: unknown keys are errors, defaults are validated, instances do not change.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    Numbers are finite, and not true or false.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return without_bools(handler(source))
 
 
 class Schedule(Section):
@@ -36,6 +46,8 @@ class Schedule(Section):
         starts = [start for start, _ in self.points]
         if self.points and (starts[0] != 0 or starts != sorted(set(starts)) or min(v for _, v in self.points) < 0):
             raise ValueError(f"points must start at 0, rise, and have values of 0 or more, found {self.points}")
+        if starts and starts[-1] > 1:
+            raise ValueError(f"points begin at fractions of the run, not steps: give 0 to 1, found {starts[-1]:g}")
         return self
 
     def __str__(self) -> str:

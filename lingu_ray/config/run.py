@@ -37,7 +37,7 @@ class Config(Section):
     output_dir: Annotated[OutputFolder, MAY_CHANGE, NOT_COMPARED] = Field(
         Path("runs"), description="folder of runs, corpora and the MLflow store; a bucket needs tracking.uri"
     )
-    seed: int = Field(0, description="seed of everything but the corpus order")
+    seed: int = Field(0, ge=0, description="seed of everything but the corpus order")
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE, NOT_COMPARED] = Field(
         "auto", description="auto: resume from the newest checkpoint; never: refuse a run that exists"
     )
@@ -94,9 +94,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _control_can_learn(self) -> Config:
-        weights = [self.ce_weight(source) for source in self.training_sources()]
-        no_ce = self.distill.w_ce.always_zero or (weights and not any(weights))
+    def _there_is_a_loss(self) -> Config:
+        sources = self.training_sources()
+        no_ce = self.distill.w_ce.always_zero or (sources and not any(self.ce_weight(source) for source in sources))
+        no_kd = not self.uses_teacher or (sources and not self.distilled_sources())
+        if no_ce and no_kd:
+            raise ValueError(
+                "the loss is 0 in every step: neither cross-entropy (distill.w_ce, ce_on_distilled, the sources' "
+                "ce_weight) nor KD (distill.policy, w_kd, the sources' kd_weight) has a weight above 0"
+            )
         if "same_ce" in self.controls and self.uses_teacher and no_ce:
             raise ValueError(
                 "controls: same_ce is the run without the teacher, and without it there is no cross-entropy at all: "

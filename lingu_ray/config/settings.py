@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import reduce
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -17,16 +18,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lingu_ray.config import strict_yaml
+from lingu_ray.config.base import Schedule
 from lingu_ray.config.help import explain
 from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
-from lingu_ray.config.tree import field_at, section_at
+from lingu_ray.config.tree import field_at, is_mapping, section_at
 from lingu_ray.errors import UserError
 from lingu_ray.storage import redacted
 
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
 T = TypeVar("T", bound=BaseModel)
+
+_HINTS = {"string_type": "; quote text that YAML reads otherwise", "finite_number": "; it must be finite"}
+"""What helps with a value of the wrong kind, by the kind of error."""
 
 
 def parse(text: str, origin: str, schema: type[T]) -> Settings[T]:
@@ -101,6 +106,29 @@ class Settings(Generic[T]):
         self.origins = {k: o for k, o in self.origins.items() if k[: len(key)] != key}
         self.origins[key] = origin
 
+    def merge(self, dotted: str, value: Any, origin: str) -> None:
+        """Set a key to a value, but of a section only what the value names: `{train: {steps: 3}}` is `train.steps: 3`.
+
+        A schedule is one value. A mapping of the user's own names is set by its dotted key: inside a section's it could
+        replace the names that are there, or add to them.
+        """
+        key = self.key(dotted, origin)
+        now = reduce(_child, key, self.tree)
+        if not isinstance(value, dict) or section_at(key, self.schema) in (None, Schedule) or isinstance(now, int):
+            self.put(dotted, value, origin)
+            return
+        if now is None:
+            self.put(dotted, {}, origin)
+        for name, inner in value.items():
+            within = f"{dotted}.{name}"
+            if isinstance(inner, dict) and inner and _holds_names(self.key(within, origin), self.schema):
+                first = next(iter(inner))
+                raise UserError(
+                    f"{origin}: {within} holds names of your own: give {within}.{first} to set one of them, or "
+                    f"{within} to replace them all, with the dots"
+                )
+            self.merge(within, inner, origin)
+
     def key(self, dotted: str, argument: str) -> Key:
         """Follow `a.b.c` through the tree; an item of a list is named by its position or its `name`."""
         node: Any = self.tree
@@ -140,10 +168,10 @@ class Settings(Generic[T]):
             errors = error.errors(include_url=False)
             given = [(*e["loc"][:-1], new) for e in errors if (new := self._new_name(e))]
             lines = [self._explain(e) for e in errors if e["type"] != "missing" or e["loc"] not in given]
-            raise UserError("\n".join(lines)) from error
+            raise UserError("\n".join(dict.fromkeys(lines))) from error
 
     def _explain(self, error: ErrorDetails) -> str:
-        key = error["loc"]
+        key = _without_form(error["loc"], self.schema)
         dotted = self._dotted(key)
         if new := self._new_name(error):
             return f"{dotted} is called {new} now [{self._origin(key)}]"
@@ -193,11 +221,24 @@ def _longest(names: list[str], dotted: str) -> str:
     return max(fitting, key=len, default=dotted.partition(".")[0])
 
 
+def _holds_names(key: Key, schema: type[BaseModel]) -> bool:
+    """Whether a key leads to a mapping of names that the user chooses."""
+    field = field_at(key, schema)
+    return field is not None and is_mapping(field.annotation)
+
+
 def _child(node: Any, part: str | int) -> Any:
     """The value at `part` of a mapping or list; None if there is none."""
     if isinstance(node, list) and isinstance(part, int):
         return node[part] if part < len(node) else None
     return node.get(part) if isinstance(node, dict) else None
+
+
+def _without_form(key: Key, schema: type[BaseModel]) -> Key:
+    """The key of an error, without the form of the value (`int`, `literal[...]`) that pydantic adds where two fit."""
+    above = key[:-1]
+    is_value = field_at(above, schema) and not section_at(above, schema) and not _holds_names(above, schema)
+    return above if is_value and isinstance(key[-1], str) else key
 
 
 def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
@@ -220,5 +261,4 @@ def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
     wanted = explain(setting) if setting else error["msg"]
     if error["type"] == "missing":
         return f"missing; give {wanted}"
-    quote = "; quote text that YAML reads otherwise" if error["type"] == "string_type" else ""
-    return f"{_short(error['input'])} does not fit; give {wanted}{quote}"
+    return f"{_short(error['input'])} does not fit; give {wanted}{_HINTS.get(error['type'], '')}"

@@ -6,6 +6,8 @@ YAML 1.1: text that either version takes for something else is quoted.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
 
@@ -17,6 +19,9 @@ from lingu_ray.errors import UserError
 
 Key = tuple[str | int, ...]
 
+_TAG = "tag:yaml.org,2002:"
+_MERGE = f"{_TAG}merge"
+_COLLECTIONS = (f"{_TAG}map", f"{_TAG}seq")
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -28,10 +33,12 @@ _SCALARS = {
     ),
     "merge": (r"<<", ["<"]),
 }
-
-
+_FITTING = {name: _SCALARS[name][0] for name in ("null", "bool", "int")} | {
+    "float": f"{_SCALARS['float'][0]}|{_SCALARS['int'][0]}",
+    "str": r"(?s:.*)",
+}
+"""What a scalar with a tag (`!!float 3`) may be, by the tags that it may have."""
 _ODD_BREAKS = re.compile("[\r\x85\u2028\u2029]")
-_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,19 +57,20 @@ class _Dumper(yaml.SafeDumper):
 
 for _name, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first)
+        _class.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
     """Parse one YAML document; also give the line (from 1) on which every key and list item stands.
 
-    `origin` names the text in errors. Raises `UserError` for malformed YAML, a key given twice, a key not text.
+    `origin` names the text in errors. Raises `UserError` for malformed YAML, a key given twice, a key not text, a value
+    that contains itself.
     """
     loader = _Loader(text)
-    lines: dict[Key, int] = {}
+    reader = _Reader(loader, origin)
     try:
         node = loader.get_single_node()
-        return (None if node is None else _construct(loader, node, (), lines, origin)), lines
+        return (None if node is None else reader.value(node, ())), reader.lines
     except yaml.MarkedYAMLError as error:
         where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{origin}{where}: not valid YAML: {error.problem or error.context}") from error
@@ -72,37 +80,78 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
         loader.dispose()
 
 
-def _construct(loader: _Loader, node: yaml.Node, key: Key, lines: dict[Key, int], origin: str) -> Any:
-    if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
-        raise UserError(f"{origin}:{node.start_mark.line + 1}: not valid YAML here: tag {node.tag}")
-    if isinstance(node, yaml.SequenceNode):
-        items = []
-        for i, item in enumerate(node.value):
-            lines[*key, i] = item.start_mark.line + 1
-            items.append(_construct(loader, item, (*key, i), lines, origin))
-        return items
-    if isinstance(node, yaml.MappingNode):
-        _refuse_twice(node, key, origin)
-        loader.flatten_mapping(node)
-        mapping = {}
-        for key_node, value_node in node.value:
-            lines[*key, key_node.value] = key_node.start_mark.line + 1
-            mapping[key_node.value] = _construct(loader, value_node, (*key, key_node.value), lines, origin)
-        return mapping
-    return loader.construct_object(node)
+class _Reader:
+    """Makes plain values of a document's nodes, which stay as they are: an alias (`*x`) leads to one a second time."""
+
+    def __init__(self, loader: _Loader, origin: str):
+        self.loader, self.origin = loader, origin
+        self.lines: dict[Key, int] = {}
+        self.around: list[yaml.Node] = []
+
+    def value(self, node: yaml.Node, key: Key) -> Any:
+        """The value of a node; the lines of all keys and items in it are noted."""
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
+        with self._inside(node, key):
+            if node.tag not in _COLLECTIONS:
+                raise self._error(node, f"not valid YAML here: tag {node.tag}")
+            if isinstance(node, yaml.SequenceNode):
+                return [self._noted(item, item, (*key, i)) for i, item in enumerate(node.value)]
+            assert isinstance(node, yaml.MappingNode)
+            entries = self._entries(node, key)
+            return {name: self._noted(at, inner, (*key, name)) for name, (at, inner) in entries.items()}
+
+    def _noted(self, place: yaml.Node, node: yaml.Node, key: Key) -> Any:
+        self.lines[key] = place.start_mark.line + 1
+        return self.value(node, key)
+
+    def _scalar(self, node: yaml.ScalarNode) -> Any:
+        """The value of a scalar, whose tag may be the user's own (`!!float 3`) and must fit."""
+        name = node.tag.removeprefix(_TAG)
+        if name not in _FITTING:
+            raise self._error(node, f"not valid YAML here: tag {node.tag}")
+        if not re.fullmatch(_FITTING[name], node.value):
+            raise self._error(node, f"not valid YAML: {node.value!r} does not fit its tag !!{name}")
+        return self.loader.construct_object(node)
+
+    def _entries(self, node: yaml.MappingNode, key: Key) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Nodes of keys and values by the key's text: those merged by `<<`, replaced by the mapping's own."""
+        self._refuse_twice(node, key)
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for source in reversed([source for at, inner in node.value if at.tag == _MERGE for source in _sources(inner)]):
+            with self._inside(source, key):
+                if not isinstance(source, yaml.MappingNode):
+                    raise self._error(source, "<< merges a mapping, or a list of mappings; this is none")
+                found |= self._entries(source, key)
+        return found | {at.value: (at, inner) for at, inner in node.value if at.tag != _MERGE}
+
+    def _refuse_twice(self, node: yaml.MappingNode, key: Key) -> None:
+        first: dict[str, int] = {}
+        for at, _ in node.value:
+            if not isinstance(at, yaml.ScalarNode):
+                raise self._error(at, "a key must be plain text")
+            if at.value in first:
+                dotted = ".".join(map(str, (*key, at.value)))
+                raise self._error(at, f"{dotted} is given twice, first on line {first[at.value]}: remove one")
+            first[at.value] = at.start_mark.line + 1
+
+    @contextmanager
+    def _inside(self, node: yaml.Node, key: Key) -> Iterator[None]:
+        """Refuses a node inside itself."""
+        if any(node is one for one in self.around):
+            line, what = self.lines.get(key, node.start_mark.line + 1), ".".join(map(str, key)) or "the document"
+            raise UserError(f"{self.origin}:{line}: {what} contains itself, by an alias (*): write the values out")
+        self.around.append(node)
+        yield
+        self.around.pop()
+
+    def _error(self, node: yaml.Node, problem: str) -> UserError:
+        return UserError(f"{self.origin}:{node.start_mark.line + 1}: {problem}")
 
 
-def _refuse_twice(node: yaml.MappingNode, key: Key, origin: str) -> None:
-    first: dict[str, int] = {}
-    for key_node, _ in node.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise UserError(f"{origin}:{line}: a key must be plain text")
-        name = key_node.value
-        if name in first:
-            dotted = ".".join(map(str, (*key, name)))
-            raise UserError(f"{origin}:{line}: {dotted} is given twice, first on line {first[name]}: remove one")
-        first[name] = line
+def _sources(merged: yaml.Node) -> list[yaml.Node]:
+    """The nodes that a `<<` names: one, or those of a list, of which an earlier one counts more."""
+    return merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:

@@ -10,6 +10,7 @@ from lingu_ray.config.base import Section
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED
 
 Attention = Literal["sdpa", "flash_attention_2", "flash_attention_3"]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LearningRates(Section):
@@ -42,13 +43,15 @@ class TrainConfig(Section):
         False, description="several samples in one row instead of padding; none sees another; pays with flash attention"
     )
     learning_rates: LearningRates = Field(LearningRates(), description="by parameter group")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW betas")
+    betas: tuple[_Beta, _Beta] = Field((0.9, 0.95), description="AdamW betas, each at least 0 and below 1")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay (matrices only)")
     warmup: float = Field(0.03, ge=0, lt=1, description="share of the steps in which the learning rate rises linearly")
     min_lr: float = Field(
         0.1, ge=0, le=1, description="share of the learning rate that is left at the end of its cosine decay"
     )
-    grad_clip: float = Field(1.0, gt=0, description="largest global gradient norm")
+    grad_clip: float = Field(
+        1.0, gt=0, allow_inf_nan=True, description="largest global gradient norm; .inf: gradients are not clipped"
+    )
     max_bad_steps: Annotated[int, MAY_CHANGE, NOT_COMPARED] = Field(
         3, ge=0, description="steps skipped in a run, since their loss or gradient is not finite, before it stops"
     )
@@ -97,7 +100,9 @@ class TrainConfig(Section):
         return step / max(1, self.steps - 1)
 
     @model_validator(mode="after")
-    def _decoder_learns(self) -> TrainConfig:
+    def _something_learns(self) -> TrainConfig:
+        if not any(self.learning_rates.model_dump().values()):
+            raise ValueError("train.learning_rates are all 0, and nothing would be trained: set one above 0")
         needs = "train.lora" if self.lora else "train.parallelism=fsdp2" if self.parallelism == "fsdp2" else None
         if needs and not self.learning_rates.decoder:
             raise ValueError(f"{needs} needs a decoder that learns: set train.learning_rates.decoder above 0")

@@ -6,7 +6,9 @@ import pytest
 from config_files import FILE, refusal
 
 from lingu_ray.config import Config, Schedule, strict_yaml
-from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
+from lingu_ray.config.command_line import load_config, load_yaml, read_settings, to_yaml
+from lingu_ray.errors import UserError
+from lingu_ray.export import ExportConfig
 
 
 @pytest.fixture
@@ -65,6 +67,10 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["train.steps=abc"], ["train.steps: abc does not fit; give a whole number above 0 (optimizer steps)"]),
         (["train.steps=abc", "train.rows_per_step=0"], ["train.steps: abc", "\ntrain.rows_per_step: 0"]),
         (["train.betas=[0.9]"], ["train.betas.1: missing; give a list of 2 numbers"]),
+        (["train.betas=[0.9, 1.5]"], ["train.betas.1: 1.5 does not fit", "each at least 0 and below 1"]),
+        (["train.learning_rates.vision=true"], ["train.learning_rates.vision: true does not fit; give a number at"]),
+        (["train.weight_decay=.inf"], ["train.weight_decay: .inf does not fit; give a number", "it must be finite"]),
+        (["distill.w_kd=[[0, 4], [9, 2]]"], ["distill.w_kd: points begin at fractions of the run, not steps"]),
         (["distill.policy=some"], ["give selective | all | language_only | none"]),
         (["distill.w_kd=much"], ["give a number, {start, end, shape, until}, or [[fraction, value], ...]"]),
         (["corpus.sources.t1.limit=3"], ["corpus.sources has no item 't1'; it has: 0 (t0), 1 (t0.long)"]),
@@ -99,13 +105,22 @@ def test_errors_of_a_file_name_its_line(tmp_path: Path):
     path = tmp_path / "bad.yaml"
     path.write_text(FILE + "train:\n  stepz: 3\n  grad_clip: 0\n")
     assert f"train.stepz: no such setting; did you mean train.steps? [{path}:9]" in refusal(str(path))
-    assert f"train.grad_clip: 0 does not fit; give a number above 0 (largest global gradient norm) [{path}:10]" in (
-        refusal(str(path))
-    )
+    value, _ = refusal(str(path)).splitlines()
+    assert value.startswith("train.grad_clip: 0 does not fit; give a number above 0 (largest global gradient norm")
+    assert value.endswith(f"[{path}:10]")
     path.write_text(FILE + "train: {steps: 1}\ntrain: {steps: 2}\n")
     assert refusal(str(path)) == f"{path}:9: train is given twice, first on line 8: remove one"
     path.write_text("- a\n")
     assert "a configuration is a mapping of keys, this is list" in refusal(str(path))
+
+
+@pytest.mark.parametrize("value", ["true", "0", "newest"])
+def test_a_setting_of_two_forms_is_one_error(value: str):
+    """A number or a word: the setting is named as it is written, once, with both forms."""
+    with pytest.raises(UserError) as caught:
+        read_settings([f"step={value}"], ExportConfig)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"step: {value} does not fit; give a whole number above 0 or last | best (")
 
 
 def test_unknown_recipe_and_missing_file():

@@ -1,11 +1,13 @@
 """The typed configuration refuses what cannot work, before anything starts, and says how to fix it."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from pydantic import ValidationError
+from pydantic import PositiveInt, ValidationError
 
-from lingu_ray.config import Config, Schedule, SourceConfig
+from lingu_ray.config import Config, Schedule, Section, Several, SourceConfig
+from lingu_ray.config.base import Scheduled
 
 SOURCE = {"name": "text", "format": "text", "path": "text.jsonl", "language_heavy": True}
 MINIMAL = {
@@ -55,8 +57,22 @@ def test_minimal_configuration_is_complete():
         ({"student": {"from_teacher": {"image_size": 100}}, "distill": {"policy": "none"}}, "must be a multiple of"),
         ({"student": {"from_teacher": {"heads": 7}}, "distill": {"policy": "none"}}, "must be a multiple of heads"),
         ({"align": {"learning_rates": {"projector": 0}, "blocks": 0}}, "set align.learning_rates.projector above 0"),
+        ({"train": {"learning_rates": {"vision": 0, "projector": 0, "decoder": 0}}}, "nothing would be trained"),
+        ({"distill": {"policy": "none", "w_ce": 0}}, "the loss is 0 in every step"),
+        ({"distill": {"w_kd": 0, "w_ce": 0}}, "the loss is 0 in every step"),
+        ({"corpus": {"sources": [SOURCE | {"ce_weight": 0, "kd_weight": 0}]}}, "the loss is 0 in every step"),
+        ({"distill": {"w_kd": 0, "w_ce": 1}, "corpus": {"sources": [SOURCE | {"ce_weight": 0}]}}, "the loss is 0"),
         ({"name": "a/b"}, "should match pattern"),
         ({"train": {"warmup": 1}}, "less than 1"),
+        ({"train": {"betas": [0.9, 1.5]}}, "less than 1"),
+        ({"train": {"betas": [-0.1, 0.95]}}, "greater than or equal to 0"),
+        ({"train": {"grad_clip": float("nan")}}, "greater than 0"),
+        ({"train": {"weight_decay": float("inf")}}, "finite number"),
+        ({"evaluation": {"min_recovery": -0.1}}, "greater than or equal to 0"),
+        ({"evaluation": {"min_retention": float("nan")}}, "finite number"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"distill": {"w_kd": [[0, 4], [500, 2]]}}, "fractions of the run, not steps: give 0 to 1, found 500"),
+        ({"distill": {"w_kd": [[0, 4], [0.5, float("inf")]]}}, "finite number"),
     ],
 )
 def test_bad_combinations_are_refused(changes: dict[str, object], message: str):
@@ -81,6 +97,60 @@ def test_number_is_a_constant_schedule():
     assert config.distill.w_kd == Schedule(start=2, end=2)
     with pytest.raises(ValidationError):
         Config.model_validate(with_changes(distill={"w_kd": True}))
+
+
+class Numbers(Section):
+    """Every way in which a setting may be a number, or not be one."""
+
+    whole: PositiveInt = 1
+    real: float = 1.0
+    perhaps: int | None = None
+    either: int | bool = 1
+    word: float | Literal["auto"] = "auto"
+    pair: tuple[float, float] = (0.0, 1.0)
+    several: Several[int] = (1,)
+    named: dict[str, float] = {}  # noqa: RUF012 (pydantic copies it)
+    moving: Scheduled = Schedule(start=1, end=1)
+    inside: Schedule | None = None
+    switch: bool = False
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "number"),
+    [
+        ("whole", True, 1),
+        ("real", False, 0.5),
+        ("perhaps", True, 2),
+        ("perhaps", False, None),
+        ("word", True, 0.5),
+        ("word", False, "auto"),
+        ("pair", [0.5, True], [0.5, 1]),
+        ("several", True, 8),
+        ("several", [1, False], [1, 0]),
+        ("named", {"a": True}, {"a": 1}),
+        ("moving", True, 0.5),
+        ("moving", [[0, 1], [0.5, True]], [[0, 1], [0.5, 1]]),
+        ("moving", {"start": True, "end": 1}, {"start": 1, "end": 1}),
+        ("inside", {"start": 1, "end": False}, {"start": 1, "end": 0}),
+    ],
+)
+def test_true_and_false_are_no_numbers(name: str, value: object, number: object):
+    """`learning_rates.vision: true` is no rate of 1; what stands there else is taken as before."""
+    with pytest.raises(ValidationError, match=name):
+        Numbers.model_validate({name: value})
+    Numbers.model_validate({name: number})
+
+
+@pytest.mark.parametrize(("name", "value"), [("either", True), ("either", 1), ("either", 5), ("switch", True)])
+def test_what_may_be_true_or_false_stays(name: str, value: object):
+    """Also beside numbers, each as what it is."""
+    found = getattr(Numbers.model_validate({name: value}), name)
+    assert found == value and type(found) is type(value)
+
+
+def test_no_clipping_is_an_infinite_norm():
+    """The one number that may be infinite."""
+    assert Config.model_validate(with_changes(train={"grad_clip": float("inf")})).train.grad_clip == float("inf")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The YAML of settings, and of whatever else is read or written as YAML: one reader, one writer."""
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,45 @@ def test_scalars_are_those_of_yaml_1_2():
 
 
 def test_only_plain_yaml_is_read():
-    """Tags that would make Python objects are refused."""
-    with pytest.raises(UserError, match="not valid YAML"):
-        strict_yaml.load("a: !!python/object/apply:os.getcwd []", "x")
+    """Tags that would make Python objects, dates and bytes are refused."""
+    for tagged in ("python/object/apply:os.getcwd []", "python/name:os.system ''", "timestamp 2024-99-99", "binary x"):
+        with pytest.raises(UserError, match="x:1: not valid YAML here: tag "):
+            strict_yaml.load(f"a: !!{tagged}", "x")
+
+
+def test_an_alias_is_what_it_stands_for():
+    """Also where that merges another mapping (`<<`) and changes a key of it: reading leaves the document as it is."""
+    text = "base: &base {a: 1, b: 2}\nx: &x\n  <<: *base\n  a: 3\ny: *x\nz:\n  <<: [*x, {b: 8, c: 9}]\n  a: 7\n"
+    tree, lines = strict_yaml.load(text, "f.yaml")
+    assert tree["x"] == tree["y"] == {"a": 3, "b": 2} and tree["z"] == {"a": 7, "b": 2, "c": 9}
+    assert (lines["y", "a"], lines["y", "b"], lines["z", "a"]) == (4, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: &x\n  c: *x\n", "f.yaml:3: b.c contains itself, by an alias"),
+        ("a: &x [1, *x]", "f.yaml:1: a.1 contains itself, by an alias"),
+        ("a: &x {<<: *x}", "f.yaml:1: a contains itself, by an alias"),
+        ("a: &x {b: {<<: *x}}", "f.yaml:1: a.b contains itself, by an alias"),
+        ("a: {<<: &x {<<: *x}}", "f.yaml:1: a contains itself, by an alias"),
+        ("a: 1\nb: {<<: 3}", "f.yaml:2: << merges a mapping, or a list of mappings"),
+        ("a: &x {b: 1, b: 2}", "f.yaml:1: a.b is given twice"),
+    ],
+)
+def test_an_alias_that_cannot_be_followed_is_told(text: str, message: str):
+    """A value inside itself, and a merge of what is no mapping: with file and line."""
+    with pytest.raises(UserError, match=re.escape(message)):
+        strict_yaml.load(text, "f.yaml")
+
+
+@pytest.mark.parametrize("tagged", ["float x", "int x", "int ''", "int 0x1f", "bool no", "null x"])
+def test_a_tag_that_does_not_fit_is_told(tagged: str):
+    """`!!float x` is an error with file and line; a tag that fits is followed."""
+    with pytest.raises(UserError, match=rf"f\.yaml:2: not valid YAML: .* does not fit its tag !!{tagged.split()[0]}$"):
+        strict_yaml.load(f"a: 1\nb: !!{tagged}", "f.yaml")
+    tree, _ = strict_yaml.load("{a: !!float 3, b: !!int '3', c: !!str 3, d: !!bool true, e: !!null ''}", "f.yaml")
+    assert _typed(tree) == _typed({"a": 3.0, "b": 3, "c": "3", "d": True, "e": None})
 
 
 @pytest.mark.slow

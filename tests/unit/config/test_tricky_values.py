@@ -13,6 +13,7 @@ from lingu_ray.report.run_page import write_report
 from tuning.compare import read_folder
 from tuning.outcome import Outcome
 from tuning.results import Setting, best_recipe
+from tuning.space import Space
 
 TRICKY = {"subset": "no", "split": "12:30", "prompt": "1e-5", "answer": "null", "image": "2024-01-01"}
 FILE = """\
@@ -63,7 +64,8 @@ def test_a_sweep_writes_and_reads_them(run_dir: Path):
     values = {"corpus.sources.on.subset": "off", "corpus.sources.on.split": "1_000"}
     best = Setting(None, values, (Outcome("t", values, None, 0),))
     recipe = run_dir / "best.yaml"
-    recipe.write_text(best_recipe(best, base, "sweep"))
+    space = Space(name="sweep", base="demo", cases={"one": values})
+    recipe.write_text(best_recipe(best, base, space))
     (source,) = load_yaml(recipe).corpus.sources
     assert (source.subset, source.split) == ("off", "1_000")
 

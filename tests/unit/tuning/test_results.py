@@ -7,16 +7,33 @@ import pytest
 
 from lingu_ray.config.command_line import load_config, load_yaml
 from tuning.outcome import Outcome, read_outcome, read_outcomes, score
-from tuning.results import best_of, best_recipe, pareto_front, settings_of, why_no_best, write_table
+from tuning.results import (
+    Stat,
+    best_of,
+    best_recipe,
+    headline,
+    pareto_front,
+    seeds_in_words,
+    settings_of,
+    why_no_best,
+    write_table,
+)
 from tuning.space import Space
 
 SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2, 3, 4]}}})
 
 
 def outcome(w_kd, recovery=None, retention=None, seed=0, state="finished", **rest) -> Outcome:
-    values = {"distill.w_kd": w_kd}
-    name = f"trial-{w_kd}-{seed}"
-    return Outcome(name, values, None, seed, state, recovery=recovery, retention=retention, **rest)
+    named = {"trial": f"trial-{w_kd}-{seed}"} | rest
+    return Outcome(
+        values={"distill.w_kd": w_kd},
+        case=None,
+        seed=seed,
+        state=state,
+        recovery=recovery,
+        retention=retention,
+        **named,
+    )
 
 
 def test_ranking_puts_what_keeps_vision_first():
@@ -50,6 +67,53 @@ def test_seeds_are_one_setting_with_mean_and_spread():
     stat = first.stat("recovery")
     assert stat.mean == pytest.approx(0.9) and stat.spread == pytest.approx(0.1)
     assert second.stat("recovery").spread is None and first.state == "finished"
+
+
+def test_a_seed_that_ran_twice_counts_once():
+    """The same values drawn again under the same seed are no second measurement: neither a seed, nor a spread."""
+    (setting,) = settings_of([outcome(1, 0.9, 1.0, trial=f"trial-{number}") for number in range(3)], SPACE)
+    assert setting.stat("recovery") == Stat(0.9, None) and len(setting.trials) == 3
+    assert headline([setting], SPACE)[1] == "w_kd=1 brings back 90.0% of the lost language and keeps 100.0% of vision"
+    assert best_recipe(setting, load_config(["demo"]), SPACE).startswith(
+        "# Best setting of the sweep s: w_kd=1 (recovery 90.0%, retention 100.0%; one seed).\n"
+    )
+
+
+def test_a_setting_that_lacks_seeds_comes_after_those_that_do_not():
+    """Seeds that failed or were stopped are in no mean, and what is left of a setting does not win by luck."""
+    three = SPACE.model_copy(update={"seeds": 3})
+    all_seeds = [outcome(1, recovery, 1.0, seed) for seed, recovery in enumerate((0.80, 0.82, 0.81))]
+    survivor = [outcome(2, 0.83, 1.0, 0), outcome(2, state="stopped", seed=1), outcome(2, state="failed", seed=2)]
+    best, other = settings_of([*survivor, *all_seeds], three)
+    assert best.values == {"distill.w_kd": 1} and [seeds_in_words(one, three) for one in (best, other)] == [
+        "3",
+        "1 of 3",
+    ]
+    assert headline([best, other], three)[1].endswith("keeps 100.0% ± 0.0% of vision")
+    base = load_config(["demo"])
+    assert "retention 100.0%; 3 seeds)" in best_recipe(best, base, three)
+    assert headline([other], three)[1].endswith(
+        "brings back 83.0% of the lost language and keeps 100.0% of vision, on 1 of 3 seeds"
+    )
+    assert "retention 100.0%; 1 of 3 seeds)" in best_recipe(other, base, three)
+
+
+def test_one_lucky_seed_does_not_keep_vision():
+    """A setting with all seeds comes first even where it alone fails the constraint, and the headline says which do."""
+    two = SPACE.model_copy(update={"seeds": 2})
+    outcomes = [outcome(1, 0.9, 0.9, 0), outcome(1, 0.9, 0.9, 1), outcome(2, 0.6, 1.0, 0), outcome(3, 0.8, 0.8, 0)]
+    settings = settings_of(outcomes, two)
+    assert [setting.values["distill.w_kd"] for setting in settings] == [1, 2, 3]
+    assert headline(settings, two)[0] == "No setting with all its seeds keeps 99.0% of vision"
+    assert headline(settings[:1], two)[0] == "No setting keeps 99.0% of vision"
+
+
+def test_without_the_objective_the_measured_seeds_count():
+    """Where recovery has no value, a setting that was measured with all seeds lacks none."""
+    two = SPACE.model_copy(update={"seeds": 2})
+    whole = [outcome(1, None, 1.0, seed, validation_ce=3.0, scores={"a": 1.0}) for seed in (0, 1)]
+    half = [outcome(2, None, 1.0, 0, validation_ce=2.0, scores={"a": 1.0}), outcome(2, state="failed", seed=1)]
+    assert [seeds_in_words(one, two) for one in settings_of([*half, *whole], two)] == ["2", "1 of 2"]
 
 
 def test_the_constraint_holds_for_the_mean_over_seeds():
@@ -112,7 +176,7 @@ def test_best_recipe_is_one_that_training_takes(tmp_path):
     base = load_config(["demo"])
     (setting,) = settings_of([outcome(2, 0.8, 1.0)], SPACE)
     path = tmp_path / "best.yaml"
-    path.write_text(best_recipe(setting, base, "s"))
+    path.write_text(best_recipe(setting, base, SPACE))
     config = load_yaml(path)
     assert config.distill.w_kd.at(0.5) == 2 and config.name == "s-best"
     assert config.model_copy(update={"distill": base.distill, "name": base.name}) == base

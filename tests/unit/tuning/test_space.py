@@ -2,12 +2,26 @@
 
 import pytest
 import yaml
+from ray.tune.search.variant_generator import generate_variants
 from tinyrun import write_settings
 
+from lingu_ray.config import strict_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from tuning.search import parameters
-from tuning.space import Domain, Space, check, configure, corner_values, decode, is_whole, read_space, shipped
+from tuning.space import (
+    SEED,
+    Domain,
+    Space,
+    check,
+    configure,
+    corner_values,
+    decode,
+    drawn_seed,
+    is_whole,
+    read_space,
+    shipped,
+)
 from tuning.sweep import load
 
 
@@ -59,7 +73,7 @@ def test_sizes():
         ({"pbt": {"interval": 5}}, "in place of grid"),
         ({"pbt": {"interval": 5}, "search": {"train.steps": {"choice": [1]}}}, "found train.steps"),
         ({"name": "a/b"}, "name"),
-        ({"search": {"distill.w_kd": {"uniform": [1, float("inf")]}}}, "both be finite"),
+        ({"search": {"distill.w_kd": {"uniform": [1, float("inf")]}}}, "finite number"),
         ({"cases": {"a": {"distill.w_kd": 3}}}, "distill.w_kd: set twice"),
         ({"cases": {"a": {"distill.w_kd.start": 3}}}, "distill.w_kd and distill.w_kd.start: set twice"),
         (
@@ -106,7 +120,7 @@ def write(tmp_path, **keys):
         ({"search": {"corpus.max_length": {"uniform": [64, 512]}}}, "above train.tokens_per_micro_batch"),
         (
             {
-                "settings": {"student": {"from_teacher": {"patch_size": 16, "pixel_shuffle": 2}}},
+                "settings": {"student": {"path": None, "from_teacher": {"patch_size": 16, "pixel_shuffle": 2}}},
                 "search": {"student.from_teacher.image_size": {"uniform": [64, 512]}},
             },
             r"image_size \d+ must be a multiple of .*, as a draw from search: list what fits by `choice`",
@@ -126,6 +140,45 @@ def test_overrides_reach_space_and_base(tmp_path, base, monkeypatch):
     loaded, config = load([path, "trials=3", "train.steps=2", "name=other", "search.distill.w_kd.uniform=[1, 3]"])
     assert loaded.search["distill.w_kd"].uniform == (1, 3)
     assert (loaded.trials, config.train.steps, loaded.name, config.name) == (3, 2, "other", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.rows_per_step", 16),
+        ("train.learning_rates.vision", 0.5),
+        ("distill.temperature", {"start": 4, "end": 2}),
+        ("corpus.sources.text.limit", 7),
+        ("ray.num_workers", {"min": 1, "max": 2}),
+        ("align.epochs", 2),
+        ("align", {}),
+        ("teacher.scope", "visual"),
+    ],
+)
+def test_settings_mean_the_same_with_dots_and_as_sections(tmp_path, base, key, value):
+    """Either way, in the file and on the command line, one setting changes and the rest of its section stays."""
+    search = {"distill.w_kd": {"grid": [1]}}
+    nested = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    _, before = load([write(tmp_path, search=search)])
+    _, dotted = load([write(tmp_path, search=search, settings={key: value})])
+    _, sections = load([write(tmp_path, search=search, settings=nested)])
+    _, given = load([write(tmp_path, search=search), f"settings.{key}={strict_yaml.dump(value, inline=True)}"])
+    assert dotted == sections == given
+    now, then = flat(dotted), flat(before)
+    changed = {name for name in then if now.get(name) != then[name]}
+    assert changed and all(name.startswith(key) or key.startswith(name) for name in changed)
+
+
+def test_a_mapping_of_own_names_is_set_by_its_dotted_key(tmp_path, base):
+    """Inside a section it would be open whether the names that are there stay: refused, with both spellings."""
+    search = {"distill.w_kd": {"grid": [1]}}
+    words = r"settings: tracking: tracking.tags holds names of your own: give tracking.tags.team to set one of them, or"
+    with pytest.raises(UserError, match=words):
+        load([write(tmp_path, search=search, settings={"tracking": {"tags": {"team": "a"}}})])
+    _, config = load([write(tmp_path, search=search, settings={"tracking.tags.team": "a"}), "tracking.tags.set=b"])
+    assert config.tracking.tags == {"team": "a", "set": "b"}
 
 
 def test_unknown_space_and_file(tmp_path):
@@ -159,6 +212,36 @@ def test_decoding_turns_a_draw_into_settings():
         "distill.temperature": {"start": 4, "end": 1},
         "distill.w_kd": 0.25,
     }
+
+
+def test_seeds_of_one_setting_run_next_to_one_another(tmp_path, base):
+    """Few settings are then half done at a time: their models are kept until all their seeds have ended."""
+    loaded, config = load(
+        [
+            write(
+                tmp_path,
+                seeds=3,
+                search={
+                    "align.epochs": {"grid": [1, 2]},
+                    "train.steps": {"grid": [3, 4]},
+                    "distill.w_kd": {"choice": [1]},
+                },
+                cases={"a": {"distill.policy": "all"}, "b": {"distill.policy": "none"}},
+            )
+        ]
+    )
+    variants = generate_variants({"config": parameters(loaded, config)}, constant_grid_search=True)
+    drawn = [spec["config"] for _, spec in variants]
+    seeds = [drawn_seed(one, config) for one in drawn]
+    settings = [(one["case"], *decode(loaded, one).items()) for one in drawn]
+    assert seeds == [0, 1, 2] * 8 and len(set(settings)) == 8
+    assert all(len(set(settings[start : start + 3])) == 1 for start in range(0, 24, 3))
+
+
+def test_the_seed_of_a_trial(tmp_path, base):
+    """The drawn one, also under the key that it has in sweeps of an earlier version; the base's where none is drawn."""
+    _, config = load([write(tmp_path, search={"distill.w_kd": {"grid": [1]}}), "seed=5"])
+    assert [drawn_seed(drawn, config) for drawn in ({SEED: 7}, {}, {"seed": 6})] == [7, 5, 6]
 
 
 def test_configure_changes_what_it_is_told(tmp_path, base):

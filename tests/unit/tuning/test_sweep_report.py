@@ -47,12 +47,12 @@ def trial(w_kd: float, state: str = "finished", **rest: object) -> Outcome:
     return Outcome(f"trial-{w_kd}", {"distill.w_kd": w_kd}, None, 0, state, **rest)
 
 
-def report(folder: SweepFolder, base: Config, *outcomes: Outcome) -> str:
+def report(folder: SweepFolder, base: Config, *outcomes: Outcome, space: Space = SPACE) -> str:
     """The page that these outcomes give."""
     for outcome in outcomes:
         outcome.write(folder.trials / outcome.trial)
-    with SweepRun(SPACE, base, folder) as tracked:
-        return write_report(SPACE, base, folder, tracked).read_text()
+    with SweepRun(space, base, folder) as tracked:
+        return write_report(space, base, folder, tracked).read_text()
 
 
 def test_the_best_setting_is_a_recipe(folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +79,18 @@ def test_the_headline_names_tasks_that_the_means_hide(
     printed = capsys.readouterr().out
     assert "Best, but not on every task: w_kd=1 brings back 90.0%" in printed
     assert f"of vision; {said}\n" in printed and said in page
+
+
+def test_seeds_that_are_missing_are_told(folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """A setting of whose seeds one is left says so in the table, in the headline and in the recipe."""
+    space = SPACE.model_copy(update={"seeds": 3})
+    page = report(
+        folder, base, trial(1, recovery=0.9, retention=1.0, scores={"cloze": 0.6}), trial(2, "failed"), space=space
+    )
+    assert '<td class="number">1 of 3</td>' in page and '<td class="number">0 of 3</td>' in page
+    assert "measured with all\n3 seeds come first" in page
+    assert "keeps 100.0% of vision, on 1 of 3 seeds" in page and "on 1 of 3 seeds" in capsys.readouterr().out
+    assert "; 1 of 3 seeds)" in folder.recipe.read_text()
 
 
 @pytest.mark.slow
