@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt
-from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils.logging import disable_progress_bar
 
 import lingu_ray
@@ -34,13 +34,22 @@ from lingu_ray.config import Config, Section
 from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.content import file_identity
+from lingu_ray.corpus.processor import run_processor
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import not_found, output_folder
 from lingu_ray.report.model_card import write_model_card
 from lingu_ray.report.run_page import manifest
-from lingu_ray.runtime.checkpoint import CheckpointState, best_checkpoint, checkpoints, load_weights
+from lingu_ray.runtime.checkpoint import (
+    CheckpointState,
+    best_checkpoint,
+    checkpoint_folders,
+    checkpoints,
+    load_weights,
+    none_is_whole,
+    storage_failures_explained,
+)
 from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.environment import read_environment
 from lingu_ray.runtime.export import exported_tensors, write_verified
@@ -123,13 +132,9 @@ def _find(run: Path | str, folder: RunFolder, step: int | str) -> _Saved:
         raise UserError(not_found(run, "run"))
     if not folder.config.exists():
         raise UserError(f"{run}: no run lies there (no config.yaml); name the folder of a run, such as runs/mine")
-    with _of_its_version(run, folder):
-        config, states = load_yaml(folder.config), dict(checkpoints(folder.checkpoints))
-    if not states:
-        raise UserError(
-            f"{run} has no checkpoint yet: the first one comes after train.checkpoint_every="
-            f"{config.train.checkpoint_every} steps, or when the run is stopped by Ctrl-C"
-        )
+    with _of_its_version(run, folder), storage_failures_explained(folder.checkpoints):
+        config = load_yaml(folder.config)
+        states = _states(run, folder, config)
     if step == "best":
         wanted = [best] if (best := best_checkpoint(folder.checkpoints)) else []
     else:
@@ -138,12 +143,26 @@ def _find(run: Path | str, folder: RunFolder, step: int | str) -> _Saved:
     if not wanted:
         what = "no checkpoint was validated" if step == "best" else f"no checkpoint of step {step} is kept"
         raise UserError(f"{run}: {what}; there are those of step {there}: give step=N, or step=last")
-    for path in reversed(wanted):
-        if (weights := _fetched(run, path)) is not None:
-            return _Saved(config, folder, weights, states[path])
+    with storage_failures_explained(folder.checkpoints):
+        for path in reversed(wanted):
+            if (weights := _fetched(run, path)) is not None:
+                return _Saved(config, folder, weights, states[path])
     raise UserError(
         f"{run}: the weights of {wanted[-1].name} are damaged, or gone by now; there are those of step {there}"
     )
+
+
+def _states(run: Path | str, folder: RunFolder, config: Config) -> dict[Path, CheckpointState]:
+    """The run's complete checkpoints, oldest first; UserError where there is none."""
+    states = dict(checkpoints(folder.checkpoints))
+    if not states and (damaged := checkpoint_folders(folder.checkpoints)):
+        raise UserError(f"{none_is_whole(run, damaged)}. Put them back from a copy")
+    if not states:
+        raise UserError(
+            f"{run} has no checkpoint yet: the first one comes after train.checkpoint_every="
+            f"{config.train.checkpoint_every} steps, or when the run is stopped by Ctrl-C"
+        )
+    return states
 
 
 @contextmanager
@@ -161,7 +180,11 @@ def _of_its_version(run: Path | str, folder: RunFolder) -> Iterator[None]:
 
 
 def _fetched(run: Path | str, checkpoint: Path) -> Path | None:
-    """A folder with the checkpoint's weights as they were written; None where they are damaged, or gone by now."""
+    """A folder with the checkpoint's weights as they were written; None where they are damaged, or gone by now.
+
+    Raises:
+        OSError: storage fails, so nothing is known of them.
+    """
     try:
         if isinstance(run, str):
             location = storage.join(run, checkpoint.parent.name, checkpoint.name)
@@ -175,7 +198,7 @@ def _fetched(run: Path | str, checkpoint: Path) -> Path | None:
             if name.startswith("model")
         )
         return checkpoint if all(whole) else None
-    except OSError:  # a run that trains has removed it
+    except FileNotFoundError:  # a run that trains has removed it
         return None
 
 
@@ -210,7 +233,7 @@ def _load(saved: _Saved) -> tuple[PreTrainedModel, ProcessorMixin]:
     if config.train.lora is not None:
         add_adapters(Student(model).decoder, **dict(config.train.lora))
     load_weights(saved.checkpoint, model)
-    return model, AutoProcessor.from_pretrained(initial_model)
+    return model, run_processor(initial_model, config.student.trust_remote_code)
 
 
 def _write_card(saved: _Saved, out: Path) -> None:

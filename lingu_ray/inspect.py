@@ -128,7 +128,8 @@ def read_sources(config: Config, sources: list[SourceConfig], settings: InspectC
     """Read the sources; loads the student's processor and, where a source is distilled, the teacher's configuration.
 
     Raises:
-        UserError: these cannot be loaded, data are not found or cannot be read, or no source has the row wanted.
+        UserError: these cannot be loaded; a source is not found, has no records or cannot be read; or none has the row
+            wanted.
     """
     from transformers.utils import logging
 

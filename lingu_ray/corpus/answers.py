@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, zip_longest
 
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
 from lingu_ray.corpus.row import Messages, is_target
 
-_STAND_IN = "3141592653589793"  # for an answer, to see what the template writes around it
+_STAND_IN = 3141592653589793  # or the next number, for an answer, to see what the template writes around it
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iter
     *before, message = messages
     prompt = template.render(before, add_generation_prompt=True)
     rendering = template.render(messages)
-    pattern = template.render([*before, {"role": message["role"], "content": _STAND_IN}])
-    head, _, tail = pattern.partition(_STAND_IN)
+    stand_in = _stand_in(before)
+    pattern = template.render([*before, {"role": message["role"], "content": stand_in}])
+    head, _, tail = pattern.partition(stand_in)
     stop = len(rendering) - len(tail)
     start = _end_of_prompt(rendering, prompt, len(head))
     if start is None:
@@ -63,7 +64,7 @@ def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iter
         )
     # the prompt may hold its beginning already, as `<think>`
     ends_with_it = _squeezed(rendering[:stop]).endswith(_squeezed(message["content"]))
-    if pattern.count(_STAND_IN) != 1 or not rendering.endswith(tail) or start > stop or not ends_with_it:
+    if pattern.count(stand_in) != 1 or not rendering.endswith(tail) or start > stop or not ends_with_it:
         raise CannotEncode(
             f"the chat template changes the text of an answer: {message['content'][:80]!r} became "
             f"{rendering[start:stop][:80]!r}"
@@ -80,8 +81,9 @@ def end_of_turn(template: ChatTemplate, question: Messages, special_tokens: Iter
     Raises:
         CannotEncode: the template refuses the conversation.
     """
-    pattern = template.render([*question, {"role": "assistant", "content": _STAND_IN}])
-    return _first(special_tokens, pattern.rpartition(_STAND_IN)[2])
+    stand_in = _stand_in(question)
+    pattern = template.render([*question, {"role": "assistant", "content": stand_in}])
+    return _first(special_tokens, pattern.rpartition(stand_in)[2])
 
 
 def segments(answers: list[Answer], end_of_turn: str) -> list[Segment]:
@@ -111,6 +113,12 @@ def closed(text: str, answers: list[Answer], end_of_turn: str) -> str:
         if not answer.closed and text.startswith(answer.rendering):
             text = answer.rendering + end_of_turn + text[len(answer.rendering) :]
     return text
+
+
+def _stand_in(messages: Messages) -> str:
+    """Digits that no message holds."""
+    held = "\0".join(message["content"] for message in messages)
+    return next(digits for digits in map(str, count(_STAND_IN)) if digits not in held)
 
 
 def _first(tokens: Iterable[str], text: str) -> str:

@@ -93,7 +93,7 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
         UserError: data that is not found, has no records, or cannot be read; a chat template that no row could be
             trained with.
     """
-    load_encoder(str(processor_dir.absolute()), config.corpus.max_length)
+    load_encoder(str(processor_dir.absolute()), config.corpus.max_length, config.student.trust_remote_code)
     sources = config.training_sources()
     splits = [split_source(source) for source in sources]
     for source, of_source in zip(sources, splits, strict=True):
@@ -143,10 +143,11 @@ def split_tasks(
 ) -> list[SplitTask]:
     """One task for each file split of each source, numbered."""
     processor, length = str(storage.origin(processor_dir.absolute())), config.corpus.max_length
+    trusted = config.student.trust_remote_code
     pairs = [(source, split) for source, of_source in zip(sources, splits, strict=True) for split in of_source]
     tasks = []
     for index, (source, split) in enumerate(pairs):
-        tasks.append(SplitTask(index, split, source, image_folder(source, split), processor, length))
+        tasks.append(SplitTask(index, split, source, image_folder(source, split), processor, length, trusted))
     return tasks
 
 

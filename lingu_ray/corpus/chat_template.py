@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +32,8 @@ PALIGEMMA_TEMPLATE = (
     "{% for message in messages %}{{ all.texts[loop.index0] }}{% if message['role'] == 'assistant' %}{{ eos_token }}"
     "{% elif complete or not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
+NOW = datetime(2024, 7, 26)
+"""What templates print that ask for the time: tokens must not depend on the day. Llama 3's have it as a default."""
 _PROBE = "2718281828"  # a text that no template writes or changes
 _PROBES: dict[str, Messages] = {
     "user": [{"role": "user", "content": _PROBE}],
@@ -46,7 +49,8 @@ class CannotEncode(ValueError):
 class ChatTemplate:
     """Renders conversations as a student reads them.
 
-    `source`: the Jinja template; the student's own, or a fallback that Transformers can use as well.
+    `source`: the Jinja template; the student's own, or a fallback that Transformers can use as well. `arguments`: what
+    `apply_chat_template` takes besides, to print `NOW` where the template asks for the time.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -56,6 +60,7 @@ class ChatTemplate:
         fallback = (PALIGEMMA_TEMPLATE if paligemma else FALLBACK_TEMPLATE).replace("<image>", self.image_token)
         template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template or fallback
         self.source: str = template["default"] if isinstance(template, dict) else template
+        self.arguments: dict[str, Any] = {"strftime_now": NOW.strftime} if "strftime_now" in self.source else {}
         self._expanded = paligemma and self.source == fallback
 
     def render(self, messages: Messages, add_generation_prompt: bool = False, expanded: bool = True) -> str:
@@ -88,6 +93,7 @@ class ChatTemplate:
             chat_template=self.source,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
+            **self.arguments,
             **({"expanded": expanded} if self._expanded else {}),
         )
 

@@ -64,10 +64,12 @@ def as_images(value: Any) -> list[Any]:
     return images
 
 
-def read_content(turn: Record) -> tuple[str, list[Any]]:
-    """A turn's text, and a reference for each placeholder in it: None for the record's next image."""
-    name = "value" if "value" in turn and is_empty(turn.get("content")) else "content"
-    value = turn.get(name)
+def read_content(turn: Record, name: str) -> tuple[str, list[Any]]:
+    """The text of a turn, whose content is under `name`, and a reference for each placeholder in it.
+
+    None stands for the record's next image.
+    """
+    value = _as_parts(turn.get(name))
     if isinstance(value, list | dict):
         text, inside = _join_parts(value)
     else:
@@ -103,6 +105,15 @@ def resolve(inside: list[Any], beside: list[Any]) -> list[Any]:
     return [
         beside[reference.index_in(beside)] if isinstance(reference, _ByIndex) else reference for reference in inside
     ]
+
+
+def _as_parts(value: Any) -> Any:
+    """The parts that JSON text holds, where all that it holds are parts of a known type; any other value as it is."""
+    parts = parsed(value)
+    known = (*_TEXT_PARTS, *_IMAGE_PARTS)
+    if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") in known for part in parts):
+        return parts or value
+    return value
 
 
 def _join_parts(value: Any) -> tuple[str, list[Any]]:

@@ -21,15 +21,12 @@ from lingu_ray import storage
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import full_suffix
-from lingu_ray.corpus.formats import IMAGE_SUFFIXES
+from lingu_ray.corpus.suffixes import MEDIA, OTHER_PICTURES, PICTURES
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
 
 log = logging.getLogger(__name__)
 
-PICTURES = IMAGE_SUFFIXES | {".avif", ".ico", ".jfif", ".jp2", ".pgm", ".ppm", ".psd", ".tga"}
-OTHER_PICTURES = {".heic", ".heif", ".jxl", ".svg"}  # which Pillow cannot decode
-MEDIA = {".avi", ".flac", ".m4a", ".mkv", ".mov", ".mp3", ".mp4", ".ogg", ".wav", ".webm"}
 DOCUMENTS = {".cff", ".html", ".ipynb", ".lock", ".log", ".md", ".md5", ".pdf", ".py", ".rst", ".sh", ".sha256"}
 SETTINGS = {".cfg", ".ini", ".toml", ".yaml", ".yml"}
 ABOUT = {"authors", "changelog", "citation", "contributing", "copying", "licence", "license", "notice", "readme"}

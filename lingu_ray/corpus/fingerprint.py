@@ -1,34 +1,41 @@
 """The fingerprint of a corpus: its settings, the content of its files, and the student's processor.
 
 Paths and times do not count: files that were copied or moved make the same corpus. Of an object in a bucket count size
-and etag, which copies there keep. Of images that records name by path,
-only those of a sample of the records are read; after changing others in place, delete the corpus's folder.
+and etag, which copies there keep. Files are read whole, up to `WHOLE` bytes each, while those of a source have at most
+`READ` together; of more each gives its share, spread over it, and however many there are its beginning and its end. Of
+images that records name by path, only those of a sample of the records are read. After changing in place what is not
+read, delete the corpus's folder.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lingu_ray import content, storage
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.config.facts import NOT_IN_FINGERPRINT, fields_with
-from lingu_ray.content import BLOCKS, combined, file_identity
+from lingu_ray.content import BLOCK, BLOCKS, combined, file_identity
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.formats import FORMATS, BadRecord, Record
+from lingu_ray.corpus.labels import info_beside
 from lingu_ray.corpus.load_image import image_path
-from lingu_ray.corpus.readers import FileSplit, reading
+from lingu_ray.corpus.named_file import read_named
+from lingu_ray.corpus.readers import FileSplit, reading, split_labels
 from lingu_ray.corpus.splits import evenly, image_folder
 from lingu_ray.errors import UserError
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
-FILES_READ = 4096  # of a source; of further ones name and size count
+READ = 1 << 30  # bytes of a source's files that are read, or up to twice as many
+WHOLE = BLOCK * BLOCKS  # of one file, at most
 REQUESTS = 32  # at the same time, for the versions of objects
 SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are looked at: the first records of some files
 
@@ -57,26 +64,35 @@ def fingerprint(
 
 
 def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
-    """The fingerprint of a source's data: its files in order, and images that its records name by path.
+    """The fingerprint of a source's data: its files in order, names of labels, images that its records name by path.
 
     Raises:
         UserError: a file cannot be read.
     """
     paths = list(dict.fromkeys(path for split in splits for path in split.files or (split.path,)))
-    read = set(evenly(paths, FILES_READ))
-    blocks = max(2, 16 * BLOCKS // max(len(read), 1))  # at most a gibibyte of all files together
     try:
-        with ThreadPoolExecutor(REQUESTS if storage.is_remote(source.path) else 1) as pool:
-            of_read = pool.map(
-                lambda path: _file(path, min(blocks, BLOCKS) if path in read else 0, source.format), paths
-            )
-            files = list(of_read)
-        return combined([*files, *(_image(path) for path in _named_images(source, splits))])
+        images = [_image(path) for path in _named_images(source, splits)]
+        return combined([*_files(source, paths), *_label_names(source, splits), *images])
     except OSError as error:
         raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
 
 
-def _file(path: str, blocks: int, format: str) -> str:
+def _files(source: SourceConfig, paths: list[str]) -> list[str]:
+    identity = partial(_file, format=source.format)
+    if not storage.is_remote(source.path):
+        return list(map(identity, paths, _shares(paths)))
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        return list(pool.map(identity, paths, _shares(paths)))
+
+
+def _shares(paths: list[str]) -> list[int]:
+    """Bytes to read of each file: its share of `READ` by size, at least an equal one; whole files if these fit in."""
+    sizes = [0 if storage.is_remote(path) else min(os.path.getsize(path), WHOLE) for path in paths]
+    total = max(sum(sizes), 1)
+    return [-(-READ * max(size * len(paths), total) // (total * len(paths))) for size in sizes]
+
+
+def _file(path: str, share: int, format: str) -> str:
     """One file. Of its name counts what decides how it is read, and for folders of images the label."""
     file = Path(path)
     name = f"{file.parent.name}/{file.name}" if format == "image_folder" else full_suffix(file)
@@ -84,7 +100,31 @@ def _file(path: str, blocks: int, format: str) -> str:
         return f"{name} {storage.version(path)}"
     if file.is_dir():  # a saved dataset: its file splits name its files
         return name
-    return f"{name} {file_identity(path, blocks) if blocks else os.path.getsize(path)}"
+    identity = _ends(path, share) if share < 2 * BLOCK else file_identity(path, min(-(-share // BLOCK), BLOCKS))
+    return f"{name} {identity}"
+
+
+def _ends(path: str, share: int) -> str:
+    """Identity of a file by its size and so many bytes, half of them from its beginning and half from its end."""
+    size, half = os.path.getsize(path), -(-share // 2)
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with open(path, "rb", buffering=0) as file:
+        for start in (0, max(0, size - half)):
+            file.seek(start)
+            digest.update(file.read(half))
+    return digest.hexdigest()
+
+
+def _label_names(source: SourceConfig, splits: list[FileSplit]) -> list[str]:
+    """The files beside data, one for each folder, that class labels have their names from."""
+    found: dict[Path, str] = {}
+    for split in {split.path: split for split in splits}.values():
+        if info_beside(split.path):
+            with reading(source.name, split.path):
+                file = split_labels(split).file
+            if file and file not in found:
+                found[file] = file_identity(file)
+    return list(found.values())
 
 
 def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Path | str]:
@@ -112,10 +152,10 @@ def _first_records(source: SourceConfig, splits: list[FileSplit]) -> list[Record
 
 
 def _image(path: Path | str) -> str:
-    if isinstance(path, str):
-        with suppress(FileNotFoundError):
-            return f"{os.path.basename(path)} {storage.version(path)}"
-    return f"{os.path.basename(path)} {file_identity(path) if os.path.isfile(path) else 'missing'}"
+    name = os.path.basename(path)
+    with suppress(OSError, ValueError):  # not there, not readable, no name of a file
+        return f"{name} {storage.version(path) if isinstance(path, str) else read_named(path, file_identity)}"
+    return f"{name} missing"
 
 
 def _processor(folder: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.contents import as_images
+from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, read_images
 from lingu_ray.corpus.record import (
     BadRecord,
     RawRow,
@@ -23,6 +23,7 @@ from lingu_ray.corpus.record import (
     as_index,
     first_name,
     is_empty,
+    parsed,
     read_field,
     read_list,
     read_records,
@@ -31,9 +32,9 @@ from lingu_ray.corpus.record import (
 )
 from lingu_ray.corpus.record_keys import check_record
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
+from lingu_ray.corpus.suffixes import IMAGE_SUFFIXES, MEDIA, OTHER_PICTURES, PICTURES, last_suffix
 from lingu_ray.corpus.turns import conversation, place_images, question_and_answer, read_history, read_turns
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 WHAT_IS_IT = "What is in the picture?"
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue")  # names of a list of turns
 
@@ -89,10 +90,20 @@ BESIDE_A_QUESTION = ("choices", "options", "A", "context", "passage", "document"
 
 
 def _said(record: Record, name: str, role: str) -> tuple[Messages, list[Any]]:
-    """A field that is text of a role, or a list of messages."""
-    if isinstance(read_field(record, name), list | dict):
+    """A field that is text of a role, or a list of messages, which may be written as JSON text."""
+    value = read_field(record, name)
+    if isinstance(value, list | dict) or _are_turns(parsed(value)):
         return read_turns(read_records(record, name))
     return read_turns([{"role": role, "content": read_text(record, name)}])
+
+
+def _are_turns(value: Any) -> bool:
+    """Whether what JSON text holds are turns, and no data that the text is about."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and bool({"role", "from"} & turn.keys()) for turn in value)
+    )
 
 
 def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
@@ -153,19 +164,34 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     Also as `datasets` writes such samples to parquet: images as `{"bytes", "path"}`, `json` an object.
     """
     members = {name: value for name, value in record.items() if not is_empty(value)}
-    images = [members[name] for name in sorted(members) if f".{name}" in IMAGE_SUFFIXES]
     fields = as_dict(_decoded(members.get("json", {})), "json")
-    named = [name for name in ("image", "images") if not is_empty(fields.pop(name, None))]
-    unknown = [name for name in members if f".{name}" not in IMAGE_SUFFIXES and name not in WEBDATASET_MEMBERS]
+    named = len(read_images(fields))
+    fields = {name: value for name, value in fields.items() if name not in IMAGE_KEYS}
     if "txt" in members:
         fields["caption"] = _decoded(members["txt"], is_json=False)
     name = next((name for name in INNER_FORMATS if not is_empty(fields.get(name))), "caption")
-    if media := MEDIA_MEMBERS & members.keys():
-        raise BadRecord("missing_media", f"video and audio are not trained on: {', '.join(sorted(media))}")
-    if not images and (named or unknown or name == "caption"):
+    images = _images_of_sample(members, named, is_caption=name == "caption")
+    yield from INNER_FORMATS[name](fields | {"images": images}, source)
+
+
+def _images_of_sample(members: Record, named: int, is_caption: bool) -> list[Any]:
+    """The images among a sample's members, whose JSON names so many; members that are no data may be there as well."""
+    plain = [name for name in sorted(members) if f".{name}" in IMAGE_SUFFIXES]
+    unknown = [name for name in sorted(members) if name not in (*plain, *WEBDATASET_MEMBERS)]
+    if media := [name for name in unknown if last_suffix(name) in MEDIA]:
+        raise BadRecord("missing_media", f"video and audio are not trained on: {', '.join(media)}")
+    if not plain and (named or unknown or is_caption):
         listed = ", ".join(sorted(members)) or "nothing"
         raise BadRecord("missing_image", f"no image of a known kind in the sample; it has: {listed}")
-    yield from INNER_FORMATS[name](fields | {"images": images}, source)
+    if further := [name for name in unknown if last_suffix(name) in PICTURES | OTHER_PICTURES]:
+        raise BadRecord(
+            "image_count",
+            f"{', '.join(further)} beside {', '.join(plain)}: which of them the text is about is not known; take the "
+            "others out of the sample, or write records of `messages` that name the images",
+        )
+    if named not in (0, len(plain)):
+        raise BadRecord("image_count", f"json names {named} images, and the sample has {', '.join(plain)}")
+    return [members[name] for name in plain]
 
 
 def _caption(record: Record, source: SourceConfig) -> Iterator[RawRow]:
@@ -175,13 +201,12 @@ def _caption(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 
 WEBDATASET_MEMBERS = ("json", "txt", "cls", "__key__", "__url__")
-MEDIA_MEMBERS = {"mp4", "webm", "avi", "mov", "mkv", "wav", "mp3", "flac", "ogg", "m4a"}
 
 
 def _decoded(value: Any, is_json: bool = True) -> Any:
     """The text of a member, or the object in it if it `is_json`; parquet files have it decoded."""
     try:
-        text = value.decode() if isinstance(value, bytes) else value
+        text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
         return json.loads(text) if is_json and isinstance(text, str) else text
     except UnicodeDecodeError as error:
         raise BadRecord("wrong_type", f"not UTF-8 text: {error}") from error

@@ -16,9 +16,13 @@ NO_LABEL = -1  # in splits whose answers are held back
 
 @dataclass(frozen=True)
 class Labels:
-    """The features of the columns that hold class labels, somewhere inside, as `datasets` writes them in JSON."""
+    """The features of the columns that hold class labels, somewhere inside, as `datasets` writes them in JSON.
+
+    `file`: the one beside the data that they are read from; None: they are not from one.
+    """
 
     features: dict[str, Any]
+    file: Path | None = None
 
     def named(self, record: Record) -> Record | BadRecord:
         """The record with names for integers, and None where there is no label; a bad one where a name is missing."""
@@ -31,13 +35,23 @@ class Labels:
 def labels_of(schema: pa.Schema, path: str) -> Labels:
     """The class labels of a file: of its schema, else of a `dataset_info.json` beside it."""
     written = (schema.metadata or {}).get(b"huggingface")
-    beside = Path(path).with_name("dataset_info.json")
     if written is not None:
-        features = (json.loads(written).get("info") or {}).get("features")
-    else:
-        features = json.loads(beside.read_bytes()).get("features") if beside.is_file() else None
+        return Labels(_labeled((json.loads(written).get("info") or {}).get("features"), schema))
+    file = info_beside(path)
+    features = _labeled(json.loads(file.read_bytes()).get("features"), schema) if file else {}
+    return Labels(features, file if features else None)
+
+
+def info_beside(path: str) -> Path | None:
+    """The `dataset_info.json` beside a file; None where there is none."""
+    file = Path(path).with_name("dataset_info.json")
+    return file if file.is_file() else None
+
+
+def _labeled(features: dict[str, Any] | None, schema: pa.Schema) -> dict[str, Any]:
+    """Those of the schema's columns with a class label somewhere inside."""
     of_columns = {column: feature for column, feature in (features or {}).items() if column in schema.names}
-    return Labels({column: feature for column, feature in of_columns.items() if "ClassLabel" in json.dumps(feature)})
+    return {column: feature for column, feature in of_columns.items() if "ClassLabel" in json.dumps(feature)}
 
 
 def _named(value: Any, feature: Any) -> Any:

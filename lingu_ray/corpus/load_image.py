@@ -16,6 +16,7 @@ from PIL import Image
 from lingu_ray import storage
 from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.corpus.images import decode_image, to_rgb
+from lingu_ray.corpus.named_file import read_named
 
 LONGEST_KEY = 1024  # of an object; a longer text may be base64
 SHOWN = 120  # characters of a reference in a message
@@ -36,6 +37,7 @@ def load_image(reference: Any, folder: Path | str) -> bytes:
 
     Raises:
         BadRecord: `missing_image`, `remote_image`, `wrong_type` or `bad_image`.
+        UserError: the file system, or storage, fails again and again.
     """
     encoded = read_image(reference, folder)
     try:
@@ -94,12 +96,8 @@ def _read(reference: str, folder: Path | str) -> bytes:
         return _from_data_url(reference)
     path = _path(reference, folder)
     try:
-        if isinstance(path, str):
-            return storage.read_bytes(path)
-        if path.is_file():
-            return path.read_bytes()
-        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "No such file"
-    except (OSError, ValueError) as error:  # not readable, a name that is too long, a null in it
+        return storage.read_bytes(path) if isinstance(path, str) else read_named(path, Path.read_bytes)
+    except (OSError, ValueError) as error:  # not there, not readable, a name that is too long, a null in it
         what = getattr(error, "strerror", None) or str(error)
     if (encoded := _from_base64(reference)) is not None:
         return encoded

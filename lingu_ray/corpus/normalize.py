@@ -51,6 +51,7 @@ class SplitTask:
     image_folder: str  # where relative image paths start
     processor_dir: str
     max_length: int
+    trust_remote_code: bool = False
 
     def tables(self) -> Iterator[pa.Table]:
         """Rows and rejects of `NORMALIZED`, a block at a time."""
@@ -65,7 +66,7 @@ class SplitTask:
         yield pa.Table.from_pylist(rows, NORMALIZED)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        encoder = load_encoder(self.processor_dir, self.max_length)
+        encoder = load_encoder(self.processor_dir, self.max_length, self.trust_remote_code)
         checker = Checker(encoder, self.source.name, self.source.language_heavy)
         for number, record in self._records():
             origin = {"origin": _storable(self.split.origin(number))}
@@ -127,14 +128,14 @@ def _storable(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def load_encoder(processor_dir: str, max_length: int) -> Encoder:
+def load_encoder(processor_dir: str, max_length: int, trust_remote_code: bool = False) -> Encoder:
     """The encoder of a saved processor, in a folder or at a location, loaded and checked once per process.
 
     Raises:
         UserError: its chat template is one that no row could be trained with.
     """
-    from transformers import AutoProcessor  # slow to import: only where it is used
+    from lingu_ray.corpus.processor import run_processor  # slow to import: only where it is used
 
-    encoder = Encoder(AutoProcessor.from_pretrained(local_copy(processor_dir)), max_length)
+    encoder = Encoder(run_processor(local_copy(processor_dir), trust_remote_code), max_length)
     encoder.check_template()
     return encoder

@@ -7,7 +7,9 @@ compressed one that was cut off for instance, raises one of `UNREADABLE`: half o
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import itertools
 import json
 import lzma
@@ -17,7 +19,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -127,10 +128,29 @@ def _read_json(split: FileSplit) -> Iterator[Numbered]:
 
 def _read_text(split: FileSplit) -> Iterator[Numbered]:
     for first, block in _blocks(split):
-        try:
-            yield first + 1, {"text": block.decode()}
-        except UnicodeDecodeError as error:
-            yield first + 1, BadRecord("wrong_type", f"not UTF-8 text: {error}")
+        yield from _text_records(block if first else block.removeprefix(codecs.BOM_UTF8), first)
+
+
+def _text_records(block: bytes, first: int) -> Iterator[Numbered]:
+    """Each run of lines that are UTF-8 as a record, unless all are blank, and each other line as a bad one."""
+    begin = first + 1
+    for fault, run in itertools.groupby(io.BytesIO(block), key=_utf8_fault):
+        lines = list(run)
+        if fault:
+            bad = (BadRecord("wrong_type", f"{fault}: {line[:80]!r}") for line in lines)
+            yield from enumerate(bad, begin)
+        elif (text := b"".join(lines).decode()).strip():
+            yield begin, {"text": text}
+        begin += len(lines)
+
+
+def _utf8_fault(line: bytes) -> str:
+    """Why bytes are no UTF-8 text; empty where they are."""
+    try:
+        line.decode()
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text: {error}"
+    return ""
 
 
 def _read_csv(split: FileSplit) -> Iterator[Numbered]:
@@ -139,7 +159,7 @@ def _read_csv(split: FileSplit) -> Iterator[Numbered]:
     delimiter = "\t" if inner_suffix(split.path) == ".tsv" else ","
     with (
         open_file(split.path) as file,
-        TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", errors="surrogateescape", newline="") as text,
+        io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", errors="surrogateescape", newline="") as text,
     ):
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         header = next((row for row in rows if row), [])
@@ -197,6 +217,16 @@ def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     labels = labels_of(schema, split.path) if split.label_names else Labels({})
     records = (record for batch in batches for record in batch.to_pylist())
     return enumerate(map(labels.named, records), split.first + 1)
+
+
+def split_labels(split: FileSplit) -> Labels:
+    """The class labels of a file split; files that hold no schema have none."""
+    if split.kind == "parquet":
+        return labels_of(pq.read_schema(random_access(split.path)), split.path)
+    if split.kind == "arrow":
+        with open_arrow(split.path) as (schema, _):
+            return labels_of(schema, split.path)
+    return Labels({})
 
 
 def _read_images(split: FileSplit) -> Iterator[Numbered]:

@@ -80,16 +80,24 @@ def _is_pair(entry: Any) -> bool:
 
 
 def _read_entry(entry: Record) -> tuple[Messages, list[Any]]:
+    messages: Messages
     user, assistant = first_name(entry, "user", "human"), first_name(entry, "assistant", "gpt", "bot")
     if user in entry and assistant in entry and not {"role", "from"} & entry.keys():
-        messages: Messages = question_and_answer(read_text(entry, user), read_text(entry, assistant))
-        inside: list[Any] = [None] * _placeholders(messages)
+        messages, inside = _read_pair(entry, user, assistant)
     else:
-        content, inside = read_content(entry)
+        name = "value" if "value" in entry and is_empty(entry.get("content")) else "content"
+        content, inside = read_content(entry, name)
         messages = [{"role": _role(read_text(entry, first_name(entry, "role", "from"))), "content": content}]
     if messages[-1]["role"] == "assistant" and not is_supervised(entry):
         messages[-1]["supervised"] = False
     return messages, inside
+
+
+def _read_pair(entry: Record, user: str, assistant: str) -> tuple[Messages, list[Any]]:
+    """A question, to which the entry's images belong, with its answer, after the entry's own system prompt."""
+    question, inside = read_content(entry, user)
+    answer, in_answer = read_content({assistant: entry[assistant]}, assistant)
+    return _with_system(entry, question_and_answer(question, answer)), [*inside, *in_answer]
 
 
 def _role(speaker: str) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from lingu_ray.cost.host_memory import host_memory
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.cores import cores
+from lingu_ray.runtime.host_memory import host_memory
 
 GIB = 2**30
 _TIME_S = 0.5

@@ -65,6 +65,8 @@ def add_product_(sum_: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
         sum_.addmm_(a, b, beta=beta)
     elif sum_.is_cuda:  # the product's own float32, never rounded to the factors' dtype
         torch.addmm(sum_, a, b, beta=beta, out_dtype=sum_.dtype, out=sum_)
+    elif a.dtype == torch.float16:  # where a sum may be beyond what it has
+        sum_.addmm_(a.float(), b.float(), beta=beta)
     elif beta == 0:
         sum_.copy_(a @ b)
     else:

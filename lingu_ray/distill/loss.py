@@ -5,7 +5,8 @@
 N are counts of the whole optimizer step, over micro-batches and workers, so that the loss does not depend on how a
 batch is cut: N_ce the tokens with a cross-entropy, N_kd all supervised tokens (or those with a KD term, by setting).
 Logits exist for one chunk of tokens at a time; the gradients of hidden states and head are computed in the same pass,
-so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32.
+so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32. Gradients of float16 states are
+multiplied by about N until the backward pass: p / N is often below what float16 has, and the loss is not scaled yet.
 
 The buffers of a `Workspace` are used again for every chunk. What each holds for one chunk of n tokens, top to bottom;
 a blank is "as above", and U are the ids that both vocabularies have:
@@ -128,9 +129,12 @@ class _FusedLoss(torch.autograd.Function):
         scales = task.scales
         order_N = _kd_first(task, hidden_ND.device)
         hidden, labels_N1, ce_scale_N1 = hidden_ND[order_N], task.labels_N[order_N, None], scales.ce_N[order_N, None]
+        magnified = _magnification(scales) if hidden.dtype == torch.float16 else None
         head = task.head.cast(hidden.dtype)
         work = Workspace(hidden.device)
         kd = _KD(task, work)
+        if magnified is not None:
+            ce_scale_N1, kd.slope_M1 = ce_scale_N1 * magnified, kd.slope_M1 * magnified
         ce_N1, kd_M = torch.empty_like(ce_scale_N1), ce_scale_N1.new_empty(kd.tokens)
         empty = torch.empty_like if len(hidden) else torch.zeros_like
         grad_hidden = empty(hidden) if need_hidden else None
@@ -160,7 +164,7 @@ class _FusedLoss(torch.autograd.Function):
         loss = (ce_N * scales.ce_N).sum() + (kd_M * scales.kd_M[: kd.tokens]).sum() * scales.temperature**2
         grad_hidden_ND = None if grad_hidden is None else torch.empty_like(hidden).index_copy_(0, order_N, grad_hidden)
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
-        ctx.weight_dtype = weight_VD.dtype
+        ctx.dtypes, ctx.magnified = (hidden_ND.dtype, weight_VD.dtype), magnified
         ctx.mark_non_differentiable(ce_N, kd_M)
         return loss, ce_N, kd_M
 
@@ -170,10 +174,21 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         grad_loss = grad_outputs[0]
         hidden, weight = ctx.saved_tensors
+        if ctx.magnified is not None:
+            grad_loss = grad_loss / ctx.magnified
+            hidden = None if hidden is None else hidden.float()  # the usual loss scale, 2^16, is beyond float16
         if grad_loss.is_cuda or grad_loss != 1:  # comparing would wait for the GPU
             # in place, to save memory; autograd refuses a second backward pass, since the saved tensors changed
             hidden, weight = (None if grad is None else grad.mul_(grad_loss) for grad in (hidden, weight))
-        return hidden, None if weight is None else weight.to(ctx.weight_dtype), None
+        grads = zip((hidden, weight), ctx.dtypes, strict=True)
+        return *(None if grad is None else grad.to(dtype) for grad, dtype in grads), None
+
+
+def _magnification(scales: LossScales) -> Tensor:
+    """The power of two by which dL/dlogits of any token are at most about 1: about N, found without a read."""
+    least = scales.ce_N.new_full((1,), 2.0**-40)  # where there are no tokens, or all scales are 0
+    largest = torch.cat([scales.ce_N, scales.kd_M * scales.temperature, least]).amax()
+    return torch.exp2(-largest.log2().ceil())
 
 
 class _KD:

@@ -35,7 +35,7 @@ class SourceReader:
     ) -> None:
         self.config, self.processor_dir, self.teacher_vocabulary = config, processor_dir, teacher_vocabulary
         self.rows, self.examples = rows, examples
-        self.encoder = load_encoder(processor_dir, config.corpus.max_length)
+        self.encoder = load_encoder(processor_dir, config.corpus.max_length, config.student.trust_remote_code)
 
     def read(self, source: SourceConfig, wanted: list[Record] | None = None) -> SourcePreview:
         """Read the source; `wanted` are rows and rejects (from `find`) to show in place of examples.
@@ -70,7 +70,8 @@ class SourceReader:
         return self._rows(source).find(origin, max(self.examples, 1))
 
     def _rows(self, source: SourceConfig) -> SourceRows:
-        return SourceRows(source, self.processor_dir, self.config.corpus.max_length)
+        trusted = self.config.student.trust_remote_code
+        return SourceRows(source, self.processor_dir, self.config.corpus.max_length, trusted)
 
     def _length(self, record: Record) -> Length:
         """Lengths of a row; its images count by their size, and are not processed where nothing is cut."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.normalize import SplitTask
-from lingu_ray.corpus.splits import FileSplit, evenly, image_folder, split_source
+from lingu_ray.corpus.splits import FileSplit, check_source, evenly, image_folder, split_source
 from lingu_ray.live import LiveLine
 from lingu_ray.preview.spread import MatchingSplit, Numbered, Spread, SpreadSplit
 
@@ -24,14 +24,17 @@ class SourceRows:
         source: which.
         processor_dir: folder of the student's saved processor.
         max_length: longest sample in tokens.
+        trust_remote_code: whether the processor may have code of its own.
 
     Raises:
-        UserError: its data are not found or, while iterating, cannot be read.
+        UserError: its data are not found, it has no records or, while iterating, they cannot be read.
     """
 
-    def __init__(self, source: SourceConfig, processor_dir: str, max_length: int) -> None:
+    def __init__(self, source: SourceConfig, processor_dir: str, max_length: int, trust_remote_code: bool) -> None:
         self.source, self.processor_dir, self.max_length = source, processor_dir, max_length
+        self.trust_remote_code = trust_remote_code
         self.splits = split_source(source)
+        check_source(source, self.splits)
         self.complete = True
         self.size = 0.0
 
@@ -86,5 +89,5 @@ class SourceRows:
 
     def _records(self, split: FileSplit) -> Iterator[Record]:
         folder = image_folder(self.source, split)
-        task = SplitTask(0, split, self.source, folder, self.processor_dir, self.max_length)
+        task = SplitTask(0, split, self.source, folder, self.processor_dir, self.max_length, self.trust_remote_code)
         return (record for table in task.tables() for record in table.to_pylist())

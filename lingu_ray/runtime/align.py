@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 Alignment = dict[str, Any]
 """The record of an alignment."""
 
+_LESS_MEMORY = "lower train.tokens_per_micro_batch or align.max_rows (what is kept of its pictures takes memory)"
 _TELLING = 50
 """Held-out answers from which a doubt is about the model: by then two standard errors are at most 0.14."""
 
@@ -141,7 +142,7 @@ def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpu
         scheduling_strategy=PlacementGroupSchedulingStrategy(PlacementGroup.empty()),
     ).remote(job)
     try:
-        with explained("align", "lower train.tokens_per_micro_batch"):
+        with explained("align", _LESS_MEMORY):
             return _followed(stream, config.name)
     except RayTaskError as error:
         if (found := user_error(error)) is not None:
@@ -149,8 +150,7 @@ def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpu
         raise
     except RayError as error:
         raise UserError(
-            f"align: its process could not be started, or died (out of memory?): lower train.tokens_per_micro_batch. "
-            f"{error}"
+            f"align: its process could not be started, or died (out of memory?): {_LESS_MEMORY}. {error}"
         ) from error
     except BaseException:
         ray.cancel(stream, force=True)

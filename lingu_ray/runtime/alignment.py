@@ -5,7 +5,6 @@ corpus ─► pictures, targets ─► micro-batches, through the frozen blocks 
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import deque
@@ -19,13 +18,13 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from transformers import AutoProcessor
 
 from lingu_ray.config import AlignConfig, Config, TrainConfig
 from lingu_ray.corpus.batch import collate, cut
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.encoding_pool import encoding_pool
 from lingu_ray.corpus.pictures import Picture, Pictures, Targets, choose_targets, read_pictures
+from lingu_ray.corpus.processor import run_processor
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.align import Choices, Chosen, Labels, choose
@@ -36,12 +35,13 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment_steps import Judged, Part, Step, make_steps
 from lingu_ray.runtime.cluster import encoding_threads
 from lingu_ray.runtime.distributed import clip_gradients, zero_gradients
+from lingu_ray.runtime.host_memory import host_memory
 from lingu_ray.runtime.models import initial_student, load_student
 from lingu_ray.runtime.optimizer import set_learning_rates, trained_parameters
 from lingu_ray.storage import local_copy
 
 KEPT_SHARE = 0.25
-"""Share of the node's memory that kept features may take."""
+"""Share of the memory that processes of the node may use (`host_memory`), which kept features may take."""
 _STEPS_AHEAD = 2
 _MESSAGES = [{"role": "user", "content": PLACEHOLDER}]
 
@@ -108,14 +108,15 @@ class Alignment:
         self.config, self.settings, self.corpus = job.config, job.settings, corpus
         self.device = torch.device(job.device)
         folder = local_copy(job.initial_model)
-        self.encoder = Encoder(AutoProcessor.from_pretrained(folder), self.config.corpus.max_length)
+        processor = run_processor(folder, self.config.student.trust_remote_code)
+        self.encoder = Encoder(processor, self.config.corpus.max_length)
         torch.manual_seed(self.config.seed)
         self.student = Student(load_student(initial_student(self.config, folder)))
         self.student.model.eval()  # without dropout, so that kept features are those of every epoch
         nn.Module.to(self.student.model, self.device)
         self.optimizer = alignment_optimizer(self.student, self.settings)
         self.lower = LowerBlocks(self.student, self.settings.blocks)
-        self.room = KEPT_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.room = KEPT_SHARE * host_memory()
         ids = [self.encoder.tokenizer(f" {label}", add_special_tokens=False).input_ids for label in targets.labels]
         self.labels = Labels(self.student.decoder.get_input_embeddings(), ids)
 

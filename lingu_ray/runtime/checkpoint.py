@@ -15,9 +15,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,13 @@ from lingu_ray.runtime.distributed import all_sum, is_main_process
 from lingu_ray.runtime.optimizer import trained_parameters
 from lingu_ray.runtime.sharding import like, local_piece, named_tensors
 from lingu_ray.runtime.tensor_files import TensorFiles
+from lingu_ray.storage import origin
 
 _NAME = "step-{:08d}"
 _STATE = "state.json"
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+"""What says that a file is not there; any other OSError says nothing of it."""
+_SHOWN = 3
 
 log = logging.getLogger(__name__)
 
@@ -99,26 +105,79 @@ def complete(temporary: Path, state: CheckpointState, files: Mapping[str, Any]) 
     return path
 
 
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Folders of all checkpoints, damaged ones too, oldest first. Raises OSError where storage does not list them."""
+    try:
+        names = os.listdir(folder)  # Path.glob would take a folder that it may not read for an empty one
+    except _ABSENT:
+        return []
+    return [folder / name for name in sorted(names) if name.startswith("step-")]
+
+
 def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
-    """All complete checkpoints, oldest first: each file is there, and as long as it was written."""
-    found = [(path, _read_state(path)) for path in sorted(folder.glob("step-*"))]
+    """All complete checkpoints, oldest first: each file is there, and as long as it was written.
+
+    Raises:
+        OSError: storage fails, so nothing is known of one.
+    """
+    found = [(path, _read_state(path)) for path in checkpoint_folders(folder)]
     return [(path, state[0]) for path, state in found if state is not None]
 
 
 def set_aside_damaged(folder: Path) -> None:
-    """Rename the newest checkpoints that are not what was written, up to the first that is; each is warned of.
+    """Rename the checkpoints after the newest one that is what was written; each is warned of.
 
     Files above 64 MiB are compared by a sample of their blocks.
+
+    Raises:
+        UserError: there are checkpoints, and none is what was written: all keep their names.
+        OSError: storage fails, so nothing is known of one; as above.
     """
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        found = _read_state(path)
-        if found is not None and all(file_identity(path / name) == f["identity"] for name, f in found[1].items()):
-            return
+    damaged: list[Path] = []
+    for path in reversed(checkpoint_folders(folder)):
+        if _is_as_written(path):
+            break
+        damaged.append(path)
+    else:
+        if damaged:
+            raise UserError(
+                f"{none_is_whole(origin(folder), damaged)}. Put them back from a copy; to train from the first step "
+                "again, remove that folder, or choose another name=…"
+            )
+    for path in damaged:
         aside = path.with_name(f"damaged-{path.name}")
         move(path, aside)
         log.warning(
             "%s: a file is missing, cut off or changed; set aside as %s, and not resumed from", path, aside.name
         )
+
+
+def none_is_whole(place: Path | str, damaged: Sequence[Path]) -> str:
+    """The message that all checkpoints of a run are damaged."""
+    names = sorted(path.name for path in damaged)
+    earlier = f" and {len(names) - _SHOWN} earlier" if len(names) > _SHOWN else ""
+    shown = ", ".join(names[-_SHOWN:])
+    return f"{place}: no checkpoint is whole: of {shown}{earlier} files are missing, cut off or changed"
+
+
+@contextmanager
+def storage_failures_explained(folder: Path) -> Iterator[None]:
+    """In a command, storage that fails while checkpoints are read is a UserError; of a worker's, Ray tries again."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{origin(folder)}: its checkpoints cannot be read now: {error}. See that the storage answers, and run the "
+            "same command again; a checkpoint that stays unreadable can be moved away, and the one before is taken"
+        ) from error
+
+
+def _is_as_written(path: Path) -> bool:
+    found = _read_state(path)
+    try:
+        return found is not None and all(file_identity(path / name) == f["identity"] for name, f in found[1].items())
+    except _ABSENT:
+        return False
 
 
 def _read_state(path: Path) -> tuple[CheckpointState, dict[str, Any]] | None:
@@ -128,13 +187,17 @@ def _read_state(path: Path) -> tuple[CheckpointState, dict[str, Any]] | None:
         files = written.pop("files", {})  # earlier versions wrote none
         if any((path / name).stat().st_size != file["bytes"] for name, file in files.items()):
             return None
-    except (OSError, ValueError):
+    except (*_ABSENT, ValueError):
         return None
     return CheckpointState(**written), files
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
-    """Load the newest checkpoint that is not damaged; None where there is none. All workers must call it."""
+    """Load the newest checkpoint that is not damaged; None where there is none. All workers must call it.
+
+    Raises:
+        UserError, OSError: as `set_aside_damaged`; a checkpoint is of another model, or lacks rows.
+    """
     if is_main_process():
         set_aside_damaged(folder)
     newest = [state.step for _, state in checkpoints(folder)[-1:]] if is_main_process() else []
@@ -154,7 +217,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises:
         UserError: they are those of another model.
     """
-    weights, tensors = TensorFiles(path.glob("model*.safetensors")), named_tensors(model)
+    weights, tensors = _tensor_files(path, "model"), named_tensors(model)
     saved, ours = weights.shapes.items(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}.items()
     if different := sorted({name for name, _ in saved ^ ours}):
         raise UserError(
@@ -167,21 +230,28 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def _load_moments(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    moments = TensorFiles(path.glob("optimizer*.safetensors"))
+    moments = _tensor_files(path, "optimizer")
     if (path / "optimizer.pt").exists():  # of earlier versions
         of_name = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        moments = TensorFiles.of({f"{key}.{n}": value for n, kept in of_name.items() for key, value in kept.items()})
+        named = {f"{key}.{n}": value for n, kept in of_name.items() for key, value in kept.items()}
+        moments = TensorFiles.of(path, named)
     keys: dict[str, list[str]] = defaultdict(list)
     for saved in moments.shapes:
         key, name = saved.split(".", 1)
         keys[name].append(key)
     names = {id(tensor): name for name, tensor in tensors.items()}
     state = {
-        place: {key: _read_moment(moments, f"{key}.{name}", parameter) for key in keys[name]}
+        place: {key: _read_moment(moments, key, name, parameter) for key in keys[name]}
         for place, parameter in enumerate(trained_parameters(optimizer))
         for name in [names[id(parameter)]]
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _tensor_files(path: Path, kind: str) -> TensorFiles:
+    """The checkpoint's files of a kind, `model` or `optimizer`. Raises OSError where storage does not list them."""
+    names = [name for name in sorted(os.listdir(path)) if name.startswith(kind) and name.endswith(".safetensors")]
+    return TensorFiles(path, [path / name for name in names])
 
 
 def _read(files: TensorFiles, name: str, into: Tensor) -> None:
@@ -193,12 +263,13 @@ def _read(files: TensorFiles, name: str, into: Tensor) -> None:
     files.read(name, piece.rows, piece.first)
 
 
-def _read_moment(moments: TensorFiles, name: str, parameter: Tensor) -> Tensor:
-    if moments.shapes[name] != tuple(parameter.shape):
-        return moments.scalar(name)  # AdamW's step, which is not sharded
+def _read_moment(moments: TensorFiles, key: str, name: str, parameter: Tensor) -> Tensor:
+    saved = f"{key}.{name}"
+    if key == "step" or not parameter.ndim:  # neither is sharded
+        return moments.scalar(saved)
     piece = local_piece(parameter)
     rows = torch.empty_like(piece.rows)
-    moments.read(name, rows, piece.first)
+    moments.read(saved, rows, piece.first)
     return like(parameter, rows)
 
 

@@ -49,10 +49,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Writing:
-    """A checkpoint that is being written; `part`: this worker's files."""
+    """A checkpoint that is being written by `parts` workers; `part`: this worker's files."""
 
     state: CheckpointState
     temporary: Path
+    parts: int
     part: Future[None]
 
 
@@ -98,7 +99,7 @@ class CheckpointWriter:
         if self.in_background:
             pieces = {kind: self._copied(kind, of_name) for kind, of_name in pieces.items()}
         part = self._threads.submit(_write_part, temporary, pieces, self.rank, parts)
-        self._writing = _Writing(state, temporary, part)
+        self._writing = _Writing(state, temporary, parts, part)
         if not self.in_background:
             self.wait()
 
@@ -115,20 +116,29 @@ class CheckpointWriter:
             self._complete(self._writing)
 
     def wait(self) -> None:
-        """Wait until everything is written and complete. Raises what a thread has raised."""
+        """Wait until everything is written, complete, and followed up on the first worker.
+
+        Raises what a thread has raised.
+        """
         if self._writing is not None:
             self._writing.part.result()
             all_sum([1], self.device)  # all have written
             self._complete(self._writing)
         if self._completing is not None:
             self._completing.result()
+        all_sum([1], self.device)  # a worker that left while the first one still puts the checkpoint would end it, too
 
     def _complete(self, writing: _Writing) -> None:
         self._writing = None
         if not is_main_process():
             return
-        files = {}
-        for listed in sorted(writing.temporary.glob("files*.json")):
+        lists, files = sorted(writing.temporary.glob("files*.json")), {}
+        if len(lists) < writing.parts:
+            raise OSError(  # which is tried again: storage that several nodes share may show a file late
+                f"{writing.temporary}: the files of {len(lists)} of {writing.parts} workers are seen here, though all "
+                "have written: see that all nodes share this folder and see each other's files"
+            )
+        for listed in lists:
             files |= json.loads(listed.read_text(encoding="utf-8"))
             listed.unlink()
         path = complete(writing.temporary, writing.state, files)

@@ -40,7 +40,7 @@ class Delivery:
         self.tracker, self.send, self.close, self.say = tracker, send, close, say
         self.reader = RecordReader(path, known)
         self.pending: list[Record] = []
-        self.failing = False
+        self.failing = self.delivered = False
         self.wait_s = _POLL_S
         self.last_call: float | None = None
         self.thread = threading.Thread(target=self._run, daemon=True, name=f"deliver to {tracker}")
@@ -50,22 +50,29 @@ class Delivery:
         """Deliver what is left, trying for so many seconds; returns whether all was delivered."""
         self.last_call = time.monotonic() + within_s
         self.thread.join(within_s + _POLL_S)
-        if self.pending:
+        if not self.delivered:
+            missing = f"the newest {len(self.pending)}" if self.pending else "all"
             self.say(
-                f"{self.tracker} does not have the newest {len(self.pending)} records; they are in {self.reader.path}, "
-                "and the same command delivers them"
+                f"{self.tracker} does not have {missing} records; they are in {self.reader.path}, and the same command "
+                "delivers them"
             )
-        return not self.pending and not self.thread.is_alive()
+        return self.delivered and not self.thread.is_alive()
 
     def _run(self) -> None:
         while True:
             last_call = self.last_call
-            self.pending += self.reader.new_records()
-            while self.pending and self._sent(self.pending[:_AT_ONCE]):
-                del self.pending[:_AT_ONCE]
-            if last_call is not None and (not self.pending or time.monotonic() > last_call):
+            done = self._tried(self._deliver)
+            if last_call is not None and (done or time.monotonic() > last_call):
+                self.delivered = done
                 return self._close()
             time.sleep(self.wait_s if last_call is None else _POLL_S)
+
+    def _deliver(self) -> None:
+        """Read what is new, and send all that is left; raises what reading or sending does."""
+        self.pending += self.reader.new_records()
+        while self.pending:
+            self.send(self.pending[:_AT_ONCE])
+            del self.pending[:_AT_ONCE]
 
     def _close(self) -> None:
         try:
@@ -73,9 +80,9 @@ class Delivery:
         except Exception as error:
             self.say(without_credentials(f"{self.tracker} could not be closed: {error}"))
 
-    def _sent(self, records: list[Record]) -> bool:
+    def _tried(self, action: Callable[[], None]) -> bool:
         try:
-            self.send(records)
+            action()
         except Exception as error:  # whatever a client raises, training goes on
             if not self.failing:
                 reason = without_credentials(str(error).strip().split("\n", 1)[0])

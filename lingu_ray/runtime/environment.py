@@ -21,6 +21,7 @@ import ray
 import lingu_ray
 from lingu_ray.atomic import write_json
 from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.host_memory import host_memory
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,7 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def _machine() -> dict[str, str]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = {"cpu": _cpu(), "cpu.cores": str(os.cpu_count()), "memory": f"{memory / 2**30:.0f} GiB"}
+    found = {"cpu": _cpu(), "cpu.cores": str(os.cpu_count()), "memory": f"{host_memory() / 2**30:.0f} GiB"}
     gpus = _gpus()
     return found | {"gpus": ", ".join(_counted(gpus))} if gpus else found
 

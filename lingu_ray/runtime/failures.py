@@ -48,8 +48,9 @@ class Restarts:
     def new_messages(self, newest_step: Callable[[], int]) -> list[str]:
         """What to say of failures since the last call; `newest_step` gives the step of the newest checkpoint."""
         new = read_records(self.path)[self.seen :]
+        step = newest_step() if new else 0
         self.seen += len(new)
-        return [message for record in new if (message := self._message(record, newest_step()))]
+        return [message for record in new if (message := self._message(record, step))]
 
     def _message(self, record: Record, step: int) -> str | None:
         again = f"started again from step {step}"

@@ -72,13 +72,13 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
     return config
 
 
-def _own_code(path: str, setting: str) -> str:
+def _own_code(path: str, setting: str, what: str = "model") -> str:
     cure = (
         "set student.trust_remote_code=true only if you trust whoever wrote it"
         if setting == "student.path"
         else "take a model of a class that Transformers has"
     )
-    return f"{setting}: {path} comes with model code of its own (auto_map in config.json), which is not run: {cure}"
+    return f"{setting}: {path} comes with {what} code of its own (auto_map in its JSON files), which is not run: {cure}"
 
 
 def check_pair(config: Config) -> None:
@@ -209,6 +209,8 @@ def load_processor(settings: StudentConfig) -> ProcessorMixin:
             local_copy(settings.path), revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
     except NOT_LOADABLE as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(_own_code(settings.path, "student.path", "processor")) from error
         cure = " Install torchvision, which this processor needs." if "torchvision" in str(error) else ""
         why = why_not_loaded(settings.path, error)
         raise UserError(f"student.path: its processor cannot be loaded.{cure} {why}") from error

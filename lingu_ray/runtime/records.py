@@ -7,6 +7,7 @@ checkpoint, so that every step is recorded once.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,18 +70,24 @@ class RecordReader:
         self.newest = LoggedSteps(0, 0) if known is None else known
 
     def new_records(self) -> list[Record]:
-        """The records that were not read yet."""
-        if not self.path.exists():
+        """The records that were not read yet.
+
+        Raises:
+            OSError, ValueError: storage fails; the next call reads them.
+        """
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
             return []
-        found = self.path.stat()
-        if found.st_ino != self.inode:  # truncated, and so replaced
-            self.offset, self.inode = 0, found.st_ino
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
+        with file:
+            inode = os.fstat(file.fileno()).st_ino
+            start = self.offset if inode == self.inode else 0  # another file: truncated, and so replaced
+            file.seek(start)
             data = file.read()
         lines = data[: data.rfind(b"\n") + 1]
-        self.offset += len(lines)
-        return [record for record in map(json.loads, lines.splitlines()) if self._is_new(record)]
+        records = [json.loads(line) for line in lines.splitlines()]
+        self.offset, self.inode = start + len(lines), inode
+        return [record for record in records if self._is_new(record)]
 
     def _is_new(self, record: Record) -> bool:
         before, self.newest = self.newest, self.newest.with_record(record)

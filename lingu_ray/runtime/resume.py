@@ -21,7 +21,7 @@ from lingu_ray.corpus.build import Plan
 from lingu_ray.corpus.store import is_built
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import towers
-from lingu_ray.runtime.checkpoint import checkpoints
+from lingu_ray.runtime.checkpoint import checkpoints, storage_failures_explained
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.storage import local_copy
 
@@ -29,8 +29,13 @@ log = logging.getLogger(__name__)
 
 
 def trained_steps(folder: RunFolder) -> int:
-    """Steps that a run was trained for: those of its newest checkpoint, or of its finished model."""
-    newest = [state.step for _, state in checkpoints(folder.checkpoints)][-1:]
+    """Steps that a run was trained for: those of its newest checkpoint, or of its finished model.
+
+    Raises:
+        UserError: storage fails, so nothing is known of a checkpoint.
+    """
+    with storage_failures_explained(folder.checkpoints):
+        newest = [state.step for _, state in checkpoints(folder.checkpoints)][-1:]
     return max([0, *newest, *([folder.exported_step] if folder.exported_step else [])])
 
 

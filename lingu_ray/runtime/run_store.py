@@ -74,7 +74,8 @@ def is_drivers(name: str) -> bool:
 def fetch_run(location: str, folder: Path, wanted: Callable[[str], bool] = lambda name: True) -> None:
     """Copy a run, or a folder of runs, but for all weights. Who reads the copy finds what is whole, and nothing else.
 
-    Of checkpoints there is the state alone; those that were cut off are warned of. `wanted` chooses by name.
+    Of checkpoints there is the state alone, of a damaged one an empty folder; those that were cut off are warned of.
+    `wanted` chooses by name.
 
     Raises:
         UserError: storage cannot be reached, or refuses.
@@ -85,7 +86,7 @@ def fetch_run(location: str, folder: Path, wanted: Callable[[str], bool] = lambd
     for run in sorted({found["run"] for found in trees if found["tree"].startswith("checkpoints/")}):
         below = f"{run}checkpoints/"
         of_run = {name.removeprefix(below): size for name, size in sizes.items() if name.startswith(below)}
-        for name, state in whole_checkpoints(storage.join(location, below), of_run).items():
+        for name, state in found_checkpoints(storage.join(location, below), of_run).items():
             write_stub(folder / below / name, state)
 
 
@@ -99,26 +100,35 @@ def _is_copied(name: str, sizes: Mapping[str, int]) -> bool:
     return f"{found['run']}{found['tree']}/{marker}" in sizes and not name.endswith(_WEIGHTS)
 
 
-def whole_checkpoints(location: str, sizes: Mapping[str, int], warn: bool = True) -> dict[str, dict[str, Any]]:
-    """What `state.json` says of each whole checkpoint below a location, by name, oldest first.
+def found_checkpoints(location: str, sizes: Mapping[str, int], warn: bool = True) -> dict[str, dict[str, Any] | None]:
+    """What `state.json` says of each checkpoint below a location, by name, oldest first; None: it is damaged.
 
-    `sizes`: bytes of all objects there. Those that lack a file, or have another size than was written, are warned of.
+    What has no `state.json`, since its upload was cut off, never was a checkpoint, and is left out; of both kinds is
+    warned. `sizes`: bytes of all objects there.
     """
-    states = {}
+    states: dict[str, dict[str, Any] | None] = {}
     for name in sorted({name.partition("/")[0] for name in sizes if re.match(r"step-\d+/", name)}):
-        place = storage.join(location, name)
-        state = json.loads(storage.read_bytes(storage.join(place, STATE))) if f"{name}/{STATE}" in sizes else None
-        files = {} if state is None else state.get("files", {})
-        if state is not None and all(sizes.get(f"{name}/{file}") == about["bytes"] for file, about in files.items()):
-            states[name] = state
-        elif warn:
-            log.warning("%s: its upload was cut off; it is not resumed from", place)
+        was_put = f"{name}/{STATE}" in sizes
+        if was_put:
+            states[name] = _whole_state(location, name, sizes)
+        if warn and states.get(name) is None:
+            what = "a file is missing or cut off" if was_put else "its upload was cut off"
+            log.warning("%s: %s; it is not resumed from", storage.join(location, name), what)
     return states
 
 
-def write_stub(folder: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint's state without its files, for who asks which checkpoints there are."""
-    write_json(folder / STATE, {key: value for key, value in state.items() if key != "files"})
+def _whole_state(location: str, name: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
+    """What `state.json` says of a checkpoint; None where a file is missing, or has another size than was written."""
+    state = json.loads(storage.read_bytes(storage.join(location, name, STATE)))
+    files = state.get("files", {}).items()
+    return state if all(sizes.get(f"{name}/{file}") == about["bytes"] for file, about in files) else None
+
+
+def write_stub(folder: Path, state: dict[str, Any] | None) -> None:
+    """Write a checkpoint's state without its files, for who asks which checkpoints there are; of a damaged one none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if state is not None:
+        write_json(folder / STATE, {key: value for key, value in state.items() if key != "files"})
 
 
 def put_initial_model(folder: RunFolder) -> None:

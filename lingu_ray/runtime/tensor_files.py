@@ -16,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lingu_ray.errors import UserError
+
 _ROWS = "rows"
 """Key of the header: JSON that gives, for each piece, its first row and the number of rows of the tensor."""
 
@@ -41,9 +43,10 @@ def write_pieces(path: Path, pieces: Mapping[str, Piece]) -> None:
 
 
 class TensorFiles:
-    """The tensors of some files, by name. Files are mapped, and only what is asked for is read."""
+    """The tensors of some files of a folder, by name. Files are mapped, and only what is asked for is read."""
 
-    def __init__(self, paths: Iterable[Path]):
+    def __init__(self, folder: Path, paths: Iterable[Path] = ()):
+        self.folder = folder
         self._pieces: dict[str, list[tuple[int, Any]]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path in paths:
@@ -57,9 +60,9 @@ class TensorFiles:
                 self._pieces.setdefault(name, []).append((first, rows if shape else file.get_tensor(name)))
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> Self:
-        """The same for tensors that are in memory."""
-        files = cls([])
+    def of(cls, folder: Path, tensors: Mapping[str, Tensor]) -> Self:
+        """The same for tensors that are in memory, read from a folder."""
+        files = cls(folder)
         files.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         files._pieces = {name: [(0, tensor)] for name, tensor in tensors.items()}
         return files
@@ -69,10 +72,20 @@ class TensorFiles:
         return self._pieces[name][0][1]
 
     def read(self, name: str, into: Tensor, first: int) -> None:
-        """Copy rows `first` and following of a tensor into `into`, as many as it has, on its device."""
-        end = first + len(into)
+        """Copy rows `first` and following of a tensor into `into`, as many as it has, on its device.
+
+        Raises:
+            UserError: the files lack some of them.
+        """
+        end, copied = first + len(into), 0
         for begin, rows in self._pieces[name]:
             length = len(rows) if isinstance(rows, Tensor) else rows.get_shape()[0]
             low, high = max(first, begin), min(end, begin + length)
             if low < high:
                 into[low - first : high - first].copy_(rows[low - begin : high - begin])
+                copied += high - low
+        if copied < len(into):
+            raise UserError(
+                f"{self.folder}: of rows {first} to {end - 1} of {name} it has {copied}, so a file of it is missing. "
+                "Put it back, or move the folder away, and the checkpoint before is taken"
+            )

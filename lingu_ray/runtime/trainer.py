@@ -14,13 +14,13 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from transformers import AutoProcessor
 
 from lingu_ray.atomic import whole_folder, write_text
 from lingu_ray.config import Config, RayConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
+from lingu_ray.corpus.processor import run_processor
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
@@ -28,7 +28,7 @@ from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
 from lingu_ray.runtime.align import align, alignment_figures, read_alignment
 from lingu_ray.runtime.also import check_also
 from lingu_ray.runtime.capacity import can_hold, check_most_workers, uses_gpu, wait_for_nodes, worker_resources, workers
-from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged
+from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged, storage_failures_explained
 from lingu_ray.runtime.elastic import SaveBeforeResize
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.failures import NoteFailures, Restarts
@@ -39,6 +39,7 @@ from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.memory import FOR_TRAINING, ended_by_ray, full_node
 from lingu_ray.runtime.models import check_pair, check_weights, initial_student, load_teacher_tokenizer, prepare_student
 from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
+from lingu_ray.runtime.patient_read import PatientRead
 from lingu_ray.runtime.precision import Choice, as_started, choose, is_open, with_precision
 from lingu_ray.runtime.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.progress import Progress
@@ -52,6 +53,8 @@ from lingu_ray.runtime.worker import Job, train_worker
 from lingu_ray.storage import check_writable, remove
 
 _POLL_S = 0.25
+_LAST_READ_WAITS_S = (0.5, 1.0, 2.0)
+"""Before further attempts to read what the workers wrote last, where storage fails."""
 MANY_PASSES = 5
 """Over a source; a run that makes more is warned."""
 
@@ -149,7 +152,9 @@ class Run:
         """Check all that needs no Ray, and write the initial model. Raises UserError."""
         check_output(self.config)
         check_also(self.config)
-        set_aside_damaged(self.folder.checkpoints)
+        if not self.finished:
+            with storage_failures_explained(self.folder.checkpoints):
+                set_aside_damaged(self.folder.checkpoints)
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.exported_model, self.config.train.steps)
@@ -193,11 +198,15 @@ class Run:
             self.tracker.watch_system()
         self.progress = Progress(self.config.name, self.config.train.steps, position)
         self.progress.say(_starting(self.config))
-        self.restarts = Restarts(self.folder.ray, self.config.ray.max_failures)
+        restarts = Restarts(self.folder.ray, self.config.ray.max_failures)
+        self.restarts = PatientRead(
+            "failures of workers", lambda: restarts.new_messages(lambda: trained_steps(self.folder)), self._warn
+        )
         self.stop_wait = StopWait()
         self._warn(self.stop_wait.warning_at_start())
         logged = self.tracker.follow(self.progress.say)
-        self.reader = RecordReader(self.folder.metrics, logged)  # only new ones are shown
+        reader = RecordReader(self.folder.metrics, logged)  # only new ones are shown
+        self.records = PatientRead("metrics", reader.new_records, self._warn)
         job = Job(self.config, self.folder.place, self.corpus.folder, self.lease, neighbors, until)
         self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
         self.thread.start()
@@ -208,16 +217,17 @@ class Run:
         return self.thread is not None and self.thread.is_alive()
 
     def follow(self) -> list[Record]:
-        """Show and return the records since the last call."""
+        """Show and return the records since the last call; where storage fails, a later call does."""
         if self.thread is None:
             return []
-        records = self.reader.new_records()
+        waits = () if self.training else _LAST_READ_WAITS_S
+        records = self.records.read(waits)
         for record in records:
             self.progress.show(record)
             if "loss" in record and record["loss"] is None:
                 self._warn(self._skipped(record))
         self._warn(self.stop_wait.warning_after(records))
-        for message in self.restarts.new_messages(lambda: trained_steps(self.folder)):
+        for message in self.restarts.read(waits):
             self._warn(message)
         return records
 
@@ -359,14 +369,14 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
             prepare_student(config, temporary)
             _rehearse(config, temporary, folder)
         put_initial_model(folder)
-    check_tokenizers(
-        AutoProcessor.from_pretrained(folder.initial_model).tokenizer, load_teacher_tokenizer(config.teacher)
-    )
+    processor: Any = run_processor(folder.initial_model, config.student.trust_remote_code)
+    check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
 
 
 def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
     """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
-    needed = rehearse_export(initial_student(config, initial_model), AutoProcessor.from_pretrained(initial_model))
+    processor = run_processor(initial_model, config.student.trust_remote_code)
+    needed = rehearse_export(initial_student(config, initial_model), processor)
     if isinstance(folder.place, Path):  # else they are not written here
         require_space(folder.root, needed, "a checkpoint and the export")
 

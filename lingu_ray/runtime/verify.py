@@ -111,13 +111,16 @@ def _in_parts(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
+            **trained_with.template_arguments,
         )
     )
 
 
 def _in_text(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
     content = trained_with.image_token + QUESTION
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, **trained_with.template_arguments
+    )
     bos = processor.tokenizer.bos_token
     special = not (bos and text.startswith(bos))  # as `apply_chat_template` decides for parts
     return dict(processor(text=text, images=[[_PICTURE]], add_special_tokens=special, return_tensors="pt"))

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import ray.train
 import torch
 from safetensors import SafetensorError
-from transformers import AutoProcessor
 
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.corpus.encode import Encoder, Sample
+from lingu_ray.corpus.processor import run_processor
 from lingu_ray.corpus.read import StepReader
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.student import Student
@@ -108,7 +108,7 @@ class Worker:
 
         teacher = self._load_teacher()  # first, so that an actor starts while the rest is loaded
         self.corpus = Corpus(job.corpus_dir)
-        self.processor = AutoProcessor.from_pretrained(self.folder.initial_model)
+        self.processor = run_processor(self.folder.initial_model, self.config.student.trust_remote_code)
         self.encoder = Encoder(self.processor, self.config.corpus.max_length, self.dtype)
         self.student = self._load_student()
         self.export_dtype = export_dtype(self.config.student)  # now, while the student's files are there

@@ -18,7 +18,7 @@ from lingu_ray.runtime.checkpoint import checkpoints
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.mirror import Mirror
-from lingu_ray.runtime.run_store import EXPORT_MARKER, STATE, whole_checkpoints, write_stub
+from lingu_ray.runtime.run_store import EXPORT_MARKER, STATE, found_checkpoints, write_stub
 
 
 class WorkerStore:
@@ -83,7 +83,10 @@ class BucketStore(WorkerStore):
 
     def fetch_checkpoints(self) -> None:
         sizes = {entry.name: entry.size for entry in storage.entries(self.at_checkpoints)}
-        states = whole_checkpoints(self.at_checkpoints, sizes, warn=self.is_main)
+        found = found_checkpoints(self.at_checkpoints, sizes, warn=self.is_main)
+        states = {name: state for name, state in found.items() if state is not None}
+        for name in found.keys() - states.keys():
+            write_stub(self.folder.checkpoints / name, None)
         while states:
             name, state = states.popitem()
             of_it = {file.partition("/")[2]: size for file, size in sizes.items() if file.startswith(f"{name}/")}

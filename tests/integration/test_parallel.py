@@ -1,6 +1,7 @@
 """Sharded and compiled training gives what plain training gives, whatever the workers have to do."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -70,6 +71,7 @@ def leave_outcomes(data, folder):
                 assert_restored_exactly(steps, Steps(data, **train), folder / f"{name}-{layout}")
         if name == "fsdp2":
             assert_complete_when_all_have_written(steps, folder / "waiting")
+            assert_none_leaves_before_it_is_put(steps, folder)
             assert_whole_where_storage_is_not_shared(steps, folder)
             keep(steps, 1, folder / "third")
         if name == "lora":
@@ -167,6 +169,19 @@ def assert_complete_when_all_have_written(steps, folder):
     dist.barrier()
     assert [state.step for _, state in checkpoints(folder)] == [2]
     checkpoint_writer.write_pieces = write
+
+
+def assert_none_leaves_before_it_is_put(steps, folder):
+    """A worker that ends, by an error for instance, ends the others: it waits for what follows a checkpoint."""
+
+    def put(path):
+        time.sleep(0.5)
+        (folder / "put").touch()
+
+    writer = CheckpointWriter(folder / "putting", steps.student.model, steps.optimizer, "sharded", 1, put)
+    writer.save(CheckpointState(2, None))
+    writer.wait()
+    assert (folder / "put").exists()
 
 
 def assert_whole_where_storage_is_not_shared(steps, folder):

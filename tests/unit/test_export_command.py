@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,22 @@ def test_any_checkpoint_that_is_kept(pair: Path, tmp_path: Path, capsys: pytest.
         export.export(run.run_dir, 6)
 
 
+def test_storage_that_fails_for_a_moment_chooses_no_other_checkpoint(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest is not taken for damaged, and the one before not for the newest; the same command exports it."""
+    run, _ = stopped(pair, tmp_path)
+
+    def fail(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "file_identity", fail)
+        with pytest.raises(UserError, match=r"cannot be read now: .*model.safetensors.* run the same command again"):
+            export.export(run.run_dir)
+    assert export.export(run.run_dir) == run.run_dir / "export-step-6"
+
+
 def test_what_cannot_be_exported_is_told(pair: Path, tmp_path: Path) -> None:
     """Each with the cure, and nothing is left behind."""
     run, _ = stopped(pair, tmp_path / "runs")
@@ -127,5 +144,8 @@ def test_what_cannot_be_exported_is_told(pair: Path, tmp_path: Path) -> None:
     folder.environment.unlink()
     for path in folder.checkpoints.iterdir():
         (path / "state.json").unlink()
+    refused(r"no checkpoint is whole: of .* files are missing.* Put them back from a copy", str(run.run_dir))
+    shutil.rmtree(folder.checkpoints)
+    before.remove("checkpoints")
     refused("no checkpoint yet: the first one comes after train.checkpoint_every=4 steps", str(run.run_dir))
     assert sorted(path.name for path in run.run_dir.iterdir()) == before

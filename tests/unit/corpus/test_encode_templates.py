@@ -16,6 +16,7 @@ from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.verify import question
 
 ANSWERS = ("a cat on a mat.", "in the house,\nor not.")
 
@@ -300,6 +301,44 @@ def test_a_model_that_cannot_be_trained_can_be_asked():
     text = encoder.tokenizer.decode(encoder.encode_conversation(messages, []).input_ids_T)
     assert text.endswith("a cat<|im_end|>\n<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\n<think>\n")
     assert encoder.end_of_turn_id == encoder.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+TODAY = {
+    "%Y-%m-%d": "{{ strftime_now('%Y-%m-%d') }}",  # Mistral Small 3, gpt-oss
+    "%d %b %Y": "{% if not date_string is defined %}{% if strftime_now is defined %}"  # Llama 3.2
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}"
+    "{% endif %}{% endif %}{{ date_string }}",
+}
+
+
+@pytest.mark.parametrize("pattern", TODAY)
+def test_tokens_do_not_depend_on_the_day(pattern: str):
+    """A template that prints today's date prints one day, in training, in evaluation and where an export is checked."""
+    day = {"%Y-%m-%d": "2024-07-26", "%d %b %Y": "26 Jul 2024"}[pattern]
+    processor = processor_with(tokenizer_of("byte_level"), f"Today: {TODAY[pattern]}\n" + TEMPLATES["chatml"])
+    encoder = Encoder(processor, 512)
+    encoder.check_template()
+    conversation = row("<image>what?", "a cat")
+    messages, images = conversation.messages[:1], conversation.images
+    for ids in (
+        encoder.encode(conversation).input_ids_T,
+        encoder.encode_question(conversation).input_ids_T,
+        encoder.encode_conversation(messages, images).input_ids_T,
+    ):
+        assert encoder.tokenizer.decode(ids).startswith(f"Today: {day}\n")
+    assert encoder.prompt(messages, expanded=False).startswith(f"Today: {day}\n")
+    assert day in processor.tokenizer.decode(question(processor, encoder)["input_ids"][0])
+
+
+@pytest.mark.parametrize("template", ["chatml", "llava_next_mistral", "qwen3"])
+def test_no_text_is_taken_for_what_stands_in_for_an_answer(template: str):
+    """Digits that the search for answers uses may stand in a conversation, also several times and counted on."""
+    encoder = encoder_of(template, "byte_level")
+    digits = ("3141592653589793", "3141592653589794 3141592653589793")
+    turns = (digits[0], "a", *digits, "what?", "b")
+    expected = ["b"] if template == "qwen3" else ["a", digits[1], "b"]
+    supervised = [text.removesuffix(ENDS[template]).strip() for text in said(encoder, encoder.encode(row(*turns)))]
+    assert [text.removeprefix("<think>\n\n</think>\n\n") for text in supervised] == expected
 
 
 @pytest.mark.parametrize("strings", [True, False])

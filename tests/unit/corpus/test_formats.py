@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lingu_ray.config import SourceConfig
+from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
@@ -275,6 +276,9 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
         ("llava", {"conversations": [*AS_LLAVA, {"from": "human", "value": "<image>B?"}], "image": "1.png"}),
         ("cauldron", {"texts": {"user": ["A?"], "assistant": ["a"], "source": ["vqa"]}, "images": [None]}),
         ("prompt_completion", {"prompt": AS_ROLES[:1], "completion": AS_ROLES[1:]}),
+        ("prompt_completion", {"prompt": json.dumps(AS_ROLES[:1]), "completion": json.dumps(AS_LLAVA[1:])}),
+        ("messages", {"messages": [AS_ROLES[0], AS_ROLES[1] | {"content": '[{"type": "text", "text": "a"}]'}]}),
+        ("cauldron", {"texts": [{"user": "A?", "assistant": "a", "system": None, "image": ""}]}),
         ("prompt_completion", {"prompt": "A?", "response": "a", "completion": None}),
         ("prompt_completion", {"query": "A?", "response": "a", "history": []}),
         ("prompt_completion", {"question": "A?", "answer": "a", "context": ""}),
@@ -332,6 +336,44 @@ def test_one_conversation_in_every_spelling(format, record):
 def test_what_belongs_to_a_conversation_is_in_it(format, record, said):
     """System prompts and earlier turns beside the conversation, developer messages, and images of single messages."""
     assert conversation(format, record) == said
+
+
+JSON_TEXTS = ('[{"from": "Rome"}, {"to": "Paris"}]', '[{"type": "cat"}]', "[1, 2]", "[]", "{}", '[{"role":', "[" * 9999)
+
+
+@pytest.mark.parametrize("text", JSON_TEXTS)
+def test_json_that_is_no_turns_stays_text(text):
+    """A prompt or an answer may be JSON: only a list of turns, or of parts, is read as one."""
+    expected = [("user", text), ("assistant", text)]
+    assert conversation("prompt_completion", {"prompt": text, "completion": text}) == expected
+    assert conversation("cauldron", {"texts": [{"user": text, "assistant": text}]}) == expected
+
+
+def test_a_question_and_answer_with_images_of_its_own():
+    """Images of `{"user", "assistant"}` belong to its question, however they are given, and its system prompt to it."""
+    picture = {"type": "image", "image": "1"}
+    for user, images in (
+        ("A?", {"image": "1"}),
+        ("<image>A?", {"images": ["1"]}),
+        ("<image>A?", {}),
+        ([picture, {"type": "text", "text": "A?"}], {}),
+        (json.dumps([picture, {"type": "text", "text": "A?"}]), {}),
+    ):
+        turns = [{"user": user, "assistant": "a", "system": "S"} | images, {"user": "B?", "assistant": "b"}]
+        record = {"texts": turns} | ({} if images or user != "<image>A?" else {"images": ["1"]})
+        (raw_row,) = raw_rows("cauldron", record)
+        said = [(m["role"], m["content"]) for m in raw_row.messages]
+        assert said == [("system", "S"), ("user", "<image>A?"), TURNS[1], ("user", "B?"), ("assistant", "b")]
+        assert raw_row.images == ["1"]
+
+
+def test_system_prompts_that_cannot_stand_where_they_are():
+    """One in a later turn, and one beside another: nothing is left out in silence."""
+    first, later = ({"user": "A?", "assistant": "a"}, {"user": "B?", "assistant": "b", "system": "S"})
+    (raw_row,) = raw_rows("cauldron", {"texts": [first, later]})
+    with pytest.raises(BadRecord, match="user and assistant must take turns"):
+        check_messages(raw_row.messages)
+    assert reason_of("cauldron", {"texts": [later], "system": "another"}) == "bad_turns"
 
 
 def test_images_by_their_index():
@@ -440,6 +482,9 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("messages", with_parts({"type": "image", "path": "1"}, {"type": "image"}, images=["1", "2"]), "missing_image"),
         ("messages", with_parts({"type": "image", "path": "1"}, images=["1", "2"]), "image_count"),
         ("cauldron", {"texts": [{"user": "x"}], "images": []}, "missing_field"),
+        ("cauldron", {"texts": [{"user": "<image>", "assistant": "y", "images": ["1", "2"]}]}, "image_count"),
+        ("cauldron", {"texts": [{"user": "x", "assistant": "y", "image": "1"}], "images": ["2", "3"]}, "image_count"),
+        ("prompt_completion", {"prompt": '[{"role": "tool", "content": "7"}]', "completion": "x"}, "tools"),
         ("llava", {"conversations": [{"from": "robot", "value": "x"}]}, "bad_turns"),
         ("llava", {"conversations": [*AS_LLAVA, {"from": "observation", "value": "x"}]}, "tools"),
         ("llava", {"conversations": AS_LLAVA, "images": ["1", None]}, "missing_image"),
@@ -461,6 +506,11 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("webdataset", {"json": {"caption": "a cat"}, "jpg": {"bytes": None, "path": None}}, "missing_image"),
         ("webdataset", {"json": {"messages": AS_ROLES, "image": "1.jpg"}}, "missing_image"),
         ("webdataset", {"jpg": b"x", "mp4": b"x", "txt": b"a cat"}, "missing_media"),
+        ("webdataset", {"jpg": b"x", "left.mp4": b"x", "txt": b"a cat"}, "missing_media"),
+        ("webdataset", {"jpg": b"x", "1.jpg": b"y", "txt": b"a cat"}, "image_count"),
+        ("webdataset", {"png": b"x", "right.avif": b"y", "json": {"messages": AS_ROLES}}, "image_count"),
+        ("webdataset", {"jpg": b"x", "json": {"caption": "a cat", "images": ["1.jpg", "2.jpg"]}}, "image_count"),
+        ("webdataset", {"jpg": b"x", "png": b"y", "json": {"messages": AS_ROLES, "image": "1.jpg"}}, "image_count"),
         ("template", {"q": "x", "picture": None}, "missing_image"),
     ],
 )
@@ -483,6 +533,13 @@ def test_webdataset_as_the_hub_has_it():
     (raw_row,) = raw_rows("webdataset", record)
     assert raw_row.images == [PICTURE]
     assert [m["content"] for m in raw_row.messages] == ["<image>What is in the picture?", "A cat."]
+
+
+def test_members_that_are_no_images_are_metadata():
+    """A class, a second text, and images that the JSON names as many as there are; a mark before a text is no text."""
+    members = {"jpg": b"1", "png": b"2", "cls": b"7", "ocr.txt": b"x", "txt": "\ufeffA cat.".encode()}
+    (raw_row,) = raw_rows("webdataset", members | {"json": b'\xef\xbb\xbf{"images": ["1.jpg", "1.png"], "width": 3}'})
+    assert raw_row.images == [b"1", b"2"] and raw_row.messages[1]["content"] == "A cat."
 
 
 def test_template_names_the_missing_column():

@@ -1,17 +1,21 @@
 """An image is found by whatever a record refers to it by, or the row is told what is wrong with the reference."""
 
 import base64
+import errno
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from tiny import picture
 
+from lingu_ray.corpus import named_file
 from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.load_image import image_path, load_image
+from lingu_ray.errors import UserError
 
 PNG = picture(1)
 BASE64 = base64.b64encode(PNG).decode()
@@ -88,7 +92,7 @@ def test_every_reference_to_an_image_is_understood(folder, reference):
         ("pipe", "missing_image", "is no file"),
         ("dangling", "missing_image", "No such file"),
         ("a" * 5000, "missing_image", "name too long"),
-        ("a\0.png", "missing_image", "No such file"),
+        ("a\0.png", "missing_image", "null byte"),
         ("~nobody-of-that-name/a.png", "missing_image", "No such file"),
         ("http://host/a.png", "remote_image", "not downloaded during a build"),
         ("HTTPS://host/a.png", "remote_image", "img2dataset"),
@@ -118,6 +122,32 @@ def test_a_reference_that_leads_to_no_image_says_why(folder, reference, reason, 
         load_image(reference, folder)
     assert caught.value.reason == reason
     assert detail in caught.value.detail and len(caught.value.detail) < 400
+
+
+def failing(number: int, times: int) -> Any:
+    """Reading of files that fails so many times before it succeeds."""
+    left = [OSError(number, os.strerror(number))] * times
+    return lambda path: (_ for _ in ()).throw(left.pop()) if left else PNG
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE])
+def test_a_file_system_that_fails_is_asked_again(folder, monkeypatch, number):
+    """What it gives in the end is taken; an error that stays is not the row's, and names the file."""
+    monkeypatch.setattr(named_file, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(Path, "read_bytes", failing(number, times=2))
+    assert load_image("a.png", folder) == PNG
+    monkeypatch.setattr(Path, "read_bytes", failing(number, times=3))
+    with pytest.raises(UserError, match=rf"a.png: the file system does not give it \({os.strerror(number)}\)"):
+        load_image("a.png", folder)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ELOOP])
+def test_what_further_attempts_cannot_change_is_the_rows(folder, monkeypatch, number):
+    """A file that may not be read, or that is gone, is missing at once."""
+    monkeypatch.setattr(Path, "read_bytes", failing(number, times=1))
+    with pytest.raises(BadRecord, match=os.strerror(number)) as caught:
+        load_image("a.png", folder)
+    assert caught.value.reason == "missing_image"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "I;16", "F"])

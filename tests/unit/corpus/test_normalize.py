@@ -12,7 +12,7 @@ from processors import processor_of
 from tiny import picture, tiny_processor
 
 from lingu_ray.config import CorpusConfig, SourceConfig
-from lingu_ray.corpus import normalize
+from lingu_ray.corpus import named_file, normalize
 from lingu_ray.corpus.build import checked_counts, tally
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.formats import FORMATS
@@ -105,6 +105,15 @@ def test_what_is_not_of_the_row_ends_the_build(tmp_path, monkeypatch, encoder, e
     monkeypatch.setattr(encoder, "length", raises(error))
     with pytest.raises(type(error)):
         rows(tmp_path, [GOOD], encoder, monkeypatch)
+
+
+def test_a_file_system_that_fails_ends_the_build(tmp_path, monkeypatch, encoder):
+    """Images that it does not give would be rejects of a corpus that is kept, though they are there."""
+    (tmp_path / "a.png").write_bytes(picture())
+    monkeypatch.setattr(named_file, "WAITS_S", ())
+    monkeypatch.setattr(Path, "read_bytes", raises(OSError(5, "Input/output error")))
+    with pytest.raises(UserError, match=r"a.png: the file system does not give it"):
+        rows(tmp_path, [GOOD, GOOD | {"image": "a.png"}], encoder, monkeypatch)
 
 
 def test_a_fault_of_every_row_ends_the_build(tmp_path, monkeypatch, encoder):

@@ -304,6 +304,28 @@ def test_plain_text(tmp_path, monkeypatch):
     assert " ".join(record["text"] for _, record in found).split() == words
 
 
+def test_a_bad_line_of_text_costs_one_line(tmp_path, monkeypatch):
+    """Lines that are not UTF-8 are bad records with their numbers; runs of good ones between them are read, blank not.
+
+    The mark that some editors write at a file's beginning is no text.
+    """
+    content = b"\xef\xbb\xbfone\ntwo\ncaf\xe9\n\nnai\xef\nthree\n\xff\xfe"
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content))
+    for size in (4 << 20, 1):
+        monkeypatch.setattr(compression, "LINES_BYTES", size)
+        for name in ("a.txt", "a.txt.gz"):
+            found = read(source(tmp_path / name, "text"))
+            assert [(number, r.reason) for number, r in found if isinstance(r, BadRecord)] == [
+                (number, "wrong_type") for number in (3, 5, 7)
+            ]
+            good = [(number, record["text"]) for number, record in found if not isinstance(record, BadRecord)]
+            assert good == [(1, "one\ntwo\n"), (6, "three\n")] or size == 1
+            assert "".join(text for _, text in good) == "one\ntwo\nthree\n"
+    bad = next(record for _, record in found if isinstance(record, BadRecord))
+    assert "not UTF-8 text" in bad.detail and "b'caf\\xe9" in bad.detail
+
+
 def test_folders_and_globs(tmp_path):
     """All data files below a folder, or what a pattern matches, in sorted order."""
     (tmp_path / "b").mkdir()

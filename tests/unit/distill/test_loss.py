@@ -150,6 +150,32 @@ def test_bfloat16_inputs_are_near_the_reference():
     torch.testing.assert_close(grad_weight.double(), weight.grad, rtol=0.05, atol=0.03)
 
 
+@pytest.mark.parametrize("loss_scale", [2.0**10, 2.0**16])
+@pytest.mark.parametrize("w_ce", [0.0, 1.0])
+def test_float16_loses_no_small_gradients(w_ce, loss_scale):
+    """A probability over the number of tokens is below what float16 has; scaled as a GradScaler scales the loss, both
+    gradients are as near to float64 as float16 rounds, and not infinite."""
+    n, d, v = 4096, 16, 1024
+    g = torch.Generator().manual_seed(0)
+    draw = lambda *shape, scale=1.0: (torch.randn(*shape, generator=g) * scale).half()  # noqa: E731
+    states, weights = (draw(n, d), draw(n, d)), (draw(v, d, scale=0.3), draw(v, d, scale=0.3))
+    labels_N = torch.randint(v, (n,), generator=g)
+    hidden, weight = states[0].clone().requires_grad_(), weights[0].clone().requires_grad_()
+    answer = TeacherOutput(states[1], OutputHead(weights[1]), torch.ones(n, dtype=torch.bool))
+    scales = LossScales(torch.full((n,), w_ce / n), torch.full((n,), 1 / n), 2.0)
+    terms = ce_kd_loss(hidden, OutputHead(weight), labels_N, scales, answer, divergence_of("forward_kl"))
+    (terms.loss * loss_scale).backward()
+
+    exact = [tensor.double().requires_grad_() for tensor in (states[0], weights[0])]
+    logits = exact[0] @ exact[1].T
+    log_s, log_t = (z.div(2).log_softmax(-1) for z in (logits, states[1].double() @ weights[1].double().T))
+    ce = torch.nn.functional.cross_entropy(logits, labels_N)
+    (w_ce * ce + 4 * (log_t.exp() * (log_t - log_s)).sum(-1).mean()).backward()
+    for ours, theirs in zip((hidden, weight), exact, strict=True):
+        error = ours.grad.double() / loss_scale - theirs.grad
+        assert ours.grad.dtype == torch.float16 and error.norm() < 5e-4 * theirs.grad.norm()
+
+
 @pytest.mark.parametrize("top_k", [None, 5])
 def test_chunks_do_not_matter(monkeypatch, top_k):
     """The result does not depend on how many tokens' logits exist at a time."""
@@ -202,11 +228,13 @@ def test_gradients_only_where_wanted():
         assert not loss().requires_grad
 
 
-def test_no_tokens():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_no_tokens(dtype):
     """A micro-batch without supervised tokens: loss and gradients are 0."""
-    hidden, weight = torch.zeros(0, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    hidden = torch.zeros(0, D, dtype=dtype, requires_grad=True)
+    weight = torch.randn(V, D, dtype=dtype, requires_grad=True)
     none = torch.zeros(0)
-    answer = TeacherOutput(torch.zeros(0, D), OutputHead(torch.randn(U, D)), none.bool())
+    answer = TeacherOutput(torch.zeros(0, D, dtype=dtype), OutputHead(torch.randn(U, D)), none.bool())
     scales = LossScales(none, none, 1.0)
     terms = ce_kd_loss(hidden, OutputHead(weight), none.long(), scales, answer, divergence_of("forward_kl"))
     terms.loss.backward()

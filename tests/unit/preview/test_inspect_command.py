@@ -127,6 +127,14 @@ def test_mistakes_are_named(my_yaml: str, arguments: list[str], message: str) ->
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("row", [[], ["row=nowhere.jsonl:1"]])
+def test_a_source_without_records_is_named(my_yaml: str, tmp_path: Path, row: list[str]) -> None:
+    """As the build names it, also where a row is looked for."""
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(UserError, match=r"source chat: .*empty.jsonl holds no records; correct its `path`"):
+        main([my_yaml, f"corpus.sources.chat.path={tmp_path / 'empty.jsonl'}", *row])
+
+
 def test_the_demo_is_made_by_training(tmp_path: Path) -> None:
     """Before its data exist the command says what makes them."""
     with pytest.raises(UserError, match=r"python -m lingu_ray.train makes them"):

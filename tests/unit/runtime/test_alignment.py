@@ -2,21 +2,24 @@
 
 import io
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pyarrow as pa
 import pytest
 import tinyrun
 import torch
 from PIL import Image, ImageDraw
+from ray.exceptions import OutOfMemoryError, RayError
 from safetensors.torch import load
 from tiny import tiny_student, tiny_teacher
 
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
-from lingu_ray.corpus.store import ROW_SCHEMA, shard_name, write_rows
+from lingu_ray.corpus.pictures import choose_targets, read_pictures
+from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.align import doubt_of_sight, load_alignment
-from lingu_ray.runtime.alignment import AlignJob, aligned_student
+from lingu_ray.runtime.align import align, doubt_of_sight, load_alignment
+from lingu_ray.runtime.alignment import KEPT_SHARE, AlignJob, Alignment, aligned_student
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import load_student
 
@@ -109,6 +112,35 @@ def test_equal_settings_give_equal_bytes(data: Path, tmp_path: Path, monkeypatch
     first = aligned(data, config)["weights"]
     monkeypatch.setattr("lingu_ray.runtime.alignment.KEPT_SHARE", 0)
     assert aligned(data, config)["weights"] == first
+
+
+def test_kept_features_stay_within_a_containers_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Their room follows from what processes may use, not from what the machine has."""
+    monkeypatch.setattr("lingu_ray.runtime.alignment.host_memory", lambda: 2**20)
+    config = settings(data, tmp_path)
+    assert config.align is not None
+    job = AlignJob(config, config.align, data / "student", data / "corpus", "cpu", 1)
+    corpus = Corpus(job.corpus_dir)
+    assert Alignment(job, corpus, choose_targets(read_pictures(corpus, 9))).room == KEPT_SHARE * 2**20
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), OutOfMemoryError("full"), RayError()])
+def test_too_little_memory_names_the_settings(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    """Of a GPU, of the node, or of a process that died without a word: what is kept of pictures is a cause."""
+
+    def followed(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("lingu_ray.runtime.align.ray", MagicMock())
+    monkeypatch.setattr("lingu_ray.runtime.align.uses_gpu", lambda _: False)
+    monkeypatch.setattr("lingu_ray.runtime.align._followed", followed)
+    folder = RunFolder(tmp_path / "run")
+    folder.root.mkdir()
+    write_json(folder.models, {})
+    with pytest.raises(UserError, match=r"^align.* lower train.tokens_per_micro_batch or align.max_rows"):
+        align(settings(data, tmp_path), folder, Corpus(data / "corpus"), "fingerprint")
 
 
 def test_a_corpus_without_pictures_is_refused(data: Path, tmp_path: Path):

@@ -16,7 +16,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.also import TRACKERS, check_also
 from lingu_ray.runtime.delivery import Delivery
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import JsonLines, LoggedSteps, Record
+from lingu_ray.runtime.records import JsonLines, LoggedSteps, Record, RecordReader
 
 Points = dict[str, dict[int, float]]
 
@@ -159,3 +159,33 @@ def test_a_tracker_that_fails_is_told_once_and_gets_its_records_later(tmp_path: 
     delivery = Delivery("It", lines.path, LoggedSteps(150, 0), send, lambda: None, said.append)
     assert not delivery.finish(0.5)
     assert said[-1].startswith("It does not have the newest 49 records; they are in ")
+
+
+def test_records_that_cannot_be_read_are_delivered_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that fails is told once and tried again; where it fails to the end, not all counts as delivered."""
+    lines, said, taken, failing = JsonLines(tmp_path / "m.jsonl"), [], [], [True]
+    read = RecordReader.new_records
+
+    def new_records(self: RecordReader) -> list[Record]:
+        if failing[0]:
+            raise OSError("Stale file handle")
+        return read(self)
+
+    monkeypatch.setattr(RecordReader, "new_records", new_records)
+    lines.append({"step": 1, "loss": 1.0})
+    delivery = Delivery("It", lines.path, LoggedSteps(0, 0), taken.extend, lambda: None, said.append)
+    while not said:
+        time.sleep(0.01)
+    assert not delivery.finish(0.2) and not taken
+    assert said == [
+        "It takes no metrics now, and gets them later: Stale file handle",
+        f"It does not have all records; they are in {lines.path}, and the same command delivers them",
+    ]
+    delivery.thread.join()
+    said.clear()
+    delivery = Delivery("It", lines.path, LoggedSteps(0, 0), taken.extend, lambda: None, said.append)
+    while not said:
+        time.sleep(0.01)
+    failing[0] = False
+    assert delivery.finish(30) and taken == [{"step": 1, "loss": 1.0}]
+    assert said[1:] == ["It takes metrics again"]

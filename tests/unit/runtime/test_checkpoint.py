@@ -1,20 +1,28 @@
 """Checkpoints: all that a run resumes from, written whole, the right ones kept."""
 
+import errno
 import math
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from saved import save_checkpoint
 from torch import nn
 
 from lingu_ray.errors import UserError
+from lingu_ray.runtime import checkpoint
 from lingu_ray.runtime.checkpoint import (
     CheckpointState,
     best_checkpoint,
     checkpoints,
     load_checkpoint,
     require_space,
+    set_aside_damaged,
+    storage_failures_explained,
 )
+from lingu_ray.runtime.tensor_files import Piece, whole, write_pieces
 
 
 def trained(seed=0, steps=3):
@@ -95,6 +103,106 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, caplog, damage):
     assert f"{newest}: a file is missing, cut off or changed; set aside as damaged-step-00000006" in caplog.text
     save_checkpoint(tmp_path, model, optimizer, CheckpointState(5, None), keep_last=1)
     assert [state.step for _, state in checkpoints(tmp_path)] == [5]
+
+
+def failing(number):
+    """A call that storage answers with this error."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), "step-00000006")
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "number"),
+    [
+        (Path, "read_text", errno.ESTALE),
+        (checkpoint, "file_identity", errno.EIO),
+        (Path, "stat", errno.EMFILE),
+        (os, "listdir", errno.EACCES),
+    ],
+)
+def test_storage_that_fails_for_a_moment_damages_nothing(tmp_path, monkeypatch, place, name, number):
+    """The error reaches the worker, which Ray starts again; then the newest is loaded. A command says what it is."""
+    model, optimizer = trained()
+    for step in (3, 6):
+        save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, None), keep_last=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failing(number))
+        if place is os:  # as Path.glob lists a folder
+            patch.setattr(os, "scandir", failing(number))
+        with pytest.raises(OSError, match=os.strerror(number)):
+            load_checkpoint(tmp_path, model, optimizer)
+        with (
+            pytest.raises(UserError, match=r"its checkpoints cannot be read now: .*run the same command again"),
+            storage_failures_explained(tmp_path),
+        ):
+            set_aside_damaged(tmp_path)
+    assert load_checkpoint(tmp_path, model, optimizer) == CheckpointState(6, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000006"]
+
+
+def test_a_run_of_which_no_checkpoint_is_whole_does_not_start_again(tmp_path):
+    """It ends, now and at the next try, and says what to do; all keep their names. Without that folder it starts."""
+    model, optimizer = trained()
+    for step in (3, 6):
+        save_checkpoint(tmp_path / "checkpoints", model, optimizer, CheckpointState(step, None), keep_last=2)
+    for weights in tmp_path.glob("*/*/model.safetensors"):
+        weights.unlink()
+    for _ in range(2):
+        with pytest.raises(
+            UserError,
+            match=r"checkpoints: no checkpoint is whole: of step-00000003, step-0+6 files .* remove that folder",
+        ):
+            load_checkpoint(tmp_path / "checkpoints", model, optimizer)
+    (tmp_path / "checkpoints").rename(tmp_path / "elsewhere")
+    assert load_checkpoint(tmp_path / "checkpoints", model, optimizer) is None
+
+
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_a_parameter_without_dimensions_is_resumed(tmp_path, layout):
+    """Its moments have the shape of AdamW's step, and are restored as those of the others are."""
+
+    class Scaled(nn.Linear):
+        def __init__(self, seed):
+            torch.manual_seed(seed)
+            super().__init__(4, 3)
+            self.scale = nn.Parameter(torch.tensor(2.0 + seed))
+
+        def forward(self, input):
+            return self.scale * super().forward(input)
+
+    def stepped(seed):
+        model = Scaled(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        return step(model, optimizer), optimizer
+
+    def step(model, optimizer):
+        model(torch.ones(4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return model
+
+    saved, restored = stepped(0), stepped(1)
+    save_checkpoint(tmp_path, *saved, CheckpointState(1, None), 1, layout)
+    load_checkpoint(tmp_path, *restored)
+    for one, other in zip(step(*saved).parameters(), step(*restored).parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", ["model", "optimizer"])
+def test_a_checkpoint_that_lacks_rows_is_not_loaded(tmp_path, kind):
+    """A piece that nobody wrote is named: neither weights nor moments keep what was there before."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, None), 1)
+    file = tmp_path / "step-00000003" / f"{kind}.safetensors"
+    tensors = load_file(file)
+    name, rows = next((name, tensor) for name, tensor in tensors.items() if tensor.ndim)
+    write_pieces(file, {n: whole(tensor) for n, tensor in tensors.items()} | {name: Piece(rows[:5], 0, 8)})
+    (file.parent / "state.json").write_text('{"step": 3, "validation_ce": null}')
+    with pytest.raises(UserError, match=rf"step-00000003: of rows 0 to 7 of {name} it has 5, so a file .* move"):
+        load_checkpoint(tmp_path, model, optimizer)
 
 
 def test_checkpoints_of_earlier_versions_are_read(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,3 +143,15 @@ def test_what_follows_a_checkpoint_may_fail(tmp_path):
     with pytest.raises(UserError, match="no bucket"):
         writer.wait()
     assert steps(tmp_path) == [1]
+
+
+def test_a_list_of_files_that_is_not_seen(tmp_path):
+    """Where all have written, and the first worker does not see what all wrote, there is no checkpoint."""
+    writer = CheckpointWriter(tmp_path, *trained(), "sharded", 1, print)
+    writer.save(CheckpointState(1, None))
+    assert writer._writing is not None
+    writer._writing.part.result()
+    writer._writing = replace(writer._writing, parts=2)
+    with pytest.raises(OSError, match=r"the files of 1 of 2 workers are seen here"):
+        writer.wait()
+    assert not steps(tmp_path)

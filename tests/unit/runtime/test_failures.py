@@ -65,6 +65,19 @@ def test_what_is_said(tmp_path: Path, failures: list[dict[int, Exception]], said
     assert (tmp_path / ".ray" / NAME).exists()
 
 
+def test_a_failure_is_told_when_the_checkpoints_can_be_read(tmp_path: Path) -> None:
+    """Where storage does not say from which step, it is told at the next call, and counted once."""
+
+    def unreadable() -> int:
+        raise OSError("Stale file handle")
+
+    restarts = Restarts(tmp_path / ".ray", 2)
+    NoteFailures(tmp_path / ".ray").after_exception(None, {0: DIED})
+    with pytest.raises(OSError):
+        restarts.new_messages(unreadable)
+    assert restarts.new_messages(lambda: 40) == ["worker 0 died; started again from step 40 (1 of ray.max_failures=2)"]
+
+
 @pytest.mark.parametrize("error", [ControllerError(FULL.health_check_failure), WorkerGroupError("…", {0: FULL})])
 def test_a_full_node_ends_a_run_in_one_line(error: Exception) -> None:
     """Of the controller or of a worker: how much was used, what helps, and that the same command resumes."""

@@ -25,7 +25,11 @@ from transformers import (
 )
 
 from lingu_ray.config import Config, StudentConfig
+from lingu_ray.corpus.build import plan_corpus
+from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
+from lingu_ray.inspect import InspectConfig, read_sources
+from lingu_ray.runtime.export import export_model
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.models import load_student, load_teacher
 from lingu_ray.runtime.rehearsal import rehearse_export
@@ -337,3 +341,51 @@ def test_a_run_needs_room_for_its_export(pair: Path, tmp_path: Path) -> None:
     student = load_student(settings.student)
     needed = rehearse_export(settings.student, tiny_processor())
     assert needed == sum(p.numel() for p in student.parameters()) * (4 + 4)
+
+
+OWN_PROCESSOR = """
+from transformers import Idefics3Processor
+
+
+class OwnProcessor(Idefics3Processor):
+    pass
+"""
+
+
+@pytest.fixture
+def own_processor(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A student whose model is one of Transformers, and whose processor has code of its own."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    (student / "processing_own.py").write_text(OWN_PROCESSOR)
+    own = {"processor_class": "OwnProcessor", "auto_map": {"AutoProcessor": "processing_own.OwnProcessor"}}
+    changed_json(student / "processor_config.json", **own)
+    changed_json(student / "tokenizer_config.json", processor_class="OwnProcessor")
+    return student
+
+
+def test_a_processor_with_code_of_its_own_is_run_where_it_is_trusted(
+    own_processor: Path, pair: Path, tmp_path: Path
+) -> None:
+    """From the run's copy too: on preparing and rehearsing, in the corpus's build, in its preview and in an export."""
+    settings = config(pair, tmp_path, student={"path": str(own_processor), "trust_remote_code": True})
+    folder = RunFolder(settings.run_dir)
+    prepare_initial_model(settings, folder)
+    processor = run_processor(folder.initial_model, trust_remote_code=True)
+    assert type(processor).__name__ == "OwnProcessor"
+    plan = plan_corpus(settings, folder.initial_model)
+    (row, *_), *_ = (table.to_pylist() for table in plan.tasks[-1].tables())
+    assert row["reason"] is None
+    assert [preview.read for preview in read_sources(settings, list(plan.sources), InspectConfig(read=2))] == [2, 2]
+    export_model(load_student(settings.student), processor, torch.float32, tmp_path / "export")
+    assert (tmp_path / "export" / "processing_own.py").exists()
+
+
+def test_a_processor_with_code_of_its_own_is_refused(own_processor: Path, pair: Path, tmp_path: Path) -> None:
+    """With the setting that trusts it; nothing of it is run, and nobody is asked."""
+    settings = config(pair, tmp_path, student={"path": str(own_processor)})
+    with pytest.raises(UserError, match=r"student.path: .*processor code of its own.* set student.trust_remote_code="):
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        run_processor(own_processor, trust_remote_code=False)
+    assert not (tmp_path / "modules").exists()

@@ -1,5 +1,10 @@
 """metrics.jsonl: each step once, whatever crashed; the tail follows it."""
 
+import errno
+import os
+from pathlib import Path
+
+from lingu_ray.runtime.patient_read import PatientRead
 from lingu_ray.runtime.records import JsonLines, RecordReader, read_records
 
 
@@ -32,3 +37,30 @@ def test_tail_sees_every_line_once_and_whole(tmp_path):
     lines.append({"step": 2})
     lines.append({"step": 3})
     assert tail.new_records() == [{"step": 3}]
+
+
+def test_a_read_that_fails_for_a_moment_loses_nothing(tmp_path, monkeypatch):
+    """It gives nothing, and is told once until it works again; the next one has all, each once. The last read of a run
+    waits for storage."""
+    lines, said = JsonLines(tmp_path / "m.jsonl"), []
+    tail = PatientRead("metrics", RecordReader(lines.path).new_records, said.append)
+    lines.append({"step": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", _stale)
+        assert tail.read() == tail.read() == []
+    assert said == ["metrics cannot be read now, and are read later: [Errno 116] Stale file handle: 'm.jsonl'"]
+    assert tail.read() == [{"step": 1}]
+    lines.append({"step": 2})
+    with lines.path.open("ab") as file:
+        file.write(bytes(9) + b"\n")  # what NFS may show of a line that is on its way
+    assert tail.read() == [] and len(said) == 2
+    lines.path.write_bytes(lines.path.read_bytes().replace(bytes(9), b'{"step": 3}'))
+    assert tail.read() == [{"step": 2}, {"step": 3}]
+
+    attempts = iter([_stale, _stale, lambda: [4]])
+    last = PatientRead("metrics", lambda: next(attempts)(), said.append)
+    assert last.read(waits=(0.01, 0.01)) == [4] and len(said) == 3
+
+
+def _stale(*_, **__):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "m.jsonl")

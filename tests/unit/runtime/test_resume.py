@@ -93,6 +93,19 @@ def test_steps_may_grow(data: Path, tmp_path: Path, said):
         resume.check_settings(longer, folder)
 
 
+def test_a_run_of_which_no_checkpoint_is_whole_is_refused(data: Path, tmp_path: Path):
+    """Neither the same settings nor other ones touch its folder; a finished run needs none of its checkpoints."""
+    folder = started(config(data, tmp_path), step=4)
+    (folder.checkpoints / "step-00000004" / "state.json").write_text("{")
+    for settings in (config(data, tmp_path), config(data, tmp_path, distill={"temperature": 2})):
+        with pytest.raises(UserError, match=r"checkpoints: no checkpoint is whole: of step-0+4 .* remove that folder"):
+            Run(settings, LEASE).check()
+    assert folder.config.exists()
+    folder.export.mkdir()
+    write_json(folder.exported, {"step": 8})
+    Run(config(data, tmp_path), LEASE).check()
+
+
 def test_moved_models_are_the_same_and_changed_ones_are_not(tmp_path: Path):
     """A pair that was moved may continue; one whose files changed is refused; an untrained run takes it."""
     write_pair_and_data(tmp_path / "a")
@@ -140,7 +153,7 @@ def test_a_run_keeps_the_corpus_of_an_earlier_version(tmp_path: Path):
     settings = config(tmp_path / "a", tmp_path / "runs")
     folder = started(settings, step=4)
     plan = plan_corpus(settings, tmp_path / "a" / "student")
-    [mark] = plan.earlier
+    mark = plan.earlier[-1]
     earlier = plan.as_earlier(mark)
     assert earlier.folder == settings.corpora_dir / mark != plan.folder
     resume.record_corpus(earlier, folder)

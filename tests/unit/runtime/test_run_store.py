@@ -16,7 +16,7 @@ from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import lease, mirror
-from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint
+from lingu_ray.runtime.checkpoint import CheckpointState, checkpoint_folders, checkpoints, load_checkpoint
 from lingu_ray.runtime.controls import control_config, control_folder
 from lingu_ray.runtime.folder import RunFolder, written_with
 from lingu_ray.runtime.lease import lease_on
@@ -211,6 +211,29 @@ def test_half_a_checkpoint_is_none(bucket, damage, tmp_path, caplog):
     assert any("step-00000008: " in text and "not resumed from" in text for text in told)
     save(again, 6)
     assert {name.partition("/")[0] for name in names(store.at_checkpoints)} == {"step-00000004", "step-00000006"}
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed"])
+def test_a_run_of_which_no_checkpoint_is_whole_ends(bucket, damage, tmp_path):
+    """It does not start again, and nothing is deleted; as the driver sees it, it was trained. A first upload that was
+    cut off never was a checkpoint: there the run starts."""
+    location = f"{bucket}/runs/mine"
+    store = worker(location)
+    save(store, 4)
+    weights = f"{store.at_checkpoints}/step-00000004/model.safetensors"
+    content = storage.read_bytes(weights)
+    storage.put(content[:-8] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1]), weights)
+    before = names(location)
+    for _ in range(2):
+        with pytest.raises(
+            UserError, match=rf"{store.at_checkpoints}: no checkpoint is whole: of step-0+4 files .* remove that folder"
+        ):
+            resumed(worker(location))
+    assert names(location) == before
+    fetch_run(location, tmp_path / "copy")
+    assert [path.name for path in checkpoint_folders(tmp_path / "copy" / "checkpoints")] == ["step-00000004"]
+    storage.delete(f"{store.at_checkpoints}/step-00000004/state.json")
+    assert resumed(worker(location))[0] is None
 
 
 def test_a_worker_puts_what_it_writes_and_sees_what_the_driver_wants(bucket, tmp_path):

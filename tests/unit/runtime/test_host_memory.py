@@ -1,4 +1,4 @@
-"""The memory that a CPU's estimate counts on: the machine's, or less where a control group sets a limit."""
+"""The memory that processes may use: the machine's, or less where a control group sets a limit."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lingu_ray.atomic import write_text
-from lingu_ray.cost.host_memory import host_memory
+from lingu_ray.runtime.host_memory import host_memory
 
 OWN, ABOVE = 2**30, 2**29
 V1 = "sys/fs/cgroup/memory"
