@@ -47,11 +47,12 @@ CORES = Size(
 _ON_GPU = ("output_dir=runs/result/gpu", "train.tokens_per_micro_batch=8192", "teacher.placement=in_process")
 _DISTILL = (
     *_ON_GPU,
+    "ray.gpus_per_worker=0.5",
     "train.steps=400",
     "train.rows_per_step=48",
     "corpus.rows=19200",
     "train.validate_every=50",
-    "train.checkpoint_every=100",
+    "train.checkpoint_every=400",
 )
 GPU = Size(
     "gpu",
@@ -62,15 +63,20 @@ GPU = Size(
     train_minutes=1,
     settings={
         "align": _ON_GPU,
-        "adapt": (*_ON_GPU, "train.learning_rates.decoder=2e-4"),
+        "adapt": (*_ON_GPU, "train.checkpoint_every=400"),
         ADAPTED: ("train.steps=400",),
         NARROW: _DISTILL,
         NATURAL: _DISTILL,
-        "prevented": ("train.steps=800", "corpus.rows=38400", "train.learning_rates.decoder=2e-4"),
+        "prevented": ("train.steps=800", "corpus.rows=38400"),
         SWEEP: (*_DISTILL, "train.steps=200", "train.validate_every=0", "train.checkpoint_every=200"),
-        SWEEP_PICTURES: (*_DISTILL, "train.validate_every=400", "train.checkpoint_every=400"),
+        SWEEP_PICTURES: (
+            *_DISTILL,
+            "train.validate_every=400",
+            "ray.gpus_per_worker=0.125",
+            "search={train.learning_rates.decoder: {grid: [2e-4, 4e-4]}, distill.w_kd: {grid: [1, 4]}}",
+        ),
     },
-    measure=("tokens_per_batch=32768",),
+    measure=("tokens_per_batch=32768", "models_at_once=4", "ray.gpus_per_worker=0.25"),
 )
 SIZES: dict[SizeName, Size] = {size.name: size for size in (CORES, GPU)}
 
