@@ -6,8 +6,11 @@ Two hyperthreads of a core share its arithmetic units, and threads beyond a cont
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from lingu_ray.runtime import control_group
 
 _ROOT = Path("/")
 
@@ -25,22 +28,15 @@ def _siblings(root: Path, cpu: int) -> str:
     return _read(path) or str(cpu)
 
 
-def _quotas(root: Path) -> list[float]:
-    """Limits in cores of the control group and of those above it, in either version of control groups."""
-    groups = root / "sys/fs/cgroup"
-    own = next(
-        (line[3:] for line in (_read(root / "proc/self/cgroup") or "").splitlines() if line.startswith("0::")), "/"
-    )
-    folder = groups / own.strip("/")
-    limits = [_read(above / "cpu.max") or "" for above in (folder, *folder.parents) if above.is_relative_to(groups)]
-    limits.append(f"{_read(groups / 'cpu/cpu.cfs_quota_us')} {_read(groups / 'cpu/cpu.cfs_period_us')}")
-    found = []
-    for limit in limits:
-        with suppress(ValueError):  # none is set, or there is no such file
-            quota, period = map(int, limit.split())
-            if quota > 0:
-                found.append(quota / period)
-    return found
+def _quotas(root: Path) -> Iterator[float]:
+    """Limits in cores of the control group and of those above it."""
+    for folder in control_group.folders("cpu", root):
+        version_1 = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+        for limit in (_read(folder / "cpu.max") or "", version_1):
+            with suppress(ValueError):  # none is set, or there is no such file
+                quota, period = map(int, limit.split())
+                if quota > 0:
+                    yield quota / period
 
 
 def _read(path: Path) -> str | None:

@@ -14,10 +14,11 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
 
-from lingu_ray.config import Attention, TrainConfig
+from lingu_ray.config import Attention, RayConfig, TrainConfig
 from lingu_ray.errors import UserError, user_error
 from lingu_ray.runtime.autoscaler import Bundle
 from lingu_ray.runtime.capacity import shown
+from lingu_ray.runtime.doctor.gpu import MEND_DRIVER, gpus
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,22 @@ def check_gpus(bundle: Bundle, attention: Attention = "sdpa") -> None:
     """
     if bundle.get("GPU"):
         _check(tuple(bundle.items()), attention, ray.get_runtime_context().gcs_address)
+
+
+def check_driver(settings: RayConfig, use_gpu: bool) -> None:
+    """Check that a run which computes on CPUs, without having been told to, does not because of a broken driver here.
+
+    Raises:
+        UserError: this machine has a GPU, and nvidia-smi fails.
+    """
+    if use_gpu or settings.use_gpu is not None:
+        return
+    _, smi_error = gpus()
+    if smi_error:
+        raise UserError(
+            f"this machine has a GPU that Ray does not see, for nvidia-smi fails: {smi_error}. {MEND_DRIVER}; or set "
+            "ray.use_gpu=false to train on CPUs"
+        )
 
 
 @cache  # it starts a process

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from lingu_ray.runtime import control_group
+
 _ROOT = Path("/")
 
 
@@ -16,22 +18,8 @@ def host_memory(root: Path = _ROOT) -> int:
 
 
 def _limits(root: Path) -> Iterator[int]:
-    """Limits in bytes of the control group and of those above it, in either version of control groups."""
-    own, groups = _own_groups(root), root / "sys/fs/cgroup"
-    for controller, top, file in (
-        ("", groups, "memory.max"),
-        ("memory", groups / "memory", "memory.limit_in_bytes"),
-    ):
-        folder = top / own.get(controller, "/").strip("/")
-        for above in (folder, *folder.parents):
+    """Limits in bytes of the control group and of those above it."""
+    for folder in control_group.folders("memory", root):
+        for file in ("memory.max", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):  # there is no such file, or no limit: max
-                yield int((above / file).read_text())
-
-
-def _own_groups(root: Path) -> dict[str, str]:
-    """This process's control group by controller; of version 2, which has one group for all, by an empty name."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return {}
-    return {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+                yield int((folder / file).read_text())

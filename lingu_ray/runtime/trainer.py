@@ -33,7 +33,7 @@ from lingu_ray.runtime.elastic import SaveBeforeResize
 from lingu_ray.runtime.environment import record_environment
 from lingu_ray.runtime.failures import NoteFailures, Restarts
 from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.gpus import check_attention, check_gpus
+from lingu_ray.runtime.gpus import check_attention, check_driver, check_gpus
 from lingu_ray.runtime.job_stop import StopWait
 from lingu_ray.runtime.lease import Lease
 from lingu_ray.runtime.memory import FOR_TRAINING, ended_by_ray, full_node
@@ -171,6 +171,7 @@ class Run:
     def prepare(self) -> None:
         """Build the corpus, align the initial model, or find both; record corpus and settings. Raises UserError."""
         settings, use_gpu = self.config.ray, uses_gpu(self.config.ray)
+        check_driver(settings, use_gpu)
         check_most_workers(settings, use_gpu)
         wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
         check_gpus(worker_resources(settings, use_gpu), self.config.train.attention)
