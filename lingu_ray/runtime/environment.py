@@ -20,6 +20,7 @@ import ray
 
 import lingu_ray
 from lingu_ray.atomic import write_json
+from lingu_ray.runtime.doctor.gpu import gpus
 from lingu_ray.runtime.folder import RunFolder
 from lingu_ray.runtime.host_memory import host_memory
 
@@ -102,8 +103,8 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 def _machine() -> dict[str, str]:
     found = {"cpu": _cpu(), "cpu.cores": str(os.cpu_count()), "memory": f"{host_memory() / 2**30:.0f} GiB"}
-    gpus = _gpus()
-    return found | {"gpus": ", ".join(_counted(gpus))} if gpus else found
+    names = [gpu.name for gpu in gpus()[0]]
+    return found | {"gpus": ", ".join(_counted(names))} if names else found
 
 
 def _cpu() -> str:
@@ -114,15 +115,6 @@ def _cpu() -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def _gpus() -> list[str]:
-    """Names of this machine's GPUs, from NVIDIA's driver: PyTorch would take hold of one to tell."""
-    try:
-        command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
 
 
 def _nodes() -> dict[str, str]:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,22 @@ echo "| NVIDIA-SMI 1.2   Driver Version: 1.2   CUDA {version} |"
 """
 
 
+def setup_with(
+    smi: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `make setup` with further words, beside this nvidia-smi. A Python that only says what it is told stands for
+    installing."""
+    places = {"nvidia-smi": smi, "python": '#!/bin/sh\necho "$@"\n'}
+    for name, text in places.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "venv/bin").mkdir(parents=True)
+    (folder / "venv/bin/python").symlink_to(folder / "python")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    command = ["make", "setup", f"VENV={folder / 'venv'}", f"PYTHON={folder / 'python'}"]
+    return lambda *words: subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(
     ("version", "words", "refused"),
     [
@@ -105,18 +122,8 @@ def test_set_up_on_a_machine_with_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, words: list[str], refused: bool
 ):
     """A driver that is too old for the lock's torch is refused before anything is made or downloaded, with both
-    versions; an index of other builds comes first; else the lock for GPUs is installed, and torch has to see one.
-    A Python that only says what it is told stands for installing."""
-    smi, python = tmp_path / "nvidia-smi", tmp_path / "python"
-    smi.write_text(SMI.format(version=version))
-    python.write_text('#!/bin/sh\necho "$@"\n')
-    for path in (smi, python):
-        path.chmod(0o755)
-    (tmp_path / "venv/bin").mkdir(parents=True)
-    (tmp_path / "venv/bin/python").symlink_to(python)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    command = ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    versions; an index of other builds comes first; else the lock for GPUs is installed, and torch has to see one."""
+    done = setup_with(SMI.format(version=version), tmp_path, monkeypatch)(*words)
     installs = [line.partition("pip ")[2] for line in done.stdout.splitlines() if line.startswith("-m pip")]
     installs = [line for line in installs if "install" in line]
     assert (done.returncode != 0) == refused == (not installs)
@@ -131,25 +138,11 @@ def test_set_up_on_a_machine_with_a_gpu(
 def test_set_up_is_refused_where_the_driver_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With what nvidia-smi says and what to do, before anything is installed; without a GPU, where that is asked for,
     the lock for CPUs is."""
-    smi, python = tmp_path / "nvidia-smi", tmp_path / "python"
-    smi.write_text("#!/bin/sh\necho 'Driver/library version mismatch' >&2\nexit 18\n")
-    python.write_text('#!/bin/sh\necho "$@"\n')
-    for path in (smi, python):
-        path.chmod(0o755)
-    (tmp_path / "venv/bin").mkdir(parents=True)
-    (tmp_path / "venv/bin/python").symlink_to(python)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def set_up(*words: str) -> tuple[bool, str]:
-        command = ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *words]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        return done.returncode == 0, done.stdout
-
-    done, said = set_up()
-    assert not done and "install --no-deps" not in said
-    assert "Driver/library version mismatch" in said and "make setup GPU=" in said
-    done, said = set_up("GPU=")
-    assert done and "--no-deps -r requirements-cpu.lock" in said
+    set_up = setup_with("#!/bin/sh\necho 'Driver/library version mismatch' >&2\nexit 18\n", tmp_path, monkeypatch)
+    broken, without = set_up(), set_up("GPU=")
+    assert broken.returncode and "install --no-deps" not in broken.stdout
+    assert "Driver/library version mismatch" in broken.stdout and "make setup GPU=" in broken.stdout
+    assert not without.returncode and "--no-deps -r requirements-cpu.lock" in without.stdout
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
