@@ -42,7 +42,12 @@ class Size:
 
 
 CORES = Size(
-    "cores", "short trainings, for two cores: the recipes as they are", Path("runs/result"), Path("docs/results"), 5.0
+    "cores",
+    "short trainings, for two cores: the recipes as they are",
+    Path("runs/result"),
+    Path("docs/results"),
+    evaluate_minutes=4,
+    measure=("models_at_once=2",),  # an engine keeps one core busy
 )
 _ON_GPU = ("output_dir=runs/result/gpu", "train.tokens_per_micro_batch=8192", "teacher.placement=in_process")
 _DISTILL = (
