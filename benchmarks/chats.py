@@ -16,7 +16,7 @@ from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.row import Message, Row
 from lingu_ray.demo.chats import Chat, passage_chats
 from lingu_ray.demo.text import Documents, read_documents, split
-from lingu_ray.runtime.models import load_processor, prepare_student
+from lingu_ray.runtime.models.load import load_processor, prepare_student
 
 Kind = Literal["text", "images", "turns"]
 TOWER = {"image_size": 256, "hidden_size": 384, "intermediate_size": 1536, "layers": 8, "heads": 6}  # random

@@ -38,12 +38,12 @@ from lingu_ray.corpus.batch import make_micro_batches
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
 from lingu_ray.paths import LocalPath
-from lingu_ray.runtime.checkpoint import CheckpointState
-from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
-from lingu_ray.runtime.distributed import clip_gradients, is_main_process, sum_gradients, zero_gradients
-from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.prepare import prepare
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
+from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.training.distributed import clip_gradients, is_main_process, sum_gradients, zero_gradients
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.training.prepare import prepare
+from lingu_ray.runtime.training.step import MicroBatches
 
 Layout = Literal["whole", "sharded"]
 LAYOUTS: tuple[Layout, ...] = ("whole", "sharded")

@@ -6,7 +6,7 @@ oneDNN, with which PyTorch multiplies on CPUs, keeps a kernel for each shape of 
 rows of random lengths, the same ones in two processes side by side, a thread each:
 
     default  oneDNN as it is: 1024 kernels in each of its two caches
-    ours     as in training: `lingu_ray.runtime.cluster` asks for fewer
+    ours     as in training: `lingu_ray.runtime.cluster.connect` asks for fewer
 
     resident_GiB_early, resident_GiB  the process's memory after the second step, and after the last one
     ratio_to_default                  a step's processor time over that of the same step by `default`
@@ -35,10 +35,10 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import make_micro_batches
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.cluster import KERNEL_CACHES
-from lingu_ray.runtime.distributed import clip_gradients, zero_gradients
-from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.cluster.connect import KERNEL_CACHES
+from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.training.step import MicroBatches
 
 WAYS = {"default": "1024", "ours": None}
 """Kernels that each cache may have; None: as many as training asks for."""

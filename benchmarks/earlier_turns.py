@@ -39,10 +39,10 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import run_command
 from lingu_ray.paths import ModelPath
-from lingu_ray.runtime.distributed import clip_gradients, zero_gradients
-from lingu_ray.runtime.models import load_student, load_teacher
-from lingu_ray.runtime.optimizer import make_optimizer, set_learning_rates, trained_parameters
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.models.load import load_student, load_teacher
+from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
+from lingu_ray.runtime.training.optimizer import make_optimizer, set_learning_rates, trained_parameters
+from lingu_ray.runtime.training.step import MicroBatches
 
 CPU = torch.device("cpu")
 Way = Literal["sft", "student", "teacher"]

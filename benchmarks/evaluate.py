@@ -56,8 +56,8 @@ from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRe
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
 from lingu_ray.paths import model_path
-from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.models import prepare_student
+from lingu_ray.runtime.cluster.connect import connect
+from lingu_ray.runtime.models.load import prepare_student
 
 ENGINES: dict[str, Callable[[str, int], Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine}
 TaskName = Literal["choice", "perplexity", "text", "image"]

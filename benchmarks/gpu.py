@@ -47,7 +47,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.doctor.gpu import MEND_DRIVER, gpus
-from lingu_ray.runtime.environment import describe_environment
+from lingu_ray.runtime.tracking.environment import describe_environment
 
 SectionName = Literal["parity", "step", "loss", "transport", "evaluate"]
 MODELS: tuple[PairName, ...] = ("SmolVLM-256M", "SmolVLM-500M", "nanoVLM-460M", "Qwen2-VL-2B")

@@ -33,8 +33,8 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.cluster.connect import connect
+from lingu_ray.runtime.training.step import MicroBatches
 
 CPU = torch.device("cpu")
 ALLOWED = {"fp32": (2.0**-10, 2.0**-7), "bf16": (2.0**-8, 2.0**-4), "same": (2.0**-12, 2.0**-8)}

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from lingu_ray.config import Section
 from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.doctor.gpu import Gpu, gpus, mps_runs
-from lingu_ray.runtime.environment import versions
+from lingu_ray.runtime.tracking.environment import versions
 
 Row = dict[str, Any]
 

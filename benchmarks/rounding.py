@@ -40,7 +40,7 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import run_command
 from lingu_ray.paths import ModelPath
-from lingu_ray.runtime.models import load_student, load_teacher
+from lingu_ray.runtime.models.load import load_student, load_teacher
 
 CASES: tuple[tuple[Kind, str, Scope, EarlierTurns], ...] = (
     ("text", "prompt", "full", "student"),

@@ -33,9 +33,9 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.cost.formulas import all_reduce_bytes, checkpoint_bytes, kv_bytes
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath
-from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import read_records
 
 FIRST = 5  # step after which is counted: before it, connections are made
 POLL_S = 0.02

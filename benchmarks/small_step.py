@@ -27,9 +27,9 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import make_micro_batches
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.distributed import clip_gradients, sum_gradients, zero_gradients
-from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.training.distributed import clip_gradients, sum_gradients, zero_gradients
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.training.step import MicroBatches
 
 
 class SmallStepConfig(BenchmarkConfig):

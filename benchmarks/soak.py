@@ -36,9 +36,9 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.interrupt import heed_interrupts
 from lingu_ray.paths import LocalPath
-from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import JsonLines, read_records
+from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import JsonLines, read_records
 
 Fault = Literal["interrupt", "terminate", "kill_all", "kill_worker", "kill_teacher", "cut_checkpoint"]
 FAULTS: tuple[Fault, ...] = (

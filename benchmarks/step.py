@@ -47,11 +47,11 @@ from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.optimizer import make_optimizer
-from lingu_ray.runtime.prepare import prepare
-from lingu_ray.runtime.step import MicroBatches, model_inputs
-from lingu_ray.runtime.teachers import make_teacher
+from lingu_ray.runtime.cluster.connect import connect
+from lingu_ray.runtime.teacher.teachers import make_teacher
+from lingu_ray.runtime.training.optimizer import make_optimizer
+from lingu_ray.runtime.training.prepare import prepare
+from lingu_ray.runtime.training.step import MicroBatches, model_inputs
 
 Way = Literal[
     "full_sequence",

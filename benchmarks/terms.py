@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.distill.step import DistillStep, SampleScales
-from lingu_ray.runtime.step import model_inputs
+from lingu_ray.runtime.training.step import model_inputs
 
 Term = Literal["ce", "kd"]
 

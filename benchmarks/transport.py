@@ -30,8 +30,8 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.transport import Name, Transport, make_transport, to_bytes
+from lingu_ray.runtime.cluster.connect import connect
+from lingu_ray.runtime.teacher.transport import Name, Transport, make_transport, to_bytes
 
 LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256

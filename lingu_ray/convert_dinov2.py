@@ -24,7 +24,7 @@ from lingu_ray.config.command_line import split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute, not_found
-from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
+from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
 from lingu_ray.shell import shell_word
 
 if TYPE_CHECKING:

@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> None:
     config, as_json = read_arguments(arguments)
 
     from lingu_ray.runtime.doctor.cluster import examine
-    from lingu_ray.runtime.progress import quiet_libraries
+    from lingu_ray.runtime.tracking.progress import quiet_libraries
 
     quiet_libraries()
     logging.getLogger("lingu_ray").setLevel(logging.WARNING)

@@ -41,7 +41,7 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import not_found, output_folder
 from lingu_ray.report.model_card import write_model_card
 from lingu_ray.report.run_page import manifest
-from lingu_ray.runtime.checkpoint import (
+from lingu_ray.runtime.checkpoints.checkpoint import (
     CheckpointState,
     best_checkpoint,
     checkpoint_folders,
@@ -51,11 +51,11 @@ from lingu_ray.runtime.checkpoint import (
     storage_failures_explained,
 )
 from lingu_ray.runtime.controls import run_of_control
-from lingu_ray.runtime.environment import read_environment
-from lingu_ray.runtime.export import exported_tensors, write_verified
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.models import export_dtype, initial_student, load_student
-from lingu_ray.runtime.run_store import EXPORT_MARKER, fetch_run
+from lingu_ray.runtime.models.export import exported_tensors, write_verified
+from lingu_ray.runtime.models.load import export_dtype, initial_student, load_student
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.run_store import EXPORT_MARKER, fetch_run
+from lingu_ray.runtime.tracking.environment import read_environment
 from lingu_ray.shell import shell_word
 
 

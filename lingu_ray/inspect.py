@@ -135,7 +135,7 @@ def read_sources(config: Config, sources: list[SourceConfig], settings: InspectC
 
     from lingu_ray.corpus.splits import split_source
     from lingu_ray.preview.read import SourceReader
-    from lingu_ray.runtime.models import make_processor, teacher_vocabulary
+    from lingu_ray.runtime.models.load import make_processor, teacher_vocabulary
 
     logging.set_verbosity_error()
     distilled = any(config.distills(source) for source in sources)

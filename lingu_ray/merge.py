@@ -29,8 +29,14 @@ from lingu_ray.distill.interpolate import common_ids, interpolate_
 from lingu_ray.distill.pair import check_tokenizers, compare_decoders
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath, ModelPath
-from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.models import load_config, load_processor, load_student, load_teacher, load_teacher_tokenizer
+from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.models.load import (
+    load_config,
+    load_processor,
+    load_student,
+    load_teacher,
+    load_teacher_tokenizer,
+)
 from lingu_ray.shell import shell_word
 
 

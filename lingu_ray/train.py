@@ -22,7 +22,7 @@ from lingu_ray.storage import origin
 
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
-    from lingu_ray.runtime.lease import Lease
+    from lingu_ray.runtime.run_folder.lease import Lease
     from lingu_ray.runtime.trainer import Run
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,11 @@ def main(arguments: list[str]) -> None:
     config = load_config(arguments)
 
     from lingu_ray.runtime import trainer
-    from lingu_ray.runtime.cluster import connect
+    from lingu_ray.runtime.cluster.connect import connect
     from lingu_ray.runtime.controls import control_configs
-    from lingu_ray.runtime.progress import quiet_libraries
-    from lingu_ray.runtime.run_store import writing_to
-    from lingu_ray.runtime.tracking import check_store, tracking_uri
+    from lingu_ray.runtime.run_folder.run_store import writing_to
+    from lingu_ray.runtime.tracking.mlflow_run import check_store, tracking_uri
+    from lingu_ray.runtime.tracking.progress import quiet_libraries
 
     quiet_libraries()
     trainer.check_output(config)
@@ -74,8 +74,8 @@ def check(config: Config, lease: Lease) -> list[Run]:
 def check_demo(config: Config) -> None:
     """Check what can be checked of the demo without Ray: its models and data may not be built yet."""
     from lingu_ray.report.rehearsal import rehearse_report
-    from lingu_ray.runtime.folder import RunFolder
     from lingu_ray.runtime.resume import check_settings
+    from lingu_ray.runtime.run_folder.folder import RunFolder
 
     full = planned(config)
     check_settings(full, RunFolder(config.run_dir))
@@ -123,7 +123,7 @@ def with_demo(config: Config) -> Config:
 def measure(config: Config, models: dict[str, str]) -> Recovery | None:
     """Evaluate the models as far as that was not done before; None without evaluation tasks."""
     from lingu_ray.evaluation.run import evaluate
-    from lingu_ray.runtime.folder import RunFolder
+    from lingu_ray.runtime.run_folder.folder import RunFolder
 
     if not config.evaluation.tasks:
         return None
@@ -138,8 +138,8 @@ def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
 
     from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.run_report import write_run_report
-    from lingu_ray.runtime.folder import RunFolder
-    from lingu_ray.runtime.tracking import tracking_uri, where_to_look
+    from lingu_ray.runtime.run_folder.folder import RunFolder
+    from lingu_ray.runtime.tracking.mlflow_run import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
 
     folder = RunFolder(config.run_dir)
@@ -163,8 +163,8 @@ def track(config: Config, recovery: Recovery | None) -> None:
     from lingu_ray.evaluation.roles import trained_role
     from lingu_ray.evaluation.tracking import figures_of, log_verdict
     from lingu_ray.runtime.controls import control_configs
-    from lingu_ray.runtime.folder import RunFolder
-    from lingu_ray.runtime.tracking import Tracker
+    from lingu_ray.runtime.run_folder.folder import RunFolder
+    from lingu_ray.runtime.tracking.mlflow_run import Tracker
 
     folder = RunFolder(config.run_dir)
     with Tracker(config, folder) as run:

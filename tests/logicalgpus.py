@@ -20,8 +20,8 @@ from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
-from lingu_ray.runtime.capacity import worker_resources
-from lingu_ray.runtime.gpus import check_gpus
+from lingu_ray.runtime.cluster.capacity import worker_resources
+from lingu_ray.runtime.cluster.gpus import check_gpus
 from lingu_ray.runtime.trainer import _starting
 
 SETTINGS = EvaluationConfig(engine="transformers")

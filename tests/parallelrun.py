@@ -18,15 +18,15 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
-from lingu_ray.runtime.checkpoint import CheckpointState, load_checkpoint
-from lingu_ray.runtime.distributed import all_sum, clip_gradients, sum_gradients
-from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.models import load_student, load_teacher
-from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.prepare import between_steps, prepare
-from lingu_ray.runtime.sharding import gather_full, named_tensors
-from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.validation import Validation, answer_samples
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, load_checkpoint
+from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.models.load import load_student, load_teacher
+from lingu_ray.runtime.training.distributed import all_sum, clip_gradients, sum_gradients
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.training.prepare import between_steps, prepare
+from lingu_ray.runtime.training.sharding import gather_full, named_tensors
+from lingu_ray.runtime.training.step import MicroBatches
+from lingu_ray.runtime.training.validation import Validation, answer_samples
 
 CPU = torch.device("cpu")
 

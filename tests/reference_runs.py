@@ -33,7 +33,7 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.training.step import MicroBatches
 
 WEIGHTS = {  # by source; text is distilled under the policy `selective`
     "text": {"ce_weight": 0.7, "kd_weight": 1.2},

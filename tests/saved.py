@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lingu_ray.runtime.checkpoint import CheckpointState
-from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
+from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
 
 
 def save_checkpoint(

@@ -39,7 +39,7 @@ IMPORTED = (
     "mlflow.store.tracking.sqlalchemy_store",
     "sqlalchemy.dialects.sqlite",
     "transformers.generation.candidate_generator",
-    "lingu_ray.runtime.export",
+    "lingu_ray.runtime.models.export",
     "lingu_ray.evaluation.engines.transformers_engine",
     "lingu_ray.evaluation.recovery",
     "lingu_ray.demo.prepare",

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lingu_ray.report.plots import SOURCE_COLORS, Panel, smooth
-from lingu_ray.runtime.records import Record
+from lingu_ray.runtime.run_folder.records import Record
 
 CURVES = {
     "loss": "Loss",

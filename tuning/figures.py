@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingu_ray.report.plots import Panel
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import read_records
 from tuning.curves import curve_panels, curves_of
 from tuning.pareto_plot import pareto
 from tuning.results import Setting

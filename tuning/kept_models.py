@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.storage import remove
 from tuning.outcome import Outcome
 from tuning.results import Setting, rank, settings_of

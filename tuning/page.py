@@ -13,7 +13,7 @@ from lingu_ray.evaluation.results import TaskScores
 from lingu_ray.evaluation.roles import ADAPTED, TEACHER
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import format_number
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from tuning.baseline import BASELINE
 from tuning.figures import Figure
 from tuning.folder import SweepFolder

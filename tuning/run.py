@@ -23,9 +23,9 @@ from ray.tune.experiment import Trial as TuneTrial
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.interrupt import save_on_interrupt
-from lingu_ray.runtime.capacity import can_hold, check_resources, max_concurrent_runs, uses_gpu, workers
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.lease import Lease
+from lingu_ray.runtime.cluster.capacity import can_hold, check_resources, max_concurrent_runs, uses_gpu, workers
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.storage import cache_folder
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import failures, read_outcome, read_outcomes, reason

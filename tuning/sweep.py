@@ -18,8 +18,8 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
 from lingu_ray.config.settings import differences
 from lingu_ray.errors import Interrupted, UserError, run_command
-from lingu_ray.runtime.lease import Lease
-from lingu_ray.runtime.run_store import writing_to
+from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.run_folder.run_store import writing_to
 from lingu_ray.storage import below, origin, place, working_folder
 from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
@@ -40,9 +40,9 @@ def sweep(space: Space, base: Config, lease: Lease) -> None:
     """Run, or resume, the sweep in the folder that `lease` is on."""
     folder = open_folder(space, base)
 
-    from lingu_ray.runtime.cluster import connect
-    from lingu_ray.runtime.precision import settled
-    from lingu_ray.runtime.progress import quiet_libraries
+    from lingu_ray.runtime.cluster.connect import connect
+    from lingu_ray.runtime.tracking.progress import quiet_libraries
+    from lingu_ray.runtime.training.precision import settled
     from lingu_ray.train import planned, with_demo
     from tuning.baseline import build_baseline, check_baseline
     from tuning.rehearsal import rehearse_sweep

@@ -17,7 +17,7 @@ from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, canvas, display_name, smooth
 from lingu_ray.report.svg import INK, SOFT
 from lingu_ray.runtime.controls import control_folder
-from lingu_ray.runtime.records import Record, read_records
+from lingu_ray.runtime.run_folder.records import Record, read_records
 
 BAR, WIDTH = 0.24, 10.5  # inches: height of a model, width of all panels
 COLUMNS = 4

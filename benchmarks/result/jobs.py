@@ -13,8 +13,8 @@ from lingu_ray.config.command_line import load_yaml
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery
 from lingu_ray.evaluation.roles import TEACHER
 from lingu_ray.runtime.controls import control_configs, control_folder
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.lease import is_held
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.lease import is_held
 from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
 from tuning.space import Space

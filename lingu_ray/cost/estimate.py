@@ -19,8 +19,8 @@ from lingu_ray.cost.models import Models, read_models
 from lingu_ray.cost.step_time import StepTime, step_time
 from lingu_ray.cost.workload import RowConfig, Workload, sharing, travels_by, workload
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.precision import by_speed, times_as_fast, with_precision
-from lingu_ray.runtime.transport import choose_transport
+from lingu_ray.runtime.teacher.transport import choose_transport
+from lingu_ray.runtime.training.precision import by_speed, times_as_fast, with_precision
 
 LARGEST = (1024, 4096, 512)
 """Width, inner width and rows of the layers that are timed at most: larger products take as long for each number."""

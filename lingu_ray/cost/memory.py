@@ -14,7 +14,7 @@ from lingu_ray.distill.continuation import MASK_ELEMENTS
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.transformers_engine import HEAD_CHUNK
-from lingu_ray.runtime.checkpoint_writer import WHOLE_UP_TO
+from lingu_ray.runtime.checkpoints.checkpoint_writer import WHOLE_UP_TO
 
 CONTEXT = 0.5 * GIB
 """What CUDA, cuBLAS and kernels take of a GPU for each process; assumed."""

@@ -17,9 +17,9 @@ from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.new_student import student_config
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.models import check_pair, load_config, make_vision
-from lingu_ray.runtime.optimizer import freeze
-from lingu_ray.runtime.weights import empty_model
+from lingu_ray.runtime.models.load import check_pair, load_config, make_vision
+from lingu_ray.runtime.models.weights import empty_model
+from lingu_ray.runtime.training.optimizer import freeze
 from lingu_ray.storage import is_remote
 
 _ADDED_TOKENS = 4  # of a new VLM, at most

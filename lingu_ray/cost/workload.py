@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from lingu_ray.config import Config, RayConfig, Section
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.autoscaler import fits
+from lingu_ray.runtime.cluster.autoscaler import fits
 
 
 class RowConfig(Section):

@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lingu_ray.config import DemoConfig
 from lingu_ray.demo.chats import Chat
-from lingu_ray.runtime.progress import Progress
-from lingu_ray.runtime.records import Record
+from lingu_ray.runtime.run_folder.records import Record
+from lingu_ray.runtime.tracking.progress import Progress
 
 CONTEXT = 512  # positions of the model
 PASSAGE = 96  # tokens of a training passage

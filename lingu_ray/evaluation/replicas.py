@@ -17,10 +17,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from lingu_ray.config import EvaluationConfig, RayConfig
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, ScoreRequest
-from lingu_ray.runtime.capacity import Need, room, uses_gpu, wait_for_nodes
-from lingu_ray.runtime.cluster import threads
-from lingu_ray.runtime.gpus import HIDDEN, check_gpus
-from lingu_ray.runtime.memory import out_of_memory
+from lingu_ray.runtime.cluster.capacity import Need, room, uses_gpu, wait_for_nodes
+from lingu_ray.runtime.cluster.connect import threads
+from lingu_ray.runtime.cluster.gpus import HIDDEN, check_gpus
+from lingu_ray.runtime.cluster.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class _EngineActor:
     def _load(self, path: str) -> Engine:
         import torch
 
-        from lingu_ray.runtime.progress import quiet_libraries
+        from lingu_ray.runtime.tracking.progress import quiet_libraries
 
         quiet_libraries()
         torch.set_num_threads(self.hardware.threads)

@@ -23,8 +23,8 @@ from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.evaluation.tasks.task import Task
-from lingu_ray.runtime.cluster import connect
-from lingu_ray.runtime.environment import record_environment
+from lingu_ray.runtime.cluster.connect import connect
+from lingu_ray.runtime.tracking.environment import record_environment
 from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)

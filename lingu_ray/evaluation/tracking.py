@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.flat import flat
 from lingu_ray.evaluation.results import Recovery, TaskScores, Verdict
-from lingu_ray.runtime.environment import read_environment
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import STORE, MlflowRun, check_store, store_uri
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.tracking.environment import read_environment
+from lingu_ray.runtime.tracking.mlflow_run import STORE, MlflowRun, check_store, store_uri
 from lingu_ray.storage import origin
 
 SCORE, NATS, BLIND = "score", "nats", "blind"

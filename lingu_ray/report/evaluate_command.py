@@ -5,7 +5,7 @@ from __future__ import annotations
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.evaluation.roles import compared_models
 from lingu_ray.runtime.controls import control_folder
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.shell import model_word, shell_word
 from lingu_ray.storage import origin
 

@@ -12,7 +12,7 @@ from lingu_ray.evaluation.tasks.blind import without_placeholders
 from lingu_ray.evaluation.thumbnail import data_uri, thumbnail
 from lingu_ray.report.plots import display_name
 from lingu_ray.report.samples import Answered, Answers
-from lingu_ray.runtime.records import Record
+from lingu_ray.runtime.run_folder.records import Record
 
 Key = tuple[str, int]
 """What identifies a held-out row: its source and its position among the source's held-out rows."""

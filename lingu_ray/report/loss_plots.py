@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, display_name, smooth
 from lingu_ray.report.svg import SOFT
-from lingu_ray.runtime.records import Record
+from lingu_ray.runtime.run_folder.records import Record
 
 SIZE = (4.4, 3.6)  # inches of a panel
 LINES = ("-", "--", ":")  # of the run, and of its controls

@@ -34,8 +34,8 @@ from lingu_ray.evaluation.roles import DISTILLED, TEACHER, compared_models, cont
 from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.verdict import judge
 from lingu_ray.runtime.controls import control_configs
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import JsonLines
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import JsonLines
 
 _FOUND = Estimate(0.5, Interval(0.4, 0.6))
 _POINTS = Estimate(20.0, Interval(10.0, 30.0))

@@ -13,7 +13,7 @@ from lingu_ray.report.card_settings import settings_rows
 from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
 from lingu_ray.report.pages import environment
 from lingu_ray.report.sources import trained_sources
-from lingu_ray.runtime.environment import read_environment
+from lingu_ray.runtime.tracking.environment import read_environment
 
 _LICENSE = ("license", "license_name", "license_link")
 TAGS = ("vision-language-model", "lingu_ray")

@@ -25,7 +25,7 @@ def rehearse_report(config: Config) -> None:
         from lingu_ray.report.model_card import front_matter
         from lingu_ray.report.origin import card_metadata
         from lingu_ray.report.run_report import write_run_report
-        from lingu_ray.runtime.folder import RunFolder
+        from lingu_ray.runtime.run_folder.folder import RunFolder
 
         made_up = config.model_copy(update={"output_dir": scratch})
         write_run_report(made_up, write_run(made_up))

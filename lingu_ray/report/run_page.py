@@ -22,11 +22,11 @@ from lingu_ray.report.loss_plots import loss_panels
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
 from lingu_ray.report.sources import trained_sources
-from lingu_ray.runtime.align import read_alignment
+from lingu_ray.runtime.alignment.stage import read_alignment
 from lingu_ray.runtime.controls import control_folder
-from lingu_ray.runtime.environment import read_environment
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import Record, read_records
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import Record, read_records
+from lingu_ray.runtime.tracking.environment import read_environment
 from lingu_ray.storage import place
 
 

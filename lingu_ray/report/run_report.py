@@ -10,7 +10,7 @@ from lingu_ray.evaluation.results import Recovery
 from lingu_ray.report.model_card import write_model_card
 from lingu_ray.report.run_page import manifest, write_report
 from lingu_ray.runtime.controls import control_configs
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
-from lingu_ray.runtime.memory import full_node
-from lingu_ray.runtime.records import JsonLines, Record, read_records
+from lingu_ray.runtime.cluster.memory import full_node
+from lingu_ray.runtime.run_folder.records import JsonLines, Record, read_records
 
 NAME = "failures.jsonl"  # beside Ray Train's state; the controller runs on the driver's node
 LENGTH = 200  # characters of an error that are kept

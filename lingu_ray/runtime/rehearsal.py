@@ -17,10 +17,10 @@ from transformers.core_model_loading import revert_weight_conversion
 from lingu_ray.config import StudentConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.export import as_published, complete_settings
-from lingu_ray.runtime.models import load_config
-from lingu_ray.runtime.verify import question
-from lingu_ray.runtime.weights import NOT_LOADABLE, check_tensors, empty_model
+from lingu_ray.runtime.models.export import as_published, complete_settings
+from lingu_ray.runtime.models.load import load_config
+from lingu_ray.runtime.models.verify import question
+from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_tensors, empty_model
 from lingu_ray.storage import local_copy
 
 

@@ -20,9 +20,9 @@ from lingu_ray.content import fingerprint, model_identity
 from lingu_ray.corpus.build import Plan
 from lingu_ray.corpus.store import is_built
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import towers
-from lingu_ray.runtime.checkpoint import checkpoints, storage_failures_explained
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.checkpoints.checkpoint import checkpoints, storage_failures_explained
+from lingu_ray.runtime.models import towers
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def check_settings(config: Config, folder: RunFolder) -> None:
         return
     earlier = load_yaml(folder.config)
     before, now = (one.model_dump(mode="json") for one in (earlier, config))
-    if config.train.precision == "auto":  # a run that was trained keeps its own (`runtime/precision.py`)
+    if config.train.precision == "auto":  # a run that was trained keeps its own (`runtime/training/precision.py`)
         before["train"]["precision"] = "auto"
     lines = differences(before, now, settings_with(MAY_CHANGE))
     if lines and step:

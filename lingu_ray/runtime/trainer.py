@@ -25,31 +25,44 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
-from lingu_ray.runtime.align import align, alignment_figures, read_alignment
-from lingu_ray.runtime.also import check_also
-from lingu_ray.runtime.capacity import can_hold, check_most_workers, uses_gpu, wait_for_nodes, worker_resources, workers
-from lingu_ray.runtime.checkpoint import require_space, set_aside_damaged, storage_failures_explained
-from lingu_ray.runtime.elastic import SaveBeforeResize
-from lingu_ray.runtime.environment import record_environment
+from lingu_ray.runtime.alignment.stage import align, alignment_figures, read_alignment
+from lingu_ray.runtime.checkpoints.checkpoint import require_space, set_aside_damaged, storage_failures_explained
+from lingu_ray.runtime.cluster.capacity import (
+    can_hold,
+    check_most_workers,
+    uses_gpu,
+    wait_for_nodes,
+    worker_resources,
+    workers,
+)
+from lingu_ray.runtime.cluster.elastic import SaveBeforeResize
+from lingu_ray.runtime.cluster.gpus import check_attention, check_driver, check_gpus
+from lingu_ray.runtime.cluster.memory import FOR_TRAINING, ended_by_ray, full_node
+from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
+from lingu_ray.runtime.cluster.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.failures import NoteFailures, Restarts
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.gpus import check_attention, check_driver, check_gpus
-from lingu_ray.runtime.job_stop import StopWait
-from lingu_ray.runtime.lease import Lease
-from lingu_ray.runtime.memory import FOR_TRAINING, ended_by_ray, full_node
-from lingu_ray.runtime.models import check_pair, check_weights, initial_student, load_teacher_tokenizer, prepare_student
-from lingu_ray.runtime.no_retry import NoRetryOfUserErrors
-from lingu_ray.runtime.patient_read import PatientRead
-from lingu_ray.runtime.precision import Choice, as_started, choose, is_open, with_precision
-from lingu_ray.runtime.preemption import GIVE_UP_BEFORE_S
-from lingu_ray.runtime.progress import Progress
-from lingu_ray.runtime.records import Record, RecordReader
+from lingu_ray.runtime.models.load import (
+    check_pair,
+    check_weights,
+    initial_student,
+    load_teacher_tokenizer,
+    prepare_student,
+)
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus, trained_steps
-from lingu_ray.runtime.run_log import run_log
-from lingu_ray.runtime.run_store import following, put_initial_model, writing_to
-from lingu_ray.runtime.tracking import Tracker, check_store, tracking_uri
-from lingu_ray.runtime.worker import Job, train_worker
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.job_stop import StopWait
+from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.run_folder.patient_read import PatientRead
+from lingu_ray.runtime.run_folder.records import Record, RecordReader
+from lingu_ray.runtime.run_folder.run_log import run_log
+from lingu_ray.runtime.run_folder.run_store import following, put_initial_model, writing_to
+from lingu_ray.runtime.tracking.also import check_also
+from lingu_ray.runtime.tracking.environment import record_environment
+from lingu_ray.runtime.tracking.mlflow_run import Tracker, check_store, tracking_uri
+from lingu_ray.runtime.tracking.progress import Progress
+from lingu_ray.runtime.training.precision import Choice, as_started, choose, is_open, with_precision
+from lingu_ray.runtime.training.worker import Job, train_worker
 from lingu_ray.storage import check_writable, remove
 
 _POLL_S = 0.25

@@ -6,7 +6,7 @@ import commands
 import pytest
 from tinyrun import write_settings
 
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.faults, pytest.mark.timeout(600)]
 

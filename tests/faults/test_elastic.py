@@ -15,7 +15,7 @@ from processes import title_of
 from safetensors.torch import load_file
 from tinyrun import write_settings
 
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.run_folder.records import read_records
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 

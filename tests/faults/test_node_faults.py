@@ -17,8 +17,8 @@ from ray.job_submission import JobSubmissionClient
 from safetensors.torch import load_file
 from tinyrun import write_settings
 
-from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
+from lingu_ray.runtime.run_folder.records import read_records
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ from nodes import Nodes
 from safetensors.torch import load_file
 from tinyrun import write_settings
 
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.run_folder.records import read_records
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1200)]
 

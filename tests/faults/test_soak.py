@@ -15,7 +15,7 @@ from tinyrun import write_settings
 
 from benchmarks import soak
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.run_folder.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(900)]
 

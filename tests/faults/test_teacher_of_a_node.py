@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tinyrun import actors_started, config
 
 from lingu_ray.runtime import trainer
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.run_folder.records import read_records
 
 pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(600)]
 

@@ -13,10 +13,10 @@ from commands import Command
 from tinyrun import config
 
 from lingu_ray.config import Config
-from lingu_ray.runtime import delivery
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import JsonLines
-from lingu_ray.runtime.tracking import Tracker
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import JsonLines
+from lingu_ray.runtime.tracking import delivery
+from lingu_ray.runtime.tracking.mlflow_run import Tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

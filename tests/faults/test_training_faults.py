@@ -24,8 +24,8 @@ from tinyrun import config, write_settings
 
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
-from lingu_ray.runtime.checkpoint import checkpoints
-from lingu_ray.runtime.records import read_records
+from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
+from lingu_ray.runtime.run_folder.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults, pytest.mark.timeout(1500)]
 

@@ -14,7 +14,7 @@ import json, sys
 import ray
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.capacity import (
+from lingu_ray.runtime.cluster.capacity import (
     Need, check_most_workers, check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
 )
 

@@ -36,8 +36,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine, unsupported_reason
-from lingu_ray.runtime.export import export_model, exported_tensors, write_files
-from lingu_ray.runtime.models import load_processor, load_student, prepare_student
+from lingu_ray.runtime.models.export import export_model, exported_tensors, write_files
+from lingu_ray.runtime.models.load import load_processor, load_student, prepare_student
 
 SENTENCE = "Names refer to objects. Names are introduced by name binding operations. "
 SHARED = SENTENCE * 3  # several blocks of vLLM's cache

@@ -21,11 +21,12 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForImageTextToText
 
 from lingu_ray.export import export as export_checkpoint
-from lingu_ray.runtime import checkpoint_writer, trainer
-from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint, saved_tensors
-from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
-from lingu_ray.runtime.records import read_records
-from lingu_ray.runtime.sharding import gather_full, unsharded
+from lingu_ray.runtime import trainer
+from lingu_ray.runtime.checkpoints import checkpoint_writer
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints, load_checkpoint, saved_tensors
+from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.run_folder.records import read_records
+from lingu_ray.runtime.training.sharding import gather_full, unsharded
 
 pytestmark = pytest.mark.slow
 

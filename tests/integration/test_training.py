@@ -19,12 +19,12 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
-from lingu_ray.runtime.environment import PRECISION, read_environment
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.lease import lease_on
-from lingu_ray.runtime.optimizer import lr_factor
-from lingu_ray.runtime.records import read_records
-from lingu_ray.runtime.tracking import flat, newest_settings, tracking_uri
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.lease import lease_on
+from lingu_ray.runtime.run_folder.records import read_records
+from lingu_ray.runtime.tracking.environment import PRECISION, read_environment
+from lingu_ray.runtime.tracking.mlflow_run import flat, newest_settings, tracking_uri
+from lingu_ray.runtime.training.optimizer import lr_factor
 
 pytestmark = pytest.mark.slow
 

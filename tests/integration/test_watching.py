@@ -15,7 +15,7 @@ import pytest
 from ports import free_port
 from tinyrun import write_settings
 
-from lingu_ray.runtime import metrics
+from lingu_ray.runtime.tracking import metrics
 
 pytestmark = [
     pytest.mark.slow,

@@ -20,12 +20,12 @@ from lingu_ray.config import Config
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.checkpoint import CheckpointState
-from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.models import load_processor, load_student, prepare_student
-from lingu_ray.runtime.optimizer import make_optimizer
-from lingu_ray.runtime.prepare import prepare
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
+from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.models.load import load_processor, load_student, prepare_student
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.training.optimizer import make_optimizer
+from lingu_ray.runtime.training.prepare import prepare
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from lingu_ray.distill.interpolate import common_ids, interpolate_
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import UserError
 from lingu_ray.merge import main, merge
-from lingu_ray.runtime.models import prepare_student
+from lingu_ray.runtime.models.load import prepare_student
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from lingu_ray.config.settings import Settings
 from lingu_ray.config.tree import section_in
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
-from lingu_ray.runtime.models import load_config
+from lingu_ray.runtime.models.load import load_config
 
 SETTINGS = {
     "name": "run",

@@ -27,7 +27,7 @@ from lingu_ray.evaluation.engines.load import ModelFiles, cannot_load, load_mode
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.paths import model_origin
-from lingu_ray.runtime.weights import NOT_LOADABLE, load_whole
+from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
 
 HEAD_CHUNK = 1024  # scored tokens whose logits are computed at once
 

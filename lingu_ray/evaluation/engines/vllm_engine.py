@@ -24,7 +24,7 @@ from lingu_ray.evaluation.engines.load import ModelFiles, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.evaluation.engines.vllm_plugin import register
-from lingu_ray.runtime.weights import NOT_LOADABLE
+from lingu_ray.runtime.models.weights import NOT_LOADABLE
 from lingu_ray.storage import local_copy
 
 SEQUENCES = 128  # most that are processed at once

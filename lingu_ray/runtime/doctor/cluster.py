@@ -14,14 +14,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lingu_ray.config import Config
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.autoscaler import has_autoscaler
-from lingu_ray.runtime.capacity import check_resources, has_room, uses_gpu, workers
-from lingu_ray.runtime.cluster import connect
+from lingu_ray.runtime.cluster.autoscaler import has_autoscaler
+from lingu_ray.runtime.cluster.capacity import check_resources, has_room, uses_gpu, workers
+from lingu_ray.runtime.cluster.connect import connect
 from lingu_ray.runtime.doctor.checks import check_nodes
 from lingu_ray.runtime.doctor.finding import Finding
 from lingu_ray.runtime.doctor.node import NodeFacts, Probe, put_marker, remove_marker
 from lingu_ray.runtime.doctor.paths import needed_paths
-from lingu_ray.runtime.tracking import check_store, tracking_uri
+from lingu_ray.runtime.tracking.mlflow_run import check_store, tracking_uri
 
 _ANSWER_WITHIN_S = 90.0
 

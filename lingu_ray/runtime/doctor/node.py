@@ -18,7 +18,7 @@ from lingu_ray import storage
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.doctor.gpu import GpuFacts, gpu_facts
 from lingu_ray.runtime.doctor.paths import is_here
-from lingu_ray.runtime.environment import versions
+from lingu_ray.runtime.tracking.environment import versions
 
 PACKAGES = ("ray", "torch", "transformers")
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

@@ -23,7 +23,7 @@ from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.results import Estimate, Interval
 from lingu_ray.runtime.controls import control_folder
-from lingu_ray.runtime.records import JsonLines
+from lingu_ray.runtime.run_folder.records import JsonLines
 
 pytestmark = pytest.mark.slow  # draws a page of plots
 

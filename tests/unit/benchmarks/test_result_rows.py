@@ -37,7 +37,7 @@ from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluate import read_arguments as read_evaluation
 from lingu_ray.report.made_up import write_result
-from lingu_ray.runtime.lease import NAME, Holder, _namespace
+from lingu_ray.runtime.run_folder.lease import NAME, Holder, _namespace
 from tuning.space import check, configure, read_space
 from tuning.sweep import load as load_sweep
 

@@ -16,7 +16,7 @@ from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.verify import question
+from lingu_ray.runtime.models.verify import question
 
 ANSWERS = ("a cat on a mat.", "in the house,\nor not.")
 

@@ -4,7 +4,7 @@ import torch
 
 from lingu_ray.config import RayConfig
 from lingu_ray.corpus.encoding_pool import encoding_pool
-from lingu_ray.runtime import cluster
+from lingu_ray.runtime.cluster import connect
 
 
 def test_torch_computes_alone_in_each_thread_and_as_before_elsewhere():
@@ -23,8 +23,8 @@ def test_torch_computes_alone_in_each_thread_and_as_before_elsewhere():
 
 def test_beside_a_gpu_rows_are_encoded_by_all_cores(monkeypatch):
     """As many threads as reserved CPUs, at least 2; beside a GPU a worker's part of the cores, if that is more."""
-    monkeypatch.setattr(cluster, "cores", lambda: 16)
+    monkeypatch.setattr(connect, "cores", lambda: 16)
     one, many = RayConfig(), RayConfig(cpus_per_worker=6)
-    assert [cluster.encoding_threads(ray, on_gpu=False) for ray in (one, many)] == [2, 6]
-    assert [cluster.encoding_threads(ray, on_gpu=True) for ray in (one, many)] == [16, 16]
-    assert [cluster.encoding_threads(ray, on_gpu=True, sharers=4) for ray in (one, many)] == [4, 6]
+    assert [connect.encoding_threads(ray, on_gpu=False) for ray in (one, many)] == [2, 6]
+    assert [connect.encoding_threads(ray, on_gpu=True) for ray in (one, many)] == [16, 16]
+    assert [connect.encoding_threads(ray, on_gpu=True, sharers=4) for ray in (one, many)] == [4, 6]

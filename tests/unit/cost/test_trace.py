@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lingu_ray.cost.trace import decoder_pass, loss_pass
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.runtime.weights import empty_model
+from lingu_ray.runtime.models.weights import empty_model
 
 ROWS, TOKENS = 2, 40
 

@@ -15,7 +15,7 @@ from lingu_ray.demo import chats, prepare, teacher, text
 from lingu_ray.demo.chats import Chat
 from lingu_ray.distill.new_student import build_processor
 from lingu_ray.evaluation.engines.prompts import TextProcessor
-from lingu_ray.runtime.models import make_vision
+from lingu_ray.runtime.models.load import make_vision
 
 pytestmark = pytest.mark.slow  # reads the demo's text
 

@@ -18,7 +18,7 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill import Distiller, TokenCounts, UserError
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.training.step import MicroBatches
 
 ANSWER, PAD = 5, 2
 MASK = torch.tensor([True, False, True, True])

@@ -22,8 +22,8 @@ from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
-from lingu_ray.runtime.teachers import TeacherActor
-from lingu_ray.runtime.transport import ObjectStore, from_bytes
+from lingu_ray.runtime.teacher.teachers import TeacherActor
+from lingu_ray.runtime.teacher.transport import ObjectStore, from_bytes
 
 ANSWER = 5
 PACKABLE = sorted(FAMILIES.keys() - {"paligemma2"})  # whose prompts see all of their row

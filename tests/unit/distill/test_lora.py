@@ -14,8 +14,8 @@ from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.lora import add_adapters, is_adapter
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
 
 LORA = LoraConfig(rank=4, alpha=6)
 

@@ -22,8 +22,8 @@ from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
 from lingu_ray.distill.transfer import send
-from lingu_ray.runtime.prepare import prepare
-from lingu_ray.runtime.step import MicroBatches, StepSums, model_inputs
+from lingu_ray.runtime.training.prepare import prepare
+from lingu_ray.runtime.training.step import MicroBatches, StepSums, model_inputs
 
 CPU = torch.device("cpu")
 ANSWER = 5

@@ -14,7 +14,7 @@ from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.image_tokens import PIXEL_MASK
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.step import model_inputs
+from lingu_ray.runtime.training.step import model_inputs
 
 SAY = [{"role": "user", "content": "<image>Even?"}, {"role": "assistant", "content": "It is odd."}]
 

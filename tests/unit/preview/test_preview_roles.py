@@ -18,8 +18,8 @@ from lingu_ray.distill.donation import Donation, predicting
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.preview.roles import Judge, Roles
-from lingu_ray.runtime.models import load_student, load_teacher, teacher_vocabulary
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.models.load import load_student, load_teacher, teacher_vocabulary
+from lingu_ray.runtime.training.step import MicroBatches
 
 MAX_LENGTH = 90
 CASES = [

@@ -11,7 +11,7 @@ import pytest
 from lingu_ray.config import Config
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.report.evaluate_command import evaluate_command
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 
 
 def config(**changes: Any) -> Config:

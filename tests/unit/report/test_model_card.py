@@ -27,7 +27,7 @@ from lingu_ray.report.card_settings import in_words
 from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.report.origin import hub_ids, public_name
 from lingu_ray.runtime.controls import control_config
-from lingu_ray.runtime.export import export_model
+from lingu_ray.runtime.models.export import export_model
 
 TREE: dict[str, Any] = {
     "name": "small",

@@ -19,7 +19,7 @@ from lingu_ray.report import evaluation_page, model_card, run_report
 from lingu_ray.report.made_up import write_run
 from lingu_ray.report.rehearsal import rehearse_report
 from lingu_ray.report.run_report import write_run_report
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from tuning import page, sweep
 
 ODD = "-._A.very-long_name"

@@ -18,10 +18,10 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.pictures import choose_targets, read_pictures
 from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.align import align, doubt_of_sight, load_alignment
-from lingu_ray.runtime.alignment import KEPT_SHARE, AlignJob, Alignment, aligned_student
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.models import load_student
+from lingu_ray.runtime.alignment.process import KEPT_SHARE, AlignJob, Alignment, aligned_student
+from lingu_ray.runtime.alignment.stage import align, doubt_of_sight, load_alignment
+from lingu_ray.runtime.models.load import load_student
+from lingu_ray.runtime.run_folder.folder import RunFolder
 
 COLORS = {"red": (200, 30, 30), "green": (30, 170, 40), "blue": (40, 60, 210), "white": (240, 240, 240)}
 PLACES = ("top", "bottom")
@@ -110,13 +110,13 @@ def test_equal_settings_give_equal_bytes(data: Path, tmp_path: Path, monkeypatch
     """Twice the same, to the bit, with features kept and without memory for any."""
     config = settings(data, tmp_path, epochs=2)
     first = aligned(data, config)["weights"]
-    monkeypatch.setattr("lingu_ray.runtime.alignment.KEPT_SHARE", 0)
+    monkeypatch.setattr("lingu_ray.runtime.alignment.process.KEPT_SHARE", 0)
     assert aligned(data, config)["weights"] == first
 
 
 def test_kept_features_stay_within_a_containers_memory(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Their room follows from what processes may use, not from what the machine has."""
-    monkeypatch.setattr("lingu_ray.runtime.alignment.host_memory", lambda: 2**20)
+    monkeypatch.setattr("lingu_ray.runtime.alignment.process.host_memory", lambda: 2**20)
     config = settings(data, tmp_path)
     assert config.align is not None
     job = AlignJob(config, config.align, data / "student", data / "corpus", "cpu", 1)
@@ -133,9 +133,9 @@ def test_too_little_memory_names_the_settings(
     def followed(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("lingu_ray.runtime.align.ray", MagicMock())
-    monkeypatch.setattr("lingu_ray.runtime.align.uses_gpu", lambda _: False)
-    monkeypatch.setattr("lingu_ray.runtime.align._followed", followed)
+    monkeypatch.setattr("lingu_ray.runtime.alignment.stage.ray", MagicMock())
+    monkeypatch.setattr("lingu_ray.runtime.alignment.stage.uses_gpu", lambda _: False)
+    monkeypatch.setattr("lingu_ray.runtime.alignment.stage._followed", followed)
     folder = RunFolder(tmp_path / "run")
     folder.root.mkdir()
     write_json(folder.models, {})

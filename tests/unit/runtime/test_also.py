@@ -13,10 +13,10 @@ from tinyrun import config
 
 from lingu_ray.config import Config
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.also import TRACKERS, check_also
-from lingu_ray.runtime.delivery import Delivery
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.records import JsonLines, LoggedSteps, Record, RecordReader
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.records import JsonLines, LoggedSteps, Record, RecordReader
+from lingu_ray.runtime.tracking.also import TRACKERS, check_also
+from lingu_ray.runtime.tracking.delivery import Delivery
 
 Points = dict[str, dict[int, float]]
 
@@ -129,7 +129,8 @@ def test_what_is_not_installed_is_said_before_training(tmp_path: Path, monkeypat
     """With the command that installs it; the same for a key that is missing."""
     settings = settings_for(tmp_path, "tensorboard")
     found = importlib.util.find_spec
-    monkeypatch.setattr("lingu_ray.runtime.also.find_spec", lambda name: None if name == "tensorboard" else found(name))
+    without = "lingu_ray.runtime.tracking.also.find_spec"
+    monkeypatch.setattr(without, lambda name: None if name == "tensorboard" else found(name))
     with pytest.raises(
         UserError, match=r"tracking\.also: tensorboard is not installed: pip install 'lingu-ray\[tensor"
     ):

@@ -6,8 +6,8 @@ import pytest
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.cluster.gpus import check_driver
 from lingu_ray.runtime.doctor import gpu
-from lingu_ray.runtime.gpus import check_driver
 
 
 def test_a_run_does_not_train_on_cpus_for_a_broken_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

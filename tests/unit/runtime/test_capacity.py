@@ -4,8 +4,8 @@ import pytest
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.autoscaler import fits
-from lingu_ray.runtime.capacity import check_resources, max_concurrent_runs, uses_gpu, wait_for_nodes, workers
+from lingu_ray.runtime.cluster.autoscaler import fits
+from lingu_ray.runtime.cluster.capacity import check_resources, max_concurrent_runs, uses_gpu, wait_for_nodes, workers
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from saved import save_checkpoint
 from torch import nn
 
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import checkpoint
-from lingu_ray.runtime.checkpoint import (
+from lingu_ray.runtime.checkpoints import checkpoint
+from lingu_ray.runtime.checkpoints.checkpoint import (
     CheckpointState,
     best_checkpoint,
     checkpoints,
@@ -22,7 +22,7 @@ from lingu_ray.runtime.checkpoint import (
     set_aside_damaged,
     storage_failures_explained,
 )
-from lingu_ray.runtime.tensor_files import Piece, whole, write_pieces
+from lingu_ray.runtime.checkpoints.tensor_files import Piece, whole, write_pieces
 
 
 def trained(seed=0, steps=3):

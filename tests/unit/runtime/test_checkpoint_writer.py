@@ -12,9 +12,9 @@ from saved import save_checkpoint
 from torch import nn
 
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import checkpoint_writer
-from lingu_ray.runtime.checkpoint import CheckpointState, checkpoints, load_checkpoint
-from lingu_ray.runtime.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.checkpoints import checkpoint_writer
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints, load_checkpoint
+from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
 
 
 def trained(seed=0):

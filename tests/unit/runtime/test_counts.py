@@ -15,8 +15,8 @@ from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
-from lingu_ray.runtime.models import load_processor, load_student, load_teacher
-from lingu_ray.runtime.step import MicroBatches, StepWeights
+from lingu_ray.runtime.models.load import load_processor, load_student, load_teacher
+from lingu_ray.runtime.training.step import MicroBatches, StepWeights
 
 ROWS = (  # of each worker: source and answer
     [("text", "A tale that is told at length."), ("pictures", "No.")],

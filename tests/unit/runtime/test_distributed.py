@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lingu_ray.runtime.distributed import all_max, all_sum, sum_gradients
+from lingu_ray.runtime.training.distributed import all_max, all_sum, sum_gradients
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lingu_ray
-from lingu_ray.runtime.environment import git_state, read_environment, record_environment, with_earlier
+from lingu_ray.runtime.tracking.environment import git_state, read_environment, record_environment, with_earlier
 
 SECRET = "s3cret-token"
 

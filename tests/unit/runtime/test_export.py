@@ -21,10 +21,10 @@ from lingu_ray.config import LoraConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import export
-from lingu_ray.runtime.export import export_model, exported_tensors, write_files
-from lingu_ray.runtime.verify import answer, compare_weights, question
-from lingu_ray.runtime.weights import load_whole
+from lingu_ray.runtime.models import export
+from lingu_ray.runtime.models.export import export_model, exported_tensors, write_files
+from lingu_ray.runtime.models.verify import answer, compare_weights, question
+from lingu_ray.runtime.models.weights import load_whole
 
 TOWERS = ("llava", "llava_next", "llava_onevision", "gemma3", "paligemma2")  # CLIP's and SigLIP's
 OTHERS = ("idefics3", "smolvlm", "internvl3", "qwen2_vl", "mistral3")

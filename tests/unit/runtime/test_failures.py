@@ -11,8 +11,8 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError
 
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.failures import NAME, NoteFailures, Restarts
-from lingu_ray.runtime.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.trainer import _readable
 
 DIED = WorkerHealthCheckFailedError("…", ActorDiedError())  # as the controller has them

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lingu_ray.runtime.job_stop import StopWait
+from lingu_ray.runtime.run_folder.job_stop import StopWait
 
 JOB = json.dumps({"runtime_env": {}, "metadata": {"job_submission_id": "raysubmit_1"}})
 

@@ -12,8 +12,8 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
-from lingu_ray.runtime.models import load_student, load_teacher
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.models.load import load_student, load_teacher
+from lingu_ray.runtime.training.step import MicroBatches
 
 
 def say(user, assistant):

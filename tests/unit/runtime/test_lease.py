@@ -10,15 +10,15 @@ import time
 import pytest
 
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import lease
-from lingu_ray.runtime.folder import RunFolder, written_with
+from lingu_ray.runtime.run_folder import lease
+from lingu_ray.runtime.run_folder.folder import RunFolder, written_with
 
 BEAT_S, STALE_S = 0.1, 1.5
 DRIVER = f"""
 import sys, time
 from pathlib import Path
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import lease
+from lingu_ray.runtime.run_folder import lease
 lease.BEAT_S, lease.STALE_S = {BEAT_S}, {STALE_S}
 with lease.lease_on(Path(sys.argv[1])) as held:
     print("held", flush=True)

@@ -9,8 +9,8 @@ from test_transport import CPU, request_of
 from lingu_ray.config import EvaluationConfig, TeacherConfig
 from lingu_ray.errors import UserError, causes, user_error
 from lingu_ray.evaluation.replicas import Hardware, Replicas
-from lingu_ray.runtime.memory import FOR_TRAINING, explained, full_node, out_of_memory
-from lingu_ray.runtime.teachers import TeacherActorClient
+from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained, full_node, out_of_memory
+from lingu_ray.runtime.teacher.teachers import TeacherActorClient
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
 FULL = torch.OutOfMemoryError(f"{SAID} Of the allocated memory 70.00 GiB is allocated by PyTorch, and …")

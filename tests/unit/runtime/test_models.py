@@ -29,12 +29,12 @@ from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.inspect import InspectConfig, read_sources
-from lingu_ray.runtime.export import export_model
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.models import load_student, load_teacher
+from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.models.load import load_student, load_teacher
+from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
 from lingu_ray.runtime.rehearsal import rehearse_export
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.trainer import prepare_initial_model
-from lingu_ray.runtime.weights import check_files, empty_model, load_whole
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

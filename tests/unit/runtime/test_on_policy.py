@@ -10,10 +10,10 @@ from tinyrun import config
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.models import load_processor, load_student
-from lingu_ray.runtime.on_policy import OnPolicy
-from lingu_ray.runtime.prepare import between_steps
-from lingu_ray.runtime.step import MicroBatches
+from lingu_ray.runtime.models.load import load_processor, load_student
+from lingu_ray.runtime.training.on_policy import OnPolicy
+from lingu_ray.runtime.training.prepare import between_steps
+from lingu_ray.runtime.training.step import MicroBatches
 
 
 def test_the_last_answer_alone_is_replaced(data):

@@ -7,7 +7,7 @@ from tiny import tiny_student, tiny_teacher
 
 from lingu_ray.config import LearningRates, TrainConfig
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.optimizer import lr_factor, make_optimizer, set_learning_rates, trained_parameters
+from lingu_ray.runtime.training.optimizer import lr_factor, make_optimizer, set_learning_rates, trained_parameters
 
 
 def test_frozen_groups_are_left_out():

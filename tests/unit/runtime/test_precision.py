@@ -13,14 +13,14 @@ from tinyrun import config
 from lingu_ray.atomic import write_json, write_text
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.cluster.cores import cores
 from lingu_ray.runtime.controls import control_config
-from lingu_ray.runtime.cores import cores
-from lingu_ray.runtime.environment import PRECISION, read_environment, record_environment
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.lease import Lease
-from lingu_ray.runtime.precision import as_started, by_speed, settled, times_as_fast, use_tensor_cores
 from lingu_ray.runtime.resume import check_settings
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.tracking.environment import PRECISION, read_environment, record_environment
 from lingu_ray.runtime.trainer import Run, share_precision
+from lingu_ray.runtime.training.precision import as_started, by_speed, settled, times_as_fast, use_tensor_cores
 
 AUTO = {"precision": "auto"}
 

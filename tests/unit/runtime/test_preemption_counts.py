@@ -13,7 +13,7 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
-from lingu_ray.runtime.preemption import preempted
+from lingu_ray.runtime.cluster.preemption import preempted
 
 
 @pytest.mark.parametrize(("error", "again"), [(preempted(), True), (OSError(), False)])

@@ -4,8 +4,8 @@ import errno
 import os
 from pathlib import Path
 
-from lingu_ray.runtime.patient_read import PatientRead
-from lingu_ray.runtime.records import JsonLines, RecordReader, read_records
+from lingu_ray.runtime.run_folder.patient_read import PatientRead
+from lingu_ray.runtime.run_folder.records import JsonLines, RecordReader, read_records
 
 
 def test_steps_to_be_done_again_are_dropped(tmp_path):

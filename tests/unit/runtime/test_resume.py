@@ -14,8 +14,8 @@ from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import resume
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.lease import Lease
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.trainer import Run
 
 LEASE = Lease(Path("driver.json"), "this test")

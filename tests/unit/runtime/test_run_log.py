@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lingu_ray.errors import Interrupted
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.progress import Progress
-from lingu_ray.runtime.run_log import run_log
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.run_log import run_log
+from lingu_ray.runtime.tracking.progress import Progress
 
 log = logging.getLogger("lingu_ray.something")
 
@@ -69,8 +69,8 @@ def test_each_run_has_what_is_shown_of_itself(tmp_path: Path, capsys: pytest.Cap
 def test_a_worker_prints_what_it_printed_before(tmp_path: Path) -> None:
     """Warnings go to standard error, as where nobody set up logging; what is logged for the file alone does not."""
     program = (
-        "import logging, pathlib; from lingu_ray.runtime.folder import RunFolder; "
-        "from lingu_ray.runtime.run_log import run_log; log = logging.getLogger('lingu_ray.x')\n"
+        "import logging, pathlib; from lingu_ray.runtime.run_folder.folder import RunFolder; "
+        "from lingu_ray.runtime.run_folder.run_log import run_log; log = logging.getLogger('lingu_ray.x')\n"
         f"with run_log(RunFolder(pathlib.Path({str(tmp_path)!r})), 'mine', rank=0):\n"
         "    log.info('quiet'); log.warning('loud')"
     )

@@ -15,13 +15,13 @@ from lingu_ray import storage
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import lease, mirror
-from lingu_ray.runtime.checkpoint import CheckpointState, checkpoint_folders, checkpoints, load_checkpoint
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoint_folders, checkpoints, load_checkpoint
 from lingu_ray.runtime.controls import control_config, control_folder
-from lingu_ray.runtime.folder import RunFolder, written_with
-from lingu_ray.runtime.lease import lease_on
-from lingu_ray.runtime.run_store import GrowingCopy, fetch_run, following, put_initial_model, writing_to
-from lingu_ray.runtime.worker_store import BucketStore, opened
+from lingu_ray.runtime.run_folder import lease, mirror
+from lingu_ray.runtime.run_folder.folder import RunFolder, written_with
+from lingu_ray.runtime.run_folder.lease import lease_on
+from lingu_ray.runtime.run_folder.run_store import GrowingCopy, fetch_run, following, put_initial_model, writing_to
+from lingu_ray.runtime.training.worker_store import BucketStore, opened
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
-from lingu_ray.runtime.models import load_student, load_teacher
-from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.transport import from_bytes, to_bytes
+from lingu_ray.runtime.models.load import load_student, load_teacher
+from lingu_ray.runtime.teacher.transport import from_bytes, to_bytes
+from lingu_ray.runtime.training.step import MicroBatches
 
 
 def rows(data):

@@ -28,10 +28,10 @@ from transformers import (
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, VisionConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.models import make_vision
+from lingu_ray.runtime.models.load import make_vision
+from lingu_ray.runtime.models.towers import load_tower
 from lingu_ray.runtime.resume import check_models, check_settings
-from lingu_ray.runtime.towers import load_tower
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.trainer import prepare_initial_model
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -24,7 +24,7 @@ from lingu_ray.config import TrackingConfig
 from lingu_ray.config.command_line import load_config
 from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.tracking import (
+from lingu_ray.runtime.tracking.mlflow_run import (
     COMMAND,
     MlflowRun,
     check_store,

@@ -11,10 +11,10 @@ from tiny import tiny_teacher
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import teachers
-from lingu_ray.runtime.models import load_teacher
-from lingu_ray.runtime.teachers import TeacherActorClient, start_teacher
-from lingu_ray.runtime.transport import (
+from lingu_ray.runtime.models.load import load_teacher
+from lingu_ray.runtime.teacher import teachers
+from lingu_ray.runtime.teacher.teachers import TeacherActorClient, start_teacher
+from lingu_ray.runtime.teacher.transport import (
     ObjectStore,
     check_transport,
     choose_transport,

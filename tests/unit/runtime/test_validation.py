@@ -12,9 +12,9 @@ from tinyrun import config
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.runtime.models import load_processor, load_student
-from lingu_ray.runtime.step import MicroBatches
-from lingu_ray.runtime.validation import Validation
+from lingu_ray.runtime.models.load import load_processor, load_student
+from lingu_ray.runtime.training.step import MicroBatches
+from lingu_ray.runtime.training.validation import Validation
 
 ANSWERS = {
     "text": ["A tale that is told at length, with one word after another.", "Short.", "And one more of these."],

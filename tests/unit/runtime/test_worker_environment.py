@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lingu_ray.runtime.cluster import KERNEL_CACHES, worker_environment
+from lingu_ray.runtime.cluster.connect import KERNEL_CACHES, worker_environment
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_what_is_passed_on(name: str, passed: bool, monkeypatch: pytest.MonkeyPa
 
 PRODUCTS = """
 import psutil, torch
-import lingu_ray.runtime.cluster
+import lingu_ray.runtime.cluster.connect
 
 def multiply(rows):
     torch.ones(rows, 576, dtype=torch.bfloat16) @ weight

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from tuning.kept_models import remove_unwanted
 from tuning.outcome import Outcome, read_outcomes
 from tuning.progress import SweepProgress

@@ -13,8 +13,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.folder import RunFolder
-from lingu_ray.runtime.tracking import Tracker
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.tracking.mlflow_run import Tracker
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import Outcome, read_outcomes
 from tuning.report import check_trials, write_report

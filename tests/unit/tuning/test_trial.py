@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lingu_ray.errors import Interrupted
-from lingu_ray.runtime.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from tuning.outcome import Outcome, read_outcome
 from tuning.trial import STOP, Trial
 

@@ -1,0 +1,1 @@
+"""The alignment of a run's initial model (`align`), before training."""

@@ -1,0 +1,136 @@
+"""Connecting to Ray: a job's cluster, one that is named, or this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# A report blocks for one poll of the controller; printed lines would appear twice.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# Some clouds give a machine half a minute to end: every second of it counts.
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
+# Ray Train counts on a dead node for up to 20 seconds, and waits for room there before it looks anew.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+# Objects are freed at once, not once a second: the next KV reuses their pages, which are mapped already. Writing to new
+# pages takes several times as long. A cluster that was started elsewhere needs this in its own environment.
+os.environ.setdefault("RAY_free_objects_batch_size", "1")
+
+# oneDNN keeps a kernel for each shape of a product, and rows of ever other lengths make ever new ones. 1024 of them in
+# each of two caches are a gigabyte, and another is lost between them. A step needs some forty, for all its layers.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+
+# A run has more processes than a small machine has cores, most of them waiting: Ray warns above four times this number.
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
+
+import grpc
+import ray
+
+from lingu_ray.config import RayConfig
+from lingu_ray.errors import UserError
+from lingu_ray.interrupt import exit_on_interrupt
+from lingu_ray.runtime.cluster.cores import cores
+
+log = logging.getLogger(__name__)
+
+_ANSWER_WITHIN_S = 10.0
+
+
+def connect(settings: RayConfig) -> None:
+    """Join the cluster of the settings or of the surrounding job; start Ray on this machine when there is none."""
+    if ray.is_initialized():
+        return
+    address = settings.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
+    for name in ("ray._private.authentication", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # a notice about tokens, hints for Ray's own programmers
+    log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
+    if address is None:
+        with exit_on_interrupt(), _in_groups_of_their_own():
+            ray.init(include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
+        return
+    _require_answer(address)
+    try:
+        ray.init(address=address, runtime_env={"env_vars": {"RAY_ADDRESS": address, **worker_environment()}}, **quiet)
+    except ConnectionError as error:
+        raise UserError(f"ray.address={address}: no Ray cluster answers there. {error}") from error
+
+
+_leaving_group = False
+
+
+def _leave_group() -> None:
+    if _leaving_group:
+        os.setpgid(0, 0)
+
+
+os.register_at_fork(after_in_child=_leave_group)
+
+
+@contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Start processes in groups of their own, so that a signal to this process's group reaches the command alone.
+
+    The command asks the workers to save; Ray's own processes would end at once, and the workers with them.
+    """
+    global _leaving_group
+    _leaving_group = True
+    try:
+        yield
+    finally:
+        _leaving_group = False
+
+
+def _require_answer(address: str) -> None:
+    """Raise UserError where nothing answers at an address; Ray itself would try for minutes."""
+    place = re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):(\d+)", address)
+    if address in ("auto", "local") or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return
+    if place is None:
+        raise UserError(
+            f"ray.address={address}: give auto, HOST:6379 of the head node, or ray://HOST:10001. "
+            "The address that begins with http:// is for `ray job submit`"
+        )
+    with grpc.insecure_channel(f"{place[2]}:{place[3]}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_WITHIN_S)
+        except grpc.FutureTimeoutError as error:
+            raise UserError(
+                f"ray.address={address}: no Ray cluster answers there within {_ANSWER_WITHIN_S:g} s; "
+                "correct the address, or start the cluster"
+            ) from error
+
+
+KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_PASSED_ON = (
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH",
+    "OMP_WAIT_POLICY",
+    *KERNEL_CACHES,
+)
+_PASSED_ON_PREFIXES = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "VLLM_", "HF_")
+_SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables of this process that workers on other nodes get; no secrets: Ray shows and logs what it hands on."""
+    names = (name for name in os.environ if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES))
+    return {name: os.environ[name] for name in names if not _SECRET.search(name)}
+
+
+def encoding_threads(settings: RayConfig, on_gpu: bool, sharers: int = 1) -> int:
+    """Threads that decode and encode a worker's rows: one for each CPU that is reserved for it, at least 2.
+
+    Beside a GPU the cores compute nothing else, so there it is this worker's part of them, if that is more.
+    """
+    idle = cores() // sharers if on_gpu else 0
+    return max(2, int(settings.cpus_per_worker), idle)
+
+
+def threads(settings: RayConfig, sharers: int) -> int:
+    """PyTorch threads of one of `sharers` processes that share this node's cores."""
+    return settings.threads_per_worker or max(1, cores() // sharers)

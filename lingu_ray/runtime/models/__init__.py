@@ -1,0 +1,1 @@
+"""The settings' models: loaded, checked, exported, and an export proved."""

@@ -1,0 +1,266 @@
+"""The models that the settings name: checked as a pair, loaded, and written as a run's starting point.
+
+One in a bucket is read from the node's copy.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
+from lingu_ray.distill.decoder import sliding_window
+from lingu_ray.distill.new_student import build_processor, build_student
+from lingu_ray.distill.pair import check_kind, compare_decoders
+from lingu_ray.distill.teacher import Teacher
+from lingu_ray.distill.towers import VisionParts
+from lingu_ray.errors import UserError
+from lingu_ray.paths import model_origin, why_not_loaded
+from lingu_ray.runtime.models import towers
+from lingu_ray.runtime.models.weights import (
+    NOT_LOADABLE,
+    check_files,
+    empty_model,
+    load_whole,
+    refuse_adapter,
+    refuse_quantized,
+)
+from lingu_ray.storage import is_remote, local_copy
+
+log = logging.getLogger(__name__)
+
+
+def load_config(path: str, revision: str | None, trust_remote_code: bool, setting: str) -> PreTrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        UserError: it cannot be loaded, needs code of its own, or is that of an adapter or of quantized weights; a local
+            folder is given a revision. The message names the setting.
+    """
+    if not (Path(path).is_absolute() or is_remote(path)):
+        log.info("%s: asking the Hugging Face hub for %s", setting, path)
+    elif revision is not None:
+        raise UserError(f"{setting}: {path} is no hub id, so revision={revision} means nothing there: leave it out")
+    place, origin = model_origin(local_copy(path))
+    refuse_adapter(place, revision, setting)
+    try:
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(_own_code(path, setting)) from error
+        raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
+    if not origin:
+        refuse_quantized(config, path, setting)
+    return config
+
+
+def _own_code(path: str, setting: str, what: str = "model") -> str:
+    cure = (
+        "set student.trust_remote_code=true only if you trust whoever wrote it"
+        if setting == "student.path"
+        else "take a model of a class that Transformers has"
+    )
+    return f"{setting}: {path} comes with {what} code of its own (auto_map in its JSON files), which is not run: {cure}"
+
+
+def check_pair(config: Config) -> None:
+    """Check from the models' configurations alone that student and teacher fit each other and the settings.
+
+    Raises:
+        UserError: one, or a new VLM's tower, cannot be loaded or is of the wrong kind, or the decoders differ (each
+            field with both values).
+    """
+    path = config.teacher.path
+    teacher = load_config(path, config.teacher.revision, False, "teacher.path")
+    if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
+        raise UserError(f"teacher.path={path}: a {teacher.model_type} is not a text-only causal LM")
+    check_kind(teacher, f"teacher.path={path}")
+    settings = config.student
+    if settings.from_teacher is not None:
+        make_vision(settings.from_teacher)
+    if settings.path is None:
+        return
+    student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+    if not hasattr(student, "vision_config"):
+        raise UserError(
+            f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
+            "model; to make one from the teacher use student.from_teacher"
+        )
+    if config.train.attention != "sdpa" and sees_ahead(student):
+        raise UserError(
+            f"train.attention={config.train.attention}: a {student.model_type} sees ahead within images or its prompt, "
+            "which flash attention does not: leave train.attention out"
+        )
+    if config.train.packing and student.model_type == "paligemma":
+        raise UserError("train.packing: PaliGemma's prompts see all of their row, so packed samples would see others")
+    text = student.get_text_config(decoder=True)
+    window = sliding_window(text)
+    if student.model_type == "paligemma" and window and config.corpus.max_length > window:
+        raise UserError(
+            f"corpus.max_length={config.corpus.max_length} is above the {window} tokens PaliGemma's layers see"
+        )
+    check_kind(text, f"student.path={settings.path}")
+    compare_decoders(text, teacher)
+
+
+def sees_ahead(config: PreTrainedConfig) -> bool:
+    """Whether tokens of the VLM's decoder see later ones where its token types say so (Gemma 3, PaliGemma)."""
+    model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    return model is not None and "token_type_ids" in inspect.signature(model.forward).parameters
+
+
+def check_weights(config: Config) -> None:
+    """Check that the weights in local folders are those of the models, by names and shapes; none is read.
+
+    What a hub has is checked when it is loaded, as GGUF files are.
+
+    Raises:
+        UserError: weights are missing, left over, of another shape, or a file is cut off or absent.
+    """
+    paths = {"teacher.path": (config.teacher.path, AutoModelForCausalLM, False)}
+    if config.student.path is not None:
+        paths["student.path"] = (config.student.path, AutoModelForImageTextToText, config.student.trust_remote_code)
+    if config.student.tower is not None:
+        paths[towers.SETTING] = (config.student.tower[0], AutoModel, False)
+    for setting, (path, loader, trust_remote_code) in paths.items():
+        folder = Path(local_copy(path))
+        if not folder.is_dir():
+            continue
+        try:
+            loaded = load_config(path, None, trust_remote_code, setting)
+            check_files(empty_model(loader, loaded, trust_remote_code), folder, f"{setting}={path}")
+        except NOT_LOADABLE as error:
+            raise UserError(f"{setting}={path}: cannot be loaded: {error}") from error
+
+
+def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Teacher:
+    """The teacher, frozen. Raises UserError when there is no causal LM at `teacher.path`, or not all of one."""
+    model = _load_lm(settings, dtype, attn_implementation="sdpa")
+    nn.Module.to(model, device)
+    return Teacher(model)
+
+
+def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
+    """The teacher's tokenizer. Raises UserError when it cannot be loaded."""
+    try:
+        place, origin = model_origin(local_copy(settings.path))
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)
+    except NOT_LOADABLE as error:
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"the teacher's tokenizer cannot be loaded: {why}") from error
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreTrainedModel:
+    """The VLM of `student.path`, in float32. Raises UserError when there is none, or not all of one."""
+    assert settings.path is not None
+    try:
+        return load_whole(
+            AutoModelForImageTextToText,
+            f"student.path={settings.path}",
+            local_copy(settings.path),
+            revision=settings.revision,
+            dtype=torch.float32,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            attn_implementation=attention,
+        )
+    except NOT_LOADABLE as error:
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
+
+
+def initial_student(config: Config, initial_model: Path | str) -> StudentConfig:
+    """Where a run's student is loaded from at its start: `student.path`, or the new model that the run has written."""
+    return config.student if config.student.path is not None else StudentConfig(path=str(initial_model))
+
+
+def export_dtype(settings: StudentConfig) -> torch.dtype:
+    """The dtype of the student's published weights, which its export has; of a new model float32."""
+    if settings.path is None:
+        return torch.float32
+    config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+    return cast(torch.dtype, config.dtype or torch.float32)
+
+
+def load_processor(settings: StudentConfig) -> ProcessorMixin:
+    """The processor that belongs to `student.path`. Raises UserError where there is none, or none for images."""
+    assert settings.path is not None
+    try:
+        processor = AutoProcessor.from_pretrained(
+            local_copy(settings.path), revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+    except NOT_LOADABLE as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(_own_code(settings.path, "student.path", "processor")) from error
+        cure = " Install torchvision, which this processor needs." if "torchvision" in str(error) else ""
+        why = why_not_loaded(settings.path, error)
+        raise UserError(f"student.path: its processor cannot be loaded.{cure} {why}") from error
+    if getattr(processor, "image_processor", None) is None:
+        raise UserError(f"student.path={settings.path}: its processor handles no images ({type(processor).__name__})")
+    return processor
+
+
+def make_processor(config: Config) -> ProcessorMixin:
+    """The student's processor: that of an existing VLM, or a new one made of the teacher's tokenizer.
+
+    Loads no weights. Raises UserError where there is none.
+    """
+    settings = config.student.from_teacher
+    if settings is None:
+        return load_processor(config.student)
+    return build_processor(load_teacher_tokenizer(config.teacher), make_vision(settings))
+
+
+def teacher_vocabulary(settings: TeacherConfig) -> int:
+    """How many ids the teacher has, by its configuration; UserError when that cannot be loaded."""
+    return load_config(settings.path, settings.revision, False, "teacher.path").vocab_size
+
+
+def prepare_student(config: Config, folder: Path) -> None:
+    """Write the starting point of a run: a new VLM's weights and processor, or the processor of an existing one."""
+    processor = make_processor(config)
+    processor.save_pretrained(folder)
+    settings = config.student.from_teacher
+    if settings is not None:
+        teacher, vision = _load_lm(config.teacher, torch.float32), make_vision(settings)
+        tower = towers.load_tower(settings, vision)
+        build_student(teacher, processor, vision, config.seed, tower).save_pretrained(folder)
+
+
+def make_vision(settings: VisionConfig) -> VisionParts:
+    """The vision of a new VLM, without weights. Raises UserError for a tower that cannot be taken, or does not fit."""
+    if settings.tower is None:
+        return towers.random_vision(settings)
+    found = load_config(settings.tower, settings.tower_revision, False, towers.SETTING)
+    return towers.pretrained_vision(settings, found)
+
+
+def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> PreTrainedModel:
+    place, gguf = model_origin(local_copy(settings.path))
+    weights = gguf or {"use_safetensors": True}
+    origin = f"teacher.path={settings.path}"
+    try:
+        return load_whole(
+            AutoModelForCausalLM, origin, place, revision=settings.revision, dtype=dtype, **weights, **arguments
+        )
+    except NOT_LOADABLE as error:
+        raise UserError(f"{origin}: cannot be loaded as a causal LM. {error}") from error

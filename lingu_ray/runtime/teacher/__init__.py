@@ -1,0 +1,1 @@
+"""The teacher of a worker, and how KV reaches it."""
