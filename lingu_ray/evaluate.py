@@ -60,8 +60,8 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.report.rehearsal import rehearse_evaluation
     from lingu_ray.runtime.run_folder.folder import written_with
     from lingu_ray.runtime.run_folder.run_store import writing_to
-    from lingu_ray.runtime.tracking.mlflow_run import where_to_look
     from lingu_ray.runtime.tracking.progress import quiet_libraries
+    from lingu_ray.runtime.tracking.store import where_to_look
 
     quiet_libraries()
     out = working_folder(config.out, "evaluation")

@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.cluster.connect import connect
     from lingu_ray.runtime.controls import control_configs
     from lingu_ray.runtime.run_folder.run_store import writing_to
-    from lingu_ray.runtime.tracking.mlflow_run import check_store, tracking_uri
     from lingu_ray.runtime.tracking.progress import quiet_libraries
+    from lingu_ray.runtime.tracking.store import check_store, tracking_uri
 
     quiet_libraries()
     trainer.check_output(config)
@@ -139,7 +139,7 @@ def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
     from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.run_report import write_run_report
     from lingu_ray.runtime.run_folder.folder import RunFolder
-    from lingu_ray.runtime.tracking.mlflow_run import tracking_uri, where_to_look
+    from lingu_ray.runtime.tracking.store import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
 
     folder = RunFolder(config.run_dir)
@@ -164,7 +164,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
     from lingu_ray.evaluation.tracking import figures_of, log_verdict
     from lingu_ray.runtime.controls import control_configs
     from lingu_ray.runtime.run_folder.folder import RunFolder
-    from lingu_ray.runtime.tracking.mlflow_run import Tracker
+    from lingu_ray.runtime.tracking.tracker import Tracker
 
     folder = RunFolder(config.run_dir)
     with Tracker(config, folder) as run:

@@ -18,7 +18,7 @@ from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.mlflow_run import tracking_uri
+from lingu_ray.runtime.tracking.store import tracking_uri
 from lingu_ray.storage import origin
 from lingu_ray.train import measure
 from tuning.space import Space, configure, corner_values, seeded, seeds_of

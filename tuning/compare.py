@@ -42,7 +42,8 @@ from lingu_ray.runtime.controls import FOLDER, run_of_control
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.run_folder.run_store import fetch_run
-from lingu_ray.runtime.tracking.mlflow_run import newest_settings, open_store, store_uri
+from lingu_ray.runtime.tracking.mlflow_run import newest_settings
+from lingu_ray.runtime.tracking.store import open_store, store_uri
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curve_panels, curves_of
 from tuning.differences import NONE, differing_settings

@@ -8,7 +8,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from lingu_ray.config import Config
 from lingu_ray.config.flat import flat
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.mlflow_run import MlflowRun, tracking_uri
+from lingu_ray.runtime.tracking.mlflow_run import MlflowRun
+from lingu_ray.runtime.tracking.store import tracking_uri
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome
 from tuning.space import Space

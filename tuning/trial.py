@@ -28,8 +28,8 @@ from lingu_ray.paths import starting_from
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.records import Record
-from lingu_ray.runtime.tracking.mlflow_run import tracking_uri
 from lingu_ray.runtime.tracking.progress import quiet_libraries
+from lingu_ray.runtime.tracking.store import tracking_uri
 from lingu_ray.runtime.trainer import Run
 from lingu_ray.storage import CACHE, origin, remove
 from lingu_ray.train import show

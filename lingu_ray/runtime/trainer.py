@@ -59,8 +59,9 @@ from lingu_ray.runtime.run_folder.run_log import run_log
 from lingu_ray.runtime.run_folder.run_store import following, put_initial_model, writing_to
 from lingu_ray.runtime.tracking.also import check_also
 from lingu_ray.runtime.tracking.environment import record_environment
-from lingu_ray.runtime.tracking.mlflow_run import Tracker, check_store, tracking_uri
 from lingu_ray.runtime.tracking.progress import Progress
+from lingu_ray.runtime.tracking.store import check_store, tracking_uri
+from lingu_ray.runtime.tracking.tracker import Tracker
 from lingu_ray.runtime.training.precision import Choice, as_started, choose, is_open, with_precision
 from lingu_ray.runtime.training.worker import Job, train_worker
 from lingu_ray.storage import check_writable, remove

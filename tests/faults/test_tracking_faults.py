@@ -16,7 +16,7 @@ from lingu_ray.config import Config
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import JsonLines
 from lingu_ray.runtime.tracking import delivery
-from lingu_ray.runtime.tracking.mlflow_run import Tracker
+from lingu_ray.runtime.tracking.tracker import Tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -10,7 +10,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
 from lingu_ray.demo.chats import NEXT_WORDS
 from lingu_ray.evaluation.item_files import read_items
 from lingu_ray.evaluation.recovery_json import read_recovery
-from lingu_ray.runtime.tracking.mlflow_run import COMMAND
+from lingu_ray.runtime.tracking.command import COMMAND
 
 pytestmark = pytest.mark.slow
 

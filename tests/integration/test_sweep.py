@@ -11,8 +11,8 @@ from tinysweep import write_adapted_and_tasks, write_base, write_space
 
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.tracking.command import COMMAND, command_line
 from lingu_ray.runtime.tracking.environment import PRECISION, read_environment
-from lingu_ray.runtime.tracking.mlflow_run import COMMAND, command_line
 from tuning import compare, sweep
 from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes

@@ -15,6 +15,7 @@ from lingu_ray import export as export_command
 from lingu_ray.atomic import write_json
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
+from lingu_ray.config.flat import flat
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import trainer
@@ -23,7 +24,8 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import lease_on
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.tracking.environment import PRECISION, read_environment
-from lingu_ray.runtime.tracking.mlflow_run import flat, newest_settings, tracking_uri
+from lingu_ray.runtime.tracking.mlflow_run import newest_settings
+from lingu_ray.runtime.tracking.store import tracking_uri
 from lingu_ray.runtime.training.optimizer import lr_factor
 
 pytestmark = pytest.mark.slow

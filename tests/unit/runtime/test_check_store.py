@@ -20,7 +20,7 @@ from lingu_ray.config import TrackingConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tracking import open_evaluation
 from lingu_ray.runtime.tracking import sqlite_store
-from lingu_ray.runtime.tracking.mlflow_run import NEWEST_START, artifact_location, check_store, open_store
+from lingu_ray.runtime.tracking.store import NEWEST_START, artifact_location, check_store, open_store
 
 
 @pytest.fixture(autouse=True)

@@ -24,16 +24,9 @@ from lingu_ray.config import TrackingConfig
 from lingu_ray.config.command_line import load_config
 from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.runtime.tracking.mlflow_run import (
-    COMMAND,
-    MlflowRun,
-    check_store,
-    command_line,
-    newest_settings,
-    source_tags,
-    tracking_uri,
-    where_to_look,
-)
+from lingu_ray.runtime.tracking.command import COMMAND, command_line, source_tags
+from lingu_ray.runtime.tracking.mlflow_run import MlflowRun, newest_settings
+from lingu_ray.runtime.tracking.store import check_store, tracking_uri, where_to_look
 
 
 @pytest.fixture(scope="module")

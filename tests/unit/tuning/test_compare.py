@@ -15,7 +15,8 @@ from lingu_ray.evaluation.roles import OF_THE_TEACHER
 from lingu_ray.evaluation.tracking import figures_of, log_verdict
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.mlflow_run import STORE, Tracker, tracking_uri
+from lingu_ray.runtime.tracking.store import STORE, tracking_uri
+from lingu_ray.runtime.tracking.tracker import Tracker
 from tuning import compare
 from tuning.differences import differing_settings
 

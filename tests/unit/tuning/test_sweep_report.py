@@ -14,7 +14,7 @@ from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.mlflow_run import Tracker
+from lingu_ray.runtime.tracking.tracker import Tracker
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import Outcome, read_outcomes
 from tuning.report import check_trials, write_report
