@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 
 OTHER_MEDIA = ("<video>", "<audio>")  # placeholders as LLaVA-like files have them
+PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
     for medium in OTHER_MEDIA:
         if any(medium in m["content"] for m in messages if m["role"] != "assistant"):
             raise BadRecord("missing_media", f"{medium} stands in a prompt; video and audio are not trained on")
+    for message in messages:
+        if message["role"] == "user" and (named := PATH_IN_TEXT.search(message["content"])):
+            raise BadRecord(
+                "missing_image",
+                f"{named.group():.80} names a picture in the text: write {PLACEHOLDER} there, and its path in 'images'",
+            )
     placeholders = sum(m["content"].count(PLACEHOLDER) for m in messages)
     if placeholders > images:
         raise BadRecord("missing_image", f"{placeholders} placeholders {PLACEHOLDER}, {images} images")

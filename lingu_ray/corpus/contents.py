@@ -6,7 +6,9 @@ object with one of these. A part that names none stands for an image of the reco
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lingu_ray.corpus.record import (
@@ -22,8 +24,10 @@ from lingu_ray.corpus.record import (
 )
 from lingu_ray.corpus.record_keys import check_turn
 from lingu_ray.corpus.row import PLACEHOLDER
+from lingu_ray.corpus.suffixes import OTHER_PICTURES, PICTURES
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
+_LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|file_?name", re.IGNORECASE)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _REFERENCES = ("image", "image_url", "url", "path", "bytes", "base64", "source")  # of a part, by precedence
@@ -51,6 +55,30 @@ def read_images(record: Record) -> list[Any]:
     if name == "images" and single and single != images:
         raise BadRecord("image_count", "'images' and 'image' hold different images")
     return images
+
+
+def check_none_unread(record: Record) -> None:
+    """Check that a record without images names no picture under a key that is not read.
+
+    Raises:
+        BadRecord: it does; the student would learn to answer without seeing what it is asked about.
+    """
+    for key, value in record.items():
+        if _LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value):
+            detail = f"{key!r} names a picture, and the conversation has none: call it 'images', or take it out"
+            raise BadRecord("missing_image", detail)
+
+
+def _names_picture(value: Any) -> bool:
+    """Whether a value is a picture's bytes, object, path or URL, or a list with one."""
+    value = parsed(value)
+    if isinstance(value, list):
+        return any(map(_names_picture, value))
+    if isinstance(value, dict):
+        return any(not is_empty(value.get(key)) for key in ("bytes", "path", "url"))
+    if isinstance(value, str):
+        return Path(value.partition("?")[0].strip()).suffix.lower() in PICTURES | OTHER_PICTURES
+    return isinstance(value, bytes) and not is_empty(value)
 
 
 def as_images(value: Any) -> list[Any]:

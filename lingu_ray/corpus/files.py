@@ -34,6 +34,7 @@ BOOKKEEPING = {"_common_metadata", "_metadata", "_success", "dataset_dict.json",
     "dataset_infos.json",
     "state.json",
 }
+IMAGE_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}  # of `imagefolder` in `datasets`
 SPLIT_NAME = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./])")
 NAMED = 3  # files named in a message
 
@@ -195,6 +196,11 @@ def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[st
     unknown: list[Path] = []
     for path in names:
         suffix = full_suffix(path)
+        if images and path.name.lower() in IMAGE_METADATA:
+            raise UserError(
+                f"source {source.name}: {path} in {top} says what its pictures show, and image_folder goes by names of "
+                "folders: take `format: template` with `image: file_name`, or move the file"
+            )
         if _is_no_data(path, images):
             left_out[suffix or path.name] += 1
         elif suffix in PICTURES if images else is_known(path.name):

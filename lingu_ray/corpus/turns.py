@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lingu_ray.corpus.contents import read_content, read_images, resolve
+from lingu_ray.corpus.contents import check_none_unread, read_content, read_images, resolve
 from lingu_ray.corpus.record import BadRecord, RawRow, Record, as_records, first_name, is_empty, parsed, read_text
 from lingu_ray.corpus.record_keys import check_turn, is_supervised
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, is_target
@@ -33,9 +33,11 @@ def conversation(record: Record, messages: Messages, inside: list[Any] | None = 
         inside: what `read_turns` gives for the placeholders in the messages; None: all images are the record's.
 
     Raises:
-        BadRecord: the images do not fit the messages.
+        BadRecord: the images do not fit the messages, or stand where they are not read.
     """
     images = resolve(inside or [], read_images(record))
+    if not images:
+        check_none_unread(record)
     return _without_loose_ends(place_images(_with_system(record, messages), images))
 
 

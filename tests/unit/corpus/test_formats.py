@@ -449,6 +449,44 @@ def test_keys_of_a_turn_that_change_its_meaning(key):
     assert conversation("messages", {"messages": [AS_ROLES[0] | {key: None}, AS_ROLES[1] | {key: []}]}) == TURNS
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("img_path", "a/1.PNG"),
+        ("image_file", "http://x/1.jpg?w=9"),
+        ("Image", {"bytes": b"x", "path": None}),
+        ("picture", b"x"),
+        ("photos", ["", "1.jpg"]),
+        ("image_list", '["1.webp"]'),
+        ("file_name", "1.heic"),
+    ],
+)
+def test_a_picture_that_is_not_read_rejects_the_record(key, value):
+    """Under a name that no format knows it would leave its question without an image; the name is said."""
+    records = {
+        "messages": {"messages": AS_ROLES},
+        "llava": {"conversations": AS_LLAVA},
+        "instruction": {"instruction": "A?", "output": "a"},
+        "prompt_completion": {"prompt": "A?", "completion": "a"},
+        "cauldron": {"texts": [{"user": "A?", "assistant": "a"}], "images": []},
+        "webdataset": {"json": {"messages": AS_ROLES}},
+    }
+    for format, record in records.items():
+        beside = record["json"] if format == "webdataset" else record
+        with pytest.raises(BadRecord, match=f"'{key}' names a picture") as error:
+            raw_rows(format, {"json": beside | {key: value}} if format == "webdataset" else record | {key: value})
+        assert error.value.reason == "missing_image"
+
+
+def test_what_is_said_of_pictures_is_metadata():
+    """Numbers, sizes, kinds and empty fields; and other pictures beside those of the conversation."""
+    about: dict[str, Any] = {"image_id": 7, "has_image": False, "image_format": "png", "image_size": [3, 4]}
+    empty: dict[str, Any] = {"img_path": "", "picture": {"bytes": None, "path": None}, "photos": [], "file_name": "a.c"}
+    assert conversation("messages", {"messages": AS_ROLES} | about | empty) == TURNS
+    seen = {"messages": AS_ROLES, "image": "1.png", "image_mask": "2.png"}
+    assert conversation("messages", seen)[0] == ("user", "<image>A?")
+
+
 def with_parts(*parts: Any, **beside: Any) -> dict:
     return {"messages": [{"role": "user", "content": list(parts)}, AS_ROLES[1]], **beside}
 

@@ -366,6 +366,16 @@ def test_no_file_of_a_folder_is_left_out_in_silence(tmp_path, caplog, format, ot
         assert "source s: left out as no data: " in caplog.text
 
 
+@pytest.mark.parametrize("name", ["metadata.jsonl", "cat/metadata.csv"])
+def test_what_is_written_about_pictures_is_not_left_out(tmp_path, name):
+    """Where a file of `datasets`' `imagefolder` has the captions, answers are not the names of folders."""
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(b"x")
+    (tmp_path / name).write_text("file_name,text\n1.png,a cat\n")
+    with pytest.raises(UserError, match=rf"source s: {name} in .* `format: template` with `image: file_name`"):
+        split_source(source(tmp_path, "image_folder"))
+
+
 def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, caplog):
     """JSON Lines beside CSV, a train beside a test split: all records, and warnings with the counts."""
     (tmp_path / "test").mkdir()
