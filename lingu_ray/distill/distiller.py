@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
-from lingu_ray.distill.pair import check_models, check_tokenizers
+from lingu_ray.distill.pair import check_models, check_separate, check_tokenizers
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
@@ -76,7 +76,8 @@ class Distiller(nn.Module):
         tokenizers: the student's and the teacher's, to check that ids mean the same.
 
     Raises:
-        UserError: the two do not fit each other (every difference is named), or an argument is out of range.
+        UserError: the two do not fit each other (every difference is named) or have weights in common, or an argument
+            is out of range.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Distiller(nn.Module):
     ):
         super().__init__()
         check_models(student, teacher)
+        check_separate(student, teacher)
         if tokenizers is not None:
             check_tokenizers(*tokenizers)
         _check_choice("context", context, Context)

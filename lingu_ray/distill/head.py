@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lingu_ray.errors import UserError
@@ -80,9 +80,14 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     is applied.
 
     Raises:
-        UserError: no output head, or one with a bias.
+        UserError: no output head, or one with a bias or an adapter.
     """
     head = model.get_output_embeddings()
+    if head is not None and any(hasattr(part, "base_layer") for part in cast(nn.Module, head).modules()):
+        raise UserError(
+            f"{type(model).__name__}: the output head has an adapter, which the loss, made of the head's weight, would "
+            "leave out: take the head out of target_modules, or train it whole (modules_to_save)"
+        )
     if head is None or getattr(head, "bias", None) is not None:
         raise UserError(f"{type(model).__name__}: the method needs an output head without bias")
     scale, softcap = scaling(model.config.get_text_config(decoder=True))

@@ -50,6 +50,20 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     compare_decoders(text, teacher.config)
 
 
+def check_separate(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise UserError when a weight of the student lies in the memory of one of the teacher's.
+
+    As one parameter it would be frozen with the teacher; as two, training the student would train the teacher.
+    """
+    places = {parameter.untyped_storage().data_ptr() for parameter in teacher.parameters()} - {0}  # 0: of no memory
+    for name, parameter in student.named_parameters():
+        if parameter.untyped_storage().data_ptr() in places:
+            raise UserError(
+                f"student: {name} lies in the teacher's memory, so that the teacher would change with the student: "
+                "load the teacher again, or copy its weights into the student (copy.deepcopy; no assign=True)"
+            )
+
+
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
     """Raise UserError naming every field of the two decoders' configurations in which they compute differently."""
     pairs: dict[str, tuple[Any, Any]] = {"model_type": (student.model_type, teacher.model_type)}

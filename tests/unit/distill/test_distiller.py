@@ -1,5 +1,6 @@
 """The library: `Distiller` gives the run's own numbers from a processor's batch, and refuses what it cannot use."""
 
+import copy
 import subprocess
 import sys
 from functools import cache
@@ -301,6 +302,21 @@ def test_pairs_that_do_not_fit_are_refused():
     other.get_vocab = lambda: {token: (i + 7) % VOCABULARY for token, i in tiny_tokenizer().get_vocab().items()}
     with pytest.raises(UserError, match="tokenize differently"):
         Distiller(student, teacher, tokenizers=(tiny_tokenizer(), other))
+
+
+@pytest.mark.parametrize("shared", ["modules", "memory"])
+def test_a_student_made_of_the_teachers_own_weights_is_refused(shared):
+    """Frozen with the teacher, or trained with it in silence: the error names a weight; the teacher is untouched."""
+    student = tiny_student(teacher := tiny_teacher())
+    if shared == "modules":
+        student.model.text_model.layers = teacher.model.layers
+    else:
+        student.model.text_model.layers.load_state_dict(teacher.model.layers.state_dict(), assign=True)
+    with pytest.raises(UserError, match=r"student: model\.text_model\.layers\.0\..* lies in the teacher's memory"):
+        Distiller(student, teacher)
+    assert teacher.model.embed_tokens.weight.requires_grad
+    student.model.text_model.layers = copy.deepcopy(teacher.model.layers)
+    Distiller(student, teacher)
 
 
 def test_a_student_without_image_token_is_refused():

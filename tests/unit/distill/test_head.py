@@ -78,6 +78,22 @@ def test_no_head_is_refused():
         output_head(AutoModel.from_config(FAMILIES["llama"]))
 
 
+def test_a_head_with_an_adapter_is_refused():
+    """Its weight alone would leave out the adapter, which then never learns. Elsewhere, and a head's copy, are fine."""
+    peft = pytest.importorskip("peft")
+    for settings, works in (
+        ({"target_modules": ["q_proj"]}, True),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, True),
+        ({"target_modules": ["q_proj", "lm_head"]}, False),
+    ):
+        model = peft.get_peft_model(AutoModelForCausalLM.from_config(FAMILIES["llama"]), peft.LoraConfig(**settings))
+        if works:
+            assert output_head(model.get_base_model()).vocabulary == TINY["vocab_size"]
+            continue
+        with pytest.raises(UserError, match="LlamaForCausalLM: the output head has an adapter"):
+            output_head(model.get_base_model())
+
+
 @pytest.mark.parametrize("head", [{}, {"scale": 0.3}, {"softcap": 2.0}, {"scale": 1.5, "softcap": 2.0}])
 def test_pull_back_is_the_gradient(head):
     """From dL/dlogits to dL/d(hidden Wᵀ), as autograd has it."""
