@@ -37,9 +37,11 @@ class KVCapture:
         self.layers, self.flat_C = layers, flat_C
         self.kv_L2CHE: Tensor | None = None
         self.position_ids = position_ids
+        self._stored: set[int] = set()
 
     def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
         """Take one layer's keys and values."""
+        self._stored.add(layer)
         if self.kv_L2CHE is None:
             _, heads, _, dimension = key_BHTE.shape
             shape = (self.layers, 2, len(self.flat_C), heads, dimension)
@@ -48,6 +50,15 @@ class KVCapture:
             # a position's heads are adjacent in memory, so flattening copies nothing
             positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2CHE.dtype)
             torch.index_select(positions, 0, self.flat_C, out=self.kv_L2CHE[layer, part])
+
+    def check_complete(self) -> None:
+        """Raise UserError after a forward pass in which a layer did not donate: the teacher would read anything."""
+        if missing := set(range(self.layers)) - self._stored:
+            raise UserError(
+                f"student: layer {min(missing)} of the decoder did not donate its keys and values. Its attention was "
+                "changed after the student was made to donate (set_attn_implementation), or the layer is that of "
+                "another model: copy the weights alone (load_state_dict)"
+            )
 
     def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:
         """RoPE positions `[Q]` at these rows and columns, on the CPU."""

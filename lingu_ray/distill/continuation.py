@@ -38,12 +38,13 @@ class TeacherRequest(TeacherQuery):
 def make_request(donation: Donation, capture: KVCapture | None) -> TeacherRequest:
     """The request for a planned donation and what was captured for it (None: nothing is shared)."""
     query = donation.query
-    nothing = torch.empty(0, 2, 0, 0, 0)
     if capture is None:
+        nothing = torch.empty(0, 2, 0, 0, 0)
         return TeacherRequest(**vars(query), kv_L2CHE=nothing, query_position_Q=query.query_index_Q)
+    assert capture.kv_L2CHE is not None  # see `KVCapture.check_complete`
     return TeacherRequest(
         **vars(query),
-        kv_L2CHE=nothing if capture.kv_L2CHE is None else capture.kv_L2CHE,
+        kv_L2CHE=capture.kv_L2CHE,
         query_position_Q=capture.positions_at(donation.query_row_Q, donation.query_column_Q),
     )
 

@@ -60,7 +60,7 @@ def check_separate(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
         if parameter.untyped_storage().data_ptr() in places:
             raise UserError(
                 f"student: {name} lies in the teacher's memory, so that the teacher would change with the student: "
-                "load the teacher again, or copy its weights into the student (copy.deepcopy; no assign=True)"
+                "load the teacher again, or copy its weights (load_state_dict without assign=True)"
             )
 
 

@@ -48,7 +48,7 @@ class Student:
     def hidden_states(self, inputs: ModelInputs, donation: Donation | None = None) -> tuple[Tensor, KVCapture | None]:
         """Final hidden states `[B, T, D]` and, with a donation, what was captured for it, detached.
 
-        `inputs` are on the CPU; they are sent to the model's device.
+        `inputs` are on the CPU; they are sent to the model's device. Raises UserError where a layer does not donate.
         """
         arguments = forward_arguments(self.body, inputs)
         capture = flat_C = None
@@ -59,6 +59,8 @@ class Student:
             capture = KVCapture(self.decoder.config.num_hidden_layers, flat_C, arguments.get("position_ids"))
         with capturing(capture):
             output = self.body(**sent, use_cache=False)
+        if capture is not None:
+            capture.check_complete()
         return output.last_hidden_state, capture
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

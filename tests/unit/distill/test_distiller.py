@@ -315,8 +315,23 @@ def test_a_student_made_of_the_teachers_own_weights_is_refused(shared):
     with pytest.raises(UserError, match=r"student: model\.text_model\.layers\.0\..* lies in the teacher's memory"):
         Distiller(student, teacher)
     assert teacher.model.embed_tokens.weight.requires_grad
-    student.model.text_model.layers = copy.deepcopy(teacher.model.layers)
-    Distiller(student, teacher)
+
+
+def test_a_layer_that_does_not_donate_is_an_error(batch):
+    """Another attention, or a layer of another model, which has a configuration of its own: never KV that is none."""
+    family = FAMILIES["idefics3"]
+    student, teacher = family.student(family.teacher()), family.teacher(seed=7)
+    distiller = Distiller(student, teacher)
+    layers = student.model.text_model.layers
+    layers[1], own = copy.deepcopy(teacher.model.layers[1]), layers[1]
+    with pytest.raises(UserError, match="layer 1 of the decoder did not donate"):
+        distiller(batch)
+    layers[1] = own
+    assert distiller(batch).kd > 0
+    student.set_attn_implementation("eager")
+    with pytest.raises(UserError, match="layer 0 of the decoder did not donate"):
+        distiller(batch)
+    assert distiller(batch, [False] * 4).kd == 0  # nobody is asked
 
 
 def test_a_student_without_image_token_is_refused():
