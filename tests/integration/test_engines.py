@@ -22,13 +22,16 @@ import torch
 from families import FAMILIES
 from tiny import CHAT_TEMPLATE, picture, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
 from transformers import (
+    AutoConfig,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Idefics3Config,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
     ProcessorMixin,
+    SmolVLMConfig,
 )
 
 from lingu_ray.config import Config, CorpusConfig, SourceConfig, StudentConfig, TeacherConfig, VisionConfig
@@ -298,6 +301,16 @@ def test_what_vllm_cannot_serve_is_told(ray_cluster: None, tmp_path: Path) -> No
         assert cause in reason
     assert told[-1] is None
     assert f"cannot load {tmp_path / 'broken'}: " in error and "set evaluation.engine=transformers" in error
+
+
+def test_an_idefics3_of_another_decoder_is_not_for_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new VLM of any teacher but a Llama: vLLM loads these without an error, and computes a Llama."""
+    monkeypatch.setattr("lingu_ray.evaluation.engines.vllm_engine.obvious_reason", lambda path: None)
+    for kind, made in (("granite", Idefics3Config), ("smollm3", Idefics3Config), ("qwen2", SmolVLMConfig)):
+        config = made(text_config=AutoConfig.for_model(kind))
+        config.architectures = [made.__name__.replace("Config", "ForConditionalGeneration")]
+        config.save_pretrained(tmp_path / kind)
+        assert f"as a llama, and its decoder is a {kind}" in str(unsupported_reason(tmp_path / kind))
 
 
 def test_the_plugin_of_the_package_lets_pixtral_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:

