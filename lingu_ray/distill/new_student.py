@@ -29,6 +29,7 @@ from lingu_ray.distill.head import output_head
 from lingu_ray.distill.towers import States, VisionParts
 from lingu_ray.errors import UserError
 
+_EMBEDDINGS = "embed_tokens.weight"
 _IMAGE = "<image>"
 _IMAGE_TOKENS = ("<fake_token_around_image>", _IMAGE, "<end_of_utterance>", "<global-img>")
 # what LLaVA 1.5 takes of its CLIP
@@ -82,6 +83,21 @@ def _llava_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionParts, te
     )
 
 
+def check_teacher(teacher: PreTrainedModel) -> None:
+    """Check that a VLM can be made of the teacher, whose weights may be on the meta device.
+
+    Raises:
+        UserError: its head has a bias, its logits a scale or soft cap, which the classes of new VLMs would leave out,
+            or its decoder names its embeddings otherwise than Llama's.
+    """
+    head = output_head(teacher)
+    refused = f"no VLM can be made of the teacher, a {teacher.config.model_type}:"
+    if head.scale != 1 or head.softcap is not None:
+        raise UserError(f"{refused} its logits have a scale or soft cap, which Idefics3 and LLaVA leave out")
+    if _EMBEDDINGS not in cast(PreTrainedModel, teacher.base_model).state_dict():
+        raise UserError(f"{refused} its decoder has no {_EMBEDDINGS}")
+
+
 def build_student(
     teacher: PreTrainedModel, processor: ProcessorMixin, vision: VisionParts, seed: int, tower: States | None = None
 ) -> PreTrainedModel:
@@ -111,10 +127,10 @@ def _take_decoder(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Copy decoder and head of the teacher into the model, which has more tokens."""
     decoder, vocabulary = model.get_decoder(), teacher.config.vocab_size
     states = teacher.get_decoder().state_dict()
-    embedding_VD = states.pop("embed_tokens.weight")
+    embedding_VD = states.pop(_EMBEDDINGS)
     different = decoder.load_state_dict(states, strict=False)
-    if set(different.missing_keys) != {"embed_tokens.weight"} or different.unexpected_keys:
-        names = {*different.missing_keys, *different.unexpected_keys} - {"embed_tokens.weight"}
+    if set(different.missing_keys) != {_EMBEDDINGS} or different.unexpected_keys:
+        names = {*different.missing_keys, *different.unexpected_keys} - {_EMBEDDINGS}
         raise UserError(
             f"no VLM can be made of the teacher: its decoder is built otherwise, by {', '.join(sorted(names))}"
         )

@@ -138,7 +138,9 @@ def vision_parts(
                 "student.from_teacher.pixel_shuffle: a VLM with a CLIP tower is a LLaVA, which has none: leave it out"
             )
         _check_size(size, own, patch_size, lambda side: True, "it must be a whole number")
-        return VisionParts(CLIPVisionConfig.from_dict({**vision.to_dict(), "image_size": size}), 1, images)
+        # without the dtype of its files, in which Transformers would make it within a VLM of float32
+        settings = {**vision.to_dict(), "image_size": size, "dtype": None}
+        return VisionParts(CLIPVisionConfig.from_dict(settings), 1, images)
     shuffle = pixel_shuffle or 4
     _check_size(
         size,

@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.distill.decoder import sliding_window
-from lingu_ray.distill.new_student import build_processor, build_student
+from lingu_ray.distill.new_student import build_processor, build_student, check_teacher
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
@@ -63,7 +63,7 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
     refuse_adapter(place, revision, setting)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
-    except (OSError, ValueError) as error:
+    except NOT_LOADABLE as error:
         if "trust_remote_code" in str(error):
             raise UserError(_own_code(path, setting)) from error
         raise UserError(f"{setting}: {why_not_loaded(path, error)}") from error
@@ -85,8 +85,8 @@ def check_pair(config: Config) -> None:
     """Check from the models' configurations alone that student and teacher fit each other and the settings.
 
     Raises:
-        UserError: one, or a new VLM's tower, cannot be loaded or is of the wrong kind, or the decoders differ (each
-            field with both values).
+        UserError: one, or a new VLM's tower, cannot be loaded or is of the wrong kind, no VLM can be made of the
+            teacher, or the decoders differ (each field with both values).
     """
     path = config.teacher.path
     teacher = load_config(path, config.teacher.revision, False, "teacher.path")
@@ -96,6 +96,10 @@ def check_pair(config: Config) -> None:
     settings = config.student
     if settings.from_teacher is not None:
         make_vision(settings.from_teacher)
+        try:
+            check_teacher(empty_model(AutoModelForCausalLM, teacher))
+        except NOT_LOADABLE as error:
+            raise UserError(f"teacher.path={path}: cannot be loaded as a causal LM. {error}") from error
     if settings.path is None:
         return
     student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")

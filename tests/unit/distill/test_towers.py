@@ -135,6 +135,14 @@ def test_dinov2_is_the_same_in_idefics3_but_for_its_class_token(changed: dict[st
     assert not torch.allclose(found, whole, rtol=0, atol=1e-4)  # what is left out shows: the test can fail
 
 
+@pytest.mark.parametrize("config", [SIGLIP, DINOV2, CLIP])
+def test_a_tower_in_half_precision_makes_a_vlm_in_float32(config: PreTrainedConfig) -> None:
+    """Files in bfloat16 say so in their config.json, from which no part of the new VLM is made."""
+    parts = parts_of(type(config)(**config.to_dict() | {"dtype": "bfloat16"}))
+    vlm = build_student(tiny_teacher(), build_processor(tiny_tokenizer(), parts), parts, 0)
+    assert {parameter.dtype for parameter in vlm.parameters()} == {torch.float32}
+
+
 def test_a_position_table_is_resized_as_dinov2_does_it() -> None:
     """To another number of patches by what Transformers' DINOv2 gives pictures of that size."""
     model = pretrained(DINOV2)

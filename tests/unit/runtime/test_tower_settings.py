@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tinyrun import config, write_pair_and_data
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -28,7 +29,7 @@ from transformers import (
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, VisionConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.models.load import make_vision
+from lingu_ray.runtime.models.load import check_pair, make_vision
 from lingu_ray.runtime.models.towers import load_tower
 from lingu_ray.runtime.resume import check_models, check_settings
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -153,6 +154,26 @@ def test_a_bad_tower_is_refused_before_the_corpus(mutilation: str, data: Path, t
         prepare_initial_model(settings, RunFolder(settings.run_dir))
     assert str(tmp_path / "tower") in str(told.value)
     assert not RunFolder(settings.run_dir).initial_model.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cohere", "a cohere: its logits have a scale or soft cap"),
+        ("gemma2", "a gemma2: its logits have a scale or soft cap"),
+        ("gpt_neox", r"a gpt_neox: its decoder has no embed_tokens\.weight"),
+        ("opt", r"a opt: its decoder has no embed_tokens\.weight"),
+        ("phi", "an output head without bias"),
+        ("vit", r"^teacher\.path=.*: cannot be loaded as a causal LM"),
+    ],
+)
+def test_a_teacher_that_no_vlm_can_be_made_of_is_refused(kind: str, message: str, data: Path, tmp_path: Path) -> None:
+    """By its configuration: no weights are read."""
+    AutoConfig.for_model(kind, num_hidden_layers=1).save_pretrained(tmp_path / "teacher")
+    settings = run_with(data, tmp_path, data / "siglip")
+    teacher = settings.teacher.model_copy(update={"path": str(tmp_path / "teacher")})
+    with pytest.raises(UserError, match=message):
+        check_pair(settings.model_copy(update={"teacher": teacher}))
 
 
 def test_a_run_keeps_its_tower(data: Path, tmp_path: Path) -> None:
