@@ -70,6 +70,8 @@ def read_states(file: Path) -> States:
     prefix = found[0].removesuffix(_CLASS_TOKEN)
     states = {name.removeprefix(prefix): _tensor(one) for name, one in tensors.items() if name.startswith(prefix)}
     for name, weight in _linear_weights(graph, prefix).items():
+        if weight not in tensors:
+            raise UserError(f"{file}: {name} is computed there, as in quantized files: take one in float32 or float16")
         states[name] = _tensor(tensors[weight]).T.contiguous()
     if _POSITIONS not in states:
         states[_POSITIONS] = _positions(graph, states[_CLASS_TOKEN].shape[-1], file)

@@ -65,12 +65,25 @@ def test_converted_folder_is_the_same_model(folded: bool, tmp_path: Path) -> Non
     assert list(AutoImageProcessor.from_pretrained(tmp_path / "out").image_mean) == [0.485, 0.456, 0.406]
 
 
+def write_quantized(file: Path) -> None:
+    """As a quantizer leaves it: what products take is made of whole numbers."""
+    write_onnx(tiny_dinov2(), file)
+    onnx = pytest.importorskip("onnx", reason=NEEDS_ONNX)
+    model = onnx.load(file)
+    for one in model.graph.initializer:
+        if one.name.startswith("onnx::MatMul"):
+            model.graph.node.append(onnx.helper.make_node("DequantizeLinear", [f"{one.name}_int8", "s"], [one.name]))
+            one.name += "_int8"
+    onnx.save(model, file)
+
+
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no file": (lambda file: None, "no such file"),
     "no ONNX": (lambda file: file.write_text("text"), "is no ONNX file, or damaged"),
     "no DINOv2": (lambda file: write_onnx(tiny_dinov2(), file, without="cls_token"), "it holds no DINOv2 by its names"),
     "no positions": (lambda file: write_onnx(tiny_dinov2(), file, without="position"), "position table is not found"),
     "no MLP": (lambda file: write_onnx(tiny_dinov2(), file, without="mlp"), "no fc1: a DINOv2 with SwiGLU"),
+    "quantized": (write_quantized, "is computed there, as in quantized files: take one in float32 or float16"),
     "not whole": (
         lambda file: write_onnx(tiny_dinov2(), file, without="layer.1.norm2"),
         "missing, and would be random: (?s:.*)layer.1.norm2",

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from lingu_ray.convert_gguf import convert, find_gguf
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.models import load_config
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh", "Ġ", "ab", "cd", "abcd"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -117,3 +118,16 @@ def test_the_file_must_be_clear(tmp_path: Path):
     (tmp_path / "b.gguf").touch()
     with pytest.raises(UserError, match=r"found: a\.gguf, b\.gguf"):
         find_gguf(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 24, -1])
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, left: int):
+    """Empty, before its first setting, or in its last tensor."""
+    file = tmp_path / "tiny.gguf"
+    write_gguf(tiny_llama(), file)
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(UserError, match=r"tiny\.gguf: cannot be loaded as a causal LM"):
+        convert(file, tmp_path / "out")
+    if left >= 0:  # settings are read before tensors
+        with pytest.raises(UserError, match=r"^teacher\.path: .*tiny\.gguf: "):
+            load_config(str(file), None, False, "teacher.path")

@@ -8,6 +8,7 @@ buffers that are computed, weights that a class is known to ignore.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +27,8 @@ from transformers.utils import logging as transformers_logging
 
 from lingu_ray.errors import UserError
 
-NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError)
-"""What Transformers raises where there is no model, or one that it does not know."""
+NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
+"""What Transformers raises where there is no model, one that it does not know, or a file that was cut off (GGUF)."""
 
 _SHOWN = 3
 _MERGE = (
