@@ -76,10 +76,11 @@ def whole_folder(path: Path, keep_existing: bool = False) -> Iterator[Path]:
     Missing parent folders are made.
 
     Args:
-        path: the final folder.
+        path: the final folder; a link stays one, and what it names is written.
         keep_existing: whether a folder that is there by then stays, as the equal result of another writer, and the
             new one is dropped. Else it is replaced, in two renames between which there is none.
     """
+    path = path.resolve()  # no folder can be renamed to a link
     temporary, replaced = _temporary(path), _temporary(path)
     temporary.mkdir()
     try:

@@ -144,3 +144,17 @@ def test_no_other_code_renames() -> None:
     found = {path: list(renames(path)) for path in sources}
     assert len(found.pop(root / "lingu_ray" / "atomic.py")) == 4
     assert [place for places in found.values() for place in places] == []
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+def test_a_folder_behind_a_link_is_written(tmp_path: Path, there_before: bool) -> None:
+    """A link to an empty folder, or to none, is a new folder: what it names is written, and the link stays."""
+    link, named = tmp_path / "link", tmp_path / "elsewhere" / "named"
+    link.symlink_to(named)
+    if there_before:
+        named.mkdir(parents=True)
+    require_new_folder(link)
+    write(link, "folder", "new")
+    assert link.is_symlink() and content(named) == "new" and list(named.parent.iterdir()) == [named]
+    with pytest.raises(UserError, match="exists"):
+        require_new_folder(link)
