@@ -57,8 +57,13 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionParts) -> 
 
     The chat template is ChatML where the tokenizer has its tokens, else "User: …/Assistant: …<eos>". The tokenizer is
     changed.
+
+    Raises:
+        UserError: it has neither these tokens nor an EOS, so that no answer would end.
     """
     chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_vocab().keys()
+    if not chatml and tokenizer.eos_token is None:
+        raise UserError("no VLM can be made of the teacher: its tokenizer has no eos_token, by which answers would end")
     template = CHATML if chatml else PLAIN
     tokenizer.chat_template = template
     if isinstance(vision.tower, CLIPVisionConfig):

@@ -10,6 +10,7 @@ import torch
 from families import shake
 from PIL import Image
 from tiny import tiny_teacher, tiny_tokenizer
+from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -23,6 +24,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Siglip2VisionConfig,
     SiglipConfig,
     SiglipVisionConfig,
@@ -221,6 +223,13 @@ def test_what_cannot_be_taken_is_refused_by_name(case: str) -> None:
     preprocessor = {name: value for name, value in given.items() if name not in sizes}
     with pytest.raises(UserError, match=message):
         parts_of(config, sizes["image_size"], sizes["pixel_shuffle"], **preprocessor)
+
+
+def test_a_teacher_whose_answers_would_not_end_is_refused() -> None:
+    """Without ChatML's tokens a turn ends with EOS, and there is none."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
+    with pytest.raises(UserError, match="has no eos_token"):
+        build_processor(tokenizer, parts_of(SIGLIP, None, 2))
 
 
 def test_a_tower_may_leave_a_border_at_its_own_size() -> None:
