@@ -40,9 +40,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise UserError where a command was told to write a folder that exists and has something in it."""
+    """Raise UserError where a command was told to write a folder that has something in it, or none can be made."""
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise UserError(f"{folder} exists; name another folder, or delete it")
+    above = next(parent for parent in folder.resolve().parents if parent.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise UserError(f"{folder} cannot be written: {above} is no folder that may be written to; name another one")
 
 
 @contextmanager

@@ -158,3 +158,17 @@ def test_a_folder_behind_a_link_is_written(tmp_path: Path, there_before: bool) -
     assert link.is_symlink() and content(named) == "new" and list(named.parent.iterdir()) == [named]
     with pytest.raises(UserError, match="exists"):
         require_new_folder(link)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_new_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_file: bool
+) -> None:
+    """Below a file, or where nothing may be written: before there is anything to write."""
+    if is_file:
+        (tmp_path / "above").write_text("a file")
+    else:
+        (tmp_path / "above").mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=f"{tmp_path / 'above'} is no folder that may be written to"):
+        require_new_folder(tmp_path / "above" / "more" / "new")
