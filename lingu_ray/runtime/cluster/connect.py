@@ -34,6 +34,7 @@ from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.interrupt import exit_on_interrupt
 from lingu_ray.runtime.cluster.cores import cores
+from lingu_ray.runtime.run_folder.job_stop import job_variables
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def connect(settings: RayConfig) -> None:
         return
     _require_answer(address)
     try:
-        ray.init(address=address, runtime_env={"env_vars": {"RAY_ADDRESS": address, **worker_environment()}}, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": worker_environment(RAY_ADDRESS=address)}, **quiet)
     except ConnectionError as error:
         raise UserError(f"ray.address={address}: no Ray cluster answers there. {error}") from error
 
@@ -116,10 +117,15 @@ _PASSED_ON_PREFIXES = ("NCCL_", "TORCH_NCCL_", "PYTORCH_", "VLLM_", "HF_")
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
 
 
-def worker_environment() -> dict[str, str]:
-    """Variables of this process that workers on other nodes get; no secrets: Ray shows and logs what it hands on."""
+def worker_environment(**more: str) -> dict[str, str]:
+    """Variables of this process that workers on other nodes get, and `more`.
+
+    No secrets: Ray shows and logs what it hands on. None of the runtime environment of a job, which workers have
+    anyway: Ray refuses a driver that names one again.
+    """
     names = (name for name in os.environ if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES))
-    return {name: os.environ[name] for name in names if not _SECRET.search(name)}
+    passed_on = {name: os.environ[name] for name in names if not _SECRET.search(name)} | more
+    return {name: value for name, value in passed_on.items() if name not in job_variables()}
 
 
 def encoding_threads(settings: RayConfig, on_gpu: bool, sharers: int = 1) -> int:

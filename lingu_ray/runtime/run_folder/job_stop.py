@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 from lingu_ray.runtime.run_folder.records import Record
 
@@ -15,8 +16,16 @@ _MIN_ADVISED_S = 120
 
 def job_id() -> str | None:
     """The submission id of the Ray job that this process drives; None outside of a job."""
-    job = json.loads(os.environ.get(_JOB, "{}"))
-    return job.get("metadata", {}).get("job_submission_id")
+    return _job().get("metadata", {}).get("job_submission_id")
+
+
+def job_variables() -> set[str]:
+    """Names of the variables in the runtime environment of the Ray job that this process drives."""
+    return set((_job().get("runtime_env") or {}).get("env_vars") or {})
+
+
+def _job() -> dict[str, Any]:
+    return json.loads(os.environ.get(_JOB, "{}"))
 
 
 class StopWait:

@@ -1,10 +1,12 @@
 """What processes get of the driver's environment, and what it has unless told otherwise."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from ray.runtime_env.runtime_env import _merge_runtime_env
 
 from lingu_ray.runtime.cluster.connect import KERNEL_CACHES, worker_environment
 
@@ -32,6 +34,18 @@ def test_what_is_passed_on(name: str, passed: bool, monkeypatch: pytest.MonkeyPa
     """Settings of NCCL, PyTorch, vLLM and Hugging Face; never a secret."""
     monkeypatch.setenv(name, "x")
     assert (worker_environment().get(name) == "x") is passed
+
+
+def test_what_a_job_has_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a Ray job whose runtime environment has variables that are passed on, too, Ray takes what is named here."""
+    of_job = {"env_vars": {"NCCL_DEBUG": "INFO", "RAY_ADDRESS": "auto"}, "working_dir": "gcs://x.zip"}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": of_job, "metadata": {}}))
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("HF_HOME", "/models")
+    variables = worker_environment(RAY_ADDRESS="1.2.3.4:6379")
+    merged = _merge_runtime_env(of_job, {"env_vars": variables})  # as `ray.init` does; None where Ray refuses
+    assert merged is not None and merged["env_vars"] == of_job["env_vars"] | variables
+    assert variables["HF_HOME"] == "/models"
 
 
 PRODUCTS = """
