@@ -16,7 +16,7 @@ the devices' makers: expect a factor, not a per cent. Of device=cpu the rate is 
 Rows are what you say they are; `lingu-ray inspect` counts those of your data.
 
 examples:
-  python -m lingu_ray.estimate my.yaml                              on the device of this machine
+  python -m lingu_ray.estimate my.yaml                              on what this machine has
   python -m lingu_ray.estimate smolvlm-256m device=h100
   python -m lingu_ray.estimate my.yaml device=l4 image_tokens=1088 text_tokens=100 answer_tokens=40
   python -m lingu_ray.estimate my.yaml device=a100 train.tokens_per_micro_batch=4096 train.gradient_checkpointing=true
@@ -44,7 +44,7 @@ class EstimateConfig(RowConfig):
     """Settings of the command; all others are those of the run."""
 
     device: Literal["h100", "h200", "a100", "l4", "rtx4090", "cpu"] | None = Field(
-        None, description="what a worker runs on; null: the device of this machine"
+        None, description="what a worker runs on; null: what this machine has"
     )
 
 
@@ -58,14 +58,13 @@ def main(arguments: list[str]) -> None:
 
     from transformers.utils import logging as transformers_logging
 
-    from lingu_ray.cost.devices import device_here
     from lingu_ray.cost.estimate import estimate
     from lingu_ray.cost.table import lines
 
     transformers_logging.set_verbosity_error()
     logging.getLogger("lingu_ray").setLevel(logging.WARNING)
     row = RowConfig(**settings.model_dump(exclude={"device"}))
-    found: Estimate = estimate(with_demo(config, USAGE), row, settings.device or device_here())
+    found: Estimate = estimate(with_demo(config, USAGE), row, settings.device)
     for line in lines(found):
         print(line, flush=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -64,15 +65,17 @@ GPUS = {
 """Known GPUs by name."""
 
 
-def device_here() -> str:
-    """The name of this machine's device. Raises UserError for a GPU that is not in the table."""
+def gpu_here() -> Device | None:
+    """This machine's GPU with the memory that it has; None without one. Raises UserError for one not in the table."""
     if not torch.cuda.is_available():
-        return "cpu"
-    name = torch.cuda.get_device_name().lower().replace(" ", "")
-    found = next((known for known in GPUS if known in name), None)
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    words = properties.name.lower().replace("rtx ", "rtx")
+    # whole words: an L40S is no L4, and a GH200 no H200
+    found = next((gpu for name, gpu in GPUS.items() if re.search(rf"\b{name}\b", words)), None)
     if found is None:
-        raise UserError(f"device: no figures for {torch.cuda.get_device_name()}; name the nearest of {', '.join(GPUS)}")
-    return found
+        raise UserError(f"device: no figures for {properties.name}; name the nearest of {', '.join(GPUS)}")
+    return replace(found, memory=properties.total_memory)
 
 
 def measured_cpu(width: int, inner: int, rows: int) -> Device:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from lingu_ray.config import Config
 from lingu_ray.cost import memory
-from lingu_ray.cost.devices import GPUS, Device, measured_cpu
+from lingu_ray.cost.devices import GPUS, Device, gpu_here, measured_cpu
 from lingu_ray.cost.memory import Process
 from lingu_ray.cost.models import Models, read_models
 from lingu_ray.cost.step_time import StepTime, step_time
@@ -108,16 +108,18 @@ class Estimate:
         return estimate_of(changed, self.row, self.device, models)
 
 
-def estimate(config: Config, row: RowConfig, device: str) -> Estimate:
-    """The estimate of a run on a device of the table, or `cpu`.
+def estimate(config: Config, row: RowConfig, device: str | None = None) -> Estimate:
+    """The estimate of a run on a device of the table, or `cpu`; None: what the run would use of this machine.
 
     Raises:
-        UserError: a configuration cannot be had, or the rows do not fit the settings.
+        UserError: a configuration cannot be had, the rows do not fit the settings, or this machine's GPU is unknown.
     """
     models = read_models(config)
     wanted = models.text.hidden_size, models.inner, config.train.tokens_per_micro_batch
     sizes = tuple(min(one, most) for one, most in zip(wanted, LARGEST, strict=True))
-    found = GPUS.get(device) or measured_cpu(*sizes)
+    if device is None and config.ray.use_gpu is False:
+        device = "cpu"
+    found = (gpu_here() if device is None else GPUS.get(device)) or measured_cpu(*sizes)
     if config.train.precision == "auto":
         choice = "bf16" if found.is_gpu else by_speed(times_as_fast(*sizes)).precision
         config = with_precision(config, choice)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tinyrun
+import torch
 from families import FAMILIES
 from tiny import IMAGE_TOKENS, tiny_student, tiny_teacher
 
 from lingu_ray.config import Config
-from lingu_ray.cost.devices import GPUS
+from lingu_ray.cost.devices import GIB, GPUS, gpu_here
 from lingu_ray.cost.estimate import Estimate, estimate, estimate_of
 from lingu_ray.cost.models import read_models, tower_of
 from lingu_ray.cost.workload import RowConfig
@@ -130,6 +133,37 @@ def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     changed = {line.split()[0]: line for line in lines if line.startswith(" " * 12 + "t") and "=" in line}
     assert changed["train.tokens_per_micro_batch=300000"].endswith("fits")
     assert {"train.gradient_checkpointing=True", "teacher.look_ahead=0"} <= changed.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79, "h100"),
+        ("NVIDIA H100 NVL", 93, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 39, "a100"),
+        ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090"),
+        ("NVIDIA L4", 22, "l4"),
+        ("NVIDIA L40S", 44, None),
+        ("NVIDIA GH200 480GB", 94, None),
+    ],
+)
+def test_the_gpu_of_this_machine(name: str, gib: float, known: str | None, monkeypatch: pytest.MonkeyPatch):
+    """Its own memory with the rates of the table; no other GPU is taken for it."""
+    there = SimpleNamespace(name=name, total_memory=int(gib * GIB))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: there)
+    if known is None:
+        with pytest.raises(UserError, match=f"no figures for {name}; name the nearest of h100"):
+            gpu_here()
+        return
+    assert gpu_here() == replace(GPUS[known], memory=there.total_memory)
+
+
+def test_a_run_that_leaves_gpus_alone_is_one_of_cpus(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where no device is named the settings tell, as they do when it runs."""
+    monkeypatch.setattr("lingu_ray.cost.estimate.gpu_here", lambda: GPUS["l4"])
+    assert estimate(tinyrun.config(pair, tmp_path), ROW).device.name == "l4"
+    assert estimate(tinyrun.config(pair, tmp_path, ray={"use_gpu": False}), ROW).device.name == "cpu"
 
 
 def test_what_is_wrong_is_said(pair: Path, tmp_path: Path):
