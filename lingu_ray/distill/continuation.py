@@ -132,7 +132,8 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: in
     `most` elements together, unless one part's alone has more.
     """
     kv_L2CHE = request.kv_L2CHE.to(device=decoder.device, dtype=decoder.dtype)
-    most_RQ = most // copies_of_mask(decoder.config) // int(request.width)
+    of_a_position = copies_of_mask(decoder.config) * len(set(layer_types(decoder.config)))
+    most_RQ = most // of_a_position // int(request.width)
     order_R = request.query_count_R.argsort(descending=True, stable=True)
     groups = cheapest_cut(request.query_count_R[order_R].tolist(), most_RQ, tokens_of_a_pass(decoder.device))
     if len(groups) == 1:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from families import FAMILIES
 from tiny import ADDED, IMAGE_TOKENS, VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 
 from lingu_ray.distill import continuation
@@ -245,6 +246,25 @@ def test_a_large_request_is_run_in_parts_with_the_same_numbers(exact_pair, optio
         assert 1 < len(masks) <= len(request.query_count_R) and (most or len(masks) == len(request.query_count_R))
         masks.clear()
     hook.remove()
+
+
+def test_masks_for_each_kind_of_layer_count_together(monkeypatch):
+    """A decoder some of whose layers slide takes two masks at a time; the numbers stay the same."""
+    monkeypatch.setattr(continuation, "tokens_of_a_pass", lambda device: 10**6)
+    ids, sample, supervised = batch([*RAGGED, [(2, 3), (6, 9)]], 40)
+    plan = plan_donation(ids, sample, supervised, torch.zeros_like(supervised), torch.ones(5, dtype=torch.bool),
+                         VOCABULARY, context="prompt_text")  # fmt: skip
+    request, elements = make_request(plan, None), []
+    decoder = Teacher(FAMILIES["gemma3"].teacher().double()).decoder
+    decoder.register_forward_pre_hook(
+        lambda _, __, named: elements.append([mask.numel() for mask in named["attention_mask"].values()]),
+        with_kwargs=True,
+    )
+    whole = continue_from_kv(decoder, request)
+    ((of_one, of_other),) = elements
+    elements.clear()
+    torch.testing.assert_close(continue_from_kv(decoder, request, of_one), whole, rtol=0, atol=1e-13)
+    assert of_one == of_other and all(sum(masks) <= of_one for masks in elements) and len(elements) > 1
 
 
 def test_short_answers_are_not_padded_to_long_ones(exact_pair, monkeypatch):
