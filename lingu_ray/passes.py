@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,12 +27,15 @@ def cheapest_cut(lengths: Sequence[int], most: int, pass_tokens: int = PASS_TOKE
 
     Of all ways to cut them it takes the cheapest: fewest padded tokens, plus `pass_tokens` a group.
     """
-    cost, begin_of = [0.0], [0]  # of the cheapest cut of the first `end` lengths, and where its last group begins
+    length_N, cost_N, begin_of = np.array(lengths), np.zeros(len(lengths) + 1), [0]
+    first = 0  # the earliest begin of a last group that fits: it only moves on, as lengths fall
     for end in range(1, len(lengths) + 1):
-        fitting = [b for b in range(end) if lengths[b] * (end - b) <= most] or [end - 1]
-        begin = min(fitting, key=lambda b: cost[b] + lengths[b] * (end - b) + pass_tokens)
-        cost.append(cost[begin] + lengths[begin] * (end - begin) + pass_tokens)
-        begin_of.append(begin)
+        while first < end - 1 and lengths[first] * (end - first) > most:
+            first += 1
+        # of the cheapest cut of the first `end` lengths, by where its last group begins
+        cost = cost_N[first:end] + length_N[first:end] * np.arange(end - first, 0, -1) + pass_tokens
+        begin_of.append(first + int(cost.argmin()))
+        cost_N[end] = cost.min()
     groups, end = [], len(lengths)
     while end:
         groups.append(slice(begin_of[end], end))

@@ -15,7 +15,7 @@ from transformers import Cache, PreTrainedModel
 
 from lingu_ray.distill.capture import KVCapture
 from lingu_ray.distill.decoder import has_layer_types, layer_types, sliding_window
-from lingu_ray.distill.donation import Donation, TeacherQuery
+from lingu_ray.distill.donation import Donation, TeacherQuery, rows_and_slots
 from lingu_ray.distill.grouped_attention import copies_of_mask, for_all_heads
 from lingu_ray.distill.transfer import send
 from lingu_ray.passes import cheapest_cut, tokens_of_a_pass
@@ -150,8 +150,8 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: in
 
 def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tensor) -> Tensor:
     """`hidden_MD` of a request, in one call of the decoder, with the KV on the decoder's device."""
-    donated_row_P, _ = _rows_and_slots(request.donated_count_R)
-    row_Q, slot_Q = _rows_and_slots(request.query_count_R)
+    donated_row_P, _ = rows_and_slots(request.donated_count_R)
+    row_Q, slot_Q = rows_and_slots(request.query_count_R)
     rows, queries, keys = len(request.query_count_R), int(request.query_count_R.max()), int(request.width)
     at_Q = row_Q * queries + slot_Q
     in_order = torch.equal(request.donated_kv_P, torch.arange(kv_L2CHE.shape[2]))
@@ -222,10 +222,3 @@ def _masks(decoder: PreTrainedModel, index_RQ: Tensor, keys: int) -> Tensor | di
 
     masks = {kind: mask_of(kind) for kind in set(layer_types(decoder.config))}
     return masks if has_layer_types(decoder.config) else masks.popitem()[1]
-
-
-def _rows_and_slots(count_R: Tensor) -> tuple[Tensor, Tensor]:
-    """For items concatenated row after row: the row of each, and its slot within the row."""
-    row = torch.repeat_interleave(count_R)
-    start_R = count_R.cumsum(0) - count_R
-    return row, torch.arange(len(row)) - start_R[row]

@@ -115,20 +115,21 @@ def plan_donation(
         return None
     reads_text = context == "prompt_text" or scope == "visual"
     part_K = sample_K if reads_text or earlier_turns == "teacher" else _turns(predicts_K)
-    seen_RK, kd_RK = _parts(kd_K, part_K, sample_K, index_K)
-    query_RK = seen_RK & known_K if reads_text else kd_RK
-    donated_RK = torch.zeros_like(seen_RK) if context == "prompt_text" else seen_RK & ~query_RK
-    index_RK = query_RK.long().cumsum(1) - 1 if context == "prompt_text" else index_K.expand_as(seen_RK)
-    row_of_query_Q, query_Q = query_RK.nonzero(as_tuple=True)
-    captured_K = donated_RK.any(0)
+    number_R, part_I, place_I = _parts(kd_K, part_K, index_K)
+    kd_I = kd_K[place_I] & (part_K[place_I] == number_R[part_I])
+    query_I = known_K[place_I] if reads_text else kd_I
+    donated_I = torch.zeros_like(query_I) if context == "prompt_text" else ~query_I
+    donated_P, query_Q = place_I[donated_I], place_I[query_I]
+    captured_K = torch.zeros_like(kd_K).index_fill_(0, donated_P, True)
+    query_count_R = part_I[query_I].bincount(minlength=len(number_R))
     query = TeacherQuery(
-        donated_index_P=index_RK[donated_RK],
-        donated_count_R=donated_RK.sum(1),
-        donated_kv_P=(captured_K.long().cumsum(0) - 1).expand_as(donated_RK)[donated_RK],
+        donated_index_P=index_K[donated_P],
+        donated_count_R=part_I[donated_I].bincount(minlength=len(number_R)),
+        donated_kv_P=(captured_K.long().cumsum(0) - 1)[donated_P],
         query_id_Q=ids_K[query_Q],
-        query_index_Q=index_RK[query_RK],
-        query_count_R=query_RK.sum(1),
-        predicts_Q=kd_RK[row_of_query_Q, query_Q],
+        query_index_Q=rows_and_slots(query_count_R)[1] if context == "prompt_text" else index_K[query_Q],
+        query_count_R=query_count_R,
+        predicts_Q=kd_I[query_I],
         width=torch.bincount(sample_K).max(),
     )
     return Donation(
@@ -151,16 +152,19 @@ def _turns(predicts_K: Tensor) -> Tensor:
     return starts_K.long().cumsum(0) - 1
 
 
-def _parts(kd_K: Tensor, part_K: Tensor, sample_K: Tensor, index_K: Tensor) -> tuple[Tensor, Tensor]:
-    """For each part with a KD term, `[R, K]` bool: positions that its last query sees, and its own KD positions."""
-    part_R, first_R = _unique(part_K[kd_K])
-    kd_RK = kd_K & (part_K == part_R[:, None])
-    sample_R = sample_K[kd_K][first_R]
-    last_R = torch.where(kd_RK, index_K, -1).amax(1)
-    return (sample_K == sample_R[:, None]) & (index_K <= last_R[:, None]), kd_RK
+def _parts(kd_K: Tensor, part_K: Tensor, index_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The parts with a KD term: their numbers `[R]`; of the I positions that their last queries see, part after part,
+    the part and the place among the K tokens.
+    """
+    number_R, count_R = torch.unique_consecutive(part_K[kd_K], return_counts=True)
+    last_R = kd_K.nonzero().flatten()[count_R.cumsum(0) - 1]
+    first_R = last_R - index_K[last_R]  # of its sample
+    part_I, slot_I = rows_and_slots(last_R - first_R + 1)
+    return number_R, part_I, first_R[part_I] + slot_I
 
 
-def _unique(ascending_M: Tensor) -> tuple[Tensor, Tensor]:
-    """The values of an ascending tensor, each once, and where each comes first."""
-    values_R, counts_R = torch.unique_consecutive(ascending_M, return_counts=True)
-    return values_R, counts_R.cumsum(0) - counts_R
+def rows_and_slots(count_R: Tensor) -> tuple[Tensor, Tensor]:
+    """For items concatenated row after row: the row of each, and its slot within the row."""
+    row = torch.repeat_interleave(count_R)
+    start_R = count_R.cumsum(0) - count_R
+    return row, torch.arange(len(row)) - start_R[row]

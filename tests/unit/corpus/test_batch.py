@@ -1,5 +1,6 @@
 import itertools
 from random import Random
+from time import process_time
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from lingu_ray.corpus.batch import MicroBatch, collate, cut, make_micro_batches, pack
 from lingu_ray.corpus.encode import Sample, join_vision
-from lingu_ray.passes import PASS_TOKENS, tokens_of_a_pass
+from lingu_ray.passes import PASS_TOKENS, cheapest_cut, tokens_of_a_pass
 
 
 def sample(length: int, position: int = 0, images: int = 0) -> Sample:
@@ -155,6 +156,16 @@ def test_cut_is_the_cheapest():
         best = min(price(groups) for groups in cuts if all(max(g) * len(g) <= 900 for g in groups))
         chosen = cut([sample(length, position) for position, length in enumerate(lengths)], 900)
         assert price([[len(s) for s in group] for group in chosen]) == best
+
+
+@pytest.mark.parametrize("budget", [64, 2**13, 2**30])
+def test_thousands_of_samples_are_cut_at_once(budget: int):
+    """A worker's rows of a large step, and the teacher's parts of one call: no second of the processor's."""
+    lengths = [length for length in range(60, 0, -1) for _ in range(70)]
+    begin = process_time()
+    groups = cheapest_cut(lengths, budget)
+    assert process_time() - begin < 1
+    assert [length for group in groups for length in lengths[group]] == lengths
 
 
 def test_a_gpu_takes_more_padding_for_fewer_passes():

@@ -7,10 +7,13 @@ from functools import cache
 from random import Random
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import VOCABULARY, tiny_teacher
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lingu_ray.corpus.batch import collate
 from lingu_ray.corpus.encode import Sample
@@ -184,6 +187,29 @@ def test_a_query_sees_its_own_sample_up_to_itself(
     changed = (continue_from_kv(decoder(), request) != continue_from_kv(decoder(), other)).any(dim=1).tolist()
     asked = [query for query, kd in zip(queries, has_kd, strict=True) if kd]
     assert changed == [any(n == number and i >= index for number, index in places) for n, i in asked]
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the number of elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_a_plan_grows_with_the_tokens_alone(case: tuple, packing: bool):
+    """Not with samples times tokens, which are seconds and gigabytes where a GPU's micro-batch has many short rows."""
+    ids_T, supervised_T = torch.arange(3, 15), torch.arange(12) >= 8
+    samples = [Sample("s", i, ids_T, supervised_T, ids_T < 5, {}) for i in range(50)]
+    with Largest() as largest:
+        assert plan(samples, [True] * 50, case, packing) is not None
+    assert largest.elements == 2 * 50 * 12  # row and column of each
 
 
 def of_parts(counts: list[int], indices: list[int]) -> list[tuple[int, int]]:
