@@ -10,8 +10,7 @@ from lingu_ray.cost.formulas import FLOAT32, checkpoint_bytes, kv_bytes
 from lingu_ray.cost.models import Models, count
 from lingu_ray.cost.trace import Held, decoder_pass, loss_pass
 from lingu_ray.cost.workload import Workload, travels_by
-from lingu_ray.distill.continuation import MASK_ELEMENTS
-from lingu_ray.distill.decoder import layer_types
+from lingu_ray.distill.continuation import CALL_ELEMENTS, elements_of_a_key
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.transformers_engine import HEAD_CHUNK
@@ -184,14 +183,15 @@ def teacher(config: Config, models: Models, load: Workload) -> Process | None:
 
 
 def teacher_working(config: Config, models: Models, load: Workload) -> float:
-    """What the teacher's pass takes beside weights and donated KV: keys of a layer, the mask, queries."""
+    """What the teacher's pass takes beside weights and donated KV: keys of a layer, masks, queries; 0 without one."""
+    if models.teacher is None:
+        return 0.0
     queries, number = queries_of_row(config, load), load.number
-    masks = len(set(layer_types(models.text))) * models.text.num_attention_heads // models.kv_heads
-    mask_of_row = queries * load.tokens * masks
-    rows = min(load.of_a_call * load.rows, max(1, MASK_ELEMENTS // max(1, mask_of_row)))  # that are run together
-    keys = 2 * rows * load.tokens * models.kv_heads * models.head_dim * number
+    masks, keys = elements_of_a_key(models.teacher.get_decoder().config)
+    of_row = load.tokens * (queries * masks + keys)
+    rows = min(load.of_a_call * load.rows, max(1, CALL_ELEMENTS // of_row))  # that are run together
     width = rows * queries * number * (5 * models.text.hidden_size + 3 * models.inner)
-    return keys + rows * mask_of_row * number + width
+    return rows * of_row * number + width
 
 
 def engine(config: Config, models: Models, load: Workload) -> Process | None:

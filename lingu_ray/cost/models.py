@@ -11,11 +11,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from lingu_ray.config import Config
-from lingu_ray.distill.decoder import head_dim
+from lingu_ray.distill.decoder import head_dim, key_heads
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.new_student import student_config
 from lingu_ray.distill.student import Student
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models.load import check_pair, load_config, make_vision
 from lingu_ray.runtime.models.weights import empty_model
@@ -75,7 +76,7 @@ class Models:
     @property
     def kv_heads(self) -> int:
         """Key/value heads of a layer."""
-        return getattr(self.text, "num_key_value_heads", None) or self.text.num_attention_heads
+        return key_heads(self.text)
 
     @property
     def head_dim(self) -> int:
@@ -151,7 +152,7 @@ def _student(config: Config) -> tuple[PreTrainedModel, Tower]:
 def _teacher(config: Config) -> PreTrainedModel:
     settings = config.teacher
     found = load_config(settings.path, settings.revision, False, "teacher.path")
-    return empty_model(AutoModelForCausalLM, found)
+    return Teacher(empty_model(AutoModelForCausalLM, found)).model
 
 
 def tower_of(student: PreTrainedConfig) -> Tower:

@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from lingu_ray.distill.capture import KVCapture
-from lingu_ray.distill.decoder import has_layer_types, layer_types, sliding_window
+from lingu_ray.distill.decoder import has_layer_types, head_dim, key_heads, layer_types, sliding_window
 from lingu_ray.distill.donation import Donation, TeacherQuery, rows_and_slots
 from lingu_ray.distill.grouped_attention import copies_of_mask, for_all_heads
 from lingu_ray.distill.transfer import send
 from lingu_ray.passes import cheapest_cut, tokens_of_a_pass
 
-MASK_ELEMENTS = 2**27
-"""Elements of a teacher's mask at a time: 256 MiB in bfloat16, and as many scores where attention is eager."""
+CALL_ELEMENTS = 2**27
+"""Elements of masks, keys and values in a call of the decoder, scores for masks where attention is eager: 256 MiB in
+bfloat16.
+"""
 
 
 @dataclass(frozen=True)
@@ -121,21 +123,23 @@ class _SharedKV(Cache):
 
 
 @torch.no_grad()
-def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: int = MASK_ELEMENTS) -> Tensor:
+def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: int = CALL_ELEMENTS) -> Tensor:
     """Run the frozen decoder over the queries on top of the donated KV.
 
     Returns `hidden_MD`, final hidden states (after the last norm) of the queries that predict a supervised token, in
     the request's order, in the decoder's dtype. No gradient. The decoder's weights and the request are not changed.
 
     All of the request but its KV is on the CPU. Its parts do not see each other, so a call of the decoder takes those
-    that need about as many queries as each other: padding costs less than a call, and the masks of a call have at most
-    `most` elements together, unless one part's alone has more.
+    that need about as many queries as each other: padding costs less than a call, and masks, keys and values of a call
+    have at most `most` elements together, unless one part's alone have more.
     """
     kv_L2CHE = request.kv_L2CHE.to(device=decoder.device, dtype=decoder.dtype)
-    of_a_position = copies_of_mask(decoder.config) * len(set(layer_types(decoder.config)))
-    most_RQ = most // of_a_position // int(request.width)
+    masks, keys = elements_of_a_key(decoder.config)
+    most_RQ = most // masks // int(request.width)
     order_R = request.query_count_R.argsort(descending=True, stable=True)
-    groups = cheapest_cut(request.query_count_R[order_R].tolist(), most_RQ, tokens_of_a_pass(decoder.device))
+    # a part's keys and values take as much as masks of some more queries, as many in every part: no cut gets dearer
+    lengths_R = request.query_count_R[order_R] + -(-keys // masks)
+    groups = cheapest_cut(lengths_R.tolist(), most_RQ, tokens_of_a_pass(decoder.device))
     if len(groups) == 1:
         return _continue(decoder, request, kv_L2CHE)
     part_M = torch.repeat_interleave(request.query_count_R)[request.predicts_Q]
@@ -146,6 +150,15 @@ def continue_from_kv(decoder: PreTrainedModel, request: TeacherRequest, most: in
         place.append(chosen_R[part_M].nonzero().flatten())
     at_M = send({"at_M": torch.cat(place).argsort()}, decoder.device)["at_M"]
     return torch.cat(hidden)[at_M]
+
+
+def elements_of_a_key(config: PreTrainedConfig) -> tuple[int, int]:
+    """What a call of the decoder holds for each key of a part: in masks for each query, and of the key and its value.
+
+    Masks: one for each kind of layer, and copies of it.
+    """
+    masks = copies_of_mask(config) * len(set(layer_types(config)))
+    return masks, 2 * key_heads(config) * head_dim(config)
 
 
 def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tensor) -> Tensor:

@@ -14,6 +14,11 @@ def head_dim(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
+def key_heads(config: PreTrainedConfig) -> int:
+    """Key/value heads of a layer."""
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
 def rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
     """RoPE settings that are set; by kind of layer where the kinds differ."""
     parameters = getattr(config, "rope_parameters", None) or {}

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+from lingu_ray.distill.decoder import key_heads
+
 GROUPED = "grouped_sdpa"
 
 
@@ -30,8 +32,7 @@ def copies_of_mask(config: PreTrainedConfig) -> int:
     Any other attention is taken for eager, which holds the scores of each head.
     """
     heads = config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    return heads // key_heads if config._attn_implementation == GROUPED else heads
+    return heads // key_heads(config) if config._attn_implementation == GROUPED else heads
 
 
 def for_all_heads(config: PreTrainedConfig, mask_S1QK: Tensor) -> Tensor:

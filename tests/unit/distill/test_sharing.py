@@ -6,8 +6,15 @@ import torch.nn.functional as F
 from families import FAMILIES
 from tiny import ADDED, IMAGE_TOKENS, VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 
+from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.distill import continuation
-from lingu_ray.distill.continuation import MASK_ELEMENTS, continue_from_kv, make_request, merge_requests
+from lingu_ray.distill.continuation import (
+    CALL_ELEMENTS,
+    TeacherRequest,
+    continue_from_kv,
+    make_request,
+    merge_requests,
+)
 from lingu_ray.distill.donation import plan_donation, predicting
 from lingu_ray.distill.head import output_head
 from lingu_ray.distill.inputs import ModelInputs
@@ -267,6 +274,23 @@ def test_masks_for_each_kind_of_layer_count_together(monkeypatch):
     assert of_one == of_other and all(sum(masks) <= of_one for masks in elements) and len(elements) > 1
 
 
+def test_keys_of_short_rows_beside_a_long_one_are_within_the_limit(pair):
+    """Keys have room for the longest sample in every part: with short answers they take more than any mask."""
+    lengths = torch.tensor([900] + [12] * 99)
+    sample = torch.repeat_interleave(lengths)[None]
+    supervised = torch.zeros_like(sample, dtype=torch.bool)
+    supervised[0, lengths.cumsum(0) - 1] = True
+    ids, visual, distill = sample + 3, torch.zeros_like(supervised), torch.ones(100, dtype=torch.bool)
+    plan = plan_donation(ids, sample, supervised, visual, distill, VOCABULARY)
+    kv_L2CHE = torch.zeros(LAYERS, 2, len(plan.donated_row_C), KV_HEADS, HEAD_DIM)
+    query = plan.query
+    request = TeacherRequest(**vars(query), kv_L2CHE=kv_L2CHE, query_position_Q=query.query_index_Q)
+    decoder, most = Teacher(pair[0]).decoder, 2**20
+    with LiveBytes() as live:
+        continue_from_kv(decoder, request, most)
+    assert live.peak < 2 * most * kv_L2CHE.itemsize
+
+
 def test_short_answers_are_not_padded_to_long_ones(exact_pair, monkeypatch):
     """Where padding would cost more than a call, parts of about as many queries share one; the order stays theirs."""
     request = request_of(exact_pair, [[(3, 5)], [(2, 38)], [(20, 23)], [(4, 39)], [(9, 11)], [(7, 10)]])
@@ -300,6 +324,6 @@ def test_one_call_for_several_micro_batches(exact_pair, options):
 @pytest.mark.parametrize("groups", [3, 6])
 def test_long_rows_are_run_a_few_at_a_time(groups):
     """32 answers of 2048 tokens in rows of 8192: no mask has more than 2**27 elements, and each row comes once."""
-    parts = cheapest_cut([2048] * 32, MASK_ELEMENTS // groups // 8192)
+    parts = cheapest_cut([2048] * 32, CALL_ELEMENTS // groups // 8192)
     assert [row for part in parts for row in range(32)[part]] == list(range(32))
     assert max(part.stop - part.start for part in parts) * 2048 * 8192 * groups <= 2**27
