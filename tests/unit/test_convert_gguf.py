@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from lingu_ray.convert_gguf import convert, find_gguf
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.models import load_config
+from lingu_ray.runtime.models.load import load_config
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh", "Ġ", "ab", "cd", "abcd"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
