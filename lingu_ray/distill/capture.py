@@ -20,6 +20,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lingu_ray.distill import short_rows
+from lingu_ray.distill.autocast import compute_dtype
 from lingu_ray.errors import UserError
 
 _PREFIX = "donating_"
@@ -69,15 +71,6 @@ class KVCapture:
         return position_BT[row_Q if len(position_BT) > 1 else 0, column_Q]  # one row may hold for all
 
 
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which the active autocast multiplies this tensor; its own without autocast.
-
-    RoPE and the last norm return float32 under autocast, though attention and output head then round them.
-    """
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
-
-
 _active: ContextVar[KVCapture | None] = ContextVar("active_kv_capture", default=None)
 
 
@@ -92,7 +85,7 @@ def capturing(capture: KVCapture | None) -> Iterator[None]:
 
 
 def donate(decoder: PreTrainedModel) -> None:
-    """Make a decoder donate to the active capture. Its numbers do not change.
+    """Make a decoder donate to the active capture. Its numbers change by rounding alone, on short rows (`short_rows`).
 
     Raises UserError for a decoder whose attention is not dispatched by name.
     """
@@ -107,6 +100,8 @@ def donate(decoder: PreTrainedModel) -> None:
 
     def donating_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
         _store(module, key, value)
+        if base == "sdpa" and short_rows.is_short(query, key):
+            return short_rows.in_float32(_attention(base, module), module, query, key, value, *args, **kwargs)
         named = _Named(module, base) if "flash" in base else module
         return _attention(base, module)(named, query, key, value, *args, **kwargs)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lingu_ray.distill.capture import compute_dtype
+from lingu_ray.distill.autocast import compute_dtype
 from lingu_ray.distill.continuation import TeacherRequest, make_request, merge_requests
 from lingu_ray.distill.divergence import DivergenceFn
 from lingu_ray.distill.donation import Context, Donation, EarlierTurns, Scope, plan_donation, predicting

@@ -54,6 +54,14 @@ def test_small_step(tmp_path):
     assert all((row["ratio_to_default"] == 1) == (row["way"] == "default") for row in rows)
 
 
+def test_short_rows(tmp_path):
+    """Both ways take a whole step at each length; the attention that is bfloat16 like all else is the ratio's 1."""
+    sizes = ["tokens=8,16", "tokens_per_micro_batch=32", "layers=1", "hidden=192"]
+    rows = run("short_rows", "repeats=1", *sizes, out=tmp_path)
+    assert [(row["tokens"], row["way"]) for row in rows] == [(8, "bf16"), (8, "ours"), (16, "bf16"), (16, "ours")]
+    assert all((row["ratio_to_bf16"] == 1) == (row["way"] == "bf16") for row in rows)
+
+
 def test_cpu_memory(tmp_path):
     """Two processes take the same steps, with oneDNN's caches as it has them and as training does."""
     rows = run("cpu_memory", "steps=3", "rows=2", "layers=1", "hidden=192", "longest=20", out=tmp_path, warm=False)

@@ -28,6 +28,7 @@ NAMES = (
         "rounding",
         "scaling",
         "scaling_points",
+        "short_rows",
         "small_step",
     ),
     *("result.data", "result.page", "result.rows", "soak", "step", "transport"),

@@ -1,0 +1,109 @@
+"""A training step in bfloat16 on a CPU, with rows of several lengths.
+
+    python -m benchmarks.short_rows out=docs/performance
+
+Plain fine-tuning of SmolLM2-135M's shapes on short texts, whole steps of one micro-batch, in two ways:
+
+    bf16  attention in bfloat16, as everything else
+    ours  as training does it: attention over short rows in float32 (`lingu_ray/distill/short_rows.py`)
+
+The two are timed in turn, so that a machine whose speed drifts does not tell against one. A CPU without bfloat16 trains
+in float32, where there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from pydantic import Field, PositiveInt
+
+from benchmarks.report import BenchmarkConfig, Row, Timing, measure, publish, ratios
+from benchmarks.step import random_student, random_text, run_config
+from lingu_ray.config import Several, TrainConfig
+from lingu_ray.config.command_line import settings_alone
+from lingu_ray.config.help_pages import Help
+from lingu_ray.corpus.batch import make_micro_batches
+from lingu_ray.distill import short_rows
+from lingu_ray.distill.student import Student
+from lingu_ray.errors import run_command
+from lingu_ray.runtime.training.distributed import zero_gradients
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.training.step import MicroBatches
+
+
+class ShortRowsConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(5, description="rounds of timing")
+    tokens: Several[PositiveInt] = Field((32, 64, 128, 160), description="tokens of a row; half of them are the answer")
+    tokens_per_micro_batch: PositiveInt = Field(2048, description="tokens of a step, which is one micro-batch")
+    layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
+    hidden: PositiveInt = Field(576, multiple_of=192, description="decoder width")
+
+
+HELP = Help("python -m benchmarks.short_rows [key=value ...]", __doc__, ShortRowsConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    options = settings_alone(arguments, HELP, ShortRowsConfig)
+    settings = options.recorded
+    rows = [row for tokens in settings["tokens"] for row in _rows(tokens, settings)]
+    publish("short_rows", rows, options.out, settings)
+
+
+def _rows(tokens: int, settings: Row) -> list[Row]:
+    """Both ways at one length."""
+    step = _step(tokens, settings)
+    ways = {"bf16": _with_longest(0, step), "ours": _with_longest(short_rows.LONGEST, step)}
+    timings = measure(ways, settings["repeats"])
+    return [_row(way, tokens, timing, timings["bf16"]) for way, timing in timings.items()]
+
+
+def _row(way: str, tokens: int, timing: Timing, bf16: Timing) -> Row:
+    over_bf16 = ratios(timing, bf16)
+    low, high = over_bf16.spread
+    return {
+        "tokens": tokens,
+        "way": way,
+        "median_s": timing.median,
+        "ratio_to_bf16": over_bf16.median,
+        "quartiles": f"{low:.3g}–{high:.3g}",
+    }
+
+
+def _with_longest(longest: int, step: Callable[[], None]) -> Callable[[], None]:
+    """The step with this limit of short rows."""
+
+    def limited() -> None:
+        usual, short_rows.LONGEST = short_rows.LONGEST, longest
+        try:
+            step()
+        finally:
+            short_rows.LONGEST = usual
+
+    return limited
+
+
+def _step(tokens: int, settings: Row) -> Callable[[], None]:
+    """A whole step on rows of that length."""
+    torch.manual_seed(0)
+    trained = Student(random_student(settings | {"image_tokens": 16}))
+    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "bf16"), trained, None, torch.device("cpu"))
+    optimizer = make_optimizer(trained, TrainConfig())
+    parameters = trained_parameters(optimizer)
+    samples = [random_text(position, tokens) for position in range(settings["tokens_per_micro_batch"] // tokens)]
+    batches = make_micro_batches(samples, settings["tokens_per_micro_batch"], pad_id=0, packing=False)
+
+    def step() -> None:
+        zero_gradients(parameters)
+        plans = [micro_batches.plan(batch) for batch in batches]
+        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+        optimizer.step()
+
+    return step
+
+
+if __name__ == "__main__":
+    run_command(main)
