@@ -104,7 +104,7 @@ def state(job: Job) -> State:
 
 
 def borrow_items(one: Comparison) -> None:
-    """Copy what other comparisons have measured of the same models, so that it is not measured again."""
+    """Copy what other comparisons have measured of the same models, and measured last, so that it is not done again."""
     own = compared(one)
     for other in comparisons(one.size):
         for name, path in compared(other).items() if other != one else ():
@@ -112,9 +112,9 @@ def borrow_items(one: Comparison) -> None:
                 continue
             for items in (measured_folder(other) / "items").glob(f"*.{name}.parquet"):
                 place = measured_folder(one) / "items" / items.name
-                if not place.exists():
+                if not place.exists() or place.stat().st_mtime < items.stat().st_mtime:
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(items, place)
+                    shutil.copy2(items, place)
 
 
 def drop_checkpoints(job: Job) -> None:

@@ -194,6 +194,16 @@ def test_teacher_and_start_are_measured_once(tmp_path: Path, monkeypatch: pytest
         on_disk.borrow_items(other)
         taken[other.damage] = sorted(file.name for file in (on_disk.measured_folder(other) / "items").iterdir())
     assert taken == {"medium": ["piqa.adapted.parquet", "piqa.teacher.parquet"], "light": ["piqa.teacher.parquet"]}
+    light = Comparison("light", "narrow", 0)
+    items = [
+        on_disk.measured_folder(one) / "items" / "piqa.teacher.parquet"
+        for one in (light, Comparison("medium", "narrow", 0))
+    ]
+    for file, seconds in zip(items, (1, 2), strict=True):
+        file.write_text(f"measured at {seconds}")
+        os.utime(file, (time.time() + seconds, time.time() + seconds))
+    on_disk.borrow_items(light)
+    assert items[0].read_text() == "measured at 2"
 
 
 def test_a_model_that_was_made_again_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
