@@ -37,6 +37,7 @@ class ShortRowsConfig(BenchmarkConfig):
 
     repeats: PositiveInt = Field(5, description="rounds of timing")
     tokens: Several[PositiveInt] = Field((32, 64, 128, 160), description="tokens of a row; half of them are the answer")
+    longest: PositiveInt = Field(short_rows.LONGEST, description="tokens of a row that `ours` counts as short")
     tokens_per_micro_batch: PositiveInt = Field(2048, description="tokens of a step, which is one micro-batch")
     layers: PositiveInt = Field(30, description="decoder layers; SmolLM2-135M has 30")
     hidden: PositiveInt = Field(576, multiple_of=192, description="decoder width")
@@ -56,7 +57,7 @@ def main(arguments: list[str]) -> None:
 def _rows(tokens: int, settings: Row) -> list[Row]:
     """Both ways at one length."""
     step = _step(tokens, settings)
-    ways = {"bf16": _with_longest(0, step), "ours": _with_longest(short_rows.LONGEST, step)}
+    ways = {"bf16": _with_longest(0, step), "ours": _with_longest(settings["longest"], step)}
     timings = measure(ways, settings["repeats"])
     return [_row(way, tokens, timing, timings["bf16"]) for way, timing in timings.items()]
 
