@@ -1,7 +1,7 @@
 """Attention over short rows on a CPU, which in 16 bits costs more than in float32.
 
 PyTorch's kernel makes its backward pass of many small products, each a call of oneDNN whose fixed cost exceeds the work
-where rows are short. In float32 a whole step takes five sixths of the time (docs/performance.md).
+where rows are short. In float32 a whole step takes some 85 % of the time (docs/performance.md).
 """
 
 from __future__ import annotations
