@@ -30,20 +30,15 @@ import torch.multiprocessing
 from pydantic import Field, PositiveInt
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish
-from benchmarks.step import random_student, random_text, run_config
+from benchmarks.text_training import TextTraining, text_batches
 from lingu_ray.config import Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
-from lingu_ray.corpus.batch import make_micro_batches
-from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
 from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
 from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
 from lingu_ray.runtime.training.distributed import clip_gradients, is_main_process, sum_gradients, zero_gradients
-from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.training.prepare import prepare
-from lingu_ray.runtime.training.step import MicroBatches
 
 Layout = Literal["whole", "sharded"]
 LAYOUTS: tuple[Layout, ...] = ("whole", "sharded")
@@ -134,13 +129,12 @@ def _rows(settings: Row, folder: Path, device: torch.device) -> list[Row]:
 def _row(layout: Layout, size: int, timings: dict[str, Timing], steps: int, memory: float) -> Row:
     none = timings["none"]
     lost = Timing(tuple(a - b for a, b in zip(timings[layout].seconds, none.seconds, strict=True)))
-    low, high = lost.spread
     return {
         "checkpoint_MB": round(size / 1e6),
         "layout": layout,
         "step_s": none.median / steps,
         "lost_s": lost.median,
-        "quartiles": f"{low:.3g}–{high:.3g}",
+        "quartiles": lost.quartiles,
         "memory_MiB": memory,
     }
 
@@ -149,26 +143,20 @@ def _training(
     settings: Row, folder: Path, device: torch.device
 ) -> tuple[Callable[[], None], Callable[[Layout], CheckpointWriter]]:
     """A step of a student, and what makes a writer of its checkpoints."""
-    torch.manual_seed(0)
     train = TrainConfig(parallelism="fsdp2" if settings["workers"] > 1 else "ddp")
-    student = Student(random_student(settings | {"image_tokens": 16}))
-    prepare(student, train, device, seed=0)
-    optimizer = make_optimizer(student, train)
-    parameters = trained_parameters(optimizer)
-    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "fp32"), student, None, device)
-    samples = [random_text(position, settings["tokens"]) for position in range(settings["rows"])]
-    batches = make_micro_batches(samples, settings["rows"] * settings["tokens"], pad_id=0, packing=False)
+    training = TextTraining(settings, "fp32", train, device)
+    batches = text_batches([settings["tokens"]] * settings["rows"], settings["rows"] * settings["tokens"])
+    model, optimizer = training.student.model, training.optimizer
 
     def step() -> None:
-        zero_gradients(parameters)
-        plans = [micro_batches.plan(batch) for batch in batches]
-        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
-        sum_gradients(parameters)
-        clip_gradients(parameters, 1.0)
+        zero_gradients(training.parameters)
+        training.backward(batches)
+        sum_gradients(training.parameters)
+        clip_gradients(training.parameters, 1.0)
         optimizer.step()
 
     def writer_of(layout: Layout) -> CheckpointWriter:
-        return CheckpointWriter(folder / "checkpoints", student.model, optimizer, layout, 1, lambda path: None)
+        return CheckpointWriter(folder / "checkpoints", model, optimizer, layout, 1, lambda path: None)
 
     step()
     return step, writer_of

@@ -28,17 +28,12 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from benchmarks.report import COLOURS, BenchmarkConfig, Row, Timing, processor_seconds, publish, ratios
-from benchmarks.step import random_student, random_text, run_config
-from lingu_ray.config import TrainConfig
+from benchmarks.text_training import TextTraining, text_batches
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
-from lingu_ray.corpus.batch import make_micro_batches
-from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster.connect import KERNEL_CACHES
 from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
-from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.training.step import MicroBatches
 
 WAYS = {"default": "1024", "ours": None}
 """Kernels that each cache may have; None: as many as training asks for."""
@@ -98,14 +93,13 @@ def plot(resident: dict[str, list[float]], path: Path) -> None:
 
 def _row(way: str, gib: list[float], timing: Timing, default: Timing) -> Row:
     over_default = ratios(timing, default)
-    low, high = over_default.spread
     return {
         "way": way,
         "resident_GiB_early": gib[WARM_UP - 1],
         "resident_GiB": gib[-1],
         "median_s": timing.median,
         "ratio_to_default": over_default.median,
-        "quartiles": f"{low:.3g}–{high:.3g}",
+        "quartiles": over_default.quartiles,
     }
 
 
@@ -122,22 +116,15 @@ def _train(way: str, settings: Row) -> list[Step]:
     if (kernels := WAYS[way]) is not None:
         os.environ.update(dict.fromkeys(KERNEL_CACHES, kernels))
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    student = Student(random_student(settings | {"image_tokens": 16}))
-    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "bf16"), student, None, torch.device("cpu"))
-    optimizer = make_optimizer(student, TrainConfig())
-    parameters = trained_parameters(optimizer)
+    training = TextTraining(settings, "bf16")
     lengths = random.Random(0)
 
     def step(number: int) -> None:
         of_row = (lengths.randint(settings["shortest"], settings["longest"]) for _ in range(settings["rows"]))
-        samples = [random_text(number * settings["rows"] + row, tokens) for row, tokens in enumerate(of_row)]
-        batches = make_micro_batches(samples, 2048, pad_id=0, packing=False)
-        zero_gradients(parameters)
-        plans = [micro_batches.plan(batch) for batch in batches]
-        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
-        clip_gradients(parameters, 1.0)
-        optimizer.step()
+        zero_gradients(training.parameters)
+        training.backward(text_batches(of_row, most=2048, first=number * settings["rows"]))
+        clip_gradients(training.parameters, 1.0)
+        training.optimizer.step()
 
     taken = []
     for number in tqdm(range(settings["steps"]), unit="step", desc=way, position=list(WAYS).index(way)):

@@ -52,6 +52,12 @@ class Timing:
         first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
         return first, third
 
+    @property
+    def quartiles(self) -> str:
+        """`spread` as a table has it."""
+        low, high = self.spread
+        return f"{low:.3g}–{high:.3g}"
+
 
 def seconds_of(function: Callable[[], object]) -> float:
     """Wall-clock seconds of one call, the GPU's work included."""

@@ -15,21 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from pydantic import Field, PositiveInt
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, publish, ratios
-from benchmarks.step import random_student, random_text, run_config
-from lingu_ray.config import Several, TrainConfig
+from benchmarks.text_training import TextTraining, text_batches
+from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
-from lingu_ray.corpus.batch import make_micro_batches
 from lingu_ray.distill import short_rows
-from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.training.distributed import zero_gradients
-from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.training.step import MicroBatches
 
 
 class ShortRowsConfig(BenchmarkConfig):
@@ -64,13 +59,12 @@ def _rows(tokens: int, settings: Row) -> list[Row]:
 
 def _row(way: str, tokens: int, timing: Timing, bf16: Timing) -> Row:
     over_bf16 = ratios(timing, bf16)
-    low, high = over_bf16.spread
     return {
         "tokens": tokens,
         "way": way,
         "median_s": timing.median,
         "ratio_to_bf16": over_bf16.median,
-        "quartiles": f"{low:.3g}–{high:.3g}",
+        "quartiles": over_bf16.quartiles,
     }
 
 
@@ -89,19 +83,13 @@ def _with_longest(longest: int, step: Callable[[], None]) -> Callable[[], None]:
 
 def _step(tokens: int, settings: Row) -> Callable[[], None]:
     """A whole step on rows of that length."""
-    torch.manual_seed(0)
-    trained = Student(random_student(settings | {"image_tokens": 16}))
-    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "bf16"), trained, None, torch.device("cpu"))
-    optimizer = make_optimizer(trained, TrainConfig())
-    parameters = trained_parameters(optimizer)
-    samples = [random_text(position, tokens) for position in range(settings["tokens_per_micro_batch"] // tokens)]
-    batches = make_micro_batches(samples, settings["tokens_per_micro_batch"], pad_id=0, packing=False)
+    training, most = TextTraining(settings, "bf16"), settings["tokens_per_micro_batch"]
+    batches = text_batches([tokens] * (most // tokens), most)
 
     def step() -> None:
-        zero_gradients(parameters)
-        plans = [micro_batches.plan(batch) for batch in batches]
-        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
-        optimizer.step()
+        zero_gradients(training.parameters)
+        training.backward(batches)
+        training.optimizer.step()
 
     return step
 

@@ -20,16 +20,12 @@ import torch
 from pydantic import Field, PositiveInt
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratios
-from benchmarks.step import random_student, random_text, run_config
-from lingu_ray.config import Several, TrainConfig
+from benchmarks.text_training import TextTraining, text_batches
+from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
-from lingu_ray.corpus.batch import make_micro_batches
-from lingu_ray.distill.student import Student
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.training.distributed import clip_gradients, sum_gradients, zero_gradients
-from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
-from lingu_ray.runtime.training.step import MicroBatches
 
 
 class SmallStepConfig(BenchmarkConfig):
@@ -73,38 +69,30 @@ def _rows(count: int, settings: Row) -> list[Row]:
 
 def _row(way: str, count: int, timing: Timing, default: Timing) -> Row:
     over_default = ratios(timing, default)
-    low, high = over_default.spread
     return {
         "rows": count,
         "way": way,
         "median_s": timing.median,
         "ratio_to_default": over_default.median,
-        "quartiles": f"{low:.3g}–{high:.3g}",
+        "quartiles": over_default.quartiles,
         "rounds": len(timing.seconds),
     }
 
 
 def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:
     """A whole step of a student of its own."""
-    torch.manual_seed(0)
-    trained = Student(random_student(settings | {"image_tokens": 16}))
-    micro_batches = MicroBatches(run_config("unused", "in_process", 0, "fp32"), trained, None, torch.device("cpu"))
-    optimizer = make_optimizer(trained, TrainConfig())
-    if not ours:
-        optimizer = torch.optim.AdamW(trained_parameters(optimizer), lr=1e-6)
-    parameters = trained_parameters(optimizer)
-    samples = [random_text(position, settings["tokens"]) for position in range(count)]
-    batches = make_micro_batches(samples, settings["tokens_per_micro_batch"], pad_id=0, packing=False)
+    training = TextTraining(settings, "fp32")
+    optimizer = training.optimizer if ours else torch.optim.AdamW(training.parameters, lr=1e-6)
+    batches = text_batches([settings["tokens"]] * count, settings["tokens_per_micro_batch"])
 
     def step() -> None:
         if ours:
-            zero_gradients(parameters)
+            zero_gradients(training.parameters)
         else:
             optimizer.zero_grad()
-        plans = [micro_batches.plan(batch) for batch in batches]
-        micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
-        sum_gradients(parameters)
-        clip_gradients(parameters, 1.0)
+        training.backward(batches)
+        sum_gradients(training.parameters)
+        clip_gradients(training.parameters, 1.0)
         optimizer.step()
 
     return step

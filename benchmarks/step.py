@@ -33,15 +33,13 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from benchmarks.pairs import VOCABULARY, Pair, PairName, llama_pair, named_pair
+from benchmarks.pairs import Pair, PairName, llama_pair, named_pair
 from benchmarks.report import BenchmarkConfig, Measured, Row, Timing, measure_between, plot_bars, publish, ratios
 from lingu_ray.config import Config, Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch
-from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
@@ -129,11 +127,10 @@ def _row(way: str, steps: list[Measured], settings: Row) -> Row:
     rows = settings["rows"] * settings["micro_batches"]
     tokens = rows * (settings["image_tokens"] + settings["text_tokens"] + settings["answer_tokens"])
     over_sft = ratios(timing, sft)
-    low, high = over_sft.spread
     return {
         "way": way,
         "ratio_to_sft": over_sft.median,
-        "quartiles": f"{low:.3g}–{high:.3g}",
+        "quartiles": over_sft.quartiles,
         "median_s": timing.median,
         "tokens_per_s": tokens / timing.median,
     }
@@ -268,18 +265,6 @@ def _all_logits_step(micro_batches: MicroBatches, batches: list[MicroBatch], opt
         ((F.cross_entropy(log_s_NV, labels_N) + kd) / len(batches)).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-
-
-def random_text(position: int, tokens: int) -> Sample:
-    """A text of random ids; the second half is its answer."""
-    ids_T = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(position))
-    supervised_T = torch.arange(tokens) >= tokens // 2
-    return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
-
-
-def random_student(settings: Row) -> PreTrainedModel:
-    """A student of the settings' decoder shapes with random weights and a small tower."""
-    return llama_pair(settings["layers"], settings["hidden"], settings["image_tokens"]).make_student()
 
 
 def pair_of(settings: Row) -> Pair:

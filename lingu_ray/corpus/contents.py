@@ -24,7 +24,7 @@ from lingu_ray.corpus.record import (
 )
 from lingu_ray.corpus.record_keys import check_turn
 from lingu_ray.corpus.row import PLACEHOLDER
-from lingu_ray.corpus.suffixes import OTHER_PICTURES, PICTURES
+from lingu_ray.corpus.suffixes import ALL_PICTURES
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|file_?name", re.IGNORECASE)
@@ -77,7 +77,7 @@ def _names_picture(value: Any) -> bool:
     if isinstance(value, dict):
         return any(not is_empty(value.get(key)) for key in ("bytes", "path", "url"))
     if isinstance(value, str):
-        return Path(value.partition("?")[0].strip()).suffix.lower() in PICTURES | OTHER_PICTURES
+        return Path(value.partition("?")[0].strip()).suffix.lower() in ALL_PICTURES
     return isinstance(value, bytes) and not is_empty(value)
 
 

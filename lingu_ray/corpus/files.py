@@ -21,7 +21,7 @@ from lingu_ray import storage
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import full_suffix
-from lingu_ray.corpus.suffixes import MEDIA, OTHER_PICTURES, PICTURES
+from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
 
@@ -236,9 +236,9 @@ def _is_no_data(path: Path, images: bool) -> bool:
     if any(part.startswith(".") for part in path.parts) or name in BOOKKEEPING:
         return True
     if images:
-        return suffix not in PICTURES | OTHER_PICTURES
+        return suffix not in ALL_PICTURES
     about = name.partition(".")[0] in ABOUT and suffix in DOCUMENTS | {"", ".txt", ".bib"}
-    return about or suffix in DOCUMENTS | SETTINGS | MEDIA | PICTURES | OTHER_PICTURES
+    return about or suffix in DOCUMENTS | SETTINGS | MEDIA | ALL_PICTURES
 
 
 def _unknown(source: SourceConfig, files: list[Path], top: str) -> str:

@@ -32,7 +32,7 @@ from lingu_ray.corpus.record import (
 )
 from lingu_ray.corpus.record_keys import check_record
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
-from lingu_ray.corpus.suffixes import IMAGE_SUFFIXES, MEDIA, OTHER_PICTURES, PICTURES, last_suffix
+from lingu_ray.corpus.suffixes import ALL_PICTURES, IMAGE_SUFFIXES, MEDIA, last_suffix
 from lingu_ray.corpus.turns import conversation, place_images, question_and_answer, read_history, read_turns
 
 WHAT_IS_IT = "What is in the picture?"
@@ -183,7 +183,7 @@ def _images_of_sample(members: Record, named: int, is_caption: bool) -> list[Any
     if not plain and (named or unknown or is_caption):
         listed = ", ".join(sorted(members)) or "nothing"
         raise BadRecord("missing_image", f"no image of a known kind in the sample; it has: {listed}")
-    if further := [name for name in unknown if last_suffix(name) in PICTURES | OTHER_PICTURES]:
+    if further := [name for name in unknown if last_suffix(name) in ALL_PICTURES]:
         raise BadRecord(
             "image_count",
             f"{', '.join(further)} beside {', '.join(plain)}: which of them the text is about is not known; take the "

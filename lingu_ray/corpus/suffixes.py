@@ -4,7 +4,7 @@ from __future__ import annotations
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 PICTURES = IMAGE_SUFFIXES | {".avif", ".ico", ".jfif", ".jp2", ".pgm", ".ppm", ".psd", ".tga"}
-OTHER_PICTURES = {".heic", ".heif", ".jxl", ".svg"}  # which Pillow cannot decode
+ALL_PICTURES = PICTURES | {".heic", ".heif", ".jxl", ".svg"}  # the latter Pillow cannot decode
 MEDIA = {".avi", ".flac", ".m4a", ".mkv", ".mov", ".mp3", ".mp4", ".ogg", ".wav", ".webm"}
 
 

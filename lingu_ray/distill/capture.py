@@ -100,10 +100,11 @@ def donate(decoder: PreTrainedModel) -> None:
 
     def donating_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
         _store(module, key, value)
+        attention = _attention(base, module)
         if base == "sdpa" and short_rows.is_short(query, key):
-            return short_rows.in_float32(_attention(base, module), module, query, key, value, *args, **kwargs)
+            return short_rows.in_float32(attention, module, query, key, value, *args, **kwargs)
         named = _Named(module, base) if "flash" in base else module
-        return _attention(base, module)(named, query, key, value, *args, **kwargs)
+        return attention(named, query, key, value, *args, **kwargs)
 
     # Transformers would load a package, or a kernel of the hub, by a name that has "flash" in it
     name = _PREFIX + base.replace("flash_attention_", "fa")

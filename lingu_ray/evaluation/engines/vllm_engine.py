@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from lingu_ray.distill.decoder import head_dim
+from lingu_ray.distill.decoder import head_dim, key_heads
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import ModelFiles, load_model_files
@@ -101,8 +101,7 @@ def _context(config: PreTrainedConfig) -> int:
 def _kv_bytes(config: PreTrainedConfig) -> int:
     """Bytes of one token's keys and values in float32, the widest of an engine."""
     text = config.get_text_config(decoder=True)
-    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return 2 * text.num_hidden_layers * kv_heads * head_dim(text) * 4
+    return 2 * text.num_hidden_layers * key_heads(text) * head_dim(text) * 4
 
 
 def _memory_for_kv() -> int:

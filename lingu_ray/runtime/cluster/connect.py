@@ -125,7 +125,8 @@ def worker_environment(**more: str) -> dict[str, str]:
     """
     names = (name for name in os.environ if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES))
     passed_on = {name: os.environ[name] for name in names if not _SECRET.search(name)} | more
-    return {name: value for name, value in passed_on.items() if name not in job_variables()}
+    of_the_job = job_variables()
+    return {name: value for name, value in passed_on.items() if name not in of_the_job}
 
 
 def encoding_threads(settings: RayConfig, on_gpu: bool, sharers: int = 1) -> int:

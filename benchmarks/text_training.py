@@ -1,0 +1,52 @@
+"""A training on random texts, for benchmarks of a step that need no teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from benchmarks.pairs import VOCABULARY, llama_pair
+from benchmarks.report import Row
+from benchmarks.step import run_config
+from lingu_ray.config import TrainConfig
+from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
+from lingu_ray.corpus.encode import Sample
+from lingu_ray.distill.student import Student
+from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
+from lingu_ray.runtime.training.prepare import prepare
+from lingu_ray.runtime.training.step import MicroBatches
+
+CPU = torch.device("cpu")
+
+
+class TextTraining:
+    """Plain fine-tuning of a student with random weights, whose decoder has `layers` and `hidden` of the settings."""
+
+    def __init__(self, settings: Row, precision: str, train: TrainConfig | None = None, device: torch.device = CPU):
+        torch.manual_seed(0)
+        train = train or TrainConfig()
+        self.student = Student(llama_pair(settings["layers"], settings["hidden"], image_tokens=16).make_student())
+        prepare(self.student, train, device, seed=0)
+        self.optimizer = make_optimizer(self.student, train)
+        self.parameters = trained_parameters(self.optimizer)
+        config = run_config("unused", "in_process", 0, precision)
+        self._micro_batches = MicroBatches(config, self.student, None, device)
+
+    def backward(self, batches: list[MicroBatch]) -> None:
+        """Add a step's gradients to those that are there."""
+        plans = [self._micro_batches.plan(batch) for batch in batches]
+        self._micro_batches.run(batches, plans, self._micro_batches.weights(0.0, batches, plans))
+
+
+def text_batches(lengths: Iterable[int], most: int, first: int = 0) -> list[MicroBatch]:
+    """Texts of these lengths, padded, in micro-batches of at most `most` tokens; `first`: the first one's position."""
+    samples = [_text(first + number, tokens) for number, tokens in enumerate(lengths)]
+    return make_micro_batches(samples, most, pad_id=0, packing=False)
+
+
+def _text(position: int, tokens: int) -> Sample:
+    """A text of random ids; the second half is its answer."""
+    ids_T = torch.randint(VOCABULARY, (tokens,), generator=torch.Generator().manual_seed(position))
+    supervised_T = torch.arange(tokens) >= tokens // 2
+    return Sample("images", position, ids_T, supervised_T, torch.zeros_like(supervised_T), {})
