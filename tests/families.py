@@ -55,6 +55,8 @@ from transformers import (
     VoxtralForConditionalGeneration,
 )
 
+from lingu_ray.runtime.models.masks import images_keep_their_places
+
 # What the student's vocabulary has more than the teacher's; each family writes the first as its placeholder.
 ADDED = ("placeholder", "start", "end", "line break", "video")
 PLACEHOLDER, START, END, BREAK, VIDEO = range(VOCABULARY, VOCABULARY + len(ADDED))
@@ -462,3 +464,5 @@ FAMILIES: dict[str, Family] = {
         ),
     )
 }
+# PaliGemma's prompts see all of their row, and with some Transformers images of Gemma 3 see the wrong places.
+PACKABLE = sorted(FAMILIES.keys() - {"paligemma2"} - (set() if images_keep_their_places() else {"gemma3"}))

@@ -34,12 +34,24 @@ PALIGEMMA_TEMPLATE = (
 )
 NOW = datetime(2024, 7, 26)
 """What templates print that ask for the time: tokens must not depend on the day. Llama 3's have it as a default."""
+# In place of the function of that name, for Transformers hands no other one to a template. Its line ends where the
+# template's first line begins, so that white space there counts as before.
+_ON_ONE_DAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f".replace('%{one}', '{NOW.strftime(f'%{one}')}')" for one in ("-d", "-m", *"aAbBcdDefFhHIjmMpSTuwxXyY"))
+    + " }}{% endmacro %}\n"
+)
 _PROBE = "2718281828"  # a text that no template writes or changes
 _PROBES: dict[str, Messages] = {
     "user": [{"role": "user", "content": _PROBE}],
     "assistant": [{"role": "user", "content": "1"}, {"role": "assistant", "content": _PROBE}],
     "system": [{"role": "system", "content": _PROBE}, {"role": "user", "content": "1"}],
 }
+
+
+def on_one_day(template: str) -> str:
+    """The template, printing `NOW` where it asks for the time."""
+    return _ON_ONE_DAY + template if "strftime_now" in template else template
 
 
 class CannotEncode(ValueError):
@@ -49,8 +61,7 @@ class CannotEncode(ValueError):
 class ChatTemplate:
     """Renders conversations as a student reads them.
 
-    `source`: the Jinja template; the student's own, or a fallback that Transformers can use as well. `arguments`: what
-    `apply_chat_template` takes besides, to print `NOW` where the template asks for the time.
+    `source`: the Jinja template; the student's own, or a fallback that Transformers can use as well.
     """
 
     def __init__(self, processor: Any) -> None:
@@ -60,7 +71,7 @@ class ChatTemplate:
         fallback = (PALIGEMMA_TEMPLATE if paligemma else FALLBACK_TEMPLATE).replace("<image>", self.image_token)
         template = getattr(processor, "chat_template", None) or self.tokenizer.chat_template or fallback
         self.source: str = template["default"] if isinstance(template, dict) else template
-        self.arguments: dict[str, Any] = {"strftime_now": NOW.strftime} if "strftime_now" in self.source else {}
+        self._dated = on_one_day(self.source)
         self._expanded = paligemma and self.source == fallback
 
     def render(self, messages: Messages, add_generation_prompt: bool = False, expanded: bool = True) -> str:
@@ -90,10 +101,9 @@ class ChatTemplate:
         ]
         return self.tokenizer.apply_chat_template(
             conversation,
-            chat_template=self.source,
+            chat_template=self._dated,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
-            **self.arguments,
             **({"expanded": expanded} if self._expanded else {}),
         )
 

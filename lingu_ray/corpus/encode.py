@@ -99,11 +99,6 @@ class Encoder:
         """The chat template that rows are rendered with; Transformers' `apply_chat_template` takes it as it is."""
         return self._renderer.template.source
 
-    @property
-    def template_arguments(self) -> dict[str, Any]:
-        """What `apply_chat_template` has to be given besides, to write what rows are rendered as."""
-        return self._renderer.template.arguments
-
     def check_template(self) -> None:
         """Check that conversations of the usual kinds can be encoded as the student's processor would ask them.
 

@@ -21,7 +21,7 @@ from lingu_ray.errors import UserError
 NOT_SUPERVISED = -100
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 _TOKENS = ("input_ids", "labels", "attention_mask", *_TOKEN_TYPES)
-_COMPUTED_HERE = ("position_ids", "cache_position", "inputs_embeds", "past_key_values")
+_COMPUTED_HERE = ("position_ids", "cache_position", "inputs_embeds", "past_key_values", "cache")
 
 
 def visual_token_ids(student: PreTrainedModel) -> list[int]:

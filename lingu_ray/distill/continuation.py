@@ -5,6 +5,8 @@ Its cost is proportional to the queries (the answer), not to the prompt.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,6 +97,7 @@ class _SharedKV(Cache):
 
         `donated_P`, `own_Q`: slots among the R · K keys. `slot_Q`: the real queries among R · Q padded ones.
         """
+        super().__init__(layers=[])  # Transformers asks layers for their kind
         self.kv_L2CHE, self.donated_P, self.own_Q, self.slot_Q, self.shape = kv_L2CHE, donated_P, own_Q, slot_Q, shape
         self.kv_P = kv_P
         self.buffers: list[Tensor] = []
@@ -193,10 +196,16 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
         input_ids=sent["input_ids"],
         position_ids=sent["position_ids"],
         attention_mask=_masks(decoder, sent["index_RQ"], keys),
-        past_key_values=_SharedKV(kv_L2CHE, **slots, shape=(rows, keys)),
         use_cache=True,
+        **{_cache_argument(type(decoder)): _SharedKV(kv_L2CHE, **slots, shape=(rows, keys))},
     )
     return output.last_hidden_state.flatten(0, 1)[sent["predicts_M"]]
+
+
+@functools.cache
+def _cache_argument(decoder: type[PreTrainedModel]) -> str:
+    """What `forward` calls the cache: Transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def _some_parts(request: TeacherRequest, chosen_R: Tensor) -> TeacherRequest:

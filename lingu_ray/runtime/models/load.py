@@ -5,10 +5,9 @@ One in a bucket is read from the node's copy.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -24,7 +23,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.distill.decoder import sliding_window
@@ -35,6 +33,7 @@ from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
+from lingu_ray.runtime.models.masks import check_masks
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,
     check_files,
@@ -108,13 +107,7 @@ def check_pair(config: Config) -> None:
             f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
             "model; to make one from the teacher use student.from_teacher"
         )
-    if config.train.attention != "sdpa" and sees_ahead(student):
-        raise UserError(
-            f"train.attention={config.train.attention}: a {student.model_type} sees ahead within images or its prompt, "
-            "which flash attention does not: leave train.attention out"
-        )
-    if config.train.packing and student.model_type == "paligemma":
-        raise UserError("train.packing: PaliGemma's prompts see all of their row, so packed samples would see others")
+    check_masks(config.train, student)
     text = student.get_text_config(decoder=True)
     window = sliding_window(text)
     if student.model_type == "paligemma" and window and config.corpus.max_length > window:
@@ -123,12 +116,6 @@ def check_pair(config: Config) -> None:
         )
     check_kind(text, f"student.path={settings.path}")
     compare_decoders(text, teacher)
-
-
-def sees_ahead(config: PreTrainedConfig) -> bool:
-    """Whether tokens of the VLM's decoder see later ones where its token types say so (Gemma 3, PaliGemma)."""
-    model: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
-    return model is not None and "token_type_ids" in inspect.signature(model.forward).parameters
 
 
 def check_weights(config: Config) -> None:

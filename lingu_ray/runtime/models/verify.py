@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
+from lingu_ray.corpus.chat_template import on_one_day
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.distill.generate import generating
@@ -85,7 +86,7 @@ def question(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
     faults = []
     for ask in (_in_parts, _in_text):  # templates take a message's content in one form or the other
         try:
-            inputs = ask(processor, trained_with)
+            inputs = ask(processor)
         except Exception as error:  # of any type: templates and processors raise many
             faults.append(f"{type(error).__name__}: {error}")
             continue
@@ -102,7 +103,13 @@ def question(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
     )
 
 
-def _in_parts(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
+def _as_trained(processor: Any) -> dict[str, str]:
+    """What `apply_chat_template` takes besides, so that the processor's own template writes what training rendered."""
+    template = processor.chat_template
+    return {"chat_template": on_one_day(template)} if isinstance(template, str) else {}
+
+
+def _in_parts(processor: Any) -> dict[str, Tensor]:
     parts = [{"type": "image", "image": _PICTURE}, {"type": "text", "text": QUESTION}]
     return dict(
         processor.apply_chat_template(
@@ -111,15 +118,15 @@ def _in_parts(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
-            **trained_with.template_arguments,
+            **_as_trained(processor),
         )
     )
 
 
-def _in_text(processor: Any, trained_with: Encoder) -> dict[str, Tensor]:
-    content = trained_with.image_token + QUESTION
+def _in_text(processor: Any) -> dict[str, Tensor]:
+    content = processor.image_token + QUESTION
     text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, **trained_with.template_arguments
+        [{"role": "user", "content": content}], add_generation_prompt=True, **_as_trained(processor)
     )
     bos = processor.tokenizer.bos_token
     special = not (bos and text.startswith(bos))  # as `apply_chat_template` decides for parts

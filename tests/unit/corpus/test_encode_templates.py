@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import picture, tiny_processor
 from tokenizers import AddedToken
 
-from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE, CannotEncode
+from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE, CannotEncode, ChatTemplate
 from lingu_ray.corpus.encode import Encoder, PromptTooLong, Sample
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
@@ -305,6 +305,7 @@ def test_a_model_that_cannot_be_trained_can_be_asked():
 
 TODAY = {
     "%Y-%m-%d": "{{ strftime_now('%Y-%m-%d') }}",  # Mistral Small 3, gpt-oss
+    "%-d %B, %A": "{% set form = '%-d %B, %A' %}{% macro day() %}{{ strftime_now(form) }}{% endmacro %}{{ day() }}",
     "%d %b %Y": "{% if not date_string is defined %}{% if strftime_now is defined %}"  # Llama 3.2
     "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '26 Jul 2024' %}"
     "{% endif %}{% endif %}{{ date_string }}",
@@ -314,7 +315,7 @@ TODAY = {
 @pytest.mark.parametrize("pattern", TODAY)
 def test_tokens_do_not_depend_on_the_day(pattern: str):
     """A template that prints today's date prints one day, in training, in evaluation and where an export is checked."""
-    day = {"%Y-%m-%d": "2024-07-26", "%d %b %Y": "26 Jul 2024"}[pattern]
+    day = {"%Y-%m-%d": "2024-07-26", "%d %b %Y": "26 Jul 2024", "%-d %B, %A": "26 July, Friday"}[pattern]
     processor = processor_with(tokenizer_of("byte_level"), f"Today: {TODAY[pattern]}\n" + TEMPLATES["chatml"])
     encoder = Encoder(processor, 512)
     encoder.check_template()
@@ -328,6 +329,17 @@ def test_tokens_do_not_depend_on_the_day(pattern: str):
         assert encoder.tokenizer.decode(ids).startswith(f"Today: {day}\n")
     assert encoder.prompt(messages, expanded=False).startswith(f"Today: {day}\n")
     assert day in processor.tokenizer.decode(question(processor, encoder)["input_ids"][0])
+
+
+@pytest.mark.parametrize("before", ["", "\n", "  ", "\n\n  ", "text "])
+def test_a_template_that_asks_for_the_day_keeps_its_white_space(before: str):
+    """What a template begins with, which Jinja trims in front of blocks, is written as without the one day."""
+    rest = "{% if messages %}\n{{ messages[0]['content'] }}{% endif %}"
+    texts = []
+    for day in ("{% set unused = strftime_now('%d') %}", "{% set unused = '26' %}"):
+        template = ChatTemplate(processor_with(tokenizer_of("byte_level"), before + day + rest))
+        texts.append(template.render([{"role": "user", "content": "what?"}]))
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("template", ["chatml", "llava_next_mistral", "qwen3"])

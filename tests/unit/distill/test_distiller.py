@@ -242,6 +242,7 @@ def change(name, value=None, **places):
         ),
         (lambda b: b | {"attention_mask": b["attention_mask"][:, None, None]}, "attention_mask: must have the shape"),
         (lambda b: b | {"position_ids": b["input_ids"]}, "position_ids: leave it out"),
+        (lambda b: b | {"cache": b["input_ids"]}, "cache: leave it out"),
         (lambda b: b | {"pixels": b["pixel_values"]}, "pixels: Idefics3Model takes no such input"),
         (lambda b: b | {"pixel_values_videos": b["pixel_values"]}, "videos are not supported"),
         (lambda b: b | {"pixel_values": [1]}, "pixel_values: must be a tensor"),

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import ray
 import torch
-from families import FAMILIES, Prompt
+from families import FAMILIES, PACKABLE, Prompt
 from tiny import VOCABULARY
 from transformers import AutoConfig
 
@@ -26,7 +26,6 @@ from lingu_ray.runtime.teacher.teachers import TeacherActor
 from lingu_ray.runtime.teacher.transport import ObjectStore, from_bytes
 
 ANSWER = 5
-PACKABLE = sorted(FAMILIES.keys() - {"paligemma2"})  # whose prompts see all of their row
 
 
 @cache
@@ -107,6 +106,13 @@ def test_identity_after_images(name, scope):
         pytest.skip("its prompt text sees what follows it; a teacher that reads that text itself does not")
     seen = ask(name, mixed(name), scope=scope)
     close(seen.teacher_MD, seen.student_MD)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
+def test_transformers_is_asked_by_its_names_of_today(name):
+    """Neither the student's pass nor the teacher's uses what the installed Transformers gives up."""
+    ask(name, mixed(name))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, PACKABLE
 from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
@@ -237,6 +237,19 @@ def test_architectures_that_cannot_share_kv_are_refused_by_name(config, reason):
 def test_plain_decoders_are_not_refused(name):
     """No family that works is refused."""
     check_kind(FAMILIES[name].decoder, "teacher.path=x")
+
+
+def test_images_that_see_ahead_are_packed_where_transformers_keeps_their_places(tmp_path):
+    """Gemma 3: with a Transformers whose masks of packed rows let images see other places, packing is refused."""
+    teacher = FAMILIES["gemma3"].teacher()
+    teacher.save_pretrained(tmp_path / "teacher")
+    FAMILIES["gemma3"].student(teacher).save_pretrained(tmp_path / "student")
+    packed = settings(tmp_path, train={"packing": True})
+    if "gemma3" in PACKABLE:
+        check_pair(packed)
+    else:
+        with pytest.raises(UserError, match=r"train.packing: Transformers .* at wrong places of packed rows"):
+            check_pair(packed)
 
 
 def test_paligemma_is_not_packed_and_fits_its_window(tmp_path):

@@ -16,7 +16,7 @@ from lingu_ray.distill.donation import plan_donation
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster.gpus import check_attention, require_package
-from lingu_ray.runtime.models.load import sees_ahead
+from lingu_ray.runtime.models.masks import sees_ahead
 from lingu_ray.runtime.training.step import model_inputs
 
 BF16 = {"precision": "bf16"}
