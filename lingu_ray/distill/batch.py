@@ -38,13 +38,14 @@ def visual_token_ids(student: PreTrainedModel) -> list[int]:
     return [i for i in ids if isinstance(i, int)]
 
 
-def read_batch(batch: Mapping[str, Any], student: Student) -> ModelInputs:
+def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None = None) -> ModelInputs:
     """The batch as the student's inputs: ids and masks on the CPU, `[B, T]` with padding on the right.
 
     Args:
         batch: what the student's processor returned as tensors, with `labels`. `attention_mask` may be left out where
             nothing is padded. Token types are derived from labels and images; given ones must agree.
         student: the student that it is for.
+        longest: tokens that a row may have (`longest_row`); None: any number.
 
     Raises:
         UserError: a tensor is missing, or has the wrong shape, dtype or values; the message names it.
@@ -58,6 +59,11 @@ def read_batch(batch: Mapping[str, Any], student: Student) -> ModelInputs:
     real_BT = _attention_mask(given, ids_BT)
     to_left = _ToLeft(real_BT)
     ids_BT, labels_BT, real_BT = to_left(ids_BT), to_left(labels_BT), to_left(real_BT)
+    if longest is not None and ids_BT.shape[1] > longest:
+        raise UserError(
+            f"input_ids: a row has {ids_BT.shape[1]} tokens, and above {longest} the models have another RoPE "
+            "(rope_type) by the longest row of a batch: cut it"
+        )
     visual_BT = torch.isin(ids_BT, torch.tensor(visual_token_ids(student.model))) & real_BT
     _check_labels(labels_BT, ids_BT, real_BT, visual_BT, student.output_head.vocabulary)
     rows_B1 = torch.arange(len(ids_BT)).unsqueeze(1)

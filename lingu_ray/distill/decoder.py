@@ -19,10 +19,25 @@ def key_heads(config: PreTrainedConfig) -> int:
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
-def rope_parameters(config: PreTrainedConfig) -> dict[str, Any]:
-    """RoPE settings that are set; by kind of layer where the kinds differ."""
+def rope_parameters(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
+    """RoPE settings by kind of layer; where one is for all kinds, under an empty name."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    return {name: value for name, value in sorted(parameters.items()) if value is not None}
+    by_kind = {kind: settings for kind, settings in parameters.items() if isinstance(settings, dict)}
+    return by_kind or {"": parameters}
+
+
+def longest_row(config: PreTrainedConfig) -> int | None:
+    """Tokens up to which RoPE has the same frequencies in rows of all lengths; None: in any row.
+
+    Beyond it `dynamic` and `longrope` have others, by the longest row of a batch.
+    """
+    found = []
+    for rope in rope_parameters(config).values():
+        if rope.get("rope_type") == "dynamic":
+            found.append(config.max_position_embeddings)
+        elif rope.get("rope_type") == "longrope":
+            found.append(rope["original_max_position_embeddings"])
+    return min(found, default=None)
 
 
 def sliding_window(config: PreTrainedConfig) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
+from lingu_ray.distill.decoder import longest_row
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
 from lingu_ray.distill.pair import check_models, check_separate, check_tokenizers
@@ -108,6 +109,8 @@ class Distiller(nn.Module):
             raise UserError(f"temperature={temperature} must be above 0, w_ce={w_ce} and w_kd={w_kd} not below")
         divergence_fn = divergence_of(divergence, beta, top_k)
         visual_token_ids(student)
+        lengths = [longest_row(model.config.get_text_config(decoder=True)) for model in (student, teacher)]
+        self._longest = min((length for length in lengths if length is not None), default=None)
         self.temperature, self.w_ce, self.w_kd = temperature, w_ce, w_kd
         self.student = student
         self._teacher = Teacher(teacher)
@@ -139,7 +142,7 @@ class Distiller(nn.Module):
                 f"the student is on {self.student.device} and the teacher on {self._teacher.model.device}: "
                 "move the teacher there"
             )
-        inputs = read_batch(batch, self._step.student)
+        inputs = read_batch(batch, self._step.student, self._longest)
         distill_B = read_distill(distill, len(inputs.input_ids_BT))
         plan = self._step.plan(inputs, distill_B)
         done, request = self._step.forward(inputs, plan)
@@ -156,7 +159,7 @@ class Distiller(nn.Module):
 
     def count(self, batch: Mapping[str, Any], distill: Tensor | Sequence[bool] | None = None) -> TokenCounts:
         """The batch's tokens with a CE and a KD term, without running a model; arguments and errors as `forward`."""
-        inputs = read_batch(batch, self._step.student)
+        inputs = read_batch(batch, self._step.student, self._longest)
         plan = self._step.plan(inputs, read_distill(distill, len(inputs.input_ids_BT)))
         supervised = int(predicting(inputs.supervised_BT, inputs.sample_BT).sum())
         return TokenCounts(supervised, plan.tokens if plan else 0)

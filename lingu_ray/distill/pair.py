@@ -72,9 +72,12 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
     for name in sorted(_declared(student) & _declared(teacher)):
         pairs[name] = getattr(student, name, None), getattr(teacher, name, None)
     pairs["head_dim"] = (head_dim(student), head_dim(teacher))
-    pairs["rope_parameters"] = (_text_rope(student), _text_rope(teacher))
+    ropes = _text_rope(student), _text_rope(teacher)
+    for kind in {**ropes[0], **ropes[1]}:
+        pairs[f"rope_parameters {kind}".strip()] = (ropes[0].get(kind), ropes[1].get(kind))
     pairs["sliding_window"] = (sliding_window(student), sliding_window(teacher))
-    pairs["layer_types"] = (layer_types(student), layer_types(teacher))
+    if student.num_hidden_layers == teacher.num_hidden_layers:
+        pairs["layer_types"] = (layer_types(student), layer_types(teacher))
     different = [f"  {name}: student {a}, teacher {b}" for name, (a, b) in pairs.items() if a != b]
     if different:
         raise UserError(
@@ -135,7 +138,15 @@ def _family(config: PreTrainedConfig) -> str:
 
 
 def _text_rope(config: PreTrainedConfig) -> dict[str, Any]:
-    """RoPE as text sees it: with one position on all axes, how M-RoPE splits them makes no difference."""
-    rope = rope_parameters(config)
-    plain = {name: value for name, value in rope.items() if not name.startswith("mrope_")}
-    return plain | {"rope_type": "default"} if plain.get("rope_type") == "mrope" else plain
+    """RoPE as text sees it in rows up to `longest_row`, by kind of layer."""
+    return {kind: _in_text(rope) for kind, rope in rope_parameters(config).items()}
+
+
+def _in_text(rope: dict[str, Any]) -> dict[str, Any]:
+    """RoPE without what makes no difference to text: how M-RoPE splits the axes, and how `dynamic` grows beyond."""
+    # `type` is how earlier files write `rope_type`, which Transformers sets beside it
+    plain = {n: v for n, v in rope.items() if v is not None and n != "type" and not n.startswith("mrope_")}
+    if plain.get("rope_type") == "dynamic":
+        plain.pop("factor", None)
+    same_as_default = plain.get("rope_type") in ("mrope", "dynamic")
+    return plain | {"rope_type": "default"} if same_as_default else plain

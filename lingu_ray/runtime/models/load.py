@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
-from lingu_ray.distill.decoder import sliding_window
+from lingu_ray.distill.decoder import longest_row, sliding_window
 from lingu_ray.distill.new_student import build_processor, build_student, check_teacher
 from lingu_ray.distill.pair import check_kind, compare_decoders
 from lingu_ray.distill.teacher import Teacher
@@ -92,6 +92,7 @@ def check_pair(config: Config) -> None:
     if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
         raise UserError(f"teacher.path={path}: a {teacher.model_type} is not a text-only causal LM")
     check_kind(teacher, f"teacher.path={path}")
+    _check_length(config, teacher, "teacher.path")
     settings = config.student
     if settings.from_teacher is not None:
         make_vision(settings.from_teacher)
@@ -116,6 +117,17 @@ def check_pair(config: Config) -> None:
         )
     check_kind(text, f"student.path={settings.path}")
     compare_decoders(text, teacher)
+    _check_length(config, text, "student.path")
+
+
+def _check_length(config: Config, decoder: PreTrainedConfig, setting: str) -> None:
+    """Refuse rows in which RoPE's frequencies would depend on other rows, so that keys would not fit queries."""
+    longest = longest_row(decoder)
+    if longest is not None and config.corpus.max_length > longest:
+        raise UserError(
+            f"corpus.max_length={config.corpus.max_length} is above the {longest} tokens from which {setting}, a "
+            f"{decoder.model_type}, has another RoPE (rope_type) by the longest row of a batch: lower it"
+        )
 
 
 def check_weights(config: Config) -> None:

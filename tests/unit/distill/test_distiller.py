@@ -256,6 +256,20 @@ def test_batches_that_cannot_be_used_are_refused(distiller, batch, change, messa
             ask(change(batch))
 
 
+def test_rows_whose_rope_depends_on_other_rows_are_refused():
+    """Above the length from which the longest row of a batch decides on RoPE, keys would not fit the teacher's."""
+    family = FAMILIES["internvl3"]
+    student, teacher = family.student(family.teacher()), family.teacher(seed=7)
+    decoder = student.config.text_config
+    decoder.rope_parameters = decoder.rope_parameters | {"rope_type": "dynamic", "factor": 2.0}
+    decoder.max_position_embeddings = 8
+    ids_BT = torch.arange(3, 15).reshape(1, -1)
+    distiller = Distiller(student, teacher)
+    distiller.count({"input_ids": ids_BT[:, :8], "labels": ids_BT[:, :8]})
+    with pytest.raises(UserError, match="input_ids: a row has 12 tokens, and above 8 the models have another RoPE"):
+        distiller.count({"input_ids": ids_BT, "labels": ids_BT})
+
+
 @pytest.mark.parametrize("mask", [[True] * 3, [1, 0, 1, 1], torch.ones(4, 1, dtype=torch.bool), torch.ones(4)])
 def test_masks_that_do_not_fit_are_refused(distiller, batch, mask):
     """Another length, shape or dtype of the mask is refused with what is wanted."""

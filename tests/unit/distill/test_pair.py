@@ -17,12 +17,15 @@ from transformers import (
     GraniteConfig,
     Idefics3Config,
     IdeficsConfig,
+    InternVLConfig,
     Llama4TextConfig,
     LlamaConfig,
     MambaConfig,
     MllamaConfig,
+    Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
     Qwen2Config,
+    Qwen2VLConfig,
     Qwen2VLTextConfig,
     Qwen3Config,
     Qwen3NextConfig,
@@ -134,6 +137,46 @@ def test_fitting_pair_passes_and_rope_is_compared(tmp_path):
     teacher.config.save_pretrained(tmp_path / "teacher")
     with pytest.raises(UserError, match="rope_parameters"):
         check_pair(settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("vlm", "rope_scaling"),
+    [
+        (Qwen2VLConfig, {"type": "mrope", "mrope_section": [2, 3, 3]}),
+        (Qwen2_5_VLConfig, {"type": "mrope", "mrope_section": [2, 3, 3]}),
+        (InternVLConfig, {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}),
+    ],
+)
+def test_ropes_of_published_files_that_are_the_same_in_text_fit(vlm, rope_scaling):
+    """Qwen2-VL's and InternVL3's files, as published, and those of the LM that their decoder came from."""
+    text = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    text |= {"intermediate_size": 96, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
+    student = vlm.from_dict({"text_config": text | {"model_type": "qwen2", "rope_scaling": rope_scaling}})
+    compare_decoders(student.get_text_config(decoder=True), Qwen2Config.from_dict(dict(text)))
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 16, "long_factor": [2.0] * 16,
+         "original_max_position_embeddings": 1024},
+    ],
+)  # fmt: skip
+def test_rows_whose_rope_depends_on_other_rows_are_refused(tmp_path, rope):
+    """Above the length from which the longest row of a batch decides on RoPE, keys would not fit the teacher's."""
+    teacher = tiny_teacher(folder=tmp_path / "teacher")
+    student = tiny_student(teacher, folder=tmp_path / "student")
+    for config, of_decoder, name in (
+        (teacher.config, teacher.config, "teacher"),
+        (student.config, student.config.text_config, "student"),
+    ):
+        of_decoder.rope_parameters = rope | {"rope_theta": 10000.0}
+        config.save_pretrained(tmp_path / name)
+    fits = {"sources": [SOURCE], "max_length": 1024}
+    check_pair(settings(tmp_path, corpus=fits))
+    with pytest.raises(UserError, match=r"corpus.max_length=1025 is above the 1024 tokens"):
+        check_pair(settings(tmp_path, corpus=fits | {"max_length": 1025}))
 
 
 def test_wrong_kinds_of_model_are_refused(tmp_path):
