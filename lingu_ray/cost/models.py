@@ -156,7 +156,21 @@ def _teacher(config: Config) -> PreTrainedModel:
 
 
 def tower_of(student: PreTrainedConfig) -> Tower:
-    """The vision tower as a VLM's configuration has it, by the names that the families use."""
+    """The vision tower as a VLM's configuration has it, by the names that the families use.
+
+    Raises:
+        UserError: its sizes have other names, as those of a convolutional tower.
+    """
+    try:
+        return _tower(student)
+    except AttributeError as error:
+        raise UserError(
+            f"student.path: the vision tower of a {student.model_type} cannot be estimated, as its configuration names "
+            f"no sizes of a transformer ({error})"
+        ) from error
+
+
+def _tower(student: PreTrainedConfig) -> Tower:
     vision = cast(Any, student).vision_config
     width = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL's hidden_size is the decoder's
     inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
@@ -177,9 +191,10 @@ def _patches_of_token(student: Any, vision: Any, patches: int) -> float:
     """How many patches are folded into an image token."""
     if ratio := getattr(student, "downsample_ratio", None):  # InternVL
         return 1 / ratio**2
-    if tokens := getattr(student, "mm_tokens_per_image", None):  # Gemma 3
+    resampler = getattr(student, "perceiver_config", None)  # Idefics2
+    if tokens := getattr(student, "mm_tokens_per_image", None) or getattr(resampler, "resampler_n_latents", None):
         return patches / tokens
-    sides = [getattr(student, "scale_factor", None), getattr(student, "spatial_merge_size", None)]
+    sides = [getattr(student, name, None) for name in ("scale_factor", "spatial_merge_size", "downsample_factor")]
     sides += [getattr(vision, "spatial_merge_size", None)]
     return next((side**2 for side in sides if side), 1)
 

@@ -9,8 +9,15 @@ from types import SimpleNamespace
 import pytest
 import tinyrun
 import torch
-from families import FAMILIES
+from families import FAMILIES, SIGLIP
 from tiny import IMAGE_TOKENS, tiny_student, tiny_teacher
+from transformers import (
+    AyaVisionConfig,
+    Cohere2VisionConfig,
+    Idefics2Config,
+    PerceptionLMConfig,
+    PreTrainedConfig,
+)
 
 from lingu_ray.config import Config
 from lingu_ray.cost.devices import GIB, GPUS, gpu_here
@@ -60,6 +67,26 @@ def test_image_tokens_of_a_view(name: str, tokens: int):
     family = FAMILIES[name]
     tower = tower_of(family.config(family.decoder.to_dict()))
     assert (tower.patches, tower.tokens, tower.patch_numbers) == (16, tokens, 48)
+
+
+@pytest.mark.parametrize(
+    ("vlm", "tokens"),
+    [
+        (AyaVisionConfig(vision_config=SIGLIP | {"image_size": 364, "patch_size": 14}), 169),
+        (Cohere2VisionConfig(vision_config=SIGLIP | {"image_size": 512, "patch_size": 16}), 256),
+        (Idefics2Config(vision_config={"image_size": 980, "patch_size": 14}), 64),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_image_tokens_of_near_relatives(vlm: PreTrainedConfig, tokens: int):
+    """Those that fold patches, or read them by a resampler, under other names."""
+    assert tower_of(vlm).tokens == tokens
+
+
+def test_a_tower_without_the_sizes_of_a_transformer_is_said():
+    """A tower of timm's: no traceback."""
+    with pytest.raises(UserError, match=r"student.path: the vision tower of a perception_lm cannot be estimated"):
+        tower_of(PerceptionLMConfig())
 
 
 @pytest.mark.slow
