@@ -42,7 +42,12 @@ class KVCapture:
         self._stored: set[int] = set()
 
     def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
-        """Take one layer's keys and values."""
+        """Take one layer's keys and values. Raises UserError for a layer that attends several times in a pass."""
+        if layer in self._stored:
+            raise UserError(
+                f"student: layer {layer} of the decoder attends more than once in a pass, so that its keys and values "
+                "are not one for each position: its architecture cannot be distilled"
+            )
         self._stored.add(layer)
         if self.kv_L2CHE is None:
             _, heads, _, dimension = key_BHTE.shape

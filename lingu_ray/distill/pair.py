@@ -66,6 +66,8 @@ def check_separate(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
     """Raise UserError naming every field of the two decoders' configurations in which they compute differently."""
+    _refuse_uneven(student, "student")
+    _refuse_uneven(teacher, "teacher")
     pairs: dict[str, tuple[Any, Any]] = {"model_type": (student.model_type, teacher.model_type)}
     if _family(student) == _family(teacher):
         del pairs["model_type"]
@@ -104,11 +106,13 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 
 def check_kind(config: PreTrainedConfig, setting: str) -> None:
     """Raise UserError for an architecture that does not keep one key and value for each position and layer."""
+    _refuse_uneven(config, setting)
     reasons = {
         "is an encoder-decoder": config.is_encoder_decoder,
         "reads images by cross-attention, so they are not in its prompt's KV": _has(config, "cross_attention_layers")
         or _has(config, "cross_layer_interval"),
         "keeps compressed keys and values (MLA)": _has(config, "kv_lora_rank"),
+        "has layers that read keys and values of others": _has(config, "num_kv_shared_layers"),
         "has no attention heads": not _has(config, "num_attention_heads"),
         "has layers without plain attention": not set(layer_types(config)) <= ATTENTION_KINDS,
     }
@@ -118,6 +122,15 @@ def check_kind(config: PreTrainedConfig, setting: str) -> None:
                 f"{setting}: a {config.model_type} {reason}. The teacher continues from the student's keys and values, "
                 "so both must be plain decoders with self-attention in every layer"
             )
+
+
+def _refuse_uneven(config: PreTrainedConfig, setting: str) -> None:
+    """Raise UserError where layers differ in sizes, of which there is no one value to read (Gemma 4)."""
+    if config.is_heterogeneous:
+        raise UserError(
+            f"{setting}: the layers of a {config.model_type} have keys and values of different sizes, which is not "
+            "supported: take a model whose layers are alike"
+        )
 
 
 def _has(config: PreTrainedConfig, name: str) -> bool:

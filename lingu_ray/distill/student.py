@@ -12,15 +12,18 @@ from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.head import OutputHead, output_head
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments, send_arguments
+from lingu_ray.errors import UserError
 
 
 class Student:
     """An image-text-to-text model, with the parts that the method needs by name. The model is changed: it donates KV.
 
-    Raises UserError for an output head or an attention that the method cannot use.
+    Raises UserError for an output head, an attention or other parts that the method cannot use.
     """
 
     def __init__(self, model: PreTrainedModel):
+        if not isinstance(getattr(model, "model", None), nn.Module):
+            raise UserError(f"a {type(model).__name__} is built otherwise: its body is no part of it, `model`")
         self.model = model
         self.decoder = model.get_decoder()
         self.body = cast(nn.Module, model.model)  # the forward pass without the head

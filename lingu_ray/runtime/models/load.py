@@ -6,6 +6,8 @@ One in a bucket is read from the node's copy.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -26,8 +28,10 @@ from transformers import (
 
 from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.distill.decoder import longest_row, sliding_window
+from lingu_ray.distill.head import output_head
 from lingu_ray.distill.new_student import build_processor, build_student, check_teacher
 from lingu_ray.distill.pair import check_kind, compare_decoders
+from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
@@ -85,7 +89,7 @@ def check_pair(config: Config) -> None:
 
     Raises:
         UserError: one, or a new VLM's tower, cannot be loaded or is of the wrong kind, no VLM can be made of the
-            teacher, or the decoders differ (each field with both values).
+            teacher, the decoders differ (each field with both values), or one has parts that the method cannot use.
     """
     path = config.teacher.path
     teacher = load_config(path, config.teacher.revision, False, "teacher.path")
@@ -96,10 +100,11 @@ def check_pair(config: Config) -> None:
     settings = config.student
     if settings.from_teacher is not None:
         make_vision(settings.from_teacher)
-        try:
-            check_teacher(empty_model(AutoModelForCausalLM, teacher))
-        except NOT_LOADABLE as error:
-            raise UserError(f"teacher.path={path}: cannot be loaded as a causal LM. {error}") from error
+    with _named(f"teacher.path={path}", "a causal LM"):
+        lm = empty_model(AutoModelForCausalLM, teacher, attn_implementation="sdpa")
+        if settings.from_teacher is not None:
+            check_teacher(lm)
+        output_head(Teacher(lm).model)
     if settings.path is None:
         return
     student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
@@ -118,6 +123,22 @@ def check_pair(config: Config) -> None:
     check_kind(text, f"student.path={settings.path}")
     compare_decoders(text, teacher)
     _check_length(config, text, "student.path")
+    # flash attention may be on the workers alone
+    attention = {"attn_implementation": "sdpa"} if config.train.attention == "sdpa" else {}
+    with _named(f"student.path={settings.path}", "a VLM"):
+        vlm = empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code, **attention)
+        Student(vlm).parameter_groups()
+
+
+@contextmanager
+def _named(origin: str, kind: str) -> Iterator[None]:
+    """Errors about a model without weights as a UserError that begins with its setting."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    except NOT_LOADABLE as error:
+        raise UserError(f"{origin}: cannot be loaded as {kind}. {error}") from error
 
 
 def _check_length(config: Config, decoder: PreTrainedConfig, setting: str) -> None:

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from families import FAMILIES, PLACEHOLDER, Prompt
 from parallelrun import in_workers
 from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config
-from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import DiffLlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
@@ -347,6 +348,17 @@ def test_a_layer_that_does_not_donate_is_an_error(batch):
     with pytest.raises(UserError, match="layer 0 of the decoder did not donate"):
         distiller(batch)
     assert distiller(batch, [False] * 4).kd == 0  # nobody is asked
+
+
+def test_a_layer_that_attends_twice_is_an_error():
+    """DiffLlama calls its attention twice, with half of its values each time: neither is what a teacher would keep."""
+    family, sizes = FAMILIES["llava"], FAMILIES["llava"].decoder.to_dict()
+    del sizes["model_type"]
+    twice = replace(family, decoder=DiffLlamaConfig(**sizes | {"num_key_value_heads": 4}))
+    teacher = twice.teacher()
+    ids_BT = torch.arange(3, 15).reshape(1, -1)
+    with pytest.raises(UserError, match="layer 0 of the decoder attends more than once in a pass"):
+        Distiller(twice.student(teacher), teacher)({"input_ids": ids_BT, "labels": ids_BT})
 
 
 def test_a_student_without_image_token_is_refused():

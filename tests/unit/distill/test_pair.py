@@ -9,19 +9,26 @@ from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    Blip2Config,
     CohereConfig,
     DeepseekV3Config,
     Gemma2Config,
+    Gemma3nTextConfig,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
+    GptOssConfig,
     GraniteConfig,
     Idefics3Config,
     IdeficsConfig,
     InternVLConfig,
     Llama4TextConfig,
     LlamaConfig,
+    LlavaConfig,
     MambaConfig,
     MllamaConfig,
+    OPTConfig,
+    PhiConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
     Qwen2Config,
@@ -267,6 +274,7 @@ def test_parameter_groups_cover_everything_once():
         (DeepseekV3Config(), r"deepseek_v3 keeps compressed keys and values \(MLA\)"),
         (Qwen3NextConfig(), "qwen3_next has layers without plain attention"),
         (Llama4TextConfig(), "llama4_text has layers without plain attention"),
+        (Gemma3nTextConfig(), "gemma3n_text has layers that read keys and values of others"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
@@ -274,6 +282,37 @@ def test_architectures_that_cannot_share_kv_are_refused_by_name(config, reason):
     """What keeps no key and value a position and layer is refused, with its name and the reason."""
     with pytest.raises(UserError, match=f"teacher.path=x: a {reason}"):
         check_kind(config, "teacher.path=x")
+
+
+@pytest.mark.parametrize("check", [check_kind, lambda config, _: compare_decoders(Qwen3Config(), config)])
+def test_layers_of_different_sizes_are_refused(check):
+    """Gemma 4's, of which no field has one value for all."""
+    with pytest.raises(UserError, match=r"teacher.*: the layers of a gemma4_text have keys and values of"):
+        check(Gemma4TextConfig(), "teacher.path=x")
+
+
+OF_TEXT = {
+    "num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 32,
+}  # fmt: skip
+OF_TOWER = {**OF_TEXT, "image_size": 16, "patch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "vlm", "message"),
+    [
+        (PhiConfig(**OF_TEXT), LlavaConfig, r"teacher.path=.*: PhiForCausalLM: the method needs an output head"),
+        (GptOssConfig(**OF_TEXT), LlavaConfig, r"teacher.path=.*: cannot be loaded as a causal LM. GptOss.*support"),
+        (OPTConfig(**OF_TEXT), Blip2Config, r"student.path=.*: a Blip2ForConditionalGeneration is built otherwise"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)  # fmt: skip
+def test_parts_that_the_method_cannot_use_are_refused_at_once(tmp_path, teacher, vlm, message):
+    """A head with a bias, no SDPA, no body: said from the configurations alone, not by the workers."""
+    teacher.save_pretrained(tmp_path / "teacher")
+    vlm(text_config=teacher.to_dict(), vision_config=dict(OF_TOWER)).save_pretrained(tmp_path / "student")
+    with pytest.raises(UserError, match=message):
+        check_pair(settings(tmp_path))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
