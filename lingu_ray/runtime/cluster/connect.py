@@ -29,6 +29,7 @@ os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cp
 
 import grpc
 import ray
+from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
@@ -45,7 +46,9 @@ def connect(settings: RayConfig) -> None:
     """Join the cluster of the settings or of the surrounding job; start Ray on this machine when there is none."""
     if ray.is_initialized():
         return
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address, setting = settings.address, "ray.address"
+    if address is None:
+        address, setting = os.environ.get("RAY_ADDRESS") or None, "RAY_ADDRESS"
     quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
     for name in ("ray._private.authentication", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)  # a notice about tokens, hints for Ray's own programmers
@@ -54,11 +57,11 @@ def connect(settings: RayConfig) -> None:
         with exit_on_interrupt(), _in_groups_of_their_own():
             ray.init(include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
         return
-    _require_answer(address)
+    _require_answer(address, setting)
     try:
         ray.init(address=address, runtime_env={"env_vars": worker_environment(RAY_ADDRESS=address)}, **quiet)
     except ConnectionError as error:
-        raise UserError(f"ray.address={address}: no Ray cluster answers there. {error}") from error
+        raise UserError(f"{setting}={address}: no Ray cluster answers there. {error}") from error
 
 
 _leaving_group = False
@@ -86,22 +89,25 @@ def _in_groups_of_their_own() -> Iterator[None]:
         _leaving_group = False
 
 
-def _require_answer(address: str) -> None:
-    """Raise UserError where nothing answers at an address; Ray itself would try for minutes."""
+def _require_answer(address: str, setting: str) -> None:
+    """Raise UserError where nothing answers at an address; Ray itself would try for minutes.
+
+    `setting`: what names the address. Asked as Ray asks: past the proxies of the environment, unless it is told.
+    """
     place = re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):(\d+)", address)
     if address in ("auto", "local") or os.environ.get("RAY_USE_TLS", "0") != "0":
         return
     if place is None:
         raise UserError(
-            f"ray.address={address}: give auto, HOST:6379 of the head node, or ray://HOST:10001. "
+            f"{setting}={address}: give auto, HOST:6379 of the head node, or ray://HOST:10001. "
             "The address that begins with http:// is for `ray job submit`"
         )
-    with grpc.insecure_channel(f"{place[2]}:{place[3]}") as channel:
+    with grpc.insecure_channel(f"{place[2]}:{place[3]}", options=GLOBAL_GRPC_OPTIONS) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=_ANSWER_WITHIN_S)
         except grpc.FutureTimeoutError as error:
             raise UserError(
-                f"ray.address={address}: no Ray cluster answers there within {_ANSWER_WITHIN_S:g} s; "
+                f"{setting}={address}: no Ray cluster answers there within {_ANSWER_WITHIN_S:g} s; "
                 "correct the address, or start the cluster"
             ) from error
 

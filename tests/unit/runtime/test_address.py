@@ -1,7 +1,9 @@
 """A wrong `ray.address` is told in seconds, where Ray itself would try for minutes."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from lingu_ray.config import RayConfig
@@ -19,6 +21,30 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch, scheme: str):
         address = f"{scheme}127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(UserError, match=rf"ray\.address={address}: no Ray cluster answers there within 0\.5 s"):
             connect.connect(RayConfig(address=address))
+
+
+def test_a_proxy_is_not_asked(monkeypatch: pytest.MonkeyPatch):
+    """A cluster that answers is found beside a proxy of the environment, which Ray itself does not take either."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(connect, "_ANSWER_WITHIN_S", 5.0)
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        connect._require_answer(f"127.0.0.1:{port}", "ray.address")
+    finally:
+        server.stop(None)
+
+
+def test_an_address_of_the_environment_is_called_so(monkeypatch: pytest.MonkeyPatch):
+    """`RAY_ADDRESS`, which Ray's pages give the dashboard's address for jobs, is named, and no setting."""
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(UserError, match=r"^RAY_ADDRESS=http://127\.0\.0\.1:8265: give auto"):
+        connect.connect(RayConfig())
 
 
 def test_the_address_for_jobs_is_told_apart(monkeypatch: pytest.MonkeyPatch):
