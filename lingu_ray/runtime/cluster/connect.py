@@ -55,7 +55,13 @@ def connect(settings: RayConfig) -> None:
     log.info("starting Ray on this machine" if address is None else f"joining the Ray cluster at {address}")
     if address is None:
         with exit_on_interrupt(), _in_groups_of_their_own():
-            ray.init(include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
+            try:
+                ray.init(include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
+            except OSError as error:
+                raise UserError(
+                    f"Ray cannot start on this machine: {error}. Set RAY_TMPDIR to a folder for its sockets and logs "
+                    "that can be written and has a short path, such as RAY_TMPDIR=/tmp"
+                ) from error
         return
     _require_answer(address, setting)
     try:

@@ -1,7 +1,8 @@
-"""A wrong `ray.address` is told in seconds, where Ray itself would try for minutes."""
+"""What keeps Ray from being reached or started is told in seconds, where Ray itself would try for minutes."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -52,3 +53,13 @@ def test_the_address_for_jobs_is_told_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
     with pytest.raises(UserError, match=r"give auto, HOST:6379 of the head node, or ray://HOST:10001"):
         connect.connect(RayConfig(address="http://127.0.0.1:8265"))
+
+
+def test_a_folder_whose_path_is_too_long_for_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As `TMPDIR` of a batch job often is: the error names the variable that helps."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 25)))
+    with pytest.raises(UserError, match=r"AF_UNIX path length .*/sockets/.* Set RAY_TMPDIR to a folder"):
+        connect.connect(RayConfig())
+    assert not connect.ray.is_initialized()
