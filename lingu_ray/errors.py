@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 from lingu_ray.commands import as_called
 
@@ -48,8 +50,31 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None if found is None else UserError(str(found))  # itself, raised from what wraps it, would be a circle
 
 
+class _Lasting:
+    """A text stream whose writes raise nothing where nobody takes them: what is shown of a run must not end it.
+
+    So it is when the terminal was closed, when Ctrl-C ended `tee` as well, or when the disk of a log is full.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, 130 after Ctrl-C."""
+    sys.stderr = cast(TextIO, _Lasting(sys.stderr))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
@@ -57,7 +82,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         sys.exit(as_called(f"error: {error}"))
     except Interrupted as stopped:
-        print(stopped)
+        print(stopped, file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
         print("stopped; what was finished is kept", file=sys.stderr, flush=True)

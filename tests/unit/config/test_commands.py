@@ -133,6 +133,20 @@ def test_a_reader_who_has_enough_is_no_error():
     assert done.stderr == ""
 
 
+def test_a_reader_of_messages_who_is_gone_ends_nothing():
+    """Training goes on, and is saved, where Ctrl-C has ended `tee` as well, or a terminal was closed."""
+    code = (
+        "import sys\nfrom tqdm import tqdm\nfrom lingu_ray.errors import Interrupted, run_command\n"
+        "def main(arguments):\n"
+        "    for step in range(2000): tqdm.write(f'step {step}', file=sys.stderr)\n"
+        "    raise Interrupted('saved')\n"
+        "run_command(main)"
+    )
+    command = f'{sys.executable} -c "{code}" 2>&1 | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("step 0\n", "", 130)
+
+
 def test_the_guide_is_printed_or_found():
     """`guide` prints the guide, `guide --path` where it lies."""
     text = (ROOT / "docs/guide.md").read_text("utf-8")
