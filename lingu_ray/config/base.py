@@ -10,8 +10,8 @@ from pydantic_core import CoreSchema
 
 from lingu_ray.config.numbers import without_bools
 
-NAME = r"^[A-Za-z0-9_.-]+$"
-"""What a name may consist of: it becomes a file's or folder's name, and part of dotted keys."""
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}$"
+"""What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys."""
 
 
 class Section(BaseModel):

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from lingu_ray.config import strict_yaml
+from lingu_ray.config.base import NAME
 from lingu_ray.config.task_catalog import LM_EVAL, catalog
 
 Schema = dict[str, Any]
@@ -48,7 +49,7 @@ def _task(section: Schema) -> Schema:
     harness = {"type": "string", "pattern": f"^{LM_EVAL}."}
     known = {"anyOf": [{"enum": list(catalog())}, harness]}
     own = section["properties"]
-    name = own["name"] | {"pattern": f"^({LM_EVAL})?[A-Za-z0-9_.-]+$"}
+    name = own["name"] | {"pattern": NAME.replace("^", f"^({LM_EVAL})?")}
     like = known | {"description": "task of the catalog, or lm_eval/NAME, that says what is not said here"}
     whole = {"required": list(section["required"]), "properties": {"name": own["name"], "like": False}}
     changed = {"anyOf": [{"required": ["like"]}, {"properties": {"name": known}}]}
