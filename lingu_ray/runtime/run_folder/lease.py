@@ -103,12 +103,15 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
     A folder is made, and removed where nothing else came into it.
 
     Raises:
-        UserError: another driver that is alive holds it; names it, and how to stop it.
+        UserError: another driver that is alive holds it; names it, and how to stop it. The folder cannot be written.
     """
     path = place(below(str(folder), NAME))
-    _wait_for_the_other(path)
     mine = Holder(secrets.token_hex(8), socket.gethostname(), _namespace(), os.getpid(), job_id(), time.time())
-    _write(path, mine)
+    try:
+        _wait_for_the_other(path)
+        _write(path, mine)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error}. Correct that, or name another folder") from error
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, mine, ended), name="lease", daemon=True)
     heart.start()

@@ -99,3 +99,12 @@ def test_a_runs_report_belongs_to_the_run(tmp_path):
     run.root.mkdir()
     run.config.touch()
     assert written_with(run.report) == run.root and written_with(run.root / "evaluation") == run.root / "evaluation"
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """A file of that name is an error that names it, and stays as it is."""
+    (tmp_path / "run").write_text("mine")
+    told = rf"{tmp_path}/run: cannot be written: .*name another folder"
+    with pytest.raises(UserError, match=told), lease.lease_on(tmp_path / "run"):
+        pass
+    assert (tmp_path / "run").read_text() == "mine"
