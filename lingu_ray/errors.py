@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any, TextIO, cast
 from lingu_ray.commands import as_called
 
 _WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
+_FULL = re.compile(r".*(?:No space left on device|Disk quota exceeded).*")  # Rust and C++ have these words, too
 
 
 class UserError(Exception):
@@ -50,6 +52,14 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None if found is None else UserError(str(found))  # itself, raised from what wraps it, would be a circle
 
 
+def full_disk(error: BaseException | None) -> UserError | None:
+    """What to tell where an error is, or wraps, that of a disk without room; None where none is."""
+    found = next(filter(None, (_FULL.search(str(one)) for one in causes(error))), None)
+    if found is None:
+        return None
+    return UserError(f"no disk space: {found[0]}. Free some, and run the same command again: what was finished is kept")
+
+
 class _Lasting:
     """A text stream whose writes raise nothing where nobody takes them: what is shown of a run must not end it.
 
@@ -73,7 +83,8 @@ class _Lasting:
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, 130 after Ctrl-C."""
+    """Run a module's `main` on the command line's arguments: exit 1 after a `UserError` or on a full disk, 130 after
+    Ctrl-C."""
     sys.stderr = cast(TextIO, _Lasting(sys.stderr))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -90,3 +101,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except BrokenPipeError:  # the reader has closed the output: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if (full := full_disk(error)) is None:
+            raise
+        sys.exit(as_called(f"error: {full}"))

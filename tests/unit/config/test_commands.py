@@ -147,6 +147,19 @@ def test_a_reader_of_messages_who_is_gone_ends_nothing():
     assert (done.stdout, done.stderr, done.returncode) == ("step 0\n", "", 130)
 
 
+def test_a_full_disk_is_told_in_one_line():
+    """Whatever a command writes as a disk fills up, the line names the file, and no traceback follows."""
+    code = (
+        "from lingu_ray.errors import run_command\n"
+        "def main(arguments):\n"
+        "    with open('/dev/full', 'w') as file: file.write('x')\n"
+        "run_command(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no disk space: [Errno 28] No space left on device. Free some, and run")
+
+
 def test_the_guide_is_printed_or_found():
     """`guide` prints the guide, `guide --path` where it lies."""
     text = (ROOT / "docs/guide.md").read_text("utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError
+from safetensors import SafetensorError
 
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, full_disk
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
+from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.failures import NAME, NoteFailures, Restarts
 from lingu_ray.runtime.trainer import _readable
 
@@ -86,6 +89,23 @@ def test_a_full_node_ends_a_run_in_one_line(error: Exception) -> None:
     said = str(found)
     assert said.startswith("a worker was ended by Ray, since its node ran out of memory (22.19GB used / 23.54GB limit)")
     assert "train.tokens_per_micro_batch" in said and "the same command resumes" in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/runs/mine/metrics.jsonl"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("Traceback …\nOSError: [Errno 122] Disk quota exceeded: '/runs/mine/logs'"),
+    ],
+)
+def test_a_worker_whose_disk_is_full_is_not_started_again(error: Exception) -> None:
+    """There will be no room the next time either; what ends the run says so, whatever wraps it."""
+    with pytest.raises(UserError, match=r"^no disk space: .*(left|exceeded).*\. Free some, and run the same") as ended:
+        NoRetryOfUserErrors().after_exception(None, {0: error})
+    assert "Traceback" not in str(ended.value)
+    found = full_disk(WorkerGroupError("…", {0: error}))
+    assert str(found) == str(ended.value)
 
 
 def test_a_teacher_on_a_full_node_is_told_too() -> None:
