@@ -30,7 +30,7 @@ TASK_TYPES = {
     "language": ("multiple_choice", "last_word", "perplexity", "exact_match", "lm_eval"),
     "vision": ("multiple_choice", *FORMAT_TYPES, "vqa_accuracy", "mme"),
 }
-RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample")
+RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample", "cluster")
 """Columns of a task's measured items, besides those of the fields that types ask for."""
 
 

@@ -1,6 +1,6 @@
 """Paired bootstrap over items: all models are scored on the same resampled items.
 
-Shape suffixes: I items, K models, R resamples.
+Shape suffixes: I items, C clusters of items, K models, R resamples.
 """
 
 from __future__ import annotations
@@ -18,6 +18,16 @@ CHUNK = 2_000_000  # items drawn at once, over all resamples
 def level(score: Floats, weight: Floats) -> Floats:
     """`Σ score / Σ weight` over the items, which are the last dimension: [K, I] to [K], [R, I] to [R]."""
     return score.sum(axis=-1) / weight.sum(axis=-1)
+
+
+def summed(values_KI: Floats, cluster_I: Sequence[Hashable]) -> Floats:
+    """The sum over each cluster's items, [K, C]: resampled, they are drawn together, as they were sampled.
+
+    Several questions about one image are such a cluster: drawn one by one they would count as more than they tell.
+    """
+    places: dict[Hashable, int] = {}
+    place_I = [places.setdefault(cluster, len(places)) for cluster in cluster_I]
+    return np.array([np.bincount(place_I, values_I) for values_I in values_KI], dtype=np.float64)
 
 
 def resample(

@@ -25,6 +25,9 @@ from lingu_ray.evaluation.roles import in_order
 SAMPLE = "sample"
 """A column beside those of `Columns`: what the first items asked, readable by people; null in the others."""
 
+CLUSTER = "cluster"
+"""A column of items with images: which ones, so that items that share them are known (`bootstrap.summed`)."""
+
 _STAMP = b"lingu_ray"
 
 

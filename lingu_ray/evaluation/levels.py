@@ -6,6 +6,7 @@ Shape suffixes: I items, K models, R resamples.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ import numpy as np
 
 from lingu_ray.config import TaskConfig
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.bootstrap import Floats, level, resample
-from lingu_ray.evaluation.item_files import items_path, read_items, stamp_of
+from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
+from lingu_ray.evaluation.item_files import CLUSTER, items_path, read_items, stamp_of
 from lingu_ray.evaluation.metrics.metric import Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
 from lingu_ray.evaluation.tasks.blind import blind_name
@@ -103,10 +104,11 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
     metric, scores = judge_task(config, columns)
     in_nats = judge_in_nats(metric, scores)
+    cluster_I = next((of_model[CLUSTER] for of_model in columns.values() if CLUSTER in of_model), None)
     return replace(
-        _levels(config, metric, scores, resamples),
+        _levels(config, metric, scores, resamples, cluster_I),
         nats=_levels(config, *in_nats, resamples) if in_nats else None,
-        blind=_levels(config, *judge_task(config, unseen), resamples) if unseen else None,
+        blind=_levels(config, *judge_task(config, unseen), resamples, cluster_I) if unseen else None,
     )
 
 
@@ -125,13 +127,27 @@ def _check_alike(out_dir: Path, config: TaskConfig, models: list[str]) -> None:
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
 
 
-def _levels(config: TaskConfig, metric: Metric, scores: dict[str, Scores], resamples: int) -> Measured:
-    """The levels of the scores; the resamples are the same for all scores of a task."""
+def _levels(
+    config: TaskConfig,
+    metric: Metric,
+    scores: dict[str, Scores],
+    resamples: int,
+    cluster_I: Sequence[str] | None = None,
+) -> Measured:
+    """The levels of the scores; the resamples are the same for all scores of a task.
+
+    `cluster_I`: what items share that were not sampled one by one. A metric with strata has its own units, and of one
+    cluster alone nothing tells how clusters differ: then the entries are drawn one by one.
+    """
     score_KI = np.array([of_model.score for of_model in scores.values()])
     weight_KI = np.array([of_model.weight for of_model in scores.values()])
     strata = next(iter(scores.values())).strata
-    levels_RK = resample(score_KI, weight_KI, resamples, [SEED, zlib.crc32(config.name.encode())], strata)
     level_K = level(score_KI, weight_KI)
+    drawn_KI, drawn_weight_KI = score_KI, weight_KI
+    if cluster_I is not None and strata is None and len(set(cluster_I)) > 1:
+        drawn_KI, drawn_weight_KI = summed(score_KI, cluster_I), summed(weight_KI, cluster_I)
+    seed = [SEED, zlib.crc32(config.name.encode())]
+    levels_RK = resample(drawn_KI, drawn_weight_KI, resamples, seed, strata)
     return Measured(
         config,
         metric,

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.content import fingerprint
+from lingu_ray.content import combined, fingerprint
 from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.item_files import SAMPLE, Parts, Stamp, items_path, stamp_of
+from lingu_ray.evaluation.item_files import CLUSTER, SAMPLE, Parts, Stamp, items_path, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
@@ -52,9 +52,9 @@ class TaskRun:
     def keep(self, chunk: Chunk, answers: Answers) -> int:
         """Write a chunk's answers; returns its number of items."""
         items = self.task.items[chunk.begin : chunk.begin + CHUNK]
-        columns = {"item": [item.name for item in items], **_references(items), **_answered(items, answers)}
+        columns = {"item": [item.name for item in items], **_references(items), **_clusters(items)}
         samples = [_sample(item) if chunk.begin + i < SAMPLES else None for i, item in enumerate(items)]
-        self.parts.write(chunk.begin, {**columns, SAMPLE: samples})
+        self.parts.write(chunk.begin, {**columns, **_answered(items, answers), SAMPLE: samples})
         return len(items)
 
     def _requests(self, begin: int) -> Requests:
@@ -92,6 +92,12 @@ def describe(task: Task) -> str:
 
 def _references(items: Sequence[Item]) -> Columns:
     return {name: [item.reference[name] for item in items] for name in items[0].reference}
+
+
+def _clusters(items: Sequence[Item]) -> Columns:
+    """Which images each item has; nothing where items have none."""
+    images = [item.images for item in items if isinstance(item, Asked) and item.images]
+    return {CLUSTER: [combined(image.content for image in of_item) for of_item in images]} if images else {}
 
 
 def _answered(items: Sequence[Item], answers: Answers) -> Columns:

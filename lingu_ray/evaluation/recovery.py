@@ -1,8 +1,8 @@
 """How much language came back, and how much vision stayed: the result of an evaluation, from its measured items.
 
 `quotients.py` has the arithmetic. All of it is computed from the parquet files of `item_files.py`; no model is needed.
-Intervals are 95%, from a paired bootstrap over items (the same resampled items for all models): they cover the choice
-of items, not of training seeds.
+Intervals are 95%, from a paired bootstrap over items (the same resampled items for all models; those of one image drawn
+together): they cover the choice of items, not of training seeds.
 """
 
 from __future__ import annotations

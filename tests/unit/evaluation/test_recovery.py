@@ -13,8 +13,8 @@ from measured import write_measured
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.bootstrap import interval, level, resample
-from lingu_ray.evaluation.item_files import items_path, measured_models, write_items
+from lingu_ray.evaluation.bootstrap import interval, level, resample, summed
+from lingu_ray.evaluation.item_files import CLUSTER, items_path, measured_models, write_items
 from lingu_ray.evaluation.metrics.choice import COGNITION
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery
@@ -66,6 +66,22 @@ def test_bootstrap_interval_covers() -> None:
     assert 180 <= hits <= 198
 
 
+def test_questions_about_one_image_are_drawn_together() -> None:
+    """Of 60 images with 8 questions the interval holds the truth in 95%; of questions drawn alone in far less."""
+    random = np.random.default_rng(4)
+    images = [i // 8 for i in range(480)]
+    hits, hits_alone = 0, 0
+    for trial in range(200):
+        easy_I = random.normal(size=60)[images]  # some images are easy, some are hard
+        score_1I = (easy_I + random.normal(size=(1, 480)) > 0).astype(float)
+        ones_1I = np.ones((1, 480))
+        low, high = interval(resample(summed(score_1I, images), summed(ones_1I, images), 400, [trial])[:, 0])
+        hits += low <= 0.5 <= high
+        low, high = interval(resample(score_1I, ones_1I, 400, [trial])[:, 0])
+        hits_alone += low <= 0.5 <= high
+    assert 180 <= hits <= 198 and hits_alone < 150
+
+
 def test_bootstrap_within_strata_keeps_their_sizes() -> None:
     """Every resample has the strata's own numbers of items, and items still vary within one."""
     strata = ["a"] * 3 + ["b"] * 7
@@ -92,6 +108,24 @@ def test_mme_stays_within_what_is_possible(tmp_path: Path) -> None:
     models = summarize(tmp_path, ["adapted", "distilled"], settings(task)).tasks["mme"].models
     assert [models["distilled"].score.value, *models["distilled"].score.ci] == pytest.approx([2800] * 3)
     assert models["adapted"].score.value == pytest.approx(700)
+
+
+@pytest.mark.parametrize(("images", "wider"), [(50, True), (1, False)])
+def test_items_that_share_an_image_count_for_less(tmp_path: Path, images: int, wider: bool) -> None:
+    """The score stays, its interval grows by √8 where 8 questions stand and fall together; one image tells nothing."""
+    found = {}
+    for name, shared in (("alone", False), ("together", True)):
+        columns = {
+            "item": [str(i) for i in range(400)],
+            "prediction": ["right" if i // 8 % 2 else "wrong" for i in range(400)],
+            "answers": [["right"]] * 400,
+        }
+        clusters = {CLUSTER: [str(i * images // 400) for i in range(400)]} if shared else {}
+        write_items(items_path(tmp_path / name, "digits", "adapted"), columns | clusters, None)
+        found[name] = summarize(tmp_path / name, ["adapted"], settings(DIGITS)).tasks["digits"].models["adapted"].score
+    alone, together = (found[name].ci.high - found[name].ci.low for name in found)
+    assert found["alone"].value == found["together"].value == 0.5
+    assert together / alone == pytest.approx(math.sqrt(8) if wider else 1, rel=0.15)
 
 
 def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:

@@ -13,10 +13,20 @@ from tiny import picture
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import main
-from lingu_ray.evaluation.item_files import Parts, Stamp, asked_by, items_path, stamp_of, write_items
-from lingu_ray.evaluation.measure import describe
+from lingu_ray.evaluation.item_files import (
+    CLUSTER,
+    Parts,
+    Stamp,
+    asked_by,
+    items_path,
+    read_items,
+    stamp_of,
+    write_items,
+)
+from lingu_ray.evaluation.measure import TaskRun, describe
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.run import engines_for
+from lingu_ray.evaluation.tasks.blind import blinded
 from lingu_ray.evaluation.tasks.harness import Continued
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Task
@@ -50,6 +60,23 @@ def test_what_answers_depend_on_is_described(tmp_path: Path) -> None:
     others = [config.model_copy(update=update) for update in ({"limit": 1}, {"max_new_tokens": 5}, {"stop": ("x",)})]
     (tmp_path / "2.png").write_bytes(picture(3))  # in place, under its name
     assert len({before, describe(load_task(config)), *(describe(load_task(other)) for other in others)}) == 5
+
+
+@pytest.mark.parametrize("pictures", [(1, 2), (1, 1)])
+def test_answers_are_kept_with_what_tells_their_images_apart(tmp_path: Path, pictures: tuple[int, int]) -> None:
+    """Questions about one image are known to be, whatever its file is called; without images nothing is kept."""
+    config = task(tmp_path)
+    for i, content in enumerate(pictures, 1):
+        (tmp_path / f"{i}.png").write_bytes(picture(content))
+    seeing = load_task(config)
+    kept = []
+    for asked in (seeing, blinded(seeing)):
+        run = TaskRun(asked, stamp(config), "adapted", tmp_path)
+        (chunk,) = run.chunks()
+        run.keep(chunk, ["red", "blue"])
+        run.parts.join()
+        kept.append(read_items(tmp_path, asked.config.name, "adapted") or {})
+    assert len(set(kept[0][CLUSTER])) == len(set(pictures)) and CLUSTER not in kept[1]
 
 
 @pytest.mark.parametrize("changed", [{"stop": ("\n", ".")}, {"max_new_tokens": 5}, {"prompt": "So?"}])
