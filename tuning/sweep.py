@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from fnmatch import fnmatch
 
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import read_recipe, split_arguments
+from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
 from lingu_ray.config.settings import differences
+from lingu_ray.config.tree import settings_with
 from lingu_ray.errors import Interrupted, UserError, run_command
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.run_store import writing_to
@@ -25,6 +28,13 @@ from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `tuning.run` has its own, which lets trials save
+
+_SAME_IN_ALL = (
+    *("train.steps", "train.validate_every", "evaluation", "demo", "tracking"),
+    *("corpus.sources.*", "*.path", "*.tower", "*.role"),
+)
+"""Patterns of what a run may be resumed with, and a sweep may not: trials that have ended had the old value."""
+_HOW_MEASURED = ("evaluation.tokens_per_batch", "evaluation.replicas", "evaluation.models_at_once")
 
 USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help [SECTION]]"
 
@@ -104,10 +114,16 @@ def open_folder(space: Space, base: Config) -> SweepFolder:
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():
         before, now = (strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(), text))
-        _check_same_sweep(folder, base.resume, differences(before, now))
+        _check_same_sweep(folder, base.resume, differences(before, now, _may_change()))
     folder.trials.mkdir(parents=True, exist_ok=True)
     write_text(folder.space, text)
     return folder
+
+
+def _may_change() -> set[str]:
+    """The settings of the base that say how trials are computed, not what: cures of what made some of them fail."""
+    of_a_run = (key for key in settings_with(MAY_CHANGE) if not any(fnmatch(key, same) for same in _SAME_IN_ALL))
+    return {f"base.{key}" for key in (*of_a_run, *_HOW_MEASURED)}
 
 
 def _check_same_sweep(folder: SweepFolder, resume: str, lines: list[str]) -> None:

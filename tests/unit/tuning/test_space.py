@@ -1,5 +1,7 @@
 """A space says what is wrong with it before anything starts, and gives the trials that it means."""
 
+from contextlib import nullcontext
+
 import pytest
 import yaml
 from ray.tune.search.variant_generator import generate_variants
@@ -22,7 +24,7 @@ from tuning.space import (
     read_space,
     shipped,
 )
-from tuning.sweep import load
+from tuning.sweep import load, open_folder
 
 
 def space(**keys) -> Space:
@@ -281,3 +283,25 @@ def test_ranges_of_whole_numbers_give_whole_numbers(tmp_path, base, key, domain,
 def test_domain_extremes():
     """Ends of a range, or all that is listed."""
     assert Domain(uniform=(1, 2)).extremes == (1, 2) and Domain(choice=(1, 5, 2)).extremes == (1, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "resumes"),
+    [
+        ("train.tokens_per_micro_batch=512", True),  # what an error about memory says to change
+        ("ray.cpus_per_worker=2", True),
+        ("teacher.placement=in_process", True),
+        ("evaluation.tokens_per_batch=1024", True),
+        ("train.steps=9", False),
+        ("evaluation.engine=vllm", False),
+        ("teacher.path=/elsewhere", False),
+        ("distill.temperature=3", False),
+        ("seeds=2", False),
+    ],
+)
+def test_a_sweep_is_resumed_by_other_means_but_not_to_other_ends(tmp_path, base, override, resumes):
+    """After trials have ended, what makes failed ones fit the machine may change; what all of them share may not."""
+    command = [write(tmp_path, search={"distill.w_kd": {"grid": [1]}}), f"output_dir={tmp_path / 'runs'}"]
+    (open_folder(*load(command)).trials / "trial-0").mkdir()
+    with nullcontext() if resumes else pytest.raises(UserError, match="cannot be resumed"):
+        open_folder(*load([*command, override]))
