@@ -7,7 +7,7 @@ MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else
             method enter recovery and retention: distilled; what it is measured against, teacher and adapted, or
             original_vlm and fine_tuned; controls, same_ce and plain_ce. Others are measured beside them.
 tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas between them; or FILE.yaml with the
-            settings' section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
+            keys of the section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that
             was interrupted resumes there; without a MODEL the metrics are computed again from the items.
 ray.KEY=…   the cluster, and what an engine gets of it (cpus_per_worker, use_gpu, address, …)
@@ -18,12 +18,13 @@ tracking.KEY=…  MLflow: a run for the evaluation, and one nested under it for 
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 
 from pydantic import Field
 
-from lingu_ray.config import EvaluationConfig, RayConfig, TrackingConfig
+from lingu_ray.config import EvaluationConfig, RayConfig, TaskConfig, TrackingConfig, strict_yaml
 from lingu_ray.config.command_line import split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.settings import Settings, parse, read_text
@@ -98,6 +99,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
         elif key.partition(".")[0] in EvaluateConfig.model_fields:
             overrides.append(argument)
         else:
+            _check_no_setting(key, value)
             named.append((key, value))
     for override in overrides:
         settings.override(override)
@@ -113,17 +115,40 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     return models, config
 
 
+def _check_no_setting(key: str, value: str) -> None:
+    """Refuse `engin=vllm`, `limit=100`, `evaluation.blind=true`: no model is meant, unless one lies there."""
+    if Path(value).exists():
+        return
+    own, bare = EvaluateConfig.model_fields, key.removeprefix("evaluation.")
+    if bare != key and bare.partition(".")[0] in own:
+        meant = [bare]
+    elif key in TaskConfig.model_fields:
+        meant = [f"tasks.TASK.{key}"]
+    else:
+        meant = difflib.get_close_matches(key, own, n=1, cutoff=0.8)
+    if meant:
+        raise UserError(f"{key}={value}: no such setting, and no model lies there; did you mean {meant[0]}={value}?")
+
+
 def _name_of(path: str) -> str:
     """A model's name where none is given: that of its folder or file, in letters that a name has."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model_path(path)).name.removesuffix(".gguf")).strip("-")
 
 
 def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:
-    """Settings from a file, or with the tasks that are named."""
+    """Settings from a file, or with the tasks that are named, with commas between or as a list of YAML."""
     if value.endswith((".yaml", ".yml")):
-        return parse(read_text(Path(value)), value, EvaluateConfig)
-    settings: Settings[EvaluateConfig] = Settings(EvaluateConfig, {}, "command line")
-    settings.put("tasks", value.split(","), argument)
+        settings = parse(read_text(Path(value)), value, EvaluateConfig)
+        if "evaluation" in settings.tree:
+            raise UserError(
+                f"{value}: a file of tasks holds what stands under `evaluation` in a run's file: give it as a file of "
+                "its own, without that key"
+            )
+        return settings
+    settings = Settings(EvaluateConfig, {}, "command line")
+    given, _ = strict_yaml.load(value, argument)
+    names = [name for part in given.split(",") if (name := part.strip())] if isinstance(given, str) else given or []
+    settings.put("tasks", names, argument)
     return settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,35 @@ def test_a_model_without_a_name_gets_one_that_is_taken(given: str, name: str) ->
     assert list(models) == [name]
 
 
+@pytest.mark.parametrize("tasks", ["arc_easy,piqa", "arc_easy, piqa", "arc_easy,piqa,", "[arc_easy, piqa]"])
+def test_tasks_are_named_with_commas_or_as_a_list(tasks: str) -> None:
+    """Blanks and a comma at the end say nothing; other values of the command line are YAML, and this one may be."""
+    assert [task.name for task in read_arguments(["m", f"tasks={tasks}"])[1].tasks] == ["arc_easy", "piqa"]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("engin=vllm", "engine=vllm"),
+        ("task=piqa", "tasks=piqa"),
+        ("limit=100", "tasks.TASK.limit=100"),
+        ("evaluation.blind=true", "blind=true"),
+        ("evaluation.tasks.piqa.limit=3", "tasks.piqa.limit=3"),
+    ],
+)
+def test_a_setting_that_there_is_not_is_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, meant: str
+) -> None:
+    """It is told at once with the one that is meant, before any data; where a model lies there it is one."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=re.escape(f"{given}: no such setting, and no model lies there; did you mean {meant}?")
+    ):
+        read_arguments(["teacher=org/model", given, "tasks=piqa"])
+    (tmp_path / given.partition("=")[2]).mkdir()
+    assert given.partition("=")[0] in read_arguments([given, "tasks=piqa"])[0]
+
+
 def test_a_task_named_on_the_command_line_can_be_changed_there() -> None:
     """Dotted settings find tasks by name, though the list holds bare names; the others stay as they are."""
     _, config = read_arguments(
@@ -123,5 +153,10 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         main(["teacher=x", "ce_only=y", "tasks=arc_easy"])
     with pytest.raises(UserError, match=r"did you mean tasks\?.*tasks\.yaml:1"):
         main(["x", f"tasks={tasks}"])
+    tasks.write_text("name: mine\nevaluation: {tasks: [arc_easy]}")
+    with pytest.raises(UserError, match=r"tasks\.yaml: .*as a file of its own, without that key"):
+        main(["x", f"tasks={tasks}"])
+    with pytest.raises(UserError, match=r"name the tasks"):
+        main(["x", "tasks="])
     with pytest.raises(UserError, match=r"no task 'arc_eesy' .* did you mean arc_easy"):
         main(["x", "tasks=arc_eesy"])
