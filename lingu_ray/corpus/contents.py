@@ -58,15 +58,23 @@ def read_images(record: Record) -> list[Any]:
 
 
 def check_none_unread(record: Record) -> None:
-    """Check that a record without images names no picture under a key that is not read.
+    """Check that a record without images, and its turns, name no picture under a key that is not read.
 
     Raises:
-        BadRecord: it does; the student would learn to answer without seeing what it is asked about.
+        BadRecord: they do; the student would learn to answer without seeing what it is asked about.
     """
     for key, value in record.items():
-        if _LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value):
+        if _holds_picture(value) or (_LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value)):
             detail = f"{key!r} names a picture, and the conversation has none: call it 'images', or take it out"
             raise BadRecord("missing_image", detail)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                check_none_unread(inner)
+
+
+def _holds_picture(value: Any) -> bool:
+    """Whether a value is an object of `datasets` with a picture's bytes, whatever its column is called."""
+    return isinstance(value, dict) and isinstance(value.get("bytes"), bytes) and not is_empty(value["bytes"])
 
 
 def _names_picture(value: Any) -> bool:

@@ -478,6 +478,22 @@ def test_a_picture_that_is_not_read_rejects_the_record(key, value):
         assert error.value.reason == "missing_image"
 
 
+@pytest.mark.parametrize(
+    ("key", "record"),
+    [
+        ("img_path", {"messages": [AS_ROLES[0] | {"img_path": "1.png"}, AS_ROLES[1]]}),
+        ("picture", {"messages": {"role": ["user", "assistant"], "content": ["A?", "a"], "picture": ["1.png", None]}}),
+        ("screenshot", {"messages": AS_ROLES, "screenshot": {"bytes": b"x", "path": None}}),
+        ("page", {"messages": AS_ROLES, "pages": [{"page": {"bytes": b"x", "path": None}}]}),
+    ],
+)
+def test_a_picture_in_a_turn_or_under_any_name_is_not_left_unread(key, record):
+    """Beside a turn's text it is named as beside the conversation; a picture's bytes are one under any name."""
+    with pytest.raises(BadRecord, match=f"'{key}' names a picture") as error:
+        raw_rows("messages", record)
+    assert error.value.reason == "missing_image"
+
+
 def test_what_is_said_of_pictures_is_metadata():
     """Numbers, sizes, kinds and empty fields; and other pictures beside those of the conversation."""
     about: dict[str, Any] = {"image_id": 7, "has_image": False, "image_format": "png", "image_size": [3, 4]}
