@@ -14,6 +14,12 @@ from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 OTHER_MEDIA = ("<video>", "<audio>")  # placeholders as LLaVA-like files have them
 PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
 
+IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
+    r"<\|(image|image_pad|image_start|image_\d+|vision_start)\|>"
+    r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
+)
+NUMBERED = re.compile(r"<image[ _]?\d+>")  # beside images a reference to one of them, as MMMU has it
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -93,8 +99,21 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
                 "missing_image",
                 f"{named.group():.80} names a picture in the text: write {PLACEHOLDER} there, and its path in 'images'",
             )
+    _check_marks(messages, images)
     placeholders = sum(m["content"].count(PLACEHOLDER) for m in messages)
     if placeholders > images:
         raise BadRecord("missing_image", f"{placeholders} placeholders {PLACEHOLDER}, {images} images")
     if placeholders < images:
         raise BadRecord("image_count", f"{images} images, {placeholders} placeholders {PLACEHOLDER}")
+
+
+def _check_marks(messages: Messages, images: int) -> None:
+    """Check that no prompt marks an image's place as another model does: it would be read as text."""
+    for message in messages:
+        text = message["content"]
+        found = IMAGE_MARKS.search(text) or (None if images else NUMBERED.search(text))
+        if found and message["role"] != "assistant":
+            raise BadRecord(
+                "image_token",
+                f"{found.group()} in a prompt marks an image for another model: write {PLACEHOLDER} where it stands",
+            )

@@ -44,6 +44,10 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said("?", "<image>"), [picture()], "image_in_answer"),
         (said("Picture 1: <img>a b.png</img>\nWho?", "She."), [], "missing_image"),
         (said("<image><img>a.png</img>?", "Yes."), [picture()], "missing_image"),
+        (said("<|vision_start|><|image_pad|><|vision_end|>?", "Yes."), [], "image_token"),
+        (said("<image>A: <|image_1|> B: <|image_2|>?", "Yes."), [picture()], "image_token"),
+        ([{"role": "system", "content": "<ImageHere>"}, *said("?", "Yes.")], [], "image_token"),
+        (said("What is in <image 1>?", "A cat."), [], "image_token"),
         (said("word " * 100, "Yes."), [], "prompt_too_long"),
         (said("?", "Yes.")[:1], [], "bad_turns"),
         (said("?", "Yes.")[::-1], [], "bad_turns"),
@@ -75,12 +79,13 @@ def test_each_kind_of_bad_row_has_its_reason(checker, tmp_path, messages, images
         (said("<image><image>", "The same twice."), [picture(), picture()]),
         (said("How do I embed a film?", "With <video>, as in <video src='x.mp4'>."), []),
         (said("<img>, <img src='a'></img>, <img></img>?", "<img>a</img>"), []),
+        (said("<image>What is in <image 1>?", "It is <|image_1|>."), [picture()]),
         (said("a\x00b, e\u0301, \u00e9, \U0001f600", "Fine."), []),
         ([said("?", "No.")[0], said("?", "No.")[1] | {"supervised": False}, *said("Sure?", "Yes.")], []),
     ],
 )
 def test_what_is_fine_is_not_refused(checker, tmp_path, messages, images):
-    """An image alone as a question, one image twice, tags in an answer, odd characters, an answer that is no target."""
+    """An image alone as a question, one image twice, tags in an answer, its number, odd characters, no target."""
     assert checker.check(RawRow(messages, images), tmp_path).row.messages == messages
 
 
