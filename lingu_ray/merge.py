@@ -36,6 +36,7 @@ from lingu_ray.runtime.models.load import (
     load_student,
     load_teacher,
     load_teacher_tokenizer,
+    published_dtype,
 )
 from lingu_ray.shell import shell_word
 
@@ -95,7 +96,7 @@ def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> tor
     if not hasattr(vlm, "vision_config"):
         raise UserError(f"student={student.path}: a {vlm.model_type} has no vision_config, so it is no VLM")
     compare_decoders(vlm.get_text_config(decoder=True), lm)
-    return cast(torch.dtype, vlm.dtype or torch.float32)
+    return published_dtype(vlm)
 
 
 def _rows(model: PreTrainedModel) -> int:

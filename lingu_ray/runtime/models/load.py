@@ -221,8 +221,12 @@ def export_dtype(settings: StudentConfig) -> torch.dtype:
     """The dtype of the student's published weights, which its export has; of a new model float32."""
     if settings.path is None:
         return torch.float32
-    config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
-    return cast(torch.dtype, config.dtype or torch.float32)
+    return published_dtype(load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path"))
+
+
+def published_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """The dtype of a model's published weights: of some VLMs only the text's configuration names it."""
+    return cast(torch.dtype, config.dtype or config.get_text_config(decoder=True).dtype or torch.float32)
 
 
 def load_processor(settings: StudentConfig) -> ProcessorMixin:

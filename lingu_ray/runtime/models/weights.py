@@ -41,6 +41,7 @@ _WRAPPERS = {
     "_orig_mod.": "These are names of a compiled model: save its `._orig_mod` by save_pretrained.",
 }
 _CURE = "Save the model again by save_pretrained of the class that it was trained as, or put its own config.json back."
+_TIE = "A head that is the embedding matrix is saved once: set tie_word_embeddings to true at the top of config.json."
 
 
 def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) -> PreTrainedModel:
@@ -53,7 +54,8 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
         arguments: further ones of `from_pretrained`.
 
     Raises:
-        UserError: weights are missing, left over, of another shape, or not finite.
+        UserError: weights are missing, left over, of another shape, or not finite; or the head is not the embedding
+            matrix, which it is by the configuration.
         NOT_LOADABLE: no model can be loaded.
     """
     with _without_load_report():
@@ -62,6 +64,7 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
             place, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
     _check_report(model, report, origin)
+    _check_tied(model, origin)
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
             raise UserError(f"{origin}: {name} holds NaN or infinity: the file is damaged, or the model diverged")
@@ -185,11 +188,32 @@ def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -
     if not lines:
         return
     cures = [cure for prefix, cure in _WRAPPERS.items() if any(name.startswith(prefix) for name in left_over)]
+    if {*report["missing_keys"]} == {"lm_head.weight"} and _text(model).tie_word_embeddings:
+        cures.append(_TIE)
     raise UserError(
         f"{origin}: its weights are not those of the {type(model).__name__} that its config.json describes.\n"
         + "\n".join(lines)
         + f"\n{(cures or [_CURE])[0]}"
     )
+
+
+def _check_tied(model: PreTrainedModel, origin: str) -> None:
+    """Raise UserError where VLM and text are configured to share a matrix, and the files hold two.
+
+    Transformers then keeps both, with a warning; vLLM drops the head.
+    """
+    head = model.get_output_embeddings()
+    if head is None or not all(getattr(one, "tie_word_embeddings", False) for one in (model.config, _text(model))):
+        return
+    if head.weight is not model.get_input_embeddings().weight:
+        raise UserError(
+            f"{origin}: by its config.json the output head is the embedding matrix, and its weights hold another head. "
+            "If that was trained, set tie_word_embeddings to false, in text_config too; else remove it from the files"
+        )
+
+
+def _text(model: PreTrainedModel) -> PreTrainedConfig:
+    return model.config.get_text_config(decoder=True)
 
 
 def _some(names: list[str]) -> str:

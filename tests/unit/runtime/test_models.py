@@ -24,13 +24,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lingu_ray.config import Config, StudentConfig
+from lingu_ray.config import Config, StudentConfig, TeacherConfig
 from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.inspect import InspectConfig, read_sources
 from lingu_ray.runtime.models.export import export_model
-from lingu_ray.runtime.models.load import load_student, load_teacher
+from lingu_ray.runtime.models.load import export_dtype, load_student, load_teacher
 from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -297,6 +297,40 @@ def test_generation_flags_without_effect_do_not_end_a_run(
     rehearse_export(StudentConfig(path=str(student)), tiny_processor())
     dropped = [name for name in flags if name not in ("num_beams", "use_cache")]
     assert all(name in caplog.text for name in dropped) and "have no effect there, and are dropped" in caplog.text
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_second_head_of_a_tied_model_is_refused(role: str, pair: Path, tmp_path: Path) -> None:
+    """Transformers would take the head of the files, and vLLM the embedding matrix."""
+    shutil.copytree(pair / role, tmp_path / role)
+    changed(
+        tmp_path / role,
+        lambda ts: (
+            ts | {"lm_head.weight": 2 * next(t for name, t in ts.items() if name.endswith("embed_tokens.weight"))}
+        ),
+    )
+    path = str(tmp_path / role)
+    with pytest.raises(UserError, match=rf"{role}.path=.* hold another head"):
+        if role == "student":
+            load_student(StudentConfig(path=path))
+        else:
+            load_teacher(TeacherConfig(path=path), torch.float32, torch.device("cpu"))
+
+
+def test_a_head_that_the_text_alone_ties_is_told_its_cure(student: Path) -> None:
+    """Of files as Transformers 4 has written them."""
+    changed_json(student / "config.json", tie_word_embeddings=False)
+    with pytest.raises(
+        UserError, match=r"random: lm_head.weight\nA head .* set tie_word_embeddings to true at the top"
+    ):
+        load_student(StudentConfig(path=str(student)))
+
+
+def test_an_export_has_the_dtype_that_the_text_alone_names(student: Path) -> None:
+    """Some VLMs are published so."""
+    text = json.loads((student / "config.json").read_text())["text_config"]
+    changed_json(student / "config.json", dtype=None, text_config=text | {"dtype": "bfloat16"})
+    assert export_dtype(StudentConfig(path=str(student))) == torch.bfloat16
 
 
 def too_large_tokenizer(folder: Path) -> None:
