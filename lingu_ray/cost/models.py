@@ -113,7 +113,7 @@ def read_models(config: Config) -> Models:
         check_pair(config)
         model, tower = _student(config)
     except UserError as error:
-        if error.__cause__ is not None and _of_hub(config):
+        if error.__cause__ is not None and any(name in str(error) for name in _of_hub(config)):
             raise UserError(f"{error}\n{_CURE.format(names=', '.join(_of_hub(config)))}") from error
         raise
     student = Student(model)

@@ -51,6 +51,13 @@ def test_parameters_are_those_of_the_models(pair: Path, tmp_path: Path):
     assert 0 < adapters < models.trained["decoder"] / 5
 
 
+def test_a_folder_that_is_missing_is_no_matter_of_the_hub(tmp_path: Path):
+    """The cure for a model on the hub is not told where another one cannot be found."""
+    paths = {"student": {"path": "some/vlm"}, "teacher": {"path": str(tmp_path / "nowhere")}}
+    with pytest.raises(UserError, match=r"teacher.path: no such file or folder: \S*nowhere$"):
+        read_models(tinyrun.config(tmp_path, tmp_path, **paths))
+
+
 def test_a_new_student_needs_no_tokenizer(pair: Path, tmp_path: Path):
     """`student.from_teacher`: the teacher's configuration makes the VLM's, decoder and image tokens alike."""
     config = tinyrun.config(pair, tmp_path, student=tinyrun.NEW_STUDENT)
