@@ -205,7 +205,7 @@ class Run:
         `neighbors` runs train beside this one, and its live line is number `position`. `until`: step at which to save
         and pause; None: the last one, after which the model is exported.
         """
-        self.until = until
+        self.neighbors, self.until = neighbors, until
         self.tracker = Tracker(self.config, self.folder)
         self.tracker.log_environment(record_environment(self.folder.root, self.precision))
         self.tracker.log_figures(alignment_figures(read_alignment(self.folder)))
@@ -291,6 +291,8 @@ class Run:
                 trainer.fit()
         except BaseException as error:
             self.errors.append(error)
+            if self.neighbors:  # which train on, maybe for hours, before the command ends with this error
+                self._warn(f"stopped: {_readable(error)}")
 
 
 def _starting(config: Config) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
@@ -16,7 +17,8 @@ from lingu_ray.errors import UserError, full_disk
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.failures import NAME, NoteFailures, Restarts
-from lingu_ray.runtime.trainer import _readable
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.trainer import Run, _readable
 
 DIED = WorkerHealthCheckFailedError("…", ActorDiedError())  # as the controller has them
 TAKEN_AWAY = WorkerHealthCheckFailedError("…", RayActorError(preempted=True))
@@ -106,6 +108,21 @@ def test_a_worker_whose_disk_is_full_is_not_started_again(error: Exception) -> N
     assert "Traceback" not in str(ended.value)
     found = full_disk(WorkerGroupError("…", {0: error}))
     assert str(found) == str(ended.value)
+
+
+@pytest.mark.parametrize(("neighbors", "told"), [(0, False), (1, True)])
+def test_a_run_that_ends_beside_others_is_told_at_once(neighbors: int, told: bool, tmp_path: Path) -> None:
+    """Its error ends the command when the others have ended, which may be hours later; alone it does so at once."""
+
+    def fit() -> None:
+        raise WorkerGroupError("…", {0: UserError("step 5: its loss is not finite")})
+
+    run, said = Run.__new__(Run), []
+    run.folder, run.errors, run.neighbors = RunFolder(tmp_path), [], neighbors
+    run.progress = SimpleNamespace(say=said.append)
+    run._train(SimpleNamespace(fit=fit))
+    assert len(run.errors) == 1
+    assert said == (["warning: stopped: step 5: its loss is not finite"] if told else [])
 
 
 def test_a_teacher_on_a_full_node_is_told_too() -> None:
