@@ -1,4 +1,4 @@
-"""Ctrl-C: what saves first, and what ends at once."""
+"""Ctrl-C and its like: what saves first, and what ends at once."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ def heed_interrupts() -> None:
 
 @contextmanager
 def save_on_interrupt(save: Callable[[], None]) -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM calls `save`, which asks the work inside to save and end; the second one ends it.
+    """The first Ctrl-C, SIGTERM or SIGHUP calls `save`, which asks the work inside to save and end; the second one ends
+    it.
 
     `save` runs in the signal handler and must return soon; the second signal raises `KeyboardInterrupt`. Yields an
-    event that is set by the first. Outside the main thread, which alone gets signals, nothing is handled.
+    event that is set by the first. A terminal that is closed sends SIGHUP, often twice, so that one never ends the
+    work; where it is ignored, as by `nohup`, it stays so. Outside the main thread, which alone gets signals, nothing
+    is handled.
     """
     asked = threading.Event()
 
-    def handle(*_: object) -> None:
-        if asked.is_set():
+    def handle(number: int, *_: object) -> None:
+        if not asked.is_set():
+            asked.set()
+            save()
+        elif number != signal.SIGHUP:
             raise KeyboardInterrupt
-        asked.set()
-        save()
 
-    with _handled_by(handle, signal.SIGINT, signal.SIGTERM):
+    closed = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    with _handled_by(handle, signal.SIGINT, signal.SIGTERM, *closed):
         yield asked
 
 

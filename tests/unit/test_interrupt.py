@@ -84,6 +84,23 @@ def test_the_first_interrupt_saves_and_the_second_ends(number: signal.Signals):
     assert calls == ["save", "save"] and signal.getsignal(number) is before
 
 
+def test_a_terminal_that_is_closed_saves_and_ends_nothing():
+    """Its signal saves, also where it comes twice, from the shell and the kernel; one that `nohup` ignores stays so."""
+    before, calls = signal.getsignal(signal.SIGHUP), []
+    with interrupt.save_on_interrupt(lambda: calls.append("save")):
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert calls == ["save"]
+    assert signal.getsignal(signal.SIGHUP) is before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.save_on_interrupt(lambda: calls.append("ignored")):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert calls == ["save"]
+
+
 def test_other_threads_leave_signals_alone():
     """A run that is driven by another thread, as a trial's, cannot and does not handle signals."""
     before, seen = signal.getsignal(signal.SIGINT), []
