@@ -37,8 +37,8 @@ class Progress:
             ces = "  ".join(f"{source} {entry['ce']:.3f}" for source, entry in record["validation"].items())
             self.say(f"validation at step {record['step']}: {ces}")
             return
-        if self.line is None:  # starts with the first new step: earlier ones do not count for the speed
-            self.line = LiveLine(self.label, self.steps, "step", done=record["step"] - 1, position=self.position)
+        if self.line is None:  # when its first step is done: neither that nor earlier ones count for the speed
+            self.line = LiveLine(self.label, self.steps, "step", done=record["step"], position=self.position)
         before, self.workers = self.workers, record.get("workers")
         if before not in (None, self.workers):
             self.say(f"workers from step {record['step']} on: {self.workers}, {before} before")
