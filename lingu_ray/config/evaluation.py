@@ -64,7 +64,9 @@ class TaskConfig(Section):
     in_mean: bool = Field(True, description="counts in mean recovery (language) or retention (vision); shown anyway")
     delimiter: str = Field(" ", description="text between a query or context and the continuation that is scored")
     max_new_tokens: PositiveInt = Field(16, description="longest answer in tokens; lm_eval: the task's own")
-    stop: tuple[str, ...] = Field((), description="texts that end an answer, besides the end of the turn")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="texts that end an answer, besides the end of the turn; none empty"
+    )
 
     @model_validator(mode="after")
     def _measurable(self) -> TaskConfig:

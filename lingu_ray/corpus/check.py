@@ -61,7 +61,7 @@ def check_messages(messages: Messages) -> None:
         BadRecord: with the reason.
     """
     for message in messages:
-        _check_text(message["content"])
+        check_text(message["content"])
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     roles = [message["role"] for message in turns]
     expected = ["user", "assistant"] * (len(roles) // 2)
@@ -76,8 +76,8 @@ def check_messages(messages: Messages) -> None:
         raise BadRecord("nothing_supervised", "no answer is a target of the loss")
 
 
-def _check_text(text: str) -> None:
-    """Half a surrogate pair, as cut JSON escapes leave it, can be neither stored nor tokenized."""
+def check_text(text: str) -> None:
+    """Refuse half a surrogate pair, as cut JSON escapes leave it: it can be neither stored nor tokenized."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

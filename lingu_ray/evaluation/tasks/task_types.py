@@ -15,11 +15,15 @@ Elsewhere `gold` is an index. `<image>` in a question marks where an image stand
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from string import ascii_uppercase
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from lingu_ray.config import TaskConfig
+from lingu_ray.corpus.check import check_text
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.metrics.short_answers import ENOUGH
@@ -47,6 +51,7 @@ def scored(config: TaskConfig, name: str, fields: Fields) -> Scored:
 
     Raises:
         Malformed: a field is missing, or not of its kind.
+        BadRecord: a text holds half a character.
     """
     pairs, reference = SCORED[config.type](config, fields)
     requests = tuple(ScoreRequest(context, continuation) for context, continuation in pairs)
@@ -58,6 +63,7 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
 
     Raises:
         Malformed: a field is missing, or not of its kind; images are missing, or not those of the question.
+        BadRecord: a text holds half a character.
     """
     question, reference = ASKED.get(config.type, _answered)(fields)
     if config.kind == "vision" and not images:
@@ -71,13 +77,17 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
 
 
 def _more(config: TaskConfig, fields: Fields) -> Reference:
-    return {key: fields[key] for key in config.fields if key not in KNOWN}
+    return {key: _field(fields, key) for key in config.fields if key not in KNOWN}
 
 
 def _field(fields: Fields, key: str) -> Any:
     if key not in fields:
         raise Malformed(f"`{key}` is missing; there are: {', '.join(fields) or 'none'}")
-    return fields[key]
+    value = fields[key]
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            check_text(text)
+    return value
 
 
 def _text(fields: Fields, key: str) -> str:
@@ -122,6 +132,9 @@ def _options(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
 
 
 def _passage(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
+    for unit in config.fields.keys() & {"words", "bytes"}:
+        if type(count := _field(fields, unit)) is not int or count < 1:
+            raise Malformed(f"`{unit}` must be how many there are, a whole number above 0, found {count!r}")
     if "text" in fields:
         return [("", _text(fields, "text"))], {}
     return _last_word(config, fields)
@@ -181,14 +194,27 @@ ASKED: dict[str, Callable[[Fields], tuple[str, Reference]]] = {
 }
 
 
-def check_together(config: TaskConfig, items: Iterable[Item]) -> None:
-    """Refuse items that are not, together, what the type judges.
+def check_together(config: TaskConfig, items: Sequence[Item]) -> None:
+    """Refuse items that are not, together, what the type judges, or cannot be kept in one file.
 
     Raises:
-        Malformed: an image of `mme` has not two questions.
+        Malformed: an image of `mme` has not two questions; a field of the user's own is no column.
     """
-    if config.type != "mme":
-        return
+    for key in config.fields.keys() & items[0].reference.keys():
+        _check_column(key, [item.reference[key] for item in items])
+    if config.type == "mme":
+        _check_pairs(config, items)
+
+
+def _check_column(key: str, values: list[Any]) -> None:
+    try:
+        pq.write_table(pa.table({key: values}), pa.BufferOutputStream())
+    except (pa.ArrowException, OverflowError) as error:
+        raise Malformed(f"`fields.{key}`: its values are no column that parquet takes: {error}") from error
+
+
+def _check_pairs(config: TaskConfig, items: Iterable[Item]) -> None:
+    """Each image of `mme` has two questions."""
     questions = Counter((item.reference["category"], item.reference["group"]) for item in items)
     for (category, group), count in questions.items():
         if count != 2:

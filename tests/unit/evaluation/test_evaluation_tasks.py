@@ -320,6 +320,8 @@ def test_limit_takes_the_first_items(tmp_path: Path) -> None:
         ("exact_match", {"question": "<image><image>", "answer": "a", "image": "img/1.png"}, "2 <image> for 1"),
         ("vqa_accuracy", {"question": "Q", "answer": "red", "image": "img/1.png"}, "several people, 4 at least"),
         ("vqa_accuracy", {"question": "Q", "answer": [1, 2, 3, 4], "image": "img/1.png"}, "several people"),
+        ("exact_match", {"question": "Q", "answer": ["a", "b\ud83d"], "image": "img/1.png"}, "half a character at 1"),
+        ("perplexity", {"text": "\ude00"}, "half a character at 0"),
         ("mme", {"question": "Q", "gold": "maybe", "image": "img/1.png"}, "yes or no"),
         ("mme", {"question": "Q", "gold": "no", "image": "img/1.png"}, "`category` is missing"),
     ],
@@ -347,6 +349,23 @@ def test_fields_that_do_not_fit_are_named(tmp_path: Path, field: str, message: s
     with pytest.raises(UserError, match=message) as error:
         load_task(config(path, "perplexity", fields={"text": field}))
     assert str(error.value).startswith(f"evaluation.tasks: t: {path}:1: ")
+
+
+@pytest.mark.parametrize("count", ["2", 0, None, True, 1.5])
+def test_words_and_bytes_are_counts(tmp_path: Path, count: object) -> None:
+    """A perplexity is divided by them, when everything is measured."""
+    path = write(tmp_path / "a.jsonl", {"text": "a b", "w": 2}, {"text": "c d", "w": count})
+    with pytest.raises(UserError, match=r"a\.jsonl:2: `words` must be how many there are, a whole number above 0"):
+        load_task(config(path, "perplexity", fields={"text": "text", "words": "w"}))
+
+
+@pytest.mark.parametrize("value", ["one", {}, 10**30])
+def test_fields_of_ones_own_are_columns(tmp_path: Path, value: object) -> None:
+    """What cannot be written with the answers is told before there are any."""
+    rows = [{"text": "a", "kept": 1 if value == "one" else value}, {"text": "b", "kept": value}]
+    path = write(tmp_path / "a.jsonl", *rows)
+    with pytest.raises(UserError, match=r"a\.jsonl: `fields\.kept`: its values are no column"):
+        load_task(config(path, "perplexity", fields={"text": "text", "kept": "kept"}))
 
 
 def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
@@ -380,6 +399,7 @@ def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
         ({"type": "perplexity", "fields": {"text": "a", "tokens": "b"}}, "fields.tokens: the name is taken"),
         ({"type": "exact_match", "fields": {"answer": "a", "answers": "b"}}, "fields.answers: the name is taken"),
         ({"type": "lm_eval", "split": "test"}, "brings its own data"),
+        ({"type": "exact_match", "stop": [""]}, "at least 1 character"),  # every answer would be empty
     ],
 )
 def test_settings_that_do_not_fit_together(settings: dict[str, Any], message: str) -> None:
