@@ -40,6 +40,9 @@ from lingu_ray.evaluation.results import (
 from lingu_ray.evaluation.roles import DISTILLED, References, controls_among, references_among
 from lingu_ray.evaluation.verdict import judge
 
+_MOST_NATS = 700.0
+"""Per token, as a model that has diverged may reach: of some more the exponential is too large for a number."""
+
 
 def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> Recovery:
     """Compute the result from the measured items of `models`, and write it as `recovery.json`.
@@ -132,8 +135,12 @@ def _model_score(task: Measured, model: str, quotient: Quotient | None) -> Model
     point, ci, scores = task.level[model], interval(task.level_R[model]), task.scores[model]
     extra = {name: sum(values) / sum(scores.weight) for name, values in scores.extra.items()}
     if task.config.type == PERPLEXITY:
-        point, ci, extra = math.exp(point), [math.exp(x) for x in ci], {"nats_per_token": point, **extra}
+        point, ci, extra = _perplexity(point), [_perplexity(x) for x in ci], {"nats_per_token": point, **extra}
     return ModelScore(Estimate(point, Interval(*ci)), extra, None if quotient is None else _estimate(quotient))
+
+
+def _perplexity(nats: float) -> float:
+    return math.exp(min(nats, _MOST_NATS))
 
 
 def _estimate(quotient: Quotient) -> Estimate | None:

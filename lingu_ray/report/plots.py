@@ -63,6 +63,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+HUGE = 1e7  # from which on digits are too many to read
 OTHERS = ("#D55E00", "#F0E442", INK)
 
 
@@ -123,5 +124,7 @@ def model_colors(models: list[str]) -> dict[str, str]:
 
 
 def format_number(value: float) -> str:
-    """A score that is no share, with three digits or whole: `0.83`, `38.9`, `10,742`."""
+    """A score that is no share, with three digits or whole: `0.83`, `38.9`, `10,742`; a huge one as `1.3e+09`."""
+    if value >= HUGE:
+        return f"{value:.1e}"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
 from lingu_ray.evaluation.results import PERPLEXITY, Recovery, TaskScores
-from lingu_ray.report.plots import Panel, canvas, display_name, format_number, model_colors
+from lingu_ray.report.plots import HUGE, Panel, canvas, display_name, format_number, model_colors
 from lingu_ray.report.svg import INK, SOFT
 
 SIZE = (3.1, 3.4)  # inches of a panel
@@ -74,8 +74,10 @@ def _draw_task(axis: Axes, name: str, task: TaskScores, models: list[str]) -> No
         axis.annotate(label, (x, tops[-1]), (0, 3), **ABOVE, ha="center", fontsize=9)
     axis.set(xticks=[], xlim=(-0.6, len(models) - 0.4), ylim=(0, max(tops) * 1.12 or 1))
     if perplexity:
-        axis.set_yticks(range(int(max(tops) * 1.12) + 1))
-        axis.yaxis.set_major_formatter(lambda power, _: f"{10**power:,.0f}")
+        top = int(max(tops) * 1.12)
+        axis.set_yticks(range(0, top + 1, max(1, top // 6)))
+        readable = math.log10(HUGE)
+        axis.yaxis.set_major_formatter(lambda power, _: f"{10**power:,.0f}" if power < readable else f"1e{power:.0f}")
     elif task.is_share:
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     unit = f"{_metric(task)}, {task.items:,} items"

@@ -306,6 +306,17 @@ def test_report_of_an_evaluation_without_a_run(run_dir: Path) -> None:
     assert "Throughput" not in page.text and (out / "recovery.png").exists()
 
 
+def test_a_model_that_has_diverged_does_not_keep_the_others_from_their_page(tmp_path: Path) -> None:
+    """Its perplexity may be more than a number holds; it is shown as huge, and what is in nats is as it is."""
+    task = TaskConfig(name="text", kind="language", type="perplexity", path="-")
+    for model, nats in (("teacher", 3.0), ("adapted", 5.0), ("distilled", 4000.0)):
+        write_measured(tmp_path, task, model, [nats + i for i in range(9)], [1.0] * 9)
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=20))
+    assert result.tasks["text"].models["distilled"].extra == {"nats_per_token": 4004.0}
+    page = Page(write_evaluation(result, tmp_path).read_text(encoding="utf-8"))
+    assert "1.0e+304" in page.text and "1e280" in page.text and "1,097" in page.text
+
+
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 4), pytest.param(17, 5, marks=pytest.mark.slow)])
 def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -> None:
     """A panel a task; in the PNG each panel has the same room, however many there are."""
