@@ -81,7 +81,7 @@ def scheduler(space: Space, base: Config) -> TrialScheduler:
         return ASHAScheduler(
             **by_validation,
             max_t=base.train.steps,
-            grace_period=min(space.asha.grace or base.train.validate_every, base.train.steps),
+            grace_period=space.asha.grace or base.train.validate_every,
             reduction_factor=space.asha.reduction,
             stop_last_trials=False,  # they are still to be measured
         )

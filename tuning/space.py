@@ -138,6 +138,11 @@ class Space(Section):
             raise ValueError("two objectives need `algorithm: optuna`; a random search shows its Pareto front anyway")
         if self.pbt is not None:
             self._check_pbt()
+        if self.trials and self.trials > 1 and not self._is_drawn:
+            raise ValueError(
+                f"trials: {self.trials}, and nothing is drawn: each of the {self.size // self.trials} settings would "
+                f"run {self.trials} times alike; leave `trials` out, or repeat under other seeds by `seeds`"
+            )
         return self
 
     def _check_one_origin(self) -> None:
@@ -156,12 +161,17 @@ class Space(Section):
             )
         if any(domain.grid for domain in self.search.values()):
             raise ValueError("pbt draws values: use choice, uniform or loguniform in place of grid")
+        if self.trials == 1:
+            raise ValueError("pbt compares the trials of a population: give 2 trials or more")
+
+    @property
+    def _is_drawn(self) -> bool:
+        return self.algorithm == "optuna" or any(domain.grid is None for domain in self.search.values())
 
     @property
     def draws(self) -> int:
         """How often values are drawn."""
-        drawn = self.algorithm == "optuna" or any(domain.grid is None for domain in self.search.values())
-        return self.trials or (16 if drawn else 1)
+        return self.trials or (16 if self._is_drawn else 1)
 
     @property
     def size(self) -> int:
@@ -278,6 +288,17 @@ def _check_stopping(space: Space, config: Config) -> None:
         )
     if space.pbt and not config.corpus.validation_rows:
         raise UserError(f"{space.name}: pbt compares trials by validation: set corpus.validation_rows above 0")
+    steps, asha, pbt = config.train.steps, space.asha, space.pbt
+    if asha and (first := asha.grace or config.train.validate_every) >= steps:
+        raise UserError(
+            f"{space.name}: asha would compare trials at step {first} first, and they have {steps}: lower asha.grace "
+            "or train.validate_every, or leave asha out"
+        )
+    if pbt and pbt.interval >= steps:
+        raise UserError(
+            f"{space.name}: pbt.interval={pbt.interval} leaves nothing to adapt in {steps} steps: lower it, or leave "
+            "pbt out"
+        )
 
 
 def corner_values(space: Space) -> Iterator[Values]:

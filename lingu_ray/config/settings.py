@@ -257,8 +257,10 @@ def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
 
 def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
     """A value of the wrong kind, or none where one is needed."""
-    setting = field_at(key, schema)
+    setting, section = field_at(key, schema), section_at(key, schema)
     wanted = explain(setting) if setting else error["msg"]
+    if section and not setting:  # under a name of the user's own
+        wanted = f"a section with {', '.join(section.model_fields)}"
     if error["type"] == "missing":
         return f"missing; give {wanted}"
     return f"{_short(error['input'])} does not fit; give {wanted}{_HINTS.get(error['type'], '')}"
