@@ -101,7 +101,8 @@ def check_pair(config: Config) -> None:
     if settings.from_teacher is not None:
         make_vision(settings.from_teacher)
     with _named(f"teacher.path={path}", "a causal LM"):
-        lm = empty_model(AutoModelForCausalLM, teacher, attn_implementation="sdpa")
+        lm = empty_model(AutoModelForCausalLM, teacher)
+        _require_sdpa(lm)
         if settings.from_teacher is not None:
             check_teacher(lm)
         output_head(Teacher(lm).model)
@@ -123,11 +124,17 @@ def check_pair(config: Config) -> None:
     check_kind(text, f"student.path={settings.path}")
     compare_decoders(text, teacher)
     _check_length(config, text, "student.path")
-    # flash attention may be on the workers alone
-    attention = {"attn_implementation": "sdpa"} if config.train.attention == "sdpa" else {}
     with _named(f"student.path={settings.path}", "a VLM"):
-        vlm = empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code, **attention)
+        vlm = empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code)
+        _require_sdpa(vlm)
         Student(vlm).parameter_groups()
+
+
+def _require_sdpa(model: PreTrainedModel) -> None:
+    """Raise UserError for a decoder that attends in a way of its own, such as with sinks; soft caps are known."""
+    decoder = model.config.get_text_config(decoder=True)
+    if decoder._attn_implementation == "eager" and not getattr(decoder, "attn_logit_softcapping", None):
+        raise UserError(f"a {type(model).__name__} does not support SDPA, so its attention is not known to be plain")
 
 
 @contextmanager
@@ -177,7 +184,7 @@ def check_weights(config: Config) -> None:
 
 def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Teacher:
     """The teacher, frozen. Raises UserError when there is no causal LM at `teacher.path`, or not all of one."""
-    model = _load_lm(settings, dtype, attn_implementation="sdpa")
+    model = _load_lm(settings, dtype)
     nn.Module.to(model, device)
     return Teacher(model)
 
@@ -205,7 +212,7 @@ def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreT
             dtype=torch.float32,
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
-            attn_implementation=attention,
+            attn_implementation=None if attention == "sdpa" else attention,  # None: eager where a model has no SDPA
         )
     except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)
@@ -282,13 +289,11 @@ def make_vision(settings: VisionConfig) -> VisionParts:
     return towers.pretrained_vision(settings, found)
 
 
-def _load_lm(settings: TeacherConfig, dtype: torch.dtype, **arguments: str) -> PreTrainedModel:
+def _load_lm(settings: TeacherConfig, dtype: torch.dtype) -> PreTrainedModel:
     place, gguf = model_origin(local_copy(settings.path))
     weights = gguf or {"use_safetensors": True}
     origin = f"teacher.path={settings.path}"
     try:
-        return load_whole(
-            AutoModelForCausalLM, origin, place, revision=settings.revision, dtype=dtype, **weights, **arguments
-        )
+        return load_whole(AutoModelForCausalLM, origin, place, revision=settings.revision, dtype=dtype, **weights)
     except NOT_LOADABLE as error:
         raise UserError(f"{origin}: cannot be loaded as a causal LM. {error}") from error

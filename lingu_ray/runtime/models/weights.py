@@ -71,12 +71,10 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
     return model
 
 
-def empty_model(
-    loader: Any, config: PreTrainedConfig, trust_remote_code: bool = False, **arguments: str
-) -> PreTrainedModel:
+def empty_model(loader: Any, config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model of a configuration on the meta device: names and shapes alone. `loader`: an auto class."""
     with torch.device("meta"):
-        return loader.from_config(config, trust_remote_code=trust_remote_code, **arguments)
+        return loader.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:

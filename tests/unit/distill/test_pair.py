@@ -302,7 +302,7 @@ OF_TOWER = {**OF_TEXT, "image_size": 16, "patch_size": 8}
     ("teacher", "vlm", "message"),
     [
         (PhiConfig(**OF_TEXT), LlavaConfig, r"teacher.path=.*: PhiForCausalLM: the method needs an output head"),
-        (GptOssConfig(**OF_TEXT), LlavaConfig, r"teacher.path=.*: cannot be loaded as a causal LM. GptOss.*support"),
+        (GptOssConfig(**OF_TEXT), LlavaConfig, r"teacher.path=.*: a GptOssForCausalLM does not support SDPA"),
         (OPTConfig(**OF_TEXT), Blip2Config, r"student.path=.*: a Blip2ForConditionalGeneration is built otherwise"),
     ],
     ids=lambda value: getattr(value, "model_type", None),
