@@ -18,6 +18,7 @@ ROLES = {
     "system": ("system", "developer"),
 }
 _ROLE_OF = {speaker: role for role, speakers in ROLES.items() for speaker in speakers}
+_FILLED_FROM_OBJECTS = ("<ref-object>", "<bbox>")  # by ms-swift, with names and boxes that stand under `objects`
 _TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython")
 
 
@@ -33,12 +34,20 @@ def conversation(record: Record, messages: Messages, inside: list[Any] | None = 
         inside: what `read_turns` gives for the placeholders in the messages; None: all images are the record's.
 
     Raises:
-        BadRecord: the images do not fit the messages, or stand where they are not read.
+        BadRecord: the images do not fit the messages, or stand where they are not read; texts with marks to be filled.
     """
+    _check_filled(record, messages)
     images = resolve(inside or [], read_images(record))
     if not images:
         check_none_unread(record)
     return _without_loose_ends(place_images(_with_system(record, messages), images))
+
+
+def _check_filled(record: Record, messages: Messages) -> None:
+    """Check that no mark in the texts waits for a value of `objects`: the student would learn to write the mark."""
+    marks = [mark for mark in _FILLED_FROM_OBJECTS if any(mark in message["content"] for message in messages)]
+    if marks and not is_empty(record.get("objects")):
+        raise BadRecord("missing_value", f"{marks[0]} is not filled from 'objects': write what it stands for instead")
 
 
 def place_images(messages: Messages, images: list[Any]) -> RawRow:

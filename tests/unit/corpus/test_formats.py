@@ -498,9 +498,12 @@ def test_what_is_said_of_pictures_is_metadata():
     """Numbers, sizes, kinds and empty fields; and other pictures beside those of the conversation."""
     about: dict[str, Any] = {"image_id": 7, "has_image": False, "image_format": "png", "image_size": [3, 4]}
     empty: dict[str, Any] = {"img_path": "", "picture": {"bytes": None, "path": None}, "photos": [], "file_name": "a.c"}
-    assert conversation("messages", {"messages": AS_ROLES} | about | empty) == TURNS
+    assert conversation("messages", {"messages": AS_ROLES} | about | empty | {"objects": BOXES}) == TURNS
     seen = {"messages": AS_ROLES, "image": "1.png", "image_mask": "2.png"}
     assert conversation("messages", seen)[0] == ("user", "<image>A?")
+
+
+BOXES = {"ref": ["dog"], "bbox": [[1, 2, 3, 4]]}
 
 
 def with_parts(*parts: Any, **beside: Any) -> dict:
@@ -524,6 +527,12 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             "bad_turns",
         ),
         ("messages", {"messages": AS_ROLES, "history": [["q", "a"]]}, "bad_turns"),
+        (
+            "messages",
+            {"messages": [AS_ROLES[0], AS_ROLES[1] | {"content": "<bbox>"}], "objects": BOXES},
+            "missing_value",
+        ),
+        ("prompt_completion", {"query": "<ref-object>?", "response": "No.", "objects": BOXES}, "missing_value"),
         ("messages", {"messages": [{"role": "system", "content": "S"}, *AS_ROLES], "system": "T"}, "bad_turns"),
         ("messages", {"messages": [AS_ROLES[0] | {"images": ["1", "2"], "content": "<image>"}]}, "image_count"),
         ("messages", with_parts({"type": "video", "video": "1.mp4"}), "missing_media"),
