@@ -11,7 +11,7 @@ from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 
-OTHER_MEDIA = ("<video>", "<audio>")  # placeholders as LLaVA-like files have them
+OTHER_MEDIA = ("<video>", "<audio>", "<|video_pad|>", "<|video|>", "<|audio|>", "<|AUDIO|>")  # as files have them
 PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
 
 IMAGE_MARKS = re.compile(  # that other models and tools replace by an image

@@ -61,6 +61,7 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said(" \n", "Yes."), [], "empty_message"),
         (said("?", "Yes\ud83d"), [], "bad_text"),
         (said("<video>\nWho?", "She."), [], "missing_media"),
+        (said("<|video_pad|>Who?", "She."), [], "missing_media"),
         ([{"role": "system", "content": "<audio>"}, *said("?", "Yes.")], [], "missing_media"),
         ([message | {"supervised": False} for message in said("?", "Yes.")], [], "nothing_supervised"),
     ],
