@@ -73,8 +73,9 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`prompt` and `completion`, text or messages, and optionally `image` or `images`; or other names for the two."""
     check_record(record)
     prompt, completion = first_name(record, "prompt", "query"), first_name(record, "completion", "response")
-    if prompt not in record and completion not in record and "question" in record:
-        prompt, completion = "question", "answer"
+    answers = [name for name in ("answer", completion) if not is_empty(record.get(name))]
+    if prompt not in record and "question" in record and len(answers) < 2:  # of two nothing says which one is meant
+        prompt, completion = "question", first_name(record, "answer", completion)
         for name in BESIDE_A_QUESTION:
             if not is_empty(record.get(name)):
                 raise BadRecord("bad_turns", f"{name!r} belongs to the question; say how, by `format: template`")
@@ -110,9 +111,10 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Alpaca, Dolly: `instruction`, `output` or `response`, and if there: `input` or `context`, `system`, `history`."""
     check_record(record)
     given = first_name(record, "input", "context")
-    question = read_text(record, "instruction")
+    asked = [read_text(record, "instruction")]
     if not is_empty(record.get(given)):
-        question += f"\n\n{to_text(record[given], repr(given))}"
+        asked.append(to_text(record[given], repr(given)))
+    question = "\n\n".join(text for text in asked if text.strip())
     turn = question_and_answer(question, read_text(record, first_name(record, "output", "response")))
     yield conversation(record, [*read_history(record), *turn])
 

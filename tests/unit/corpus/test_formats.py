@@ -282,7 +282,9 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
         ("prompt_completion", {"prompt": "A?", "response": "a", "completion": None}),
         ("prompt_completion", {"query": "A?", "response": "a", "history": []}),
         ("prompt_completion", {"question": "A?", "answer": "a", "context": ""}),
+        ("prompt_completion", {"question": "A?", "response": "a", "system_prompt": "", "answer": None}),
         ("instruction", {"instruction": "A?", "context": "", "response": "a"}),
+        ("instruction", {"instruction": "", "input": "A?", "output": "a"}),
         ("instruction", {"instruction": "A?", "input": None, "output": "a", "system": "", "history": None}),
         ("webdataset", {"json": {"messages": AS_ROLES}, "__key__": "1", "jpg": None}),
         *[
@@ -311,6 +313,7 @@ def test_one_conversation_in_every_spelling(format, record):
         ("messages", {"messages": [{"role": "developer", "content": "S"}, *AS_ROLES]}, [("system", "S"), *TURNS]),
         ("llava", {"conversations": AS_LLAVA, "system": "S"}, [("system", "S"), *TURNS]),
         ("instruction", {"instruction": "A?", "output": "a", "system": "S"}, [("system", "S"), *TURNS]),
+        ("prompt_completion", {"question": "A?", "response": "a", "system_prompt": "S"}, [("system", "S"), *TURNS]),
         (
             "instruction",
             {"instruction": "B?", "input": 7, "output": "b", "history": [["A?", "a"]]},
@@ -557,6 +560,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("prompt_completion", {"prompt": "x", "chosen": "a", "rejected": "b"}, "preference_pair"),
         ("prompt_completion", {"prompt": "x", "completion": "y", "label": "False"}, "undesired_answer"),
         ("prompt_completion", {"question": "x", "answer": "B", "choices": ["a", "b"]}, "bad_turns"),
+        ("prompt_completion", {"question": "x", "answer": "4", "response": "2 + 2 = 4"}, "missing_field"),
         ("instruction", {"instruction": None, "output": "x"}, "wrong_type"),
         ("instruction", {"instruction": "x", "output": "y", "history": [["q"]]}, "wrong_type"),
         ("instruction", {"instruction": "x", "output": "y", "history": [AS_ROLES[0] | {"image": "1"}]}, "image_count"),
