@@ -41,6 +41,9 @@ _WRAPPERS = {
     "_orig_mod.": "These are names of a compiled model: save its `._orig_mod` by save_pretrained.",
 }
 _CURE = "Save the model again by save_pretrained of the class that it was trained as, or put its own config.json back."
+_NOT_QUANTIZED = "Take the model that was not quantized; a teacher may also be a .gguf file"
+_OF_QUANTIZED = (".qweight", ".SCB", ".absmax", ".weight_scale", ".weight_scale_inv", ".weight_packed")
+"""How names end that GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors give to what they add."""
 _TIE = "A head that is the embedding matrix is saved once: set tie_word_embeddings to true at the top of config.json."
 
 
@@ -130,7 +133,7 @@ def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
     method = settings.get("quant_method", "see quantization_config in its config.json")
     raise UserError(
         f"{setting}: the weights of {path} are quantized ({method}): training needs them as they were before. "
-        "Take the model that was not quantized; a teacher may also be a .gguf file"
+        f"{_NOT_QUANTIZED}"
     )
 
 
@@ -186,6 +189,10 @@ def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -
     if not lines:
         return
     cures = [cure for prefix, cure in _WRAPPERS.items() if any(name.startswith(prefix) for name in left_over)]
+    if any(name.endswith(_OF_QUANTIZED) for name in left_over):
+        cures.append(
+            f"These are names of quantized weights: training needs them as they were before. {_NOT_QUANTIZED}."
+        )
     if {*report["missing_keys"]} == {"lm_head.weight"} and _text(model).tie_word_embeddings:
         cures.append(_TIE)
     raise UserError(

@@ -111,6 +111,11 @@ def quantized(**settings: Any) -> Callable[[Path], None]:
     return lambda folder: changed_json(folder / "config.json", quantization_config=settings)
 
 
+def quantized_by_an_old_version(folder: Path) -> None:
+    """Weights of GPTQ whose settings stand in a file of their own, quantize_config.json."""
+    changed(folder, lambda ts: {name.replace("_proj.weight", "_proj.qweight"): tensor for name, tensor in ts.items()})
+
+
 def own_code(folder: Path) -> None:
     """A class that comes with the checkpoint."""
     changed_json(
@@ -144,6 +149,7 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "adapter alone": (adapter_alone, r"holds an adapter of some/base .* merge_and_unload\(\)"),
     "bitsandbytes": (quantized(quant_method="bitsandbytes", load_in_4bit=True), r"are quantized \(bitsandbytes\)"),
     "GPTQ": (quantized(quant_method="gptq", bits=4), r"are quantized \(gptq\)"),
+    "old GPTQ": (quantized_by_an_old_version, r"left over: .*qweight(?s:.*)quantized weights: .* was not quantized"),
     "AWQ": (quantized(quant_method="awq", bits=4), r"are quantized \(awq\)"),
     "FP8": (quantized(quant_method="fp8"), r"are quantized \(fp8\)"),
     "own code": (own_code, "comes with model code of its own"),
