@@ -105,6 +105,8 @@ def main(arguments: list[str]) -> None:
 def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
     """The runs by folder or MLflow id, and those of the experiment."""
     ids = [name for name in names if not Path(name).is_dir() and location(name) is None]
+    if folder := next((name for name in ids if "/" in name), None):
+        raise UserError(f"{folder}: no such folder; a run is named by its folder or its MLflow id")
     runs = [read_place(location(name) or Path(name)) for name in names if name not in ids]
     if ids or options.experiment:
         runs += _from_mlflow(ids, options)

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import reduce
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lingu_ray.config import strict_yaml
 from lingu_ray.config.base import Schedule
-from lingu_ray.config.help import explain
+from lingu_ray.config.help import explain, wants
 from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
-from lingu_ray.config.tree import field_at, is_mapping, section_at
+from lingu_ray.config.tree import field_at, is_list, is_mapping, section_at
 from lingu_ray.errors import UserError
 from lingu_ray.storage import redacted
 
@@ -135,6 +135,8 @@ class Settings(Generic[T]):
         key: Key = ()
         rest = dotted
         while rest:
+            if node is None and (field := field_at(key, self.schema)) and is_list(field.annotation):
+                node = []
             if isinstance(node, list):
                 part, name = self._item(node, rest, ".".join(map(str, key)), argument)
                 if isinstance(node[part], str) and rest != name:  # a bare name stands for the section of that name
@@ -257,10 +259,12 @@ def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
 
 def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
     """A value of the wrong kind, or none where one is needed."""
-    setting, section = field_at(key, schema), section_at(key, schema)
+    setting, section, above = field_at(key, schema), section_at(key, schema), field_at(key[:-1], schema)
     wanted = explain(setting) if setting else error["msg"]
     if section and not setting:  # under a name of the user's own
         wanted = f"a section with {', '.join(section.model_fields)}"
+    elif above and not setting and is_mapping(above.annotation):
+        wanted = f"{wants(get_args(above.annotation)[1])} ({above.description})"
     if error["type"] == "missing":
         return f"missing; give {wanted}"
     return f"{_short(error['input'])} does not fit; give {wanted}{_HINTS.get(error['type'], '')}"

@@ -116,7 +116,7 @@ class _Reader:
 
     def _entries(self, node: yaml.MappingNode, key: Key) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Nodes of keys and values by the key's text: those merged by `<<`, replaced by the mapping's own."""
-        self._refuse_twice(node, key)
+        self._check_keys(node, key)
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for source in reversed([source for at, inner in node.value if at.tag == _MERGE for source in _sources(inner)]):
             with self._inside(source, key):
@@ -125,11 +125,14 @@ class _Reader:
                 found |= self._entries(source, key)
         return found | {at.value: (at, inner) for at, inner in node.value if at.tag != _MERGE}
 
-    def _refuse_twice(self, node: yaml.MappingNode, key: Key) -> None:
+    def _check_keys(self, node: yaml.MappingNode, key: Key) -> None:
+        """Refuse a key that is no text, was given before, or has its value in it, as `{a:1}` has."""
         first: dict[str, int] = {}
-        for at, _ in node.value:
+        for at, inner in node.value:
             if not isinstance(at, yaml.ScalarNode):
                 raise self._error(at, "a key must be plain text")
+            if node.flow_style and ":" in at.value and isinstance(inner, yaml.ScalarNode) and not inner.value:
+                raise self._error(at, f"{at.value!r} has no value: YAML wants a blank after the colon, as in {{a: 1}}")
             if at.value in first:
                 dotted = ".".join(map(str, (*key, at.value)))
                 raise self._error(at, f"{dotted} is given twice, first on line {first[at.value]}: remove one")

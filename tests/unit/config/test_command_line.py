@@ -75,6 +75,9 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["distill.w_kd=much"], ["give a number, {start, end, shape, until}, or [[fraction, value], ...]"]),
         (["corpus.sources.t1.limit=3"], ["corpus.sources has no item 't1'; it has: 0 (t0), 1 (t0.long)"]),
         (["corpus.sources.7.limit=3"], ["has no item '7'"]),
+        (["evaluation.tasks.0.limit=3"], ["evaluation.tasks has no item '0'; it has: none"]),
+        (["tracking.tags.team=1"], ["tracking.tags.team: 1 does not fit; give text ("]),
+        (["ray.num_workers={min:1,max:4}"], ["'min:1' has no value: YAML wants a blank after the colon"]),
         (["evaluation.tasks=[piqa]", "evaluation.tasks.piqua.limit=3"], ["has no item 'piqua'; it has: 0 (piqa)"]),
         (
             ["corpus.sources.t0.form=text"],

@@ -9,6 +9,7 @@ import pytest
 
 from lingu_ray.config.command_line import load_config, to_yaml
 from lingu_ray.config.flat import flat
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import Estimate, Interval, Kind, Means, ModelScore, Recovery, TaskScores, Verdict
 from lingu_ray.evaluation.roles import OF_THE_TEACHER
@@ -119,3 +120,9 @@ def test_runs_of_one_name_are_told_apart_and_many_have_a_line_each() -> None:
     table = compare.settings_table([*many, compare.Compared("evaluated", {}, {"eval/x/score": 1.0})])
     assert table.titles == ["a", "only here"]
     assert table.lines[4:] == [["demo #5", "4", "–"], ["demo #6", "5", "b = True"]]
+
+
+def test_a_folder_that_is_not_there_is_no_run_id(tmp_path: Path) -> None:
+    """It is told as a folder, not looked up in a store."""
+    with pytest.raises(UserError, match="nowhere: no such folder; a run is named by its folder or its MLflow id"):
+        compare.read_runs([f"{tmp_path}/nowhere"], compare.CompareConfig())
