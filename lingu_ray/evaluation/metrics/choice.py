@@ -32,8 +32,9 @@ def judge_letters(columns: Columns) -> Scores:
 
 def named_option(answer: str, choices: list[str]) -> int | None:
     """Index of the option whose letter or text the answer is, or whose letter it names; None if it names none."""
-    if letter := re.fullmatch(r"\W*([A-Za-z])\W*", answer):
-        return _index(letter[1].upper(), choices)
+    letter = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    if letter and (index := _index(letter[1].upper(), choices)) is not None:
+        return index
     texts = [_plain(choice) for choice in choices]
     if (plain := _plain(answer)) in texts:
         return texts.index(plain)

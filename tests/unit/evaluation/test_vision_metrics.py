@@ -152,6 +152,12 @@ def test_the_option_an_answer_names(answer: str, option: int | None):
     assert named_option(answer, ["a cat", "a dog", "a bus"]) == option
 
 
+@pytest.mark.parametrize(("answer", "option"), [("W", 1), ("s.", 2), ("C", 2), ("Z", None)])
+def test_options_that_are_letters_themselves(answer: str, option: int | None):
+    """Of a compass: a letter that no option is listed by may be an option's own text."""
+    assert named_option(answer, ["N", "W", "S"]) == option
+
+
 # What Stanford's PTBTokenizer, less the punctuation that the COCO evaluation drops, makes of these.
 TOKENIZED = {
     "A man riding a wave on top of a surfboard.": "a man riding a wave on top of a surfboard",
