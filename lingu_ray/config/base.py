@@ -10,7 +10,7 @@ from pydantic_core import CoreSchema
 
 from lingu_ray.config.numbers import without_bools
 
-NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}$"
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 """What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys."""
 
 

@@ -102,9 +102,10 @@ def test_a_runs_report_belongs_to_the_run(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
-    """A file of that name is an error that names it, and stays as it is."""
+    """A file of that name is an error that names it, and stays as it is; so is a name that is too long."""
     (tmp_path / "run").write_text("mine")
-    told = rf"{tmp_path}/run: cannot be written: .*name another folder"
-    with pytest.raises(UserError, match=told), lease.lease_on(tmp_path / "run"):
-        pass
+    for name in ("run", 300 * "n"):
+        told = rf"{tmp_path}/{name}: cannot be written: .*name another folder"
+        with pytest.raises(UserError, match=told), lease.lease_on(tmp_path / name):
+            pass
     assert (tmp_path / "run").read_text() == "mine"
