@@ -33,7 +33,7 @@ CONTROLS: tuple[str, str] = get_args(ControlName)
 class Config(Section):
     """A complete run."""
 
-    name: Annotated[str, NOT_COMPARED] = Field(pattern=NAME, description="folder and MLflow name")
+    name: Annotated[str, NOT_COMPARED] = Field(pattern=NAME, description="of the run's folder")
     output_dir: Annotated[OutputFolder, MAY_CHANGE, NOT_COMPARED] = Field(
         Path("runs"), description="folder of runs, corpora and the MLflow store; a bucket needs tracking.uri"
     )
