@@ -30,8 +30,15 @@ from tuning.space import Space, check, read_space, shipped
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `tuning.run` has its own, which lets trials save
 
 _SAME_IN_ALL = (
-    *("train.steps", "train.validate_every", "evaluation", "demo", "tracking"),
-    *("corpus.sources.*", "*.path", "*.tower", "*.role"),
+    "train.steps",
+    "train.validate_every",
+    "evaluation",
+    "demo",
+    "tracking",
+    "corpus.sources.*",
+    "*.path",
+    "*.tower",
+    "*.role",
 )
 """Patterns of what a run may be resumed with, and a sweep may not: trials that have ended had the old value."""
 _HOW_MEASURED = ("evaluation.tokens_per_batch", "evaluation.replicas", "evaluation.models_at_once")

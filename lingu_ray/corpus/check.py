@@ -13,7 +13,6 @@ from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 
 OTHER_MEDIA = ("<video>", "<audio>", "<|video_pad|>", "<|video|>", "<|audio|>", "<|AUDIO|>")  # as files have them
 PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
-
 IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
     r"<\|(image|image_pad|image_start|image_\d+|vision_start)\|>"
     r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
@@ -90,8 +89,9 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
         raise BadRecord("image_token", f"the text holds {image_token}, for which the student expects an image")
     if any(PLACEHOLDER in m["content"] for m in messages if m["role"] == "assistant"):
         raise BadRecord("image_in_answer", f"{PLACEHOLDER} stands in an answer")
+    prompts = [m["content"] for m in messages if m["role"] != "assistant"]
     for medium in OTHER_MEDIA:
-        if any(medium in m["content"] for m in messages if m["role"] != "assistant"):
+        if any(medium in prompt for prompt in prompts):
             raise BadRecord("missing_media", f"{medium} stands in a prompt; video and audio are not trained on")
     for message in messages:
         if message["role"] == "user" and (named := PATH_IN_TEXT.search(message["content"])):
@@ -99,7 +99,7 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
                 "missing_image",
                 f"{named.group():.80} names a picture in the text: write {PLACEHOLDER} there, and its path in 'images'",
             )
-    _check_marks(messages, images)
+    _check_marks(prompts, images)
     placeholders = sum(m["content"].count(PLACEHOLDER) for m in messages)
     if placeholders > images:
         raise BadRecord("missing_image", f"{placeholders} placeholders {PLACEHOLDER}, {images} images")
@@ -107,12 +107,10 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
         raise BadRecord("image_count", f"{images} images, {placeholders} placeholders {PLACEHOLDER}")
 
 
-def _check_marks(messages: Messages, images: int) -> None:
+def _check_marks(prompts: list[str], images: int) -> None:
     """Check that no prompt marks an image's place as another model does: it would be read as text."""
-    for message in messages:
-        text = message["content"]
-        found = IMAGE_MARKS.search(text) or (None if images else NUMBERED.search(text))
-        if found and message["role"] != "assistant":
+    for prompt in prompts:
+        if found := IMAGE_MARKS.search(prompt) or (None if images else NUMBERED.search(prompt)):
             raise BadRecord(
                 "image_token",
                 f"{found.group()} in a prompt marks an image for another model: write {PLACEHOLDER} where it stands",
