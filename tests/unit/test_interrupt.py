@@ -86,14 +86,15 @@ def test_the_first_interrupt_saves_and_the_second_ends(number: signal.Signals):
 
 def test_a_terminal_that_is_closed_saves_and_ends_nothing():
     """Its signal saves, also where it comes twice, from the shell and the kernel; one that `nohup` ignores stays so."""
-    before, calls = signal.getsignal(signal.SIGHUP), []
-    with interrupt.save_on_interrupt(lambda: calls.append("save")):
-        signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGHUP)
-        assert calls == ["save"]
-    assert signal.getsignal(signal.SIGHUP) is before
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    calls: list[str] = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under `nohup`
     try:
+        with interrupt.save_on_interrupt(lambda: calls.append("save")):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)
+            assert calls == ["save"]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with interrupt.save_on_interrupt(lambda: calls.append("ignored")):
             signal.raise_signal(signal.SIGHUP)
     finally:
