@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lingu_ray.distill.inputs import ModelInputs, token_arguments
+from lingu_ray.distill.inputs import ModelInputs, check_image_tokens, token_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 
@@ -64,9 +64,9 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
             f"input_ids: a row has {ids_BT.shape[1]} tokens, and above {longest} the models have another RoPE "
             "(rope_type) by the longest row of a batch: cut it"
         )
-    visual_BT = torch.isin(ids_BT, torch.tensor(visual_token_ids(student.model))) & real_BT
+    visual_BT = torch.isin(ids_BT, ids_BT.new_tensor(visual_token_ids(student.model))) & real_BT
     _check_labels(labels_BT, ids_BT, real_BT, visual_BT, student.output_head.vocabulary)
-    rows_B1 = torch.arange(len(ids_BT)).unsqueeze(1)
+    rows_B1 = torch.arange(len(ids_BT), device=ids_BT.device).unsqueeze(1)
     inputs = ModelInputs(
         input_ids_BT=ids_BT,
         sample_BT=torch.where(real_BT, rows_B1, -1),
@@ -76,6 +76,7 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
     )
     if visual_BT.any() and not inputs.vision:
         raise UserError("the batch has image tokens and no images (pixel_values, …)")
+    _check_grids(inputs, student)
     _check_token_types(given, inputs, to_left, student)
     return inputs
 
@@ -83,8 +84,8 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
 def read_distill(distill: Tensor | Sequence[bool] | None, rows: int) -> Tensor:
     """`distill` as a bool tensor `[B]` on the CPU; None: all rows. Raises UserError for another shape or dtype."""
     if distill is None:
-        return torch.ones(rows, dtype=torch.bool)
-    mask_B = torch.as_tensor(distill).cpu()
+        return torch.ones(rows, dtype=torch.bool, device="cpu")
+    mask_B = torch.as_tensor(distill, device="cpu")
     if mask_B.dtype != torch.bool or mask_B.shape != (rows,):
         raise UserError(
             f"distill: must hold one bool for each of the {rows} rows; it is {mask_B.dtype} of shape "
@@ -99,7 +100,7 @@ class _ToLeft:
     def __init__(self, real_BT: Tensor):
         length_B = real_BT.sum(1)
         first_B1 = real_BT.int().argmax(1, keepdim=True)
-        columns = torch.arange(int(length_B.max()))
+        columns = torch.arange(int(length_B.max()), device=real_BT.device)
         self.column_BT = (first_B1 + columns) % real_BT.shape[1]
 
     def __call__(self, tensor_BT: Tensor) -> Tensor:
@@ -127,9 +128,9 @@ def _attention_mask(given: Mapping[str, Any], ids_BT: Tensor) -> Tensor:
     if "attention_mask" not in given:
         return torch.ones_like(ids_BT, dtype=torch.bool)
     mask_BT = _token_tensor(given, "attention_mask", shape=ids_BT.shape)
-    if not torch.isin(mask_BT, torch.tensor([0, 1])).all():
+    if not ((mask_BT == 0) | (mask_BT == 1)).all():
         raise UserError("attention_mask: must be 1 on tokens and 0 on padding")
-    starts_B = mask_BT.diff(dim=1, prepend=torch.zeros(len(mask_BT), 1, dtype=torch.long)).eq(1).sum(1)
+    starts_B = mask_BT.diff(dim=1, prepend=mask_BT.new_zeros(len(mask_BT), 1)).eq(1).sum(1)
     if (starts_B != 1).any():
         row = int((starts_B != 1).nonzero()[0])
         why = "has no token" if not starts_B[row] else "has padding between its tokens"
@@ -165,6 +166,14 @@ def _vision(given: Mapping[str, Any], student: Student) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise UserError(f"{name}: must be a tensor, not a {type(value).__name__}: return_tensors='pt'")
     return vision
+
+
+def _check_grids(inputs: ModelInputs, student: Student) -> None:
+    """The sizes of the images, where the batch has them, must ask for as many tokens as there are."""
+    grid_I3 = inputs.vision.get("image_grid_thw")
+    merged = getattr(student.model.config.vision_config, "spatial_merge_size", None) if grid_I3 is not None else None
+    if grid_I3 is not None and merged is not None:
+        check_image_tokens(inputs, int(grid_I3.prod(1).sum()) // merged**2)
 
 
 def _check_token_types(given: Mapping[str, Any], inputs: ModelInputs, to_left: _ToLeft, student: Student) -> None:

@@ -95,7 +95,9 @@ def donate(decoder: PreTrainedModel) -> None:
     Raises UserError for a decoder whose attention is not dispatched by name.
     """
     base = str(decoder.config._attn_implementation)
-    if base.startswith(_PREFIX):
+    if _store_positions not in decoder._forward_pre_hooks.values():
+        decoder.register_forward_pre_hook(_store_positions, with_kwargs=True)
+    if base.startswith(_PREFIX):  # perhaps for another model of the same configuration object
         return
     if base not in ALL_MASK_ATTENTION_FUNCTIONS:
         raise UserError(
@@ -116,7 +118,6 @@ def donate(decoder: PreTrainedModel) -> None:
     AttentionInterface.register(name, donating_attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
     decoder.set_attn_implementation(name)
-    decoder.register_forward_pre_hook(_store_positions, with_kwargs=True)
 
 
 class _Named:

@@ -43,7 +43,7 @@ def make_request(donation: Donation, capture: KVCapture | None) -> TeacherReques
     """The request for a planned donation and what was captured for it (None: nothing is shared)."""
     query = donation.query
     if capture is None:
-        nothing = torch.empty(0, 2, 0, 0, 0)
+        nothing = torch.empty(0, 2, 0, 0, 0, dtype=torch.float32, device="cpu")
         return TeacherRequest(**vars(query), kv_L2CHE=nothing, query_position_Q=query.query_index_Q)
     assert capture.kv_L2CHE is not None  # see `KVCapture.check_complete`
     return TeacherRequest(
@@ -170,7 +170,7 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
     row_Q, slot_Q = rows_and_slots(request.query_count_R)
     rows, queries, keys = len(request.query_count_R), int(request.query_count_R.max()), int(request.width)
     at_Q = row_Q * queries + slot_Q
-    in_order = torch.equal(request.donated_kv_P, torch.arange(kv_L2CHE.shape[2]))
+    in_order = torch.equal(request.donated_kv_P, torch.arange(kv_L2CHE.shape[2], device=request.donated_kv_P.device))
 
     def spread(values_Q: Tensor, padding: int) -> Tensor:
         spread_RQ = values_Q.new_full((rows, queries), padding)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
@@ -48,6 +49,9 @@ class DistillOutput:
     counts: TokenCounts
 
 
+torch.export.register_dataclass(DistillOutput)  # DistributedDataParallel with static_graph=True finds the loss in it
+
+
 class Distiller(nn.Module):
     """LinguDistill's loss (arXiv 2604.00829, section 3) for a student and a teacher of Transformers.
 
@@ -60,6 +64,7 @@ class Distiller(nn.Module):
 
     Both models are changed: the student's attention donates its KV, the teacher is frozen and in eval mode. The module
     holds the student alone: `parameters()`, `to()` and `state_dict()` are the student's, the teacher is not moved.
+    To train on several devices wrap the module (`DistributedDataParallel`, `fully_shard`), not the student.
 
     Args:
         student: a vision-language model (`AutoModelForImageTextToText`), not wrapped.
@@ -105,13 +110,12 @@ class Distiller(nn.Module):
         _check_choice("context", context, Context)
         _check_choice("scope", scope, Scope)
         _check_choice("earlier_turns", earlier_turns, EarlierTurns)
-        if temperature <= 0 or w_ce < 0 or w_kd < 0:
-            raise UserError(f"temperature={temperature} must be above 0, w_ce={w_ce} and w_kd={w_kd} not below")
         divergence_fn = divergence_of(divergence, beta, top_k)
         visual_token_ids(student)
         lengths = [longest_row(model.config.get_text_config(decoder=True)) for model in (student, teacher)]
         self._longest = min((length for length in lengths if length is not None), default=None)
         self.temperature, self.w_ce, self.w_kd = temperature, w_ce, w_kd
+        self._check_weights()
         self.student = student
         self._teacher = Teacher(teacher)
         client = InProcessTeacher(self._teacher)
@@ -142,6 +146,12 @@ class Distiller(nn.Module):
                 f"the student is on {self.student.device} and the teacher on {self._teacher.model.device}: "
                 "move the teacher there"
             )
+        if isinstance(self._step.student.output_head.weight_VD, DTensor):
+            raise UserError(
+                "student: its weights are sharded, and nobody gathers them: fully_shard(distiller) after its layers, "
+                "not the student"
+            )
+        self._check_weights()
         inputs = read_batch(batch, self._step.student, self._longest)
         distill_B = read_distill(distill, len(inputs.input_ids_BT))
         plan = self._step.plan(inputs, distill_B)
@@ -150,9 +160,9 @@ class Distiller(nn.Module):
         counts = TokenCounts(len(done.labels_N), plan.tokens if plan else 0)
         by = _divisor(tokens, counts.ce)
         scales = SampleScales(
-            ce_S=torch.full(distill_B.shape, self.w_ce / by),
-            kd_S=torch.full(distill_B.shape, self.w_kd / by),
-            temperature=self.temperature,
+            ce_S=torch.full_like(distill_B, self.w_ce / by, dtype=torch.float32),
+            kd_S=torch.full_like(distill_B, self.w_kd / by, dtype=torch.float32),
+            temperature=float(self.temperature),
         )
         terms = self._step.loss(done, teacher, scales)
         return DistillOutput(terms.loss, terms.ce_N.sum() / by, terms.kd_M.sum() / by, counts)
@@ -163,6 +173,14 @@ class Distiller(nn.Module):
         plan = self._step.plan(inputs, read_distill(distill, len(inputs.input_ids_BT)))
         supervised = int(predicting(inputs.supervised_BT, inputs.sample_BT).sum())
         return TokenCounts(supervised, plan.tokens if plan else 0)
+
+    def _check_weights(self) -> None:
+        """Raise UserError for a temperature or weights that no loss can have, whoever set them."""
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"temperature={self.temperature}: must be a number above 0")
+        for name, weight in (("w_ce", self.w_ce), ("w_kd", self.w_kd)):
+            if not 0 <= weight < math.inf:
+                raise UserError(f"{name}={weight}: must be a number from 0 on")
 
 
 def _divisor(given: float | Tensor | None, own: int) -> float:

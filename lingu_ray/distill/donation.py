@@ -167,4 +167,4 @@ def rows_and_slots(count_R: Tensor) -> tuple[Tensor, Tensor]:
     """For items concatenated row after row: the row of each, and its slot within the row."""
     row = torch.repeat_interleave(count_R)
     start_R = count_R.cumsum(0) - count_R
-    return row, torch.arange(len(row)) - start_R[row]
+    return row, torch.arange(len(row), device=row.device) - start_R[row]

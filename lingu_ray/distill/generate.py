@@ -89,5 +89,5 @@ def generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
 
 
 def _up_to_end(answer_T: Tensor, ends: list[int]) -> Tensor:
-    found = torch.isin(answer_T, torch.tensor(ends)).nonzero()
+    found = torch.isin(answer_T, answer_T.new_tensor(ends)).nonzero()
     return answer_T[: int(found[0]) + 1] if len(found) else answer_T

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lingu_ray.distill.donation import indices_in_sample
 from lingu_ray.distill.transfer import send
+from lingu_ray.errors import UserError
 
 _READ_BY_MODELS = ("image_sizes", "batch_num_images")
 """Sizes and counts of images, which models read number by number, so they stay on the CPU."""
@@ -65,6 +66,16 @@ def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
     elif inputs.vision and hasattr(model, "get_rope_index"):
         arguments["position_ids"] = _rope_positions(model, inputs)
     return arguments
+
+
+def check_image_tokens(inputs: ModelInputs, features: int) -> None:
+    """Raise UserError unless the image tokens are as many as the features that replace them, in order."""
+    tokens = int(inputs.visual_BT.sum())
+    if tokens != features:
+        raise UserError(
+            f"input_ids: {tokens} image tokens, and the images have {features}: rows were cut, or put together, after "
+            "the processor. Leave out rows that are too long, with their images"
+        )
 
 
 def send_arguments(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:

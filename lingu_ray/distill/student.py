@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import cast
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from lingu_ray.distill.capture import KVCapture, capturing, donate
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.head import OutputHead, output_head
-from lingu_ray.distill.inputs import ModelInputs, forward_arguments, send_arguments
+from lingu_ray.distill.inputs import ModelInputs, check_image_tokens, forward_arguments, send_arguments
 from lingu_ray.errors import UserError
 
 
@@ -24,6 +25,11 @@ class Student:
     def __init__(self, model: PreTrainedModel):
         if not isinstance(getattr(model, "model", None), nn.Module):
             raise UserError(f"a {type(model).__name__} is built otherwise: its body is no part of it, `model`")
+        if "input_ids" not in inspect.signature(model.model.forward).parameters:
+            raise UserError(
+                f"student: `model` of {type(model).__name__} is wrapped or compiled, so that it does not say what it "
+                "takes: compile it in place (student.model.compile()), shard it in place (fully_shard)"
+            )
         self.model = model
         self.decoder = model.get_decoder()
         self.body = cast(nn.Module, model.model)  # the forward pass without the head
@@ -64,6 +70,9 @@ class Student:
             output = self.body(**sent, use_cache=False)
         if capture is not None:
             capture.check_complete()
+        if hasattr(self.body, "inputs_merger") and inputs.vision:  # Idefics3 and SmolVLM do not count themselves
+            features = output.image_hidden_states
+            check_image_tokens(inputs, getattr(features, "pooler_output", features).shape[:-1].numel())
         return output.last_hidden_state, capture
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

@@ -57,7 +57,11 @@ class InProcessTeacher:
 
     def __init__(self, teacher: Teacher):
         self.teacher = teacher
-        self.output_head = teacher.output_head
+
+    @property
+    def output_head(self) -> OutputHead:
+        """The teacher's own, as it is now: weights may be loaded into another tensor."""
+        return self.teacher.output_head
 
     def submit(self, request: TeacherRequest) -> Tensor:
         """Run the teacher at once: the ticket is the result."""

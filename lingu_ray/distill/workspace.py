@@ -20,7 +20,7 @@ class Workspace:
         """`[rows, columns]`, contiguous, content undefined."""
         size = rows * columns
         if name not in self._buffers or len(self._buffers[name]) < size:
-            self._buffers[name] = torch.empty(size, device=self.device)
+            self._buffers[name] = torch.empty(size, dtype=torch.float32, device=self.device)
         return self._buffers[name][:size].view(rows, columns)
 
     def like(self, name: str, tensor: Tensor) -> Tensor:

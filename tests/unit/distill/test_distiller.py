@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,9 @@ from families import FAMILIES, PLACEHOLDER, Prompt
 from parallelrun import in_workers
 from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import DiffLlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lingu_ray.corpus.batch import MicroBatch, collate
@@ -139,25 +143,44 @@ def test_accumulation_is_one_large_batch(distiller):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-def half_of_the_rows(data: Path, folder: Path) -> None:
-    """One of two workers' gradients after a step of `DistributedDataParallel` on its two rows, saved by the first."""
+def in_ddp(distiller: Distiller) -> torch.nn.Module:
+    """Parameters may be unused in a step."""
+    return DistributedDataParallel(distiller, find_unused_parameters=True)
+
+
+def in_static_ddp(distiller: Distiller) -> torch.nn.Module:
+    """The same parameters are used in each step; gradients are summed at the end of the first backward pass."""
+    return DistributedDataParallel(distiller, static_graph=True)
+
+
+def in_fsdp(distiller: Distiller) -> torch.nn.Module:
+    """FSDP2, layer by layer, and the rest with the module."""
+    for layer in distiller.student.get_decoder().layers:
+        fully_shard(layer)
+    return fully_shard(distiller)
+
+
+def half_of_the_rows(wrap: Callable[[Distiller], torch.nn.Module], folder: Path) -> None:
+    """One of two workers' gradients after a step of the wrapped module on its two rows, saved by the first."""
     student, teacher = pair("idefics3")
     distiller = Distiller(student, teacher)
     rank = torch.distributed.get_rank()
     everything = distiller.count(as_processor(collate(samples("idefics3"), PAD)), MASK)
     batch = as_processor(collate(samples("idefics3")[2 * rank : 2 * rank + 2], PAD))
-    wrapped = torch.nn.parallel.DistributedDataParallel(distiller, find_unused_parameters=True)
     mask = MASK[2 * rank : 2 * rank + 2]
+    wrapped = wrap(distiller)  # which has to live until the gradients are there
     wrapped(batch, mask, tokens=everything.ce / 2).loss.backward()
+    found = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in gradients(student).items()}
     if rank == 0:
-        torch.save(gradients(student), folder / "gradients.pt")
+        torch.save(found, folder / "gradients.pt")
 
 
 @pytest.mark.slow
-def test_data_parallel_is_one_large_batch(distiller, batch, tmp_path):
-    """Wrapped in DistributedDataParallel, two workers with two rows each have the gradient of all four rows."""
+@pytest.mark.parametrize("wrap", [in_ddp, in_static_ddp, in_fsdp])
+def test_data_parallel_is_one_large_batch(distiller, batch, tmp_path, wrap):
+    """Wrapped, two workers with two rows each have the gradient of all four rows."""
     distiller(batch, MASK).loss.backward()
-    in_workers(half_of_the_rows, tmp_path, tmp_path)
+    in_workers(half_of_the_rows, wrap, tmp_path)
     found = torch.load(tmp_path / "gradients.pt")
     for name, gradient in gradients(distiller.student).items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
@@ -207,6 +230,66 @@ def test_autocast_is_the_students_alone(batch):
     output.loss.backward()
     assert output.loss.item() == sums.loss
     equal(gradients(student), expected)
+
+
+def test_students_of_one_configuration_are_alike():
+    """Two models that share a configuration object: the second donates its positions, too."""
+    batch = as_processor(collate(samples("paligemma2"), PAD))
+    student, teacher = pair("paligemma2")
+    second = type(student)(student.config).eval()
+    second.load_state_dict(student.state_dict())
+    assert torch.equal(Distiller(second, teacher)(batch).loss, Distiller(student, teacher)(batch).loss)
+
+
+def test_the_teachers_head_is_its_own_as_it_is_now(batch):
+    """Weights that are loaded into other tensors are read: the loss is that of a `Distiller` made afterwards."""
+    student, teacher = pair("idefics3")[0], FAMILIES["idefics3"].teacher(seed=7)
+    distiller = Distiller(student, teacher)
+    before = distiller(batch).loss
+    teacher.load_state_dict(FAMILIES["idefics3"].teacher(seed=8).state_dict(), assign=True)
+    assert (
+        torch.equal(distiller(batch).loss, Distiller(student, teacher)(batch).loss) and distiller(batch).loss != before
+    )
+
+
+@pytest.fixture
+def defaults() -> Iterator[Callable[[torch.dtype, str], None]]:
+    """Sets torch's default dtype and device, as a training script may."""
+    dtype = torch.get_default_dtype()
+
+    def set_them(dtype: torch.dtype, device: str) -> None:
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+
+    yield set_them
+    set_them(dtype, "cpu")
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_torch_defaults_do_not_matter(name, padded, defaults):
+    """Under another default dtype, and a default device that nothing can be read from, the numbers are equal."""
+    batch = as_processor(collate(samples(name), PAD))
+    batch = left_padded(batch) if padded else batch
+    expected = Distiller(*pair(name), divergence="jsd", temperature=2)(batch, MASK)
+    reads_there = name == "qwen2_5_vl"  # Transformers makes its windows on the default device
+    defaults(torch.bfloat16, "cpu" if reads_there else "meta")
+    found = Distiller(*pair(name), divergence="jsd", temperature=2)(batch, MASK.tolist())
+    assert [found.loss.item(), found.ce.item(), found.kd.item()] == [expected.loss, expected.ce, expected.kd]
+    assert found.loss.dtype == torch.float32 and found.counts == expected.counts
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_image_tokens_that_were_cut_off_are_refused(name, all_of_them):
+    """Where a row has lost image tokens, the pictures of later rows would move into earlier ones."""
+    batch = as_processor(collate(samples(name), PAD))
+    placeholder_T = (batch["input_ids"][0] == PLACEHOLDER).nonzero().flatten()
+    lost_T = placeholder_T if all_of_them else placeholder_T[-1:]
+    batch["input_ids"][0, lost_T] = 7
+    with pytest.raises((UserError, ValueError), match=r"(image|audio|<image>) tokens"):
+        Distiller(*pair(name))(batch)
 
 
 def change(name, value=None, **places):
@@ -303,13 +386,15 @@ def test_pairs_that_do_not_fit_are_refused():
     student, teacher = pair("idefics3")
     narrow = tiny_teacher(hidden=32)
     qwen = Qwen3ForCausalLM(Qwen3Config(vocab_size=9, hidden_size=8, num_hidden_layers=1, intermediate_size=8))
-    wrapped = torch.nn.DataParallel(student)
+    wrapped, compiled = torch.nn.DataParallel(student), tiny_student(teacher)
+    compiled.model = torch.compile(compiled.model)
     for models, message in (
         ((student, narrow), "hidden_size: student 64, teacher 32"),
         ((student, qwen), "student and teacher do not fit"),
         ((student, student), "teacher: Idefics3ForConditionalGeneration is not a text-only causal LM"),
         ((teacher, teacher), "student: LlamaForCausalLM is no vision-language model"),
         ((wrapped, teacher), "student: must be the Transformers model itself, without wrappers; it is a DataParallel"),
+        ((compiled, teacher), "student: `model` of .* is wrapped or compiled"),
         ((student, teacher.model.layers), "teacher: must be the Transformers model itself"),
     ):
         with pytest.raises(UserError, match=message):
@@ -376,8 +461,8 @@ def test_a_student_without_image_token_is_refused():
         ({"divergence": "kl"}, "divergence='kl': choose one of forward_kl, reverse_kl, jsd, tv"),
         ({"beta": 1.0}, "beta=1.0: must lie between 0 and 1"),
         ({"top_k": 0}, "top_k=0: must be 1 or more"),
-        ({"temperature": 0}, "temperature=0 must be above 0"),
-        ({"w_kd": -1}, "w_kd=-1"),
+        ({"temperature": 0}, "temperature=0: must be a number above 0"),
+        ({"w_kd": -1}, "w_kd=-1: must be a number from 0 on"),
         ({"context": "kv"}, "context='kv': choose one of shared_kv, prompt_text"),
         ({"scope": "all"}, "scope='all': choose one of full, visual"),
     ],
@@ -386,6 +471,15 @@ def test_arguments_out_of_range_are_refused(choice, message):
     """Each with its name, its value and what is possible."""
     with pytest.raises(UserError, match=message):
         Distiller(*pair("idefics3"), **choice)
+
+
+@pytest.mark.parametrize("name", ["temperature", "w_ce", "w_kd"])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_schedules_out_of_range_are_refused(distiller, batch, name, value):
+    """Attributes that are set between steps are checked as the arguments are."""
+    setattr(distiller, name, value)
+    with pytest.raises(UserError, match=f"{name}={value}: must be a number"):
+        distiller(batch)
 
 
 def test_ablations_are_the_runs(batch):
