@@ -165,12 +165,15 @@ def _map(measured: Sequence[Measured], out: Path) -> str:
         "recovery by CE, %",
         "by KD, %",
         "KD − CE, points",
+        "retention by CE, %",
+        "by KD, %",
     ]
     means = [*_table_head(head), *(_map_row(one, texts) for one in there)]
     units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
     by_task = [*_table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
     note = "By task, above 0 KD is better:"
-    lines = ["## Where the teacher is worth it", "", *picture, *means, "", note, "", *by_task]
+    verdicts = [f"- {one.comparison.name}: {one.result.verdict.text}" for other in there[1:] for one in other.measured]
+    lines = ["## Where the teacher is worth it", "", *picture, *means, "", *verdicts, "", note, "", *by_task]
     return "\n".join(lines)
 
 
@@ -178,7 +181,9 @@ def _map_row(results: Results, texts: list[str]) -> str:
     control = results.control or ""
     cells = [nats(results.lost_nats(name)) for name in texts]
     cells += [results.mean("recovery", model).text(percent) for model in (control, DISTILLED)]
-    return _row(results.name, [*cells, results.difference(control).text(percent)])
+    cells += [results.difference(control).text(percent)]
+    cells += [results.mean("retention", model).text(percent) for model in (control, DISTILLED)]
+    return _row(results.name, cells)
 
 
 def _difference_row(results: Results, tasks: Mapping[str, TaskScores]) -> str:

@@ -28,14 +28,18 @@ class Measured:
 
 
 def read_measured(published: Path | None = None, size: Size = CORES) -> list[Measured]:
-    """All comparisons that were measured here, or whose result lies in `published`, in the order of the table."""
+    """All comparisons that were measured here, or whose result lies in `published`, in the order of the table.
+
+    What was measured here comes first, but for one without the method's model: it has only begun.
+    """
     found = []
     for one in comparisons(size):
         folder = measured_folder(one)
-        if (result := read_recovery(folder)) is not None:
-            found.append(Measured(one, result, folder))
-        elif published is not None and (result := read_result(published / f"{one.name}.json")) is not None:
-            found.append(Measured(one, result, None))
+        here, there = read_recovery(folder), published and read_result(published / f"{one.name}.json")
+        if here is not None and (there is None or DISTILLED in here.measured):
+            found.append(Measured(one, here, folder))
+        elif there is not None:
+            found.append(Measured(one, there, None))
     return found
 
 
