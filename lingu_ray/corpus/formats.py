@@ -23,6 +23,7 @@ from lingu_ray.corpus.record import (
     as_index,
     first_name,
     is_empty,
+    only_name,
     parsed,
     read_field,
     read_list,
@@ -72,7 +73,7 @@ def cauldron(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`prompt` and `completion`, text or messages, and optionally `image` or `images`; or other names for the two."""
     check_record(record)
-    prompt, completion = first_name(record, "prompt", "query"), first_name(record, "completion", "response")
+    prompt, completion = only_name(record, "prompt", "query"), only_name(record, "completion", "response")
     answers = [name for name in ("answer", completion) if not is_empty(record.get(name))]
     if prompt not in record and "question" in record and len(answers) < 2:  # of two nothing says which one is meant
         prompt, completion = "question", first_name(record, "answer", completion)
@@ -110,12 +111,12 @@ def _are_turns(value: Any) -> bool:
 def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Alpaca, Dolly: `instruction`, `output` or `response`, and if there: `input` or `context`, `system`, `history`."""
     check_record(record)
-    given = first_name(record, "input", "context")
+    given = only_name(record, "input", "context")
     asked = [read_text(record, "instruction")]
     if not is_empty(record.get(given)):
         asked.append(to_text(record[given], repr(given)))
     question = "\n\n".join(text for text in asked if text.strip())
-    turn = question_and_answer(question, read_text(record, first_name(record, "output", "response")))
+    turn = question_and_answer(question, read_text(record, only_name(record, "output", "response")))
     yield conversation(record, [*read_history(record), *turn])
 
 

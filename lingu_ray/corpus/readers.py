@@ -88,13 +88,24 @@ def _blocks(split: FileSplit) -> Iterator[tuple[int, bytes]]:
     if split.stop:
         with storage.open_file(split.path, buffering=0) as file:
             file.seek(split.start)
-            yield split.first, file.read(split.stop - split.start) or b""
+            block = file.read(split.stop - split.start) or b""
+        if not split.start:
+            _check_encoding(block)
+        yield split.first, block
         return
     line = 0
     with open_file(split.path) as file:
         while block := read_block(file):
+            if not line:
+                _check_encoding(block)
             yield line, block
             line += block.count(b"\n")
+
+
+def _check_encoding(head: bytes) -> None:
+    """Raise ValueError for the beginning of a text file in UTF-16, as Windows writes them."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("it is in UTF-16: convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)")
 
 
 def _read_lines(split: FileSplit) -> Iterator[Numbered]:
@@ -166,6 +177,7 @@ def _read_csv(split: FileSplit) -> Iterator[Numbered]:
         if repeated := {name for name in header if name and header.count(name) > 1}:
             raise ValueError(f"its header names a column twice: {', '.join(sorted(repeated))}")
         if not _is_utf8(header):
+            _check_encoding("".join(header).encode("utf-8", "surrogateescape"))
             raise ValueError("it is not UTF-8 text")
         yield from _csv_records(rows, header)
 

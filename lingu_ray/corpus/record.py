@@ -60,6 +60,23 @@ def first_name(record: Record, *names: str) -> str:
     return next((name for name in names if not is_empty(record.get(name))), names[0])
 
 
+def only_name(record: Record, *names: str) -> str:
+    """The one of the names with a value in the record; the first one if none has one.
+
+    Raises:
+        BadRecord: two of them have values that differ.
+    """
+    found = [name for name in names if not is_empty(record.get(name))]
+    for name in found[1:]:
+        if record[name] != record[found[0]]:
+            raise BadRecord(
+                "bad_turns",
+                f"{found[0]!r} and {name!r} differ, and nothing says which is meant: take one out of the records, or "
+                "say how both are used, by `format: template`",
+            )
+    return found[0] if found else names[0]
+
+
 def read_text(record: Record, name: str) -> str:
     """A field that must be text."""
     return _of_type(read_field(record, name), str, "text", repr(name))

@@ -8,7 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 from lingu_ray.corpus.contents import check_none_unread, read_content, read_images, resolve
-from lingu_ray.corpus.record import BadRecord, RawRow, Record, as_records, first_name, is_empty, parsed, read_text
+from lingu_ray.corpus.record import (
+    BadRecord,
+    RawRow,
+    Record,
+    as_records,
+    first_name,
+    is_empty,
+    only_name,
+    parsed,
+    read_text,
+)
 from lingu_ray.corpus.record_keys import check_turn, is_supervised
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, is_target
 
@@ -17,6 +27,7 @@ ROLES = {
     "assistant": ("assistant", "gpt", "chatgpt", "bard", "bing", "model", "bot"),
     "system": ("system", "developer"),
 }
+SYSTEM_PROMPTS = ("system", "system_prompt", "system_message", "system_instruction", "sys_prompt")
 _ROLE_OF = {speaker: role for role, speakers in ROLES.items() for speaker in speakers}
 _FILLED_FROM_OBJECTS = ("<ref-object>", "<bbox>")  # by ms-swift, with names and boxes that stand under `objects`
 _TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython")
@@ -92,7 +103,7 @@ def _is_pair(entry: Any) -> bool:
 
 def _read_entry(entry: Record) -> tuple[Messages, list[Any]]:
     messages: Messages
-    user, assistant = first_name(entry, "user", "human"), first_name(entry, "assistant", "gpt", "bot")
+    user, assistant = only_name(entry, "user", "human"), only_name(entry, "assistant", "gpt", "bot")
     if user in entry and assistant in entry and not {"role", "from"} & entry.keys():
         messages, inside = _read_pair(entry, user, assistant)
     else:
@@ -131,7 +142,7 @@ def _check_names(entries: list[Record]) -> None:
 
 def _with_system(record: Record, messages: Messages) -> Messages:
     """The messages, after the system prompt that stands beside them."""
-    name = first_name(record, "system", "system_prompt")
+    name = only_name(record, *SYSTEM_PROMPTS)
     if is_empty(record.get(name)):
         return messages
     prompt = read_text(record, name)

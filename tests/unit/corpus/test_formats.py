@@ -10,6 +10,7 @@ from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
+from lingu_ray.corpus.turns import SYSTEM_PROMPTS
 
 
 def source(format: Any, **settings) -> SourceConfig:
@@ -313,7 +314,10 @@ def test_one_conversation_in_every_spelling(format, record):
         ("messages", {"messages": [{"role": "developer", "content": "S"}, *AS_ROLES]}, [("system", "S"), *TURNS]),
         ("llava", {"conversations": AS_LLAVA, "system": "S"}, [("system", "S"), *TURNS]),
         ("instruction", {"instruction": "A?", "output": "a", "system": "S"}, [("system", "S"), *TURNS]),
-        ("prompt_completion", {"question": "A?", "response": "a", "system_prompt": "S"}, [("system", "S"), *TURNS]),
+        *[
+            ("prompt_completion", {"question": "A?", "response": "a", name: "S"}, [("system", "S"), *TURNS])
+            for name in SYSTEM_PROMPTS
+        ],
         (
             "instruction",
             {"instruction": "B?", "input": 7, "output": "b", "history": [["A?", "a"]]},
@@ -368,6 +372,27 @@ def test_a_question_and_answer_with_images_of_its_own():
         said = [(m["role"], m["content"]) for m in raw_row.messages]
         assert said == [("system", "S"), ("user", "<image>A?"), TURNS[1], ("user", "B?"), ("assistant", "b")]
         assert raw_row.images == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("format", "record", "both"),
+    [
+        ("instruction", {"instruction": "A?", "input": "x", "context": "y", "output": "a"}, "'input' and 'context'"),
+        ("instruction", {"instruction": "A?", "output": "a", "response": "b"}, "'output' and 'response'"),
+        ("prompt_completion", {"prompt": "A?", "query": "B?", "completion": "a"}, "'prompt' and 'query'"),
+        ("prompt_completion", {"prompt": "A?", "completion": "a", "response": "b"}, "'completion' and 'response'"),
+        ("messages", {"messages": AS_ROLES, "system": "S", "system_message": "T"}, "'system' and 'system_message'"),
+        ("cauldron", {"texts": [{"user": "A?", "human": "B?", "assistant": "a"}]}, "'user' and 'human'"),
+    ],
+)
+def test_two_names_of_one_thing_that_differ(format, record, both):
+    """Nothing is taken for the other in silence: the error names both, and the way out. Equal ones are one."""
+    with pytest.raises(BadRecord, match=f"{both} differ, and nothing says which is meant: .*format: template"):
+        raw_rows(format, record)
+    first, second = both.replace("'", "").split(" and ")
+    holder = record["texts"][0] if format == "cauldron" else record
+    holder[second] = holder[first]
+    assert raw_rows(format, record)
 
 
 def test_system_prompts_that_cannot_stand_where_they_are():

@@ -1,4 +1,5 @@
 import bz2
+import codecs
 import gzip
 import io
 import json
@@ -187,6 +188,23 @@ def test_a_damaged_file_never_gives_half_of_its_records(tmp_path, name, content,
         assert str(caught.value).startswith(f"source s: {tmp_path / name} cannot be read: ")
     with pytest.raises(UserError, match=rf"source s: .*{name} cannot be read: "):
         read(settings.model_copy(update={"limit": 1000}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "format"),
+    [
+        ("a.jsonl", '{"prompt": "A?", "completion": "a"}\n', "prompt_completion"),
+        ("a.csv", "prompt,completion\nA?,a\n", "prompt_completion"),
+        ("a.txt", "one two three\n", "text"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_text_in_utf16_is_told(tmp_path, name, content, format, encoding):
+    """As Windows writes it: the error says what to do, and no line is counted as a bad record."""
+    mark = b"" if encoding == "utf-16" else codecs.BOM_UTF16_BE
+    (tmp_path / name).write_bytes(mark + content.encode(encoding))
+    with pytest.raises((UserError, *UNREADABLE), match="UTF-16: convert it to UTF-8"):
+        read(source(tmp_path / name, format))
 
 
 def test_joined_archives_are_read_to_the_end(tmp_path):
