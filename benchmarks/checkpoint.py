@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> None:
         torch.multiprocessing.start_processes(
             _worker, (settings, Path(folder)), nprocs=options.workers, start_method=start
         )
-        rows = json.loads((Path(folder) / "rows.json").read_text())
+        rows = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
     publish("checkpoint", rows, options.out, settings)
     if options.out is not None:
         plot(rows, options.out / "checkpoint.png")
@@ -166,7 +166,7 @@ def _memory(writer: CheckpointWriter) -> float:
     """MiB that this process takes at most, on top of what it has, for a writer's first checkpoint."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the highest mark is what there is now
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the highest mark is what there is now
     before = _status("VmRSS")
     writer.save(CheckpointState(1, None))
     writer.wait()
@@ -175,7 +175,7 @@ def _memory(writer: CheckpointWriter) -> float:
 
 def _status(name: str) -> int:
     """KiB of this process, by the name that the kernel gives them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 

@@ -239,7 +239,7 @@ def counted(name: str, folder: str) -> Figures:
     Run(replace(CASES["tiny"], train=case.train), folder).step()  # code is loaded, and kernels are made
     batches = case.batches()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the high-water mark back to what is resident
     before = status("VmRSS")
     with LiveBytes() as live:
         run = Run(case, folder, batches)
@@ -317,7 +317,7 @@ def kept_bytes(passes: MicroBatches, batch: MicroBatch) -> int:
 
 def status(name: str) -> int:
     """A field of this process's status, KiB."""
-    lines = STATUS.read_text().splitlines()
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 

@@ -174,7 +174,7 @@ def _run(part: Part, folder: Path, most_seconds: float) -> str | None:
 
 def _child(part: Part, folder: Path) -> None:
     os.setsid()  # a session of its own, with what it starts
-    with open(folder / "log", "w") as log:
+    with open(folder / "log", "w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -208,21 +208,21 @@ def _end(process: Any) -> None:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it ended without a word"
 
 
 def _append_tables(parts: list[Part], out: Path) -> None:
     """Each part's own table below that of all parts."""
-    with open(out / "gpu.md", "a") as page:
+    with open(out / "gpu.md", "a", encoding="utf-8") as page:
         for part in parts:
             table = out / part.title / f"{part.section}.md"
             if table.exists():
-                page.write(f"\n{part.title}: `{part.command}`\n\n{table.read_text()}")
+                page.write(f"\n{part.title}: `{part.command}`\n\n{table.read_text(encoding='utf-8')}")
 
 
 def _parity(result: Row) -> str:

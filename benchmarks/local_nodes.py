@@ -67,9 +67,9 @@ class LocalNodes:
         self.processes.append(process)
         try:
             end = time.monotonic() + START_S
-            while STARTED not in log.read_text():
+            while STARTED not in log.read_text(encoding="utf-8"):
                 if started.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"ray start: {log.read_text()}")
+                    raise RuntimeError(f"ray start: {log.read_text(encoding='utf-8')}")
                 time.sleep(0.1)
             yield
         finally:
@@ -81,7 +81,7 @@ class LocalNodes:
 
     def fullest_store(self) -> int:
         """Most bytes that an object store has held, by its raylet's shared memory, which keeps its pages."""
-        held = [Path(f"/proc/{raylet.pid}/status").read_text() for raylet in self.titled(str(_RAYLET))]
+        held = [Path(f"/proc/{raylet.pid}/status").read_text(encoding="utf-8") for raylet in self.titled(str(_RAYLET))]
         return max(int(re.findall(r"RssShmem:\s*(\d+) kB", status)[0]) for status in held) * 1024
 
     def titled(self, title: str) -> list[psutil.Process]:

@@ -215,7 +215,7 @@ def _peak_of_process(name: str, shape: Shape, threads: int) -> float:
     loss, inputs = MAKERS[name](), Inputs(shape)
     pass_of(loss, inputs)
     ctypes.CDLL(None).malloc_trim(0)  # what the first pass freed counts again where the second takes it
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the high-water mark back to what is resident
     before = _status("VmRSS")
     pass_of(loss, inputs)
     return (_status("VmHWM") - before) / 2**10
@@ -223,7 +223,7 @@ def _peak_of_process(name: str, shape: Shape, threads: int) -> float:
 
 def _status(field: str) -> int:
     """A field of this process's status, KiB."""
-    lines = STATUS.read_text().splitlines()
+    lines = STATUS.read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 

@@ -78,7 +78,9 @@ def times_read(corpus: Corpus, readers: int, rows_per_step: int) -> float:
 
 
 def _read_bytes() -> int:
-    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+    return int(
+        dict(line.split(": ") for line in Path("/proc/self/io").read_text(encoding="utf-8").splitlines())["rchar"]
+    )
 
 
 if __name__ == "__main__":

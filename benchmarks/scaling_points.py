@@ -70,7 +70,7 @@ def rows_of(options: PointsConfig, nodes: int) -> list[Row]:
     folder = RunFolder(config.run_dir)
     with LocalNodes(nodes) as cluster:
         counts = train(words, folder, cluster, options.steps)
-    corpus = Corpus(Path(json.loads(folder.corpus.read_text())["path"]))
+    corpus = Corpus(Path(json.loads(folder.corpus.read_text(encoding="utf-8"))["path"]))
     newest = checkpoints(folder.checkpoints)[-1][0]
     weights, trained = _elements(newest)
     compared = {

@@ -95,7 +95,7 @@ class Command:
 
     def _members(self) -> list[psutil.Process]:
         """The living processes of its session, what those started in others, and the warmed workers of its Ray."""
-        lines = Path(self.forks.name).read_text().splitlines()
+        lines = Path(self.forks.name).read_text(encoding="utf-8").splitlines()
         began = {int(pid): float(time) for pid, time in map(str.split, lines)}
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():

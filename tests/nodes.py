@@ -75,7 +75,7 @@ class Nodes:
 
     def _processes(self, node: Command) -> list[int]:
         if not self._cold:
-            return [int(pid) for pid in Path(node.forks.name).read_text().split()]
+            return [int(pid) for pid in Path(node.forks.name).read_text(encoding="utf-8").split()]
         with suppress(psutil.NoSuchProcess):
             return [child.pid for child in psutil.Process(node.process.pid).children(recursive=True)]
         return []

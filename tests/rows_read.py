@@ -37,7 +37,7 @@ def record() -> None:
         samples, batches = made = following(self)
         rows = [sample.position for sample in samples] + [position for batch in batches for position in batch.positions]
         line = {"step": self.step, "world": self.world_size, "rank": self.rank, "rows": rows}
-        with open(os.environ[_FILE], "a") as file:
+        with open(os.environ[_FILE], "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.step += 1
         return made
@@ -48,7 +48,7 @@ def record() -> None:
 def rows_by_step(file: Path) -> dict[int, list[int]]:
     """The rows of each step, sorted: what its workers read when it was trained last."""
     last: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for line in map(json.loads, file.read_text().splitlines()):
+    for line in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
         if line["rank"] in last[line["step"]] or any(
             other["world"] != line["world"] for other in last[line["step"]].values()
         ):

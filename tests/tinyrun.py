@@ -91,7 +91,7 @@ def config(data: Path, output_dir: Path | str, **overrides: Any) -> Config:
 
 def write_settings(path: Path, data: Path, output_dir: Path, **overrides: Any) -> Path:
     """The settings as a YAML file, for the command line."""
-    path.write_text(yaml.safe_dump(settings(data, output_dir, **overrides)))
+    path.write_text(yaml.safe_dump(settings(data, output_dir, **overrides)), encoding="utf-8")
     return path
 
 

@@ -55,7 +55,7 @@ def _questions(data: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def write_base(path: Path, data: Path, output_dir: Path | str, **overrides: Any) -> Path:
@@ -69,12 +69,12 @@ def write_base(path: Path, data: Path, output_dir: Path | str, **overrides: Any)
         data, output_dir, evaluation={"tasks": tasks, "bootstrap": 200, "engine": "transformers"}, **overrides
     )
     tree["student"] = {"path": str(data / "adapted")}
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
 
 
 def write_space(path: Path, base: Path, **keys: Any) -> Path:
     """A space of three weights of KD."""
     tree = {"name": "sweep", "base": str(base), "search": {"distill.w_kd": {"grid": [0.5, 1, 2]}}} | keys
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path

@@ -174,7 +174,7 @@ def become_command(
         os._exit(0)
     os.setsid()
     connection.close()
-    with open(os.devnull) as nothing:
+    with open(os.devnull, encoding="utf-8") as nothing:
         for number, file in enumerate((nothing.fileno(), *files)):
             os.dup2(file, number)
     settle(environment, folder)
@@ -194,7 +194,7 @@ def become_worker(
     if FORKS in os.environ:
         import psutil
 
-        with open(os.environ[FORKS], "a") as file:
+        with open(os.environ[FORKS], "a", encoding="utf-8") as file:
             # since when, too: its number alone would name another process, once this one has ended
             file.write(f"{os.getpid()} {psutil.Process().create_time()}\n")
 

@@ -61,7 +61,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     path = folder / FILE
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     return Outcome(**{f.name: found[f.name] for f in fields(Outcome) if f.name in found})
 
 

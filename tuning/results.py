@@ -220,7 +220,7 @@ def write_table(settings: list[Setting], path: Path) -> None:
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
     tasks = list(dict.fromkeys(task for s in settings for trial in s.trials for task in trial.scores))
     numbers = ("step", "validation_ce", "recovery", "retention", "seconds")
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "case", "seed", "state", *keys, *numbers, *tasks, "error"])
         for setting in settings:

@@ -109,7 +109,9 @@ class Space(Section):
     objectives: tuple[Literal["recovery", "retention"], ...] = Field(
         ("recovery",), min_length=1, description="what is maximized; both: optuna looks for the Pareto front"
     )
-    min_retention: float = Field(0.99, ge=0, description="constraint: retention from which a setting counts as good")
+    min_retention: float = Field(
+        0.99, ge=0, le=2, description="constraint: retention from which a setting counts as good"
+    )
     asha: AshaConfig | None = Field(None, description="stop poor trials early; null: off")
     pbt: PbtConfig | None = Field(None, description="population-based training of schedules; null: off")
     concurrent: PositiveInt | None = Field(None, description="trials at once; null: as many as the cluster holds")

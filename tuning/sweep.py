@@ -120,7 +120,9 @@ def open_folder(space: Space, base: Config) -> SweepFolder:
     folder = SweepFolder(working_folder(place(below(str(base.output_dir), space.name))))
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():
-        before, now = (strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(), text))
+        before, now = (
+            strict_yaml.load(one, str(folder.space))[0] for one in (folder.space.read_text(encoding="utf-8"), text)
+        )
         _check_same_sweep(folder, base.resume, differences(before, now, _may_change()))
     folder.trials.mkdir(parents=True, exist_ok=True)
     write_text(folder.space, text)

@@ -196,7 +196,7 @@ class PopulationTrial(Trial):
         self.drawn = self.values
         self.history: dict[str, Any] = {"step": 0, "values": []}
         if self._history_file.exists():
-            self.history = json.loads(self._history_file.read_text())
+            self.history = json.loads(self._history_file.read_text(encoding="utf-8"))
 
     def advance(self) -> dict[str, Any]:
         """Train one interval; after the last one, measure."""
@@ -234,7 +234,7 @@ class PopulationTrial(Trial):
         shutil.copytree(source / "checkpoints", self.folder.checkpoints)
         shutil.copy(source / self.folder.metrics.name, self.folder.metrics)
         shutil.copy(source / self._history_file.name, self._history_file)
-        self.history = json.loads(self._history_file.read_text())
+        self.history = json.loads(self._history_file.read_text(encoding="utf-8"))
 
     @property
     def _history_file(self) -> Path:

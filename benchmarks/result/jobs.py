@@ -133,6 +133,8 @@ def _controls(folder: RunFolder) -> Iterator[tuple[str, RunFolder]]:
 def _sweep_is_done(folder: SweepFolder) -> bool:
     if not folder.space.exists():
         return False
-    space = Space.model_validate(strict_yaml.load(folder.space.read_text(), str(folder.space))[0]["space"])
+    space = Space.model_validate(
+        strict_yaml.load(folder.space.read_text(encoding="utf-8"), str(folder.space))[0]["space"]
+    )
     outcomes = read_outcomes(folder.trials)
     return len(outcomes) == space.size and all(outcome.state == "finished" for outcome in outcomes)

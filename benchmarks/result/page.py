@@ -89,7 +89,7 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
     if not results.measured:
         raise UserError("the method itself was not measured yet: python -m benchmarks.result.rows run main")
     page = out / PAGE
-    before = page.read_text() if page.exists() else ""
+    before = page.read_text(encoding="utf-8") if page.exists() else ""
     sections = [
         _scores(results),
         _figures(results, out),
@@ -210,7 +210,7 @@ def _sweep(job: Job) -> str:
     path = run_folder(job).report / "table.csv"
     if not path.exists():
         return ""
-    head, *trials = csv.reader(path.read_text().splitlines())
+    head, *trials = csv.reader(path.read_text(encoding="utf-8").splitlines())
     rows = (_row(trial[0], [_shortened(cell) for cell in trial[1:]]) for trial in trials)
     return "\n".join([f"{job.row.about}, the runs of `{job.row.recipe}.yaml`:", "", *_table_head(head), *rows])
 

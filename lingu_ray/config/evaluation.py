@@ -134,10 +134,13 @@ class EvaluationConfig(Section):
         "shown beside it, in no mean",
     )
     min_recovery: float = Field(
-        0.9, ge=0, description="language recovery that the claim needs, in the mean and on each task"
+        0.9,
+        ge=0,
+        le=2,
+        description="share of the lost language that the claim needs back, in the mean and on each task",
     )
     min_retention: float = Field(
-        0.99, ge=0, description="vision retention that the claim needs, in the mean and on each task"
+        0.99, ge=0, le=2, description="share of vision that the claim needs kept, in the mean and on each task"
     )
 
     @model_validator(mode="after")

@@ -246,7 +246,7 @@ class Encoder:
     def _check(self, probe: Messages) -> None:
         """Encode a conversation, and compare its first question with what the processor makes of it."""
         answers = self._renderer.answers(probe)
-        assert self._renderer.end_of_turn  # raises where there is none
+        _ = self._renderer.end_of_turn  # raises where there is none
         sizes = list(_PROBE_SIZES[: sum(message["content"].count(PLACEHOLDER) for message in probe)])
         self._tokens(answers, sizes)
         if not sizes:

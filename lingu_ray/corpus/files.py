@@ -157,7 +157,7 @@ def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
     if (path / "dataset_dict.json").is_file():
         path = path / source.split
         if not path.is_dir():
-            splits = json.loads((path.parent / "dataset_dict.json").read_text())["splits"]
+            splits = json.loads((path.parent / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             raise UserError(
                 f"source {source.name}: {path.parent} has no split {source.split!r}, only {splits}; set `split`"
             )

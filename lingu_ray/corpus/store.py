@@ -109,7 +109,7 @@ class Corpus:
     def __init__(self, folder: Path | str) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads(self.manifest_file.read_text())
+            self.manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise UserError(f"{folder} holds no corpus: {MANIFEST} cannot be read ({error})") from error
         if (version := self.manifest.get("version", min(EARLIER_VERSIONS))) > VERSION:
@@ -129,7 +129,9 @@ class Corpus:
     def check_files(self) -> None:
         """Check by one listing that every file is there and has its size. Raises UserError."""
         sizes = existing_file(self.folder, SIZES)
-        written = self.manifest.get("bytes", {}) if sizes is None else json.loads(sizes.read_text())  # before version 5
+        written = (
+            self.manifest.get("bytes", {}) if sizes is None else json.loads(sizes.read_text(encoding="utf-8"))
+        )  # before version 5
         there = _sizes(self.folder)
         shards = range(-(-len(self) // self._rows_per_shard))
         for name in chain([VALIDATION_FILE], map(shard_name, shards)):

@@ -86,7 +86,7 @@ def filled(config: Config) -> Config:
 
 def fingerprint(settings: DemoConfig, seed: int) -> str:
     """A hash of what the demo is made from: settings, seed, Python (its text), scikit-learn (its digits), this code."""
-    code = [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    code = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
     parts = [settings.model_dump_json(), seed, platform.python_version(), version("scikit-learn"), *code]
     return content.fingerprint(parts, digits=16)
 
@@ -209,8 +209,8 @@ def tasks(data: Path) -> list[dict[str, Any]]:
 
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, object]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -40,7 +40,7 @@ def read_checkpoint(source: str) -> tuple[Settings, States]:
         if not (folder / name).is_file():
             raise UserError(f"{source}: no {name}; a nanoVLM checkpoint is a folder with {' and '.join(_FILES)}")
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         states = load_file(folder / "model.safetensors")
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{source}: config.json or model.safetensors is broken. {error}") from error

@@ -102,7 +102,7 @@ def check_models(config: Config, folder: RunFolder) -> None:
     if config.student.from_teacher is not None:  # the initial model is of these settings, too
         settings = config.student.from_teacher.model_dump(mode="json", exclude={"tower"})
         now["from_teacher"] = fingerprint([settings, config.seed])
-    before = json.loads(folder.models.read_text()) if folder.models.exists() else now
+    before = json.loads(folder.models.read_text(encoding="utf-8")) if folder.models.exists() else now
     trained = trained_steps(folder) > 0
     compared = named if trained else now  # of a run that has trained, `check_settings` compares the settings
     changed = [name for name in compared if before.get(name) != now[name]]
@@ -139,7 +139,7 @@ def check_data(plan: Plan, folder: RunFolder) -> Plan:
     """
     if not folder.corpus.exists() or not trained_steps(folder):
         return plan
-    before: dict[str, Any] = json.loads(folder.corpus.read_text())
+    before: dict[str, Any] = json.loads(folder.corpus.read_text(encoding="utf-8"))
     if before["fingerprint"] == plan.fingerprint:
         return plan
     if before["fingerprint"] in plan.earlier and is_built((earlier := plan.as_earlier(before["fingerprint"])).folder):

@@ -76,7 +76,7 @@ def test_nodes_come_and_go(warm_workers, data, tmp_path):
 def process(node: commands.Command, title: str) -> psutil.Process:
     """The one living process of a node, of those that Ray starts there, that has the title."""
     found = []
-    for pid in Path(node.forks.name).read_text().split():
+    for pid in Path(node.forks.name).read_text(encoding="utf-8").split():
         with suppress(psutil.NoSuchProcess):
             one = psutil.Process(int(pid))
             found += [one] if title in title_of(one) else []
@@ -86,7 +86,7 @@ def process(node: commands.Command, title: str) -> psutil.Process:
 
 def trained_twice(rows: Path, before: int) -> int:
     """How many steps before that one were read more than once."""
-    lines = [line for line in rows.read_text().splitlines() if '"rank": 0' in line]
+    lines = [line for line in rows.read_text(encoding="utf-8").splitlines() if '"rank": 0' in line]
     steps = [int(re.findall(r'"step": (\d+)', line)[0]) + 1 for line in lines]
     return sum(steps.count(step) > 1 for step in range(1, before))
 

@@ -26,7 +26,7 @@ def processor_dir(tmp_path_factory):
 
 
 def write_lines(path: Path, records: list[dict | str]) -> Path:
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records))
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
     return path
 
 

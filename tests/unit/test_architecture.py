@@ -42,7 +42,7 @@ def modules() -> list[Path]:
 
 def imported(path: Path) -> Iterator[tuple[int, Path]]:
     """Line and file of every import of our own packages, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -126,7 +126,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
 
 def renames(path: Path) -> Iterator[str]:
     """Calls in a source file that give a file another name: `x.rename(y)`, `x.replace(y)`, `os.…`, `shutil.move`."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
             continue
         of_path = node.func.attr == "replace" and len(node.args) == 1 and not node.keywords  # strings take two

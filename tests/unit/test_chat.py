@@ -232,7 +232,10 @@ def test_the_command_talks_on_a_terminal(models: Path):
 
     controller, terminal = pty.openpty()
     argv = [sys.executable, "-m", "lingu_ray", "chat", str(models / "vlm"), "max_new_tokens=8"]
-    with Command(argv, cwd=Path(__file__).parents[2], stdin=terminal) as command, open(controller, "w") as keys:
+    with (
+        Command(argv, cwd=Path(__file__).parents[2], stdin=terminal) as command,
+        open(controller, "w", encoding="utf-8") as keys,
+    ):
         keys.write("/help\nOne?\n\x04")
         keys.flush()
         printed = command.finish(seconds=120)

@@ -77,7 +77,7 @@ def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint:
 
 def read_alignment(folder: RunFolder) -> Alignment | None:
     """The record of a run's alignment; None where there is none."""
-    return json.loads(folder.alignment.read_text()) if folder.alignment.exists() else None
+    return json.loads(folder.alignment.read_text(encoding="utf-8")) if folder.alignment.exists() else None
 
 
 def load_alignment(model: PreTrainedModel, folder: RunFolder) -> None:
@@ -111,7 +111,7 @@ def _equal_one(folder: RunFolder, identity: str) -> tuple[RunFolder, Alignment] 
 
 def _identity(config: Config, folder: RunFolder, corpus: str) -> str:
     """What an alignment follows from."""
-    models = json.loads(folder.models.read_text()) | {"from_teacher": config.student.from_teacher}
+    models = json.loads(folder.models.read_text(encoding="utf-8")) | {"from_teacher": config.student.from_teacher}
     return fingerprint([config.align, config.seed, config.train.precision, corpus, models])
 
 

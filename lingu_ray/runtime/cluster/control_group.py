@@ -20,7 +20,7 @@ def folders(controller: str, root: Path) -> Iterator[Path]:
 def _own_groups(root: Path) -> dict[str, str]:
     """This process's group by controller; of version 2, which has one group for all, by an empty name."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return {}
     return {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}

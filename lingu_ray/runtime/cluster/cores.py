@@ -41,6 +41,6 @@ def _quotas(root: Path) -> Iterator[float]:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return None

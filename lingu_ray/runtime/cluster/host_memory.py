@@ -22,4 +22,4 @@ def _limits(root: Path) -> Iterator[int]:
     for folder in control_group.folders("memory", root):
         for file in ("memory.max", "memory.limit_in_bytes"):
             with suppress(OSError, ValueError):  # there is no such file, or no limit: max
-                yield int((folder / file).read_text())
+                yield int((folder / file).read_text(encoding="utf-8"))

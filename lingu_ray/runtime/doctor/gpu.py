@@ -82,7 +82,7 @@ def has_device(bus: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""
 

@@ -71,7 +71,7 @@ class RunFolder:
         """The step of the finished model; None where there is none."""
         if not (self.export.exists() and self.exported.exists()):
             return None
-        return json.loads(self.exported.read_text())["step"]
+        return json.loads(self.exported.read_text(encoding="utf-8"))["step"]
 
     @property
     def metrics(self) -> Path:

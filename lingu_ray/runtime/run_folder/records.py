@@ -54,7 +54,7 @@ def read_records(path: Path) -> list[Record]:
     """All records of the file; a last line that a crash truncated is ignored."""
     if not path.exists():
         return []
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 

@@ -70,7 +70,7 @@ class _JsonLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if self.run_id is None and self.folder.mlflow.exists():
-            self.run_id = json.loads(self.folder.mlflow.read_text())["run_id"]
+            self.run_id = json.loads(self.folder.mlflow.read_text(encoding="utf-8"))["run_id"]
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -53,7 +53,7 @@ class WandB:
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
         self.pointer = folder.root / "wandb.json"
-        known = json.loads(self.pointer.read_text()) if self.pointer.exists() else {}
+        known = json.loads(self.pointer.read_text(encoding="utf-8")) if self.pointer.exists() else {}
         self.run_id: str = known.get("run_id", uuid.uuid4().hex[:8])
         self.logged = LoggedSteps(known.get("training", 0), known.get("validation", 0))
 

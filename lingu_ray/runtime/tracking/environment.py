@@ -49,7 +49,7 @@ def record_environment(folder: Path, precision: str | None = None) -> dict[str, 
 def read_environment(folder: Path) -> dict[str, str]:
     """What `record_environment` wrote in `folder`; empty where nothing was recorded."""
     path = RunFolder(folder).environment
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def describe_environment() -> dict[str, str]:
@@ -110,7 +110,7 @@ def _machine() -> dict[str, str]:
 def _cpu() -> str:
     """The processor's model, as Linux names it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

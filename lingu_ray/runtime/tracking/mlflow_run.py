@@ -125,7 +125,7 @@ class MlflowRun:
         """The run that the file names; None where there is no file, or the run is in another store, deleted or gone."""
         if not pointer.exists():
             return None
-        earlier = json.loads(pointer.read_text())
+        earlier = json.loads(pointer.read_text(encoding="utf-8"))
         return self.find(earlier["run_id"]) if earlier["uri"] == self.uri else None
 
     def find(self, run_id: str) -> Run | None:

@@ -149,7 +149,7 @@ def _try_files(uri: str, location: str) -> None:
     """Store a small file, as reports are stored at the end, and delete it where that is allowed."""
     with TemporaryDirectory() as folder:
         tried = Path(folder, f"tried-{secrets.token_hex(4)}.txt")
-        tried.write_text("Stored before a run to see whether its files can be; it may be deleted.\n")
+        tried.write_text("Stored before a run to see whether its files can be; it may be deleted.\n", encoding="utf-8")
         repository = get_artifact_repository(location, tracking_uri=uri)
         repository.log_artifact(str(tried))
         try:

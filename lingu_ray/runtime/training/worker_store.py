@@ -130,7 +130,7 @@ class BucketStore(WorkerStore):
         self.of_node.mkdir(parents=True, exist_ok=True)
         copy = self.of_node / "checkpoint" / name
         with locked(self.of_node / "lock"):
-            if not copy.is_dir() or json.loads((copy / STATE).read_text()) != state:
+            if not copy.is_dir() or json.loads((copy / STATE).read_text(encoding="utf-8")) != state:
                 shutil.rmtree(copy.parent, ignore_errors=True)
                 with whole_folder(copy) as temporary:
                     storage.get_tree(storage.join(self.at_checkpoints, name), temporary, sizes)

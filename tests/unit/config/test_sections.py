@@ -70,6 +70,8 @@ def test_minimal_configuration_is_complete():
         ({"train": {"grad_clip": float("nan")}}, "greater than 0"),
         ({"train": {"weight_decay": float("inf")}}, "finite number"),
         ({"evaluation": {"min_recovery": -0.1}}, "greater than or equal to 0"),
+        ({"evaluation": {"min_recovery": 90}}, "less than or equal to 2"),
+        ({"evaluation": {"min_retention": 99}}, "less than or equal to 2"),
         ({"evaluation": {"min_retention": float("nan")}}, "finite number"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"distill": {"w_kd": [[0, 4], [500, 2]]}}, "fractions of the run, not steps: give 0 to 1, found 500"),

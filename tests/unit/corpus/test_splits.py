@@ -36,7 +36,7 @@ def read(settings: SourceConfig) -> list[tuple[int, Any]]:
 
 
 def write_lines(path: Path, records: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 

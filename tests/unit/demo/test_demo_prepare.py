@@ -54,7 +54,7 @@ def test_sources_and_tasks_are_what_the_other_rooms_read(data: Path) -> None:
     """Every record is understood by its format, its images exist, and every evaluation task loads."""
     for settings in prepare.distillation_sources(data) + prepare.adapting_sources(data):
         source = SourceConfig.model_validate(settings)
-        for line in Path(source.path).read_text().splitlines():
+        for line in Path(source.path).read_text(encoding="utf-8").splitlines():
             for raw_row in prompt_completion(json.loads(line), source):
                 assert all((data / "images" / image).is_file() for image in raw_row.images)
     evaluation = EvaluationConfig.model_validate({"tasks": prepare.tasks(data)})

@@ -141,7 +141,7 @@ def test_a_new_model_names_its_tower(tmp_path: Path) -> None:
     assert (
         "the teacher's decoder and the vision tower b, for images of 112 × 112 |" in text and str(tmp_path) not in text
     )
-    Path(tower, "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    Path(tower, "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n", encoding="utf-8")
     assert "license" not in front_matter(new)
 
 

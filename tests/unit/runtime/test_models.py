@@ -55,8 +55,8 @@ def changed(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor
 
 def changed_json(file: Path, **values: Any) -> None:
     """Set keys of a JSON file, which may be new."""
-    before = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(before | values))
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps(before | values), encoding="utf-8")
 
 
 def prefixed(prefix: str) -> Callable[[Path], None]:
