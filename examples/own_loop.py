@@ -59,9 +59,11 @@ def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
     distiller = Distiller(student, teacher, divergence="forward_kl", temperature=1.0, w_ce=1.0, w_kd=1.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
     rows = read_rows(data)
-    batches = [collate(processor, rows[i : i + ROWS_AT_ONCE]) for i in range(0, len(rows), ROWS_AT_ONCE)]
-    for i in range(0, len(batches), ACCUMULATE):
-        step = [(batch, batch.pop("distill")) for batch in batches[i : i + ACCUMULATE]]
+    rows_of_step = ROWS_AT_ONCE * ACCUMULATE
+    for start in range(0, len(rows), rows_of_step):
+        chosen = rows[start : start + rows_of_step]
+        batches = [collate(processor, chosen[i : i + ROWS_AT_ONCE]) for i in range(0, len(chosen), ROWS_AT_ONCE)]
+        step = [(batch, batch.pop("distill")) for batch in batches]
         total = sum((distiller.count(batch, distill) for batch, distill in step), TokenCounts(0, 0))
         ce = kd = 0.0
         for batch, distill in step:
@@ -70,7 +72,8 @@ def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
             ce, kd = ce + output.ce.item(), kd + output.kd.item()
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {i // ACCUMULATE + 1}: CE {ce:.4f}, KD {kd:.4f} over {total.ce} tokens, {total.kd} distilled")
+        said = f"CE {ce:.4f}, KD {kd:.4f} over {total.ce} tokens, {total.kd} distilled"
+        print(f"step {start // rows_of_step + 1}: {said}")
     student.save_pretrained(out)
     processor.save_pretrained(out)
 
