@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from lingu_ray.atomic import whole_folder, write_text
 from lingu_ray.config import Config, RayConfig
-from lingu_ray.config.command_line import to_yaml
+from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
 from lingu_ray.corpus.passes import passes
 from lingu_ray.corpus.processor import run_processor
@@ -172,7 +172,9 @@ class Run:
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.exported_model, self.config.train.steps)
-            write_text(self.folder.config, to_yaml(self.config))
+            trained = load_yaml(self.folder.config)
+            as_trained = {"train": trained.train, "ray": trained.ray}  # these have no part in it any more
+            write_text(self.folder.config, to_yaml(self.config.model_copy(update=as_trained)))
             return
         prepare_initial_model(self.config, self.folder)
         self.plan = check_data(plan_corpus(self.config, self.folder.initial_model), self.folder)

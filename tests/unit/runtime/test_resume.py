@@ -10,7 +10,7 @@ from tinyrun import config, write_pair_and_data
 
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
-from lingu_ray.config.command_line import to_yaml
+from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import resume
@@ -61,6 +61,16 @@ def test_the_initial_model_of_earlier_runs_is_found(tmp_path: Path) -> None:
     assert folder.initial_model == tmp_path / "initial_model"
     (tmp_path / "start").mkdir()
     assert folder.initial_model == tmp_path / "start"
+
+
+def test_a_finished_run_shows_the_settings_that_it_was_trained_with(data: Path, tmp_path: Path):
+    """Called again with others that may change, its folder takes those of what is still to be done, evaluation's."""
+    folder = started(config(data, tmp_path), step=8, exported=True)
+    before = load_yaml(folder.config)
+    again = {"train": {"validate_every": 3}, "ray": {"num_workers": 2}, "evaluation": {"bootstrap": 77}}
+    Run(config(data, tmp_path, **again), LEASE).check()
+    now = load_yaml(folder.config)
+    assert (now.train, now.ray) == (before.train, before.ray) and now.evaluation.bootstrap == 77
 
 
 def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
