@@ -80,7 +80,7 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     is applied.
 
     Raises:
-        UserError: no output head, or one with a bias or an adapter.
+        UserError: no output head, or one with a bias or an adapter, or without its weight.
     """
     head = model.get_output_embeddings()
     if head is not None and any(hasattr(part, "base_layer") for part in cast(nn.Module, head).modules()):
@@ -90,6 +90,11 @@ def output_head(model: PreTrainedModel) -> OutputHead:
         )
     if head is None or getattr(head, "bias", None) is not None:
         raise UserError(f"{type(model).__name__}: the method needs an output head without bias")
+    if not cast(Tensor, head.weight).numel():
+        raise UserError(
+            f"{type(model).__name__}: the output head's weight is elsewhere, as ZeRO stage 3 keeps it until "
+            "the head is called, which the loss does not do: take stage 2, or FSDP2 around the whole module"
+        )
     scale, softcap = scaling(model.config.get_text_config(decoder=True))
     return OutputHead(cast(Tensor, head.weight), scale, softcap)
 

@@ -186,6 +186,31 @@ def test_data_parallel_is_one_large_batch(distiller, batch, tmp_path, wrap):
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
+def test_a_student_may_be_compiled_in_place(batch):
+    """`student.model.compile()`, as the error about a compiled part says: the same loss and gradients."""
+    student, teacher = FAMILIES["idefics3"].student(pair("idefics3")[1]), pair("idefics3")[1]
+    distiller, losses, found = Distiller(student, teacher), [], []
+    for prepare in (lambda: None, lambda: student.model.compile(backend="eager")):
+        prepare()
+        output = distiller(batch, MASK)
+        output.loss.backward()
+        losses.append(output.loss.item())
+        found.append(gradients(student))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_head_without_its_weight_is_refused(batch):
+    """ZeRO stage 3 leaves a weight without elements behind: never a vocabulary of nothing."""
+    student = FAMILIES["idefics3"].student(pair("idefics3")[1])
+    distiller = Distiller(student, pair("idefics3")[1])
+    student.lm_head.weight = torch.nn.Parameter(torch.empty(0))
+    with pytest.raises(UserError, match="the output head's weight is elsewhere"):
+        distiller(batch)
+
+
 def test_nothing_to_learn_is_a_loss_of_zero(distiller, batch):
     """A batch without labels that count has loss 0 and gradients of 0, or none; unlabeled rows have no KD."""
     output = distiller(batch | {"labels": torch.full_like(batch["labels"], -100)})
