@@ -186,6 +186,23 @@ def test_data_parallel_is_one_large_batch(distiller, batch, tmp_path, wrap):
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
+def sharded_alone(data: Path, folder: Path) -> None:
+    """The error of a student that is sharded without its `Distiller`, written to a file."""
+    student, teacher = pair("idefics3")
+    distiller = Distiller(student, teacher)
+    fully_shard(student)
+    with pytest.raises(UserError) as caught:
+        distiller(as_processor(collate(samples("idefics3"), PAD)))
+    (folder / "said").write_text(str(caught.value))
+
+
+@pytest.mark.slow
+def test_a_student_that_is_sharded_alone_is_refused(tmp_path):
+    """Nobody would gather its weights: the error says what to shard instead."""
+    in_workers(sharded_alone, tmp_path, tmp_path, world=1)
+    assert "fully_shard(distiller) after its layers" in (tmp_path / "said").read_text()
+
+
 @pytest.mark.slow
 def test_a_student_may_be_compiled_in_place(batch):
     """`student.model.compile()`, as the error about a compiled part says: the same loss and gradients."""
