@@ -26,7 +26,7 @@ from lingu_ray.config import Section, Several, StudentConfig, TeacherConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.interpolate import common_ids, interpolate_
-from lingu_ray.distill.pair import check_tokenizers, compare_decoders
+from lingu_ray.distill.pair import check_text_only, check_tokenizers, compare_decoders
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath, ModelPath
 from lingu_ray.runtime.models.export import export_model
@@ -91,8 +91,7 @@ def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> tor
     """Refuse models that are not a pair, before weights are read; returns the dtype of the student's weights."""
     lm = load_config(teacher.path, None, False, "teacher")
     vlm = load_config(cast(str, student.path), None, False, "student")
-    if hasattr(lm, "vision_config"):
-        raise UserError(f"teacher={teacher.path}: a {lm.model_type} is not a text-only causal LM")
+    check_text_only(lm, f"teacher={teacher.path}")
     if not hasattr(vlm, "vision_config"):
         raise UserError(f"student={student.path}: a {vlm.model_type} has no vision_config, so it is no VLM")
     compare_decoders(vlm.get_text_config(decoder=True), lm)

@@ -40,8 +40,7 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             raise UserError(
                 f"{name}: must be the Transformers model itself, without wrappers; it is a {type(model).__name__}"
             )
-    if any(hasattr(teacher.config, f"{kind}_config") for kind in ("vision", "audio")):
-        raise UserError(f"teacher: {type(teacher).__name__} is not a text-only causal LM")
+    check_text_only(teacher.config, "teacher")
     if not any(hasattr(student.config, f"{kind}_config") for kind in ("vision", "audio")):
         raise UserError(f"student: {type(student).__name__} is no vision-language model")
     text = student.config.get_text_config(decoder=True)
@@ -101,6 +100,15 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         raise UserError(
             f"student and teacher tokenize differently: {len(different)} of {len(shared)} shared ids, first {i}: "
             f"student {student_tokens[i]!r}, teacher {teacher_tokens[i]!r}. KD compares distributions id by id."
+        )
+
+
+def check_text_only(config: PreTrainedConfig, setting: str) -> None:
+    """Raise UserError for a model with a tower as a teacher."""
+    if any(hasattr(config, f"{kind}_config") for kind in ("vision", "audio")):
+        raise UserError(
+            f"{setting}: a {config.model_type} is not a text-only causal LM: name the one that the student's decoder "
+            "was made of, as the student's model card says (of SmolVLM-256M-Instruct SmolLM2-135M-Instruct)"
         )
 
 

@@ -30,7 +30,7 @@ from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, Vi
 from lingu_ray.distill.decoder import longest_row, sliding_window
 from lingu_ray.distill.head import output_head
 from lingu_ray.distill.new_student import build_processor, build_student, check_teacher
-from lingu_ray.distill.pair import check_kind, compare_decoders
+from lingu_ray.distill.pair import check_kind, check_text_only, compare_decoders
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
@@ -93,8 +93,7 @@ def check_pair(config: Config) -> None:
     """
     path = config.teacher.path
     teacher = load_config(path, config.teacher.revision, False, "teacher.path")
-    if any(hasattr(teacher, f"{kind}_config") for kind in ("vision", "audio")):
-        raise UserError(f"teacher.path={path}: a {teacher.model_type} is not a text-only causal LM")
+    check_text_only(teacher, f"teacher.path={path}")
     check_kind(teacher, f"teacher.path={path}")
     _check_length(config, teacher, "teacher.path")
     settings = config.student

@@ -433,7 +433,7 @@ def test_pairs_that_do_not_fit_are_refused():
     for models, message in (
         ((student, narrow), "hidden_size: student 64, teacher 32"),
         ((student, qwen), "student and teacher do not fit"),
-        ((student, student), "teacher: Idefics3ForConditionalGeneration is not a text-only causal LM"),
+        ((student, student), "teacher: a idefics3 is not a text-only causal LM: name the one"),
         ((teacher, teacher), "student: LlamaForCausalLM is no vision-language model"),
         ((wrapped, teacher), "student: must be the Transformers model itself, without wrappers; it is a DataParallel"),
         ((compiled, teacher), "student: `model` of .* is wrapped or compiled"),
