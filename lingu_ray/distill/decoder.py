@@ -1,4 +1,8 @@
-"""What the configuration of a text decoder says about its attention."""
+"""What the configuration of a text decoder says about its attention.
+
+A file may hold fields that its model's class does not have, of the model that it was made of for instance (a Llama with
+a `sliding_window`). They become attributes that no model reads, so they say nothing here: `field`.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +13,29 @@ from transformers import PreTrainedConfig, PreTrainedModel
 ATTENTION_KINDS = {"full_attention", "sliding_attention"}
 
 
+def field(config: PreTrainedConfig, name: str) -> Any:
+    """A field that the configuration's class has; None where it has none, or it is empty.
+
+    Of a class that Transformers does not have, with code of its own, every attribute counts.
+    """
+    kind = type(config)
+    known = hasattr(kind, name) or name in getattr(kind, "__dataclass_fields__", ()) or name in kind.attribute_map
+    return getattr(config, name, None) if known or not kind.__module__.startswith("transformers.") else None
+
+
 def head_dim(config: PreTrainedConfig) -> int:
     """Width of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return field(config, "head_dim") or config.hidden_size // config.num_attention_heads
 
 
 def key_heads(config: PreTrainedConfig) -> int:
     """Key/value heads of a layer."""
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return field(config, "num_key_value_heads") or config.num_attention_heads
 
 
 def rope_parameters(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
     """RoPE settings by kind of layer; where one is for all kinds, under an empty name."""
-    parameters = getattr(config, "rope_parameters", None) or {}
+    parameters = field(config, "rope_parameters") or {}
     by_kind = {kind: settings for kind, settings in parameters.items() if isinstance(settings, dict)}
     return by_kind or {"": parameters}
 
@@ -42,13 +56,13 @@ def longest_row(config: PreTrainedConfig) -> int | None:
 
 def sliding_window(config: PreTrainedConfig) -> int | None:
     """How many positions a position sees in sliding layers, itself included; None: all before it."""
-    used = getattr(config, "use_sliding_window", True)
-    return getattr(config, "sliding_window", None) if used else None
+    window = field(config, "sliding_window")
+    return None if field(config, "use_sliding_window") is False else window
 
 
 def has_layer_types(config: PreTrainedConfig) -> bool:
     """Whether the decoder names a kind of attention for each layer, and takes a mask for each kind."""
-    return getattr(config, "layer_types", None) is not None
+    return field(config, "layer_types") is not None
 
 
 def layer_types(config: PreTrainedConfig) -> list[str]:
@@ -62,5 +76,5 @@ def layer_types(config: PreTrainedConfig) -> list[str]:
 def use_exact_attention(decoder: PreTrainedModel) -> None:
     """Switch to eager attention where scores are soft-capped (Gemma 2), which SDPA would leave out."""
     eager = str(decoder.config._attn_implementation).endswith("eager")  # also one that donates
-    if getattr(decoder.config, "attn_logit_softcapping", None) and not eager:
+    if field(decoder.config, "attn_logit_softcapping") and not eager:
         decoder.set_attn_implementation("eager")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lingu_ray.distill.decoder import field
 from lingu_ray.errors import UserError
 
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
@@ -101,9 +102,9 @@ def output_head(model: PreTrainedModel) -> OutputHead:
 
 def scaling(text: PreTrainedConfig) -> tuple[float, float | None]:
     """Scale and soft cap that a decoder's configuration names; 1 and None for most."""
-    value = lambda name: getattr(text, name, None) or 1.0  # noqa: E731
+    value = lambda name: field(text, name) or 1.0  # noqa: E731
     # HyperCLOVA X multiplies by it; Granite divides by a setting of the same name
     inverse = 1 if text.model_type.startswith("hyperclovax") else -1
     scale = math.prod(value(name) for name in _MULTIPLIERS) * math.prod(value(name) ** inverse for name in _DIVISORS)
-    softcap = next((cap for name in _SOFTCAPS if (cap := getattr(text, name, None))), None)
+    softcap = next((cap for name in _SOFTCAPS if (cap := field(text, name))), None)
     return float(scale), softcap

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lingu_ray.distill.decoder import (
     ATTENTION_KINDS,
+    field,
     head_dim,
     layer_types,
     rope_parameters,
@@ -105,7 +106,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 
 def check_text_only(config: PreTrainedConfig, setting: str) -> None:
     """Raise UserError for a model with a tower as a teacher."""
-    if any(hasattr(config, f"{kind}_config") for kind in ("vision", "audio")):
+    if any(_has(config, f"{kind}_config") for kind in ("vision", "audio")):
         raise UserError(
             f"{setting}: a {config.model_type} is not a text-only causal LM: name the one that the student's decoder "
             "was made of, as the student's model card says (of SmolVLM-256M-Instruct SmolLM2-135M-Instruct)"
@@ -142,7 +143,7 @@ def _refuse_uneven(config: PreTrainedConfig, setting: str) -> None:
 
 
 def _has(config: PreTrainedConfig, name: str) -> bool:
-    return bool(getattr(config, name, None))
+    return bool(field(config, name))
 
 
 def _declared(config: PreTrainedConfig) -> set[str]:

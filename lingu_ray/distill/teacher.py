@@ -11,12 +11,16 @@ from lingu_ray.distill.continuation import TeacherRequest, continue_from_kv
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.grouped_attention import use_grouped_attention
 from lingu_ray.distill.head import OutputHead, output_head
+from lingu_ray.distill.self_check import check_continuation
 
 
 class Teacher:
     """A frozen causal LM that continues from a student's KV.
 
     The model is changed: eval mode, no parameter requires a gradient, and an attention for few queries over many keys.
+
+    Raises:
+        UserError: it cannot be continued from its own KV (see `check_continuation`).
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -24,6 +28,7 @@ class Teacher:
         use_grouped_attention(model)
         self.model = model.eval().requires_grad_(False)
         self.decoder = model.get_decoder()
+        check_continuation(self.decoder)
 
     @property
     def output_head(self) -> OutputHead:

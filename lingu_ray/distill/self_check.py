@@ -1,0 +1,100 @@
+"""A check that a decoder can be continued at all: half of a text from its own KV, against the text in one pass.
+
+What the method assumes of a decoder (one key and value a position and layer, masks that follow from its configuration)
+is asked of the configuration before anything is loaded (`pair`). Decoders that keep to it in another way than their
+fields say are found here, on the loaded model, before it teaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lingu_ray.distill.capture import KVCapture, capturing, donate
+from lingu_ray.distill.continuation import continue_from_kv, make_request
+from lingu_ray.distill.decoder import sliding_window
+from lingu_ray.distill.donation import Donation, plan_donation
+from lingu_ray.errors import UserError
+
+_TOKENS = 24
+_WINDOW = 5  # of sliding layers while this runs, so that it has a part in so short a text
+_RELATIVE = {torch.float32: 0.05}  # of hidden states; one that is wrong differs by about their own size
+_RELATIVE_16_BIT = 0.25
+
+
+@torch.no_grad()
+def check_continuation(decoder: PreTrainedModel) -> None:
+    """Raise UserError unless a decoder that continues from its own KV computes what it computes in one pass.
+
+    It reads 24 ids. `decoder` is in eval mode and as it was afterwards, but that it can donate. One without weights
+    (`meta`) is left alone.
+    """
+    if decoder.device.type == "meta":
+        return
+    ids_1T = torch.arange(_TOKENS, device="cpu").mul(7919).remainder(decoder.config.vocab_size).unsqueeze(0)
+    supervised_1T = torch.zeros_like(ids_1T, dtype=torch.bool)
+    supervised_1T[:, _TOKENS // 2 :] = True
+    nowhere_1T, every_S = torch.zeros_like(supervised_1T), torch.ones_like(supervised_1T[0, :1])
+    vocabulary = decoder.config.vocab_size
+    plan = plan_donation(ids_1T, torch.zeros_like(ids_1T), supervised_1T, nowhere_1T, every_S, vocabulary)
+    assert plan is not None  # half of the tokens are supervised
+    try:
+        error = _difference(decoder, ids_1T, plan)
+    except torch.OutOfMemoryError:
+        raise
+    except (UserError, RuntimeError, TypeError, AttributeError, LookupError) as error:
+        raise UserError(f"{_cannot(decoder)}: {str(error).removeprefix('student: ')}") from error
+    if not error <= _RELATIVE.get(decoder.dtype, _RELATIVE_16_BIT):
+        raise UserError(
+            f"{_cannot(decoder)}: it computes something else than in one pass, hidden states differ by {error:.0%}"
+        )
+
+
+def _cannot(decoder: PreTrainedModel) -> str:
+    return f"teacher: a {decoder.config.model_type} cannot be continued from its own keys and values"
+
+
+def _difference(decoder: PreTrainedModel, ids_1T: Tensor, plan: Donation) -> float:
+    """How far the hidden states of both ways lie apart, by their size.
+
+    The median over tokens: experts of single tokens may be chosen otherwise, by rounding.
+    """
+    capture = KVCapture(decoder.config.num_hidden_layers, plan.donated_column_C.to(decoder.device))
+    with _short_window(decoder), torch.autocast(decoder.device.type, enabled=False):
+        with _donating(decoder), capturing(capture):
+            whole_1TD = decoder(input_ids=ids_1T.to(decoder.device), use_cache=False).last_hidden_state
+        capture.check_complete()
+        found_MD = continue_from_kv(decoder, make_request(plan, capture)).float()
+    expected_MD = whole_1TD[0, plan.query_column_Q.to(decoder.device)].float()
+    apart_M = (found_MD - expected_MD).norm(dim=-1)
+    return float((apart_M / expected_MD.norm(dim=-1).clamp(min=1e-12)).median())
+
+
+@contextmanager
+def _short_window(decoder: PreTrainedModel) -> Iterator[None]:
+    """The decoder with a short window in its sliding layers, where it has some."""
+    window = sliding_window(decoder.config)
+    if window is None:
+        yield
+        return
+    decoder.config.sliding_window = min(window, _WINDOW)
+    try:
+        yield
+    finally:
+        decoder.config.sliding_window = window
+
+
+@contextmanager
+def _donating(decoder: PreTrainedModel) -> Iterator[None]:
+    """The decoder with the attention of a student."""
+    own = decoder.config._attn_implementation
+    decoder.set_attn_implementation("eager" if own == "eager" else "sdpa")
+    donate(decoder)
+    try:
+        yield
+    finally:
+        decoder.set_attn_implementation(own)
