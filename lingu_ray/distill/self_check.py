@@ -91,7 +91,7 @@ def _short_window(decoder: PreTrainedModel) -> Iterator[None]:
 @contextmanager
 def _donating(decoder: PreTrainedModel) -> Iterator[None]:
     """The decoder with the attention of a student."""
-    own = decoder.config._attn_implementation
+    own = str(decoder.config._attn_implementation)
     decoder.set_attn_implementation("eager" if own == "eager" else "sdpa")
     donate(decoder)
     try:
