@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lingu_ray.distill.capture import KVCapture, capturing, donate
 from lingu_ray.distill.continuation import continue_from_kv, make_request
-from lingu_ray.distill.decoder import sliding_window
+from lingu_ray.distill.decoder import field, sliding_window
 from lingu_ray.distill.donation import Donation, plan_donation
 from lingu_ray.errors import UserError
 
@@ -30,27 +30,28 @@ _RELATIVE_16_BIT = 0.25
 def check_continuation(decoder: PreTrainedModel) -> None:
     """Raise UserError unless a decoder that continues from its own KV computes what it computes in one pass.
 
-    It reads 24 ids. `decoder` is in eval mode and as it was afterwards, but that it can donate. One without weights
-    (`meta`) is left alone.
+    It reads 24 ids, or as many as the decoder has positions. `decoder` is in eval mode; afterwards it is as it was, but
+    that it can donate. One without weights (`meta`) is left alone.
     """
     if decoder.device.type == "meta":
         return
-    ids_1T = torch.arange(_TOKENS, device="cpu").mul(7919).remainder(decoder.config.vocab_size).unsqueeze(0)
+    tokens = min(_TOKENS, field(decoder.config, "max_position_embeddings") or _TOKENS)
+    ids_1T = torch.arange(tokens, device="cpu").mul(7919).remainder(decoder.config.vocab_size).unsqueeze(0)
     supervised_1T = torch.zeros_like(ids_1T, dtype=torch.bool)
-    supervised_1T[:, _TOKENS // 2 :] = True
+    supervised_1T[:, tokens // 2 :] = True
     nowhere_1T, every_S = torch.zeros_like(supervised_1T), torch.ones_like(supervised_1T[0, :1])
     vocabulary = decoder.config.vocab_size
     plan = plan_donation(ids_1T, torch.zeros_like(ids_1T), supervised_1T, nowhere_1T, every_S, vocabulary)
     assert plan is not None  # half of the tokens are supervised
     try:
-        error = _difference(decoder, ids_1T, plan)
-    except torch.OutOfMemoryError:
-        raise
+        apart = _difference(decoder, ids_1T, plan)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise  # the device's fault
     except (UserError, RuntimeError, TypeError, AttributeError, LookupError) as error:
         raise UserError(f"{_cannot(decoder)}: {str(error).removeprefix('student: ')}") from error
-    if not error <= _RELATIVE.get(decoder.dtype, _RELATIVE_16_BIT):
+    if not apart <= _RELATIVE.get(decoder.dtype, _RELATIVE_16_BIT):
         raise UserError(
-            f"{_cannot(decoder)}: it computes something else than in one pass, hidden states differ by {error:.0%}"
+            f"{_cannot(decoder)}: it computes something else than in one pass, hidden states differ by {apart:.0%}"
         )
 
 
