@@ -172,7 +172,9 @@ def _map(measured: Sequence[Measured], out: Path) -> str:
     units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
     by_task = [*_table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
     note = "By task, above 0 KD is better:"
-    verdicts = [f"- {one.comparison.name}: {one.result.verdict.text}" for other in there[1:] for one in other.measured]
+    of_head = {one.comparison for one in Results.of(measured).measured}
+    others = [one for results in there for one in results.measured if one.comparison not in of_head]
+    verdicts = [f"- {one.comparison.name}: {one.result.verdict.text}" for one in others]
     lines = ["## Where the teacher is worth it", "", *picture, *means, "", *verdicts, "", note, "", *by_task]
     return "\n".join(lines)
 

@@ -116,6 +116,7 @@ def test_page_shows_what_was_measured(docs: Path):
     low, high = (f"{100 * end:.1f}" for end in natural["difference_ci"])
     assert cells(text, "medium, natural")[3] == f"{100 * natural['difference']:.1f} [{low}, {high}]"
     assert cells(text, "medium, natural")[5].endswith("]") and "\n- medium-natural-0: The claim" in text
+    assert "- medium-narrow-0: The" not in text  # it stands at the top
     shown = cells(text, "![clothing](answer_0.jpg)")
     assert shown[:2] == ["What is this?", "hat"] and set(shown[2:]) <= {"hat", "a ¦ dress"} and len(shown) == 6
     assert cells(text, "t1") == ["0.1235", "no, not this"]
