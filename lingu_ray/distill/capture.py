@@ -42,7 +42,10 @@ class KVCapture:
         self._stored: set[int] = set()
 
     def store(self, layer: int, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
-        """Take one layer's keys and values. Raises UserError for a layer that attends several times in a pass."""
+        """Take one layer's keys and values.
+
+        Raises UserError for a layer that attends several times in a pass, or whose keys or values have another size.
+        """
         if layer in self._stored:
             raise UserError(
                 f"student: layer {layer} of the decoder attends more than once in a pass, so that its keys and values "
@@ -54,6 +57,11 @@ class KVCapture:
             shape = (self.layers, 2, len(self.flat_C), heads, dimension)
             self.kv_L2CHE = torch.empty(shape, dtype=compute_dtype(key_BHTE), device=key_BHTE.device)
         for part, tensor_BHTE in enumerate((key_BHTE, value_BHTE)):
+            if tensor_BHTE.shape[1::2] != self.kv_L2CHE.shape[-2:]:
+                raise UserError(
+                    f"student: layer {layer} of the decoder has keys or values of another size than the first layer's "
+                    "keys: its architecture cannot be distilled"
+                )
             # a position's heads are adjacent in memory, so flattening copies nothing
             positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2CHE.dtype)
             torch.index_select(positions, 0, self.flat_C, out=self.kv_L2CHE[layer, part])
