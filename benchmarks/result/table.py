@@ -152,6 +152,13 @@ ROWS = (
         _variant("merged", "half of the decoder is the teacher's", minutes=1), recipe=MERGE, settings=("weight=0.5",)
     ),
     _method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL),
+    replace(
+        _variant("prompt_text_natural", "KD without shared KV: natural data", "teacher.context=prompt_text"),
+        group="map",
+        recipe=NATURAL,
+        data=NATURAL,
+        model="prompt_text",
+    ),
     _adapted("adapted_light", "map", LIGHT, steps=100, minutes=11),
     _method("light_narrow", "map", "adapted_light", LIGHT, NARROW),
     _method("light_natural", "map", "adapted_light", LIGHT, NATURAL),
