@@ -42,7 +42,7 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
                 f"{name}: must be the Transformers model itself, without wrappers; it is a {type(model).__name__}"
             )
     check_text_only(teacher.config, "teacher")
-    if not any(hasattr(student.config, f"{kind}_config") for kind in ("vision", "audio")):
+    if not _has_tower(student.config):
         raise UserError(f"student: {type(student).__name__} is no vision-language model")
     text = student.config.get_text_config(decoder=True)
     check_kind(teacher.config, "teacher")
@@ -106,7 +106,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 
 def check_text_only(config: PreTrainedConfig, setting: str) -> None:
     """Raise UserError for a model with a tower as a teacher."""
-    if any(_has(config, f"{kind}_config") for kind in ("vision", "audio")):
+    if _has_tower(config):
         raise UserError(
             f"{setting}: a {config.model_type} is not a text-only causal LM: name the one that the student's decoder "
             "was made of, as the student's model card says (of SmolVLM-256M-Instruct SmolLM2-135M-Instruct)"
@@ -140,6 +140,10 @@ def _refuse_uneven(config: PreTrainedConfig, setting: str) -> None:
             f"{setting}: the layers of a {config.model_type} have keys and values of different sizes, which is not "
             "supported: take a model whose layers are alike"
         )
+
+
+def _has_tower(config: PreTrainedConfig) -> bool:
+    return any(_has(config, f"{kind}_config") for kind in ("vision", "audio"))
 
 
 def _has(config: PreTrainedConfig, name: str) -> bool:

@@ -36,11 +36,11 @@ def check_continuation(decoder: PreTrainedModel) -> None:
     if decoder.device.type == "meta":
         return
     tokens = min(_TOKENS, field(decoder.config, "max_position_embeddings") or _TOKENS)
-    ids_1T = torch.arange(tokens, device="cpu").mul(7919).remainder(decoder.config.vocab_size).unsqueeze(0)
+    vocabulary = decoder.config.vocab_size
+    ids_1T = torch.arange(tokens, device="cpu").mul(7919).remainder(vocabulary).unsqueeze(0)
     supervised_1T = torch.zeros_like(ids_1T, dtype=torch.bool)
     supervised_1T[:, tokens // 2 :] = True
     nowhere_1T, every_S = torch.zeros_like(supervised_1T), torch.ones_like(supervised_1T[0, :1])
-    vocabulary = decoder.config.vocab_size
     plan = plan_donation(ids_1T, torch.zeros_like(ids_1T), supervised_1T, nowhere_1T, every_S, vocabulary)
     assert plan is not None  # half of the tokens are supervised
     try:
