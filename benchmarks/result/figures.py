@@ -89,7 +89,7 @@ def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
 
 def _difference(measured: Sequence[Measured], damage: str, data: str) -> Seeds:
     results = Results.of(measured, damage, data)
-    return results.difference(results.control) if results.control else Seeds(())
+    return results.ahead("recovery", results.control) if results.control else Seeds(())
 
 
 def curve_panels(size: Size) -> list[Panel]:

@@ -93,6 +93,7 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
     sections = [
         _scores(results),
         _figures(results, out),
+        _ahead(measured),
         _map(measured, out),
         _curves(out, size) or _section(before, CURVES),
         _sweeps(size) or _section(before, SWEEP_TABLES),
@@ -147,10 +148,32 @@ def _figures(results: Results, out: Path) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _ahead(measured: Sequence[Measured]) -> str:
+    """What the method brings back and keeps more than each other model, item by item."""
+    head = ["damage, data, model", "recovery, %", "selective − it, points", "retention, %", "selective − it, points"]
+    lines = [
+        _row(f"{results.name}, {shown_name(model)}", _ahead_cells(results, model))
+        for results in _cells(measured)
+        for model in results.models
+        if results.ahead("recovery", model).found and model not in REFERENCES
+    ]
+    return "\n".join(["## Against each other model", "", *_table_head(head), *lines]) if lines else ""
+
+
+def _ahead_cells(results: Results, model: str) -> list[str]:
+    found = [(results.mean(name, model), results.ahead(name, model)) for name in ("recovery", "retention")]
+    return [one.text(percent) for pair in found for one in pair]
+
+
+def _cells(measured: Sequence[Measured]) -> list[Results]:
+    """The cells of the map that were measured."""
+    results = (Results.of(measured, damage, data) for damage in DAMAGES for data in DATA)
+    return [one for one in results if one.measured]
+
+
 def _map(measured: Sequence[Measured], out: Path) -> str:
     """Damage by kind of data: what was lost, and what KD brings back beyond CE."""
-    results = (Results.of(measured, damage, data) for damage in DAMAGES for data in DATA)
-    there = [one for one in results if one.measured and one.control]
+    there = [one for one in _cells(measured) if one.control]
     if not there:
         return ""
     picture = []
@@ -183,7 +206,7 @@ def _map_row(results: Results, texts: list[str]) -> str:
     control = results.control or ""
     cells = [nats(results.lost_nats(name)) for name in texts]
     cells += [results.mean("recovery", model).text(percent) for model in (control, DISTILLED)]
-    cells += [results.difference(control).text(percent)]
+    cells += [results.ahead("recovery", control).text(percent)]
     cells += [results.mean("retention", model).text(percent) for model in (control, DISTILLED)]
     return _row(results.name, cells)
 

@@ -127,7 +127,7 @@ class Results:
     def models(self) -> list[str]:
         """The models that were measured, in the order of the table."""
         there = {model for one in self.measured for model in one.result.measured}
-        order = (*REFERENCES, *CONTROLS, DISTILLED, *(row.name for row in ROWS))
+        order = (*REFERENCES, *CONTROLS, DISTILLED, *(row.model for row in ROWS if row.model))
         return [name for name in dict.fromkeys(order) if name in there]
 
     @property
@@ -176,10 +176,10 @@ class Results:
         scores = (one.result.tasks[name].models for one in self.measured)
         return statistics.fmean(math.log(m[ADAPTED].score.value / m[TEACHER].score.value) for m in scores)
 
-    def difference(self, control: str) -> Seeds:
-        """The distilled model's mean recovery minus a control's."""
-        found = (one.result.controls.get(control) for one in self.measured)
-        return _seeds(one.difference for one in found if one is not None)
+    def ahead(self, quotient: str, other: str) -> Seeds:
+        """The distilled model's mean recovery or retention minus that of another model."""
+        means = (one.result.over.get(other) for one in self.measured)
+        return _seeds(dict(found.items())[quotient] for found in means if found is not None)
 
     def _each(self, name: str, metric: str, read: Callable[[TaskScores], Estimate | None]) -> Seeds:
         tasks = (self._task(one, name, metric) for one in self.measured)

@@ -117,6 +117,7 @@ class Row:
 
 
 LANGUAGE_ONLY = "distill.policy=language_only"
+PROMPT_TEXT, KD_ALONE = "teacher.context=prompt_text", "distill.ce_on_distilled=0"
 PREVENT = ("train.steps=300", "train.rows_per_step=32", "corpus.rows=9600", "train.learning_rates.decoder=4e-4")
 
 
@@ -137,11 +138,17 @@ def _variant(name: str, about: str, *settings: str, minutes: float = 10) -> Row:
     return Row(name, about, "others", NARROW, minutes, ADAPTED, own, 1, name, MEDIUM, NARROW)
 
 
+def _on_natural(model: str, about: str, *settings: str) -> Row:
+    """A variant on natural data."""
+    variant = _variant(f"{model}_natural", f"{about}: natural data", *settings)
+    return replace(variant, group="map", recipe=NATURAL, data=NATURAL, model=model)
+
+
 ROWS = (
     Row("align", "the VLM before it learns: a pretrained tower, aligned to the language model", "main", "align", 6),
     _adapted(ADAPTED, "main", MEDIUM, steps=300, minutes=30, seeds=3),
     _method("selective", "main", ADAPTED, MEDIUM, NARROW, seeds=3),
-    replace(_variant("prompt_text", "KD without shared KV", "teacher.context=prompt_text"), group="main", seeds=3),
+    replace(_variant("prompt_text", "KD without shared KV", PROMPT_TEXT), group="main", seeds=3),
     _variant("all", "KD on every source", "distill.policy=all"),
     _variant("language_only", "CE and KD on language-heavy sources alone", LANGUAGE_ONLY),
     _variant("ce_language_only", "CE on language-heavy sources alone", LANGUAGE_ONLY, "distill.w_kd=0", minutes=8),
@@ -152,13 +159,9 @@ ROWS = (
         _variant("merged", "half of the decoder is the teacher's", minutes=1), recipe=MERGE, settings=("weight=0.5",)
     ),
     _method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL),
-    replace(
-        _variant("prompt_text_natural", "KD without shared KV: natural data", "teacher.context=prompt_text"),
-        group="map",
-        recipe=NATURAL,
-        data=NATURAL,
-        model="prompt_text",
-    ),
+    _on_natural("prompt_text", "KD without shared KV", PROMPT_TEXT),
+    _on_natural("kd_alone", "no labels where the teacher speaks", KD_ALONE),
+    _on_natural("kd_alone_prompt_text", "no labels there, and no shared KV", KD_ALONE, PROMPT_TEXT),
     _adapted("adapted_light", "map", LIGHT, steps=100, minutes=11),
     _method("light_narrow", "map", "adapted_light", LIGHT, NARROW),
     _method("light_natural", "map", "adapted_light", LIGHT, NATURAL),

@@ -94,14 +94,24 @@ def mean_recovery(tasks: Sequence[Measured], model: str, references: References,
     return _quotient(gain, loss)
 
 
-def mean_retention(tasks: Sequence[Measured], model: str, references: References) -> Quotient:
-    """Mean of the vision tasks' retentions, over those that count and have one."""
-    found = {task.config.name: retention(task, model, references) for task in _counted(tasks, "vision")}
+def mean_retention(
+    tasks: Sequence[Measured], model: str, references: References, beside: str | None = None
+) -> Quotient:
+    """Mean of the vision tasks' retentions, over those that have one; with `beside` the difference to that model's."""
+    found = {task.config.name: _retention(task, model, references, beside) for task in _counted(tasks, "vision")}
     known = [quotient for quotient in found.values() if isinstance(quotient, Resampled)]
     if not known:
         reasons = [f"{name}: {quotient.reason}" for name, quotient in found.items() if isinstance(quotient, NoValue)]
         return NoValue("; ".join(reasons) or "no vision task counts in the mean")
     return _sum(known).times(1 / len(known))
+
+
+def _retention(task: Measured, model: str, references: References, beside: str | None) -> Quotient:
+    own = retention(task, model, references)
+    other = own if beside is None else retention(task, beside, references)
+    if isinstance(own, NoValue) or isinstance(other, NoValue):
+        return own if isinstance(own, NoValue) else other
+    return own if beside is None else own.minus(other)
 
 
 def _counted(tasks: Sequence[Measured], kind: str) -> Iterator[Measured]:

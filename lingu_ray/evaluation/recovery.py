@@ -27,7 +27,6 @@ from lingu_ray.evaluation.results import (
     PERPLEXITY,
     QUOTIENTS,
     Blind,
-    Control,
     Estimate,
     Interval,
     Means,
@@ -37,7 +36,7 @@ from lingu_ray.evaluation.results import (
     RecoveryIn,
     TaskScores,
 )
-from lingu_ray.evaluation.roles import DISTILLED, References, controls_among, references_among
+from lingu_ray.evaluation.roles import DISTILLED, References, references_among
 from lingu_ray.evaluation.verdict import judge
 
 _MOST_NATS = 700.0
@@ -57,35 +56,33 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
         for config in settings.tasks
     ]
     judged = [model for model in models if model not in references]
+    others = [model for model in models if model not in (references.original, DISTILLED) and DISTILLED in models]
     tasks: dict[str, TaskScores] = {}
     for task in measured:
         both = (task,) if task.nats is None else (task, task.nats)
-        by_metric, *in_nats = (_task_scores(one, judged, floors, references) for one in both)
+        by_metric, *in_nats = (_task_scores(one, judged, others, floors, references) for one in both)
         tasks[task.config.name] = _counting(replace(by_metric, nats=next(iter(in_nats), None)), settings.recovery_in)
     counted = [task.counted(settings.recovery_in) for task in measured]
-    controls = {model: _control(counted, model, references) for model in controls_among(models)}
     distilled, reasons = _means(counted, DISTILLED, references)
     means = {model: _means(counted, model, references)[0] for model in judged}
+    over = {model: _means(counted, DISTILLED, references, beside=model)[0] for model in others}
     claimed = {name: task.counted(settings.recovery_in) for name, task in tasks.items()}
-    verdict = judge(claimed, distilled, controls, floors, reasons, models, references)
-    result = Recovery(tasks, distilled, controls, means, reasons, references, verdict, settings.recovery_in)
+    verdict = judge(claimed, distilled, over, floors, reasons, models, references)
+    result = Recovery(tasks, distilled, means, over, reasons, references, verdict, settings.recovery_in)
     write_recovery(result, out_dir)
     return result
 
 
-def _means(tasks: list[Measured], model: str, references: References) -> tuple[Means, dict[QuotientName, str]]:
-    """The model's means, and why one has no value where it has none."""
+def _means(
+    tasks: list[Measured], model: str, references: References, beside: str | None = None
+) -> tuple[Means, dict[QuotientName, str]]:
+    """The model's means, with `beside` minus that model's, and why one has no value where it has none."""
     found: dict[QuotientName, Quotient] = {
-        "recovery": mean_recovery(tasks, model, references),
-        "retention": mean_retention(tasks, model, references),
+        "recovery": mean_recovery(tasks, model, references, beside),
+        "retention": mean_retention(tasks, model, references, beside),
     }
     reasons = {name: quotient.reason for name, quotient in found.items() if isinstance(quotient, NoValue)}
     return Means(_estimate(found["recovery"]), _estimate(found["retention"])), reasons
-
-
-def _control(tasks: list[Measured], model: str, references: References) -> Control:
-    difference = _estimate(mean_recovery(tasks, DISTILLED, references, beside=model))
-    return Control(_means(tasks, model, references)[0], difference)
 
 
 def _counting(task: TaskScores, recovery_in: RecoveryIn) -> TaskScores:
@@ -98,12 +95,15 @@ def _counting(task: TaskScores, recovery_in: RecoveryIn) -> TaskScores:
 
 
 def _task_scores(
-    task: Measured, judged: list[str], floors: dict[QuotientName, float], references: References
+    task: Measured,
+    judged: list[str],
+    others: list[str],
+    floors: dict[QuotientName, float],
+    references: References,
 ) -> TaskScores:
     quotient = recovery if task.config.kind == "language" else retention
     quotients = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
-    others = [references.baseline, *controls_among(task.level)]
-    compared = [other for other in dict.fromkeys(others) if {DISTILLED, other} <= task.level.keys()]
+    compared = [other for other in others if {DISTILLED, other} <= task.level.keys()]
     distilled = quotients[DISTILLED]
     return TaskScores(
         kind=task.config.kind,

@@ -11,7 +11,6 @@ from lingu_ray.atomic import write_text
 from lingu_ray.evaluation.results import (
     QUOTIENTS,
     Blind,
-    Control,
     Estimate,
     Interval,
     Means,
@@ -50,11 +49,8 @@ def as_json(result: Recovery) -> dict[str, Any]:
         "reasons": dict(result.reasons),
         "references": {"original": references.original, "baseline": references.baseline},
         "formulas": references.formulas,
-        "controls": {
-            name: {**_means_json(control.means), **_pair("difference", control.difference), "beaten": control.beaten}
-            for name, control in result.controls.items()
-        },
         "models": {model: _means_json(means) for model, means in result.models.items()},
+        "over": {model: _means_json(means) for model, means in result.over.items()},
         "claim_holds": verdict.holds,
         "parts": dict(verdict.parts),
         "verdict": verdict.text,
@@ -67,16 +63,14 @@ def as_json(result: Recovery) -> dict[str, Any]:
 def from_json(tree: Mapping[str, Any]) -> Recovery:
     """The result from its JSON, of earlier versions too, which say less."""
     summary = tree["summary"]
-    controls = {
-        name: Control(_means(entry), _estimate("difference", entry))
-        for name, entry in summary.get("controls", {}).items()
-    }
+    over = {model: _means(entry) for model, entry in summary.get("over", {}).items()}
+    earlier = {model: Means(_estimate("difference", e), None) for model, e in summary.get("controls", {}).items()}
     exceptions, parts = tuple(summary.get("exceptions", ())), summary.get("parts", {})
     return Recovery(
         {name: _task(entry) for name, entry in tree["tasks"].items()},
         _means(summary),
-        controls,
         {model: _means(entry) for model, entry in summary["models"].items()},
+        over or earlier,
         summary.get("reasons", {}),
         References(**summary["references"]) if "references" in summary else References(),
         Verdict(summary["claim_holds"], summary["verdict"], exceptions, parts),

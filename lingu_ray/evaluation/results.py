@@ -41,6 +41,11 @@ class Estimate:
         low, high = (f"{100 * x:.{digits}f}" for x in self.ci)
         return f"{self.value:.{digits}%} [{low}, {high}]"
 
+    @property
+    def is_positive(self) -> bool | None:
+        """Whether the value is above 0: beyond noise, or not; None where noise leaves it open."""
+        return True if self.ci.low > 0 else False if self.ci.high < 0 else None
+
 
 @dataclass(frozen=True)
 class ModelScore:
@@ -70,8 +75,8 @@ class TaskScores:
     `is_share`: scores are shares of what can be reached, shown in per cent. `floor`: recovery or retention from which
     the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
     whether these scores count in the mean of the task's kind.
-    `over`: by model, the baseline and the controls: how much better the distilled model scores than that one, in the
-    units of the metric (perplexity: nats per token); those that are measured, on the same tokens.
+    `over`: by model, every one but the original: how much better the distilled model scores than that one, in the units
+    of the metric (perplexity: nats per token); those that are measured, on the same tokens.
     `nats`: the same by likelihood, where that is measured beside the metric. `blind`: of a vision task, where it was
     asked without its images, too.
     """
@@ -126,22 +131,6 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Control:
-    """A model trained without the teacher: its means, and the distilled model's mean recovery minus its own."""
-
-    means: Means
-    difference: Estimate | None
-
-    @property
-    def beaten(self) -> bool | None:
-        """Whether more came back than by this control: beyond noise, or not; None where noise leaves it open."""
-        if self.difference is None:
-            return None
-        low, high = self.difference.ci
-        return True if low > 0 else False if high < 0 else None
-
-
-@dataclass(frozen=True)
 class Verdict:
     """Whether the claim holds (None: not decided), and the sentence that says so wherever results are shown.
 
@@ -176,15 +165,16 @@ class Verdict:
 class Recovery:
     """The content of `recovery.json`: the tasks by name, the means of the models, and the verdict.
 
-    `distilled`: the means that the verdict is about. `controls`: those that were measured, by name. `models`: the means
-    of all measured models but the references. `reasons`: why one of the distilled model's means has no value, where it
-    has none. `recovery_in`: what the means and the verdict take of a language task.
+    `distilled`: the means that the verdict is about. `models`: the means of all measured models but the references.
+    `over`: by model, every other one but the original: the distilled model's means minus its own, over the same
+    resampled items. `reasons`: why one of the distilled model's means has no value, where it has none. `recovery_in`:
+    what the means and the verdict take of a language task.
     """
 
     tasks: dict[str, TaskScores]
     distilled: Means
-    controls: dict[str, Control]
     models: dict[str, Means]
+    over: dict[str, Means]
     reasons: dict[QuotientName, str]
     references: References
     verdict: Verdict

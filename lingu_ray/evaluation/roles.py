@@ -59,12 +59,6 @@ def references_among(models: Iterable[str]) -> References:
     return OF_THE_PAPER if ADAPTED not in there and there.intersection(OF_THE_PAPER) else OF_THE_TEACHER
 
 
-def controls_among(models: Iterable[str]) -> list[str]:
-    """Those of the models that were trained without the teacher."""
-    there = set(models)
-    return [role for role in (SAME_CE, PLAIN_CE, FINE_TUNED) if role in there]
-
-
 def in_order(models: Iterable[str]) -> list[str]:
     """Names of models, each once: the roles in their order, then others by name."""
     found = set(models)

@@ -31,7 +31,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lingu_ray.evaluation.results import Control, Estimate, Means, QuotientName, TaskScores, Verdict
+from lingu_ray.evaluation.results import Estimate, Means, QuotientName, TaskScores, Verdict
 from lingu_ray.evaluation.roles import DISTILLED, FINE_TUNED, PLAIN_CE, SAME_CE, References
 
 CONTROL_NAMES = {
@@ -57,7 +57,7 @@ class Part:
 def judge(
     tasks: Mapping[str, TaskScores],
     distilled: Means,
-    controls: Mapping[str, Control],
+    over: Mapping[str, Means],
     floors: Mapping[QuotientName, float],
     reasons: Mapping[QuotientName, str],
     models: Sequence[str],
@@ -68,7 +68,7 @@ def judge(
     Args:
         tasks: by name; of each what counts (`TaskScores.counted`).
         distilled: the distilled model's means.
-        controls: by name, those that were measured.
+        over: its means minus another model's, by that model's name; of them the controls are read.
         floors: what recovery and retention must reach.
         reasons: why a mean that is None has no value.
         models: all that were measured; without the three that the claim is about there is nothing to judge.
@@ -81,7 +81,7 @@ def judge(
     parts = [
         _recovery(distilled.recovery, floors["recovery"], reasons),
         _retention(distilled.retention, floors["retention"], reasons),
-        *_controls(controls, distilled.recovery),
+        *_controls(over, distilled.recovery),
     ]
     exceptions = tuple(clause for name, task in tasks.items() for clause in _exceptions(name, task, references))
     answers = [part.holds for part in parts]
@@ -132,20 +132,22 @@ def _reaches(mean: Estimate, name: str, kind: str, found: str, floor: float, no_
     return Part(name, None, open_text, _more_items(kind, mean, floor, no_below))
 
 
-def _controls(controls: Mapping[str, Control], recovery: Estimate | None) -> Iterator[Part]:
-    if not controls:
+def _controls(over: Mapping[str, Means], recovery: Estimate | None) -> Iterator[Part]:
+    if not CONTROL_NAMES.keys() & over.keys():
         needs = "a control, trained without the teacher (controls: [same_ce, plain_ce])"
         yield Part("controls", None, "no control tells whether the teacher was needed for it", needs)
-    for name, control in controls.items():
-        difference, beside = control.difference, CONTROL_NAMES[name]
+    for name, beside in CONTROL_NAMES.items():
+        if name not in over:
+            continue
+        difference = over[name].recovery
         if difference is None:
             if recovery is not None:
                 yield Part(name, None, f"{beside} was not measured on the same language tasks")
             continue
         points = _points(difference)
-        if control.beaten:
+        if difference.is_positive:
             yield Part(name, True, f"{points} points more came back than by {beside}")
-        elif control.beaten is False:
+        elif difference.is_positive is False:
             less = _points(difference, -1)
             yield Part(name, False, f"the teacher was not needed: {less} points more came back by {beside}")
         else:

@@ -21,7 +21,6 @@ from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
     Blind,
-    Control,
     Estimate,
     Interval,
     Means,
@@ -30,7 +29,7 @@ from lingu_ray.evaluation.results import (
     Recovery,
     TaskScores,
 )
-from lingu_ray.evaluation.roles import DISTILLED, TEACHER, compared_models, controls_among, references_among
+from lingu_ray.evaluation.roles import DISTILLED, TEACHER, compared_models, references_among
 from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.verdict import judge
 from lingu_ray.runtime.controls import control_configs
@@ -81,10 +80,10 @@ def write_result(settings: EvaluationConfig, models: Sequence[str], out_dir: Pat
 def _result(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str]) -> Recovery:
     references = references_among(models)
     tasks = {task.name: _scores(settings, task, models)}
-    controls = {name: Control(_MEANS, _FOUND) for name in controls_among(models)}
+    over = {model: _MEANS for model in models if model not in (references.original, DISTILLED)}
     floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
-    verdict = judge(tasks, _MEANS, controls, floors, {}, models, references)
-    return Recovery(tasks, _MEANS, controls, dict.fromkeys(models, _MEANS), {}, references, verdict)
+    verdict = judge(tasks, _MEANS, over, floors, {}, models, references)
+    return Recovery(tasks, _MEANS, dict.fromkeys(models, _MEANS), over, {}, references, verdict)
 
 
 def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str]) -> TaskScores:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from lingu_ray.evaluation.results import Estimate, Recovery, TaskScores
+from lingu_ray.evaluation.results import Estimate, QuotientName, Recovery, TaskScores
 from lingu_ray.evaluation.roles import DISTILLED, References, in_order
 from lingu_ray.report.plots import Panel, display_name, format_number
 
@@ -26,6 +26,7 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
     )
     environment.filters |= {"score": format_score, "quotient": format_quotient, "model": display_name}
     environment.filters |= {"over": format_over, "compared": compared_models, "seeing": format_seeing}
+    environment.filters["ahead"] = format_ahead
     environment.filters["number"] = "{:,.0f}".format
     return environment
 
@@ -67,8 +68,18 @@ def format_seeing(task: TaskScores, references: References) -> str:
 
 
 def compared_models(result: Recovery) -> list[str]:
-    """The baseline and the controls that the distilled model is compared with, on any task."""
+    """The models that the distilled one is compared with, on any task."""
     return in_order(model for task in result.tasks.values() for model in task.over)
+
+
+def format_ahead(result: Recovery, other: str, quotient: QuotientName) -> str:
+    """The distilled model's mean recovery or retention minus that of `other`; a dash for none."""
+    means = result.over.get(other)
+    difference = None if means is None else dict(means.items())[quotient]
+    if difference is None:
+        return "–"
+    low, high = (f"{100 * x:.1f}" for x in difference.ci)
+    return f"{100 * difference.value:.1f} [{low}, {high}] points"
 
 
 def format_over(task: TaskScores, other: str) -> tuple[str, str]:

@@ -112,9 +112,13 @@ def test_page_shows_what_was_measured(docs: Path):
     column = [cell.strip() for cell in header.strip("|").split("|")].index("selective") - 1
     expected = f"{100 * np.mean(scores):.1f} ± {100 * np.std(scores, ddof=1):.1f}"
     assert cells(text, "piqa, acc, %")[column] == expected
-    natural = json.loads((docs / "medium-natural-0.json").read_text())["summary"]["controls"]["plain_ce"]
-    low, high = (f"{100 * end:.1f}" for end in natural["difference_ci"])
-    assert cells(text, "medium, natural")[3] == f"{100 * natural['difference']:.1f} [{low}, {high}]"
+    natural = json.loads((docs / "medium-natural-0.json").read_text())["summary"]["over"]["plain_ce"]
+    ahead = []
+    for name in ("recovery", "retention"):
+        low, high = (f"{100 * end:.1f}" for end in natural[f"{name}_ci"])
+        ahead.append(f"{100 * natural[name]:.1f} [{low}, {high}]")
+    assert cells(text, "medium, natural")[3] == ahead[0]
+    assert cells(text, "medium, natural, plain CE")[1::2] == ahead
     assert cells(text, "medium, natural")[5].endswith("]") and "\n- medium-natural-0: The claim" in text
     assert "- medium-narrow-0: The" not in text  # it stands at the top
     shown = cells(text, "![clothing](answer_0.jpg)")

@@ -135,7 +135,7 @@ def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:
     for model, share in {"adapted": 0.9, "plain_ce": 0.9, "distilled": 0.81}.items():
         write_measured(tmp_path, DIGITS, model, correct(share, 200))
     result = summarize(tmp_path, ["teacher", "adapted", "plain_ce", "distilled"], settings(CLOZE, DIGITS))
-    cloze, means, control = result.tasks["cloze"], result.distilled, result.controls["plain_ce"]
+    cloze, means, ahead = result.tasks["cloze"], result.distilled, result.over["plain_ce"]
     assert (cloze.kind, cloze.metric, cloze.items) == ("language", "acc", 400)
     assert cloze.distilled is not None and cloze.distilled == cloze.models["distilled"].quotient
     assert cloze.distilled.value == pytest.approx(2 / 3) and cloze.distilled.ci.low < 2 / 3 < cloze.distilled.ci.high
@@ -143,14 +143,39 @@ def test_recovery_and_retention_by_hand(tmp_path: Path) -> None:
     assert means.recovery is not None and means.recovery.value == pytest.approx(2 / 3)
     assert list(means.recovery.ci) == pytest.approx(list(cloze.distilled.ci))
     assert means.retention is not None and means.retention.value == pytest.approx(0.9)
-    assert control.difference is not None and control.means.recovery is not None
-    assert control.means.recovery.value == pytest.approx(1 / 3)
-    assert control.difference.value == pytest.approx(1 / 3) and control.beaten
+    of_control = result.models["plain_ce"].recovery
+    assert of_control is not None and of_control.value == pytest.approx(1 / 3)
+    assert ahead.recovery is not None and ahead.retention is not None
+    assert ahead.recovery.value == pytest.approx(1 / 3) and ahead.recovery.is_positive
+    assert ahead.retention.value == pytest.approx((0.81 - 0.9) / 0.9) and ahead.retention.is_positive is False
     assert {model: over.value for model, over in cloze.over.items()} == pytest.approx({"adapted": 0.2, "plain_ce": 0.1})
     assert result.verdict.holds is False
     assert result.verdict.parts == {"recovery": False, "retention": False, "plain_ce": True}
     assert "90% is needed" in result.verdict.text and "99% is needed" in result.verdict.text
     assert read_recovery(tmp_path) == result
+
+
+def test_any_other_model_is_compared_item_by_item(tmp_path: Path) -> None:
+    """A variant that misses 8 items of 400 that the distilled model has, and errs with it on the rest, is behind beyond
+    noise, though the intervals of both overlap; two that are alike are not told apart, and one is no control.
+    """
+    right = {"teacher": 320, "adapted": 120, "distilled": 300, "variant": 292, "alike": 300}
+    for model, count in right.items():
+        write_measured(tmp_path, CLOZE, model, [float(i < count) for i in range(400)])
+        if model != "teacher":
+            write_measured(tmp_path, DIGITS, model, [float(i < 0.6 * count) for i in range(200)])
+    result = summarize(tmp_path, list(right), settings(CLOZE, DIGITS))
+    assert result.over.keys() == {"adapted", "variant", "alike"}
+    ahead, own = result.over["variant"], result.models["variant"]
+    for found, difference in ((own.recovery, ahead.recovery), (own.retention, ahead.retention)):
+        assert found is not None and difference is not None and difference.is_positive
+    assert own.recovery is not None and result.distilled.recovery is not None
+    assert own.recovery.ci.high > result.distilled.recovery.ci.low  # so apart they would say nothing
+    assert ahead.recovery is not None and ahead.recovery.value == pytest.approx(8 / 200)
+    assert ahead.retention is not None and ahead.retention.value == pytest.approx((180 - 175) / 72, abs=0.02)
+    assert [one and one.is_positive for _, one in result.over["alike"].items()] == [None, None]
+    assert result.tasks["cloze"].over["variant"].value == pytest.approx(8 / 400)
+    assert "no control tells" in result.verdict.text
 
 
 def test_perplexity_recovers_in_nats_with_the_sign_turned(tmp_path: Path) -> None:
@@ -204,7 +229,7 @@ def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
     write_measured(tmp_path, CLOZE, "interpolated", correct(0.4, 50))
     result = summarize(tmp_path, ["adapted", "interpolated"], settings(CLOZE))
     assert result.measured == list(result.tasks["cloze"].models) == ["adapted", "interpolated"]
-    assert result.tasks["cloze"].distilled is None and not result.controls
+    assert result.tasks["cloze"].distilled is None and not result.over
     assert result.tasks["cloze"].reason == "not measured: teacher, distilled"
 
 
@@ -267,7 +292,7 @@ def test_recovery_as_in_the_paper(tmp_path: Path) -> None:
         "retention": "distilled / fine_tuned",
     }
     # the fine-tuned model is a control too: it recovers nothing of its own loss
-    difference = result.controls["fine_tuned"].difference
+    difference = result.over["fine_tuned"].recovery
     assert difference is not None and difference.value == pytest.approx(0.093 / 0.099)
     assert result.verdict.parts["fine_tuned"] is True and result.verdict.parts["retention"] is False
     assert json.loads((tmp_path / FILE).read_text())["summary"]["references"]["baseline"] == "fine_tuned"

@@ -11,7 +11,7 @@ from measured import write_measured
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, as_json, from_json, read_recovery
-from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.results import Means, Recovery
 
 TASKS = (
     TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-"),
@@ -44,35 +44,45 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
     """Scores by model, shares by name with their intervals, the control, the verdict."""
     tree = as_json(measured)
     assert tree.keys() == {"tasks", "summary"} and list(tree["tasks"]) == ["cloze", "text", "digits"]
-    summary = {"recovery", "recovery_ci", "retention", "retention_ci", "controls", "models", "claim_holds", "verdict"}
+    summary = {"recovery", "recovery_ci", "retention", "retention_ci", "over", "models", "claim_holds", "verdict"}
     further = {"exceptions", "parts", "reasons", "references", "formulas", "recovery_in"}
     assert tree["summary"].keys() == summary | further
-    control = tree["summary"]["controls"]["plain_ce"]
-    assert control.keys() >= {"recovery", "retention_ci", "difference", "difference_ci", "beaten"}
+    assert tree["summary"]["over"].keys() == {"adapted", "plain_ce", "other"}
+    for means in tree["summary"]["over"].values():
+        assert means.keys() == {"recovery", "recovery_ci", "retention", "retention_ci"} and None not in means.values()
     assert tree["summary"]["models"].keys() == {"plain_ce", "distilled", "other"}
     known = {"kind", "metric", "higher_is_better", "share", "n", "models", "floor", "in_mean", "over", "nats", "blind"}
     for name, share in (("cloze", "recovery"), ("text", "recovery"), ("digits", "retention")):
         task = tree["tasks"][name]
         assert task.keys() == known | {share, f"{share}_ci", f"{share}_reason"}
         assert task["models"]["distilled"].keys() >= {"score", "ci", share, f"{share}_ci"}
-        assert task["over"].keys() == {"adapted", "plain_ce"}
+        assert task["over"].keys() == {"adapted", "plain_ce", "other"}
     assert "nats_per_token" in tree["tasks"]["text"]["models"]["teacher"]
 
 
 def test_files_of_earlier_versions_are_read(measured: Recovery) -> None:
     """Without floors, controls by name, references, parts and nats: what there is stays, and the rest is not known."""
     tree = as_json(measured)
-    for key in ("exceptions", "parts", "reasons", "references", "formulas", "controls", "recovery_in"):
+    for key in ("exceptions", "parts", "reasons", "references", "formulas", "over", "recovery_in"):
         del tree["summary"][key]
     for task in tree["tasks"].values():
         for key in ("floor", "in_mean", "over", "nats", "blind"):
             del task[key]
     old = from_json(tree)
-    assert old.distilled == measured.distilled and old.models == measured.models and old.controls == {}
+    assert old.distilled == measured.distilled and old.models == measured.models and old.over == {}
     assert old.tasks["cloze"].nats is None and old.recovery_in == "metric"
     assert old.tasks["digits"].models == measured.tasks["digits"].models and old.tasks["digits"].floor is None
     assert old.verdict.text == measured.verdict.text and old.verdict.exceptions == ()
     assert old.references == measured.references  # all that there was
+
+
+def test_the_controls_of_earlier_versions_are_read(measured: Recovery) -> None:
+    """They had the difference of recovery alone, of the controls alone."""
+    tree = as_json(measured)
+    ahead = tree["summary"].pop("over")["plain_ce"]
+    difference = {"difference": ahead["recovery"], "difference_ci": ahead["recovery_ci"]}
+    tree["summary"]["controls"] = {"plain_ce": {**tree["summary"]["models"]["plain_ce"], **difference, "beaten": True}}
+    assert from_json(tree).over == {"plain_ce": Means(measured.over["plain_ce"].recovery, None)}
 
 
 def test_reasons_for_means_without_a_value(measured: Recovery, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from lingu_ray.evaluation.results import (
-    Control,
     Estimate,
     Interval,
     Kind,
@@ -31,7 +30,7 @@ def estimate(value: float, low: float, high: float) -> Estimate:
 
 
 BACK, KEPT = estimate(0.97, 0.94, 1.01), estimate(1.002, 0.992, 1.01)
-BEATEN = Control(Means(estimate(0.8, 0.75, 0.85), None), estimate(0.17, 0.1, 0.2))
+BEATEN = Means(estimate(0.17, 0.1, 0.2), None)
 
 
 def task(kind: Kind, share: Estimate | None, **more: Any) -> TaskScores:
@@ -50,7 +49,7 @@ GOOD = {
 def verdict(
     back: Estimate | None = BACK,
     kept: Estimate | None = KEPT,
-    controls: dict[str, Control] | None = None,
+    controls: dict[str, Means] | None = None,
     references: References = OF_THE_TEACHER,
     **tasks: TaskScores,
 ) -> Verdict:
@@ -73,8 +72,8 @@ def test_it_holds_without_exceptions() -> None:
     assert (found.headline, found.detail) == ("The claim holds", f"{said}.")
 
 
-LEVEL = Control(BEATEN.means, estimate(0.02, -0.02, 0.06))
-WORSE = Control(BEATEN.means, estimate(-0.05, -0.08, -0.02))
+LEVEL = Means(estimate(0.02, -0.02, 0.06), None)
+WORSE = Means(estimate(-0.05, -0.08, -0.02), None)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +84,8 @@ WORSE = Control(BEATEN.means, estimate(-0.05, -0.08, -0.02))
         ({"kept": estimate(1.0, 0.98, 1.02)}, None, "100.0% [98.0, 102.0] of vision was kept, which leaves open"),
         ({"controls": {"same_ce": LEVEL}}, None, "2 [-2, 6] points more came back than by the same cross-entropy"),
         ({"controls": {}}, None, "no control tells whether the teacher was needed"),
+        # a model of another kind is no control, however far behind it is
+        ({"controls": {"adapted": BEATEN, "mine": BEATEN}}, None, "no control tells whether the teacher was needed"),
         ({"back": None}, None, "recovery has no value (no loss)"),
         ({"kept": None}, None, "retention has no value (no loss)"),
         # an interval is below
