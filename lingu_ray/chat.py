@@ -84,26 +84,16 @@ def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conv
     from lingu_ray.conversation import Conversation, read_image
     from lingu_ray.evaluation.engines.load import load_model_files
     from lingu_ray.evaluation.engines.transformers_engine import load_model
+    from lingu_ray.runtime.models.device import torch_device
 
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     conversation = Conversation(load_model_files(path), None, config.temperature, config.max_new_tokens)
     conversation.show(*map(read_image, images))
-    device = _device(config.device)
+    device = torch_device(config.device)
     conversation.model = load_model(conversation.files).eval().to(device)
     return conversation
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    wanted = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
-        raise UserError(f"device={wanted}: torch cannot use it: {str(error).splitlines()[0]}") from error
-    return wanted
 
 
 def describe(conversation: Conversation) -> str:

@@ -20,6 +20,7 @@ class Command:
 COMMANDS = {
     "train": Command("lingu_ray.train", "train a run: corpus, distillation, controls, evaluation, report"),
     "inspect": Command("lingu_ray.inspect", "look at data before training: rows token by token, what is rejected"),
+    "probe": Command("lingu_ray.probe", "ask the teacher before training what it knows of your answers, and by what"),
     "estimate": Command("lingu_ray.estimate", "memory and time of a run before it is started, and whether it fits"),
     "doctor": Command("lingu_ray.doctor", "check a machine or a cluster before a run, and say what to do"),
     "evaluate": Command("lingu_ray.evaluate", "measure models on language and vision tasks"),

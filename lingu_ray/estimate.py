@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from lingu_ray.config import Config
-from lingu_ray.config.command_line import read_recipe, read_settings, split_arguments
+from lingu_ray.config.command_line import run_and_own
 from lingu_ray.config.help_pages import Help
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.errors import UserError, run_command
@@ -71,15 +71,10 @@ def main(arguments: list[str]) -> None:
 
 def read_arguments(arguments: list[str]) -> tuple[Config, EstimateConfig]:
     """The run, and the command's own settings. Raises `UserError` for whatever is wrong in them."""
-    names, given, _ = split_arguments(arguments, HELP)
-    if len(names) > 1:
-        raise UserError(f"more than one recipe or file: {', '.join(names)}\nusage: {USAGE}")
-    own = [argument for argument in given if argument.partition("=")[0] in EstimateConfig.model_fields]
-    run = read_recipe(names[0] if names else "demo")
-    for argument in given:
-        if argument not in own:
-            run.override(argument)
-    return run.validate(), read_settings(own, EstimateConfig)
+    config, further, settings = run_and_own(arguments, HELP, EstimateConfig)
+    if further:
+        raise UserError(f"one recipe or file, and {' '.join(further)} beside it\nusage: {USAGE}")
+    return config, settings
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BeforeValidator, Field, PositiveInt
 
 from lingu_ray.config import Config, Section, SourceConfig
-from lingu_ray.config.command_line import read_recipe, read_settings, split_arguments
+from lingu_ray.config.command_line import run_and_own
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath
@@ -78,20 +78,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, list[str], InspectConf
     Raises:
         UserError: for whatever is wrong in them.
     """
-    names, given, _ = split_arguments(arguments, HELP)
-    recipe, *sources = names or ["demo"]
-    own = [argument for argument in given if _is_own(argument.partition("=")[0])]
-    run = read_recipe(recipe)
-    for argument in given:
-        if argument not in own:
-            run.override(argument)
-    return run.validate(), sources, read_settings(own, InspectConfig)
-
-
-def _is_own(key: str) -> bool:
-    """Whether a setting is one of the command's, or is misspelled and comes nearer to these than to the run's."""
-    near = difflib.get_close_matches(key, [*InspectConfig.model_fields, *Config.model_fields], n=1)
-    return bool(near) and near[0] in InspectConfig.model_fields and "." not in key
+    return run_and_own(arguments, HELP, InspectConfig)
 
 
 def with_demo(config: Config, usage: str = USAGE) -> Config:

@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import BaseModel
+
 from lingu_ray.commands import recipes, shipped
 from lingu_ray.config import Config, Schedule, strict_yaml
 from lingu_ray.config.help import setting_lines
@@ -104,6 +106,29 @@ def settings_alone(arguments: list[str], help: Help, schema: type[T]) -> T:
     if names:
         raise UserError(f"{names[0]!r} is not a setting: the command takes key=value alone\nusage: {help.usage}")
     return read_settings(settings, schema)
+
+
+def run_and_own(arguments: list[str], help: Help, own: type[T]) -> tuple[Config, list[str], T]:
+    """A run as training takes it, further names, and a command's own settings.
+
+    A misspelled key is the command's where it comes nearer to these than to the run's.
+
+    Raises:
+        UserError: for whatever is wrong in them.
+    """
+    names, given, _ = split_arguments(arguments, help)
+    recipe, *further = names or ["demo"]
+    mine = [argument for argument in given if _is_own(argument.partition("=")[0], own)]
+    run = read_recipe(recipe)
+    for argument in given:
+        if argument not in mine:
+            run.override(argument)
+    return run.validate(), further, read_settings(mine, own)
+
+
+def _is_own(key: str, own: type[BaseModel]) -> bool:
+    near = difflib.get_close_matches(key, [*own.model_fields, *Config.model_fields], n=1)
+    return bool(near) and near[0] in own.model_fields and "." not in key
 
 
 def read_settings(arguments: list[str], schema: type[T]) -> T:

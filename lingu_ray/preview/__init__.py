@@ -10,4 +10,6 @@ words        what is said about a run, a source, a row
 terminal     the preview in a terminal
 blocks       images in a terminal
 page         the preview as an HTML page
+knowledge    how well student and teacher know the answers, by what each is given
+knowledge_lines  that in a terminal
 """

@@ -98,6 +98,19 @@ class SourceReader:
             raise UserError(f"source {row.source}: {record['origin']} cannot be encoded: {error}") from error
 
 
+def read_rows(config: Config, source: SourceConfig, processor_dir: str, count: int) -> list[Row]:
+    """Rows of the source that training would take, `count` records spread over it.
+
+    Raises:
+        UserError: its data are not found or cannot be read, or all of the records are rejected.
+    """
+    rows = SourceRows(source, processor_dir, config.corpus.max_length, config.student.trust_remote_code)
+    found = [unplaced_row(record) for record in rows.read(count) if not record["reason"]]
+    if not found:
+        raise UserError(f"source {source.name}: all rows that were read are rejected: lingu-ray inspect says why")
+    return found
+
+
 def unplaced_row(record: Record) -> Row:
     """The row of a normalized record, which has no position yet."""
     return row_of({name: record[name] for name in ROW_SCHEMA.names if name in record} | {"position": -1})

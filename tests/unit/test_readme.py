@@ -13,12 +13,13 @@ import pytest
 
 from lingu_ray.__main__ import dispatch
 from lingu_ray.chat import read_arguments as read_chat
-from lingu_ray.config.command_line import load_config
+from lingu_ray.config.command_line import load_config, run_and_own
 from lingu_ray.config.strict_yaml import load
 from lingu_ray.estimate import read_arguments as read_estimate
 from lingu_ray.evaluate import read_arguments
 from lingu_ray.inspect import named_sources
 from lingu_ray.inspect import read_arguments as read_inspect
+from lingu_ray.probe import HELP, ProbeConfig
 from tuning.space import Space, check, configure
 from tuning.sweep import load as load_sweep
 
@@ -76,6 +77,11 @@ def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pyte
         assert read_arguments(words[3:])[1].tasks
     elif module == "lingu_ray.inspect":
         config, names, _ = read_inspect([my_yaml if word == "my.yaml" else word for word in words[3:]])
+        assert named_sources(config, names)
+    elif module == "lingu_ray.probe":
+        config, names, _ = run_and_own(
+            [my_yaml if word == "my.yaml" else word for word in words[3:]], HELP, ProbeConfig
+        )
         assert named_sources(config, names)
     elif module == "lmms_eval":
         pytest.skip("lmms-eval has an environment of its own")

@@ -1,0 +1,115 @@
+"""Ask the teacher before training: what it knows of your answers by the student's keys and values, and by text alone.
+
+Takes what training takes, a recipe or a settings file with its settings, and trains nothing: student and teacher are
+loaded here, and asked about some rows of each source. Shown are, in nats a token of the answers (lower is better),
+
+  student          by the row itself, and how much its pictures tell: the same with the pictures of another row
+  teacher          by the student's keys and values, as KD asks it, and how much the pictures tell it through them
+  teacher, text    by the text of the prompt alone (teacher.context=prompt_text)
+
+So you see which sources the teacher is worth asking about (language_heavy), and whether sharing KV tells it more than
+the text does. A student that has gone far from its language model donates keys that the teacher reads badly: ask again
+with student.path=<run>/export.
+
+examples:
+  python -m lingu_ray.probe my.yaml                         64 rows of each source
+  python -m lingu_ray.probe my.yaml captions rows=500       more of one
+  python -m lingu_ray.probe my.yaml student.path=runs/mine/export out=probe.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from lingu_ray.atomic import write_json
+from lingu_ray.config import Config, Section, SourceConfig
+from lingu_ray.config.command_line import run_and_own
+from lingu_ray.config.help_pages import Help
+from lingu_ray.errors import UserError, run_command
+from lingu_ray.inspect import named_sources, with_demo
+from lingu_ray.paths import LocalPath
+
+if TYPE_CHECKING:
+    from lingu_ray.preview.knowledge import Known
+
+
+class ProbeConfig(Section):
+    """Settings of the command; all others are those of the run."""
+
+    rows: int = Field(64, ge=2, description="rows of each source that are asked about, spread over it")
+    device: str | None = Field(None, description="torch device, such as cpu or cuda:1; null: a GPU where there is one")
+    out: LocalPath | None = Field(None, description="write what was found as JSON, too; null: off")
+
+
+USAGE = "python -m lingu_ray.probe [RECIPE | file.yaml] [SOURCE ...] [key=value ...]"
+HELP = Help(USAGE, __doc__, ProbeConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command; raises UserError for a mistake of the user."""
+    config, names, settings = run_and_own(arguments, HELP, ProbeConfig)
+
+    from lingu_ray.preview.knowledge_lines import lines
+
+    config = with_demo(config, USAGE)
+    found: list[Known] = []
+    for known in ask(config, named_sources(config, names), settings):
+        print("\n".join(lines(known)), flush=True)
+        found.append(known)
+    if settings.out is not None:
+        write_json(settings.out, [asdict(known) for known in found])
+
+
+def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> Iterator[Known]:
+    """What both models know of each source, as soon as it is known.
+
+    Raises:
+        UserError: there is no student yet, the pair does not fit, a model cannot be loaded, or a source is not found,
+            has no rows or cannot be read.
+    """
+    import torch
+    from torch import nn
+    from transformers.utils import logging
+
+    from lingu_ray.corpus.encode import Encoder
+    from lingu_ray.distill.pair import check_tokenizers
+    from lingu_ray.distill.student import Student
+    from lingu_ray.preview.knowledge import Probe
+    from lingu_ray.preview.read import read_rows
+    from lingu_ray.runtime.models.device import torch_device
+    from lingu_ray.runtime.models.load import (
+        check_pair,
+        check_weights,
+        load_processor,
+        load_student,
+        load_teacher,
+        load_teacher_tokenizer,
+    )
+
+    logging.set_verbosity_error()
+    if config.student.path is None:
+        raise UserError("student.path: name a VLM; one that is still to be made (student.from_teacher) knows nothing")
+    device = torch_device(settings.device)
+    check_pair(config)
+    check_weights(config)
+    processor = load_processor(config.student)
+    check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
+    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and device.type == "cuda")
+    with TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        rows = {source.name: read_rows(config, source, folder, settings.rows) for source in sources}
+        model = load_student(config.student, config.train.attention).eval()
+        nn.Module.to(model, device)
+        teacher = load_teacher(config.teacher, torch.bfloat16 if bf16 else torch.float32, device)
+        probe = Probe(config, Student(model), teacher, Encoder(processor, config.corpus.max_length), bf16)
+        for source in sources:
+            yield probe.ask(source.name, rows[source.name])
+
+
+if __name__ == "__main__":
+    run_command(main)
