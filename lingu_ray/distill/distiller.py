@@ -16,7 +16,7 @@ from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
 from lingu_ray.distill.decoder import longest_row
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
-from lingu_ray.distill.pair import check_models, check_separate, check_tokenizers
+from lingu_ray.distill.pair import check_models, check_separate, check_tokenizers, known_ids
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
@@ -79,7 +79,8 @@ class Distiller(nn.Module):
         scope: full donates every prompt position, visual the image positions alone.
         earlier_turns: whose keys and values stand for a conversation's earlier answers where a later one is judged:
             student, as for all of a prompt, or teacher.
-        tokenizers: the student's and the teacher's, to check that ids mean the same.
+        tokenizers: the student's and the teacher's, to check that ids mean the same, and to compare those alone that
+            the teacher's has tokens for; None: all that the teacher has a row for.
 
     Raises:
         UserError: the two do not fit each other (every difference is named) or have weights in common, or an argument
@@ -117,7 +118,7 @@ class Distiller(nn.Module):
         self.temperature, self.w_ce, self.w_kd = temperature, w_ce, w_kd
         self._check_weights()
         self.student = student
-        self._teacher = Teacher(teacher)
+        self._teacher = Teacher(teacher, None if tokenizers is None else known_ids(tokenizers[1]))
         client = InProcessTeacher(self._teacher)
         self._step = DistillStep(Student(student), client, divergence_fn, context, scope, earlier_turns)
 

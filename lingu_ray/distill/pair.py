@@ -104,6 +104,11 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         )
 
 
+def known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids, from 0 on, a tokenizer has tokens for; a model may have more, so that their number divides well."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def check_text_only(config: PreTrainedConfig, setting: str) -> None:
     """Raise UserError for a model with a tower as a teacher."""
     if _has_tower(config):

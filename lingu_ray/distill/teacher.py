@@ -19,21 +19,27 @@ class Teacher:
 
     The model is changed: eval mode, no parameter requires a gradient, and an attention for few queries over many keys.
 
+    Args:
+        model: the LM.
+        vocabulary: how many ids its tokenizer knows (`pair.known_ids`): rows of the head beyond them are padding that
+            nobody trained, or tokens of other models. None: all rows count.
+
     Raises:
         UserError: it cannot be continued from its own KV (see `check_continuation`).
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None = None):
         use_exact_attention(model)
         use_grouped_attention(model)
         self.model = model.eval().requires_grad_(False)
-        self.decoder = model.get_decoder()
+        self.decoder, self.vocabulary = model.get_decoder(), vocabulary
         check_continuation(self.decoder)
 
     @property
     def output_head(self) -> OutputHead:
-        """How its final hidden states become logits; it has no gradient."""
-        return output_head(self.model)
+        """How its final hidden states become logits of the ids that it knows; it has no gradient."""
+        head = output_head(self.model)
+        return head if self.vocabulary is None else head.first(self.vocabulary)
 
     def hidden_states(self, request: TeacherRequest) -> Tensor:
         """`hidden_MD` of the queries that predict a supervised token (see `continue_from_kv`)."""

@@ -30,7 +30,7 @@ from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, Vi
 from lingu_ray.distill.decoder import longest_row, sliding_window
 from lingu_ray.distill.head import output_head
 from lingu_ray.distill.new_student import build_processor, build_student, check_teacher
-from lingu_ray.distill.pair import check_kind, check_text_only, compare_decoders
+from lingu_ray.distill.pair import check_kind, check_text_only, compare_decoders, known_ids
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
@@ -182,10 +182,13 @@ def check_weights(config: Config) -> None:
 
 
 def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Teacher:
-    """The teacher, frozen. Raises UserError when there is no causal LM at `teacher.path`, or not all of one."""
-    model = _load_lm(settings, dtype)
+    """The teacher, frozen, with the ids that its tokenizer knows.
+
+    Raises UserError when there is no causal LM at `teacher.path`, or not all of one.
+    """
+    model, vocabulary = _load_lm(settings, dtype), known_ids(load_teacher_tokenizer(settings))
     nn.Module.to(model, device)
-    return Teacher(model)
+    return Teacher(model, vocabulary)
 
 
 def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
@@ -265,8 +268,9 @@ def make_processor(config: Config) -> ProcessorMixin:
 
 
 def teacher_vocabulary(settings: TeacherConfig) -> int:
-    """How many ids the teacher has, by its configuration; UserError when that cannot be loaded."""
-    return load_config(settings.path, settings.revision, False, "teacher.path").vocab_size
+    """How many ids the teacher knows, without its weights; UserError where configuration or tokenizer do not load."""
+    rows = load_config(settings.path, settings.revision, False, "teacher.path").vocab_size
+    return min(rows, known_ids(load_teacher_tokenizer(settings)))
 
 
 def prepare_student(config: Config, folder: Path) -> None:

@@ -524,6 +524,31 @@ def test_schedules_out_of_range_are_refused(distiller, batch, name, value):
         distiller(batch)
 
 
+def test_ids_that_the_teachers_tokenizer_lacks_do_not_count():
+    """Rows that pad a teacher's head, whatever is in them: KD is that of the teacher without them, and a token of such
+    an id in an answer is the student's to compute, as one beyond the teacher's rows is.
+    """
+    known, rows, tokenizer = len(tiny_tokenizer()), 400, tiny_tokenizer()
+    student = tiny_student(tiny_teacher())
+    student.resize_token_embeddings(rows, mean_resizing=False)
+    padded = copy.deepcopy(tiny_teacher(seed=7))
+    padded.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        padded.get_input_embeddings().weight[known:] *= 100
+    cut = copy.deepcopy(padded)
+    cut.resize_token_embeddings(known)
+    prompts = as_processor(collate([sample(FAMILIES["idefics3"].text(2, 17), 0)], PAD))
+    prompts["input_ids"][0, -3] = prompts["labels"][0, -3] = known + 9  # in the answer
+
+    def loss(teacher: LlamaForCausalLM, tokenizers: tuple | None) -> float:
+        torch.manual_seed(0)
+        distiller = Distiller(copy.deepcopy(student), copy.deepcopy(teacher), tokenizers=tokenizers)
+        return float(distiller(prompts).kd)
+
+    assert loss(padded, (tokenizer, tokenizer)) == pytest.approx(loss(cut, None), rel=1e-6)
+    assert loss(padded, None) != pytest.approx(loss(cut, None), rel=1e-2)
+
+
 def test_ablations_are_the_runs(batch):
     """`context`, `scope` and `top_k` reach the method: each changes the loss, to what the run says."""
     losses = {Distiller(*pair("idefics3"))(batch, MASK).loss.item()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -14,7 +15,7 @@ import torch
 from families import FAMILIES
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import tiny_processor, tiny_student, tiny_teacher
+from tiny import tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config, write_pair_and_data
 from torch import Tensor
 from transformers import (
@@ -30,7 +31,7 @@ from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.inspect import InspectConfig, read_sources
 from lingu_ray.runtime.models.export import export_model
-from lingu_ray.runtime.models.load import export_dtype, load_student, load_teacher
+from lingu_ray.runtime.models.load import export_dtype, load_student, load_teacher, teacher_vocabulary
 from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -321,6 +322,18 @@ def test_a_second_head_of_a_tied_model_is_refused(role: str, pair: Path, tmp_pat
             load_student(StudentConfig(path=path))
         else:
             load_teacher(TeacherConfig(path=path), torch.float32, torch.device("cpu"))
+
+
+def test_a_teacher_knows_the_ids_of_its_tokenizer(tmp_path: Path) -> None:
+    """Rows beyond them, which make a vocabulary divide well, are in no distribution; `inspect` counts as training."""
+    teacher, tokens = copy.deepcopy(tiny_teacher()), tiny_tokenizer()
+    teacher.resize_token_embeddings(384, mean_resizing=False)
+    teacher.save_pretrained(tmp_path)
+    tokens.save_pretrained(tmp_path)
+    settings = TeacherConfig(path=str(tmp_path))
+    loaded = load_teacher(settings, torch.float32, torch.device("cpu"))
+    assert len(loaded.model.get_input_embeddings().weight) == 384
+    assert loaded.output_head.vocabulary == teacher_vocabulary(settings) == len(tokens) < 384
 
 
 def test_a_head_that_the_text_alone_ties_is_told_its_cure(student: Path) -> None:
