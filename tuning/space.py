@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray import commands
 from lingu_ray.config import Config, Section
-from lingu_ray.config.base import NAME
+from lingu_ray.config.base import FolderName
 from lingu_ray.config.command_line import read_named
 from lingu_ray.config.facts import SEARCHABLE
 from lingu_ray.config.settings import Settings
@@ -93,7 +93,7 @@ class PbtConfig(Section):
 class Space(Section):
     """A sweep."""
 
-    name: str = Field(pattern=NAME, description="the sweep's folder and MLflow run name")
+    name: FolderName = Field(description="the sweep's folder and MLflow run name")
     base: str = Field(description="recipe or YAML file that every trial starts from")
     settings: Values = Field(
         {}, description="settings of the base recipe for every trial, dotted or as sections; what is not named stays"

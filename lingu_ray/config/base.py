@@ -5,13 +5,36 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 from lingu_ray.config.numbers import without_bools
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 """What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys."""
+
+BESIDE_RUNS = ("mlflow.db", "mlartifacts", "inspect")
+"""What else lies in the folder of runs: MLflow's store with its files, and the pages of `lingu-ray inspect`."""
+
+
+def _is_free(name: str) -> str:
+    if name in BESIDE_RUNS:
+        raise ValueError(
+            f"{name} lies beside the runs already (MLflow's store, or pages of inspect): take another name"
+        )
+    return name
+
+
+FolderName = Annotated[str, Field(pattern=NAME), AfterValidator(_is_free)]
+"""The name of a run's or a sweep's folder."""
 
 
 class Section(BaseModel):

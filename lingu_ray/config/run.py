@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from lingu_ray.config.align import AlignConfig
-from lingu_ray.config.base import NAME, Section, Several
+from lingu_ray.config.base import FolderName, Section, Several
 from lingu_ray.config.cluster import RayConfig
 from lingu_ray.config.corpus import CorpusConfig, SourceConfig
 from lingu_ray.config.demo import DemoConfig
@@ -33,7 +33,7 @@ CONTROLS: tuple[str, str] = get_args(ControlName)
 class Config(Section):
     """A complete run."""
 
-    name: Annotated[str, NOT_COMPARED] = Field(pattern=NAME, description="of the run's folder")
+    name: Annotated[FolderName, NOT_COMPARED] = Field(description="of the run's folder")
     output_dir: Annotated[OutputFolder, MAY_CHANGE, NOT_COMPARED] = Field(
         Path("runs"), description="folder of runs, corpora and the MLflow store; a bucket needs tracking.uri"
     )

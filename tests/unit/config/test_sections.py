@@ -63,6 +63,7 @@ def test_minimal_configuration_is_complete():
         ({"corpus": {"sources": [SOURCE | {"ce_weight": 0, "kd_weight": 0}]}}, "the loss is 0 in every step"),
         ({"distill": {"w_kd": 0, "w_ce": 1}, "corpus": {"sources": [SOURCE | {"ce_weight": 0}]}}, "the loss is 0"),
         ({"name": "a/b"}, "should match pattern"),
+        ({"name": "mlflow.db"}, "lies beside the runs already"),
         ({"name": ".."}, "should match pattern"),  # its folder would be that of all runs, or the one above
         ({"train": {"warmup": 1}}, "less than 1"),
         ({"train": {"betas": [0.9, 1.5]}}, "less than 1"),

@@ -37,7 +37,7 @@ def result(**models: float) -> Recovery:
         tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher")
     means = {model: Means(estimate(factor), None) for model, factor in models.items()}
     verdict = Verdict(None, "The claim is not decided: no vision.")
-    return Recovery(tasks, means["distilled"], {}, means, {}, OF_THE_TEACHER, verdict)
+    return Recovery(tasks, means["distilled"], means, {}, {}, OF_THE_TEACHER, verdict)
 
 
 @pytest.fixture
