@@ -11,7 +11,7 @@ Shape suffixes: S rows of a source, N supervised tokens, M those of them that th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +37,7 @@ from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.runtime.training.step import model_inputs
 
 _RESAMPLES = 2000
+_ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -88,28 +89,20 @@ class Probe:
         Raises:
             UserError: a row cannot be encoded, or the teacher has none of the answers' tokens.
         """
-        samples = [self._encode(replace(row, position=place)) for place, row in enumerate(rows)]
-        others = list(self._others(rows, samples))
-        with LiveLine(f"asking about {source}", 2 * len(samples) + len(others), "row", keep=False) as line:
-            own = self._nats(samples, len(rows), "shared_kv", line, 0)
-            text = self._nats(samples, len(rows), "prompt_text", line, len(samples))
-            other = self._nats(others, len(rows), "shared_kv", line, 2 * len(samples))
+        own, text, other = (Nats(*np.zeros((3, len(rows)))) for _ in range(3))
+        placed = [replace(row, position=place) for place, row in enumerate(rows)]
+        pictures = other_pictures(rows)
+        with LiveLine(f"asking about {source}", len(rows), "row", keep=False) as line:
+            for begin in range(0, len(rows), _ROWS_AT_ONCE):  # pixels of all rows may be more than memory has
+                part = slice(begin, begin + _ROWS_AT_ONCE)
+                samples = [self._encode(row) for row in placed[part]]
+                self._add(samples, "shared_kv", own)
+                self._add(samples, "prompt_text", text)
+                self._add(self._others(placed[part], samples, pictures[part]), "shared_kv", other)
+                line.show(min(part.stop, len(rows)))
         if not own.tokens_S.any():
             raise UserError(f"source {source}: the teacher's vocabulary has none of the answers' tokens")
-        images = [b"".join(row.images) or str(place) for place, row in enumerate(rows)]
-        values = np.stack([own.student_S, own.teacher_S, text.teacher_S])
-        student, teacher, by_text, kv_tells = _estimates(values, own.tokens_S, images, [(2, 1)])
-        sees: list[Estimate | None] = [None, None]
-        if others:
-            there_S = other.tokens_S > 0
-            kept = [image for image, there in zip(images, there_S, strict=True) if there]
-            pairs = np.stack([own.student_S, other.student_S, own.teacher_S, other.teacher_S])[:, there_S]
-            sees = list(_estimates(pairs, own.tokens_S[there_S], kept, [(1, 0), (3, 2)])[4:])
-        return Known(
-            *(source, len(rows), len(others), int(own.tokens_S.sum())),
-            *(student, teacher, by_text, kv_tells),
-            *sees,
-        )
+        return _known(source, rows, own, text, other)
 
     def _encode(self, row: Row) -> Sample:
         try:
@@ -117,33 +110,34 @@ class Probe:
         except CannotEncode as error:
             raise UserError(f"source {row.source}: a row cannot be encoded: {error}") from error
 
-    def _others(self, rows: Sequence[Row], samples: Sequence[Sample]) -> Iterator[Sample]:
-        """The rows with pictures of other ones, where the answers' tokens stay."""
-        for row, images, own in zip(rows, other_pictures(rows), samples, strict=True):
+    def _others(
+        self, rows: Sequence[Row], samples: Sequence[Sample], pictures: Sequence[list[bytes] | None]
+    ) -> list[Sample]:
+        """The rows with these pictures, where the answers' tokens stay."""
+        found: list[Sample] = []
+        for row, own, images in zip(rows, samples, pictures, strict=True):
             if images is None:
                 continue
             try:
-                sample = self.encoder.encode(replace(row, position=own.position, images=images))
+                sample = self.encoder.encode(replace(row, images=images))
             except CannotEncode:  # too long by larger pictures
                 continue
             if torch.equal(sample.input_ids_T[sample.supervised_T], own.input_ids_T[own.supervised_T]):
-                yield sample
+                found.append(sample)
+        return found
 
-    def _nats(self, samples: list[Sample], rows: int, context: Context, line: LiveLine, done: int) -> Nats:
+    def _add(self, samples: list[Sample], context: Context, sums: Nats) -> None:
+        """Add the samples' nats to those of their rows."""
         settings = self.config.teacher
         step = DistillStep(
             *(self.student, self.client, divergence_of("forward_kl", 0.5, None)),
             *(context, settings.scope, settings.earlier_turns),
         )
-        sums = Nats(*np.zeros((3, rows)))
         device = self.student.model.device
         budget = self.config.train.tokens_per_micro_batch
         for batch in make_micro_batches(samples, budget, self.encoder.pad_id, False, tokens_of_a_pass(device)):
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                 _add_nats(step, batch, sums)
-            done += len(batch.sources)
-            line.show(done)
-        return sums
 
 
 def other_pictures(rows: Sequence[Row]) -> list[list[bytes] | None]:
@@ -182,6 +176,20 @@ def _answer_nats(step: DistillStep, hidden_MD: torch.Tensor, head: OutputHead, l
     with torch.autocast(labels_M.device.type, enabled=False):
         terms = ce_kd_loss(hidden_MD, head, labels_M, LossScales(zeros_M, zeros_M[:0], 1.0), None, step.divergence)
     return terms.ce_N.double().cpu().numpy()
+
+
+def _known(source: str, rows: Sequence[Row], own: Nats, text: Nats, other: Nats) -> Known:
+    """The figures of a source, from what was summed of its rows."""
+    images = [b"".join(row.images) or str(place) for place, row in enumerate(rows)]
+    values = np.stack([own.student_S, own.teacher_S, text.teacher_S])
+    student, teacher, by_text, kv_tells = _estimates(values, own.tokens_S, images, [(2, 1)])
+    there_S, told = other.tokens_S > 0, [None, None]
+    if there_S.any():
+        kept = [image for image, there in zip(images, there_S, strict=True) if there]
+        pairs = np.stack([own.student_S, other.student_S, own.teacher_S, other.teacher_S])[:, there_S]
+        told = _estimates(pairs, own.tokens_S[there_S], kept, [(1, 0), (3, 2)])[4:]
+    counts = len(rows), int(there_S.sum()), int(own.tokens_S.sum())
+    return Known(source, *counts, student, teacher, by_text, kv_tells, *told)
 
 
 def _estimates(

@@ -148,7 +148,7 @@ def my_yaml(my_data: Path, tmp_path: Path) -> Path:
 
 def test_the_command_says_it_and_writes_it(my_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each source in turn, those that are named alone; what is printed is in the JSON."""
-    main([str(my_yaml), "chat", "pictures", "rows=12", "device=cpu", f"out={tmp_path / 'probe.json'}"])
+    main([str(my_yaml), "chat", "pictures", "rows=20", "device=cpu", f"out={tmp_path / 'probe.json'}"])
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "probe.json").read_text("utf-8"))
     assert [entry["source"] for entry in found] == ["chat", "pictures"]
@@ -156,7 +156,7 @@ def test_the_command_says_it_and_writes_it(my_yaml: Path, tmp_path: Path, capsys
         assert f"{entry['source']}: {entry['rows']} rows" in out and f"{entry['teacher']['value']:.3f} [" in out
         # equal decoders: the student's keys are the teacher's own, but for the ids that the student added
         assert entry["teacher"]["value"] == pytest.approx(entry["student"]["value"], abs=0.3)
-    assert found[1]["pictured"] == found[1]["rows"] == 12 and "its pictures tell it" in out
+    assert found[1]["pictured"] == found[1]["rows"] == 20 and "its pictures tell it" in out
 
 
 def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
