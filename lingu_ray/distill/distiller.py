@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lingu_ray.distill.arguments import as_number, check_choice
 from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
 from lingu_ray.distill.decoder import longest_row
 from lingu_ray.distill.divergence import divergence_of
@@ -108,9 +109,9 @@ class Distiller(nn.Module):
         check_separate(student, teacher)
         if tokenizers is not None:
             check_tokenizers(*tokenizers)
-        _check_choice("context", context, Context)
-        _check_choice("scope", scope, Scope)
-        _check_choice("earlier_turns", earlier_turns, EarlierTurns)
+        check_choice("context", context, Context)
+        check_choice("scope", scope, Scope)
+        check_choice("earlier_turns", earlier_turns, EarlierTurns)
         divergence_fn = divergence_of(divergence, beta, top_k)
         visual_token_ids(student)
         lengths = [longest_row(model.config.get_text_config(decoder=True)) for model in (student, teacher)]
@@ -161,8 +162,8 @@ class Distiller(nn.Module):
         counts = TokenCounts(len(done.labels_N), plan.tokens if plan else 0)
         by = _divisor(tokens, counts.ce)
         scales = SampleScales(
-            ce_S=torch.full_like(distill_B, self.w_ce / by, dtype=torch.float32),
-            kd_S=torch.full_like(distill_B, self.w_kd / by, dtype=torch.float32),
+            ce_S=torch.full_like(distill_B, as_number(self.w_ce) / by, dtype=torch.float32),
+            kd_S=torch.full_like(distill_B, as_number(self.w_kd) / by, dtype=torch.float32),
             temperature=float(self.temperature),
         )
         terms = self._step.loss(done, teacher, scales)
@@ -177,21 +178,16 @@ class Distiller(nn.Module):
 
     def _check_weights(self) -> None:
         """Raise UserError for a temperature or weights that no loss can have, whoever set them."""
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"temperature={self.temperature}: must be a number above 0")
+        if not 0 < as_number(self.temperature) < math.inf:
+            raise UserError(f"temperature={self.temperature!r}: must be a number above 0")
         for name, weight in (("w_ce", self.w_ce), ("w_kd", self.w_kd)):
-            if not 0 <= weight < math.inf:
-                raise UserError(f"{name}={weight}: must be a number from 0 on")
+            if not 0 <= as_number(weight) < math.inf:
+                raise UserError(f"{name}={weight!r}: must be a number from 0 on")
 
 
 def _divisor(given: float | Tensor | None, own: int) -> float:
     """The number of tokens to divide by, at least 1."""
-    count = float(own if given is None else given)
+    count = as_number(own if given is None else given)
     if not 0 <= count < math.inf:
-        raise UserError(f"tokens={count}: must be a number of tokens")
+        raise UserError(f"tokens={given!r}: must be a number of tokens")
     return max(count, 1)
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise UserError(f"{name}={value!r}: choose one of {', '.join(get_args(choices))}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lingu_ray.distill.arguments import as_number
 from lingu_ray.distill.workspace import Workspace
 from lingu_ray.errors import UserError
 
@@ -114,11 +115,11 @@ def divergence_of(name: str, beta: float = 0.5, top_k: int | None = None) -> Div
     Raises:
         UserError: no such divergence; `beta` or `top_k` out of range.
     """
-    if name not in _BY_NAME:
+    if name not in tuple(_BY_NAME):
         raise UserError(f"divergence={name!r}: choose one of {', '.join(_BY_NAME)}")
-    if not 0 < beta < 1:
-        raise UserError(f"beta={beta}: must lie between 0 and 1")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k={top_k}: must be 1 or more, or None for every id")
+    if not 0 < as_number(beta) < 1:
+        raise UserError(f"beta={beta!r}: must be a number between 0 and 1")
+    if top_k is not None and not (as_number(top_k) >= 1 and as_number(top_k).is_integer()):
+        raise UserError(f"top_k={top_k!r}: must be a whole number of 1 or more, or None for every id")
     plain: DivergenceFn = partial(jsd, beta=beta) if name == "jsd" else _BY_NAME[name]
-    return plain if top_k is None else partial(_top_k, divergence=plain, k=top_k)
+    return plain if top_k is None else partial(_top_k, divergence=plain, k=int(top_k))

@@ -1,6 +1,7 @@
 """The library: `Distiller` gives the run's own numbers from a processor's batch, and refuses what it cannot use."""
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES, PLACEHOLDER, Prompt
@@ -501,8 +503,12 @@ def test_a_student_without_image_token_is_refused():
     ("choice", "message"),
     [
         ({"divergence": "kl"}, "divergence='kl': choose one of forward_kl, reverse_kl, jsd, tv"),
-        ({"beta": 1.0}, "beta=1.0: must lie between 0 and 1"),
-        ({"top_k": 0}, "top_k=0: must be 1 or more"),
+        ({"divergence": ["jsd"]}, r"divergence=\['jsd'\]: choose one of forward_kl"),
+        ({"beta": 1.0}, "beta=1.0: must be a number between 0 and 1"),
+        ({"beta": "half"}, "beta='half': must be a number between 0 and 1"),
+        ({"top_k": 0}, "top_k=0: must be a whole number of 1 or more"),
+        ({"top_k": "8"}, "top_k='8': must be a whole number of 1 or more"),
+        ({"top_k": 2.5}, "top_k=2.5: must be a whole number of 1 or more"),
         ({"temperature": 0}, "temperature=0: must be a number above 0"),
         ({"w_kd": -1}, "w_kd=-1: must be a number from 0 on"),
         ({"context": "kv"}, "context='kv': choose one of shared_kv, prompt_text"),
@@ -516,12 +522,20 @@ def test_arguments_out_of_range_are_refused(choice, message):
 
 
 @pytest.mark.parametrize("name", ["temperature", "w_ce", "w_kd"])
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "2", True, None, [1.0]])
 def test_schedules_out_of_range_are_refused(distiller, batch, name, value):
     """Attributes that are set between steps are checked as the arguments are."""
     setattr(distiller, name, value)
-    with pytest.raises(UserError, match=f"{name}={value}: must be a number"):
+    with pytest.raises(UserError, match=re.escape(f"{name}={value!r}: must be a number")):
         distiller(batch)
+
+
+def test_numbers_may_be_of_torch_and_numpy(distiller, batch):
+    """What a schedule computes with either is a number."""
+    expected = float(distiller(batch).loss)
+    for one in (torch.tensor(1.0), np.float64(1)):
+        distiller.temperature = distiller.w_ce = distiller.w_kd = one
+        assert float(distiller(batch).loss) == expected
 
 
 def test_ids_that_the_teachers_tokenizer_lacks_do_not_count():
