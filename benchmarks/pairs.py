@@ -12,9 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Generator, Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +26,7 @@ from transformers import (
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2VLConfig,
 )
@@ -51,6 +55,12 @@ class Pair:
     def make_teacher(self) -> PreTrainedModel:
         """The teacher, float32."""
         return AutoModelForCausalLM.from_config(self.teacher)
+
+    def save_teacher(self, teacher: PreTrainedModel, folder: Path) -> None:
+        """Write the teacher as a run reads it, with a tokenizer that has a word for each id."""
+        teacher.save_pretrained(folder)
+        words = WordLevel({f"word{i}": i for i in range(self.teacher.vocab_size)}, unk_token="word0")
+        PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="word0").save_pretrained(folder)
 
     def micro_batch(self, sizes: dict[str, Any], seed: int) -> MicroBatch:
         """Random rows of image, question and answer: `rows`, and `image_tokens`, `text_tokens`, `answer_tokens` each.

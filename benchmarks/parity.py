@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -106,7 +107,7 @@ class Steps:
 
     def __init__(self, settings: Row, pair: Pair, folder: str):
         self.folder = folder
-        pair.make_teacher().save_pretrained(folder)
+        pair.save_teacher(pair.make_teacher(), Path(folder))
         self.student = Student(pair.make_student())
         self.batches = [pair.micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
 

@@ -156,7 +156,7 @@ def _measure(settings: Row) -> Iterator[Measured | Peak]:
     optimizer = make_optimizer(student, TrainConfig())
     batches = [pair.micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
     with tempfile.TemporaryDirectory() as folder:
-        teacher.save_pretrained(folder)
+        pair.save_teacher(teacher, Path(folder))
         del teacher
         teachers = Teachers(folder, settings["precision"], device)
         steps = {name: _way(name, student, teachers, batches, optimizer) for name in ("sft", *asked)}

@@ -192,14 +192,21 @@ def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.devi
 
 
 def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer. Raises UserError when it cannot be loaded."""
+    """The teacher's tokenizer. Raises UserError when it cannot be loaded, or has tokens for a part of its ids alone."""
     try:
         place, origin = model_origin(local_copy(settings.path))
-        tokenizer = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)
+        loaded = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)
     except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)
         raise UserError(f"the teacher's tokenizer cannot be loaded: {why}") from error
-    return cast(PreTrainedTokenizerBase, tokenizer)
+    tokenizer = cast(PreTrainedTokenizerBase, loaded)
+    known, rows = known_ids(tokenizer), load_config(settings.path, settings.revision, False, "teacher.path").vocab_size
+    if known < rows / 2:  # Transformers makes an empty one of a folder that has none
+        raise UserError(
+            f"teacher.path={settings.path}: its tokenizer has tokens for {known} of the model's {rows} ids: put the "
+            "files of its own (tokenizer.json, tokenizer_config.json) into the folder"
+        )
+    return tokenizer
 
 
 def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreTrainedModel:

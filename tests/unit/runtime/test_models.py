@@ -23,6 +23,8 @@ from transformers import (
     AutoTokenizer,
     LlamaForSequenceClassification,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from lingu_ray.config import Config, StudentConfig, TeacherConfig
@@ -31,7 +33,13 @@ from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.inspect import InspectConfig, read_sources
 from lingu_ray.runtime.models.export import export_model
-from lingu_ray.runtime.models.load import export_dtype, load_student, load_teacher, teacher_vocabulary
+from lingu_ray.runtime.models.load import (
+    export_dtype,
+    load_student,
+    load_teacher,
+    load_teacher_tokenizer,
+    teacher_vocabulary,
+)
 from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
 from lingu_ray.runtime.rehearsal import rehearse_export
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -334,6 +342,18 @@ def test_a_teacher_knows_the_ids_of_its_tokenizer(tmp_path: Path) -> None:
     loaded = load_teacher(settings, torch.float32, torch.device("cpu"))
     assert len(loaded.model.get_input_embeddings().weight) == 384
     assert loaded.output_head.vocabulary == teacher_vocabulary(settings) == len(tokens) < 384
+
+
+def test_a_teacher_without_tokenizer_files_is_refused(tmp_path: Path) -> None:
+    """Transformers makes an empty tokenizer of such a folder, by which KD would compare three ids."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=320)).save_pretrained(tmp_path)
+    settings = TeacherConfig(path=str(tmp_path))
+    for load in (load_teacher_tokenizer, teacher_vocabulary):
+        with pytest.raises(UserError, match=r"teacher.path=.* has tokens for 1 of .*tokenizer.json"):
+            load(settings)
+    with pytest.raises(UserError, match=r"teacher.path=.* has tokens for 1 of .*tokenizer.json"):
+        load_teacher(settings, torch.float32, torch.device("cpu"))
 
 
 def test_a_head_that_the_text_alone_ties_is_told_its_cure(student: Path) -> None:
