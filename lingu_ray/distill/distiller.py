@@ -119,7 +119,8 @@ class Distiller(nn.Module):
         self.temperature, self.w_ce, self.w_kd = temperature, w_ce, w_kd
         self._check_weights()
         self.student = student
-        self._teacher = Teacher(teacher, None if tokenizers is None else known_ids(tokenizers[1]))
+        known = None if tokenizers is None else known_ids(tokenizers[1], teacher.config, "teacher")
+        self._teacher = Teacher(teacher, known)
         client = InProcessTeacher(self._teacher)
         self._step = DistillStep(Student(student), client, divergence_fn, context, scope, earlier_turns)
 

@@ -104,9 +104,19 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
         )
 
 
-def known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many ids, from 0 on, a tokenizer has tokens for; a model may have more, so that their number divides well."""
-    return max(tokenizer.get_vocab().values()) + 1
+def known_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, name: str) -> int:
+    """How many of the model's ids, from 0 on, its tokenizer has tokens for: it may have more, that divide well.
+
+    Raises:
+        UserError: for a part of them alone, so that it is not the model's own; the message begins with `name`.
+    """
+    known, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.vocab_size
+    if known < rows / 2:  # Transformers makes an empty one of a folder that has none
+        raise UserError(
+            f"{name}: its tokenizer has tokens for {known} of the model's {rows} ids: put the files of its own "
+            "(tokenizer.json, tokenizer_config.json) beside the model"
+        )
+    return min(known, rows)
 
 
 def check_text_only(config: PreTrainedConfig, setting: str) -> None:

@@ -186,27 +186,31 @@ def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.devi
 
     Raises UserError when there is no causal LM at `teacher.path`, or not all of one.
     """
-    model, vocabulary = _load_lm(settings, dtype), known_ids(load_teacher_tokenizer(settings))
+    model, vocabulary = _load_lm(settings, dtype), teacher_vocabulary(settings)
     nn.Module.to(model, device)
     return Teacher(model, vocabulary)
 
 
 def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer. Raises UserError when it cannot be loaded, or has tokens for a part of its ids alone."""
+    return _tokenizer_and_ids(settings)[0]
+
+
+def teacher_vocabulary(settings: TeacherConfig) -> int:
+    """How many ids the teacher knows, without its weights (errors as `load_teacher_tokenizer`)."""
+    return _tokenizer_and_ids(settings)[1]
+
+
+def _tokenizer_and_ids(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, int]:
+    model = load_config(settings.path, settings.revision, False, "teacher.path")
     try:
         place, origin = model_origin(local_copy(settings.path))
         loaded = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)
     except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)
-        raise UserError(f"the teacher's tokenizer cannot be loaded: {why}") from error
+        raise UserError(f"teacher.path: its tokenizer cannot be loaded: {why}") from error
     tokenizer = cast(PreTrainedTokenizerBase, loaded)
-    known, rows = known_ids(tokenizer), load_config(settings.path, settings.revision, False, "teacher.path").vocab_size
-    if known < rows / 2:  # Transformers makes an empty one of a folder that has none
-        raise UserError(
-            f"teacher.path={settings.path}: its tokenizer has tokens for {known} of the model's {rows} ids: put the "
-            "files of its own (tokenizer.json, tokenizer_config.json) into the folder"
-        )
-    return tokenizer
+    return tokenizer, known_ids(tokenizer, model, f"teacher.path={settings.path}")
 
 
 def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreTrainedModel:
@@ -272,12 +276,6 @@ def make_processor(config: Config) -> ProcessorMixin:
     if settings is None:
         return load_processor(config.student)
     return build_processor(load_teacher_tokenizer(config.teacher), make_vision(settings))
-
-
-def teacher_vocabulary(settings: TeacherConfig) -> int:
-    """How many ids the teacher knows, without its weights; UserError where configuration or tokenizer do not load."""
-    rows = load_config(settings.path, settings.revision, False, "teacher.path").vocab_size
-    return min(rows, known_ids(load_teacher_tokenizer(settings)))
 
 
 def prepare_student(config: Config, folder: Path) -> None:

@@ -532,10 +532,10 @@ def test_schedules_out_of_range_are_refused(distiller, batch, name, value):
 
 def test_numbers_may_be_of_torch_and_numpy(distiller, batch):
     """What a schedule computes with either is a number."""
-    expected = float(distiller(batch).loss)
+    expected = float(distiller(batch).loss.detach())
     for one in (torch.tensor(1.0), np.float64(1)):
         distiller.temperature = distiller.w_ce = distiller.w_kd = one
-        assert float(distiller(batch).loss) == expected
+        assert float(distiller(batch).loss.detach()) == expected
 
 
 def test_ids_that_the_teachers_tokenizer_lacks_do_not_count():
@@ -561,6 +561,9 @@ def test_ids_that_the_teachers_tokenizer_lacks_do_not_count():
 
     assert loss(padded, (tokenizer, tokenizer)) == pytest.approx(loss(cut, None), rel=1e-6)
     assert loss(padded, None) != pytest.approx(loss(cut, None), rel=1e-2)
+    padded.resize_token_embeddings(1000, mean_resizing=False)
+    with pytest.raises(UserError, match="teacher: its tokenizer has tokens for 324 of the model's 1000 ids"):
+        Distiller(student, padded, tokenizers=(tokenizer, tokenizer))
 
 
 def test_ablations_are_the_runs(batch):
