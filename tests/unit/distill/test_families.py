@@ -7,7 +7,7 @@ import pytest
 import ray
 import torch
 from families import FAMILIES, PACKABLE, Prompt
-from tiny import VOCABULARY
+from tiny import VOCABULARY, tiny_tokenizer
 from transformers import AutoConfig
 
 from lingu_ray.config import TeacherConfig
@@ -197,6 +197,7 @@ def test_actor_returns_what_the_worker_does(ray_cluster, tmp_path):
     for name in FAMILIES:
         seen = ask(name, mixed(name))
         pair(name)[0].save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
         settings = TeacherConfig(path=str(tmp_path / name))
         hidden = host.hidden_states.remote(settings, *ObjectStore().send(seen.request)())
         assert torch.equal(from_bytes(ray.get(hidden)), seen.teacher_MD), name
