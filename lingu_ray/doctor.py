@@ -31,7 +31,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from lingu_ray.config import Config
-from lingu_ray.config.command_line import read_recipe, split_arguments
+from lingu_ray.config.command_line import read_run, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import text_width, wrapped
 from lingu_ray.errors import UserError, run_command
@@ -68,10 +68,7 @@ def read_arguments(arguments: list[str]) -> tuple[Config, bool]:
     names, settings, options = split_arguments(given, HELP, ("--json",))
     if len(names) > 1:
         raise UserError(f"more than one recipe or file: {', '.join(names)}\nusage: {USAGE}")
-    run = read_recipe(names[0] if names else "demo")
-    for setting in settings:
-        run.override(setting)
-    return run.validate(), bool(options)
+    return read_run(names[0] if names else "demo", settings), bool(options)
 
 
 def shown(found: Sequence[Finding]) -> str:

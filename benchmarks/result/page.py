@@ -38,7 +38,7 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import FILE
-from lingu_ray.evaluation.results import PERPLEXITY, TaskScores
+from lingu_ray.evaluation.results import PERPLEXITY, QUOTIENTS, TaskScores
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.paths import LocalPath
 from lingu_ray.report.plots import display_name, save_panels
@@ -131,7 +131,7 @@ def _scores(results: Results) -> str:
 def _score_table(results: Results, models: list[str]) -> Iterator[str]:
     """Means first, then each task by its metrics; below a vision task what is right without its pictures."""
     yield from _table_head(["", *map(shown_name, models)])
-    for quotient in ("recovery", "retention"):
+    for quotient in QUOTIENTS.values():
         yield _row(f"**mean {quotient}**, %", [results.mean(quotient, model).text(percent) for model in models])
     for name, task in results.tasks():
         metric, shown = written(task)
@@ -161,7 +161,7 @@ def _ahead(measured: Sequence[Measured]) -> str:
 
 
 def _ahead_cells(results: Results, model: str) -> list[str]:
-    found = [(results.mean(name, model), results.ahead(name, model)) for name in ("recovery", "retention")]
+    found = [(results.mean(name, model), results.ahead(name, model)) for name in QUOTIENTS.values()]
     return [one.text(percent) for pair in found for one in pair]
 
 

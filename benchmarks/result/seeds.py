@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.result.jobs import measured_folder
 from benchmarks.result.table import CORES, MEDIUM, NARROW, ROWS, Comparison, Size, comparisons
 from lingu_ray.evaluation.recovery_json import read_recovery, read_result
-from lingu_ray.evaluation.results import PERPLEXITY, Estimate, Recovery, TaskScores
+from lingu_ray.evaluation.results import PERPLEXITY, Estimate, QuotientName, Recovery, TaskScores
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, PLAIN_CE, SAME_CE, TEACHER
 
 REFERENCES = (TEACHER, ADAPTED)
@@ -166,20 +166,20 @@ class Results:
         found = (one.result.tasks[name].blind for one in self.measured)
         return _seeds(blind.scores.get(model) for blind in found if blind is not None)
 
-    def mean(self, quotient: str, model: str) -> Seeds:
+    def mean(self, quotient: QuotientName, model: str) -> Seeds:
         """A model's mean recovery or retention."""
         means = (one.result.models.get(model) for one in self.measured)
-        return _seeds(dict(found.items())[quotient] for found in means if found is not None)
+        return _seeds(found.of(quotient) for found in means if found is not None)
 
     def lost_nats(self, name: str) -> float:
         """How many nats a token the start has lost of the teacher's on a text, by its perplexity: mean over seeds."""
         scores = (one.result.tasks[name].models for one in self.measured)
         return statistics.fmean(math.log(m[ADAPTED].score.value / m[TEACHER].score.value) for m in scores)
 
-    def ahead(self, quotient: str, other: str) -> Seeds:
+    def ahead(self, quotient: QuotientName, other: str) -> Seeds:
         """The distilled model's mean recovery or retention minus that of another model."""
         means = (one.result.over.get(other) for one in self.measured)
-        return _seeds(dict(found.items())[quotient] for found in means if found is not None)
+        return _seeds(found.of(quotient) for found in means if found is not None)
 
     def _each(self, name: str, metric: str, read: Callable[[TaskScores], Estimate | None]) -> Seeds:
         tasks = (self._task(one, name, metric) for one in self.measured)

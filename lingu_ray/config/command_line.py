@@ -52,10 +52,7 @@ def load_config(argv: list[str]) -> Config:
     named, overrides, options = split_arguments(argv, train_help(), ("--print-config",))
     if len(named) > 1:
         raise UserError(f"more than one recipe or file: {', '.join(named)}\nusage: {USAGE}")
-    settings = read_recipe(named[0] if named else "demo")
-    for override in overrides:
-        settings.override(override)
-    config = settings.validate()
+    config = read_run(named[0] if named else "demo", overrides)
     if options:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -119,11 +116,8 @@ def run_and_own(arguments: list[str], help: Help, own: type[T]) -> tuple[Config,
     names, given, _ = split_arguments(arguments, help)
     recipe, *further = names or ["demo"]
     mine = [argument for argument in given if _is_own(argument.partition("=")[0], own)]
-    run = read_recipe(recipe)
-    for argument in given:
-        if argument not in mine:
-            run.override(argument)
-    return run.validate(), further, read_settings(mine, own)
+    run = read_run(recipe, [argument for argument in given if argument not in mine])
+    return run, further, read_settings(mine, own)
 
 
 def _is_own(key: str, own: type[BaseModel]) -> bool:
@@ -136,6 +130,14 @@ def read_settings(arguments: list[str], schema: type[T]) -> T:
     settings = Settings(schema, {}, "command line")
     for argument in arguments:
         settings.override(argument)
+    return settings.validate()
+
+
+def read_run(recipe: str, overrides: list[str]) -> Config:
+    """A recipe or file with `key=value` overrides; raises `UserError` for whatever is wrong."""
+    settings = read_recipe(recipe)
+    for override in overrides:
+        settings.override(override)
     return settings.validate()
 
 

@@ -36,7 +36,7 @@ from lingu_ray.evaluation.results import (
     RecoveryIn,
     TaskScores,
 )
-from lingu_ray.evaluation.roles import DISTILLED, References, references_among
+from lingu_ray.evaluation.roles import DISTILLED, References, compared_with, references_among
 from lingu_ray.evaluation.verdict import judge
 
 _MOST_NATS = 700.0
@@ -56,7 +56,7 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
         for config in settings.tasks
     ]
     judged = [model for model in models if model not in references]
-    others = [model for model in models if model not in (references.original, DISTILLED) and DISTILLED in models]
+    others = compared_with(models, references)
     tasks: dict[str, TaskScores] = {}
     for task in measured:
         both = (task,) if task.nats is None else (task, task.nats)

@@ -41,6 +41,14 @@ class Estimate:
         low, high = (f"{100 * x:.{digits}f}" for x in self.ci)
         return f"{self.value:.{digits}%} [{low}, {high}]"
 
+    def points(self, digits: int = 0) -> str:
+        """A difference of shares: `17 [10, 20]`."""
+        value, low, high = (f"{100 * x:.{digits}f}" for x in (self.value, *self.ci))
+        return f"{value} [{low}, {high}]"
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.value, Interval(-self.ci.high, -self.ci.low))
+
     @property
     def is_positive(self) -> bool | None:
         """Whether the value is above 0: beyond noise, or not; None where noise leaves it open."""
@@ -104,12 +112,12 @@ class TaskScores:
         """What mean recovery and verdict take of the task."""
         return self.nats if recovery_in == "nats" and self.nats is not None else self
 
-    def amount(self, difference: Estimate, factor: float = 1) -> str:
-        """A difference of scores times `factor`: `2.5 [0.4, 4.6] points`."""
-        values = [factor * x for x in (difference.value, *sorted(difference.ci, key=lambda end: factor * end))]
-        value, low, high = (f"{100 * x:.1f}" if self.is_share else f"{x:.3g}" for x in values)
-        unit = "points" if self.is_share else UNITS.get(self.metric, self.metric)
-        return f"{value} [{low}, {high}] {unit}"
+    def amount(self, difference: Estimate) -> str:
+        """A difference of scores: `2.5 [0.4, 4.6] points`."""
+        if self.is_share:
+            return f"{difference.points(1)} points"
+        value, low, high = (f"{x:.3g}" for x in (difference.value, *difference.ci))
+        return f"{value} [{low}, {high}] {UNITS.get(self.metric, self.metric)}"
 
     @property
     def digits(self) -> int:
@@ -123,6 +131,10 @@ class Means:
 
     recovery: Estimate | None
     retention: Estimate | None
+
+    def of(self, quotient: QuotientName) -> Estimate | None:
+        """One of both, by name."""
+        return dict(self.items())[quotient]
 
     def items(self) -> Iterator[tuple[QuotientName, Estimate | None]]:
         """Both, by name."""

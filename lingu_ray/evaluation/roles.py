@@ -59,6 +59,12 @@ def references_among(models: Iterable[str]) -> References:
     return OF_THE_PAPER if ADAPTED not in there and there.intersection(OF_THE_PAPER) else OF_THE_TEACHER
 
 
+def compared_with(models: Iterable[str], references: References) -> list[str]:
+    """Those of the models that the distilled one, where it is among them, is compared with: all but the original."""
+    there = list(models)
+    return [model for model in there if model not in (references.original, DISTILLED)] if DISTILLED in there else []
+
+
 def in_order(models: Iterable[str]) -> list[str]:
     """Names of models, each once: the roles in their order, then others by name."""
     found = set(models)

@@ -144,11 +144,11 @@ def _controls(over: Mapping[str, Means], recovery: Estimate | None) -> Iterator[
             if recovery is not None:
                 yield Part(name, None, f"{beside} was not measured on the same language tasks")
             continue
-        points = _points(difference)
+        points = difference.points()
         if difference.is_positive:
             yield Part(name, True, f"{points} points more came back than by {beside}")
         elif difference.is_positive is False:
-            less = _points(difference, -1)
+            less = (-difference).points()
             yield Part(name, False, f"the teacher was not needed: {less} points more came back by {beside}")
         else:
             needs = _more_items("language", difference, 0, 0)
@@ -198,13 +198,7 @@ def _is_loss(gain: Estimate | None) -> bool:
 def _loss(gain: Estimate | None, task: TaskScores) -> str:
     """A loss without its sign, in the metric's units: `2.5 [0.4, 4.6] points`."""
     assert gain is not None  # it was seen to be a loss
-    return task.amount(gain, factor=-1)
-
-
-def _points(difference: Estimate, factor: float = 1) -> str:
-    """A difference of shares in points: `17 [10, 20]`."""
-    low, high = sorted(100 * factor * x for x in difference.ci)
-    return f"{100 * factor * difference.value:.0f} [{low:.0f}, {high:.0f}]"
+    return task.amount(-gain)
 
 
 def _percent(share: float) -> str:

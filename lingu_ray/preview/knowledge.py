@@ -23,7 +23,6 @@ from lingu_ray.corpus.chat_template import CannotEncode
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.divergence import divergence_of
-from lingu_ray.distill.donation import Context
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.loss import LossScales, ce_kd_loss
 from lingu_ray.distill.step import DistillStep
@@ -82,6 +81,9 @@ class Probe:
     def __init__(self, config: Config, student: Student, teacher: Teacher, encoder: Encoder, bf16: bool) -> None:
         self.config, self.student, self.encoder, self.bf16 = config, student, encoder, bf16
         self.client = InProcessTeacher(teacher)
+        divergence, settings = divergence_of("forward_kl"), config.teacher  # a step has one; it is not read here
+        self.by_kv = DistillStep(student, self.client, divergence, "shared_kv", settings.scope, settings.earlier_turns)
+        self.by_text = DistillStep(student, self.client, divergence, "prompt_text")
 
     def ask(self, source: str, rows: Sequence[Row]) -> Known:
         """What both know of the rows' answers.
@@ -96,9 +98,9 @@ class Probe:
             for begin in range(0, len(rows), _ROWS_AT_ONCE):  # pixels of all rows may be more than memory has
                 part = slice(begin, begin + _ROWS_AT_ONCE)
                 samples = [self._encode(row) for row in placed[part]]
-                self._add(samples, "shared_kv", own)
-                self._add(samples, "prompt_text", text)
-                self._add(self._others(placed[part], samples, pictures[part]), "shared_kv", other)
+                self._add(samples, self.by_kv, own)
+                self._add(samples, self.by_text, text)
+                self._add(self._others(placed[part], samples, pictures[part]), self.by_kv, other)
                 line.show(min(part.stop, len(rows)))
         if not own.tokens_S.any():
             raise UserError(f"source {source}: the teacher's vocabulary has none of the answers' tokens")
@@ -126,13 +128,8 @@ class Probe:
                 found.append(sample)
         return found
 
-    def _add(self, samples: list[Sample], context: Context, sums: Nats) -> None:
+    def _add(self, samples: list[Sample], step: DistillStep, sums: Nats) -> None:
         """Add the samples' nats to those of their rows."""
-        settings = self.config.teacher
-        step = DistillStep(
-            *(self.student, self.client, divergence_of("forward_kl", 0.5, None)),
-            *(context, settings.scope, settings.earlier_turns),
-        )
         device = self.student.model.device
         budget = self.config.train.tokens_per_micro_batch
         for batch in make_micro_batches(samples, budget, self.encoder.pad_id, False, tokens_of_a_pass(device)):

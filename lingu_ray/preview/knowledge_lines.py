@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lingu_ray.evaluation.results import Estimate, Interval
+from lingu_ray.evaluation.results import Estimate
 from lingu_ray.preview.knowledge import Known
 
 _COLUMNS = (26, 22)
@@ -27,8 +27,8 @@ def conclusion(known: Known) -> str:
         return f"shared KV and the prompt's text tell the teacher the same, up to noise: {_nats(tells)}"
     if tells.is_positive:
         return f"shared KV tells the teacher {_nats(tells)} more than the prompt's text does"
-    less = _nats(Estimate(-tells.value, Interval(-tells.ci.high, -tells.ci.low)))
-    return f"shared KV tells the teacher {less} less than the prompt's text does: it reads this student's keys badly"
+    less = f"shared KV tells the teacher {_nats(-tells)} less than the prompt's text does"
+    return f"{less}: it reads this student's keys badly"
 
 
 def _line(name: str, nats: Estimate, tells: str = "", told: Estimate | None = None) -> str:

@@ -29,7 +29,7 @@ from lingu_ray.evaluation.results import (
     Recovery,
     TaskScores,
 )
-from lingu_ray.evaluation.roles import DISTILLED, TEACHER, compared_models, references_among
+from lingu_ray.evaluation.roles import DISTILLED, TEACHER, compared_models, compared_with, references_among
 from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.verdict import judge
 from lingu_ray.runtime.controls import control_configs
@@ -80,7 +80,7 @@ def write_result(settings: EvaluationConfig, models: Sequence[str], out_dir: Pat
 def _result(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str]) -> Recovery:
     references = references_among(models)
     tasks = {task.name: _scores(settings, task, models)}
-    over = {model: _MEANS for model in models if model not in (references.original, DISTILLED)}
+    over = dict.fromkeys(compared_with(models, references), _MEANS)
     floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
     verdict = judge(tasks, _MEANS, over, floors, {}, models, references)
     return Recovery(tasks, _MEANS, dict.fromkeys(models, _MEANS), over, {}, references, verdict)

@@ -75,11 +75,8 @@ def compared_models(result: Recovery) -> list[str]:
 def format_ahead(result: Recovery, other: str, quotient: QuotientName) -> str:
     """The distilled model's mean recovery or retention minus that of `other`; a dash for none."""
     means = result.over.get(other)
-    difference = None if means is None else dict(means.items())[quotient]
-    if difference is None:
-        return "–"
-    low, high = (f"{100 * x:.1f}" for x in difference.ci)
-    return f"{100 * difference.value:.1f} [{low}, {high}] points"
+    difference = None if means is None else means.of(quotient)
+    return "–" if difference is None else f"{difference.points(1)} points"
 
 
 def format_over(task: TaskScores, other: str) -> tuple[str, str]:
