@@ -4,10 +4,11 @@ python -m benchmarks.result.data DATA OUT
 python -m benchmarks.result.data DATA runs/result/data easy_vqa=models/.download/easy_vqa/data
 
 DATA        a folder with the public sets; benchmarks/result/README.md says what lies where, and where to get it
-OUT         a new folder: train/SOURCE.jsonl, validation/TASK.jsonl, evaluation/TASK.jsonl, the pictures that they name,
-            and manifest.json with counts, hashes, licenses, and what the splits share (nothing)
+OUT         a new folder: train/SOURCE.jsonl, validation/TASK.jsonl, evaluation/TASK.jsonl, sight/SOURCE.jsonl, the
+            pictures that they name, and manifest.json: counts, hashes, licenses, and what the splits share (nothing)
 
 Splits are made by picture and by document, so nearly equal pictures, and all questions about one, are in one split.
+`sight` has sentences about the pictures of the evaluation, as training has them about its own.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 from tqdm import tqdm
 
-from benchmarks.result.groups import SPLITS, TRAIN, Split, assign
-from benchmarks.result.manifest import write_manifest
-from benchmarks.result.picture_sets import PICTURE_SETS, Shown
+from benchmarks.result.groups import EVALUATION, TRAIN, assign
+from benchmarks.result.manifest import SIGHT, write_manifest
+from benchmarks.result.picture_sets import PICTURE_SETS, SENTENCES, Ask, Shown
 from benchmarks.result.pictures import Picture, group_near, read_picture
-from benchmarks.result.text_sets import Row, Rows, read_texts
+from benchmarks.result.text_sets import Row, read_texts
 from lingu_ray.atomic import require_new_folder, whole_folder, write_text
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import read_settings, split_arguments
@@ -35,6 +37,10 @@ from lingu_ray.paths import LocalPath, absolute
 
 FOLDERS = {"clothing": "images/clothing", "grocery": "images/grocery_store", "puzzles": "images/puzzlevqa"}
 """Folders of the picture sets in DATA, but easy-VQA's, which comes from its Python package."""
+
+
+Files = dict[str, dict[str, list[Row]]]
+"""Rows by folder, that of a split or `sight`, and by source or task."""
 
 
 class DataConfig(Section):
@@ -70,18 +76,19 @@ def prepare(data: Path, out: Path, options: DataConfig) -> dict[str, Any]:
     folders = {name: data / place for name, place in FOLDERS.items()}
     folders["easy_vqa"] = options.easy_vqa or data / "easy_vqa"
     texts = read_texts(data, options.seed)
-    rows, left_out = texts.rows, {"t0": texts.left_out}
+    rows: Files = {**texts.rows, SIGHT: {}}
+    left_out = {"t0": texts.left_out}
     with whole_folder(out) as building:
         for name, folder in sorted(folders.items()):
             left_out[name] = _add_pictures(rows, name, folder, building, options.seed)
-        for split in SPLITS:
-            for name, of_name in rows[split].items():
+        for part, of_part in rows.items():
+            for name, of_name in of_part.items():
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in of_name)
-                write_text(building / split / f"{name}.jsonl", "".join(lines))
+                write_text(building / part / f"{name}.jsonl", "".join(lines))
         return write_manifest(building, options.seed, left_out, texts.template)
 
 
-def _add_pictures(rows: Rows, name: str, folder: Path, building: Path, seed: int) -> Counter[str]:
+def _add_pictures(rows: Files, name: str, folder: Path, building: Path, seed: int) -> Counter[str]:
     """Split a picture set, copy its pictures, and add its rows to those of each split; returns what was left out."""
     source = PICTURE_SETS[name]
     shown = list(source.read(folder, seed))
@@ -93,7 +100,7 @@ def _add_pictures(rows: Rows, name: str, folder: Path, building: Path, seed: int
     for part, members in split.members.items():
         for place in sorted(members, key=lambda place: keys[place]):  # an order without classes side by side
             image = _copied(pictures[place], building / "images" / name)
-            _add_rows(rows[part], part, shown[place], f"../images/{name}/{image}")
+            _add_rows(rows, part, shown[place], f"../images/{name}/{image}")
     return split.dropped
 
 
@@ -104,12 +111,20 @@ def _copied(picture: Picture, folder: Path) -> str:
     return name
 
 
-def _add_rows(rows: dict[str, list[Row]], split: Split, shown: Shown, image: str) -> None:
-    asked, (question, answer) = (
-        (shown.teaches, ("prompt", "completion")) if split == TRAIN else (shown.tests, ("question", "answer"))
-    )
-    for ask in asked:
-        rows.setdefault(ask.of, []).append({question: ask.question, answer: ask.answer, "image": image})
+def _add_rows(rows: Files, split: str, shown: Shown, image: str) -> None:
+    """Add what training reads about a picture, or what it is tested by and the sentences about it."""
+    taught = [(ask, {"prompt": ask.question, "completion": ask.answer}) for ask in shown.teaches]
+    if split == TRAIN:
+        _add(rows[TRAIN], taught, image)
+        return
+    _add(rows[split], [(ask, {"question": ask.question, "answer": ask.answer}) for ask in shown.tests], image)
+    if split == EVALUATION:
+        _add(rows[SIGHT], [(ask, row) for ask, row in taught if ask.of in SENTENCES], image)
+
+
+def _add(files: dict[str, list[Row]], asked: Iterable[tuple[Ask, Row]], image: str) -> None:
+    for ask, row in asked:
+        files.setdefault(ask.of, []).append({**row, "image": image})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from lingu_ray.corpus.images import decode_image
 from lingu_ray.errors import UserError
 
 FILE = "manifest.json"
+SIGHT = "sight"  # a folder of more rows about the evaluation's pictures; training knows their words, of other pictures
+FOLDERS = (*SPLITS, SIGHT)
 
 Manifest = dict[str, Any]
 
@@ -37,16 +39,14 @@ def write_manifest(folder: Path, seed: int, left_out: Mapping[str, Counter[str]]
     """
     manifest = {
         "seed": seed,
-        "counts": {
-            split: {file.stem: len(read_json_lines(file)) for file in _files(folder, split)} for split in SPLITS
-        },
+        "counts": {part: {file.stem: len(read_json_lines(file)) for file in _files(folder, part)} for part in FOLDERS},
         "left_out": {name: dict(sorted(reasons.items())) for name, reasons in sorted(left_out.items())},
         "apart": {"pictures": prove_pictures(folder), "texts": prove_texts(folder, template)},
         "licenses": _licenses(),
         "sha256": {
             str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for split in SPLITS
-            for file in _files(folder, split)
+            for part in FOLDERS
+            for file in _files(folder, part)
         },
     }
     write_json(folder / FILE, manifest)
@@ -54,7 +54,7 @@ def write_manifest(folder: Path, seed: int, left_out: Mapping[str, Counter[str]]
 
 
 def prove_pictures(folder: Path) -> dict[str, Any]:
-    """Different pictures of each split, by their decoded pixels.
+    """Different pictures of each split, by their decoded pixels; those of `sight` are the evaluation's.
 
     Raises:
         UserError: one is in two splits; the message names both files.
@@ -62,7 +62,8 @@ def prove_pictures(folder: Path) -> dict[str, Any]:
     owner: dict[str, tuple[Split, str]] = {}
     counts = Counter[str]()
     for split in SPLITS:
-        images = {row["image"] for file in _files(folder, split) for row in read_json_lines(file) if "image" in row}
+        files = [*_files(folder, split), *(_files(folder, SIGHT) if split == EVALUATION else [])]
+        images = {row["image"] for file in files for row in read_json_lines(file) if "image" in row}
         for image in sorted(images):
             pixels = pixel_hash(decode_image((folder / split / image).read_bytes()))
             other, name = owner.setdefault(pixels, (split, image))
@@ -92,8 +93,8 @@ def _texts(folder: Path, split: Split) -> Iterator[str]:
     return (text for file in _files(folder, split) for row in read_json_lines(file) for text in texts_of(row))
 
 
-def _files(folder: Path, split: Split) -> list[Path]:
-    return sorted((folder / split).glob("*.jsonl"))
+def _files(folder: Path, part: str) -> list[Path]:
+    return sorted((folder / part).glob("*.jsonl"))
 
 
 def _licenses() -> dict[str, dict[str, str]]:

@@ -20,18 +20,21 @@ from pydantic import Field
 
 from benchmarks.result.figures import curve_panels, map_panel, save_quotients, shown_name
 from benchmarks.result.jobs import DATA_MANIFEST, run_folder
+from benchmarks.result.markdown import row_line, table_head
 from benchmarks.result.seeds import (
     CONTROLS,
     REFERENCES,
     Measured,
     Results,
+    map_cells,
     nats,
     percent,
     read_measured,
     written,
     written_difference,
 )
-from benchmarks.result.table import DAMAGES, DATA, SIZES, SWEEPS, Job, Size, SizeName, row
+from benchmarks.result.sight import sight_section
+from benchmarks.result.table import SIZES, SWEEPS, Job, Size, SizeName, row
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import settings_alone
@@ -95,6 +98,7 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
         _figures(results, out),
         _ahead(measured),
         _map(measured, out),
+        sight_section(measured, out),
         _curves(out, size) or _section(before, CURVES),
         _sweeps(size) or _section(before, SWEEP_TABLES),
         _answers(results, out) or _section(before, ANSWERS),
@@ -130,14 +134,14 @@ def _scores(results: Results) -> str:
 
 def _score_table(results: Results, models: list[str]) -> Iterator[str]:
     """Means first, then each task by its metrics; below a vision task what is right without its pictures."""
-    yield from _table_head(["", *map(shown_name, models)])
+    yield from table_head(["", *map(shown_name, models)])
     for quotient in QUOTIENTS.values():
-        yield _row(f"**mean {quotient}**, %", [results.mean(quotient, model).text(percent) for model in models])
+        yield row_line(f"**mean {quotient}**, %", [results.mean(quotient, model).text(percent) for model in models])
     for name, task in results.tasks():
         metric, shown = written(task)
-        yield _row(f"{name}, {metric}", [results.score(name, task.metric, model).text(shown) for model in models])
+        yield row_line(f"{name}, {metric}", [results.score(name, task.metric, model).text(shown) for model in models])
         if any(results.blind(name, model).found for model in models):
-            yield _row(f"{name}, without the picture", [results.blind(name, model).text(shown) for model in models])
+            yield row_line(f"{name}, without the picture", [results.blind(name, model).text(shown) for model in models])
 
 
 def _figures(results: Results, out: Path) -> str:
@@ -152,12 +156,12 @@ def _ahead(measured: Sequence[Measured]) -> str:
     """What the method brings back and keeps more than each other model, item by item."""
     head = ["damage, data, model", "recovery, %", "selective − it, points", "retention, %", "selective − it, points"]
     lines = [
-        _row(f"{results.name}, {shown_name(model)}", _ahead_cells(results, model))
-        for results in _cells(measured)
+        row_line(f"{results.name}, {shown_name(model)}", _ahead_cells(results, model))
+        for results in map_cells(measured)
         for model in results.models
         if results.ahead("recovery", model).found and model not in REFERENCES
     ]
-    return "\n".join(["## Against each other model", "", *_table_head(head), *lines]) if lines else ""
+    return "\n".join(["## Against each other model", "", *table_head(head), *lines]) if lines else ""
 
 
 def _ahead_cells(results: Results, model: str) -> list[str]:
@@ -165,15 +169,9 @@ def _ahead_cells(results: Results, model: str) -> list[str]:
     return [one.text(percent) for pair in found for one in pair]
 
 
-def _cells(measured: Sequence[Measured]) -> list[Results]:
-    """The cells of the map that were measured."""
-    results = (Results.of(measured, damage, data) for damage in DAMAGES for data in DATA)
-    return [one for one in results if one.measured]
-
-
 def _map(measured: Sequence[Measured], out: Path) -> str:
     """Damage by kind of data: what was lost, and what KD brings back beyond CE."""
-    there = [one for one in _cells(measured) if one.control]
+    there = [one for one in map_cells(measured) if one.control]
     if not there:
         return ""
     picture = []
@@ -191,9 +189,9 @@ def _map(measured: Sequence[Measured], out: Path) -> str:
         "retention by CE, %",
         "by KD, %",
     ]
-    means = [*_table_head(head), *(_map_row(one, texts) for one in there)]
+    means = [*table_head(head), *(_map_row(one, texts) for one in there)]
     units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
-    by_task = [*_table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
+    by_task = [*table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
     note = "By task, above 0 KD is better:"
     of_head = {one.comparison for one in Results.of(measured).measured}
     others = [one for results in there for one in results.measured if one.comparison not in of_head]
@@ -208,14 +206,14 @@ def _map_row(results: Results, texts: list[str]) -> str:
     cells += [results.mean("recovery", model).text(percent) for model in (control, DISTILLED)]
     cells += [results.ahead("recovery", control).text(percent)]
     cells += [results.mean("retention", model).text(percent) for model in (control, DISTILLED)]
-    return _row(results.name, cells)
+    return row_line(results.name, cells)
 
 
 def _difference_row(results: Results, tasks: Mapping[str, TaskScores]) -> str:
     control = results.control or ""
     differences = (results.over(name, task.metric, control) for name, task in tasks.items())
     shown = (written_difference(task)[1] for task in tasks.values())
-    return _row(results.name, [one.text(format) for one, format in zip(differences, shown, strict=True)])
+    return row_line(results.name, [one.text(format) for one, format in zip(differences, shown, strict=True)])
 
 
 def _curves(out: Path, size: Size) -> str:
@@ -236,8 +234,8 @@ def _sweep(job: Job) -> str:
     if not path.exists():
         return ""
     head, *trials = csv.reader(path.read_text(encoding="utf-8").splitlines())
-    rows = (_row(trial[0], [_shortened(cell) for cell in trial[1:]]) for trial in trials)
-    return "\n".join([f"{job.row.about}, the runs of `{job.row.recipe}.yaml`:", "", *_table_head(head), *rows])
+    rows = (row_line(trial[0], [_shortened(cell) for cell in trial[1:]]) for trial in trials)
+    return "\n".join([f"{job.row.about}, the runs of `{job.row.recipe}.yaml`:", "", *table_head(head), *rows])
 
 
 def _shortened(cell: str) -> str:
@@ -263,11 +261,11 @@ def _answers(results: Results, out: Path) -> str:
     lines = [
         ANSWERS,
         "",
-        *_table_head(["picture", "question", "right", *(columns[heading] for heading in headings)]),
+        *table_head(["picture", "question", "right", *(columns[heading] for heading in headings)]),
     ]
     for place, one in enumerate(chosen):
         said = [one.answers.get(heading, "–") for heading in headings]
-        lines.append(_row(_saved(one, out / f"answer_{place}.jpg"), [one.asked, one.expected, *said]))
+        lines.append(row_line(_saved(one, out / f"answer_{place}.jpg"), [one.asked, one.expected, *said]))
     return "\n".join(lines)
 
 
@@ -279,15 +277,6 @@ def _saved(one: Answered, path: Path) -> str:
     """Write the picture of a question beside the page; returns it as Markdown."""
     path.write_bytes(base64.b64decode(one.images[0].partition(";base64,")[2]))
     return f"![{one.origin}]({path.name})"
-
-
-def _table_head(cells: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(cells)} |", f"|{'---|' * len(cells)}"]
-
-
-def _row(label: str, cells: Sequence[str]) -> str:
-    texts = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
-    return f"| {' | '.join([label, *texts])} |"
 
 
 if __name__ == "__main__":

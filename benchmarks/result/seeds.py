@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.result.jobs import measured_folder
-from benchmarks.result.table import CORES, MEDIUM, NARROW, ROWS, Comparison, Size, comparisons
+from benchmarks.result.table import CORES, DAMAGES, DATA, MEDIUM, NARROW, ROWS, Comparison, Size, comparisons
 from lingu_ray.evaluation.recovery_json import read_recovery, read_result
 from lingu_ray.evaluation.results import PERPLEXITY, Estimate, QuotientName, Recovery, TaskScores
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, PLAIN_CE, SAME_CE, TEACHER
@@ -184,6 +184,12 @@ class Results:
     def _each(self, name: str, metric: str, read: Callable[[TaskScores], Estimate | None]) -> Seeds:
         tasks = (self._task(one, name, metric) for one in self.measured)
         return _seeds(read(task) for task in tasks if task is not None)
+
+
+def map_cells(measured: Sequence[Measured]) -> list[Results]:
+    """The cells of the map, damage by kind of data, that were measured."""
+    results = (Results.of(measured, damage, data) for damage in DAMAGES for data in DATA)
+    return [one for one in results if one.measured]
 
 
 def _seeds(found: Iterator[Estimate | None]) -> Seeds:

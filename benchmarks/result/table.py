@@ -158,8 +158,8 @@ ROWS = (
     replace(
         _variant("merged", "half of the decoder is the teacher's", minutes=1), recipe=MERGE, settings=("weight=0.5",)
     ),
-    _method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL),
-    _on_natural("prompt_text", "KD without shared KV", PROMPT_TEXT),
+    _method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL, seeds=3),
+    replace(_on_natural("prompt_text", "KD without shared KV", PROMPT_TEXT), seeds=3),
     _on_natural("kd_alone", "no labels where the teacher speaks", KD_ALONE),
     _on_natural("kd_alone_prompt_text", "no labels there, and no shared KV", KD_ALONE, PROMPT_TEXT),
     _adapted("adapted_light", "map", LIGHT, steps=100, minutes=11),

@@ -17,6 +17,7 @@ from benchmarks.result.data import DataConfig, main, prepare
 from benchmarks.result.files import read_json_lines
 from benchmarks.result.groups import SPLITS
 from benchmarks.result.manifest import prove_pictures, prove_texts
+from benchmarks.result.picture_sets import SENTENCES
 from benchmarks.result.texts import quotes
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.formats import FORMATS
@@ -55,6 +56,11 @@ def prepared(data: Path) -> Path:
 
 def manifest(folder: Path) -> Any:
     return json.loads((folder / "manifest.json").read_text())
+
+
+def images(folder: Path) -> set[str]:
+    """The pictures that a folder's rows name."""
+    return {row["image"] for file in folder.glob("*.jsonl") for row in read_json_lines(file) if "image" in row}
 
 
 def test_splits_are_apart(prepared: Path):
@@ -109,6 +115,18 @@ def test_rows_and_items_are_of_the_formats(prepared: Path):
     for task in tasks().tasks:
         path = str(prepared / "evaluation" / f"{task.name}.jsonl")
         assert load_task(task.model_copy(update={"path": path, "limit": None})).items
+
+
+def test_sight_has_sentences_about_the_evaluations_pictures(prepared: Path):
+    """Rows as training has them, about pictures that no training row shows, each a picture of the evaluation."""
+    shown = {split: images(prepared / split) for split in SPLITS}
+    files = sorted((prepared / "sight").glob("*.jsonl"))
+    assert [file.stem for file in files] == sorted(SENTENCES)
+    assert images(prepared / "sight") <= shown["evaluation"]
+    assert not images(prepared / "sight") & shown["train"]
+    for file in files:
+        source = SourceConfig(name=file.stem, format="prompt_completion", path=str(file))
+        assert all(list(FORMATS["prompt_completion"](row, source)) for row in read_json_lines(file))
 
 
 def test_words_of_templates_are_no_quotation():

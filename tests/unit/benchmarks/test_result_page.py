@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from PIL import Image
 from benchmarks.result import page
 from benchmarks.result.jobs import DATA_MANIFEST, measured_folder, run_folder
 from benchmarks.result.seeds import Results, Seeds, read_measured
+from benchmarks.result.sight import asked_file
 from benchmarks.result.table import Comparison, Job, row
+from lingu_ray.atomic import write_json
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.results import Estimate, Interval
+from lingu_ray.preview.knowledge import Known
 from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.run_folder.records import JsonLines
 
@@ -48,6 +52,8 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         table.parent.mkdir(parents=True)
         with table.open("w", newline="") as file:
             csv.writer(file).writerows([["trial", "w_kd", "error"], ["t1", "0.123456", "no, not this"]])
+        for seed, told in enumerate((0.2, 0.4)):
+            write_sight(Comparison("medium", "narrow", seed), "prompt_text", told)
         DATA_MANIFEST.parent.mkdir()
         DATA_MANIFEST.write_text("{}")
         page.main(["out=docs"])
@@ -59,6 +65,13 @@ def write_curve(path: Path) -> None:
     records = JsonLines(path)
     for step in range(1, 30):
         records.append({"step": step, "ce": 2 + 1 / step, "kd": 1 / step})
+
+
+def write_sight(one: Comparison, model: str, told: float) -> None:
+    """What a probe finds of a source, as benchmarks.result.sight keeps it."""
+    same = Estimate(2.0, Interval(1.0, 3.0))
+    known = Known("descriptions", 4, 4, 9, same, same, same, same, Estimate(told, Interval(0, 1)), same)
+    write_json(asked_file(one, model), [asdict(known)])
 
 
 def write_measured(one: Comparison, models: Sequence[str] = tuple(LANGUAGE)) -> None:
@@ -123,6 +136,8 @@ def test_page_shows_what_was_measured(docs: Path):
     assert "- medium-narrow-0: The" not in text  # it stands at the top
     shown = cells(text, "![clothing](answer_0.jpg)")
     assert shown[:2] == ["What is this?", "hat"] and set(shown[2:]) <= {"hat", "a ¦ dress"} and len(shown) == 6
+    sight = text[text.index("## Sight in sentences") :]
+    assert cells(sight, "medium, narrow, prompt_text") == ["0.300 ± 0.141", "2.000 [1.000, 3.000]"]
     assert cells(text, "t1") == ["0.1235", "no, not this"]
     names = ("narrow-0", "narrow-1", "narrow-2", "natural-0")
     assert {file.name for file in docs.glob("*.json")} == {"data.json", *(f"medium-{name}.json" for name in names)}
