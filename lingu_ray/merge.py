@@ -95,7 +95,7 @@ def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> tor
     if not hasattr(vlm, "vision_config"):
         raise UserError(f"student={student.path}: a {vlm.model_type} has no vision_config, so it is no VLM")
     compare_decoders(vlm.get_text_config(decoder=True), lm)
-    return published_dtype(vlm)
+    return published_dtype(vlm, cast(str, student.path), "student")
 
 
 def _rows(model: PreTrainedModel) -> int:

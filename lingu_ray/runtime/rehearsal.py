@@ -18,7 +18,7 @@ from lingu_ray.config import StudentConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models.export import as_published, complete_settings
-from lingu_ray.runtime.models.load import load_config, published_dtype
+from lingu_ray.runtime.models.load import export_dtype, load_config
 from lingu_ray.runtime.models.verify import question
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_tensors, empty_model
 from lingu_ray.storage import local_copy
@@ -53,7 +53,7 @@ def rehearse_export(settings: StudentConfig, processor: Any) -> int:
             raise UserError(f"{origin}: what it would export cannot be saved and read again: {error}") from error
     names = revert_weight_conversion(model, as_published(model, model.state_dict()))
     check_tensors(model, names, f"the export of {origin}")
-    size = published_dtype(model.config).itemsize + torch.float32.itemsize
+    size = export_dtype(settings).itemsize + torch.float32.itemsize
     return sum(parameter.numel() for parameter in model.parameters()) * size
 
 

@@ -45,6 +45,7 @@ from lingu_ray.runtime.models.weights import (
     load_whole,
     refuse_adapter,
     refuse_quantized,
+    stored_dtype,
 )
 from lingu_ray.storage import is_remote, local_copy
 
@@ -241,12 +242,20 @@ def export_dtype(settings: StudentConfig) -> torch.dtype:
     """The dtype of the student's published weights, which its export has; of a new model float32."""
     if settings.path is None:
         return torch.float32
-    return published_dtype(load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path"))
+    config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+    return published_dtype(config, settings.path, "student.path")
 
 
-def published_dtype(config: PreTrainedConfig) -> torch.dtype:
-    """The dtype of a model's published weights: of some VLMs only the text's configuration names it."""
-    return cast(torch.dtype, config.dtype or config.get_text_config(decoder=True).dtype or torch.float32)
+def published_dtype(config: PreTrainedConfig, path: str, setting: str) -> torch.dtype:
+    """The dtype of a model's published weights.
+
+    Of some VLMs only the text's configuration names it. Where none does, it is that of the files of a local folder, and
+    float32 of a hub's.
+    """
+    named = config.dtype or config.get_text_config(decoder=True).dtype
+    folder = Path(local_copy(path))
+    stored = stored_dtype(folder, f"{setting}={path}") if named is None and folder.is_dir() else None
+    return cast(torch.dtype, named or stored or torch.float32)
 
 
 def load_processor(settings: StudentConfig) -> ProcessorMixin:

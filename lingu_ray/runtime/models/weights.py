@@ -8,11 +8,13 @@ buffers that are computed, weights that a class is known to ignore.
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,6 +46,9 @@ _CURE = "Save the model again by save_pretrained of the class that it was traine
 _NOT_QUANTIZED = "Take the model that was not quantized; a teacher may also be a .gguf file"
 _OF_QUANTIZED = (".qweight", ".SCB", ".absmax", ".weight_scale", ".weight_scale_inv", ".weight_packed")
 """How names end that GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors give to what they add."""
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_EIGHT_BITS = ("I8", "U8", "F8", "F6", "F4")
+"""How safetensors begins the names of dtypes that weights have by scales alone."""
 _TIE = "A head that is the embedding matrix is saved once: set tie_word_embeddings to true at the top of config.json."
 
 
@@ -84,9 +89,29 @@ def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
     """Compare the tensors that the safetensors files in `folder` list with an `empty_model`; no weight is read.
 
     Raises:
-        UserError: as `load_whole`, or a file is missing, cut off or not safetensors.
+        UserError: as `load_whole`, or a file is missing, cut off or not safetensors, or matrices have eight bits, which
+            without the scales that belong to them are no weights.
     """
-    check_tensors(model, _listed(folder, origin), origin)
+    stored = _listed(folder, origin)
+    quantized = [name for name, one in stored.items() if len(one.shape) > 1 and one.dtype.startswith(_EIGHT_BITS)]
+    if quantized:
+        raise UserError(
+            f"{origin}: its weights are quantized ({stored[quantized[0]].dtype}: {_some(quantized)}), though its "
+            f"config.json does not say so: training needs them as they were before. {_NOT_QUANTIZED}"
+        )
+    check_tensors(model, {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}, origin)
+
+
+def stored_dtype(folder: Path, origin: str) -> torch.dtype | None:
+    """The dtype of most of the numbers in the folder's safetensors files; None where it is none that is published.
+
+    Raises:
+        UserError: a file is missing or cut off.
+    """
+    numbers = Counter[str]()
+    for one in _listed(folder, origin).values():
+        numbers[one.dtype] += math.prod(one.shape)
+    return _FLOATS.get(numbers.most_common(1)[0][0]) if numbers else None
 
 
 def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: str) -> None:
@@ -137,14 +162,22 @@ def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
     )
 
 
-def _listed(folder: Path, origin: str) -> dict[str, Tensor]:
-    """Every tensor of the folder's safetensors files by name, on the meta device."""
-    tensors: dict[str, Tensor] = {}
+class _Stored(NamedTuple):
+    """A tensor as a file's header lists it; `dtype` by the names of safetensors."""
+
+    shape: list[int]
+    dtype: str
+
+
+def _listed(folder: Path, origin: str) -> dict[str, _Stored]:
+    """Every tensor of the folder's safetensors files, by name."""
+    tensors: dict[str, _Stored] = {}
     for file in _weight_files(folder, origin):
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (no mapping)
-                    tensors[name] = torch.empty(opened.get_slice(name).get_shape(), device="meta")
+                    part = opened.get_slice(name)
+                    tensors[name] = _Stored(part.get_shape(), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{origin}: {file.name} is cut off or damaged ({error}): copy or download it again"

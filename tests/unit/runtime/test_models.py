@@ -125,6 +125,13 @@ def quantized_by_an_old_version(folder: Path) -> None:
     changed(folder, lambda ts: {name.replace("_proj.weight", "_proj.qweight"): tensor for name, tensor in ts.items()})
 
 
+def eight_bits(dtype: torch.dtype) -> Callable[[Path], None]:
+    """Matrices of eight bits under a configuration that says nothing of it, and without scales."""
+    return lambda folder: changed(
+        folder, lambda ts: {name: t.to(dtype) if "_proj" in name else t for name, t in ts.items()}
+    )
+
+
 def own_code(folder: Path) -> None:
     """A class that comes with the checkpoint."""
     changed_json(
@@ -161,6 +168,8 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "old GPTQ": (quantized_by_an_old_version, r"left over: .*qweight(?s:.*)quantized weights: .* was not quantized"),
     "AWQ": (quantized(quant_method="awq", bits=4), r"are quantized \(awq\)"),
     "FP8": (quantized(quant_method="fp8"), r"are quantized \(fp8\)"),
+    "FP8 that is not said": (eight_bits(torch.float8_e4m3fn), r"are quantized \(F8_E4M3: .*_proj"),
+    "INT8 that is not said": (eight_bits(torch.int8), r"are quantized \(I8: .*_proj"),
     "own code": (own_code, "comes with model code of its own"),
 }
 
@@ -370,6 +379,15 @@ def test_an_export_has_the_dtype_that_the_text_alone_names(student: Path) -> Non
     text = json.loads((student / "config.json").read_text())["text_config"]
     changed_json(student / "config.json", dtype=None, text_config=text | {"dtype": "bfloat16"})
     assert export_dtype(StudentConfig(path=str(student))) == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_an_export_has_the_dtype_of_the_files_where_nothing_names_it(student: Path, dtype: torch.dtype) -> None:
+    """Most numbers count, not the first tensor: norms may be kept in float32."""
+    text = json.loads((student / "config.json").read_text())["text_config"]
+    changed_json(student / "config.json", dtype=None, text_config=text | {"dtype": None})
+    changed(student, lambda ts: {name: t if "norm" in name else t.to(dtype) for name, t in ts.items()})
+    assert export_dtype(StudentConfig(path=str(student))) == dtype
 
 
 def too_large_tokenizer(folder: Path) -> None:
