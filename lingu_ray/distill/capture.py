@@ -66,11 +66,16 @@ class KVCapture:
             positions = tensor_BHTE.detach().transpose(1, 2).flatten(0, 1).to(self.kv_L2CHE.dtype)
             torch.index_select(positions, 0, self.flat_C, out=self.kv_L2CHE[layer, part])
 
+    @property
+    def first_missing(self) -> int | None:
+        """The first layer that did not donate in the forward pass; None where all did."""
+        return min(set(range(self.layers)) - self._stored, default=None)
+
     def check_complete(self) -> None:
         """Raise UserError after a forward pass in which a layer did not donate: the teacher would read anything."""
-        if missing := set(range(self.layers)) - self._stored:
+        if (layer := self.first_missing) is not None:
             raise UserError(
-                f"student: layer {min(missing)} of the decoder did not donate its keys and values. Its attention was "
+                f"student: layer {layer} of the decoder did not donate its keys and values. Its attention was "
                 "changed after the student was made to donate (set_attn_implementation), or the layer is that of "
                 "another model: copy the weights alone (load_state_dict)"
             )

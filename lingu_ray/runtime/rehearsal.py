@@ -1,27 +1,85 @@
-"""The end of a run, tried before its start on the untrained student: what could fail there fails here.
+"""What could fail after the corpus was built, tried before: the teacher's continuation, and the export at the end.
 
-No weight is needed for it: the model is on the meta device, and what an export writes beside the weights is small.
+No weight is needed for it: the teacher is a small random LM of its configuration, the student is on the meta device,
+and what an export writes beside the weights is small.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.core_model_loading import revert_weight_conversion
 
-from lingu_ray.config import StudentConfig
+from lingu_ray.config import StudentConfig, TeacherConfig
 from lingu_ray.corpus.encode import Encoder
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models.export import as_published, complete_settings
 from lingu_ray.runtime.models.load import export_dtype, load_config
 from lingu_ray.runtime.models.verify import question
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_tensors, empty_model
 from lingu_ray.storage import local_copy
+
+_SMALL = dict.fromkeys(("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner", "vocab_size"), 64)
+_LAYERS = 2
+_LARGEST = 2**28  # parameters: a gigabyte
+
+
+def rehearse_teacher(settings: TeacherConfig) -> None:
+    """Ask a small random LM of the teacher's kind what the teacher is asked when it is loaded: can it be continued?
+
+    Raises:
+        UserError: it cannot be continued from its own keys and values; the message names the setting.
+    """
+    try:
+        rehearse_continuation(load_config(settings.path, settings.revision, False, "teacher.path"))
+    except UserError as error:
+        raise UserError(f"teacher.path={settings.path}: {str(error).removeprefix('teacher: ')}") from error
+
+
+def rehearse_continuation(config: PreTrainedConfig) -> None:
+    """Raise UserError where a small random LM of the configuration cannot be continued from its own keys and values.
+
+    Nothing is said of one that cannot be made so small, or does not run so: the teacher is asked when it is loaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = _small_lm(config)
+    if model is not None:
+        Teacher(model)
+
+
+def _small_lm(config: PreTrainedConfig) -> PreTrainedModel | None:
+    """An LM with the attention of this configuration, but two layers, the first ones of each kind, and few ids."""
+    small = copy.deepcopy(config)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        small.layer_types = [*dict.fromkeys(kinds), *kinds][:_LAYERS]
+    for name, size in ({"num_hidden_layers": _LAYERS} | _SMALL).items():
+        if isinstance(getattr(small, name, None), int):
+            setattr(small, name, min(size, getattr(small, name)))
+    small.pad_token_id = None  # it may be an id that is none now
+    try:
+        if empty_model(AutoModelForCausalLM, small).num_parameters() > _LARGEST:
+            return None
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long))
+    except Exception:  # each kind has conditions of its own on its sizes; nothing is refused for them
+        return None
+    return model
 
 
 def rehearse_export(settings: StudentConfig, processor: Any) -> int:

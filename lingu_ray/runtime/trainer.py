@@ -48,7 +48,7 @@ from lingu_ray.runtime.models.load import (
     load_teacher_tokenizer,
     prepare_student,
 )
-from lingu_ray.runtime.rehearsal import rehearse_export
+from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_teacher
 from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus, trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.job_stop import StopWait
@@ -384,6 +384,8 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     check_weights(config)
     check_models(config, folder)
     if not folder.initial_model.exists():
+        if config.uses_teacher:
+            rehearse_teacher(config.teacher)
         with whole_folder(folder.initial_model, keep_existing=True) as temporary:
             prepare_student(config, temporary)
             _rehearse(config, temporary, folder)

@@ -21,7 +21,13 @@ from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
+    BloomConfig,
+    DiffLlamaConfig,
+    Gemma3TextConfig,
+    GPTNeoConfig,
     LlamaForSequenceClassification,
+    MoshiConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -32,6 +38,7 @@ from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.inspect import InspectConfig, read_sources
+from lingu_ray.runtime import trainer
 from lingu_ray.runtime.models.export import export_model
 from lingu_ray.runtime.models.load import (
     export_dtype,
@@ -41,7 +48,7 @@ from lingu_ray.runtime.models.load import (
     teacher_vocabulary,
 )
 from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
-from lingu_ray.runtime.rehearsal import rehearse_export
+from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_teacher
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.trainer import prepare_initial_model
 
@@ -321,6 +328,46 @@ def test_generation_flags_without_effect_do_not_end_a_run(
     rehearse_export(StudentConfig(path=str(student)), tiny_processor())
     dropped = [name for name in flags if name not in ("num_beams", "use_cache")]
     assert all(name in caplog.text for name in dropped) and "have no effect there, and are dropped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (BloomConfig, "layer 0 did not donate .* attends by code of its own"),
+        (GPTNeoConfig, "layer 0 did not donate"),
+        (DiffLlamaConfig, "layer 0 of the decoder attends more than once"),
+        (MoshiConfig, "it computes something else than in one pass"),
+    ],
+)
+def test_a_teacher_that_cannot_be_continued_is_known_by_its_configuration(
+    kind: type[PreTrainedConfig], reason: str, tmp_path: Path
+) -> None:
+    """Of the size that is published, in seconds, without a weight; torch's random numbers are left alone."""
+    kind().save_pretrained(tmp_path)
+    before = torch.random.get_rng_state()
+    with pytest.raises(UserError, match=rf"^teacher.path={tmp_path}: a {kind.model_type} cannot be .*: {reason}"):
+        rehearse_teacher(TeacherConfig(path=str(tmp_path)))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 16384, "head_dim": 1024}])
+def test_a_teacher_of_a_published_size_is_not_refused(sizes: dict[str, int], tmp_path: Path) -> None:
+    """Nor is one that is too large to be tried."""
+    Gemma3TextConfig(**sizes).save_pretrained(tmp_path)
+    rehearse_teacher(TeacherConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("policy", ["selective", "none"])
+def test_teachers_are_tried_before_the_corpus(
+    policy: str, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is something to distill, once for a run."""
+    asked: list[TeacherConfig] = []
+    monkeypatch.setattr(trainer, "rehearse_teacher", asked.append)
+    settings = config(pair, tmp_path, distill={"policy": policy})
+    for _ in range(2):
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
+    assert asked == ([settings.teacher] if policy == "selective" else [])
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
