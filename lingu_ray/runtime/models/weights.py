@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -50,6 +50,10 @@ _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 _EIGHT_BITS = ("I8", "U8", "F8", "F6", "F4")
 """How safetensors begins the names of dtypes that weights have by scales alone."""
 _TIE = "A head that is the embedding matrix is saved once: set tie_word_embeddings to true at the top of config.json."
+_TWO_HEADS = (
+    "by its config.json the output head is the embedding matrix, and its weights hold another head. "
+    "If that was trained, set tie_word_embeddings to false, in text_config too; else remove it from the files"
+)
 
 
 def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) -> PreTrainedModel:
@@ -99,7 +103,8 @@ def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
             f"{origin}: its weights are quantized ({stored[quantized[0]].dtype}: {_some(quantized)}), though its "
             f"config.json does not say so: training needs them as they were before. {_NOT_QUANTIZED}"
         )
-    check_tensors(model, {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}, origin)
+    empty = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
+    _check_heads(check_tensors(model, empty, origin), stored, origin)
 
 
 def stored_dtype(folder: Path, origin: str) -> torch.dtype | None:
@@ -114,8 +119,10 @@ def stored_dtype(folder: Path, origin: str) -> torch.dtype | None:
     return _FLOATS.get(numbers.most_common(1)[0][0]) if numbers else None
 
 
-def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: str) -> None:
+def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: str) -> PreTrainedModel:
     """Compare names and shapes of the tensors on the meta device with an `empty_model`, by Transformers' own loading.
+
+    Returns the model as it was loaded, on the meta device.
 
     Raises:
         UserError: as `load_whole`.
@@ -131,6 +138,7 @@ def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: st
             ignore_mismatched_sizes=True,
         )
     _check_report(loaded, report, origin)
+    return loaded
 
 
 def refuse_adapter(path: str, revision: str | None, setting: str) -> None:
@@ -165,6 +173,7 @@ def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
 class _Stored(NamedTuple):
     """A tensor as a file's header lists it; `dtype` by the names of safetensors."""
 
+    file: Path
     shape: list[int]
     dtype: str
 
@@ -177,7 +186,7 @@ def _listed(folder: Path, origin: str) -> dict[str, _Stored]:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  (no mapping)
                     part = opened.get_slice(name)
-                    tensors[name] = _Stored(part.get_shape(), part.get_dtype())
+                    tensors[name] = _Stored(file, part.get_shape(), part.get_dtype())
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{origin}: {file.name} is cut off or damaged ({error}): copy or download it again"
@@ -235,19 +244,37 @@ def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -
     )
 
 
+def _check_heads(model: PreTrainedModel, stored: dict[str, _Stored], origin: str) -> None:
+    """`_check_tied` on files: where they have two matrices for one, these are read and compared.
+
+    On the meta device Transformers keeps both, whatever they hold.
+    """
+    if _has_two_heads(model):
+        shape = [*cast(torch.nn.Linear, model.get_output_embeddings()).weight.shape]
+        alike = [name for name, one in stored.items() if one.shape == shape]
+        if len(alike) == 2 and not torch.equal(*(_read(stored[name], name) for name in alike)):
+            raise UserError(f"{origin}: {_TWO_HEADS}")
+
+
+def _read(stored: _Stored, name: str) -> Tensor:
+    with safe_open(stored.file, "pt") as opened:
+        return opened.get_tensor(name)
+
+
 def _check_tied(model: PreTrainedModel, origin: str) -> None:
     """Raise UserError where VLM and text are configured to share a matrix, and the files hold two.
 
     Transformers then keeps both, with a warning; vLLM drops the head.
     """
+    if _has_two_heads(model):
+        raise UserError(f"{origin}: {_TWO_HEADS}")
+
+
+def _has_two_heads(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     if head is None or not all(getattr(one, "tie_word_embeddings", False) for one in (model.config, _text(model))):
-        return
-    if head.weight is not model.get_input_embeddings().weight:
-        raise UserError(
-            f"{origin}: by its config.json the output head is the embedding matrix, and its weights hold another head. "
-            "If that was trained, set tie_word_embeddings to false, in text_config too; else remove it from the files"
-        )
+        return False
+    return head.weight is not model.get_input_embeddings().weight
 
 
 def _text(model: PreTrainedModel) -> PreTrainedConfig:

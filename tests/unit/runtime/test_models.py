@@ -370,16 +370,34 @@ def test_teachers_are_tried_before_the_corpus(
     assert asked == ([settings.teacher] if policy == "selective" else [])
 
 
+def with_head(times: float) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Weights with a head beside the embeddings: so many times these."""
+
+    def add(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        embeddings = next(tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
+        return tensors | {"lm_head.weight": times * embeddings}
+
+    return add
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_head_that_is_saved_twice_is_taken(role: str, pair: Path, tmp_path: Path) -> None:
+    """It is the embedding matrix, as older versions have written it."""
+    shutil.copytree(pair / role, tmp_path / role)
+    changed(tmp_path / role, with_head(1.0))
+    settings = config(pair, tmp_path / "runs", **{role: {"path": str(tmp_path / role)}})
+    prepare_initial_model(settings, RunFolder(settings.run_dir))
+
+
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_second_head_of_a_tied_model_is_refused(role: str, pair: Path, tmp_path: Path) -> None:
-    """Transformers would take the head of the files, and vLLM the embedding matrix."""
+    """Transformers would take the head of the files, and vLLM the embedding matrix; told by the files, before the
+    corpus, and where they are not here yet, by loading."""
     shutil.copytree(pair / role, tmp_path / role)
-    changed(
-        tmp_path / role,
-        lambda ts: (
-            ts | {"lm_head.weight": 2 * next(t for name, t in ts.items() if name.endswith("embed_tokens.weight"))}
-        ),
-    )
+    changed(tmp_path / role, with_head(2.0))
+    settings = config(pair, tmp_path / "runs", **{role: {"path": str(tmp_path / role)}})
+    with pytest.raises(UserError, match=rf"^{role}.path=.* hold another head"):
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
     path = str(tmp_path / role)
     with pytest.raises(UserError, match=rf"{role}.path=.* hold another head"):
         if role == "student":
