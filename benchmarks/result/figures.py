@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -90,6 +90,23 @@ def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
 def _difference(measured: Sequence[Measured], damage: str, data: str) -> Seeds:
     results = Results.of(measured, damage, data)
     return results.ahead("recovery", results.control) if results.control else Seeds(())
+
+
+def sight_panel(source: str, told: Mapping[tuple[str, str], Seeds]) -> Panel:
+    """What pictures tell each model in sentences of a source; `told`: by cell of the map and model."""
+    title = f"What pictures tell in {source}, nats a token"
+    return Panel(title, (5.6, 0.9 + BAR * len(told)), partial(_draw_sight, told=told, title=title))
+
+
+def _draw_sight(axis: Axes, told: Mapping[tuple[str, str], Seeds], title: str) -> None:
+    labels = [f"{cell}: {shown_name(model)}" for cell, model in told]
+    for place, ((_, model), seeds) in enumerate(reversed(told.items())):
+        axis.barh(place, seeds.mean, 0.72, color=COLORS.get(model, "#999999"))
+        axis.hlines(place, *seeds.around, color=INK, linewidth=1.4)
+    axis.axvline(0, color=SOFT, linewidth=0.8)
+    axis.set(yticks=range(len(told)), yticklabels=labels[::-1])
+    axis.grid(axis="y", visible=False)
+    axis.set_title(title, loc="left")
 
 
 def curve_panels(size: Size) -> list[Panel]:

@@ -10,13 +10,13 @@ has no eyes. A model that was asked after it was made is not asked again. benchm
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import Field, TypeAdapter
 
-from benchmarks.result.figures import shown_name
+from benchmarks.result.figures import shown_name, sight_panel
 from benchmarks.result.jobs import compared, measured_folder
 from benchmarks.result.manifest import SIGHT
 from benchmarks.result.markdown import row_line, table_head
@@ -30,6 +30,7 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.roles import TEACHER
 from lingu_ray.preview.knowledge import Known
 from lingu_ray.probe import ProbeConfig, ask
+from lingu_ray.report.plots import save_panels
 
 ROWS = 128
 _KNOWN = TypeAdapter(list[Known])
@@ -94,29 +95,37 @@ def publish(one: Comparison, out: Path) -> dict[str, dict[str, Known]]:
 
 def sight_section(measured: Sequence[Measured], out: Path) -> str:
     """What held-out pictures tell the models that say sentences about them, and how well they say them."""
-    lines: list[str] = []
-    sources: dict[str, None] = {}
+    found: dict[tuple[str, str], list[dict[str, Known]]] = {}
     for results in map_cells(measured):
         seeds = [publish(one.comparison, out) for one in results.measured]
         for model in results.models:
-            found = [by_model[model] for by_model in seeds if model in by_model]
-            sources |= dict.fromkeys(source for one in found for source in one)
-            if found:
-                lines.append(row_line(f"{results.name}, {shown_name(model)}", [*sight_cells(found, [*sources])]))
-    if not lines:
+            if of_model := [by_model[model] for by_model in seeds if model in by_model]:
+                found[results.name, model] = of_model
+    if not found:
         return ""
+    sources = dict.fromkeys(source for seeds in found.values() for one in seeds for source in one)
+    told = {source: {row: _seeds(seeds, source)[0] for row, seeds in found.items()} for source in sources}
+    shown = {source: {row: seeds for row, seeds in rows.items() if seeds.found} for source, rows in told.items()}
+    save_panels([sight_panel(source, rows) for source, rows in shown.items()], out / "sight.png")
     head = [f"{source}: {what}" for source in sources for what in ("pictures tell", "in all")]
     note = "Nats a token: how much worse a model says a sentence with another row's picture, and what it costs in all."
-    return "\n".join(["## Sight in sentences", "", note, "", *table_head(["damage, data, model", *head]), *lines])
+    lines = [
+        row_line(
+            f"{cell}, {shown_name(model)}", [one.text(nats) for source in sources for one in _seeds(seeds, source)]
+        )
+        for (cell, model), seeds in found.items()
+    ]
+    picture = "![What pictures tell in sentences](sight.png)"
+    return "\n".join(
+        ["## Sight in sentences", "", picture, "", note, "", *table_head(["damage, data, model", *head]), *lines]
+    )
 
 
-def sight_cells(found: Sequence[Mapping[str, Known]], sources: Sequence[str]) -> Iterator[str]:
-    """Of each source what pictures tell, and what the sentences cost in all; `found`: of one model, by seed."""
-    for source in sources:
-        of_source = [one[source] for one in found if source in one]
-        told = (one.pictures_tell_student for one in of_source)
-        yield Seeds(tuple(one for one in told if one is not None)).text(nats)
-        yield Seeds(tuple(one.student for one in of_source)).text(nats)
+def _seeds(found: Sequence[Mapping[str, Known]], source: str) -> tuple[Seeds, Seeds]:
+    """Of one model what pictures tell it in a source, and what the sentences cost in all, by seed."""
+    of_source = [one[source] for one in found if source in one]
+    told = (one.pictures_tell_student for one in of_source)
+    return Seeds(tuple(one for one in told if one is not None)), Seeds(tuple(one.student for one in of_source))
 
 
 if __name__ == "__main__":

@@ -171,10 +171,10 @@ def test_what_has_only_begun_here_takes_no_place(docs: Path, tmp_path: Path, mon
 
 
 def test_figures_that_the_page_names_are_there(docs: Path):
-    """Recovery, retention, map and curves are pictures, and the page names no other file than those beside it."""
+    """Recovery, retention, map, sight and curves are pictures, and the page names no file that is not beside it."""
     text = (docs / "real_pair.md").read_text()
     names = {part.partition(")")[0] for part in text.split("](")[1:]}
-    assert {"recovery.png", "retention.png", "map.png", "curves.png"} < names
+    assert {"recovery.png", "retention.png", "map.png", "sight.png", "curves.png"} < names
     for name in names:
         with Image.open(docs / name) as image:
             assert image.width >= 48
