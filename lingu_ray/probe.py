@@ -19,6 +19,7 @@ examples:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from tempfile import TemporaryDirectory
@@ -92,6 +93,8 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     )
 
     logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # Transformers' own bars
     if config.student.path is None:
         raise UserError("student.path: name a VLM; one that is still to be made (student.from_teacher) knows nothing")
     device = torch_device(settings.device)
