@@ -134,7 +134,8 @@ def _run(config: Config, settings: AlignConfig, folder: RunFolder, corpus: Corpu
         device="cuda" if use_gpu else "cpu",
         threads=threads(config.ray, 1),
     )
-    task: Any = ray.remote(aligned_student)
+    # Ray keeps a process whose GPU is asked for by `options`, and with it memory that the run's workers need
+    task: Any = ray.remote(max_calls=1)(aligned_student)
     stream = task.options(
         num_cpus=resources["CPU"],
         num_gpus=resources.get("GPU", 0),

@@ -1,9 +1,14 @@
 """The alignment of a tiny VLM on drawn pictures."""
 
 import io
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from unittest.mock import MagicMock
 
+import psutil
 import pyarrow as pa
 import pytest
 import tinyrun
@@ -19,7 +24,7 @@ from lingu_ray.corpus.pictures import choose_targets, read_pictures
 from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment.process import KEPT_SHARE, AlignJob, Alignment, aligned_student
-from lingu_ray.runtime.alignment.stage import align, doubt_of_sight, load_alignment
+from lingu_ray.runtime.alignment.stage import _run, align, doubt_of_sight, load_alignment
 from lingu_ray.runtime.models.load import load_student
 from lingu_ray.runtime.run_folder.folder import RunFolder
 
@@ -141,6 +146,23 @@ def test_too_little_memory_names_the_settings(
     write_json(folder.models, {})
     with pytest.raises(UserError, match=r"^align.* lower train.tokens_per_micro_batch or align.max_rows"):
         align(settings(data, tmp_path), folder, Corpus(data / "corpus"), "fingerprint")
+
+
+@pytest.mark.slow
+def test_its_process_ends_before_training(
+    ray_cluster: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it holds of a GPU is the workers' then. Ray would keep it, for the next task that comes."""
+
+    def stand_in(job: AlignJob) -> Iterator[dict[str, Any]]:
+        yield {"weights": b"", "record": {"process": os.getpid()}}
+
+    monkeypatch.setattr("lingu_ray.runtime.alignment.stage.aligned_student", stand_in)
+    config = settings(data, tmp_path)
+    assert config.align is not None
+    done = _run(config, config.align, RunFolder(tmp_path / "run"), Corpus(data / "corpus"))
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(done["record"]["process"]).wait(timeout=20)
 
 
 def test_a_corpus_without_pictures_is_refused(data: Path, tmp_path: Path):
