@@ -14,6 +14,8 @@ from lingu_ray.commands import as_called
 
 _WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
 _FULL = re.compile(r".*(?:No space left on device|Disk quota exceeded).*")  # Rust and C++ have these words, too
+# A context, a stream, pinned memory; a handle of cuBLAS or cuDNN; a buffer of NCCL: none comes from torch's allocator
+_FULL_GPU = re.compile(r".*(?:error: out of memory|_STATUS_ALLOC_FAILED|Cuda failure.*out of memory).*")
 
 
 class UserError(Exception):
@@ -58,6 +60,15 @@ def full_disk(error: BaseException | None) -> UserError | None:
     if found is None:
         return None
     return UserError(f"no disk space: {found[0]}. Free some, and run the same command again: what was finished is kept")
+
+
+def full_gpu(error: BaseException) -> str | None:
+    """What CUDA or one of its libraries says where it finds no memory; None where an error is another one.
+
+    These have no type of their own: that of torch's allocator is `torch.OutOfMemoryError`.
+    """
+    found = _FULL_GPU.search(str(error)) if isinstance(error, RuntimeError) else None
+    return None if found is None else found[0].strip()
 
 
 class _Lasting:

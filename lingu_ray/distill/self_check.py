@@ -18,7 +18,7 @@ from lingu_ray.distill.capture import KVCapture, capturing, donate
 from lingu_ray.distill.continuation import continue_from_kv, make_request
 from lingu_ray.distill.decoder import field, sliding_window
 from lingu_ray.distill.donation import Donation, plan_donation
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, full_gpu
 
 _TOKENS = 24
 _WINDOW = 5  # of sliding layers while this runs, so that it has a part in so short a text
@@ -48,6 +48,8 @@ def check_continuation(decoder: PreTrainedModel) -> None:
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the device's fault
     except (UserError, RuntimeError, TypeError, AttributeError, LookupError) as error:
+        if full_gpu(error):
+            raise
         raise UserError(f"{_cannot(decoder)}: {str(error).removeprefix('student: ')}") from error
     if not apart <= _RELATIVE.get(decoder.dtype, _RELATIVE_16_BIT):
         raise UserError(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray.exceptions
 import torch
 
-from lingu_ray.errors import UserError, causes, user_error
+from lingu_ray.errors import UserError, causes, full_gpu, user_error
 
 FOR_TRAINING = (
     "lower train.tokens_per_micro_batch, set train.gradient_checkpointing=true or train.precision=bf16, or give the "
@@ -51,8 +51,13 @@ def full_node(error: BaseException | None) -> str | None:
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
-    """The allocator's first words where an error is, or wraps, one of a GPU out of memory; else None."""
+    """The first words of torch's allocator, or of CUDA, where an error is, or wraps, one of a GPU out of memory.
+
+    Else None.
+    """
     for one in causes(error):
         if isinstance(one, torch.OutOfMemoryError):
             return str(one).partition(" Of the allocated memory")[0].partition("\n")[0]
+        if said := full_gpu(one):
+            return said
     return None

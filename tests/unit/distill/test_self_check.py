@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -40,6 +41,16 @@ def test_decoders_that_can_be_continued_pass(name, dtype):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         check_continuation(decoder)
     assert (decoder.config._attn_implementation, sliding_window(decoder.config)) == before
+
+
+def test_a_full_gpu_is_no_fault_of_the_decoder(monkeypatch):
+    """The first product of a process asks for a handle of cuBLAS, beside whatever others hold of its GPU."""
+    decoder = FAMILIES["idefics3"].teacher().get_decoder()
+    full = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    monkeypatch.setattr("lingu_ray.distill.self_check._difference", Mock(side_effect=full))
+    with pytest.raises(RuntimeError) as caught:
+        check_continuation(decoder)
+    assert caught.value is full
 
 
 @pytest.mark.parametrize(

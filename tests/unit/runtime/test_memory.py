@@ -5,6 +5,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 from test_transport import CPU, request_of
+from torch.distributed import DistBackendError
 
 from lingu_ray.config import EvaluationConfig, TeacherConfig
 from lingu_ray.errors import UserError, causes, user_error
@@ -14,6 +15,19 @@ from lingu_ray.runtime.teacher.teachers import TeacherActorClient
 
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"
 FULL = torch.OutOfMemoryError(f"{SAID} Of the allocated memory 70.00 GiB is allocated by PyTorch, and …")
+# What CUDA and its libraries say, in errors of several types, which torch's allocator has no part in.
+OF_CUDA = {
+    "CUDA error: out of memory": torch.AcceleratorError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call."
+    ),
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": RuntimeError(
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    ),
+    "Cuda failure 2 'out of memory'": DistBackendError(
+        "NCCL error in: NCCLUtils.cpp:77, unhandled cuda error, NCCL version 2.29.7\nLast error:\n"
+        "Cuda failure 2 'out of memory'"
+    ),
+}
 CURES = ("train.tokens_per_micro_batch", "train.gradient_checkpointing=true", "ray.gpus_per_worker=2")
 
 
@@ -32,7 +46,27 @@ def test_it_is_told_with_its_cures(error: Exception) -> None:
     assert "\n" not in message and all(cure in message for cure in CURES)
 
 
-@pytest.mark.parametrize("error", [ValueError("other"), of_a_task(ValueError("other")), UserError("known")])
+@pytest.mark.parametrize("said", OF_CUDA)
+def test_what_is_not_the_allocators_is_told_too(said: str) -> None:
+    """Where a context, a handle or a buffer finds no place beside what others hold: of this process or of another."""
+    for error in (OF_CUDA[said], of_a_task(OF_CUDA[said])):
+        with pytest.raises(UserError) as caught, explained("the teacher", FOR_TRAINING):
+            raise error
+        message = str(caught.value)
+        assert message.startswith("the teacher ran out of GPU memory: lower ") and message.endswith(f". {said}")
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("other"),
+        of_a_task(ValueError("other")),
+        UserError("known"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(…)`"),
+    ],
+)
 def test_other_errors_stay_as_they_are(error: Exception) -> None:
     """They are raised as they came."""
     with pytest.raises(type(error)) as caught, explained("worker 1", FOR_TRAINING):
