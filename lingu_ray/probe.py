@@ -36,6 +36,8 @@ from lingu_ray.inspect import named_sources, with_demo
 from lingu_ray.paths import LocalPath
 
 if TYPE_CHECKING:
+    import torch
+
     from lingu_ray.preview.knowledge import Known
 
 
@@ -102,7 +104,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     check_weights(config)
     processor = load_processor(config.student)
     check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
-    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and device.type == "cuda")
+    bf16 = in_bf16(config, device)
     with TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         rows = {source.name: read_rows(config, source, folder, settings.rows) for source in sources}
@@ -112,6 +114,14 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
         probe = Probe(config, Student(model), teacher, Encoder(processor, config.corpus.max_length), bf16)
         for source in sources:
             yield probe.ask(source.name, rows[source.name])
+
+
+def in_bf16(config: Config, device: torch.device) -> bool:
+    """Whether the models are asked in bf16, as they would be trained; `auto` on a CPU is fp32, and nothing is timed."""
+    from lingu_ray.runtime.training.precision import computes_in_bf16
+
+    precision = config.train.precision
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and computes_in_bf16(device))
 
 
 if __name__ == "__main__":

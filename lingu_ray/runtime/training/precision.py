@@ -114,13 +114,19 @@ def _choose_here(use_gpu: bool, width: int, inner: int, rows: int) -> Choice:
     """The choice of a worker on this node, for a decoder of these sizes."""
     if use_gpu:
         name = torch.cuda.get_device_name()
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+        if computes_in_bf16(torch.device("cuda")):
             return Choice("bf16", f"{name} computes in it")
         return Choice("fp32", f"{name} does not compute in bf16")
     # Of several threads processor time has waiting in it: the ratio is 1.1 at one call and 2 at the next. With one
     # thread calls differ by some 5 %.
     torch.set_num_threads(1)
     return by_speed(times_as_fast(width, inner, rows))
+
+
+def computes_in_bf16(gpu: torch.device) -> bool:
+    """Whether this GPU has units for bf16; one without (V100, T4) emulates it."""
+    with torch.cuda.device(gpu):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def by_speed(ratio: float) -> Choice:

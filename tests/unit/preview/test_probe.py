@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.results import Estimate, Interval
 from lingu_ray.preview.knowledge import Known, Probe, other_pictures
 from lingu_ray.preview.knowledge_lines import conclusion
-from lingu_ray.probe import main
+from lingu_ray.probe import in_bf16, main
+from lingu_ray.runtime.training.precision import with_precision
 
 ROWS = [
     Row("mine", -1, say("<image>What is it?", "A cat."), [picture(1)], True),
@@ -157,6 +159,26 @@ def test_the_command_says_it_and_writes_it(my_yaml: Path, tmp_path: Path, capsys
         # equal decoders: the student's keys are the teacher's own, but for the ids that the student added
         assert entry["teacher"]["value"] == pytest.approx(entry["student"]["value"], abs=0.3)
     assert found[1]["pictured"] == found[1]["rows"] == 20 and "its pictures tell it" in out
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "emulated", "bf16"),
+    [
+        ("fp32", "cuda:1", False, False),
+        ("bf16", "cuda:1", True, True),
+        ("auto", "cuda:1", False, True),
+        ("auto", "cuda:1", True, False),
+        ("auto", "cpu", False, False),
+    ],
+)
+def test_the_precision_is_that_of_training(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, emulated: bool, bf16: bool
+) -> None:
+    """`auto` takes bf16 on a GPU that computes in it, and not on one that emulates it."""
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
+    supported = lambda including_emulation=True: including_emulation or not emulated  # noqa: E731
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", supported)
+    assert in_bf16(with_precision(probe().config, precision), torch.device(device)) is bf16
 
 
 def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
