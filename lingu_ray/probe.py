@@ -108,7 +108,9 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     with TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         rows = {source.name: read_rows(config, source, folder, settings.rows) for source in sources}
-        model = load_student(config.student, config.train.attention).eval()
+        # flash attention computes in bf16 on GPUs alone; elsewhere PyTorch's own gives the same
+        attention = config.train.attention if bf16 and device.type == "cuda" else "sdpa"
+        model = load_student(config.student, attention).eval()
         nn.Module.to(model, device)
         teacher = load_teacher(config.teacher, torch.bfloat16 if bf16 else torch.float32, device)
         probe = Probe(config, Student(model), teacher, Encoder(processor, config.corpus.max_length), bf16)

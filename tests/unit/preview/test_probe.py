@@ -149,8 +149,10 @@ def my_yaml(my_data: Path, tmp_path: Path) -> Path:
 
 
 def test_the_command_says_it_and_writes_it(my_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each source in turn, those that are named alone; what is printed is in the JSON."""
-    main([str(my_yaml), "chat", "pictures", "rows=20", "device=cpu", f"out={tmp_path / 'probe.json'}"])
+    """Each source in turn, those that are named alone; what is printed is in the JSON. Of an attention that a CPU does
+    not have PyTorch's takes the place."""
+    chosen = ["rows=20", "device=cpu", "train.attention=flash_attention_2", "train.precision=bf16"]
+    main([str(my_yaml), "chat", "pictures", *chosen, f"out={tmp_path / 'probe.json'}"])
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "probe.json").read_text("utf-8"))
     assert [entry["source"] for entry in found] == ["chat", "pictures"]
