@@ -77,13 +77,15 @@ def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conv
     """Load the model, after everything else is checked.
 
     Raises:
-        UserError: no such model, an image that cannot be read or is not for this model, no such device.
+        UserError: no such model, an image that cannot be read or is not for this model, no such device, or a GPU whose
+            memory does not suffice.
     """
     from transformers.utils import logging
 
     from lingu_ray.conversation import Conversation, read_image
     from lingu_ray.evaluation.engines.load import load_model_files
     from lingu_ray.evaluation.engines.transformers_engine import load_model
+    from lingu_ray.runtime.cluster.memory import explained
     from lingu_ray.runtime.models.device import torch_device
 
     logging.set_verbosity_error()
@@ -92,7 +94,8 @@ def open_conversation(path: str, images: list[Path], config: ChatConfig) -> Conv
     conversation = Conversation(load_model_files(path), None, config.temperature, config.max_new_tokens)
     conversation.show(*map(read_image, images))
     device = torch_device(config.device)
-    conversation.model = load_model(conversation.files).eval().to(device)
+    with explained("the model", "end what else uses it, or set device=cpu"):
+        conversation.model = load_model(conversation.files).eval().to(device)
     return conversation
 
 
@@ -125,12 +128,16 @@ def reply(conversation: Conversation, line: str) -> None:
     """Answer a question, or run a command such as /new.
 
     Raises:
-        UserError: no such command, an image that cannot be read, a question that cannot be asked.
+        UserError: no such command, an image that cannot be read, a question that cannot be asked, or an answer for
+            which the GPU's memory does not suffice.
     """
+    from lingu_ray.runtime.cluster.memory import explained
+
     if line.startswith("/"):
         _run(conversation, *line.partition(" ")[::2])
     elif line:
-        conversation.ask(line, lambda piece: print(piece, end="", flush=True))
+        with explained("the answer", "/new starts a new conversation; fewer or smaller images, or device=cpu"):
+            conversation.ask(line, lambda piece: print(piece, end="", flush=True))
         print()
 
 

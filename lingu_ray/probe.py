@@ -49,6 +49,7 @@ class ProbeConfig(Section):
     out: LocalPath | None = Field(None, description="write what was found as JSON, too; null: off")
 
 
+_LESS_MEMORY = "lower train.tokens_per_micro_batch, or set device=cpu"
 USAGE = "python -m lingu_ray.probe [RECIPE | file.yaml] [SOURCE ...] [key=value ...]"
 HELP = Help(USAGE, __doc__, ProbeConfig)
 
@@ -72,8 +73,8 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     """What both models know of each source, as soon as it is known.
 
     Raises:
-        UserError: there is no student yet, the pair does not fit, a model cannot be loaded, or a source is not found,
-            has no rows or cannot be read.
+        UserError: there is no student yet, the pair does not fit, a model cannot be loaded, a source is not found, has
+            no rows or cannot be read, or a GPU's memory does not suffice.
     """
     import torch
     from torch import nn
@@ -84,6 +85,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     from lingu_ray.distill.student import Student
     from lingu_ray.preview.knowledge import Probe
     from lingu_ray.preview.read import read_rows
+    from lingu_ray.runtime.cluster.memory import explained
     from lingu_ray.runtime.models.device import torch_device
     from lingu_ray.runtime.models.load import (
         check_pair,
@@ -105,7 +107,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     processor = load_processor(config.student)
     check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
     bf16 = in_bf16(config, device)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, explained("the probe", _LESS_MEMORY):
         processor.save_pretrained(folder)
         rows = {source.name: read_rows(config, source, folder, settings.rows) for source in sources}
         # flash attention computes in bf16 on GPUs alone; elsewhere PyTorch's own gives the same

@@ -4,6 +4,7 @@ import io
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -195,6 +196,21 @@ def test_what_cannot_be_asked_is_refused(models: Path):
         with pytest.raises(UserError, match=message):
             reply(conversation, line)
     assert not conversation.messages and not conversation.shown
+
+
+def test_a_gpu_that_is_full_is_told(models: Path, monkeypatch: pytest.MonkeyPatch):
+    """While the model is loaded, with what helps, and at a question, after which others can be asked."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB")
+    conversation = opened(models / "vlm")
+    with monkeypatch.context() as patch:
+        patch.setattr("lingu_ray.conversation.generate_answers", Mock(side_effect=full))
+        with pytest.raises(UserError, match=r"^the answer ran out of GPU memory: /new .* device=cpu\. CUDA out of"):
+            reply(conversation, "One?")
+    assert not conversation.messages
+    reply(conversation, "One?")
+    monkeypatch.setattr("lingu_ray.evaluation.engines.transformers_engine.load_model", Mock(side_effect=full))
+    with pytest.raises(UserError, match=r"^the model ran out of GPU memory: .* device=cpu\. CUDA out of memory"):
+        opened(models / "vlm")
 
 
 def test_a_tokenizer_of_another_model_is_told(models: Path, tmp_path: Path):

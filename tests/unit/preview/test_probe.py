@@ -7,6 +7,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -200,6 +201,14 @@ def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             main(arguments)
+
+
+def test_a_gpu_that_is_full_is_told(my_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, with what helps."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB")
+    monkeypatch.setattr(Probe, "ask", Mock(side_effect=full))
+    with pytest.raises(UserError, match=r"^the probe ran out of GPU memory: lower train\.tokens.* device=cpu\. CUDA"):
+        main([str(my_yaml), "chat", "device=cpu"])
 
 
 def test_the_students_own_tokens_are_not_counted() -> None:
