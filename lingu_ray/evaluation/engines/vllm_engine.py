@@ -277,10 +277,16 @@ def _load(files: ModelFiles, tokens_per_batch: int, dtype: torch.dtype, gpu_shar
 
 
 def _on_device(files: ModelFiles, tokens_per_batch: int, gpu_share: float) -> dict[str, Any]:
-    """Memory for keys and values: on a GPU 90% of what is free; on a CPU enough for a context, or for eight batches."""
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return {"gpu_memory_utilization": 0.9 * min(free / total, gpu_share)}
+    """Memory for keys and values: of a GPU of its own 90% of what is free; else for a context, or for eight batches.
+
+    Where others use the GPU, vLLM would count what they take while it measures as its own, and fail where they free it.
+    """
     tokens = max(_context(files.config), 8 * tokens_per_batch)
-    memory = min(tokens * _kv_bytes(files.config), _memory_for_kv())
-    return {"kv_cache_memory_bytes": memory, "block_size": BLOCK}
+    wanted = tokens * _kv_bytes(files.config)
+    if not torch.cuda.is_available():
+        return {"kv_cache_memory_bytes": min(wanted, _memory_for_kv()), "block_size": BLOCK}
+    free, total = torch.cuda.mem_get_info()
+    if gpu_share == 1:
+        return {"gpu_memory_utilization": 0.9 * free / total}
+    memory = min(wanted, int(min(free, gpu_share * total)) // 2)
+    return {"kv_cache_memory_bytes": memory, "gpu_memory_utilization": memory / total}  # the latter must be free
