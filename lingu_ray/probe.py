@@ -122,7 +122,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
 
 def in_bf16(config: Config, device: torch.device) -> bool:
     """Whether the models are asked in bf16, as they would be trained; `auto` on a CPU is fp32, and nothing is timed."""
-    from lingu_ray.runtime.training.precision import computes_in_bf16
+    from lingu_ray.runtime.cluster.gpus import computes_in_bf16
 
     precision = config.train.precision
     return precision == "bf16" or (precision == "auto" and device.type == "cuda" and computes_in_bf16(device))

@@ -27,12 +27,13 @@ HIDDEN = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 
 
 def check_gpus(bundle: Bundle, attention: Attention = "sdpa") -> None:
-    """Check in a process with these resources that torch computes on its GPU, and the attention's package is there.
+    """Check in a process with these resources that torch computes on its GPU, and the attention, too.
 
     Without a GPU there is nothing to check.
 
     Raises:
-        UserError: it does not; else training would end in an error of NCCL, and engines would compute on the CPU.
+        UserError: it does not; else training would end in an error of NCCL or flash-attn, and engines would compute on
+            the CPU.
     """
     if bundle.get("GPU"):
         _check(tuple(bundle.items()), attention, ray.get_runtime_context().gcs_address)
@@ -70,6 +71,7 @@ def _check(resources: tuple[tuple[str, float], ...], attention: Attention, clust
 def _require(given: str, attention: Attention) -> None:
     require_cuda(given)
     require_package(attention)
+    require_units(attention)
 
 
 def require_cuda(given: str) -> None:
@@ -92,6 +94,21 @@ def require_package(attention: Attention) -> None:
             f"train.attention={attention}: {socket.gethostname()} has no such package: install flash-attn on every "
             "node (its page says how), or leave train.attention out"
         )
+
+
+def require_units(attention: Attention) -> None:
+    """Raise UserError where the student's attention does not compute on this process's GPU."""
+    if attention != "sdpa" and not computes_in_bf16(torch.device("cuda")):
+        raise UserError(
+            f"train.attention={attention} needs a GPU with units for bf16 (Ampere or newer), and "
+            f"{socket.gethostname()} has a {torch.cuda.get_device_name()}: leave train.attention out"
+        )
+
+
+def computes_in_bf16(gpu: torch.device) -> bool:
+    """Whether this GPU has units for bf16; one without (V100, T4) emulates it."""
+    with torch.cuda.device(gpu):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def check_attention(settings: TrainConfig, use_gpu: bool) -> None:

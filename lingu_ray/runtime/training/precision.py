@@ -22,7 +22,7 @@ from torch import nn
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.runtime.cluster.capacity import uses_gpu, wait_for_nodes, worker_resources, workers
-from lingu_ray.runtime.cluster.gpus import check_gpus
+from lingu_ray.runtime.cluster.gpus import check_gpus, computes_in_bf16
 from lingu_ray.runtime.models.load import load_config
 from lingu_ray.runtime.resume import trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -121,12 +121,6 @@ def _choose_here(use_gpu: bool, width: int, inner: int, rows: int) -> Choice:
     # thread calls differ by some 5 %.
     torch.set_num_threads(1)
     return by_speed(times_as_fast(width, inner, rows))
-
-
-def computes_in_bf16(gpu: torch.device) -> bool:
-    """Whether this GPU has units for bf16; one without (V100, T4) emulates it."""
-    with torch.cuda.device(gpu):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def by_speed(ratio: float) -> Choice:

@@ -1,6 +1,7 @@
 """`train.attention`: flash attention is found by its own name, and refused where it cannot compute."""
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import plan_donation
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster.gpus import check_attention, require_package
+from lingu_ray.runtime.cluster.gpus import check_attention, require_package, require_units
 from lingu_ray.runtime.models.masks import sees_ahead
 from lingu_ray.runtime.training.step import model_inputs
 
@@ -116,3 +117,17 @@ def test_a_package_that_is_not_installed() -> None:
     require_package("sdpa")
     with pytest.raises(UserError, match=r"train\.attention=flash_attention_2: .* install flash-attn on every node"):
         require_package("flash_attention_2")
+
+
+def test_a_gpu_without_its_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flash-attn refuses a GPU older than Ampere, in the first step: it is named before, with what to do."""
+    monkeypatch.setattr("torch.cuda.device", nullcontext)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    for emulated in (False, True):
+        supported = lambda including_emulation=True, old=emulated: including_emulation or not old  # noqa: E731
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", supported)
+        require_units("sdpa")
+        if not emulated:
+            require_units("flash_attention_2")
+    with pytest.raises(UserError, match=r"train\.attention=flash_attention_2 needs .* has a Tesla T4: leave"):
+        require_units("flash_attention_2")
