@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import subprocess
@@ -106,17 +107,47 @@ def torch_cuda() -> str | None:
     return runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
 
 
+_LOOK = """
+import json, torch
+torch.cuda.is_available() or torch.cuda.init()
+gpus = [(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())]
+print(json.dumps([gpus, torch.cuda.get_arch_list() if torch.version.cuda else []]))
+"""
+
+
 def torch_error() -> str | None:
-    """What a new process's torch says where it finds no GPU; None where it finds one."""
-    look = [sys.executable, "-c", "import torch; torch.cuda.is_available() or torch.cuda.init()"]
+    """What a new process's torch says where it finds no GPU, or one that it has no code for; None where it finds some.
+
+    It reads the GPUs' properties, and so needs no place on them.
+    """
+    look = [sys.executable, "-c", _LOOK]
     try:
         done = subprocess.run(look, capture_output=True, text=True, timeout=_TORCH_WITHIN_S, check=False)
     except subprocess.TimeoutExpired:
         return f"no answer within {_TORCH_WITHIN_S:g} s"
     if not done.returncode:
-        return None
+        return without_code(*json.loads(done.stdout.splitlines()[-1]))
     said = re.search(r"^\w*Error: .+", done.stderr, re.MULTILINE)
     return said[0] if said else f"it ends with exit code {done.returncode}"
+
+
+def without_code(found: Sequence[tuple[str, Sequence[int]]], built: Sequence[str]) -> str | None:
+    """What is wrong with the first GPU, of names and compute capabilities, that no architecture of torch's runs on.
+
+    An architecture is `sm_80`, code for 8.0 and later ones of 8, or `compute_80`, compiled for 8.0 or later when it is
+    loaded.
+    """
+    for name, (major, minor) in found:
+        if built and not any(_runs_on(arch, major, minor) for arch in built):
+            return f"a {name} has compute capability {major}.{minor}, and this torch is built for {', '.join(built)}"
+    return None
+
+
+def _runs_on(arch: str, major: int, minor: int) -> bool:
+    kind, _, number = arch.partition("_")
+    of_major, of_minor = divmod(int(re.sub(r"\D", "", number)), 10)
+    later = (of_major, of_minor) <= (major, minor)
+    return later if kind == "compute" else later and of_major == major
 
 
 def _printed(*command: str, given: str = "") -> str | None:

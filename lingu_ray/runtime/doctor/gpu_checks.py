@@ -47,8 +47,11 @@ def _cuda(with_gpus: Sequence[NodeFacts]) -> Finding:
     if old:
         return Finding("gpu", "error", joined(old), "update the driver, or install torch for the driver's CUDA")
     if unseen := [f"{node.node}: {node.gpu.torch_error}" for node in with_gpus if node.gpu.torch_error]:
-        cure = "in a container, docker run --gpus all; else see CUDA_VISIBLE_DEVICES, and what nvidia-smi says there"
-        return Finding("gpu", "error", f"nvidia-smi shows a GPU, and torch sees none; {joined(unseen)}", cure)
+        cure = (
+            "in a container, docker run --gpus all; a build of torch for that GPU; else see CUDA_VISIBLE_DEVICES, and "
+            "what nvidia-smi says there"
+        )
+        return Finding("gpu", "error", f"nvidia-smi shows a GPU that torch cannot use; {joined(unseen)}", cure)
     shown = [
         f"{node.node}: {len(node.gpu.gpus)} × {node.gpu.gpus[0].name}, driver {node.gpu.gpus[0].driver}"
         for node in with_gpus

@@ -12,7 +12,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.doctor import gpu
 from lingu_ray.runtime.doctor.checks import check_nodes
 from lingu_ray.runtime.doctor.finding import Finding
-from lingu_ray.runtime.doctor.gpu import Gpu, GpuFacts, gpu_facts, torch_error
+from lingu_ray.runtime.doctor.gpu import Gpu, GpuFacts, gpu_facts, torch_error, without_code
 from lingu_ray.runtime.doctor.node import NodeFacts, output_error, put_marker, remove_marker
 from lingu_ray.runtime.doctor.paths import is_here, needed_paths
 
@@ -105,7 +105,7 @@ def test_one_node_that_differs_is_named(
     [
         ({"cuda": None}, "gpu", "error", "built without CUDA: b: torch 2.13.0", "torch for CUDA"),
         ({"cuda": "13.0"}, "gpu", "error", "b: torch is built for CUDA 13.0, driver 570.86.15 serves 12.8", "update"),
-        ({"torch_error": "No CUDA GPUs"}, "gpu", "error", "torch sees none; b: No CUDA GPUs", "docker run --gpus all"),
+        ({"torch_error": "No CUDA GPUs"}, "gpu", "error", "torch cannot use; b: No CUDA GPUs", "docker run --gpus all"),
         ({"gpus": [replace(H100, compute_mode="Prohibited")]}, "compute mode", "error", "no process", "-c DEFAULT"),
         ({"mps": False}, "MPS", "warning", "student and teacher take turns on a GPU", "nvidia-cuda-mps-control -d"),
         ({"mps": False}, "MPS", "warning", "not running on b", "teacher.placement=in_process"),
@@ -256,6 +256,46 @@ def test_what_torch_says_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     said = torch_error()
     assert said is not None and "CUDA" in said and "Error: " in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90", "compute_90"], False),  # a V100, of which CUDA 13 knows nothing
+        ((7, 5), ["sm_75", "sm_80"], True),
+        ((8, 9), ["sm_75", "sm_86"], True),
+        ((8, 0), ["sm_75", "sm_86"], False),
+        ((12, 1), ["sm_90a", "sm_120"], True),
+        ((12, 0), ["sm_90", "compute_90"], True),
+        ((9, 4), [], True),  # of AMD's GPUs torch says other things
+    ],
+)
+def test_a_gpu_that_torch_was_not_built_for_is_named(capability: tuple[int, int], built: list[str], runs: bool) -> None:
+    """torch sees it, and its first kernel fails: code is for later GPUs of one generation, or compiled when loaded."""
+    said = without_code([("Some GPU", capability)], built)
+    assert (said is None) is runs
+    assert runs or f"a Some GPU has compute capability {capability[0]}.{capability[1]}" in str(said)
+
+
+@pytest.mark.parametrize(("capability", "said"), [((7, 0), "built for sm_75, sm_90"), ((9, 0), None)])
+def test_a_process_looks_at_what_torch_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], said: str | None
+) -> None:
+    """Of a torch with a GPU, which a file of its name stands for."""
+    lines = [
+        "class cuda:",
+        "    is_available = init = lambda *_: True",
+        "    device_count = lambda: 1",
+        "    get_device_name = lambda i: 'Some GPU'",
+        f"    get_device_capability = lambda i: {capability}",
+        "    get_arch_list = lambda: ['sm_75', 'sm_90']",
+        "class version:",
+        "    cuda = '13.0'",
+    ]
+    (tmp_path / "torch.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = torch_error()
+    assert found is None if said is None else said in str(found)
 
 
 def test_what_is_wrong_depends_on_the_run(settings: Config) -> None:
