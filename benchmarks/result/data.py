@@ -119,7 +119,7 @@ def _add_rows(rows: Files, split: str, shown: Shown, image: str) -> None:
         return
     _add(rows[split], [(ask, {"question": ask.question, "answer": ask.answer}) for ask in shown.tests], image)
     if split == EVALUATION:
-        _add(rows[SIGHT], [(ask, row) for ask, row in taught if ask.of in SENTENCES], image)
+        _add(rows[SIGHT], [(ask, row) for ask, row in taught if ask.of == SENTENCES], image)
 
 
 def _add(files: dict[str, list[Row]], asked: Iterable[tuple[Ask, Row]], image: str) -> None:

@@ -45,8 +45,8 @@ class PictureSet:
     shares: Shares
 
 
-SENTENCES = ("descriptions", "explanations")
-"""Sources whose answers are sentences about a picture."""
+SENTENCES = "descriptions"
+"""The source whose answers are sentences about what a picture shows; of puzzles the models say them without seeing."""
 TAUGHT, TESTED = 4, 1  # questions of easy-VQA about a picture; it has about ten
 DESCRIPTION_WORDS = 60
 GROUPS = {"Fruit": "fruit", "Vegetables": "vegetable", "Packages": "package"}
