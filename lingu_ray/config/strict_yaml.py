@@ -63,9 +63,12 @@ for _name, (_pattern, _first) in _SCALARS.items():
 def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
     """Parse one YAML document; also give the line (from 1) on which every key and list item stands.
 
-    `origin` names the text in errors. Raises `UserError` for malformed YAML, a key given twice, a key not text, a value
-    that contains itself.
+    `origin` names the text in errors. Raises `UserError` for malformed YAML, a character that YAML does not take, a key
+    given twice, a key not text, a value that contains itself.
     """
+    if found := _Loader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        raise UserError(f"{origin}:{line}: not valid YAML: the character {found[0]!a}; remove it")
     loader = _Loader(text)
     reader = _Reader(loader, origin)
     try:

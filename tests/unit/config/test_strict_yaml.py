@@ -65,6 +65,13 @@ def test_an_alias_that_cannot_be_followed_is_told(text: str, message: str):
         strict_yaml.load(text, "f.yaml")
 
 
+@pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\ud800"])
+def test_a_character_that_no_yaml_has_is_told(character: str):
+    """Bytes that are no text file, or half a character, are an error with file and line."""
+    with pytest.raises(UserError, match=re.escape(f"f.yaml:2: not valid YAML: the character {character!a}; remove it")):
+        strict_yaml.load(f"a: 1\nb: x{character}", "f.yaml")
+
+
 @pytest.mark.parametrize("tagged", ["float x", "int x", "int ''", "int 0x1f", "bool no", "null x"])
 def test_a_tag_that_does_not_fit_is_told(tagged: str):
     """`!!float x` is an error with file and line; a tag that fits is followed."""
