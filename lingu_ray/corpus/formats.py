@@ -7,7 +7,6 @@ where an image stands, and references to the images (`contents`). What a format 
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from lingu_ray.corpus.record import (
     as_dict,
     as_index,
     first_name,
+    from_json,
     is_empty,
     only_name,
     parsed,
@@ -210,7 +210,7 @@ def _decoded(value: Any, is_json: bool = True) -> Any:
     """The text of a member, or the object in it if it `is_json`; parquet files have it decoded."""
     try:
         text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
-        return json.loads(text) if is_json and isinstance(text, str) else text
+        return from_json(text) if is_json and isinstance(text, str) else text
     except UnicodeDecodeError as error:
         raise BadRecord("wrong_type", f"not UTF-8 text: {error}") from error
     except ValueError as error:

@@ -11,7 +11,6 @@ import codecs
 import csv
 import io
 import itertools
-import json
 import lzma
 import sys
 import tarfile
@@ -30,6 +29,7 @@ from lingu_ray.corpus.arrow import open_arrow, random_access
 from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.labels import Labels, labels_of
+from lingu_ray.corpus.record import from_json
 from lingu_ray.corpus.tar import members
 from lingu_ray.errors import UserError
 
@@ -117,8 +117,8 @@ def _read_lines(split: FileSplit) -> Iterator[Numbered]:
 
 def _parse(line: bytes) -> Record | BadRecord:
     try:
-        return _as_record(json.loads(line))
-    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, too deep
+        return _as_record(from_json(line))
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, too deep, a key given twice
         return BadRecord("bad_json", f"{error}: {line[:120]!r}")
 
 
@@ -130,7 +130,7 @@ def _read_json(split: FileSplit) -> Iterator[Numbered]:
     with open_file(split.path) as file:
         encoded = file.read()
     try:
-        content = json.loads(encoded)
+        content = from_json(encoded)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"neither a JSON array of records nor JSON lines: {error}") from error
     for number, value in enumerate(content if isinstance(content, list) else [content], 1):
@@ -174,12 +174,17 @@ def _read_csv(split: FileSplit) -> Iterator[Numbered]:
     ):
         rows = csv.reader(text, delimiter=delimiter, strict=True)
         header = next((row for row in rows if row), [])
-        if repeated := {name for name in header if name and header.count(name) > 1}:
-            raise ValueError(f"its header names a column twice: {', '.join(sorted(repeated))}")
+        _check_columns([name for name in header if name])
         if not _is_utf8(header):
             _check_encoding("".join(header).encode("utf-8", "surrogateescape"))
             raise ValueError("it is not UTF-8 text")
         yield from _csv_records(rows, header)
+
+
+def _check_columns(names: list[str]) -> None:
+    """Raise ValueError where two columns have one name: a record would keep one of them."""
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"it names a column twice: {', '.join(sorted(repeated))}")
 
 
 def _csv_records(rows: Any, header: list[str]) -> Iterator[Numbered]:
@@ -226,6 +231,7 @@ def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
 
 
 def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Numbered]:
+    _check_columns(schema.names)
     labels = labels_of(schema, split.path) if split.label_names else Labels({})
     records = (record for batch in batches for record in batch.to_pylist())
     return enumerate(map(labels.named, records), split.first + 1)

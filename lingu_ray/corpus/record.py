@@ -127,12 +127,30 @@ def to_text(value: Any, what: str) -> str:
     return str(_of_type(value, (Real, Decimal, date, time), "text or a number", what))
 
 
+def from_json(text: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError, RecursionError: it is none, or too deep; or an object gives a key twice, one value of which would be
+            lost.
+    """
+    return json.loads(text, object_pairs_hook=_without_twice)
+
+
+def _without_twice(pairs: list[tuple[str, Any]]) -> Record:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
+    return found
+
+
 def parsed(value: Any) -> Any:
     """What JSON text of a list or an object holds, as columns of CSV files have it; any other value as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        return json.loads(value)
+        return from_json(value)
     except (ValueError, RecursionError):  # no JSON, too deep
         return value
 

@@ -147,8 +147,19 @@ def test_a_bad_row_of_a_table_costs_its_lines(tmp_path):
     assert found[-1] == (7, {"a": "ok", "b": "2"})
 
 
-PARQUET = io.BytesIO()
+def test_a_key_given_twice_costs_its_record(tmp_path):
+    """In JSON lines, also deep in a record: a reader that keeps the last one would lose the other."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1, "a": 2}\n{"a": [{"b": 1, "b": 1}]}\n{"a": {"b": 1}, "b": 2}\n')
+    bad, deep, (_, good) = read(source(path))
+    assert all(isinstance(record, BadRecord) and record.reason == "bad_json" for _, record in (bad, deep))
+    assert "the key 'a' is given twice" in bad[1].detail and "the key 'b' is given twice" in deep[1].detail
+    assert good == {"a": {"b": 1}, "b": 2}
+
+
+PARQUET, TWICE = io.BytesIO(), io.BytesIO()
 pq.write_table(pa.Table.from_pylist(RECORDS * 50), PARQUET)
+pq.write_table(pa.table([["q"], ["a"]], names=["text", "text"]), TWICE)
 
 
 @pytest.mark.parametrize(
@@ -166,6 +177,8 @@ pq.write_table(pa.Table.from_pylist(RECORDS * 50), PARQUET)
         ("a.parquet", PARQUET.getvalue()[:40] + b"????" * 20 + PARQUET.getvalue()[120:], "prompt_completion"),
         ("a.csv", CSV + b'"never closed,\n' + CSV, "prompt_completion"),
         ("a.csv", b"a,a\n1,2\n", "prompt_completion"),
+        ("a.parquet", TWICE.getvalue(), "text"),
+        ("twice.json", b'[{"prompt": "q", "prompt": "r"}]', "prompt_completion"),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "prompt_completion"),
         ("a.arrow", arrow(RECORDS)[:-9], "prompt_completion"),
         ("no-end.arrow", arrow(RECORDS)[:-8], "prompt_completion"),
