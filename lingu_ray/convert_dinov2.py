@@ -84,7 +84,7 @@ def _read(file: Path) -> GraphProto:
     except ImportError as error:
         raise UserError("convert_dinov2 reads files by the package onnx: pip install 'lingu-ray[onnx]'") from error
     if not file.is_file():
-        raise UserError(not_found(file))
+        raise UserError(not_found(file, "file"))
     try:
         return onnx.load(file).graph
     except Exception as error:  # of several packages

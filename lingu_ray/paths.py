@@ -157,7 +157,8 @@ def nearest(path: str | Path) -> Path | None:
         missing = missing.parent
     if not missing.parent.is_dir():
         return None
-    found = difflib.get_close_matches(missing.name, os.listdir(missing.parent), n=1)
+    others = [name for name in os.listdir(missing.parent) if name != missing.name]  # itself may be a link to nothing
+    found = difflib.get_close_matches(missing.name, others, n=1)
     if not found:
         return None
     near = missing.parent / found[0]
@@ -165,7 +166,9 @@ def nearest(path: str | Path) -> Path | None:
 
 
 def not_found(path: str | Path, kind: str = "file or folder") -> str:
-    """The message that a local path does not exist, with the path that was probably meant."""
+    """The message that a local path does not exist, with the path that was probably meant, or is of another kind."""
+    if absolute(path).exists():
+        return f"{absolute(path)} is no {kind}"
     near = nearest(path)
     return f"no such {kind}: {absolute(path)}" + (f"; did you mean {near}?" if near else "")
 

@@ -56,7 +56,7 @@ def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[st
         found = {Path(p) for p in hub_files(source)}
     elif path.is_dir():
         found = _in_folder(source, path, is_known)
-    elif path.exists():
+    elif os.path.lexists(path):  # a link to nothing is told when it is split
         found = {path}
     else:
         found = _matched(source, path, is_known)

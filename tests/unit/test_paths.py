@@ -152,6 +152,8 @@ def test_a_typo_is_answered_with_the_nearest_name(here: Path):
     assert f"no such file or folder: {here}/models/vml; did you mean {here}/models/vlm?" in str(caught.value)
     assert "hub" not in str(caught.value).lower() and "\n" not in str(caught.value)
     assert paths.nearest(here / "modles" / "vlm") == here / "models/vlm"
+    (here / "models" / "vlm.old").symlink_to(here / "gone")
+    assert paths.nearest(here / "models" / "vlm.old") == here / "models/vlm"  # not the link itself
     with pytest.raises(UserError, match=r"did you mean .*/models/vlm\?; and no model models/vml can be loaded from"):
         load_config("models/vml", None, False, "student.path")
 

@@ -427,8 +427,9 @@ def test_links_are_followed_once(tmp_path):
     (data / "linked" / "up").symlink_to(data)
     assert [record for _, record in read(source(data))] == RECORDS
     (data / "gone.jsonl").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match=r"source s: .*gone.jsonl"):
-        split_source(source(data))
+    for path in (data, data / "gone.jsonl"):
+        with pytest.raises(UserError, match=r"source s: .*gone.jsonl is no file, or a link to none"):
+            split_source(source(path))
 
 
 def test_no_pipe_is_waited_for(tmp_path):
@@ -453,7 +454,7 @@ def test_no_pipe_is_waited_for(tmp_path):
 def test_a_source_without_records_is_named(tmp_path, name, content):
     """An empty file as the only one of a source is an error that names both; beside others it does no harm.
 
-    A folder of images that is not there is named, too.
+    A folder of images that is not there, or is a file, is named, too.
     """
     (tmp_path / name).write_bytes(content)
     empty = source(tmp_path / name)
@@ -464,6 +465,9 @@ def test_a_source_without_records_is_named(tmp_path, name, content):
     no_images = source(tmp_path, image_root=str(tmp_path / "images"))
     with pytest.raises(UserError, match=r"source s: image_root: no such folder: .*images"):
         check_source(no_images, split_source(no_images))
+    in_a_file = source(tmp_path, image_root=str(tmp_path / "z.jsonl"))
+    with pytest.raises(UserError, match=r"source s: image_root: .*z.jsonl is no folder$"):
+        check_source(in_a_file, split_source(in_a_file))
 
 
 def test_image_folder(tmp_path):
