@@ -95,6 +95,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
         load_teacher,
         load_teacher_tokenizer,
     )
+    from lingu_ray.runtime.rehearsal import check_image_token
 
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
@@ -113,6 +114,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
         # flash attention computes in bf16 on GPUs alone; elsewhere PyTorch's own gives the same
         attention = config.train.attention if bf16 and device.type == "cuda" else "sdpa"
         model = load_student(config.student, attention).eval()
+        check_image_token(model, processor, f"student.path={config.student.path}")
         nn.Module.to(model, device)
         teacher = load_teacher(config.teacher, torch.bfloat16 if bf16 else torch.float32, device)
         probe = Probe(config, Student(model), teacher, Encoder(processor, config.corpus.max_length), bf16)

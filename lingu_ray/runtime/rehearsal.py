@@ -89,7 +89,8 @@ def rehearse_export(settings: StudentConfig, processor: Any) -> int:
     that of training; the names of all tensors go through saving and loading.
 
     Raises:
-        UserError: something of it fails, or the tokenizer has ids that the model has no embedding for.
+        UserError: something of it fails, the tokenizer has ids that the model has no embedding for, or processor and
+            model have different tokens for an image.
     """
     path = cast(str, settings.path)
     origin, trusted = f"student.path={path}", settings.trust_remote_code
@@ -97,6 +98,7 @@ def rehearse_export(settings: StudentConfig, processor: Any) -> int:
         AutoModelForImageTextToText, load_config(path, settings.revision, trusted, "student.path"), trusted
     )
     _check_vocabulary(model, processor.tokenizer, origin)
+    check_image_token(model, processor, origin)
     model.generation_config = _generation_settings(model, settings)
     with TemporaryDirectory() as folder:
         try:
@@ -126,6 +128,20 @@ def _generation_settings(model: PreTrainedModel, settings: StudentConfig) -> Gen
         if (Path(local_copy(path)) / "generation_config.json").exists():
             raise UserError(f"student.path={path}: its generation_config.json is damaged: {error}") from error
         return cast(GenerationConfig, model.generation_config)
+
+
+def check_image_token(model: PreTrainedModel, processor: Any, origin: str) -> None:
+    """Raise UserError where the token that the processor writes for an image is not the one that the model replaces.
+
+    Idefics3 and SmolVLM would then see no image, and not say so.
+    """
+    written, replaced = Encoder(processor, 1).image_token_id, getattr(model.config, "image_token_id", None)
+    if replaced not in (None, written):
+        token = processor.tokenizer.convert_ids_to_tokens(written)
+        raise UserError(
+            f"{origin}: its processor writes token {written} ({token}) for an image, and its model puts images in "
+            f"place of {replaced}: correct image_token_id in its config.json, or take the processor of this model"
+        )
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: Any, origin: str) -> None:

@@ -185,7 +185,7 @@ def test_the_precision_is_that_of_training(
 
 
 def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
-    """A student that is still to be made, a source that is not there or gives nothing, no such device."""
+    """A student that is still to be made, or sees no images; a source that is not there or gives nothing; no device."""
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text(json.dumps({"messages": say("Hello", " ")}) + "\n")
     tree = yaml.safe_load(my_yaml.read_text("utf-8"))
@@ -201,6 +201,10 @@ def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=said):
             main(arguments)
+    file = tmp_path / "student" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"image_token_id": 5}))
+    with pytest.raises(UserError, match=r"student.path=.*writes token 320 \(<image>\) for an image"):
+        main([str(my_yaml), "chat", "device=cpu"])
 
 
 def test_a_gpu_that_is_full_is_told(my_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

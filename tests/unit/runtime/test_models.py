@@ -475,6 +475,7 @@ def bad_flags(**flags: Any) -> Callable[[Path], None]:
         (lambda f: (f / "generation_config.json").write_text("{"), "its generation_config.json is damaged"),
         (too_large_tokenizer, r"has 1 tokens beyond the 324 rows of its embeddings: <one more> \(324\)"),
         (lambda f: (f / "chat_template.jinja").write_text("{{ messages[0]['role'] }}"), "template"),
+        (lambda f: changed_json(f / "config.json", image_token_id=5), r"writes token 320 \(<image>\) .* place of 5: "),
     ],
 )
 def test_an_export_that_would_fail_is_refused_before_training(
