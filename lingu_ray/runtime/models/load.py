@@ -193,7 +193,11 @@ def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.devi
 
 
 def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer. Raises UserError when it cannot be loaded, or has tokens for a part of its ids alone."""
+    """The teacher's tokenizer.
+
+    Raises:
+        UserError: the model is no text-only LM, or its tokenizer cannot be loaded, or has tokens for a part of its ids.
+    """
     return _tokenizer_and_ids(settings)[0]
 
 
@@ -204,6 +208,7 @@ def teacher_vocabulary(settings: TeacherConfig) -> int:
 
 def _tokenizer_and_ids(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, int]:
     model = load_config(settings.path, settings.revision, False, "teacher.path")
+    check_text_only(model, f"teacher.path={settings.path}")
     try:
         place, origin = model_origin(local_copy(settings.path))
         loaded = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)

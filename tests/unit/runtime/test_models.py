@@ -430,6 +430,12 @@ def test_a_teacher_without_tokenizer_files_is_refused(tmp_path: Path) -> None:
         load_teacher(settings, torch.float32, torch.device("cpu"))
 
 
+def test_a_tower_in_the_teacher_is_told_where_its_tokenizer_alone_is_read(student: Path) -> None:
+    """As `inspect` does, which loads no pair."""
+    with pytest.raises(UserError, match=r"teacher.path=.*: a idefics3 is not a text-only causal LM"):
+        teacher_vocabulary(TeacherConfig(path=str(student)))
+
+
 def test_a_head_that_the_text_alone_ties_is_told_its_cure(student: Path) -> None:
     """Of files as Transformers 4 has written them."""
     changed_json(student / "config.json", tie_word_embeddings=False)
