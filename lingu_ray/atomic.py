@@ -48,6 +48,23 @@ def require_new_folder(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {above} is no folder that may be written to; name another one")
 
 
+def require_writable(file: Path, setting: str) -> None:
+    """Raise UserError where a command could not write a file in the end. Missing folders are made.
+
+    Args:
+        file: the file; one that exists is left as it is.
+        setting: the setting that it follows from, for the message.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        temporary = _temporary(file)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise UserError(f"{setting}: {file} cannot be written: {error.strerror or error}; name another one") from error
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock between processes; it ends with its holder. The file stays."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
+from lingu_ray.atomic import require_writable
 from lingu_ray.config import Config, Section, SourceConfig
 from lingu_ray.config.command_line import run_and_own
 from lingu_ray.config.help_pages import Help
@@ -63,9 +64,10 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.preview.terminal import show
 
     config = with_demo(config)
+    page = settings.out or working_folder(config.output_dir) / "inspect" / f"{config.name}.html"
+    require_writable(page, "output_dir" if settings.out is None else "out")
     previews = read_sources(config, named_sources(config, names), settings)
     show(previews, config)
-    page = settings.out or working_folder(config.output_dir) / "inspect" / f"{config.name}.html"
     write_page(previews, config, page)
     if isinstance(location := origin(page), str):
         put(page, location)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import require_writable, write_json
 from lingu_ray.config import Config, Section, SourceConfig
 from lingu_ray.config.command_line import run_and_own
 from lingu_ray.config.help_pages import Help
@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.preview.knowledge_lines import lines
 
     config = with_demo(config, USAGE)
+    if settings.out is not None:
+        require_writable(settings.out, "out")
     found: list[Known] = []
     for known in ask(config, named_sources(config, names), settings):
         print("\n".join(lines(known)), flush=True)

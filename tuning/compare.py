@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lingu_ray import storage
-from lingu_ray.atomic import write_text
+from lingu_ray.atomic import require_writable, write_text
 from lingu_ray.config import Config, Section, TrackingConfig
 from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
 from lingu_ray.config.flat import flat, without_credentials
@@ -49,6 +49,7 @@ from tuning.curves import CURVES, Curves, curve_panels, curves_of
 from tuning.differences import NONE, differing_settings
 
 METRICS = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
+PAGE = "compare.html"
 USAGE = "python -m tuning.compare [RUN ...] [key=value ...]"
 _BESIDE = 4
 """Runs up to which each has a column; more have a line each."""
@@ -94,6 +95,7 @@ def main(arguments: list[str]) -> None:
     names, given, _ = split_arguments(arguments, HELP)
     options = read_settings(given, CompareConfig)
     runs = told_apart(read_runs(names, options))
+    require_writable(options.out / PAGE, "out")
     verdicts = Matrix(["verdict"], [[run.name, run.verdict] for run in runs if run.verdict is not None])
     tables = {"Metrics": metrics_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
     for title, table in tables.items():
@@ -244,7 +246,7 @@ def _cell(value: float | None) -> str:
 def write_page(runs: list[Compared], tables: dict[str, Matrix], out: Path) -> Path:
     """`compare.html`, and the curves as PNG beside it."""
     out.mkdir(parents=True, exist_ok=True)
-    panels, page = curve_panels([(run.name, run.curves) for run in runs]), out / "compare.html"
+    panels, page = curve_panels([(run.name, run.curves) for run in runs]), out / PAGE
     if panels:
         save_panels(panels, out / "curves.png")
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")

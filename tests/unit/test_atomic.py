@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import lingu_ray
-from lingu_ray.atomic import require_new_folder, whole_file, whole_folder, write_json, write_text
+from lingu_ray.atomic import require_new_folder, require_writable, whole_file, whole_folder, write_json, write_text
 from lingu_ray.errors import UserError
 
 KILLED = """
@@ -122,6 +122,14 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     for there in (tmp_path, tmp_path / "weights.gguf"):
         with pytest.raises(UserError, match=f"{there} exists; name another folder"):
             require_new_folder(there)
+
+
+def test_a_file_that_may_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    """Trying to write it leaves nothing beside it, and makes its folder."""
+    write_json(tmp_path / "new" / "a.json", 1)
+    require_writable(tmp_path / "new" / "a.json", "out")
+    require_writable(tmp_path / "newer" / "b.json", "out")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["new", "a.json", "newer"]
 
 
 def renames(path: Path) -> Iterator[str]:

@@ -118,6 +118,7 @@ def test_colors_only_where_they_are_wanted(my_yaml: str, monkeypatch: pytest.Mon
         (["corpus.sources.book.path=nowhere.txt"], "source book: no such file"),
         (["student.path=./nowhere"], "student.path"),
         (["teacher.path=./nowhere"], "teacher.path"),
+        ([f"name={'x' * 300}"], "cannot be written: File name too long; name another one"),
     ],
 )
 def test_mistakes_are_named(my_yaml: str, arguments: list[str], message: str) -> None:
@@ -125,6 +126,13 @@ def test_mistakes_are_named(my_yaml: str, arguments: list[str], message: str) ->
     with pytest.raises(UserError) as caught:
         main([my_yaml, *arguments])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("setting", ["out={0}", "out={0}/my.yaml/page.html", "output_dir={0}/my.yaml"])
+def test_a_page_that_cannot_be_written_is_told_before_data_are_read(my_yaml: str, tmp_path: Path, setting: str) -> None:
+    """A folder of that name, and a file in place of a folder above it."""
+    with pytest.raises(UserError, match=rf"^{setting.partition('=')[0]}: .* cannot be written: .*; name another one$"):
+        main([my_yaml, setting.format(tmp_path), "corpus.sources.chat.path=/not/read"])
 
 
 @pytest.mark.parametrize("row", [[], ["row=nowhere.jsonl:1"]])

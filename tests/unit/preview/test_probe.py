@@ -198,6 +198,7 @@ def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
         ([str(my_yaml), "chat", f"corpus.sources.chat.path={nothing}"], "source chat: all rows that were read"),
         ([str(my_yaml), "rows=1"], "rows"),
         ([str(my_yaml), "row=3"], "did you mean rows"),
+        ([str(my_yaml), f"out={tmp_path}"], "out: .* cannot be written: it is a folder; name another one"),
     ):
         with pytest.raises(UserError, match=said):
             main(arguments)

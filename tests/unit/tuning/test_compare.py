@@ -126,3 +126,10 @@ def test_a_folder_that_is_not_there_is_no_run_id(tmp_path: Path) -> None:
     """It is told as a folder, not looked up in a store."""
     with pytest.raises(UserError, match="nowhere: no such folder; a run is named by its folder or its MLflow id"):
         compare.read_runs([f"{tmp_path}/nowhere"], compare.CompareConfig())
+
+
+def test_a_page_that_cannot_be_written_is_told_at_once(run: RunFolder, tmp_path: Path) -> None:
+    """A file in place of its folder, before any table is printed."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"out: .*file/compare.html cannot be written: .*; name another one"):
+        compare.main([str(run.root), f"out={tmp_path / 'file'}"])
