@@ -68,6 +68,8 @@ def main(arguments: list[str]) -> None:
     out = working_folder(config.out, "evaluation")
     with writing_to(written_with(config.out), "evaluation"):
         compared = list(models) or measured_models(out, config)
+        if not compared:
+            raise UserError(f"out={config.out}: no answers to these tasks are kept there; name models\nusage: {USAGE}")
         if not models:
             check_settings(out, config, compared)
         rehearse_evaluation(config, compared, out)

@@ -66,6 +66,8 @@ def test_nothing_to_evaluate_and_bad_names(tmp_path: Path) -> None:
         evaluate({"teacher": tmp_path}, EvaluationConfig(), tmp_path)
     with pytest.raises(UserError, match="model's name"):
         evaluate({"../teacher": tmp_path}, EvaluationConfig(tasks=(task,)), tmp_path)
+    with pytest.raises(UserError, match=rf"out={tmp_path}/new: no answers to these tasks are kept there; name models"):
+        main(["tasks=arc_easy", f"out={tmp_path}/new"])
 
 
 def test_arguments() -> None:
