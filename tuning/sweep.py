@@ -14,7 +14,7 @@ from fnmatch import fnmatch
 
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, strict_yaml
-from lingu_ray.config.command_line import read_recipe, split_arguments
+from lingu_ray.config.command_line import is_own, read_recipe, split_arguments
 from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
@@ -87,13 +87,14 @@ def sweep(space: Space, base: Config, lease: Lease) -> None:
 def load(arguments: list[str]) -> tuple[Space, Config]:
     """Space and base of the command line, checked against each other; raises UserError for whatever is wrong.
 
-    `key=value` sets a key of the space where it has such a key, and else of the base, for every trial.
+    `key=value` sets a key of the space where it has such a key, and else of the base, for every trial. A misspelled key
+    is the space's where it comes nearer to these.
     """
     names, overrides, _ = split_arguments(arguments, sweep_help())
     if len(names) != 1:
         raise UserError(f"name one space: {', '.join(shipped())}, or a YAML file\nusage: {USAGE}")
     settings = read_space(names[0])
-    for_base = [o for o in overrides if o.split("=")[0].split(".")[0] not in Space.model_fields]
+    for_base = [override for override in overrides if not _is_of_space(override.partition("=")[0])]
     for override in overrides:
         if override not in for_base:
             settings.override(override)
@@ -106,6 +107,10 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
     base = recipe.validate()
     check(space, base)
     return space, base
+
+
+def _is_of_space(key: str) -> bool:
+    return key.partition(".")[0] in Space.model_fields or is_own(key, Space)
 
 
 def sweep_help() -> Help:

@@ -115,12 +115,13 @@ def run_and_own(arguments: list[str], help: Help, own: type[T]) -> tuple[Config,
     """
     names, given, _ = split_arguments(arguments, help)
     recipe, *further = names or ["demo"]
-    mine = [argument for argument in given if _is_own(argument.partition("=")[0], own)]
+    mine = [argument for argument in given if is_own(argument.partition("=")[0], own)]
     run = read_run(recipe, [argument for argument in given if argument not in mine])
     return run, further, read_settings(mine, own)
 
 
-def _is_own(key: str, own: type[BaseModel]) -> bool:
+def is_own(key: str, own: type[BaseModel]) -> bool:
+    """Whether a key without dots is, or comes nearest to, one of a command's own settings and not one of the run's."""
     near = difflib.get_close_matches(key, [*own.model_fields, *Config.model_fields], n=1)
     return bool(near) and near[0] in own.model_fields and "." not in key
 

@@ -147,6 +147,9 @@ def test_overrides_reach_space_and_base(tmp_path, base, monkeypatch):
     loaded, config = load([path, "trials=3", "train.steps=2", "name=other", "search.distill.w_kd.uniform=[1, 3]"])
     assert loaded.search["distill.w_kd"].uniform == (1, 3)
     assert (loaded.trials, config.train.steps, loaded.name, config.name) == (3, 2, "other", "tiny")
+    for misspelled, meant in (("trialss", "trials"), ("objectivs", "objectives"), ("trai", "train")):
+        with pytest.raises(UserError, match=rf"{misspelled}: no such setting; did you mean {meant}\?"):
+            load([path, f"{misspelled}=1"])
 
 
 @pytest.mark.parametrize(
