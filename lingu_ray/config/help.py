@@ -20,6 +20,8 @@ def wants(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str:
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return wants(inner, more)
+    if annotation is Any:
+        return "a value"
     arguments = get_args(annotation)
     if NoneType in arguments:
         return wants(arguments[0], metadata) + " or null"

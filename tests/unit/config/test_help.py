@@ -1,11 +1,13 @@
 """`--help`: a page of sections first, then every setting of what is asked about."""
 
+from typing import Any
+
 import pytest
 
 from lingu_ray.commands import recipes
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config
-from lingu_ray.config.help import sections, summary
+from lingu_ray.config.help import sections, summary, wants
 from lingu_ray.config.tree import section_in
 from lingu_ray.errors import UserError
 
@@ -31,6 +33,11 @@ def test_help_is_a_page_of_sections(capsys: pytest.CaptureFixture[str], monkeypa
         assert summary(place.section) in words
     for name, line in recipes().items():
         assert f"{name} {line}" in words
+
+
+def test_any_value_is_no_section():
+    """A list of values of any kind, such as those that a sweep draws from."""
+    assert wants(tuple[Any, ...] | None) == "a list, each a value or null"
 
 
 def test_help_all_teaches_every_setting(capsys: pytest.CaptureFixture[str]):
