@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lingu_ray.distill.inputs import ModelInputs, check_image_tokens, token_arguments
@@ -50,6 +50,8 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
     Raises:
         UserError: a tensor is missing, or has the wrong shape, dtype or values; the message names it.
     """
+    if not isinstance(batch, Mapping) or not all(isinstance(name, str) for name in batch):
+        raise UserError(f"batch: must be a processor's tensors by name, with labels; it is a {type(batch).__name__}")
     given = {name: value for name, value in batch.items() if value is not None}
     for name in _COMPUTED_HERE:
         if name in given:
@@ -65,7 +67,9 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
             "(rope_type) by the longest row of a batch: cut it"
         )
     visual_BT = torch.isin(ids_BT, ids_BT.new_tensor(visual_token_ids(student.model))) & real_BT
-    _check_labels(labels_BT, ids_BT, real_BT, visual_BT, student.output_head.vocabulary)
+    vocabulary = student.output_head.vocabulary
+    _check_ids(ids_BT, visual_BT, cast(nn.Embedding, student.model.get_input_embeddings()).weight.shape[0])
+    _check_labels(labels_BT, ids_BT, real_BT, visual_BT, vocabulary)
     rows_B1 = torch.arange(len(ids_BT), device=ids_BT.device).unsqueeze(1)
     inputs = ModelInputs(
         input_ids_BT=ids_BT,
@@ -85,7 +89,10 @@ def read_distill(distill: Tensor | Sequence[bool] | None, rows: int) -> Tensor:
     """`distill` as a bool tensor `[B]` on the CPU; None: all rows. Raises UserError for another shape or dtype."""
     if distill is None:
         return torch.ones(rows, dtype=torch.bool, device="cpu")
-    mask_B = torch.as_tensor(distill, device="cpu")
+    try:
+        mask_B = torch.as_tensor(distill, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:  # of text, of null, of lists of several lengths
+        raise UserError(f"distill: must hold one bool for each of the {rows} rows; it is {distill!r:.80}") from error
     if mask_B.dtype != torch.bool or mask_B.shape != (rows,):
         raise UserError(
             f"distill: must hold one bool for each of the {rows} rows; it is {mask_B.dtype} of shape "
@@ -136,6 +143,17 @@ def _attention_mask(given: Mapping[str, Any], ids_BT: Tensor) -> Tensor:
         why = "has no token" if not starts_B[row] else "has padding between its tokens"
         raise UserError(f"attention_mask: row {row} {why}; padding belongs before or after the tokens")
     return mask_BT.bool()
+
+
+def _check_ids(ids_BT: Tensor, visual_BT: Tensor, embedded: int) -> None:
+    """Refuse ids that no embedding has, of padding too; images are put in the place of theirs."""
+    wrong = (((ids_BT < 0) | (ids_BT >= embedded)) & ~visual_BT).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        raise UserError(
+            f"input_ids: {int(ids_BT[row, column])} at row {row}, token {column} is no id of the student, whose "
+            f"embeddings have {embedded} rows: take the student's own processor"
+        )
 
 
 def _check_labels(labels_BT: Tensor, ids_BT: Tensor, real_BT: Tensor, visual_BT: Tensor, vocabulary: int) -> None:

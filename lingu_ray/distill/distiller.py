@@ -108,6 +108,7 @@ class Distiller(nn.Module):
         check_models(student, teacher)
         check_separate(student, teacher)
         if tokenizers is not None:
+            _check_are_tokenizers(tokenizers)
             check_tokenizers(*tokenizers)
         check_choice("context", context, Context)
         check_choice("scope", scope, Scope)
@@ -184,6 +185,16 @@ class Distiller(nn.Module):
         for name, weight in (("w_ce", self.w_ce), ("w_kd", self.w_kd)):
             if not 0 <= as_number(weight) < math.inf:
                 raise UserError(f"{name}={weight!r}: must be a number from 0 on")
+
+
+def _check_are_tokenizers(given: Any) -> None:
+    """Raise UserError for anything but two tokenizers."""
+    kinds = [type(one).__name__ for one in given] if isinstance(given, tuple | list) else [type(given).__name__]
+    if len(kinds) != 2 or not all(isinstance(one, PreTrainedTokenizerBase) for one in given):
+        raise UserError(
+            "tokenizers: must be the student's and the teacher's, (processor.tokenizer, tokenizer); these are "
+            f"{', '.join(kinds) or 'none'}"
+        )
 
 
 def _divisor(given: float | Tensor | None, own: int) -> float:

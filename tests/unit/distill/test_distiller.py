@@ -14,7 +14,7 @@ import pytest
 import torch
 from families import FAMILIES, PLACEHOLDER, Prompt
 from parallelrun import in_workers
-from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
+from tiny import VOCABULARY, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -357,6 +357,10 @@ def change(name, value=None, **places):
         (lambda b: b | {"labels": b["labels"].float()}, "labels: must hold integers; its dtype is torch.float32"),
         (lambda b: b | {"labels": b["labels"].tolist()}, "labels: must be a tensor, not a list"),
         (lambda b: b | {"input_ids": b["input_ids"][0]}, r"input_ids: must have the shape \[rows, tokens\]"),
+        (lambda b: [b], "batch: must be a processor's tensors by name, with labels; it is a list"),
+        (lambda b: b | {3: b["labels"]}, "batch: must be a processor's tensors by name"),
+        (change("input_ids", at_0_4=9999), "input_ids: 9999 at row 0, token 4 is no id of the student, .* 325 rows"),
+        (change("input_ids", at_1_20=-1), "input_ids: -1 at row 1, token 20 is no id of the student"),
         (change("labels", at_0_3=9999), r"labels: 9999 at row 0, token 3 lies outside the student's vocabulary of 325"),
         (change("labels", at_0_3=-1), "labels: -1 at row 0, token 3 lies outside"),
         (change("labels", at_1_20=7), "labels: 7 at row 1, token 20 is on padding"),
@@ -398,9 +402,15 @@ def test_rows_whose_rope_depends_on_other_rows_are_refused():
         distiller.count({"input_ids": ids_BT, "labels": ids_BT})
 
 
-@pytest.mark.parametrize("mask", [[True] * 3, [1, 0, 1, 1], torch.ones(4, 1, dtype=torch.bool), torch.ones(4)])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *([True] * 3, [1, 0, 1, 1], torch.ones(4, 1, dtype=torch.bool), torch.ones(4)),
+        *([True, None, True, True], [[True], [True, False]], "text", {True}),
+    ],
+)
 def test_masks_that_do_not_fit_are_refused(distiller, batch, mask):
-    """Another length, shape or dtype of the mask is refused with what is wanted."""
+    """Another length, shape or dtype of the mask, or what is no mask, is refused with what is wanted."""
     with pytest.raises(UserError, match="distill: must hold one bool for each of the 4 rows"):
         distiller(batch, mask)
 
@@ -447,6 +457,9 @@ def test_pairs_that_do_not_fit_are_refused():
     other.get_vocab = lambda: {token: (i + 7) % VOCABULARY for token, i in tiny_tokenizer().get_vocab().items()}
     with pytest.raises(UserError, match="tokenize differently"):
         Distiller(student, teacher, tokenizers=(tiny_tokenizer(), other))
+    for given in ((tiny_processor(), other), (other,), other, (1, 2)):
+        with pytest.raises(UserError, match=r"tokenizers: must be the student's and the teacher's, \(processor.tok"):
+            Distiller(student, teacher, tokenizers=given)
 
 
 @pytest.mark.parametrize("shared", ["modules", "memory"])
