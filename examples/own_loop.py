@@ -48,7 +48,8 @@ def collate(processor: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tenso
 
 def read_rows(path: str) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+    with Path(path).open(encoding="utf-8-sig") as lines:  # Windows begins a file with a mark
+        return [json.loads(line) for line in lines if line.strip()]
 
 
 def main(student_path: str, teacher_path: str, data: str, out: str) -> None:

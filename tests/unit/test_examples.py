@@ -52,6 +52,14 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+def test_rows_are_lines_as_other_tools_write_them(examples: Any, tmp_path: Path):
+    """With Windows' mark and line ends, blank lines, and characters in a text that only Python ends a line at."""
+    row = {"question": "A\u2028B\x85C", "answer": "D"}
+    line = json.dumps(row, ensure_ascii=False)
+    (tmp_path / "rows.jsonl").write_bytes(f"\ufeff{line}\r\n\r\n{line}\n\n".encode())
+    assert examples.read_rows(str(tmp_path / "rows.jsonl")) == [row, row]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["own_loop", "trainer"])
 def test_example_trains_a_model_that_loads(name: str, folder: Path, tmp_path: Path):
