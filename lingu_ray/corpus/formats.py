@@ -15,6 +15,7 @@ from typing import Any
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, read_images
 from lingu_ray.corpus.record import (
+    TAKE_ONE_OUT,
     BadRecord,
     RawRow,
     Record,
@@ -58,9 +59,23 @@ def llava(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 
 def _turns(record: Record, *names: str) -> tuple[Messages, list[Any]]:
+    """The turns under the first of the names that has any; those under another one must be the same."""
     if not is_empty(record.get("history")):
         raise BadRecord("bad_turns", "'history' beside a conversation")
-    return read_turns(read_records(record, first_name(record, *names)))
+    name = first_name(record, *names)
+    turns, inside = read_turns(read_records(record, name))
+    for other in names:
+        if other != name and (there := _turns_or_none(record, other)) is not None and there != turns:
+            raise BadRecord("bad_turns", f"{name!r} and {other!r} {TAKE_ONE_OUT}")
+    return turns, inside
+
+
+def _turns_or_none(record: Record, name: str) -> Messages | None:
+    """The turns under a name; None where there are none, or a value that is no conversation, such as a number."""
+    try:
+        return None if is_empty(record.get(name)) else read_turns(read_records(record, name))[0]
+    except BadRecord:
+        return None
 
 
 def cauldron(record: Record, source: SourceConfig) -> Iterator[RawRow]:

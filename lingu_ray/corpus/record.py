@@ -13,6 +13,10 @@ from typing import Any
 from lingu_ray.corpus.row import Messages
 
 Record = dict[str, Any]
+TAKE_ONE_OUT = (
+    "differ, and nothing says which is meant: take one out of the records, or say how both are used, by `format: "
+    "template`"
+)
 
 
 class BadRecord(Exception):
@@ -69,11 +73,7 @@ def only_name(record: Record, *names: str) -> str:
     found = [name for name in names if not is_empty(record.get(name))]
     for name in found[1:]:
         if record[name] != record[found[0]]:
-            raise BadRecord(
-                "bad_turns",
-                f"{found[0]!r} and {name!r} differ, and nothing says which is meant: take one out of the records, or "
-                "say how both are used, by `format: template`",
-            )
+            raise BadRecord("bad_turns", f"{found[0]!r} and {name!r} {TAKE_ONE_OUT}")
     return found[0] if found else names[0]
 
 

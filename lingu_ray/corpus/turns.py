@@ -9,6 +9,7 @@ from typing import Any
 
 from lingu_ray.corpus.contents import check_none_unread, read_content, read_images, resolve
 from lingu_ray.corpus.record import (
+    TAKE_ONE_OUT,
     BadRecord,
     RawRow,
     Record,
@@ -109,10 +110,23 @@ def _read_entry(entry: Record) -> tuple[Messages, list[Any]]:
     else:
         name = "value" if "value" in entry and is_empty(entry.get("content")) else "content"
         content, inside = read_content(entry, name)
+        _check_spellings(entry)
         messages = [{"role": _role(read_text(entry, first_name(entry, "role", "from"))), "content": content}]
     if messages[-1]["role"] == "assistant" and not is_supervised(entry):
         messages[-1]["supervised"] = False
     return messages, inside
+
+
+def _check_spellings(entry: Record) -> None:
+    """Check that a turn with both spellings, `role`, `content` and `from`, `value`, says one thing.
+
+    A `from` that is no speaker, and a `value` that is no text, are metadata.
+    """
+    speakers = {_ROLE_OF.get(str(entry.get(name)).strip().lower()) for name in ("role", "from")} - {None}
+    texts = {text for name in ("content", "value") if isinstance(text := entry.get(name), str) and not is_empty(text)}
+    for names, said in (("'role' and 'from'", speakers), ("'content' and 'value'", texts)):
+        if len(said) > 1:
+            raise BadRecord("bad_turns", f"{names} of a turn {TAKE_ONE_OUT}")
 
 
 def _read_pair(entry: Record, user: str, assistant: str) -> tuple[Messages, list[Any]]:

@@ -374,6 +374,18 @@ def test_a_question_and_answer_with_images_of_its_own():
         assert raw_row.images == ["1"]
 
 
+def test_a_turn_in_two_spellings_says_one_thing():
+    """Roles and texts of both are the same, or the record is bad; another `from` or `value` is metadata."""
+    answer = {"role": "assistant", "content": "a"}
+    for more in ({"from": "human", "value": "A?"}, {"from": "Alice", "value": 0.5}, {"from": None, "value": ""}):
+        assert raw_rows("messages", {"messages": [{"role": "user", "content": "A?"} | more, answer]})
+    for more, both in (({"from": "gpt"}, "'role' and 'from'"), ({"value": "B?"}, "'content' and 'value'")):
+        with pytest.raises(BadRecord, match=f"{both} of a turn differ, and nothing says which is meant"):
+            raw_rows("messages", {"messages": [{"role": "user", "content": "A?"} | more, answer]})
+    dialogue = {"dialogue": ["not", "turns"], "conversation": "id 7"}
+    assert raw_rows("messages", {"messages": [{"role": "user", "content": "A?"}, answer]} | dialogue)
+
+
 @pytest.mark.parametrize(
     ("format", "record", "both"),
     [
@@ -383,6 +395,8 @@ def test_a_question_and_answer_with_images_of_its_own():
         ("prompt_completion", {"prompt": "A?", "completion": "a", "response": "b"}, "'completion' and 'response'"),
         ("messages", {"messages": AS_ROLES, "system": "S", "system_message": "T"}, "'system' and 'system_message'"),
         ("cauldron", {"texts": [{"user": "A?", "human": "B?", "assistant": "a"}]}, "'user' and 'human'"),
+        ("messages", {"messages": AS_ROLES, "conversations": AS_ROLES[1:]}, "'messages' and 'conversations'"),
+        ("llava", {"conversations": AS_ROLES, "messages": AS_ROLES[:1]}, "'conversations' and 'messages'"),
     ],
 )
 def test_two_names_of_one_thing_that_differ(format, record, both):
