@@ -105,7 +105,7 @@ class Encoder:
         Raises:
             UserError: they cannot, so that no row could.
         """
-        with self._template_errors():
+        with self._template_errors("the student's chat template", "student.path, for a new VLM of teacher.path"):
             for probe in PROBES if hasattr(self.processor, "image_processor") else PROBES[:2]:
                 self._check(probe)
 
@@ -164,7 +164,8 @@ class Encoder:
         Raises:
             UserError: there is none.
         """
-        with self._template_errors():
+        whose = f"chat template of {self.tokenizer.name_or_path or 'the model'}"
+        with self._template_errors(whose, "its processor"):
             return self.tokenizer.convert_tokens_to_ids(self._renderer.end_of_turn)
 
     def _fit(self, row: Row) -> Fitted:
@@ -266,14 +267,13 @@ class Encoder:
             )
 
     @contextmanager
-    def _template_errors(self) -> Iterator[None]:
+    def _template_errors(self, whose: str, place: str) -> Iterator[None]:
         try:
             yield
         except CannotEncode as error:
-            name = self.tokenizer.name_or_path or "the student"
             raise UserError(
-                f"chat template of {name}: {error}. Set a chat template that conversations can be trained with, in the "
-                "processor's chat_template.jinja"
+                f"{whose}: {error}. Set one that conversations can be trained with, in the chat_template.jinja of "
+                f"{place}"
             ) from error
 
 

@@ -210,7 +210,7 @@ def test_built_once_and_found_again(tmp_path, processor_dir):
     (other_processor / "chat_template.jinja").write_text(
         (processor_dir / "chat_template.jinja").read_text().replace("Assistant:", "Bot:")
     )
-    with pytest.raises(UserError, match=r"^chat template of .* Set a chat template"):
+    with pytest.raises(UserError, match=r"^the student's chat template: .* Set one that .* of student.path"):
         build_corpus(settings, other_processor)
     words(tmp_path, "words", 31)
     changed = build_corpus(settings, processor_dir)

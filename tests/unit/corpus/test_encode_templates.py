@@ -290,7 +290,8 @@ def test_templates_that_cannot_work_are_told_at_once(template: str, message: str
     encoder = Encoder(processor_with(tokenizer_of("byte_level"), template), 64)
     with pytest.raises(UserError, match=re.escape(message)) as error:
         encoder.check_template()
-    assert "processor's chat_template.jinja" in str(error.value)
+    assert str(error.value).startswith("the student's chat template: ")
+    assert "in the chat_template.jinja of student.path" in str(error.value)
 
 
 def test_a_model_that_cannot_be_trained_can_be_asked():
