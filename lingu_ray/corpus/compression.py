@@ -6,7 +6,7 @@ import bz2
 import gzip
 import lzma
 from collections.abc import Callable
-from io import BufferedIOBase, BufferedReader
+from io import BufferedIOBase, BufferedReader, RawIOBase
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -15,17 +15,64 @@ import pyarrow as pa
 from lingu_ray import storage
 
 LINES_BYTES = 4 << 20  # of a JSONL or text split
+_READ = 1 << 18  # compressed bytes at once
 
 
 def _open_zstd(file: str | IO[bytes]) -> BufferedIOBase:
     return BufferedReader(pa.input_stream(file, compression="zstd"))
 
 
+class _Streams(RawIOBase):
+    """What compressed streams hold that follow each other in a file, or padding of zeros.
+
+    Python's own files take a stream that is damaged at its beginning, and all after it, for the end.
+    """
+
+    def __init__(self, file: str | IO[bytes], decompressor: Callable[[], Any]) -> None:
+        self.file = open(file, "rb") if isinstance(file, str) else file  # noqa: SIM115  (closed by `close`)
+        self.decompressor = decompressor
+        self.stream = decompressor()
+
+    def readable(self) -> bool:
+        """It is: a `BufferedReader` asks."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a part of the buffer; 0 at the end of the file."""
+        data = b""
+        while not data:
+            read = self.file.read(_READ) if self.stream.eof or self.stream.needs_input else b""
+            if self.stream.eof:
+                if not (following := (self.stream.unused_data + read).lstrip(b"\0")):
+                    if read:
+                        continue
+                    return 0
+                self.stream, read = self.decompressor(), following
+            elif self.stream.needs_input and not read:
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            data = self.stream.decompress(read, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file as well."""
+        self.file.close()
+        super().close()
+
+
+def _open_bz2(file: str | IO[bytes]) -> BufferedIOBase:
+    return BufferedReader(_Streams(file, bz2.BZ2Decompressor))
+
+
+def _open_xz(file: str | IO[bytes]) -> BufferedIOBase:
+    return BufferedReader(_Streams(file, lzma.LZMADecompressor))
+
+
 DECOMPRESSORS: dict[str, Callable[[Any], BufferedIOBase]] = {
     ".gz": gzip.open,
     ".tgz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
+    ".bz2": _open_bz2,
+    ".xz": _open_xz,
     ".zst": _open_zstd,
     ".zstd": _open_zstd,
 }

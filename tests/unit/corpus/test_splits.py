@@ -170,6 +170,8 @@ pq.write_table(pa.table([["q"], ["a"]], names=["text", "text"]), TWICE)
         ("a.jsonl.bz2", bz2.compress(LINES)[:-9], "prompt_completion"),
         ("a.jsonl.xz", lzma.compress(LINES)[:-9], "prompt_completion"),
         ("a.jsonl.zst", zstd(LINES)[:-9], "prompt_completion"),
+        ("second.jsonl.bz2", bz2.compress(LINES) + b"?" + bz2.compress(LINES)[1:], "prompt_completion"),
+        ("second.jsonl.xz", lzma.compress(LINES) + b"?" + lzma.compress(LINES)[1:], "prompt_completion"),
         ("flipped.jsonl.gz", gzip.compress(LINES)[:40] + b"????" + gzip.compress(LINES)[44:], "prompt_completion"),
         ("a.json", json.dumps(RECORDS).encode()[:-9], "prompt_completion"),
         ("a.json", b"[" * 100_000, "prompt_completion"),
@@ -218,6 +220,18 @@ def test_text_in_utf16_is_told(tmp_path, name, content, format, encoding):
     (tmp_path / name).write_bytes(mark + content.encode(encoding))
     with pytest.raises((UserError, *UNREADABLE), match="UTF-16: convert it to UTF-8"):
         read(source(tmp_path / name, format))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress), ("zst", zstd)]
+)
+def test_joined_compressed_files_are_read_to_the_end(tmp_path, monkeypatch, suffix, compress):
+    """Streams joined by `cat` or by a compressor of several threads, empty ones and padding too, read in pieces."""
+    monkeypatch.setattr(compression, "_READ", 7)
+    padding = b"" if suffix == "zst" else b"\0" * 16
+    content = compress(LINES) + padding + compress(b"") + compress(LINES) + padding
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(content)
+    assert [record for _, record in read(source(tmp_path / f"a.jsonl.{suffix}"))] == RECORDS * 2
 
 
 def test_joined_archives_are_read_to_the_end(tmp_path):
