@@ -57,7 +57,7 @@ class Seeds:
     @property
     def is_one(self) -> bool:
         """Whether there is one seed, or one value of all, as the teacher's is."""
-        return len({one.value for one in self.found}) == 1
+        return len(set(self.found)) == 1
 
     @property
     def around(self) -> tuple[float, float]:

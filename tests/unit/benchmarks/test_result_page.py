@@ -200,4 +200,6 @@ def test_one_seed_has_its_interval():
     assert Seeds((one,)).text("{:.1f}".format) == "0.5 [0.4, 0.7]"
     assert Seeds((one, Estimate(0.7, Interval(0, 1)))).text("{:.2f}".format) == "0.60 ± 0.14"
     assert Seeds((one, one)).text("{:.1f}".format) == "0.5 [0.4, 0.7]"  # the teacher has no seeds
+    alike = Estimate(0.5, Interval(0.3, 0.6))  # two seeds may have one value
+    assert Seeds((one, alike)).text("{:.1f}".format) == "0.5 ± 0.0"
     assert Seeds(()).text("{:.1f}".format) == "–"
