@@ -83,6 +83,11 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
         loader.dispose()
 
 
+def _is_plain(node: yaml.Node) -> bool:
+    """Whether it is text without quotes."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None
+
+
 class _Reader:
     """Makes plain values of a document's nodes, which stay as they are: an alias (`*x`) leads to one a second time."""
 
@@ -134,7 +139,7 @@ class _Reader:
         for at, inner in node.value:
             if not isinstance(at, yaml.ScalarNode):
                 raise self._error(at, "a key must be plain text")
-            if node.flow_style and ":" in at.value and isinstance(inner, yaml.ScalarNode) and not inner.value:
+            if node.flow_style and ":" in at.value and _is_plain(at) and _is_plain(inner) and not inner.value:
                 raise self._error(at, f"{at.value!r} has no value: YAML wants a blank after the colon, as in {{a: 1}}")
             if at.value in first:
                 dotted = ".".join(map(str, (*key, at.value)))

@@ -31,7 +31,7 @@ NAMES = (
         "short_rows",
         "small_step",
     ),
-    *("result.data", "result.page", "result.rows", "soak", "step", "transport"),
+    *("result.data", "result.page", "result.rows", "result.sight", "soak", "step", "transport"),
 )
 BENCHMARKS = [f"benchmarks.{name}" for name in NAMES]
 

@@ -81,6 +81,11 @@ def test_a_tag_that_does_not_fit_is_told(tagged: str):
     assert _typed(tree) == _typed({"a": 3.0, "b": 3, "c": "3", "d": True, "e": None})
 
 
+def test_a_quoted_key_may_have_a_colon_and_no_text():
+    """It says what it means; `{c:1}` does not."""
+    assert strict_yaml.load("{':': '', 'a:1': '', \"b:\": x}", "f.yaml")[0] == {":": "", "a:1": "", "b:": "x"}
+
+
 @pytest.mark.slow
 @settings(database=None, derandomize=True, deadline=None, max_examples=300)
 @given(TREES, st.booleans())
