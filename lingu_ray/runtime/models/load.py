@@ -258,9 +258,9 @@ def published_dtype(config: PreTrainedConfig, path: str, setting: str) -> torch.
     float32 of a hub's.
     """
     named = config.dtype or config.get_text_config(decoder=True).dtype
-    folder = Path(local_copy(path))
-    stored = stored_dtype(folder, f"{setting}={path}") if named is None and folder.is_dir() else None
-    return cast(torch.dtype, named or stored or torch.float32)
+    if named is None and (folder := Path(local_copy(path))).is_dir():
+        named = stored_dtype(folder, f"{setting}={path}")
+    return cast(torch.dtype, named or torch.float32)
 
 
 def load_processor(settings: StudentConfig) -> ProcessorMixin:

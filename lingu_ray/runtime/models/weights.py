@@ -90,7 +90,9 @@ def empty_model(loader: Any, config: PreTrainedConfig, trust_remote_code: bool =
 
 
 def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
-    """Compare the tensors that the safetensors files in `folder` list with an `empty_model`; no weight is read.
+    """Compare the tensors that the safetensors files in `folder` list with an `empty_model`.
+
+    No weight is read, but two matrices where one is configured.
 
     Raises:
         UserError: as `load_whole`, or a file is missing, cut off or not safetensors, or matrices have eight bits, which
