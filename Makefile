@@ -71,9 +71,10 @@ define gpu_packages
 	$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) $$(grep -E '^torch(vision|audio)?==' $(LOCK)))
 	$(PIP) install --no-deps -r $(LOCK)
 	$(PIP) install --no-deps --no-build-isolation -e .
-	@$(RUN) -c 'import torch; torch.cuda.is_available() or torch.cuda.init()' || { \
+	@$(RUN) -c 'import torch; torch.ones(1, device="cuda").item()' || { \
 		echo "nvidia-smi shows a GPU, and torch cannot use it, as said above: in a container, docker run --gpus all;"; \
-		echo "with a build for a newer CUDA than the driver's, update the driver, or TORCH_INDEX=... (see Makefile)."; \
+		echo "with a build for a newer CUDA than the driver's, or for other GPUs (no kernel image), update the driver, or"; \
+		echo "TORCH_INDEX=... (see Makefile)."; \
 		exit 1; }
 endef
 

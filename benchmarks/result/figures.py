@@ -72,11 +72,11 @@ def map_panel(measured: Sequence[Measured]) -> Panel:
 
 def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
     there = [damage for damage in DAMAGES if any(one.comparison.damage == damage for one in measured)]
-    for index, data in enumerate(DATA):
+    for index, (data, shown) in enumerate(DATA.items()):
         points = {place: _difference(measured, damage, data) for place, damage in enumerate(there)}
-        found = {place + 0.16 * (index - 0.5): seeds for place, seeds in points.items() if seeds.found}
+        found = {place + 0.16 * (index - 1): seeds for place, seeds in points.items() if seeds.found}
         style = {"color": SOURCE_COLORS[index]}
-        axis.plot(list(found), [100 * seeds.mean for seeds in found.values()], "o", label=f"{data} data", **style)
+        axis.plot(list(found), [100 * seeds.mean for seeds in found.values()], "o", label=shown, **style)
         for x, seeds in found.items():
             axis.vlines(x, *(100 * end for end in seeds.around), linewidth=1.6, **style)
             text, beside = f"{100 * seeds.mean:+.1f}", {"textcoords": "offset points", "va": "center"}
@@ -84,7 +84,7 @@ def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
     axis.axhline(0, color=SOFT, linewidth=0.8)
     axis.set(xticks=range(len(there)), xticklabels=[f"{one} damage" for one in there], xlim=(-0.5, len(there) - 0.4))
     axis.set_title(title, loc="left")
-    axis.legend(loc="best")
+    axis.legend(loc="best", title="data")
 
 
 def _difference(measured: Sequence[Measured], damage: str, data: str) -> Seeds:

@@ -121,7 +121,7 @@ class Results:
     def name(self) -> str:
         """Damage and data."""
         one = self.measured[0].comparison
-        return f"{one.damage}, {one.data}"
+        return f"{one.damage}, {DATA[one.data]}"
 
     @property
     def models(self) -> list[str]:

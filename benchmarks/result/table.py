@@ -13,7 +13,8 @@ RECIPES = Path(__file__).parent / "recipes"
 MERGE = "merge"  # a command, in place of a recipe
 SWEEP, SWEEP_PICTURES = SWEEPS = ("sweep", "sweep_pictures")  # spaces
 LIGHT, MEDIUM, HEAVY = DAMAGES = ("light", "medium", "heavy")
-NARROW, NATURAL = DATA = ("narrow", "natural")
+NARROW, NATURAL, NATURAL_300 = "narrow", "natural", "natural_300"
+DATA = {NARROW: "narrow", NATURAL: "natural", NATURAL_300: "natural, 300 steps"}  # as pages name them
 
 SizeName = Literal["cores", "gpu"]
 
@@ -73,6 +74,8 @@ GPU = Size(
         NARROW: _DISTILL,
         NATURAL: _DISTILL,
         "prevented": ("train.steps=800", "corpus.rows=38400"),
+        "selective_natural_300": ("corpus.rows=14400",),
+        "prompt_text_natural_300": ("corpus.rows=14400",),
         SWEEP: (*_DISTILL, "train.steps=200", "train.validate_every=0", "train.checkpoint_every=200"),
         SWEEP_PICTURES: (
             *_DISTILL,
@@ -118,6 +121,7 @@ class Row:
 
 LANGUAGE_ONLY = "distill.policy=language_only"
 PROMPT_TEXT, KD_ALONE = "teacher.context=prompt_text", "distill.ce_on_distilled=0"
+LONGER = ("train.steps=300", "corpus.rows=7200")
 PREVENT = ("train.steps=300", "train.rows_per_step=32", "corpus.rows=9600", "train.learning_rates.decoder=4e-4")
 
 
@@ -128,7 +132,7 @@ def _adapted(name: str, group: Group, damage: str, steps: int, minutes: float, s
 
 def _method(name: str, group: Group, start: str, damage: str, data: str, seeds: int = 1) -> Row:
     """The method, with its controls."""
-    about = f"CE on all sources, KD on language-heavy ones, and its controls: {data} data, {damage} damage"
+    about = f"CE on all sources, KD on language-heavy ones, and its controls: {DATA[data]} data, {damage} damage"
     return Row(name, about, group, data, 20 if data == NARROW else 26, start, (), seeds, DISTILLED, damage, data)
 
 
@@ -142,6 +146,14 @@ def _on_natural(model: str, about: str, *settings: str) -> Row:
     """A variant on natural data."""
     variant = _variant(f"{model}_natural", f"{about}: natural data", *settings)
     return replace(variant, group="map", recipe=NATURAL, data=NATURAL, model=model)
+
+
+def _longer(one: Row) -> Row:
+    """A row of natural data with as many steps as the adapting had."""
+    about, settings = f"{one.about}, 300 steps", (*LONGER, *one.settings)
+    return replace(
+        one, name=f"{one.name}_300", about=about, data=NATURAL_300, settings=settings, minutes=3 * one.minutes, seeds=2
+    )
 
 
 ROWS = (
@@ -162,6 +174,8 @@ ROWS = (
     replace(_on_natural("prompt_text", "KD without shared KV", PROMPT_TEXT), seeds=3),
     _on_natural("kd_alone", "no labels where the teacher speaks", KD_ALONE),
     _on_natural("kd_alone_prompt_text", "no labels there, and no shared KV", KD_ALONE, PROMPT_TEXT),
+    _longer(_method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL)),
+    _longer(_on_natural("prompt_text", "KD without shared KV", PROMPT_TEXT)),
     _adapted("adapted_light", "map", LIGHT, steps=100, minutes=11),
     _method("light_narrow", "map", "adapted_light", LIGHT, NARROW),
     _method("light_natural", "map", "adapted_light", LIGHT, NATURAL),

@@ -23,6 +23,13 @@ Format = Literal[
     "webdataset",
     "template",
 ]
+READ_BY = {  # formats that read a setting; the others have the same in their records
+    "prompt": ("text", "image_folder", "webdataset", "template"),
+    "answer": ("image_folder", "template"),
+    "image": ("template",),
+    "prompt_words": ("text",),
+    "answer_words": ("text",),
+}
 
 
 class SourceConfig(Section):
@@ -35,7 +42,10 @@ class SourceConfig(Section):
         description="file, glob, folder (also `datasets.save_to_disk`), local or s3://…, gs://…; or hub id of a dataset"
     )
     subset: str | None = Field(None, description="hub: configuration name")
-    split: str = Field("train", description="hub and save_to_disk: split")
+    split: str = Field(
+        "train",
+        description="hub, save_to_disk, a folder of files that are named by splits: which one is read",
+    )
     language_heavy: bool = Field(False, description="distilled under `policy: selective`; for long answers in prose")
     weight: float | None = Field(
         None, gt=0, description="share in the mixture, relative to the others; give it to all sources or to none"
@@ -60,6 +70,16 @@ class SourceConfig(Section):
     def _template_is_complete(self) -> SourceConfig:
         if self.format == "template" and not (self.prompt and self.answer):
             raise ValueError(f"source {self.name}: format 'template' needs `prompt` and `answer` format strings")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_are_read(self) -> SourceConfig:
+        for name, formats in READ_BY.items():
+            if self.format not in formats and getattr(self, name) != SourceConfig.model_fields[name].default:
+                raise ValueError(
+                    f"source {self.name}: `{name}` is read by format {', '.join(formats)}, not by {self.format!r}: "
+                    "leave it out"
+                )
         return self
 
 

@@ -63,6 +63,12 @@ class Config(Section):
     evaluation: Annotated[EvaluationConfig, MAY_CHANGE] = EvaluationConfig()
 
     @model_validator(mode="after")
+    def _seed_of_a_generator(self) -> Config:
+        if self.seed >= 2**63:
+            raise ValueError(f"seed {self.seed} is no seed of PyTorch's generators: give one below 2^63")
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if not self.corpus.sources and self.demo is None:
             raise ValueError("corpus.sources is empty: name at least one source")

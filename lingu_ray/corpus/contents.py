@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.corpus.record import (
+    TAKE_ONE_OUT,
     BadRecord,
     Record,
     as_dict,
@@ -47,14 +48,29 @@ def read_images(record: Record) -> list[Any]:
     """References to the images of a record: a list, a single one, or none (null, also in a list).
 
     Raises:
-        BadRecord: one of several is null, or `images` and `image` differ.
+        BadRecord: one of several is null, or there are others under a second name.
     """
     name = first_name(record, *IMAGE_KEYS)
     images = as_images(record.get(name))
-    single = as_images(record.get("image"))
-    if name == "images" and single and single != images:
-        raise BadRecord("image_count", "'images' and 'image' hold different images")
+    for other in IMAGE_KEYS:
+        if other != name and _are_others(images, parsed(record.get(other))):
+            raise BadRecord("image_count", f"{name!r} and {other!r} {TAKE_ONE_OUT}")
     return images
+
+
+def _are_others(images: list[Any], value: Any) -> bool:
+    """Whether a value under a second name surely holds other images: their number differs, or the names of files do.
+
+    Data sets keep names and URLs of what they have as bytes, or below another folder: these may be the same images.
+    """
+    there = [] if is_empty(value) else value if isinstance(value, list) else [value]
+    return bool(there) and (len(there) != len(images) or any(map(_differ, images, there)))
+
+
+def _differ(one: Any, other: Any) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return "://" not in one + other and Path(one).name != Path(other).name
+    return type(one) is type(other) and one != other
 
 
 def check_none_unread(record: Record) -> None:

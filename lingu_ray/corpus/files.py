@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from lingu_ray import storage
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import full_suffix
+from lingu_ray.corpus.split_names import of_split, split_of
 from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
@@ -35,7 +35,6 @@ BOOKKEEPING = {"_common_metadata", "_metadata", "_success", "dataset_dict.json",
     "state.json",
 }
 IMAGE_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}  # of `imagefolder` in `datasets`
-SPLIT_NAME = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./])")
 NAMED = 3  # files named in a message
 
 
@@ -64,6 +63,26 @@ def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[st
         what = not_found(path) if not path.exists() and not glob.has_magic(source.path) else f"no data at {source.path}"
         raise UserError(f"source {source.name}: {what}; correct its `path`")
     return sorted(str(p.absolute()) for p in found)
+
+
+def has_splits(source: SourceConfig, is_known: Callable[[str], bool]) -> bool:
+    """Whether a folder, or what is below a location, holds several splits, by its files' names or as saved."""
+    if names_files(source.path):
+        return False
+    if storage.is_file(storage.below(source.path, "dataset_dict.json")):
+        return True
+    if storage.is_remote(source.path):
+        names = [Path(entry.name) for entry in storage.entries(source.path)]
+    else:
+        names = [path.relative_to(source.path) for path in _walk(source, Path(source.path))]
+    return len({split for name in names if is_known(name.name) and (split := split_of(name))}) > 1
+
+
+def names_files(path: str) -> bool:
+    """Whether a path is a file's, a saved dataset's of one split, or a pattern, and no folder of any files."""
+    if storage.is_remote(path) and (glob.has_magic(path) or storage.is_file(path)):
+        return True
+    return not (storage.is_remote(path) or Path(path).is_dir()) or storage.is_file(storage.below(path, "state.json"))
 
 
 def hub_files(source: SourceConfig) -> list[str]:
@@ -98,17 +117,24 @@ def _arrow_rows(path: str) -> int:
 
 
 def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], bool]) -> set[Path]:
-    saved = _saved_dataset(source, folder)
-    return {saved} if saved else _read_of(source, _walk(source, folder), is_known, folder)
+    if saved := _saved_dataset(source, folder):
+        return {saved}
+    names = (path.relative_to(folder) for path in _walk(source, folder))
+    found = of_split(source, sort_out(source, names, is_known, str(folder)), str(folder))
+    _warn_of_kinds(source, found)
+    return {folder / name for name in found}
 
 
 def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool]) -> set[Path]:
     """Files that a pattern matches, and those of folders that it matches; `**` goes through all folders itself."""
     top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     matches = [Path(p) for p in glob.glob(str(pattern), recursive=True)]
-    found = _read_of(source, (p for p in matches if not p.is_dir()), is_known, top)
+    names = (p.relative_to(top) for p in matches if not p.is_dir())
+    found = {top / name for name in sort_out(source, names, is_known, str(top))}
+    _warn_of_kinds(source, found)
     for folder in (p for p in matches if p.is_dir() and "**" not in pattern.parts):
         found |= _in_folder(source, folder, is_known)
+    _warn_of_splits(source, (path.relative_to(top) for path in found))
     return found
 
 
@@ -127,10 +153,15 @@ def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> li
         return [top]
     if not names and storage.is_file(source.path):
         return [source.path]
-    found = [storage.join(top, str(name)) for name in sort_out(source, map(Path, names), is_known, top)]
+    found = sort_out(source, map(Path, names), is_known, top)
     if not found:
         raise UserError(f"source {source.name}: no data at {source.path}; correct its `path`")
-    return sorted(found)
+    if pattern:
+        _warn_of_splits(source, found)
+    else:
+        found = of_split(source, found, top)
+    _warn_of_kinds(source, found)
+    return sorted(storage.join(top, str(name)) for name in found)
 
 
 def _split_pattern(path: str) -> tuple[str, list[str]]:
@@ -180,12 +211,8 @@ def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _read_of(source: SourceConfig, paths: Iterable[Path], is_known: Callable[[str], bool], top: Path) -> set[Path]:
-    return {top / name for name in sort_out(source, (path.relative_to(top) for path in paths), is_known, str(top))}
-
-
 def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[str], bool], top: str) -> set[Path]:
-    """Those to read of files by their names below `top`. The log says what is left out, or is of several kinds.
+    """Those to read of files by their names below `top`. The log says what is left out.
 
     Raises:
         UserError: there are some that are neither of a known kind nor known to be no data.
@@ -211,12 +238,17 @@ def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[st
         raise UserError(_unknown(source, unknown, top))
     if left_out:
         log.info("source %s: left out as no data: %s", source.name, _counts(left_out))
-    if not images:
-        kinds = Counter(full_suffix(path) for path in found)
-        splits = Counter(match[1] for path in found if (match := SPLIT_NAME.search(str(path).lower())))
-        _warn_of_several(source, "kinds", kinds)
-        _warn_of_several(source, "splits", splits)
     return found
+
+
+def _warn_of_kinds(source: SourceConfig, paths: Iterable[Path]) -> None:
+    if source.format != "image_folder":
+        _warn_of_several(source, "kinds", Counter(full_suffix(path) for path in paths))
+
+
+def _warn_of_splits(source: SourceConfig, names: Iterable[Path]) -> None:
+    is_image = source.format == "image_folder"
+    _warn_of_several(source, "splits", Counter(split for name in names if (split := split_of(name, is_image))))
 
 
 def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str]) -> None:

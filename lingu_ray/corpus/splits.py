@@ -17,7 +17,7 @@ from lingu_ray import storage
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow, random_access
 from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compressed, open_file, read_block
-from lingu_ray.corpus.files import find_files
+from lingu_ray.corpus.files import find_files, names_files
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
@@ -45,8 +45,9 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
     """Check what would make every row of a source bad: look for its folder of images, and read its first record.
 
     Raises:
-        UserError: there is none, or a file cannot be read.
+        UserError: there is none, a file cannot be read, or a setting chooses among what the path does not have.
     """
+    _check_chosen(source)
     if (root := source.image_root) is not None:
         if storage.is_remote(root) and not storage.exists(root):
             raise UserError(f"source {source.name}: image_root: there is nothing below {root}")
@@ -57,6 +58,22 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
             if next(split.records(), None) is not None:
                 return
     raise UserError(f"source {source.name}: {source.path} holds no records; correct its `path`, or leave it out")
+
+
+def _check_chosen(source: SourceConfig) -> None:
+    """Check that `subset` and `split` choose among something."""
+    if not (storage.is_remote(source.path) or Path(source.path).is_absolute()):
+        return
+    if source.subset is not None:
+        raise UserError(
+            f"source {source.name}: `subset` is of datasets of the hub, and {source.path} is none: leave it out, and "
+            "let `path` name what is meant"
+        )
+    if source.split != "train" and names_files(source.path):
+        raise UserError(
+            f"source {source.name}: `split` chooses within a folder or a dataset, and {source.path} has one split: "
+            "leave it out"
+        )
 
 
 def image_folder(source: SourceConfig, split: FileSplit) -> str:

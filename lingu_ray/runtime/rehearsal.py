@@ -7,12 +7,13 @@ and what an export writes beside the weights is small.
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -64,13 +65,7 @@ def rehearse_continuation(config: PreTrainedConfig) -> None:
 def _small_lm(config: PreTrainedConfig) -> PreTrainedModel | None:
     """An LM with the attention of this configuration, but two layers, the first ones of each kind, and few ids."""
     small = copy.deepcopy(config)
-    kinds = getattr(config, "layer_types", None)
-    if kinds:
-        small.layer_types = [*dict.fromkeys(kinds), *kinds][:_LAYERS]
-    for name, size in ({"num_hidden_layers": _LAYERS} | _SMALL).items():
-        if isinstance(getattr(small, name, None), int):
-            setattr(small, name, min(size, getattr(small, name)))
-    small.pad_token_id = None  # it may be an id that is none now
+    _shrink(small)
     try:
         if empty_model(AutoModelForCausalLM, small).num_parameters() > _LARGEST:
             return None
@@ -80,6 +75,16 @@ def _small_lm(config: PreTrainedConfig) -> PreTrainedModel | None:
     except Exception:  # each kind has conditions of its own on its sizes; nothing is refused for them
         return None
     return model
+
+
+def _shrink(config: PreTrainedConfig) -> None:
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        config.layer_types = [*dict.fromkeys(kinds), *kinds][:_LAYERS]
+    for name, size in (dict.fromkeys(("num_hidden_layers", "depth"), _LAYERS) | _SMALL).items():
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, min(size, getattr(config, name)))
+    config.pad_token_id = None  # it may be an id that is none now
 
 
 def rehearse_export(settings: StudentConfig, processor: Any) -> int:
@@ -106,11 +111,12 @@ def rehearse_export(settings: StudentConfig, processor: Any) -> int:
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
             processor.save_pretrained(folder)
-            question(AutoProcessor.from_pretrained(folder, trust_remote_code=trusted), Encoder(processor, 1))
+            inputs = question(AutoProcessor.from_pretrained(folder, trust_remote_code=trusted), Encoder(processor, 1))
         except UserError as error:
             raise UserError(f"{origin}: {error}") from error
         except NOT_LOADABLE as error:
             raise UserError(f"{origin}: what it would export cannot be saved and read again: {error}") from error
+    check_image_features(model.config, inputs, Encoder(processor, 1).image_token_id, origin)
     names = revert_weight_conversion(model, as_published(model, model.state_dict()))
     check_tensors(model, names, f"the export of {origin}")
     size = export_dtype(settings).itemsize + torch.float32.itemsize
@@ -142,6 +148,61 @@ def check_image_token(model: PreTrainedModel, processor: Any, origin: str) -> No
             f"{origin}: its processor writes token {written} ({token}) for an image, and its model puts images in "
             f"place of {replaced}: correct image_token_id in its config.json, or take the processor of this model"
         )
+
+
+def check_image_features(config: PreTrainedConfig, inputs: dict[str, Tensor], image_token: int, origin: str) -> None:
+    """Raise UserError where the processor writes more or fewer tokens for an image than the model has features of it.
+
+    Most models say so at the first step; Idefics3 and SmolVLM may leave half of the image out instead. A small random
+    VLM of the configuration is asked; nothing is said of one that cannot be made so small, or is asked in another way.
+    """
+    with torch.random.fork_rng(devices=[]):
+        asked = _small_vlm(config, inputs)
+    if asked is None:
+        return
+    model, features_FD = asked
+    written = int((inputs["input_ids"] == image_token).sum())
+    if not _are_placed(model, inputs["input_ids"], written, features_FD):
+        raise UserError(
+            f"{origin}: for one picture its processor writes {written} image tokens, and its model has "
+            f"{len(features_FD)} features: correct image_seq_len, patch_size or the image sizes in its "
+            "processor_config.json or preprocessor_config.json, or take the processor of this model"
+        )
+
+
+def _small_vlm(config: PreTrainedConfig, inputs: dict[str, Tensor]) -> tuple[PreTrainedModel, Tensor] | None:
+    """A VLM with few layers of this configuration, and its features of the pictures in the inputs, `features_FD`."""
+    small = copy.deepcopy(config)
+    for part in (small, *(getattr(small, name, None) for name in small.sub_configs)):
+        if part is not None:
+            _shrink(part)
+    try:
+        if empty_model(AutoModelForImageTextToText, small).num_parameters() > _LARGEST:
+            return None
+        model: Any = AutoModelForImageTextToText.from_config(small, dtype=torch.float32).eval()
+        taken = inspect.signature(model.get_image_features).parameters
+        with torch.no_grad():
+            found = model.get_image_features(**{name: tensor for name, tensor in inputs.items() if name in taken})
+        found = found.pooler_output
+        return model, torch.cat([one.flatten(0, -2) for one in ([found] if isinstance(found, Tensor) else found)])
+    except Exception:  # as for the teacher
+        return None
+
+
+def _are_placed(model: PreTrainedModel, ids_BT: Tensor, written: int, features_FD: Tensor) -> bool:
+    """Whether the model puts these features in place of that many tokens, by its own check where it has one."""
+    place = getattr(model.base_model, "get_placeholder_mask", None)
+    if place is None:
+        return written == len(features_FD)
+    try:
+        place(
+            ids_BT,
+            inputs_embeds=features_FD.new_zeros(*ids_BT.shape, features_FD.shape[-1]),
+            image_features=features_FD,
+        )
+    except (ValueError, RuntimeError):
+        return False
+    return True
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: Any, origin: str) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
-from lingu_ray.corpus.files import hub_files
+from lingu_ray.corpus.files import has_splits, hub_files, names_files
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.readers import UNREADABLE, FileSplit
-from lingu_ray.corpus.splits import split_source
+from lingu_ray.corpus.splits import is_known, split_source
 from lingu_ray.errors import UserError
 from lingu_ray.paths import not_found
 
@@ -82,26 +82,20 @@ def source_of(config: TaskConfig) -> SourceConfig:
 def _file_splits(config: TaskConfig) -> list[FileSplit]:
     source, path = source_of(config), config.path
     on_hub = not (Path(path).is_absolute() or storage.is_remote(path))
-    saved = [name for name in ("dataset_dict.json", "state.json") if storage.is_file(storage.below(path, name))]
     if config.split is None and on_hub:
         raise UserError(
             f"evaluation.tasks: {config.name}: {not_found(config.path)}; correct its `path`, or set `split`, such as "
             "test, for a dataset of the hub"
         )
-    if config.split is None and "dataset_dict.json" in saved:
-        raise UserError(f"evaluation.tasks: {config.name}: {config.path} has splits: set `split`, such as test")
     try:
-        if on_hub or (config.split and not saved and _is_folder(path)):
+        if config.split is None and has_splits(source, is_known):
+            raise UserError(f"{config.name}: {config.path} has splits: set `split`, such as test")
+        is_saved = storage.is_file(storage.below(path, "dataset_dict.json"))
+        if on_hub or (config.split and not (is_saved or names_files(path))):
             return _fetched(source.model_copy(update={"path": storage.local_copy(path)}))
         return split_source(source)
     except UserError as error:
         raise UserError(f"evaluation.tasks: {str(error).removeprefix('source ')}") from error
-
-
-def _is_folder(path: str) -> bool:
-    if storage.is_remote(path):
-        return not (glob.has_magic(path) or storage.is_file(path))
-    return Path(path).is_dir()
 
 
 def _fetched(source: SourceConfig) -> list[FileSplit]:

@@ -75,5 +75,8 @@ def test_what_was_found_lies_beside_the_page(experiment: Path, tmp_path: Path, m
 
 def test_a_comparison_that_is_not_here_is_named(experiment: Path):
     """One without models, or of no such name, is told with those that there are."""
-    with pytest.raises(UserError, match=r"'heavy-natural-0' are here; there are: medium-narrow-0, medium-natural-0$"):
+    with pytest.raises(
+        UserError,
+        match=r"'heavy-natural-0' are here; there are: medium-narrow-0, medium-natural-0, medium-natural_300-0$",
+    ):
         sight.main(["heavy-natural-0"])

@@ -38,6 +38,7 @@ def test_overrides_reach_every_level(file: str):
             "corpus.sources.t0.long.limit=20",
             "corpus.sources.t0.split=test",
             "evaluation.tasks=[{name: arc, kind: language, type: multiple_choice, path: arc.jsonl}]",
+            "corpus.sources.t0.format=webdataset",
             'corpus.sources.t0.prompt="Question: {q}"',
             "output_dir=/data/runs",
         ]
@@ -138,6 +139,7 @@ def test_yaml_round_trips(file: str, tmp_path: Path):
         [
             file,
             "distill.temperature={start: 4, end: 1, shape: cosine, until: 0.5}",
+            "corpus.sources.0.format=template",
             "corpus.sources.0.answer='1e-5'",
             "corpus.sources.0.prompt='no'",
             "corpus.cache_dir=/data/corpora",

@@ -40,6 +40,8 @@ def test_minimal_configuration_is_complete():
         ({"corpus": {"sources": [SOURCE, SOURCE]}}, "names must be unique, found twice: text"),
         ({"corpus": {"sources": [SOURCE | {"weight": 0.5}, SOURCE | {"name": "b"}]}}, "missing: ['b']"),
         ({"corpus": {"sources": [SOURCE | {"format": "template"}]}}, "needs `prompt` and `answer`"),
+        ({"corpus": {"sources": [SOURCE | {"image": "a"}]}}, "`image` is read by format template, not by"),
+        ({"seed": 2**63}, "give one below 2^63"),
         ({"corpus": {"sources": [SOURCE], "max_length": 9000}}, "the longest sample must fit a micro-batch"),
         ({"train": {"rows_per_step": 2}, "ray": {"num_workers": 3}}, "every worker needs a row in every step"),
         ({"train": {"rows_per_step": 2}, "ray": {"num_workers": {"min": 1, "max": 3}}}, "every worker needs a row"),

@@ -21,7 +21,7 @@ name: mine
 student: {path: vlm}
 teacher: {path: lm}
 corpus:
-  sources: [{name: "on", format: text, path: x.txt, language_heavy: true}]
+  sources: [{name: "on", format: template, path: my/data, language_heavy: true}]
 """
 
 

@@ -1,11 +1,13 @@
 import datetime
 import json
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from pydantic import ValidationError
 
 from lingu_ray.config import SourceConfig
+from lingu_ray.config.corpus import READ_BY
 from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.record import BadRecord, RawRow
@@ -407,6 +409,69 @@ def test_two_names_of_one_thing_that_differ(format, record, both):
     holder = record["texts"][0] if format == "cauldron" else record
     holder[second] = holder[first]
     assert raw_rows(format, record)
+
+
+@pytest.mark.parametrize(
+    ("images", "is_one"),
+    [
+        ({"images": ["a/1.png"], "image_path": "1.png"}, True),
+        ({"image": {"bytes": b"x", "path": None}, "image_path": "1.png"}, True),  # metadata of what is there
+        ({"image": "1.png", "image_url": "https://host.org/AbC"}, True),  # the copy that was fetched
+        ({"image": "1.png", "image_path": None, "image_urls": [], "img": ""}, True),
+        ({"images": ["1.png", "2.png"], "image_paths": '["x/1.png", "x/2.png"]'}, True),
+        ({"image": "1.png", "image_path": "2.png"}, False),
+        ({"image": {"bytes": b"x"}, "img": {"bytes": b"y"}}, False),
+        ({"image": "1.png", "image_paths": ["1.png", "2.png"]}, False),
+        ({"images": ["1.png"], "image_urls": ["https://host.org/1", "https://host.org/2"]}, False),
+    ],
+)
+def test_images_under_two_names(images, is_one):
+    """They are one where they may be; others are not dropped for the first name's."""
+    record = {"prompt": "What?", "completion": "A cat.", **images}
+    if is_one:
+        assert len(raw_rows("prompt_completion", record)[0].images) == len(images.get("images", ["one"]))
+    else:
+        assert reason_of("prompt_completion", record) == "image_count"
+
+
+class Asked:
+    """Settings of a source that remember which of them were read."""
+
+    def __init__(self, settings: SourceConfig) -> None:
+        self._settings = settings
+        self.names = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.add(name)
+        return getattr(self._settings, name)
+
+
+READ_RECORDS = {
+    "messages": {"messages": AS_ROLES},
+    "cauldron": {"texts": [{"user": "A?", "assistant": "a"}]},
+    "finevision": {"texts": [{"user": "A?", "assistant": "a"}]},
+    "llava": {"conversations": AS_ROLES},
+    "prompt_completion": {"prompt": "A?", "completion": "a"},
+    "instruction": {"instruction": "A?", "output": "a"},
+    "text": {"text": "a b c d e f"},
+    "scienceqa": {"question": "A?", "choices": ["a", "b"], "answer": 0},
+    "image_folder": {"image": "cat/1.png", "label": "cat"},
+    "webdataset": {"jpg": b"x", "txt": b"a cat"},
+    "template": {"label": "cat", "image": "1.png"},
+}
+OTHER_THAN_DEFAULT = {"prompt": "{label}?", "answer": "{label}", "image": "image", "prompt_words": 2, "answer_words": 3}
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_settings_that_a_format_does_not_read_are_refused(format):
+    """Formats read what `READ_BY` says, and any other setting of theirs is an error that names it and the formats."""
+    read = {name: value for name, value in OTHER_THAN_DEFAULT.items() if format in READ_BY[name]}
+    asked = Asked(source(format, **read))
+    assert list(FORMATS[format](READ_RECORDS[format], cast(SourceConfig, asked)))
+    assert asked.names == read.keys() and READ_BY.keys() == OTHER_THAN_DEFAULT.keys()
+    for name in OTHER_THAN_DEFAULT.keys() - read.keys():
+        with pytest.raises(ValidationError, match=f"source s: `{name}` is read by format .*, not by '{format}': leave"):
+            source(format, **{**read, name: OTHER_THAN_DEFAULT[name]})
 
 
 def test_system_prompts_that_cannot_stand_where_they_are():

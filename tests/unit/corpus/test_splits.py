@@ -422,13 +422,83 @@ def test_what_is_written_about_pictures_is_not_left_out(tmp_path, name):
 
 
 def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, caplog):
-    """JSON Lines beside CSV, a train beside a test split: all records, and warnings with the counts."""
-    (tmp_path / "test").mkdir()
-    for name, content in (("train-0.jsonl", LINES), ("train-1.jsonl.gz", gzip.compress(LINES)), ("test/2.csv", CSV)):
+    """JSON Lines beside CSV: all records, and a warning with the counts."""
+    for name, content in (("a-0.jsonl", LINES), ("a-1.jsonl.gz", gzip.compress(LINES)), ("b.csv", CSV)):
         (tmp_path / name).write_bytes(content)
     assert [record for _, record in read(source(tmp_path))] == RECORDS * 3
-    assert "files of several splits are all read: 1 test, 2 train;" in caplog.text
     assert "files of several kinds are all read: 1 .csv, 1 .jsonl, 1 .jsonl.gz;" in caplog.text
+
+
+SPLIT_FILES = ("train-0.jsonl", "data/train/1.csv", "test/2.csv", "x_val.jsonl", "evaluation.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("split", "read_of_it"),
+    [("train", SPLIT_FILES[:2]), ("test", ("evaluation.jsonl", "test/2.csv")), ("dev", SPLIT_FILES[3:4])],
+)
+def test_a_folder_gives_the_files_of_one_split(tmp_path, caplog, split, read_of_it):
+    """By the names of files and folders, in any spelling; what a pattern names is read, with a warning."""
+    for name in SPLIT_FILES:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(CSV if name.endswith(".csv") else LINES)
+    with caplog.at_level(logging.INFO, logger="lingu_ray"):
+        found = {one.path for one in split_source(source(tmp_path, split=split))}
+    assert found == {str(tmp_path / name) for name in read_of_it}
+    assert "has 2 test, 2 train, 1 validation; read of them: " in caplog.text
+    assert len(split_source(source(f"{tmp_path}/**"))) == len(SPLIT_FILES)
+    assert "files of several splits are all read: 2 test, 2 train, 1 validation; if not all" in caplog.text
+
+
+def test_pictures_of_a_folder_are_of_a_split_by_their_folders(tmp_path):
+    """Of classes in folders below train and test; a class of that name, or a picture's, is no split."""
+    for name in ("train/cat/1.png", "train/test/2.png", "test/cat/test-3.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    found = [file for one in split_source(source(tmp_path, "image_folder")) for file in one.files]
+    assert found == [str(tmp_path / name) for name in ("train/cat/1.png", "train/test/2.png")]
+    classes = [file for one in split_source(source(tmp_path / "train", "image_folder")) for file in one.files]
+    assert classes == found
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "problem"),
+    [
+        (
+            ("test.jsonl", "dev.jsonl"),
+            "train",
+            "has 1 test, 1 validation, and no file of the split 'train': set `split`",
+        ),
+        (("a.jsonl", "b.jsonl"), "test", "has 2 of no split, and no file of the split 'test'"),
+        (("train.jsonl", "b.jsonl"), "test", "has 1 of no split, 1 train, and no file of the split 'test'"),
+        (("train.jsonl", "test.jsonl", "b.jsonl"), "train", "what belongs to the split 'train' is not known"),
+    ],
+)
+def test_no_other_split_is_read_than_the_one_that_is_named(tmp_path, names, split, problem):
+    """An error says what is there and how to choose."""
+    for name in names:
+        (tmp_path / name).write_bytes(LINES)
+    with pytest.raises(UserError, match=f"source s: .* {problem}"):
+        split_source(source(tmp_path, split=split))
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "a.jsonl"])
+def test_a_folder_of_one_split_is_read_as_it_is(tmp_path, name):
+    """Its files are those that were asked for, whatever they are called."""
+    write_lines(tmp_path / name, RECORDS)
+    assert [record for _, record in read(source(tmp_path))] == RECORDS
+
+
+def test_what_chooses_among_nothing_is_refused(tmp_path):
+    """`subset` of files, and `split` of a file, a pattern, or a saved data set of one split."""
+    write_lines(tmp_path / "a.jsonl", RECORDS)
+    datasets.Dataset.from_list(RECORDS).save_to_disk(tmp_path / "saved")
+    for path in ("a.jsonl", "*.jsonl", "saved"):
+        settings = source(tmp_path / path, split="test")
+        with pytest.raises(UserError, match=r"`split` chooses within a folder or a dataset, and .* has one split"):
+            check_source(settings, split_source(settings))
+    settings = source(tmp_path, subset="en")
+    with pytest.raises(UserError, match=r"source s: `subset` is of datasets of the hub, and .* is none"):
+        check_source(settings, split_source(settings))
 
 
 def test_links_are_followed_once(tmp_path):

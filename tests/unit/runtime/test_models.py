@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
+from families import ADDED, FAMILIES, VOCABULARY
+from processors import PROCESSORS, processor_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
@@ -35,6 +36,7 @@ from transformers import (
 
 from lingu_ray.config import Config, StudentConfig, TeacherConfig
 from lingu_ray.corpus.build import plan_corpus
+from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.inspect import InspectConfig, read_sources
@@ -47,8 +49,9 @@ from lingu_ray.runtime.models.load import (
     load_teacher_tokenizer,
     teacher_vocabulary,
 )
+from lingu_ray.runtime.models.verify import question
 from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
-from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_teacher
+from lingu_ray.runtime.rehearsal import check_image_features, rehearse_export, rehearse_teacher
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.trainer import prepare_initial_model
 
@@ -481,6 +484,10 @@ def bad_flags(**flags: Any) -> Callable[[Path], None]:
         (lambda f: (f / "generation_config.json").write_text("{"), "its generation_config.json is damaged"),
         (too_large_tokenizer, r"has 1 tokens beyond the 324 rows of its embeddings: <one more> \(324\)"),
         (lambda f: (f / "chat_template.jinja").write_text("{{ messages[0]['role'] }}"), "template"),
+        (
+            lambda f: changed_json(f / "processor_config.json", image_seq_len=2),
+            "writes 2 image tokens, .* has 4 features",
+        ),
         (lambda f: changed_json(f / "config.json", image_token_id=5), r"writes token 320 \(<image>\) .* place of 5: "),
     ],
 )
@@ -504,6 +511,22 @@ def test_a_run_needs_room_for_its_export(pair: Path, tmp_path: Path) -> None:
     student = load_student(settings.student)
     needed = rehearse_export(settings.student, tiny_processor())
     assert needed == sum(p.numel() for p in student.parameters()) * (4 + 4)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_an_image_has_as_many_tokens_as_features(name: str) -> None:
+    """Of every family; one token more is refused, and torch's random numbers are left alone."""
+    family, processor = FAMILIES[name], processor_of(name)
+    config = family.config(family.decoder.to_dict() | {"vocab_size": VOCABULARY + len(ADDED)})
+    token, before = Encoder(processor, 1).image_token_id, torch.random.get_rng_state()
+    inputs = question(processor, Encoder(processor, 1))
+    check_image_features(config, inputs, token, "student.path=x")
+    written = int((inputs["input_ids"] == token).sum())
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], 1)
+    message = rf"^student.path=x: for one picture its processor writes {written + 1} .* has {written} features: correct"
+    with pytest.raises(UserError, match=message):
+        check_image_features(config, inputs, token, "student.path=x")
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 OWN_PROCESSOR = """
