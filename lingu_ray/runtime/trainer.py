@@ -190,7 +190,7 @@ class Run:
         check_driver(settings, use_gpu)
         check_most_workers(settings, use_gpu)
         wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
-        check_gpus(worker_resources(settings, use_gpu), self.config.train.attention)
+        check_gpus(worker_resources(settings, use_gpu), self.config.train.attention, self.config.train.precision)
         if is_open(self.config):
             self.settle_precision(choose(self.config))
         check_attention(self.config.train, use_gpu)

@@ -26,17 +26,22 @@ HIDDEN = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 """Runtime environment of a process that shall not compute on GPUs: Ray lets one without any see all of its node's."""
 
 
-def check_gpus(bundle: Bundle, attention: Attention = "sdpa") -> None:
+def check_gpus(bundle: Bundle, attention: Attention = "sdpa", precision: str = "auto") -> None:
     """Check in a process with these resources that torch computes on its GPU, and the attention, too.
 
-    Without a GPU there is nothing to check.
+    Without a GPU there is nothing to check. A precision that the GPU only emulates is a warning.
 
     Raises:
         UserError: it does not; else training would end in an error of NCCL or flash-attn, and engines would compute on
             the CPU.
     """
     if bundle.get("GPU"):
-        _check(tuple(bundle.items()), attention, ray.get_runtime_context().gcs_address)
+        emulates = _check(tuple(bundle.items()), attention, ray.get_runtime_context().gcs_address)
+        if emulates and precision == "bf16":
+            log.warning(
+                "train.precision=bf16: a %s only emulates it, slower than fp32; train.precision=auto takes fp32 there",
+                emulates,
+            )
 
 
 def check_driver(settings: RayConfig, use_gpu: bool) -> None:
@@ -56,22 +61,23 @@ def check_driver(settings: RayConfig, use_gpu: bool) -> None:
 
 
 @cache  # it starts a process
-def _check(resources: tuple[tuple[str, float], ...], attention: Attention, cluster: str) -> None:
+def _check(resources: tuple[tuple[str, float], ...], attention: Attention, cluster: str) -> str | None:
+    """The GPU's name, where it emulates bf16."""
     bundle = dict(resources)
     log.info("trying whether torch computes with %s; waits until they are free", shown(bundle))
     remote: Any = ray.remote(max_calls=1)(_require)
     outside = PlacementGroupSchedulingStrategy(PlacementGroup.empty())  # a trial's own group has no GPU
     task = remote.options(num_cpus=bundle.get("CPU", 0), num_gpus=bundle["GPU"], scheduling_strategy=outside)
     try:
-        ray.get(task.remote(shown(bundle), attention))
+        return ray.get(task.remote(shown(bundle), attention))
     except RayTaskError as error:
         raise user_error(error) or error from error
 
 
-def _require(given: str, attention: Attention) -> None:
+def _require(given: str, attention: Attention) -> str | None:
     require_cuda(given)
     require_package(attention)
-    require_units(attention)
+    return require_units(attention)
 
 
 def require_cuda(given: str) -> None:
@@ -96,13 +102,21 @@ def require_package(attention: Attention) -> None:
         )
 
 
-def require_units(attention: Attention) -> None:
-    """Raise UserError where the student's attention does not compute on this process's GPU."""
-    if attention != "sdpa" and not computes_in_bf16(torch.device("cuda")):
+def require_units(attention: Attention) -> str | None:
+    """The name of this process's GPU, where it has no units for bf16.
+
+    Raises:
+        UserError: the student's attention needs them.
+    """
+    if computes_in_bf16(torch.device("cuda")):
+        return None
+    name = torch.cuda.get_device_name()
+    if attention != "sdpa":
         raise UserError(
             f"train.attention={attention} needs a GPU with units for bf16 (Ampere or newer), and "
-            f"{socket.gethostname()} has a {torch.cuda.get_device_name()}: leave train.attention out"
+            f"{socket.gethostname()} has a {name}: leave train.attention out"
         )
+    return name
 
 
 def computes_in_bf16(gpu: torch.device) -> bool:

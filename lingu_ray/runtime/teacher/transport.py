@@ -174,7 +174,7 @@ def copy_to_host(tensor: Tensor) -> Callable[[], Tensor]:
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(tensor.device))  # another GPU may be the current one
 
     def wait() -> Tensor:
         copied.synchronize()

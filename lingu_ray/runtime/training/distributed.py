@@ -68,6 +68,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if is_alone():
         return
     for bucket in _buckets([p.grad for p in parameters if p.grad is not None and not isinstance(p, DTensor)]):
+        if len(bucket) == 1 and bucket[0].is_contiguous():  # an embedding's is a gigabyte, which is not copied
+            dist.all_reduce(bucket[0])
+            continue
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):

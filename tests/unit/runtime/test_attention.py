@@ -2,6 +2,7 @@
 
 import inspect
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import plan_donation
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.cluster import gpus
 from lingu_ray.runtime.cluster.gpus import check_attention, require_package, require_units
 from lingu_ray.runtime.models.masks import sees_ahead
 from lingu_ray.runtime.training.step import model_inputs
@@ -126,8 +128,21 @@ def test_a_gpu_without_its_units(monkeypatch: pytest.MonkeyPatch) -> None:
     for emulated in (False, True):
         supported = lambda including_emulation=True, old=emulated: including_emulation or not old  # noqa: E731
         monkeypatch.setattr("torch.cuda.is_bf16_supported", supported)
-        require_units("sdpa")
+        assert require_units("sdpa") == ("Tesla T4" if emulated else None)
         if not emulated:
             require_units("flash_attention_2")
     with pytest.raises(UserError, match=r"train\.attention=flash_attention_2 needs .* has a Tesla T4: leave"):
         require_units("flash_attention_2")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "warned"), [("Tesla T4", "bf16", True), ("Tesla T4", "fp32", False), (None, "bf16", False)]
+)
+def test_bf16_that_a_gpu_emulates(
+    name: str | None, precision: str, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is slow and no error: a warning names the GPU, and the setting that takes what it computes in."""
+    monkeypatch.setattr(gpus, "_check", lambda *_: name)
+    monkeypatch.setattr(gpus.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    gpus.check_gpus({"GPU": 1}, precision=precision)
+    assert ("train.precision=bf16: a Tesla T4 only emulates it" in caplog.text) == warned

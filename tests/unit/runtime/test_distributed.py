@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from lingu_ray.runtime.training import distributed
 from lingu_ray.runtime.training.distributed import all_max, all_sum, sum_gradients
 
 CPU = torch.device("cpu")
@@ -25,3 +26,23 @@ def test_one_worker_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert all_sum([1.5, 2], CPU) == [1.5, 2] and all_max(7, CPU) == 7
     finally:
         dist.destroy_process_group()
+
+
+def test_a_large_gradient_is_summed_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones travel together in a copy; one that fills a bucket is not copied, unless its memory has gaps.
+
+    The sum over two workers with equal gradients is twice each.
+    """
+    summed: list[Tensor] = []
+    monkeypatch.setattr(distributed, "is_alone", lambda: False)
+    monkeypatch.setattr(distributed, "_BUCKET_ELEMENTS", 8)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: summed.append(tensor.mul_(2)))
+    large, *small, turned = [nn.Parameter(torch.zeros(n)) for n in ((4, 4), (3,), (5,), (4, 5))]
+    for parameter in (large, *small):
+        parameter.grad = torch.rand_like(parameter)
+    turned.grad = torch.rand(5, 4).T
+    before = {one: one.grad.clone() for one in (large, *small, turned) if one.grad is not None}
+    sum_gradients(before)
+    assert all(torch.equal(one.grad, 2 * gradient) for one, gradient in before.items() if one.grad is not None)
+    assert [tensor.numel() for tensor in summed] == [16, 8, 20]
+    assert [any(tensor is one.grad for one in before) for tensor in summed] == [True, False, False]
