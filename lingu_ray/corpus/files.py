@@ -75,7 +75,9 @@ def has_splits(source: SourceConfig, is_known: Callable[[str], bool]) -> bool:
         names = [Path(entry.name) for entry in storage.entries(source.path)]
     else:
         names = [path.relative_to(source.path) for path in _walk(source, Path(source.path))]
-    return len({split for name in names if is_known(name.name) and (split := split_of(name))}) > 1
+    images = source.format == "image_folder"
+    data = [name for name in names if (full_suffix(name) in PICTURES if images else is_known(name.name))]
+    return len({split for name in data if (split := split_of(name, images))}) > 1
 
 
 def names_files(path: str) -> bool:

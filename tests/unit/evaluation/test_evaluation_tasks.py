@@ -381,6 +381,13 @@ def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
     datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": ["x"]})}).save_to_disk(tmp_path / "splits")
     with pytest.raises(UserError, match="has splits: set `split`"):
         load_task(config(tmp_path / "splits", "perplexity"))
+    for name in ("data/train-0.jsonl", "data/test-0.jsonl", "pictures/train/a/1.png", "pictures/val/a/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name, {"text": name})
+    with pytest.raises(UserError, match=r"t: .*data has splits: set `split`"):
+        load_task(config(tmp_path / "data", "perplexity"))
+    with pytest.raises(UserError, match=r"t: .*pictures has splits: set `split`"):
+        load_task(config(tmp_path / "pictures", "exact_match", kind="vision", format="image_folder"))
     (tmp_path / "bad.parquet").write_bytes(b"no parquet")
     with pytest.raises(UserError, match=r"evaluation.tasks: t: .*bad\.parquet cannot be read"):
         load_task(config(tmp_path / "bad.parquet", "perplexity"))
