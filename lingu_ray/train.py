@@ -35,12 +35,13 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster.connect import connect
     from lingu_ray.runtime.controls import control_configs
+    from lingu_ray.runtime.preparation import check_output
     from lingu_ray.runtime.run_folder.run_store import writing_to
     from lingu_ray.runtime.tracking.progress import quiet_libraries
     from lingu_ray.runtime.tracking.store import check_store, tracking_uri
 
     quiet_libraries()
-    trainer.check_output(config)
+    check_output(config)
     check_store(tracking_uri(config), config.tracking.experiment)
     with writing_to(config.run_place) as lease:
         runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts

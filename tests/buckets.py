@@ -188,8 +188,8 @@ def bucket(
 
     On the S3 server, or by indirect parametrization with "gs" on the other.
     """
-    from lingu_ray import storage
+    from lingu_ray.storage import CACHE, connection
 
-    monkeypatch.setenv(storage.CACHE, str(tmp_path / "cache"))
-    storage._file_system.cache_clear()
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    connection.file_system.cache_clear()
     return f"{getattr(request, 'param', 's3')}://tests/{tmp_path.parent.name}/{tmp_path.name}"

@@ -17,6 +17,7 @@ from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_a
 from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
+from lingu_ray.runtime.preparation import check_output, prepare_initial_model
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.store import tracking_uri
 from lingu_ray.storage import origin
@@ -40,9 +41,9 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
         }
     )
     _check_objectives(space, config)
-    trainer.check_output(config)
+    check_output(config)
     run = RunFolder(config.run_dir)
-    trainer.prepare_initial_model(config, run)
+    prepare_initial_model(config, run)
     plan_corpus(config, run.initial_model)
     load_tasks(config.evaluation)
     return config

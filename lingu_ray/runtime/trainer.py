@@ -8,25 +8,19 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any
 
 import ray
-from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train import PreemptionError
+from ray.train.torch import TorchTrainer
 
-from lingu_ray.atomic import whole_folder, write_text
-from lingu_ray.config import Config, RayConfig
+from lingu_ray.atomic import write_text
+from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
-from lingu_ray.corpus.passes import passes
-from lingu_ray.corpus.processor import run_processor
-from lingu_ray.corpus.store import Corpus
-from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
 from lingu_ray.runtime.alignment.stage import align, alignment_figures, read_alignment
-from lingu_ray.runtime.checkpoints.checkpoint import require_space, set_aside_damaged, storage_failures_explained
+from lingu_ray.runtime.checkpoints.checkpoint import set_aside_damaged, storage_failures_explained
 from lingu_ray.runtime.cluster.capacity import (
     can_hold,
     check_most_workers,
@@ -35,42 +29,31 @@ from lingu_ray.runtime.cluster.capacity import (
     worker_resources,
     workers,
 )
-from lingu_ray.runtime.cluster.elastic import SaveBeforeResize
 from lingu_ray.runtime.cluster.gpus import check_attention, check_driver, check_gpus
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, ended_by_ray, full_node
-from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
-from lingu_ray.runtime.cluster.preemption import GIVE_UP_BEFORE_S
-from lingu_ray.runtime.failures import NoteFailures, Restarts
-from lingu_ray.runtime.models.load import (
-    check_pair,
-    check_weights,
-    initial_student,
-    load_teacher_tokenizer,
-    prepare_student,
-)
-from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_teacher
-from lingu_ray.runtime.resume import check_data, check_models, check_settings, record_corpus, trained_steps
+from lingu_ray.runtime.failures import Restarts
+from lingu_ray.runtime.preparation import check_output, prepare_initial_model, say_passes
+from lingu_ray.runtime.ray_train import torch_trainer
+from lingu_ray.runtime.resume import check_data, check_settings, record_corpus, trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.job_stop import StopWait
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
 from lingu_ray.runtime.run_folder.records import Record, RecordReader
 from lingu_ray.runtime.run_folder.run_log import run_log
-from lingu_ray.runtime.run_folder.run_store import following, put_initial_model, writing_to
+from lingu_ray.runtime.run_folder.run_store import following, writing_to
 from lingu_ray.runtime.tracking.also import check_also
 from lingu_ray.runtime.tracking.environment import record_environment
 from lingu_ray.runtime.tracking.progress import Progress
 from lingu_ray.runtime.tracking.store import check_store, tracking_uri
 from lingu_ray.runtime.tracking.tracker import Tracker
 from lingu_ray.runtime.training.precision import Choice, as_started, choose, is_open, with_precision
-from lingu_ray.runtime.training.worker import Job, train_worker
-from lingu_ray.storage import check_writable, remove
+from lingu_ray.runtime.training.worker import Job
+from lingu_ray.storage import remove
 
 _POLL_S = 0.25
 _LAST_READ_WAITS_S = (0.5, 1.0, 2.0)
 """Before further attempts to read what the workers wrote last, where storage fails."""
-MANY_PASSES = 5
-"""Over a source; a run that makes more is warned."""
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +178,7 @@ class Run:
             self.settle_precision(choose(self.config))
         check_attention(self.config.train, use_gpu)
         self.corpus = build_planned(self.plan)
-        _say_passes(self.config, self.corpus)
+        say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)
         remove(self.folder.stop)
         write_text(self.folder.config, to_yaml(self.config))
@@ -225,7 +208,8 @@ class Run:
         reader = RecordReader(self.folder.metrics, logged)  # only new ones are shown
         self.records = PatientRead("metrics", reader.new_records, self._warn)
         job = Job(self.config, self.folder.place, self.corpus.folder, self.lease, neighbors, until)
-        self.thread = threading.Thread(target=self._train, args=(_trainer(self.config, self.folder, job),), daemon=True)
+        trainer = torch_trainer(self.config, self.folder, job)
+        self.thread = threading.Thread(target=self._train, args=(trainer,), daemon=True)
         self.thread.start()
 
     @property
@@ -334,113 +318,6 @@ def _fit(runs: Sequence[Run]) -> None:
     with ExitStack() as ends:  # every run is ended, whatever the others raise
         for run in reversed(runs):
             ends.callback(run.end)
-
-
-def _trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
-    # Any: `ray.train` types its classes as either generation of its API
-    failures = _failures(config.ray)
-    name = time.strftime("%Y%m%d-%H%M%S")
-    callbacks: Any = [NoRetryOfUserErrors(), NoteFailures(folder.ray), SaveBeforeResize()]
-    storage: Any = RunConfig(name=name, storage_path=str(folder.ray), failure_config=failures, callbacks=callbacks)
-    return TorchTrainer(
-        train_worker,
-        train_loop_config=vars(job),
-        torch_config=collectives(config.ray),
-        scaling_config=scaling(config.ray, uses_gpu(config.ray)),
-        run_config=storage,
-    )
-
-
-def scaling(settings: RayConfig, use_gpu: bool) -> Any:
-    """What Ray Train is told of the workers: their number, and what each gets where."""
-    fewest, most = settings.min_workers, settings.max_workers
-    config: Any = ScalingConfig
-    return config(
-        num_workers=most if fewest == most else (fewest, most),
-        use_gpu=use_gpu,
-        resources_per_worker=worker_resources(settings, use_gpu),
-        placement_strategy=settings.placement,
-        elastic_resize_monitor_interval_s=settings.check_every_s,
-    )
-
-
-def collectives(settings: RayConfig) -> TorchConfig:
-    """How the workers talk: NCCL wants a GPU for each, so those that share one use gloo."""
-    return TorchConfig(backend="gloo" if settings.shares_gpus else None)
-
-
-def _failures(settings: RayConfig) -> Any:
-    """How often Ray Train starts workers again: after failures, and, counted apart, when nodes were taken away."""
-    preemptions = -1 if settings.max_preemptions is None else settings.max_preemptions
-    config: Any = FailureConfig  # typed as either generation of the API, too
-    return config(
-        max_failures=settings.max_failures, max_preemption_failures=preemptions, preemption_grace_s=GIVE_UP_BEFORE_S
-    )
-
-
-def prepare_initial_model(config: Config, folder: RunFolder) -> None:
-    """Check the pair and write the run's initial model, once."""
-    check_pair(config)
-    check_weights(config)
-    check_models(config, folder)
-    if not folder.initial_model.exists():
-        if config.uses_teacher:
-            rehearse_teacher(config.teacher)
-        with whole_folder(folder.initial_model, keep_existing=True) as temporary:
-            prepare_student(config, temporary)
-            _rehearse(config, temporary, folder)
-        put_initial_model(folder)
-    processor: Any = run_processor(folder.initial_model, config.student.trust_remote_code)
-    check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
-
-
-def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
-    """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
-    processor = run_processor(initial_model, config.student.trust_remote_code)
-    needed = rehearse_export(initial_student(config, initial_model), processor)
-    if isinstance(folder.place, Path):  # else they are not written here
-        require_space(folder.root, needed, "a checkpoint and the export")
-
-
-def check_output(config: Config) -> None:
-    """Refuse folders that cannot be written, or whose content is lost after the run.
-
-    Raises:
-        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable; it
-            is in a bucket, where no MLflow store can be, and none is named.
-    """
-    tracking_uri(config)
-    for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
-        if isinstance(path, str):
-            check_writable(path)
-            continue
-        if "working_dir_files" in path.parts:
-            raise UserError(
-                f"{setting}={path} lies in the copy of the working directory that Ray made for this job and removes "
-                f"after it: give an absolute {setting}=/…, on storage that all nodes share"
-            )
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=path):
-                pass
-        except OSError as error:
-            raise UserError(f"{setting}={path}: cannot be written: {error}") from error
-
-
-def _say_passes(config: Config, corpus: Corpus) -> None:
-    """Log how often the run passes over each source, with a warning where that is often."""
-    seen = passes(corpus.manifest, config.train.steps * config.train.rows_per_step)
-    text = ", ".join(f"{name} {count:.2f}" for name, count in seen.items())
-    log.info(
-        "%s: %d steps of %d rows; passes over %s", *(config.name, config.train.steps), config.train.rows_per_step, text
-    )
-    often = [name for name, count in seen.items() if count > MANY_PASSES]
-    if often:
-        log.warning(
-            "%s: more than %d passes over %s: its rows will be memorized. Lower train.steps or the source's "
-            "weight, or give more data",
-            *(config.name, MANY_PASSES, ", ".join(often)),
-        )
 
 
 def _readable(error: BaseException) -> BaseException:

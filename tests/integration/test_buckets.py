@@ -20,7 +20,9 @@ from lingu_ray.evaluation.engines.load import check_weights as check_folder
 from lingu_ray.evaluation.engines.load import load_model_files, takes_images
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.models.load import check_pair, check_weights, load_student, load_teacher_tokenizer
+from lingu_ray.runtime.preparation import check_output, prepare_initial_model
 from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.storage import connection
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +96,7 @@ def test_a_tower_in_a_bucket_makes_the_student_that_the_local_one_makes(bucket, 
         student = {"path": None, "from_teacher": {"tower": place}}
         run = config(data, tmp_path / name, student=student, distill={"policy": "none"})
         folder = RunFolder(run.run_dir)
-        trainer.prepare_initial_model(run, folder)
+        prepare_initial_model(run, folder)
         made[name] = folder.initial_model
     weights = [load_file(model / "model.safetensors") for model in made.values()]
     assert weights[0].keys() == weights[1].keys()
@@ -141,7 +143,7 @@ def test_what_is_wrong_with_a_bucket_is_told_at_the_start(bucket, data, tmp_path
         tree["corpus"]["cache_dir"] = place
         if problem == "access is refused":
             monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-            storage._file_system.cache_clear()
+            connection.file_system.cache_clear()
         with pytest.raises(UserError, match=f"{place}.*{problem}"):
-            trainer.check_output(Config.model_validate(tree))
-    storage._file_system.cache_clear()
+            check_output(Config.model_validate(tree))
+    connection.file_system.cache_clear()

@@ -10,6 +10,7 @@ from buckets import proxy_before
 
 from lingu_ray import storage
 from lingu_ray.errors import UserError
+from lingu_ray.storage import connection, node_cache, objects
 
 BOTH = pytest.mark.parametrize("bucket", ["s3", "gs"], indirect=True)
 NOISE = random.Random(0).randbytes(3 << 20)
@@ -18,7 +19,7 @@ NOISE = random.Random(0).randbytes(3 << 20)
 @pytest.fixture
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts follow each other at once."""
-    monkeypatch.setattr(storage, "WAITS_S", (0.01, 0.01))
+    monkeypatch.setattr(connection, "WAITS_S", (0.01, 0.01))
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_trees_are_whole_or_not_marked(bucket: str, tmp_path: Path, monkeypatch:
         (folder / name).write_text(name)
     order: list[str] = []
     put = storage.put
-    monkeypatch.setattr(storage, "put", lambda content, location: (order.append(location), put(content, location)))
+    monkeypatch.setattr(objects, "put", lambda content, location: (order.append(location), put(content, location)))
     for _ in range(2):
         storage.put_tree(folder, bucket, "marker")
         assert order.pop() == f"{bucket}/marker" and f"{bucket}/marker" not in order
@@ -112,7 +113,7 @@ def test_a_lost_connection_is_made_again(
     storage.put(NOISE, f"{bucket}/noise.bin")
     with proxy_before(storage_servers["AWS_ENDPOINT_URL"]) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        storage._file_system.cache_clear()
+        connection.file_system.cache_clear()
         with storage.open_file(f"{bucket}/noise.bin", buffering=1 << 20) as file:
             begin = file.read(100)
             proxy.left, proxy.comes_back = 1 << 19, True
@@ -138,7 +139,7 @@ def test_what_cannot_be_had_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UserError, match="there is no such object"):
         storage.fetch(f"{bucket}/none")
     storage.put(b"x", f"{bucket}/x")
-    monkeypatch.setattr(storage, "SPARE", 1 << 60)
+    monkeypatch.setattr(node_cache, "SPARE", 1 << 60)
     with pytest.raises(UserError, match=r"GB free; delete old copies there, or let LINGU_RAY_CACHE"):
         storage.fetch(f"{bucket}/x")
 
@@ -149,7 +150,7 @@ def test_refused_credentials_are_told_and_not_shown(bucket: str, monkeypatch: py
     storage.put(b"x", f"{bucket}/x")
     right = "secret-of-tests"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
-    storage._file_system.cache_clear()
+    connection.file_system.cache_clear()
     for action in (storage.read_bytes, storage.entries, storage.delete, lambda place: storage.put(b"y", place)):
         with pytest.raises(UserError, match="access is refused") as told:
             action(f"{bucket}/x")

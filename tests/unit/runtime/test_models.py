@@ -40,7 +40,7 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.inspect import InspectConfig, read_sources
-from lingu_ray.runtime import trainer
+from lingu_ray.runtime import preparation
 from lingu_ray.runtime.models.export import export_model
 from lingu_ray.runtime.models.load import (
     export_dtype,
@@ -51,9 +51,9 @@ from lingu_ray.runtime.models.load import (
 )
 from lingu_ray.runtime.models.verify import question
 from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
+from lingu_ray.runtime.preparation import prepare_initial_model
 from lingu_ray.runtime.rehearsal import check_image_features, rehearse_export, rehearse_teacher
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.trainer import prepare_initial_model
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -366,7 +366,7 @@ def test_teachers_are_tried_before_the_corpus(
 ) -> None:
     """Where there is something to distill, once for a run."""
     asked: list[TeacherConfig] = []
-    monkeypatch.setattr(trainer, "rehearse_teacher", asked.append)
+    monkeypatch.setattr(preparation, "rehearse_teacher", asked.append)
     settings = config(pair, tmp_path, distill={"policy": policy})
     for _ in range(2):
         prepare_initial_model(settings, RunFolder(settings.run_dir))

@@ -12,14 +12,14 @@ from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollSt
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime import trainer
+from lingu_ray.runtime import ray_train, trainer
 from lingu_ray.runtime.cluster.preemption import preempted
 
 
 @pytest.mark.parametrize(("error", "again"), [(preempted(), True), (OSError(), False)])
 def test_counted_as_a_preemption(error, again):
     """The workers' error, as it reaches the controller, is no failure; any other is."""
-    policy = DefaultFailurePolicy(trainer._failures(RayConfig(max_failures=0, max_preemptions=1)))
+    policy = DefaultFailurePolicy(ray_train.failures(RayConfig(max_failures=0, max_preemptions=1)))
     status = WorkerStatus(running=False, error=cloudpickle.loads(cloudpickle.dumps(error)))
     group = WorkerGroupPollStatus({0: status, 1: status})
     decisions = [policy.make_decision(group.get_worker_group_error()) for _ in range(2)]
@@ -29,7 +29,7 @@ def test_counted_as_a_preemption(error, again):
 
 def test_a_step_that_is_too_long_is_ended_before_the_node():
     """The controller gives up a second before the time that the node was given is over."""
-    grace = trainer._failures(RayConfig()).preemption_grace_s
+    grace = ray_train.failures(RayConfig()).preemption_grace_s
     ends = [
         TrainController._is_preemption_deadline_exceeded(PreemptionInfo(int((time.time() + left) * 1000), {}), 0, grace)
         for left in (0.5, 30)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lingu_ray.config import RayConfig
-from lingu_ray.runtime.trainer import collectives, scaling
+from lingu_ray.runtime.ray_train import collectives, scaling
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ from lingu_ray.config import Config, VisionConfig
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models.load import check_pair, make_vision
 from lingu_ray.runtime.models.towers import load_tower
+from lingu_ray.runtime.preparation import prepare_initial_model
 from lingu_ray.runtime.resume import check_models, check_settings
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.trainer import prepare_initial_model
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"image_size": 32, "patch_size": 8}

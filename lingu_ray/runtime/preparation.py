@@ -1,0 +1,100 @@
+"""Before a run starts: its folders are tried, its initial model is written, its passes over the sources are told."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from lingu_ray.atomic import whole_folder
+from lingu_ray.config import Config
+from lingu_ray.corpus.passes import passes
+from lingu_ray.corpus.processor import run_processor
+from lingu_ray.corpus.store import Corpus
+from lingu_ray.distill.pair import check_tokenizers
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.checkpoints.checkpoint import require_space
+from lingu_ray.runtime.models.load import (
+    check_pair,
+    check_weights,
+    initial_student,
+    load_teacher_tokenizer,
+    prepare_student,
+)
+from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_teacher
+from lingu_ray.runtime.resume import check_models
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.run_store import put_initial_model
+from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.storage import check_writable
+
+MANY_PASSES = 5
+"""Over a source; a run that makes more is warned."""
+
+log = logging.getLogger(__name__)
+
+
+def prepare_initial_model(config: Config, folder: RunFolder) -> None:
+    """Check the pair and write the run's initial model, once."""
+    check_pair(config)
+    check_weights(config)
+    check_models(config, folder)
+    if not folder.initial_model.exists():
+        if config.uses_teacher:
+            rehearse_teacher(config.teacher)
+        with whole_folder(folder.initial_model, keep_existing=True) as temporary:
+            prepare_student(config, temporary)
+            _rehearse(config, temporary, folder)
+        put_initial_model(folder)
+    processor: Any = run_processor(folder.initial_model, config.student.trust_remote_code)
+    check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
+
+
+def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:
+    """Try the export, and check that the disk has room for it and for the weights of a checkpoint."""
+    processor = run_processor(initial_model, config.student.trust_remote_code)
+    needed = rehearse_export(initial_student(config, initial_model), processor)
+    if isinstance(folder.place, Path):  # else they are not written here
+        require_space(folder.root, needed, "a checkpoint and the export")
+
+
+def check_output(config: Config) -> None:
+    """Refuse folders that cannot be written, or whose content is lost after the run.
+
+    Raises:
+        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable; it
+            is in a bucket, where no MLflow store can be, and none is named.
+    """
+    tracking_uri(config)
+    for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
+        if isinstance(path, str):
+            check_writable(path)
+            continue
+        if "working_dir_files" in path.parts:
+            raise UserError(
+                f"{setting}={path} lies in the copy of the working directory that Ray made for this job and removes "
+                f"after it: give an absolute {setting}=/…, on storage that all nodes share"
+            )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UserError(f"{setting}={path}: cannot be written: {error}") from error
+
+
+def say_passes(config: Config, corpus: Corpus) -> None:
+    """Log how often the run passes over each source, with a warning where that is often."""
+    seen = passes(corpus.manifest, config.train.steps * config.train.rows_per_step)
+    text = ", ".join(f"{name} {count:.2f}" for name, count in seen.items())
+    log.info(
+        "%s: %d steps of %d rows; passes over %s", *(config.name, config.train.steps), config.train.rows_per_step, text
+    )
+    often = [name for name, count in seen.items() if count > MANY_PASSES]
+    if often:
+        log.warning(
+            "%s: more than %d passes over %s: its rows will be memorized. Lower train.steps or the source's "
+            "weight, or give more data",
+            *(config.name, MANY_PASSES, ", ".join(often)),
+        )

@@ -1,0 +1,89 @@
+"""File systems of pyarrow, one for each bucket, and what is tried again, with a new one, where they fail."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lingu_ray.errors import UserError
+from lingu_ray.storage.locations import bucket_and_key, redacted
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+T = TypeVar("T")
+
+WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further attempt where storage does not answer
+TIMEOUT_S = 10  # of a connection or request
+
+
+def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
+    """The result of an action on a location, tried again with a new file system where it fails."""
+    path = bucket_and_key(location)
+    for attempt in itertools.count():
+        try:
+            return action(file_system(location.partition("://")[0], path.partition("/")[0]), path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            file_system.cache_clear()
+            failure = _failure(str(error))
+            if attempt == len(failure.waits):
+                raise UserError(f"{location}: {failure.message} ({redacted(str(error))})") from error
+            time.sleep(failure.waits[attempt])
+    raise AssertionError("unreachable")
+
+
+@lru_cache
+def file_system(scheme: str, bucket: str) -> FileSystem:
+    """A bucket's file system, with credentials, region and endpoint from the environment; kept until it fails."""
+    from pyarrow.fs import AwsStandardS3RetryStrategy, GcsFileSystem, S3FileSystem, resolve_s3_region
+
+    if scheme == "gs":
+        emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+        options = _endpoint(emulator) | {"anonymous": True} if emulator else {}
+        return GcsFileSystem(retry_time_limit=timedelta(seconds=TIMEOUT_S), **options)
+    options = _endpoint(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+    if not (options or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
+        options = {"region": resolve_s3_region(bucket)}
+    retries = AwsStandardS3RetryStrategy(max_attempts=2)
+    return S3FileSystem(request_timeout=TIMEOUT_S, connect_timeout=TIMEOUT_S, retry_strategy=retries, **options)
+
+
+def _endpoint(url: str | None) -> dict[str, Any]:
+    """The address of a server of one's own, as arguments of a file system."""
+    if not url:
+        return {}
+    scheme, _, host = url.rpartition("://")
+    return {"scheme": scheme or "https", "endpoint_override": host.rstrip("/")}
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What errors that hold one of the `signs` mean, and the seconds before each further attempt."""
+
+    signs: tuple[str, ...]
+    waits: tuple[float, ...]
+    message: str
+
+
+def _failure(error: str) -> _Failure:
+    kinds = (
+        _Failure(("NO_SUCH_BUCKET", "Bucket '"), (), "there is no such bucket; correct the location"),
+        _Failure(
+            (
+                *("ACCESS_DENIED", "EXPIRED", "SIGNATURE", "ACCESS_KEY_ID", "UNAUTHENTICATED", "PERMISSION_DENIED"),
+                "OAuth2",
+            ),
+            (0.0,),  # once more, with credentials read again
+            "access is refused; give every node credentials that may use it, by the environment or the cloud's roles",
+        ),
+        _Failure(("",), WAITS_S, "storage does not answer; check network and endpoint, then start again"),
+    )
+    return next(kind for kind in kinds if any(sign in error for sign in kind.signs))

@@ -1,0 +1,109 @@
+"""Copies of objects on a node: each is fetched once, under a lock, and again when its content changes."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lingu_ray.atomic import locked, whole_folder
+from lingu_ray.content import fingerprint
+from lingu_ray.errors import UserError
+from lingu_ray.storage.locations import SCHEMES, join, parent, scheme_of, with_slashes
+from lingu_ray.storage.objects import AT_ONCE, BUFFER, entries, is_file, open_file, version
+
+CACHE = "LINGU_RAY_CACHE"
+"""Environment variable: the folder on each node where copies are kept; without it ~/.cache/lingu_ray."""
+
+SPARE = 1 << 30  # bytes that a disk keeps free
+
+
+def cache_folder() -> Path:
+    """The folder of this node's copies; whoever needs the disk may delete it."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lingu_ray").expanduser()
+
+
+def fetch(location: str) -> Path:
+    """This node's copy of an object, under its own name; fetched where there is none of its content yet.
+
+    Raises:
+        UserError: there is no such object, storage cannot be reached, or the cache's disk is full.
+    """
+    name = posixpath.basename(location)
+    try:
+        wanted = {name: version(location)}
+    except FileNotFoundError:
+        raise UserError(f"{location}: there is no such object") from None
+    return _cached(parent(location), wanted) / name
+
+
+def fetch_tree(location: str) -> Path:
+    """This node's copy of all that is below a location (errors as `fetch`)."""
+    names = [entry.name for entry in entries(location)]
+    if not names:
+        raise UserError(f"{location}: there is nothing at this location")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return _cached(
+            location, dict(zip(names, pool.map(lambda name: version(join(location, name)), names), strict=True))
+        )
+
+
+def local_copy(path: str | Path) -> str:
+    """A local path or a hub id as it is; of a location the node's copy, of the object or of all that is below."""
+    if scheme_of(str(path)) not in SCHEMES:
+        return str(path)
+    location = with_slashes(str(path))  # a `Path` has one slash
+    return str(fetch(location) if is_file(location) else fetch_tree(location))
+
+
+def get_tree(location: str, folder: Path, sizes: Mapping[str, int]) -> None:
+    """Copy objects below a location into a local folder, by name; `sizes` in bytes (errors as `fetch`)."""
+    _check_space(location, sum(sizes.values()))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda name: _download(join(location, name), folder, name), sizes))
+
+
+def _cached(location: str, wanted: dict[str, str]) -> Path:
+    """The folder that holds a copy of objects below a location, which are given by name with their versions.
+
+    Processes of a node that want the same wait for one of them.
+    """
+    root = cache_folder()
+    folder = root / fingerprint([location, wanted])
+    if folder.is_dir():
+        return folder
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            _check_space(location, sum(map(_size, wanted.values())))
+            with whole_folder(folder, keep_existing=True) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
+                list(pool.map(lambda name: _download(join(location, name), copy, name, _size(wanted[name])), wanted))
+    return folder
+
+
+def _download(location: str, folder: Path, name: str, size: int | None = None) -> None:
+    target = folder / name
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{location}: its name leads out of the folder that it is fetched into")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open_file(location, buffering=0) as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file, BUFFER)
+    if size is not None and target.stat().st_size != size:
+        raise UserError(f"{location}: it changed while it was fetched; start again")
+
+
+def _size(version: str) -> int:
+    return int(version.partition(" ")[0])
+
+
+def _check_space(location: str, size: int) -> None:
+    cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+    free = shutil.disk_usage(cache_folder()).free
+    if free < size + SPARE:
+        raise UserError(
+            f"{location}: its copy needs {size / 1e9:.1f} GB, and {cache_folder()} has {free / 1e9:.1f} GB free; "
+            f"delete old copies there, or let {CACHE} name a folder on a larger disk of each node"
+        )
