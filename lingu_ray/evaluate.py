@@ -3,9 +3,10 @@
 python -m lingu_ray.evaluate teacher=LM adapted=VLM distilled=runs/demo/export tasks=arc_easy,piqa,textvqa
 python -m lingu_ray.evaluate runs/demo/export tasks=my-tasks.yaml out=scores engine=vllm
 
-MODEL       a folder, a hub id or a .gguf file; NAME=MODEL gives it a name, else its folder or file does. Names of the
-            method enter recovery and retention: distilled; what it is measured against, teacher and adapted, or
-            original_vlm and fine_tuned; controls, same_ce and plain_ce. Others are measured beside them.
+MODEL       a folder, a hub id (org/name@v1 for a revision) or a .gguf file; NAME=MODEL gives it a name, else its
+            folder or file does. Names of the method enter recovery and retention: distilled; what it is measured
+            against, teacher and adapted, or original_vlm and fine_tuned; controls, same_ce and plain_ce. Others are
+            measured beside them.
 tasks=…     names of the catalog (--help catalog) or lm_eval/NAME, with commas between them; or FILE.yaml with the
             keys of the section `evaluation`. One task's settings are changed by its name: tasks.arc_easy.limit=500
 out=DIR     gets report.html, recovery.json, recovery.png and items/*.parquet (default: evaluation). An evaluation that

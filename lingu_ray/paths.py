@@ -23,7 +23,7 @@ from pydantic import AfterValidator, PlainValidator, ValidationInfo, WithJsonSch
 from lingu_ray import storage
 from lingu_ray.errors import UserError
 
-_MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # of few old models without an organization
+_MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # of few old models without an organization; @revision
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _OF_FILES = {".arrow", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".txt"} | {
     ".bz2",
@@ -81,6 +81,8 @@ def location(path: str) -> str | None:
 def model_path(path: str) -> str:
     """A folder or `.gguf` file made absolute, or a location; a hub model's id unchanged if nothing here has its name.
 
+    The id may have a revision after it: `org/name@v1`.
+
     Raises:
         NoPath: as `location`.
     """
@@ -90,6 +92,14 @@ def model_path(path: str) -> str:
         folder, name = os.path.split(path)
         return os.path.join(model_path(folder), name) if folder else str(absolute(path))
     return path if _on_hub(path, _MODEL_ID) else str(absolute(path))
+
+
+def at_revision(path: str, revision: str | None) -> str:
+    """A hub model's path with its revision, where it has one: `org/name@v1`, or `org/name@v1/file.gguf`."""
+    if revision is None:
+        return path
+    place, origin = model_origin(path)
+    return "/".join([f"{place}@{revision}", *origin.values()])
 
 
 def model_origin(path: str | Path) -> tuple[str, dict[str, str]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingu_ray.config import CONTROLS, Config
+from lingu_ray.paths import at_revision
 
 ROLES = ("teacher", "original_vlm", "fine_tuned", "adapted", *CONTROLS, "distilled")
 TEACHER, ORIGINAL_VLM, FINE_TUNED, ADAPTED, SAME_CE, PLAIN_CE, DISTILLED = ROLES
@@ -84,9 +85,13 @@ def compared_models(config: Config, trained: Path | str, controls: Mapping[str, 
 
 
 def given_models(config: Config) -> dict[str, str]:
-    """The models that the settings name, by role: the teacher, and the student where it is no new model."""
-    student = {} if config.student.path is None else {config.student.role: config.student.path}
-    return {TEACHER: config.teacher.path, **student}
+    """The models that the settings name, by role: the teacher, and the student where it is no new model.
+
+    Each of the revision that the run has of it.
+    """
+    teacher, student = config.teacher, config.student
+    vlm = {} if student.path is None else {student.role: at_revision(student.path, student.revision)}
+    return {TEACHER: at_revision(teacher.path, teacher.revision), **vlm}
 
 
 def trained_role(config: Config) -> str:

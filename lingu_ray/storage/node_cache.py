@@ -1,9 +1,10 @@
-"""Copies of objects on a node: each is fetched once, under a lock, and again when its content changes."""
+"""Copies on a node: of objects, each fetched once, under a lock, and again when its content changes; of hub revisions."""
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,9 @@ CACHE = "LINGU_RAY_CACHE"
 """Environment variable: the folder on each node where copies are kept; without it ~/.cache/lingu_ray."""
 
 SPARE = 1 << 30  # bytes that a disk keeps free
+
+_OF_A_REVISION = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)@(?P<revision>[\w./-]+?)(/(?P<file>[^/]+\.gguf))?")
+_NOT_LOADED = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth")
 
 
 def cache_folder() -> Path:
@@ -52,11 +56,31 @@ def fetch_tree(location: str) -> Path:
 
 
 def local_copy(path: str | Path) -> str:
-    """A local path or a hub id as it is; of a location the node's copy, of the object or of all that is below."""
+    """A local path or a hub id as it is; of a location the node's copy, of the object or of all that is below.
+
+    Of a hub model with a revision, `org/name@v1`, the folder in the node's cache of the hub.
+
+    Raises:
+        UserError: storage fails; the hub has no such revision, and neither has the cache.
+    """
+    if (hub := _OF_A_REVISION.fullmatch(str(path))) and not Path(path).exists():
+        return _snapshot(**hub.groupdict())
     if scheme_of(str(path)) not in SCHEMES:
         return str(path)
     location = with_slashes(str(path))  # a `Path` has one slash
     return str(fetch(location) if is_file(location) else fetch_tree(location))
+
+
+def _snapshot(id: str, revision: str, file: str | None) -> str:
+    """The folder of a hub model's revision, or a GGUF `file` in it; weights in other formats are not fetched."""
+    from huggingface_hub import snapshot_download
+
+    unread = [f"*{suffix}" for suffix in _NOT_LOADED if suffix != ".gguf" or file is None]
+    try:
+        folder = Path(snapshot_download(id, revision=revision, allow_patterns=file, ignore_patterns=unread))
+    except (OSError, ValueError) as error:  # of its own types, and of requests'
+        raise UserError(f"{id}: revision {revision} cannot be had of the Hugging Face hub ({error})") from error
+    return str(folder / file if file else folder)
 
 
 def get_tree(location: str, folder: Path, sizes: Mapping[str, int]) -> None:

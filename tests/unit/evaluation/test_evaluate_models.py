@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,17 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_teacher
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import evaluate_help, main, read_arguments
+from lingu_ray.evaluation.engines.load import load_model_files
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.roles import given_models
 from lingu_ray.evaluation.run import check_engine, evaluate
+from lingu_ray.paths import at_revision
+from lingu_ray.report.evaluate_command import evaluate_command
+from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.storage import local_copy
 
 CHOICE = {"name": "choice", "kind": "language", "type": "multiple_choice"}
 
@@ -48,6 +57,29 @@ def test_a_model_that_is_not_what_its_files_say_is_refused(tmp_path: Path) -> No
     (tmp_path / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
     with pytest.raises(UserError, match=r"model: .* holds an adapter of some/base"):
         evaluate({"teacher": tmp_path / "model"}, settings, tmp_path)
+
+
+def test_a_run_s_models_are_measured_in_the_revisions_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its teacher and student of the hub, not what main is by now; so does the command that a report gives."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("lm", "vlm"):
+        for revision in ("main", "v1"):
+            refs, snapshot = (tmp_path / f"models--owner--{name}" / part for part in ("refs", f"snapshots/{revision}0"))
+            refs.mkdir(parents=True, exist_ok=True)
+            (refs / revision).write_text(snapshot.name)
+            tiny_teacher(folder=snapshot)
+    student, teacher = ({"path": f"owner/{name}", "revision": "v1"} for name in ("vlm", "lm"))
+    config = load_config(["demo", f"student={json.dumps(student)}", f"teacher={json.dumps(teacher)}"])
+    models, _ = read_arguments([*shlex.split(evaluate_command(config, RunFolder(tmp_path)))[3:-2], "tasks=piqa"])
+    assert {name: str(model) for name, model in models.items() if name != "distilled"} == given_models(config)
+    for role, name in (("teacher", "lm"), ("adapted", "vlm")):
+        folder = tmp_path / f"models--owner--{name}" / "snapshots" / "v10"
+        assert load_model_files(models[role]).path == local_copy(models[role]) == str(folder)
+    assert local_copy(at_revision("owner/lm/x.gguf", "v1")) == str(tmp_path / "models--owner--lm/snapshots/v10/x.gguf")
+    with pytest.raises(UserError, match=r"owner/lm: revision v2 cannot be had of the Hugging Face hub"):
+        load_model_files("owner/lm@v2")
 
 
 def test_an_engine_that_cannot_serve_a_model_is_told_before_training() -> None:
