@@ -18,7 +18,8 @@ from lingu_ray.config.command_line import is_own, read_recipe, split_arguments
 from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
-from lingu_ray.config.settings import differences
+from lingu_ray.config.settings import Settings, differences
+from lingu_ray.config.strict_yaml import Key
 from lingu_ray.config.tree import settings_with
 from lingu_ray.errors import Interrupted, UserError, run_command
 from lingu_ray.runtime.run_folder.lease import Lease
@@ -100,13 +101,26 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
             settings.override(override)
     space = settings.validate()
     recipe = read_recipe(space.base)
+    of_the_base = dict(recipe.origins)
     for key, value in space.settings.items():
         recipe.merge(key, value, f"{names[0]}: settings: {key}")
     for override in for_base:
         recipe.override(override)
     base = recipe.validate()
     check(space, base)
+    _check_heard(space, base, {key: o for key, o in recipe.origins.items() if of_the_base.get(key) != o})
     return space, base
+
+
+def _check_heard(space: Space, base: Config, given: dict[Key, str]) -> None:
+    """Refuse a setting for all trials that none has, since each has another value; `given`: keys with their origins."""
+    in_every_case = set.intersection(*(set(case) for case in space.cases.values())) if space.cases else set()
+    settings = Settings(Config, base.model_dump(mode="json"), space.name)
+    for key in (*space.search, *sorted(in_every_case)):
+        own = settings.key(key, space.name)
+        if origin := next((o for setting, o in given.items() if setting[: len(own)] == own), None):
+            where = f"search.{key}" if key in space.search else f"every one of the `cases` sets {key}, which"
+            raise UserError(f"{origin}: no trial has this value: {where} gives each its own. Leave one of them out")
 
 
 def _is_of_space(key: str) -> bool:

@@ -181,6 +181,27 @@ def test_settings_mean_the_same_with_dots_and_as_sections(tmp_path, base, key, v
     assert changed and all(name.startswith(key) or key.startswith(name) for name in changed)
 
 
+@pytest.mark.parametrize(
+    ("given", "settings", "words"),
+    [
+        (["distill.w_kd=3"], {}, r"distill.w_kd=3: no trial has this value: search.distill.w_kd gives each its own"),
+        (["distill.w_kd={start: 3, end: 1}"], {}, "no trial has this value: search.distill.w_kd"),
+        ([], {"distill.w_kd": 3}, "settings: distill.w_kd: no trial has this value"),
+        ([], {"distill": {"w_kd": 3}}, "settings: distill: no trial has this value"),
+        (["train.steps=3"], {}, "train.steps=3: no trial has this value: every one of the `cases` sets train.steps"),
+        (["corpus.sources.0.weight=3"], {}, "corpus.sources.0.weight=3: no trial has this value"),
+        (["search.distill.w_kd.grid=[3]", "distill.policy=all", "distill={w_ce: 2}"], {"train.rows_per_step": 8}, None),
+    ],
+)
+def test_a_setting_that_no_trial_has_is_refused(tmp_path, base, given, settings, words):
+    """What every trial has a value of its own of, searched or of its case, cannot be set for all."""
+    cases = {"short": {"train.steps": 2, "distill.policy": "none"}, "long": {"train.steps": 4}}
+    search = {"distill.w_kd": {"grid": [1, 2]}, "corpus.sources.text.weight": {"grid": [0.5, 1]}}
+    arguments = [write(tmp_path, search=search, cases=cases, settings=settings), *given]
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        load(arguments)
+
+
 def test_a_mapping_of_own_names_is_set_by_its_dotted_key(tmp_path, base):
     """Inside a section it would be open whether the names that are there stay: refused, with both spellings."""
     search = {"distill.w_kd": {"grid": [1]}}
@@ -268,7 +289,7 @@ def test_configure_changes_what_it_is_told(tmp_path, base):
     [
         ("distill.top_k", {"uniform": [8, 16]}, True),
         ("train.rows_per_step", {"loguniform": [1, 8]}, True),
-        ("corpus.sources.text.prompt_words", {"uniform": [1, 3]}, True),
+        ("corpus.sources.text.limit", {"uniform": [1, 3]}, True),
         ("corpus.sources.0.ce_weight", {"uniform": [1, 3]}, False),
         ("distill.w_kd", {"uniform": [1, 3]}, False),
         ("distill.temperature.end", {"loguniform": [1, 3]}, False),
