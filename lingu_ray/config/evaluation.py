@@ -30,6 +30,21 @@ TASK_TYPES = {
     "language": ("multiple_choice", "last_word", "perplexity", "exact_match", "lm_eval"),
     "vision": ("multiple_choice", *FORMAT_TYPES, "vqa_accuracy", "mme"),
 }
+FIELDS = {
+    ("language", "multiple_choice"): ("query", "choices", "gold", "context_options", "continuation"),
+    ("language", "last_word"): ("context", "continuation"),
+    ("language", "perplexity"): ("text", "context", "continuation"),
+    ("language", "exact_match"): ("question", "answer"),
+    ("vision", "multiple_choice"): ("question", "choices", "gold", "image"),
+    ("vision", "mme"): ("question", "gold", "category", "group", "image"),
+}
+"""Fields that a type asks for, by kind and type."""
+ANSWERED_FIELDS = ("question", "answer", "image")
+"""Those of the other types."""
+KNOWN_FIELDS = frozenset(field for fields in (*FIELDS.values(), ANSWERED_FIELDS) for field in fields)
+"""A task's other `fields` become columns of their own."""
+SCORED_TYPES = ("multiple_choice", "last_word", "perplexity")
+"""Types that score texts in a language task; others have answers generated."""
 RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample", "cluster")
 """Columns of a task's measured items, besides those of the fields that types ask for."""
 
@@ -79,6 +94,26 @@ class TaskConfig(Section):
             raise ValueError(
                 f"task {self.name}: metric '{self.metric}' is of kind 'language' with type 'multiple_choice'; "
                 "other types have one metric: leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _read(self) -> TaskConfig:
+        """Refuse what the type does not read: who sets it means that it does."""
+        of = f"type '{self.type}' of kind '{self.kind}'"
+        generates = not (self.kind == "language" and self.type in (*SCORED_TYPES, "lm_eval"))
+        unread = ["delimiter"] if generates else ["max_new_tokens", "stop"]
+        unread += ["delimiter"] if self.type == "lm_eval" else []
+        for key in unread:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                does = "has answers generated" if generates else "scores texts"
+                why = "brings its own" if self.type == "lm_eval" else f"does not read it: it {does}"
+                raise ValueError(f"task {self.name}: {key}: {of} {why}; leave it out")
+        asked = FIELDS.get((self.kind, self.type), ANSWERED_FIELDS)
+        if ignored := sorted(KNOWN_FIELDS.intersection(self.fields) - {*asked}):
+            raise ValueError(
+                f"task {self.name}: fields.{ignored[0]}: {of} does not ask for it, but for {', '.join(asked)}: leave "
+                "it out, or write it into one of these by a template"
             )
         return self
 

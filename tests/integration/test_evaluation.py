@@ -66,9 +66,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluationConfig:
         "image": ("vision", "exact_match"),
     }
     tasks = [
-        {"name": name, "kind": kind, "type": type, "path": str(folder / f"{name}.jsonl"), "max_new_tokens": 4}
+        {"name": name, "kind": kind, "type": type, "path": str(folder / f"{name}.jsonl")}
         for name, (kind, type) in kinds.items()
     ]
+    tasks[-1] |= {"max_new_tokens": 4}
     return EvaluationConfig.model_validate({"tasks": tasks, "bootstrap": 100, "engine": "transformers", "blind": True})
 
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray.config import TaskConfig
+from lingu_ray.config.evaluation import KNOWN_FIELDS, SCORED_TYPES
 from lingu_ray.corpus.check import check_text
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.engines.engine import ScoreRequest
@@ -31,11 +32,6 @@ from lingu_ray.evaluation.tasks.task import Asked, Item, ItemImage, Reference, S
 
 Fields = dict[str, Any]
 
-_SCORED = ("query", "choices", "gold", "context_options", "context", "continuation", "text")
-_ASKED = ("question", "answer", "image", "choices", "gold", "category", "group")
-KNOWN = frozenset((*_SCORED, *_ASKED))
-"""Fields that a type may ask for; a task's other `fields` become columns of their own."""
-
 
 class Malformed(Exception):
     """What is wrong with an item; the loader adds where it is."""
@@ -43,7 +39,7 @@ class Malformed(Exception):
 
 def is_scored(config: TaskConfig) -> bool:
     """Whether the task's texts are scored; else its questions are answered."""
-    return config.kind == "language" and config.type in SCORED
+    return config.kind == "language" and config.type in SCORED_TYPES
 
 
 def scored(config: TaskConfig, name: str, fields: Fields) -> Scored:
@@ -77,7 +73,7 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
 
 
 def _more(config: TaskConfig, fields: Fields) -> Reference:
-    return {key: _field(fields, key) for key in config.fields if key not in KNOWN}
+    return {key: _field(fields, key) for key in config.fields if key not in KNOWN_FIELDS}
 
 
 def _field(fields: Fields, key: str) -> Any:

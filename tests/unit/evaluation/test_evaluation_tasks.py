@@ -14,13 +14,13 @@ from pydantic import ValidationError
 from tiny import picture
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
-from lingu_ray.config.evaluation import RESERVED_FIELDS
+from lingu_ray.config.evaluation import FIELDS, KNOWN_FIELDS, RESERVED_FIELDS, SCORED_TYPES
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.tasks import task_types
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored
-from lingu_ray.evaluation.tasks.task_types import ASKED, KNOWN, SCORED
+from lingu_ray.evaluation.tasks.task_types import ASKED, SCORED
 
 VISION = ("exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "cider", "rouge_l", "mme")
 
@@ -181,7 +181,7 @@ def test_no_field_takes_the_place_of_a_reference(type: str) -> None:
     if type not in SCORED or type in ASKED:
         fields = everything | ({"gold": "yes"} if type == "mme" else {})
         references.append(ASKED.get(type, task_types._answered)(fields)[1])
-    assert all(name in RESERVED_FIELDS or name in KNOWN for reference in references for name in reference)
+    assert all(name in RESERVED_FIELDS or name in KNOWN_FIELDS for reference in references for name in reference)
 
 
 @pytest.mark.parametrize("layout", ["parquet", "saved", "splits", "hub"])
@@ -413,6 +413,34 @@ def test_settings_that_do_not_fit_together(settings: dict[str, Any], message: st
     """Refused with the settings, before anything is read."""
     with pytest.raises(ValidationError, match=message):
         TaskConfig.model_validate({"name": "t", "kind": "language", "path": "x"} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"type": "multiple_choice", "max_new_tokens": 5}, "max_new_tokens: type 'multiple_choice' of kind 'lang"),
+        ({"type": "perplexity", "stop": ["."]}, "stop: .*: it scores texts; leave it out"),
+        ({"type": "exact_match", "delimiter": ""}, "delimiter: .*: it has answers generated; leave it out"),
+        ({"type": "multiple_choice", "kind": "vision", "delimiter": ""}, "delimiter: .* does not read it"),
+        ({"type": "lm_eval", "max_new_tokens": 5}, "max_new_tokens: .* brings its own; leave it out"),
+        ({"type": "lm_eval", "delimiter": ""}, "delimiter: .* brings its own"),
+        ({"name": "gsm8k", "like": "lm_eval/gsm8k", "stop": ["."]}, "stop: .* brings its own"),
+        ({"type": "multiple_choice", "fields": {"query": "q", "context": "c"}}, "fields.context: .* but for query"),
+        ({"type": "last_word", "fields": {"context": "c", "text": "t"}}, "fields.text: .* context, continuation:"),
+        ({"type": "exact_match", "fields": {"question": "q", "choices": "c"}}, "fields.choices: .* question, answer"),
+        ({"type": "anls", "kind": "vision", "fields": {"gold": "c"}}, "fields.gold: .* question, answer, image"),
+    ],
+)
+def test_what_a_type_does_not_read_is_refused(settings: dict[str, Any], message: str) -> None:
+    """Ignored, it would measure something else than its task says."""
+    with pytest.raises(ValidationError, match=message):
+        EvaluationConfig.model_validate({"tasks": [{"name": "t", "kind": "language", "path": "x"} | settings]})
+
+
+def test_types_score_texts_and_ask_for_fields_as_their_settings_are_checked() -> None:
+    """The settings know without the code that reads the fields, and say the same."""
+    assert set(SCORED_TYPES) == set(SCORED)
+    assert all(type in SCORED or type in ASKED or type == "exact_match" for _, type in FIELDS)
 
 
 def test_two_tasks_of_one_name_are_refused() -> None:
