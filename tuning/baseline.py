@@ -7,21 +7,28 @@ original_vlm`, or one that is built on its teacher) the plainly fine-tuned model
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.measure import describe
 from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted
 from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.preparation import check_output, prepare_initial_model
+from lingu_ray.runtime.resume import model_contents
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.store import tracking_uri
 from lingu_ray.storage import origin
 from lingu_ray.train import measure
+from tuning.folder import SweepFolder
+from tuning.outcome import read_outcomes
 from tuning.space import Space, configure, corner_values, seeded, seeds_of
 
 BASELINE = "baseline"
@@ -31,7 +38,8 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     """Check all that trials share and that can be checked without Ray; returns the settings of the reference models.
 
     Raises:
-        UserError: a pair that does not fit, data or items that are missing or wrong, no task for an objective.
+        UserError: a pair that does not fit, data or items that are missing or wrong, no task for an objective; the
+            content of models, data or items is not what trials that are there had.
     """
     config = base.model_copy(update={"name": BASELINE, "output_dir": origin(folder), "demo": None})
     config = config.model_copy(
@@ -42,11 +50,31 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     )
     _check_objectives(space, config)
     check_output(config)
-    run = RunFolder(config.run_dir)
+    run, sweep = RunFolder(config.run_dir), SweepFolder(folder)
+    _check_unchanged(sweep, "model", model_contents(config))
     prepare_initial_model(config, run)
-    plan_corpus(config, run.initial_model)
-    load_tasks(config.evaluation)
+    plan, tasks = plan_corpus(config, run.initial_model), load_tasks(config.evaluation)
+    if config.corpus.if_changed == "refuse":
+        _check_unchanged(sweep, "source", plan.contents)
+    _check_unchanged(sweep, "task", {task.config.name: describe(task) for task in tasks})
     return config
+
+
+def _check_unchanged(folder: SweepFolder, kind: str, now: Mapping[str, str]) -> None:
+    """Record the contents that trials have in common, by name; once a trial has ended with them, refuse others.
+
+    Raises:
+        UserError: trials that begin now would not compare with those that are there.
+    """
+    known = json.loads(folder.contents.read_text(encoding="utf-8")) if folder.contents.exists() else {}
+    before = known.get(kind, now) if any(trial.has_ended for trial in read_outcomes(folder.trials)) else now
+    if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
+        raise UserError(
+            f"{origin(folder.root)}: the content of {kind} {', '.join(changed)} has changed since the sweep was "
+            "started, and its trials would not compare: put it back, or choose another name=…"
+        )
+    folder.root.mkdir(parents=True, exist_ok=True)
+    write_json(folder.contents, known | {kind: dict(now)})
 
 
 def build_baseline(space: Space, config: Config) -> Path:

@@ -20,6 +20,11 @@ class SweepFolder:
         return self.root / "space.yaml"
 
     @property
+    def contents(self) -> Path:
+        """JSON with the identities of the models, data and items that the trials have in common."""
+        return self.root / "contents.json"
+
+    @property
     def trials(self) -> Path:
         """The trials' folders, each a run's."""
         return self.root / "trials"

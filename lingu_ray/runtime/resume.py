@@ -97,8 +97,7 @@ def check_models(config: Config, folder: RunFolder) -> None:
     Raises:
         UserError: the files of one have changed.
     """
-    named = _models(config)
-    now = {name: model_identity(local_copy(path), revision) for name, (_, path, revision) in named.items()}
+    named, now = _models(config), model_contents(config)
     if config.student.from_teacher is not None:  # the initial model is of these settings, too
         settings = config.student.from_teacher.model_dump(mode="json", exclude={"tower"})
         now["from_teacher"] = fingerprint([settings, config.seed])
@@ -107,15 +106,38 @@ def check_models(config: Config, folder: RunFolder) -> None:
     compared = named if trained else now  # of a run that has trained, `check_settings` compares the settings
     changed = [name for name in compared if before.get(name) != now[name]]
     if changed and trained:
-        settings = " and ".join(f"{setting}={path}" for setting, path, _ in (named[name] for name in changed))
-        raise UserError(
-            f"{folder.place} was started with another model than {settings} is now: its files have changed. "
-            "Put them back, or choose another name=…"
-        )
+        raise _other_models(config, folder, changed)
     if changed:
         folder.clear()
     folder.root.mkdir(parents=True, exist_ok=True)
     write_json(folder.models, now)
+
+
+def check_measured_models(config: Config, folder: RunFolder) -> None:
+    """Check that the models that a finished run is measured beside are those that it was started with.
+
+    Raises:
+        UserError: the files of one have changed, or are gone.
+    """
+    if not config.evaluation.tasks or not folder.models.exists():
+        return
+    before, now = json.loads(folder.models.read_text(encoding="utf-8")), model_contents(config)
+    if changed := [name for name in ("teacher", "student") if name in now and before.get(name) != now[name]]:
+        raise _other_models(config, folder, changed)
+
+
+def model_contents(config: Config) -> dict[str, str]:
+    """Identity of every model that the run starts from, by its name in `models.json`."""
+    return {name: model_identity(local_copy(path), revision) for name, (_, path, revision) in _models(config).items()}
+
+
+def _other_models(config: Config, folder: RunFolder, changed: list[str]) -> UserError:
+    named = _models(config)
+    settings = " and ".join(f"{setting}={path}" for setting, path, _ in (named[name] for name in changed))
+    return UserError(
+        f"{folder.place} was started with another model than {settings} is now: its files have changed. "
+        "Put them back, or choose another name=…"
+    )
 
 
 def _models(config: Config) -> dict[str, tuple[str, str, str | None]]:

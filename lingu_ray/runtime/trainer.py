@@ -34,7 +34,7 @@ from lingu_ray.runtime.cluster.memory import FOR_TRAINING, ended_by_ray, full_no
 from lingu_ray.runtime.failures import Restarts
 from lingu_ray.runtime.preparation import check_output, prepare_initial_model, say_passes
 from lingu_ray.runtime.ray_train import torch_trainer
-from lingu_ray.runtime.resume import check_data, check_settings, record_corpus, trained_steps
+from lingu_ray.runtime.resume import check_data, check_measured_models, check_settings, record_corpus, trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.job_stop import StopWait
 from lingu_ray.runtime.run_folder.lease import Lease
@@ -155,6 +155,7 @@ class Run:
         check_settings(self.config, self.folder)
         if self.finished:
             log.info("%s: found, finished before (%d steps)", self.folder.exported_model, self.config.train.steps)
+            check_measured_models(self.config, self.folder)
             trained = load_yaml(self.folder.config)
             as_trained = {"train": trained.train, "ray": trained.ray}  # these have no part in it any more
             write_text(self.folder.config, to_yaml(self.config.model_copy(update=as_trained)))

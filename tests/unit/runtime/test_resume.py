@@ -138,6 +138,24 @@ def test_moved_models_are_the_same_and_changed_ones_are_not(tmp_path: Path):
     resume.check_models(moved, folder)
 
 
+def test_a_finished_run_is_measured_beside_the_models_that_it_was_started_with(tmp_path: Path):
+    """Moved ones, too; changed ones are refused where there are tasks to measure, and else no longer looked at."""
+    write_pair_and_data(tmp_path / "a")
+    folder = started(settings := config(tmp_path / "a", tmp_path / "runs"))
+    resume.check_models(settings, folder)
+    folder.export.mkdir()
+    write_json(folder.exported, {"step": 8})
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    task = {"name": "t", "kind": "language", "type": "perplexity", "path": "t.jsonl"}
+    measured = config(tmp_path / "b", tmp_path / "runs", evaluation={"tasks": [task]})
+    Run(measured, LEASE).check()
+    card = tmp_path / "b" / "teacher" / "config.json"
+    card.write_text(card.read_text() + "\n")
+    with pytest.raises(UserError, match=r"another model than teacher\.path=.*: its files have changed"):
+        Run(measured, LEASE).check()
+    Run(config(tmp_path / "b", tmp_path / "runs"), LEASE).check()
+
+
 def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     """The source whose file changed is named; `corpus.if_changed=warn` trains on; moved data are the same."""
     write_pair_and_data(tmp_path / "a")

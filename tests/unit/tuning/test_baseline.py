@@ -1,15 +1,39 @@
 """The models that all trials of a sweep are compared with."""
 
+import json
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from tiny import picture
+from tinyrun import write_pair_and_data
+from tinysweep import write_base, write_space
 
 from lingu_ray.config.command_line import load_config
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.roles import references_among
-from tuning.baseline import _fine_tuned, reference_roles
+from tuning.baseline import _fine_tuned, check_baseline, reference_roles
+from tuning.folder import SweepFolder
+from tuning.outcome import Outcome
 from tuning.space import Space
+from tuning.sweep import load
 
 VLM_OF_NOTHING = "student={from_teacher: {}}"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pair with its data, and an item of each kind of task."""
+    folder = tmp_path_factory.mktemp("pair")
+    write_pair_and_data(folder)
+    shutil.copytree(folder / "student", folder / "adapted")
+    (folder / "red.png").write_bytes(picture(1))
+    choice = {"query": "The use of", "choices": ["names", "a list"], "gold": 1}
+    question = {"question": "Which color?", "answer": "red", "image": "red.png"}
+    for name, item in (("choices", choice), ("questions", question)):
+        (folder / f"{name}.jsonl").write_text(json.dumps(item) + "\n")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -24,6 +48,40 @@ def test_references_are_those_of_the_student(arguments: list[str], roles: tuple[
     """The student's role decides; beside a distilled model they are a complete pair."""
     found = reference_roles(load_config(arguments))
     assert found == roles and set(references_among(found)) <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "changed", "said"),
+    [
+        ("teacher/config.json", "{", "{ ", "model teacher has changed"),
+        ("text.jsonl", '"completion": "', '"completion": "More ', "source text has changed"),
+        ("choices.jsonl", '"gold": 1', '"gold": 0', "task choices has changed"),
+        ("questions.jsonl", '{"question"', '{ "question"', None),
+    ],
+)
+def test_a_sweep_is_resumed_with_the_contents_of_its_trials(
+    tmp_path: Path, pair: Path, file: str, text: str, changed: str, said: str | None
+) -> None:
+    """Models, data and items under the same paths: one trial that has ended binds the others."""
+    data = shutil.copytree(pair, tmp_path / "data")
+    space, base = load([str(write_space(tmp_path / "space.yaml", write_base(tmp_path / "base.yaml", data, tmp_path)))])
+    folder = SweepFolder(tmp_path / "sweep")
+    before = (data / file).read_text()
+    for content in (before, before.replace(text, changed, 1), before):
+        (data / file).write_text(content)
+        check_baseline(space, base, folder.root)
+    Outcome("trial-1", {}, None, 0, "failed").write(folder.trials / "trial-1")
+    for content in (before.replace(text, changed, 1), before):
+        (data / file).write_text(content)
+        check_baseline(space, base, folder.root)
+    Outcome("trial-2", {}, None, 0, "finished").write(folder.trials / "trial-2")
+    check_baseline(space, base, folder.root)
+    (data / file).write_text(before.replace(text, changed, 1))
+    with pytest.raises(UserError, match=f"the content of {said}") if said else nullcontext():
+        check_baseline(space, base, folder.root)
+    accepted = base.model_copy(update={"corpus": base.corpus.model_copy(update={"if_changed": "warn"})})
+    with pytest.raises(UserError, match=said) if said and "source" not in said else nullcontext():
+        check_baseline(space, accepted, folder.root)
 
 
 def test_the_fine_tuned_model_is_plain_cross_entropy_in_the_sweeps_folder(tmp_path: Path) -> None:
