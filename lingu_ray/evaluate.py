@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
 
     from lingu_ray.evaluation.item_files import check_settings, measured_models
     from lingu_ray.evaluation.recovery import summarize
-    from lingu_ray.evaluation.run import evaluate
+    from lingu_ray.evaluation.run import engines_for, evaluate
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
     from lingu_ray.report.evaluation_page import write_evaluation
     from lingu_ray.report.rehearsal import rehearse_evaluation
@@ -73,6 +73,7 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"out={config.out}: no answers to these tasks are kept there; name models\nusage: {USAGE}")
         if not models:
             check_settings(out, config, compared)
+            engines_for(config, compared, out)
         rehearse_evaluation(config, compared, out)
         with open_evaluation(config.tracking, out, config) as run:
             if models:

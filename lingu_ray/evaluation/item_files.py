@@ -6,6 +6,7 @@ its first missing chunk. Every file has a stamp: what was asked of which model, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -18,9 +19,11 @@ import pyarrow.parquet as pq
 
 from lingu_ray.atomic import whole_file
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.evaluation import ANSWERED_FIELDS, FIELDS
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.roles import in_order
+from lingu_ray.evaluation.tasks.blind import blind_name
 
 SAMPLE = "sample"
 """A column beside those of `Columns`: what the first items asked, readable by people; null in the others."""
@@ -46,20 +49,26 @@ class Stamp:
 
 
 def asked_by(config: TaskConfig) -> dict[str, Any]:
-    """The settings of a task that answers depend on, as JSON: all but how they are judged, and where the data lies."""
-    return config.model_dump(mode="json", exclude={"name", "type", "metric", "in_mean", "path"})
+    """The settings of a task that answers depend on, as JSON: all but how they are judged, and where the data lies.
+
+    Of lm-evaluation-harness the path is which task it is. Types that ask for the same fields judge the same answers.
+    """
+    elsewhere = set() if config.type == "lm_eval" else {"path"}
+    settings = config.model_dump(mode="json", exclude={"name", "type", "metric", "in_mean"} | elsewhere)
+    return settings | {"kind of items": ", ".join(FIELDS.get((config.kind, config.type), ANSWERED_FIELDS))}
 
 
 def check_settings(out_dir: Path, settings: EvaluationConfig, models: list[str]) -> None:
-    """Check that the models, which are not asked again, were asked what the settings ask.
+    """Check that the models, which are not asked again, were asked what the settings ask, without images, too.
 
     Raises:
         UserError: a task's settings are not those that a model was measured with.
     """
     for config in settings.tasks:
         now = asked_by(config)
-        for model in models:
-            stamp = stamp_of(items_path(out_dir, config.name, model))
+        names = (config.name, *([blind_name(config.name)] if settings.blind else []))
+        for model, name in itertools.product(models, names):
+            stamp = stamp_of(items_path(out_dir, name, model))
             before = now if stamp is None else stamp.settings
             if changed := [key for key in now if key in before and before[key] != now[key]]:
                 raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lingu_ray.evaluation.item_files import (
     Parts,
     Stamp,
     asked_by,
+    check_settings,
     items_path,
     read_items,
     stamp_of,
@@ -145,6 +147,43 @@ def test_metrics_are_found_again_for_the_same_settings_alone(
     assert "Scores of adapted, distilled on 1 task" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"colors: adapted was measured with another limit \(limit: None\): set it"):
         main([f"tasks={said[1]}", f"out={out}"])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({}, {"type": "vqa_accuracy"}, None),
+        ({}, {"type": "multiple_choice"}, r"another kind of items \(kind of items: 'question, answer, image'\)"),
+        ({}, {"type": "mme"}, "another kind of items"),
+        ({"kind": "language"}, {"kind": "language", "type": "perplexity"}, "another kind of items"),
+        ({"type": "multiple_choice"}, {}, r"another kind of items \(kind of items: 'question, choices, gold, image'\)"),
+        ({}, {"path": "elsewhere.jsonl"}, None),
+        (
+            {"kind": "language", "type": "lm_eval", "path": "piqa"},
+            {"kind": "language", "type": "lm_eval", "path": "arc_easy"},
+            r"another path \(path: 'piqa'\)",
+        ),
+    ],
+)
+def test_answers_of_another_kind_are_not_judged(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], said: str | None
+) -> None:
+    """Types that ask for the same are judged from the same answers; a path of the harness is a task of its own."""
+    write_items(items_path(tmp_path, "colors", "adapted"), ANSWERS, stamp(task(tmp_path, **before)))
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        check_settings(tmp_path, EvaluationConfig(tasks=(task(tmp_path, **now),)), ["adapted"])
+
+
+def test_metrics_are_of_the_engine_and_the_questions_that_the_settings_name(tmp_path: Path) -> None:
+    """Without a model: another precision is not taken for the one that is asked for, nor blind answers to others."""
+    config, out = task(tmp_path), tmp_path / "out"
+    for name, settings in (("colors", config), ("colors@blind", task(tmp_path, max_new_tokens=3))):
+        write_items(items_path(out, name, "adapted"), ANSWERS, stamp(settings))
+    file = write_tasks(tmp_path, {}, config)
+    with pytest.raises(UserError, match=r"adapted were measured by vllm, fp32, not with .*precision=bf16: set those"):
+        main([f"tasks={file}", f"out={out}", "precision=bf16"])
+    with pytest.raises(UserError, match=r"colors: adapted was measured with another max_new_tokens"):
+        main([f"tasks={file}", f"out={out}", "blind=true"])
 
 
 def write_tasks(folder: Path, changed: dict[str, Any], config: TaskConfig) -> Path:
