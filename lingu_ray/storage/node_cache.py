@@ -1,4 +1,4 @@
-"""Copies on a node: of objects, each fetched once, under a lock, and again when its content changes; of hub revisions."""
+"""Copies on a node: of objects, fetched once, under a lock, and again when they change; of revisions of hub models."""
 
 from __future__ import annotations
 
