@@ -146,6 +146,10 @@ def _find(run: Path | str, folder: RunFolder, step: int | str) -> _Saved:
     with storage_failures_explained(folder.checkpoints):
         for path in reversed(wanted):
             if (weights := _fetched(run, path)) is not None:
+                newest = checkpoint_folders(folder.checkpoints)[-1]
+                if step == "last" and path != newest:
+                    why = f"{newest.name} is damaged, or not complete; {path.name} is exported"
+                    print(f"{run}: the newest checkpoint {why}", file=sys.stderr)
                 return _Saved(config, folder, weights, states[path])
     raise UserError(
         f"{run}: the weights of {wanted[-1].name} are damaged, or gone by now; there are those of step {there}"

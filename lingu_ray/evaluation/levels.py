@@ -6,6 +6,7 @@ Shape suffixes: I items, K models, R resamples.
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ class Resampled:
 class Measured:
     """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has.
 
+    `alone`: nothing that is drawn has a second of its kind, so that all resamples are the same, and tell of no noise.
     `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the same
     without images, where they were asked so, too.
     """
@@ -56,6 +58,7 @@ class Measured:
     level_R: dict[str, Floats]
     nats: Measured | None = None
     blind: Measured | None = None
+    alone: bool = False
 
     @property
     def sign(self) -> float:
@@ -155,4 +158,5 @@ def _levels(
         scores,
         {model: float(level_K[k]) for k, model in enumerate(scores)},
         {model: levels_RK[:, k] for k, model in enumerate(scores)},
+        alone=max(Counter(strata or [None] * drawn_KI.shape[1]).values()) == 1,
     )

@@ -31,6 +31,8 @@ from lingu_ray.evaluation.levels import Measured, Resampled
 from lingu_ray.evaluation.results import UNITS
 from lingu_ray.evaluation.roles import References
 
+ALONE = "of one item there is no interval: give the task more, a long text in parts"
+
 
 @dataclass(frozen=True)
 class NoValue:
@@ -61,6 +63,8 @@ def retention(task: Measured, model: str, references: References) -> Quotient:
     """Share of the baseline's level that `model` has; no value where the baseline has none."""
     if absent := [name for name in (references.baseline, model) if name not in task.level]:
         return NoValue(f"not measured: {', '.join(absent)}")
+    if task.alone:
+        return NoValue(ALONE)
     baseline = task.of(references.baseline)
     if interval(baseline.value_R)[0] <= 0:
         return NoValue(f"the {references.baseline} model has nothing to keep: {task.metric.name} {baseline.value:.3f}")
@@ -125,6 +129,8 @@ def _gain_and_loss(task: Measured, model: str, references: References) -> tuple[
         return NoValue(f"not measured: {', '.join(absent)}")
     if not task.comparable(*models):
         return NoValue("the models split the texts into different numbers of tokens: not comparable")
+    if task.alone:
+        return NoValue(ALONE)
     return task.gain(model, references.baseline), task.gain(references.original, references.baseline)
 
 

@@ -103,7 +103,7 @@ def _task_scores(
 ) -> TaskScores:
     quotient = recovery if task.config.kind == "language" else retention
     quotients = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
-    compared = [other for other in others if {DISTILLED, other} <= task.level.keys()]
+    compared = [] if task.alone else [other for other in others if {DISTILLED, other} <= task.level.keys()]
     distilled = quotients[DISTILLED]
     return TaskScores(
         kind=task.config.kind,
@@ -117,7 +117,7 @@ def _task_scores(
         floor=floors[QUOTIENTS[task.config.kind]],
         in_mean=task.config.in_mean,
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if task.comparable(DISTILLED, m)},
-        blind=None if task.blind is None else _blind(task, task.blind),
+        blind=None if task.blind is None or task.alone else _blind(task, task.blind),
     )
 
 

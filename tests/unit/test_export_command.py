@@ -81,7 +81,7 @@ def test_the_newest_is_what_the_run_would_export(pair: Path, tmp_path: Path, lay
 
 
 def test_any_checkpoint_that_is_kept(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By number or the best, into a folder of one's own; a damaged newest one is passed over; the card has the step."""
+    """By number or the best, into a folder of one's own; a damaged newest one is passed over, and told."""
     run, _ = stopped(pair, tmp_path / "runs")
     corpus = tmp_path / "corpus"
     counts = {"read": 9, "accepted": 9, "rejected": {}, "truncated": 0, "validation": 1, "used": 8}
@@ -97,7 +97,10 @@ def test_any_checkpoint_that_is_kept(pair: Path, tmp_path: Path, capsys: pytest.
     content = bytearray(weights.read_bytes())
     content[-9] ^= 1
     weights.write_bytes(content)
+    capsys.readouterr()
     assert export.export(run.run_dir) == run.run_dir / "export-step-4"
+    said = "newest checkpoint step-00000006 is damaged, or not complete; step-00000004 is exported"
+    assert said in capsys.readouterr().err
     with pytest.raises(UserError, match=r"weights of step-00000006 are damaged.* those of step 2, 4, 6"):
         export.export(run.run_dir, 6)
 

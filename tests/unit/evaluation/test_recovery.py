@@ -223,6 +223,21 @@ def test_no_wild_number_where_nothing_was_lost(tmp_path: Path) -> None:
     assert result.verdict.holds is None and "recovery has no value" in result.verdict.text
 
 
+def test_one_item_decides_nothing(tmp_path: Path) -> None:
+    """Of one long text, or one picture, all resamples are the same: no width of an interval tells of noise there."""
+    for model, nats in (("teacher", 100.0), ("adapted", 110.0), ("distilled", 101.0), ("plain_ce", 109.0)):
+        write_measured(tmp_path, TEXT, model, [nats], [50.0])
+        write_measured(tmp_path, CLOZE, model, correct(0.5, 2))
+        write_measured(tmp_path, DIGITS, model, [1.0])
+    models = ["teacher", "adapted", "distilled", "plain_ce"]
+    result = summarize(tmp_path, models, settings(TEXT, DIGITS))
+    assert result.verdict.holds is None and not result.verdict.exceptions
+    for task in result.tasks.values():
+        assert task.distilled is None and not task.over and "of one item there is no interval" in str(task.reason)
+    assert result.distilled.recovery is None and result.distilled.retention is None
+    assert "text: of one item" not in summarize(tmp_path, models, settings(TEXT, CLOZE)).reasons["recovery"]
+
+
 def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
     """Any subset works, and other models are measured beside."""
     write_measured(tmp_path, CLOZE, "adapted", correct(0.3, 50))
