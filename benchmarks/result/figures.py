@@ -84,7 +84,7 @@ def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
     axis.axhline(0, color=SOFT, linewidth=0.8)
     axis.set(xticks=range(len(there)), xticklabels=[f"{one} damage" for one in there], xlim=(-0.5, len(there) - 0.4))
     axis.set_title(title, loc="left")
-    axis.legend(loc="best", title="data")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="data", alignment="left")
 
 
 def _difference(measured: Sequence[Measured], damage: str, data: str) -> Seeds:
@@ -110,11 +110,12 @@ def _draw_sight(axis: Axes, told: Mapping[tuple[str, str], Seeds], title: str) -
 
 
 def curve_panels(size: Size) -> list[Panel]:
-    """Cross-entropy and KD over the steps, of the paper's three variants and of CE alone, first seed; what there is."""
+    """Cross-entropy and KD over the steps: the paper's three variants and CE alone, first seed, of runs that ended."""
     selective = run_folder(Job(row("selective"), 0, size))
     folders = {name: run_folder(Job(row(name), 0, size)) for name in VARIANTS}
     folders |= {display_name(name): control_folder(selective, name) for name in CONTROLS}
-    known = {name: records for name, folder in folders.items() if (records := read_records(folder.metrics))}
+    ended = {name: folder for name, folder in folders.items() if folder.exported_step is not None}
+    known = {name: records for name, folder in ended.items() if (records := read_records(folder.metrics))}
     titles = {"ce": "Training cross-entropy", "kd": "Teacher–student divergence (KD)"} if known else {}
     return [Panel(t, (4.6, 3.4), partial(_draw_curves, runs=known, key=key, title=t)) for key, t in titles.items()]
 
