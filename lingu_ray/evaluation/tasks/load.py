@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 
@@ -16,6 +17,8 @@ from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
 from lingu_ray.evaluation.tasks.task_types import Malformed, asked, check_together, is_scored, scored
 
+log = logging.getLogger(__name__)
+
 
 def load_tasks(settings: EvaluationConfig) -> list[Task]:
     """Read and check all items of all tasks; with `blind` each vision task is there without its images, too.
@@ -24,6 +27,8 @@ def load_tasks(settings: EvaluationConfig) -> list[Task]:
         UserError: as `load_task`; a question is nothing but its images.
     """
     tasks = [load_task(config) for config in settings.tasks]
+    for task in tasks:
+        _warn_of_cut_answers(task)
     return tasks + [blinded(task) for task in tasks if settings.blind and task.config.kind == "vision"]
 
 
@@ -47,6 +52,18 @@ def load_task(config: TaskConfig) -> Task:
     except Malformed as error:
         raise UserError(f"evaluation.tasks: {config.name}: {config.path}: {error}") from error
     return Task(config, items)
+
+
+def _warn_of_cut_answers(task: Task) -> None:
+    """Tell of items that no answer can get right: a word is a token at least."""
+    longest = task.config.max_new_tokens
+    accepted = [item.reference["answers"] for item in task.items if "answers" in item.reference]
+    if cut := sum(min(len(answer.split()) for answer in answers) > longest for answers in accepted):
+        log.warning(
+            "evaluation.tasks: %s: of %d of %d items every right answer has more words than max_new_tokens=%d has "
+            "tokens, so that a model's is cut off: raise tasks.%s.max_new_tokens",
+            *(task.config.name, cut, len(task.items), longest, task.config.name),
+        )
 
 
 def _items(config: TaskConfig) -> Iterator[Item]:

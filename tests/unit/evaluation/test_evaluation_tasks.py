@@ -18,7 +18,7 @@ from lingu_ray.config.evaluation import FIELDS, KNOWN_FIELDS, RESERVED_FIELDS, S
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
 from lingu_ray.evaluation.tasks import task_types
-from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tasks.load import load_task, load_tasks
 from lingu_ray.evaluation.tasks.task import Asked, Scored
 from lingu_ray.evaluation.tasks.task_types import ASKED, SCORED
 
@@ -147,6 +147,17 @@ def test_yes_or_no_questions_in_groups(images: Path) -> None:
     assert [item.reference for item in items] == [
         {"gold": gold, "category": "color", "group": "7"} for gold in ("yes", "no")
     ]
+
+
+def test_answers_that_are_cut_off_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where no answer that is accepted fits into as many tokens as it has words, no model can be right."""
+    answers = ("a b c", ["a b c", "a b"], "a b")
+    path = write(tmp_path / "a.jsonl", *({"question": "Q", "answer": answer} for answer in answers))
+    for tokens, told in ((2, 1), (1, 3), (3, 0)):
+        caplog.clear()
+        load_tasks(EvaluationConfig(tasks=(config(path, "exact_match", kind="language", max_new_tokens=tokens),)))
+        said = f"t: of {told} of 3 items every right answer has more words than max_new_tokens={tokens} has tokens"
+        assert (said in caplog.text) == bool(told) == bool(caplog.records)
 
 
 @pytest.mark.parametrize(
