@@ -96,6 +96,8 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     named = [(_name_of(path), path) for path in bare]
     settings: Settings[EvaluateConfig] = Settings(EvaluateConfig, {}, "command line")
     overrides = []
+    if sum(argument.startswith("tasks=") for argument in assigned) > 1:
+        raise UserError("tasks= is given twice, and the second would take the place of the first: give all in one list")
     for argument in assigned:
         key, _, value = argument.partition("=")
         if key == "tasks":

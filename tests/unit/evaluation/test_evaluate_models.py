@@ -183,6 +183,8 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         main(["x", "--tasks"])
     with pytest.raises(UserError, match="two models have one name"):
         main(["a/export", "b/export", "tasks=arc_easy"])
+    with pytest.raises(UserError, match=r"tasks= is given twice, .*: give all in one list"):
+        main(["a/export", "tasks=arc_easy", "tasks=piqa", "tasks.piqa.limit=5"])
     with pytest.raises(UserError, match=r"name ce_only is plain_ce .* or same_ce .* now"):
         main(["teacher=x", "ce_only=y", "tasks=arc_easy"])
     with pytest.raises(UserError, match=r"did you mean tasks\?.*tasks\.yaml:1"):
