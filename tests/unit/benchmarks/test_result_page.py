@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import pytest
 from PIL import Image
 
 from benchmarks.result import page
+from benchmarks.result.figures import curve_panels
 from benchmarks.result.jobs import DATA_MANIFEST, measured_folder, run_folder
 from benchmarks.result.seeds import Results, Seeds, read_measured
 from benchmarks.result.sight import asked_file
-from benchmarks.result.table import Comparison, Job, row
+from benchmarks.result.table import CORES, Comparison, Job, row
 from lingu_ray.atomic import write_json
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.errors import UserError
@@ -27,6 +29,7 @@ from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.results import Estimate, Interval
 from lingu_ray.preview.knowledge import Known
 from lingu_ray.runtime.controls import control_folder
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import JsonLines
 
 pytestmark = pytest.mark.slow  # draws a page of plots
@@ -46,8 +49,9 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for one in (*(Comparison("medium", "narrow", seed) for seed in range(3)), Comparison("medium", "natural", 0)):
             write_measured(one)
         for name in ("selective", "all"):
-            write_curve(run_folder(Job(row(name), 0)).metrics)
-        write_curve(control_folder(run_folder(Job(row("selective"), 0)), "plain_ce").metrics)
+            write_curve(run_folder(Job(row(name), 0)))
+        write_curve(control_folder(run_folder(Job(row("selective"), 0)), "plain_ce"))
+        write_curve(run_folder(Job(row("language_only"), 0)), ended=False)
         table = run_folder(Job(row("sweep"), 0)).report / "table.csv"
         table.parent.mkdir(parents=True)
         with table.open("w", newline="") as file:
@@ -60,11 +64,15 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder / "docs"
 
 
-def write_curve(path: Path) -> None:
-    path.parent.mkdir(parents=True)
-    records = JsonLines(path)
+def write_curve(folder: RunFolder, ended: bool = True) -> None:
+    """What a run leaves of its steps, and of its end."""
+    folder.root.mkdir(parents=True)
+    records = JsonLines(folder.metrics)
     for step in range(1, 30):
         records.append({"step": step, "ce": 2 + 1 / step, "kd": 1 / step})
+    if ended:
+        folder.export.mkdir()
+        write_json(folder.exported, {"step": 29})
 
 
 def write_sight(one: Comparison, model: str, told: float) -> None:
@@ -168,6 +176,13 @@ def test_what_has_only_begun_here_takes_no_place(docs: Path, tmp_path: Path, mon
     page.main(["out=docs"])
     for name in ("real_pair.md", "medium-narrow-1.json"):
         assert (tmp_path / "docs" / name).read_text() == (docs / name).read_text()
+
+
+def test_curves_are_of_runs_that_ended(docs: Path):
+    """One that only began, or was stopped, would end the axes before the others' curves."""
+    first, _ = curve_panels(CORES)
+    assert isinstance(first.draw, partial)
+    assert list(first.draw.keywords["runs"]) == ["all", "selective", "plain CE"]
 
 
 def test_figures_that_the_page_names_are_there(docs: Path):
