@@ -50,13 +50,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> EvaluationConfig:
     """Three tasks of a few items, one of each type; the one about images is asked without them, too."""
     folder = tmp_path_factory.mktemp("items")
-    (folder / "0.png").write_bytes(picture(0))
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes(picture(number))
     items = {
         "choice": [
             {"query": f"The {w} of", "choices": ["a list", "names", "x"], "gold": 1} for w in ("use", "end", "b")
         ],
         "text": [{"text": "Names refer to objects."}, {"text": "A class body."}],
-        "image": [{"question": "Which?", "answer": "seven", "image": "0.png"}],
+        "image": [{"question": "Which?", "answer": "seven", "image": f"{number}.png"} for number in range(2)],
     }
     for name, records in items.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -81,7 +82,7 @@ def test_the_copy_of_the_teacher_scores_as_the_teacher(
     assert list(tasks["choice"].models) == list(tasks["text"].models) == ["teacher", "adapted", "distilled"]
     assert list(tasks["image"].models) == ["adapted", "distilled"]
     assert tasks["image"].blind is not None and list(tasks["image"].blind.scores) == ["adapted", "distilled"]
-    assert {name: task.items for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 1}
+    assert {name: task.items for name, task in tasks.items()} == {"choice": 3, "text": 2, "image": 2}
     table = {model: pq.read_table(tmp_path / "items" / f"choice.{model}.parquet").to_pydict() for model in models}
     assert {"item", "gold", "lengths", "logliks", "tokens", "greedy"} <= set(table["teacher"])
     logliks = {model: np.array(columns["logliks"]) for model, columns in table.items()}
