@@ -78,6 +78,11 @@ def location(path: str) -> str | None:
     return storage.join(path) if storage.is_remote(path) else None
 
 
+def is_on_hub(path: str) -> bool:
+    """Whether a path of the settings, which has been read, is a hub id: neither on this machine nor in a bucket."""
+    return not (Path(path).is_absolute() or storage.is_remote(path))
+
+
 def model_path(path: str) -> str:
     """A folder or `.gguf` file made absolute, or a location; a hub model's id unchanged if nothing here has its name.
 

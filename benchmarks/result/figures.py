@@ -74,7 +74,7 @@ def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
     there = [damage for damage in DAMAGES if any(one.comparison.damage == damage for one in measured)]
     for index, (data, shown) in enumerate(DATA.items()):
         points = {place: _difference(measured, damage, data) for place, damage in enumerate(there)}
-        found = {place + 0.16 * (index - 1): seeds for place, seeds in points.items() if seeds.found}
+        found = {place + 0.16 * (index - (len(DATA) - 1) / 2): seeds for place, seeds in points.items() if seeds.found}
         style = {"color": SOURCE_COLORS[index]}
         axis.plot(list(found), [100 * seeds.mean for seeds in found.values()], "o", label=shown, **style)
         for x, seeds in found.items():

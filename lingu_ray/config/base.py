@@ -49,6 +49,10 @@ class Section(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return without_bools(handler(source))
 
+    def has_default(self, name: str) -> bool:
+        """Whether a setting has its default, given or not: a complete configuration gives them all."""
+        return getattr(self, name) == type(self).model_fields[name].default
+
 
 class Schedule(Section):
     """A value that moves over the run: `{start: 4, end: 1, shape: cosine}`; a plain number stays constant.

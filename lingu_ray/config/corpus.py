@@ -75,7 +75,7 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _settings_are_read(self) -> SourceConfig:
         for name, formats in READ_BY.items():
-            if self.format not in formats and getattr(self, name) != SourceConfig.model_fields[name].default:
+            if self.format not in formats and not self.has_default(name):
                 raise ValueError(
                     f"source {self.name}: `{name}` is read by format {', '.join(formats)}, not by {self.format!r}: "
                     "leave it out"

@@ -105,7 +105,7 @@ class TaskConfig(Section):
         unread = ["delimiter"] if generates else ["max_new_tokens", "stop"]
         unread += ["delimiter"] if self.type == "lm_eval" else []
         for key in unread:
-            if getattr(self, key) != type(self).model_fields[key].default:
+            if not self.has_default(key):
                 does = "has answers generated" if generates else "scores texts"
                 why = "brings its own" if self.type == "lm_eval" else f"does not read it: it {does}"
                 raise ValueError(f"task {self.name}: {key}: {of} {why}; leave it out")

@@ -20,7 +20,7 @@ from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compres
 from lingu_ray.corpus.files import find_files, names_files
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.errors import UserError
-from lingu_ray.paths import not_found
+from lingu_ray.paths import is_on_hub, not_found
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
 
 def _check_chosen(source: SourceConfig) -> None:
     """Check that `subset` and `split` choose among something."""
-    if not (storage.is_remote(source.path) or Path(source.path).is_absolute()):
+    if is_on_hub(source.path):
         return
     if source.subset is not None:
         raise UserError(

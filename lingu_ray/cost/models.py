@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,10 +17,10 @@ from lingu_ray.distill.new_student import student_config
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
+from lingu_ray.paths import is_on_hub
 from lingu_ray.runtime.models.load import check_pair, load_config, make_vision
 from lingu_ray.runtime.models.weights import empty_model
 from lingu_ray.runtime.training.optimizer import freeze
-from lingu_ray.storage import is_remote
 
 _ADDED_TOKENS = 4  # of a new VLM, at most
 _ANY_SIZE = 448  # pixels a side of a view, for towers that take pictures of any size
@@ -134,7 +133,7 @@ def _of_hub(config: Config) -> list[str]:
     """Hub ids among the models' paths."""
     tower = config.student.tower
     paths = (config.student.path, config.teacher.path, tower and tower[0])
-    return [path for path in paths if path and not Path(path).is_absolute() and not is_remote(path)]
+    return [path for path in paths if path and is_on_hub(path)]
 
 
 def _student(config: Config) -> tuple[PreTrainedModel, Tower]:

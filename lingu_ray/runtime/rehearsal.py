@@ -67,14 +67,19 @@ def _small_lm(config: PreTrainedConfig) -> PreTrainedModel | None:
     small = copy.deepcopy(config)
     _shrink(small)
     try:
-        if empty_model(AutoModelForCausalLM, small).num_parameters() > _LARGEST:
-            return None
-        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32).eval()
+        model = _random_model(AutoModelForCausalLM, small)
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long))
     except Exception:  # each kind has conditions of its own on its sizes; nothing is refused for them
         return None
     return model
+
+
+def _random_model(loader: Any, config: PreTrainedConfig) -> Any:
+    """A random model in float32, of an auto class. Raises ValueError where it would still be large."""
+    if empty_model(loader, config).num_parameters() > _LARGEST:
+        raise ValueError("too large for a rehearsal")
+    return loader.from_config(config, dtype=torch.float32).eval()
 
 
 def _shrink(config: PreTrainedConfig) -> None:
@@ -105,18 +110,19 @@ def rehearse_export(settings: StudentConfig, processor: Any) -> int:
     _check_vocabulary(model, processor.tokenizer, origin)
     check_image_token(model, processor, origin)
     model.generation_config = _generation_settings(model, settings)
+    encoder = Encoder(processor, 1)
     with TemporaryDirectory() as folder:
         try:
             complete_settings(model, processor)
             model.config.save_pretrained(folder)
             model.generation_config.save_pretrained(folder)
             processor.save_pretrained(folder)
-            inputs = question(AutoProcessor.from_pretrained(folder, trust_remote_code=trusted), Encoder(processor, 1))
+            inputs = question(AutoProcessor.from_pretrained(folder, trust_remote_code=trusted), encoder)
         except UserError as error:
             raise UserError(f"{origin}: {error}") from error
         except NOT_LOADABLE as error:
             raise UserError(f"{origin}: what it would export cannot be saved and read again: {error}") from error
-    check_image_features(model.config, inputs, Encoder(processor, 1).image_token_id, origin)
+    check_image_features(model.config, inputs, encoder.image_token_id, origin)
     names = revert_weight_conversion(model, as_published(model, model.state_dict()))
     check_tensors(model, names, f"the export of {origin}")
     size = export_dtype(settings).itemsize + torch.float32.itemsize
@@ -153,8 +159,8 @@ def check_image_token(model: PreTrainedModel, processor: Any, origin: str) -> No
 def check_image_features(config: PreTrainedConfig, inputs: dict[str, Tensor], image_token: int, origin: str) -> None:
     """Raise UserError where the processor writes more or fewer tokens for an image than the model has features of it.
 
-    Most models say so at the first step; Idefics3 and SmolVLM may leave half of the image out instead. A small random
-    VLM of the configuration is asked; nothing is said of one that cannot be made so small, or is asked in another way.
+    Training says so too, in its first step. A small random VLM of the configuration is asked; nothing is said of one
+    that cannot be made so small, or is asked in another way.
     """
     with torch.random.fork_rng(devices=[]):
         asked = _small_vlm(config, inputs)
@@ -177,9 +183,7 @@ def _small_vlm(config: PreTrainedConfig, inputs: dict[str, Tensor]) -> tuple[Pre
         if part is not None:
             _shrink(part)
     try:
-        if empty_model(AutoModelForImageTextToText, small).num_parameters() > _LARGEST:
-            return None
-        model: Any = AutoModelForImageTextToText.from_config(small, dtype=torch.float32).eval()
+        model = _random_model(AutoModelForImageTextToText, small)
         taken = inspect.signature(model.get_image_features).parameters
         with torch.no_grad():
             found = model.get_image_features(**{name: tensor for name, tensor in inputs.items() if name in taken})

@@ -10,7 +10,6 @@ import glob
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
@@ -19,7 +18,7 @@ from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.readers import UNREADABLE, FileSplit
 from lingu_ray.corpus.splits import is_known, split_source
 from lingu_ray.errors import UserError
-from lingu_ray.paths import not_found
+from lingu_ray.paths import is_on_hub, not_found
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,7 @@ def source_of(config: TaskConfig) -> SourceConfig:
 
 def _file_splits(config: TaskConfig) -> list[FileSplit]:
     source, path = source_of(config), config.path
-    on_hub = not (Path(path).is_absolute() or storage.is_remote(path))
-    if config.split is None and on_hub:
+    if config.split is None and is_on_hub(path):
         raise UserError(
             f"evaluation.tasks: {config.name}: {not_found(config.path)}; correct its `path`, or set `split`, such as "
             "test, for a dataset of the hub"
@@ -91,7 +89,7 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
         if config.split is None and has_splits(source, is_known):
             raise UserError(f"{config.name}: {config.path} has splits: set `split`, such as test")
         is_saved = storage.is_file(storage.below(path, "dataset_dict.json"))
-        if on_hub or (config.split and not (is_saved or names_files(path))):
+        if is_on_hub(path) or (config.split and not (is_saved or names_files(path))):
             return _fetched(source.model_copy(update={"path": storage.local_copy(path)}))
         return split_source(source)
     except UserError as error:

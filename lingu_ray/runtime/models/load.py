@@ -35,7 +35,7 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
-from lingu_ray.paths import model_origin, why_not_loaded
+from lingu_ray.paths import is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.models.masks import check_masks
 from lingu_ray.runtime.models.weights import (
@@ -47,7 +47,7 @@ from lingu_ray.runtime.models.weights import (
     refuse_quantized,
     stored_dtype,
 )
-from lingu_ray.storage import is_remote, local_copy
+from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
         UserError: it cannot be loaded, needs code of its own, or is that of an adapter or of quantized weights; a local
             folder is given a revision. The message names the setting.
     """
-    if not (Path(path).is_absolute() or is_remote(path)):
+    if is_on_hub(path):
         log.info("%s: asking the Hugging Face hub for %s", setting, path)
     elif revision is not None:
         raise UserError(f"{setting}: {path} is no hub id, so revision={revision} means nothing there: leave it out")
