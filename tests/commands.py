@@ -78,6 +78,8 @@ class Command:
 
     def kill(self) -> None:
         """Kill every process that it started, Ray's own included, also where it has ended itself."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)  # or it goes on while the others are looked for
         while members := self._members():
             for member in members:
                 with suppress(psutil.NoSuchProcess):

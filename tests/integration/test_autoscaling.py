@@ -15,7 +15,7 @@ import ray
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster.capacity import (
-    Need, check_most_workers, check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
+    Need, can_hold, check_most_workers, check_resources, has_room, room, uses_gpu, wait_for_nodes, workers
 )
 
 ray.init(sys.argv[1], log_to_driver=False, logging_level="WARNING")
@@ -28,6 +28,10 @@ def refused(name, check, *arguments):
         found[name] = str(error)
 
 found["before"] = [room({"CPU": 1}), uses_gpu(RayConfig()), uses_gpu(RayConfig(num_workers=5))]
+group = ray.util.placement_group([{"GPU": 1}])
+ray.get(group.ready())
+found["held"] = [can_hold(workers(RayConfig(num_workers=count), use_gpu=True)) for count in (2, 3)]
+ray.util.remove_placement_group(group)
 refused("most", check_most_workers, RayConfig(num_workers={"min": 1, "max": 3}), True)
 refused("many", check_resources, workers(RayConfig(num_workers=5), use_gpu=True))
 refused("large", check_resources, workers(RayConfig(num_workers=2, cpus_per_worker=64), use_gpu=False))
@@ -41,8 +45,8 @@ print(json.dumps(found))
 
 def test_what_a_cluster_can_have_decides():
     """A head alone, whose autoscaler may start two nodes with a GPU: one worker gets a GPU, five get none, or are
-    refused where they insist; so is a worker that no node holds. Others are waited for; not longer than is said, where
-    starting a node fails."""
+    refused where they insist; so is a worker that no node holds. What others hold of a node counts as room, and no
+    more than it. Nodes are waited for; not longer than is said, where starting one fails."""
     broken = {"broken": 1, "object_store_memory": 1}
     with (
         AutoscaledCluster({"CPU": 1, "GPU": 1}, broken, most=2) as cluster,
@@ -50,6 +54,7 @@ def test_what_a_cluster_can_have_decides():
     ):
         found = json.loads(driver.finish(seconds=120).splitlines()[-1])
     assert found["before"] == [0, True, False]
+    assert found["held"] == [True, False]
     assert "ray.num_workers=5 needs 5 × (1 CPU, 1 GPU), and the cluster has room for" in found["many"]
     assert "raise the limits of its autoscaler" in found["many"]
     assert "ray.num_workers.max=3 needs 3 × (1 CPU, 1 GPU)" in found["most"]

@@ -38,12 +38,15 @@ def has_autoscaler() -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the autoscaler makes of a request. `never`: neither nodes that are up nor ones it may start can hold it.
+    """What the autoscaler makes of a request. `infeasible`: what is free and what it may start cannot hold it.
 
-    `starting`: nodes that are on their way, for whomever. `failed`: why others could not be started.
+    `held`: how many such bundles others hold on nodes that are up, and may give back; the fewest and the most while it
+    decided, for what nodes have free is known late. `starting`: nodes that are on their way, for whomever. `failed`:
+    why others could not be started.
     """
 
-    never: bool
+    infeasible: bool
+    held: tuple[int, int]
     starting: int
     failed: Sequence[str]
 
@@ -69,22 +72,35 @@ class NodeRequest:
 
     def __exit__(self, *_: object) -> None:
         remove_placement_group(self.group)
+        wait: Any = ray.remote(num_cpus=0)(_wait_until_given_back)  # or the next request finds less than there is
+        ray.get(wait.remote(self.group.id.hex()))
+
+
+def _status() -> Any:
+    gcs = _compiled.GcsClient(ray.get_runtime_context().gcs_address)
+    return _generated.GetClusterStatusReply.FromString(gcs.get_cluster_status())
+
+
+def _wait_until_given_back(group: str) -> None:
+    deadline = time.monotonic() + _ROUNDS_WITHIN_S
+    while time.monotonic() < deadline and any(_bundles(group, node) for node in _up(_status().cluster_resource_state)):
+        time.sleep(0.1)
 
 
 def _plan(group: str, bundle: Bundle) -> Plan | None:
-    gcs = _compiled.GcsClient(ray.get_runtime_context().gcs_address)
-    asked, begin = None, time.monotonic()
+    asked, begin, held = None, time.monotonic(), []
     while time.monotonic() < begin + _ROUNDS_WITHIN_S:
-        reply = _generated.GetClusterStatusReply.FromString(gcs.get_cluster_status())
-        state, planned = reply.cluster_resource_state, reply.autoscaling_state
+        status = _status()
+        state, planned = status.cluster_resource_state, status.autoscaling_state
         waiting = any(_is(group, request) for request in state.pending_gang_resource_requests)
         if asked is None and (waiting or time.monotonic() > begin + _MET_WITHIN_S):
             asked = state.cluster_resource_state_version
+        held.append(_held(state, bundle, besides=group))
         if asked is not None and planned.last_seen_cluster_resource_state_version >= asked:
-            cannot = any(_is(group, request) for request in planned.infeasible_gang_resource_requests)
+            infeasible = any(_is(group, request) for request in planned.infeasible_gang_resource_requests)
             starting = sum(one.count for one in planned.pending_instance_requests) + len(planned.pending_instances)
             failed = sorted({one.reason for one in planned.failed_instance_requests})
-            return Plan(cannot and not _others_hold(state, bundle), starting, failed)
+            return Plan(infeasible, (min(held), max(held)), starting, failed)
         time.sleep(0.2)
     return None
 
@@ -94,13 +110,22 @@ def _is(group: str, request: Any) -> bool:
     return request.details.startswith(f"{group}:")
 
 
-def _others_hold(state: Any, bundle: Bundle) -> bool:
-    """Whether a node that is up could hold the bundle once others have given back what they use."""
-    return any(
-        fits(bundle, node.total_resources) and not fits(bundle, node.available_resources)
-        for node in state.node_states
-        if node.status != _generated.NodeStatus.DEAD
+def _held(state: Any, bundle: Bundle, besides: str) -> int:
+    """How many bundles more the nodes that are up could hold once others than `besides` have given back what they
+    use."""
+    return sum(
+        fits(bundle, node.total_resources) - fits(bundle, node.available_resources) - _bundles(besides, node)
+        for node in _up(state)
     )
+
+
+def _up(state: Any) -> list[Any]:
+    return [node for node in state.node_states if node.status != _generated.NodeStatus.DEAD]
+
+
+def _bundles(group: str, node: Any) -> int:
+    """How many bundles of a placement group are on a node: each is a thousand of a resource."""
+    return round(node.total_resources.get(f"bundle_group_{group}", 0) / 1000)
 
 
 def fits(bundle: Bundle, resources: Mapping[str, float]) -> int:

@@ -137,17 +137,34 @@ def _refusal(need: Need) -> str | None:
     if not has_autoscaler():
         return f"{cannot}: {_too_small(alone)}ask for less, or add nodes: it has no autoscaler (version 2) that would"
     log.info("%s: asking its autoscaler", cannot)
-    plan = _plan(need)
-    if plan is None:
+    never = _never(need)
+    if never is None:
         return f"{cannot}: ask for less, or add nodes: its autoscaler does not answer"
-    if not plan.never:
+    if not never:
         return None
-    if not has_room(alone) and (of_one := _plan(alone)) and of_one.never:
+    if not has_room(alone) and _never(alone):
         return (
             f"no node that the cluster has, or that its autoscaler may start, holds {shown(need.bundle)}: "
             "lower ray.cpus_per_worker or ray.gpus_per_worker, or give the autoscaler a larger type of node"
         )
     return f"{cannot}: ask for less, or raise the limits of its autoscaler, which may start no more"
+
+
+def _never(need: Need) -> bool | None:
+    """Whether the nodes that the autoscaler has and may start cannot hold it, whatever else runs on them; None where it
+    does not answer. It counts only what is free, so it is asked for what others could not make room for."""
+    held = 0
+    while held < need.count:
+        plan = _plan(replace(need, count=need.count - held))
+        if plan is None:
+            return None
+        least, most = plan.held
+        if plan.infeasible and most <= held:
+            return True
+        if not plan.infeasible and least >= held:
+            return False
+        held = most if plan.infeasible else least
+    return False
 
 
 def _plan(need: Need) -> Plan | None:
