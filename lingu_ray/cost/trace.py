@@ -78,7 +78,7 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def decoder_pass(
     decoder: PreTrainedModel, rows: int, tokens: int, masked: bool, bf16: bool, checkpointing: bool
 ) -> Held:

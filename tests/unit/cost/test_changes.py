@@ -27,12 +27,12 @@ COPIED = {
 
 
 @pytest.fixture
-def too_large(pair: Path, tmp_path: Path) -> Any:
+def too_large(pair: Path, tmp_path: Path, models_of: Any) -> Any:
     """Estimates a run on a GPU that holds nothing."""
 
     def too_large(**settings: Any) -> Estimate:
         config = tinyrun.config(pair, tmp_path, **settings)
-        return estimate_of(config, ROW, NO_MEMORY, read_models(config))
+        return estimate_of(config, ROW, NO_MEMORY, models_of(config))
 
     return too_large
 
@@ -74,6 +74,7 @@ def test_adapters_are_not_offered_without_their_package(too_large: Any, monkeypa
 def test_a_decoder_without_checkpointing_is_not_offered_it(too_large: Any) -> None:
     """And a run that sets it is told so."""
     found = too_large()
+    found = replace(found, models=read_models(found.config))  # its own, as it is changed
     decoder = found.models.student.decoder
     decoder.supports_gradient_checkpointing = False
     assert "train.gradient_checkpointing" not in offered(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tinyrun
@@ -30,9 +31,14 @@ from lingu_ray.estimate import main
 ROW = RowConfig(text_tokens=60, answer_tokens=20)
 
 
-def on_h100(config: Config, **row: int) -> Estimate:
-    """An estimate of the run on a GPU."""
-    return estimate_of(config, ROW.model_copy(update=row), GPUS["h100"], read_models(config))
+@pytest.fixture
+def on_h100(models_of: Any) -> Any:
+    """Estimates a run on a GPU."""
+
+    def on_h100(config: Config, **row: int) -> Estimate:
+        return estimate_of(config, ROW.model_copy(update=row), GPUS["h100"], models_of(config))
+
+    return on_h100
 
 
 def items(found: Estimate, process: int) -> dict[str, float]:
@@ -98,7 +104,7 @@ def test_a_tower_without_the_sizes_of_a_transformer_is_said():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [family.name for family in FAMILIES.values() if family.modality == "image"])
-def test_every_family(name: str, tmp_path: Path):
+def test_every_family(name: str, tmp_path: Path, on_h100: Any):
     """Each family of students has an estimate, in which all processes need something."""
     family = FAMILIES[name]
     family.decoder.save_pretrained(tmp_path / "teacher")
@@ -110,7 +116,7 @@ def test_every_family(name: str, tmp_path: Path):
     assert all(item.bytes > 0 for process in found.training for item in process.items)
 
 
-def test_settings_move_memory(pair: Path, tmp_path: Path):
+def test_settings_move_memory(pair: Path, tmp_path: Path, on_h100: Any):
     """The teacher's place, the transport of KV, look-ahead and FSDP2 each show in the items that they change."""
     apart = on_h100(tinyrun.config(pair, tmp_path, teacher={"transport": "object_store"}))
     inside = on_h100(tinyrun.config(pair, tmp_path, teacher={"placement": "in_process"}))
@@ -134,7 +140,7 @@ def test_settings_move_memory(pair: Path, tmp_path: Path):
     )
 
 
-def test_no_teacher_no_kv(pair: Path, tmp_path: Path):
+def test_no_teacher_no_kv(pair: Path, tmp_path: Path, on_h100: Any):
     """Plain fine-tuning has neither teacher nor KV, and takes less time; an engine is there where tasks are."""
     plain = on_h100(tinyrun.config(pair, tmp_path, distill={"policy": "none"}))
     assert [process.name for process in plain.training] == ["worker", "host"]
@@ -144,7 +150,7 @@ def test_no_teacher_no_kv(pair: Path, tmp_path: Path):
     assert plain.time.total < measured.time.total
 
 
-def test_an_engine_in_bf16_takes_half(pair: Path, tmp_path: Path):
+def test_an_engine_in_bf16_takes_half(pair: Path, tmp_path: Path, on_h100: Any):
     """Weights, keys and values, and activations; the logits that are scored are float32 in both."""
     tasks = {"tasks": ["arc_easy"]}
     whole = on_h100(tinyrun.config(pair, tmp_path, evaluation=tasks)).engine

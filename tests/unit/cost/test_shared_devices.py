@@ -9,7 +9,6 @@ import tinyrun
 from lingu_ray.config import RayConfig
 from lingu_ray.cost.devices import GPUS, Device
 from lingu_ray.cost.estimate import Estimate, estimate_of
-from lingu_ray.cost.models import read_models
 from lingu_ray.cost.workload import RowConfig, sharing
 
 ROW = RowConfig(text_tokens=60, answer_tokens=20)
@@ -17,12 +16,12 @@ CPU = Device("cpu", 24e9, bf16=1e11, fp32=1e11, bandwidth=1e10)
 
 
 @pytest.fixture
-def on(pair: Path, tmp_path: Path) -> Any:
+def on(pair: Path, tmp_path: Path, models_of: Any) -> Any:
     """Estimates a run on a device."""
 
     def on(device: Device, **settings: Any) -> Estimate:
         config = tinyrun.config(pair, tmp_path, **settings)
-        return estimate_of(config, ROW, device, read_models(config))
+        return estimate_of(config, ROW, device, models_of(config))
 
     return on
 
