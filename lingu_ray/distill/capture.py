@@ -133,6 +133,11 @@ def donate(decoder: PreTrainedModel) -> None:
     decoder.set_attn_implementation(name)
 
 
+def uses_flash(decoder: PreTrainedModel) -> bool:
+    """Whether a decoder that donates computes its attention by flash-attn."""
+    return str(decoder.config._attn_implementation).startswith(f"{_PREFIX}fa")
+
+
 class _Named:
     """A module whose configuration has another name of its attention, by which flash attention finds its package."""
 

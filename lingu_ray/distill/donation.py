@@ -79,10 +79,15 @@ def predicting(supervised_BT: Tensor, sample_BT: Tensor) -> Tensor:
 def indices_in_sample(sample_BT: Tensor) -> Tensor:
     """`[B, T]` int64: each position's index in its sample, from 0; 0 on padding."""
     columns_BT = torch.arange(sample_BT.shape[1], device=sample_BT.device).expand_as(sample_BT)
+    start_BT = torch.where(sample_starts(sample_BT), columns_BT, 0).cummax(1).values
+    return (columns_BT - start_BT).masked_fill(sample_BT < 0, 0)
+
+
+def sample_starts(sample_BT: Tensor) -> Tensor:
+    """`[B, T]` bool: whether a sample begins here, or the padding of a row."""
     starts_BT = torch.ones_like(sample_BT, dtype=torch.bool)
     starts_BT[:, 1:] = sample_BT[:, 1:] != sample_BT[:, :-1]
-    start_BT = torch.where(starts_BT, columns_BT, 0).cummax(1).values
-    return (columns_BT - start_BT).masked_fill(sample_BT < 0, 0)
+    return starts_BT
 
 
 def plan_donation(

@@ -8,11 +8,12 @@ from typing import cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lingu_ray.distill.capture import KVCapture, capturing, donate
+from lingu_ray.distill.capture import KVCapture, capturing, donate, uses_flash
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.head import OutputHead, output_head
 from lingu_ray.distill.inputs import ModelInputs, check_image_tokens, forward_arguments, send_arguments
+from lingu_ray.distill.sequences import of_sequences, sequence_arguments, take_sequences
 from lingu_ray.errors import UserError
 
 
@@ -37,6 +38,8 @@ class Student:
         self.head = cast(nn.Module, model.get_output_embeddings())
         use_exact_attention(self.decoder)
         donate(self.decoder)
+        if uses_flash(self.decoder):
+            take_sequences(self.decoder)
 
     @property
     def output_head(self) -> OutputHead:
@@ -63,10 +66,12 @@ class Student:
         capture = flat_C = None
         if donation is not None:
             flat_C = donation.donated_row_C * inputs.input_ids_BT.shape[1] + donation.donated_column_C
-        sent = send_arguments({**arguments, "flat_C": flat_C}, self.model.device)
+        sequences = sequence_arguments(inputs.sample_BT) if uses_flash(self.decoder) else {}
+        sent = send_arguments({**arguments, **sequences, "flat_C": flat_C}, self.model.device)
+        of_decoder = {name: sent.pop(name) for name in sequences}
         if (flat_C := sent.pop("flat_C")) is not None:
             capture = KVCapture(self.decoder.config.num_hidden_layers, flat_C, arguments.get("position_ids"))
-        with capturing(capture):
+        with capturing(capture), of_sequences(of_decoder):
             output = self.body(**sent, use_cache=False)
         if capture is not None:
             capture.check_complete()
