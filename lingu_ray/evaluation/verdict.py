@@ -18,11 +18,11 @@ A mean can hide a loss, so the verdict also names every task that speaks against
 - it lost nothing beyond noise, so that it has no recovery, and the distilled model scores below the baseline;
 - a control scores better on it.
 
-Tasks without a value of their own that show no such loss are named as not judged alone, with their recovery in nats
-where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are measured.
-Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the lost sum
-smaller, and the mean recovery larger. With `evaluation.blind` the vision tasks are named that the baseline answers as
-well without images. Neither changes a part of the claim.
+Tasks of a mean without a value of their own that show no such loss are named as not judged alone, with their recovery
+in nats where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are
+measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
+lost sum smaller, and the mean recovery larger. With `evaluation.blind` the vision tasks are named that the baseline
+answers as well without images. Neither changes a part of the claim.
 """
 
 from __future__ import annotations
@@ -228,10 +228,10 @@ def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator
 
 
 def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:
-    """A clause with the tasks that have no value of their own, where there are any; with their recovery in nats."""
+    """A clause with the tasks of a mean that have no value of their own, where there are any; with recovery in nats."""
     names = [
         f"{name} (in nats {task.nats.distilled.percent()} came back)" if task.nats and task.nats.distilled else name
         for name, task in tasks.items()
-        if task.distilled is None and not list(_exceptions(name, task, references))
+        if task.in_mean and task.distilled is None and not list(_exceptions(name, task, references))
     ]
     return [f"not judged alone: {', '.join(names)}"] if names else []

@@ -188,6 +188,12 @@ def test_noise_alone_is_no_exception() -> None:
     assert found.detail.endswith("without the teacher; not judged alone: unlost.")
 
 
+def test_a_task_of_no_mean_is_not_said_to_be_judged_by_one() -> None:
+    """ "Not judged alone" is said of what a mean judges; a task that counts in none is judged by nothing."""
+    counted = task("language", None)
+    assert verdict(counted=counted, shown=replace(counted, in_mean=False)).detail.endswith("not judged alone: counted.")
+
+
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_a_task_that_makes_the_mean_larger_is_named(higher_is_better: bool) -> None:
     """The start is better than the original beyond noise: named with the setting that leaves it out."""
