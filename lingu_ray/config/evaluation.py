@@ -156,7 +156,7 @@ class EvaluationConfig(Section):
         "memory; its rounding is noise in every item",
     )
     tokens_per_batch: PositiveInt = Field(8192, description="most tokens of one batch of an engine")
-    bootstrap: PositiveInt = Field(2000, description="resamples of the bootstrap for 95 % intervals")
+    bootstrap: int = Field(2000, ge=50, description="resamples of the bootstrap; fewer give no 95 % interval")
     recovery_in: Literal["metric", "nats"] = Field(
         "metric",
         description="what mean recovery and verdict take of a language task: its metric, as in published tables, or "

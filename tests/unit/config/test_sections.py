@@ -73,6 +73,7 @@ def test_minimal_configuration_is_complete():
         ({"train": {"grad_clip": float("nan")}}, "greater than 0"),
         ({"train": {"weight_decay": float("inf")}}, "finite number"),
         ({"evaluation": {"min_recovery": -0.1}}, "greater than or equal to 0"),
+        ({"evaluation": {"bootstrap": 49}}, "greater than or equal to 50"),  # of one, intervals would have no width
         ({"evaluation": {"min_recovery": 90}}, "less than or equal to 2"),
         ({"evaluation": {"min_retention": 99}}, "less than or equal to 2"),
         ({"evaluation": {"min_retention": float("nan")}}, "finite number"),

@@ -51,7 +51,20 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
     for means in tree["summary"]["over"].values():
         assert means.keys() == {"recovery", "recovery_ci", "retention", "retention_ci"} and None not in means.values()
     assert tree["summary"]["models"].keys() == {"plain_ce", "distilled", "other"}
-    known = {"kind", "metric", "higher_is_better", "share", "n", "models", "floor", "in_mean", "over", "nats", "blind"}
+    known = {
+        "kind",
+        "metric",
+        "higher_is_better",
+        "share",
+        "n",
+        "models",
+        "floor",
+        "in_mean",
+        "over",
+        "nats",
+        "blind",
+        "asked",
+    }
     for name, share in (("cloze", "recovery"), ("text", "recovery"), ("digits", "retention")):
         task = tree["tasks"][name]
         assert task.keys() == known | {share, f"{share}_ci", f"{share}_reason"}
@@ -89,7 +102,7 @@ def test_reasons_for_means_without_a_value(measured: Recovery, tmp_path: Path) -
     """Task by task, or that there is none."""
     assert measured.reasons == {}
     assert measured.measured == ["teacher", "adapted", "plain_ce", "distilled", "other"]
-    alone = summarize(tmp_path, ["plain_ce"], EvaluationConfig(tasks=TASKS[:2], bootstrap=10))
+    alone = summarize(tmp_path, ["plain_ce"], EvaluationConfig(tasks=TASKS[:2], bootstrap=50))
     missing = "not measured: teacher, adapted, distilled"
     reasons = {"recovery": f"cloze: {missing}; text: {missing}", "retention": "no vision task counts in the mean"}
     assert alone.reasons == reasons

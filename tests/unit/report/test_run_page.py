@@ -311,7 +311,7 @@ def test_a_model_that_has_diverged_does_not_keep_the_others_from_their_page(tmp_
     task = TaskConfig(name="text", kind="language", type="perplexity", path="-")
     for model, nats in (("teacher", 3.0), ("adapted", 5.0), ("distilled", 4000.0)):
         write_measured(tmp_path, task, model, [nats + i for i in range(9)], [1.0] * 9)
-    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=20))
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=(task,), bootstrap=50))
     assert result.tasks["text"].models["distilled"].extra == {"nats_per_token": 4004.0}
     page = Page(write_evaluation(result, tmp_path).read_text(encoding="utf-8"))
     assert "1.0e+304" in page.text and "1e280" in page.text and "1,097" in page.text
@@ -324,7 +324,7 @@ def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -
     for task in tasks:
         for model, right in (("teacher", 90), ("adapted", 30), ("distilled", 80)):
             write_measured(tmp_path / "report", task, model, [float(i < right) for i in range(100)])
-    summarize(tmp_path / "report", ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=tasks, bootstrap=20))
+    summarize(tmp_path / "report", ["teacher", "adapted", "distilled"], EvaluationConfig(tasks=tasks, bootstrap=50))
     result = read_recovery(tmp_path / "report")
     assert result is not None
     assert [panel.title.split()[2] for panel in recovery_panels(result)] == [task.name for task in tasks]
