@@ -109,11 +109,19 @@ def _gold(fields: Fields, options: list[str]) -> int:
     return gold
 
 
+def _check_one_form(fields: Fields, one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    """Refuse a row that is an item in both of a type's forms: which one is meant?"""
+    if all(fields.get(key) is not None for key in (*one, *other)):
+        forms = " and ".join(f"`{', '.join(form)}`" for form in (one, other))
+        raise Malformed(f"there are both {forms}, each an item: take one out of the row, or name one's under `fields`")
+
+
 Pairs = list[tuple[str, str]]
 
 
 def _options(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
     """Each option with its length in characters, for `acc_norm`."""
+    _check_one_form(fields, ("query", "choices"), ("context_options", "continuation"))
     if "choices" in fields:
         query, options = _text(fields, "query"), _texts(fields, "choices")
         pairs = [(query, config.delimiter + option) for option in options]
@@ -131,6 +139,7 @@ def _passage(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
     for unit in config.fields.keys() & {"words", "bytes"}:
         if type(count := _field(fields, unit)) is not int or count < 1:
             raise Malformed(f"`{unit}` must be how many there are, a whole number above 0, found {count!r}")
+    _check_one_form(fields, ("text",), ("context", "continuation"))
     if "text" in fields:
         return [("", _text(fields, "text"))], {}
     return _last_word(config, fields)

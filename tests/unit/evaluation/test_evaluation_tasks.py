@@ -335,6 +335,12 @@ def test_limit_takes_the_first_items(tmp_path: Path) -> None:
         ("perplexity", {"text": "\ude00"}, "half a character at 0"),
         ("mme", {"question": "Q", "gold": "maybe", "image": "img/1.png"}, "yes or no"),
         ("mme", {"question": "Q", "gold": "no", "image": "img/1.png"}, "`category` is missing"),
+        (
+            "multiple_choice",
+            {"query": "Q", "choices": ["a", "b"], "gold": 0, "context_options": ["c", "d"], "continuation": "e"},
+            "both `query, choices` and `context_options, continuation`, each an item: take one out of the row",
+        ),
+        ("perplexity", {"text": "a", "context": "b", "continuation": "c"}, "both `text` and `context, continuation`"),
     ],
 )
 def test_bad_items_are_refused_by_file_and_line(images: Path, type: str, record: object, message: str) -> None:
