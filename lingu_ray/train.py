@@ -62,8 +62,10 @@ def check(config: Config, lease: Lease) -> list[Run]:
     from lingu_ray.evaluation.tasks.load import load_tasks
     from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime.controls import control_configs, say_controls
+    from lingu_ray.runtime.preparation import check_tasks
     from lingu_ray.runtime.trainer import checked
 
+    check_tasks(config)
     check_engine(config.evaluation, [path for path in (config.teacher.path, config.student.path) if path])
     runs = checked([config, *control_configs(config).values()], lease)
     say_controls(config)

@@ -21,7 +21,7 @@ from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_a
 from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.controls import control_config
-from lingu_ray.runtime.preparation import check_output, prepare_initial_model
+from lingu_ray.runtime.preparation import check_output, check_tasks, prepare_initial_model
 from lingu_ray.runtime.resume import model_contents
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.store import tracking_uri
@@ -50,6 +50,7 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     )
     _check_objectives(space, config)
     check_output(config)
+    check_tasks(config)
     run, sweep = RunFolder(config.run_dir), SweepFolder(folder)
     _check_unchanged(sweep, "model", model_contents(config))
     prepare_initial_model(config, run)

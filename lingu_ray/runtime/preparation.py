@@ -1,4 +1,4 @@
-"""Before a run starts: its folders are tried, its initial model is written, its passes over the sources are told."""
+"""Before a run starts: folders are tried, tasks held against sources, the initial model is written, passes are told."""
 
 from __future__ import annotations
 
@@ -82,6 +82,23 @@ def check_output(config: Config) -> None:
                 pass
         except OSError as error:
             raise UserError(f"{setting}={path}: cannot be written: {error}") from error
+
+
+def check_tasks(config: Config) -> None:
+    """Refuse tasks of a mean that ask all rows of a file or split that the run is trained on.
+
+    Raises:
+        UserError: there is one; of those with `where` nothing tells whether their rows are others.
+    """
+    trained = {(source.path, source.subset, source.split): source.name for source in config.training_sources()}
+    for task in config.evaluation.tasks:
+        name = trained.get((task.path, task.subset, task.split or "train"))
+        if name and task.in_mean and task.where is None:
+            raise UserError(
+                f"evaluation.tasks: {task.name}: asks what the model is trained on, the rows of source {name} "
+                f"({task.path}): give it others by `path`, `split` or `where`, or keep it out of the mean by "
+                f"evaluation.tasks.{task.name}.in_mean=false"
+            )
 
 
 def say_passes(config: Config, corpus: Corpus) -> None:
