@@ -164,7 +164,7 @@ def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
 def track(config: Config, recovery: Recovery | None) -> None:
     """Log the report, and the scores of the run's model and of its controls', each in its own MLflow run."""
     from lingu_ray.evaluation.roles import trained_role
-    from lingu_ray.evaluation.tracking import figures_of, log_verdict
+    from lingu_ray.evaluation.tracking import log_scores, log_verdict
     from lingu_ray.runtime.controls import control_configs
     from lingu_ray.runtime.run_folder.folder import RunFolder
     from lingu_ray.runtime.tracking.tracker import Tracker
@@ -174,13 +174,13 @@ def track(config: Config, recovery: Recovery | None) -> None:
         run.catch_up()
         run.log_files(folder.report)
         if recovery is not None:
-            run.log_figures(figures_of(recovery, recovery.own_model(trained_role(config))))
+            log_scores(run, recovery, recovery.own_model(trained_role(config)))
             log_verdict(run, recovery.verdict)
     if recovery is not None:
         for control in control_configs(config).values():
             with Tracker(control, RunFolder(control.run_dir)) as run:
                 run.catch_up()
-                run.log_figures(figures_of(recovery, trained_role(control)))
+                log_scores(run, recovery, trained_role(control))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import trained_role
-from lingu_ray.evaluation.tracking import VERDICT, figures_of, task_of
+from lingu_ray.evaluation.tracking import ASKED, VERDICT, asked_of, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
@@ -73,13 +73,17 @@ HELP = Help(USAGE, __doc__, CompareConfig)
 
 @dataclass(frozen=True)
 class Compared:
-    """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one."""
+    """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one.
+
+    `asked`: fingerprint of the items that its model was asked, by task.
+    """
 
     name: str
     settings: dict[str, str]
     metrics: dict[str, float]
     curves: Curves = field(default_factory=dict)
     verdict: str | None = None
+    asked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ def main(arguments: list[str]) -> None:
     tables = {"Metrics": metrics_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
     for title, table in tables.items():
         show(title, table)
-    page = write_page(runs, tables, options.out)
+    notes = other_items(runs)
+    for note in notes:
+        print(note)
+    page = write_page(runs, tables, notes, options.out)
     print(f"page     {shell_word(page)}")
 
 
@@ -135,9 +142,12 @@ def read_folder(path: Path) -> Compared:
     config = load_yaml(folder.config)
     records = read_records(folder.metrics)
     metrics = {name: record[name] for record in records for name in METRICS if record.get(name) is not None}  # the last
-    own = read_recovery(folder.report)
+    own, curves = read_recovery(folder.report), curves_of(records)
     verdict = own.verdict.text if own else None
-    return Compared(str(path), flat(config), metrics | _measured(folder, config, own), curves_of(records), verdict)
+    if (measured := _measured(folder, config, own)) is None:
+        return Compared(str(path), flat(config), metrics, curves, verdict)
+    metrics |= figures_of(*measured)
+    return Compared(str(path), flat(config), metrics, curves, verdict, asked_of(*measured))
 
 
 def read_place(run: Path | str) -> Compared:
@@ -151,13 +161,13 @@ def read_place(run: Path | str) -> Compared:
         return replace(read_folder(Path(copy, run.removeprefix(whole).strip("/"))), name=run)
 
 
-def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> dict[str, float]:
-    """What was measured of the run's model: a control's stands in the report of its run."""
+def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> tuple[Recovery, str] | None:
+    """The result that has the run's model, and its name there: a control's stands in the report of its run."""
     if own:
-        return figures_of(own, own.own_model(trained_role(config)))
+        return own, own.own_model(trained_role(config))
     run = run_of_control(folder.root)
     above = read_recovery(RunFolder(run).report) if run else None
-    return figures_of(above, trained_role(config)) if above else {}
+    return (above, trained_role(config)) if above else None
 
 
 def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
@@ -186,8 +196,9 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         points = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
-    verdict = run.data.tags.get(VERDICT)
-    return Compared(run.info.run_name, newest_settings(run), dict(run.data.metrics), curves, verdict)
+    tags = run.data.tags
+    asked = {tag.removeprefix(ASKED): value for tag, value in tags.items() if tag.startswith(ASKED)}
+    return Compared(run.info.run_name, newest_settings(run), dict(run.data.metrics), curves, tags.get(VERDICT), asked)
 
 
 def _has_model(run: Any) -> bool:
@@ -201,6 +212,22 @@ def metrics_table(runs: list[Compared]) -> Matrix:
     tasks = {name: task for name in found if (task := task_of(name))}
     names = {name: name for name in METRICS if name in found} | tasks
     return _matrix(runs, [(label, [_cell(run.metrics.get(name)) for run in runs]) for name, label in names.items()])
+
+
+def other_items(runs: list[Compared]) -> list[str]:
+    """A sentence for each task whose items are not the same in all runs that tell which ones they were asked."""
+    notes = []
+    for task in dict.fromkeys(task for run in runs for task in run.asked):
+        groups: dict[str, list[str]] = {}
+        for run in runs:
+            if task in run.asked:
+                groups.setdefault(run.asked[task], []).append(run.name)
+        if len(groups) > 1:
+            apart = " | ".join(", ".join(names) for names in groups.values())
+            notes.append(
+                f"{task} was measured on different items ({apart}): its scores do not compare, nor do means with it"
+            )
+    return notes
 
 
 def settings_table(runs: list[Compared]) -> Matrix:
@@ -243,14 +270,14 @@ def _cell(value: float | None) -> str:
     return NONE if value is None else f"{value:.4g}"
 
 
-def write_page(runs: list[Compared], tables: dict[str, Matrix], out: Path) -> Path:
+def write_page(runs: list[Compared], tables: dict[str, Matrix], notes: list[str], out: Path) -> Path:
     """`compare.html`, and the curves as PNG beside it."""
     out.mkdir(parents=True, exist_ok=True)
     panels, page = curve_panels([(run.name, run.curves) for run in runs]), out / PAGE
     if panels:
         save_panels(panels, out / "curves.png")
     template = environment(jinja2.PackageLoader("tuning", "templates")).get_template("compare.html")
-    text = template.render(count=len(runs), tables=tables, curves=svgs(panels))
+    text = template.render(count=len(runs), tables=tables, notes=notes, curves=svgs(panels))
     write_text(page, text)
     return page
 

@@ -46,8 +46,8 @@ class Measured:
     """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has.
 
     `alone`: nothing that is drawn has a second of its kind, so that all resamples are the same, and tell of no noise.
-    `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the same
-    without images, where they were asked so, too.
+    `asked`: fingerprint of what all models were asked; None of made-up answers. `nats`: the same items and resamples by
+    likelihood, where that is measured beside the metric. `blind`: the same without images, where they were asked so.
     """
 
     config: TaskConfig
@@ -59,6 +59,7 @@ class Measured:
     nats: Measured | None = None
     blind: Measured | None = None
     alone: bool = False
+    asked: str | None = None
 
     @property
     def sign(self) -> float:
@@ -101,7 +102,7 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
             f"evaluation.blind: {config.name}: no model was asked without images; evaluate with the models again, or "
             "leave evaluation.blind out"
         )
-    _check_alike(out_dir, config, list(columns))
+    asked = _asked_alike(out_dir, config.name, list(columns))
     items = next(iter(columns.values()))["item"]
     if any(other["item"] != items for other in (*columns.values(), *unseen.values())):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
@@ -112,22 +113,25 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
         _levels(config, metric, scores, resamples, cluster_I),
         nats=_levels(config, *in_nats, resamples) if in_nats else None,
         blind=_levels(config, *judge_task(config, unseen), resamples, cluster_I) if unseen else None,
+        asked=asked,
     )
 
 
-def _check_alike(out_dir: Path, config: TaskConfig, models: list[str]) -> None:
-    """Refuse models that were not asked the same, or not by the same engine.
+def _asked_alike(out_dir: Path, task: str, models: list[str]) -> str | None:
+    """What the models were asked, by its fingerprint: all the same, and by the same engine.
 
     Raises:
         UserError: they were not.
     """
-    stamps = {model: stamp for model in models if (stamp := stamp_of(items_path(out_dir, config.name, model)))}
+    stamps = {model: stamp for model in models if (stamp := stamp_of(items_path(out_dir, task, model)))}
     engines = {stamp.engine: model for model, stamp in stamps.items()}
     if len(engines) > 1:
         by = ", ".join(f"{model} by {engine}" for engine, model in engines.items())
-        raise UserError(f"evaluation.tasks: {config.name}: models were measured differently ({by}); evaluate all again")
-    if len({stamp.asked for stamp in stamps.values()}) > 1:
-        raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
+        raise UserError(f"evaluation.tasks: {task}: models were measured differently ({by}); evaluate all again")
+    asked = {stamp.asked for stamp in stamps.values()}
+    if len(asked) > 1:
+        raise UserError(f"evaluation.tasks: {task}: models were measured on different items; evaluate again")
+    return next(iter(asked), None)
 
 
 def _levels(

@@ -117,6 +117,7 @@ def _task_scores(
         floor=floors[QUOTIENTS[task.config.kind]],
         in_mean=task.config.in_mean,
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if task.comparable(DISTILLED, m)},
+        asked=task.asked,
         blind=None if task.blind is None or task.alone else _blind(task, task.blind),
     )
 

@@ -85,6 +85,7 @@ class TaskScores:
     whether these scores count in the mean of the task's kind.
     `over`: by model, every one but the original: how much better the distilled model scores than that one, in the units
     of the metric (perplexity: nats per token); those that are measured, on the same tokens.
+    `asked`: fingerprint of the items that all of them were asked; None where it is not known.
     `nats`: the same by likelihood, where that is measured beside the metric. `blind`: of a vision task, where it was
     asked without its images, too.
     """
@@ -100,6 +101,7 @@ class TaskScores:
     floor: float | None = None
     in_mean: bool = True
     over: dict[str, Estimate] = field(default_factory=dict)
+    asked: str | None = None
     nats: TaskScores | None = None
     blind: Blind | None = None
 

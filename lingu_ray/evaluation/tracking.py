@@ -22,6 +22,8 @@ from lingu_ray.storage import origin
 SCORE, NATS, BLIND = "score", "nats", "blind"
 VERDICT = "verdict"
 """Tag of the run whose evaluation the verdict is about."""
+ASKED = "asked/"
+"""Begin of the tags, one a task, with the fingerprint of the items that the run's model was asked."""
 _TAG_LIMIT = 5000  # characters that every version of MLflow takes
 
 
@@ -63,6 +65,18 @@ def _of_task(name: str, task: TaskScores, model: str, score: str, suffix: str = 
     return metrics
 
 
+def asked_of(result: Recovery, model: str) -> dict[str, str]:
+    """The fingerprint of the items of every task that the model was measured on, where it is known."""
+    return {name: task.asked for name, task in result.tasks.items() if model in task.models and task.asked}
+
+
+def log_scores(run: MlflowRun, result: Recovery, model: str) -> None:
+    """Log the model's figures, and tag the run with the items that they are of."""
+    run.log_figures(figures_of(result, model))
+    tags = [RunTag(f"{ASKED}{task}", asked) for task, asked in asked_of(result, model).items()]
+    run.client.log_batch(run.run_id, tags=tags)
+
+
 def log_verdict(run: MlflowRun, verdict: Verdict) -> None:
     """Tag the run with the verdict's sentence."""
     run.client.log_batch(run.run_id, tags=[RunTag(VERDICT, verdict.text[:_TAG_LIMIT])])
@@ -99,4 +113,4 @@ def log_evaluation(
         tags = settings.tags | ({"model": str(models[model])} if model in models else {})
         nested = settings.model_copy(update={"run_name": None, "parent": out, "tags": tags})
         with MlflowRun(run.uri, nested, out / ".mlflow" / f"{model}.json", model, {}) as child:
-            child.log_figures(figures_of(result, model))
+            log_scores(child, result, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import Estimate, Interval, Kind, Means, ModelScore, Recovery, TaskScores, Verdict
 from lingu_ray.evaluation.roles import OF_THE_TEACHER
-from lingu_ray.evaluation.tracking import figures_of, log_verdict
+from lingu_ray.evaluation.tracking import log_scores, log_verdict
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.store import STORE, tracking_uri
@@ -30,11 +31,11 @@ def estimate(value: float) -> Estimate:
 
 
 def result(**models: float) -> Recovery:
-    """Every model scores the task's level times its factor, which is its mean recovery too."""
+    """Every model scores the task's level times its factor, which is its mean recovery too; items have fingerprints."""
     tasks: dict[str, TaskScores] = {}
     for name, (kind, level) in TASKS.items():
         scores = {model: ModelScore(estimate(level * factor), {}, None) for model, factor in models.items()}
-        tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher")
+        tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher", asked="1")
     means = {model: Means(estimate(factor), None) for model, factor in models.items()}
     verdict = Verdict(None, "The claim is not decided: no vision.")
     return Recovery(tasks, means["distilled"], means, {}, {}, OF_THE_TEACHER, verdict)
@@ -51,7 +52,7 @@ def run(empty_store: Path, tmp_path: Path) -> RunFolder:
         folder.root.mkdir(parents=True, exist_ok=True)
         folder.config.write_text(to_yaml(one))
         with Tracker(one, folder) as tracked:
-            tracked.log_figures(figures_of(measured, model))
+            log_scores(tracked, measured, model)
             if model == "distilled":
                 log_verdict(tracked, measured.verdict)
     folder = RunFolder(config.run_dir)
@@ -71,13 +72,29 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     for folder, tracked in zip(by_folder, (by_name["demo"], by_name["demo/plain_ce"]), strict=True):
         assert folder.metrics == tracked.metrics and folder.metrics["eval/cloze/score"] in (0.5, 0.25)
         assert folder.settings == tracked.settings and folder.verdict == tracked.verdict
+        assert folder.asked == tracked.asked == {"cloze": "1", "digits": "1"}
     assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
     compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
     printed, page = capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()
     for text in (printed, page):
         assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
         assert text.count("The claim is not decided: no vision.") == 1
-        assert "eval/" not in text and "output_dir" not in text
+        assert "eval/" not in text and "output_dir" not in text and "different items" not in text
+
+
+def test_scores_on_other_items_are_said_not_to_compare(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task whose data changed between the runs is named, on terminal and page; of what is not known nothing is."""
+    measured = result(distilled=1.0)
+    asked = {"cloze": "2", "digits": None}
+    changed = {name: replace(task, asked=asked[name]) for name, task in measured.tasks.items()}
+    later = Path(shutil.copytree(run.root, tmp_path / "later"))
+    write_recovery(replace(measured, tasks=changed), later / "report")
+    compare.main([str(run.root), str(later), f"out={tmp_path / 'compared'}"])
+    for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()):
+        assert f"cloze was measured on different items ({run.root} | {later}): its scores do not compare" in text
+        assert text.count("different items") == 1
 
 
 def test_a_resumed_run_shows_its_newest_settings(run: RunFolder, tmp_path: Path) -> None:
