@@ -31,6 +31,9 @@ SAMPLE = "sample"
 CLUSTER = "cluster"
 """A column of items with images: which ones, so that items that share them are known (`bootstrap.summed`)."""
 
+ANSWER_COLUMNS = frozenset(("logliks", "tokens", "greedy", "prediction", SAMPLE, CLUSTER))
+"""Columns that are not the same for all models of a task, or not where it is asked without its images."""
+
 _STAMP = b"lingu_ray"
 
 
@@ -66,8 +69,7 @@ def check_settings(out_dir: Path, settings: EvaluationConfig, models: list[str])
     """
     for config in settings.tasks:
         now = asked_by(config)
-        names = (config.name, *([blind_name(config.name)] if settings.blind else []))
-        for model, name in itertools.product(models, names):
+        for model, name in itertools.product(models, _names(config, settings)):
             stamp = stamp_of(items_path(out_dir, name, model))
             before = now if stamp is None else stamp.settings
             if changed := [key for key in now if key in before and before[key] != now[key]]:
@@ -76,6 +78,32 @@ def check_settings(out_dir: Path, settings: EvaluationConfig, models: list[str])
                     f"({', '.join(f'{key}: {before[key]!r}' for key in changed)}): set it back, or name the models, "
                     "which are measured again then"
                 )
+
+
+def stamps_of(out_dir: Path, settings: EvaluationConfig, model: str) -> dict[str, Stamp]:
+    """The stamps of the model's items, by task, those without images under their own name (`blind_name`)."""
+    names = [name for config in settings.tasks for name in _names(config, settings)]
+    return {name: stamp for name in names if (stamp := stamp_of(items_path(out_dir, name, model))) is not None}
+
+
+def _names(config: TaskConfig, settings: EvaluationConfig) -> list[str]:
+    return [config.name, *([blind_name(config.name)] if settings.blind else [])]
+
+
+def check_one_model(out_dir: Path, settings: EvaluationConfig, model: str) -> None:
+    """Check that the same model answered all tasks under this name.
+
+    Raises:
+        UserError: another one did, such as an earlier training's.
+    """
+    answered: dict[str, str] = {}
+    for task, stamp in stamps_of(out_dir, settings, model).items():
+        answered.setdefault(stamp.model, task)
+    if len(answered) > 1:
+        raise UserError(
+            f"evaluation.tasks: {' and '.join(answered.values())} were answered by different models of the name "
+            f"{model}: name the model, and it is measured again"
+        )
 
 
 def items_path(out_dir: Path, task: str, model: str) -> Path:

@@ -16,11 +16,13 @@ import numpy as np
 from lingu_ray.config import TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
-from lingu_ray.evaluation.item_files import CLUSTER, items_path, read_items, stamp_of
-from lingu_ray.evaluation.metrics.metric import Metric, Scores
+from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CLUSTER, items_path, read_items, stamp_of
+from lingu_ray.evaluation.measure import describe
+from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
 from lingu_ray.evaluation.tasks.blind import blind_name
 from lingu_ray.evaluation.tasks.judging import judge_in_nats, judge_task
+from lingu_ray.evaluation.tasks.load import load_task
 
 SEED = 0
 
@@ -103,9 +105,11 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
             "leave evaluation.blind out"
         )
     asked = _asked_alike(out_dir, config.name, list(columns))
-    items = next(iter(columns.values()))["item"]
-    if any(other["item"] != items for other in (*columns.values(), *unseen.values())):
+    _asked_alike(out_dir, blind_name(config.name), list(unseen))
+    items = _references(next(iter(columns.values())))
+    if any(_references(other) != items for other in (*columns.values(), *unseen.values())):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
+    _check_documents(config, asked)
     metric, scores = judge_task(config, columns)
     in_nats = judge_in_nats(metric, scores)
     cluster_I = next((of_model[CLUSTER] for of_model in columns.values() if CLUSTER in of_model), None)
@@ -115,6 +119,11 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
         blind=_levels(config, *judge_task(config, unseen), resamples, cluster_I) if unseen else None,
         asked=asked,
     )
+
+
+def _references(columns: Columns) -> Columns:
+    """Names of the items, and what their answers are compared with."""
+    return {name: values for name, values in columns.items() if name not in ANSWER_COLUMNS}
 
 
 def _asked_alike(out_dir: Path, task: str, models: list[str]) -> str | None:
@@ -132,6 +141,19 @@ def _asked_alike(out_dir: Path, task: str, models: list[str]) -> str | None:
     if len(asked) > 1:
         raise UserError(f"evaluation.tasks: {task}: models were measured on different items; evaluate again")
     return next(iter(asked), None)
+
+
+def _check_documents(config: TaskConfig, asked: str | None) -> None:
+    """Check that a task of lm-evaluation-harness, which judges by its own documents, has those that were asked.
+
+    Raises:
+        UserError: its data have changed, or it draws them anew in each process.
+    """
+    if config.type == "lm_eval" and asked is not None and asked != describe(load_task(config)):
+        raise UserError(
+            f"evaluation.tasks: {config.name}: lm_eval/{config.path} does not ask what it did when models were "
+            "measured, so their answers cannot be judged by it: name the models, and evaluate again"
+        )
 
 
 def _levels(

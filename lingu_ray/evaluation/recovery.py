@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.evaluation.bootstrap import interval
+from lingu_ray.evaluation.item_files import check_one_model
 from lingu_ray.evaluation.levels import Measured, Resampled, read_levels
 from lingu_ray.evaluation.quotients import (
     NoValue,
@@ -47,10 +48,13 @@ def summarize(out_dir: Path, models: list[str], settings: EvaluationConfig) -> R
     """Compute the result from the measured items of `models`, and write it as `recovery.json`.
 
     Raises:
-        UserError: a task was measured on no model, or on different items for different models.
+        UserError: a task was measured on no model, or on different items for different models; different models of
+            one name were measured.
     """
     floors: dict[QuotientName, float] = {"recovery": settings.min_recovery, "retention": settings.min_retention}
     references = references_among(models)
+    for model in models:
+        check_one_model(out_dir, settings, model)
     measured = [
         read_levels(out_dir, config, models, settings.bootstrap, settings.blind and config.kind == "vision")
         for config in settings.tasks

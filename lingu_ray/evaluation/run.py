@@ -16,7 +16,7 @@ from lingu_ray.content import model_identity
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import check_weights, takes_images
 from lingu_ray.evaluation.engines.vllm_engine import obvious_reason
-from lingu_ray.evaluation.item_files import Stamp, asked_by, items_path, stamp_of
+from lingu_ray.evaluation.item_files import Stamp, asked_by, items_path, stamps_of
 from lingu_ray.evaluation.measure import TaskRun, describe, run_task
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
@@ -117,8 +117,7 @@ def engines_for(settings: EvaluationConfig, measured: Sequence[str], out_dir: Pa
         UserError: it was not.
     """
     engines = ENGINES if settings.engine == "auto" else [settings.engine]
-    paths = [items_path(out_dir, task.name, name) for task in settings.tasks for name in measured]
-    theirs = {stamp.engine for path in paths if (stamp := stamp_of(path)) is not None}
+    theirs = {stamp.engine for name in measured for stamp in stamps_of(out_dir, settings, name).values()}
     same = [engine for engine in engines if theirs <= {_by(engine, settings.precision)}]
     if not same:
         raise UserError(

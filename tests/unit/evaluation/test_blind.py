@@ -17,6 +17,7 @@ from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
+from lingu_ray.evaluation.item_files import items_path, read_items, write_items
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
@@ -100,10 +101,13 @@ def test_what_images_add(tmp_path: Path) -> None:
 
 
 def test_blind_scores_are_asked_for(tmp_path: Path) -> None:
-    """Items that were measured without them, or on other items, cannot be summarized with them."""
+    """Items that were measured without them, on other items, or before the right answers were changed."""
     write_measured(tmp_path, DIGITS, "adapted", [1.0] * ITEMS)
     with pytest.raises(UserError, match="no model was asked without images"):
         summarized(tmp_path, blind=True)
-    write_measured(tmp_path, DIGITS.model_copy(update={"name": blind_name("digits")}), "adapted", [1.0] * 5)
-    with pytest.raises(UserError, match="different items"):
-        summarized(tmp_path, blind=True)
+    for others in ({"item": [str(i) for i in range(5)]}, {"answers": [["another"]] * ITEMS}):
+        blind = (read_items(tmp_path, "digits", "adapted") or {}) | others
+        columns = {name: values[: len(blind["item"])] for name, values in blind.items()}
+        write_items(items_path(tmp_path, blind_name("digits"), "adapted"), columns, None)
+        with pytest.raises(UserError, match="different items"):
+            summarized(tmp_path, blind=True)

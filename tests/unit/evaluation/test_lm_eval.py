@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from lingu_ray.config.task_catalog import catalog
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
-from lingu_ray.evaluation.item_files import items_path, write_items
+from lingu_ray.evaluation.item_files import Stamp, items_path, write_items
+from lingu_ray.evaluation.measure import describe
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.tasks import harness
@@ -377,7 +379,10 @@ def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: Trans
 
 
 def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
-    """`limit` takes the first documents; kept columns are judged by a harness that is loaded anew."""
+    """`limit` takes the first documents; kept columns are judged by a harness that is loaded anew, if it asks the same.
+
+    Its own documents have the right answers: another version's, or in another order, would judge by others.
+    """
     path = harness_yaml(tmp_path, "arc", ARC * 3, include=str(harness_file("arc_easy")))
     config = harness_config(path, limit=3)
     items = load_task(config).items
@@ -399,6 +404,11 @@ def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
     write_items(items_path(tmp_path, "t", "teacher"), columns, None)
     reported = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"]
     assert (reported.metric, reported.is_share) == ("acc_norm", True)
+    asked = describe(load_task(config))
+    for of_items, refused in ((asked, nullcontext()), ("of others", pytest.raises(UserError, match="does not ask"))):
+        write_items(items_path(tmp_path, "t", "teacher"), columns, Stamp(of_items, "vllm, fp32", "of the model", {}))
+        with refused:
+            assert summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"].asked == asked
     with pytest.raises(UserError, match="its data is not what it was"):
         METRICS["lm_eval"].judge({key: column * 3 for key, column in columns.items()})
     with pytest.raises(UserError, match=r"limit is 7, but .* holds 6"):

@@ -122,6 +122,22 @@ def test_models_that_were_asked_differently_are_not_compared(tmp_path: Path, cha
         summarize(tmp_path, ["adapted", "distilled"], EvaluationConfig(tasks=(config,)))
 
 
+@pytest.mark.parametrize("other", ["shapes", "colors@blind"])
+def test_a_name_is_of_one_model(tmp_path: Path, other: str) -> None:
+    """Answers that an earlier training left to a task, or without images, are not joined with those of a later one."""
+    config = task(tmp_path)
+    tasks = (config, config.model_copy(update={"name": "shapes"})) if other == "shapes" else (config,)
+    settings = EvaluationConfig(tasks=tasks, blind=other == "colors@blind")
+    for trained, refused in (
+        ("later", pytest.raises(UserError, match=f"colors and {other} were answered by different models of the name")),
+        ("of the model", nullcontext()),
+    ):
+        write_items(items_path(tmp_path, "colors", "adapted"), ANSWERS, stamp(config))
+        write_items(items_path(tmp_path, other, "adapted"), ANSWERS, stamp(config, model=trained))
+        with refused:
+            summarize(tmp_path, ["adapted"], settings)
+
+
 def test_models_are_measured_as_those_beside_them(tmp_path: Path) -> None:
     """`auto` is the engine of what was measured before; another engine or precision is refused."""
     config = task(tmp_path)
@@ -129,6 +145,9 @@ def test_models_are_measured_as_those_beside_them(tmp_path: Path) -> None:
     assert list(engines_for(settings(), ["adapted"], tmp_path)) == ["vllm", "transformers"]
     write_items(items_path(tmp_path, "colors", "adapted"), ANSWERS, stamp(config, engine="transformers, fp32"))
     assert list(engines_for(settings(), ["adapted"], tmp_path)) == ["transformers"]
+    write_items(items_path(tmp_path, "colors@blind", "adapted"), ANSWERS, stamp(config))
+    with pytest.raises(UserError, match="adapted were measured by transformers, fp32 and vllm, fp32"):
+        engines_for(settings(blind=True), ["adapted"], tmp_path)
     for more in ({"engine": "vllm"}, {"precision": "bf16"}):
         with pytest.raises(UserError, match="adapted were measured by transformers, fp32, not with evaluation"):
             engines_for(settings(**more), ["adapted"], tmp_path)
