@@ -122,6 +122,13 @@ def _counted(tasks: Sequence[Measured], kind: str) -> Iterator[Measured]:
     return (task for task in tasks if task.config.kind == kind and task.config.in_mean)
 
 
+def counts(task: Measured, model: str, references: References) -> bool:
+    """Whether the model's mean takes the task: its settings let it, and so do the levels."""
+    sides = retention if task.config.kind == "vision" else _gain_and_loss
+    found = sides(task, model, references)
+    return task.config.in_mean and not isinstance(found, NoValue)
+
+
 def _gain_and_loss(task: Measured, model: str, references: References) -> tuple[Resampled, Resampled] | NoValue:
     """What `model` has more than the baseline, and what the baseline has less than the original."""
     models = (references.original, references.baseline, model)

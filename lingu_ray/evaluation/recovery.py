@@ -18,6 +18,7 @@ from lingu_ray.evaluation.levels import Measured, Resampled, read_levels
 from lingu_ray.evaluation.quotients import (
     NoValue,
     Quotient,
+    counts,
     mean_recovery,
     mean_retention,
     recovery,
@@ -119,7 +120,7 @@ def _task_scores(
         distilled=_estimate(distilled),
         reason=distilled.reason if isinstance(distilled, NoValue) else None,
         floor=floors[QUOTIENTS[task.config.kind]],
-        in_mean=task.config.in_mean,
+        in_mean=counts(task, DISTILLED if DISTILLED in task.level else references.baseline, references),
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if task.comparable(DISTILLED, m)},
         asked=task.asked,
         blind=None if task.blind is None or task.alone else _blind(task, task.blind),

@@ -82,7 +82,7 @@ class TaskScores:
 
     `is_share`: scores are shares of what can be reached, shown in per cent. `floor`: recovery or retention from which
     the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
-    whether these scores count in the mean of the task's kind.
+    whether these scores count in the mean of the task's kind, the distilled model's where it was measured.
     `over`: by model, every one but the original: how much better the distilled model scores than that one, in the units
     of the metric (perplexity: nats per token); those that are measured, on the same tokens.
     `asked`: fingerprint of the items that all of them were asked; None where it is not known.

@@ -234,6 +234,8 @@ def test_one_item_decides_nothing(tmp_path: Path) -> None:
     assert result.verdict.holds is None and not result.verdict.exceptions
     for task in result.tasks.values():
         assert task.distilled is None and not task.over and "of one item there is no interval" in str(task.reason)
+        assert not task.in_mean
+    assert "not judged alone" not in result.verdict.text and "counts in the mean" not in result.verdict.text
     assert result.distilled.recovery is None and result.distilled.retention is None
     assert "text: of one item" not in summarize(tmp_path, models, settings(TEXT, CLOZE)).reasons["recovery"]
 
@@ -254,7 +256,7 @@ def test_perplexities_over_different_tokens_are_not_compared(tmp_path: Path) -> 
         write_measured(tmp_path, TEXT, model, [30.0 if model == "teacher" else 60.0] * 20, [tokens] * 20)
     task = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings(TEXT)).tasks["text"]
     assert task.distilled is None and "different numbers of tokens" in (task.reason or "")
-    assert task.over == {}
+    assert task.over == {} and not task.in_mean
 
 
 def test_models_measured_on_different_items_are_refused(tmp_path: Path) -> None:
