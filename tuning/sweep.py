@@ -8,6 +8,7 @@ python -m tuning.sweep --help                            # what a space is made 
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from fnmatch import fnmatch
@@ -29,6 +30,8 @@ from tuning.folder import SweepFolder
 from tuning.space import Space, check, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `tuning.run` has its own, which lets trials save
+
+log = logging.getLogger(__name__)
 
 _SAME_IN_ALL = (
     "train.steps",
@@ -108,12 +111,27 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
         recipe.override(override)
     base = recipe.validate()
     check(space, base)
-    _check_heard(space, base, {key: o for key, o in recipe.origins.items() if of_the_base.get(key) != o})
+    given = {key: origin for key, origin in recipe.origins.items() if of_the_base.get(key) != origin}
+    _check_controls(base, given)
+    _check_heard(space, base, given)
     return space, base
 
 
+def _check_controls(base: Config, given: dict[Key, str]) -> None:
+    """Refuse controls that are asked for beside the trials, and log that the base's own are left out.
+
+    `given`: keys of the space and of the command line, with their origins.
+    """
+    if not base.controls:
+        return
+    instead = "a case with distill.policy: none is plain_ce, one with distill.w_kd: 0 is same_ce"
+    if origin := next((origin for key, origin in given.items() if key[0] == "controls"), None):
+        raise UserError(f"{origin}: a sweep trains no controls beside its trials: leave it out; {instead}")
+    log.info("controls: none is trained beside the trials, whatever the base has; %s", instead)
+
+
 def _check_heard(space: Space, base: Config, given: dict[Key, str]) -> None:
-    """Refuse a setting for all trials that none has, since each has another value; `given`: keys with their origins."""
+    """Refuse a setting for all trials that none has, since each has another value (`given` as above)."""
     in_every_case = set.intersection(*(set(case) for case in space.cases.values())) if space.cases else set()
     settings = Settings(Config, base.model_dump(mode="json"), space.name)
     for key in (*space.search, *sorted(in_every_case)):

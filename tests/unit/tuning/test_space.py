@@ -202,6 +202,22 @@ def test_a_setting_that_no_trial_has_is_refused(tmp_path, base, given, settings,
         load(arguments)
 
 
+def test_controls_are_refused_or_said_to_be_left_out(tmp_path, base, caplog):
+    """A sweep trains none: who asks it for them is told what cases are controls; the base may have some."""
+    search = {"distill.w_kd": {"grid": [1]}}
+    asked = r"controls.*: a sweep trains no controls beside its trials: leave it out; a case with distill.policy: none"
+    for settings, given in (({"controls": ["same_ce"]}, []), ({}, ["controls=[plain_ce]"])):
+        with pytest.raises(UserError, match=asked):
+            load([write(tmp_path, search=search, settings=settings), *given])
+    write_settings(tmp_path / "base.yaml", tmp_path, tmp_path, controls=["plain_ce"])
+    with caplog.at_level("INFO", "tuning"):
+        _, config = load([write(tmp_path, search=search)])
+        load([write(tmp_path, search=search), "controls=[]"])
+    assert config.controls == ("plain_ce",)
+    [said] = caplog.messages
+    assert said.startswith("controls: none is trained beside the trials")
+
+
 def test_a_mapping_of_own_names_is_set_by_its_dotted_key(tmp_path, base):
     """Inside a section it would be open whether the names that are there stay: refused, with both spellings."""
     search = {"distill.w_kd": {"grid": [1]}}
