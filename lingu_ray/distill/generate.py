@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from lingu_ray.distill.inputs import ModelInputs, send_arguments, token_arguments
@@ -35,6 +35,7 @@ def generate_answers(
     never: list[int] | None = None,
     stopping: StoppingCriteriaList | None = None,
     streamer: BaseStreamer | None = None,
+    seeds: Sequence[int] = (),
 ) -> list[Tensor]:
     """Token ids of each answer, up to and with its first token of `ends`; greedy at `temperature` 0, else sampled.
 
@@ -42,9 +43,10 @@ def generate_answers(
     `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may contain.
     `stopping`: further criteria that end an answer; they see the left-padded prompts with the answers so far.
     `streamer`: receives the prompt, then each token as it is generated; for a single prompt.
-    Sampling draws from PyTorch's global generator. What the checkpoint's generation settings say (beams, repetition
-    penalty, top-p, …) has no effect: sampled answers follow the model's own distribution, greedy ones its likeliest
-    tokens, on every engine alike.
+    `seeds`: of sampling, one for each prompt: its draws are the same in any batch, and so, up to rounding, is its
+    answer; empty: from PyTorch's global generator.
+    What the checkpoint's generation settings say (beams, repetition penalty, top-p, …) has no effect: sampled answers
+    follow the model's own distribution, greedy ones its likeliest tokens, on every engine alike.
     """
     longest = max(len(prompt.input_ids_T) for prompt in prompts)
 
@@ -60,19 +62,35 @@ def generate_answers(
     inputs = ModelInputs(ids_BT, sample_BT, torch.zeros_like(visual_BT), visual_BT, vision)
     mask_BT = (sample_BT >= 0).long()
     arguments = send_arguments(token_arguments(model, inputs) | {"attention_mask": mask_BT}, model.device)
-    sampling: dict[str, Any] = {"do_sample": False}
+    sampling = LogitsProcessorList()
     if temperature:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
+        sampling.append(_Sampling(temperature, [torch.Generator(model.device).manual_seed(seed) for seed in seeds]))
     settings = GenerationConfig(
-        **sampling,
+        do_sample=False,
         max_new_tokens=max_new_tokens,
         eos_token_id=ends,
         pad_token_id=pad_id,
         suppress_tokens=never,
     )
     with generating(model, settings):
-        output_BT: Any = model.generate(**arguments, stopping_criteria=stopping, streamer=streamer)
+        output_BT: Any = model.generate(
+            **arguments, logits_processor=sampling, stopping_criteria=stopping, streamer=streamer
+        )
     return [_up_to_end(answer_T, ends) for answer_T in output_BT[:, longest:].cpu()]
+
+
+class _Sampling(LogitsProcessor):
+    """Makes the likeliest token a sampled one, by Gumbel noise on the logits of each row from its own generator."""
+
+    def __init__(self, temperature: float, generators: list[torch.Generator]) -> None:
+        self.temperature, self.generators = temperature, generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # names of Transformers: BT and BV
+        noise_BV = torch.empty_like(scores)
+        for row_V, generator in zip(noise_BV, self.generators, strict=True):
+            row_V.exponential_(generator=generator)
+        return scores / self.temperature - noise_BV.log()
 
 
 @contextmanager

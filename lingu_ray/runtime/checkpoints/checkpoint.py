@@ -1,8 +1,8 @@
 """Checkpoints: model, optimizer and step, all that a run resumes from.
 
-Randomness is seeded by step and worker, and the corpus position follows from the step, so neither has a state. Tensors
-are saved by name: whole, or as pieces of which any worker reads the rows that it keeps, so a run resumes with any
-number of workers, sharded or not. Beside the state stand size and identity of each file: one that was cut off or
+Randomness is seeded by step, and row or worker, and the corpus position follows from the step, so neither has a state.
+Tensors are saved by name: whole, or as pieces of which any worker reads the rows that it keeps, so a run resumes with
+any number of workers, sharded or not. Beside the state stand size and identity of each file: one that was cut off or
 changed since is found before it is read. The state is written last: a checkpoint without it is none.
 
 The files are safetensors with a JSON header rather than those of `torch.distributed.checkpoint`: its metadata is a

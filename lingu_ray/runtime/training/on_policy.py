@@ -29,20 +29,24 @@ class OnPolicy:
         self.distilled = config.distilled_sources()
 
     def answer(self, samples: list[Sample], step: int) -> list[Sample]:
-        """The step's samples, the chosen ones with a sampled answer. Seed, step and row decide which."""
-        chosen = [i for i, sample in enumerate(samples) if self._chooses(sample, step)]
+        """The step's samples, the chosen ones with a sampled answer.
+
+        Seed, step and row decide which, and what is drawn for them, whatever worker has the row.
+        """
+        draws = [random.Random(f"{self.config.seed}/{step}/{sample.position}") for sample in samples]
+        chosen = [i for i, draw in enumerate(draws) if self._chooses(samples[i], draw.random())]
         answered = list(samples)
         for start in range(0, len(chosen), _AT_ONCE):
             part = chosen[start : start + _AT_ONCE]
-            for i, sample in zip(part, self._sample([samples[i] for i in part]), strict=True):
+            seeds = [draws[i].getrandbits(63) for i in part]
+            for i, sample in zip(part, self._sample([samples[i] for i in part], seeds), strict=True):
                 answered[i] = sample
         return answered
 
-    def _chooses(self, sample: Sample, step: int) -> bool:
-        draw = random.Random(f"{self.config.seed}/{step}/{sample.position}").random()
+    def _chooses(self, sample: Sample, draw: float) -> bool:
         return sample.source in self.distilled and draw < self.config.distill.on_policy
 
-    def _sample(self, samples: list[Sample]) -> list[Sample]:
+    def _sample(self, samples: list[Sample], seeds: list[int]) -> list[Sample]:
         starts = [_last_answer(sample) for sample in samples]
         prompts = [Prompt(s.input_ids_T[:start], s.visual_T[:start]) for s, start in zip(samples, starts, strict=True)]
         answers = generate_answers(
@@ -54,6 +58,7 @@ class OnPolicy:
             pad_id=self.encoder.pad_id,
             max_new_tokens=self.config.distill.sampled_tokens,
             temperature=self.config.distill.sampling_temperature,
+            seeds=seeds,
         )
         return [
             _with_answer(sample, start, answer_T[: self.config.corpus.max_length - start])

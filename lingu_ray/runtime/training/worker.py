@@ -206,7 +206,7 @@ class Worker:
         begin = time.perf_counter()
         samples, batches = next(reader)
         data_wait = time.perf_counter() - begin
-        torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)
+        torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)  # of dropout
         if self.config.distill.on_policy:
             with between_steps(self.student, self.micro_batches.autocast()):
                 samples = self.on_policy.answer(samples, step)

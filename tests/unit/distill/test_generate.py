@@ -61,3 +61,19 @@ def test_the_checkpoints_generation_settings_have_no_effect(model, published):
         assert model.generation_config.to_dict() == before
     finally:
         model.generation_config = own
+
+
+def test_samples_are_the_models_own(model):
+    """Of many draws each token comes as often as its probability at the temperature; a forbidden one never does."""
+    prompt_T, temperature, forbidden, draws = torch.tensor(PROMPTS[0]), 2.0, 7, 1500
+    with torch.no_grad():
+        logits_V = model(input_ids=prompt_T[None]).logits[0, -1]
+    logits_V[forbidden] = -torch.inf
+    prompts = [Prompt(prompt_T, torch.zeros(len(prompt_T), dtype=torch.bool))] * draws
+    torch.manual_seed(1)
+    found = generate_answers(model, prompts, {}, [END], PAD, 1, temperature, never=[forbidden])
+    counts_V = torch.cat(found).bincount(minlength=len(logits_V))
+    p_V = (logits_V / temperature).softmax(-1)
+    noise_V = (p_V * (1 - p_V) / draws).sqrt()
+    assert counts_V[forbidden] == 0 and counts_V.sum() == draws and p_V.max() < 0.5
+    assert ((counts_V / draws - p_V).abs() <= 5 * noise_V + 1 / draws).all()

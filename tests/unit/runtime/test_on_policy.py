@@ -45,3 +45,23 @@ def test_answers_are_sampled_in_the_precision_of_training(data):
         OnPolicy(settings, student, encoder).answer([sample], step=0)
     assert dtypes and set(dtypes) == {torch.bfloat16}
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_rows_answer_is_drawn_alike_by_any_number_of_workers(data):
+    """By seed, step and row alone: by one worker with all rows, or by three with a third each."""
+    settings = config(data, data, distill={"on_policy": 0.7, "sampled_tokens": 8})
+    encoder = Encoder(load_processor(settings.student), 160)
+    policy = OnPolicy(settings, Student(load_student(settings.student)), encoder)
+    messages: list[Any] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello you."}]
+    samples = [encoder.encode(Row("text", position, messages, [], True)) for position in range(9)]
+
+    def ids(answered: list[Any]) -> list[list[int]]:
+        return [sample.input_ids_T.tolist() for sample in answered]
+
+    torch.manual_seed(1)
+    by_one = ids(policy.answer(samples, step=3))
+    by_three = [row for rank in range(3) for row in ids(policy.answer(samples[rank * 3 : rank * 3 + 3], step=3))]
+    sampled = [row for row, sample in zip(by_one, samples, strict=True) if row != sample.input_ids_T.tolist()]
+    assert by_one == by_three and len(sampled) > 3
+    assert len({tuple(row) for row in sampled}) == len(sampled)  # equal prompts, each with draws of its own
+    assert ids(policy.answer(samples, step=4)) != by_one
