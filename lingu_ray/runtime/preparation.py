@@ -15,9 +15,11 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints.checkpoint import require_space
+from lingu_ray.runtime.models.export import has_own_code
 from lingu_ray.runtime.models.load import (
     check_pair,
     check_weights,
+    empty_student,
     initial_student,
     load_teacher_tokenizer,
     prepare_student,
@@ -49,6 +51,20 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
         put_initial_model(folder)
     processor: Any = run_processor(folder.initial_model, config.student.trust_remote_code)
     check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
+    _check_measurable(config, processor)
+
+
+def _check_measurable(config: Config, processor: Any) -> None:
+    """Raise UserError where tasks are to be answered by a model with code of its own, which no engine runs."""
+    student = config.student
+    if not config.evaluation.tasks or student.path is None or not student.trust_remote_code:
+        return
+    if has_own_code(empty_student(student), processor):
+        raise UserError(
+            f"evaluation.tasks: student.path={student.path} has code of its own, which training runs "
+            "(student.trust_remote_code) and evaluation does not: leave the tasks out, and measure the export by other "
+            "means"
+        )
 
 
 def _rehearse(config: Config, initial_model: Path, folder: RunFolder) -> None:

@@ -29,7 +29,7 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models.export import as_published, complete_settings
-from lingu_ray.runtime.models.load import export_dtype, load_config
+from lingu_ray.runtime.models.load import empty_student, export_dtype, load_config
 from lingu_ray.runtime.models.verify import question
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_tensors, empty_model
 from lingu_ray.storage import local_copy
@@ -104,9 +104,7 @@ def rehearse_export(settings: StudentConfig, processor: Any) -> int:
     """
     path = cast(str, settings.path)
     origin, trusted = f"student.path={path}", settings.trust_remote_code
-    model = empty_model(
-        AutoModelForImageTextToText, load_config(path, settings.revision, trusted, "student.path"), trusted
-    )
+    model = empty_student(settings)
     _check_vocabulary(model, processor.tokenizer, origin)
     check_image_token(model, processor, origin)
     model.generation_config = _generation_settings(model, settings)

@@ -109,6 +109,8 @@ def _load_config(path: Path | str) -> PreTrainedConfig:
 
 def cannot_load(path: Path | str, error: Exception) -> UserError:
     """The error to raise for a model that does not load."""
+    if "trust_remote_code" in str(error):
+        return UserError(f"cannot load the model: {path} comes with code of its own, which is not run here")
     return UserError(f"cannot load the model: {why_not_loaded(path, error)}")
 
 

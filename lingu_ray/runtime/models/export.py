@@ -50,11 +50,11 @@ def write_verified(
     """
     write_files(model, processor, tensors, dtype, folder)
     begin = time.perf_counter()
-    verify_export(folder, tensors, processor, dtype, trust_remote_code=_has_own_code(model, processor))
+    verify_export(folder, tensors, processor, dtype, trust_remote_code=has_own_code(model, processor))
     return time.perf_counter() - begin
 
 
-def _has_own_code(model: PreTrainedModel, processor: ProcessorMixin) -> bool:
+def has_own_code(model: PreTrainedModel, processor: ProcessorMixin) -> bool:
     """Whether the model, its processor or a part of that has code of its own, which was trusted when it was loaded."""
     parts = [getattr(processor, name, None) for name in ("tokenizer", "image_processor")]
     return any(getattr(one, "_auto_class", None) is not None for one in (model, processor, *parts))

@@ -243,6 +243,13 @@ def initial_student(config: Config, initial_model: Path | str) -> StudentConfig:
     return config.student if config.student.path is not None else StudentConfig(path=str(initial_model))
 
 
+def empty_student(settings: StudentConfig) -> PreTrainedModel:
+    """The VLM of `student.path` on the meta device: names and shapes alone."""
+    assert settings.path is not None
+    config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+    return empty_model(AutoModelForImageTextToText, config, settings.trust_remote_code)
+
+
 def export_dtype(settings: StudentConfig) -> torch.dtype:
     """The dtype of the student's published weights, which its export has; of a new model float32."""
     if settings.path is None:

@@ -39,11 +39,13 @@ from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.engines.load import load_model_files
 from lingu_ray.inspect import InspectConfig, read_sources
 from lingu_ray.runtime import preparation
 from lingu_ray.runtime.models.export import export_model
 from lingu_ray.runtime.models.load import (
     export_dtype,
+    load_processor,
     load_student,
     load_teacher,
     load_teacher_tokenizer,
@@ -538,11 +540,39 @@ class OwnProcessor(Idefics3Processor):
 """
 
 
+OWN_MODEL = """
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+
+
+class OwnConfig(Idefics3Config):
+    model_type = "own_vlm"
+
+
+class OwnModel(Idefics3ForConditionalGeneration):
+    config_class = OwnConfig
+"""
+TASK = {"name": "cities", "kind": "language", "type": "last_word", "path": "cities.jsonl"}
+
+
 @pytest.fixture
-def own_processor(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A student whose model is one of Transformers, and whose processor has code of its own."""
+def own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that comes with models is copied into the test's folder."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+
+
+@pytest.fixture
+def own_model(student: Path, own_modules: None) -> Path:
+    """A student whose model has code of its own, and whose processor is one of Transformers."""
+    (student / "modeling_own.py").write_text(OWN_MODEL)
+    own = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForImageTextToText": "modeling_own.OwnModel"}
+    changed_json(student / "config.json", model_type="own_vlm", architectures=["OwnModel"], auto_map=own)
+    return student
+
+
+@pytest.fixture
+def own_processor(student: Path, own_modules: None) -> Path:
+    """A student whose model is one of Transformers, and whose processor has code of its own."""
     (student / "processing_own.py").write_text(OWN_PROCESSOR)
     own = {"processor_class": "OwnProcessor", "auto_map": {"AutoProcessor": "processing_own.OwnProcessor"}}
     changed_json(student / "processor_config.json", **own)
@@ -575,3 +605,29 @@ def test_a_processor_with_code_of_its_own_is_refused(own_processor: Path, pair: 
     with pytest.raises(ValueError, match="trust_remote_code"):
         run_processor(own_processor, trust_remote_code=False)
     assert not (tmp_path / "modules").exists()
+
+
+@pytest.mark.parametrize("kind", ["own_model", "own_processor"])
+def test_code_that_evaluation_does_not_run_is_refused_before_training(
+    kind: str, pair: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """With tasks, on a resumed run too; without them it is taken, and of its export is said why it is not measured."""
+    path = request.getfixturevalue(kind)
+    settings = config(pair, tmp_path, student={"path": str(path), "trust_remote_code": True})
+    folder = RunFolder(settings.run_dir)
+    prepare_initial_model(settings, folder)
+    measured = config(pair, tmp_path, student=settings.student.model_dump(), evaluation={"tasks": [TASK]})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"evaluation\.tasks: student\.path=.* has code of its own"):
+            prepare_initial_model(measured, folder)
+        shutil.rmtree(folder.initial_model)
+    export_model(load_student(settings.student), load_processor(settings.student), torch.float32, tmp_path / "export")
+    with pytest.raises(UserError, match=r"export comes with code of its own, which is not run here$"):
+        load_model_files(tmp_path / "export")
+
+
+def test_trust_alone_is_no_reason_to_measure_nothing(student: Path, pair: Path, tmp_path: Path) -> None:
+    """A student of Transformers' own classes is measured, whatever is trusted."""
+    trusted = {"path": str(student), "trust_remote_code": True}
+    settings = config(pair, tmp_path, student=trusted, evaluation={"tasks": [TASK]})
+    prepare_initial_model(settings, RunFolder(settings.run_dir))
