@@ -35,8 +35,8 @@ from lingu_ray.runtime.models.load import (
     load_processor,
     load_student,
     load_teacher,
-    load_teacher_tokenizer,
     published_dtype,
+    teacher_tokens,
 )
 from lingu_ray.shell import shell_word
 
@@ -76,9 +76,9 @@ def merge(teacher: str, student: str, out: Path, weights: list[float]) -> list[P
     student_settings, teacher_settings = StudentConfig(path=student), TeacherConfig(path=teacher)
     dtype = _check_configurations(student_settings, teacher_settings)
     processor = load_processor(student_settings)
-    teacher_tokenizer = load_teacher_tokenizer(teacher_settings)
+    teacher_tokenizer, vocabulary = teacher_tokens(teacher_settings)
     check_tokenizers(processor.tokenizer, teacher_tokenizer)
-    lm = load_teacher(teacher_settings, torch.float32, torch.device("cpu")).model
+    lm = load_teacher(teacher_settings, torch.float32, torch.device("cpu"), vocabulary).model
     for weight, folder in zip(weights, folders, strict=True):
         vlm = load_student(student_settings)  # loaded again for each weight: an export changes its dtype
         common_V = common_ids(processor.tokenizer, teacher_tokenizer, _rows(vlm), _rows(lm))

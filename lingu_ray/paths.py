@@ -56,10 +56,12 @@ def absolute(path: str | Path) -> Path:
     """The path from the file system's root: `~` is the home folder, a relative one starts here. Links are kept.
 
     Raises:
-        NoPath: it begins with a scheme.
+        NoPath: it begins with a scheme, or is empty.
     """
     if why := storage.not_local(str(path)):
         raise NoPath(why)
+    if not str(path).strip():
+        raise NoPath("the path is empty; `.` is the folder that the command is run in")
     return Path(os.path.abspath(_here() / os.path.expanduser(path)))
 
 
@@ -89,13 +91,15 @@ def model_path(path: str) -> str:
     The id may have a revision after it: `org/name@v1`.
 
     Raises:
-        NoPath: as `location`.
+        NoPath: as `location`; it is a file, such as one with a model's weights.
     """
     if place := location(path):
         return place
     if Path(path).suffix == ".gguf":
         folder, name = os.path.split(path)
         return os.path.join(model_path(folder), name) if folder else str(absolute(path))
+    if os.path.isfile(absolute(path)):
+        raise NoPath(f"{absolute(path)} is a file, and a model is a folder, a hub id or a .gguf file: give its folder")
     return path if _on_hub(path, _MODEL_ID) else str(absolute(path))
 
 

@@ -95,7 +95,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
         load_processor,
         load_student,
         load_teacher,
-        load_teacher_tokenizer,
+        teacher_tokens,
     )
     from lingu_ray.runtime.rehearsal import check_image_token
 
@@ -108,7 +108,8 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     check_pair(config)
     check_weights(config)
     processor = load_processor(config.student)
-    check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
+    tokenizer, vocabulary = teacher_tokens(config.teacher)
+    check_tokenizers(processor.tokenizer, tokenizer)
     bf16 = in_bf16(config, device)
     with TemporaryDirectory() as folder, explained("the probe", _LESS_MEMORY):
         processor.save_pretrained(folder)
@@ -118,7 +119,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
         model = load_student(config.student, attention).eval()
         check_image_token(model, processor, f"student.path={config.student.path}")
         nn.Module.to(model, device)
-        teacher = load_teacher(config.teacher, torch.bfloat16 if bf16 else torch.float32, device)
+        teacher = load_teacher(config.teacher, torch.bfloat16 if bf16 else torch.float32, device, vocabulary)
         probe = Probe(config, Student(model), teacher, Encoder(processor, config.corpus.max_length), bf16)
         for source in sources:
             yield probe.ask(source.name, rows[source.name])

@@ -9,11 +9,13 @@ import pytest
 from pydantic import BaseModel
 
 from lingu_ray import paths
+from lingu_ray.chat import read_arguments as read_chat
 from lingu_ray.config import Config, TaskConfig, TeacherConfig
 from lingu_ray.config.settings import Settings
 from lingu_ray.config.tree import section_in
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import EvaluateConfig
+from lingu_ray.evaluate import read_arguments as read_evaluate
 from lingu_ray.runtime.models.load import load_config
 
 SETTINGS = {
@@ -173,6 +175,27 @@ def test_a_gguf_file_has_one_spelling(here: Path):
     assert TeacherConfig.model_validate({"path": "org/lm", "gguf_file": None}).path == "org/lm"
     assert paths.model_origin("org/lm/q8.gguf") == ("org/lm", {"gguf_file": "q8.gguf"})
     assert paths.model_origin("org/lm") == ("org/lm", {})
+
+
+@pytest.mark.parametrize("setting", ["student.path", "teacher.path", "student.from_teacher.tower"])
+def test_a_file_is_no_model(here: Path, setting: str):
+    """Weights or a config.json in place of their folder are refused on reading, by the setting; so are model words."""
+    (here / "models/lm/model.safetensors").touch()
+    tree = SETTINGS | {"student": {"from_teacher": {}}} if "tower" in setting else SETTINGS
+    settings = Settings(Config, deepcopy(tree), "my.yaml")
+    settings.override(f"{setting}=models/lm/model.safetensors")
+    said = rf"{here}/models/lm/model\.safetensors is a file, and a model is a folder, .*: give its folder"
+    with pytest.raises(UserError, match=rf"{setting}: {said}"):
+        settings.validate()
+    for read, further in ((read_evaluate, ["tasks=piqa"]), (read_chat, [])):
+        with pytest.raises(UserError, match=said):
+            read(["models/lm/model.safetensors", *further])
+
+
+def test_a_revision_is_named_once(here: Path):
+    """Of two, `@` and `revision`, one would count in silence."""
+    with pytest.raises(UserError, match=r"teacher\.path: org/lm@v1 names a revision, and revision=v2 is a second one"):
+        load_config("org/lm@v1", "v2", False, "teacher.path")
 
 
 TAKE_LOCATIONS = (

@@ -57,9 +57,11 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
 
     Raises:
         UserError: it cannot be loaded, needs code of its own, or is that of an adapter or of quantized weights; a local
-            folder is given a revision. The message names the setting.
+            folder is given a revision, or a hub id two. The message names the setting.
     """
     if is_on_hub(path):
+        if revision is not None and "@" in path:
+            raise UserError(f"{setting}: {path} names a revision, and revision={revision} is a second one: give one")
         log.info("%s: asking the Hugging Face hub for %s", setting, path)
     elif revision is not None:
         raise UserError(f"{setting}: {path} is no hub id, so revision={revision} means nothing there: leave it out")
@@ -182,31 +184,34 @@ def check_weights(config: Config) -> None:
             raise UserError(f"{setting}={path}: cannot be loaded: {error}") from error
 
 
-def load_teacher(settings: TeacherConfig, dtype: torch.dtype, device: torch.device) -> Teacher:
-    """The teacher, frozen, with the ids that its tokenizer knows.
+def load_teacher(
+    settings: TeacherConfig, dtype: torch.dtype, device: torch.device, vocabulary: int | None = None
+) -> Teacher:
+    """The teacher, frozen; `vocabulary`: how many ids it knows; None: as `teacher_tokens` gives them.
 
     Raises UserError when there is no causal LM at `teacher.path`, or not all of one.
     """
-    model, vocabulary = _load_lm(settings, dtype), teacher_vocabulary(settings)
+    model, known = _load_lm(settings, dtype), vocabulary or teacher_vocabulary(settings)
     nn.Module.to(model, device)
-    return Teacher(model, vocabulary)
+    return Teacher(model, known)
 
 
 def load_teacher_tokenizer(settings: TeacherConfig) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer.
+    """The teacher's tokenizer (errors as `teacher_tokens`)."""
+    return teacher_tokens(settings)[0]
+
+
+def teacher_vocabulary(settings: TeacherConfig) -> int:
+    """How many ids the teacher knows, without its weights (errors as `teacher_tokens`)."""
+    return teacher_tokens(settings)[1]
+
+
+def teacher_tokens(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, int]:
+    """The teacher's tokenizer, and how many ids it knows.
 
     Raises:
         UserError: the model is no text-only LM, or its tokenizer cannot be loaded, or has tokens for a part of its ids.
     """
-    return _tokenizer_and_ids(settings)[0]
-
-
-def teacher_vocabulary(settings: TeacherConfig) -> int:
-    """How many ids the teacher knows, without its weights (errors as `load_teacher_tokenizer`)."""
-    return _tokenizer_and_ids(settings)[1]
-
-
-def _tokenizer_and_ids(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, int]:
     model = load_config(settings.path, settings.revision, False, "teacher.path")
     check_text_only(model, f"teacher.path={settings.path}")
     try:
@@ -238,16 +243,16 @@ def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreT
         raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
 
 
-def initial_student(config: Config, initial_model: Path | str) -> StudentConfig:
-    """Where a run's student is loaded from at its start: `student.path`, or the new model that the run has written."""
-    return config.student if config.student.path is not None else StudentConfig(path=str(initial_model))
-
-
 def empty_student(settings: StudentConfig) -> PreTrainedModel:
     """The VLM of `student.path` on the meta device: names and shapes alone."""
     assert settings.path is not None
     config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
     return empty_model(AutoModelForImageTextToText, config, settings.trust_remote_code)
+
+
+def initial_student(config: Config, initial_model: Path | str) -> StudentConfig:
+    """Where a run's student is loaded from at its start: `student.path`, or the new model that the run has written."""
+    return config.student if config.student.path is not None else StudentConfig(path=str(initial_model))
 
 
 def export_dtype(settings: StudentConfig) -> torch.dtype:

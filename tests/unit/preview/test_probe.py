@@ -15,6 +15,7 @@ import yaml
 from previewdata import preview_settings, say
 from tiny import ADDED, VOCABULARY, picture, tiny_processor, tiny_student, tiny_teacher
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.encode import Encoder, Sample
@@ -206,6 +207,15 @@ def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"image_token_id": 5}))
     with pytest.raises(UserError, match=r"student.path=.*writes token 320 \(<image>\) for an image"):
         main([str(my_yaml), "chat", "device=cpu"])
+
+
+def test_a_tokenizer_is_loaded_once(my_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large vocabulary it takes many seconds."""
+    load = Mock(wraps=AutoTokenizer.from_pretrained)
+    monkeypatch.setattr("lingu_ray.runtime.models.load.AutoTokenizer.from_pretrained", load)
+    main([str(my_yaml), "chat", "rows=2", "device=cpu"])
+    teacher = str(my_yaml.parent / "teacher")
+    assert [call.args[0] for call in load.call_args_list if call.args[0] == teacher] == [teacher]
 
 
 def test_a_gpu_that_is_full_is_told(my_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
