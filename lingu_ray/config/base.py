@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from lingu_ray.config.numbers import without_bools
+from lingu_ray.config.numbers import checked_numbers
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
 """What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys."""
@@ -47,7 +47,7 @@ class Section(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return without_bools(handler(source))
+        return checked_numbers(handler(source))
 
     def has_default(self, name: str) -> bool:
         """Whether a setting has its default, given or not: a complete configuration gives them all."""

@@ -94,8 +94,10 @@ class StudentConfig(Section):
     def _one_origin(self) -> StudentConfig:
         if (self.path is None) == (self.from_teacher is None):
             raise ValueError("give exactly one of student.path (a VLM) and student.from_teacher (a vision config)")
-        if self.path is None and self.role != "adapted":
-            raise ValueError(f"student.role={self.role} says what student.path is: leave it out with from_teacher")
+        if self.path is None:
+            for name in ("revision", "role", "trust_remote_code"):
+                if not self.has_default(name):
+                    raise ValueError(f"student.{name} is of student.path: leave it out with from_teacher")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""True and false are no numbers: Python counts them as 1 and 0, and so does pydantic where a setting is a number."""
+"""What Python takes for a number and a setting does not: true and false, and integers that 64 bits do not hold."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _VALUES = ("default", "metadata", "serialization")
 """Parts of a schema in which no other schema is."""
 
 
-def without_bools(schema: CoreSchema) -> CoreSchema:
-    """A section's schema with every number in it, whatever it stands in, refusing true and false.
+def checked_numbers(schema: CoreSchema) -> CoreSchema:
+    """A section's schema with every number in it, whatever it stands in, refusing true, false, and 2^63 and above.
 
     A union of numbers and true or false takes both.
     """
@@ -29,10 +29,12 @@ def _changed(part: Any) -> Any:
     return {key: inner if key in values else _changed(inner) for key, inner in part.items()}
 
 
-def _refuse_bool(value: Any) -> Any:
+def _check(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticCustomError("number_type", "Input should be a number, not true or false")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise PydanticCustomError("number_size", "Input should be below 2^63")
     return value
 
 
-_CHECK = {"type": "no-info", "function": _refuse_bool}
+_CHECK = {"type": "no-info", "function": _check}

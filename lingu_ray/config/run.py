@@ -63,12 +63,6 @@ class Config(Section):
     evaluation: Annotated[EvaluationConfig, MAY_CHANGE] = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _seed_of_a_generator(self) -> Config:
-        if self.seed >= 2**63:
-            raise ValueError(f"seed {self.seed} is no seed of PyTorch's generators: give one below 2^63")
-        return self
-
-    @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if not self.corpus.sources and self.demo is None:
             raise ValueError("corpus.sources is empty: name at least one source")
@@ -91,11 +85,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _workers_can_talk(self) -> Config:
+    def _gpus_are_used(self) -> Config:
         if self.ray.shares_gpus and self.train.parallelism == "fsdp2":
             raise ValueError(
                 f"train.parallelism=fsdp2 needs NCCL, which wants a GPU for each worker, and with "
                 f"ray.gpus_per_worker={self.ray.gpus_per_worker:g} they share: set it to 1, or train.parallelism=ddp"
+            )
+        if self.ray.gpus_per_worker == 2 and self.teacher.placement == "in_process":
+            raise ValueError(
+                "ray.gpus_per_worker=2 has the second GPU for a teacher actor, and with teacher.placement=in_process "
+                "there is none: set teacher.placement=actor, or ray.gpus_per_worker=1"
             )
         return self
 

@@ -30,7 +30,11 @@ OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
 T = TypeVar("T", bound=BaseModel)
 
-_HINTS = {"string_type": "; quote text that YAML reads otherwise", "finite_number": "; it must be finite"}
+_HINTS = {
+    "string_type": "; quote text that YAML reads otherwise",
+    "finite_number": "; it must be finite",
+    "number_size": "; it must be below 2^63",
+}
 """What helps with a value of the wrong kind, by the kind of error."""
 
 

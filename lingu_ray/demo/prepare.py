@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from lingu_ray import content
 from lingu_ray.atomic import whole_folder
-from lingu_ray.config import Config, DemoConfig
+from lingu_ray.config import Config, DemoConfig, StudentConfig
 from lingu_ray.demo import chats, digits, items, text
 from lingu_ray.demo.chats import Chat
 from lingu_ray.demo.teacher import build_teacher, token_stream, train_teacher
+from lingu_ray.errors import UserError
 
 ADAPTED = "adapted"  # the run that makes the student
 SHORT_QUESTIONS, LONG_QUESTIONS = 6000, 3000  # of the training digits
@@ -70,10 +71,14 @@ def root_of(config: Config) -> Path:
 
 
 def filled(config: Config) -> Config:
-    """The configuration of the main run, whether its models and data are built yet or not."""
+    """The configuration of the main run, whether its models and data are built yet or not.
+
+    Raises:
+        UserError: models, sources or tasks are given that these would take the place of.
+    """
     root = root_of(config)
     data = root / "data"
-    return Config.model_validate(
+    full = Config.model_validate(
         config.model_dump()
         | {
             "student": {"path": str(root / ADAPTED / "export")},
@@ -82,6 +87,22 @@ def filled(config: Config) -> Config:
             "evaluation": config.evaluation.model_dump() | {"tasks": tasks(data)},
         }
     )
+    _check_filled(config, full)
+    return full
+
+
+def _check_filled(given: Config, full: Config) -> None:
+    left = StudentConfig(path="demo")  # as in the recipe
+    known = {
+        "student": (given.student, left, full.student),
+        "teacher.path": (given.teacher.path, left.path, full.teacher.path),
+        "corpus.sources": (given.corpus.sources, (), full.corpus.sources),
+        "evaluation.tasks": (given.evaluation.tasks, (), full.evaluation.tasks),
+    }
+    if own := [setting for setting, (value, *taken) in known.items() if value not in taken]:
+        raise UserError(
+            f"{', '.join(own)}: the demo makes its own: leave it out, or set demo=null and give models and data"
+        )
 
 
 def fingerprint(settings: DemoConfig, seed: int) -> str:

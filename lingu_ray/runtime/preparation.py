@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -14,6 +15,7 @@ from lingu_ray.corpus.processor import run_processor
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import UserError
+from lingu_ray.paths import is_on_hub
 from lingu_ray.runtime.checkpoints.checkpoint import require_space
 from lingu_ray.runtime.models.export import has_own_code
 from lingu_ray.runtime.models.load import (
@@ -29,7 +31,7 @@ from lingu_ray.runtime.resume import check_models
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.run_store import put_initial_model
 from lingu_ray.runtime.tracking.store import tracking_uri
-from lingu_ray.storage import check_writable
+from lingu_ray.storage import check_writable, is_remote
 
 MANY_PASSES = 5
 """Over a source; a run that makes more is warned."""
@@ -79,11 +81,12 @@ def check_output(config: Config) -> None:
     """Refuse folders that cannot be written, or whose content is lost after the run.
 
     Raises:
-        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or is not writable; it
-            is in a bucket, where no MLflow store can be, and none is named.
+        UserError: `output_dir` lies in the copy of a job's working directory, which Ray removes, or in a folder of
+            data, or is not writable; it is in a bucket, where no MLflow store can be, and none is named.
     """
     tracking_uri(config)
     for setting, path in (("output_dir", config.output_dir), ("corpus.cache_dir", config.corpora_dir)):
+        _check_apart(config, setting, str(path))
         if isinstance(path, str):
             check_writable(path)
             continue
@@ -98,6 +101,24 @@ def check_output(config: Config) -> None:
                 pass
         except OSError as error:
             raise UserError(f"{setting}={path}: cannot be written: {error}") from error
+
+
+def _check_apart(config: Config, setting: str, path: str) -> None:
+    """Raise UserError where results would lie in a folder whose files are read, and be read as data."""
+    read = {f"corpus.sources.{source.name}.path": source.path for source in config.corpus.sources}
+    read |= {f"evaluation.tasks.{task.name}.path": task.path for task in config.evaluation.tasks}
+    for name, folder in read.items():
+        if not is_on_hub(folder) and _is_read_with(path, folder):
+            raise UserError(
+                f"{setting}={path} lies in {name}={folder}, all of which is read, so that the run's own files would be "
+                f"data: name another {setting}, or let `path` name files, by a pattern such as {folder}/*.jsonl"
+            )
+
+
+def _is_read_with(path: str, folder: str) -> bool:
+    """Whether a path is that of a folder or lies in it, and is not hidden there."""
+    real, above = (one if is_remote(one) else os.path.realpath(one) for one in (path, folder))
+    return f"{real}/".startswith(f"{above}/") and "/." not in real[len(above) :]
 
 
 def check_tasks(config: Config) -> None:

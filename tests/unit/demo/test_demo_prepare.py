@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from lingu_ray.config import DemoConfig, EvaluationConfig, SourceConfig
+from lingu_ray.config.command_line import read_run
 from lingu_ray.corpus.formats import prompt_completion
 from lingu_ray.demo import prepare, teacher
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.load import load_task
 
 pytestmark = pytest.mark.slow  # writes the demo's data, and trains
@@ -60,6 +62,25 @@ def test_sources_and_tasks_are_what_the_other_rooms_read(data: Path) -> None:
     evaluation = EvaluationConfig.model_validate({"tasks": prepare.tasks(data)})
     counts = {task.name: len(load_task(task).items) for task in evaluation.tasks}
     assert counts == {"cloze": 50, "perplexity": 150, "next_word": 20, "digits": 20, "sentences": 20}
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("student.path=org/vlm", "student"),
+        ("student.role=original_vlm", "student"),
+        ("teacher.path=org/lm", "teacher.path"),
+        ("evaluation.tasks=[piqa]", "evaluation.tasks"),
+        ("corpus.sources=[{name: mine, format: messages, path: a.jsonl, language_heavy: true}]", "corpus.sources"),
+    ],
+)
+def test_what_the_demo_fills_in_is_not_given(given: str, named: str, tmp_path: Path) -> None:
+    """It would be replaced in silence; what is filled in already, as in a run's config.yaml, is taken."""
+    out = f"output_dir={tmp_path}"
+    with pytest.raises(UserError, match=rf"^{named}: the demo makes its own: .* demo=null"):
+        prepare.filled(read_run("demo", [out, given]))
+    full = prepare.filled(read_run("demo", [out, "teacher.placement=in_process", "evaluation.blind=true"]))
+    assert prepare.filled(full) == full and full.teacher.placement == "in_process" and full.evaluation.blind
 
 
 def test_fingerprint_follows_settings_and_seed() -> None:

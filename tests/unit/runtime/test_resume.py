@@ -14,6 +14,7 @@ from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.runtime import resume
+from lingu_ray.runtime.preparation import check_output
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.trainer import Run
@@ -222,3 +223,26 @@ def test_output_that_cannot_be_written_is_refused(data: Path, tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=rf"output_dir={tmp_path / 'file' / 'runs'}: cannot be written: "):
         Run(config(data, tmp_path / "file" / "runs"), LEASE).check()
+
+
+@pytest.mark.parametrize(("setting", "written"), [("output_dir", "runs"), ("corpus.cache_dir", "built")])
+def test_results_do_not_lie_in_a_folder_of_data(data: Path, tmp_path: Path, setting: str, written: str):
+    """A run's own files would be data of the next one: refused, behind a link too; beside files, or hidden, they are
+    none."""
+
+    def settings(place: Path, pattern: str = "") -> Config:
+        tree = config(data, tmp_path / "elsewhere").model_dump(mode="json")
+        tree["corpus"]["sources"][0]["path"] = f"{tmp_path / 'data'}{pattern}"
+        (tree if setting == "output_dir" else tree["corpus"])[setting.rpartition(".")[2]] = str(place)
+        return Config.model_validate(tree)
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for folder in ("data", "link"):
+        place = tmp_path / folder / written
+        with pytest.raises(UserError, match=rf"{setting}={place} lies in corpus\.sources\.text\.path=.*/\*\.jsonl"):
+            check_output(settings(place))
+        assert not place.exists()
+    check_output(settings(tmp_path / "data" / f".{written}"))
+    check_output(settings(tmp_path / "data" / written, "/*.jsonl"))
+    check_output(settings(tmp_path / "data-too" / written))
