@@ -22,7 +22,7 @@ class TrackingConfig(Section):
         (),
         description="trackers that get the same metrics: tensorboard (in the run's folder), wandb; optional packages",
     )
-    experiment: str = Field("lingu_ray", description="experiment name")
+    experiment: str = Field("lingu_ray", min_length=1, description="experiment name")
     run_name: str | None = Field(None, description="name of the MLflow run; null: `name`")
     parent: LocalPath | None = Field(
         None, description="folder of a run, sweep or evaluation to nest this one under; null: none"

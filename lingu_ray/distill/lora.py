@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,29 @@ def add_adapters(
         seed: equal seeds give equal adapters.
 
     Raises:
+        UserError: as `adapted_layers`.
+    """
+    layers = adapted_layers(decoder, targets)
+    import peft
+
+    adapters = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyrefly: ignore [bad-argument-type]  (typed int, used as a number)
+        lora_dropout=dropout,
+        target_modules=layers,
+    )
+    torch.manual_seed(seed)
+    peft.inject_adapter_in_model(adapters, decoder, adapter_name=_ADAPTER)
+
+
+def adapted_layers(decoder: nn.Module, targets: Collection[str] = ()) -> list[str]:
+    """Full names of the decoder's layers that get an adapter; `targets` as of `add_adapters`.
+
+    Raises:
         UserError: peft is not installed, or the decoder has no layer of a target's name.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise UserError("train.lora needs peft: pip install 'lingu-ray[lora]'") from error
+    if find_spec("peft") is None:
+        raise UserError("train.lora needs peft: pip install 'lingu-ray[lora]'")
     linear = [name for name, module in decoder.named_modules() if isinstance(module, nn.Linear)]
     kinds = {name.rpartition(".")[2] for name in linear}
     if unknown := set(targets) - kinds:
@@ -45,14 +63,7 @@ def add_adapters(
             f"it has {', '.join(sorted(kinds))}"
         )
     wanted = set(targets) or kinds
-    adapters = peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # pyrefly: ignore [bad-argument-type]  (typed int, used as a number)
-        lora_dropout=dropout,
-        target_modules=[name for name in linear if name.rpartition(".")[2] in wanted],
-    )
-    torch.manual_seed(seed)
-    peft.inject_adapter_in_model(adapters, decoder, adapter_name=_ADAPTER)
+    return [name for name in linear if name.rpartition(".")[2] in wanted]
 
 
 def is_adapter(name: str) -> bool:

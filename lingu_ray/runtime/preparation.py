@@ -13,6 +13,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.passes import passes
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.corpus.store import Corpus
+from lingu_ray.distill.lora import adapted_layers
 from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub
@@ -54,6 +55,9 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     processor: Any = run_processor(folder.initial_model, config.student.trust_remote_code)
     check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
     _check_measurable(config, processor)
+    if config.train.lora is not None:
+        student = empty_student(initial_student(config, folder.initial_model))
+        adapted_layers(student.get_decoder(), config.train.lora.targets)
 
 
 def _check_measurable(config: Config, processor: Any) -> None:

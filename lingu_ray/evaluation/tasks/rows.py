@@ -7,6 +7,7 @@ read by `datasets` through its cache, those in a bucket from the node's copy. On
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,6 +20,8 @@ from lingu_ray.corpus.readers import UNREADABLE, FileSplit
 from lingu_ray.corpus.splits import is_known, split_source
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, not_found
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,11 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
         is_saved = storage.is_file(storage.below(path, "dataset_dict.json"))
         if is_on_hub(path) or (config.split and not (is_saved or names_files(path))):
             return _fetched(source.model_copy(update={"path": storage.local_copy(path)}))
+        if names_files(path) and (idle := [name for name in ("subset", "split") if getattr(config, name) is not None]):
+            log.warning(
+                "evaluation.tasks: %s: %s has no splits: all of it is read, whatever `%s` says",
+                *(config.name, path, "` and `".join(idle)),
+            )
         return split_source(source)
     except UserError as error:
         raise UserError(f"evaluation.tasks: {str(error).removeprefix('source ')}") from error

@@ -47,6 +47,7 @@ def test_minimal_configuration_is_complete():
         ({"student": {"from_teacher": {}, "trust_remote_code": True}}, "student.trust_remote_code is of student.path"),
         ({"student": {"path": ""}}, "the path is empty"),
         ({"output_dir": " "}, "the path is empty"),
+        ({"tracking": {"experiment": ""}}, "at least 1 character"),
         (
             {"ray": {"gpus_per_worker": 2}, "teacher": {"path": "lm", "placement": "in_process"}},
             "has the second GPU for a teacher actor",

@@ -263,6 +263,18 @@ def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
         load_task(easy.model_copy(update={"split": "dev"}))
 
 
+def test_a_split_of_a_file_is_said_to_choose_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All of a file is read: who sets `split` or `subset`, or has them of the catalog, is told."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "one two"}\n')
+    load_task(config(file, "perplexity"))
+    assert not caplog.messages
+    load_task(config(file, "perplexity", split="test", subset="x"))
+    assert caplog.messages == [
+        f"evaluation.tasks: t: {file} has no splits: all of it is read, whatever `subset` and `split` says"
+    ]
+
+
 def test_code_of_a_dataset_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset that is a script is refused."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from processors import PROCESSORS, processor_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
-from tinyrun import config, write_pair_and_data
+from tinyrun import NEW_STUDENT, config, write_pair_and_data
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
@@ -502,6 +503,26 @@ def test_an_export_that_would_fail_is_refused_before_training(
     with pytest.raises(UserError, match=rf"student.path=.*{message}"):
         prepare_initial_model(settings, RunFolder(settings.run_dir))
     assert not RunFolder(settings.run_dir).initial_model.exists()
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_adapters_that_cannot_be_made_are_refused_before_the_corpus(
+    new: bool, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target's name that no layer has, and peft that is not installed, of an existing student and of a new one."""
+    student = NEW_STUDENT if new else {}
+
+    def prepare(*targets: str) -> None:
+        settings = config(pair, tmp_path, student=student, train={"lora": {"targets": [*targets]}})
+        prepare_initial_model(settings, RunFolder(settings.run_dir))
+
+    prepare()
+    prepare("q_proj", "v_proj")
+    with pytest.raises(UserError, match=r"train\.lora\.targets: .*no linear layer named q_porj; it has .*q_proj"):
+        prepare("q_porj")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(UserError, match=r"train\.lora needs peft"):
+        prepare()
 
 
 def test_a_run_needs_room_for_its_export(pair: Path, tmp_path: Path) -> None:
