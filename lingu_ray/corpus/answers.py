@@ -1,15 +1,16 @@
 """Where the answers are in the rendering of a conversation.
 
-An answer begins where the generation prompt ends, which is what the model gets at inference, and stops after the first
-special token that the template writes behind it. Both are found by the template's own renderings, never by looking for
-the answer's text: so it may occur twice, stand in the question, be trimmed, or get an empty `<think>` block before it.
+An answer begins where the generation prompt ends, which is what the model gets at inference, and stops after what the
+template closes it with: the first special token behind it, and others that always follow that one (`find_closing`).
+Both are found by the template's own renderings, never by looking for the answer's text: so it may occur twice, stand in
+the question, be trimmed, or get an empty `<think>` block before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count, zip_longest
+from itertools import count, takewhile, zip_longest
 
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
 from lingu_ray.corpus.row import Messages, is_target
@@ -39,8 +40,10 @@ class Segment:
     is_target: bool
 
 
-def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iterable[str]) -> Answer:
+def find_answer(template: ChatTemplate, messages: Messages, closings: Iterable[str]) -> Answer:
     """Find the last message, an answer, in the rendering of the conversation.
+
+    `closings`: what may close it, of which the first behind it does, the longest of those that begin there.
 
     Up to the answer, the rendering may differ from the generation prompt in white space (LLaVA-OneVision writes
     `assistant \\n` in conversations, and asks with `assistant\\n`), in nothing else.
@@ -69,21 +72,33 @@ def find_answer(template: ChatTemplate, messages: Messages, special_tokens: Iter
             f"the chat template changes the text of an answer: {message['content'][:80]!r} became "
             f"{rendering[start:stop][:80]!r}"
         )
-    end = _first(special_tokens, tail)
+    end = _first(closings, tail)
     if end:
         return Answer(rendering[: stop + tail.index(end) + len(end)], start, True, is_target(message))
     return Answer(rendering[:start] + rendering[start:stop].rstrip(), start, False, is_target(message))
 
 
-def end_of_turn(template: ChatTemplate, question: Messages, special_tokens: Iterable[str]) -> str:
-    """The special token that the template writes after the answer to a question; empty where it writes none.
+def find_closing(
+    template: ChatTemplate, question: Messages, special_tokens: Sequence[str], other_tokens: Sequence[str]
+) -> list[str]:
+    """The tokens that the template closes the answer to a question with; none where it writes none.
+
+    It is a special token, and those that directly follow it both within a conversation and at its end (Aya's
+    `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`). Where it writes no special one, it is one of `other_tokens`: added to the
+    vocabulary for turns, and not marked as special.
 
     Raises:
         CannotEncode: the template refuses the conversation.
     """
     stand_in = _stand_in(question)
-    pattern = template.render([*question, {"role": "assistant", "content": stand_in}])
-    return _first(special_tokens, pattern.rpartition(stand_in)[2])
+    conversation = [*question, {"role": "assistant", "content": stand_in}]
+    at_end = template.render(conversation).rpartition(stand_in)[2]
+    closing = _run(special_tokens, at_end) or _run(other_tokens, at_end)[:1]
+    if len(closing) < 2:
+        return closing
+    within = template.render([*conversation, *question], add_generation_prompt=True).partition(stand_in)[2]
+    both = takewhile(lambda pair: pair[0] == pair[1], zip(closing, _run(special_tokens, within), strict=False))
+    return [token for token, _ in both] or closing[:1]
 
 
 def segments(answers: list[Answer], end_of_turn: str) -> list[Segment]:
@@ -126,6 +141,15 @@ def _first(tokens: Iterable[str], text: str) -> str:
     return min(
         (token for token in tokens if token in text), key=lambda token: (text.index(token), -len(token)), default=""
     )
+
+
+def _run(tokens: Sequence[str], text: str) -> list[str]:
+    """The first of the tokens in the text, and those that directly follow it."""
+    found = []
+    while (token := _first(tokens, text)) and (not found or text.startswith(token)):
+        found.append(token)
+        text = text.partition(token)[2]
+    return found
 
 
 def _end_of_prompt(rendering: str, prompt: str, content: int) -> int | None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from lingu_ray.corpus.answers import Answer, Segment, closed, end_of_turn, find_answer, segments
+from lingu_ray.corpus.answers import Answer, Segment, closed, find_answer, find_closing, segments
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
 
@@ -27,7 +27,9 @@ class Renderer:
     def __init__(self, processor: Any) -> None:
         self.template = ChatTemplate(processor)
         tokenizer = processor.tokenizer
-        self.special_tokens = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        added = tokenizer.added_tokens_decoder.values()
+        self.special_tokens = [str(token) for token in added if token.special]
+        self._other_tokens = [str(token) for token in added if not token.special and str(token).strip()]
         self.eos: str = tokenizer.eos_token or ""
 
     def answers(self, messages: Messages) -> list[Answer]:
@@ -39,7 +41,7 @@ class Renderer:
         ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant"]
         if not ends:
             raise CannotEncode("the conversation has no answer")
-        return [find_answer(self.template, messages[:end], self.special_tokens) for end in ends]
+        return [find_answer(self.template, messages[:end], self._closings) for end in ends]
 
     def conversation(self, answers: list[Answer]) -> list[Segment]:
         """The conversation up to the last of these answers."""
@@ -58,36 +60,50 @@ class Renderer:
         for end, message in enumerate(messages, start=1):
             if message["role"] == "assistant":
                 with suppress(CannotEncode):  # what a model has said may be anything
-                    answers += [find_answer(self.template, messages[:end], self.special_tokens)]
+                    answers += [find_answer(self.template, messages[:end], self._closings)]
         return closed(text, answers, self.eos)
 
     @cached_property
     def end_of_turn(self) -> str:
-        """The special token after an answer: the template's own, or EOS where it writes none.
+        """The token that ends an answer: the template's own, or EOS where it writes none.
 
         Raises:
             CannotEncode: there is none, or the template refuses a question with its answer.
         """
-        token = end_of_turn(self.template, [QUESTION], self.special_tokens) or self.eos
+        token = (self._closing or [self.eos])[-1]
         if not token:
             raise CannotEncode("neither chat template nor tokenizer has a special token that ends an answer")
         return token
 
     @cached_property
     def reserved_tokens(self) -> set[str]:
-        """Special tokens that the template writes around texts, and EOS; not those that answers begin with."""
+        """Special tokens that the template writes around texts, what closes answers, and EOS; not what begins them."""
         written = [self.eos]
         for probe in (*PROBES, [{"role": "system", "content": "d"}, QUESTION, ANSWER]):
             with suppress(CannotEncode):
                 answers = self.answers(probe)
                 written += [segment.text for segment in self.conversation(answers) if not segment.is_target]
-                written += [token for token in self.special_tokens if answers[-1].rendering.endswith(token)]
-        return {token for token in self.special_tokens if any(token in text for text in written)}
+                written += self._closing
+        return {token for token in (*self.special_tokens, *self._closing) if any(token in text for text in written)}
+
+    @cached_property
+    def _closing(self) -> list[str]:
+        """The tokens that the template closes answers with.
+
+        Raises:
+            CannotEncode: the template refuses a question with its answer.
+        """
+        return find_closing(self.template, [QUESTION], self.special_tokens, self._other_tokens)
 
     @cached_property
     def _closes_answers(self) -> bool:
-        """Whether the template ends answers with a special token; also where it refuses to tell."""
+        """Whether the template closes answers; also where it refuses to tell."""
         try:
-            return bool(end_of_turn(self.template, [QUESTION], self.special_tokens))
+            return bool(self._closing)
         except CannotEncode:
             return True
+
+    @cached_property
+    def _closings(self) -> list[str]:
+        """What may close an answer."""
+        return [*self.special_tokens, "".join(self._closing)]

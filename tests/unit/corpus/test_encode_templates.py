@@ -187,6 +187,36 @@ def test_eos_closes_answers_that_the_template_leaves_open():
     assert continued.input_ids_T.tolist() == asked_ids
 
 
+@pytest.mark.parametrize(
+    ("template", "closed_by"),
+    [
+        (TEMPLATES["chatml"].replace("<|im_end|>\n", "<|end|><|im_end|>\n"), "<|end|><|im_end|>"),  # Aya, two tokens
+        (TEMPLATES["phi3"].replace("<|end|>\n", "<|end|>"), "<|end|>"),  # Phi-4 mini: at the end EOS follows
+    ],
+)
+def test_all_that_always_closes_an_answer_is_its_target(template: str, closed_by: str):
+    """Several tokens that close each answer are targets, and generation stops at the last; not what ends the whole."""
+    encoder = Encoder(processor_with(tokenizer_of("byte_level"), template), 512)
+    encoder.check_template()
+    assert said(encoder, encoder.encode(row("one?", "a", "two?", "b"))) == [f"a{closed_by}", f"b{closed_by}"]
+    assert closed_by.endswith(encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id))
+
+
+def test_an_end_of_turn_that_is_not_marked_as_special_closes_answers():
+    """As `tokenizer.add_tokens` adds one: it is the target, and no EOS is written in front of it."""
+    core = tokenizer_of("byte_level").backend_tokenizer
+    core.add_tokens([AddedToken("[E]", special=False), AddedToken("\n\n", special=False)])
+    tokenizer = tokenizer_of("byte_level").__class__(tokenizer_object=core, bos_token=BOS, eos_token=EOS)
+    encoder = Encoder(processor_with(tokenizer, TEMPLATES["chatml"].replace("<|im_end|>\n", "{{ '\n\n[E]\n' }}")), 512)
+    conversation = row("one?", "a", "two?", "b")
+    sample = encoder.encode(conversation)
+    assert said(encoder, sample) == ["a\n\n[E]", "b\n\n[E]"]
+    assert EOS not in tokenizer.decode(sample.input_ids_T)
+    assert encoder.end_of_turn_id == tokenizer.convert_tokens_to_ids("[E]")
+    with pytest.raises(CannotEncode, match=r"the text holds \[E\]"):
+        encoder.encode(row("one [E]?", "a"))
+
+
 @pytest.mark.parametrize("template", ["chatml", "vicuna", "mistral"])
 def test_answers_that_are_marked_as_context_are_not_supervised(template: str):
     """They keep their tokens, EOS included; without them as the last ones, what is too long ends with a target."""
