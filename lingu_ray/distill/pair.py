@@ -90,14 +90,19 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise UserError when an id that both vocabularies have means different tokens."""
+    """Raise UserError when an id that both vocabularies have means different tokens.
+
+    Reserved tokens are renamed when a VLM is made: up to a hundredth of the ids may be, to tokens that the teacher has
+    nowhere.
+    """
+    teacher_ids = teacher.get_vocab()
     student_tokens = {i: token for token, i in student.get_vocab().items()}
-    teacher_tokens = {i: token for token, i in teacher.get_vocab().items()}
+    teacher_tokens = {i: token for token, i in teacher_ids.items()}
     shared = student_tokens.keys() & teacher_tokens.keys()
     different = sorted(i for i in shared if student_tokens[i] != teacher_tokens[i])
-    # reserved tokens are renamed when a VLM is made; a different tokenizer differs in most ids
-    if len(different) > 0.01 * len(shared):
-        i = different[0]
+    moved = [i for i in different if student_tokens[i] in teacher_ids]
+    if moved or len(different) > 0.01 * len(shared):
+        i = (moved or different)[0]
         raise UserError(
             f"student and teacher tokenize differently: {len(different)} of {len(shared)} shared ids, first {i}: "
             f"student {student_tokens[i]!r}, teacher {teacher_tokens[i]!r}. KD compares distributions id by id."
@@ -166,9 +171,14 @@ def _has(config: PreTrainedConfig, name: str) -> bool:
 
 
 def _declared(config: PreTrainedConfig) -> set[str]:
-    """The fields that the configuration's own class declares, of those that are compared by their values."""
+    """The fields that the configuration's own class declares, of those that are compared by their values.
+
+    A class that Transformers does not have may declare none: then all count that are not in every configuration.
+    """
     classes = type(config).__mro__[: type(config).__mro__.index(PreTrainedConfig)]
     fields = {name for kind in classes for name in inspect.get_annotations(kind)}
+    if not type(config).__module__.startswith("transformers."):
+        fields |= vars(config).keys() - vars(PreTrainedConfig()).keys()
     return {name for name in fields if not _NOT_COMPARED.fullmatch(name)}
 
 
@@ -180,7 +190,11 @@ def _family(config: PreTrainedConfig) -> str:
 
 def _text_rope(config: PreTrainedConfig) -> dict[str, Any]:
     """RoPE as text sees it in rows up to `longest_row`, by kind of layer."""
-    return {kind: _in_text(rope) for kind, rope in rope_parameters(config).items()}
+    found = {kind: _in_text(rope) for kind, rope in rope_parameters(config).items()}
+    for rope in found.values():
+        if rope.get("rope_type") in ("longrope", "yarn"):  # without a factor it is this, and scales keys and queries
+            rope.setdefault("factor", config.max_position_embeddings / rope["original_max_position_embeddings"])
+    return found
 
 
 def _in_text(rope: dict[str, Any]) -> dict[str, Any]:

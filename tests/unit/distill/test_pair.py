@@ -28,7 +28,9 @@ from transformers import (
     MambaConfig,
     MllamaConfig,
     OPTConfig,
+    Phi3Config,
     PhiConfig,
+    PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
     Qwen2Config,
@@ -162,6 +164,36 @@ def test_ropes_of_published_files_that_are_the_same_in_text_fit(vlm, rope_scalin
     compare_decoders(student.get_text_config(decoder=True), Qwen2Config.from_dict(dict(text)))
 
 
+def test_a_rope_that_is_scaled_by_the_longest_position_is_compared():
+    """Phi-3's `longrope` has no factor: it scales keys by positions now to positions before, so both have a part."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "original_max_position_embeddings": 256}
+    one, other = (
+        Phi3Config(**sizes, rope_parameters=dict(rope), max_position_embeddings=most) for most in (8192, 1024)
+    )
+    compare_decoders(one, one)
+    with pytest.raises(UserError, match=r"rope_parameters: student .*'factor': 32.0.*, teacher .*'factor': 4.0"):
+        compare_decoders(one, other)
+
+
+class _OwnConfig(PreTrainedConfig):
+    """As code of a model's own writes it: it declares no fields."""
+
+    model_type = "own"
+
+    def __init__(self, rms_norm_eps: float = 1e-6, **others):
+        self.hidden_size, self.num_attention_heads, self.num_hidden_layers = 64, 4, 2
+        self.rms_norm_eps = rms_norm_eps
+        super().__init__(**others)
+
+
+def test_configurations_of_own_code_are_compared():
+    """What their decoders compute with is in their attributes."""
+    compare_decoders(_OwnConfig(), _OwnConfig(name_or_path="elsewhere", eos_token_id=7))
+    with pytest.raises(UserError, match=r"\n  rms_norm_eps: student 1e-06, teacher 0.001\n"):
+        compare_decoders(_OwnConfig(), _OwnConfig(rms_norm_eps=1e-3))
+
+
 @pytest.mark.parametrize(
     "rope",
     [
@@ -205,6 +237,17 @@ def test_other_tokenizer_is_refused():
     shuffled = {token: (i + 7) % VOCABULARY for token, i in other.get_vocab().items()}
     other.get_vocab = lambda: shuffled
     with pytest.raises(UserError, match="tokenize differently"):
+        check_tokenizers(tiny_tokenizer(), other)
+
+
+def test_a_tokenizer_that_has_two_tokens_the_other_way_around_is_refused():
+    """Two of many ids are few, and the teacher would end turns with another token than the student."""
+    other = tiny_tokenizer()
+    ends = {"<|endoftext|>": "<|im_end|>", "<|im_end|>": "<|endoftext|>"}
+    swapped = {ends.get(token, token): i for token, i in other.get_vocab().items()}
+    other.get_vocab = lambda: swapped
+    match = r"2 of 324 shared ids, first 0: student '<\|endoftext\|>', teacher '<\|im_end\|>'"
+    with pytest.raises(UserError, match=match):
         check_tokenizers(tiny_tokenizer(), other)
 
 
