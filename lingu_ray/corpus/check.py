@@ -17,6 +17,9 @@ IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
     r"<\|(image|image_pad|image_start|image_\d+|vision_start)\|>"
     r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
 )
+MISSPELLED = re.compile(r"<(?!image>)(?i:image)\s*/?>")  # where there are images; else it may be a tag of code
+# white space, control characters, and marks without width
+_INVISIBLE = re.compile("[\\s\\x00-\\x1f\\u00ad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2064\\ufeff]*")
 NUMBERED = re.compile(r"<image[ _]?\d+>")  # beside images a reference to one of them, as MMMU has it
 
 
@@ -67,9 +70,9 @@ def check_messages(messages: Messages) -> None:
     if not roles or roles != expected:
         raise BadRecord("bad_turns", f"user and assistant must take turns and the assistant be last: {roles[:8]}")
     for message in messages:
-        if not message["content"].strip() and message["role"] == "assistant":
+        if _INVISIBLE.fullmatch(message["content"]) and message["role"] == "assistant":
             raise BadRecord("empty_answer", f"no answer to {turns[0]['content'][:120]!r}")
-        if not message["content"].strip():
+        if _INVISIBLE.fullmatch(message["content"]):
             raise BadRecord("empty_message", f"a message of the {message['role']} is empty")
     if not any(map(is_target, messages)):
         raise BadRecord("nothing_supervised", "no answer is a target of the loss")
@@ -110,7 +113,7 @@ def check_placeholders(messages: Messages, images: int, image_token: str = PLACE
 def _check_marks(prompts: list[str], images: int) -> None:
     """Check that no prompt marks an image's place as another model does: it would be read as text."""
     for prompt in prompts:
-        if found := IMAGE_MARKS.search(prompt) or (None if images else NUMBERED.search(prompt)):
+        if found := IMAGE_MARKS.search(prompt) or (MISSPELLED if images else NUMBERED).search(prompt):
             raise BadRecord(
                 "image_token",
                 f"{found.group()} in a prompt marks an image for another model: write {PLACEHOLDER} where it stands",

@@ -233,8 +233,30 @@ def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
 def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Numbered]:
     _check_columns(schema.names)
     labels = labels_of(schema, split.path) if split.label_names else Labels({})
-    records = (record for batch in batches for record in batch.to_pylist())
-    return enumerate(map(labels.named, records), split.first + 1)
+    records = (record for batch in batches for record in _records(batch))
+    named = (record if isinstance(record, BadRecord) else labels.named(record) for record in records)
+    return enumerate(named, split.first + 1)
+
+
+def _records(batch: pa.RecordBatch) -> list[Record | BadRecord]:
+    try:
+        return batch.to_pylist()
+    except _NOT_OF_PYTHON:  # of one row, perhaps
+        return [_record(batch.slice(row, 1)) for row in range(batch.num_rows)]
+
+
+def _record(row: pa.RecordBatch) -> Record | BadRecord:
+    record: Record = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        try:
+            record[name] = column[0].as_py()
+        except _NOT_OF_PYTHON as error:
+            return BadRecord("wrong_type", f"{name!r} cannot be read: {error}")
+    return record
+
+
+_NOT_OF_PYTHON = (ValueError, OverflowError, KeyError)
+"""What a value raises that Python has none for: text that is not UTF-8, a date beyond year 9999, an unknown zone."""
 
 
 def split_labels(split: FileSplit) -> Labels:

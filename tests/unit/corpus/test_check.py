@@ -34,6 +34,8 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
     ("messages", "images", "reason"),
     [
         (said("?", "  \n"), [], "empty_answer"),
+        (said("?", "\u200b\ufeff \0"), [], "empty_answer"),
+        (said("\u200b", "Yes."), [], "empty_message"),
         (said("<image>?", "Yes."), [], "missing_image"),
         (said("<image>?", "Yes."), [None], "missing_image"),
         (said("<image>?", "Yes."), ["nowhere.png"], "missing_image"),
@@ -48,6 +50,8 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said("<image>A: <|image_1|> B: <|image_2|>?", "Yes."), [picture()], "image_token"),
         ([{"role": "system", "content": "<ImageHere>"}, *said("?", "Yes.")], [], "image_token"),
         (said("What is in <image 1>?", "A cat."), [], "image_token"),
+        (said("<image><IMAGE>What is it?", "A cat."), [picture()], "image_token"),
+        (said("<image>What is <image/>?", "A cat."), [picture()], "image_token"),
         (said("word " * 100, "Yes."), [], "prompt_too_long"),
         (said("?", "Yes.")[:1], [], "bad_turns"),
         (said("?", "Yes.")[::-1], [], "bad_turns"),

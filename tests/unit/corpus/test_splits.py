@@ -147,6 +147,22 @@ def test_a_bad_row_of_a_table_costs_its_lines(tmp_path):
     assert found[-1] == (7, {"a": "ok", "b": "2"})
 
 
+def test_a_value_that_python_has_not_costs_its_row(tmp_path):
+    """Of parquet: text that is not UTF-8 and a date of another unit; other rows are read, and none ends the build."""
+    text = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0\4\0\0\0"), pa.py_buffer(b"ok\xff\xfe")]
+    )
+    dates = pa.array([1, 10**16], pa.timestamp("ms"))
+    for name, column in (("text", text), ("date", dates)):
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table({"prompt": ["a", "b"], name: column}), path)
+        [split] = split_source(SourceConfig(name="s", format="template", path=str(path), prompt="{prompt}", answer="x"))
+        [(_, good), (number, bad)] = split.records()
+        assert isinstance(good, dict) and good["prompt"] == "a" and number == 2
+        assert isinstance(bad, BadRecord) and bad.reason == "wrong_type"
+        assert bad.detail.startswith(f"'{name}' cannot be read")
+
+
 def test_a_key_given_twice_costs_its_record(tmp_path):
     """In JSON lines, also deep in a record: a reader that keeps the last one would lose the other."""
     path = tmp_path / "a.jsonl"
