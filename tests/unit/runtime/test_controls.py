@@ -156,5 +156,5 @@ def test_the_models_of_a_run_have_the_roles_of_its_student(
 
 def test_a_role_without_a_student_is_refused() -> None:
     """A new VLM is neither adapted nor fine-tuned before."""
-    with pytest.raises(ValidationError, match=r"says what student\.path is"):
+    with pytest.raises(ValidationError, match=r"student\.role is of student\.path"):
         config(from_teacher={}, role="original_vlm")
