@@ -49,15 +49,18 @@ IMPORTED = (
 
 @contextmanager
 def server(folder: Path) -> Iterator[None]:
-    """Run the server, its socket in `folder`; requests that come before it has imported all wait."""
+    """Run the server, its socket in `folder`; fails where it cannot import all, as Ray would ask it without end."""
     address = folder / "warm"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(address))
         listener.listen(64)
-        command = [sys.executable, __file__, "--serve", str(listener.fileno())]
-        process = subprocess.Popen(
-            command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        begun, ready = os.pipe()
+        files = [listener.fileno(), ready]
+        command = [sys.executable, __file__, "--serve", *map(str, files)]
+        process = subprocess.Popen(command, pass_fds=files, stdin=subprocess.DEVNULL, start_new_session=True)
+    os.close(ready)
+    with os.fdopen(begun, "rb") as told:
+        assert told.read(), "the server of warm workers ended as it imported: pytest -n 0 -s shows its traceback"
     os.environ[ADDRESS] = str(address)
     try:
         yield
@@ -131,12 +134,14 @@ class Fork:
         os.kill(self.pid, number)
 
 
-def serve(listener: socket.socket) -> None:
-    """Import, then make a fork for each request; ends when the process that started it does."""
+def serve(listener: socket.socket, ready: int) -> None:
+    """Import, tell so, then make a fork for each request; ends when the process that started it does."""
     for name in IMPORTED:
         importlib.import_module(name)
     started_early = sorted({"ray", "grpc"} & sys.modules.keys())
     assert not started_early, f"not to be forked: {started_early}"
+    os.write(ready, b"ready")
+    os.close(ready)
     gc.freeze()  # collections in forks would touch, and so copy, all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
     parent = os.getppid()
@@ -219,7 +224,7 @@ def settle(environment: dict[str, str], folder: str) -> None:
 def main() -> None:
     """What the command line asks for: the server, or a worker of it."""
     if sys.argv[1] == "--serve":
-        serve(socket.socket(fileno=int(sys.argv[2])))
+        serve(socket.socket(fileno=int(sys.argv[2])), ready=int(sys.argv[3]))
     else:
         request_worker()
 

@@ -16,7 +16,6 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.measure import describe
 from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted
 from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
@@ -57,7 +56,7 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     plan, tasks = plan_corpus(config, run.initial_model), load_tasks(config.evaluation)
     if config.corpus.if_changed == "refuse":
         _check_unchanged(sweep, "source", plan.contents)
-    _check_unchanged(sweep, "task", {task.config.name: describe(task) for task in tasks})
+    _check_unchanged(sweep, "task", {task.config.name: task.asked for task in tasks})
     return config
 
 

@@ -17,12 +17,12 @@ from lingu_ray.config import TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
 from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CLUSTER, items_path, read_items, stamp_of
-from lingu_ray.evaluation.measure import describe
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
 from lingu_ray.evaluation.tasks.blind import blind_name
+from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.judging import judge_in_nats, judge_task
-from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tasks.task import Task
 
 SEED = 0
 
@@ -149,7 +149,7 @@ def _check_documents(config: TaskConfig, asked: str | None) -> None:
     Raises:
         UserError: its data have changed, or it draws them anew in each process.
     """
-    if config.type == "lm_eval" and asked is not None and asked != describe(load_task(config)):
+    if config.type == "lm_eval" and asked is not None and asked != Task(config, tuple(harness_items(config))).asked:
         raise UserError(
             f"evaluation.tasks: {config.name}: lm_eval/{config.path} does not ask what it did when models were "
             "measured, so their answers cannot be judged by it: name the models, and evaluate again"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.content import combined, fingerprint
+from lingu_ray.content import combined
 from lingu_ray.evaluation.engines.engine import Score
 from lingu_ray.evaluation.item_files import CLUSTER, SAMPLE, Parts, Stamp, items_path, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
@@ -75,19 +75,6 @@ def run_task(run: TaskRun, replicas: Replicas) -> None:
             line.show(done)
     run.parts.join()
     log.info("%s: %d items, %.1f s", label, items - measured, time.perf_counter() - begin)
-
-
-def describe(task: Task) -> str:
-    """Fingerprint of all that is asked, and of what the answers are compared with.
-
-    How they are compared is no part of it, nor where the data lies: answers are found again when that changes.
-    """
-    return fingerprint(
-        [
-            (item.name, item.reference, item.requests if isinstance(item, Scored) else item.described(task.config))
-            for item in task.items
-        ]
-    )
 
 
 def _references(items: Sequence[Item]) -> Columns:

@@ -17,7 +17,7 @@ from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.engines.load import check_weights, takes_images
 from lingu_ray.evaluation.engines.vllm_engine import obvious_reason
 from lingu_ray.evaluation.item_files import Stamp, asked_by, items_path, stamps_of
-from lingu_ray.evaluation.measure import TaskRun, describe, run_task
+from lingu_ray.evaluation.measure import TaskRun, run_task
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.replicas import Hardware, Replicas
 from lingu_ray.evaluation.results import Recovery
@@ -88,7 +88,7 @@ def _runs(
     models: dict[str, Path], tasks: list[Task], engines: Sequence[str], precision: str, out_dir: Path
 ) -> dict[str, Runs]:
     """Every task on every model that can take it, as each of the engines would run it."""
-    asked = [describe(task) for task in tasks]
+    asked = [task.asked for task in tasks]
     runs: dict[str, Runs] = {engine: {} for engine in engines}
     for name, path in models.items():
         can_see, identity = takes_images(path), model_identity(local_copy(path))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from lingu_ray.config import TaskConfig
+from lingu_ray.content import fingerprint
 from lingu_ray.evaluation.engines.engine import GenerateRequest, ScoreRequest
 
 Reference = dict[str, Any]
@@ -58,3 +59,16 @@ class Task:
 
     config: TaskConfig
     items: tuple[Item, ...]
+
+    @property
+    def asked(self) -> str:
+        """Fingerprint of all that is asked, and of what the answers are compared with.
+
+        How they are compared is no part of it, nor where the data lies: answers are found again when that changes.
+        """
+        return fingerprint(
+            [
+                (item.name, item.reference, item.requests if isinstance(item, Scored) else item.described(self.config))
+                for item in self.items
+            ]
+        )

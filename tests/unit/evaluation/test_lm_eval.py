@@ -20,7 +20,6 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.item_files import Stamp, items_path, write_items
-from lingu_ray.evaluation.measure import describe
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.tasks import harness
@@ -404,7 +403,7 @@ def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
     write_items(items_path(tmp_path, "t", "teacher"), columns, None)
     reported = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"]
     assert (reported.metric, reported.is_share) == ("acc_norm", True)
-    asked = describe(load_task(config))
+    asked = load_task(config).asked
     for of_items, refused in ((asked, nullcontext()), ("of others", pytest.raises(UserError, match="does not ask"))):
         write_items(items_path(tmp_path, "t", "teacher"), columns, Stamp(of_items, "vllm, fp32", "of the model", {}))
         with refused:

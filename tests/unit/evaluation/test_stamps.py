@@ -25,7 +25,7 @@ from lingu_ray.evaluation.item_files import (
     stamp_of,
     write_items,
 )
-from lingu_ray.evaluation.measure import TaskRun, describe
+from lingu_ray.evaluation.measure import TaskRun
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.run import engines_for
 from lingu_ray.evaluation.tasks.blind import blinded
@@ -56,12 +56,12 @@ def test_what_answers_depend_on_is_described(tmp_path: Path) -> None:
     """Pictures by their content, questions, answers and lengths; not where they lie, nor how they are judged."""
     (tmp_path / "moved").mkdir()
     config = task(tmp_path)
-    before = describe(load_task(config))
-    assert describe(load_task(task(tmp_path / "moved"))) == before
-    assert describe(load_task(config.model_copy(update={"type": "anls", "in_mean": False}))) == before
+    before = load_task(config).asked
+    assert load_task(task(tmp_path / "moved")).asked == before
+    assert load_task(config.model_copy(update={"type": "anls", "in_mean": False})).asked == before
     others = [config.model_copy(update=update) for update in ({"limit": 1}, {"max_new_tokens": 5}, {"stop": ("x",)})]
     (tmp_path / "2.png").write_bytes(picture(3))  # in place, under its name
-    assert len({before, describe(load_task(config)), *(describe(load_task(other)) for other in others)}) == 5
+    assert len({before, load_task(config).asked, *(load_task(other).asked for other in others)}) == 5
 
 
 @pytest.mark.parametrize("pictures", [(1, 2), (1, 1)])
@@ -86,7 +86,7 @@ def test_what_a_task_of_the_harness_brings_is_described(tmp_path: Path, changed:
     """Its file has the stop texts and the length of answers: they are in no setting."""
     config = TaskConfig.model_validate({"name": "t", "kind": "language", "type": "lm_eval", "path": "babi"})
     item = Continued("1", "Where?", (), {"task": "babi", "metric": "exact_match"}, 256, ("\n",))
-    assert describe(Task(config, (item,))) != describe(Task(config, (replace(item, **changed),)))
+    assert Task(config, (item,)).asked != Task(config, (replace(item, **changed),)).asked
 
 
 def test_a_stamp_is_read_as_it_was_written(tmp_path: Path) -> None:
