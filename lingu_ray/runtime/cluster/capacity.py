@@ -18,6 +18,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster.autoscaler import Bundle, NodeRequest, Plan, fits, has_autoscaler
 
 _SAY_EVERY_S = 30
+_ROUNDS = 5
+"""Questions to the autoscaler, each of some seconds, before what others hold is said to change too often to count."""
 
 log = logging.getLogger(__name__)
 
@@ -152,9 +154,12 @@ def _refusal(need: Need) -> str | None:
 
 def _never(need: Need) -> bool | None:
     """Whether the nodes that the autoscaler has and may start cannot hold it, whatever else runs on them; None where it
-    does not answer. It counts only what is free, so it is asked for what others could not make room for."""
+    does not answer. It counts only what is free, so it is asked for what others could not make room for. Where others
+    come and go while it is asked, nothing is ruled out."""
     held = 0
-    while held < need.count:
+    for _ in range(_ROUNDS):
+        if held >= need.count:
+            break
         plan = _plan(replace(need, count=need.count - held))
         if plan is None:
             return None

@@ -4,7 +4,8 @@ import pytest
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.cluster.autoscaler import fits
+from lingu_ray.runtime.cluster import capacity
+from lingu_ray.runtime.cluster.autoscaler import Plan, fits
 from lingu_ray.runtime.cluster.capacity import check_resources, max_concurrent_runs, uses_gpu, wait_for_nodes, workers
 
 
@@ -25,6 +26,39 @@ from lingu_ray.runtime.cluster.capacity import check_resources, max_concurrent_r
 def test_workers_of_a_node(bundle: dict[str, float], node: dict[str, float], count: int):
     """A worker fits on a node with all that it needs, and its share of a GPU into one GPU."""
     assert fits(bundle, node) == count
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "never"),
+    [
+        ([(False, 0, 0)], [4], False),  # it starts them
+        ([(True, 0, 0)], [4], True),  # it may not, and nobody would give any back
+        ([(True, 3, 3), (False, 3, 3)], [4, 1], False),  # with what others hold there is room
+        ([(True, 1, 3), (False, 1, 1), (True, 1, 1)], [4, 1, 3], True),  # two of the three were free, not held
+        ([(True, 3, 3), (True, 3, 3)], [4, 1], True),
+        ([(True, 4, 4)], [4], False),  # others hold as much as is asked for
+        ([(True, 2, 3), (False, 1, 1)] * 9, [4, 1, 3, 1, 3], False),  # others come and go: nothing is known
+        ([None], [4], None),
+    ],
+)
+def test_what_others_hold_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: list[tuple[bool, int, int] | None],
+    asked: list[int],
+    never: bool | None,
+):
+    """The autoscaler counts what is free: it is asked for the rest, and never without end. On a real one:
+    integration/test_autoscaling."""
+    counts, left = [], iter(answers)
+
+    def plan(need: capacity.Need) -> Plan | None:
+        counts.append(need.count)
+        answer = next(left)
+        return answer and Plan(answer[0], answer[1:], 0, ())
+
+    monkeypatch.setattr(capacity, "_plan", plan)
+    assert capacity._never(workers(RayConfig(num_workers=4), use_gpu=False)) is never
+    assert counts == asked
 
 
 @pytest.mark.slow
