@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from lingu_ray.storage import origin
 
 if TYPE_CHECKING:
     from lingu_ray.evaluation.results import Recovery
+    from lingu_ray.evaluation.tasks.task import Task
     from lingu_ray.runtime.run_folder.lease import Lease
     from lingu_ray.runtime.trainer import Run
 
@@ -32,6 +34,7 @@ def main(arguments: list[str]) -> None:
     """Train, evaluate and report a run."""
     config = load_config(arguments)
 
+    from lingu_ray.evaluation.contamination.find import look_for_items
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster.connect import connect
     from lingu_ray.runtime.controls import control_configs
@@ -44,11 +47,11 @@ def main(arguments: list[str]) -> None:
     check_output(config)
     check_store(tracking_uri(config), config.tracking.experiment)
     with writing_to(config.run_place) as lease:
-        runs = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
+        checked = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
         connect(config.ray)
         config = with_demo(config)
-        runs = runs or check(config, lease)
-        distilled, *controls = trainer.run_together(runs)
+        runs, tasks = checked or check(config, lease)
+        distilled, *controls = trainer.run_together(runs, partial(look_for_items, config, tasks, runs[0].folder))
         config = runs[0].config  # with the precision that was chosen
         lease.require()
         recovery = measure_trained(config, distilled, dict(zip(control_configs(config), controls, strict=True)))
@@ -56,8 +59,8 @@ def main(arguments: list[str]) -> None:
         show(config, distilled, recovery)
 
 
-def check(config: Config, lease: Lease) -> list[Run]:
-    """The run, and its controls where there are some, after all checks that need no Ray, evaluation items included."""
+def check(config: Config, lease: Lease) -> tuple[list[Run], list[Task]]:
+    """The run, its controls where there are some, and its tasks, after all checks that need no Ray."""
     from lingu_ray.evaluation.run import check_engine
     from lingu_ray.evaluation.tasks.load import load_tasks
     from lingu_ray.report.rehearsal import rehearse_report
@@ -70,8 +73,7 @@ def check(config: Config, lease: Lease) -> list[Run]:
     runs = checked([config, *control_configs(config).values()], lease)
     say_controls(config)
     rehearse_report(config)
-    load_tasks(config.evaluation)
-    return runs
+    return runs, load_tasks(config.evaluation)
 
 
 def check_demo(config: Config) -> None:
@@ -139,6 +141,7 @@ def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
     """Write report and model card, track them, and print the result and where its files are."""
     from mlflow.exceptions import MlflowException
 
+    from lingu_ray.evaluation.contamination.found import trained_items
     from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.run_report import write_run_report
     from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -155,7 +158,7 @@ def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
         except (UserError, MlflowException) as error:
             log.warning("%s\nModel and report are complete; the same command logs them in MLflow", error)
     if recovery is not None:
-        print(recovery.verdict.text)
+        print("\n".join([recovery.verdict.text, *trained_items(folder, recovery)]))
     else:
         print(f"Not evaluated. To measure what came back:\n{evaluate_command(config, folder)}")
     print(f"report   {shell_word(page)}\nmodel    {shell_word(export)}\ncompare  {where_to_look(tracking_uri(config))}")

@@ -16,6 +16,7 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.contamination.find import look_for_items
 from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted
 from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.runtime import trainer
@@ -88,11 +89,11 @@ def build_baseline(space: Space, config: Config) -> Path:
         UserError: a source with too many bad rows, a model that cannot be measured.
     """
     run = RunFolder(config.run_dir)
-    built: list[Config] = []
+    built, tasks = list[Config](), load_tasks(config.evaluation)
     for values, seed in itertools.product(corner_values(space), seeds_of(space, config)):
         trial = seeded(configure(config, values, space.name), config, seed)
         if not any(_same_corpus(trial, other) for other in built):
-            build_corpus(trial, run.initial_model)
+            look_for_items(trial, tasks, None, build_corpus(trial, run.initial_model))
             built.append(trial)
     models = given_models(config)
     if FINE_TUNED in reference_roles(config):

@@ -13,7 +13,7 @@ from benchmarks.result.groups import EVALUATION, SPLITS, TRAIN, VALIDATION, Spli
 from benchmarks.result.picture_sets import PICTURE_SETS
 from benchmarks.result.pictures import pixel_hash
 from benchmarks.result.text_sets import LICENSES, texts_of
-from benchmarks.result.texts import quoted_in
+from benchmarks.result.texts import quoted_in, shown
 from lingu_ray.atomic import write_json
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.errors import UserError
@@ -77,7 +77,8 @@ def prove_texts(folder: Path, template: set[int]) -> dict[str, Any]:
     """Different words in a row of each split's texts, templates aside; the training data share none with the others.
 
     Raises:
-        UserError: a training text quotes a held-out one; the message names the file and the row.
+        UserError: a training text quotes a held-out one, or training has a fifth of a held-out one's words in a row,
+            templates or not; the message names the file and the row.
     """
     held_out = {split: quoted_in(_texts(folder, split), template) for split in (VALIDATION, EVALUATION)}
     protected = held_out[VALIDATION] | held_out[EVALUATION]
@@ -85,6 +86,11 @@ def prove_texts(folder: Path, template: set[int]) -> dict[str, Any]:
         for number, row in enumerate(read_json_lines(file), 1):
             if quoted_in(texts_of(row), template) & protected:
                 raise UserError(f"{file}:{number}: quotes a held-out text")
+    known = quoted_in(_texts(folder, TRAIN), set())
+    for file in (file for split in (VALIDATION, EVALUATION) for file in _files(folder, split)):
+        for number, row in enumerate(read_json_lines(file), 1):
+            if any(shown(text, known) for text in texts_of(row)):
+                raise UserError(f"{file}:{number}: is shown in training")
     counts = {TRAIN: len(quoted_in(_texts(folder, TRAIN), template)), **{s: len(q) for s, q in held_out.items()}}
     return {**counts, "shared": 0}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.result.files import read_json_lines
 from benchmarks.result.groups import EVALUATION, TRAIN, VALIDATION, Shares, Split, assign, chance
-from benchmarks.result.texts import group_documents, quoted_in, quotes, templates
+from benchmarks.result.texts import group_documents, quoted_in, quotes, shown, templates
 from lingu_ray.content import fingerprint
 
 Row = dict[str, Any]
@@ -61,6 +61,11 @@ def read_texts(data: Path, seed: int) -> Texts:
     for place in split.members[TRAIN]:
         learned.add(records[place], documents.of(place))
     rows[TRAIN] = {"t0_short": learned.pairs, "t0_text": learned.passages}
+    known = quoted_in((text for source in rows[TRAIN].values() for row in source for text in texts_of(row)), set())
+    for held_out in (VALIDATION, EVALUATION):
+        passages = rows[held_out]["t0_text"]
+        rows[held_out]["t0_text"] = [row for row in passages if not shown(row["text"], known)]
+        learned.left_out[f"{held_out}: shown in training"] = len(passages) - len(rows[held_out]["t0_text"])
     return Texts(rows, template, learned.left_out)
 
 

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from benchmarks.result.groups import Groups
+from lingu_ray.evaluation.contamination.items import SHARE
+from lingu_ray.evaluation.contamination.words import WORDS, word_runs
 
-WORDS = 13
-"""Words in a row by which two texts are taken for the same; as in the decontamination of GPT-3's training data."""
 TEMPLATE = 10
 """Records of one task from which words in a row belong to the task's template."""
 
 
 def quotes(text: str, template: Collection[int] = ()) -> set[int]:
-    """A hash of every `WORDS` words in a row; of a shorter text one of all its words. None of a text without words.
+    """The hashes of a text's words in a row (`word_runs`).
 
     Left out is what overlaps with words of a template: half of one, and a common word behind it, are no quotation.
     """
-    words = re.findall(r"\w+", text.lower())
-    last = max(1, len(words) - WORDS + 1) if words else 0
-    hashes = [_hash(words[begin : begin + WORDS]) for begin in range(last)]
-    of_template = {near for begin in range(last) if hashes[begin] in template for near in _overlapping(begin)}
+    hashes: list[int] = word_runs(text).tolist()
+    of_template = {near for begin, one in enumerate(hashes) if one in template for near in _overlapping(begin)}
     return {one for begin, one in enumerate(hashes) if begin not in of_template}
 
 
 def _overlapping(begin: int) -> range:
     return range(begin - WORDS + 1, begin + WORDS)
-
-
-def _hash(words: Sequence[str]) -> int:
-    return int.from_bytes(hashlib.blake2b(" ".join(words).encode(), digest_size=8).digest(), "little")
 
 
 def templates(texts: Sequence[str], tasks: Sequence[str]) -> set[int]:
@@ -55,3 +47,13 @@ def group_documents(texts: Sequence[str], template: set[int]) -> Groups:
 def quoted_in(texts: Iterable[str], template: set[int]) -> set[int]:
     """All words in a row of the texts, templates aside."""
     return set().union(*(quotes(text, template) for text in texts))
+
+
+def shown(text: str, known: Collection[int]) -> bool:
+    """Whether training that has the words in a row `known` shows a text: a fifth or more of it, templates and all.
+
+    Words that many records of a task share are taken for its template's, and may be those of a document that they all
+    ask about.
+    """
+    runs: list[int] = word_runs(text).tolist()
+    return sum(run in known for run in runs) >= SHARE * max(1, len(runs))

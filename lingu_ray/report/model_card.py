@@ -7,12 +7,15 @@ from typing import Any
 
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Config, SourceConfig, strict_yaml
+from lingu_ray.evaluation.contamination.found import trained_items
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import trained_role
 from lingu_ray.report.card_settings import settings_rows
 from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
 from lingu_ray.report.pages import environment
 from lingu_ray.report.sources import trained_sources
+from lingu_ray.runtime.controls import run_of_control
+from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.environment import read_environment
 
 _LICENSE = ("license", "license_name", "license_link")
@@ -51,6 +54,7 @@ def write_model_card(
         done=done,
         rows=manifest["rows"],
         result=result,
+        trained_items=trained_items(RunFolder(run_of_control(config.run_dir) or config.run_dir), result),
     )
     path = export_dir / "README.md"
     write_text(path, text)

@@ -13,6 +13,7 @@ from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.corpus.store import MANIFEST, existing_file
+from lingu_ray.evaluation.contamination.found import trained_items
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.roles import DISTILLED, control_role, trained_role
 from lingu_ray.report.evaluate_command import evaluate_command
@@ -45,6 +46,7 @@ def write_report(run_dir: Path) -> Path:
     panels = loss_panels({model: read_records(folder.metrics) for model, folder in runs.items()})
     if panels:
         save_panels(panels, run.report / "loss.png")
+    result = read_recovery(run.report)
     text = (
         environment()
         .get_template("report.html")
@@ -58,7 +60,8 @@ def write_report(run_dir: Path) -> Path:
             sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
             throughput=throughput(records),
             held_out=held_out_answers(samples, _corpus(run)),
-            **scores_shown(read_recovery(run.report), run.report),
+            trained_items=trained_items(run, result),
+            **scores_shown(result, run.report),
         )
     )
     page = run.report / "report.html"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lingu_ray.atomic import write_text
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.corpus.build import build_planned, plan_corpus
+from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt
 from lingu_ray.runtime.alignment.stage import align, alignment_figures, read_alignment
@@ -88,11 +89,15 @@ def share_precision(runs: Sequence[Run]) -> None:
             run.settle_precision(Choice(known[0], "as the run beside it"))
 
 
-def run_together(runs: Sequence[Run]) -> list[Path | str]:
+def run_together(runs: Sequence[Run], look: Callable[[Corpus], None] | None = None) -> list[Path | str]:
     """Train checked runs and return where their exported models are: side by side where Ray has room for all, else one
     by one.
 
     A finished run is not trained again, an unfinished one is resumed. Ray must be running.
+
+    Args:
+        runs: they train on one corpus.
+        look: is shown it before the training.
 
     Raises:
         UserError: something that the user can fix.
@@ -102,11 +107,11 @@ def run_together(runs: Sequence[Run]) -> list[Path | str]:
     with ExitStack() as logs:
         for run in waiting:
             logs.enter_context(run_log(run.folder, run.config.name))
-        _train_all(waiting)
+        _train_all(waiting, look)
     return [run.folder.exported_model for run in runs]
 
 
-def _train_all(runs: Sequence[Run]) -> None:
+def _train_all(runs: Sequence[Run], look: Callable[[Corpus], None] | None) -> None:
     if not runs:
         return
     with exit_on_interrupt():
@@ -120,6 +125,8 @@ def _train_all(runs: Sequence[Run]) -> None:
                 run.settle_precision(choice)
         for run in runs:
             run.prepare()
+        if look is not None:
+            look(runs[0].corpus)
     if together:
         _fit(runs)
     else:

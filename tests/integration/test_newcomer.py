@@ -8,6 +8,7 @@ import pytest
 import yaml
 from tinyrun import settings
 
+from lingu_ray.corpus.store import Corpus
 from lingu_ray.evaluation.recovery_json import read_recovery
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,7 @@ def here(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = (("language", "words"), ("vision", "seen"))
     language = {"kind": "language", "type": "multiple_choice", "path": "items.jsonl"}
     vision = {"kind": "vision", "type": "exact_match", "path": "seen.jsonl"}
-    seen = [{"question": "Even or odd?", "image": f"data/{i}.png", "answer": "even"} for i in range(4)]
+    seen = [{"question": "Even or odd?", "image": f"data/{i}.png", "answer": "even"} for i in range(12)]
     (folder / "seen.jsonl").write_text("".join(json.dumps(item) + "\n" for item in seen))
     tasks = [{"name": name} | (language if kind == "language" else vision) for kind, name in kinds]
     tree["evaluation"] = {"tasks": tasks, "engine": "transformers", "bootstrap": 50}
@@ -56,6 +57,7 @@ def test_train_evaluate_and_compare(here: Path, ray_cluster: str):
     """
     first = run(here, "lingu_ray.train", "my.yaml")
     assert "mine: step 2/2" in first and str(here / "runs/mine/report/report.html") in first
+    check_trained_items(here, first)
     absolute = (f"student.path={here}/models/vlm", f"output_dir={here}/runs")
     again = run(here, "lingu_ray.train", "my.yaml", *absolute, ray=ray_cluster)
     assert "found, finished before (2 steps)" in again and "step 2/2" not in again
@@ -64,6 +66,21 @@ def test_train_evaluate_and_compare(here: Path, ray_cluster: str):
     measured = read_recovery(here / "measured")
     assert measured is not None and measured.tasks.keys() == {"words", "seen"}
     assert "distill.policy" in run(here, "tuning.compare", "runs/mine", "runs/mine/controls/plain_ce")
+
+
+def check_trained_items(here: Path, printed: str) -> None:
+    """The pictures of the data are asked about, too: those of rows that the run reads are counted, and told."""
+    run_folder = here / "runs/mine"
+    found = json.loads((run_folder / "contamination.json").read_text())
+    corpus = Corpus(Path(json.loads((run_folder / "corpus.json").read_text())["path"]))
+    read = {image for row in corpus.rows(range(found["seen"]["rows"])) for image in row.images}
+    seen = [json.loads(line)["image"] for line in (here / "seen.jsonl").read_text().splitlines()]
+    expected = sum((here / image).read_bytes() in read for image in seen)
+    assert 0 < expected == found["seen"]["found"] and found["words"]["found"] == 0
+    said = f"{expected} of 12 items of seen stand in rows that are trained on"
+    assert printed.count(said) == 2  # before the training, and beside the verdict
+    pages = (run_folder / "report/report.html", run_folder / "export/README.md")
+    assert [said in page.read_text() and "of words stand" not in page.read_text() for page in pages] == [True, True]
 
 
 def test_sweep(here: Path, ray_cluster: str):

@@ -47,6 +47,11 @@ class RunFolder:
         return self.root / "corpus.json"
 
     @property
+    def contamination(self) -> Path:
+        """JSON on the evaluation items that stand in the rows trained on, by task."""
+        return self.root / "contamination.json"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint, `step-00000100`."""
         return self.root / "checkpoints"
@@ -122,7 +127,7 @@ class RunFolder:
         """Remove all that a run left which was never trained."""
         folders = (self.initial_model, self.ray, self.report, self.logs)
         files = (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment)
-        for path in (*folders, *files):
+        for path in (*folders, *files, self.contamination):
             remove(path)
 
 

@@ -31,8 +31,8 @@ PLANTED = "val/Fruit/Apple/0.png"  # a held-out picture of groceries
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made-up sets, with three things planted: a held-out picture among the training ones, once as it is and once
-    in another format, and a training text that quotes a held-out one."""
+    """The made-up sets, with four things planted: a held-out picture among the training ones, once as it is and once
+    in another format, a training text that quotes a held-out one, and a passage that forty prompts ask about."""
     folder = tmp_path_factory.mktemp("sets")
     write_sets(folder)
     grocery, clothing = folder / "images/grocery_store", folder / "images/clothing"
@@ -42,8 +42,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (clothing / "train.jsonl").write_text(lines)
     quoted = read_json_lines(folder / "eval/lambada_openai.jsonl")[0]["context"]
     records = read_json_lines(folder / "text/t0_19k.jsonl")
-    planted = {"task": "quarel", "prompt": f"Read: {quoted}", "completion": "stone"}
-    write_lines(folder / "text/t0_19k.jsonl", [*records, planted])
+    planted = [{"task": "quarel", "prompt": f"Read: {quoted}", "completion": "stone"}]
+    random = Random(5)
+    passage = sentence(random, 80)
+    planted += [{"task": "duorc", "prompt": f"{passage} {sentence(random, 8)}", "completion": "no"} for _ in range(40)]
+    write_lines(folder / "text/t0_19k.jsonl", [*records, *planted])
     return folder
 
 
@@ -74,6 +77,10 @@ def test_splits_are_apart(prepared: Path):
     assert left_out["grocery"] == {"repeated": 1}  # the same pixels
     assert left_out["clothing"] == {"like a held-out one": 1}  # nearly the same
     assert left_out["t0"]["quotes a held-out text"] == 1
+    assert left_out["t0"]["evaluation: shown in training"] > 1  # what so many prompts share was taken for a template
+    passages = [row["text"] for row in read_json_lines(prepared / "evaluation/t0_text.jsonl")]
+    learned = {" ".join(row["text"].split()[:40]) for row in read_json_lines(prepared / "train/t0_text.jsonl")}
+    assert passages and not [text for text in passages if " ".join(text.split()[:40]) in learned]
 
 
 def test_the_proof_can_fail(prepared: Path, tmp_path: Path):
@@ -87,8 +94,10 @@ def test_the_proof_can_fail(prepared: Path, tmp_path: Path):
         prove_pictures(folder)
     text = read_json_lines(folder / "evaluation/encyclopedic.jsonl")[0]["text"]
     write_lines(folder / "train/t0_text.jsonl", [{"text": text}])
-    with pytest.raises(UserError, match=r"t0_text\.jsonl:1: quotes a held-out text"):
+    with pytest.raises(UserError, match=r"train/t0_text\.jsonl:1: quotes a held-out text"):
         prove_texts(folder, set())
+    with pytest.raises(UserError, match=r"evaluation/\w+\.jsonl:\d+: is shown in training"):
+        prove_texts(folder, quotes(text))
 
 
 def test_manifest_is_true_and_the_same_again(prepared: Path, data: Path, tmp_path: Path):

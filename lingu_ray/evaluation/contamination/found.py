@@ -1,0 +1,45 @@
+"""What was found of a run's evaluation items in the rows that it trains on: `contamination.json` in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from lingu_ray.atomic import write_json
+from lingu_ray.evaluation.results import Recovery
+from lingu_ray.runtime.run_folder.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Found:
+    """How many of a task's items stand in the rows.
+
+    `asked`: fingerprint of the items (`Task.asked`). `rows`: how many were looked through. `first`: the first item that
+    was found, in words, with its row; None where none was.
+    """
+
+    asked: str
+    items: int
+    rows: int
+    found: int
+    first: str | None = None
+
+    def said(self, task: str) -> str:
+        """`12 of 500 items of arc_easy stand in rows that are trained on (item 17 in row 3, source chat)`."""
+        return f"{self.found} of {self.items} items of {task} stand in rows that are trained on ({self.first})"
+
+
+def write_found(found: Mapping[str, Found], folder: RunFolder) -> None:
+    """Write what was found, by task."""
+    write_json(folder.contamination, {name: asdict(one) for name, one in found.items()})
+
+
+def trained_items(folder: RunFolder, result: Recovery | None) -> list[str]:
+    """A sentence on each task that was measured and of which items were found; none where nobody looked."""
+    if result is None or not folder.contamination.exists():
+        return []
+    tree = json.loads(folder.contamination.read_text(encoding="utf-8"))
+    found = {name: Found(**one) for name, one in tree.items()}
+    same = [name for name, task in result.tasks.items() if name in found and found[name].asked == task.asked]
+    return [f"{found[name].said(name)}. Of these its scores show memory." for name in same if found[name].found]

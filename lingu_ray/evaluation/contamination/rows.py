@@ -1,0 +1,73 @@
+"""Looking for marks in the rows that a run reads of its corpus, shard by shard, in tasks of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayTaskError
+
+from lingu_ray.content import bytes_identity
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
+from lingu_ray.corpus.store import Corpus
+from lingu_ray.errors import user_error
+from lingu_ray.evaluation.contamination.items import Marks, Seen
+from lingu_ray.evaluation.contamination.words import word_runs
+from lingu_ray.live import LiveLine
+
+Places = dict[str | int, Seen]
+"""Where marks were seen: pictures by identity, words in a row by hash."""
+
+
+def look_in_corpus(corpus: Corpus, rows: int, marks: Marks) -> Places:
+    """Where marks stand in the first `rows` rows of a corpus. Ray must be running.
+
+    Raises:
+        UserError: the corpus is damaged.
+    """
+    size: int = corpus.manifest["rows_per_shard"]
+    shards = [range(begin, min(rows, begin + size)) for begin in range(0, rows, size)]
+    look: Any = ray.remote(_look_in_shard)
+    wanted, places = ray.put(marks), Places()
+    looking = [look.remote(corpus.folder, shard, wanted) for shard in shards]
+    with LiveLine("looking for evaluation items in the corpus", len(shards), "shard", keep=False) as line:
+        for done, shard in enumerate(looking, 1):
+            try:
+                found = ray.get(shard)
+            except RayTaskError as error:
+                raise user_error(error) or error from None
+            places = found | places  # those of the first shard stay
+            line.show(done)
+    return places
+
+
+def _look_in_shard(folder: Path | str, positions: range, marks: Marks) -> Places:
+    corpus = Corpus(folder)
+    return look_in_rows((row for position in positions for row in corpus.rows([position])), marks)
+
+
+def look_in_rows(rows: Iterable[Row], marks: Marks) -> Places:
+    """Where marks stand in rows."""
+    places = Places()
+    for row in rows:
+        found: set[str | int] = set(marks.pictures and marks.pictures.intersection(map(bytes_identity, row.images)))
+        for text in texts_of(row.messages) if len(marks.runs) else ():
+            runs = word_runs(text)
+            nearest = marks.runs[np.searchsorted(marks.runs, runs).clip(max=len(marks.runs) - 1)]
+            found.update(runs[nearest == runs].tolist())
+        for mark in found:
+            places.setdefault(mark, Seen(row.source, row.position))
+    return places
+
+
+def texts_of(messages: Messages) -> Iterator[str]:
+    """Question and answer of each turn that is a target, as one text."""
+    question = ""
+    for message in messages:
+        if is_target(message):
+            yield f"{question} {message['content']}".replace(PLACEHOLDER, " ")
+        elif message["role"] == "user":
+            question = message["content"]

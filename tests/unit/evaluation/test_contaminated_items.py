@@ -1,0 +1,108 @@
+"""Which evaluation items are found in training rows, and which are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import picture
+
+from lingu_ray.config import TaskConfig
+from lingu_ray.corpus.row import Row
+from lingu_ray.evaluation.contamination.items import Marks, TaskMarks
+from lingu_ray.evaluation.contamination.rows import look_in_rows
+from lingu_ray.evaluation.tasks.load import load_task
+
+FACT = "The river that flows past the old mill rises in the hills north of the town and ends in"
+TEMPLATE = "Read the following passage with care and then answer the question below it in one short sentence or less"
+
+
+def turn(question: str, answer: str, **answered: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer, **answered}]
+
+
+def rows_of(conversations: list[list[dict[str, Any]]], images: list[bytes] | None = None) -> list[Row]:
+    """Rows of one conversation each; each has all images."""
+    return [Row("chat", place, messages, images or [], True) for place, messages in enumerate(conversations)]
+
+
+def found(folder: Path, task: dict[str, Any], items: list[dict[str, Any]], rows: list[Row]) -> dict[str, int]:
+    """The items that are found, each with the first row."""
+    path = folder / "items.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    marks = TaskMarks(load_task(TaskConfig.model_validate({"name": "asked", "path": str(path)} | task)))
+    return {item.name: seen.row for item, seen in marks.found(look_in_rows(rows, marks.marks))}
+
+
+LAST_WORD = {"kind": "language", "type": "last_word"}
+CHOICE = {"kind": "language", "type": "multiple_choice"}
+ASKED = {"kind": "language", "type": "exact_match"}
+PASSAGE = {"kind": "language", "type": "perplexity"}
+
+
+@pytest.mark.parametrize(
+    ("task", "item", "conversation", "is_found"),
+    [
+        (LAST_WORD, {"context": FACT, "continuation": "lakes"}, turn(f"{FACT} what?", "The sea."), True),
+        (LAST_WORD, {"context": FACT, "continuation": "lakes"}, turn("Go on.", f"{FACT} lakes."), True),
+        (LAST_WORD, {"context": FACT, "continuation": "lakes"}, turn("Go on.", FACT[20:50]), False),
+        (PASSAGE, {"text": f"{FACT} lakes"}, turn("", f"We read: {FACT.upper()} lakes, they say."), True),
+        (ASKED, {"question": "Two and two?", "answer": "Four"}, turn("two and two", "four!"), True),  # short: all of it
+        (ASKED, {"question": "Two and two?", "answer": "Four"}, turn("Two and two?", "Five"), False),
+        (ASKED, {"question": "Two and two?", "answer": ["4", "Four"]}, turn("Two and two?", "Four"), True),
+        (ASKED, {"question": "Two and two?", "answer": "Four"}, turn("Two and two?", "Four, I think"), False),
+        (CHOICE, {"query": "Grass is", "choices": ["red", "green"], "gold": 1}, turn("Grass is", "green"), True),
+        (CHOICE, {"query": "Grass is", "choices": ["red", "green"], "gold": 1}, turn("Grass is", "red"), False),
+        (CHOICE, {"context_options": ["Red", "Blue"], "continuation": "sky", "gold": 1}, turn("Blue", "sky"), True),
+        (ASKED, {"question": "Grass?", "answer": "Green"}, [*turn("Hi", "Hello"), *turn("Grass?", "Green")], True),
+        # an answer that is no target of the loss is not learned
+        (ASKED, {"question": "Grass?", "answer": "Green"},
+         [*turn("Grass?", "Green", supervised=False), *turn("Well?", "Yes")], False),
+    ],
+)  # fmt: skip
+def test_texts(
+    tmp_path: Path, task: dict[str, Any], item: dict[str, Any], conversation: list[dict[str, Any]], is_found: bool
+) -> None:
+    """Question and right answer: thirteen words in a row of them, or all of a shorter item."""
+    conversations = [turn("Other", "words"), conversation]
+    assert found(tmp_path, task, [item], rows_of(conversations)) == ({"1": 1} if is_found else {})
+
+
+def test_words_of_a_template_are_no_quotation(tmp_path: Path) -> None:
+    """What ten items and a tenth of all share does not count, however much of an item it is; the rest is compared."""
+    items = [{"question": f"{TEMPLATE}: is {i} small?", "answer": "Yes"} for i in range(20)]
+    items += [{"question": f"{FACT}: {what}?", "answer": "No"} for what in ("a sea", "a lake")]
+    rows = rows_of([turn(f"{TEMPLATE}: are {i} many?", "Maybe") for i in range(30)] + [turn(FACT, "the sea")])
+    assert found(tmp_path, ASKED, items, rows) == {"21": 30, "22": 30}
+    repeated = [*rows, *rows_of([turn(f"{TEMPLATE}: is 7 small?", "Yes")])]
+    assert found(tmp_path, ASKED, items, repeated) == {"8": 0, "21": 30, "22": 30}
+    assert found(tmp_path, ASKED, items[:1], rows) == {"1": 0}  # of one item nothing tells what its template is
+
+
+def test_a_quotation_in_a_long_text_is_not_enough(tmp_path: Path) -> None:
+    """Less than a fifth of it, as the question that a rare template asks."""
+    text = " ".join(f"word{i}" for i in range(150))
+    for words, is_found in ((38, False), (42, True)):
+        row = rows_of([turn("", " ".join(text.split()[60 : 60 + words]))])
+        assert bool(found(tmp_path, PASSAGE, [{"text": text}], row)) == is_found
+
+
+def test_pictures(tmp_path: Path) -> None:
+    """The item's pictures in any row, whatever is asked about them there; its words, which many items share, are not
+    looked for."""
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    items = [{"question": "Which color?", "answer": "red", "image": f"{i}.png"} for i in range(2)]
+    items.append({"question": "<image><image>Same?", "answer": "no", "image": ["2.png", "1.png"]})
+    task = {"kind": "vision", "type": "exact_match"}
+    asked = turn("<image>Which color?", "red")
+    assert found(tmp_path, task, items, rows_of([asked], [picture(1)])) == {"2": 0, "3": 0}
+    assert found(tmp_path, task, items, rows_of([asked], [picture(7)])) == {}
+
+
+def test_nothing_to_look_for() -> None:
+    """Items without words or pictures are in no row."""
+    assert look_in_rows(rows_of([turn("…", "!")]), Marks(frozenset(), np.empty(0, np.uint64))) == {}
