@@ -175,7 +175,7 @@ def track(config: Config, recovery: Recovery | None) -> None:
     folder = RunFolder(config.run_dir)
     with Tracker(config, folder) as run:
         run.catch_up()
-        run.log_files(folder.report)
+        run.log_files(folder.report, folder.contamination)
         if recovery is not None:
             log_scores(run, recovery, recovery.own_model(trained_role(config)))
             log_verdict(run, recovery.verdict)

@@ -18,12 +18,12 @@ from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import settings_with
 from lingu_ray.content import fingerprint, model_identity
 from lingu_ray.corpus.build import Plan
-from lingu_ray.corpus.store import is_built
+from lingu_ray.corpus.store import Corpus, is_built
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints.checkpoint import checkpoints, storage_failures_explained
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.storage import local_copy
+from lingu_ray.storage import local_copy, place
 
 log = logging.getLogger(__name__)
 
@@ -183,3 +183,9 @@ def record_corpus(plan: Plan, folder: RunFolder) -> None:
     """Record which corpus the run is trained on."""
     pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents}
     write_json(folder.corpus, pointer)
+
+
+def recorded_corpus(folder: RunFolder) -> Corpus | None:
+    """The corpus that the run was trained on; None where it was deleted since."""
+    path = place(json.loads(folder.corpus.read_text(encoding="utf-8"))["path"])
+    return Corpus(path) if is_built(path) else None

@@ -35,7 +35,14 @@ from lingu_ray.runtime.cluster.memory import FOR_TRAINING, ended_by_ray, full_no
 from lingu_ray.runtime.failures import Restarts
 from lingu_ray.runtime.preparation import check_output, prepare_initial_model, say_passes
 from lingu_ray.runtime.ray_train import torch_trainer
-from lingu_ray.runtime.resume import check_data, check_measured_models, check_settings, record_corpus, trained_steps
+from lingu_ray.runtime.resume import (
+    check_data,
+    check_measured_models,
+    check_settings,
+    record_corpus,
+    recorded_corpus,
+    trained_steps,
+)
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.job_stop import StopWait
 from lingu_ray.runtime.run_folder.lease import Lease
@@ -97,7 +104,7 @@ def run_together(runs: Sequence[Run], look: Callable[[Corpus], None] | None = No
 
     Args:
         runs: they train on one corpus.
-        look: is shown it before the training.
+        look: is shown it before the training; where all are finished, too, if it is still there.
 
     Raises:
         UserError: something that the user can fix.
@@ -108,6 +115,8 @@ def run_together(runs: Sequence[Run], look: Callable[[Corpus], None] | None = No
         for run in waiting:
             logs.enter_context(run_log(run.folder, run.config.name))
         _train_all(waiting, look)
+    if not waiting and look is not None and (corpus := recorded_corpus(runs[0].folder)) is not None:
+        look(corpus)
     return [run.folder.exported_model for run in runs]
 
 

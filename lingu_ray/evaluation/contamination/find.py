@@ -13,7 +13,7 @@ import numpy as np
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.store import Corpus
-from lingu_ray.evaluation.contamination.found import Found, write_found
+from lingu_ray.evaluation.contamination.found import Found, read_found, write_found
 from lingu_ray.evaluation.contamination.items import Marks, Seen, TaskMarks
 from lingu_ray.evaluation.contamination.rows import look_in_corpus
 from lingu_ray.evaluation.tasks.task import Item, Task
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def look_for_items(config: Config, tasks: Sequence[Task], folder: RunFolder | None, corpus: Corpus) -> None:
-    """Look for evaluation items in the rows that a run reads, warn of what is found, and record it.
+    """Look for evaluation items in the rows that a run reads, unless it was done; warn of what is found, and record it.
 
     Args:
         config: the run, or a trial of a sweep.
@@ -35,7 +35,12 @@ def look_for_items(config: Config, tasks: Sequence[Task], folder: RunFolder | No
     if not asked:
         return
     rows = min(len(corpus), config.train.steps * config.train.rows_per_step)
-    found = find_items(corpus, rows, asked)
+    before = {} if folder is None else read_found(folder)
+    now = {task.config.name: (task.asked, corpus.manifest["fingerprint"], rows) for task in asked}
+    if {name: (one.asked, one.corpus, one.rows) for name, one in before.items()} == now:
+        found = before
+    else:
+        found = find_items(corpus, rows, asked)
     if folder is not None:
         write_found(found, folder)
     if said := [one.said(name) for name, one in found.items() if one.found]:
@@ -52,9 +57,10 @@ def find_items(corpus: Corpus, rows: int, tasks: Sequence[Task]) -> dict[str, Fo
     pictures = frozenset[str]().union(*(one.marks.pictures for one in of_tasks))
     runs = np.unique(np.concatenate([one.marks.runs for one in of_tasks]))
     places = look_in_corpus(corpus, rows, Marks(pictures, runs))
-    return {one.task.config.name: _found(one, rows, list(one.found(places))) for one in of_tasks}
+    mark = corpus.manifest["fingerprint"]
+    return {one.task.config.name: _found(one, mark, rows, list(one.found(places))) for one in of_tasks}
 
 
-def _found(marks: TaskMarks, rows: int, hits: Sequence[tuple[Item, Seen]]) -> Found:
+def _found(marks: TaskMarks, corpus: str, rows: int, hits: Sequence[tuple[Item, Seen]]) -> Found:
     first = [f"item {item.name} in row {seen.row}, source {seen.source}" for item, seen in hits[:1]]
-    return Found(marks.task.asked, len(marks.task.items), rows, len(hits), *first)
+    return Found(marks.task.asked, len(marks.task.items), corpus, rows, len(hits), *first)

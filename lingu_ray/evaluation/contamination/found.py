@@ -15,12 +15,13 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 class Found:
     """How many of a task's items stand in the rows.
 
-    `asked`: fingerprint of the items (`Task.asked`). `rows`: how many were looked through. `first`: the first item that
-    was found, in words, with its row; None where none was.
+    `asked`: fingerprint of the items (`Task.asked`). `corpus`: fingerprint of the corpus. `rows`: how many of it were
+    looked through. `first`: the first item that was found, in words, with its row; None where none was.
     """
 
     asked: str
     items: int
+    corpus: str
     rows: int
     found: int
     first: str | None = None
@@ -35,11 +36,17 @@ def write_found(found: Mapping[str, Found], folder: RunFolder) -> None:
     write_json(folder.contamination, {name: asdict(one) for name, one in found.items()})
 
 
-def trained_items(folder: RunFolder, result: Recovery | None) -> list[str]:
-    """A sentence on each task that was measured and of which items were found; none where nobody looked."""
-    if result is None or not folder.contamination.exists():
-        return []
+def read_found(folder: RunFolder) -> dict[str, Found]:
+    """What was found, by task; empty where nobody looked."""
+    if not folder.contamination.exists():
+        return {}
     tree = json.loads(folder.contamination.read_text(encoding="utf-8"))
-    found = {name: Found(**one) for name, one in tree.items()}
-    same = [name for name, task in result.tasks.items() if name in found and found[name].asked == task.asked]
+    return {name: Found(**one) for name, one in tree.items()}
+
+
+def trained_items(folder: RunFolder, result: Recovery | None) -> list[str]:
+    """A sentence on each task that was measured and of which items were found."""
+    found = {} if result is None else read_found(folder)
+    measured = {} if result is None else result.tasks
+    same = [name for name, one in found.items() if name in measured and measured[name].asked == one.asked]
     return [f"{found[name].said(name)}. Of these its scores show memory." for name in same if found[name].found]

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 from tiny import picture
 
-from lingu_ray.config import TaskConfig
+from lingu_ray.config import Config, TaskConfig
 from lingu_ray.corpus.row import Row
+from lingu_ray.corpus.store import Corpus
+from lingu_ray.evaluation.contamination import find
+from lingu_ray.evaluation.contamination.find import look_for_items
+from lingu_ray.evaluation.contamination.found import Found, read_found, write_found
 from lingu_ray.evaluation.contamination.items import Marks, TaskMarks
 from lingu_ray.evaluation.contamination.rows import look_in_rows
-from lingu_ray.evaluation.tasks.load import load_task
+from lingu_ray.evaluation.tasks.load import load_task, load_tasks
+from lingu_ray.runtime.run_folder.folder import RunFolder
 
 FACT = "The river that flows past the old mill rises in the hills north of the town and ends in"
 TEMPLATE = "Read the following passage with care and then answer the question below it in one short sentence or less"
@@ -106,3 +111,33 @@ def test_pictures(tmp_path: Path) -> None:
 def test_nothing_to_look_for() -> None:
     """Items without words or pictures are in no row."""
     assert look_in_rows(rows_of([turn("…", "!")]), Marks(frozenset(), np.empty(0, np.uint64))) == {}
+
+
+def test_what_was_looked_for_is_told_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same items, corpus and rows are not looked through a second time (which Ray would have to do)."""
+    items = tmp_path / "items.jsonl"
+    items.write_text('{"question": "Two and two?", "answer": "Four"}\n', encoding="utf-8")
+    source = {"name": "chat", "format": "messages", "path": str(tmp_path / "chat.jsonl"), "language_heavy": True}
+    config = Config.model_validate(
+        {
+            "name": "mine",
+            "student": {"path": "/vlm"},
+            "teacher": {"path": "/lm"},
+            "corpus": {"sources": [source]},
+            "train": {"steps": 2, "rows_per_step": 4},
+            "evaluation": {"tasks": [{"name": "sums", "path": str(items)} | ASKED]},
+        }
+    )
+    (tmp_path / "manifest.json").write_text('{"rows": 100, "rows_per_shard": 10, "fingerprint": "abc"}')
+    corpus, folder, [task] = Corpus(tmp_path), RunFolder(tmp_path), load_tasks(config.evaluation)
+    write_found({"sums": Found(task.asked, 1, "abc", 8, 1, "item 1 in row 3, source chat")}, folder)
+    look_for_items(config, [task], folder, corpus)
+    assert "1 of 1 items of sums stand in rows that are trained on (item 1 in row 3, source chat)" in caplog.text
+    assert read_found(folder).keys() == {"sums"}
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 3})})
+    looked = []
+    monkeypatch.setattr(find, "find_items", lambda corpus, rows, tasks: looked.append(rows) or {})
+    look_for_items(longer, [task], folder, corpus)
+    assert looked == [12]
