@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from lingu_ray.evaluation.contamination.items import Marks, Seen
 from lingu_ray.evaluation.contamination.words import word_runs
 from lingu_ray.live import LiveLine
 
+AT_ONCE = 256
+"""Shards that are begun before the first of them is done with: more would be a burden on the driver."""
 Places = dict[str | int, Seen]
 """Where marks were seen: pictures by identity, words in a row by hash."""
 
@@ -32,14 +36,17 @@ def look_in_corpus(corpus: Corpus, rows: int, marks: Marks) -> Places:
     shards = [range(begin, min(rows, begin + size)) for begin in range(0, rows, size)]
     look: Any = ray.remote(_look_in_shard)
     wanted, places = ray.put(marks), Places()
-    looking = [look.remote(corpus.folder, shard, wanted) for shard in shards]
+    begun = (look.remote(corpus.folder, shard, wanted) for shard in shards)
+    looking = deque(islice(begun, AT_ONCE))
     with LiveLine("looking for evaluation items in the corpus", len(shards), "shard", keep=False) as line:
-        for done, shard in enumerate(looking, 1):
+        for done in range(1, len(shards) + 1):
             try:
-                found = ray.get(shard)
+                found: Places = ray.get(looking.popleft())
             except RayTaskError as error:
                 raise user_error(error) or error from None
-            places = found | places  # those of the first shard stay
+            for mark, seen in found.items():
+                places.setdefault(mark, seen)
+            looking.extend(islice(begun, 1))
             line.show(done)
     return places
 
