@@ -12,6 +12,7 @@ from __future__ import annotations
 import posixpath
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +35,7 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import trained_role
-from lingu_ray.evaluation.tracking import ASKED, VERDICT, asked_of, figures_of, task_of
+from lingu_ray.evaluation.tracking import ASKED, ENGINE, VERDICT, asked_of, engines_of, figures_of, task_of
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
@@ -75,7 +76,7 @@ HELP = Help(USAGE, __doc__, CompareConfig)
 class Compared:
     """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one.
 
-    `asked`: fingerprint of the items that its model was asked, by task.
+    `asked`: fingerprint of the items that its model was asked, `engines`: what asked them, both by task.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Compared:
     curves: Curves = field(default_factory=dict)
     verdict: str | None = None
     asked: dict[str, str] = field(default_factory=dict)
+    engines: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def main(arguments: list[str]) -> None:
     tables = {"Metrics": metrics_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
     for title, table in tables.items():
         show(title, table)
-    notes = other_items(runs)
+    notes = [*other_items(runs), *other_engines(runs)]
     for note in notes:
         print(note)
     page = write_page(runs, tables, notes, options.out)
@@ -147,7 +149,7 @@ def read_folder(path: Path) -> Compared:
     if (measured := _measured(folder, config, own)) is None:
         return Compared(str(path), flat(config), metrics, curves, verdict)
     metrics |= figures_of(*measured)
-    return Compared(str(path), flat(config), metrics, curves, verdict, asked_of(*measured))
+    return Compared(str(path), flat(config), metrics, curves, verdict, asked_of(*measured), engines_of(*measured))
 
 
 def read_place(run: Path | str) -> Compared:
@@ -197,8 +199,12 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
     tags = run.data.tags
-    asked = {tag.removeprefix(ASKED): value for tag, value in tags.items() if tag.startswith(ASKED)}
-    return Compared(run.info.run_name, newest_settings(run), dict(run.data.metrics), curves, tags.get(VERDICT), asked)
+    asked, engines = (
+        {tag.removeprefix(begin): value for tag, value in tags.items() if tag.startswith(begin)}
+        for begin in (ASKED, ENGINE)
+    )
+    settings, metrics = newest_settings(run), dict(run.data.metrics)
+    return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), asked, engines)
 
 
 def _has_model(run: Any) -> bool:
@@ -217,17 +223,36 @@ def metrics_table(runs: list[Compared]) -> Matrix:
 def other_items(runs: list[Compared]) -> list[str]:
     """A sentence for each task whose items are not the same in all runs that tell which ones they were asked."""
     notes = []
-    for task in dict.fromkeys(task for run in runs for task in run.asked):
-        groups: dict[str, list[str]] = {}
-        for run in runs:
-            if task in run.asked:
-                groups.setdefault(run.asked[task], []).append(run.name)
-        if len(groups) > 1:
-            apart = " | ".join(", ".join(names) for names in groups.values())
-            notes.append(
-                f"{task} was measured on different items ({apart}): its scores do not compare, nor do means with it"
-            )
+    for task, groups in _apart({run.name: run.asked for run in runs}):
+        apart = " | ".join(", ".join(names) for names in groups.values())
+        notes.append(
+            f"{task} was measured on different items ({apart}): its scores do not compare, nor do means with it"
+        )
     return notes
+
+
+def other_engines(runs: list[Compared]) -> list[str]:
+    """A sentence for all tasks that the same engines measured, where these are not one in all runs that tell it."""
+    tasks: dict[str, list[str]] = {}
+    for task, groups in _apart({run.name: run.engines for run in runs}):
+        by = " | ".join(f"{', '.join(names)}: {engine}" for engine, names in groups.items())
+        tasks.setdefault(by, []).append(task)
+    return [
+        f"{', '.join(names)}: measured by different engines or in different precisions ({by}), which is part of any "
+        "difference of scores; evaluate all with one evaluation.engine and evaluation.precision"
+        for by, names in tasks.items()
+    ]
+
+
+def _apart(by_run: dict[str, dict[str, str]]) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """The tasks of which runs have several values, each with the runs' names by value."""
+    for task in dict.fromkeys(task for known in by_run.values() for task in known):
+        groups: dict[str, list[str]] = {}
+        for run, known in by_run.items():
+            if task in known:
+                groups.setdefault(known[task], []).append(run)
+        if len(groups) > 1:
+            yield task, groups
 
 
 def settings_table(runs: list[Compared]) -> Matrix:

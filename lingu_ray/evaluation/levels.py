@@ -16,7 +16,7 @@ import numpy as np
 from lingu_ray.config import TaskConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
-from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CLUSTER, items_path, read_items, stamp_of
+from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CLUSTER, Stamp, items_path, read_items, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
 from lingu_ray.evaluation.tasks.blind import blind_name
@@ -48,8 +48,9 @@ class Measured:
     """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has.
 
     `alone`: nothing that is drawn has a second of its kind, so that all resamples are the same, and tell of no noise.
-    `asked`: fingerprint of what all models were asked; None of made-up answers. `nats`: the same items and resamples by
-    likelihood, where that is measured beside the metric. `blind`: the same without images, where they were asked so.
+    `asked`: fingerprint of what all models were asked; `engine`: which one asked, and its precision; None of made-up
+    answers. `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the
+    same without images, where they were asked so.
     """
 
     config: TaskConfig
@@ -62,6 +63,7 @@ class Measured:
     blind: Measured | None = None
     alone: bool = False
     asked: str | None = None
+    engine: str | None = None
 
     @property
     def sign(self) -> float:
@@ -104,12 +106,12 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
             f"evaluation.blind: {config.name}: no model was asked without images; evaluate with the models again, or "
             "leave evaluation.blind out"
         )
-    asked = _asked_alike(out_dir, config.name, list(columns))
+    stamp = _asked_alike(out_dir, config.name, list(columns))
     _asked_alike(out_dir, blind_name(config.name), list(unseen))
     items = _references(next(iter(columns.values())))
     if any(_references(other) != items for other in (*columns.values(), *unseen.values())):
         raise UserError(f"evaluation.tasks: {config.name}: models were measured on different items; evaluate again")
-    _check_documents(config, asked)
+    _check_documents(config, stamp.asked if stamp else None)
     metric, scores = judge_task(config, columns)
     in_nats = judge_in_nats(metric, scores)
     cluster_I = next((of_model[CLUSTER] for of_model in columns.values() if CLUSTER in of_model), None)
@@ -117,7 +119,8 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
         _levels(config, metric, scores, resamples, cluster_I),
         nats=_levels(config, *in_nats, resamples) if in_nats else None,
         blind=_levels(config, *judge_task(config, unseen), resamples, cluster_I) if unseen else None,
-        asked=asked,
+        asked=stamp.asked if stamp else None,
+        engine=stamp.engine if stamp else None,
     )
 
 
@@ -126,8 +129,8 @@ def _references(columns: Columns) -> Columns:
     return {name: values for name, values in columns.items() if name not in ANSWER_COLUMNS}
 
 
-def _asked_alike(out_dir: Path, task: str, models: list[str]) -> str | None:
-    """What the models were asked, by its fingerprint: all the same, and by the same engine.
+def _asked_alike(out_dir: Path, task: str, models: list[str]) -> Stamp | None:
+    """A stamp of those that are known: all models were asked the same, and by the same engine.
 
     Raises:
         UserError: they were not.
@@ -137,10 +140,9 @@ def _asked_alike(out_dir: Path, task: str, models: list[str]) -> str | None:
     if len(engines) > 1:
         by = ", ".join(f"{model} by {engine}" for engine, model in engines.items())
         raise UserError(f"evaluation.tasks: {task}: models were measured differently ({by}); evaluate all again")
-    asked = {stamp.asked for stamp in stamps.values()}
-    if len(asked) > 1:
+    if len({stamp.asked for stamp in stamps.values()}) > 1:
         raise UserError(f"evaluation.tasks: {task}: models were measured on different items; evaluate again")
-    return next(iter(asked), None)
+    return next(iter(stamps.values()), None)
 
 
 def _check_documents(config: TaskConfig, asked: str | None) -> None:

@@ -123,6 +123,7 @@ def _task_scores(
         in_mean=counts(task, DISTILLED if DISTILLED in task.level else references.baseline, references),
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if task.comparable(DISTILLED, m)},
         asked=task.asked,
+        engine=task.engine,
         blind=None if task.blind is None or task.alone else _blind(task, task.blind),
     )
 

@@ -93,6 +93,7 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
         "in_mean": task.in_mean,
         "over": {model: _pair("difference", difference) for model, difference in task.over.items()},
         "asked": task.asked,
+        "engine": task.engine,
         "nats": None if task.nats is None else _task_json(task.nats),
         "blind": None if task.blind is None else _blind_json(task.blind),
     }
@@ -113,6 +114,7 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
         in_mean=entry.get("in_mean", True),
         over={m: found for m, e in entry.get("over", {}).items() if (found := _estimate("difference", e))},
         asked=entry.get("asked"),
+        engine=entry.get("engine"),
         nats=_task(entry["nats"]) if entry.get("nats") else None,
         blind=_blind(entry["blind"]) if entry.get("blind") else None,
     )

@@ -85,7 +85,8 @@ class TaskScores:
     whether these scores count in the mean of the task's kind, the distilled model's where it was measured.
     `over`: by model, every one but the original: how much better the distilled model scores than that one, in the units
     of the metric (perplexity: nats per token); those that are measured, on the same tokens.
-    `asked`: fingerprint of the items that all of them were asked; None where it is not known.
+    `asked`: fingerprint of the items that all of them were asked; `engine`: which one asked, and its precision. None
+    where it is not known.
     `nats`: the same by likelihood, where that is measured beside the metric. `blind`: of a vision task, where it was
     asked without its images, too.
     """
@@ -102,6 +103,7 @@ class TaskScores:
     in_mean: bool = True
     over: dict[str, Estimate] = field(default_factory=dict)
     asked: str | None = None
+    engine: str | None = None
     nats: TaskScores | None = None
     blind: Blind | None = None
 

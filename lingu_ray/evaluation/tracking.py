@@ -24,6 +24,8 @@ VERDICT = "verdict"
 """Tag of the run whose evaluation the verdict is about."""
 ASKED = "asked/"
 """Begin of the tags, one a task, with the fingerprint of the items that the run's model was asked."""
+ENGINE = "engine/"
+"""Begin of the tags, one a task, with the engine that asked, and its precision."""
 _TAG_LIMIT = 5000  # characters that every version of MLflow takes
 
 
@@ -70,10 +72,16 @@ def asked_of(result: Recovery, model: str) -> dict[str, str]:
     return {name: task.asked for name, task in result.tasks.items() if model in task.models and task.asked}
 
 
+def engines_of(result: Recovery, model: str) -> dict[str, str]:
+    """The engine, and its precision, of every task that the model was measured on, where it is known."""
+    return {name: task.engine for name, task in result.tasks.items() if model in task.models and task.engine}
+
+
 def log_scores(run: MlflowRun, result: Recovery, model: str) -> None:
-    """Log the model's figures, and tag the run with the items that they are of."""
+    """Log the model's figures, and tag the run with the items that they are of, and with the engine."""
     run.log_figures(figures_of(result, model))
     tags = [RunTag(f"{ASKED}{task}", asked) for task, asked in asked_of(result, model).items()]
+    tags += [RunTag(f"{ENGINE}{task}", engine) for task, engine in engines_of(result, model).items()]
     run.client.log_batch(run.run_id, tags=tags)
 
 

@@ -407,7 +407,8 @@ def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
     for of_items, refused in ((asked, nullcontext()), ("of others", pytest.raises(UserError, match="does not ask"))):
         write_items(items_path(tmp_path, "t", "teacher"), columns, Stamp(of_items, "vllm, fp32", "of the model", {}))
         with refused:
-            assert summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"].asked == asked
+            found = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(config,))).tasks["t"]
+            assert (found.asked, found.engine) == (asked, "vllm, fp32")
     with pytest.raises(UserError, match="its data is not what it was"):
         METRICS["lm_eval"].judge({key: column * 3 for key, column in columns.items()})
     with pytest.raises(UserError, match=r"limit is 7, but .* holds 6"):

@@ -36,6 +36,7 @@ def result(**models: float) -> Recovery:
     for name, (kind, level) in TASKS.items():
         scores = {model: ModelScore(estimate(level * factor), {}, None) for model, factor in models.items()}
         tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher", asked="1")
+        tasks[name] = replace(tasks[name], engine="vllm, fp32")
     means = {model: Means(estimate(factor), None) for model, factor in models.items()}
     verdict = Verdict(None, "The claim is not decided: no vision.")
     return Recovery(tasks, means["distilled"], means, {}, {}, OF_THE_TEACHER, verdict)
@@ -73,13 +74,14 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
         assert folder.metrics == tracked.metrics and folder.metrics["eval/cloze/score"] in (0.5, 0.25)
         assert folder.settings == tracked.settings and folder.verdict == tracked.verdict
         assert folder.asked == tracked.asked == {"cloze": "1", "digits": "1"}
+        assert folder.engines == tracked.engines == dict.fromkeys(TASKS, "vllm, fp32")
     assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
     compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
     printed, page = capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()
     for text in (printed, page):
         assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
         assert text.count("The claim is not decided: no vision.") == 1
-        assert "eval/" not in text and "output_dir" not in text and "different items" not in text
+        assert "eval/" not in text and "output_dir" not in text and "different" not in text
 
 
 def test_scores_on_other_items_are_said_not_to_compare(
@@ -95,6 +97,21 @@ def test_scores_on_other_items_are_said_not_to_compare(
     for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()):
         assert f"cloze was measured on different items ({run.root} | {later}): its scores do not compare" in text
         assert text.count("different items") == 1
+
+
+def test_engines_that_differ_are_said(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tasks that other engines measured share a line; of what is not known nothing is said."""
+    measured = result(distilled=1.0)
+    later, earlier = (Path(shutil.copytree(run.root, tmp_path / name)) for name in ("later", "earlier"))
+    for folder, engine in ((later, "transformers, fp32"), (earlier, None)):
+        tasks = {name: replace(task, engine=engine) for name, task in measured.tasks.items()}
+        write_recovery(replace(measured, tasks=tasks), folder / "report")
+    compare.main([str(run.root), str(later), str(earlier), f"out={tmp_path / 'compared'}"])
+    for text in (capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()):
+        assert "cloze, digits: measured by different engines" in text
+        assert (
+            f"({run.root}: vllm, fp32 | {later}: transformers, fp32)" in text and text.count("different engines") == 1
+        )
 
 
 def test_a_resumed_run_shows_its_newest_settings(run: RunFolder, tmp_path: Path) -> None:
