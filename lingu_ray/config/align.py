@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt
 
-from lingu_ray.config.base import Section
+from lingu_ray.config.base import Section, rule
 
 
 class AlignRates(Section):
@@ -23,7 +23,7 @@ class AlignConfig(Section):
     blocks: NonNegativeInt = Field(3, description="last blocks of the vision tower that learn beside the projector")
     max_rows: PositiveInt = Field(50_000, description="rows of the corpus that are read, the first ones of its order")
 
-    @model_validator(mode="after")
+    @rule
     def _something_learns(self) -> AlignConfig:
         if not self.learning_rates.projector and not (self.learning_rates.vision and self.blocks):
             raise ValueError("nothing learns: set align.learning_rates.projector above 0, or leave align out")

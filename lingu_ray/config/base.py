@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -12,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import CoreSchema
@@ -54,6 +56,20 @@ class Section(BaseModel):
         return getattr(self, name) == type(self).model_fields[name].default
 
 
+S = TypeVar("S", bound=Section)
+RECORDED = "recorded"
+"""Context of a validation of what a run has recorded, perhaps by a version that refused less."""
+
+
+def rule(check: Callable[[S], S]) -> Any:
+    """A method that refuses settings of a section that do not go together; not those that a run was trained with."""
+
+    def checked(section: S, info: ValidationInfo) -> S:
+        return section if info.context == RECORDED else check(section)
+
+    return model_validator(mode="after")(checked)
+
+
 class Schedule(Section):
     """A value that moves over the run: `{start: 4, end: 1, shape: cosine}`; a plain number stays constant.
 
@@ -68,7 +84,7 @@ class Schedule(Section):
         (), description="[fraction of the run, value] pairs, each value held until the next; replaces the other four"
     )
 
-    @model_validator(mode="after")
+    @rule
     def _in_order(self) -> Schedule:
         starts = [start for start, _ in self.points]
         if self.points and (starts[0] != 0 or starts != sorted(set(starts)) or min(v for _, v in self.points) < 0):

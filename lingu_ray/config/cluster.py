@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, ValidationError
 
-from lingu_ray.config.base import Section
+from lingu_ray.config.base import Section, rule
 
 
 class WorkerRange(Section):
@@ -94,7 +94,7 @@ class RayConfig(Section):
         """Whether several workers may have one GPU."""
         return self.use_gpu is not False and self.gpus_per_worker < 1 < self.max_workers
 
-    @model_validator(mode="after")
+    @rule
     def _gpus_that_ray_can_give(self) -> RayConfig:
         if self.gpus_per_worker > 1 and self.gpus_per_worker != 2:
             raise ValueError(f"ray.gpus_per_worker={self.gpus_per_worker:g}: give a share of one GPU, 1 or 2")

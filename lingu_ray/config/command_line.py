@@ -143,8 +143,8 @@ def read_run(recipe: str, overrides: list[str]) -> Config:
 
 
 def load_yaml(path: Path) -> Config:
-    """Configuration from a YAML file alone, such as a run's `config.yaml`."""
-    return read_recipe(str(path)).validate()
+    """Configuration that a run has recorded in its `config.yaml`, as it was trained."""
+    return read_recipe(str(path)).as_recorded()
 
 
 def to_yaml(config: Config) -> str:

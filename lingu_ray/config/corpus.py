@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from lingu_ray.config.base import NAME, Section, twice
+from lingu_ray.config.base import NAME, Section, rule, twice
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, NOT_IN_FINGERPRINT, SEARCHABLE
 from lingu_ray.paths import DataFolder, DataPath
 
@@ -66,13 +66,13 @@ class SourceConfig(Section):
     prompt_words: PositiveInt = Field(32, description="`text`: words of a passage that are the prompt")
     answer_words: PositiveInt = Field(64, description="`text`: words after the prompt that are the answer")
 
-    @model_validator(mode="after")
+    @rule
     def _template_is_complete(self) -> SourceConfig:
         if self.format == "template" and not (self.prompt and self.answer):
             raise ValueError(f"source {self.name}: format 'template' needs `prompt` and `answer` format strings")
         return self
 
-    @model_validator(mode="after")
+    @rule
     def _settings_are_read(self) -> SourceConfig:
         for name, formats in READ_BY.items():
             if self.format not in formats and not self.has_default(name):
@@ -109,7 +109,7 @@ class CorpusConfig(Section):
         None, description="folder where corpora are kept, also s3://… or gs://…; null: <output_dir>/.corpora"
     )
 
-    @model_validator(mode="after")
+    @rule
     def _sources_fit(self) -> CorpusConfig:
         names = [source.name for source in self.sources]
         if repeated := twice(names):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from lingu_ray.config.base import Schedule, Scheduled, Section
+from lingu_ray.config.base import Schedule, Scheduled, Section, rule
 
 
 class DistillConfig(Section):
@@ -46,7 +46,7 @@ class DistillConfig(Section):
     w_ce: Scheduled = Field(Schedule(start=1.0, end=1.0), description="weight of the CE term; number or schedule")
     w_kd: Scheduled = Field(Schedule(start=1.0, end=1.0), description="weight of the KD term; number or schedule")
 
-    @model_validator(mode="after")
+    @rule
     def _warm(self) -> DistillConfig:
         if min(self.temperature.start, self.temperature.end, *(value for _, value in self.temperature.points)) <= 0:
             raise ValueError("distill.temperature must be above 0")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt
 
-from lingu_ray.config.base import NAME, Section, twice
+from lingu_ray.config.base import NAME, Section, rule, twice
 from lingu_ray.config.corpus import Format
 from lingu_ray.config.task_catalog import complete
 from lingu_ray.config.task_templates import compile_template
@@ -83,7 +83,7 @@ class TaskConfig(Section):
         (), description="texts that end an answer, besides the end of the turn; none empty"
     )
 
-    @model_validator(mode="after")
+    @rule
     def _measurable(self) -> TaskConfig:
         if self.type not in TASK_TYPES[self.kind]:
             raise ValueError(
@@ -97,7 +97,7 @@ class TaskConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @rule
     def _read(self) -> TaskConfig:
         """Refuse what the type does not read: who sets it means that it does."""
         of = f"type '{self.type}' of kind '{self.kind}'"
@@ -117,7 +117,7 @@ class TaskConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @rule
     def _readable(self) -> TaskConfig:
         if self.format and (self.fields or self.format == "template" or self.type not in FORMAT_TYPES):
             raise ValueError(
@@ -178,7 +178,7 @@ class EvaluationConfig(Section):
         0.99, ge=0, le=2, description="share of vision that the claim needs kept, in the mean and on each task"
     )
 
-    @model_validator(mode="after")
+    @rule
     def _tasks_differ(self) -> EvaluationConfig:
         if repeated := twice([task.name for task in self.tasks]):
             raise ValueError(f"evaluation.tasks: names must be unique, found twice: {', '.join(repeated)}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from lingu_ray.config.base import Section
+from lingu_ray.config.base import Section, rule
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, SEARCHABLE
 from lingu_ray.paths import ModelPath
 
@@ -53,7 +53,7 @@ class VisionConfig(Section):
             return given
         return given | {name: size for name, size in _RANDOM.items() if given.get(name) is None}
 
-    @model_validator(mode="after")
+    @rule
     def _fits_together(self) -> VisionConfig:
         if self.tower is not None:
             if given := [name for name in _OF_TOWER if getattr(self, name) is not None]:
@@ -90,7 +90,7 @@ class StudentConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="run model code that comes with the checkpoint")
 
-    @model_validator(mode="after")
+    @rule
     def _one_origin(self) -> StudentConfig:
         if (self.path is None) == (self.from_teacher is None):
             raise ValueError("give exactly one of student.path (a VLM) and student.from_teacher (a vision config)")
@@ -162,7 +162,7 @@ class TeacherConfig(Section):
         rest = {name: value for name, value in given.items() if name != "gguf_file"}
         return rest | {"path": f"{given.get('path')}/{file}"} if file else rest
 
-    @model_validator(mode="after")
+    @rule
     def _sent_to_an_actor(self) -> TeacherConfig:
         if self.placement != "actor" and self.transport not in ("auto", "object_store"):
             none = "in_process there is none" if self.placement == "in_process" else "one of a node serves several"

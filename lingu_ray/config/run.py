@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lingu_ray.config.align import AlignConfig
-from lingu_ray.config.base import FolderName, Section, Several
+from lingu_ray.config.base import FolderName, Section, Several, rule
 from lingu_ray.config.cluster import RayConfig
 from lingu_ray.config.corpus import CorpusConfig, SourceConfig
 from lingu_ray.config.demo import DemoConfig
@@ -62,7 +62,7 @@ class Config(Section):
     tracking: Annotated[TrackingConfig, MAY_CHANGE, NOT_COMPARED] = TrackingConfig()
     evaluation: Annotated[EvaluationConfig, MAY_CHANGE] = EvaluationConfig()
 
-    @model_validator(mode="after")
+    @rule
     def _fits_together(self) -> Config:
         if not self.corpus.sources and self.demo is None:
             raise ValueError("corpus.sources is empty: name at least one source")
@@ -84,7 +84,7 @@ class Config(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @rule
     def _gpus_are_used(self) -> Config:
         if self.ray.shares_gpus and self.train.parallelism == "fsdp2":
             raise ValueError(
@@ -98,7 +98,7 @@ class Config(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @rule
     def _there_is_a_loss(self) -> Config:
         sources = self.training_sources()
         no_ce = self.distill.w_ce.always_zero or (sources and not any(self.ce_weight(source) for source in sources))
@@ -115,7 +115,7 @@ class Config(Section):
             )
         return self
 
-    @model_validator(mode="after")
+    @rule
     def _demo_has_a_folder(self) -> Config:
         if self.demo is not None and isinstance(self.output_dir, str):
             raise ValueError(

@@ -6,6 +6,7 @@ Every mistake becomes one line: the key, its value, what is wanted, and the file
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from lingu_ray.config import strict_yaml
-from lingu_ray.config.base import Schedule
+from lingu_ray.config.base import RECORDED, Schedule
 from lingu_ray.config.help import explain, wants
 from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
 from lingu_ray.config.tree import field_at, is_list, is_mapping, section_at
 from lingu_ray.errors import UserError
 from lingu_ray.storage import redacted
+
+log = logging.getLogger(__name__)
 
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
@@ -175,6 +178,21 @@ class Settings(Generic[T]):
             given = [(*e["loc"][:-1], new) for e in errors if (new := self._new_name(e))]
             lines = [self._explain(e) for e in errors if e["type"] != "missing" or e["loc"] not in given]
             raise UserError("\n".join(dict.fromkeys(lines))) from error
+
+    def as_recorded(self) -> T:
+        """The typed settings as a version that refused less recorded them; what is no setting any more is left out.
+
+        A warning says what is refused today. Raises UserError for values that no setting can have.
+        """
+        try:
+            return self.validate()
+        except UserError as refused:
+            try:
+                recorded = self.schema.model_validate(self.tree, extra="ignore", context=RECORDED)
+            except ValidationError:
+                raise refused from None
+            log.warning("%s: read as it was recorded; today it would be refused: %s", self.name, refused)
+            return recorded
 
     def _explain(self, error: ErrorDetails) -> str:
         key = _without_form(error["loc"], self.schema)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 
-from lingu_ray.config.base import Section
+from lingu_ray.config.base import Section, rule
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED
 
 Attention = Literal["sdpa", "flash_attention_2", "flash_attention_3"]
@@ -99,7 +99,7 @@ class TrainConfig(Section):
         """Share of the run done at `step` (0-based): 0 at the first, 1 at the last."""
         return step / max(1, self.steps - 1)
 
-    @model_validator(mode="after")
+    @rule
     def _something_learns(self) -> TrainConfig:
         if not any(self.learning_rates.model_dump().values()):
             raise ValueError("train.learning_rates are all 0, and nothing would be trained: set one above 0")
