@@ -159,8 +159,10 @@ def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
             log.warning("%s\nModel and report are complete; the same command logs them in MLflow", error)
     if recovery is not None:
         print("\n".join([recovery.verdict.text, *trained_items(folder, recovery)]))
+    elif command := evaluate_command(config, folder):
+        print(f"Not evaluated. To measure what came back:\n{command}")
     else:
-        print(f"Not evaluated. To measure what came back:\n{evaluate_command(config, folder)}")
+        print("Not evaluated: the model has code of its own, which evaluation does not run; measure it by other means")
     print(f"report   {shell_word(page)}\nmodel    {shell_word(export)}\ncompare  {where_to_look(tracking_uri(config))}")
 
 

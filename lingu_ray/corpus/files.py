@@ -173,6 +173,11 @@ def _split_pattern(path: str) -> tuple[str, list[str]]:
     return "/".join(plain), parts[len(plain) :]
 
 
+def is_matched(path: str, pattern: str) -> bool:
+    """Whether a file's path, or location, is one of those that a pattern matches."""
+    return _matches(pattern.split("/"), path.split("/"), below="**" not in pattern)
+
+
 def _matches(pattern: list[str], names: list[str], below: bool) -> bool:
     """Whether a path matches a pattern as in `glob`, part by part; `below`: or lies in a folder that does."""
     if not pattern:

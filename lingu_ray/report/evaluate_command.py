@@ -12,8 +12,13 @@ from lingu_ray.storage import origin
 TASKS = "arc_easy,hellaswag,textvqa"  # to start with: two of language, one of vision
 
 
-def evaluate_command(config: Config, folder: RunFolder) -> str:
-    """`python -m lingu_ray.evaluate` with the run's models, and results beside the run's report, ready to copy."""
+def evaluate_command(config: Config, folder: RunFolder) -> str | None:
+    """`python -m lingu_ray.evaluate` with the run's models, and results beside the run's report, ready to copy.
+
+    None where the model has code of its own, which its export has, and which evaluation does not run.
+    """
+    if any(folder.export.glob("*.py")):
+        return None
     exports = {name: control_folder(folder, name).export for name in CONTROLS}
     trained = {name: origin(path) for name, path in exports.items() if path.exists()}
     models = compared_models(config, folder.exported_model, trained)

@@ -52,6 +52,7 @@ def write_report(run_dir: Path) -> Path:
         .get_template("report.html")
         .render(
             name=run_dir.resolve().name,
+            ended=run.export.exists(),
             command=evaluate_command(config, run) if config and run.export.exists() else None,
             alignment=read_alignment(run),
             losses=svgs(panels),

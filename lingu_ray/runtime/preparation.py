@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config
+from lingu_ray.corpus.files import is_matched
 from lingu_ray.corpus.passes import passes
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.corpus.store import Corpus
@@ -36,6 +38,19 @@ from lingu_ray.storage import check_writable, is_remote
 
 MANY_PASSES = 5
 """Over a source; a run that makes more is warned."""
+
+_WRITTEN = {
+    "output_dir": (
+        "run/metrics.jsonl",
+        "run/config.yaml",
+        "run/corpus.json",
+        "run/report/report.html",
+        "run/report/items/task.model.parquet",
+        "run/logs/worker-0.jsonl",
+    ),
+    "corpus.cache_dir": ("corpus/shard-00000.parquet",),
+}
+"""What is written below a setting's folder: a file of each kind."""
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +132,17 @@ def _check_apart(config: Config, setting: str, path: str) -> None:
                 f"{setting}={path} lies in {name}={folder}, all of which is read, so that the run's own files would be "
                 f"data: name another {setting}, or let `path` name files, by a pattern such as {folder}/*.jsonl"
             )
+        if glob.has_magic(folder) and (file := _matched_output(setting, path, folder)):
+            raise UserError(
+                f"{name}={folder} matches files that runs write below {setting}={path}, such as {file}, which would be "
+                f"data: name another {setting}, or let `path` match less"
+            )
+
+
+def _matched_output(setting: str, path: str, pattern: str) -> str | None:
+    """A file that runs write below a folder, and that a pattern matches; None where it matches none."""
+    above = path if is_remote(path) else os.path.abspath(path)
+    return next((file for one in _WRITTEN[setting] if is_matched(file := f"{above}/{one}", pattern)), None)
 
 
 def _is_read_with(path: str, folder: str) -> bool:

@@ -246,3 +246,10 @@ def test_results_do_not_lie_in_a_folder_of_data(data: Path, tmp_path: Path, sett
     check_output(settings(tmp_path / "data" / f".{written}"))
     check_output(settings(tmp_path / "data" / written, "/*.jsonl"))
     check_output(settings(tmp_path / "data-too" / written))
+    file = {"output_dir": r"run/metrics\.jsonl", "corpus.cache_dir": r"corpus/shard-00000\.parquet"}[setting]
+    kind, place = file.rpartition(".")[2], tmp_path / "data" / written
+    for pattern in (f"/**/*.{kind}", f"/*/*/*.{kind}", "/*"):
+        with pytest.raises(UserError, match=rf"text\.path=.* matches files .* {setting}=.*, such as {place}/{file}, "):
+            check_output(settings(place, pattern))
+    check_output(settings(place, f"/**/part-*.{kind}"))
+    check_output(settings(tmp_path / "data" / f".{written}", f"/**/*.{kind}"))
