@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.tracking.store import check_store, tracking_uri
 
     quiet_libraries()
+    for said in config.without_effect():
+        log.warning("without effect: %s", said)
     check_output(config)
     check_store(tracking_uri(config), config.tracking.experiment)
     with writing_to(config.run_place) as lease:

@@ -6,6 +6,7 @@ refused here, before Ray starts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -143,6 +144,23 @@ class Config(Section):
     def uses_teacher(self) -> bool:
         """Whether there is a KD term at all: without one no teacher is loaded."""
         return self.distill.policy != "none" and not self.distill.w_kd.always_zero
+
+    def without_effect(self) -> Iterator[str]:
+        """What is set and does nothing, with what it needs, a sentence each; nothing where there is no KD term.
+
+        It is not refused: a sweep may search what it needs.
+        """
+        if not self.uses_teacher:
+            return
+        distill = self.distill
+        if distill.divergence != "jsd" and not distill.has_default("beta"):
+            yield f"distill.beta is of distill.divergence=jsd, and not of {distill.divergence}"
+        for name in ("sampled_tokens", "sampling_temperature"):
+            if not distill.on_policy and not distill.has_default(name):
+                yield f"distill.{name} needs a distill.on_policy above 0"
+        for source in self.corpus.sources:
+            if not self.distills(source) and source.kd_weight and not source.has_default("kd_weight"):
+                yield f"corpus.sources.{source.name}.kd_weight needs language_heavy: true, or distill.policy=all"
 
     def ce_weight(self, source: SourceConfig) -> float:
         """c_i of the loss: the weight of this source's cross-entropy."""

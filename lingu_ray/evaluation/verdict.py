@@ -22,7 +22,8 @@ Tasks of a mean without a value of their own that show no such loss are named as
 in nats where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are
 measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
 lost sum smaller, and the mean recovery larger. With `evaluation.blind` the vision tasks are named that the baseline
-answers as well without images. Neither changes a part of the claim.
+answers as well without images. Named are tasks of so few items that all of them may be alike by chance, for which the
+bootstrap gives an interval without width. None of this changes a part of the claim.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ CONTROL_NAMES = {
 }
 _MANY = 50
 """Times the items, from which on more items are no help: the value lies on the floor."""
+_FEW = 30
+"""Items, below which a task is named: where so many are all alike, one in ten others may not be (0.9³⁰ = 0.04)."""
 _SEEDS = "runs with more seeds"
 
 
@@ -93,6 +96,7 @@ def judge(
         *_not_judged(tasks, references),
         *_gained(tasks, references),
         *_unseen(tasks, references),
+        *_few_items(tasks),
     ]
     text = f"{_headline(holds, exceptions)}: {'; '.join(clauses)}."
     if holds is None:
@@ -225,6 +229,12 @@ def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator
         if task.blind is not None and task.blind.adds_nothing(references.baseline):
             gain = task.amount(task.blind.seeing[references.baseline])
             yield f"{name}: images add nothing beyond noise to {references.baseline}, {gain}"
+
+
+def _few_items(tasks: Mapping[str, TaskScores]) -> list[str]:
+    """A clause with the tasks of a mean whose intervals, of few items, are narrower than what is known."""
+    few = [f"{name} {task.items}" for name, task in tasks.items() if task.in_mean and task.items < _FEW]
+    return [f"intervals are too narrow with so few items: {', '.join(few)}"] if few else []
 
 
 def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:

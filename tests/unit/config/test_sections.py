@@ -1,13 +1,15 @@
 """The typed configuration refuses what cannot work, before anything starts, and says how to fix it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+from config_files import FILE
 from pydantic import PositiveInt, ValidationError
 
 from lingu_ray.config import Config, Schedule, Section, Several, SourceConfig
 from lingu_ray.config.base import Scheduled
+from lingu_ray.config.command_line import load_config
 
 SOURCE = {"name": "text", "format": "text", "path": "text.jsonl", "language_heavy": True}
 MINIMAL = {
@@ -185,6 +187,28 @@ def test_policy_says_which_sources_train_and_distil(policy: str, trained: list[s
     config = Config.model_validate(with_changes(corpus={"sources": sources}, distill={"policy": policy}))
     assert [s.name for s in config.training_sources()] == trained
     assert [s.name for s in config.training_sources() if config.distills(s)] == distilled
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed", "setting"),
+    [
+        ({"distill.beta": 0.3}, {"distill.divergence": "jsd"}, "distill.beta"),
+        ({"distill.sampled_tokens": 8}, {"distill.on_policy": 0.5}, "distill.sampled_tokens"),
+        ({"distill.sampling_temperature": 0.5}, {"distill.on_policy": 0.5}, "distill.sampling_temperature"),
+        ({"corpus.sources.1.kd_weight": 2}, {"distill.policy": "all"}, "corpus.sources.t0.long.kd_weight"),
+    ],
+)
+def test_what_does_nothing_is_said(tmp_path: Path, changes: dict[str, Any], needed: dict[str, Any], setting: str):
+    """A setting of a mode that is off, with what turns it on; nothing is said where it is on, or nothing distilled."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(FILE, "utf-8")
+
+    def said(**settings: Any) -> list[str]:
+        return list(load_config([str(path), *(f"{key}={value}" for key, value in settings.items())]).without_effect())
+
+    assert said() == said(**changes, **needed) == said(**changes, **{"distill.w_kd": 0}) == []
+    (line,) = said(**changes)
+    assert line.startswith(f"{setting} ") and all(key.rpartition(".")[2] in line for key in needed)
 
 
 def test_configuration_does_not_change():

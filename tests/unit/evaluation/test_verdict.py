@@ -72,6 +72,14 @@ def test_it_holds_without_exceptions() -> None:
     assert (found.headline, found.detail) == ("The claim holds", f"{said}.")
 
 
+def test_few_items_are_named() -> None:
+    """Five answers that are all right have an interval without width; tasks that no mean has say nothing."""
+    few = replace(task("language", estimate(1, 1, 1)), items=5)
+    found = verdict(mine=few, texts=replace(few, items=29), other=replace(few, in_mean=False))
+    assert found.holds and found.text.endswith("; intervals are too narrow with so few items: mine 5, texts 29.")
+    assert "few items" not in verdict(mine=replace(few, items=30)).text
+
+
 LEVEL = Means(estimate(0.02, -0.02, 0.06), None)
 WORSE = Means(estimate(-0.05, -0.08, -0.02), None)
 
