@@ -35,7 +35,17 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import trained_role
-from lingu_ray.evaluation.tracking import ASKED, ENGINE, VERDICT, asked_of, engines_of, figures_of, task_of
+from lingu_ray.evaluation.tracking import (
+    ASKED,
+    ENGINE,
+    FORMULA,
+    VERDICT,
+    asked_of,
+    engines_of,
+    figures_of,
+    formulas_of,
+    task_of,
+)
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import save_panels
@@ -76,7 +86,8 @@ HELP = Help(USAGE, __doc__, CompareConfig)
 class Compared:
     """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one.
 
-    `asked`: fingerprint of the items that its model was asked, `engines`: what asked them, both by task.
+    `asked`: fingerprint of the items that its model was asked, `engines`: what asked them, both by task;
+    `formulas`: how its means are computed, by their names.
     """
 
     name: str
@@ -86,6 +97,7 @@ class Compared:
     verdict: str | None = None
     asked: dict[str, str] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
+    formulas: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ def main(arguments: list[str]) -> None:
     tables = {"Metrics": metrics_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
     for title, table in tables.items():
         show(title, table)
-    notes = [*other_items(runs), *other_engines(runs)]
+    notes = [*other_items(runs), *other_engines(runs), *other_formulas(runs)]
     for note in notes:
         print(note)
     page = write_page(runs, tables, notes, options.out)
@@ -149,7 +161,8 @@ def read_folder(path: Path) -> Compared:
     if (measured := _measured(folder, config, own)) is None:
         return Compared(str(path), flat(config), metrics, curves, verdict)
     metrics |= figures_of(*measured)
-    return Compared(str(path), flat(config), metrics, curves, verdict, asked_of(*measured), engines_of(*measured))
+    how = asked_of(*measured), engines_of(*measured), formulas_of(*measured)
+    return Compared(str(path), flat(config), metrics, curves, verdict, *how)
 
 
 def read_place(run: Path | str) -> Compared:
@@ -199,12 +212,12 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
     tags = run.data.tags
-    asked, engines = (
+    how = (
         {tag.removeprefix(begin): value for tag, value in tags.items() if tag.startswith(begin)}
-        for begin in (ASKED, ENGINE)
+        for begin in (ASKED, ENGINE, FORMULA)
     )
     settings, metrics = newest_settings(run), dict(run.data.metrics)
-    return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), asked, engines)
+    return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), *how)
 
 
 def _has_model(run: Any) -> bool:
@@ -244,15 +257,24 @@ def other_engines(runs: list[Compared]) -> list[str]:
     ]
 
 
+def other_formulas(runs: list[Compared]) -> list[str]:
+    """A sentence for each mean that is not computed in one way in all runs that have it."""
+    notes = []
+    for mean, groups in _apart({run.name: run.formulas for run in runs}):
+        by = " | ".join(f"{', '.join(names)}: {formula}" for formula, names in groups.items())
+        notes.append(f"{mean} is not computed in one way ({by}): its values do not compare")
+    return notes
+
+
 def _apart(by_run: dict[str, dict[str, str]]) -> Iterator[tuple[str, dict[str, list[str]]]]:
-    """The tasks of which runs have several values, each with the runs' names by value."""
-    for task in dict.fromkeys(task for known in by_run.values() for task in known):
+    """What runs have several values of, tasks or means, each with the runs' names by value."""
+    for key in dict.fromkeys(key for known in by_run.values() for key in known):
         groups: dict[str, list[str]] = {}
         for run, known in by_run.items():
-            if task in known:
-                groups.setdefault(known[task], []).append(run)
+            if key in known:
+                groups.setdefault(known[key], []).append(run)
         if len(groups) > 1:
-            yield task, groups
+            yield key, groups
 
 
 def settings_table(runs: list[Compared]) -> Matrix:

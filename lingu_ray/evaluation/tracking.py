@@ -26,6 +26,8 @@ ASKED = "asked/"
 """Begin of the tags, one a task, with the fingerprint of the items that the run's model was asked."""
 ENGINE = "engine/"
 """Begin of the tags, one a task, with the engine that asked, and its precision."""
+FORMULA = "formula/"
+"""Begin of the tags, one a mean, with its formula and tasks."""
 _TAG_LIMIT = 5000  # characters that every version of MLflow takes
 
 
@@ -77,11 +79,25 @@ def engines_of(result: Recovery, model: str) -> dict[str, str]:
     return {name: task.engine for name, task in result.tasks.items() if model in task.models and task.engine}
 
 
+def formulas_of(result: Recovery, model: str) -> dict[str, str]:
+    """How those of the model's means that have a value are computed: against which references, over which tasks."""
+    means, found = result.models.get(model), {}
+    for name, mean in means.items() if means else ():
+        counted = {task: of_task.counted(result.recovery_in) for task, of_task in result.tasks.items()}
+        tasks = [task for task, of_task in counted.items() if of_task.quotient_name == name and of_task.in_mean]
+        in_nats = ", in nats" if name == "recovery" and result.recovery_in == "nats" else ""
+        if mean is not None:
+            found[name] = f"{result.references.formulas[name]} over {', '.join(tasks)}{in_nats}"
+    return found
+
+
 def log_scores(run: MlflowRun, result: Recovery, model: str) -> None:
-    """Log the model's figures, and tag the run with the items that they are of, and with the engine."""
+    """Log the model's figures, and tag the run with how they came about: items, engine, formulas of the means."""
     run.log_figures(figures_of(result, model))
     tags = [RunTag(f"{ASKED}{task}", asked) for task, asked in asked_of(result, model).items()]
     tags += [RunTag(f"{ENGINE}{task}", engine) for task, engine in engines_of(result, model).items()]
+    formulas = formulas_of(result, model).items()
+    tags += [RunTag(f"{FORMULA}{mean}", formula[:_TAG_LIMIT]) for mean, formula in formulas]
     run.client.log_batch(run.run_id, tags=tags)
 
 

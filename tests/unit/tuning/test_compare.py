@@ -13,7 +13,7 @@ from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import Estimate, Interval, Kind, Means, ModelScore, Recovery, TaskScores, Verdict
-from lingu_ray.evaluation.roles import OF_THE_TEACHER
+from lingu_ray.evaluation.roles import OF_THE_PAPER, OF_THE_TEACHER
 from lingu_ray.evaluation.tracking import log_scores, log_verdict
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -74,6 +74,7 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
         assert folder.metrics == tracked.metrics and folder.metrics["eval/cloze/score"] in (0.5, 0.25)
         assert folder.settings == tracked.settings and folder.verdict == tracked.verdict
         assert folder.asked == tracked.asked == {"cloze": "1", "digits": "1"}
+        assert folder.formulas == tracked.formulas == {"recovery": f"{OF_THE_TEACHER.formulas['recovery']} over cloze"}
         assert folder.engines == tracked.engines == dict.fromkeys(TASKS, "vllm, fp32")
     assert [row.keys for row in differing_settings([r.settings for r in by_folder])] == [("distill.policy",)]
     compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
@@ -81,7 +82,7 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     for text in (printed, page):
         assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
         assert text.count("The claim is not decided: no vision.") == 1
-        assert "eval/" not in text and "output_dir" not in text and "different" not in text
+        assert "eval/" not in text and "output_dir" not in text and "different" not in text and "in one way" not in text
 
 
 def test_scores_on_other_items_are_said_not_to_compare(
@@ -112,6 +113,30 @@ def test_engines_that_differ_are_said(run: RunFolder, tmp_path: Path, capsys: py
         assert (
             f"({run.root}: vllm, fp32 | {later}: transformers, fp32)" in text and text.count("different engines") == 1
         )
+
+
+def test_means_of_another_kind_are_said(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other references, other tasks, or nats; a mean without a value has no formula."""
+    measured = result(distilled=1.0)
+    more = {**measured.tasks, "story": measured.tasks["cloze"]}
+    others = {
+        "paper": replace(measured, references=OF_THE_PAPER),
+        "more": replace(measured, tasks=more),
+        "nats": replace(measured, recovery_in="nats"),
+    }
+    own, of_paper = (references.formulas["recovery"] for references in (OF_THE_TEACHER, OF_THE_PAPER))
+    found = {
+        "paper": f"{of_paper} over cloze",
+        "more": f"{own} over cloze, story",
+        "nats": f"{own} over cloze, in nats",
+    }
+    for name, other in others.items():
+        folder = Path(shutil.copytree(run.root, tmp_path / name))
+        write_recovery(other, folder / "report")
+        compare.main([str(run.root), str(folder), f"out={tmp_path / 'compared'}"])
+        said = f"recovery is not computed in one way ({run.root}: {own} over cloze | {folder}: {found[name]})"
+        assert said in capsys.readouterr().out
+        assert "retention is not" not in (tmp_path / "compared" / "compare.html").read_text()
 
 
 def test_a_resumed_run_shows_its_newest_settings(run: RunFolder, tmp_path: Path) -> None:
