@@ -177,7 +177,8 @@ def copy_to_host(tensor: Tensor) -> Callable[[], Tensor]:
     copied.record(torch.cuda.current_stream(tensor.device))  # another GPU may be the current one
 
     def wait() -> Tensor:
-        copied.synchronize()
+        with torch.cuda.device(tensor.device):  # a thread's own is the first, on which CUDA would begin a context
+            copied.synchronize()
         return host
 
     return wait

@@ -1,6 +1,9 @@
 """Every transport carries the same bytes to the teacher actor, and one that cannot work is refused by name."""
 
 import importlib.util
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pytest
 import ray
@@ -18,6 +21,7 @@ from lingu_ray.runtime.teacher.transport import (
     ObjectStore,
     check_transport,
     choose_transport,
+    copy_to_host,
     from_bytes,
     make_transport,
     to_bytes,
@@ -109,6 +113,29 @@ def test_bytes_copy_nothing():
     request = request_of(10)
     fields, shared = ObjectStore().send(request)()
     assert ObjectStore().receive(fields, shared).kv_L2CHE.data_ptr() == request.kv_L2CHE.data_ptr()
+
+
+def test_the_thread_that_waits_uses_the_gpu_of_the_copy():
+    """A new thread's own GPU is the first one, which may be another worker's: CUDA would begin a context there."""
+    current, waited_on = ["cuda:0"], []
+
+    @contextmanager
+    def device(wanted):
+        current.append(str(wanted))
+        yield
+        current.pop()
+
+    tensor = SimpleNamespace(device=torch.device("cuda:1"), shape=(1,), dtype=torch.float32)
+    event = Mock(synchronize=lambda: waited_on.append(current[-1]))
+    host = Mock()
+    with (
+        patch.object(torch, "empty", lambda *_, **__: host),
+        patch.object(torch.cuda, "Event", lambda: event),
+        patch.object(torch.cuda, "current_stream", Mock()),
+        patch.object(torch.cuda, "device", device),
+    ):
+        assert copy_to_host(tensor)() is host
+    assert waited_on == ["cuda:1"]
 
 
 @pytest.mark.parametrize(
