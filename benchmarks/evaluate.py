@@ -13,6 +13,7 @@ SmolVLM-256M's shape that sees one tile an image. Tasks:
 For every batch size both engines are started, each in a Ray actor with all cores, and take turns; every round has items
 of its own, so that nothing is found in a cache. `start_s` is the time from nothing to a loaded model, imports included.
 `to_transformers` compares with Transformers at the same batch size, round by round; `to_best` with its best batch size.
+Where vLLM is not installed Transformers is measured alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -119,7 +121,7 @@ def measure_model(model: str, options: EnginesConfig) -> list[Row]:
     starts: dict[tuple[str, int], float] = {}
     for size in tqdm(options.tokens_per_batch, desc=Path(model).name, unit="batch size"):
         actors = {}
-        for engine in ENGINES:
+        for engine in installed():
             actors[engine], starts[engine, size] = start(engine, model, size)
         supports_images = ray.get(actors["transformers"].supports_images.remote())
         for task in options.tasks:
@@ -131,8 +133,13 @@ def measure_model(model: str, options: EnginesConfig) -> list[Row]:
     return [
         row(Path(model).name, task, size, engine, timings, starts[engine, size], items_of(task, options))
         for task, size in timings
-        for engine in ENGINES
+        for engine in timings[task, size]
     ]
+
+
+def installed() -> list[str]:
+    """The engines that are installed."""
+    return [engine for engine in ENGINES if find_spec(engine)]
 
 
 def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
@@ -257,6 +264,8 @@ def language_config(layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaCon
 def plot(rows: list[Row], path: Path) -> None:
     """vLLM's speed over Transformers' at the same batch size, by model and task."""
     ours = [found for found in rows if found["engine"] == "vllm"]
+    if not ours:
+        return
     groups = list(dict.fromkeys(f"{found['task']}\n{textwrap.fill(found['model'], 14)}" for found in ours))
     sizes = list(dict.fromkeys(found["tokens_per_batch"] for found in ours))
     series = {

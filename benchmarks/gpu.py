@@ -93,13 +93,17 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the part that runs is ended, too
     parts = [part for part in parts_of(options.size) if part.section in options.sections]
     rows, results = [], {}
-    for number, part in enumerate(parts, 1):
-        print(f"{number} of {len(parts)}: {part.command}", file=sys.stderr)
-        row, result = measured(part, options)
-        rows.append(row)
-        results |= {part.title: result} if result else {}
-    publish("gpu", rows, options.out, options.recorded, {"environment": describe_environment(), "parts": results})
-    _append_tables(parts, options.out)
+    try:
+        for number, part in enumerate(parts, 1):
+            print(f"{number} of {len(parts)}: {part.command}", file=sys.stderr)
+            row, result = measured(part, options)
+            rows.append(row)
+            results |= {part.title: result} if result else {}
+    finally:  # of a command that is ended, what there is
+        if rows:
+            details = {"environment": describe_environment(), "parts": results}
+            publish("gpu", rows, options.out, options.recorded, details)
+            _append_tables(parts[: len(rows)], options.out)
     if failed := [row["part"] for row in rows if row["state"] == "failed"]:
         raise UserError(f"failed: {', '.join(failed)}; their logs are in {options.out}")
 
@@ -230,17 +234,21 @@ def _parity(result: Row) -> str:
     return "off by at most " + ", ".join(f"{value:.2g} ({way})" for way, value in off.items())
 
 
+def _times(value: float | None) -> str:
+    return "out of memory" if value is None else f"{value:.2f}"
+
+
 def _step(result: Row) -> str:
     rows = [row for row in result["rows"] if row["way"] != "sft"]
     peak = max((row["peak_GiB"] for row in rows if row["peak_GiB"]), default=None)
-    times = ", ".join(f"{row['way']} {row['ratio_to_sft']:.2f}" for row in rows)
+    times = ", ".join(f"{row['way']} {_times(row['ratio_to_sft'])}" for row in rows)
     return f"time over plain fine-tuning: {times}" + (f"; most memory {peak:.1f} GiB" if peak else "")
 
 
 def _loss(result: Row) -> str:
     size = max((row["tokens"], row["vocabulary"]) for row in result["rows"])
     largest = [row for row in result["rows"] if (row["tokens"], row["vocabulary"]) == size]
-    times = ", ".join(f"{row['loss']} {row['times ours']:.2f}" for row in largest)
+    times = ", ".join(f"{row['loss']} {_times(row['times ours'])}" for row in largest)
     absent = f"; not installed: {', '.join(result['left_out'])}" if result["left_out"] else ""
     return f"time over ours, {size[0]} × {size[1]}: {times}{absent}"
 
@@ -252,6 +260,8 @@ def _transport(result: Row) -> str:
 
 def _evaluate(result: Row) -> str:
     rows = [row for row in result["rows"] if row["engine"] == "vllm"]
+    if not rows:
+        return "vllm is not installed, so Transformers alone"
     return "vLLM's speed over Transformers': " + ", ".join(
         f"{row['task']} {row['to_transformers']:.2f} ({row['model']})" for row in rows
     )

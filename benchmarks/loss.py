@@ -19,7 +19,7 @@ Liger and TRL are optional: what is not installed is left out, and a line says s
 Columns: `ms`, median and quartiles of rounds in turning order; `times ours`, the median of the rounds' ratios;
 `MiB`, the peak above the inputs of a second pass, gradients included (CPU: of a fresh process, Linux only; GPU: of the
 allocator); `of naive`, the same as a share of the naive one's; `off`, how far the loss is from the naive one,
-relatively.
+relatively. A loss for which the GPU's memory does not suffice has a row that says so, and no numbers.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 from lingu_ray.errors import run_command
+from lingu_ray.runtime.cluster.memory import out_of_memory
 
 KD_ALONE = ("trl_fused", "liger_triton")
+NO_MEMORY = "out of memory"
 STATUS = Path("/proc/self/status")
 PACKAGES = {"liger": "liger_kernel", "liger_triton": "liger_kernel", "trl_gkd": "trl", "trl_fused": "trl"}
 
@@ -188,9 +190,11 @@ def available(device: str) -> list[str]:
 
 def pass_of(loss: Loss, inputs: Inputs) -> float:
     """One forward and backward pass, no gradients kept; the loss."""
-    value = loss(inputs)
-    value.backward()
-    inputs.hidden_ND.grad = inputs.weight_VD.grad = None
+    try:
+        value = loss(inputs)
+        value.backward()
+    finally:
+        inputs.hidden_ND.grad = inputs.weight_VD.grad = None
     return float(value.detach())
 
 
@@ -230,37 +234,48 @@ def _status(field: str) -> int:
 def compare(shape: Shape, names: list[str], repeats: int) -> list[Row]:
     """One row for each loss at this shape."""
     values, timings = run(shape, names, repeats)
-    memory = {name: peak_memory(name, shape) for name in names}
-    naive_memory = memory["naive"]
+    memory = {name: peak_memory(name, shape) for name in timings}
+    naive_memory, ours = memory.get("naive"), timings.get("ours")
     rows = []
     for name in names:
+        row: Row = {"tokens": shape.tokens, "vocabulary": shape.vocabulary, "loss": name}
+        rows.append(row)
+        if name not in timings:
+            row.update(dict.fromkeys(("ms", "times ours", "MiB", "of naive", "off")) | {"quartiles, ms": NO_MEMORY})
+            continue
         low, high = timings[name].spread
-        mine = memory[name]
-        reference = values["naive KD" if name in KD_ALONE else "naive"]
-        rows.append(
-            {
-                "tokens": shape.tokens,
-                "vocabulary": shape.vocabulary,
-                "loss": name,
-                "ms": timings[name].median * 1e3,
-                "quartiles, ms": f"{low * 1e3:.3g}–{high * 1e3:.3g}",
-                "times ours": ratio(timings[name], timings["ours"]),
-                "MiB": mine,
-                "of naive": mine / naive_memory if mine is not None and naive_memory else None,
-                "off": abs(values[name] - reference) / reference,
-            }
-        )
+        mine, reference = memory[name], values.get("naive KD" if name in KD_ALONE else "naive")
+        row |= {
+            "ms": timings[name].median * 1e3,
+            "quartiles, ms": f"{low * 1e3:.3g}–{high * 1e3:.3g}",
+            "times ours": None if ours is None else ratio(timings[name], ours),
+            "MiB": mine,
+            "of naive": mine / naive_memory if mine is not None and naive_memory else None,
+            "off": None if reference is None else abs(values[name] - reference) / reference,
+        }
     return rows
 
 
 def run(shape: Shape, names: list[str], repeats: int) -> tuple[dict[str, float], dict[str, Timing]]:
-    """Losses and timings by name; among the losses also the KD part of the naive one."""
+    """Losses and timings by name of those that fit; among the losses also the KD part of the naive one."""
     inputs = Inputs(shape)
     passes = {name: partial(pass_of, MAKERS[name](), inputs) for name in names}
-    values = {name: one_pass() for name, one_pass in passes.items()}
+    values = {name: value for name, one in passes.items() if (value := _if_it_fits(one)) is not None}
+    timings = measure({name: passes[name] for name in values}, repeats) if values else {}
     with torch.no_grad():
-        values["naive KD"] = float(jsd(*inputs.logits())) / 2
-    return values, measure(passes, repeats)
+        kd = _if_it_fits(lambda: float(jsd(*inputs.logits())) / 2)
+    return values | ({} if kd is None else {"naive KD": kd}), timings
+
+
+def _if_it_fits(function: Callable[[], float]) -> float | None:
+    """What it returns; None where the GPU's memory does not suffice."""
+    try:
+        return function()
+    except Exception as error:  # it holds what was allocated, so memory is freed after it
+        if out_of_memory(error) is None:
+            raise
+    torch.cuda.empty_cache()
+    return None
 
 
 def plot(rows: list[Row], shapes: list[Shape], names: list[str], out: Path) -> None:

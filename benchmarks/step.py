@@ -16,6 +16,7 @@ small, so that the student's own work does not hide the teacher's; with it all i
 
 All runs in one Ray task, so that worker and teacher have the priority that they have in training. Every way is timed
 between two steps of `sft` and compared with their mean, so that a machine whose speed drifts does not tell against one.
+A way for which the GPU's memory does not suffice has a row that says so, and no numbers.
 `peak_GiB`, on GPUs: most memory of the worker in a further step, weights and optimizer included, an actor's left out.
 """
 
@@ -46,6 +47,7 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster.connect import connect
+from lingu_ray.runtime.cluster.memory import out_of_memory
 from lingu_ray.runtime.teacher.teachers import make_teacher
 from lingu_ray.runtime.training.optimizer import make_optimizer
 from lingu_ray.runtime.training.prepare import prepare
@@ -126,6 +128,9 @@ def _row(way: str, steps: list[Measured], settings: Row) -> Row:
     timing = sft if way == "sft" else Timing(tuple(step.seconds for step in steps if step.name == way))
     rows = settings["rows"] * settings["micro_batches"]
     tokens = rows * (settings["image_tokens"] + settings["text_tokens"] + settings["answer_tokens"])
+    if not timing.seconds:
+        unmeasured = dict.fromkeys(("ratio_to_sft", "quartiles", "median_s", "tokens_per_s"))
+        return {"way": way} | unmeasured | {"quartiles": "out of memory"}
     over_sft = ratios(timing, sft)
     return {
         "way": way,
@@ -160,13 +165,27 @@ def _measure(settings: Row) -> Iterator[Measured | Peak]:
         del teacher
         teachers = Teachers(folder, settings["precision"], device)
         steps = {name: _way(name, student, teachers, batches, optimizer) for name in ("sft", *asked)}
-        yield from measure_between(steps["sft"], {name: steps[name] for name in asked}, settings["repeats"])
+        steps = {name: step for name, step in steps.items() if name == "sft" or _fits(step, optimizer)}
+        yield from measure_between(steps["sft"], {n: s for n, s in steps.items() if n != "sft"}, settings["repeats"])
         if device.type == "cuda":
             for name, step in steps.items():
                 torch.cuda.reset_peak_memory_stats()
                 step()
                 unused = teachers.bytes_here if name == "sft" or name in PLACES else 0
                 yield Peak(name, (torch.cuda.max_memory_allocated() - unused) / 2**30)
+
+
+def _fits(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the GPU's memory suffices for a step."""
+    try:
+        step()
+        return True
+    except Exception as error:  # of the worker or, by way of Ray, of the teacher
+        if out_of_memory(error) is None:
+            raise
+    optimizer.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    return False
 
 
 def _way(
