@@ -61,7 +61,10 @@ from lingu_ray.paths import model_path
 from lingu_ray.runtime.cluster.connect import connect
 from lingu_ray.runtime.models.load import prepare_student
 
-ENGINES: dict[str, Callable[[str, int], Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine}
+ENGINES: dict[str, Callable[[str, int], Engine]] = {
+    "transformers": TransformersEngine,
+    "vllm": partial(VllmEngine, gpu_share=0.5),  # alone vLLM would leave Transformers a tenth of the memory
+}
 TaskName = Literal["choice", "perplexity", "text", "image"]
 CONTEXT = 2048
 VOCABULARY, WORDS_OF_TOKENIZER = 49152, 4096

@@ -64,6 +64,14 @@ def test_transformers_is_measured_without_vllm(monkeypatch: pytest.MonkeyPatch, 
     assert gpu.SUMMARIES["evaluate"]({"rows": rows}) == "vllm is not installed, so Transformers alone"
 
 
+def test_vllm_leaves_memory_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are on one GPU, of which vLLM, taken to be alone, would reserve nine tenths."""
+    shares = []
+    monkeypatch.setattr(evaluate.VllmEngine, "__init__", lambda *_, gpu_share=1.0: shares.append(gpu_share))
+    evaluate.Measured("vllm", "model", 64)
+    assert shares == [0.5]
+
+
 def test_a_command_that_is_ended_leaves_what_it_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As by SIGTERM, when a batch system's time is over."""
 
