@@ -8,6 +8,7 @@ The arguments are those of own_loop.py. With TRL: `class DistillSFTTrainer(Disti
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,9 @@ from own_loop import collate, read_rows
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
 from lingu_ray.distill import Distiller, UserError
+
+OTHER_LOSS = ("label_smoothing_factor", "torch_compile", "loss_type")
+"""Arguments without effect here; the last is TRL's."""
 
 
 class DistillMixin:
@@ -28,6 +32,9 @@ class DistillMixin:
         super().__init__(distiller.student, *args, **kwargs)
         if self.args.world_size * max(self.args.n_gpu, 1) > 1:
             raise UserError("the loss calls the student itself, past DDP: use one process and one device")
+        defaults = {field.name: field.default for field in fields(self.args)}
+        if asked := [name for name in OTHER_LOSS if getattr(self.args, name, None) != defaults.get(name)]:
+            raise UserError(f"{', '.join(asked)}: of the Trainer's own loss, which the Distiller's takes the place of")
         self.distiller = distiller
         self.model_accepts_loss_kwargs = True  # counts the labels of all batches of a step
         self.loss_is_scaled_for_ga = True  # and leaves the loss as it is

@@ -120,6 +120,26 @@ def test_more_than_one_device_is_refused(examples: Any, folder: Path):
         examples.DistillTrainer(Distiller(student, tiny_teacher()), arguments)
 
 
+@pytest.mark.parametrize("trainer", ["transformers.Trainer", "trl.SFTTrainer"])
+def test_settings_of_the_trainers_own_loss_are_refused(trainer: str, examples: Any, folder: Path):
+    """They would have no effect; those of the optimizer and the rest are the Trainer's."""
+    package, name = trainer.split(".")
+    library = pytest.importorskip(package)
+    plain = package == "transformers"
+    arguments = library.TrainingArguments if plain else partial(library.SFTConfig, dataset_kwargs=AS_IT_IS)
+    settings = arguments(
+        output_dir=str(folder / "out"), use_cpu=True, bf16=False, report_to="none", remove_unused_columns=False,
+        label_smoothing_factor=0.1,
+    )  # fmt: skip
+    student = AutoModelForImageTextToText.from_pretrained(folder / "student")
+    processor = AutoProcessor.from_pretrained(folder / "student")
+    rows = Dataset.from_list(examples.read_rows(str(folder / "rows.jsonl"))[:2])
+    kind = type("Distill", (examples.DistillMixin, getattr(library, name)), {})
+    given = (Distiller(student, tiny_teacher()), settings, partial(examples.collate, processor), rows)
+    with pytest.raises(UserError, match="label_smoothing_factor: of the Trainer's own loss"):
+        kind(*given, processing_class=processor)
+
+
 def snippets(document: str) -> list[str]:
     """The Python blocks of a document."""
     return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
