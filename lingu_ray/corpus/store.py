@@ -157,7 +157,10 @@ class Corpus:
     def validation(self) -> dict[str, list[Row]]:
         """Held-out rows by source, in a fixed order."""
         held_out: dict[str, list[Row]] = {name: [] for name in self.manifest["sources"]}
-        for record in pq.read_table(self._file(VALIDATION_FILE)).to_pylist():
+        path = self._file(VALIDATION_FILE)
+        with self._read(path):
+            table = pq.read_table(path)
+        for record in table.to_pylist():
             held_out[record["source"]].append(row_of(record))
         return held_out
 
@@ -170,9 +173,14 @@ class Corpus:
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
         path = self._file(shard_name(shard))
+        with self._read(path), pq.ParquetFile(path, metadata=self._footer(path)) as file:
+            return file.read_row_group(group)
+
+    @contextmanager
+    def _read(self, path: Path) -> Iterator[None]:
+        """Reading of a file. Raises UserError where it is damaged."""
         try:
-            with pq.ParquetFile(path, metadata=self._footer(path)) as file:
-                return file.read_row_group(group)
+            yield
         except (OSError, pa.ArrowException) as error:
             raise UserError(
                 f"corpus {self.folder}: {path.name} is damaged; delete the corpus, and it is built again: {error}"

@@ -148,8 +148,8 @@ def test_compare_folders_and_experiment(finished, output, capsys):
 def test_a_failed_sweep_is_finished_by_the_same_command(finished, tasks, output):
     """Where all trials fail the command ends with the first reason and where to look, and page and MLflow say failed
     too. Once the cause is corrected, here a damaged corpus, the same command finishes the trial."""
-    shards = {path: path.read_bytes() for path in output.rglob("shard-*.parquet")}
-    for path, content in shards.items():
+    files = {path: path.read_bytes() for path in output.rglob("validation.parquet")}
+    for path, content in files.items():
         path.write_bytes(content[:-20] + bytes(20))  # of the right size, so that it is found by reading
     with pytest.raises(UserError, match=r"the only trial of damaged failed.*is damaged; delete") as caught:
         run(tasks, output, "damaged", search={"distill.w_kd": {"grid": [1]}}, settings={"ray.max_failures": 0})
@@ -161,7 +161,7 @@ def test_a_failed_sweep_is_finished_by_the_same_command(finished, tasks, output)
     pointer = json.loads((folder.root / "mlflow.json").read_text())
     assert mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"]).info.status == "FAILED"
 
-    for path, content in shards.items():
+    for path, content in files.items():
         path.write_bytes(content)
     sweep.main([str(output / "damaged.yaml")])
     (outcome,) = read_outcomes(folder.trials)

@@ -104,6 +104,14 @@ def test_a_corpus_of_ten_billion_rows_takes_no_memory(tmp_path, encoder):
         corpus.check_files()
 
 
+def test_held_out_rows_that_are_damaged(tmp_path):
+    """They are named with the cure, as a shard is."""
+    held_out = write_corpus(tmp_path / "c", [record(p) for p in range(10)])
+    (tmp_path / "c" / "validation.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(UserError, match=r"validation\.parquet is damaged; delete the corpus, and it is built again"):
+        held_out.validation()
+
+
 def test_a_corpus_of_a_later_version(tmp_path):
     """It is refused by its number, before a row is taken for what it is not."""
     (tmp_path / "manifest.json").write_text(json.dumps({"version": 99, "rows": 0, "rows_per_shard": 1, "sources": {}}))
