@@ -25,10 +25,10 @@ from lingu_ray.report.plots import save_panels
 from lingu_ray.report.sources import trained_sources
 from lingu_ray.runtime.alignment.stage import read_alignment
 from lingu_ray.runtime.controls import control_folder
+from lingu_ray.runtime.resume import corpus_place
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import Record, read_records
 from lingu_ray.runtime.tracking.environment import read_environment
-from lingu_ray.storage import place
 
 
 def write_report(run_dir: Path) -> Path:
@@ -60,7 +60,7 @@ def write_report(run_dir: Path) -> Path:
             versions=read_environment(run_dir),
             sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
             throughput=throughput(records),
-            held_out=held_out_answers(samples, _corpus(run)),
+            held_out=held_out_answers(samples, corpus_place(run)),
             trained_items=trained_items(run, result),
             **scores_shown(result, run.report),
         )
@@ -80,11 +80,6 @@ def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
     return runs
 
 
-def _corpus(run: RunFolder) -> Path | str | None:
-    pointer = _json(run.corpus)
-    return None if pointer is None else place(pointer["path"])
-
-
 def _steps(records: list[Record]) -> int:
     """Optimizer steps that were done."""
     return max((record["step"] for record in records if "step_s" in record), default=0)
@@ -92,7 +87,7 @@ def _steps(records: list[Record]) -> int:
 
 def manifest(run_dir: Path) -> dict[str, Any] | None:
     """The manifest of the run's corpus."""
-    corpus = _corpus(RunFolder(run_dir))
+    corpus = corpus_place(RunFolder(run_dir))
     file = None if corpus is None else existing_file(corpus, MANIFEST)
     return None if file is None else _json(file)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 from lingu_ray.atomic import write_json
@@ -185,7 +186,12 @@ def record_corpus(plan: Plan, folder: RunFolder) -> None:
     write_json(folder.corpus, pointer)
 
 
+def corpus_place(folder: RunFolder) -> Path | str | None:
+    """Where the corpus lies, or lay, that the run was trained on; None where that was not recorded."""
+    return place(json.loads(folder.corpus.read_text(encoding="utf-8"))["path"]) if folder.corpus.exists() else None
+
+
 def recorded_corpus(folder: RunFolder) -> Corpus | None:
     """The corpus that the run was trained on; None where it was deleted since."""
-    path = place(json.loads(folder.corpus.read_text(encoding="utf-8"))["path"])
-    return Corpus(path) if is_built(path) else None
+    path = corpus_place(folder)
+    return Corpus(path) if path is not None and is_built(path) else None

@@ -41,8 +41,8 @@ def look_for_items(config: Config, tasks: Sequence[Task], folder: RunFolder | No
         found = before
     else:
         found = find_items(corpus, rows, asked)
-    if folder is not None:
-        write_found(found, folder)
+        if folder is not None:
+            write_found(found, folder)
     if said := [one.said(name) for name, one in found.items() if one.found]:
         log.warning(
             "%s: what is scored is trained on: %s. Such scores show memory: take the rows out of the data, or the "
@@ -54,8 +54,9 @@ def look_for_items(config: Config, tasks: Sequence[Task], folder: RunFolder | No
 def find_items(corpus: Corpus, rows: int, tasks: Sequence[Task]) -> dict[str, Found]:
     """Look for the tasks' items in the first `rows` rows of a corpus; results by task. Ray must be running."""
     of_tasks = [TaskMarks(task) for task in tasks]
-    pictures = frozenset[str]().union(*(one.marks.pictures for one in of_tasks))
-    runs = np.unique(np.concatenate([one.marks.runs for one in of_tasks]))
+    marks = [one.marks for one in of_tasks]
+    pictures = frozenset[str]().union(*(one.pictures for one in marks))
+    runs = np.unique(np.concatenate([one.runs for one in marks]))
     places = look_in_corpus(corpus, rows, Marks(pictures, runs))
     mark = corpus.manifest["fingerprint"]
     return {one.task.config.name: _found(one, mark, rows, list(one.found(places))) for one in of_tasks}
