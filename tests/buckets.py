@@ -20,20 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 KEY, SECRET = "tests", "secret-of-tests"
 READY_S = 60
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, others for each of the test workers; SeaweedFS takes 10000 more of each, too."""
-    found: list[int] = []
-    port = 20000 + os.getpid() * 16 % 10000
-    while len(found) < count:
-        port += 1
-        if not any(_listens(used) for used in (port, port + 10000)):
-            found.append(port)
-    return found
 
 
 def _listens(port: int) -> bool:
@@ -41,13 +31,13 @@ def _listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-PORTS = free_ports(5)
+S3, GCS, *INNER = free_ports(9)
 ENVIRONMENT = {
-    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORTS[0]}",
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3}",
     "AWS_ACCESS_KEY_ID": KEY,
     "AWS_SECRET_ACCESS_KEY": SECRET,
     "AWS_EC2_METADATA_DISABLED": "true",
-    "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{PORTS[1]}",
+    "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{GCS}",
     "LINGU_RAY_CACHE": f"{tempfile.gettempdir()}/lr-cache-{os.getpid()}",
 }
 """What makes `lingu_ray.storage` use the servers; set before Ray starts, whose workers inherit it."""
@@ -83,8 +73,9 @@ def s3_server(folder: Path) -> Iterator[None]:
     grant = {"accessKey": KEY, "secretKey": SECRET}
     identity = {"name": KEY, "credentials": [grant], "actions": ["Admin", "Read", "Write", "List"]}
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    s3, _, master, volume, filer = PORTS
-    listen = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
+    servers = ("s3", "master", "volume", "filer")
+    names = [f"-{server}.port{kind}" for server in servers for kind in ("", ".grpc")]
+    listen = [f"{name}={port}" for name, port in zip(names, [S3, *INNER], strict=True)]
     where = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=.", "-s3", "-s3.config=s3.json"]
     size = ["-master.volumeSizeLimitMB=64", "-volume.max=20"]
     off = ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
@@ -152,8 +143,8 @@ def storage_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     s3, gcs = folder / "s3", folder / "gcs"
     s3.mkdir(), gcs.mkdir()
     emulator = [executable("gcp-storage-emulator"), "start", "--in-memory", "--quiet", "--default-bucket=tests"]
-    emulator += ["--host=127.0.0.1", f"--port={PORTS[1]}"]
-    with s3_server(s3), serving(emulator, gcs, lambda: _listens(PORTS[1])):
+    emulator += ["--host=127.0.0.1", f"--port={GCS}"]
+    with s3_server(s3), serving(emulator, gcs, lambda: _listens(GCS)):
         yield ENVIRONMENT
     shutil.rmtree(ENVIRONMENT["LINGU_RAY_CACHE"], ignore_errors=True)
 
@@ -166,7 +157,7 @@ def _has_bucket() -> bool:
         access_key=KEY,
         secret_key=SECRET,
         scheme="http",
-        endpoint_override=f"127.0.0.1:{PORTS[0]}",
+        endpoint_override=f"127.0.0.1:{S3}",
         allow_bucket_creation=True,
         retry_strategy=AwsDefaultS3RetryStrategy(max_attempts=0),
     )

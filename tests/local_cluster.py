@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 from commands import Command
+from ports import free_ports
 from processes import living, title_of
 
 ROOT = Path(__file__).parents[1]
@@ -33,21 +33,12 @@ ADDRESSES = {
 """What `ss` prints, in the words of docs/operations.md; any other is the node's own."""
 
 
-def three_free_ports() -> int:
-    """The first of three ports that nobody listens on, below those of outgoing connections."""
-    for first in range(20000 + os.getpid() % 3000 * 3, 32000, 3):
-        with socket.socket() as one, socket.socket() as two, socket.socket() as three:
-            if all(probe.connect_ex(("127.0.0.1", first + i)) for i, probe in enumerate((one, two, three))):
-                return first
-    raise AssertionError("no port is free")
-
-
 class Local:
     """The scripts, with files and ports of this test."""
 
     def __init__(self, scratch: Path):
         self.state = scratch / "local"
-        self.port = three_free_ports()
+        self.port = free_ports(3)[0]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.env = {"PATH": path, "LINGU_RAY_STATE": str(scratch), "LINGU_RAY_PORT": str(self.port)}
         self.mark = ("RAY_AUTH_TOKEN_PATH", str(self.state / "token"))

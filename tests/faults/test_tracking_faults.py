@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import Command
+from ports import free_port
 from tinyrun import config
 
 from lingu_ray.config import Config
@@ -25,9 +26,7 @@ class Server:
     """An MLflow server on one port and one database, which can be killed and started again."""
 
     def __init__(self, store: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.environment = {
             "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{store}",
             "_MLFLOW_SERVER_ARTIFACT_ROOT": str(store.parent / "files"),
