@@ -41,11 +41,13 @@ FIELDS = {
 """Fields that a type asks for, by kind and type."""
 ANSWERED_FIELDS = ("question", "answer", "image")
 """Those of the other types."""
-KNOWN_FIELDS = frozenset(field for fields in (*FIELDS.values(), ANSWERED_FIELDS) for field in fields)
+CLUSTER = "cluster"
+"""A field that items of every type but `mme`, which has groups, may have: what those share that are drawn together."""
+KNOWN_FIELDS = frozenset((*(field for fields in (*FIELDS.values(), ANSWERED_FIELDS) for field in fields), CLUSTER))
 """A task's other `fields` become columns of their own."""
 SCORED_TYPES = ("multiple_choice", "last_word", "perplexity")
 """Types that score texts in a language task; others have answers generated."""
-RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample", "cluster")
+RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample")
 """Columns of a task's measured items, besides those of the fields that types ask for."""
 
 
@@ -109,7 +111,7 @@ class TaskConfig(Section):
                 does = "has answers generated" if generates else "scores texts"
                 why = "brings its own" if self.type == "lm_eval" else f"does not read it: it {does}"
                 raise ValueError(f"task {self.name}: {key}: {of} {why}; leave it out")
-        asked = FIELDS.get((self.kind, self.type), ANSWERED_FIELDS)
+        asked = (*FIELDS.get((self.kind, self.type), ANSWERED_FIELDS), *([] if self.type == "mme" else [CLUSTER]))
         if ignored := sorted(KNOWN_FIELDS.intersection(self.fields) - {*asked}):
             raise ValueError(
                 f"task {self.name}: fields.{ignored[0]}: {of} does not ask for it, but for {', '.join(asked)}: leave "

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from lingu_ray.atomic import whole_file
 from lingu_ray.config import EvaluationConfig, TaskConfig
-from lingu_ray.config.evaluation import ANSWERED_FIELDS, FIELDS
+from lingu_ray.config.evaluation import ANSWERED_FIELDS, CLUSTER, FIELDS
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.roles import in_order
@@ -28,11 +28,11 @@ from lingu_ray.evaluation.tasks.blind import blind_name
 SAMPLE = "sample"
 """A column beside those of `Columns`: what the first items asked, readable by people; null in the others."""
 
-CLUSTER = "cluster"
-"""A column of items with images: which ones, so that items that share them are known (`bootstrap.summed`)."""
-
 ANSWER_COLUMNS = frozenset(("logliks", "tokens", "greedy", "prediction", SAMPLE, CLUSTER))
-"""Columns that are not the same for all models of a task, or not where it is asked without its images."""
+"""Columns that are not the same for all models of a task, or not where it is asked without its images.
+
+`CLUSTER`: what items share that are drawn together (`bootstrap.summed`), by default their images.
+"""
 
 _STAMP = b"lingu_ray"
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from lingu_ray.config import TaskConfig
+from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
-from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CLUSTER, Stamp, items_path, read_items, stamp_of
+from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, Stamp, items_path, read_items, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
 from lingu_ray.evaluation.tasks.blind import blind_name
@@ -45,8 +46,9 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Measured:
-    """One task's levels by model: `level` on its items, `level_R` on the resamples. `items` is how many it has.
+    """One task's levels by model: `level` on its items, `level_R` on the resamples.
 
+    `items`: how many it has; `clusters`: how many of them are drawn one by one, others with one of these.
     `alone`: nothing that is drawn has a second of its kind, so that all resamples are the same, and tell of no noise.
     `asked`: fingerprint of what all models were asked; `engine`: which one asked, and its precision; None of made-up
     answers. `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the
@@ -56,6 +58,7 @@ class Measured:
     config: TaskConfig
     metric: Metric
     items: int
+    clusters: int
     scores: dict[str, Scores]
     level: dict[str, float]
     level_R: dict[str, Floats]
@@ -117,7 +120,7 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     cluster_I = next((of_model[CLUSTER] for of_model in columns.values() if CLUSTER in of_model), None)
     return replace(
         _levels(config, metric, scores, resamples, cluster_I),
-        nats=_levels(config, *in_nats, resamples) if in_nats else None,
+        nats=_levels(config, *in_nats, resamples, cluster_I) if in_nats else None,
         blind=_levels(config, *judge_task(config, unseen), resamples, cluster_I) if unseen else None,
         asked=stamp.asked if stamp else None,
         engine=stamp.engine if stamp else None,
@@ -182,7 +185,8 @@ def _levels(
     return Measured(
         config,
         metric,
-        len(score_KI[0]),
+        score_KI.shape[1],
+        drawn_KI.shape[1],
         scores,
         {model: float(level_K[k]) for k, model in enumerate(scores)},
         {model: levels_RK[:, k] for k, model in enumerate(scores)},

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.content import combined
 from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.item_files import CLUSTER, SAMPLE, Parts, Stamp, items_path, stamp_of
+from lingu_ray.evaluation.item_files import SAMPLE, Parts, Stamp, items_path, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
@@ -52,7 +53,7 @@ class TaskRun:
     def keep(self, chunk: Chunk, answers: Answers) -> int:
         """Write a chunk's answers; returns its number of items."""
         items = self.task.items[chunk.begin : chunk.begin + CHUNK]
-        columns = {"item": [item.name for item in items], **_references(items), **_clusters(items)}
+        columns = {"item": [item.name for item in items], **_clusters(items), **_references(items)}
         samples = [_sample(item) if chunk.begin + i < SAMPLES else None for i, item in enumerate(items)]
         self.parts.write(chunk.begin, {**columns, **_answered(items, answers), SAMPLE: samples})
         return len(items)
@@ -82,7 +83,7 @@ def _references(items: Sequence[Item]) -> Columns:
 
 
 def _clusters(items: Sequence[Item]) -> Columns:
-    """Which images each item has; nothing where items have none."""
+    """Which images each item has; nothing where items have none. A cluster of the item's own takes its place."""
     images = [item.images for item in items if isinstance(item, Asked) and item.images]
     return {CLUSTER: [combined(image.content for image in of_item) for of_item in images]} if images else {}
 

@@ -116,6 +116,7 @@ def _task_scores(
         higher_is_better=task.metric.higher_is_better,
         is_share=task.metric.share,
         items=task.items,
+        clusters=task.clusters,
         models={model: _model_score(task, model, quotients.get(model)) for model in task.level},
         distilled=_estimate(distilled),
         reason=distilled.reason if isinstance(distilled, NoValue) else None,

@@ -80,7 +80,8 @@ class Blind:
 class TaskScores:
     """The models on a task.
 
-    `is_share`: scores are shares of what can be reached, shown in per cent. `floor`: recovery or retention from which
+    `is_share`: scores are shares of what can be reached, shown in per cent. `clusters`: the items, those counted once
+    that are drawn together, since they share an image or what the task says. `floor`: recovery or retention from which
     the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
     whether these scores count in the mean of the task's kind, the distilled model's where it was measured.
     `over`: by model, every one but the original: how much better the distilled model scores than that one, in the units
@@ -96,6 +97,7 @@ class TaskScores:
     higher_is_better: bool
     is_share: bool
     items: int
+    clusters: int
     models: dict[str, ModelScore]
     distilled: Estimate | None
     reason: str | None
@@ -106,6 +108,11 @@ class TaskScores:
     engine: str | None = None
     nats: TaskScores | None = None
     blind: Blind | None = None
+
+    @property
+    def counted_items(self) -> str:
+        """How many items there are, and in how many clusters, where some share one: `400 in 50 clusters`."""
+        return f"{self.items}" if self.clusters == self.items else f"{self.items} in {self.clusters} clusters"
 
     @property
     def quotient_name(self) -> QuotientName:

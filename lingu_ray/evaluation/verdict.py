@@ -233,7 +233,7 @@ def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator
 
 def _few_items(tasks: Mapping[str, TaskScores]) -> list[str]:
     """A clause with the tasks of a mean whose intervals, of few items, are narrower than what is known."""
-    few = [f"{name} {task.items}" for name, task in tasks.items() if task.in_mean and task.items < _FEW]
+    few = [f"{name} {task.counted_items}" for name, task in tasks.items() if task.in_mean and task.clusters < _FEW]
     return [f"intervals are too narrow with so few items: {', '.join(few)}"] if few else []
 
 

@@ -96,6 +96,7 @@ def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str])
         higher_is_better=metric.higher_is_better,
         is_share=metric.share,
         items=1,
+        clusters=1,
         models={model: ModelScore(_FOUND if metric.share else _POINTS, {}, _FOUND) for model in own},
         distilled=_FOUND,
         reason=None,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.blind import blinded
@@ -29,6 +30,7 @@ def load_tasks(settings: EvaluationConfig) -> list[Task]:
     tasks = [load_task(config) for config in settings.tasks]
     for task in tasks:
         _warn_of_cut_answers(task)
+        _warn_of_one_cluster(task)
     return tasks + [blinded(task) for task in tasks if settings.blind and task.config.kind == "vision"]
 
 
@@ -63,6 +65,17 @@ def _warn_of_cut_answers(task: Task) -> None:
             "evaluation.tasks: %s: of %d of %d items every right answer has more words than max_new_tokens=%d has "
             "tokens, so that a model's is cut off: raise tasks.%s.max_new_tokens",
             *(task.config.name, cut, len(task.items), longest, task.config.name),
+        )
+
+
+def _warn_of_one_cluster(task: Task) -> None:
+    """Tell of a task whose `cluster` parts nothing."""
+    found = {item.reference.get(CLUSTER) for item in task.items}
+    if len(found) == 1 and None not in found and len(task.items) > 1:
+        log.warning(
+            "evaluation.tasks: %s: `cluster` is the same for all %d items: nothing tells how clusters differ, so items "
+            "are drawn one by one, and intervals are too narrow; take more items, or let it name what some share",
+            *(task.config.name, len(task.items)),
         )
 
 

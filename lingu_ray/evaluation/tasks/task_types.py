@@ -7,7 +7,8 @@
 - `perplexity`: `text`, or `context`, `continuation` to score the continuation alone;
 - `mme`: `question`, `gold` (yes or no), `category`, `group` (the name of its image), `image`; two questions an image;
 - `vqa_accuracy`: `question`, `answer` (of several people, of whom some may have said nothing), `image`;
-- others: `question`, `answer` (one or several), `image` (vision: one or several).
+- others: `question`, `answer` (one or several), `image` (vision: one or several);
+- all but `mme`, where `fields` names it: `cluster`, what items share that were not sampled one by one, as a passage.
 
 Elsewhere `gold` is an index. `<image>` in a question marks where an image stands; without it they come first.
 """
@@ -23,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray.config import TaskConfig
-from lingu_ray.config.evaluation import KNOWN_FIELDS, SCORED_TYPES
+from lingu_ray.config.evaluation import CLUSTER, KNOWN_FIELDS, SCORED_TYPES
+from lingu_ray.content import fingerprint
 from lingu_ray.corpus.check import check_text
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.engines.engine import ScoreRequest
@@ -73,7 +75,17 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
 
 
 def _more(config: TaskConfig, fields: Fields) -> Reference:
-    return {key: _field(fields, key) for key in config.fields if key not in KNOWN_FIELDS}
+    """What is kept beside the fields of the type: the user's own columns, and which cluster the item is of."""
+    more = {key: _field(fields, key) for key in config.fields if key not in KNOWN_FIELDS}
+    return more | ({CLUSTER: _cluster(fields)} if CLUSTER in config.fields else {})
+
+
+def _cluster(fields: Fields) -> str:
+    """The identity of what the item shares with others."""
+    value = _field(fields, CLUSTER)
+    if not (isinstance(value, str) and value.strip()) and type(value) is not int:
+        raise Malformed(f"`{CLUSTER}` must be a text that is not empty, or a whole number, found {value!r}")
+    return fingerprint(value)
 
 
 def _field(fields: Fields, key: str) -> Any:

@@ -114,7 +114,8 @@ def test_hellaswag_without_brackets(tmp_path: Path) -> None:
         "ctx_b": "then SHE",
         "endings": ["waits. [substeps] A while.", " leaves."],
         "label": "1",
+        "source_id": "wikihow~1",
     }
     ((requests, reference),) = asked("hellaswag", tmp_path, record)
     assert requests[0] == ScoreRequest("Baking: How to bake. Heat the oven. Then she", " waits. A while.")
-    assert requests[1].continuation == " leaves." and reference == {"gold": 1, "lengths": [15, 7]}
+    assert requests[1].continuation == " leaves." and {"gold": 1, "lengths": [15, 7]}.items() <= reference.items()

@@ -56,8 +56,12 @@ RECORDS: dict[str, tuple[str, list[dict[str, Any]]]] = {
                 "ctx_b": "then SHE [step]",
                 "endings": ["waits. [substeps] A while. ", " leaves [title] Home"],
                 "label": "1",
+                "source_id": "wikihow~1",
             },
-            {"activity_label": "A", "ctx_a": "B", "ctx_b": "", "endings": ["c", "d", "e"], "label": "2"},
+            {
+                **{"activity_label": "A", "ctx_a": "B", "ctx_b": "", "endings": ["c", "d", "e"], "label": "2"},
+                "source_id": "activitynet~v_-1",
+            },
         ],
     ),
     "piqa": ("piqa", [{"goal": "Open a jar.", "sol1": "Twist.", "sol2": "Wait, then  twist", "label": 1}]),

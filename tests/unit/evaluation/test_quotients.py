@@ -41,6 +41,7 @@ def simulated(random: np.random.Generator, items: int, loss: float, truth: float
         config,
         METRICS["multiple_choice"],
         items,
+        items,
         {model: Scores([], [], {}) for model in MODELS},
         {model: float(level_M[m]) for m, model in enumerate(MODELS)},
         {model: level_RM[:, m] for m, model in enumerate(MODELS)},

@@ -12,9 +12,10 @@ import pytest
 from measured import write_measured
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import interval, level, resample, summed
-from lingu_ray.evaluation.item_files import CLUSTER, items_path, measured_models, write_items
+from lingu_ray.evaluation.item_files import items_path, measured_models, write_items
 from lingu_ray.evaluation.metrics.choice import COGNITION
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery

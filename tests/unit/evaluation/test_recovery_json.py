@@ -57,6 +57,7 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
         "higher_is_better",
         "share",
         "n",
+        "clusters",
         "models",
         "floor",
         "in_mean",

@@ -12,10 +12,10 @@ import pytest
 from tiny import picture
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import main
 from lingu_ray.evaluation.item_files import (
-    CLUSTER,
     Parts,
     Stamp,
     asked_by,

@@ -37,7 +37,7 @@ def task(kind: Kind, share: Estimate | None, **more: Any) -> TaskScores:
     """A task on which the distilled model has this recovery or retention."""
     floor = FLOORS["recovery" if kind == "language" else "retention"]
     known = {"metric": "acc", "is_share": True, "reason": None if share else "no loss", "floor": floor, **more}
-    return TaskScores(kind, higher_is_better=True, items=100, models={}, distilled=share, **known)
+    return TaskScores(kind, higher_is_better=True, items=400, clusters=100, models={}, distilled=share, **known)
 
 
 GOOD = {
@@ -73,11 +73,15 @@ def test_it_holds_without_exceptions() -> None:
 
 
 def test_few_items_are_named() -> None:
-    """Five answers that are all right have an interval without width; tasks that no mean has say nothing."""
-    few = replace(task("language", estimate(1, 1, 1)), items=5)
-    found = verdict(mine=few, texts=replace(few, items=29), other=replace(few, in_mean=False))
-    assert found.holds and found.text.endswith("; intervals are too narrow with so few items: mine 5, texts 29.")
-    assert "few items" not in verdict(mine=replace(few, items=30)).text
+    """Five answers that are all right have an interval without width; tasks that no mean has say nothing.
+
+    Items that share a passage count once.
+    """
+    few = replace(task("language", estimate(1, 1, 1)), items=5, clusters=5)
+    found = verdict(mine=few, texts=replace(few, items=290, clusters=29), other=replace(few, in_mean=False))
+    words = "; intervals are too narrow with so few items: mine 5, texts 290 in 29 clusters."
+    assert found.holds and found.text.endswith(words)
+    assert "few items" not in verdict(mine=replace(few, items=30, clusters=30)).text
 
 
 LEVEL = Means(estimate(0.02, -0.02, 0.06), None)

@@ -35,7 +35,7 @@ def result(**models: float) -> Recovery:
     tasks: dict[str, TaskScores] = {}
     for name, (kind, level) in TASKS.items():
         scores = {model: ModelScore(estimate(level * factor), {}, None) for model, factor in models.items()}
-        tasks[name] = TaskScores(kind, "acc", True, True, 100, scores, None, "not measured: teacher", asked="1")
+        tasks[name] = TaskScores(kind, "acc", True, True, 100, 100, scores, None, "not measured: teacher", asked="1")
         tasks[name] = replace(tasks[name], engine="vllm, fp32")
     means = {model: Means(estimate(factor), None) for model, factor in models.items()}
     verdict = Verdict(None, "The claim is not decided: no vision.")
