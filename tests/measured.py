@@ -21,5 +21,7 @@ def write_measured(
     elif task.type == "perplexity":
         columns |= {"logliks": [[-s] for s in score], "tokens": [[int(w)] for w in weight]}
     else:
-        columns |= {"prediction": ["right" if s else "wrong" for s in score], "answers": [["right"]] * len(score)}
+        answers = [f"right {number}" for number in columns["item"]]  # others each, which no one answer hits
+        columns |= {"prediction": [a if s else "wrong" for s, a in zip(score, answers, strict=True)]}
+        columns |= {"answers": [[answer] for answer in answers]}
     write_items(items_path(out_dir, task.name, model), columns, None)

@@ -18,6 +18,7 @@ from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
 from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, Stamp, items_path, read_items, stamp_of
+from lingu_ray.evaluation.metrics.constant import CAPTIONS, answered_alike, commonest_answer
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
 from lingu_ray.evaluation.tasks.blind import blind_name
@@ -52,7 +53,8 @@ class Measured:
     `alone`: nothing that is drawn has a second of its kind, so that all resamples are the same, and tell of no noise.
     `asked`: fingerprint of what all models were asked; `engine`: which one asked, and its precision; None of made-up
     answers. `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the
-    same without images, where they were asked so.
+    same without images, where they were asked so. `constant`: the same of the commonest right answer, under itself,
+    where a vision task's items can share one.
     """
 
     config: TaskConfig
@@ -64,6 +66,7 @@ class Measured:
     level_R: dict[str, Floats]
     nats: Measured | None = None
     blind: Measured | None = None
+    constant: Measured | None = None
     alone: bool = False
     asked: str | None = None
     engine: str | None = None
@@ -117,14 +120,24 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     _check_documents(config, stamp.asked if stamp else None)
     metric, scores = judge_task(config, columns)
     in_nats = judge_in_nats(metric, scores)
+    alike = _alike(config, next(iter(columns.values())))
     cluster_I = next((of_model[CLUSTER] for of_model in columns.values() if CLUSTER in of_model), None)
     return replace(
         _levels(config, metric, scores, resamples, cluster_I),
         nats=_levels(config, *in_nats, resamples, cluster_I) if in_nats else None,
         blind=_levels(config, *judge_task(config, unseen), resamples, cluster_I) if unseen else None,
+        constant=_levels(config, *judge_task(config, alike), resamples, cluster_I) if alike else None,
         asked=stamp.asked if stamp else None,
         engine=stamp.engine if stamp else None,
     )
+
+
+def _alike(config: TaskConfig, columns: Columns) -> dict[str, Columns]:
+    """The items of a vision task, all answered with the commonest right answer; none of captions."""
+    if config.kind == "language" or config.type in CAPTIONS:
+        return {}
+    answer = commonest_answer(columns)
+    return {answer: answered_alike(columns, answer)}
 
 
 def _references(columns: Columns) -> Columns:

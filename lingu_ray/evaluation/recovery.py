@@ -29,6 +29,7 @@ from lingu_ray.evaluation.results import (
     PERPLEXITY,
     QUOTIENTS,
     Blind,
+    Constant,
     Estimate,
     Interval,
     Means,
@@ -126,6 +127,7 @@ def _task_scores(
         asked=task.asked,
         engine=task.engine,
         blind=None if task.blind is None or task.alone else _blind(task, task.blind),
+        constant=None if task.constant is None or task.alone else _constant(task, task.constant),
     )
 
 
@@ -136,6 +138,14 @@ def _blind(task: Measured, blind: Measured) -> Blind:
         {model: _interval_of(blind.of(model)) for model in blind.level},
         {model: _interval_of(gain) for model, gain in gains.items()},
     )
+
+
+def _constant(task: Measured, constant: Measured) -> Constant:
+    """The commonest answer's score, and how much better the models are, on the same items."""
+    (answer,) = constant.level
+    gains = {model: task.of(model).minus(constant.of(answer)).times(task.sign) for model in task.level}
+    above = {model: _interval_of(gain) for model, gain in gains.items()}
+    return Constant(answer, _interval_of(constant.of(answer)), above)
 
 
 def _model_score(task: Measured, model: str, quotient: Quotient | None) -> ModelScore:

@@ -11,6 +11,7 @@ from lingu_ray.atomic import write_text
 from lingu_ray.evaluation.results import (
     QUOTIENTS,
     Blind,
+    Constant,
     Estimate,
     Interval,
     Means,
@@ -97,6 +98,7 @@ def _task_json(task: TaskScores) -> dict[str, Any]:
         "engine": task.engine,
         "nats": None if task.nats is None else _task_json(task.nats),
         "blind": None if task.blind is None else _blind_json(task.blind),
+        "constant": None if task.constant is None else _constant_json(task.constant),
     }
 
 
@@ -119,6 +121,7 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
         engine=entry.get("engine"),
         nats=_task(entry["nats"]) if entry.get("nats") else None,
         blind=_blind(entry["blind"]) if entry.get("blind") else None,
+        constant=_constant(entry["constant"]) if entry.get("constant") else None,
     )
 
 
@@ -134,6 +137,17 @@ def _blind(entry: Mapping[str, Any]) -> Blind:
     scores = {model: Estimate(found["score"], Interval(*found["ci"])) for model, found in entry.items()}
     seeing = {model: found for model, of in entry.items() if (found := _estimate("difference", of)) is not None}
     return Blind(scores, seeing)
+
+
+def _constant_json(constant: Constant) -> dict[str, Any]:
+    """The answer, its score, and by model `difference`, how much better the model is."""
+    score = {"answer": constant.answer, "score": constant.score.value, "ci": list(constant.score.ci)}
+    return score | {"models": {model: _pair("difference", above) for model, above in constant.above.items()}}
+
+
+def _constant(entry: Mapping[str, Any]) -> Constant:
+    above = {m: found for m, of in entry["models"].items() if (found := _estimate("difference", of)) is not None}
+    return Constant(entry["answer"], Estimate(entry["score"], Interval(*entry["ci"])), above)
 
 
 def _model_json(name: QuotientName, found: ModelScore) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import Literal, NamedTuple
 
 from lingu_ray.evaluation.roles import DISTILLED, References, in_order
@@ -77,6 +78,24 @@ class Blind:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """The commonest right answer given to every item of a vision task: its score, and how much better each model is."""
+
+    answer: str
+    score: Estimate
+    above: dict[str, Estimate]
+
+    @property
+    def said(self) -> str:
+        """The answer in quotes, a long one cut."""
+        return f"“{shorten(self.answer, 40, placeholder='…')}”"
+
+    def is_as_good_as(self, model: str) -> bool:
+        """Whether the model was measured, and is not better beyond noise."""
+        return model in self.above and self.above[model].ci.low <= 0
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """The models on a task.
 
@@ -89,7 +108,7 @@ class TaskScores:
     `asked`: fingerprint of the items that all of them were asked; `engine`: which one asked, and its precision. None
     where it is not known.
     `nats`: the same by likelihood, where that is measured beside the metric. `blind`: of a vision task, where it was
-    asked without its images, too.
+    asked without its images, too. `constant`: of a vision task whose items can share an answer; None in earlier files.
     """
 
     kind: Kind
@@ -108,6 +127,7 @@ class TaskScores:
     engine: str | None = None
     nats: TaskScores | None = None
     blind: Blind | None = None
+    constant: Constant | None = None
 
     @property
     def counted_items(self) -> str:

@@ -22,7 +22,8 @@ Tasks of a mean without a value of their own that show no such loss are named as
 in nats where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are
 measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
 lost sum smaller, and the mean recovery larger. With `evaluation.blind` the vision tasks are named that the baseline
-answers as well without images. Named are tasks of so few items that all of them may be alike by chance, for which the
+answers as well without images. Vision tasks are named on which it is no better than the commonest right answer would
+be. Named are tasks of so few items that all of them may be alike by chance, for which the
 bootstrap gives an interval without width. None of this changes a part of the claim.
 """
 
@@ -96,6 +97,7 @@ def judge(
         *_not_judged(tasks, references),
         *_gained(tasks, references),
         *_unseen(tasks, references),
+        *_no_better_than_constant(tasks, references),
         *_few_items(tasks),
     ]
     text = f"{_headline(holds, exceptions)}: {'; '.join(clauses)}."
@@ -229,6 +231,14 @@ def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator
         if task.blind is not None and task.blind.adds_nothing(references.baseline):
             gain = task.amount(task.blind.seeing[references.baseline])
             yield f"{name}: images add nothing beyond noise to {references.baseline}, {gain}"
+
+
+def _no_better_than_constant(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
+    """The tasks on which one answer for all items does as well as the baseline, which nothing could be kept of."""
+    for name, task in tasks.items():
+        if task.constant is not None and task.constant.is_as_good_as(references.baseline):
+            above = task.amount(task.constant.above[references.baseline])
+            yield f"{name}: {references.baseline} is not beyond noise better than always {task.constant.said}, {above}"
 
 
 def _few_items(tasks: Mapping[str, TaskScores]) -> list[str]:

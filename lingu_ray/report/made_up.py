@@ -21,6 +21,7 @@ from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import (
     Blind,
+    Constant,
     Estimate,
     Interval,
     Means,
@@ -106,7 +107,12 @@ def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str])
     )
     blind = settings.blind and task.kind == "vision"
     every = dict.fromkeys(own, _FOUND)
-    return replace(made_up, nats=made_up if metric.nats else None, blind=Blind(every, every) if blind else None)
+    return replace(
+        made_up,
+        nats=made_up if metric.nats else None,
+        blind=Blind(every, every) if blind else None,
+        constant=Constant("yes", _FOUND, every) if task.kind == "vision" else None,
+    )
 
 
 def _write_items(out_dir: Path, task: str, model: str) -> None:

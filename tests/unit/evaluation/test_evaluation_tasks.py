@@ -455,7 +455,10 @@ def test_settings_that_do_not_fit_together(settings: dict[str, Any], message: st
         ({"type": "lm_eval", "delimiter": ""}, "delimiter: .* brings its own"),
         ({"name": "gsm8k", "like": "lm_eval/gsm8k", "stop": ["."]}, "stop: .* brings its own"),
         ({"type": "multiple_choice", "fields": {"query": "q", "context": "c"}}, "fields.context: .* but for query"),
-        ({"type": "last_word", "fields": {"context": "c", "text": "t"}}, "fields.text: .* context, continuation, cluster:"),
+        (
+            {"type": "last_word", "fields": {"context": "c", "text": "t"}},
+            "fields.text: .* continuation, cluster:",
+        ),
         ({"type": "exact_match", "fields": {"question": "q", "choices": "c"}}, "fields.choices: .* question, answer"),
         ({"type": "anls", "kind": "vision", "fields": {"gold": "c"}}, "fields.gold: .* question, answer, image"),
     ],
