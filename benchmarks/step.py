@@ -12,11 +12,11 @@ small, so that the student's own work does not hide the teacher's; with it all i
     in_process               the KV-shared teacher in the worker
     in_process_joined        the same, and one call of the teacher answers all micro-batches of the step
     actor_0, _1, _2          the KV-shared teacher in an actor, with look-ahead 0, 1 and 2 (of the step's micro-batches)
-    cuda_ipc_0, _1           the same, and the KV stays where it is (on GPUs only, and only where asked for)
+    cuda_ipc_0, _1           the same, and the KV stays where it is (only where asked for, and GPUs share memory)
 
 All runs in one Ray task, so that worker and teacher have the priority that they have in training. Every way is timed
 between two steps of `sft` and compared with their mean, so that a machine whose speed drifts does not tell against one.
-A way for which the GPU's memory does not suffice has a row that says so, and no numbers.
+A way for which the GPU's memory does not suffice, or cannot be shared, has a row that says so, and no numbers.
 `peak_GiB`, on GPUs: most memory of the worker in a further step, weights and optimizer included, an actor's left out.
 """
 
@@ -36,7 +36,18 @@ from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
 from benchmarks.pairs import Pair, PairName, llama_pair, named_pair
-from benchmarks.report import BenchmarkConfig, Measured, Row, Timing, measure_between, plot_bars, publish, ratios
+from benchmarks.report import (
+    NO_MEMORY,
+    BenchmarkConfig,
+    Measured,
+    Row,
+    Timing,
+    if_it_fits,
+    measure_between,
+    plot_bars,
+    publish,
+    ratios,
+)
 from lingu_ray.config import Config, Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
@@ -45,9 +56,8 @@ from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
-from lingu_ray.errors import run_command
+from lingu_ray.errors import UserError, run_command
 from lingu_ray.runtime.cluster.connect import connect
-from lingu_ray.runtime.cluster.memory import out_of_memory
 from lingu_ray.runtime.teacher.teachers import make_teacher
 from lingu_ray.runtime.training.optimizer import make_optimizer
 from lingu_ray.runtime.training.prepare import prepare
@@ -101,15 +111,21 @@ def main(arguments: list[str]) -> None:
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, num_returns="streaming")(_measure)
     steps: list[Measured] = []
     peaks: dict[str, float] = {}
+    absent: dict[str, str] = {}
     with tqdm(total=len(settings["ways"]) * settings["repeats"], unit="step", desc="after warm-up") as bar:
         for reference in task.remote(settings):
             found = ray.get(reference)
             if isinstance(found, Peak):
                 peaks[found.name] = found.gib
+            elif isinstance(found, Absent):
+                absent[found.name] = found.why
             else:
                 steps.append(found)
                 bar.update()
-    rows = [_row(way, steps, settings) | {"peak_GiB": peaks.get(way)} for way in ("sft", *settings["ways"])]
+    if not steps:
+        raise UserError("nothing could be measured: " + ", ".join(f"{name}: {why}" for name, why in absent.items()))
+    ways = ("sft", *settings["ways"])
+    rows = [_row(way, steps, settings, absent.get(way)) | {"peak_GiB": peaks.get(way)} for way in ways]
     publish("step", rows, options.out, settings)
     if options.out is not None:
         plot(rows, options.out / "step.png")
@@ -122,15 +138,15 @@ def plot(rows: list[Row], path: Path) -> None:
     plot_bars(path, "What a teacher costs", "time over plain fine-tuning", ways, heights, ("plain fine-tuning", 1.0))
 
 
-def _row(way: str, steps: list[Measured], settings: Row) -> Row:
-    """A way's steps against the steps of `sft` around them."""
+def _row(way: str, steps: list[Measured], settings: Row, why_absent: str | None = None) -> Row:
+    """A way's steps against the steps of `sft` around them, or why there are none."""
     sft = Timing(tuple(step.beside for step in steps if way in (step.name, "sft")))
     timing = sft if way == "sft" else Timing(tuple(step.seconds for step in steps if step.name == way))
     rows = settings["rows"] * settings["micro_batches"]
     tokens = rows * (settings["image_tokens"] + settings["text_tokens"] + settings["answer_tokens"])
-    if not timing.seconds:
+    if why_absent is not None:
         unmeasured = dict.fromkeys(("ratio_to_sft", "quartiles", "median_s", "tokens_per_s"))
-        return {"way": way} | unmeasured | {"quartiles": "out of memory"}
+        return {"way": way} | unmeasured | {"quartiles": why_absent}
     over_sft = ratios(timing, sft)
     return {
         "way": way,
@@ -149,7 +165,15 @@ class Peak:
     gib: float
 
 
-def _measure(settings: Row) -> Iterator[Measured | Peak]:
+@dataclass(frozen=True)
+class Absent:
+    """Why a way has no figures here."""
+
+    name: str
+    why: str
+
+
+def _measure(settings: Row) -> Iterator[Measured | Peak | Absent]:
     """Time every way between steps of plain fine-tuning; then its memory."""
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
@@ -164,8 +188,17 @@ def _measure(settings: Row) -> Iterator[Measured | Peak]:
         pair.save_teacher(teacher, Path(folder))
         del teacher
         teachers = Teachers(folder, settings["precision"], device)
-        steps = {name: _way(name, student, teachers, batches, optimizer) for name in ("sft", *asked)}
-        steps = {name: step for name, step in steps.items() if name == "sft" or _fits(step, optimizer)}
+        steps = {"sft": _way("sft", student, teachers, batches, optimizer)}
+        for name in asked:
+            why = teachers.unreadable() if name.startswith("cuda_ipc") else None
+            if why is None:
+                steps[name] = _way(name, student, teachers, batches, optimizer)
+                why = _overflow(steps[name], optimizer)
+            if why is not None:
+                steps.pop(name, None)
+                yield Absent(name, why)
+        if len(steps) == 1:
+            return
         yield from measure_between(steps["sft"], {n: s for n, s in steps.items() if n != "sft"}, settings["repeats"])
         if device.type == "cuda":
             for name, step in steps.items():
@@ -175,17 +208,13 @@ def _measure(settings: Row) -> Iterator[Measured | Peak]:
                 yield Peak(name, (torch.cuda.max_memory_allocated() - unused) / 2**30)
 
 
-def _fits(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the GPU's memory suffices for a step."""
-    try:
-        step()
-        return True
-    except Exception as error:  # of the worker or, by way of Ray, of the teacher
-        if out_of_memory(error) is None:
-            raise
+def _overflow(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> str | None:
+    """A word where the GPU's memory does not suffice for a step, in the worker or in the teacher."""
+    if if_it_fits(lambda: step() is None):
+        return None
     optimizer.zero_grad(set_to_none=True)
     torch.cuda.empty_cache()
-    return False
+    return NO_MEMORY
 
 
 def _way(
@@ -224,6 +253,10 @@ class Teachers:
             dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
             self._clients[placement, transport] = make_teacher(settings, dtype, self.device, torch.get_num_threads())
         return self._clients[placement, transport]
+
+    def unreadable(self) -> str | None:
+        """Why a teacher in an actor cannot read the GPU memory that it is lent; None where it can."""
+        return self.client("actor", "object_store").unreadable()
 
     @property
     def bytes_here(self) -> int:

@@ -6,7 +6,8 @@ Counted is the time from the worker's first move until the actor holds the reque
 the speed of memcpy (numpy, one thread): *warm* into memory that was written before, *fresh* into memory that was just
 allocated. The warm one is the harder to reach, and the one meant where only "memcpy" is said. `ray.put alone` is Ray's
 copy into the object store, without a call: the difference to `object_store` is the call's time. On a GPU the KV is in
-its memory on both sides, `cuda_ipc` opens the worker's, and `copy on the GPU` is what a copy there takes.
+its memory on both sides, `cuda_ipc` opens the worker's (`left_out` says why, where that cannot be), and `copy on the
+GPU` is what a copy there takes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster.connect import connect
-from lingu_ray.runtime.teacher.transport import Name, Transport, make_transport, to_bytes
+from lingu_ray.runtime.teacher.transport import Name, Transport, make_transport, to_bytes, unreadable
 
 LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256
@@ -53,6 +54,10 @@ class Receiver:
         self.transport.receive(fields, shared).kv_L2CHE.to(DEVICE)
         synchronize()
         return time.monotonic()
+
+    def read(self, shared: list[Any]) -> list[float]:
+        """The numbers of a small tensor, as `unreadable` asks for them."""
+        return make_transport(TRANSPORTS[CUDA_IPC]).open(shared).tolist()
 
     def tensors(self, kv: list[Tensor]) -> float:
         """Keys and values as a list of tensors."""
@@ -97,16 +102,21 @@ def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callab
     }
 
 
-def start_receivers() -> dict[str, Any]:
-    """An actor for every transport that runs here."""
+def start_receivers() -> tuple[dict[str, Any], dict[str, str]]:
+    """An actor for every transport that runs here; what was left out, and why."""
     remote: Any = ray.remote
-    names = [OBJECT_STORE, *([CUDA_IPC] if DEVICE == "cuda" else []), *([NIXL] if find_spec("nixl") else [])]
-    return {
+    names = [OBJECT_STORE, CUDA_IPC, *([NIXL] if find_spec("nixl") else [])]
+    receivers = {
         name: remote(num_cpus=0, enable_tensor_transport=name == NIXL)(Receiver).remote(
             make_transport(TRANSPORTS[name])
         )
         for name in names
     }
+    left_out = {} if NIXL in names else {NIXL: "not installed"}
+    if why := unreadable(receivers[CUDA_IPC], torch.device(DEVICE)):
+        del receivers[CUDA_IPC]
+        left_out[CUDA_IPC] = why
+    return receivers, left_out
 
 
 def row_of(megabytes: int, dtype: str, name: str, timings: dict[str, Timing]) -> Row:
@@ -140,14 +150,14 @@ def main(arguments: list[str]) -> None:
     """Measure, print, and write where asked."""
     options = settings_alone(arguments, HELP, TransportConfig)
     connect(RayConfig())
-    receivers = start_receivers()
+    receivers, left_out = start_receivers()
     rows: list[Row] = []
     for dtype in options.dtypes:
         for megabytes in options.sizes:
             request = make_request(megabytes, getattr(torch, dtype))
             timings = measure(ways(request, receivers), options.repeats, warm_up=3, clock=lambda transfer: transfer())
             rows += [row_of(megabytes, dtype, name, timings) for name in timings]
-    publish("transport", rows, options.out, options.recorded | {"ray": ray_settings()})
+    publish("transport", rows, options.out, options.recorded | {"ray": ray_settings()}, {"left_out": left_out})
     if options.out is not None:
         plot(rows, options.out / "transport.png")
     ray.shutdown()

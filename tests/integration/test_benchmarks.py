@@ -103,7 +103,8 @@ def test_earlier_turns(tmp_path):
 
 def test_gpu(tmp_path, monkeypatch, ray_cluster):
     """A part that fails, or does not end, is named with its error while the others run, and the exit code says it; the
-    same command again measures what is missing alone, and leaves tables, and one JSON with machine and all results."""
+    same command again measures what is missing alone, and leaves tables, and one JSON with machine and all results. Where
+    memory cannot be lent, as without a GPU, that way alone has no figures, and the reason beside it."""
     argv = ["benchmarks.gpu", f"out={tmp_path / 'gpu'}", "size=tiny"]
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with Command([*argv, "sections=loss,transport"], cwd=ROOT, stdout=tmp_path / "stdout", warm=True) as command:
@@ -121,6 +122,8 @@ def test_gpu(tmp_path, monkeypatch, ray_cluster):
     parts = ["parity-tiny", "step-tiny", "loss", "transport"]
     assert [(row["part"], row["state"]) for row in result["rows"]] == [(part, "ok") for part in parts]
     assert loss in result["rows"] and result["environment"]["torch"] and result["machine"]["device"]
+    found = {row["part"]: row["found"] for row in result["rows"]}
+    assert all("; without cuda_ipc: " in found[part] for part in ("parity-tiny", "transport"))
     page = (tmp_path / "gpu/gpu.md").read_text()
     assert all(f"\n{part}: `python -m benchmarks." in page for part in parts)
     check_results({part: found["rows"] for part, found in result["parts"].items()})
@@ -131,7 +134,9 @@ def check_results(parts: dict[str, list[dict]]) -> None:
     fused loss and the naive one agree, and use measured memory; the object store carries the payload."""
     off = {row["way"]: [row[f"{name}_off"] for name in ("ce", "kd", "gradient")] for row in parts["parity-tiny"]}
     assert off["bf16 again"] == off["bf16 actor"] == [0, 0, 0] and all(value > 0 for value in off["bf16 in_process"])
-    assert [row["way"] for row in parts["step-tiny"]] == ["sft", "in_process", "actor_1"]
+    assert [row["way"] for row in parts["step-tiny"]] == ["sft", "in_process", "actor_1", "cuda_ipc_1"]
+    *measured, lent = [row["ratio_to_sft"] for row in parts["step-tiny"]]
+    assert None not in measured and lent is None
     losses = {row["loss"]: row for row in parts["loss"]}
     assert losses["ours"]["off"] < 1e-5 and losses["ours"]["MiB"] > 0 and losses["naive"]["times ours"] > 0
     assert "object_store" in {row["way"] for row in parts["transport"]}

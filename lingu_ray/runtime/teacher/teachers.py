@@ -41,6 +41,7 @@ from lingu_ray.runtime.teacher.transport import (
     from_bytes,
     make_transport,
     to_bytes,
+    unreadable,
 )
 from lingu_ray.runtime.training.distributed import all_sum, is_main_process
 from lingu_ray.runtime.training.precision import use_tensor_cores
@@ -135,7 +136,7 @@ class TeacherActor:
         return {**vars(head), "weight_VD": to_bytes(head.weight_VD)}
 
     def read(self, shared: list[Any]) -> list[float]:
-        """The numbers of a small tensor that the worker lends by `cuda_ipc`."""
+        """The numbers of a small tensor that the worker lends by `cuda_ipc` (`unreadable`)."""
         return make_transport("cuda_ipc").open(shared).tolist()
 
     def hidden_states(self, transport: Name, fields: dict[str, TensorBytes], shared: Any) -> TensorBytes:
@@ -173,7 +174,7 @@ class TeacherActorClient:
     def transport(self) -> Name:
         """How KV reaches the actor; the first use waits until the actor has started."""
         name = choose_transport(self.settings, self.device, len(_own_gpus()))
-        if self.settings.transport != "auto" or name != "cuda_ipc" or (why := self._unreadable()) is None:
+        if self.settings.transport != "auto" or name != "cuda_ipc" or (why := self.unreadable()) is None:
             return name
         log.warning(
             "the teacher cannot read its worker's GPU memory, so KV takes the longer way through the object store "
@@ -182,17 +183,9 @@ class TeacherActorClient:
         )
         return "object_store"
 
-    def _unreadable(self) -> str | None:
-        """Why the actor cannot read what this process lends it of its GPU's memory; None where it can.
-
-        Containers may forbid it, and so may the allocator (expandable_segments).
-        """
-        lent = torch.arange(8.0, device=self.device)
-        try:
-            read = ray.get(self.actor.read.remote(make_transport("cuda_ipc").share(lent)()))
-        except Exception as error:  # of any type: torch, the driver and pickle raise many
-            return str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
-        return None if read == lent.tolist() else f"it reads {read}"
+    def unreadable(self) -> str | None:
+        """Why the actor cannot read what this process lends it of its GPU's memory; None where it can."""
+        return unreadable(self.actor, self.device)
 
     @cached_property
     def output_head(self) -> OutputHead:

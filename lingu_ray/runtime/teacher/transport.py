@@ -133,6 +133,19 @@ def choose_transport(settings: TeacherConfig, device: torch.device, gpus: int) -
     return "cuda_ipc" if same_gpu else "object_store"
 
 
+def unreadable(actor: Any, device: torch.device) -> str | None:
+    """Why an actor with a method `read` cannot read what this process lends it of its GPU's memory; None where it can.
+
+    Containers may forbid it, and so may the allocator (expandable_segments).
+    """
+    lent = torch.arange(8.0, device=device)
+    try:
+        read = ray.get(actor.read.remote(make_transport("cuda_ipc").share(lent)()))
+    except Exception as error:  # of any type: torch, the driver and pickle raise many
+        return str(getattr(error, "cause", None) or error).strip().partition("\n")[0]
+    return None if read == lent.tolist() else f"it reads {read}"
+
+
 def check_transport(settings: TeacherConfig, device: torch.device, gpus: int) -> None:
     """Raise UserError when a worker on this device, with so many GPUs from Ray, cannot use the transport."""
     name, otherwise = settings.transport, "or set teacher.transport=object_store"

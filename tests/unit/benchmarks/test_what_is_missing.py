@@ -42,13 +42,15 @@ def test_a_step_that_does_not_fit_has_a_row_without_numbers(monkeypatch: pytest.
     weight = torch.nn.Parameter(torch.ones(1))
     weight.grad = torch.ones(1)
     optimizer = torch.optim.SGD([weight])
-    assert step._fits(lambda: None, optimizer) and weight.grad is not None
-    assert not step._fits(raise_full, optimizer) and weight.grad is None and emptied
+    assert step._overflow(lambda: None, optimizer) is None and weight.grad is not None
+    assert step._overflow(raise_full, optimizer) == "out of memory" and weight.grad is None and emptied
     with pytest.raises(ZeroDivisionError):
-        step._fits(lambda: 1 / 0, optimizer)  # pyrefly: ignore [bad-argument-type]
+        step._overflow(lambda: 1 / 0, optimizer)  # pyrefly: ignore [bad-argument-type]
     sizes = {name: 1 for name in ("rows", "micro_batches", "image_tokens", "text_tokens", "answer_tokens")}
     steps = [Measured("in_process", 2.0, 1.0)]
-    rows = [step._row(way, steps, sizes) | {"peak_GiB": None} for way in ("sft", "in_process", "full_sequence")]
+    absent = {"full_sequence": "out of memory"}
+    ways = ("sft", "in_process", "full_sequence")
+    rows = [step._row(way, steps, sizes, absent.get(way)) | {"peak_GiB": None} for way in ways]
     assert rows[0].keys() == rows[2].keys() and rows[2]["quartiles"] == "out of memory"
     found = gpu.SUMMARIES["step"]({"rows": rows})
     assert found == "time over plain fine-tuning: in_process 2.00, full_sequence out of memory"
