@@ -103,8 +103,8 @@ def test_earlier_turns(tmp_path):
 
 def test_gpu(tmp_path, monkeypatch, ray_cluster):
     """A part that fails, or does not end, is named with its error while the others run, and the exit code says it; the
-    same command again measures what is missing alone, and leaves tables, and one JSON with machine and all results. Where
-    memory cannot be lent, as without a GPU, that way alone has no figures, and the reason beside it."""
+    same command again measures what is missing alone, and leaves tables, and one JSON with machine and results. Where
+    memory cannot be lent (no GPU), that way alone has no figures, and the reason beside it."""
     argv = ["benchmarks.gpu", f"out={tmp_path / 'gpu'}", "size=tiny"]
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with Command([*argv, "sections=loss,transport"], cwd=ROOT, stdout=tmp_path / "stdout", warm=True) as command:
