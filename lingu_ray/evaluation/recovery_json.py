@@ -116,7 +116,7 @@ def _task(entry: Mapping[str, Any]) -> TaskScores:
         reason=entry[f"{name}_reason"],
         floor=entry.get("floor"),
         in_mean=entry.get("in_mean", True),
-        over={m: found for m, e in entry.get("over", {}).items() if (found := _estimate("difference", e))},
+        over=_differences(entry.get("over", {})),
         asked=entry.get("asked"),
         engine=entry.get("engine"),
         nats=_task(entry["nats"]) if entry.get("nats") else None,
@@ -135,8 +135,7 @@ def _blind_json(blind: Blind) -> dict[str, Any]:
 
 def _blind(entry: Mapping[str, Any]) -> Blind:
     scores = {model: Estimate(found["score"], Interval(*found["ci"])) for model, found in entry.items()}
-    seeing = {model: found for model, of in entry.items() if (found := _estimate("difference", of)) is not None}
-    return Blind(scores, seeing)
+    return Blind(scores, _differences(entry))
 
 
 def _constant_json(constant: Constant) -> dict[str, Any]:
@@ -146,8 +145,12 @@ def _constant_json(constant: Constant) -> dict[str, Any]:
 
 
 def _constant(entry: Mapping[str, Any]) -> Constant:
-    above = {m: found for m, of in entry["models"].items() if (found := _estimate("difference", of)) is not None}
-    return Constant(entry["answer"], Estimate(entry["score"], Interval(*entry["ci"])), above)
+    return Constant(entry["answer"], Estimate(entry["score"], Interval(*entry["ci"])), _differences(entry["models"]))
+
+
+def _differences(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Estimate]:
+    """By model, those that have one."""
+    return {model: found for model, entry in entries.items() if (found := _estimate("difference", entry)) is not None}
 
 
 def _model_json(name: QuotientName, found: ModelScore) -> dict[str, Any]:

@@ -23,8 +23,8 @@ in nats where there is one. With `evaluation.recovery_in: nats` all of this is a
 measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
 lost sum smaller, and the mean recovery larger. With `evaluation.blind` the vision tasks are named that the baseline
 answers as well without images. Vision tasks are named on which it is no better than the commonest right answer would
-be. Named are tasks of so few items that all of them may be alike by chance, for which the
-bootstrap gives an interval without width. None of this changes a part of the claim.
+be. Named are tasks of so few items that all of them may be alike by chance, for which the bootstrap gives an interval
+without width. None of this changes a part of the claim.
 """
 
 from __future__ import annotations

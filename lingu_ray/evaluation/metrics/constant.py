@@ -18,8 +18,9 @@ def commonest_answer(columns: Columns) -> str:
         ((gold, _),) = Counter(columns["gold"]).most_common(1)
         return ascii_uppercase[gold] if "choices" in columns else gold
     accepted = [answer for answers in columns["answers"] for answer in answers]
-    ((commonest, _),) = Counter(map(normalize, accepted)).most_common(1)
-    return next(answer for answer in accepted if normalize(answer) == commonest)
+    keys = [normalize(answer) for answer in accepted]
+    ((commonest, _),) = Counter(keys).most_common(1)
+    return accepted[keys.index(commonest)]
 
 
 def answered_alike(columns: Columns, answer: str) -> Columns:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.task_catalog import catalog, listing
+from lingu_ray.content import fingerprint
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Scored
@@ -117,5 +118,6 @@ def test_hellaswag_without_brackets(tmp_path: Path) -> None:
         "source_id": "wikihow~1",
     }
     ((requests, reference),) = asked("hellaswag", tmp_path, record)
+    right = {"gold": 1, "lengths": [15, 7]}
     assert requests[0] == ScoreRequest("Baking: How to bake. Heat the oven. Then she", " waits. A while.")
-    assert requests[1].continuation == " leaves." and {"gold": 1, "lengths": [15, 7]}.items() <= reference.items()
+    assert requests[1].continuation == " leaves." and reference == {**right, "cluster": fingerprint("wikihow~1")}

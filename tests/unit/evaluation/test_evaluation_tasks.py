@@ -457,7 +457,7 @@ def test_settings_that_do_not_fit_together(settings: dict[str, Any], message: st
         ({"type": "multiple_choice", "fields": {"query": "q", "context": "c"}}, "fields.context: .* but for query"),
         (
             {"type": "last_word", "fields": {"context": "c", "text": "t"}},
-            "fields.text: .* continuation, cluster:",
+            "fields.text: .* context, continuation, cluster:",
         ),
         ({"type": "exact_match", "fields": {"question": "q", "choices": "c"}}, "fields.choices: .* question, answer"),
         ({"type": "anls", "kind": "vision", "fields": {"gold": "c"}}, "fields.gold: .* question, answer, image"),
