@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import psutil
 import ray
+
+from benchmarks.ports import free_port, free_ports
 
 RAY = Path(sys.executable).with_name("ray")
 _RAYLET = Path(ray.__file__).resolve().parent / "core/src/ray/raylet/raylet"
@@ -35,7 +36,7 @@ class LocalNodes:
             token.write_text(secrets.token_hex(32))
             self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
             self.processes: list[psutil.Process] = []
-            port, dashboard = _free_port(), _free_port()
+            port, dashboard = free_ports(2)
             self.address = f"127.0.0.1:{port}"
             head = ["--head", "--num-cpus=0", f"--port={port}", f"--dashboard-port={dashboard}"]
             end.enter_context(self._node([*head, f"--temp-dir={self.folder}", "--dashboard-host=127.0.0.1"]))
@@ -53,7 +54,7 @@ class LocalNodes:
     @contextmanager
     def _node(self, options: list[str]) -> Iterator[None]:
         common = ["--block", "--disable-usage-stats", f"--object-store-memory={STORE_MB * 10**6}"]
-        common += [f"--dashboard-agent-listen-port={_free_port()}"]
+        common += [f"--dashboard-agent-listen-port={free_port()}"]
         log = self.folder / f"node-{len(self.processes)}.log"
         with log.open("wb") as out:
             started = subprocess.Popen(
@@ -109,9 +110,3 @@ def sent_among(processes: list[psutil.Process]) -> int:
 def processor_seconds(processes: list[psutil.Process]) -> float:
     """Processor time of processes so far."""
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -15,7 +15,8 @@ from typing import Any
 
 from commands import Command
 from nodes import OBJECT_STORE_MB
-from ports import free_port
+
+from benchmarks.ports import free_port
 
 _HEAD_ID = "f" * 51 + "00000"
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"

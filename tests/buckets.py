@@ -20,7 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from ports import free_ports
+
+from benchmarks.ports import free_ports
 
 KEY, SECRET = "tests", "secret-of-tests"
 READY_S = 60

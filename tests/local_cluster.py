@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from commands import Command
-from ports import free_ports
 from processes import living, title_of
+
+from benchmarks.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 SUBMIT = "ray job submit --working-dir . --runtime-env clusters/runtime-env.yaml"

@@ -17,8 +17,9 @@ from typing import Self
 
 import psutil
 from commands import Command
-from ports import free_port
 from processes import title_of
+
+from benchmarks.ports import free_port
 
 OBJECT_STORE_MB = 100
 """Of each node."""

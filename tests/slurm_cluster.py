@@ -16,8 +16,9 @@ from getpass import getuser
 from pathlib import Path
 
 from commands import Command
-from ports import free_ports
 from processes import kill_all
+
+from benchmarks.ports import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 

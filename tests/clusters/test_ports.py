@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from commands import Command
 from local_cluster import Local, said_to_listen
-from ports import free_port
 from processes import kill_all
+
+from benchmarks.ports import free_port
 
 pytestmark = [
     pytest.mark.long,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from commands import Command
-from ports import free_port
 from tinyrun import config
 
+from benchmarks.ports import free_port
 from lingu_ray.config import Config
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import JsonLines

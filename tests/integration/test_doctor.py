@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from commands import Command
-from ports import free_port
 from tinyrun import config, write_settings
 
+from benchmarks.ports import free_port
 from lingu_ray.runtime.doctor.cluster import examine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

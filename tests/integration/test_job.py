@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from commands import Command
-from ports import free_port
 from tinyrun import write_pair_and_data, write_settings
+
+from benchmarks.ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import commands
 import pytest
-from ports import free_port
 from tinyrun import write_settings
 
+from benchmarks.ports import free_port
 from lingu_ray.runtime.tracking import metrics
 
 pytestmark = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-import ports
 import pytest
+
+from benchmarks import ports
 
 
 def test_a_port_is_not_of_those_for_outgoing_connections():

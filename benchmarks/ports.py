@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1 for servers that tests start."""
+"""Ports of 127.0.0.1 for servers that benchmarks and tests start."""
 
 from __future__ import annotations
 
