@@ -152,7 +152,7 @@ def _longer(one: Row) -> Row:
     """A row of natural data with as many steps as the adapting had."""
     about, settings = f"{one.about}, 300 steps", (*LONGER, *one.settings)
     return replace(
-        one, name=f"{one.name}_300", about=about, data=NATURAL_300, settings=settings, minutes=3 * one.minutes, seeds=2
+        one, name=f"{one.name}_300", about=about, data=NATURAL_300, settings=settings, minutes=3 * one.minutes, seeds=3
     )
 
 
