@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
+_DOTTED = re.compile(r"\b[a-z_]+(?:\.[a-z_0-9]+)+\b")
+"""A setting as messages name it."""
+
 T = TypeVar("T", bound=BaseModel)
 
 _HINTS = {
@@ -203,9 +206,16 @@ class Settings(Generic[T]):
             problem = f"no such setting; {_nearest(self.schema, key, dotted)}"
         elif error["type"] == "value_error":
             problem = error["msg"].removeprefix("Value error, ")
+            return f"{dotted + ': ' if dotted else ''}{problem} [{self._origins_named(problem) or self._origin(key)}]"
         else:
             problem = _unfit(self.schema, key, error)
         return f"{dotted + ': ' if dotted else ''}{problem} [{self._origin(key)}]"
+
+    def _origins_named(self, problem: str) -> str:
+        """Where the settings that a rule names came from, as far as they were given: the line or override to change."""
+        named = [tuple(dotted.split(".")) for dotted in _DOTTED.findall(problem)]
+        given = [key for key in named if any(origin[: len(key)] == key for origin in self.origins)]
+        return ", ".join(dict.fromkeys(map(self._origin, given)))
 
     def _new_name(self, error: ErrorDetails) -> str | None:
         """What an unknown setting is called now, if it was renamed."""

@@ -72,6 +72,8 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["train.learning_rates.vision=true"], ["train.learning_rates.vision: true does not fit; give a number at"]),
         (["train.weight_decay=.inf"], ["train.weight_decay: .inf does not fit; give a number", "it must be finite"]),
         (["distill.w_kd=[[0, 4], [9, 2]]"], ["distill.w_kd: points begin at fractions of the run, not steps"]),
+        (["distill.temperature=0"], ["distill.temperature must be above 0 [distill.temperature=0]"]),
+        (["ray.num_workers=99", "train.rows_per_step=8"], ["[train.rows_per_step=8, ray.num_workers=99]"]),
         (["distill.policy=some"], ["give selective | all | language_only | none"]),
         (["distill.w_kd=much"], ["give a number, {start, end, shape, until}, or [[fraction, value], ...]"]),
         (["corpus.sources.t1.limit=3"], ["corpus.sources has no item 't1'; it has: 0 (t0), 1 (t0.long)"]),
