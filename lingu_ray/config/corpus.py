@@ -41,6 +41,10 @@ class SourceConfig(Section):
     path: Annotated[DataPath, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
         description="file, glob, folder (also `datasets.save_to_disk`), local or s3://…, gs://…; or hub id of a dataset"
     )
+    # as of `path`: what the revision holds is in the fingerprint
+    revision: Annotated[str | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
+        None, min_length=1, description="hub: branch, tag or commit; null: main"
+    )
     subset: str | None = Field(None, description="hub: configuration name")
     split: str = Field(
         "train",

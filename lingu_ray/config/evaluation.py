@@ -61,6 +61,7 @@ class TaskConfig(Section):
         description="file, glob, folder (also `datasets.save_to_disk`), local, s3://…, gs://…; or hub id of a dataset; "
         "lm_eval: the task's name, or its YAML file"
     )
+    revision: str | None = Field(None, min_length=1, description="hub: branch, tag or commit; null: main")
     subset: str | None = Field(None, description="hub: configuration name")
     split: str | None = Field(None, description="hub and save_to_disk: split, such as test")
     where: str | None = Field(
@@ -127,7 +128,7 @@ class TaskConfig(Section):
                 f"{', '.join(FORMAT_TYPES)}; columns are named by `fields`, not by format 'template' "
                 "nor beside a format"
             )
-        if self.type == "lm_eval" and (self.fields or self.where or self.subset or self.split):
+        if self.type == "lm_eval" and (self.fields or self.where or self.revision or self.subset or self.split):
             raise ValueError(f"task {self.name}: a task of lm_eval brings its own data and fields: leave yours out")
         for key, text in {**self.fields, "where": self.where}.items():
             if key in RESERVED_FIELDS:

@@ -97,11 +97,11 @@ def hub_files(source: SourceConfig) -> list[str]:
     from datasets.exceptions import DatasetsError
 
     try:
-        dataset = load_dataset(source.path, source.subset, split=source.split)
+        dataset = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
     except (OSError, ValueError) as error:
         raise UserError(
             f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
-            f"(subset {source.subset}, split {source.split}): {error}"
+            f"(revision {source.revision or 'main'}, subset {source.subset}, split {source.split}): {error}"
         ) from error
     except (RuntimeError, DatasetsError) as error:  # a script, which is not run; data files that are none
         raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error

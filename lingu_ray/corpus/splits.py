@@ -61,14 +61,15 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
 
 
 def _check_chosen(source: SourceConfig) -> None:
-    """Check that `subset` and `split` choose among something."""
+    """Check that `revision`, `subset` and `split` choose among something."""
     if is_on_hub(source.path):
         return
-    if source.subset is not None:
-        raise UserError(
-            f"source {source.name}: `subset` is of datasets of the hub, and {source.path} is none: leave it out, and "
-            "let `path` name what is meant"
-        )
+    for setting in ("revision", "subset"):
+        if getattr(source, setting) is not None:
+            raise UserError(
+                f"source {source.name}: `{setting}` is of datasets of the hub, and {source.path} is none: leave it "
+                "out, and let `path` name what is meant"
+            )
     if source.split != "train" and names_files(source.path):
         raise UserError(
             f"source {source.name}: `split` chooses within a folder or a dataset, and {source.path} has one split: "

@@ -109,5 +109,5 @@ def data_name(source: SourceConfig) -> str:
     limit = f", first {source.limit}" if source.limit else ""
     if not is_hub_id(source.path):
         return f"local, format {source.format}{limit}"
-    parts = [*([source.subset] if source.subset else []), source.split]
+    parts = [*(part for part in (source.subset, source.revision) if part), source.split]
     return f"[{source.path}](https://huggingface.co/datasets/{source.path}) ({', '.join(parts)}{limit})"

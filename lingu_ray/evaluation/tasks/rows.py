@@ -76,6 +76,7 @@ def source_of(config: TaskConfig) -> SourceConfig:
         name=config.name,
         format=config.format or "messages",  # the reader needs it for `image_folder` alone
         path=config.path,
+        revision=config.revision,
         subset=config.subset,
         split=config.split or "train",
     )
@@ -87,6 +88,11 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
         raise UserError(
             f"evaluation.tasks: {config.name}: {not_found(config.path)}; correct its `path`, or set `split`, such as "
             "test, for a dataset of the hub"
+        )
+    if config.revision is not None and not is_on_hub(path):
+        raise UserError(
+            f"evaluation.tasks: {config.name}: `revision` is of datasets of the hub, and {path} is none: leave it out, "
+            "and let `path` name what is meant"
         )
     try:
         if config.split is None and has_splits(source, is_known):

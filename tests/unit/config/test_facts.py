@@ -25,14 +25,14 @@ TRUTH: dict[Fact, set[str]] = {
         *("ray", "tracking", "evaluation", "resume", "controls", "output_dir", "demo"),
         *("corpus.cache_dir", "corpus.if_changed"),
         *("student.path", "student.role", "student.from_teacher.tower", "teacher.path"),
-        *("corpus.sources.*.path", "corpus.sources.*.image_root"),
+        *(f"corpus.sources.*.{name}" for name in ("path", "revision", "image_root")),
         *(f"teacher.{name}" for name in ("placement", "transport", "look_ahead", "micro_batches_per_call")),
         "teacher.max_restarts",
         *(f"train.{name}" for name in ["steps", *NO_RESULT.split(), *OCCASIONS.split()]),
     },
     NOT_IN_FINGERPRINT: {
         *("corpus.cache_dir", "corpus.if_changed"),
-        *(f"corpus.sources.*.{name}" for name in ("ce_weight", "kd_weight", "path", "image_root")),
+        *(f"corpus.sources.*.{name}" for name in ("ce_weight", "kd_weight", "path", "revision", "image_root")),
     },
     NOT_COMPARED: {
         *("name", "output_dir", "resume", "controls", "demo", "tracking", "corpus.cache_dir", "student.role"),
@@ -99,7 +99,7 @@ def test_a_new_setting_is_treated_with_care():
 def test_the_fingerprint_leaves_out_what_the_sections_say():
     """These names, and no others, of the corpus and of a source are not part of the fingerprint."""
     assert fields_with(NOT_IN_FINGERPRINT, CorpusConfig) == {"cache_dir", "if_changed"}
-    assert fields_with(NOT_IN_FINGERPRINT, SourceConfig) == {"path", "image_root", "ce_weight", "kd_weight"}
+    assert fields_with(NOT_IN_FINGERPRINT, SourceConfig) == {"path", "revision", "image_root", "ce_weight", "kd_weight"}
 
 
 def test_a_whole_part_of_a_run_is_not_searched():

@@ -505,16 +505,17 @@ def test_a_folder_of_one_split_is_read_as_it_is(tmp_path, name):
 
 
 def test_what_chooses_among_nothing_is_refused(tmp_path):
-    """`subset` of files, and `split` of a file, a pattern, or a saved data set of one split."""
+    """`subset` and `revision` of files, and `split` of a file, a pattern, or a saved data set of one split."""
     write_lines(tmp_path / "a.jsonl", RECORDS)
     datasets.Dataset.from_list(RECORDS).save_to_disk(tmp_path / "saved")
     for path in ("a.jsonl", "*.jsonl", "saved"):
         settings = source(tmp_path / path, split="test")
         with pytest.raises(UserError, match=r"`split` chooses within a folder or a dataset, and .* has one split"):
             check_source(settings, split_source(settings))
-    settings = source(tmp_path, subset="en")
-    with pytest.raises(UserError, match=r"source s: `subset` is of datasets of the hub, and .* is none"):
-        check_source(settings, split_source(settings))
+    for setting in ("subset", "revision"):
+        settings = source(tmp_path, **{setting: "en"})
+        with pytest.raises(UserError, match=rf"source s: `{setting}` is of datasets of the hub, and .* is none"):
+            check_source(settings, split_source(settings))
 
 
 def test_links_are_followed_once(tmp_path):
