@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 
 @contextmanager
@@ -38,13 +38,6 @@ def serve_dataset(name: str, revisions: dict[str, Path]) -> Iterator[str]:
                     self._refuse("RevisionNotFound")
 
         do_HEAD = do_GET
-
-        def do_POST(self) -> None:
-            """Information on paths of a revision."""
-            revision = self.path.rpartition("/")[2]
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            paths = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
-            self._say([entry(folders[revision] / path) for path in paths if (folders[revision] / path).is_file()])
 
         def _say(self, answer: object) -> None:
             self._send(json.dumps(answer).encode())
