@@ -199,17 +199,17 @@ class Settings(Generic[T]):
 
     def _explain(self, error: ErrorDetails) -> str:
         key = _without_form(error["loc"], self.schema)
-        dotted = self._dotted(key)
+        dotted, origin = self._dotted(key), self._origin(key)
         if new := self._new_name(error):
-            return f"{dotted} is called {new} now [{self._origin(key)}]"
+            return f"{dotted} is called {new} now [{origin}]"
         if error["type"] == "extra_forbidden":
             problem = f"no such setting; {_nearest(self.schema, key, dotted)}"
         elif error["type"] == "value_error":
             problem = error["msg"].removeprefix("Value error, ")
-            return f"{dotted + ': ' if dotted else ''}{problem} [{self._origins_named(problem) or self._origin(key)}]"
+            origin = self._origins_named(problem) or origin
         else:
             problem = _unfit(self.schema, key, error)
-        return f"{dotted + ': ' if dotted else ''}{problem} [{self._origin(key)}]"
+        return f"{dotted + ': ' if dotted else ''}{problem} [{origin}]"
 
     def _origins_named(self, problem: str) -> str:
         """Where the settings that a rule names came from, as far as they were given: the line or override to change."""

@@ -64,17 +64,26 @@ def _check_chosen(source: SourceConfig) -> None:
     """Check that `revision`, `subset` and `split` choose among something."""
     if is_on_hub(source.path):
         return
-    for setting in ("revision", "subset"):
-        if getattr(source, setting) is not None:
-            raise UserError(
-                f"source {source.name}: `{setting}` is of datasets of the hub, and {source.path} is none: leave it "
-                "out, and let `path` name what is meant"
-            )
+    refuse_of_hub(source, "revision", "subset")
     if source.split != "train" and names_files(source.path):
         raise UserError(
             f"source {source.name}: `split` chooses within a folder or a dataset, and {source.path} has one split: "
             "leave it out"
         )
+
+
+def refuse_of_hub(source: SourceConfig, *settings: str) -> None:
+    """Refuse settings of datasets of the hub, for a source that is none.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    for setting in settings:
+        if getattr(source, setting) is not None:
+            raise UserError(
+                f"source {source.name}: `{setting}` is of datasets of the hub, and {source.path} is none: leave it "
+                "out, and let `path` name what is meant"
+            )
 
 
 def image_folder(source: SourceConfig, split: FileSplit) -> str:

@@ -17,7 +17,7 @@ from lingu_ray.config import SourceConfig, TaskConfig
 from lingu_ray.corpus.files import has_splits, hub_files, names_files
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.readers import UNREADABLE, FileSplit
-from lingu_ray.corpus.splits import is_known, split_source
+from lingu_ray.corpus.splits import is_known, refuse_of_hub, split_source
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, not_found
 
@@ -89,12 +89,9 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
             f"evaluation.tasks: {config.name}: {not_found(config.path)}; correct its `path`, or set `split`, such as "
             "test, for a dataset of the hub"
         )
-    if config.revision is not None and not is_on_hub(path):
-        raise UserError(
-            f"evaluation.tasks: {config.name}: `revision` is of datasets of the hub, and {path} is none: leave it out, "
-            "and let `path` name what is meant"
-        )
     try:
+        if not is_on_hub(path):
+            refuse_of_hub(source, "revision")
         if config.split is None and has_splits(source, is_known):
             raise UserError(f"{config.name}: {config.path} has splits: set `split`, such as test")
         is_saved = storage.is_file(storage.below(path, "dataset_dict.json"))
