@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,11 @@ from urllib.parse import unquote, urlsplit
 
 
 @contextmanager
-def serve_dataset(name: str, revisions: dict[str, Path]) -> Iterator[str]:
-    """Serve the files of each revision's folder, with the hub's own addresses and answers; yields the endpoint."""
+def serve_dataset(name: str, revisions: dict[str, Path], breaks: bool = False) -> Iterator[str]:
+    """Serve the files of each revision's folder, with the hub's own addresses and answers; yields the endpoint.
+
+    `breaks`: the connection does, whenever a file's content is asked for.
+    """
     commits = {revision: hashlib.sha1(revision.encode()).hexdigest() for revision in revisions}
     folders = {key: folder for r, folder in revisions.items() for key in (r, commits[r])}
 
@@ -31,6 +35,9 @@ def serve_dataset(name: str, revisions: dict[str, Path]) -> Iterator[str]:
                 case ["tree", revision, *below] if revision in folders:
                     self._say(listing(folders[revision] / "/".join(below)))
                 case [*_, "resolve", revision, file] if revision in folders and (folders[revision] / file).is_file():
+                    if breaks and self.command == "GET":
+                        self.connection.shutdown(socket.SHUT_RDWR)
+                        return
                     self._send((folders[revision] / file).read_bytes(), revision)
                 case [*_, "resolve", revision, _] if revision in folders:
                     self._refuse("EntryNotFound", revision)

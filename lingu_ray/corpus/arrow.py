@@ -20,12 +20,15 @@ def random_access(path: str) -> pa.NativeFile | str:
 
 @contextmanager
 def open_arrow(path: str) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-    """Schema and record batches of a file, mapped into memory where it is local.
+    """Schema and record batches of a file, mapped into memory; of a remote one the node's copy.
+
+    A batch of a stream is found by reading all before it, which a task for each batch would fetch again.
 
     Raises:
         ValueError: a stream has no end, so its writer was interrupted (pyarrow takes what is there for all).
+        UserError: storage fails.
     """
-    with pa.PythonFile(storage.open_file(path), "r") if storage.is_remote(path) else pa.memory_map(path) as file:
+    with pa.memory_map(storage.local_copy(path)) as file:
         if file.read(len(FILE_FORMAT)) == FILE_FORMAT:
             reader = pa.ipc.open_file(file)
             yield reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))

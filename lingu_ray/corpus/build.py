@@ -296,8 +296,8 @@ def write_shards(normalized: ray.data.Dataset, order: GlobalOrder, folder: Path 
     order_ref = ray.put(order)
     sizes = {VALIDATION_FILE: _write(ROW_SCHEMA.empty_table(), folder, VALIDATION_FILE)}  # where no row is held out
 
-    def assign(table: pa.Table) -> pa.Table:
-        return ray.get(order_ref).assign(table)
+    def assign(table: pa.Table) -> Iterator[pa.Table]:
+        yield from ray.get(order_ref).assign(table)
 
     def write(table: pa.Table) -> pa.Table:
         shard = table["shard"][0].as_py()

@@ -79,9 +79,16 @@ DECOMPRESSORS: dict[str, Callable[[Any], BufferedIOBase]] = {
 
 
 def open_file(path: str) -> BufferedIOBase:
-    """Open a file for reading, decompressed as its suffix says; one that was cut off raises when that is met."""
+    """Open a file for reading, decompressed as its suffix says; one that was cut off raises when that is met.
+
+    Raises:
+        EOFError: a compressed file without a byte: what has no content has some bytes, compressed.
+    """
     if not is_compressed(path):
         return cast(BufferedIOBase, storage.open_file(path))
+    with storage.open_file(path, buffering=0) as file:
+        if not file.read(1):
+            raise EOFError("it is empty, which no compressed file is: it was cut off at its beginning")
     return DECOMPRESSORS[Path(path).suffix.lower()](storage.open_file(path) if storage.is_remote(path) else path)
 
 

@@ -66,10 +66,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The turns of a row whose answers begin within `max_length`: `tokens` are not cut yet, `whole` are the row's."""
+    """The turns of a row whose answers begin within `max_length`, and their images' sizes.
+
+    `tokens` are not cut yet, `whole` are the row's.
+    """
 
     messages: Messages
-    images: int
+    sizes: list[Size]
     tokens: Tokens
     whole: int
 
@@ -117,15 +120,13 @@ class Encoder:
             CannotEncode: chat template, tokenizer or processor do not give a sample that is surely right.
         """
         self._check_text(row.messages)
-        fitted = self._fit(row)
-        tokens = Tokens(fitted.tokens.ids[: self.max_length], fitted.tokens.answers)
-        return self._sample(row, tokens, row.images[: fitted.images])
+        fitted, vision = self._fit_and_see(row)
+        return self._sample(row, Tokens(fitted.tokens.ids[: self.max_length], fitted.tokens.answers), vision)
 
     def encode_question(self, row: Row) -> Sample:
         """Encode a row up to the last answer that `encode` keeps, as the start of generation (errors as `encode`)."""
-        fitted = self._fit(row)
-        images = row.images[: fitted.images]
-        return self._sample(row, self._question(fitted.messages[:-1], _sizes(images)), images)
+        fitted, vision = self._fit_and_see(row)
+        return self._sample(row, self._question(fitted.messages[:-1], fitted.sizes), vision)
 
     def encode_conversation(self, messages: Messages, images: list[bytes]) -> Sample:
         """Encode a conversation up to where its next answer begins; for inference, so any chat template works.
@@ -134,7 +135,9 @@ class Encoder:
             CannotEncode: the template refuses the conversation, or the processor an image.
         """
         row = Row("conversation", 0, messages, images, distill=False)
-        return self._sample(row, self._question(messages, _sizes(images)), images)
+        pictures = [decode_image(image) for image in images]
+        vision = self._vision(pictures)
+        return self._sample(row, self._question(messages, [picture.size for picture in pictures]), vision)
 
     def length(self, row: Row) -> int:
         """Count the tokens of the whole row, nothing cut. Images count by their size and are not processed.
@@ -142,7 +145,7 @@ class Encoder:
         Accepts the rows that `encode` accepts, and raises what it raises.
         """
         self._check_text(row.messages)
-        return self._fit(row).whole
+        return self._fit(row, [image_size(image) for image in row.images]).whole
 
     def prompt(self, messages: Messages, expanded: bool = True) -> str:
         """The text up to where the next answer begins, one image token an image; `expanded`: see `ChatTemplate`."""
@@ -168,12 +171,19 @@ class Encoder:
         with self._template_errors(whose, "its processor"):
             return self.tokenizer.convert_tokens_to_ids(self._renderer.end_of_turn)
 
-    def _fit(self, row: Row) -> Fitted:
+    def _fit_and_see(self, row: Row) -> tuple[Fitted, dict[str, Tensor]]:
+        """What `_fit` leaves, with its vision tensors. Those come first: they tell what is written for each image."""
+        pictures = [decode_image(image) for image in row.images]
+        vision = self._vision(pictures)
+        fitted = self._fit(row, [picture.size for picture in pictures])
+        left = len(fitted.sizes)
+        return fitted, vision if left == len(pictures) else self._vision(pictures[:left])
+
+    def _fit(self, row: Row, sizes: list[Size]) -> Fitted:
         """Leave out turns at the end until the last answer begins within `max_length`; it is always a target."""
         answers = self._renderer.answers(row.messages)
         if not answers[-1].is_target:
             raise CannotEncode("the last answer is no target")
-        sizes = _sizes(row.images)
         whole = 0
         while True:
             messages = _up_to(row.messages, len(answers))
@@ -182,7 +192,7 @@ class Encoder:
             whole = whole or len(tokens.ids)
             beyond = sum(begin >= self.max_length for begin, _ in tokens.answers)
             if not beyond:
-                return Fitted(messages, images, tokens, whole)
+                return Fitted(messages, sizes[:images], tokens, whole)
             answers = answers[:-beyond]
             while answers and not answers[-1].is_target:
                 answers.pop()
@@ -211,7 +221,7 @@ class Encoder:
             spans += [(begin, len(text))] if segment.is_target else []
         return self._whole.tokens(text, spans)
 
-    def _sample(self, row: Row, tokens: Tokens, images: list[bytes]) -> Sample:
+    def _sample(self, row: Row, tokens: Tokens, vision: dict[str, Tensor]) -> Sample:
         ids_T = torch.tensor(tokens.ids)
         supervised_T = torch.zeros(len(ids_T), dtype=torch.bool)
         for begin, end in tokens.answers:
@@ -222,7 +232,7 @@ class Encoder:
             input_ids_T=ids_T,
             supervised_T=supervised_T,
             visual_T=ids_T == self.image_token_id,
-            vision=self._vision([decode_image(image) for image in images]),
+            vision=vision,
         )
 
     def _vision(self, images: list[Image.Image]) -> dict[str, Tensor]:
@@ -275,10 +285,6 @@ class Encoder:
                 f"{whose}: {error}. Set one that conversations can be trained with, in the chat_template.jinja of "
                 f"{place}"
             ) from error
-
-
-def _sizes(images: list[bytes]) -> list[Size]:
-    return [image_size(image) for image in images]
 
 
 def _up_to(messages: Messages, answers: int) -> Messages:

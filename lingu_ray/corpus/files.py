@@ -22,7 +22,7 @@ from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.split_names import of_split, split_of
 from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, causes
 from lingu_ray.paths import not_found
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def hub_files(source: SourceConfig) -> list[str]:
     """
     from datasets import Dataset, load_dataset  # slow to import: only where they are used
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError
 
     try:
         dataset = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
@@ -103,8 +104,10 @@ def hub_files(source: SourceConfig) -> list[str]:
             f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
             f"(revision {source.revision or 'main'}, subset {source.subset}, split {source.split}): {error}"
         ) from error
-    except (RuntimeError, DatasetsError) as error:  # a script, which is not run; data files that are none
-        raise UserError(f"source {source.name}: {source.path} cannot be read: {error}") from error
+    except (RuntimeError, DatasetsError, HTTPError) as error:  # a script, which is not run; bad data; a broken line
+        *_, first = causes(error)
+        why = error if first is error else f"{error} ({type(first).__name__}: {first})"
+        raise UserError(f"source {source.name}: {source.path} cannot be read: {why}") from error
     files = [file["filename"] for file in dataset.cache_files] if isinstance(dataset, Dataset) else []
     if sum(_arrow_rows(path) for path in files) != len(dataset):
         raise UserError(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property, lru_cache
+import sys
 from typing import Any
 
 from PIL import Image
@@ -21,6 +20,7 @@ _TOKEN_KEYS = {
     "text_replacement_offsets",
 }
 PIXEL_MASK = "pixel_attention_mask"
+KNOWN_SIZES = 65536  # of images, whose texts are remembered
 Size = tuple[int, int]  # width, height
 
 
@@ -29,17 +29,19 @@ class ImageTokens:
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
+        self._known: dict[tuple[Size, bool], str] = {}
 
     def texts(self, sizes: list[Size]) -> list[str]:
         """What the processor writes for each image token of a conversation with images of these sizes.
 
-        No image is processed: each size is tried once, alone and beside another image (LLaVA-OneVision cuts only an
-        image that is alone).
+        No image is processed: each size that `tensors` has not met is tried once, alone and beside another image
+        (LLaVA-OneVision cuts only an image that is alone).
 
         Raises:
             CannotEncode: the processor refuses an image of such a size.
         """
-        return [self._text(size, len(sizes) == 1) for size in sizes]
+        alone = len(sizes) == 1
+        return [self._known.get((size, alone)) or self._tried(size, alone) for size in sizes]
 
     def tensors(self, images: list[Image.Image]) -> dict[str, Tensor]:
         """What the student's forward takes for the images (float32, int64 or bool); empty for none.
@@ -50,19 +52,22 @@ class ImageTokens:
         if not images:
             return {}
         texts, encoded = self._ask(images)
+        for image, text in zip(images, texts, strict=True):
+            self._remember(image.size, len(images) == 1, text)
         if texts != self.texts([image.size for image in images]):
             raise CannotEncode(f"{type(self.processor).__name__} expands an image by more than its size")
         # the processor's mask of pixels is int64: 8 bytes for each pixel
         masks = {key: value.bool() for key, value in encoded.items() if key == PIXEL_MASK}
         return {key: value for key, value in encoded.items() if key not in _TOKEN_KEYS} | masks
 
-    @cached_property
-    def _text(self) -> Callable[[Size, bool], str]:
-        @lru_cache(maxsize=65536)
-        def text(size: Size, alone: bool) -> str:
-            return self._ask([Image.new("RGB", size)] * (1 if alone else 2))[0][0]
+    def _tried(self, size: Size, alone: bool) -> str:
+        text = self._ask([Image.new("RGB", size)] * (1 if alone else 2))[0][0]
+        return self._remember(size, alone, text)
 
-        return text
+    def _remember(self, size: Size, alone: bool, text: str) -> str:
+        if len(self._known) >= KNOWN_SIZES:
+            self._known.clear()
+        return self._known.setdefault((size, alone), sys.intern(text))  # many sizes are written alike
 
     def _ask(self, images: list[Image.Image]) -> tuple[list[str], Any]:
         """The text for each image, and all that the processor returns."""

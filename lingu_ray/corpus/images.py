@@ -8,7 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "PNG", "WEBP"}  # formats whose size does not change on loading
+SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "WEBP"}  # others change on loading; a PNG's orientation may stand at its end
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a gray value that cameras and scanners write into 16
 WHITE_IS_ZERO = 0  # a TIFF's photometric interpretation
 _TURNS = {

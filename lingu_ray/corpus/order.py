@@ -14,6 +14,7 @@ from lingu_ray.corpus.mix import Permutation, Turns, turns_of
 from lingu_ray.errors import UserError
 
 VALIDATION = -1  # as a shard: held out
+ROWS_PER_TABLE = 64  # with places
 
 Place = tuple[int, int]
 """Shard and position. Held-out rows are in shard `VALIDATION`, at their position in their source's validation set."""
@@ -93,14 +94,19 @@ class GlobalOrder:
         positions = (self.turns.position(index, turn) for turn in source.turns(place))
         return [(position // self.rows_per_shard, position) for position in positions]
 
-    def assign(self, block: pa.Table) -> pa.Table:
-        """The block's used rows with their `shard` and `position`; a row with several places comes several times."""
+    def assign(self, block: pa.Table) -> Iterator[pa.Table]:
+        """The block's used rows with their `shard` and `position`, a few at a time; at least one table.
+
+        A row with several places comes several times: a small source may fill many times the block's memory.
+        """
         good = block.filter(pc.field("reason").is_null())
         named = zip(good["source"].to_pylist(), good["key"].to_pylist(), strict=True)
         placed = [(row, *place) for row, (name, key) in enumerate(named) for place in self.places(name, key)]
-        rows, shards, positions = (pa.array([one[i] for one in placed], pa.int64()) for i in range(3))
-        assigned = good.select(["source", "messages", "images", "distill"]).take(rows)
-        return assigned.append_column("shard", shards).append_column("position", positions)
+        for first in range(0, max(1, len(placed)), ROWS_PER_TABLE):
+            part = placed[first : first + ROWS_PER_TABLE]
+            rows, shards, positions = (pa.array([one[i] for one in part], pa.int64()) for i in range(3))
+            assigned = good.select(["source", "messages", "images", "distill"]).take(rows)
+            yield assigned.append_column("shard", shards).append_column("position", positions)
 
 
 def draw_order(

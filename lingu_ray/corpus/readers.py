@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,10 +59,10 @@ def reading(source: str, path: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class FileSplit:
-    """Part of a file: bytes (lines, text), row groups (parquet), batches (arrow), or all (`stop` is 0).
+    """Part of a file: bytes (lines, text, json), row groups (parquet), batches (arrow), or all (`stop` is 0).
 
-    `first`: records of the file before it. `limit`: at most so many of its records are read; None: all. `label_names`:
-    class labels are read as their names, not as numbers.
+    `first`: records of the file before it. `limit`: at most so many of its records are read, of plain text so many of
+    its lines; None: all. `label_names`: class labels are read as their names, not as numbers.
     """
 
     kind: str
@@ -77,6 +77,11 @@ class FileSplit:
     def records(self) -> Iterator[Numbered]:
         """Its records with their numbers."""
         return itertools.islice(READERS[self.kind](self), self.limit)
+
+    def count(self, limit: int) -> int:
+        """How many of at most so many records it has, or lines, which `limit` counts."""
+        counted = _text_lines(self) if self.kind == "text" else self.records()
+        return sum(1 for _ in itertools.islice(counted, limit))
 
     def origin(self, number: int) -> str:
         """Where a record comes from, human-readable."""
@@ -128,31 +133,40 @@ def _as_record(value: Any) -> Record | BadRecord:
 
 def _read_json(split: FileSplit) -> Iterator[Numbered]:
     with open_file(split.path) as file:
-        encoded = file.read()
+        file.seek(split.start)
+        encoded = b"[%b]" % file.read(split.stop - split.start) if split.stop else file.read()
     try:
         content = from_json(encoded)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"neither a JSON array of records nor JSON lines: {error}") from error
-    for number, value in enumerate(content if isinstance(content, list) else [content], 1):
+    for number, value in enumerate(content if isinstance(content, list) else [content], split.first + 1):
         yield number, _as_record(value)
 
 
 def _read_text(split: FileSplit) -> Iterator[Numbered]:
-    for first, block in _blocks(split):
-        yield from _text_records(block if first else block.removeprefix(codecs.BOM_UTF8), first)
-
-
-def _text_records(block: bytes, first: int) -> Iterator[Numbered]:
-    """Each run of lines that are UTF-8 as a record, unless all are blank, and each other line as a bad one."""
-    begin = first + 1
-    for fault, run in itertools.groupby(io.BytesIO(block), key=_utf8_fault):
-        lines = list(run)
+    """Each run of a block's lines that are UTF-8 as a record, unless all are blank; each other line as a bad one."""
+    lines = itertools.islice(_text_lines(split), split.limit)
+    for (_, fault), run in itertools.groupby(lines, key=lambda line: (line.block, _utf8_fault(line.content))):
+        of_run = list(run)
         if fault:
-            bad = (BadRecord("wrong_type", f"{fault}: {line[:80]!r}") for line in lines)
-            yield from enumerate(bad, begin)
-        elif (text := b"".join(lines).decode()).strip():
-            yield begin, {"text": text}
-        begin += len(lines)
+            bad = (BadRecord("wrong_type", f"{fault}: {line.content[:80]!r}") for line in of_run)
+            yield from zip((line.number for line in of_run), bad, strict=True)
+        elif (text := b"".join(line.content for line in of_run).decode()).strip():
+            yield of_run[0].number, {"text": text}
+
+
+class _Line(NamedTuple):
+    number: int
+    content: bytes
+    block: int
+
+
+def _text_lines(split: FileSplit) -> Iterator[_Line]:
+    """Its lines, with the number of lines before their block."""
+    for first, block in _blocks(split):
+        whole = block if first else block.removeprefix(codecs.BOM_UTF8)
+        for number, line in enumerate(io.BytesIO(whole), first + 1):
+            yield _Line(number, line, first)
 
 
 def _utf8_fault(line: bytes) -> str:

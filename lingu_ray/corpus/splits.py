@@ -18,6 +18,7 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow, random_access
 from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compressed, open_file, read_block
 from lingu_ray.corpus.files import find_files, names_files
+from lingu_ray.corpus.json_array import array_spans
 from lingu_ray.corpus.readers import FileSplit, reading
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, not_found
@@ -131,7 +132,7 @@ def _trim(source: SourceConfig, splits: list[FileSplit], limit: int) -> Iterator
         if limit <= 0:
             return
         with reading(source.name, split.path):
-            count = sum(1 for _ in replace(split, limit=limit).records())
+            count = split.count(limit)
         yield replace(split, limit=count)
         limit -= count
 
@@ -150,7 +151,7 @@ def _split_lines(kind: str, path: str) -> Iterator[FileSplit]:
 
 
 def _split_json(path: str) -> Iterator[FileSplit]:
-    """A JSON array of records in one split; many a `.json` holds JSON lines instead."""
+    """A JSON array of records; many a `.json` holds JSON lines instead."""
     with open_file(path) as file:
         head = next((line for line in file if line.strip()), None)
     if head is None:
@@ -159,7 +160,18 @@ def _split_json(path: str) -> Iterator[FileSplit]:
         is_lines = isinstance(json.loads(head), dict)
     except (ValueError, RecursionError):
         is_lines = False
-    yield from _split_lines("lines", path) if is_lines else [FileSplit("json", path)]
+    yield from _split_lines("lines", path) if is_lines else _split_array(path)
+
+
+def _split_array(path: str) -> Iterator[FileSplit]:
+    """Neighboring records of a JSON array; one split of what is none, is compressed, or not in UTF-8."""
+    whole = FileSplit("json", path)
+    if is_compressed(path):
+        yield whole
+        return
+    with open_file(path) as file:
+        encoded = file.read()
+    yield from [FileSplit("json", path, *span) for span in array_spans(encoded)] or [whole]
 
 
 def _split_parquet(path: str) -> Iterator[FileSplit]:

@@ -74,11 +74,12 @@ def local_copy(path: str | Path) -> str:
 def _snapshot(id: str, revision: str, file: str | None) -> str:
     """The folder of a hub model's revision, or a GGUF `file` in it; weights in other formats are not fetched."""
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
     unread = [f"*{suffix}" for suffix in _NOT_LOADED if suffix != ".gguf" or file is None]
     try:
         folder = Path(snapshot_download(id, revision=revision, allow_patterns=file, ignore_patterns=unread))
-    except (OSError, ValueError) as error:  # of its own types, and of requests'
+    except (OSError, ValueError, HTTPError) as error:  # the last: a connection that broke, again and again
         raise UserError(f"{id}: revision {revision} cannot be had of the Hugging Face hub ({error})") from error
     return str(folder / file if file else folder)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from lingu_ray.errors import UserError
 
-NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
+NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error, HTTPError)
 """What Transformers raises where there is no model, one that it does not know, or a file that was cut off (GGUF)."""
 
 _SHOWN = 3

@@ -5,6 +5,7 @@ from tiny import IMAGE_TOKENS, picture, tiny_processor, tiny_student, tiny_teach
 from lingu_ray.corpus.batch import collate
 from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
+from lingu_ray.corpus.image_tokens import ImageTokens
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import Row
 
@@ -52,6 +53,24 @@ def test_prompt_is_the_one_of_inference_and_the_answer_follows_it(encoder, proce
     assert torch.equal(sample.vision["pixel_values"], expected["pixel_values"])
     assert text_of(encoder, sample.input_ids_T[first:]) == " A stop sign.<end_of_utterance>"
     assert sample.supervised_T[first:].all()
+
+
+def test_a_picture_is_processed_once(processor, monkeypatch):
+    """Also one of a size that is new: what is written for it comes with its tensors."""
+    asked = []
+    ask = ImageTokens._ask
+    monkeypatch.setattr(ImageTokens, "_ask", lambda self, images: asked.append(len(images)) or ask(self, images))
+    encoder = Encoder(processor, max_length=256)
+    one, two = row("<image>What?", "A.", images=1), row("<image>What?", "A.", "<image>And?", "B.", images=2)
+    one.images[0] = picture(0, (40, 30))
+    length = len(encoder.encode(one))
+    assert asked == [1] and encoder.length(one) == length and asked == [1]
+    encoder.encode(two)
+    assert asked == [1, 2]
+    short = Encoder(processor, max_length=length)
+    asked.clear()
+    assert len(short.encode(two).vision["pixel_values"][0]) == 1  # the second turn does not fit
+    assert asked[:2] == [2, 1]
 
 
 def test_visual_positions_are_the_placeholders(encoder):

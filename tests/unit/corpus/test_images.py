@@ -15,7 +15,7 @@ from lingu_ray.corpus.images import decode_image, image_size
 
 MODES = ("1", "L", "P", "LA", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B")
 FORMATS = ("PNG", "TIFF", "JPEG", "WEBP", "GIF", "BMP", "PPM", "JPEG2000", "ICO", "TGA")
-ORIENTATION = 274
+ORIENTATION, SOFTWARE = 274, 305
 
 
 def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -63,6 +63,18 @@ def test_the_size_is_that_of_the_decoded_image():
     turned = [name for name, encoded in images.items() if decode_image(encoded).size == (4, 6)]
     assert len(images) > 250 and {name.split()[1] for name in turned} >= {"PNG", "TIFF", "JPEG", "WEBP"}
     assert {name for name, encoded in images.items() if image_size(encoded) != decode_image(encoded).size} == set()
+
+
+def test_an_orientation_at_the_end_of_a_png_counts():
+    """EXIF without one before the pixels, XMP with one behind them, as tools add it: the size is of what is seen."""
+    exif = Image.Exif()
+    exif[SOFTWARE] = "x"
+    encoded = saved(Image.new("RGB", (6, 4)), "PNG", exif=exif)
+    chunk = b"iTXt" + b"XML:com.adobe.xmp\0\0\0\0\0" + b'<x tiff:Orientation="6"/>'
+    end = encoded.rindex(b"IEND") - 4
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    turned = encoded[:end] + chunk + encoded[end:]
+    assert image_size(turned) == decode_image(turned).size == (4, 6)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "AVIF"])

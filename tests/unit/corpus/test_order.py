@@ -93,9 +93,19 @@ def test_rows_are_assigned_alike_in_any_blocks(
     table = pa.Table.from_pylist([row | {"reason": None} for row in bad] + bad, NORMALIZED)
     edges = [0, *sorted(bar for bar in bars if bar < len(table)), len(table)]
     blocks = [table.slice(start, stop - start) for start, stop in pairwise(edges)]
-    whole = order.assign(table)
-    assert pa.concat_tables(map(order.assign, blocks)).equals(whole)
+    whole = pa.concat_tables(order.assign(table))
+    assert pa.concat_tables(part for block in blocks for part in order.assign(block)).equals(whole)
     assert len(whole) == order.written
+
+
+def test_a_small_source_that_comes_often_is_placed_a_few_rows_at_a_time():
+    """A row with a picture that a thousand passes take is never there a thousand times at once."""
+    picture = bytes(1 << 20)
+    order = order_of([[HELD_OUT + 1], [1000]], [1.0, 1.0], rows=None)
+    rows = [{"key": key, "source": "a", "images": [picture]} for key in keys_of([[HELD_OUT + 1]])["a"]]
+    placed = [(len(part), part.nbytes) for part in order.assign(pa.Table.from_pylist(rows, NORMALIZED))]
+    assert sum(count for count, _ in placed) > 900
+    assert max(size for _, size in placed) < 100 << 20
 
 
 def test_no_row_comes_twice_before_all_of_its_source_came():

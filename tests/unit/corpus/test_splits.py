@@ -18,7 +18,7 @@ import pytest
 from tiny import picture
 
 from lingu_ray.config import Format, SourceConfig
-from lingu_ray.corpus import compression, files
+from lingu_ray.corpus import compression, files, json_array
 from lingu_ray.corpus.formats import FORMATS, BadRecord
 from lingu_ray.corpus.readers import UNREADABLE
 from lingu_ray.corpus.splits import check_source, split_source
@@ -549,7 +549,7 @@ def test_no_pipe_is_waited_for(tmp_path):
         ("d.json", b"[]"),
         ("j.json", b"\n"),
         ("e.csv", b"a,b\n"),
-        ("f.jsonl.gz", b""),
+        ("f.jsonl.bz2", bz2.compress(b"")),
     ],
 )
 def test_a_source_without_records_is_named(tmp_path, name, content):
@@ -610,6 +610,54 @@ def test_limit_counts_records_over_files(tmp_path, monkeypatch):
     write_lines(tmp_path / "2.jsonl", RECORDS[5:])
     for limit in (1, 5, 7, 10, 99):
         assert [record for _, record in read(source(tmp_path, limit=limit))] == RECORDS[:limit]
+
+
+def test_limit_counts_lines_of_plain_text(tmp_path, monkeypatch):
+    """The first N lines, though a record is a block of them; also over blocks, files, and lines that are no text."""
+    monkeypatch.setattr(compression, "LINES_BYTES", 12)
+    (tmp_path / "1.txt").write_bytes(b"one\ntwo\n\xff\nfour\nfive\n")
+    (tmp_path / "2.txt.gz").write_bytes(gzip.compress(b"six\nseven\neight"))
+    lines = ["one", "two", None, "four", "five", "six", "seven", "eight"]
+    for limit in range(1, 10):
+        records = [record for _, record in read(source(tmp_path, "text", limit=limit))]
+        found = [record["text"].split() if isinstance(record, dict) else [None] for record in records]
+        assert [line for record in found for line in record] == lines[:limit]
+
+
+@pytest.mark.parametrize("suffix", compression.DECOMPRESSORS)
+def test_a_compressed_file_without_a_byte_was_cut_off(tmp_path, suffix):
+    """What has no content has a header all the same: an empty shard beside whole ones is never taken for one."""
+    write_lines(tmp_path / "a.jsonl", RECORDS)
+    (tmp_path / f"b.{'tar' if suffix == '.tgz' else 'jsonl'}{suffix}").touch()
+    with pytest.raises((UserError, EOFError), match="it was cut off at its beginning"):
+        read(source(tmp_path))
+
+
+def test_a_json_array_is_cut_between_records(tmp_path, monkeypatch):
+    """Several tasks share the file: the records and numbers of one, whatever stands between and in them."""
+    path = tmp_path / "a.json"
+    odd = ["]", "[", ",", "}{", '"', "\\", "é", "😀", {"a": [1, {"b": "],["}]}, None, 1.5, True]
+    records = [*RECORDS, *({"prompt": value} for value in odd)]
+    for space in (None, 2):
+        for before, after in ((b"", b""), (codecs.BOM_UTF8, b"\n"), (b" \n", b"\r\n ")):
+            for ascii in (True, False):
+                text = json.dumps(records, indent=space, ensure_ascii=ascii)
+                path.write_bytes(before + text.encode() + after)
+                monkeypatch.setattr(json_array, "LINES_BYTES", 1 << 20)
+                whole = read(source(path))
+                assert whole == list(enumerate(records, 1))
+                for size in (1, 60, 300):
+                    monkeypatch.setattr(json_array, "LINES_BYTES", size)
+                    assert len(split_source(source(path))) > 1 and read(source(path)) == whole
+
+
+@pytest.mark.parametrize("damage", [slice(0, -1), slice(0, 100), slice(1, None)])
+def test_a_json_array_that_is_none_is_refused(tmp_path, monkeypatch, damage):
+    """Cut off or without its bracket, no part of it is taken for all."""
+    monkeypatch.setattr(json_array, "LINES_BYTES", 50)
+    (tmp_path / "a.json").write_text(json.dumps(RECORDS)[damage])
+    with pytest.raises(UserError, match="neither a JSON array of records nor JSON lines"):
+        check_source(source(tmp_path), split_source(source(tmp_path)))
 
 
 @pytest.mark.parametrize(
