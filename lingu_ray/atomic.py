@@ -23,9 +23,17 @@ from typing import Any
 
 from lingu_ray.errors import UserError
 
-_HOST = socket.gethostname()
-_WRITER = re.compile(rf"\.{re.escape(_HOST)}-(\d+)-[0-9a-f]+\.tmp")
-"""End of a temporary name of this machine: `.HOST-PROCESS-RANDOM.tmp`."""
+
+def process_namespace() -> str:
+    """What process ids are told apart in: containers may share a host's name; empty where the system has none."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+_HERE = "-".join(filter(None, (socket.gethostname(), re.sub(r"\D", "", process_namespace()))))
+_WRITER = re.compile(rf"\.{re.escape(_HERE)}-(\d+)-[0-9a-f]+\.tmp")
+"""End of a temporary name of this machine or container: `.HOST-NAMESPACE-PROCESS-RANDOM.tmp`."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -134,7 +142,7 @@ def _temporary(path: Path) -> Path:
     """A new temporary name beside `path`, in a folder that exists."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{_HERE}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 def is_alive(process: int) -> bool:

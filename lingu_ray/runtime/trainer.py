@@ -49,7 +49,7 @@ from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
 from lingu_ray.runtime.run_folder.records import Record, RecordReader
 from lingu_ray.runtime.run_folder.run_log import run_log
-from lingu_ray.runtime.run_folder.run_store import following, writing_to
+from lingu_ray.runtime.run_folder.run_store import following, newest_step, writing_to
 from lingu_ray.runtime.tracking.also import check_also
 from lingu_ray.runtime.tracking.environment import record_environment
 from lingu_ray.runtime.tracking.progress import Progress
@@ -152,6 +152,7 @@ class Run:
     def __init__(self, config: Config, lease: Lease):
         self.folder, self.lease = RunFolder(config.run_dir), lease
         self.config = as_started(config, self.folder)
+        self.progress = Progress(config.name, config.train.steps)
         self.precision: str | None = None
         self.errors: list[BaseException] = []
         self.thread: threading.Thread | None = None
@@ -213,12 +214,10 @@ class Run:
         self.tracker.log_figures(alignment_figures(read_alignment(self.folder)))
         if self.config.tracking.system_metrics:
             self.tracker.watch_system()
-        self.progress = Progress(self.config.name, self.config.train.steps, position)
+        self.progress.position = position
         self.progress.say(_starting(self.config))
         restarts = Restarts(self.folder.ray, self.config.ray.max_failures)
-        self.restarts = PatientRead(
-            "failures of workers", lambda: restarts.new_messages(lambda: trained_steps(self.folder)), self._warn
-        )
+        self.restarts = PatientRead("failures of workers", lambda: restarts.new_messages(self._saved_step), self._warn)
         self.stop_wait = StopWait()
         self._warn(self.stop_wait.warning_at_start())
         logged = self.tracker.follow(self.progress.say)
@@ -275,6 +274,11 @@ class Run:
         manifest = self.corpus.manifest_file
         self.tracker.log_files(self.folder.config, self.folder.corpus, manifest, self.folder.samples)
         self.tracker.end("FINISHED")
+
+    def _saved_step(self) -> int:
+        """The step of the newest checkpoint; those of a run in a bucket come here when the training has ended."""
+        place = self.folder.place
+        return trained_steps(self.folder) if isinstance(place, Path) else newest_step(place)
 
     def _skipped(self, record: Record) -> str:
         settings, step = self.config.train, record["step"]

@@ -54,6 +54,23 @@ def test_all_nodes_are_counted(shell, script: str, count: str) -> None:
 
 SESSION = "session_2026-10-01_12-00-00_123456_4194304/sockets/plasma_store"
 JOB = {"SLURM_JOB_ID": "12345678", "SLURM_NODEID": "123", "SLURM_CPUS_PER_TASK": "8", "first_port": "10000"}
+FUNCTIONS = ("port_of_node", "ray_folder", "start_node")
+
+
+def test_ports_are_below_those_of_outgoing_connections(shell) -> None:
+    """Every node of every job has a block of 400 in it, and neighbors, in a job or by job, never the same one."""
+    text = "\n".join(
+        [
+            function(SBATCH, "port_of_node"),
+            "for SLURM_JOB_ID in {1200..1260}; do for node in {0..7}; do port_of_node $node; done; done",
+        ]
+    )
+    ports = [int(line) for line in shell(text).stdout.split()]
+    assert min(ports) == 10000 and max(ports) + 400 == 32000  # Linux gives 32768 and more to outgoing ones
+    by_job = [set(ports[first : first + 8]) for first in range(0, len(ports), 8)]
+    assert all(len(of_job) == 8 for of_job in by_job)
+    first_two = [set(ports[first : first + 2]) for first in range(0, len(ports), 8)]
+    assert not any(one & other for at, one in enumerate(first_two) for other in first_two[at + 1 : at + 20])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +89,7 @@ def test_ray_is_where_its_sockets_fit(shell, tmp_path: Path, tmpdir: str | None,
     (tmp_path / ".shared-12345678").touch()
     places = {"state": str(tmp_path), "output_dir": "", "head_is_up": str(tmp_path), "head_address": "10.0.0.1"}
     given = {} if tmpdir is None else {"TMPDIR": tmpdir}
-    text = "\n".join([*(function(SBATCH, name) for name in ("ray_folder", "start_node")), "start_node"])
+    text = "\n".join([*(function(SBATCH, name) for name in FUNCTIONS), "start_node"])
     done = shell(text, **JOB, **places, **given)
     (folder,) = re.findall(r"^--temp-dir=(.+)$", done.stdout, re.MULTILINE)
     assert folder == f"{taken}/lr-12345678-123"

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,15 @@ from pathlib import Path
 import pytest
 
 import lingu_ray
-from lingu_ray.atomic import require_new_folder, require_writable, whole_file, whole_folder, write_json, write_text
+from lingu_ray.atomic import (
+    _HERE,
+    require_new_folder,
+    require_writable,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+)
 from lingu_ray.errors import UserError
 
 KILLED = """
@@ -94,6 +103,17 @@ def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
         write_text(path, "second")
         assert first.exists() and content(path) == "second"
     assert content(path) == "first"
+
+
+def test_what_a_writer_of_another_container_left_is_not_judged(tmp_path: Path) -> None:
+    """Containers may share a host's name, and a process that is none here may be one there."""
+    dead = 2**22 + 1
+    ours, theirs = (tmp_path / f".x.{who}-{dead}-00ff.tmp" for who in (_HERE, f"{socket.gethostname()}-1"))
+    for leftover in (ours, theirs):
+        leftover.touch()
+    write_text(tmp_path / "x", "new")
+    assert not ours.exists() and theirs.exists()
+    assert str(os.stat("/proc/self/ns/pid").st_ino) in _HERE
 
 
 def test_an_equal_folder_may_stay(tmp_path: Path) -> None:

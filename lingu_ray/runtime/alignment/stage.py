@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,9 @@ def _equal_one(folder: RunFolder, identity: str) -> tuple[RunFolder, Alignment] 
     above = run_of_control(folder.root)
     others = sorted(folder.root.parent.iterdir()) if above is None else [above]
     for other in (RunFolder(root) for root in others if root != folder.root):
-        if (record := read_alignment(other)) and record["identity"] == identity:
-            return other, record
+        with suppress(PermissionError):  # somebody else's, or a disk's lost+found
+            if (record := read_alignment(other)) and record["identity"] == identity:
+                return other, record
     return None
 
 

@@ -57,7 +57,7 @@ class TensorFiles:
                 shape = tuple(rows.get_shape())
                 first, total = split.get(name, (0, shape[0] if shape else 1))
                 self.shapes[name] = (total, *shape[1:]) if shape else ()
-                self._pieces.setdefault(name, []).append((first, rows if shape else file.get_tensor(name)))
+                self._pieces.setdefault(name, []).append((first, rows if shape else file.get_tensor(name).clone()))
 
     @classmethod
     def of(cls, folder: Path, tensors: Mapping[str, Tensor]) -> Self:

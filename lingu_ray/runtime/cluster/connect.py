@@ -56,7 +56,8 @@ def connect(settings: RayConfig) -> None:
     if address is None:
         with exit_on_interrupt(), _in_groups_of_their_own():
             try:
-                ray.init(include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
+                # Without `local` Ray joins what the last `ray start` on this machine left word of, be it gone
+                ray.init("local", include_dashboard=False, runtime_env={"env_vars": worker_environment()}, **quiet)
             except OSError as error:
                 raise UserError(
                     f"Ray cannot start on this machine: {error}. Set RAY_TMPDIR to a folder for its sockets and logs "

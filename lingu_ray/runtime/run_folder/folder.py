@@ -109,6 +109,16 @@ class RunFolder:
         return self.root / "mlflow.json"
 
     @property
+    def wandb(self) -> Path:
+        """JSON with the id of the run of Weights & Biases."""
+        return self.root / "wandb.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
     def models(self) -> Path:
         """JSON with the content identities of student and teacher."""
         return self.root / "models.json"
@@ -125,9 +135,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all that a run left which was never trained."""
-        folders = (self.initial_model, self.ray, self.report, self.logs)
-        files = (self.config, self.corpus, self.models, self.metrics, self.samples, self.mlflow, self.environment)
-        for path in (*folders, *files, self.contamination):
+        folders = (self.initial_model, self.ray, self.report, self.logs, self.tensorboard)
+        records = (self.config, self.corpus, self.models, self.metrics, self.samples, self.environment)
+        for path in (*folders, *records, self.mlflow, self.wandb, self.contamination):
             remove(path)
 
 

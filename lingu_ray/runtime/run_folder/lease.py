@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lingu_ray.atomic import is_alive, write_json
+from lingu_ray.atomic import is_alive, process_namespace, write_json
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.job_stop import job_id
 from lingu_ray.storage import below, delete, entries, parent, place, put, read_bytes
@@ -56,7 +56,7 @@ class Holder:
     @property
     def is_dead(self) -> bool:
         """Whether its process is known to have ended; only processes of this machine are known."""
-        here = (socket.gethostname(), _namespace())
+        here = (socket.gethostname(), process_namespace())
         return (self.host, self.namespace) == here and not is_alive(self.process)
 
     def describe(self) -> str:
@@ -106,7 +106,8 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
         UserError: another driver that is alive holds it; names it, and how to stop it. The folder cannot be written.
     """
     path = place(below(str(folder), NAME))
-    mine = Holder(secrets.token_hex(8), socket.gethostname(), _namespace(), os.getpid(), job_id(), time.time())
+    where = (socket.gethostname(), process_namespace(), os.getpid())
+    mine = Holder(secrets.token_hex(8), *where, job_id(), time.time())
     try:
         _wait_for_the_other(path)
         _write(path, mine)
@@ -182,13 +183,6 @@ def _is_alone(path: Path | str) -> bool:
     if isinstance(path, str):
         return [entry.name for entry in entries(parent(path))] == [NAME]
     return [*path.parent.iterdir()] == [path]
-
-
-def _namespace() -> str:
-    """The namespace of process ids; empty where the system has none."""
-    with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return ""
 
 
 def _ago(seconds: float) -> str:

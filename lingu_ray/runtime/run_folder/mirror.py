@@ -54,7 +54,7 @@ def repeated(action: Callable[[], None], what: str) -> Iterator[None]:
 class Mirror:
     """Puts the files of a folder to a location: from a thread, a second or so after they change, and all by `flush`.
 
-    Files that vanish are deleted there.
+    Files that vanish are deleted there, but nothing is once the folder itself was removed or is another one.
 
     Args:
         folder: the local folder; what is in it now counts as put.
@@ -73,6 +73,7 @@ class Mirror:
         also: Callable[[], None] = lambda: None,
     ):
         self.folder, self.location, self.lease, self.owned, self.also = folder, location, lease, owned, also
+        self.opened = os.open(folder, os.O_RDONLY)  # until the end: no other folder gets its inode
         self.known = self._stamps()
         self.rested: dict[str, float] = {}
         self.lock = threading.Lock()
@@ -89,7 +90,10 @@ class Mirror:
             except UserError as error:
                 log.error("%s", error)
             raise
-        self.flush()
+        else:
+            self.flush()
+        finally:
+            os.close(self.opened)
 
     def flush(self) -> None:
         """Put all that has changed. Raises UserError where that cannot be done, or another has taken the lease."""
@@ -106,6 +110,8 @@ class Mirror:
 
     def _put(self, changed: list[str], now: dict[str, Stamp]) -> None:
         gone = [name for name in self.known if name not in now]
+        if gone:
+            self._check_folder()
         if changed or gone:
             self.lease.require()
         for name in changed:
@@ -117,6 +123,14 @@ class Mirror:
         for name in gone:
             storage.delete(storage.join(self.location, name))
             del self.known[name]
+
+    def _check_folder(self) -> None:
+        """Raise UserError where somebody removed the folder: what is gone with it was not given up."""
+        if not self.folder.is_dir() or not os.path.samestat(os.fstat(self.opened), self.folder.stat()):
+            raise UserError(
+                f"{self.folder} was removed while it was in use: {self.location} is left as it was; run the same "
+                "command again"
+            )
 
     def _stamps(self) -> dict[str, Stamp]:
         """What there is to put, smallest first: a small file, such as STOP, does not wait for a large one."""

@@ -117,6 +117,14 @@ def found_checkpoints(location: str, sizes: Mapping[str, int], warn: bool = True
     return states
 
 
+def newest_step(run: str) -> int:
+    """The step of the newest checkpoint of a run at a location that is whole; 0: there is none."""
+    location = storage.join(run, "checkpoints")
+    sizes = {entry.name: entry.size for entry in storage.entries(location)}
+    states = found_checkpoints(location, sizes, warn=False).values()
+    return max((state["step"] for state in states if state is not None), default=0)
+
+
 def _whole_state(location: str, name: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
     """What `state.json` says of a checkpoint; None where a file is missing, or has another size than was written."""
     state = json.loads(storage.read_bytes(storage.join(location, name, STATE)))

@@ -25,7 +25,7 @@ class TensorBoard:
     """Scalars in `tensorboard/` of the run's folder; a resumed run writes all of its records there again."""
 
     def __init__(self, config: Config, folder: RunFolder):
-        self.place = folder.root / "tensorboard"
+        self.place = folder.tensorboard
         self.logged = LoggedSteps(0, 0)
 
     @cached_property
@@ -52,7 +52,7 @@ class WandB:
 
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
-        self.pointer = folder.root / "wandb.json"
+        self.pointer = folder.wandb
         known = json.loads(self.pointer.read_text(encoding="utf-8")) if self.pointer.exists() else {}
         self.run_id: str = known.get("run_id", uuid.uuid4().hex[:8])
         self.logged = LoggedSteps(known.get("training", 0), known.get("validation", 0))

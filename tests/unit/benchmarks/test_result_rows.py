@@ -31,13 +31,13 @@ from benchmarks.result.table import (
     comparisons,
     jobs,
 )
-from lingu_ray.atomic import write_json, write_text
+from lingu_ray.atomic import process_namespace, write_json, write_text
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluate import read_arguments as read_evaluation
 from lingu_ray.report.made_up import write_result
-from lingu_ray.runtime.run_folder.lease import NAME, Holder, _namespace
+from lingu_ray.runtime.run_folder.lease import NAME, Holder
 from tuning.space import check, configure, read_space
 from tuning.sweep import load as load_sweep
 
@@ -229,7 +229,7 @@ def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     align, adapted, selective, _ = rows.chosen(["align-0", "adapted-0", "selective-0", "prompt_text-0"])
     finish(align)
     on_disk.run_folder(adapted).root.mkdir()
-    holder = Holder("me", socket.gethostname(), _namespace(), os.getpid(), None, time.time())
+    holder = Holder("me", socket.gethostname(), process_namespace(), os.getpid(), None, time.time())
     write_json(on_disk.run_folder(selective).root / NAME, asdict(holder))
     rows.main(["list", "align-0", "adapted-0", "selective-0", "prompt_text-0"])
     lines = capsys.readouterr().out.splitlines()

@@ -3,12 +3,14 @@
 import re
 import socket
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 from commands import Command
+from ray._private.utils import write_ray_address
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
@@ -64,6 +66,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster import connect
 try:
     connect.connect(RayConfig())
+    print("nodes:", len(connect.ray.nodes()))
 except UserError as error:
     assert not connect.ray.is_initialized()
     print(error)
@@ -81,3 +84,15 @@ def test_a_folder_whose_path_is_too_long_for_sockets(tmp_path: Path, monkeypatch
     with Command([sys.executable, "-c", START_RAY], env={"TMPDIR": str(tmp_path / ("long" * 25))}) as command:
         told = command.finish()
     assert re.search(r"AF_UNIX path length .*/sockets/.* Set RAY_TMPDIR to a folder", told)
+
+
+@pytest.mark.slow
+def test_what_another_cluster_left_is_not_joined(monkeypatch: pytest.MonkeyPatch):
+    """Ray notes the address of what `ray start` started, and the note outlives it: without an address Ray is local."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True) as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
+        write_ray_address("127.0.0.1:9")
+        with Command([sys.executable, "-c", START_RAY], env={"RAY_TMPDIR": folder}) as command:
+            assert "nodes: 1" in command.finish()

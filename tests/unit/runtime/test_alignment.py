@@ -2,6 +2,7 @@
 
 import io
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ from lingu_ray.corpus.pictures import choose_targets, read_pictures
 from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, shard_name, write_rows
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment.process import KEPT_SHARE, AlignJob, Alignment, aligned_student
-from lingu_ray.runtime.alignment.stage import _run, align, doubt_of_sight, load_alignment
+from lingu_ray.runtime.alignment.stage import _equal_one, _run, align, doubt_of_sight, load_alignment
 from lingu_ray.runtime.models.load import load_student
 from lingu_ray.runtime.run_folder.folder import RunFolder
 
@@ -163,6 +164,23 @@ def test_its_process_ends_before_training(
     done = _run(config, config.align, RunFolder(tmp_path / "run"), Corpus(data / "corpus"))
     with suppress(psutil.NoSuchProcess):
         psutil.Process(done["record"]["process"]).wait(timeout=20)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can put itself in the place of another user")
+def test_folders_of_others_are_passed_by():
+    """A colleague's run, or a disk's lost+found, beside the run is not looked into, and ends nothing."""
+    with tempfile.TemporaryDirectory() as shared:
+        theirs = Path(shared, "theirs")
+        (theirs / "initial_model").mkdir(parents=True)
+        theirs.chmod(0o700)
+        Path(shared).chmod(0o755)
+        os.seteuid(65534)  # nobody
+        try:
+            with pytest.raises(PermissionError):
+                (theirs / "initial_model").stat()
+            assert _equal_one(RunFolder(Path(shared, "mine")), "an identity") is None
+        finally:
+            os.seteuid(0)
 
 
 def test_a_corpus_without_pictures_is_refused(data: Path, tmp_path: Path):

@@ -51,6 +51,15 @@ def test_round_trip_goes_on_as_if_nothing_happened(tmp_path, layout):
     assert torch.equal(model[0].weight, other[0].weight)
 
 
+@pytest.mark.parametrize("layout", ["whole", "sharded"])
+def test_what_was_loaded_keeps_no_file(tmp_path, layout):
+    """A mapped file that is removed keeps its room on the disk, and on NFS its folder cannot be removed."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, 1.5), 1, layout)
+    load_checkpoint(tmp_path, model, optimizer)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     """A tensor that only one of the two has is named: neither keeps what it was made with in silence."""
     model, optimizer = trained()

@@ -12,12 +12,14 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError
 from safetensors import SafetensorError
+from tinyrun import config
 
 from lingu_ray.errors import UserError, full_disk
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.failures import NAME, NoteFailures, Restarts
 from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.trainer import Run, _readable
 
 DIED = WorkerHealthCheckFailedError("…", ActorDiedError())  # as the controller has them
@@ -81,6 +83,12 @@ def test_a_failure_is_told_when_the_checkpoints_can_be_read(tmp_path: Path) -> N
     with pytest.raises(OSError):
         restarts.new_messages(unreadable)
     assert restarts.new_messages(lambda: 40) == ["worker 0 died; started again from step 40 (1 of ray.max_failures=2)"]
+
+
+def test_a_run_that_has_not_started_can_be_stopped(tmp_path: Path) -> None:
+    """Ctrl-C while its MLflow store is opened, which takes seconds: it is told at once, and the workers find STOP."""
+    run = Run(config(tmp_path, tmp_path), Lease(tmp_path, "me"))
+    run.progress.say("finishing the step")
 
 
 @pytest.mark.parametrize("error", [ControllerError(FULL.health_check_failure), WorkerGroupError("…", {0: FULL})])

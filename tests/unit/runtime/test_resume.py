@@ -56,6 +56,19 @@ def test_a_folder_in_which_nothing_was_trained_belongs_to_nobody(data: Path, tmp
     assert not any(path.exists() for path in (folder.initial_model, folder.mlflow, folder.config))
 
 
+def test_every_file_of_a_run_is_of_its_training_or_is_cleared(tmp_path: Path) -> None:
+    """Also those of the trackers beside MLflow: a run that begins anew goes on in no run of theirs."""
+    folder, of_training = RunFolder(tmp_path), {"checkpoints", "export", "exported", "exported_model", "stop"}
+    below = {"alignment", "aligned_weights"}  # of the initial model
+    names = {name for name, value in vars(RunFolder).items() if isinstance(value, property)}
+    cleared = names - of_training - below - {"place", "exported_step"}
+    assert {"mlflow", "wandb", "tensorboard", "metrics"} <= cleared
+    for name in cleared:
+        getattr(folder, name).touch()
+    folder.clear()
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_initial_model_of_earlier_runs_is_found(tmp_path: Path) -> None:
     """A run whose folder has it under its earlier name, `start`, resumes with it."""
     folder = RunFolder(tmp_path)

@@ -20,7 +20,14 @@ from lingu_ray.runtime.controls import control_config, control_folder
 from lingu_ray.runtime.run_folder import lease, mirror
 from lingu_ray.runtime.run_folder.folder import RunFolder, written_with
 from lingu_ray.runtime.run_folder.lease import lease_on
-from lingu_ray.runtime.run_folder.run_store import GrowingCopy, fetch_run, following, put_initial_model, writing_to
+from lingu_ray.runtime.run_folder.run_store import (
+    GrowingCopy,
+    fetch_run,
+    following,
+    newest_step,
+    put_initial_model,
+    writing_to,
+)
 from lingu_ray.runtime.training.worker_store import BucketStore, opened
 
 pytestmark = pytest.mark.slow
@@ -270,6 +277,26 @@ def test_a_worker_puts_what_it_writes_and_sees_what_the_driver_wants(bucket, tmp
             again.require_lease()
         with pytest.raises(UserError, match="belongs to another driver now"):
             again.put_checkpoints()
+
+
+def test_a_working_folder_that_was_removed_takes_nothing_along(bucket, tmp_path):
+    """Whoever needs the disk may delete the node's copies: driver and worker stop, and the bucket keeps all it has."""
+    location = f"{bucket}/runs/mine"
+    store = worker(location)
+    for step in (1, 2):
+        save(store, step)
+    store.folder.metrics.write_text("1\n")
+    store.mirror.flush()
+    before = names(location)
+    assert newest_step(location) == 2 and newest_step(f"{bucket}/nowhere") == 0
+    shutil.rmtree(store.folder.root)
+    for put in (store.mirror.flush, store.put_checkpoints):
+        with pytest.raises(UserError, match=rf"was removed while it was in use: {location} is left as it was"):
+            put()
+    store.folder.checkpoints.mkdir(parents=True)
+    with pytest.raises(UserError, match="was removed while it was in use"):
+        save(store, 3)
+    assert names(location) == before
 
 
 def test_a_growing_object_is_copied_line_by_line(bucket, tmp_path):
