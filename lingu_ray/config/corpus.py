@@ -60,7 +60,9 @@ class SourceConfig(Section):
     kd_weight: Annotated[float, NOT_IN_FINGERPRINT] = Field(
         1.0, ge=0, description="weight of its tokens' KD term, where the policy distills it"
     )
-    limit: PositiveInt | None = Field(None, description="use the first N records only, of plain text N lines; null: all")
+    limit: PositiveInt | None = Field(
+        None, description="use the first N records only, of plain text N lines; null: all"
+    )
     image_root: Annotated[DataFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
         None, description="folder, s3://… or gs://…, that relative image paths start from; null: the record file's own"
     )

@@ -52,7 +52,7 @@ class ImageTokens:
         if not images:
             return {}
         texts, encoded = self._ask(images)
-        for image, text in zip(images, texts, strict=True):
+        for image, text in zip(images, texts, strict=False):
             self._remember(image.size, len(images) == 1, text)
         if texts != self.texts([image.size for image in images]):
             raise CannotEncode(f"{type(self.processor).__name__} expands an image by more than its size")

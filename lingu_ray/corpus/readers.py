@@ -61,6 +61,8 @@ def reading(source: str, path: str) -> Iterator[None]:
 class FileSplit:
     """Part of a file: bytes (lines, text, json), row groups (parquet), batches (arrow), or all (`stop` is 0).
 
+    Of a large row group it may be a part, from record `first` on.
+
     `first`: records of the file before it. `limit`: at most so many of its records are read, of plain text so many of
     its lines; None: all. `label_names`: class labels are read as their names, not as numbers.
     """
@@ -236,7 +238,14 @@ def _is_utf8(fields: list[str]) -> bool:
 def _read_parquet(split: FileSplit) -> Iterator[Numbered]:
     with pq.ParquetFile(random_access(split.path)) as file:
         batches = file.iter_batches(batch_size=64, row_groups=list(range(split.start, split.stop)))
-        yield from _rows(split, file.schema_arrow, batches)
+        before = sum(file.metadata.row_group(group).num_rows for group in range(split.start))
+        yield from _rows(split, file.schema_arrow, _from_row(batches, split.first - before))
+
+
+def _from_row(batches: Iterable[pa.RecordBatch], row: int) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield batch.slice(min(row, len(batch)))
+        row = max(0, row - len(batch))
 
 
 def _read_arrow(split: FileSplit) -> Iterator[Numbered]:

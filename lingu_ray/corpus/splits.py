@@ -26,6 +26,7 @@ from lingu_ray.paths import is_on_hub, not_found
 T = TypeVar("T")
 
 FILES_PER_SPLIT = 512  # of an image folder
+PART_BYTES, MOST_PARTS = 32 << 20, 16  # of a row group, which each part reads from its beginning
 
 
 def split_source(source: SourceConfig) -> list[FileSplit]:
@@ -175,11 +176,19 @@ def _split_array(path: str) -> Iterator[FileSplit]:
 
 
 def _split_parquet(path: str) -> Iterator[FileSplit]:
+    """Row groups; of a local file large ones in parts, for pandas writes a million rows into one."""
     metadata = pq.read_metadata(random_access(path))
     first = 0
     for group in range(metadata.num_row_groups):
-        yield FileSplit("parquet", path, group, group + 1, first)
-        first += metadata.row_group(group).num_rows
+        about = metadata.row_group(group)
+        parts = 1 if storage.is_remote(path) else min(MOST_PARTS, about.num_rows, about.total_byte_size // PART_BYTES)
+        for size in _equal_parts(about.num_rows, max(1, parts)):
+            yield FileSplit("parquet", path, group, group + 1, first, size if parts > 1 else None)
+            first += size
+
+
+def _equal_parts(count: int, parts: int) -> list[int]:
+    return [count * (i + 1) // parts - count * i // parts for i in range(parts)]
 
 
 def _split_saved(path: str) -> Iterator[FileSplit]:

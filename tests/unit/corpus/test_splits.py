@@ -19,6 +19,7 @@ from tiny import picture
 
 from lingu_ray.config import Format, SourceConfig
 from lingu_ray.corpus import compression, files, json_array
+from lingu_ray.corpus import splits as corpus_splits
 from lingu_ray.corpus.formats import FORMATS, BadRecord
 from lingu_ray.corpus.readers import UNREADABLE
 from lingu_ray.corpus.splits import check_source, split_source
@@ -649,6 +650,21 @@ def test_a_json_array_is_cut_between_records(tmp_path, monkeypatch):
                 for size in (1, 60, 300):
                     monkeypatch.setattr(json_array, "LINES_BYTES", size)
                     assert len(split_source(source(path))) > 1 and read(source(path)) == whole
+
+
+def test_a_large_row_group_is_read_in_parts(tmp_path, monkeypatch):
+    """By as many tasks as it has bytes for, at most sixteen; the records and numbers of one, also up to a limit."""
+    rows = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(1000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=700)
+    whole = read(source(tmp_path / "a.parquet"))
+    assert whole == list(enumerate(rows, 1)) and len(split_source(source(tmp_path / "a.parquet"))) == 2
+    for size, splits in ((3000, None), (1, 32)):
+        monkeypatch.setattr(corpus_splits, "PART_BYTES", size)
+        assert read(source(tmp_path / "a.parquet")) == whole
+        found = split_source(source(tmp_path / "a.parquet"))
+        assert len(found) == splits or (splits is None and 4 < len(found) < 16)
+        for limit in (1, 64, 699, 701, 999):
+            assert read(source(tmp_path / "a.parquet", limit=limit)) == whole[:limit]
 
 
 @pytest.mark.parametrize("damage", [slice(0, -1), slice(0, 100), slice(1, None)])
