@@ -24,7 +24,10 @@ class Stat:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting with the trials that ran it: one a seed, or several where the same values were drawn again."""
+    """One setting with the trials that ran it: one a seed, or several where the same values were drawn again.
+
+    `values`: those searched; what the case brings along is left out.
+    """
 
     case: str | None
     values: Values
@@ -76,10 +79,9 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """The setting in words, as short as it goes."""
-        values = {} if self.case is not None else self.values
-        words = [f"{short(key)}={brief(value)}" for key, value in values.items()]
-        return " ".join([*([self.case] if self.case is not None else []), *words])
+        """The setting in words, as short as it goes: its case, and what was searched beside it."""
+        searched = [f"{short(key)}={brief(value)}" for key, value in self.values.items()]
+        return " ".join([*([self.case] if self.case is not None else []), *searched])
 
 
 def short(key: str) -> str:

@@ -60,6 +60,18 @@ def test_labels_are_short():
     assert setting.label == "lr.decoder=0.000443 w_kd=2→0.25 top_k=null"
 
 
+def test_settings_of_a_case_are_told_apart():
+    """Cases with something searched beside them: a label has both, and no two settings have the same; of cases alone it
+    is the case."""
+    cases = {"full": {"teacher.scope": "full"}, "visual": {"teacher.scope": "visual"}}
+    space = SPACE.model_copy(update={"cases": cases})
+    both = [Outcome(f"{n}{w}", own | {"distill.w_kd": w}, n, 0) for n, own in cases.items() for w in (1, 4)]
+    labels = {setting.label for setting in settings_of(both, space)}
+    assert labels == {"full w_kd=1", "full w_kd=4", "visual w_kd=1", "visual w_kd=4"}
+    alone = [Outcome(name, own, name, 0) for name, own in cases.items()]
+    assert {setting.label for setting in settings_of(alone, space)} == {"full", "visual"}
+
+
 def test_seeds_are_one_setting_with_mean_and_spread():
     """Trials that differ in the seed alone are one row; the spread is the standard deviation of its seeds."""
     outcomes = [outcome(1, r, 1.0, seed) for seed, r in enumerate((0.8, 0.9, 1.0))] + [outcome(2, 0.5, 1.0)]
