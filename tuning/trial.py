@@ -18,8 +18,9 @@ from typing import Any
 
 from ray import tune
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import write_json, write_text
 from lingu_ray.config import Config
+from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import DISTILLED
@@ -27,7 +28,7 @@ from lingu_ray.evaluation.run import evaluate
 from lingu_ray.paths import starting_from
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
-from lingu_ray.runtime.run_folder.records import Record
+from lingu_ray.runtime.run_folder.records import Record, read_records
 from lingu_ray.runtime.tracking.progress import quiet_libraries
 from lingu_ray.runtime.tracking.store import tracking_uri
 from lingu_ray.runtime.trainer import Run
@@ -136,7 +137,10 @@ class Trial(tune.Trainable):
         return run
 
     def end(self, run: Run) -> None:
-        """Close the run. After Ctrl-C on the sweep wait, saved, until Tune ends: it then knows what to resume."""
+        """Close the run, and note its last validation, which `Run.follow` left out if MLflow had it from before a kill.
+
+        After Ctrl-C on the sweep wait, saved, until Tune ends: it then knows what to resume.
+        """
         try:
             run.end()
         except Interrupted:
@@ -144,6 +148,9 @@ class Trial(tune.Trainable):
             while (self.sweep.trials / STOP).exists():
                 time.sleep(_POLL_S)
             raise
+        validations = [record for record in read_records(self.folder.metrics) if "validation" in record]
+        if validations:
+            self.record_validation(validations[-1])
 
     def poll(self) -> None:
         """Read what the workers have written since the last time."""
@@ -202,21 +209,23 @@ class PopulationTrial(Trial):
         """Train one interval; after the last one, measure."""
         assert self.sweep.space.pbt is not None
         steps = self.sweep.base.train.steps
-        until = min(self.history["step"] + self.sweep.space.pbt.interval, steps)
-        drawn = [*self.history["values"], [self.history["step"] / steps, self.drawn]]
+        until, drawn = self.history["step"], self.history["values"]
+        if until < steps:  # else a kill has left the measuring to do
+            drawn = [*drawn, [until / steps, self.drawn]]
+            until = min(until + self.sweep.space.pbt.interval, steps)
         self.values = schedules(drawn)
         self.update_outcome(values=self.values)
-        self.folder.config.unlink(missing_ok=True)  # the schedule has become longer
+        if self.folder.config.exists():  # the schedule has become longer
+            longer = configure(load_yaml(self.folder.config), self.values, self.name)
+            write_text(self.folder.config, to_yaml(longer))
         run = self.run = self.begin(self.values, until)
         while run.training:
             time.sleep(_POLL_S)
-            self.poll()
-        self.poll()
+            run.follow()
+        run.follow()
         self.end(run)
         self.history = {"step": until, "values": drawn}
         write_json(self._history_file, self.history)
-        self.record_validation(self.pending_validations.pop())
-        self.pending_validations.clear()
         return self.finish(run) if until == steps else self.result(done=False)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -228,9 +237,10 @@ class PopulationTrial(Trial):
         shutil.copy(self._history_file, target / self._history_file.name)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Resume from a copy, most often of another trial."""
+        """Resume from a copy, most often of another trial; after a kill this one may be further already."""
         source = Path(checkpoint)
-        shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        for own in (self.folder.checkpoints, self.folder.export):
+            shutil.rmtree(own, ignore_errors=True)
         shutil.copytree(source / "checkpoints", self.folder.checkpoints)
         shutil.copy(source / self.folder.metrics.name, self.folder.metrics)
         shutil.copy(source / self._history_file.name, self._history_file)

@@ -265,10 +265,10 @@ class Run:
         if self.errors:
             self.tracker.end("FAILED")
             raise _readable(self.errors[0])
-        if self.until is not None and not self.finished:
-            self.tracker.pause()
-            return
         if not self.finished:
+            if self.until is not None and trained_steps(self.folder) >= self.until:
+                self.tracker.pause()
+                return
             self.tracker.end("KILLED")
             raise Interrupted(f"stopped and saved: run the same command again to resume ({self.folder.place})")
         manifest = self.corpus.manifest_file

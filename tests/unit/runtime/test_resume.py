@@ -3,7 +3,10 @@
 import json
 import logging
 import shutil
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tinyrun import config, write_pair_and_data
@@ -12,7 +15,7 @@ from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.corpus.build import plan_corpus
-from lingu_ray.errors import UserError
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime import resume
 from lingu_ray.runtime.preparation import check_output
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -115,6 +118,20 @@ def test_steps_may_grow(data: Path, tmp_path: Path, said):
     shutil.rmtree(folder.checkpoints)
     with pytest.raises(UserError, match="ended at step 8 and its checkpoints are gone"):
         resume.check_settings(longer, folder)
+
+
+@pytest.mark.parametrize(("trained", "status"), [(4, "paused"), (3, "KILLED")])
+def test_a_run_to_a_given_step_was_trained_to_it_or_interrupted(data: Path, tmp_path: Path, trained: int, status: str):
+    """Its workers end without error in both cases: what the checkpoint has tells whether they came that far."""
+    settings, told = config(data, tmp_path), []
+    started(settings, step=trained)
+    run = Run(settings, LEASE)
+    run.until, run.thread = 4, threading.Thread()
+    run.progress = SimpleNamespace(close=lambda: None)
+    run.tracker = SimpleNamespace(pause=lambda: told.append("paused"), end=told.append)
+    with nullcontext() if status == "paused" else pytest.raises(Interrupted, match="run the same command again"):
+        run.end()
+    assert told == [status]
 
 
 def test_a_run_of_which_no_checkpoint_is_whole_is_refused(data: Path, tmp_path: Path):

@@ -1,16 +1,29 @@
-"""What a trial writes of its own end, without Ray: whether the scheduler stopped it for good, or the user for now."""
+"""What a trial writes of its own end, without Ray: whether the scheduler stopped it for good, or the user for now; and
+what it makes of a folder that a kill has left."""
 
+import json
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tinyrun import config
 
+from lingu_ray.atomic import write_json
+from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.trainer import Run
 from tuning.outcome import Outcome, read_outcome
-from tuning.trial import STOP, Trial
+from tuning.space import Space
+from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_config
+
+FIRST, SECOND = [0, {"distill.w_kd": 2}], [0.5, {"distill.w_kd": 1}]
+"""What is drawn for the two intervals of a population's run of 8 steps."""
+SCHEDULE = {"distill.w_kd": [[0, 2], [0.5, 1]]}
 
 
 @pytest.fixture
@@ -42,4 +55,84 @@ def test_a_run_that_was_interrupted_is_resumed(trial: Any, tmp_path: Path):
     with pytest.raises(Interrupted):
         trial.end(SimpleNamespace(end=end))
     written = read_outcome(tmp_path / "trial-1")
+    assert written is not None and written.by_hand and not written.has_ended
+
+
+@pytest.fixture
+def sweep(data: Path, tmp_path: Path) -> Sweep:
+    """A sweep of a population, whose trials lie in `tmp_path`."""
+    search = {"distill.w_kd": {"choice": [1, 2]}}
+    space = Space.model_validate({"name": "s", "base": "tiny", "search": search, "pbt": {"interval": 4}})
+    base = config(data, tmp_path / "runs")
+    return Sweep(space, base, tmp_path, tmp_path, 1, tmp_path, Lease(tmp_path / "driver.json", "a test"), tmp_path)
+
+
+def population_trial(sweep: Sweep) -> Any:
+    """Its trial, set up as by Tune with what was drawn for the second interval; it is measured by a word alone."""
+
+    class Measured(PopulationTrial):
+        trial_id = "run_1"
+
+        def finish(self, run: Any) -> dict[str, Any]:
+            return self.result(done=True) | {"measured": run.folder.exported_step}
+
+    made: Any = Measured.__new__(Measured)
+    made.setup({"distill.w_kd": 0}, sweep=sweep)
+    return made
+
+
+def killed(sweep: Sweep, step: int, history: int) -> RunFolder:
+    """The folder of a population's trial, trained for so many of its 8 steps, and killed; `history` knows fewer."""
+    folder = RunFolder(sweep.trials / "trial-1")
+    checkpoint = folder.checkpoints / f"step-{step:08d}"
+    checkpoint.mkdir(parents=True)
+    write_json(checkpoint / "state.json", {"step": step, "validation_ce": None})
+    validations = [{"step": done, "validation": {}, "validation_ce": done / 10} for done in range(4, step + 1, 4)]
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in validations))
+    folder.config.write_text(to_yaml(trial_config(sweep, "trial-1", SCHEDULE, 0)))
+    write_json(folder.root / "history.json", {"step": history, "values": [FIRST, SECOND][: history // 4]})
+    if step == 8:
+        folder.export.mkdir()
+        write_json(folder.exported, {"step": 8})
+    return folder
+
+
+@pytest.mark.parametrize("history", [4, 8])
+def test_a_population_that_was_killed_at_its_end_is_measured_by_the_same_command(sweep: Sweep, history: int):
+    """Whether or not its last interval was written down: its validation, which MLflow has already, is in the folder,
+    and its settings are those it was trained with."""
+    folder = killed(sweep, 8, history)
+    told = population_trial(sweep).step()
+    assert (told["done"], told["measured"], told["train_step"], told["validation_ce"]) == (True, 8, 8, 0.8)
+    assert json.loads((folder.root / "history.json").read_text()) == {"step": 8, "values": [FIRST, SECOND]}
+    assert [list(point) for point in load_yaml(folder.config).distill.w_kd.points] == SCHEDULE["distill.w_kd"]
+
+
+def test_a_population_that_was_killed_resumes_where_tune_has_it(sweep: Sweep, tmp_path: Path):
+    """Tune may know of fewer intervals than the folder: what came after goes, a finished model too."""
+    copy = killed(sweep, 4, 4).root.rename(tmp_path / "copy")
+    folder = killed(sweep, 8, 8)
+    trial = population_trial(sweep)
+    trial.load_checkpoint(str(copy))
+    assert [step.name for step in folder.checkpoints.iterdir()] == ["step-00000004"]
+    assert folder.exported_step is None and trial.history == {"step": 4, "values": [FIRST]}
+
+
+def test_an_interval_that_was_interrupted_is_no_interval(sweep: Sweep):
+    """Ctrl-C within it, after a validation or before: it is not written down, and is resumed."""
+    folder = killed(sweep, 4, 4)
+    trial = population_trial(sweep)
+
+    def begin(values: dict[str, Any], until: int) -> Run:
+        run: Any = Run(trial_config(sweep, "trial-1", values, 0), sweep.lease)
+        run.until, run.thread, run.follow = until, threading.Thread(), list  # of workers that have ended
+        run.progress = SimpleNamespace(close=lambda: None)
+        run.tracker = SimpleNamespace(pause=lambda: None, end=lambda status: None)
+        return run
+
+    trial.begin = begin
+    with pytest.raises(Interrupted):
+        trial.step()
+    assert json.loads((folder.root / "history.json").read_text())["step"] == 4
+    written = read_outcome(folder.root)
     assert written is not None and written.by_hand and not written.has_ended
