@@ -14,10 +14,10 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from lingu_ray import commands
-from lingu_ray.config import Config, Section
+from lingu_ray.config import Config, CorpusConfig, Section, SourceConfig
 from lingu_ray.config.base import FolderName
 from lingu_ray.config.command_line import read_named
-from lingu_ray.config.facts import SEARCHABLE
+from lingu_ray.config.facts import SAME_HELD_OUT, SEARCHABLE, fields_with
 from lingu_ray.config.settings import Settings
 from lingu_ray.config.tree import has, settings_with
 from lingu_ray.errors import UserError
@@ -301,6 +301,32 @@ def _check_stopping(space: Space, config: Config) -> None:
             f"{space.name}: pbt.interval={pbt.interval} leaves nothing to adapt in {steps} steps: lower it, or leave "
             "pbt out"
         )
+
+
+def check_held_out(space: Space, base: Config) -> None:
+    """Refuse trials that are stopped by their validation, and do not hold out the same rows for it; raises UserError.
+
+    `base`: with its sources, those of the demo too.
+    """
+    if space.asha is None:
+        return
+    first, *others = (_held_out_by(configure(base, values, space.name)) for values in corner_values(space))
+    differing = {key: None for other in others for key in (*first, *other) if first.get(key) != other.get(key)}
+    if differing:
+        raise UserError(
+            f"{space.name}: asha compares trials by validation, which would be of other rows in some, since they "
+            f"differ in {', '.join(differing)}: leave asha out, or search that in a sweep of its own"
+        )
+
+
+def _held_out_by(config: Config) -> dict[str, Any]:
+    """What the rows that a trial holds out for validation follow from, by name; the settings of a source together."""
+    corpus = config.corpus.model_dump(exclude={"sources", *fields_with(SAME_HELD_OUT, CorpusConfig)})
+    sources = {
+        f"source {source.name}": source.model_dump(exclude=fields_with(SAME_HELD_OUT, SourceConfig))
+        for source in config.training_sources()
+    }
+    return {f"corpus.{key}": value for key, value in corpus.items()} | sources
 
 
 def corner_values(space: Space) -> Iterator[Values]:

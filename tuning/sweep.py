@@ -27,7 +27,7 @@ from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.run_store import writing_to
 from lingu_ray.storage import below, origin, place, working_folder
 from tuning.folder import SweepFolder
-from tuning.space import Space, check, read_space, shipped
+from tuning.space import Space, check, check_held_out, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `tuning.run` has its own, which lets trials save
 
@@ -72,7 +72,8 @@ def sweep(space: Space, base: Config, lease: Lease) -> None:
     from tuning.tracking import SweepRun
 
     quiet_libraries()
-    rehearse_sweep(space, planned(base))
+    check_held_out(space, full := planned(base))
+    rehearse_sweep(space, full)
     shared = None if base.demo else check_baseline(space, base, folder.root)  # before Ray starts
     connect(base.ray)
     prepared = settled(with_demo(base), folder.root)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 
 from lingu_ray.config.base import NAME, Section, rule, twice
-from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, NOT_IN_FINGERPRINT, SEARCHABLE
+from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, NOT_IN_FINGERPRINT, SAME_HELD_OUT, SEARCHABLE
 from lingu_ray.paths import DataFolder, DataPath
 
 Format = Literal[
@@ -50,14 +50,16 @@ class SourceConfig(Section):
         "train",
         description="hub, save_to_disk, a folder of files that are named by splits: which one is read",
     )
-    language_heavy: bool = Field(False, description="distilled under `policy: selective`; for long answers in prose")
-    weight: float | None = Field(
+    language_heavy: Annotated[bool, SAME_HELD_OUT] = Field(
+        False, description="distilled under `policy: selective`; for long answers in prose"
+    )
+    weight: Annotated[float | None, SAME_HELD_OUT] = Field(
         None, gt=0, description="share in the mixture, relative to the others; give it to all sources or to none"
     )
-    ce_weight: Annotated[float, NOT_IN_FINGERPRINT] = Field(
+    ce_weight: Annotated[float, NOT_IN_FINGERPRINT, SAME_HELD_OUT] = Field(
         1.0, ge=0, description="weight of its tokens' cross-entropy"
     )
-    kd_weight: Annotated[float, NOT_IN_FINGERPRINT] = Field(
+    kd_weight: Annotated[float, NOT_IN_FINGERPRINT, SAME_HELD_OUT] = Field(
         1.0, ge=0, description="weight of its tokens' KD term, where the policy distills it"
     )
     limit: PositiveInt | None = Field(
@@ -93,25 +95,27 @@ class CorpusConfig(Section):
     """The mixed corpus: built once by Ray Data, found again by its fingerprint."""
 
     sources: Annotated[tuple[SourceConfig, ...], SEARCHABLE] = Field((), description="the data sets that are mixed")
-    rows: Annotated[PositiveInt | None, SEARCHABLE] = Field(
+    rows: Annotated[PositiveInt | None, SEARCHABLE, SAME_HELD_OUT] = Field(
         None,
         description="rows of the mixture; null: until every source was used once, smaller ones repeat by weight",
     )
-    seed: Annotated[int, SEARCHABLE] = Field(0, description="seed of the rows' order")
+    seed: Annotated[int, SEARCHABLE, SAME_HELD_OUT] = Field(0, description="seed of the rows' order")
     validation_rows: Annotated[int, SEARCHABLE] = Field(
         64, ge=0, description="rows of each source that are held out for validation"
     )
     max_length: Annotated[PositiveInt, SEARCHABLE] = Field(
         2048, description="longest sample in tokens, image tokens included; longer answers are cut"
     )
-    max_reject_rate: Annotated[float, SEARCHABLE] = Field(
+    max_reject_rate: Annotated[float, SEARCHABLE, SAME_HELD_OUT] = Field(
         0.05, ge=0, le=1, description="share of bad rows of a source above which the build stops"
     )
-    rows_per_shard: Annotated[PositiveInt, SEARCHABLE] = Field(1024, description="rows of one parquet file")
-    if_changed: Annotated[Literal["refuse", "warn"], MAY_CHANGE, NOT_IN_FINGERPRINT, SEARCHABLE] = Field(
+    rows_per_shard: Annotated[PositiveInt, SEARCHABLE, SAME_HELD_OUT] = Field(
+        1024, description="rows of one parquet file"
+    )
+    if_changed: Annotated[Literal["refuse", "warn"], MAY_CHANGE, NOT_IN_FINGERPRINT, SEARCHABLE, SAME_HELD_OUT] = Field(
         "refuse", description="resuming after the data changed. refuse: an error; warn: train on with the new data"
     )
-    cache_dir: Annotated[DataFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT, NOT_COMPARED] = Field(
+    cache_dir: Annotated[DataFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT, NOT_COMPARED, SAME_HELD_OUT] = Field(
         None, description="folder where corpora are kept, also s3://… or gs://…; null: <output_dir>/.corpora"
     )
 

@@ -1,8 +1,8 @@
 """What is true of a setting beside its type, said once, at the setting itself: `steps: Annotated[int, MAY_CHANGE]`.
 
 A fact at a section holds for everything inside it. A setting of which nothing is said is treated with most care: a
-run is not resumed with another value, the corpus depends on it, comparisons of runs show it, sweeps leave it alone.
-`lingu_ray.config.tree` finds the settings that a fact holds for.
+run is not resumed with another value, the corpus and its held-out rows depend on it, comparisons of runs show it,
+sweeps leave it alone. `lingu_ray.config.tree` finds the settings that a fact holds for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ class Fact(Enum):
     NOT_IN_FINGERPRINT = "left out of the corpus's fingerprint: only training reads it, or file contents stand for it"
     NOT_COMPARED = "left out where runs are compared: it does not change a run's model, or only through other settings"
     SEARCHABLE = "the trials of a sweep may differ in it"
+    SAME_HELD_OUT = "the rows that are held out for validation do not depend on it"
 
 
 MAY_CHANGE = Fact.MAY_CHANGE
 NOT_IN_FINGERPRINT = Fact.NOT_IN_FINGERPRINT
 NOT_COMPARED = Fact.NOT_COMPARED
 SEARCHABLE = Fact.SEARCHABLE
+SAME_HELD_OUT = Fact.SAME_HELD_OUT
 
 
 def fields_with(fact: Fact, section: type[BaseModel]) -> set[str]:

@@ -25,7 +25,7 @@ class SourceOrder:
     """Turns of one source's rows, which are numbered from 0 as its files have them.
 
     Attributes:
-        name: of the source; with `seed` it draws the order.
+        name: of the source; it draws the held-out rows, and with `seed` the order of the others.
         rows: good rows of the source.
         held_out: how many of them are held out.
         used: turns that the source has.
@@ -53,13 +53,10 @@ class SourceOrder:
 
     @cached_property
     def _drawn(self) -> Permutation:
-        return self._permutation(self.rows, "validation")
+        return Permutation(self.rows, f"{self.name}/validation")  # of any seed, so that validations compare
 
     def _pass(self, number: int) -> Permutation:
-        return self._permutation(self.rows - self.held_out, str(number))
-
-    def _permutation(self, size: int, use: str) -> Permutation:
-        return Permutation(size, f"{self.seed}/{self.name}/{use}")
+        return Permutation(self.rows - self.held_out, f"{self.seed}/{self.name}/{number}")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from lingu_ray.config.facts import (
     MAY_CHANGE,
     NOT_COMPARED,
     NOT_IN_FINGERPRINT,
+    SAME_HELD_OUT,
     SEARCHABLE,
     Fact,
     fields_with,
@@ -51,6 +52,11 @@ TRUTH: dict[Fact, set[str]] = {
         *(f"corpus.{name}" for name in ("sources", "rows", "seed", "validation_rows", "max_length")),
         *(f"corpus.{name}" for name in ("max_reject_rate", "rows_per_shard", "if_changed")),
     },
+    SAME_HELD_OUT: {
+        *(f"corpus.{name}" for name in ("rows", "seed", "max_reject_rate", "rows_per_shard")),
+        *("corpus.cache_dir", "corpus.if_changed"),
+        *(f"corpus.sources.*.{name}" for name in ("weight", "language_heavy", "ce_weight", "kd_weight")),
+    },
 }
 EVERY_KEY = [key for key, _ in fields()]
 
@@ -84,7 +90,8 @@ def test_items_are_found_under_their_names():
 
 
 def test_a_new_setting_is_treated_with_care():
-    """A field of which nothing is said may not change on resume, is in the fingerprint, compared, and not searched."""
+    """A field of which nothing is said may not change on resume, is in the fingerprint, compared, and not searched; the
+    held-out rows depend on it."""
 
     class New(BaseModel):
         plain: int = 0

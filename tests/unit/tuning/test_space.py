@@ -10,12 +10,14 @@ from tinyrun import write_settings
 from lingu_ray.config import strict_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
+from lingu_ray.train import planned
 from tuning.search import parameters
 from tuning.space import (
     SEED,
     Domain,
     Space,
     check,
+    check_held_out,
     configure,
     corner_values,
     decode,
@@ -138,6 +140,33 @@ def test_keys_are_checked_against_the_configuration(tmp_path, base, keys, words)
     """Key and value of every searched, bundled and fixed setting must be the configuration's."""
     with pytest.raises(UserError, match=words):
         load([write(tmp_path, **keys)])
+
+
+@pytest.mark.parametrize(
+    ("search", "differs"),
+    [
+        ({"distill.policy": {"choice": ["selective", "language_only"]}}, "source pictures"),
+        ({"corpus.max_length": {"uniform": [100, 200]}}, "corpus.max_length"),
+        ({"corpus.sources.text.limit": {"grid": [30, 40]}}, "source text"),
+        ({"corpus.sources.text.weight": {"grid": [0.5, 1]}, "distill.policy": {"choice": ["all", "none"]}}, None),
+        ({"corpus.seed": {"choice": [1, 2]}, "corpus.rows": {"choice": [50, 60]}}, None),
+    ],
+)
+def test_trials_that_asha_compares_hold_out_the_same_rows(tmp_path, base, search, differs):
+    """What would be validated on other sources, or on other rows of one, is refused by name; without asha it is not."""
+    words = rf"of other rows in some, since they differ in {differs}: leave asha out"
+    with pytest.raises(UserError, match=words) if differs else nullcontext():
+        check_held_out(*load([write(tmp_path, search=search, asha={}, seeds=2)]))
+    check_held_out(*load([write(tmp_path, search=search, seeds=2)]))
+
+
+def test_the_sources_of_the_demo_count_too(tmp_path):
+    """They are known once they are filled in: a policy that leaves some out is refused."""
+    search = {"distill.policy": {"choice": ["all", "language_only"]}}
+    settings = {"train.validate_every": 40}
+    space, base = load([write(tmp_path, base="demo", search=search, settings=settings, asha={})])
+    with pytest.raises(UserError, match="since they differ in source "):
+        check_held_out(space, planned(base))
 
 
 def test_overrides_reach_space_and_base(tmp_path, base, monkeypatch):
