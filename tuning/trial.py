@@ -78,7 +78,8 @@ class Trial(tune.Trainable):
         self.seed = drawn_seed(config, sweep.base)
         earlier = read_outcome(self.folder.root)
         self.outcome = earlier or Outcome(self.name, self.values, config.get(CASE), self.seed)
-        self.update_outcome(state="running", error=None, by_hand=False)
+        if not self.finished:
+            self.update_outcome(state="running", error=None, by_hand=False)
         self.pending_validations: deque[Record] = deque()
         self.run: Run | None = None
         self.user_error: UserError | None = None
@@ -91,6 +92,8 @@ class Trial(tune.Trainable):
         """
         if self.user_error is not None:
             raise self.user_error
+        if self.finished:
+            return self.conclude()
         try:
             return self.advance()
         except Interrupted:
@@ -102,6 +105,11 @@ class Trial(tune.Trainable):
         except Exception as error:
             self.update_outcome(state="failed", error=reason(error))
             raise
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was measured; Tune may not know of it after a kill, and the model may be gone."""
+        return self.outcome.state == "finished"
 
     def advance(self) -> dict[str, Any]:
         """Train until the next validation, or to the end."""
@@ -162,10 +170,14 @@ class Trial(tune.Trainable):
         self.update_outcome(step=record["step"], validation_ce=record[VALIDATION])
 
     def finish(self, run: Run) -> dict[str, Any]:
-        """Measure the trained model, write the run's report, and remove what only training needs."""
+        """Measure the trained model, and write the run's report."""
         recovery = measure(self.sweep, run.config)
         show(run.config, run.folder.exported_model, recovery)
         self.update_outcome(state="finished", step=run.config.train.steps, **scores_of(recovery))
+        return self.conclude()
+
+    def conclude(self) -> dict[str, Any]:
+        """Remove what only training needs."""
         for needed_by_training in (self.folder.checkpoints, self.folder.ray, self.folder.initial_model):
             remove(needed_by_training)
         return self.result(done=True)
@@ -237,7 +249,9 @@ class PopulationTrial(Trial):
         shutil.copy(self._history_file, target / self._history_file.name)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Resume from a copy, most often of another trial; after a kill this one may be further already."""
+        """Resume from a copy, most often of another trial; after a kill this one may be further, or finished."""
+        if self.finished:
+            return
         source = Path(checkpoint)
         for own in (self.folder.checkpoints, self.folder.export):
             shutil.rmtree(own, ignore_errors=True)

@@ -118,6 +118,22 @@ def test_a_population_that_was_killed_resumes_where_tune_has_it(sweep: Sweep, tm
     assert folder.exported_step is None and trial.history == {"step": 4, "values": [FIRST]}
 
 
+@pytest.mark.parametrize("kind", [Trial, PopulationTrial])
+def test_a_finished_trial_that_tune_does_not_know_of_is_not_trained_again(sweep: Sweep, kind: type[Trial]):
+    """Killed before Tune noted its end, and its model removed since others are better: it answers from its outcome."""
+    before = Outcome("trial-1", SCHEDULE, None, 0, "finished", 8, 0.8, recovery=0.5, retention=1.0)
+    before.write(sweep.trials / "trial-1")
+    RunFolder(sweep.trials / "trial-1").checkpoints.mkdir()
+    trial: Any = kind.__new__(kind)
+    trial._trial_info = SimpleNamespace(trial_id="run_1")
+    trial.setup({"distill.w_kd": 0}, sweep=sweep)
+    if kind is PopulationTrial:
+        trial.load_checkpoint("of an interval")
+    told = trial.step()
+    assert (told["done"], told["train_step"], told["recovery"]) == (True, 8, 0.5)
+    assert read_outcome(sweep.trials / "trial-1") == before and not trial.folder.checkpoints.exists()
+
+
 def test_an_interval_that_was_interrupted_is_no_interval(sweep: Sweep):
     """Ctrl-C within it, after a validation or before: it is not written down, and is resumed."""
     folder = killed(sweep, 4, 4)
