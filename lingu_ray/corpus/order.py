@@ -53,7 +53,7 @@ class SourceOrder:
 
     @cached_property
     def _drawn(self) -> Permutation:
-        return Permutation(self.rows, f"{self.name}/validation")  # of any seed, so that validations compare
+        return Permutation(self.rows, f"0/{self.name}/validation")  # under any seed, so that validations compare
 
     def _pass(self, number: int) -> Permutation:
         return Permutation(self.rows - self.held_out, f"{self.seed}/{self.name}/{number}")
