@@ -1,15 +1,17 @@
 """A GGUF file becomes a Hugging Face folder with the same weights, tokenizer and chat template."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter
+from gguf import GGUFWriter, RopeScalingType
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lingu_ray.convert_gguf import convert, find_gguf
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.engines.load import load_model_files
 from lingu_ray.runtime.models.load import load_config
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh", "Ġ", "ab", "cd", "abcd"]
@@ -54,7 +56,8 @@ def gguf_rows(name: str, weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
-def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
+def write_gguf(model: LlamaForCausalLM, path: Path, add: Callable[[GGUFWriter], None] = lambda writer: None) -> None:
+    """`add`: writes what the file has beside the model."""
     config = model.config
     writer = GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -82,6 +85,7 @@ def write_gguf(model: LlamaForCausalLM, path: Path) -> None:
             name = name.replace(ours, theirs)
         heads = HEADS if "attn_q" in name else KV_HEADS
         writer.add_tensor(name, gguf_rows(name, weight.numpy(), heads).copy())
+    add(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -131,3 +135,54 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, left: int):
     if left >= 0:  # settings are read before tensors
         with pytest.raises(UserError, match=r"^teacher\.path: .*tiny\.gguf: "):
             load_config(str(file), None, False, "teacher.path")
+
+
+def rope_of_llama_3(writer: GGUFWriter) -> None:
+    writer.add_tensor("rope_freqs.weight", np.ones(HEAD_DIM // 2, dtype=np.float32))
+
+
+def bias(writer: GGUFWriter) -> None:
+    writer.add_tensor("blk.1.attn_q.bias", np.ones(HEADS * HEAD_DIM, dtype=np.float32))
+
+
+def yarn(writer: GGUFWriter) -> None:
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+
+
+def linear(writer: GGUFWriter) -> None:
+    writer.add_rope_scaling_factor(8.0)  # of no type: llama.cpp takes it for linear
+
+
+@pytest.mark.parametrize(
+    ("add", "unread"),
+    [
+        (rope_of_llama_3, "rope_freqs.weight"),
+        (bias, "blk.1.attn_q.bias"),
+        (yarn, "llama.rope.scaling.type=yarn, llama.rope.scaling.factor=4.0"),
+        (linear, "llama.rope.scaling.factor=8.0"),
+    ],
+)
+def test_what_transformers_would_skip_is_refused(add: Callable[[GGUFWriter], None], unread: str, tmp_path: Path):
+    """Converted, as a teacher, and where it is measured: the model would be another one than the file's."""
+    file = tmp_path / "tiny.gguf"
+    write_gguf(tiny_llama(), file, add)
+    refused = rf"tiny\.gguf: Transformers reads this GGUF file without {unread}, and .* Take the safetensors"
+    with pytest.raises(UserError, match=refused):
+        convert(file, tmp_path / "out")
+    with pytest.raises(UserError, match=rf"^teacher\.path=.*{refused}"):
+        load_config(str(file), None, False, "teacher.path")
+    with pytest.raises(UserError, match=refused):
+        load_model_files(file)
+
+
+def test_a_rope_that_is_not_scaled_is_not_refused(tmp_path: Path):
+    """Keys that llama.cpp's converter writes for models as they were trained: a length, a factor of one, no type."""
+
+    def add(writer: GGUFWriter) -> None:
+        writer.add_rope_scaling_type(RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(1.0)
+        writer.add_rope_scaling_orig_ctx_len(64)
+
+    write_gguf(tiny_llama(), tmp_path / "tiny.gguf", add)
+    convert(tmp_path / "tiny.gguf", tmp_path / "out")

@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
-from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter
+from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter, refuse_unread
 from lingu_ray.storage import local_copy
 
 
@@ -102,9 +102,12 @@ def _load_config(path: Path | str) -> PreTrainedConfig:
     place, origin = model_origin(local_copy(path))
     refuse_adapter(place, None, "model")
     try:
-        return AutoConfig.from_pretrained(place, trust_remote_code=False, **origin)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **origin)
+        if origin:
+            refuse_unread(empty_model(AutoModelForCausalLM, config), f"model {path}", place, **origin)
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
+    return config
 
 
 def cannot_load(path: Path | str, error: Exception) -> UserError:

@@ -45,6 +45,7 @@ from lingu_ray.runtime.models.weights import (
     load_whole,
     refuse_adapter,
     refuse_quantized,
+    refuse_unread,
     stored_dtype,
 )
 from lingu_ray.storage import local_copy
@@ -56,8 +57,9 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
     """The model's configuration.
 
     Raises:
-        UserError: it cannot be loaded, needs code of its own, or is that of an adapter or of quantized weights; a local
-            folder is given a revision, or a hub id two. The message names the setting.
+        UserError: it cannot be loaded, needs code of its own, or is that of an adapter, of quantized weights, or of a
+            GGUF file that is not read whole; a local folder is given a revision, or a hub id two. The message names the
+            setting.
     """
     if is_on_hub(path):
         if revision is not None and "@" in path:
@@ -69,6 +71,10 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
     refuse_adapter(place, revision, setting)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)
+        if origin:
+            refuse_unread(
+                empty_model(AutoModelForCausalLM, config), f"{setting}={path}", place, revision=revision, **origin
+            )
     except NOT_LOADABLE as error:
         if "trust_remote_code" in str(error):
             raise UserError(_own_code(path, setting)) from error

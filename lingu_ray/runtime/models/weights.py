@@ -24,11 +24,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
+    cached_file,
     find_adapter_config_file,
 )
 from transformers.utils import logging as transformers_logging
 
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.models import gguf
 
 NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error, HTTPError)
 """What Transformers raises where there is no model, one that it does not know, or a file that was cut off (GGUF)."""
@@ -67,8 +69,8 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
         arguments: further ones of `from_pretrained`.
 
     Raises:
-        UserError: weights are missing, left over, of another shape, or not finite; or the head is not the embedding
-            matrix, which it is by the configuration.
+        UserError: weights are missing, left over, of another shape, or not finite; the head is not the embedding
+            matrix, which it is by the configuration; or as `refuse_unread`.
         NOT_LOADABLE: no model can be loaded.
     """
     with _without_load_report():
@@ -77,6 +79,8 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
             place, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
     _check_report(model, report, origin)
+    if (file := arguments.get("gguf_file")) is not None:
+        refuse_unread(model, origin, str(place), file, arguments.get("revision"))
     _check_tied(model, origin)
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
@@ -171,6 +175,23 @@ def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
         f"{setting}: the weights of {path} are quantized ({method}): training needs them as they were before. "
         f"{_NOT_QUANTIZED}"
     )
+
+
+def refuse_unread(model: PreTrainedModel, origin: str, place: str, gguf_file: str, revision: str | None = None) -> None:
+    """Raise UserError for a GGUF file with more than Transformers reads of it, whose `model` would be another one.
+
+    Args:
+        model: the one that Transformers makes of the file; an `empty_model` will do.
+        origin: the setting and its value, for messages.
+        place: the folder or hub id that the file is in.
+        gguf_file: its name there.
+        revision: of the hub id.
+    """
+    if unread := gguf.unread(model, str(cached_file(place, gguf_file, revision=revision))):
+        raise UserError(
+            f"{origin}: Transformers reads this GGUF file without {_some(unread)}, and a {type(model).__name__} would "
+            "compute other logits than the file's model. Take the safetensors of the same model"
+        )
 
 
 class _Stored(NamedTuple):
