@@ -234,5 +234,9 @@ class Recovery:
         return in_order(model for task in self.tasks.values() for model in task.models)
 
     def own_model(self, role: str) -> str:
-        """The name that a run's own model has here: its role, or `distilled`, as in all trials of a sweep."""
-        return role if role in self.measured else DISTILLED
+        """The name that the model of the run has here whose result this is: `distilled`, or its role without one.
+
+        All trials of a sweep are measured as `distilled`, beside a reference that may have the role. A control's model
+        has its role, in the result of the run that it is beside.
+        """
+        return DISTILLED if DISTILLED in self.measured else role

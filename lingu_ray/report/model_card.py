@@ -41,13 +41,13 @@ def write_model_card(
         control_of: for a control, the name of the run that it is the control of.
         step: steps after which the model was exported; None: all of the run's.
     """
-    templates, done = environment(), step or config.train.steps
+    templates, done, role = environment(), step or config.train.steps, trained_role(config)
     templates.filters |= {"data": data_name, "cell": cell}
     text = templates.get_template("model_card.md").render(
         front_matter=strict_yaml.dump(front_matter(config)).strip(),
         config=config,
         control_of=control_of,
-        role=result.own_model(trained_role(config)) if result else None,
+        role=result.own_model(role) if result and not control_of else role,
         versions=read_environment(config.run_dir),
         settings=settings_rows(config),
         sources=trained_sources(config, manifest, done),

@@ -197,6 +197,17 @@ def test_a_control_has_a_card_of_its_own(tmp_path: Path) -> None:
     assert re.search(r"^\| cloze .* recovery 50% \[\d+, \d+\] \|$", text, flags=re.MULTILINE)
 
 
+def test_a_trial_without_a_teacher_has_its_own_recovery(tmp_path: Path) -> None:
+    """It is measured as the distilled model, beside the sweep's fine-tuned one, whose role it would have by itself."""
+    task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
+    models = {"original_vlm": 90, "fine_tuned": 30, "distilled": 45}
+    for model, right in models.items():
+        write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
+    result = summarize(tmp_path, list(models), EvaluationConfig(tasks=(task,), bootstrap=50))
+    trial = config(output_dir=str(tmp_path), student={"role": "original_vlm"}, distill={"policy": "none"})
+    assert re.search(r"^\| cloze .* recovery 25% \[\d+, \d+\] \|$", card(trial, tmp_path, result), flags=re.MULTILINE)
+
+
 def test_the_control_without_the_teacher_is_not_called_distilled(tmp_path: Path) -> None:
     """same_ce keeps the run's policy, for the weights of its rows; its card speaks of no distillation."""
     run = config(distill={"ce_on_distilled": 0.2})

@@ -13,12 +13,13 @@ from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.recovery_json import write_recovery
 from lingu_ray.evaluation.results import Estimate, Interval, Kind, Means, ModelScore, Recovery, TaskScores, Verdict
-from lingu_ray.evaluation.roles import OF_THE_PAPER, OF_THE_TEACHER
+from lingu_ray.evaluation.roles import OF_THE_PAPER, OF_THE_TEACHER, trained_role
 from lingu_ray.evaluation.tracking import log_scores, log_verdict
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.store import STORE, tracking_uri
 from lingu_ray.runtime.tracking.tracker import Tracker
+from lingu_ray.train import track
 from tuning import compare
 from tuning.differences import differing_settings
 
@@ -83,6 +84,22 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
         assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
         assert text.count("The claim is not decided: no vision.") == 1
         assert "eval/" not in text and "output_dir" not in text and "different" not in text and "in one way" not in text
+
+
+def test_a_trial_without_a_teacher_has_its_own_scores(empty_store: Path, tmp_path: Path) -> None:
+    """Beside a reference of its role, which another run trained: in its folder's report and in MLflow."""
+    shutil.copy(empty_store, tmp_path / STORE)
+    of_trial = ("tracking.system_metrics=false", "distill.policy=none", "student.role=original_vlm")
+    config = load_config(["demo", f"output_dir={tmp_path}", *of_trial])
+    folder, measured = RunFolder(config.run_dir), result(original_vlm=1.0, fine_tuned=0.5, distilled=0.25)
+    folder.report.mkdir(parents=True)
+    folder.config.write_text(to_yaml(config))
+    write_recovery(measured, folder.report)
+    track(config, measured)
+    assert trained_role(config) == "fine_tuned"
+    stored = compare.CompareConfig(uri=tracking_uri(config), experiment="lingu_ray")
+    for (found,) in (compare.read_runs([str(folder.root)], compare.CompareConfig()), compare.read_runs([], stored)):
+        assert (found.metrics["eval/cloze/score"], found.metrics["recovery"]) == (0.125, 0.25)
 
 
 def test_scores_on_other_items_are_said_not_to_compare(
