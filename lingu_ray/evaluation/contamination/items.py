@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lingu_ray.evaluation.contamination.words import Runs, word_runs
-from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
+from lingu_ray.evaluation.tasks.task import Asked, Item, Task
 
 SHARE = 0.2
 """Of an item's words in a row, from which on it is found."""
@@ -74,11 +74,5 @@ def _pictures(item: Item) -> list[str]:
 
 
 def _texts(item: Item) -> Sequence[str]:
-    """Question and right answer as one text, once for each right answer; none of an item with pictures."""
-    if isinstance(item, Scored):
-        gold = item.reference.get("gold")
-        right = item.requests if gold is None else [item.requests[gold]]
-        return [request.context + request.continuation for request in right]
-    if item.images:
-        return []
-    return [f"{item.prompt} {answer}" for answer in item.reference.get("answers", [""])]
+    """What of the item could be quoted in words; nothing of one with pictures."""
+    return () if _pictures(item) else item.quotable

@@ -55,7 +55,7 @@ def harness_items(config: TaskConfig) -> Iterator[Item]:
     reference = {"task": config.path, "metric": main_metric(task, config.path)}
     documents = len(task.eval_docs)
     for requests in _requests(config.path, min(config.limit or documents, documents)):
-        yield _item(config.path, requests, reference)
+        yield _item(config.path, requests, reference, _quotable(task, requests[0].doc))
 
 
 def judge_by_harness(columns: Columns) -> Scores:
@@ -104,11 +104,26 @@ def _levels(task: HarnessTask, answered: list[Requests]) -> dict[str, list[float
     return {name: level for name, level in levels.items() if len(level) == len(answered)}
 
 
-def _item(path: str, requests: Requests, reference: Reference) -> Item:
+def _quotable(task: HarnessTask, doc: Any) -> tuple[str, ...]:
+    """Question and right answer of a document, once for each right answer, without the examples before it."""
+    target = task.doc_to_target(doc)
+    question, answers = _text(task, doc, task.doc_to_text(doc)), target if isinstance(target, list) else [target]
+    return tuple(f"{question} {_text(task, doc, answer)}" for answer in answers)
+
+
+def _text(task: HarnessTask, doc: Any, said: Any) -> str:
+    """What the harness says of a document, which may be the index of one of its choices."""
+    if not isinstance(said, int) or task.config.doc_to_choice is None:
+        return str(said)
+    choices = task.doc_to_choice(doc)
+    return choices[said] if 0 <= said < len(choices) else ""
+
+
+def _item(path: str, requests: Requests, reference: Reference, quotable: tuple[str, ...]) -> Item:
     name = str(requests[0].doc_id)
     kinds = {request.request_type for request in requests}
     if kinds == {"loglikelihood"}:
-        return Scored(name, tuple(ScoreRequest(*request.args) for request in requests), reference)
+        return Scored(name, tuple(ScoreRequest(*request.args) for request in requests), reference, quotable)
     if kinds != {"generate_until"} or len(requests) > 1:
         raise UserError(f"lm_eval/{path}: the task asks {' and '.join(sorted(kinds))} of one item: not supported")
     from lm_eval.models.utils import normalize_gen_kwargs
@@ -117,7 +132,7 @@ def _item(path: str, requests: Requests, reference: Reference) -> Item:
     settings = normalize_gen_kwargs(given)
     if settings["do_sample"] or requests[0].repeats != 1:
         raise UserError(f"lm_eval/{path}: the task samples its answers, and here they are greedy: not supported")
-    return Continued(name, prompt, (), reference, settings["max_gen_toks"], tuple(settings["until"]))
+    return Continued(name, prompt, (), reference, quotable, settings["max_gen_toks"], tuple(settings["until"]))
 
 
 def main_metric(task: HarnessTask, path: str) -> str:

@@ -15,11 +15,16 @@ Reference = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scored:
-    """An item whose texts are scored; `name` says where it is in the data (a line, a row)."""
+    """An item whose texts are scored.
+
+    `name`: where it is in the data (a line, a row). `quotable`: question and right answer as one text, once for each
+    right answer, without what other items have, too, such as examples before it; no answer depends on it.
+    """
 
     name: str
     requests: tuple[ScoreRequest, ...]
     reference: Reference
+    quotable: tuple[str, ...]
 
 
 class ItemImage(Protocol):
@@ -33,12 +38,13 @@ class ItemImage(Protocol):
 
 @dataclass(frozen=True)
 class Asked:
-    """An item that is answered; its images are read when they are needed."""
+    """An item that is answered; its images are read when they are needed. `quotable`: as of `Scored`."""
 
     name: str
     prompt: str
     images: tuple[ItemImage, ...]
     reference: Reference
+    quotable: tuple[str, ...]
 
     def request(self, config: TaskConfig) -> GenerateRequest:
         """What the engine is asked."""

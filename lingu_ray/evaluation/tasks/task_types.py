@@ -53,7 +53,8 @@ def scored(config: TaskConfig, name: str, fields: Fields) -> Scored:
     """
     pairs, reference = SCORED[config.type](config, fields)
     requests = tuple(ScoreRequest(context, continuation) for context, continuation in pairs)
-    return Scored(name, requests, reference | _more(config, fields))
+    right = [pairs[reference["gold"]]] if "gold" in reference else pairs
+    return Scored(name, requests, reference | _more(config, fields), tuple("".join(pair) for pair in right))
 
 
 def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage, ...]) -> Asked:
@@ -71,7 +72,8 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
     marks = question.count(PLACEHOLDER)
     if marks not in (0, len(images)):
         raise Malformed(f"`question` has {marks} {PLACEHOLDER} for {len(images)} images; mark all of them or none")
-    return Asked(name, question, images, reference | _more(config, fields))
+    quotable = tuple(f"{question} {answer}" for answer in reference.get("answers", ()))
+    return Asked(name, question, images, reference | _more(config, fields), quotable)
 
 
 def _more(config: TaskConfig, fields: Fields) -> Reference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,13 @@ def test_both_forms_of_multiple_choice(tmp_path: Path) -> None:
             "1",
             (ScoreRequest("Q", "\nAnswer: é"), ScoreRequest("Q", "\nAnswer: no")),
             {"gold": 1, "lengths": [1, 2]},
+            ("Q\nAnswer: no",),
         ),
         Scored(
             "3",
             (ScoreRequest("A so B", "\nAnswer: won."), ScoreRequest("A so C", "\nAnswer: won.")),
             {"gold": 0, "lengths": [4, 4]},
+            ("A so B\nAnswer: won.",),
         ),
     )
 
@@ -92,10 +95,10 @@ def test_passages_and_last_words(tmp_path: Path) -> None:
     """A text is scored from its first token, a continuation after its context."""
     path = write(tmp_path / "a.jsonl", {"text": "All of it."}, {"context": "He took the", "continuation": "signs"})
     whole, continued = load_task(config(path, "perplexity")).items
-    assert whole == Scored("1", (ScoreRequest("", "All of it."),), {})
-    assert continued == Scored("2", (ScoreRequest("He took the", " signs"),), {})
+    assert whole == Scored("1", (ScoreRequest("", "All of it."),), {}, ("All of it.",))
+    assert continued == Scored("2", (ScoreRequest("He took the", " signs"),), {}, ("He took the signs",))
     path = write(tmp_path / "b.jsonl", {"context": "He took the", "continuation": "signs"})
-    assert load_task(config(path, "last_word")).items == (Scored("1", (ScoreRequest("He took the", " signs"),), {}),)
+    assert load_task(config(path, "last_word")).items == (replace(continued, name="1"),)
 
 
 def test_questions_find_their_images_from_the_file(images: Path) -> None:
@@ -250,11 +253,13 @@ def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
             "1",
             tuple(ScoreRequest("Question: ARC-Easy/test: What?\nAnswer:", f" {choice}") for choice in "xy"),
             {"gold": 1, "lengths": [1, 1]},
+            ("Question: ARC-Easy/test: What?\nAnswer: y",),
         ),
         Scored(
             "2",
             tuple(ScoreRequest("Question: ARC-Easy/test: Who?\nAnswer:", f" {choice}") for choice in "uvw"),
             {"gold": 0, "lengths": [1, 1, 1]},
+            ("Question: ARC-Easy/test: Who?\nAnswer: u",),
         ),
     )
     first = load_task(challenge).items[0]

@@ -16,7 +16,10 @@ from tiny import tiny_teacher
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.task_catalog import catalog
+from lingu_ray.corpus.row import Row
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.contamination.items import TaskMarks
+from lingu_ray.evaluation.contamination.rows import look_in_rows
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.item_files import Stamp, items_path, write_items
@@ -421,6 +424,61 @@ def test_items_of_the_harness_and_their_judgment_again(tmp_path: Path) -> None:
 
 ASKING = {"test_split": "test", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}", "output_type": "generate_until"}
 EXACT = {"metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}]}
+
+
+OPTIONS = ["the left bank", "the right bank"]
+MANY_ANSWERS = {
+    "output_type": "generate_until",
+    "doc_to_text": "{{q}}\nA:",
+    "doc_to_target": "{{['' ~ a, 'the ' ~ a]}}",
+}
+CHOSEN = {"output_type": "multiple_choice", "doc_to_choice": OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("settings", "quotable"),
+    [
+        (MANY_ANSWERS, ("What is 1?\nA: 10", "What is 1?\nA: the 10")),
+        (MANY_ANSWERS | {"doc_to_target": "a", "num_fewshot": 0}, ("What is 1?\nA: 10",)),  # a column of numbers
+        (CHOSEN | {"doc_to_text": "{{q}}", "doc_to_target": "i"}, ("What is 1? the right bank",)),
+        (CHOSEN | {"doc_to_text": "i", "doc_to_target": "{{q}}"}, ("the right bank What is 1?",)),  # as in winogrande
+        # no option is right
+        (CHOSEN | {"doc_to_text": "{{q}}", "doc_to_target": "{{7 * i}}", "num_fewshot": 0}, ("What is 1? ",)),
+        ({"output_type": "loglikelihood", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}, ("What is 1? 10",)),
+    ],
+)
+def test_what_could_be_quoted_of_a_document(
+    settings: dict[str, Any], quotable: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Its question with each right answer, whatever way the harness has of saying them, and no example before it."""
+    docs = [{"q": f"What is {i}?", "a": 10 * i, "i": i % 2} for i in range(8)]
+    metric = {"metric": "acc" if "doc_to_choice" in settings else "exact_match", "aggregation": "mean"}
+    path = harness_yaml(
+        *(tmp_path, "quoted", docs),
+        test_split="test",
+        fewshot_split="train",
+        metric_list=[metric | {"higher_is_better": True}],
+        **({"num_fewshot": 3} | settings),
+    )
+    assert load_task(harness_config(path)).items[1].quotable == quotable
+
+
+def test_examples_of_the_training_split_are_no_items(tmp_path: Path) -> None:
+    """Rows of the split that examples are drawn from hold no item; rows of the items hold all of them."""
+    # each of other words: what a tenth of the items share is the template
+    docs = [{"q": " ".join(f"w{i}x{j}" for j in range(30)), "a": f"is {i}"} for i in range(40)]
+    files = {
+        split: str(write(tmp_path / f"{split}.jsonl", of)) for split, of in (("train", docs[20:]), ("test", docs[:20]))
+    }
+    path = harness_yaml(
+        *(tmp_path, "shots", docs),
+        **(ASKING | EXACT | {"fewshot_split": "train", "num_fewshot": 5, "dataset_kwargs": {"data_files": files}}),
+    )
+    marks = TaskMarks(load_task(harness_config(path)))
+    for of_rows, found in ((docs[20:], 0), (docs[:20], 20)):
+        turns = [[{"role": "user", "content": d["q"]}, {"role": "assistant", "content": d["a"]}] for d in of_rows]
+        rows = [Row("chat", place, messages, [], False) for place, messages in enumerate(turns)]
+        assert len(list(marks.found(look_in_rows(rows, marks.marks)))) == found
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_answers_are_kept_with_what_tells_their_images_apart(tmp_path: Path, pic
 def test_what_a_task_of_the_harness_brings_is_described(tmp_path: Path, changed: dict[str, Any]) -> None:
     """Its file has the stop texts and the length of answers: they are in no setting."""
     config = TaskConfig.model_validate({"name": "t", "kind": "language", "type": "lm_eval", "path": "babi"})
-    item = Continued("1", "Where?", (), {"task": "babi", "metric": "exact_match"}, 256, ("\n",))
+    item = Continued("1", "Where?", (), {"task": "babi", "metric": "exact_match"}, (), 256, ("\n",))
     assert Task(config, (item,)).asked != Task(config, (replace(item, **changed),)).asked
 
 
