@@ -31,7 +31,8 @@ SAMPLE = "sample"
 ANSWER_COLUMNS = frozenset(("logliks", "tokens", "greedy", "prediction", SAMPLE, CLUSTER))
 """Columns that are not the same for all models of a task, or not where it is asked without its images.
 
-`CLUSTER`: what items share that are drawn together (`bootstrap.summed`), by default their images.
+`CLUSTER`: what items share that are drawn together (`bootstrap.summed`), by default their images, or question and
+right answer; files of earlier versions may have none.
 """
 
 _STAMP = b"lingu_ray"
@@ -194,7 +195,10 @@ class Parts:
     def join(self) -> None:
         """Join all chunks into one file, and delete them."""
         chunks = [read_columns(part) for part in self._files()]
-        columns = {name: [value for chunk in chunks for value in chunk[name]] for name in chunks[0]}
+        names = [
+            name for name in chunks[0] if all(name in chunk for chunk in chunks)
+        ]  # others an earlier version had not
+        columns = {name: [value for chunk in chunks for value in chunk[name]] for name in names}
         write_items(self.path, columns, self.stamp)
         shutil.rmtree(self.folder)
 

@@ -5,9 +5,8 @@ Shape suffixes: I items, K models, R resamples.
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from lingu_ray.config import TaskConfig
 from lingu_ray.config.evaluation import CLUSTER
+from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
 from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, Stamp, items_path, read_items, stamp_of
@@ -122,11 +122,13 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     in_nats = judge_in_nats(metric, scores)
     alike = _alike(config, next(iter(columns.values())))
     cluster_I = next((of_model[CLUSTER] for of_model in columns.values() if CLUSTER in of_model), None)
+    units = list(dict.fromkeys(cluster_I or ()))
+    drawn = (resamples, seed_of(units if len(units) > 1 else items), cluster_I)
     return replace(
-        _levels(config, metric, scores, resamples, cluster_I),
-        nats=_levels(config, *in_nats, resamples, cluster_I) if in_nats else None,
-        blind=_levels(config, *judge_task(config, unseen), resamples, cluster_I) if unseen else None,
-        constant=_levels(config, *judge_task(config, alike), resamples, cluster_I) if alike else None,
+        _levels(config, metric, scores, *drawn),
+        nats=_levels(config, *in_nats, *drawn) if in_nats else None,
+        blind=_levels(config, *judge_task(config, unseen), *drawn) if unseen else None,
+        constant=_levels(config, *judge_task(config, alike), *drawn) if alike else None,
         asked=stamp.asked if stamp else None,
         engine=stamp.engine if stamp else None,
     )
@@ -174,12 +176,18 @@ def _check_documents(config: TaskConfig, asked: str | None) -> None:
         )
 
 
+def seed_of(drawn: object) -> list[int]:
+    """The seed of resamples: tasks that draw from the same have the same, so that a mean counts none of it twice."""
+    return [SEED, int(fingerprint(drawn), 16)]
+
+
 def _levels(
     config: TaskConfig,
     metric: Metric,
     scores: dict[str, Scores],
     resamples: int,
-    cluster_I: Sequence[str] | None = None,
+    seed: list[int],
+    cluster_I: Sequence[Hashable] | None,
 ) -> Measured:
     """The levels of the scores; the resamples are the same for all scores of a task.
 
@@ -193,7 +201,6 @@ def _levels(
     drawn_KI, drawn_weight_KI = score_KI, weight_KI
     if cluster_I is not None and strata is None and len(set(cluster_I)) > 1:
         drawn_KI, drawn_weight_KI = summed(score_KI, cluster_I), summed(weight_KI, cluster_I)
-    seed = [SEED, zlib.crc32(config.name.encode())]
     levels_RK = resample(drawn_KI, drawn_weight_KI, resamples, seed, strata)
     return Measured(
         config,

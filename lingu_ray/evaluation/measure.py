@@ -14,7 +14,7 @@ from lingu_ray.evaluation.engines.engine import Score
 from lingu_ray.evaluation.item_files import SAMPLE, Parts, Stamp, items_path, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
-from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task
+from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task, pictures_of
 from lingu_ray.evaluation.thumbnail import thumbnail
 from lingu_ray.live import LiveLine
 
@@ -83,9 +83,12 @@ def _references(items: Sequence[Item]) -> Columns:
 
 
 def _clusters(items: Sequence[Item]) -> Columns:
-    """Which images each item has; nothing where items have none. A cluster of the item's own takes its place."""
-    images = [item.images for item in items if isinstance(item, Asked) and item.images]
-    return {CLUSTER: [combined(image.content for image in of_item) for of_item in images]} if images else {}
+    """The identity of each item's images, else of its question and right answer; none where an item has neither.
+
+    The same question has the same in every task, whatever its white space. A cluster of the item's own takes its place.
+    """
+    shared = [pictures_of(item) or item.quotable for item in items]
+    return {CLUSTER: [combined(" ".join(t.split()) for t in of_item) for of_item in shared]} if all(shared) else {}
 
 
 def _answered(items: Sequence[Item], answers: Answers) -> Columns:

@@ -59,6 +59,11 @@ class Asked:
 Item = Scored | Asked
 
 
+def pictures_of(item: Item) -> list[str]:
+    """The identities of an item's images."""
+    return [image.content for image in item.images] if isinstance(item, Asked) else []
+
+
 @dataclass(frozen=True)
 class Task:
     """A task's settings and its items (never none)."""

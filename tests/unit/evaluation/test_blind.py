@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.item_files import items_path, read_items, write_items
+from lingu_ray.evaluation.levels import seed_of
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery
 from lingu_ray.evaluation.results import Recovery
@@ -86,7 +86,8 @@ def test_what_images_add(tmp_path: Path) -> None:
     assert plain.distilled == result.distilled and plain.verdict.parts == result.verdict.parts
     found = result.tasks["digits"].blind
     assert found is not None and plain.tasks["digits"].blind is None
-    draws = np.random.default_rng([0, zlib.crc32(b"digits")]).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
+    drawn = {name: (read_items(tmp_path, "digits", "adapted") or {})[name] for name in ("item", "answers")}
+    draws = np.random.default_rng(seed_of(drawn)).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
     for model, (seeing, unseen) in kept.items():
         gains = [math.fsum(seeing[i] - unseen[i] for i in items) / ITEMS for items in draws]
         expected = [math.fsum(seeing) / ITEMS - math.fsum(unseen) / ITEMS, *np.percentile(gains, [2.5, 97.5])]

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from tiny import picture
@@ -17,6 +18,7 @@ from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import Score
 from lingu_ray.evaluation.item_files import Stamp, read_items
+from lingu_ray.evaluation.levels import read_levels
 from lingu_ray.evaluation.measure import CHUNK, TaskRun
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery
@@ -98,6 +100,27 @@ def test_a_cluster_takes_the_place_of_the_picture(tmp_path: Path) -> None:
         assert measured(config, tmp_path, ["a"] * 4).clusters == clusters
         kept = read_items(tmp_path, "read", "adapted")
         assert kept is not None and len(set(kept[CLUSTER])) == clusters
+
+
+@pytest.mark.parametrize("kind", ["vision", "language"])
+def test_tasks_of_the_same_items_draw_the_same(kind: str, tmp_path: Path) -> None:
+    """Whatever their names and metrics are; tasks of as many other items draw others."""
+    for i in range(40):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    levels = []
+    other = "anls" if kind == "vision" else "exact_match"
+    for name, type, first in (("forms", "exact_match", 0), ("read", other, 0), ("others", other, 20)):
+        records = [{"question": f"{i}?", "answer": "yes", "image": f"{i}.png"} for i in range(first, first + 20)]
+        path = tmp_path / "items.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+        fields = {field: field for field in WORDS if field != "image" or kind == "vision"}
+        config = TaskConfig.model_validate(dict(name=name, kind=kind, type=type, path=str(path), fields=fields))
+        run = TaskRun(load_task(config), Stamp("", "", "", {}), "adapted", tmp_path)
+        run.keep(Chunk(0, lambda: []), ["yes", "0000"] * 10)
+        run.parts.join()
+        levels.append(read_levels(tmp_path, config, ["adapted"], 100).level_R["adapted"])
+    forms, read, others = levels
+    assert np.array_equal(forms, read) and not np.array_equal(forms, others)
 
 
 def test_answers_without_the_cluster_are_not_taken_again(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.evaluation.item_files import items_path, write_items
+from lingu_ray.evaluation.levels import seed_of
 from lingu_ray.evaluation.metrics.constant import answered_alike, commonest_answer
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery
@@ -63,7 +63,8 @@ def test_a_model_that_is_no_better_is_named(tmp_path: Path) -> None:
     assert result.tasks["told"].constant is None and result.tasks["known"].constant is None
     found = result.tasks["seen"].constant
     assert found is not None and (found.answer, found.score.value) == ("yes", pytest.approx(2 / 3))
-    draws = np.random.default_rng([0, zlib.crc32(b"seen")]).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
+    drawn = {"item": [str(i) for i in range(ITEMS)], "answers": [[answer] for answer in answers]}
+    draws = np.random.default_rng(seed_of(drawn)).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
     for model, score in right.items():
         gain = [hit - (answer == "yes") for hit, answer in zip(score, answers, strict=True)]
         drawn = [math.fsum(gain[i] for i in items) / ITEMS for items in draws]

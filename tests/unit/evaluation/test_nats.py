@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
-from lingu_ray.evaluation.item_files import items_path, write_items
+from lingu_ray.evaluation.item_files import items_path, read_items, write_items
+from lingu_ray.evaluation.levels import seed_of
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery
 from lingu_ray.evaluation.results import Estimate, Recovery
@@ -55,9 +55,9 @@ def summarized(folder: Path, **settings: Any) -> Recovery:
     return summarize(folder, list(MODELS), EvaluationConfig(tasks=(WORDS, CLOZE), bootstrap=RESAMPLES, **settings))
 
 
-def reference(nats: dict[str, list[float]], task: str, model: str) -> tuple[float, list[float]]:
-    """Recovery in nats and its interval, by loops over items, from the definition."""
-    draws = np.random.default_rng([0, zlib.crc32(task.encode())]).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
+def reference(nats: dict[str, list[float]], drawn: object, model: str) -> tuple[float, list[float]]:
+    """Recovery in nats and its interval, by loops over items, from the definition; `drawn`: the items."""
+    draws = np.random.default_rng(seed_of(drawn)).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
 
     def lead(of: str, items: list[int]) -> float:
         return math.fsum(nats["adapted"][i] - nats[of][i] for i in items) / len(items)
@@ -83,8 +83,10 @@ def test_recovery_in_nats_is_that_of_a_slow_reference(nats: dict[str, dict[str, 
         assert task.distilled is None and "no loss to recover beyond noise" in (task.reason or "")
         assert task.nats is not None and not task.nats.higher_is_better and task.nats.items == ITEMS
         assert numbers(task.nats.distilled) == numbers(task.nats.models["distilled"].quotient)
+        kept = read_items(tmp_path, name, "teacher") or {}
+        drawn = {key: kept[key] for key in ("item", "lengths", "gold") if key in kept}
         for model in ("plain_ce", "distilled"):
-            value, ci = reference(of_models, name, model)
+            value, ci = reference(of_models, drawn, model)
             assert numbers(task.nats.models[model].quotient) == pytest.approx([value, *ci], rel=1e-12)
             ahead = math.fsum(of_models[model]) - math.fsum(of_models["distilled"])
             if model != "distilled":

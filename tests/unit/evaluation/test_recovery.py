@@ -83,6 +83,17 @@ def test_questions_about_one_image_are_drawn_together() -> None:
     assert 180 <= hits <= 198 and hits_alone < 150
 
 
+def test_answers_that_several_tasks_judge_count_once(tmp_path: Path) -> None:
+    """The mean of three tasks that judge the same answers alike has the interval of one."""
+    tasks = [TaskConfig(name=name, kind="vision", type=name, path="-") for name in ("exact_match", "anls", "rouge_l")]
+    for task in tasks:
+        for model, share in {"adapted": 0.8, "distilled": 0.7}.items():
+            write_measured(tmp_path, task, model, correct(share, 60))
+    models = ["adapted", "distilled"]
+    one, three = (summarize(tmp_path, models, settings(*tasks[:n])).distilled.retention for n in (1, 3))
+    assert one is not None and three is not None and [*three.ci] == pytest.approx([*one.ci])
+
+
 def test_bootstrap_within_strata_keeps_their_sizes() -> None:
     """Every resample has the strata's own numbers of items, and items still vary within one."""
     strata = ["a"] * 3 + ["b"] * 7
