@@ -17,6 +17,7 @@ from lingu_ray.distill.batch import read_batch, read_distill, visual_token_ids
 from lingu_ray.distill.decoder import longest_row
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
+from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.pair import check_models, check_separate, check_tokenizers, known_ids
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
@@ -158,6 +159,7 @@ class Distiller(nn.Module):
         self._check_weights()
         inputs = read_batch(batch, self._step.student, self._longest)
         distill_B = read_distill(distill, len(inputs.input_ids_BT))
+        zero = self._zero(inputs)
         plan = self._step.plan(inputs, distill_B)
         done, request = self._step.forward(inputs, plan)
         (teacher,) = self._step.teacher_outputs(self._step.ask([request]), [done])
@@ -169,7 +171,7 @@ class Distiller(nn.Module):
             temperature=float(self.temperature),
         )
         terms = self._step.loss(done, teacher, scales)
-        return DistillOutput(terms.loss, terms.ce_N.sum() / by, terms.kd_M.sum() / by, counts)
+        return DistillOutput(terms.loss + zero, terms.ce_N.sum() / by, terms.kd_M.sum() / by, counts)
 
     def count(self, batch: Mapping[str, Any], distill: Tensor | Sequence[bool] | None = None) -> TokenCounts:
         """The batch's tokens with a CE and a KD term, without running a model; arguments and errors as `forward`."""
@@ -177,6 +179,22 @@ class Distiller(nn.Module):
         plan = self._step.plan(inputs, read_distill(distill, len(inputs.input_ids_BT)))
         supervised = int(predicting(inputs.supervised_BT, inputs.sample_BT).sum())
         return TokenCounts(supervised, plan.tokens if plan else 0)
+
+    def _zero(self, inputs: ModelInputs) -> Tensor | int:
+        """0, made of every trained parameter of tower and projector, so that a batch of any kind has their gradients.
+
+        Text does not run them, and some images run a part. What wraps the module sums gradients over the processes, and
+        counts on the same parameters from each.
+        """
+        groups = self._step.student.parameter_groups()
+        parameters = [parameter for _, parameter in groups["vision"] + groups["projector"]]
+        gathered = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        if not inputs.vision and len(gathered) < len(parameters):
+            raise UserError(
+                "student: its vision tower or projector is sharded by itself, and processes whose batch has images "
+                "would wait for this one, whose batch has none: fully_shard(distiller) after the decoder's layers alone"
+            )
+        return sum(0 * parameter.sum(dtype=torch.float32) for parameter in gathered if parameter.requires_grad)
 
     def _check_weights(self) -> None:
         """Raise UserError for a temperature or weights that no loss can have, whoever set them."""

@@ -26,6 +26,7 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill import Distiller, TokenCounts, UserError
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.runtime.training.distributed import sum_gradients
 from lingu_ray.runtime.training.step import MicroBatches
 
 ANSWER, PAD = 5, 2
@@ -88,6 +89,7 @@ def by_the_run(name: str, batch: MicroBatch, **distill):
     micro_batches = MicroBatches(settings, Student(student), client, torch.device("cpu"))
     plans = [micro_batches.plan(batch)]
     sums = micro_batches.run([batch], plans, micro_batches.weights(0.0, [batch], plans))
+    sum_gradients(p for p in student.parameters() if p.requires_grad)
     return sums, gradients(student)
 
 
@@ -146,6 +148,11 @@ def test_accumulation_is_one_large_batch(distiller):
 
 
 def in_ddp(distiller: Distiller) -> torch.nn.Module:
+    """All parameters are used in each step."""
+    return DistributedDataParallel(distiller)
+
+
+def in_searching_ddp(distiller: Distiller) -> torch.nn.Module:
     """Parameters may be unused in a step."""
     return DistributedDataParallel(distiller, find_unused_parameters=True)
 
@@ -162,30 +169,46 @@ def in_fsdp(distiller: Distiller) -> torch.nn.Module:
     return fully_shard(distiller)
 
 
-def half_of_the_rows(wrap: Callable[[Distiller], torch.nn.Module], folder: Path) -> None:
-    """One of two workers' gradients after a step of the wrapped module on its two rows, saved by the first."""
-    student, teacher = pair("idefics3")
-    distiller = Distiller(student, teacher)
+STEPS = (([0], [1]), ([1], [1]), ([1], [2]), ([0, 1], [2, 3]))
+"""Which of `samples` each of two workers has, step by step: 1 is text, the others have images."""
+HAS_UNUSED = "llava"  # the last layer of its tower is never used
+
+
+def batch_of(name: str, rows: list[int]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """These of `samples` as one batch, and which of them are distilled."""
+    chosen = samples(name)
+    return as_processor(collate([chosen[row] for row in rows], PAD)), MASK[rows]
+
+
+def own_rows(wrap: Callable[[Distiller], torch.nn.Module], folder: Path) -> None:
+    """A worker's gradients after each step of the wrapped module on its own rows, saved."""
     rank = torch.distributed.get_rank()
-    everything = distiller.count(as_processor(collate(samples("idefics3"), PAD)), MASK)
-    batch = as_processor(collate(samples("idefics3")[2 * rank : 2 * rank + 2], PAD))
-    mask = MASK[2 * rank : 2 * rank + 2]
-    wrapped = wrap(distiller)  # which has to live until the gradients are there
-    wrapped(batch, mask, tokens=everything.ce / 2).loss.backward()
-    found = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in gradients(student).items()}
-    if rank == 0:
-        torch.save(found, folder / "gradients.pt")
+    for name in ("idefics3", HAS_UNUSED):
+        distiller, found = Distiller(*pair(name)), []
+        wrapped = wrap(distiller)
+        for rows in STEPS:
+            everything = distiller.count(*batch_of(name, [*rows[0], *rows[1]]))
+            wrapped(*batch_of(name, rows[rank]), tokens=everything.ce / 2).loss.backward()
+            own = gradients(distiller.student).items()
+            found.append({key: p.full_tensor() if isinstance(p, DTensor) else p for key, p in own})
+        torch.save(found, folder / f"{name}-{rank}.pt")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrap", [in_ddp, in_static_ddp, in_fsdp])
-def test_data_parallel_is_one_large_batch(distiller, batch, tmp_path, wrap):
-    """Wrapped, two workers with two rows each have the gradient of all four rows."""
-    distiller(batch, MASK).loss.backward()
-    in_workers(half_of_the_rows, wrap, tmp_path)
-    found = torch.load(tmp_path / "gradients.pt")
-    for name, gradient in gradients(distiller.student).items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+@pytest.mark.parametrize("wrap", [in_ddp, in_searching_ddp, in_static_ddp, in_fsdp])
+def test_data_parallel_is_one_large_batch(tmp_path, wrap):
+    """Wrapped, both of two workers have in each step the gradient of the rows of both, whoever has images."""
+    in_workers(own_rows, wrap, tmp_path)
+    for name in ("idefics3", HAS_UNUSED):
+        distiller = Distiller(*pair(name))
+        found = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
+        for step, rows in enumerate(STEPS):
+            distiller(*batch_of(name, [*rows[0], *rows[1]])).loss.backward()
+            expected = gradients(distiller.student)
+            for of_worker in found:
+                assert of_worker[step].keys() == expected.keys()
+                for key, gradient in of_worker[step].items():
+                    torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-6, msg=key)
 
 
 def sharded_alone(data: Path, folder: Path) -> None:
@@ -203,6 +226,24 @@ def test_a_student_that_is_sharded_alone_is_refused(tmp_path):
     """Nobody would gather its weights: the error says what to shard instead."""
     in_workers(sharded_alone, tmp_path, tmp_path, world=1)
     assert "fully_shard(distiller) after its layers" in (tmp_path / "said").read_text()
+
+
+def tower_sharded_alone(data: Path, folder: Path) -> None:
+    """The error of a text where the vision tower has shards of its own, written to a file; an image is fine."""
+    distiller = Distiller(*pair("idefics3"))
+    fully_shard(distiller.student.model.vision_model)
+    fully_shard(distiller)
+    distiller(*batch_of("idefics3", [0])).loss.backward()
+    with pytest.raises(UserError) as caught:
+        distiller(*batch_of("idefics3", [1]))
+    (folder / "said").write_text(str(caught.value))
+
+
+@pytest.mark.slow
+def test_a_tower_that_is_sharded_by_itself_needs_images(tmp_path):
+    """A text would leave the others waiting for its shards: the error says what to shard instead."""
+    in_workers(tower_sharded_alone, tmp_path, tmp_path, world=1)
+    assert "fully_shard(distiller) after the decoder's layers alone" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.slow
