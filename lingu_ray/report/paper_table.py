@@ -25,15 +25,16 @@ class PaperRow:
 def paper_rows(result: Recovery) -> list[PaperRow]:
     """The rows of the table; none where recovery is not measured as in the paper.
 
-    Scores that are shares are averaged over the tasks of a kind. Others (MME, CIDEr, perplexity) have a scale of their
-    own, and each has a row.
+    Scores that are shares are averaged over the tasks of a kind that count in its mean. Others (MME, CIDEr, perplexity)
+    have a scale of their own, and each has a row.
     """
     if result.references != OF_THE_PAPER:
         return []
     whole = {name: task for name, task in result.tasks.items() if task.models.keys() >= set(MODELS)}
     rows: list[PaperRow] = []
+    averaged = [task for task in whole.values() if task.is_share and task.counted(result.recovery_in).in_mean]
     for kind in ("language", "vision"):
-        shares = [task for task in whole.values() if task.kind == kind and task.is_share]
+        shares = [task for task in averaged if task.kind == kind]
         if shares:
             rows.append(_row(f"{kind}, average of {len(shares)}", shares, "{:.3f}".format))
     return rows + [_row(name, [task], format_number) for name, task in whole.items() if not task.is_share]

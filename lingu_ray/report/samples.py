@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from lingu_ray.evaluation.item_files import SAMPLE, first_items
+from lingu_ray.evaluation.metrics.likelihood import chosen
 from lingu_ray.evaluation.metrics.metric import Columns
-from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.results import Recovery, TaskScores
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.evaluation.tasks.blind import without_placeholders
 from lingu_ray.evaluation.thumbnail import data_uri
@@ -40,22 +39,23 @@ class Answers:
 
 def answered(out_dir: Path, result: Recovery) -> Answers:
     """The first items of the tasks; a task of likelihoods alone (perplexity) has no answers to show."""
-    rows = [one for name, task in result.tasks.items() for one in _of_task(out_dir, name, list(task.models))]
+    rows = [one for name, task in result.tasks.items() for one in _of_task(out_dir, name, task)]
     return Answers(rows, [display_name(model) for model in result.measured], display_name(DISTILLED))
 
 
-def _of_task(out_dir: Path, task: str, models: list[str]) -> list[Answered]:
-    items = {model: columns for model in models if (columns := first_items(out_dir, task, model, PER_TASK)) is not None}
+def _of_task(out_dir: Path, name: str, task: TaskScores) -> list[Answered]:
+    found = {model: first_items(out_dir, name, model, PER_TASK) for model in task.models}
+    items = {model: columns for model, columns in found.items() if columns is not None}
     first = next(iter(items.values()), {})
     if not ("prediction" in first or "gold" in first) or SAMPLE not in first:
         return []
     return [
         Answered(
-            task,
+            name,
             without_placeholders(first[SAMPLE][place]["asked"]),
             [data_uri(image) for image in first[SAMPLE][place]["images"]],
             _expected(first, place),
-            {display_name(model): _said(columns, place) for model, columns in items.items()},
+            {display_name(model): _said(columns, place, task.metric) for model, columns in items.items()},
         )
         for place in range(len(first[SAMPLE]))
     ]
@@ -70,10 +70,10 @@ def _expected(columns: Columns, place: int) -> str:
     return options[gold] if options else str(gold)
 
 
-def _said(columns: Columns, place: int) -> str:
+def _said(columns: Columns, place: int, metric: str) -> str:
     if "prediction" in columns:
         return columns["prediction"][place]
-    return _options(columns, place)[int(np.argmax(columns["logliks"][place]))]
+    return _options(columns, place)[chosen(columns, metric)[place]]
 
 
 def _options(columns: Columns, place: int) -> list[str]:

@@ -6,17 +6,30 @@ import numpy as np
 
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
+ACC_NORM = "acc_norm"
+"""Accuracy by likelihood per character."""
+
 
 def judge_likelihoods(columns: Columns) -> Scores:
     """Accuracy of multiple choice: the most likely option is `gold`. `acc_norm`: the most likely per character.
 
     `nats_per_choice`: the negative log-likelihood of the right option, of all its tokens together.
     """
-    items = list(zip(columns["logliks"], columns["lengths"], columns["gold"], strict=True))
-    score = [float(np.argmax(logliks) == gold) for logliks, _, gold in items]
-    per_character = [float(np.argmax(np.divide(logliks, lengths)) == gold) for logliks, lengths, gold in items]
-    nats = [-logliks[gold] for logliks, _, gold in items]
-    return Scores(score, [1.0] * len(score), {"acc_norm": per_character, "nats_per_choice": nats})
+    gold = columns["gold"]
+    score, per_character = (
+        [float(option == right) for option, right in zip(chosen(columns, metric), gold, strict=True)]
+        for metric in ("acc", ACC_NORM)
+    )
+    nats = [-logliks[right] for logliks, right in zip(columns["logliks"], gold, strict=True)]
+    return Scores(score, [1.0] * len(score), {ACC_NORM: per_character, "nats_per_choice": nats})
+
+
+def chosen(columns: Columns, metric: str) -> list[int]:
+    """The option that each item's likelihoods choose, by the metric that judges them: `acc` or `acc_norm`."""
+    if metric != ACC_NORM:
+        return [int(np.argmax(logliks)) for logliks in columns["logliks"]]
+    items = zip(columns["logliks"], columns["lengths"], strict=True)
+    return [int(np.argmax(np.divide(logliks, lengths))) for logliks, lengths in items]
 
 
 def judge_last_word(columns: Columns) -> Scores:

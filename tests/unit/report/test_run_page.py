@@ -23,12 +23,14 @@ from lingu_ray.config import Config, EvaluationConfig, TaskConfig
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.corpus.store import ROW_SCHEMA, write_rows
 from lingu_ray.evaluate import read_arguments
+from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery, write_recovery
 from lingu_ray.evaluation.results import Verdict
 from lingu_ray.report.evaluation_page import write_evaluation
 from lingu_ray.report.paper_table import paper_rows
 from lingu_ray.report.run_page import throughput, write_report
+from lingu_ray.report.samples import answered
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
 
 STEP = {
@@ -385,6 +387,38 @@ def test_the_papers_table(tmp_path: Path) -> None:
     }
     page = Page(write_evaluation(result, tmp_path).read_text(encoding="utf-8")).text
     assert "As in the paper" in page and "Recovery = (distilled − fine_tuned) / (original_vlm − fine_tuned)" in page
+
+
+@pytest.mark.parametrize("recovery_in", ["metric", "nats"])
+def test_the_papers_averages_are_over_the_tasks_of_the_mean(tmp_path: Path, recovery_in: Any) -> None:
+    """A task with `in_mean: false` is in none, whatever recovery is counted in."""
+    tasks = tuple(
+        TaskConfig(name=name, kind="language", type="multiple_choice", path="-", in_mean=name != "trained_on")
+        for name in ("arc", "trained_on")
+    )
+    for model, levels in {"original_vlm": (60, 20), "fine_tuned": (40, 50), "distilled": (50, 90)}.items():
+        for task, right in zip(tasks, levels, strict=True):
+            write_measured(tmp_path, task, model, [float(i < right) for i in range(100)])
+    models = ["original_vlm", "fine_tuned", "distilled"]
+    settings = EvaluationConfig(tasks=tasks, bootstrap=50, recovery_in=recovery_in)
+    (row,) = paper_rows(summarize(tmp_path, models, settings))
+    assert (row.label, row.levels) == ("language, average of 1", ["0.600", "0.400", "0.500"])
+
+
+@pytest.mark.parametrize(("metric", "said"), [("acc", "a stone"), ("acc_norm", "the heat that the Sun gives off")])
+def test_the_answer_that_is_shown_is_the_one_that_is_judged(tmp_path: Path, metric: Any, said: str) -> None:
+    """By likelihood, or by likelihood per character: the same option that the score takes for the model's."""
+    task = TaskConfig(name="arc_easy", kind="language", type="multiple_choice", metric=metric, path="-")
+    options = ["a stone", "the heat that the Sun gives off"]
+    columns = {"item": ["1", "2"], "logliks": [[-9.0, -14.0]] * 2, "gold": [1, 1]}
+    columns |= {"lengths": [[len(option) for option in options]] * 2}
+    sample = {"asked": "What melts ice?", "images": [], "options": options}
+    path = items_path(tmp_path, task.name, "teacher")
+    write_items(path, columns | {SAMPLE: [sample] * 2}, None)
+    result = summarize(tmp_path, ["teacher"], EvaluationConfig(tasks=(task,), bootstrap=50))
+    shown = answered(tmp_path, result).rows[0]
+    right = result.tasks[task.name].models["teacher"].score.value == 1.0
+    assert list(shown.answers.values()) == [said] and right == (said == shown.expected)
 
 
 def test_throughput_weighs_the_shares_by_time() -> None:
