@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -20,7 +20,7 @@ from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, Score, 
 from lingu_ray.runtime.cluster.capacity import Need, room, uses_gpu, wait_for_nodes
 from lingu_ray.runtime.cluster.connect import threads
 from lingu_ray.runtime.cluster.gpus import HIDDEN, check_gpus
-from lingu_ray.runtime.cluster.memory import out_of_memory
+from lingu_ray.runtime.cluster.memory import ended_by_ray, full_node, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,9 @@ class Replicas:
             done = given.pop(ready)
             try:
                 answers = ray.get(ready)
-            except RayActorError as error:
+            except RayTaskError as error:
+                raise self._explained(error) from error
+            except RayError as error:  # of no request: the engine has died, or was ended, or its node is lost
                 lost = [done, *(one for one in given.values() if one.replica == done.replica)]
                 given = {ref: one for ref, one in given.items() if one.replica != done.replica}
                 free = deque(replica for replica in free if replica != done.replica)
@@ -204,8 +206,6 @@ class Replicas:
                     self._revive(done, error)
                     again.extend(lost)
                 continue
-            except RayTaskError as error:
-                raise self._explained(error) from error
             free.append(done.replica)
             yield done.chunk, answers
 
@@ -222,15 +222,19 @@ class Replicas:
         self._starting[engine.__ray_ready__.remote()] = replica
         return engine
 
-    def _revive(self, given: _Given, error: RayActorError) -> None:
+    def _revive(self, given: _Given, error: RayError) -> None:
         """Replace an engine that died; its chunks are asked again."""
         given.lost += 1
+        full = full_node(error)
         if given.lost > MAX_ENGINE_RESTARTS:
+            if full is not None:
+                raise ended_by_ray(f"model {self.name} ({self.path}): its {self.engine} engine", _CURE, full) from error
             raise UserError(
                 f"model {self.name} ({self.path}): its {self.engine} engine died {given.lost} times at the items from "
                 f"{given.chunk.begin + 1} on (out of memory?): {_CURE}. {error}"
             ) from error
-        log.warning("model %s: its %s engine died; a new one is started", self.name, self.engine)
+        why = "died" if full is None else f"was ended by Ray, since its node ran out of memory ({full})"
+        log.warning("model %s: its %s engine %s; a new one is started", self.name, self.engine, why)
         self._engines[given.replica] = self._start(given.replica)
 
     def _explained(self, error: RayTaskError) -> Exception:

@@ -1,15 +1,19 @@
 """What the engines of an evaluation get of a cluster."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayError
 from transformers import LlamaConfig
 
 from lingu_ray.config import EvaluationConfig, RayConfig
+from lingu_ray.errors import UserError
+from lingu_ray.evaluation import replicas
 from lingu_ray.evaluation.engines.vllm_engine import _on_device, _prepare
-from lingu_ray.evaluation.replicas import Hardware
+from lingu_ray.evaluation.replicas import Chunk, Hardware, Replicas
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,42 @@ def test_vllm_multiplies_float32_as_float32(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(os, "environ", dict(os.environ))
     _prepare()
     assert os.environ["TRITON_F32_DEFAULT"] == "ieee"
+
+
+FULL = OutOfMemoryError("1 worker(s) were killed due to the node running low on memory: 22GB used / 23GB limit (0.95)")
+
+
+@pytest.mark.parametrize("error", [FULL, ActorDiedError(), NodeDiedError("gone")])
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_an_engine_that_was_lost_is_replaced_once(
+    error: RayError, deaths: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever Ray calls it: the new one is asked again; a second loss at the same items is the user's to mend.
+
+    Ray ends a process of a full node by its own monitor, which no test can wait for, so its answers are made up.
+    """
+    left = [error] * deaths
+
+    def answer(reference: object) -> list[str]:
+        if left:
+            raise left.pop()
+        return ["yes"]
+
+    def start(self: Replicas, replica: int) -> object:
+        self._starting[object()] = replica
+        return SimpleNamespace(answer=SimpleNamespace(remote=lambda *_: object()))
+
+    monkeypatch.setattr(replicas.ray, "wait", lambda refs, num_returns: (refs[:1], refs[1:]))
+    monkeypatch.setattr(replicas.ray, "get", answer)
+    monkeypatch.setattr(Replicas, "_start", start)
+    one = Replicas("transformers", EvaluationConfig(), Hardware(1, 1, 0, 1))
+    one.serve("adapted", Path("vlm"))
+    chunk = Chunk(0, lambda: [])
+    if deaths == 1:
+        assert list(one.answers([chunk])) == [(chunk, ["yes"])]
+    else:
+        with pytest.raises(UserError, match="tokens_per_batch") as told:
+            list(one.answers([chunk]))
+        assert ("22GB used / 23GB limit" in str(told.value)) == (error is FULL)
+    assert caplog.text.count("a new one is started") == 1
+    assert ("its node ran out of memory" in caplog.text) == (error is FULL)
