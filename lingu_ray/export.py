@@ -7,7 +7,7 @@ RUN is a run's folder, or its location in a bucket; a control's is RUN/controls/
 location, by default RUN/export-step-N.
 
   python -m lingu_ray.export runs/mine                      # the newest checkpoint: the one that a resume would use
-  python -m lingu_ray.export runs/mine step=best            # the best by validation loss
+  python -m lingu_ray.export runs/mine step=best            # the best by validation cross-entropy
   python -m lingu_ray.export runs/mine models/mine step=400
 """
 
@@ -63,7 +63,7 @@ class ExportConfig(Section):
     """Settings of the command."""
 
     step: PositiveInt | Literal["last", "best"] = Field(
-        "last", description="which checkpoint: after so many steps, the newest, or the best by validation loss"
+        "last", description="which checkpoint: after so many steps, the newest, or the best by validation cross-entropy"
     )
 
 

@@ -63,7 +63,9 @@ class TaskConfig(Section):
     )
     revision: str | None = Field(None, min_length=1, description="hub: branch, tag or commit; null: main")
     subset: str | None = Field(None, description="hub: configuration name")
-    split: str | None = Field(None, description="hub and save_to_disk: split, such as test")
+    split: str | None = Field(
+        None, description="hub, save_to_disk, a folder of files that are named by splits: split, such as test"
+    )
     where: str | None = Field(
         None, description="rows to take: a column or a Jinja {{expression}} that is true or false"
     )
@@ -150,7 +152,7 @@ class EvaluationConfig(Section):
     replicas: PositiveInt | None = Field(
         None,
         description="engines per model, each with a worker's resources; null: one per GPU of the cluster, or of a "
-        "trial's share of it; without GPUs one",
+        "trial's share of it, divided by models_at_once; without GPUs one",
     )
     models_at_once: PositiveInt = Field(1, description="models measured side by side")
     precision: Literal["fp32", "bf16"] = Field(
@@ -175,10 +177,10 @@ class EvaluationConfig(Section):
         0.9,
         ge=0,
         le=2,
-        description="share of the lost language that the claim needs back, in the mean and on each task",
+        description="share of the lost language that the claim needs back, in the mean; tasks below it are named",
     )
     min_retention: float = Field(
-        0.99, ge=0, le=2, description="share of vision that the claim needs kept, in the mean and on each task"
+        0.99, ge=0, le=2, description="share of vision that the claim needs kept, in the mean; tasks below it are named"
     )
 
     @rule

@@ -40,7 +40,7 @@ class Config(Section):
     )
     seed: int = Field(0, ge=0, description="seed of everything but the corpus order")
     resume: Annotated[Literal["auto", "never"], MAY_CHANGE, NOT_COMPARED] = Field(
-        "auto", description="auto: resume from the newest checkpoint; never: refuse a run that exists"
+        "auto", description="auto: resume from the newest checkpoint; never: refuse a run that was trained"
     )
     controls: Annotated[Several[ControlName], MAY_CHANGE, NOT_COMPARED] = Field(
         (),

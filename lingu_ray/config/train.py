@@ -92,7 +92,7 @@ class TrainConfig(Section):
         "training goes on; auto: sharded above 256 MB",
     )
     keep_last: Annotated[PositiveInt, MAY_CHANGE, NOT_COMPARED] = Field(
-        2, description="newest checkpoints kept, besides the best by validation loss"
+        2, description="newest checkpoints kept, besides the best by validation cross-entropy"
     )
 
     def progress(self, step: int) -> float:

@@ -65,7 +65,7 @@ RECORD_RULES = (
     ),
     KeyRule(
         "nothing_supervised",
-        ("train", "trainable", "train_on_turn"),
+        ("train", "trainable", "train_on_turn", "loss"),
         "the record is not to be trained on",
         lambda value: not is_empty(value) and value == 0,
     ),

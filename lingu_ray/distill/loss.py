@@ -3,7 +3,7 @@
     L = w_ce · Σ c_i CE_i / N_ce  +  w_kd · τ² · Σ k_i KD_τ,i / N_kd
 
 N are counts of the whole optimizer step, over micro-batches and workers, so that the loss does not depend on how a
-batch is cut: N_ce the tokens with a cross-entropy, N_kd all supervised tokens (or those with a KD term, by setting).
+batch is cut: N_ce the supervised tokens of the corpus, N_kd all supervised ones (or those with a KD term, by setting).
 Logits exist for one chunk of tokens at a time; the gradients of hidden states and head are computed in the same pass,
 so no `[tokens, vocabulary]` tensor is ever made. All softmax arithmetic is float32. Gradients of float16 states are
 multiplied by about N until the backward pass: p / N is often below what float16 has, and the loss is not scaled yet.

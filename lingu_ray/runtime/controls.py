@@ -1,7 +1,8 @@
 """Controls: runs beside a run, on the same data in the same order for as many steps, without the teacher.
 
 - `same_ce` is the run with a KD weight of 0: each row's cross-entropy weighs what it weighs in the run. It differs from
-  the run in the teacher alone, so it tells what the teacher does.
+  the run in the teacher alone, so it tells what the teacher does; with `distill.on_policy` also in the labels of the
+  rows that the run answers itself.
 - `plain_ce` is plain cross-entropy, weighted as the sources say, without `ce_on_distilled`: what one would do
   without the method.
 """
