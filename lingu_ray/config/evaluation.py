@@ -47,7 +47,7 @@ KNOWN_FIELDS = frozenset((*(field for fields in (*FIELDS.values(), ANSWERED_FIEL
 """A task's other `fields` become columns of their own."""
 SCORED_TYPES = ("multiple_choice", "last_word", "perplexity")
 """Types that score texts in a language task; others have answers generated."""
-RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample")
+RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample", "cut_to")
 """Columns of a task's measured items, besides those of the fields that types ask for."""
 
 

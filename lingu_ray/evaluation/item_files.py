@@ -28,7 +28,10 @@ from lingu_ray.evaluation.tasks.blind import blind_name
 SAMPLE = "sample"
 """A column beside those of `Columns`: what the first items asked, readable by people; null in the others."""
 
-ANSWER_COLUMNS = frozenset(("logliks", "tokens", "greedy", "prediction", SAMPLE, CLUSTER))
+CUT_TO = "cut_to"
+"""The column of `Score.cut_to`; files of earlier versions have none."""
+
+ANSWER_COLUMNS = frozenset(("logliks", "tokens", "greedy", CUT_TO, "prediction", SAMPLE, CLUSTER))
 """Columns that are not the same for all models of a task, or not where it is asked without its images.
 
 `CLUSTER`: what items share that are drawn together (`bootstrap.summed`), by default their images, or question and

@@ -6,8 +6,8 @@ Shape suffixes: I items, K models, R resamples.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
-from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, Stamp, items_path, read_items, stamp_of
+from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CUT_TO, Stamp, items_path, read_items, stamp_of
 from lingu_ray.evaluation.metrics.constant import CAPTIONS, answered_alike, commonest_answer
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
 from lingu_ray.evaluation.results import RecoveryIn
@@ -54,7 +54,8 @@ class Measured:
     `asked`: fingerprint of what all models were asked; `engine`: which one asked, and its precision; None of made-up
     answers. `nats`: the same items and resamples by likelihood, where that is measured beside the metric. `blind`: the
     same without images, where they were asked so. `constant`: the same of the commonest right answer, under itself,
-    where a vision task's items can share one.
+    where a vision task's items can share one. `cut_to`: by item and text, the context that a model's was cut to, or 0;
+    without models of which it is not known.
     """
 
     config: TaskConfig
@@ -70,6 +71,7 @@ class Measured:
     alone: bool = False
     asked: str | None = None
     engine: str | None = None
+    cut_to: Mapping[str, list[list[int]]] = field(default_factory=dict)
 
     @property
     def sign(self) -> float:
@@ -88,10 +90,24 @@ class Measured:
         """What mean recovery takes of the task: its metric, or nats where they are asked for and measured."""
         return self.nats if recovery_in == "nats" and self.nats is not None else self
 
-    def comparable(self, *models: str) -> bool:
-        """Whether levels of the models have a common unit: nats per token do where the tokens are the same."""
+    def incomparable(self, *models: str) -> str | None:
+        """Why levels of the models have no common unit; None where they have.
+
+        Shares have; nats have where they are of the same tokens, predicted from as many before them.
+        """
+        if self.metric.share:
+            return None
         weights = [self.scores[model].weight for model in models]
-        return self.metric.share or all(weight == weights[0] for weight in weights)
+        if any(weight != weights[0] for weight in weights):
+            return "the models split the texts into different numbers of tokens: not comparable"
+        cuts = [self.cut_to[model] for model in models if model in self.cut_to]
+        if any(cut != cuts[0] for cut in cuts):
+            lengths = sorted({length for cut in cuts for of_item in cut for length in of_item} - {0})
+            return (
+                f"texts were cut to contexts of {' and '.join(map(str, lengths))} tokens, not alike for all models: "
+                "not comparable; give shorter ones, or long ones in parts"
+            )
+        return None
 
 
 def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples: int, blind: bool = False) -> Measured:
@@ -124,9 +140,11 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     cluster_I = next((of_model[CLUSTER] for of_model in columns.values() if CLUSTER in of_model), None)
     units = list(dict.fromkeys(cluster_I or ()))
     drawn = (resamples, seed_of(units if len(units) > 1 else items), cluster_I)
+    cut_to = {model: of_model[CUT_TO] for model, of_model in columns.items() if CUT_TO in of_model}
     return replace(
         _levels(config, metric, scores, *drawn),
-        nats=_levels(config, *in_nats, *drawn) if in_nats else None,
+        cut_to=cut_to,
+        nats=replace(_levels(config, *in_nats, *drawn), cut_to=cut_to) if in_nats else None,
         blind=_levels(config, *judge_task(config, unseen), *drawn) if unseen else None,
         constant=_levels(config, *judge_task(config, alike), *drawn) if alike else None,
         asked=stamp.asked if stamp else None,

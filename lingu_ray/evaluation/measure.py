@@ -11,7 +11,7 @@ from typing import Any
 from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.content import combined
 from lingu_ray.evaluation.engines.engine import Score
-from lingu_ray.evaluation.item_files import SAMPLE, Parts, Stamp, items_path, stamp_of
+from lingu_ray.evaluation.item_files import CUT_TO, SAMPLE, Parts, Stamp, items_path, stamp_of
 from lingu_ray.evaluation.metrics.metric import Columns
 from lingu_ray.evaluation.replicas import Answers, Chunk, Replicas, Requests
 from lingu_ray.evaluation.tasks.task import Asked, Item, Scored, Task, pictures_of
@@ -101,6 +101,7 @@ def _answered(items: Sequence[Item], answers: Answers) -> Columns:
         "logliks": [[score.loglik for score in scores] for scores in of_items],
         "tokens": [[score.tokens for score in scores] for scores in of_items],
         "greedy": [[score.greedy for score in scores] for scores in of_items],
+        CUT_TO: [[score.cut_to for score in scores] for scores in of_items],
     }
 
 

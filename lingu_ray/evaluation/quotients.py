@@ -134,8 +134,8 @@ def _gain_and_loss(task: Measured, model: str, references: References) -> tuple[
     models = (references.original, references.baseline, model)
     if absent := [name for name in models if name not in task.level]:
         return NoValue(f"not measured: {', '.join(absent)}")
-    if not task.comparable(*models):
-        return NoValue("the models split the texts into different numbers of tokens: not comparable")
+    if reason := task.incomparable(*models):
+        return NoValue(reason)
     if task.alone:
         return NoValue(ALONE)
     return task.gain(model, references.baseline), task.gain(references.original, references.baseline)

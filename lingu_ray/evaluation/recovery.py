@@ -123,7 +123,7 @@ def _task_scores(
         reason=distilled.reason if isinstance(distilled, NoValue) else None,
         floor=floors[QUOTIENTS[task.config.kind]],
         in_mean=counts(task, DISTILLED if DISTILLED in task.level else references.baseline, references),
-        over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if task.comparable(DISTILLED, m)},
+        over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if not task.incomparable(DISTILLED, m)},
         asked=task.asked,
         engine=task.engine,
         blind=None if task.blind is None or task.alone else _blind(task, task.blind),

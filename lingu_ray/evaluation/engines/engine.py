@@ -16,11 +16,15 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """Natural-log likelihood of a continuation, summed over tokens; their number; whether greedy decoding gives it."""
+    """Natural-log likelihood of a continuation, summed over tokens; their number; whether greedy decoding gives it.
+
+    `cut_to`: the model's context in tokens, where the request did not fit and was cut to it; else 0.
+    """
 
     loglik: float
     tokens: int
     greedy: bool
+    cut_to: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,15 @@ from lingu_ray.evaluation.engines.engine import Score, ScoreRequest
 
 @dataclass(frozen=True)
 class Window:
-    """What one forward pass scores of a request: the last `scored` of `ids`, predicted from those before them."""
+    """What one forward pass scores of a request: the last `scored` of `ids`, predicted from those before them.
+
+    `cut_to`: as of `Score`.
+    """
 
     request: int
     ids: tuple[int, ...]
     scored: int
+    cut_to: int
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,10 @@ def windows(request: int, context_ids: list[int], continuation_ids: list[int], m
     is predicted from as many of the tokens before it as fit.
     """
     ids = context_ids + continuation_ids
+    cut_to = max_length if len(ids) > max_length + 1 else 0
     for begin in range(len(context_ids), len(ids), max_length):
         end = min(begin + max_length, len(ids))
-        yield Window(request, tuple(ids[max(0, end - 1 - max_length) : end]), end - begin)
+        yield Window(request, tuple(ids[max(0, end - 1 - max_length) : end]), end - begin, cut_to)
 
 
 def all_windows(tokenizer: PreTrainedTokenizerBase, requests: Sequence[ScoreRequest], max_length: int) -> list[Window]:
@@ -104,11 +109,12 @@ def join_windows(path: str, cuts: Sequence[Window], scored: Iterable[WindowScore
     Raises:
         UserError: a likelihood is not finite.
     """
-    logliks, tokens, greedy = [0.0] * requests, [0] * requests, [True] * requests
+    logliks, tokens, greedy, cut_to = [0.0] * requests, [0] * requests, [True] * requests, [0] * requests
     for window, score in zip(cuts, scored, strict=True):
         if not math.isfinite(score.loglik):
             raise UserError(f"{path} gives likelihoods that are not finite; its training has diverged")
         logliks[window.request] += score.loglik
         tokens[window.request] += window.scored
         greedy[window.request] &= score.greedy
-    return [Score(*score) for score in zip(logliks, tokens, greedy, strict=True)]
+        cut_to[window.request] = window.cut_to
+    return [Score(*score) for score in zip(logliks, tokens, greedy, cut_to, strict=True)]

@@ -15,7 +15,7 @@ from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import interval, level, resample, summed
-from lingu_ray.evaluation.item_files import items_path, measured_models, write_items
+from lingu_ray.evaluation.item_files import items_path, measured_models, read_columns, write_items
 from lingu_ray.evaluation.metrics.choice import COGNITION
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery
@@ -269,6 +269,31 @@ def test_perplexities_over_different_tokens_are_not_compared(tmp_path: Path) -> 
     task = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings(TEXT)).tasks["text"]
     assert task.distilled is None and "different numbers of tokens" in (task.reason or "")
     assert task.over == {} and not task.in_mean
+
+
+def test_nats_of_texts_that_were_cut_differently_are_not_compared(tmp_path: Path) -> None:
+    """What was predicted from less before it is no loss; a share has its unit all the same, and its nats have none.
+
+    Of answers of an earlier version nothing is known.
+    """
+    long, models = [0] * 19, ["teacher", "adapted", "distilled"]
+    for config, cut_of_adapted, reason in (
+        (TEXT, 128, "128 and 2048"),
+        (TEXT, 2048, ""),
+        (TEXT, None, ""),
+        (CLOZE, 128, ""),
+    ):
+        for model in models:
+            score = correct(0.9, 20) if config is CLOZE else [30.0] * 19 + [20.0]
+            lost = score if model == "teacher" else [0.0] * 20 if config is CLOZE else [2 * nats for nats in score]
+            write_measured(tmp_path, config, model, lost, [10.0] * 20)
+            cut_to = 2048 if model == "teacher" else cut_of_adapted
+            path = items_path(tmp_path, config.name, model)
+            more = {} if cut_to is None else {"cut_to": [[one] for one in [*long, cut_to]]}
+            write_items(path, read_columns(path) | more, None)
+        task = summarize(tmp_path, models, settings(config)).tasks[config.name]
+        assert (task.distilled is None) == bool(reason) and reason in (task.reason or "")
+        assert task.nats is None or "128 and 2048" in (task.nats.reason or "")
 
 
 def test_models_measured_on_different_items_are_refused(tmp_path: Path) -> None:

@@ -165,9 +165,9 @@ def test_long_texts_are_scored_in_windows_each_token_once(folders: dict[str, Pat
 def test_windows_keep_what_fits_and_cut_the_beginning_of_a_long_context() -> None:
     """A pair that fits is one window; a long context loses its beginning, no scored token is lost."""
     (whole,) = windows(0, [1, 2], [3, 4], max_length=3)
-    assert whole.ids == (1, 2, 3, 4) and whole.scored == 2
+    assert whole.ids == (1, 2, 3, 4) and whole.scored == 2 and whole.cut_to == 0
     (cut_short,) = windows(0, [1, 2, 3, 4, 5], [6, 7], max_length=3)
-    assert cut_short.ids == (4, 5, 6, 7) and cut_short.scored == 2
+    assert cut_short.ids == (4, 5, 6, 7) and cut_short.scored == 2 and cut_short.cut_to == 3
 
 
 def test_batches_keep_the_token_budget() -> None:
