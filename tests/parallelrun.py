@@ -15,6 +15,7 @@ from tiny import tiny_processor
 from tinyrun import config
 
 from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.encoding_pool import encoding_pool
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
@@ -82,8 +83,8 @@ class Steps:
         validation = Validation(self.config, held_out, self.encoder, CPU, self.rank, self.world)
         with between_steps(self.student, self.micro_batches.autocast()):
             answers = answer_samples(self.student, self.encoder, self.rows[2:3] if self.rank == 0 else [])
-        with between_steps(self.student, self.micro_batches.autocast()):
-            record = validation.run(self.micro_batches)
+        with between_steps(self.student, self.micro_batches.autocast()), encoding_pool(2) as pool:
+            record = validation.run(self.micro_batches, pool)
         mine = self.rows if self.world == 1 else self.rows[:2] if self.rank == 0 else self.rows[2:]
         samples = [self.encoder.encode(row) for row in mine]
         gradients: dict[str, torch.Tensor] = {}

@@ -54,8 +54,15 @@ def make_micro_batches(
     samples: list[Sample], token_budget: int, pad_id: int, packing: bool, pass_tokens: int = PASS_TOKENS
 ) -> list[MicroBatch]:
     """Make micro-batches of at most `token_budget` tokens each, padding included (arguments and errors as `cut`)."""
-    groups = pack(samples, token_budget) if packing else cut(samples, token_budget, pass_tokens)
+    groups = grouped(samples, token_budget, packing, pass_tokens)
     return [collate(group, pad_id, packing) for group in groups]
+
+
+def grouped(
+    samples: list[Sample], token_budget: int, packing: bool, pass_tokens: int = PASS_TOKENS
+) -> list[list[Sample]]:
+    """The samples of each micro-batch (arguments and errors as `cut`)."""
+    return pack(samples, token_budget) if packing else cut(samples, token_budget, pass_tokens)
 
 
 def cut(samples: list[Sample], token_budget: int, pass_tokens: int = PASS_TOKENS) -> list[list[Sample]]:

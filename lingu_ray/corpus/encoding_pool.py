@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
+
+from lingu_ray.corpus.encode import Sample
+
+Item = TypeVar("Item")
 
 
 def encoding_pool(threads: int) -> ThreadPoolExecutor:
     """So many threads; in each torch computes alone, where it would else have as many helpers as there are cores."""
     return ThreadPoolExecutor(threads, thread_name_prefix="encode", initializer=_compute_alone)
+
+
+def encoded_ahead(
+    pool: ThreadPoolExecutor, groups: Iterable[Iterable[Item]], encode: Callable[[Item], Sample], ahead: int
+) -> Iterator[list[Sample]]:
+    """The samples of each group in turn, encoded by the pool at most `ahead` groups before they are needed."""
+    waiting: deque[list[Future[Sample]]] = deque()
+    for group in groups:
+        waiting.append([pool.submit(encode, item) for item in group])
+        if len(waiting) > ahead:
+            yield [coming.result() for coming in waiting.popleft()]
+    while waiting:
+        yield [coming.result() for coming in waiting.popleft()]
 
 
 def _compute_alone() -> None:

@@ -31,7 +31,7 @@ class StepReader(Generic[Step]):
     """Iterate over steps `start_step` to `steps` − 1; each item is what `make` makes of this rank's samples.
 
     Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed; one more
-    calls `make`. Use it as a context manager, or call `close`.
+    calls `make`. Use it as a context manager, or call `close`. `pool`: the threads that encode, for others too.
 
     Args:
         corpus: the rows.
@@ -62,7 +62,7 @@ class StepReader(Generic[Step]):
         self.rows_per_step = rows_per_step
         self.rank = rank
         self.world_size = world_size
-        self._pool = encoding_pool(threads)
+        self.pool = encoding_pool(threads)
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="collate")
         self._to_schedule = iter(range(start_step, steps))
         self._pending: deque[Future[Step]] = deque()
@@ -91,7 +91,7 @@ class StepReader(Generic[Step]):
     def _schedule_next(self) -> None:
         step = next(self._to_schedule, None)
         if step is not None:
-            samples = [self._pool.submit(self._encode, position) for position in self.positions(step)]
+            samples = [self.pool.submit(self._encode, position) for position in self.positions(step)]
             self._pending.append(self._maker.submit(self._made, samples))
 
     def _made(self, samples: list[Future[Sample]]) -> Step:
@@ -106,7 +106,7 @@ class StepReader(Generic[Step]):
 
     def close(self) -> None:
         """Drop what was encoded ahead and stop the threads."""
-        self._pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(cancel_futures=True)
         self._maker.shutdown(cancel_futures=True)
         self._pending.clear()
 

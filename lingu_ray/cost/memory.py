@@ -15,6 +15,7 @@ from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import output_head
 from lingu_ray.evaluation.engines.transformers_engine import HEAD_CHUNK
 from lingu_ray.runtime.checkpoints.checkpoint_writer import WHOLE_UP_TO
+from lingu_ray.runtime.training.validation import MICRO_BATCHES_AHEAD
 
 CONTEXT = 0.5 * GIB
 """What CUDA, cuBLAS and kernels take of a GPU for each process; assumed."""
@@ -22,7 +23,8 @@ PROCESS = 0.7 * GIB
 """Resident memory of a Python process with torch, Transformers and Ray; measured."""
 LOST = 0.3
 """What a CPU's allocator (glibc) loses between the tensors that a step makes, as a share of them; measured."""
-_ROWS_AHEAD = 3  # steps: two ahead, and the one that is trained
+_STEPS_AHEAD = 2  # whose rows are encoded
+_VALIDATED = MICRO_BATCHES_AHEAD + 2  # micro-batches: the one that is being encoded last, and the one that runs
 
 
 @dataclass(frozen=True)
@@ -212,8 +214,9 @@ def host(config: Config, models: Models, load: Workload) -> Process:
     """What a worker takes of its node's memory beside its device."""
     pixels = models.tower.patch_numbers
     numbers = pixels * load.number + pixels / 3  # a byte of its mask for the three colors
-    rows = _ROWS_AHEAD * load.rows_of_step * patches_of_row(models, load) * numbers
-    items = [Item("rows encoded ahead: pictures", rows)]
+    in_hand = max(load.rows_of_step, _VALIDATED * load.rows)  # of a step, or of a validation between two
+    rows = _STEPS_AHEAD * load.rows_of_step + in_hand
+    items = [Item("rows encoded ahead: pictures", rows * patches_of_row(models, load) * numbers)]
     learns = sum(models.trained.values())
     saved = checkpoint_bytes(sum(models.parameters.values()), learns)
     if config.train.checkpoint == "sharded" or (config.train.checkpoint == "auto" and saved > WHOLE_UP_TO):

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from lingu_ray.config import AlignConfig, Config, TrainConfig
 from lingu_ray.corpus.batch import collate, cut
 from lingu_ray.corpus.encode import Encoder, Sample
-from lingu_ray.corpus.encoding_pool import encoding_pool
+from lingu_ray.corpus.encoding_pool import encoded_ahead, encoding_pool
 from lingu_ray.corpus.pictures import Picture, Pictures, Targets, choose_targets, read_pictures
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.corpus.row import PLACEHOLDER, Row
@@ -204,30 +202,25 @@ class Alignment:
         with bf16, nullcontext() if kept is None else self.lower.left_out(kept):
             return image_tokens(self.student, part.inputs.to(self.device))
 
-    def _prepared(self, steps: Iterable[Step]) -> Iterator[tuple[Step, list[Part]]]:
+    def _prepared(self, steps: list[Step]) -> Iterator[tuple[Step, list[Part]]]:
         """Each step with its micro-batches: those that are kept, else encoded in threads, ahead of need."""
-        waiting: deque[tuple[Step, list[Future[Sample]]]] = deque()
+        pictures = ([] if step.parts else enumerate(step.pictures) for step in steps)
         with encoding_pool(encoding_threads(self.config.ray, self.device.type == "cuda")) as pool:
-            for step in steps:
-                pictures = [] if step.parts else enumerate(step.pictures)
-                waiting.append((step, [pool.submit(self._encode, place, picture) for place, picture in pictures]))
-                if len(waiting) > _STEPS_AHEAD:
-                    yield self._parts(*waiting.popleft())
-            while waiting:
-                yield self._parts(*waiting.popleft())
+            samples = encoded_ahead(pool, pictures, self._encode, _STEPS_AHEAD)
+            yield from zip(steps, map(self._parts, steps, samples), strict=True)
 
-    def _encode(self, place: int, picture: Picture) -> Sample:
+    def _encode(self, placed: tuple[int, Picture]) -> Sample:
+        place, picture = placed
         row = picture.row if isinstance(picture.row, Row) else self.corpus.rows([picture.row])[0]
         sample = self.encoder.encode_conversation(_MESSAGES, row.images)
         return replace(sample, position=place)
 
-    def _parts(self, step: Step, coming: list[Future[Sample]]) -> tuple[Step, list[Part]]:
-        if not coming:
-            return step, step.parts
-        samples = [future.result() for future in coming]
+    def _parts(self, step: Step, samples: list[Sample]) -> list[Part]:
+        if not samples:
+            return step.parts
         budget = max(self.config.train.tokens_per_micro_batch, max(map(len, samples)))
         batches = [collate(group, self.encoder.pad_id) for group in cut(samples, budget)]
-        return step, [
+        return [
             Part(ModelInputs(b.input_ids_BT, b.sample_BT, b.supervised_BT, b.visual_BT, b.vision), b.positions)
             for b in batches
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -158,7 +159,7 @@ class Worker:
                 stop, save = self._train_step(step, reader)
                 self.checkpoints.poll()
                 step += 1
-                validation_ce = self._validate_and_sample(step, last=step == self.last_step)
+                validation_ce = self._validate_and_sample(step, reader.pool, last=step == self.last_step)
                 leaving = node_is_leaving()
                 ending = stop or save or leaving or step == self.last_step
                 if ending or step % settings.checkpoint_every == 0:
@@ -276,12 +277,12 @@ class Worker:
             "raise train.max_bad_steps"
         )
 
-    def _validate_and_sample(self, step: int, last: bool) -> float | None:
+    def _validate_and_sample(self, step: int, pool: ThreadPoolExecutor, last: bool) -> float | None:
         """Validate and sample where `step` is one to do so; returns the mean validation CE of this step."""
         settings, validation_ce = self.config.train, None
-        if self.validation.batches and (last or (settings.validate_every and step % settings.validate_every == 0)):
+        if self.validation.rows and (last or (settings.validate_every and step % settings.validate_every == 0)):
             with between_steps(self.student, self.micro_batches.autocast()):
-                record: Record = self.validation.run(self.micro_batches)
+                record: Record = self.validation.run(self.micro_batches, pool)
             validation_ce = record["validation_ce"]
             if is_main_process():
                 self.metrics.append({"step": step, **record, "time": time.time()})

@@ -140,6 +140,16 @@ def test_settings_move_memory(pair: Path, tmp_path: Path, on_h100: Any):
     )
 
 
+def test_pictures_in_memory_are_those_of_steps_or_of_a_validation(pair: Path, tmp_path: Path, on_h100: Any):
+    """Two steps ahead, and a third one, or micro-batches of a validation where these are more."""
+    what, rows = "rows encoded ahead: pictures", (4, 40, 400)
+    found = [on_h100(tinyrun.config(pair, tmp_path, train={"rows_per_step": count})) for count in rows]
+    of_a_row = items(found[0], -1)[what] / (2 * 4 + 4 * found[0].load.rows)
+    assert [each.load.rows for each in found] == [3, 3, 3]
+    expected = [(2 * count + max(count, 4 * 3)) * of_a_row for count in rows]
+    assert [items(each, -1)[what] for each in found] == pytest.approx(expected)
+
+
 def test_no_teacher_no_kv(pair: Path, tmp_path: Path, on_h100: Any):
     """Plain fine-tuning has neither teacher nor KV, and takes less time; an engine is there where tasks are."""
     plain = on_h100(tinyrun.config(pair, tmp_path, distill={"policy": "none"}))
