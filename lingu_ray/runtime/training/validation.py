@@ -12,7 +12,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, collate, grouped
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.encoding_pool import encoded_ahead
-from lingu_ray.corpus.row import Row
+from lingu_ray.corpus.row import PLACEHOLDER, Row, is_target
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
@@ -89,9 +89,12 @@ def sample_rows(rows: dict[str, list[Row]], count: int) -> list[Row]:
 
 
 def answer_samples(student: Student, encoder: Encoder, rows: list[Row]) -> list[Record]:
-    """Greedy answers to the last question of each row: `{source, position, question, expected, answer}`."""
+    """Greedy answers to the last question of each row: `{source, position, question, expected, answer}`.
+
+    Of a row that is too long it is the last question whose answer is whole.
+    """
     records = []
-    for row in rows:
+    for row in (_fitting(row, encoder) for row in rows):
         turn = max(i for i, message in enumerate(row.messages) if message["role"] == "assistant")
         sample = encoder.encode_question(row)
         [answer_T] = generate_answers(
@@ -112,6 +115,17 @@ def answer_samples(student: Student, encoder: Encoder, rows: list[Row]) -> list[
             }
         )
     return records
+
+
+def _fitting(row: Row, encoder: Encoder) -> Row:
+    """The row without turns at its end, so that it fits, or that one answer is left, which always begins within."""
+    ends = [end for end, message in enumerate(row.messages, start=1) if is_target(message)]
+    while len(ends) > 1 and encoder.length(row) > encoder.max_length:
+        ends.pop()
+        messages = row.messages[: ends[-1]]
+        images = sum(message["content"].count(PLACEHOLDER) for message in messages)
+        row = replace(row, messages=messages, images=row.images[:images])
+    return row
 
 
 def _even(lists: list[list[Row]]) -> list[list[Row | None]]:

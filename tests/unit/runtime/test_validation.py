@@ -21,7 +21,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.runtime.models.load import load_processor, load_student
 from lingu_ray.runtime.training.step import MicroBatches
-from lingu_ray.runtime.training.validation import MICRO_BATCHES_AHEAD, Validation
+from lingu_ray.runtime.training.validation import MICRO_BATCHES_AHEAD, Validation, answer_samples
 
 ANSWERS = {
     "text": ["A tale that is told at length, with one word after another.", "Short.", "And one more of these."],
@@ -72,6 +72,20 @@ class Watched(Encoder):
         self.alive.add(sample.vision["pixel_values"])
         self.most = max(self.most, len(self.alive))
         self.threads.add(threading.current_thread().name.split("_")[0])
+        return sample
+
+
+class Asked(Encoder):
+    """Keeps the questions that are asked."""
+
+    def __init__(self, processor: Any, max_length: int) -> None:
+        super().__init__(processor, max_length)
+        self.asked: list[str] = []
+
+    def encode_question(self, row: Row) -> Sample:
+        """As ever, and notes."""
+        sample = super().encode_question(row)
+        self.asked.append(self.tokenizer.decode(sample.input_ids_T))
         return sample
 
 
@@ -130,6 +144,23 @@ def test_a_held_out_row_that_fails_is_named(data):
         pytest.raises(UserError, match=r"held-out row 3 \(source pictures\) cannot be encoded: cannot identify"),
     ):
         validation.run(micro_batches, pool)
+
+
+TURNS = (("<image>What is this?", "A dog."), ("And this, <image>?", "A bird that sings."), ("Both?", "Two animals."))
+
+
+@pytest.mark.parametrize(("max_length", "turn"), [(512, 2), (90, 1), (75, 0), (30, 0)])
+def test_a_sample_is_the_question_that_was_asked(data, max_length, turn):
+    """Of a conversation that is too long, question and expected answer are of the turn that is asked, with the
+    pictures up to it; at last the first one is asked, though its answer does not fit.
+    """
+    settings = config(data, data)
+    encoder = Asked(load_processor(settings.student), max_length)
+    messages = [message for question, answer in TURNS for message in _said(answer, question)]
+    row = Row("pictures", 5, messages, [picture(0), picture(1)], False)
+    (record,) = answer_samples(Student(load_student(settings.student)), encoder, [row])
+    assert (record["question"], record["expected"]) == TURNS[turn]
+    assert encoder.asked[0].endswith(f"{TURNS[turn][0].split('>')[-1]}<end_of_utterance>\nAssistant:")
 
 
 def _said(answer: str, question: str = "Say") -> list[dict[str, str]]:
