@@ -103,6 +103,14 @@ def model_path(path: str) -> str:
     return path if _on_hub(path, _MODEL_ID) else str(absolute(path))
 
 
+def hub_model(path: str, revision: str | None = None) -> tuple[str, str | None] | None:
+    """A hub model's id and its revision, after the id or beside it; None for a path that is none of a hub model."""
+    if not _on_hub(path, _MODEL_ID):
+        return None
+    name, _, after = path.partition("@")
+    return name, after or revision
+
+
 def at_revision(path: str, revision: str | None) -> str:
     """A hub model's path with its revision, where it has one: `org/name@v1`, or `org/name@v1/file.gguf`."""
     if revision is None:
@@ -114,7 +122,10 @@ def at_revision(path: str, revision: str | None) -> str:
 def model_origin(path: str | Path) -> tuple[str, dict[str, str]]:
     """A model's path as arguments of `from_pretrained`: a GGUF file is named beside its folder or hub id."""
     place = Path(path)
-    return (str(place.parent), {"gguf_file": place.name}) if place.suffix == ".gguf" else (str(path), {})
+    if place.suffix != ".gguf":
+        return str(path), {}
+    folder = storage.parent(str(path)) if storage.is_remote(path) else str(place.parent)
+    return folder, {"gguf_file": place.name}
 
 
 def data_path(path: str) -> str:

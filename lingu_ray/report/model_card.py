@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -83,25 +84,31 @@ def _license(config: Config) -> dict[str, Any]:
     """The student's license, since its weights were trained on; the teacher's where the student names none.
 
     Both are ancestors of the decoder's weights. Where neither names a license the card names none: which one applies
-    depends on models and data, and is not guessed. So it is where a new VLM's decoder and tower differ in theirs.
+    depends on models and data, and is not guessed. So it is where a new VLM's decoder and tower differ in theirs, and
+    where a card is not known, which may name another.
     """
-    licenses = [{key: card[key] for key in _LICENSE if card.get(key)} for card in _ancestors(config)]
-    if config.student.tower and licenses[0] != licenses[1]:
+    cards = _known_ancestors(config)
+    licenses = [{key: card[key] for key in _LICENSE if card.get(key)} for card in cards]
+    if config.student.tower and (len(licenses) < 2 or licenses[0] != licenses[1]):
         return {}
     return next((found for found in licenses if "license" in found), {})
 
 
 def _language(config: Config) -> dict[str, Any]:
-    """The languages that the student's card names, or else the teacher's."""
-    return next(({"language": card["language"]} for card in _ancestors(config) if card.get("language")), {})
+    """The languages that the student's card names, or else the teacher's; none where the student's is not known."""
+    return next(({"language": card["language"]} for card in _known_ancestors(config) if card.get("language")), {})
 
 
-def _ancestors(config: Config) -> list[dict[str, Any]]:
-    """The front matter of the cards of the student, where it is no new model, the teacher, and a new VLM's tower."""
+def _known_ancestors(config: Config) -> list[dict[str, Any]]:
+    """The front matter of the cards of the student, where it is no new model, the teacher, and a new VLM's tower.
+
+    Up to the first that is not known.
+    """
     student, teacher = config.student, config.teacher
     models = [(student.path, student.revision), (teacher.path, teacher.revision)]
     models += [student.tower] if student.tower else []
-    return [card_metadata(path, revision) for path, revision in models if path is not None]
+    cards = (card_metadata(path, revision) for path, revision in models if path is not None)
+    return [card for card in takewhile(lambda card: card is not None, cards) if card is not None]
 
 
 def data_name(source: SourceConfig) -> str:

@@ -6,52 +6,71 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
+from lingu_ray import storage
 from lingu_ray.config import strict_yaml
 from lingu_ray.errors import UserError
-from lingu_ray.paths import is_hub_id, model_origin
+from lingu_ray.paths import hub_model, is_hub_id, model_origin
 
 
 def public_name(origin: str) -> str:
-    """A hub id, with the file of a GGUF, or the last part of a local path: local folders are not published."""
-    hub_id, _ = model_origin(origin)
-    return origin if is_hub_id(hub_id) else Path(origin).name
+    """A hub id, with its revision and the file of a GGUF, or the last part of a path: folders are not published."""
+    place, _ = model_origin(origin)
+    return origin if hub_model(place) else Path(origin).name
 
 
-def card_metadata(model: str, revision: str | None = None) -> dict[str, Any]:
-    """The front matter of the model's own card, in its folder or in the hub's cache; empty without a card."""
-    model, _ = model_origin(model)
-    readme = Path(model, "README.md") if Path(model).exists() else _cached(model, revision)
-    if readme is None or not readme.is_file():
-        return {}
+def card_metadata(model: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The front matter of the model's own card, empty where it has none; None where the card is not known."""
+    readme = _file(model, "README.md", revision)
+    if readme is None:
+        return None
     try:
         block = REGEX_YAML_BLOCK.search(readme.read_text("utf-8"))
-        metadata = strict_yaml.load(block[2], str(readme))[0] if block else None
+        metadata = strict_yaml.load(block[2], str(readme))[0] if block else {}
     except (UnicodeDecodeError, UserError):  # a card that cannot be read says nothing
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
+        return None
+    return metadata if isinstance(metadata, dict) else None
 
 
 def hub_ids(model: str) -> list[str]:
-    """The model's hub id; for a local folder the ids that it came from, by its configuration or else its card.
+    """The model's hub id; of a folder, or a location, the ids that it came from, by its configuration or else its card.
 
     A card may name several base models. Empty where none is known.
     """
-    model, _ = model_origin(model)
-    if is_hub_id(model):
-        return [model]
-    config = Path(model, "config.json")
-    named = json.loads(config.read_text("utf-8")).get("_name_or_path") if config.is_file() else None
-    bases = card_metadata(model).get("base_model") or []
+    place, _ = model_origin(model)
+    if hub := hub_model(place):
+        return [hub[0]]
+    config = _file(model, "config.json")
+    named = json.loads(config.read_text("utf-8")).get("_name_or_path") if config else None
+    bases = (card_metadata(model) or {}).get("base_model") or []
     candidates = ([named] if named else []), (bases if isinstance(bases, list) else [bases])
     found = ([one for one in of if isinstance(one, str) and is_hub_id(one)] for of in candidates)
     return next((ids for ids in found if ids), [])
 
 
-def _cached(model: str, revision: str | None) -> Path | None:
-    if not is_hub_id(model):
+def _file(model: str, name: str, revision: str | None = None) -> Path | None:
+    """A file beside the model's weights, fetched alone where it is not here; None where there is none to be had."""
+    place, gguf = model_origin(model)
+    if hub := hub_model(place, revision):
+        return _of_hub(*hub, name, gguf.get("gguf_file", "config.json"))
+    if not storage.is_remote(place):
+        return path if (path := Path(place, name)).is_file() else None
+    try:
+        return storage.fetch(storage.join(place, name))
+    except UserError:
         return None
-    found = try_to_load_from_cache(model, "README.md", revision=revision)
-    return Path(found) if isinstance(found, str) else None
+
+
+def _of_hub(model: str, revision: str | None, name: str, loaded: str) -> Path | None:
+    """The file of the commit that the file `loaded` is of: asked for by a branch, it would move the branch here."""
+    here, of_commit = (try_to_load_from_cache(model, file, revision=revision) for file in (name, loaded))
+    if isinstance(here, str):
+        return Path(here)
+    if not isinstance(of_commit, str):
+        return None
+    try:
+        return Path(hf_hub_download(model, name, revision=Path(of_commit).parent.name))
+    except (OSError, ValueError):  # of its own types, and of requests'
+        return None

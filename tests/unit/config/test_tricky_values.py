@@ -71,11 +71,11 @@ def test_a_sweep_writes_and_reads_them(run_dir: Path):
 
 
 def test_a_model_card_has_them(tmp_path: Path):
-    """Norwegian is `no`, for the hub's reader too, which takes a bare `no` for false; a malformed card says nothing."""
+    """Norwegian is `no`, for the hub's reader too, which takes a bare `no` for false; a malformed card is not known."""
     (tmp_path / "README.md").write_text("---\nlanguage: no\ntags: [12:30]\n---\n# A model\n")
     metadata = card_metadata(str(tmp_path))
     assert metadata == {"language": "no", "tags": ["12:30"]}
     (tmp_path / "README.md").write_text(f"---\n{strict_yaml.dump(metadata)}---\n")
     assert metadata_load(tmp_path / "README.md") == metadata
     (tmp_path / "README.md").write_text("---\nlanguage: [\n---\n")
-    assert card_metadata(str(tmp_path)) == {}
+    assert card_metadata(str(tmp_path)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from families import ADDED, FAMILIES
+from hub import serve_dataset
 from measured import write_measured
 from PIL import Image
 from processors import processor_of
@@ -17,6 +19,7 @@ from pydantic import BaseModel
 from tiny import VOCABULARY
 from transformers import AutoProcessor, PreTrainedModel
 
+from lingu_ray import storage
 from lingu_ray.config import Config, EvaluationConfig, Schedule, SourceConfig, TaskConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
@@ -99,6 +102,61 @@ def test_cards_of_the_hub_cache_are_read(tmp_path: Path, monkeypatch: pytest.Mon
     (cache / "snapshots" / "abc" / "README.md").write_text("---\nlicense: mit\n---\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert front_matter(config())["license"] == "mit"
+
+
+def cached(hub: Path, commit: str, revision: str) -> None:
+    """A model of the hub as loading it leaves it in the cache: its configuration, and no card."""
+    model = hub / "models--owner--vlm"
+    for file, text in ((f"refs/{revision}", commit), (f"snapshots/{commit}/config.json", "{}")):
+        (model / file).parent.mkdir(parents=True, exist_ok=True)
+        (model / file).write_text(text)
+
+
+@pytest.mark.parametrize("student", [{"path": "owner/vlm"}, {"path": "owner/vlm@v1"}, {"path": "/folder"}])
+def test_a_card_that_is_not_known_may_name_another_license(
+    student: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the student's is not here, and cannot be fetched, the teacher's license and languages are not claimed."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached(tmp_path, "a" * 40, "v1")
+    teacher = local_model(tmp_path / "lm", "license: mit\nlanguage: [en]")
+    matter = front_matter(config(student=student, teacher={"path": teacher}))
+    assert "license" not in matter and "language" not in matter
+    assert matter.get("base_model") == (None if student["path"] == "/folder" else ["owner/vlm"])
+
+
+@pytest.mark.parametrize("student", [{"path": "owner/vlm"}, {"path": "owner/vlm@v1"}])
+def test_the_card_alone_is_fetched_of_the_commit_that_was_loaded(
+    student: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the branch has moved on, with another license; the cache stays where it was."""
+    hub, loaded = tmp_path / "cache", hashlib.sha1(b"loaded").hexdigest()
+    revisions = {
+        name: Path(local_model(tmp_path / name, f"license: {license}"))
+        for name, license in (("loaded", "mit"), ("main", "gpl"), ("v1", "gpl"))
+    }
+    for revision in ("main", "v1"):
+        cached(hub, loaded, revision)
+    with serve_dataset("owner/vlm", revisions) as endpoint:
+        address = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        of_hub = {"ENDPOINT": endpoint, "HUGGINGFACE_CO_URL_TEMPLATE": address}
+        for name, value in (of_hub | {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": False}).items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        matter = front_matter(config(student=student))
+    assert matter["license"] == "mit" and matter["base_model"] == ["owner/vlm"]
+    assert {(hub / "models--owner--vlm" / "refs" / name).read_text() for name in ("main", "v1")} == {loaded}
+    assert sorted(path.name for path in hub.glob("models--*/snapshots/*/*")) == ["README.md", "config.json"]
+
+
+@pytest.mark.slow
+def test_the_card_of_a_model_in_a_bucket_is_read(bucket: str) -> None:
+    """License, languages and base model, by two small files; the weights stay where they are."""
+    files = {"README.md": "---\nlicense: mit\nlanguage: [de]\n---\n", "config.json": '{"_name_or_path": "owner/vlm"}'}
+    for name, text in (files | {"model.safetensors": "weights"}).items():
+        storage.put(text.encode(), f"{bucket}/vlm/{name}")
+    matter = front_matter(config(student={"path": f"{bucket}/vlm"}))
+    assert (matter["license"], matter["language"], matter["base_model"]) == ("mit", ["de"], ["owner/vlm"])
+    assert not list(storage.cache_folder().rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -370,6 +428,7 @@ def test_the_snippet_answers(family: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_gguf_teacher_is_named_with_its_file(tmp_path: Path):
-    """On the hub by id and file, here by the file's name alone; the hub id is that of its repository."""
+    """On the hub by id, revision and file, elsewhere by the file's name alone; the hub id is that of its repository."""
     assert public_name("org/lm/q8.gguf") == "org/lm/q8.gguf" and hub_ids("org/lm/q8.gguf") == ["org/lm"]
-    assert public_name(str(tmp_path / "q8.gguf")) == "q8.gguf"
+    assert public_name("org/lm@v1/q8.gguf") == "org/lm@v1/q8.gguf" and hub_ids("org/lm@v1/q8.gguf") == ["org/lm"]
+    assert public_name(str(tmp_path / "q8.gguf")) == public_name("s3://bucket/lm/q8.gguf") == "q8.gguf"
