@@ -97,6 +97,12 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
         is_saved = storage.is_file(storage.below(path, "dataset_dict.json"))
         if is_on_hub(path) or (config.split and not (is_saved or names_files(path))):
             return _fetched(source.model_copy(update={"path": storage.local_copy(path)}))
+        if config.subset is not None and not names_files(path):
+            raise UserError(
+                f"{config.name}: `subset` chooses within a dataset of the hub, or a folder laid out as one with "
+                f"`split` set; of {path} all would be read: let `path` name what is meant, and leave `subset` out "
+                "(null, where the task is of the catalog)"
+            )
         if names_files(path) and (idle := [name for name in ("subset", "split") if getattr(config, name) is not None]):
             log.warning(
                 "evaluation.tasks: %s: %s has no splits: all of it is read, whatever `%s` says",

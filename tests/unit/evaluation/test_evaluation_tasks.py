@@ -268,6 +268,24 @@ def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
         load_task(easy.model_copy(update={"split": "dev"}))
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_subset_that_chooses_nothing_is_refused(saved: bool, tmp_path: Path) -> None:
+    """Of a folder without `split`, or one that `datasets` saved, all subsets would be read as one."""
+    rows = [{"text": f"{name} {i}"} for name in ("anatomy", "virology") for i in range(2)]
+    if saved:
+        datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "mmlu")
+    else:
+        for name in ("anatomy", "virology"):
+            (tmp_path / "mmlu" / name).mkdir(parents=True)
+            write(tmp_path / "mmlu" / name / "test.jsonl", *(row for row in rows if name in row["text"]))
+    whole = config(tmp_path / "mmlu", "perplexity", split="test" if saved else None)
+    assert len(load_task(whole).items) == 4
+    with pytest.raises(
+        UserError, match=r"evaluation.tasks: t: `subset` chooses within .* let `path` name what is meant"
+    ):
+        load_task(whole.model_copy(update={"subset": "anatomy"}))
+
+
 def test_a_split_of_a_file_is_said_to_choose_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """All of a file is read: who sets `split` or `subset`, or has them of the catalog, is told."""
     file = tmp_path / "rows.jsonl"
