@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,17 @@ def test_one_item_decides_nothing(tmp_path: Path) -> None:
     assert "not judged alone" not in result.verdict.text and "counts in the mean" not in result.verdict.text
     assert result.distilled.recovery is None and result.distilled.retention is None
     assert "text: of one item" not in summarize(tmp_path, models, settings(TEXT, CLOZE)).reasons["recovery"]
+
+
+def test_a_nan_of_the_users_own_is_the_same_item(tmp_path: Path) -> None:
+    """A column beside the type's own may hold any number; another number is another item."""
+    for other, refused in ((math.nan, nullcontext()), (1.0, pytest.raises(UserError, match="different items"))):
+        for model, number in (("teacher", math.nan), ("adapted", other)):
+            write_measured(tmp_path, CLOZE, model, correct(0.5, 10))
+            path = items_path(tmp_path, "cloze", model)
+            write_items(path, read_columns(path) | {"score": [number, *range(9)]}, None)
+        with refused:
+            assert summarize(tmp_path, ["teacher", "adapted"], settings(CLOZE)).tasks["cloze"].items == 10
 
 
 def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
