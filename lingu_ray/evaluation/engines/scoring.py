@@ -1,7 +1,7 @@
 """From texts to scored tokens: context and continuation as token ids, in windows that fit the model.
 
-As in lm-evaluation-harness: raw text, trailing spaces of the context moved to the continuation, a BOS token where the
-tokenizer adds one. All engines score the same tokens in the same windows.
+As in lm-evaluation-harness: raw text, trailing spaces of the context moved to the continuation, and first what the
+tokenizer puts before a text, mostly BOS. All engines score the same tokens in the same windows.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,9 +39,9 @@ class WindowScore:
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer adds before a text: BOS or nothing."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a").input_ids[:1] == [bos] else []
+    """What the tokenizer adds before a text: mostly BOS or nothing; GLM-4's two tokens."""
+    ids, text = (tokenizer("a", add_special_tokens=special).input_ids for special in (True, False))
+    return list(takewhile(lambda token: token != text[0], ids))
 
 
 def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -162,6 +162,25 @@ def test_long_texts_are_scored_in_windows_each_token_once(folders: dict[str, Pat
     assert score.loglik == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("template", "leading"),
+    [("$A", []), ("<|im_start|> $A", ["<|im_start|>"]), ("[gMASK] <sop> $A", ["[gMASK]", "<sop>"]),
+     ("$A <|endoftext|>", []), ("<sop> $A <|endoftext|>", ["<sop>"])],
+)  # fmt: skip
+def test_what_the_tokenizer_puts_first_stays_first(template: str, leading: list[str]) -> None:
+    """Whatever tokens these are, a context has them, an empty one, too; what it puts last is no part of a text."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    special = [word for word in template.split() if word != "$A"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=[(word, tokenizer.convert_tokens_to_ids(word)) for word in special]
+    )
+    first, text = tokenizer.convert_tokens_to_ids(leading), tokenizer("a b c", add_special_tokens=False).input_ids
+    context, continuation = encode_pairs(tokenizer, [ScoreRequest("a b", " c")])[0]
+    assert context + continuation == first + text
+    assert encode_pairs(tokenizer, [ScoreRequest("", "a b c")]) == [(first or [tokenizer.bos_token_id], text)]
+
+
 def test_windows_keep_what_fits_and_cut_the_beginning_of_a_long_context() -> None:
     """A pair that fits is one window; a long context loses its beginning, no scored token is lost."""
     (whole,) = windows(0, [1, 2], [3, 4], max_length=3)
