@@ -50,6 +50,7 @@ def normalize(answer: str) -> str:
     Marks that are parts of letters (vowel signs of Hindi, accents), and of mathematics (+, =, <), are no punctuation.
     """
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", unicodedata.normalize("NFC", answer.lower()))  # 1,000 is 1000
+    text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
     text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", _without_punctuation, text)  # -5, 2.5, 10:30 and 1/2 stay
     words = text.split() or answer.lower().split()
     return " ".join([word for word in words if word not in _ARTICLES] or words)
