@@ -42,7 +42,22 @@ class ModelFiles:
     @property
     def max_length(self) -> int:
         """The model's context in tokens."""
-        return self.config.get_text_config(decoder=True).max_position_embeddings
+        return context_of(self.config)
+
+
+def context_of(config: PreTrainedConfig) -> int:
+    """How many tokens a model of this configuration takes.
+
+    Raises:
+        UserError: the configuration does not say.
+    """
+    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is None:  # as of ALiBi (BLOOM, MPT), which has no positions, and of models without attention
+        raise UserError(
+            f"model {config.name_or_path}: its configuration does not say how long a text it takes: write "
+            "max_position_embeddings into its config.json"
+        )
+    return context
 
 
 def supports_images(config: PreTrainedConfig) -> bool:
@@ -107,6 +122,7 @@ def _load_config(path: Path | str) -> PreTrainedConfig:
             refuse_unread(empty_model(AutoModelForCausalLM, config), f"model {path}", place, **origin)
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
+    context_of(config)
     return config
 
 

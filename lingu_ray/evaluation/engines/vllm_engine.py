@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from lingu_ray.distill.decoder import head_dim, key_heads
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
-from lingu_ray.evaluation.engines.load import ModelFiles, load_model_files
+from lingu_ray.evaluation.engines.load import ModelFiles, context_of, load_model_files
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
 from lingu_ray.evaluation.engines.scoring import Window, WindowScore, all_windows, join_windows
 from lingu_ray.evaluation.engines.vllm_plugin import register
@@ -95,7 +95,7 @@ def _unsupported_on_cpu(config: PreTrainedConfig) -> str | None:
 
 def _context(config: PreTrainedConfig) -> int:
     """Tokens of a full context in blocks, including the token predicted after it and vLLM's own block."""
-    return (config.get_text_config(decoder=True).max_position_embeddings // BLOCK + 2) * BLOCK
+    return (context_of(config) // BLOCK + 2) * BLOCK
 
 
 def _kv_bytes(config: PreTrainedConfig) -> int:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny import tiny_teacher
+from tiny import tiny_teacher, tiny_tokenizer
+from transformers import BloomConfig, BloomForCausalLM
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.command_line import load_config
@@ -40,6 +41,19 @@ def test_a_missing_model_is_named_before_anything_starts(tmp_path: Path) -> None
     task = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
     with pytest.raises(UserError, match=r"cannot load the model: no such file or folder: .*missing"):
         evaluate({"teacher": tmp_path / "missing"}, EvaluationConfig(tasks=(task,)), tmp_path)
+
+
+def test_a_model_that_does_not_say_its_context_is_refused(tmp_path: Path) -> None:
+    """Before Ray is started; with the number in its configuration it is taken."""
+    BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=2)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "items.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}\n')
+    task = TaskConfig.model_validate({**CHOICE, "path": str(tmp_path / "items.jsonl")})
+    with pytest.raises(UserError, match=rf"model {re.escape(str(tmp_path))}: its configuration does not say how long"):
+        evaluate({"teacher": tmp_path}, EvaluationConfig(tasks=(task,)), tmp_path / "out")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 128}))
+    assert load_model_files(tmp_path).max_length == 128
 
 
 def test_a_model_that_is_not_what_its_files_say_is_refused(tmp_path: Path) -> None:
