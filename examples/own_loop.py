@@ -28,22 +28,37 @@ def collate(processor: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tenso
 
     Questions are padded on the left and answers on the right, so that each answer follows its question.
     """
-    questions, answers = [], []
+    questions, answers = (list(texts) for texts in zip(*(render(processor, row) for row in rows), strict=True))
     images = [[Image.open(row["image"]).convert("RGB")] if row.get("image") else [] for row in rows]
-    for row, image in zip(rows, images, strict=True):
-        content = [{"type": "image"} for _ in image] + [{"type": "text", "text": row["question"]}]
-        message = {"role": "user", "content": content}
-        questions.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
-        answers.append(" " + row["answer"] + processor.tokenizer.eos_token)
-    options = {"padding": True, "add_special_tokens": False, "return_tensors": "pt"}
-    batch = processor(text=questions, images=images if any(images) else None, padding_side="left", **options)
-    said = processor.tokenizer(answers, padding_side="right", **options)
+    bos = not questions[0].startswith(processor.tokenizer.bos_token or "")  # where the template does not write it
+    options = {"padding": True, "return_tensors": "pt"}
+    batch = processor(
+        text=questions, images=images if any(images) else None, padding_side="left", add_special_tokens=bos, **options
+    )
+    said = processor.tokenizer(answers, padding_side="right", add_special_tokens=False, **options)
     answer_ids = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
     labels = torch.cat([torch.full_like(batch["input_ids"], -100), answer_ids], 1)
     joined = {name: torch.cat([batch[name], said[name]], 1) for name in ("input_ids", "attention_mask")}
     vision = {name: value for name, value in batch.items() if "token_type" not in name}
     distill = torch.tensor([row["distill"] for row in rows])
     return vision | joined | {"labels": labels, "distill": distill}
+
+
+def render(processor: Any, row: dict[str, Any]) -> tuple[str, str]:
+    """A row as the chat template writes it: the question with the generation prompt, and the answer that follows.
+
+    The answer ends with the template's end of turn, or with EOS where it writes none.
+    """
+    content = [{"type": "image"}] * bool(row.get("image")) + [{"type": "text", "text": row["question"]}]
+    asked = {"role": "user", "content": content}
+    said = {"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]}
+    question = processor.apply_chat_template([asked], add_generation_prompt=True, tokenize=False)
+    whole = processor.apply_chat_template([asked, said], tokenize=False)
+    if not whole.startswith(question):
+        raise ValueError(f"the chat template asks with {question!r}, and a conversation is {whole!r}")
+    answer = whole.removeprefix(question).rstrip()
+    ends = tuple(str(token) for token in processor.tokenizer.added_tokens_decoder.values())
+    return question, answer if answer.endswith(ends) else answer + processor.tokenizer.eos_token
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The examples run as they are, and their accumulated gradients are those of one large batch."""
 
+import copy
 import importlib.util
 import json
 import os
@@ -14,10 +15,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from tiny import picture, tiny_student, tiny_teacher
+from processors import PROCESSORS, processor_of
+from tiny import picture, tiny_processor, tiny_student, tiny_teacher
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 
+from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.row import Row
 from lingu_ray.distill import Distiller, UserError
 
 AS_IT_IS = {"skip_prepare_dataset": True}
@@ -58,6 +63,53 @@ def test_rows_are_lines_as_other_tools_write_them(examples: Any, tmp_path: Path)
     line = json.dumps(row, ensure_ascii=False)
     (tmp_path / "rows.jsonl").write_bytes(f"\ufeff{line}\r\n\r\n{line}\n\n".encode())
     assert examples.read_rows(str(tmp_path / "rows.jsonl")) == [row, row]
+
+
+def plain(processor: Any) -> Any:
+    """The processor with a template that ends no turn, as LLaVA 1.5's, and BOS of the tokenizer."""
+    processor = copy.deepcopy(processor)
+    processor.chat_template = (
+        "{% for message in messages %}{{ message['role'] | upper }}: {% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+    )
+    bos, core = processor.tokenizer.bos_token, processor.tokenizer.backend_tokenizer
+    core.post_processor = TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, processor.tokenizer.bos_token_id)]
+    )
+    return processor
+
+
+STUDENTS: dict[str, Callable[[], Any]] = {
+    "SmolVLM's template": tiny_processor,
+    **{name: partial(processor_of, name) for name in PROCESSORS},
+    "no end of turn": lambda: plain(processor_of("llava")),
+}
+
+
+@pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
+@pytest.mark.parametrize("seen", [False, True])
+def test_labels_are_those_of_a_run(student: Callable[[], Any], seen: bool, examples: Any, tmp_path: Path):
+    """Whatever ends a turn in the template, the example's tokens and labels are those that a run makes of the row."""
+    (tmp_path / "a.png").write_bytes(picture(3))
+    row = {"question": "What is it?", "answer": "A dog.", "distill": True, "image": str(tmp_path / "a.png") * seen}
+    processor = student()
+    batch = examples.collate(processor, [row])
+    messages = [
+        {"role": "user", "content": "<image>" * seen + row["question"]},
+        {"role": "assistant", "content": row["answer"]},
+    ]
+    sample = Encoder(processor, 512).encode(Row("-", 0, messages, [picture(3)] * seen, True))
+    assert batch["input_ids"][0].tolist() == sample.input_ids_T.tolist()
+    assert batch["labels"][0].tolist() == sample.input_ids_T.masked_fill(~sample.supervised_T, -100).tolist()
+
+
+def test_a_template_that_asks_otherwise_is_refused(examples: Any):
+    """Where a conversation does not begin as it is asked, nothing says where the answer begins."""
+    processor = tiny_processor()
+    processor.chat_template = processor.chat_template.replace("'Assistant:'", "'Helper:'")
+    with pytest.raises(ValueError, match=r"the chat template asks with .*Helper:"):
+        examples.collate(processor, [{"question": "What?", "answer": "A dog.", "distill": True}])
 
 
 @pytest.mark.slow
