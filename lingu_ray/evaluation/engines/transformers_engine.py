@@ -68,35 +68,39 @@ class TransformersEngine:
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
         """Score every continuation: fp32 softmax, summed in float64.
 
+        Windows that differ in their last token alone, as options of a letter do, are computed once.
+
         Raises:
             UserError: a continuation has no token of its own, or a likelihood is not finite (a model that diverged).
         """
         cuts = all_windows(self.files.tokenizer, requests, self.max_length)
-        scored: dict[int, WindowScore] = {}
-        for batch in batches_within([len(w.ids) - 1 for w in cuts], self.tokens_per_batch):
-            scored.update(zip(batch, self._score([cuts[i] for i in batch]), strict=True))
+        read: dict[tuple[int, ...], list[int]] = defaultdict(list)  # windows by what is read for them
+        for index, window in enumerate(cuts):
+            read[window.ids[:-1]].append(index)
+        inputs, scored = list(read), dict[int, WindowScore]()
+        for batch in batches_within([len(ids) for ids in inputs], self.tokens_per_batch):
+            rows = {index: row for row, place in enumerate(batch) for index in read[inputs[place]]}
+            scores = self._score([inputs[place] for place in batch], [(row, cuts[i]) for i, row in rows.items()])
+            scored.update(zip(rows, scores, strict=True))
         return join_windows(self.files.path, cuts, [scored[i] for i in range(len(cuts))], len(requests))
 
-    def _score(self, chosen: list[Window]) -> list[WindowScore]:
-        """Score windows in one right-padded forward pass; logits only at the scored positions."""
-        longest = max(len(w.ids) for w in chosen) - 1
-        input_ids_BT = torch.zeros(len(chosen), longest, dtype=torch.long)
+    def _score(self, inputs: list[tuple[int, ...]], chosen: list[tuple[int, Window]]) -> list[WindowScore]:
+        """Score windows, each with its row of `inputs`, in one right-padded forward pass; logits only where scored."""
+        input_ids_BT = torch.zeros(len(inputs), max(map(len, inputs)), dtype=torch.long)
         attention_mask_BT = torch.zeros_like(input_ids_BT)
-        scored_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
-        targets_BT = torch.zeros_like(input_ids_BT)
-        for row, window in enumerate(chosen):
-            length = len(window.ids) - 1
-            input_ids_BT[row, :length] = torch.tensor(window.ids[:-1])
-            targets_BT[row, :length] = torch.tensor(window.ids[1:])
-            attention_mask_BT[row, :length] = 1
-            scored_BT[row, length - window.scored : length] = True
+        for row, ids in enumerate(inputs):
+            input_ids_BT[row, : len(ids)] = torch.tensor(ids)
+            attention_mask_BT[row, : len(ids)] = 1
+        sizes = [window.scored for _, window in chosen]
+        row_N = torch.tensor([row for row, _ in chosen]).repeat_interleave(torch.tensor(sizes))
+        place_N = torch.cat([torch.arange(-window.scored, 0) + len(window.ids) - 1 for _, window in chosen])
+        targets_N = torch.tensor([token for _, window in chosen for token in window.ids[-window.scored :]])
         hidden_BTD = self.model.get_decoder()(
             input_ids=input_ids_BT.to(self.device), attention_mask=attention_mask_BT.to(self.device), use_cache=False
         ).last_hidden_state
-        hidden_ND, targets_N = hidden_BTD[scored_BT.to(self.device)], targets_BT[scored_BT].to(self.device)
-        chunks = zip(hidden_ND.split(HEAD_CHUNK), targets_N.split(HEAD_CHUNK), strict=True)
+        hidden_ND = hidden_BTD[row_N.to(self.device), place_N.to(self.device)]
+        chunks = zip(hidden_ND.split(HEAD_CHUNK), targets_N.to(self.device).split(HEAD_CHUNK), strict=True)
         logliks, hits = zip(*(self._score_tokens(*chunk) for chunk in chunks), strict=True)
-        sizes = [window.scored for window in chosen]
         return [
             WindowScore(loglik_N.sum().item(), bool(hit_N.all()))
             for loglik_N, hit_N in zip(torch.cat(logliks).split(sizes), torch.cat(hits).split(sizes), strict=True)

@@ -181,6 +181,25 @@ def test_what_the_tokenizer_puts_first_stays_first(template: str, leading: list[
     assert encode_pairs(tokenizer, [ScoreRequest("", "a b c")]) == [(first or [tokenizer.bos_token_id], text)]
 
 
+def test_options_of_one_token_are_computed_once(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scores are those of each alone; the decoder reads a question once, whatever its letters and their order."""
+    engine = TransformersEngine(folders["teacher"], 200)
+    questions = [f"{topics[name][:60]}\nAnswer:" for name in sorted(topics)[:6]]
+    requests = [ScoreRequest(question, f" {letter}") for letter in "ABCD" for question in questions]
+    alone = [engine.loglikelihoods([request])[0] for request in requests]
+    rows: list[tuple[int, ...]] = []
+
+    def note(module: torch.nn.Module, args: object, given: dict[str, torch.Tensor]) -> None:
+        rows.extend(map(tuple, given["input_ids"].tolist()))
+
+    handle = engine.model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+    together = engine.loglikelihoods(requests)
+    handle.remove()
+    assert len(rows) == len(questions)
+    assert [s.loglik for s in together] == pytest.approx([s.loglik for s in alone], abs=1e-4)
+    assert [replace(s, loglik=0) for s in together] == [replace(s, loglik=0) for s in alone]
+
+
 def test_windows_keep_what_fits_and_cut_the_beginning_of_a_long_context() -> None:
     """A pair that fits is one window; a long context loses its beginning, no scored token is lost."""
     (whole,) = windows(0, [1, 2], [3, 4], max_length=3)
