@@ -6,13 +6,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from lingu_ray.distill.head import scale_, scaling
 from lingu_ray.distill.inputs import ModelInputs, send_arguments, token_arguments
+
+_PRODUCT = 100.0  # a logit before scale and soft cap, so large that these show
+_LEFT_OUT = WeakKeyDictionary[nn.Module, bool]()
+"""Models that have been asked whether their class leaves out scale and soft cap."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,8 @@ def generate_answers(
     `seeds`: of sampling, one for each prompt: its draws are the same in any batch, and so, up to rounding, is its
     answer; empty: from PyTorch's global generator.
     What the checkpoint's generation settings say (beams, repetition penalty, top-p, …) has no effect: sampled answers
-    follow the model's own distribution, greedy ones its likeliest tokens, on every engine alike.
+    follow the model's own distribution, greedy ones its likeliest tokens, on every engine alike. The distribution is
+    that of the loss, with scale and soft cap of the decoder also where the model's class leaves them out (`head.py`).
     """
     longest = max(len(prompt.input_ids_T) for prompt in prompts)
 
@@ -65,7 +72,8 @@ def generate_answers(
     sampling = LogitsProcessorList()
     if temperature:
         seeds = seeds or torch.randint(2**62, (len(prompts),)).tolist()
-        sampling.append(_Sampling(temperature, [torch.Generator(model.device).manual_seed(seed) for seed in seeds]))
+        generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+        sampling.append(_Sampling(temperature, generators, *_left_out(model)))
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
@@ -81,16 +89,45 @@ def generate_answers(
 
 
 class _Sampling(LogitsProcessor):
-    """Makes the likeliest token a sampled one, by Gumbel noise on the logits of each row from its own generator."""
+    """Makes the likeliest token a sampled one, by Gumbel noise on the logits of each row from its own generator.
 
-    def __init__(self, temperature: float, generators: list[torch.Generator]) -> None:
-        self.temperature, self.generators = temperature, generators
+    `scale`, `softcap`: of the logits, which are still to be applied.
+    """
+
+    def __init__(
+        self, temperature: float, generators: list[torch.Generator], scale: float, softcap: float | None
+    ) -> None:
+        self.temperature, self.generators, self.scale, self.softcap = temperature, generators, scale, softcap
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # names of Transformers: BT and BV
+        forbidden_BV = scores.isneginf()  # a soft cap would allow them
+        scores = scale_(scores, self.scale, self.softcap).masked_fill(forbidden_BV, -torch.inf)
         noise_BV = torch.empty_like(scores)
         for row_V, generator in zip(noise_BV, self.generators, strict=True):
             row_V.exponential_(generator=generator)
         return scores / self.temperature - noise_BV.log()
+
+
+def _left_out(model: Any) -> tuple[float, float | None]:
+    """Scale and soft cap that the model's class leaves out of its logits; 1 and None where there is nothing to add."""
+    found = scaling(model.config.get_text_config(decoder=True))
+    if found == (1.0, None):
+        return found
+    if model not in _LEFT_OUT:
+        _LEFT_OUT[model] = _gives_products(model)
+    return found if _LEFT_OUT[model] else (1.0, None)
+
+
+def _gives_products(model: Any) -> bool:
+    """Whether the model's logits are what its head multiplies, seen where that is replaced."""
+    one_BT = torch.zeros(1, 1, dtype=torch.long)
+    inputs = ModelInputs(one_BT, one_BT, one_BT, one_BT.bool(), {})
+    replaced = model.get_output_embeddings().register_forward_hook(lambda *call: torch.full_like(call[2], _PRODUCT))
+    try:
+        logits_BTV = model(**send_arguments(token_arguments(model, inputs), model.device), use_cache=False).logits
+    finally:
+        replaced.remove()
+    return bool((logits_BTV == _PRODUCT).all())
 
 
 @contextmanager

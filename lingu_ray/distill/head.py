@@ -48,9 +48,7 @@ class OutputHead:
         if out is None:
             out = hidden_ND.new_empty(len(hidden_ND), self.vocabulary, dtype=torch.float32)
         add_product_(out, hidden_ND, self.weight_VD.T, beta=0)
-        if self.softcap is not None:
-            return out.mul_(self.scale / self.softcap).tanh_().mul_(self.softcap)
-        return out if self.scale == 1 else out.mul_(self.scale)
+        return scale_(out, self.scale, self.softcap)
 
     def pull_back_(self, grad_NV: Tensor, logits_NV: Tensor) -> Tensor:
         """dL/d(hidden Wᵀ) from dL/dlogits, in place; `logits_NV`, as returned by `logits`, are overwritten too."""
@@ -58,6 +56,13 @@ class OutputHead:
             # d tanh(x)/dx = 1 − tanh²(x)
             grad_NV.addcmul_(grad_NV, logits_NV.square_(), value=-1 / self.softcap**2)
         return grad_NV if self.scale == 1 else grad_NV.mul_(self.scale)
+
+
+def scale_(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """The head's products with scale and soft cap, in place."""
+    if softcap is not None:
+        return logits.mul_(scale / softcap).tanh_().mul_(softcap)
+    return logits if scale == 1 else logits.mul_(scale)
 
 
 def add_product_(sum_: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
