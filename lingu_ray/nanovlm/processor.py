@@ -2,6 +2,7 @@
 
 from typing import cast
 
+from huggingface_hub.errors import HTTPError
 from PIL.Image import Resampling
 from transformers import AutoTokenizer, Idefics3ImageProcessorPil, Idefics3Processor, PreTrainedTokenizerBase
 
@@ -36,7 +37,7 @@ def build_processor(settings: Settings, path: str) -> Idefics3Processor:
     """
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise UserError(f"tokenizer={path}: cannot be loaded. {error}") from error
     tokenizer.pad_token = tokenizer.eos_token
     add_tokens(tokenizer, settings)
