@@ -198,10 +198,8 @@ class Parts:
     def join(self) -> None:
         """Join all chunks into one file, and delete them."""
         chunks = [read_columns(part) for part in self._files()]
-        names = [
-            name for name in chunks[0] if all(name in chunk for chunk in chunks)
-        ]  # others an earlier version had not
-        columns = {name: [value for chunk in chunks for value in chunk[name]] for name in names}
+        of_all = [name for name in chunks[0] if all(name in chunk for chunk in chunks)]  # an earlier version had fewer
+        columns = {name: [value for chunk in chunks for value in chunk[name]] for name in of_all}
         write_items(self.path, columns, self.stamp)
         shutil.rmtree(self.folder)
 
