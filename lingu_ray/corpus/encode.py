@@ -262,8 +262,8 @@ class Encoder:
         self._tokens(answers, sizes)
         if not sizes:
             return
-        pictures = [Image.new("RGB", size) for size in sizes]
-        self._images.tensors(pictures)
+        pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in sizes]
+        self._images.tensors(pictures)  # which are written as the blank ones of `_tokens`
         if len(probe) > 2:
             return
         text = self._renderer.prompt(probe[:-1], expanded=False)

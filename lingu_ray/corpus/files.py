@@ -95,16 +95,17 @@ def hub_files(source: SourceConfig) -> list[str]:
     """
     from datasets import Dataset, load_dataset  # slow to import: only where they are used
     from datasets.exceptions import DatasetsError
-    from huggingface_hub.errors import HTTPError
+
+    from lingu_ray.hub import HUB_ERRORS
 
     try:
         dataset = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
-    except (OSError, ValueError) as error:
+    except HUB_ERRORS as error:
         raise UserError(
             f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
             f"(revision {source.revision or 'main'}, subset {source.subset}, split {source.split}): {error}"
         ) from error
-    except (RuntimeError, DatasetsError, HTTPError) as error:  # a script, which is not run; bad data; a broken line
+    except (RuntimeError, DatasetsError) as error:  # a script, which is not run; data files that are none
         *_, first = causes(error)
         why = error if first is error else f"{error} ({type(first).__name__}: {first})"
         raise UserError(f"source {source.name}: {source.path} cannot be read: {why}") from error

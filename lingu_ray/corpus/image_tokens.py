@@ -47,7 +47,7 @@ class ImageTokens:
         """What the student's forward takes for the images (float32, int64 or bool); empty for none.
 
         Raises:
-            CannotEncode: the processor refuses an image, or expands it otherwise than `texts` says.
+            CannotEncode: the processor refuses an image, or expands it otherwise than another of its size.
         """
         if not images:
             return {}

@@ -135,8 +135,11 @@ def _as_record(value: Any) -> Record | BadRecord:
 
 def _read_json(split: FileSplit) -> Iterator[Numbered]:
     with open_file(split.path) as file:
-        file.seek(split.start)
-        encoded = b"[%b]" % file.read(split.stop - split.start) if split.stop else file.read()
+        if split.stop:
+            file.seek(split.start)
+            encoded = b"[%b]" % file.read(split.stop - split.start)
+        else:
+            encoded = file.read()
     try:
         content = from_json(encoded)
     except (ValueError, RecursionError) as error:

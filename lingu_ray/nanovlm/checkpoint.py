@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lingu_ray.errors import UserError
+from lingu_ray.hub import HUB_ERRORS
 
 Settings = dict[str, Any]
 States = dict[str, Tensor]
@@ -33,7 +33,7 @@ def read_checkpoint(source: str) -> tuple[Settings, States]:
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(source, allow_patterns=_FILES))
-        except (OSError, ValueError, HTTPError) as error:
+        except HUB_ERRORS as error:
             raise UserError(
                 f"{source}: neither a folder nor a model that can be downloaded from the hub. {error}"
             ) from error

@@ -2,11 +2,11 @@
 
 from typing import cast
 
-from huggingface_hub.errors import HTTPError
 from PIL.Image import Resampling
 from transformers import AutoTokenizer, Idefics3ImageProcessorPil, Idefics3Processor, PreTrainedTokenizerBase
 
 from lingu_ray.errors import UserError
+from lingu_ray.hub import HUB_ERRORS
 from lingu_ray.nanovlm.checkpoint import Settings
 
 _FAKE, _IMAGE, _GLOBAL = "<fake_token_around_image>", "<image>", "<fake_token_around_image><global-img>"
@@ -37,7 +37,7 @@ def build_processor(settings: Settings, path: str) -> Idefics3Processor:
     """
     try:
         tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(path))
-    except (OSError, ValueError, HTTPError) as error:
+    except HUB_ERRORS as error:
         raise UserError(f"tokenizer={path}: cannot be loaded. {error}") from error
     tokenizer.pad_token = tokenizer.eos_token
     add_tokens(tokenizer, settings)

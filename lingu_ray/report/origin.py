@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from lingu_ray import storage
 from lingu_ray.config import strict_yaml
 from lingu_ray.errors import UserError
+from lingu_ray.hub import HUB_ERRORS
 from lingu_ray.paths import hub_model, is_hub_id, model_origin
 
 
@@ -73,5 +73,5 @@ def _of_hub(model: str, revision: str | None, name: str, loaded: str) -> Path | 
         return None
     try:
         return Path(hf_hub_download(model, name, revision=Path(of_commit).parent.name))
-    except (OSError, ValueError, HTTPError):  # the last: a connection that broke
+    except HUB_ERRORS:
         return None

@@ -73,13 +73,14 @@ def local_copy(path: str | Path) -> str:
 
 def _snapshot(id: str, revision: str, file: str | None) -> str:
     """The folder of a hub model's revision, or a GGUF `file` in it; weights in other formats are not fetched."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub import snapshot_download  # slow to import: only where it is used
+
+    from lingu_ray.hub import HUB_ERRORS
 
     unread = [f"*{suffix}" for suffix in _NOT_LOADED if suffix != ".gguf" or file is None]
     try:
         folder = Path(snapshot_download(id, revision=revision, allow_patterns=file, ignore_patterns=unread))
-    except (OSError, ValueError, HTTPError) as error:  # the last: a connection that broke, again and again
+    except HUB_ERRORS as error:
         raise UserError(f"{id}: revision {revision} cannot be had of the Hugging Face hub ({error})") from error
     return str(folder / file if file else folder)
 

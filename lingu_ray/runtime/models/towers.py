@@ -14,6 +14,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 from lingu_ray.config import VisionConfig
 from lingu_ray.distill.towers import States, VisionParts, tower_states, vision_config, vision_parts
 from lingu_ray.errors import UserError
+from lingu_ray.hub import HUB_ERRORS
 from lingu_ray.paths import why_not_loaded
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
 from lingu_ray.storage import local_copy
@@ -85,7 +86,7 @@ def _preprocessor(settings: VisionConfig) -> dict[str, Any]:
         try:
             file = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
             found = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-        except (OSError, ValueError) as error:
+        except HUB_ERRORS as error:
             raise UserError(f"{SETTING}={settings.tower}: its {name} cannot be read: {error}") from error
         if inner := found.get("image_processor") if name == PROCESSOR_NAME else found:
             return inner

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -30,9 +29,10 @@ from transformers.utils import (
 from transformers.utils import logging as transformers_logging
 
 from lingu_ray.errors import UserError
+from lingu_ray.hub import HUB_ERRORS
 from lingu_ray.runtime.models import gguf
 
-NOT_LOADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error, HTTPError)
+NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
 """What Transformers raises where there is no model, one that it does not know, or a file that was cut off (GGUF)."""
 
 _SHOWN = 3

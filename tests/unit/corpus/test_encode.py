@@ -8,6 +8,7 @@ from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.image_tokens import ImageTokens
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.row import Row
+from lingu_ray.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,20 @@ def test_a_picture_is_processed_once(processor, monkeypatch):
     asked.clear()
     assert len(short.encode(two).vision["pixel_values"][0]) == 1  # the second turn does not fit
     assert asked[:2] == [2, 1]
+
+
+def test_a_processor_that_writes_by_what_a_picture_shows_is_refused(processor, monkeypatch):
+    """The build counts tokens by sizes alone: said before any row is read."""
+    ask = ImageTokens._ask
+
+    def ask_by_content(self, images):
+        texts, encoded = ask(self, images)
+        return [text * (1 if image.getbbox() is None else 2) for text, image in zip(texts, images)], encoded
+
+    Encoder(processor, max_length=256).check_template()
+    monkeypatch.setattr(ImageTokens, "_ask", ask_by_content)
+    with pytest.raises(UserError, match="expands an image by more than its size"):
+        Encoder(processor, max_length=256).check_template()
 
 
 def test_visual_positions_are_the_placeholders(encoder):

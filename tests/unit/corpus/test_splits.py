@@ -73,6 +73,7 @@ def arrow(records: list[dict], writer: Any = pa.ipc.new_stream) -> bytes:
 
 
 LINES = "".join(json.dumps(record) + "\n" for record in RECORDS).encode()
+ARRAY = json.dumps(RECORDS, indent=1).encode()
 CSV = b"\xef\xbb\xbfprompt,completion\r\n" + b"".join(f"q{i},a{i}\r\n".encode() for i in range(10))
 
 
@@ -103,7 +104,10 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path):
         ("a.jsonl.zst", zstd(LINES), 1),
         ("lines.json.zstd", zstd(LINES), 1),
         ("blank-first.json", b"\n" + LINES, 2),
-        ("array.json.gz", gzip.compress(json.dumps(RECORDS, indent=1).encode()), 1),
+        ("array.json.gz", gzip.compress(ARRAY), 1),
+        ("array.json.bz2", bz2.compress(ARRAY), 1),
+        ("array.json.xz", lzma.compress(ARRAY), 1),
+        ("array.json.zst", zstd(ARRAY), 1),
         ("a.csv", CSV, 2),
         ("a.csv.gz", gzip.compress(CSV), 2),
         ("a.tsv", CSV.replace(b",", b"\t"), 2),

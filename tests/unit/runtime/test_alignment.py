@@ -169,14 +169,18 @@ def test_its_process_ends_before_training(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can put itself in the place of another user")
 def test_folders_of_others_are_passed_by():
     """A colleague's run, or a disk's lost+found, beside the run is not looked into, and ends nothing."""
-    with tempfile.TemporaryDirectory() as shared:
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:  # which everybody may enter
         theirs = Path(shared, "theirs")
         (theirs / "initial_model").mkdir(parents=True)
         theirs.chmod(0o700)
         Path(shared).chmod(0o755)
         if (process := os.fork()) == 0:
-            os.setuid(65534)  # nobody
-            os._exit(_equal_one(RunFolder(Path(shared, "mine")), "an identity") is not None)
+            code = 2  # of whatever is raised
+            try:
+                os.setuid(65534)  # nobody
+                code = int(_equal_one(RunFolder(Path(shared, "mine")), "an identity") is not None)
+            finally:
+                os._exit(code)
         assert os.waitpid(process, 0)[1] == 0
 
 
