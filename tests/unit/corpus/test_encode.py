@@ -80,7 +80,8 @@ def test_a_processor_that_writes_by_what_a_picture_shows_is_refused(processor, m
 
     def ask_by_content(self, images):
         texts, encoded = ask(self, images)
-        return [text * (1 if image.getbbox() is None else 2) for text, image in zip(texts, images)], encoded
+        shown = [image.getbbox() is not None for image in images]
+        return [text * (1 + more) for text, more in zip(texts, shown, strict=True)], encoded
 
     Encoder(processor, max_length=256).check_template()
     monkeypatch.setattr(ImageTokens, "_ask", ask_by_content)
