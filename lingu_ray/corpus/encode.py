@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -146,6 +146,11 @@ class Encoder:
         """
         self._check_text(row.messages)
         return self._fit(row, [image_size(image) for image in row.images]).whole
+
+    def fitted(self, row: Row) -> Row:
+        """The row without the turns at its end that `encode` leaves out (errors as `encode`)."""
+        fitted = self._fit(row, [image_size(image) for image in row.images])
+        return replace(row, messages=fitted.messages, images=row.images[: len(fitted.sizes)])
 
     def prompt(self, messages: Messages, expanded: bool = True) -> str:
         """The text up to where the next answer begins, one image token an image; `expanded`: see `ChatTemplate`."""

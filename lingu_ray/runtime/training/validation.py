@@ -119,6 +119,7 @@ def answer_samples(student: Student, encoder: Encoder, rows: list[Row]) -> list[
 
 def _fitting(row: Row, encoder: Encoder) -> Row:
     """The row without turns at its end, so that it fits, or that one answer is left, which always begins within."""
+    row = encoder.fitted(row)  # of many turns one or two are left to try
     ends = [end for end, message in enumerate(row.messages, start=1) if is_target(message)]
     while len(ends) > 1 and encoder.length(row) > encoder.max_length:
         ends.pop()
