@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from benchmarks.result.jobs import run_folder
 from benchmarks.result.seeds import CONTROLS, REFERENCES, Measured, Results, Seeds
-from benchmarks.result.table import DAMAGES, DATA, Job, Size, row
+from benchmarks.result.table import DAMAGES, DATA, NATURAL, SEEDS, Job, Size, row
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, canvas, display_name, smooth
 from lingu_ray.report.svg import INK, SOFT
@@ -110,14 +110,23 @@ def _draw_sight(axis: Axes, told: Mapping[tuple[str, str], Seeds], title: str) -
 
 
 def curve_panels(size: Size) -> list[Panel]:
-    """Cross-entropy and KD over the steps: the paper's three variants and CE alone, first seed, of runs that ended."""
-    selective = run_folder(Job(row("selective"), 0, size))
-    folders = {name: run_folder(Job(row(name), 0, size)) for name in VARIANTS}
-    folders |= {display_name(name): control_folder(selective, name) for name in CONTROLS}
-    ended = {name: folder for name, folder in folders.items() if folder.exported_step is not None}
-    known = {name: records for name, folder in ended.items() if (records := read_records(folder.metrics))}
-    titles = {"ce": "Training cross-entropy", "kd": "Teacher–student divergence (KD)"} if known else {}
-    return [Panel(t, (4.6, 3.4), partial(_draw_curves, runs=known, key=key, title=t)) for key, t in titles.items()]
+    """Cross-entropy and KD over the steps: the paper's three variants and CE alone, the first seed that is here."""
+    for seed in SEEDS:
+        if known := _curves(size, seed):
+            titles = {"ce": "Training cross-entropy", "kd": "Teacher–student divergence (KD)"}
+            return [
+                Panel(t, (4.6, 3.4), partial(_draw_curves, runs=known, key=key, title=t)) for key, t in titles.items()
+            ]
+    return []
+
+
+def _curves(size: Size, seed: int) -> dict[str, list[Record]]:
+    """What the steps of a seed's runs gave, by model, of those that ended; nothing where a variant did not."""
+    folders = {name: run_folder(Job(row(f"{name}_{NATURAL}"), seed, size)) for name in VARIANTS}
+    if any(folder.exported_step is None for folder in folders.values()):
+        return {}
+    folders |= {display_name(name): control_folder(folders["selective"], name) for name in CONTROLS}
+    return {name: records for name, folder in folders.items() if (records := read_records(folder.metrics))}
 
 
 def _draw_curves(axis: Axes, runs: dict[str, list[Record]], key: str, title: str) -> None:

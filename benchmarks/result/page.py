@@ -98,6 +98,7 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
         _figures(results, out),
         _ahead(measured),
         _map(measured, out),
+        _others(measured),
         sight_section(measured, out),
         _curves(out, size) or _section(before, CURVES),
         _sweeps(size) or _section(before, SWEEP_TABLES),
@@ -125,11 +126,19 @@ def _head(results: Results) -> str:
 
 def _scores(results: Results) -> str:
     main = [model for model in results.models if model in MAIN]
-    others = [model for model in results.models if model not in main]
-    tables = ["## Main rows", "", *_score_table(results, main)]
-    if others:
-        tables += ["", "## Other rows", "", *_score_table(results, [DISTILLED, *others])]
-    return "\n".join(tables)
+    return "\n".join(["## Main rows", "", *_score_table(results, main)])
+
+
+def _others(measured: Sequence[Measured]) -> str:
+    """Variants and baselines, each table of one seed, beside the method and its controls with that seed."""
+    tables = []
+    for one in measured:
+        results = Results((one,))
+        if others := [model for model in results.models if model not in MAIN]:
+            beside = [model for model in results.models if model in (*CONTROLS, DISTILLED)]
+            heading = f"### {results.name}, seed {one.comparison.seed}"
+            tables += ["", heading, "", *_score_table(results, [*beside, *others])]
+    return "\n".join(["## Other rows", *tables]) if tables else ""
 
 
 def _score_table(results: Results, models: list[str]) -> Iterator[str]:

@@ -4,7 +4,7 @@ python -m benchmarks.result.rows list                      every row: state, min
 python -m benchmarks.result.rows list main
 python -m benchmarks.result.rows run                       the main rows
 python -m benchmarks.result.rows run others map            more groups of rows
-python -m benchmarks.result.rows run selective-1           one row with one seed, and what it starts from
+python -m benchmarks.result.rows run selective-1           one row with one seed, and what it starts from; any seed to 9
 python -m benchmarks.result.rows run main minutes=50       a slice: then it saves and stops; the same command resumes
 
 With size=gpu the same rows train for longer, in runs/result/gpu, for a machine with a GPU.
@@ -41,6 +41,7 @@ from benchmarks.result.table import (
     CORES,
     GROUPS,
     ROWS,
+    SEEDS,
     SIZES,
     Comparison,
     Job,
@@ -104,9 +105,12 @@ def chosen(names: list[str], size: Size = CORES) -> list[Job]:
     found: dict[Job, None] = {}
     for name in names:
         of_name = jobs([one for one in ROWS if name in (one.group, one.name)], size)
-        of_name = of_name or [job for job in jobs(ROWS, size) if job.name == name]
+        of_name = of_name or [job for seed in SEEDS for one in ROWS if (job := Job(one, seed, size)).name == name]
         if not of_name:
-            raise UserError(f"no group or row {name!r}; groups are {', '.join(GROUPS)}, rows as --help lists them")
+            raise UserError(
+                f"no group or row {name!r}; groups are {', '.join(GROUPS)}, rows as --help lists them, alone or with a "
+                f"seed from {SEEDS[0]} to {SEEDS[-1]}: selective-1"
+            )
         found |= dict.fromkeys(of_name)
     return list(found)
 

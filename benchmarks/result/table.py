@@ -73,7 +73,7 @@ GPU = Size(
         ADAPTED: ("train.steps=400",),
         NARROW: _DISTILL,
         NATURAL: _DISTILL,
-        "prevented": ("train.steps=800", "corpus.rows=38400"),
+        "prevented_natural": ("train.steps=800", "corpus.rows=38400"),
         "selective_natural_300": ("corpus.rows=14400",),
         "prompt_text_natural_300": ("corpus.rows=14400",),
         SWEEP: (*_DISTILL, "train.steps=200", "train.validate_every=0", "train.checkpoint_every=200"),
@@ -88,10 +88,12 @@ GPU = Size(
 )
 SIZES: dict[SizeName, Size] = {size.name: size for size in (CORES, GPU)}
 
+SEEDS = range(10)  # that a row can be run with by name, planned or not
+
 Group = Literal["main", "others", "map", "sweep"]
 GROUPS: dict[Group, str] = {
     "main": "the claim and its controls, three seeds",
-    "others": "variants and baselines, one seed",
+    "others": "variants and baselines, on natural data, one seed",
     "map": "where the teacher is worth it: other damage, other data",
     "sweep": "what the recipes have, chosen on validation data",
 }
@@ -102,8 +104,9 @@ class Row:
     """A row of the table.
 
     `recipe`: a file of `recipes/`, those of `SWEEPS` spaces, or the command `merge`. `start`: the row whose model it
-    starts from. `model`: its name where models are compared; None where it is not measured. `minutes`: of training one
-    seed, on two cores with AMX. `damage`, `data`: the comparison that it belongs to; None of `data`: all of its damage.
+    starts from. `seeds`: how many are planned. `model`: its name where models are compared; None where it is not
+    measured. `minutes`: of training one seed, on two cores with AMX. `damage`, `data`: the comparison that it belongs
+    to; None of `data`: all of its damage.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Row:
 
 LANGUAGE_ONLY = "distill.policy=language_only"
 PROMPT_TEXT, KD_ALONE = "teacher.context=prompt_text", "distill.ce_on_distilled=0"
+TEXT_ALONE = "KD without shared KV"
 LONGER = ("train.steps=300", "corpus.rows=7200")
 PREVENT = ("train.steps=300", "train.rows_per_step=32", "corpus.rows=9600", "train.learning_rates.decoder=4e-4")
 
@@ -136,16 +140,10 @@ def _method(name: str, group: Group, start: str, damage: str, data: str, seeds: 
     return Row(name, about, group, data, 20 if data == NARROW else 26, start, (), seeds, DISTILLED, damage, data)
 
 
-def _variant(name: str, about: str, *settings: str, minutes: float = 10) -> Row:
-    """Like `selective`, but for some settings."""
-    own = (*settings, "controls=[]")
-    return Row(name, about, "others", NARROW, minutes, ADAPTED, own, 1, name, MEDIUM, NARROW)
-
-
-def _on_natural(model: str, about: str, *settings: str) -> Row:
-    """A variant on natural data."""
-    variant = _variant(f"{model}_natural", f"{about}: natural data", *settings)
-    return replace(variant, group="map", recipe=NATURAL, data=NATURAL, model=model)
+def _variant(model: str, about: str, *settings: str, data: str = NATURAL, minutes: float = 10) -> Row:
+    """Like the method, but for some settings."""
+    name, own = f"{model}{'' if data == NARROW else f'_{data}'}", (*settings, "controls=[]")
+    return Row(name, f"{about}: {DATA[data]} data", "others", data, minutes, ADAPTED, own, 1, model, MEDIUM, data)
 
 
 def _longer(one: Row) -> Row:
@@ -160,22 +158,22 @@ ROWS = (
     Row("align", "the VLM before it learns: a pretrained tower, aligned to the language model", "main", "align", 6),
     _adapted(ADAPTED, "main", MEDIUM, steps=300, minutes=30, seeds=3),
     _method("selective", "main", ADAPTED, MEDIUM, NARROW, seeds=3),
-    replace(_variant("prompt_text", "KD without shared KV", PROMPT_TEXT), group="main", seeds=3),
+    replace(_variant("prompt_text", TEXT_ALONE, PROMPT_TEXT, data=NARROW), group="main", seeds=3),
     _variant("all", "KD on every source", "distill.policy=all"),
     _variant("language_only", "CE and KD on language-heavy sources alone", LANGUAGE_ONLY),
     _variant("ce_language_only", "CE on language-heavy sources alone", LANGUAGE_ONLY, "distill.w_kd=0", minutes=8),
     _variant("visual", "KV of the picture alone is shared", "teacher.scope=visual"),
     _variant("labels_half", "labels count half where the teacher speaks", "distill.ce_on_distilled=0.5"),
+    _variant("kd_alone", "no labels where the teacher speaks", KD_ALONE),
+    _variant("kd_alone_prompt_text", "no labels there, and no shared KV", KD_ALONE, PROMPT_TEXT),
     replace(_variant("prevented", "KD while the VLM learns, for as many steps", *PREVENT, minutes=50), start="align"),
     replace(
         _variant("merged", "half of the decoder is the teacher's", minutes=1), recipe=MERGE, settings=("weight=0.5",)
     ),
     _method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL, seeds=3),
-    replace(_on_natural("prompt_text", "KD without shared KV", PROMPT_TEXT), seeds=3),
-    _on_natural("kd_alone", "no labels where the teacher speaks", KD_ALONE),
-    _on_natural("kd_alone_prompt_text", "no labels there, and no shared KV", KD_ALONE, PROMPT_TEXT),
+    replace(_variant("prompt_text", TEXT_ALONE, PROMPT_TEXT), group="map", seeds=3),
     _longer(_method("selective_natural", "map", ADAPTED, MEDIUM, NATURAL)),
-    _longer(_on_natural("prompt_text", "KD without shared KV", PROMPT_TEXT)),
+    replace(_longer(_variant("prompt_text", TEXT_ALONE, PROMPT_TEXT)), group="map"),
     _adapted("adapted_light", "map", LIGHT, steps=100, minutes=11),
     _method("light_narrow", "map", "adapted_light", LIGHT, NARROW),
     _method("light_natural", "map", "adapted_light", LIGHT, NATURAL),
@@ -207,11 +205,11 @@ class Job:
 
     @property
     def start(self) -> Job | None:
-        """The job whose model this one starts from: of the same seed where that row has it, else of the first."""
+        """The job whose model this one starts from, of the same seed; the alignment is one for all seeds."""
         if self.row.start is None:
             return None
         before = row(self.row.start)
-        return Job(before, self.seed if self.seed < before.seeds else 0, self.size)
+        return Job(before, 0 if before.start is None else self.seed, self.size)
 
 
 @dataclass(frozen=True)
@@ -229,9 +227,9 @@ class Comparison:
         return f"{self.damage}-{self.data}-{self.seed}"
 
     def jobs(self) -> Iterator[Job]:
-        """The jobs whose models are compared here, the start first."""
+        """The jobs whose models are compared here, planned or not, the start first."""
         for one in ROWS:
-            if one.damage == self.damage and one.data in (None, self.data) and self.seed < one.seeds:
+            if one.damage == self.damage and one.data in (None, self.data):
                 yield Job(one, self.seed, self.size)
 
 
@@ -243,9 +241,8 @@ def minutes(job: Job) -> float:
 
 
 def jobs(rows: Sequence[Row], size: Size = CORES) -> list[Job]:
-    """All jobs of the rows, seed by seed, so that a first table is there early."""
-    seeds = max((one.seeds for one in rows), default=0)
-    return [Job(one, seed, size) for seed in range(seeds) for one in rows if seed < one.seeds]
+    """All planned jobs of the rows, seed by seed, so that a first table is there early."""
+    return [Job(one, seed, size) for seed in SEEDS for one in rows if seed < one.seeds]
 
 
 def comparison(job: Job) -> Comparison | None:
@@ -256,5 +253,6 @@ def comparison(job: Job) -> Comparison | None:
 
 
 def comparisons(size: Size = CORES) -> list[Comparison]:
-    """All comparisons of the table."""
-    return list(dict.fromkeys(one for job in jobs(ROWS, size) if (one := comparison(job)) is not None))
+    """All comparisons that rows of the table can make."""
+    kinds = dict.fromkeys((one.damage, one.data) for one in ROWS if one.damage and one.data)
+    return [Comparison(damage, data, seed, size) for seed in SEEDS for damage, data in kinds]

@@ -115,8 +115,9 @@ def test_commands_of_all_rows_are_ones_that_the_tool_takes(job: Job, monkeypatch
 
 def test_variants_are_as_long_as_the_method():
     """All rows that are compared with `selective` train for as many steps on as many rows, but the prevented one."""
-    variants = [row for row in ROWS if row.recipe == "narrow" and row.name != "prevented"]
-    assert len(variants) > 6
+    variants = [row for row in ROWS if row.data in ("narrow", "natural") and row.model != "prevented"]
+    variants = [row for row in variants if row.recipe != MERGE]
+    assert len(variants) > 9
     assert not [setting for row in variants for setting in row.settings if setting.startswith(("train.", "corpus."))]
 
 
@@ -126,15 +127,16 @@ def test_a_setting_of_a_size_is_said_once():
         for job in jobs(ROWS, size):
             keys = [setting.partition("=")[0] for setting in size.of(job.row)]
             assert len(keys) == len(set(keys))
-    prevented, gpu = next(row for row in ROWS if row.name == "prevented"), SIZES["gpu"]
+    prevented, gpu = next(row for row in ROWS if row.model == "prevented"), SIZES["gpu"]
     assert {"train.steps=800", "train.rows_per_step=32"} < set(gpu.of(prevented))
 
 
 def test_seeds_start_from_their_own_adapted_model():
-    """A seed of the method is a seed of all that went before, as far as that has seeds; the first seed comes first."""
-    third = next(job for job in jobs(ROWS) if job.name == "selective-2")
-    assert third.start is not None and third.start.name == "adapted-2"
-    assert third.start.start is not None and third.start.start.name == "align-0"
+    """A seed, planned or not, is one of all that went before but the alignment; the first seed comes first."""
+    for name, before in {"selective-2": "adapted-2", "light_narrow-7": "adapted_light-7"}.items():
+        (job,) = rows.chosen([name])
+        assert job.start is not None and job.start.name == before
+        assert job.start.start is not None and job.start.start.name == "align-0"
     main = rows.chosen(["main"])
     assert [job.seed for job in main] == sorted(job.seed for job in main)
 
@@ -153,9 +155,13 @@ def test_comparisons_have_teacher_start_and_rows(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     one = Comparison("medium", "narrow", 0)
     assert set(on_disk.compared(one)) == {"teacher"}
-    for job in rows.chosen(["adapted-0", "all-0", "selective-0", "light_narrow-0"]):
+    for job in rows.chosen(["adapted-0", "prompt_text-0", "selective-0", "light_narrow-0"]):
         finish(job)
-    assert list(on_disk.compared(one)) == ["teacher", "adapted", "distilled", "all"]
+    assert list(on_disk.compared(one)) == ["teacher", "adapted", "distilled", "prompt_text"]
+    for job in rows.chosen(["adapted-5", "all_natural-5"]):
+        finish(job)
+    unplanned = next(one for one in comparisons() if one.name == "medium-natural-5")
+    assert list(on_disk.compared(unplanned)) == ["teacher", "adapted", "all"]
     assert len({one.name for one in comparisons()}) == len(comparisons())
 
 
@@ -173,11 +179,11 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(rows, "call", call)
     monkeypatch.setattr(rows, "is_measured", lambda one: any(on_disk.measure_command(one) == words for words in called))
     for _ in range(2):
-        rows.run(rows.chosen(["all"]), rows.Clock(None))
+        rows.run(rows.chosen(["all_natural"]), rows.Clock(None))
     assert [words[2].rpartition(".")[2] for words in called] == ["train", "train", "evaluate", "train", "evaluate"]
     trained = [words[4] for words in called if words[2] == "lingu_ray.train"]
-    assert trained == ["name=align-0", "name=adapted-0", "name=all-0"]
-    assert not on_disk.run_folder(rows.chosen(["all-0"])[0]).checkpoints.exists()
+    assert trained == ["name=align-0", "name=adapted-0", "name=all_natural-0"]
+    assert not on_disk.run_folder(rows.chosen(["all_natural-0"])[0]).checkpoints.exists()
 
 
 def test_teacher_and_start_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -217,7 +223,7 @@ def test_a_model_that_was_made_again_is_measured_again(tmp_path: Path, monkeypat
     assert on_disk.is_measured(one)
     os.utime(on_disk.run_folder(adapted).export, (time.time() + 9, time.time() + 9))
     assert not on_disk.is_measured(one)
-    finish(rows.chosen(["all-0"])[0])
+    finish(rows.chosen(["prompt_text-0"])[0])
     write_result(settings, ["teacher", "adapted"], on_disk.measured_folder(one))
     assert not on_disk.is_measured(one)
 
