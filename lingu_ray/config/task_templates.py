@@ -1,34 +1,95 @@
 """How a task's `fields` and `where` read a row: by the name of a column, or by a Jinja template over the columns.
 
 A template that is one single `{{expression}}` gives the expression's value unchanged (a list, a number); any other
-gives text. Templates are sandboxed, a missing column is an error, and besides Jinja's own filters there is
-`regex_replace(pattern, replacement)`.
+gives text, of what has a text of its own: null, NaN, a list or an object has none. Templates are sandboxed, a missing
+column is an error, and besides Jinja's own filters there is `regex_replace(pattern, replacement)`.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date, time
+from decimal import Decimal
+from functools import cache, partial, wraps
+from numbers import Real
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes, pass_eval_context
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.filters import do_join, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Row = dict[str, Any]
+
+_TEXT_FILTERS = ("capitalize", "center", "indent", "lower", "replace", "string", "striptags", "title", "trim", "upper")
 
 
 def _regex_replace(text: str, pattern: str, replacement: str) -> str:
     return re.sub(pattern, replacement, text)
 
 
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+def _printed(value: Any) -> Any:
+    """A value that becomes part of a text.
+
+    Raises:
+        ValueError: it has no text of its own, and Python's words for it would be asked or expected.
+    """
+    if value is None or (isinstance(value, Real | Decimal) and not math.isfinite(value)):
+        shown = "null" if value is None else value
+        raise ValueError(f"{shown} would be part of a text: leave it out by {{% if %}}, or such rows by `where`")
+    if not isinstance(value, str | Real | Decimal | date | time | Undefined):
+        kind, cure = type(value).__name__, "choose from it or join it, as {{names[0]}} or {{names | join(', ')}}"
+        raise ValueError(f"a {kind} would be part of a text as Python prints it: {cure}; found {value!r:.80}")
+    return value
+
+
+class _Generator(CodeGenerator):
+    """Checks what `~` joins, too; Jinja itself checks what a template prints."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("str_join((")
+        for part in node.nodes:
+            self.write("environment.finalize(")
+            self.visit(part, frame)
+            self.write("), ")
+        self.write("))")
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printed)
+_ENVIRONMENT.code_generator_class = _Generator
 _ENVIRONMENT.filters["regex_replace"] = _regex_replace
+
+
+def _of_texts(name: str) -> Callable[..., Any]:
+    """Jinja's filter of that name, which makes a text of whatever it is given, for what has a text of its own."""
+    unchecked: Callable[..., Any] = _ENVIRONMENT.filters[name]
+    place = int(hasattr(unchecked, "jinja_pass_arg"))  # Jinja gives some filters its own context first
+
+    @wraps(unchecked)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        _printed(arguments[place])
+        return unchecked(*arguments, **named)
+
+    return checked
+
+
+@pass_eval_context
+def _join(context: nodes.EvalContext, values: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
+    """Jinja's `join`, for what has a text of its own."""
+    parts = values if attribute is None else map(make_attrgetter(context.environment, attribute), values)
+    return do_join(context, [_printed(part) for part in parts], between)
+
+
+_ENVIRONMENT.filters |= {name: _of_texts(name) for name in _TEXT_FILTERS} | {"join": _join}
 
 
 @cache
 def compile_template(text: str) -> Callable[[Row], Any]:
-    """A function from a row to the value of `text`; it raises what the expression raises, `LookupError` for no column.
+    """A function from a row to the value of `text`.
+
+    It raises what the expression raises, `LookupError` for no column, `ValueError` for what has no text of its own.
 
     Raises:
         ValueError: the template is malformed.

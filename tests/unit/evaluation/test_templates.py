@@ -10,7 +10,27 @@ from jinja2.exceptions import SecurityError, UndefinedError
 
 from lingu_ray.config.task_templates import compile_template
 
-ROW = {"question": "Who?", "choices": {"text": ["é", "no"], "label": ["A", "B"]}, "answerKey": "B", "n": 3}
+ROW = {
+    "question": "Who?",
+    "choices": {"text": ["é", "no"], "label": ["A", "B"]},
+    "answerKey": "B",
+    "n": 3,
+    "hint": None,
+}
+
+
+TEXTS = (
+    "{{X}} {{question}}",
+    "{{X}}\n",
+    "{{question ~ X}}",
+    "{% set x = X %}{{x}}",
+    "{{X | trim}}",
+    "{{X | string}}",
+    "{{X | replace('a', 'b')}}",
+    "{{[X, 'a'] | join(' ')}}",
+    "{{[{'a': X}] | join(attribute='a')}}",
+)
+"""Templates that make a text of X."""
 
 
 @pytest.mark.parametrize(
@@ -27,6 +47,13 @@ ROW = {"question": "Who?", "choices": {"text": ["é", "no"], "label": ["A", "B"]
         ("{{question}} {{n}}", "Who? 3"),
         ("{{question}}\n", "Who?\n"),
         ("{% if n > 2 %}{{n}}{% endif %}", "3"),
+        ("{{hint}}", None),
+        ("{% if hint %}{{hint}} {% endif %}{{question}} {{n == 3}}", "Who? True"),
+        ("{{question ~ ' ' ~ n}}", "Who? 3"),
+        ("{{choices.text | join(', ')}}.", "é, no."),
+        ("{{[choices, choices] | join('-', attribute='text.1')}}", "no-no"),
+        ("{{n | string}}", "3"),
+        ("{{[' a', 'b '] | map('trim') | map('replace', 'a', 'c') | list}}", ["c", "b"]),
         ("{{'a [b] c [d]' | regex_replace('\\\\[.*?\\\\]', '-')}}", "a - c -"),
     ],
 )
@@ -52,6 +79,23 @@ def test_what_does_not_fit_a_row_is_an_error(template: str, error: type[Exceptio
     with pytest.raises(error, match=message):
         compile_template(template)(ROW)
     assert ROW["choices"]["text"] == ["é", "no"]
+
+
+@pytest.mark.parametrize("template", TEXTS)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("hint", "null would be part of a text: leave it out by {% if %}, or such rows by `where`"),
+        ("nan", "nan would be part"),
+        ("choices.text", r"a list would be part of a text as Python prints it: choose .* found \['é', 'no'\]"),
+        ("choices", "a dict would be part"),
+        ("question.encode()", "a bytes would be part"),
+    ],
+)
+def test_python_s_words_are_no_part_of_a_text(template: str, value: str, message: str) -> None:
+    """Null would be asked as `None`, and a list be expected with its brackets."""
+    with pytest.raises(ValueError, match=message):
+        compile_template(template.replace("X", value))(ROW | {"nan": float("nan")})
 
 
 @pytest.mark.parametrize("template", ["{{question", "{{question | shout}}", "{% if n %}yes", "{{}}"])
