@@ -15,7 +15,9 @@ WORDS = 13
 
 _WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese: each of their characters counts as a word."""
-_WORD = re.compile(rf"[^\W{_WITHOUT_SPACES}]+|[{_WITHOUT_SPACES}]")
+_WORD = re.compile(rf"[^\W_{_WITHOUT_SPACES}]+|[{_WITHOUT_SPACES}]")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")
+"""Marks without width, as of web pages: hyphens that a line may break at, spaces of no width, directions of writing."""
 
 Runs = npt.NDArray[np.uint64]
 
@@ -26,7 +28,7 @@ def word_runs(text: str) -> Runs:
     Returns:
         `(max(1, words - WORDS + 1),)`; empty for a text without words.
     """
-    words = _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    words = _WORD.findall(unicodedata.normalize("NFKC", _UNSEEN.sub("", text)).casefold())
     hashes = np.fromiter(map(_hash, words), np.uint64, len(words))
     length = min(WORDS, len(words))
     runs = np.zeros(len(words) - length + 1 if words else 0, np.uint64)

@@ -30,10 +30,12 @@ def test_each_hash_stands_for_its_words(words: list[str]) -> None:
         LONG.replace(" ", "\n  "),
         f"«{LONG.replace(',', ' –')}»",
         LONG.replace("fi", "ﬁ").replace("quick", "ｑｕｉｃｋ"),
+        LONG.replace("quick", "_quick_").replace("lazy", "**lazy**").replace("dog,", "dog ____ ,"),
+        LONG.replace("jumps", "ju\u00admps").replace("The", "\ufeffThe").replace("over", "\u200bover\u200e"),
     ],
 )
 def test_what_does_not_count(same: str) -> None:
-    """Case, punctuation, spaces, and forms of letters that print alike."""
+    """Case, punctuation, underscores too, spaces, forms of letters that print alike, and marks that do not print."""
     assert word_runs(same).tolist() == word_runs(LONG).tolist()
 
 
