@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import statistics
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ class Stat:
 class Setting:
     """One setting with the trials that ran it: one a seed, or several where the same values were drawn again.
 
-    `values`: those searched; what the case brings along is left out.
+    `values`: those searched; what the case brings along is left out. `digits`: of numbers in its label.
     """
 
     case: str | None
     values: Values
     trials: tuple[Outcome, ...]
+    digits: int = 3
 
     def stat(self, name: str) -> Stat | None:
         """A number of the outcomes, by its name there, over the seeds that have it."""
@@ -80,22 +82,34 @@ class Setting:
     @property
     def label(self) -> str:
         """The setting in words, as short as it goes: its case, and what was searched beside it."""
-        searched = [f"{short(key)}={brief(value)}" for key, value in self.values.items()]
+        names = short_names(self.values)
+        searched = [f"{names[key]}={brief(value, self.digits)}" for key, value in self.values.items()]
         return " ".join([*([self.case] if self.case is not None else []), *searched])
 
 
-def short(key: str) -> str:
-    """The last part of a dotted key; of a learning rate also that it is one."""
-    head, _, last = key.rpartition(".")
-    return f"lr.{last}" if head.endswith("learning_rates") else last
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key by as few of its last parts as tell it from the others; `lr.decoder` of a learning rate."""
+    keys = list(keys)
+
+    def name(key: str) -> str:
+        parts = key.split(".")
+        least = 2 if parts[-2:-1] == ["learning_rates"] else 1
+        tails = (".".join(parts[-count:]) for count in range(least, len(parts)))
+        return next((tail for tail in tails if sum(f".{other}".endswith(f".{tail}") for other in keys) == 1), key)
+
+    return {key: name(key).replace("learning_rates.", "lr.") for key in keys}
 
 
-def brief(value: Any) -> str:
-    """A value in few characters; a schedule in steps as its values."""
+def brief(value: Any, digits: int = 3) -> str:
+    """A value in few characters; a schedule in steps as its values, with where they begin unless that is evenly."""
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:.{digits}g}"
     if isinstance(value, list) and value and all(isinstance(point, list) for point in value):
-        return "→".join(f"{held:.3g}" for _, held in value)
+        evenly = all(begin == place / len(value) for place, (begin, _) in enumerate(value))
+        return "→".join(
+            f"{held:.{digits}g}" if evenly or not begin else f"{held:.{digits}g}@{begin:.{digits}g}"
+            for begin, held in value
+        )
     return strict_yaml.dump(value, inline=True).strip()
 
 
@@ -105,7 +119,13 @@ def settings_of(outcomes: list[Outcome], space: Space) -> list[Setting]:
     for outcome in outcomes:
         groups.setdefault(repr((outcome.case, sorted(outcome.values.items(), key=str))), []).append(outcome)
     settings = [Setting(group[0].case, _searched(group[0], space), tuple(group)) for group in groups.values()]
-    return sorted(settings, key=lambda setting: rank(setting, space))
+    return sorted(_told_apart(settings), key=lambda setting: rank(setting, space))
+
+
+def _told_apart(settings: list[Setting]) -> list[Setting]:
+    """The settings with as many digits in their labels as differ: three, or more where draws are close."""
+    ways = ([replace(setting, digits=digits) for setting in settings] for digits in range(3, 10))
+    return max(ways, key=lambda way: len({setting.label for setting in way}))
 
 
 def _searched(outcome: Outcome, space: Space) -> Values:
@@ -218,7 +238,7 @@ def best_recipe(setting: Setting, base: Config, space: Space) -> str:
 
 
 def write_table(settings: list[Setting], path: Path) -> None:
-    """The table as CSV, a line a trial."""
+    """The table as CSV, a line a trial; settings as YAML has them, with all digits."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
     tasks = list(dict.fromkeys(task for s in settings for trial in s.trials for task in trial.scores))
     numbers = ("step", "validation_ce", "recovery", "retention", "seconds")
@@ -227,6 +247,7 @@ def write_table(settings: list[Setting], path: Path) -> None:
         writer.writerow(["trial", "case", "seed", "state", *keys, *numbers, *tasks, "error"])
         for setting in settings:
             for trial in setting.trials:
-                own = [brief(trial.values[key]) if key in trial.values else "" for key in keys]
+                found = (trial.values.get(key, "") for key in keys)
+                own = ["" if value == "" else strict_yaml.dump(value, inline=True).strip() for value in found]
                 measured = [getattr(trial, name) for name in numbers] + [trial.scores.get(task) for task in tasks]
                 writer.writerow([trial.trial, trial.case, trial.seed, trial.state, *own, *measured, trial.error])

@@ -15,7 +15,7 @@ from matplotlib.ticker import PercentFormatter
 
 from lingu_ray.report.plots import Panel
 from lingu_ray.report.svg import SOFT
-from tuning.results import Setting, brief, short
+from tuning.results import Setting, brief, short_names
 from tuning.space import CASE, Space
 
 HEAT = ("distill.temperature", "distill.w_kd")
@@ -33,7 +33,8 @@ def heat_map(settings: list[Setting], space: Space) -> list[Panel]:
     if len(keys) < 2 or len(measured) < 3:
         return []
     x, y = (np.array([s.values[key] for s in measured], dtype=float) for key in keys)
-    names = (short(keys[0]), short(keys[1]), space.objectives[0])
+    short = short_names(keys)
+    names = (short[keys[0]], short[keys[1]], space.objectives[0])
     title = f"{names[2].capitalize()} over {names[0]} and {names[1]}"
     return [Panel(title, (5.6, 4.4), partial(_draw_heat, title=title, names=names, x=x, y=y, z=z))]
 
@@ -77,7 +78,7 @@ def parallel_coordinates(settings: list[Setting], space: Space) -> list[Panel]:
         return []
     title, size = "Which settings lead where", (1.7 * (len(keys) + 1) + 1.5, 4.2)
     scales = [_scale([_value(s, key) for s in measured]) for key in keys]
-    names = [*(short(key) for key in keys), space.objectives[0]]
+    names = [*short_names(keys).values(), space.objectives[0]]
     return [Panel(title, size, partial(_draw_parallel, title=title, names=names, scales=scales, z=z))]
 
 
@@ -119,9 +120,9 @@ def _scale(values: list[Any]) -> Scale:
         by_height = dict(sorted(zip(heights.tolist(), values, strict=True)))
         chosen = by_height if len(by_height) <= 6 else {h: by_height[h] for h in (min(by_height), max(by_height))}
         return Scale(heights.tolist(), [(height, f"{value:.3g}") for height, value in chosen.items()])
-    names = list(dict.fromkeys(brief(value) for value in values))
-    places = {name: index / max(1, len(names) - 1) for index, name in enumerate(names)}
-    return Scale([places[brief(value)] for value in values], [(height, name) for name, height in places.items()])
+    kinds = {repr(value): brief(value) for value in values}
+    places = {kind: index / max(1, len(kinds) - 1) for index, kind in enumerate(kinds)}
+    return Scale([places[repr(value)] for value in values], [(places[kind], name) for kind, name in kinds.items()])
 
 
 def importance(settings: list[Setting], space: Space) -> list[Panel]:
@@ -138,7 +139,8 @@ def importance(settings: list[Setting], space: Space) -> list[Panel]:
     forest = RandomForestRegressor(300, min_samples_leaf=2, random_state=0).fit(features, target)
     found: Any = permutation_importance(forest, features, target, n_repeats=20, random_state=0)
     order = np.argsort(found.importances_mean)
-    names = [short(keys[i]) for i in order]
+    short = short_names(keys)
+    names = [short[keys[i]] for i in order]
     bars = partial(_draw_bars, names=names, means=found.importances_mean[order], spreads=found.importances_std[order])
     label = f"loss of R² of {objective} when shuffled ({len(trials)} trials)"
     return [Panel("What matters", (5.6, 1.2 + 0.4 * len(keys)), partial(bars, title="What matters", label=label))]
@@ -154,7 +156,7 @@ def _draw_bars(axis: Axes, title: str, label: str, names: list[str], means: Any,
 def searched_keys(settings: list[Setting]) -> list[str]:
     """Keys whose value differs between settings, and `case` where there are several."""
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
-    differing = [key for key in keys if len({brief(setting.values.get(key)) for setting in settings}) > 1]
+    differing = [key for key in keys if len({repr(setting.values.get(key)) for setting in settings}) > 1]
     cases = {setting.case for setting in settings}
     return ([CASE] if len(cases) > 1 else []) + differing
 

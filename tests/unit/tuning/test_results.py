@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from lingu_ray.config import strict_yaml
 from lingu_ray.config.command_line import load_config, load_yaml
 from tuning.outcome import Outcome, read_outcome, read_outcomes, score
 from tuning.results import (
@@ -18,6 +19,7 @@ from tuning.results import (
     why_no_best,
     write_table,
 )
+from tuning.settings_plots import searched_keys
 from tuning.space import Space
 
 SPACE = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2, 3, 4]}}})
@@ -70,6 +72,34 @@ def test_settings_of_a_case_are_told_apart():
     assert labels == {"full w_kd=1", "full w_kd=4", "visual w_kd=1", "visual w_kd=4"}
     alone = [Outcome(name, own, name, 0) for name, own in cases.items()]
     assert {setting.label for setting in settings_of(alone, space)} == {"full", "visual"}
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        # draws that three digits do not tell apart
+        ([{"distill.w_kd": 0.30012}, {"distill.w_kd": 0.30049}], ["w_kd=0.3001", "w_kd=0.3005"]),
+        # schedules of the same values that begin at other places
+        (
+            [{"distill.w_kd": [[0, 4], [begin, 1]]} for begin in (0.5, 0.8)],
+            ["w_kd=4→1", "w_kd=4→1@0.8"],
+        ),
+        # keys of which the last part is the same
+        (
+            [{"corpus.sources.a.weight": a, "corpus.sources.b.weight": 1 - a} for a in (0.25, 0.75)],
+            ["a.weight=0.25 b.weight=0.75", "a.weight=0.75 b.weight=0.25"],
+        ),
+        ([{"align.learning_rates.decoder": 1, "distill.w_kd": 2}], ["lr.decoder=1 w_kd=2"]),
+    ],
+)
+def test_settings_are_told_apart(values, labels, tmp_path):
+    """No two have the same label, no two columns of a figure the same name, and the table has every digit."""
+    settings = settings_of([Outcome(f"{i}", own, None, 0) for i, own in enumerate(values)], SPACE)
+    assert [setting.label for setting in settings] == labels
+    assert set(searched_keys(settings)) == (set(values[0]) if len(values) > 1 else set())
+    write_table(settings, tmp_path / "table.csv")
+    rows = list(csv.DictReader((tmp_path / "table.csv").open()))
+    assert [{key: strict_yaml.load(row[key], "table")[0] for key in values[0]} for row in rows] == values
 
 
 def test_seeds_are_one_setting_with_mean_and_spread():
