@@ -21,10 +21,10 @@ A mean can hide a loss, so the verdict also names every task that speaks against
 Tasks of a mean without a value of their own that show no such loss are named as not judged alone, with their recovery
 in nats where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are
 measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
-lost sum smaller, and the mean recovery larger. With `evaluation.blind` the vision tasks are named that the baseline
-answers as well without images. Vision tasks are named on which it is no better than the commonest right answer would
-be. Named are tasks of so few items that all of them may be alike by chance, for which the bootstrap gives an interval
-without width. None of this changes a part of the claim.
+sum of losses smaller. With `evaluation.blind` the vision tasks are named that the baseline answers as well without
+images. Vision tasks are named on which it is no better than the commonest right answer would be. Named are tasks of
+so few items that all of them may be alike by chance, for which the bootstrap gives an interval without width. None of
+this changes a part of the claim.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ def _gained(tasks: Mapping[str, TaskScores], references: References) -> Iterator
         worse, better = (original, baseline) if task.higher_is_better else (baseline, original)
         if worse.ci.high < better.ci.low:
             yield (
-                f"{name} counts in the mean recovery, which is the larger for it: {references.baseline} is better "
-                f"there than {references.original} (leave it out: tasks.{name}.in_mean=false)"
+                f"{name} counts in the mean recovery, and makes its sum of losses smaller: {references.baseline} is "
+                f"better there than {references.original} (leave it out: tasks.{name}.in_mean=false)"
             )
 
 

@@ -207,19 +207,24 @@ def test_a_task_of_no_mean_is_not_said_to_be_judged_by_one() -> None:
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
-def test_a_task_that_makes_the_mean_larger_is_named(higher_is_better: bool) -> None:
-    """The start is better than the original beyond noise: named with the setting that leaves it out."""
+def test_a_task_that_makes_the_sum_of_losses_smaller_is_named(higher_is_better: bool) -> None:
+    """The start is better than the original beyond noise: named with the setting that leaves it out.
+
+    Whether the mean is larger for it depends on the task's gain, and there may be no mean at all.
+    """
     better, worse = sorted((estimate(0.4, 0.35, 0.45), estimate(0.6, 0.55, 0.65)), key=lambda one: one.value)
     if higher_is_better:
         better, worse = worse, better
     scores = {"teacher": ModelScore(worse, {}, None), "adapted": ModelScore(better, {}, None)}
     gained = replace(task("language", None), models=scores, higher_is_better=higher_is_better)
-    said = "gained counts in the mean recovery, which is the larger for it: adapted is better there than teacher"
+    said = (
+        "gained counts in the mean recovery, and makes its sum of losses smaller: adapted is better there than teacher"
+    )
     assert f"{said} (leave it out: tasks.gained.in_mean=false)" in verdict(gained=gained).detail
-    assert verdict(gained=gained).holds is True
+    assert verdict(gained=gained).holds is True and said in verdict(None, gained=gained).detail
     lost = replace(gained, models={"teacher": scores["adapted"], "adapted": scores["teacher"]})
     for unnamed in (replace(gained, in_mean=False), replace(gained, kind="vision"), lost):
-        assert "larger for it" not in verdict(gained=unnamed).detail
+        assert "sum of losses" not in verdict(gained=unnamed).detail
 
 
 def test_every_exception_is_named() -> None:
