@@ -39,6 +39,9 @@ class Malformed(Exception):
     """What is wrong with an item; the loader adds where it is."""
 
 
+_OTHERWISE = "a template under `fields` makes it of what the row has, and `where` leaves rows out"
+
+
 def is_scored(config: TaskConfig) -> bool:
     """Whether the task's texts are scored; else its questions are answered."""
     return config.kind == "language" and config.type in SCORED_TYPES
@@ -66,7 +69,7 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
     """
     question, reference = ASKED.get(config.type, _answered)(fields)
     if config.kind == "vision" and not images:
-        raise Malformed("`image` is missing")
+        raise Malformed("`image` is missing: let `fields.image` name the column, or `where` leave such rows out")
     if config.kind == "language" and images:
         raise Malformed("`image` in a language task, which text-only models answer too: set kind: vision")
     marks = question.count(PLACEHOLDER)
@@ -103,7 +106,7 @@ def _field(fields: Fields, key: str) -> Any:
 def _text(fields: Fields, key: str) -> str:
     value = _field(fields, key)
     if not isinstance(value, str) or not value.strip():
-        raise Malformed(f"`{key}` must be a text that is not empty, found {value!r}")
+        raise Malformed(f"`{key}` must be a text that is not empty, found {value!r:.80}; {_OTHERWISE}")
     return value
 
 
@@ -112,14 +115,18 @@ def _texts(fields: Fields, key: str) -> list[str]:
     value = _field(fields, key)
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-        raise Malformed(f"`{key}` must be a text or a list of texts, none empty, found {value!r}")
+        raise Malformed(f"`{key}` must be a text or a list of texts, none empty, found {value!r:.80}; {_OTHERWISE}")
     return values
 
 
 def _gold(fields: Fields, options: list[str]) -> int:
     gold = _field(fields, "gold")
     if len(options) < 2 or type(gold) is not int or not 0 <= gold < len(options):
-        raise Malformed(f"`gold` must be the index of one of two or more options, found {gold!r} of {len(options)}")
+        raise Malformed(
+            f"`gold` must be the index, from 0, of one of two or more options, found {gold!r:.80} of {len(options)}; "
+            "of a letter it is `fields.gold`: \"{{'ABCD'.index(gold)}}\", of the right option's text "
+            '"{{choices.index(gold)}}"'
+        )
     return gold
 
 
