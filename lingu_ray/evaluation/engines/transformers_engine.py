@@ -22,6 +22,7 @@ from lingu_ray.corpus.encode import Sample, join_vision
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import output_head
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import ModelFiles, cannot_load, load_model_files, loader_of
 from lingu_ray.evaluation.engines.prompts import ENCODED_AT_ONCE, Prompts
@@ -58,6 +59,7 @@ class TransformersEngine:
         self.model = load_model(self.files, dtype).eval().to(self.device)
         self.max_length = self.files.max_length
         self.head = output_head(self.model)
+        self.embedded = len(self.model.get_input_embeddings().weight)
 
     @property
     def supports_images(self) -> bool:
@@ -117,7 +119,7 @@ class TransformersEngine:
         """Greedy answers in left-padded batches, each up to its end-of-turn token, its length or a stop text.
 
         Raises:
-            UserError: the model takes no images, or a prompt does not fit its context.
+            UserError: the model takes no images, or a prompt does not fit its context or has a token that it lacks.
         """
         alike: dict[int, list[int]] = defaultdict(list)  # requests that can share a batch
         for index, request in enumerate(requests):
@@ -126,7 +128,7 @@ class TransformersEngine:
         for max_new_tokens, indices in alike.items():
             for begin in range(0, len(indices), ENCODED_AT_ONCE):
                 chosen = indices[begin : begin + ENCODED_AT_ONCE]
-                samples = [self.prompts.encode(requests[i]) for i in chosen]
+                samples = [self._encode(requests[i]) for i in chosen]
                 for batch in batches_within(
                     [len(sample) + max_new_tokens for sample in samples], self.tokens_per_batch
                 ):
@@ -134,14 +136,27 @@ class TransformersEngine:
                     answers.update(zip((chosen[i] for i in batch), texts, strict=True))
         return [answers[i] for i in range(len(requests))]
 
+    def _encode(self, request: GenerateRequest) -> Sample:
+        sample = self.prompts.encode(request)
+        unknown = sample.input_ids_T[(sample.input_ids_T >= self.embedded) & ~sample.visual_T]
+        if len(unknown):
+            token = self.files.tokenizer.convert_ids_to_tokens(int(unknown[0]))
+            raise UserError(
+                f"{self.files.path}: the prompt {request.prompt[:80]!r} has the token {token!r} of its tokenizer, "
+                f"beyond the {self.embedded} rows of its embeddings: enlarge them by "
+                "model.resize_token_embeddings(len(tokenizer)), or take the tokenizer of this model"
+            )
+        return sample
+
     def _answer(self, requests: list[GenerateRequest], samples: list[Sample]) -> list[str]:
         """Answer requests with one `max_new_tokens`."""
+        pad = self.prompts.encoder.pad_id
         answers = generate_answers(
             self.model,
             [Prompt(sample.input_ids_T, sample.visual_T) for sample in samples],
             self._vision(samples),
             ends=self.prompts.ends,
-            pad_id=self.prompts.encoder.pad_id,
+            pad_id=pad if pad < self.embedded else 0,  # a token that was added to the tokenizer alone
             max_new_tokens=requests[0].max_new_tokens,
             stopping=StoppingCriteriaList([_StopTexts(self.prompts, requests, max(map(len, samples)))]),
         )

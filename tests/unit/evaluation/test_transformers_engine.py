@@ -297,6 +297,20 @@ def test_a_language_model_chats_by_its_template_or_in_raw_text(tmp_path: Path) -
     assert set(prompts.values()) == {raw}
 
 
+def test_tokens_that_the_tokenizer_alone_has(tmp_path: Path) -> None:
+    """Padding that was added to the tokenizer and not to the model pads; in a prompt such a token is named."""
+    tiny_teacher(folder=tmp_path)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "<end_of_utterance>"
+    tokenizer.save_pretrained(tmp_path)
+    engine = TransformersEngine(tmp_path, 4096)
+    texts = ("A list", "The assignment statement binds names to values")
+    requests = [GenerateRequest(text, chat=False) for text in texts]
+    assert engine.generate(requests) == [engine.generate([request])[0] for request in requests]
+    with pytest.raises(UserError, match=r"the token '<end_of_utterance>' .* beyond the 320 rows of its embeddings"):
+        engine.generate([GenerateRequest("It ends<end_of_utterance>", chat=False)])
+
+
 def test_bos_leads_raw_text_where_the_tokenizer_adds_it(folders: dict[str, Path]) -> None:
     """Raw prompts begin as scored texts do; an empty one is BOS."""
     engine = TransformersEngine(folders["teacher"], 1000)
