@@ -20,6 +20,8 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_SMALL)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
+_AS_TYPED = {0xFF01 + place: 0x21 + place for place in range(94)} | {0x2212: ord("-")}
+"""ASCII for its full-width forms, of Chinese and Japanese text, and for the typographic minus."""
 
 # What the official table restores; a contraction is known with any one of its apostrophes left out.
 _CONTRACTIONS = """
@@ -49,10 +51,11 @@ def normalize(answer: str) -> str:
 
     Marks that are parts of letters (vowel signs of Hindi, accents), and of mathematics (+, =, <), are no punctuation.
     """
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", unicodedata.normalize("NFC", answer.lower()))  # 1,000 is 1000
+    typed = unicodedata.normalize("NFC", answer.translate(_AS_TYPED).lower())
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", typed)  # 1,000 is 1000
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
     text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", _without_punctuation, text)  # -5, 2.5, 10:30 and 1/2 stay
-    words = text.split() or answer.lower().split()
+    words = text.split() or typed.split()
     return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
