@@ -51,6 +51,8 @@ class Domain(Section):
     def _one(self) -> Domain:
         if len(self.given) != 1:
             raise ValueError("give exactly one of choice, grid, uniform, loguniform")
+        if self.grid is not None and (twice := [value for value in self.grid if self.grid.count(value) > 1]):
+            raise ValueError(f"grid: {twice[0]} is there twice, and would run alike; `seeds` repeats under other seeds")
         for name in ("uniform", "loguniform"):
             bounds = getattr(self, name)
             if bounds is not None and bounds[0] >= bounds[1]:

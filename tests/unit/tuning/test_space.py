@@ -66,6 +66,7 @@ def test_sizes():
         ({"search": {}}, "nothing to search"),
         ({"search": {"distill.w_kd": {"grid": [1], "choice": [1]}}}, "exactly one"),
         ({"search": {"distill.w_kd": {}}}, "exactly one"),
+        ({"search": {"distill.w_kd": {"grid": [1, 2, 1.0]}}}, "1 is there twice, and would run alike; `seeds` repeats"),
         ({"search": {"distill.w_kd": {"uniform": [2, 1]}}}, "low must be below high"),
         ({"search": {"distill.w_kd": {"loguniform": [0, 1]}}}, "above 0"),
         ({"search": {"teacher.path": {"choice": ["a", "b"]}}}, "teacher.path cannot be searched"),
