@@ -137,8 +137,15 @@ def _check_no_setting(key: str, value: str) -> None:
 
 
 def _name_of(path: str) -> str:
-    """A model's name where none is given: that of its folder or file, in letters that a name has."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model_path(path)).name.removesuffix(".gguf")).strip("-")
+    """A model's name where none is given: that of its folder or file, in letters that a name has.
+
+    Raises:
+        UserError: it has none of these, as one in Chinese.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(model_path(path)).name.removesuffix(".gguf")).strip("-")
+    if not name:
+        raise UserError(f"{path}: a model's name is of letters A to Z, digits, _ and -: give it one, as vlm={path}")
+    return name
 
 
 def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:

@@ -139,6 +139,10 @@ def test_a_model_without_a_name_gets_one_that_is_taken(given: str, name: str) ->
     """Dots and blanks of a folder, a file or a hub id are no letters of a name."""
     models, _ = read_arguments([given, "tasks=piqa"])
     assert list(models) == [name]
+    with pytest.raises(
+        UserError, match=r"模型: a model's name is of letters A to Z, .*: give it one, as vlm=runs/模型"
+    ):
+        read_arguments(["runs/模型", "tasks=piqa"])
 
 
 @pytest.mark.parametrize("tasks", ["arc_easy,piqa", "arc_easy, piqa", "arc_easy,piqa,", "[arc_easy, piqa]"])
