@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, PlainValidator, ValidationInfo, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, ValidationInfo, WithJsonSchema
 
 from lingu_ray import storage
 from lingu_ray.errors import UserError
@@ -33,7 +33,8 @@ _OF_FILES = {".arrow", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tar",
     ".zst",
     ".zstd",
 }
-
+_VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*")
+_OF_A_STORE = re.compile("^(sqlite:///|file:(//)?)")
 
 _start: ContextVar[Path | None] = ContextVar("start", default=None)
 
@@ -220,10 +221,29 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-LocalPath = Annotated[Path, AfterValidator(absolute)]
-OutputFolder = Annotated[Path | str, PlainValidator(output_folder), WithJsonSchema({"type": "string"})]
-DataFolder = Annotated[str, AfterValidator(data_folder)]
-ModelPath = Annotated[str, AfterValidator(model_path)]
-DataPath = Annotated[str, AfterValidator(data_path)]
-TaskPath = Annotated[str, AfterValidator(task_path)]
-TrackingUri = Annotated[str, AfterValidator(tracking_uri)]
+def _written_out(path: object) -> object:
+    """Refuses what shells replace and none has: a variable, or a home that is not known here, would be a folder's name.
+
+    What has such a name is meant by it.
+    """
+    text = _OF_A_STORE.sub("", str(path))
+    if storage.scheme_of(text) not in (None, *storage.SCHEMES) or os.path.exists(_here() / os.path.expanduser(text)):
+        return path
+    if found := _VARIABLE.search(text):
+        raise NoPath(
+            f"{text}: variables such as {found[0]} are read by shells alone: write the path out, or give it on the "
+            "command line, without single quotes"
+        )
+    if os.path.expanduser(text).startswith("~"):
+        raise NoPath(f"{text}: no home folder {text.partition('/')[0]} is known here: write the path out")
+    return path
+
+
+_WRITTEN_OUT = BeforeValidator(_written_out)
+LocalPath = Annotated[Path, AfterValidator(absolute), _WRITTEN_OUT]
+OutputFolder = Annotated[Path | str, PlainValidator(output_folder), WithJsonSchema({"type": "string"}), _WRITTEN_OUT]
+DataFolder = Annotated[str, AfterValidator(data_folder), _WRITTEN_OUT]
+ModelPath = Annotated[str, AfterValidator(model_path), _WRITTEN_OUT]
+DataPath = Annotated[str, AfterValidator(data_path), _WRITTEN_OUT]
+TaskPath = Annotated[str, AfterValidator(task_path), _WRITTEN_OUT]
+TrackingUri = Annotated[str, AfterValidator(tracking_uri), _WRITTEN_OUT]

@@ -166,6 +166,24 @@ def test_home_is_only_the_tilde(here: Path):
     assert os.path.isabs(paths.absolute("~/x"))
 
 
+@pytest.mark.parametrize("begins", ["$SCRATCH", "${HOME}", "${oc.env:HOME}", "~nobody-of-that-name"])
+def test_what_shells_read_is_refused(here: Path, begins: str):
+    """A variable, or the home of nobody, in any path of the settings; a folder that is called so is that folder."""
+    setting = Settings(Config, respelled(SETTINGS, lambda path: f"{begins}/{path}"), "my.yaml")
+    with pytest.raises(UserError) as caught:
+        setting.validate()
+    said = str(caught.value).splitlines()
+    refused = {line.partition(":")[0] for line in said if line.endswith("single quotes [my.yaml]")}
+    refused |= {line.partition(":")[0] for line in said if "no home folder ~nobody-of-that-name is known here" in line}
+    sources = {"corpus.sources.a.path", "corpus.sources.b.path", "corpus.sources.b.image_root"}
+    others = {"output_dir", "student.path", "teacher.path", "corpus.cache_dir", "evaluation.tasks.t.path"}
+    assert refused == sources | others | {"tracking.uri"}
+    (here / begins / "runs").mkdir(parents=True)
+    assert Config.model_validate(SETTINGS | {"output_dir": f"{begins}/runs"}).output_dir == here / begins / "runs"
+    server = "postgresql://me:pa$word@host/db"
+    assert Config.model_validate(SETTINGS | {"tracking": {"uri": server}}).tracking.uri == server
+
+
 def test_a_gguf_file_has_one_spelling(here: Path):
     """`folder/name.gguf` is the teacher everywhere, on the hub too; `gguf_file` of earlier settings becomes its end."""
     (here / "models" / "lm.gguf").touch()
