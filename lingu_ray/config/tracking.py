@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import posixpath
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lingu_ray.config.base import Section, Several
 from lingu_ray.paths import LocalPath, TrackingUri
+
+_TAG = re.compile(r"[\w.: /-]{1,200}")
+
+
+def _taken_by_mlflow(tags: dict[str, str]) -> dict[str, str]:
+    """Refuse names that MLflow takes for no tag, or, after `tracking.tags.`, for no parameter."""
+    for name in tags:
+        if not _TAG.fullmatch(name) or posixpath.normpath(name) != name or name.startswith(("/", "..")):
+            takes = "up to 200 letters, digits, blanks and _ - . : /, read as a relative path"
+            raise ValueError(f"tracking.tags: MLflow takes no tag {name!r}; it takes {takes}")
+    return tags
 
 
 class TrackingConfig(Section):
@@ -28,4 +41,6 @@ class TrackingConfig(Section):
         None, description="folder of a run, sweep or evaluation to nest this one under; null: none"
     )
     system_metrics: bool = Field(True, description="log CPU, memory and GPU use")
-    tags: dict[str, str] = Field({}, description="tags of the MLflow run, to filter by")
+    tags: Annotated[dict[str, str], AfterValidator(_taken_by_mlflow)] = Field(
+        {}, description="tags of the MLflow run, to filter by"
+    )

@@ -216,3 +216,12 @@ def test_configuration_does_not_change():
     source = SourceConfig.model_validate(SOURCE)
     with pytest.raises(ValidationError):
         setattr(source, "limit", 3)  # noqa: B010 (a plain assignment is refused by the type checker already)
+
+
+@pytest.mark.parametrize("name", ["", "lr@1", "a\nb", "../a", "/a", "a//b", "x" * 240])
+def test_tags_that_mlflow_does_not_take_are_refused(name: str):
+    """It would say so when the corpus is built; what it takes is taken."""
+    with pytest.raises(ValidationError, match=r"tracking\.tags: MLflow takes no tag"):
+        Config.model_validate(with_changes(tracking={"tags": {name: "x"}}))
+    tags = {"team": "a@b", "é x/y:z-1.0_": ""}
+    assert Config.model_validate(with_changes(tracking={"tags": tags})).tracking.tags == tags
