@@ -40,16 +40,16 @@ def opened_alone(uri: str) -> Iterator[None]:
         yield
 
 
-def try_database(path: Path) -> bool:
+def try_database(path: Path, setting: str) -> bool:
     """Write to the file, or where it is not there to a new one beside it; returns whether MLflow has tables in it.
 
-    Missing folders are made.
+    Missing folders are made. `setting`: what names the store, for messages.
 
     Raises:
         UserError: the file or its folder cannot be written, is locked, is no database, or is one of something else or
             of a newer MLflow.
     """
-    where = f"tracking.uri={PREFIX}{path}"
+    where = f"{setting}={PREFIX}{path}"
     if path.is_dir():
         raise UserError(f"{where} is a folder: name a file in it, {PREFIX}{path / 'mlflow.db'}")
     try:

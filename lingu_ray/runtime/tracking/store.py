@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
@@ -28,6 +28,7 @@ from lingu_ray.shell import shell_word
 
 T = TypeVar("T")
 STORE = "mlflow.db"
+_VARIABLE = "MLFLOW_TRACKING_URI"
 NEWEST_START = "lingu_ray.newest_start"
 """Tag of an experiment: when a run of it was last started."""
 CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)
@@ -44,13 +45,31 @@ def store_uri(settings: TrackingConfig, folder: Path | str) -> str:
     Raises:
         UserError: none is named, and `folder` is in a bucket, where no database can be.
     """
-    named = settings.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if named is None and isinstance(folder, str):
+    if named := settings.uri or _of_environment():
+        return named
+    if isinstance(folder, str):
         raise UserError(
             f"tracking.uri is needed, for results go to {folder}, and MLflow's own database wants a disk: give "
             "tracking.uri=http://… of a server (or MLFLOW_TRACKING_URI), or tracking.uri=sqlite:////PATH of a file"
         )
-    return paths.tracking_uri(named or f"sqlite:///{Path(folder) / STORE}")
+    return paths.tracking_uri(f"{SQLITE}{Path(folder) / STORE}")
+
+
+def _of_environment() -> str | None:
+    """The store that MLflow's own variable names; None where it names none. Raises UserError for a bucket."""
+    given = os.environ.get(_VARIABLE)
+    try:
+        return paths.tracking_uri(given) if given else None
+    except paths.NoPath as error:
+        raise UserError(f"{_VARIABLE}: {error}") from error
+
+
+def _named_by(uri: str) -> str:
+    """What names a store: the setting, or MLflow's own variable."""
+    with suppress(UserError):
+        if uri == _of_environment():
+            return _VARIABLE
+    return "tracking.uri"
 
 
 def tracking_uri(config: Config) -> str:
@@ -115,8 +134,8 @@ def check_store(uri: str, experiment: str) -> None:
     """
     try:
         if uri.startswith("sqlite:") and not uri.startswith(SQLITE):
-            raise UserError(f"tracking.uri={uri}: a SQLite store is a file: {SQLITE}FOLDER/{STORE}")
-        if uri.startswith(SQLITE) and not try_database(Path(uri.removeprefix(SQLITE))):
+            raise UserError(f"{_named_by(uri)}={uri}: a SQLite store is a file: {SQLITE}FOLDER/{STORE}")
+        if uri.startswith(SQLITE) and not try_database(Path(uri.removeprefix(SQLITE)), _named_by(uri)):
             location = cast(str, artifact_location(uri))
         else:
             with one_retry():
@@ -131,7 +150,7 @@ def check_store(uri: str, experiment: str) -> None:
     except Exception as error:
         raise UserError(
             without_credentials(
-                f"tracking.uri={uri}: files of the experiment {experiment} cannot be stored in {location}: "
+                f"{_named_by(uri)}={uri}: files of the experiment {experiment} cannot be stored in {location}: "
                 f"{type(error).__name__}: {error}. Correct access to it, or name another tracking.experiment"
             )
         ) from error
@@ -173,7 +192,7 @@ def one_retry() -> Iterator[None]:
 
 def not_opened(uri: str, error: Exception) -> UserError:
     said = f"{str(error).strip().rstrip('.')}. {_cure(uri, error)}".strip()
-    return UserError(without_credentials(f"tracking.uri={uri}: MLflow cannot open it. {said}"))
+    return UserError(without_credentials(f"{_named_by(uri)}={uri}: MLflow cannot open it. {said}"))
 
 
 def _cure(uri: str, error: Exception) -> str:
@@ -184,5 +203,6 @@ def _cure(uri: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"Install the database's driver, which has the module {error.name}"
     if uri.startswith(("http://", "https://")):
-        return "Give the address of a running MLflow server, or leave tracking.uri out for a file in output_dir"
+        without = f"leave {named} out" if (named := _named_by(uri)) != _VARIABLE else f"unset {named}"
+        return f"Give the address of a running MLflow server, or {without} for a file in output_dir"
     return ""

@@ -26,7 +26,7 @@ from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.tracking.command import COMMAND, command_line, source_tags
 from lingu_ray.runtime.tracking.mlflow_run import MlflowRun, newest_settings
-from lingu_ray.runtime.tracking.store import check_store, tracking_uri, where_to_look
+from lingu_ray.runtime.tracking.store import check_store, store_uri, tracking_uri, where_to_look
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +211,29 @@ def test_the_store_is_the_settings_then_the_environments(monkeypatch: pytest.Mon
     assert tracking_uri(load_config(["demo", "tracking.uri=http://other"])) == "http://other"
     assert where_to_look(tracking_uri(config)) == "http://…@host:5000"
     assert where_to_look("sqlite:////a b.db") == "mlflow ui --backend-store-uri 'sqlite:////a b.db'"
+
+
+@pytest.mark.parametrize("uri", ["sqlite://mlflow.db", "sqlite:////", "http://127.0.0.1:1", "uc://x"])
+def test_a_store_of_the_environment_is_called_by_its_variable(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In errors, since nothing is known of a setting that nobody gave; and so is the cure."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError) as caught:
+        check_store(store_uri(TrackingConfig(), Path("runs")), "lingu_ray")
+    assert str(caught.value).startswith(f"MLFLOW_TRACKING_URI={uri.replace('////', '///')}")
+    assert "leave tracking.uri out" not in str(caught.value)
+    assert ("unset MLFLOW_TRACKING_URI" in str(caught.value)) == uri.startswith("http")
+
+
+def test_a_variable_that_names_no_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bucket is refused by the variable's name; an empty one names nothing, of results in a bucket, too."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "s3://mine/mlflow")
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI: s3://mine/mlflow: MLflow keeps runs on a server"):
+        store_uri(TrackingConfig(), tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert store_uri(TrackingConfig(), tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(UserError, match=r"tracking\.uri is needed, for results go to s3://mine/runs"):
+        store_uri(TrackingConfig(), "s3://mine/runs")
 
 
 def test_a_server_that_does_not_answer_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
