@@ -277,6 +277,10 @@ def _without_form(key: Key, schema: type[BaseModel]) -> Key:
 
 def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
     """Which setting may have been meant: of the same section, or of the same name elsewhere."""
+    *names, last = str(key[-1]).split(".")
+    if names and field_at((*key[:-1], *names, last), schema):
+        opened = "".join(f"{name}: {{" for name in names)
+        return f"dots are for command lines; in a file it is {opened}{last}: …{'}' * len(names)}"
     above = dotted.rpartition(".")[0]
     section = section_at(key[:-1], schema)
     siblings = list(section.model_fields) if section else []

@@ -120,6 +120,24 @@ def test_errors_of_a_file_name_its_line(tmp_path: Path):
     assert "a configuration is a mapping of keys, this is list" in refusal(str(path))
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "train.steps: 3",
+            "no such setting; dots are for command lines; in a file it is train: {steps: …} [",
+        ),
+        ("train: {learning_rates.decoder: 1}", "in a file it is learning_rates: {decoder: …} ["),
+        ("train.step: 3", "train.step: no such setting; did you mean train.train?"),
+    ],
+)
+def test_a_dotted_key_in_a_file_is_told_how_it_is_written_there(file: str, line: str, expected: str):
+    """As the section that it means; what means nothing is told as any other key."""
+    with Path(file).open("a", encoding="utf-8") as more:
+        more.write(line)
+    assert expected in refusal(file)
+
+
 @pytest.mark.parametrize("value", ["true", "0", "newest"])
 def test_a_setting_of_two_forms_is_one_error(value: str):
     """A number or a word: the setting is named as it is written, once, with both forms."""
