@@ -47,6 +47,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: it holds none, as one that was cut off by a copy or a full disk.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is cut off, or no JSON ({error}): put it back from a copy, or remove it") from error
+
+
 def require_new_folder(folder: Path) -> None:
     """Raise UserError where a command was told to write a folder that has something in it, or none can be made."""
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):

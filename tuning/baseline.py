@@ -7,12 +7,11 @@ original_vlm`, or one that is built on its teacher) the plainly fine-tuned model
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config import Config
 from lingu_ray.corpus.build import build_corpus, plan_corpus
 from lingu_ray.errors import UserError
@@ -67,7 +66,7 @@ def _check_unchanged(folder: SweepFolder, kind: str, now: Mapping[str, str]) -> 
     Raises:
         UserError: trials that begin now would not compare with those that are there.
     """
-    known = json.loads(folder.contents.read_text(encoding="utf-8")) if folder.contents.exists() else {}
+    known = read_json(folder.contents) if folder.contents.exists() else {}
     before = known.get(kind, now) if any(trial.has_ended for trial in read_outcomes(folder.trials)) else now
     if changed := sorted(name for name in {*before, *now} if before.get(name) != now.get(name)):
         raise UserError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.errors import UserError
 from tuning.space import Space, Values
 
@@ -61,7 +60,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     path = folder / FILE
     if not path.exists():
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
     return Outcome(**{f.name: found[f.name] for f in fields(Outcome) if f.name in found})
 
 

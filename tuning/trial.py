@@ -7,7 +7,6 @@ resumes from its newest checkpoint.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from ray import tune
 
-from lingu_ray.atomic import write_json, write_text
+from lingu_ray.atomic import read_json, write_json, write_text
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.errors import Interrupted, UserError
@@ -215,7 +214,7 @@ class PopulationTrial(Trial):
         self.drawn = self.values
         self.history: dict[str, Any] = {"step": 0, "values": []}
         if self._history_file.exists():
-            self.history = json.loads(self._history_file.read_text(encoding="utf-8"))
+            self.history = read_json(self._history_file)
 
     def advance(self) -> dict[str, Any]:
         """Train one interval; after the last one, measure."""
@@ -258,7 +257,7 @@ class PopulationTrial(Trial):
         shutil.copytree(source / "checkpoints", self.folder.checkpoints)
         shutil.copy(source / self.folder.metrics.name, self.folder.metrics)
         shutil.copy(source / self._history_file.name, self._history_file)
-        self.history = json.loads(self._history_file.read_text(encoding="utf-8"))
+        self.history = read_json(self._history_file)
 
     @property
     def _history_file(self) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.atomic import write_text
+from lingu_ray.atomic import read_json, write_text
 from lingu_ray.evaluation.results import (
     QUOTIENTS,
     Blind,
@@ -39,7 +39,7 @@ def read_recovery(folder: Path) -> Recovery | None:
 
 def read_result(path: Path) -> Recovery | None:
     """The content of a `recovery.json` under any name; None where there is none."""
-    return from_json(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return from_json(read_json(path)) if path.exists() else None
 
 
 def as_json(result: Recovery) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lingu_ray.atomic import write_text
+from lingu_ray.atomic import read_json, write_text
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
@@ -137,4 +136,4 @@ def _changes(workers: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path) if path.exists() else None

@@ -6,12 +6,11 @@ or a finished model is bound to the settings, models and data that its run was s
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.facts import MAY_CHANGE
@@ -44,12 +43,19 @@ def check_settings(config: Config, folder: RunFolder) -> None:
     """Check that the settings may continue the run in the folder; where nothing was trained, it is cleared for them.
 
     Raises:
-        UserError: `resume=never`, settings that differ, or steps that are fewer than were trained.
+        UserError: `resume=never`, settings that differ or are not recorded any more, or steps that are fewer than were
+            trained.
     """
     step = trained_steps(folder)
     if step and config.resume == "never":
         raise UserError(f"{folder.place} exists and resume=never: choose another name, or remove the folder")
     if not folder.config.exists():
+        if step:
+            raise UserError(
+                f"{folder.place} has been trained for {step} steps, and nothing says with which settings, since "
+                f"{folder.config.name} is gone: put it back from a copy, choose another name=…, or remove the folder "
+                "to start again"
+            )
         return
     earlier = load_yaml(folder.config)
     before, now = (one.model_dump(mode="json") for one in (earlier, config))
@@ -102,8 +108,10 @@ def check_models(config: Config, folder: RunFolder) -> None:
     if config.student.from_teacher is not None:  # the initial model is of these settings, too
         settings = config.student.from_teacher.model_dump(mode="json", exclude={"tower"})
         now["from_teacher"] = fingerprint([settings, config.seed])
-    before = json.loads(folder.models.read_text(encoding="utf-8")) if folder.models.exists() else now
+    before = read_json(folder.models) if folder.models.exists() else now
     trained = trained_steps(folder) > 0
+    if trained and not folder.models.exists():
+        log.warning("%s is gone: nothing says whether models have changed since the run was started", folder.models)
     compared = named if trained else now  # of a run that has trained, `check_settings` compares the settings
     changed = [name for name in compared if before.get(name) != now[name]]
     if changed and trained:
@@ -122,7 +130,7 @@ def check_measured_models(config: Config, folder: RunFolder) -> None:
     """
     if not config.evaluation.tasks or not folder.models.exists():
         return
-    before, now = json.loads(folder.models.read_text(encoding="utf-8")), model_contents(config)
+    before, now = read_json(folder.models), model_contents(config)
     if changed := [name for name in ("teacher", "student") if name in now and before.get(name) != now[name]]:
         raise _other_models(config, folder, changed)
 
@@ -160,9 +168,12 @@ def check_data(plan: Plan, folder: RunFolder) -> Plan:
     Raises:
         UserError: they have changed, and `corpus.if_changed` is `refuse`.
     """
-    if not folder.corpus.exists() or not trained_steps(folder):
+    if not trained_steps(folder):
         return plan
-    before: dict[str, Any] = json.loads(folder.corpus.read_text(encoding="utf-8"))
+    if not folder.corpus.exists():
+        log.warning("%s is gone: nothing says whether data have changed since the run was started", folder.corpus)
+        return plan
+    before: dict[str, Any] = read_json(folder.corpus)
     if before["fingerprint"] == plan.fingerprint:
         return plan
     if before["fingerprint"] in plan.earlier and is_built((earlier := plan.as_earlier(before["fingerprint"])).folder):
@@ -188,7 +199,7 @@ def record_corpus(plan: Plan, folder: RunFolder) -> None:
 
 def corpus_place(folder: RunFolder) -> Path | str | None:
     """Where the corpus lies, or lay, that the run was trained on; None where that was not recorded."""
-    return place(json.loads(folder.corpus.read_text(encoding="utf-8"))["path"]) if folder.corpus.exists() else None
+    return place(read_json(folder.corpus)["path"]) if folder.corpus.exists() else None
 
 
 def recorded_corpus(folder: RunFolder) -> Corpus | None:

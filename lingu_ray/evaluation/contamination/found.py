@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.runtime.run_folder.folder import RunFolder
 
@@ -40,7 +39,7 @@ def read_found(folder: RunFolder) -> dict[str, Found]:
     """What was found, by task; empty where nobody looked."""
     if not folder.contamination.exists():
         return {}
-    tree = json.loads(folder.contamination.read_text(encoding="utf-8"))
+    tree = read_json(folder.contamination)
     return {name: Found(**one) for name, one in tree.items()}
 
 

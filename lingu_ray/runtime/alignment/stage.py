@@ -6,7 +6,6 @@ record. A run that was interrupted before starts it again.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from contextlib import ExitStack, suppress
@@ -22,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from lingu_ray import storage
-from lingu_ray.atomic import whole_folder, write_json
+from lingu_ray.atomic import read_json, whole_folder, write_json
 from lingu_ray.config import AlignConfig, Config
 from lingu_ray.content import fingerprint
 from lingu_ray.corpus.store import Corpus
@@ -77,7 +76,7 @@ def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint:
 
 def read_alignment(folder: RunFolder) -> Alignment | None:
     """The record of a run's alignment; None where there is none."""
-    return json.loads(folder.alignment.read_text(encoding="utf-8")) if folder.alignment.exists() else None
+    return read_json(folder.alignment) if folder.alignment.exists() else None
 
 
 def load_alignment(model: PreTrainedModel, folder: RunFolder) -> None:
@@ -112,7 +111,7 @@ def _equal_one(folder: RunFolder, identity: str) -> tuple[RunFolder, Alignment] 
 
 def _identity(config: Config, folder: RunFolder, corpus: str) -> str:
     """What an alignment follows from."""
-    models = json.loads(folder.models.read_text(encoding="utf-8")) | {"from_teacher": config.student.from_teacher}
+    models = read_json(folder.models) | {"from_teacher": config.student.from_teacher}
     return fingerprint([config.align, config.seed, config.train.precision, corpus, models])
 
 

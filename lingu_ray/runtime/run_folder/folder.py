@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lingu_ray.atomic import read_json
 from lingu_ray.storage import is_file, join, origin, remove
 
 
@@ -76,7 +76,7 @@ class RunFolder:
         """The step of the finished model; None where there is none."""
         if not (self.export.exists() and self.exported.exists()):
             return None
-        return json.loads(self.exported.read_text(encoding="utf-8"))["step"]
+        return read_json(self.exported)["step"]
 
     @property
     def metrics(self) -> Path:

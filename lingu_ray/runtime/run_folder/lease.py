@@ -166,9 +166,16 @@ def _wait_for_the_other(path: Path | str) -> None:
 
 def _read(path: Path | str) -> Holder | None:
     try:
-        return Holder(**json.loads(read_bytes(path) if isinstance(path, str) else path.read_text(encoding="utf-8")))
+        content = read_bytes(path) if isinstance(path, str) else path.read_bytes()
     except FileNotFoundError:
         return None
+    try:
+        return Holder(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is cut off, or of another version, so nobody knows who writes this folder ({error}): where no "
+            "command does, remove that file, and run the same command again"
+        ) from error
 
 
 def _write(path: Path | str, holder: Holder) -> None:

@@ -5,7 +5,6 @@ They are opened with the first record that they take, so one that cannot be open
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config import Config
 from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
@@ -53,7 +52,7 @@ class WandB:
     def __init__(self, config: Config, folder: RunFolder):
         self.config, self.folder = config, folder
         self.pointer = folder.wandb
-        known = json.loads(self.pointer.read_text(encoding="utf-8")) if self.pointer.exists() else {}
+        known = read_json(self.pointer) if self.pointer.exists() else {}
         self.run_id: str = known.get("run_id", uuid.uuid4().hex[:8])
         self.logged = LoggedSteps(known.get("training", 0), known.get("validation", 0))
 

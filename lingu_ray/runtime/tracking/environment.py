@@ -5,7 +5,6 @@ Where a run is resumed in another environment, the newest is kept, and what it w
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -19,7 +18,7 @@ from pathlib import Path
 import ray
 
 import lingu_ray
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.runtime.cluster.host_memory import host_memory
 from lingu_ray.runtime.doctor.gpu import gpus
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -49,7 +48,7 @@ def record_environment(folder: Path, precision: str | None = None) -> dict[str, 
 def read_environment(folder: Path) -> dict[str, str]:
     """What `record_environment` wrote in `folder`; empty where nothing was recorded."""
     path = RunFolder(folder).environment
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def describe_environment() -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import Interrupted
@@ -125,7 +124,7 @@ class MlflowRun:
         """The run that the file names; None where there is no file, or the run is in another store, deleted or gone."""
         if not pointer.exists():
             return None
-        earlier = json.loads(pointer.read_text(encoding="utf-8"))
+        earlier = read_json(pointer)
         return self.find(earlier["run_id"]) if earlier["uri"] == self.uri else None
 
     def find(self, run_id: str) -> Run | None:

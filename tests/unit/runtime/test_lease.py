@@ -66,6 +66,15 @@ def test_a_second_driver_is_refused_while_the_first_lives(tmp_path, other):
         held.require()  # ended: its workers, if any are left, write no more
 
 
+@pytest.mark.parametrize("content", ["", '{"owner": "a", ', '{"owner": "a"}'])
+def test_a_lease_that_says_nothing_is_told(tmp_path, content):
+    """A file that was cut off, or that another version wrote, is named with its cure."""
+    (tmp_path / "driver.json").write_text(content)
+    told = rf"{tmp_path}/driver\.json is cut off, .* remove that file, and run the same"
+    with pytest.raises(UserError, match=told), lease.lease_on(tmp_path):
+        pass
+
+
 @pytest.mark.slow
 def test_who_shows_no_sign_of_life_is_replaced_and_stops(tmp_path, other):
     """A suspended driver loses the lease; when it wakes it sees the new owner, stops, and leaves the lease to it."""

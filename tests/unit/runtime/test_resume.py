@@ -20,6 +20,7 @@ from lingu_ray.runtime import resume
 from lingu_ray.runtime.preparation import check_output
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.tracking.environment import read_environment
 from lingu_ray.runtime.trainer import Run
 
 LEASE = Lease(Path("driver.json"), "this test")
@@ -104,6 +105,44 @@ def test_a_trained_run_keeps_its_settings(data: Path, tmp_path: Path):
     resume.check_settings(config(data, tmp_path, train={"checkpoint_every": 1}, ray={"num_workers": 2}), folder)
     with pytest.raises(UserError, match="resume=never"):
         resume.check_settings(config(data, tmp_path, resume="never"), folder)
+
+
+def test_a_trained_run_without_its_records_goes_on_in_no_silence(data: Path, tmp_path: Path, said):
+    """Without its settings it is refused; that models or data cannot be compared is said, and where nothing was trained
+    there is nothing to compare."""
+    settings = config(data, tmp_path)
+    folder = started(settings, step=4)
+    resume.check_models(settings, folder)
+    plan = SimpleNamespace()
+    assert f"{folder.models} is gone: nothing says whether models have changed" in said.text
+    assert resume.check_data(plan, folder) is plan
+    assert f"{folder.corpus} is gone: nothing says whether data have changed" in said.text
+    folder.config.unlink()
+    with pytest.raises(
+        UserError, match=r"for 4 steps, and nothing says with which .* config\.yaml is gone: put it back"
+    ):
+        resume.check_settings(settings, folder)
+    shutil.rmtree(folder.checkpoints)
+    resume.check_settings(settings, folder)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"step": ', b"\0\0\0", b"\xff"])
+def test_a_record_that_was_cut_off_is_named(data: Path, tmp_path: Path, content: bytes):
+    """Whichever of a run's it is, with what to do."""
+    settings = config(data, tmp_path)
+    folder = started(settings, step=8, exported=True)
+    readers = {
+        folder.exported: lambda: resume.trained_steps(folder),
+        folder.models: lambda: resume.check_models(settings, folder),
+        folder.corpus: lambda: resume.recorded_corpus(folder),
+        folder.environment: lambda: read_environment(folder.root),
+    }
+    for record, read in readers.items():
+        before = record.read_bytes() if record.exists() else None
+        record.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{record} is cut off, or no JSON .*: put it back from a copy, or remove"):
+            read()
+        record.unlink() if before is None else record.write_bytes(before)
 
 
 def test_steps_may_grow(data: Path, tmp_path: Path, said):
