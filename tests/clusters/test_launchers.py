@@ -229,12 +229,14 @@ sys.exit(5)
 
 @pytest.fixture
 def spot_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModuleType]:
-    """clusters/spot_node.py, which asks a metadata service of this machine ten times a second."""
+    """clusters/spot_node.py, which asks a metadata service of this machine ten times a second, and no proxy."""
     server = HTTPServer(("127.0.0.1", 0), type("Service", (Metadata,), {"up": tmp_path / "up"}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"127.0.0.1:{server.server_port}"
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{address}/")
     monkeypatch.setenv("GCE_METADATA_HOST", address)
+    for name, value in {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # into clusters/, whose files other tests read
     spec = importlib.util.spec_from_file_location("spot_node", ROOT / "clusters/spot_node.py")
     assert spec is not None and spec.loader is not None
