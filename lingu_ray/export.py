@@ -118,6 +118,7 @@ def _opened(run: Path | str) -> Iterator[RunFolder]:
         return
     ours = f"export-{os.getpid()}"
     copy = storage.working_folder(run, ours)
+    storage.made_cache_folder()
     try:
         copy.mkdir(parents=True)
         fetch_run(run, copy)

@@ -25,7 +25,7 @@ from lingu_ray.storage.locations import (
     refusal,
     scheme_of,
 )
-from lingu_ray.storage.node_cache import CACHE, cache_folder, fetch, fetch_tree, get_tree, local_copy
+from lingu_ray.storage.node_cache import CACHE, cache_folder, fetch, fetch_tree, get_tree, local_copy, made_cache_folder
 from lingu_ray.storage.objects import (
     check_writable,
     delete,
@@ -57,6 +57,7 @@ __all__ = [
     "is_remote",
     "join",
     "local_copy",
+    "made_cache_folder",
     "not_local",
     "open_file",
     "origin",

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from lingu_ray.atomic import locked, whole_folder
 from lingu_ray.content import fingerprint
@@ -26,8 +27,26 @@ _NOT_LOADED = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pt",
 
 
 def cache_folder() -> Path:
-    """The folder of this node's copies; whoever needs the disk may delete it."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "lingu_ray").expanduser()
+    """The folder of this node's copies; whoever needs the disk may delete it. Raises UserError where none is known."""
+    try:
+        return Path(os.environ.get(CACHE) or "~/.cache/lingu_ray").expanduser()
+    except RuntimeError as error:
+        raise UserError(f"no home folder is known here ({error}): let {CACHE} name a folder on each node") from error
+
+
+def made_cache_folder() -> Path:
+    """The same, made where there is none. Raises UserError where it cannot be written."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder}, for copies of what is in buckets, cannot be written: {error}. Let {CACHE} name another folder "
+            "on each node"
+        ) from error
+    return folder
 
 
 def fetch(location: str) -> Path:
@@ -101,7 +120,7 @@ def _cached(location: str, wanted: dict[str, str]) -> Path:
     folder = root / fingerprint([location, wanted])
     if folder.is_dir():
         return folder
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made_cache_folder()
     with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             _check_space(location, sum(map(_size, wanted.values())))
@@ -126,10 +145,10 @@ def _size(version: str) -> int:
 
 
 def _check_space(location: str, size: int) -> None:
-    cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-    free = shutil.disk_usage(cache_folder()).free
+    folder = made_cache_folder()
+    free = shutil.disk_usage(folder).free
     if free < size + SPARE:
         raise UserError(
-            f"{location}: its copy needs {size / 1e9:.1f} GB, and {cache_folder()} has {free / 1e9:.1f} GB free; "
+            f"{location}: its copy needs {size / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB free; "
             f"delete old copies there, or let {CACHE} name a folder on a larger disk of each node"
         )

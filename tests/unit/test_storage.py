@@ -144,6 +144,20 @@ def test_what_cannot_be_had_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch
         storage.fetch(f"{bucket}/x")
 
 
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before anything is fetched, with the variable that names another; so is a user without a home folder."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(storage.CACHE, str(tmp_path / "file" / "cache"))
+    for action in (storage.made_cache_folder, lambda: storage.get_tree("s3://bucket/x", tmp_path, {"a": 1})):
+        with pytest.raises(UserError, match=r"file/cache, .* cannot be written: .*Let LINGU_RAY_CACHE name another"):
+            action()
+    monkeypatch.delenv(storage.CACHE)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # of no user that the machine knows
+    with pytest.raises(UserError, match=r"no home folder is known here .*: let LINGU_RAY_CACHE name a folder"):
+        storage.working_folder("s3://bucket/runs")
+
+
 @pytest.mark.slow
 def test_refused_credentials_are_told_and_not_shown(bucket: str, monkeypatch: pytest.MonkeyPatch):
     """Wrong credentials are an error that says so, without a word of them; right ones work from the next call on."""

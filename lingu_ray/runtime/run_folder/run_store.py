@@ -55,6 +55,7 @@ def writing_to(place: Path | str, of: str = "driver") -> Iterator[Lease]:
             yield lease
             return
         folder = storage.working_folder(place, of)
+        storage.made_cache_folder()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         fetch_run(place, folder)
