@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.atomic import write_text
+from lingu_ray.errors import UserError
 
 Record = dict[str, Any]
 
@@ -51,11 +52,18 @@ class JsonLines:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of the file; a last line that a crash truncated is ignored."""
+    """All records of the file; a last line that a crash truncated is ignored. Raises UserError for another one."""
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [_record(line, f"{path}:{at}") for at, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], 1)]
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: the line is cut off, or no JSON ({error}): remove it, or put it back") from error
 
 
 class RecordReader:

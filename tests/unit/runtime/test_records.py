@@ -4,6 +4,9 @@ import errno
 import os
 from pathlib import Path
 
+import pytest
+
+from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
 from lingu_ray.runtime.run_folder.records import JsonLines, RecordReader, read_records
 
@@ -18,6 +21,14 @@ def test_steps_to_be_done_again_are_dropped(tmp_path):
     lines.drop_after(2)
     lines.append({"step": 3, "loss": 9.0})
     assert [(r["step"], r["loss"]) for r in read_records(lines.path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_a_line_that_is_none_is_named(tmp_path):
+    """Not the last one, which a crash may cut: a file that was damaged later is told with its line."""
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    with pytest.raises(UserError, match=rf"{path}:2: the line is cut off, or no JSON"):
+        read_records(path)
 
 
 def test_tail_sees_every_line_once_and_whole(tmp_path):
