@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import shlex
 import shutil
@@ -66,7 +67,7 @@ def test_every_cluster_runs_the_same_line(tmp_path: Path):
         at = words.index("--")
         assert words[3:at] == ["--working-dir", ".", "--runtime-env", "clusters/runtime-env.yaml"]
         assert words[at + 1 : at + 5] == ["python", "-m", "lingu_ray.train", "my.yaml"]
-        load_config([str(tmp_path / "my.yaml"), *words[at + 5 :]])
+        load_config([str(tmp_path / "my.yaml"), *map(os.path.expandvars, words[at + 5 :])])
     (queued,) = (shlex.split(line) for line in LINES if line.startswith("sbatch"))
     load_config([str(tmp_path / "my.yaml"), *queued[4:]])
     for name in ("slurm/train.sbatch", "skypilot.yaml"):
