@@ -11,6 +11,8 @@ import pytest
 import yaml
 from ray._private.utils import validate_socket_filepath
 
+from lingu_ray.config.command_line import load_config
+
 CLUSTERS = Path(__file__).parents[2] / "clusters"
 SBATCH = (CLUSTERS / "slurm/train.sbatch").read_text("utf-8")
 SKYPILOT = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text("utf-8"))["run"]
@@ -50,6 +52,15 @@ def shell(tmp_path: Path):
 def test_all_nodes_are_counted(shell, script: str, count: str) -> None:
     """Of 150 all, though Ray lists 100 unless it is told otherwise."""
     assert shell(f"{function(script, 'nodes_up')}\nnodes_up", **{count: "150"}).stdout.strip() == "150"
+
+
+def test_skypilot_trains_on_every_gpu_unless_it_is_told_otherwise(shell) -> None:
+    """Machines may have several; what ARGUMENTS say of the workers counts."""
+    (submit,) = re.findall(r"^ray job submit.*?(?= \|\|)", SKYPILOT, re.MULTILINE | re.DOTALL)
+    machines = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "4"}
+    for more, workers in (("", 8), (" ray.num_workers=3", 3)):
+        words = shell(submit, ARGUMENTS=f"demo{more}", **machines).stdout.split()
+        assert load_config(words[words.index("lingu_ray.train") + 1 :]).ray.num_workers == workers
 
 
 SESSION = "session_2026-10-01_12-00-00_123456_4194304/sockets/plasma_store"
