@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # A report blocks for one poll of the controller; printed lines would appear twice.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -40,6 +42,7 @@ from lingu_ray.runtime.run_folder.job_stop import job_variables
 log = logging.getLogger(__name__)
 
 _ANSWER_WITHIN_S = 10.0
+_STARTS_SLOWLY = "node timed out during startup"
 
 
 def connect(settings: RayConfig) -> None:
@@ -62,6 +65,14 @@ def connect(settings: RayConfig) -> None:
                 raise UserError(
                     f"Ray cannot start on this machine: {error}. Set RAY_TMPDIR to a folder for its sockets and logs "
                     "that can be written and has a short path, such as RAY_TMPDIR=/tmp"
+                ) from error
+            except Exception as error:  # which has no type of its own
+                if _STARTS_SLOWLY not in str(error):
+                    raise
+                logs = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray/session_latest/logs")
+                raise UserError(
+                    "Ray does not start on this machine in the time that it gives itself. Run the same command again "
+                    f"when the machine is less busy; where it was idle, {logs} says why"
                 ) from error
         return
     _require_answer(address, setting)

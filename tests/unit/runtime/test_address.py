@@ -1,5 +1,6 @@
 """What keeps Ray from being reached or started is told in seconds, where Ray itself would try for minutes."""
 
+import inspect
 import re
 import socket
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import ray
 from commands import Command
 from ray._private.utils import write_ray_address
 
@@ -84,6 +86,22 @@ def test_a_folder_whose_path_is_too_long_for_sockets(tmp_path: Path, monkeypatch
     with Command([sys.executable, "-c", START_RAY], env={"TMPDIR": str(tmp_path / ("long" * 25))}) as command:
         told = command.finish()
     assert re.search(r"AF_UNIX path length .*/sockets/.* Set RAY_TMPDIR to a folder", told)
+
+
+def test_a_machine_on_which_ray_starts_too_slowly(monkeypatch: pytest.MonkeyPatch):
+    """Ray gives up after half a minute, with an error of no type: what helps is told."""
+
+    def slow(*_: object, **__: object) -> None:
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    assert connect._STARTS_SLOWLY in inspect.getsource(ray._private.node.Node)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect.ray, "init", slow)
+    with pytest.raises(
+        UserError, match=r"Ray does not start on this machine in .* again when the machine is less busy"
+    ):
+        connect.connect(RayConfig())
 
 
 @pytest.mark.slow
