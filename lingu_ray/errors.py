@@ -62,6 +62,16 @@ def full_disk(error: BaseException | None) -> UserError | None:
     return UserError(f"no disk space: {found[0]}. Free some, and run the same command again: what was finished is kept")
 
 
+def no_permission(error: BaseException | None) -> UserError | None:
+    """What to tell where an error is, or wraps, that of a file or folder that this user may not use."""
+    found = next((one for one in causes(error) if isinstance(one, PermissionError) and one.filename), None)
+    if found is None:
+        return None
+    return UserError(
+        f"{found.filename}: {found.strerror}. Open it, and the folders above, to this user, or name another"
+    )
+
+
 def full_gpu(error: BaseException) -> str | None:
     """What CUDA or one of its libraries says where it finds no memory; None where an error is another one.
 
@@ -94,8 +104,8 @@ class _Lasting:
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
-    """Run a module's `main` on the command line's arguments: exit 1 after a `UserError` or on a full disk, 130 after
-    Ctrl-C."""
+    """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, on a full disk and where
+    permission is missing, 130 after Ctrl-C."""
     sys.stderr = cast(TextIO, _Lasting(sys.stderr))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -113,6 +123,6 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if (full := full_disk(error)) is None:
+        if (told := full_disk(error) or no_permission(error)) is None:
             raise
-        sys.exit(as_called(f"error: {full}"))
+        sys.exit(as_called(f"error: {told}"))

@@ -1,5 +1,6 @@
 """The console command: what it says there is, and where it leads."""
 
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -158,6 +159,24 @@ def test_a_full_disk_is_told_in_one_line():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("error: no disk space: [Errno 28] No space left on device. Free some, and run")
+
+
+def test_what_this_user_may_not_use_is_told_in_one_line(tmp_path: Path):
+    """A model, data or a run in another user's folder, which nobody may even look at."""
+    code = (
+        "import os\nfrom pathlib import Path\nfrom lingu_ray.errors import run_command\n"
+        "def main(arguments):\n"
+        "    os.getuid() or os.setuid(65534)\n"
+        "    try: Path(arguments[0], 'lm').exists()\n"
+        "    except OSError as error: raise RuntimeError('as Ray wraps it') from error\n"
+        "run_command(main)"
+    )
+    (tmp_path / "theirs").mkdir(mode=0)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "theirs"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"error: /.*: Permission denied\. Open it and what it lies in to this user, or name another\n", done.stderr
+    )
 
 
 def test_the_guide_is_printed_or_found():
