@@ -67,9 +67,7 @@ def no_permission(error: BaseException | None) -> UserError | None:
     found = next((one for one in causes(error) if isinstance(one, PermissionError) and one.filename), None)
     if found is None:
         return None
-    return UserError(
-        f"{found.filename}: {found.strerror}. Open it, and the folders above, to this user, or name another"
-    )
+    return UserError(f"{found.filename}: {found.strerror}. Open it and what it lies in to this user, or name another")
 
 
 def full_gpu(error: BaseException) -> str | None:
