@@ -25,13 +25,15 @@ TIMEOUT_S = 10  # of a connection or request
 
 def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
     """The result of an action on a location, tried again with a new file system where it fails."""
+    from pyarrow.lib import ArrowException  # slow to import: only where there is a location
+
     path = bucket_and_key(location)
     for attempt in itertools.count():
         try:
             return action(file_system(location.partition("://")[0], path.partition("/")[0]), path)
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except (OSError, ArrowException) as error:
             file_system.cache_clear()
             failure = _failure(str(error))
             if attempt == len(failure.waits):

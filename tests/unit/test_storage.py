@@ -144,6 +144,25 @@ def test_what_cannot_be_had_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch
         storage.fetch(f"{bucket}/x")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "location", "told"),
+    [
+        ("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere.json", "gs://bucket/x", "access is refused; .* /nowhere.json"),
+        ("AWS_ENDPOINT_URL", "ftp://127.0.0.1:9", "s3://bucket/x", "storage does not answer; .* scheme 'ftp'"),
+    ],
+)
+def test_what_the_environment_says_wrongly_is_told(
+    monkeypatch: pytest.MonkeyPatch, short_waits: None, variable: str, value: str, location: str, told: str
+):
+    """Also where pyarrow raises an error of its own kind, none of the system's."""
+    for name in ("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    connection.file_system.cache_clear()
+    with pytest.raises(UserError, match=f"{location}.*: {told}"):
+        storage.check_writable(location)
+
+
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Before anything is fetched, with the variable that names another; so is a user without a home folder."""
     (tmp_path / "file").touch()

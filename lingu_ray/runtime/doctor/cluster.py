@@ -29,7 +29,7 @@ _ANSWER_WITHIN_S = 90.0
 def examine(config: Config) -> list[Finding]:
     """All findings: tracking store, Ray, resources, network between nodes, and what each node is like."""
     found = [
-        _attempt("tracking", lambda: _tracking(config), "start the server, or correct tracking.uri"),
+        _attempt("tracking", lambda: _tracking(config), "start the server, or correct its address"),
         _attempt("ray", lambda: _ray(config), "start the cluster, or correct ray.address"),
     ]
     if found[-1].level == "error":
