@@ -24,8 +24,11 @@ def field(config: PreTrainedConfig, name: str) -> Any:
 
 
 def head_dim(config: PreTrainedConfig) -> int:
-    """Width of one attention head."""
-    return field(config, "head_dim") or config.hidden_size // config.num_attention_heads
+    """Width of one attention head.
+
+    Most models read it from the file, also where their configuration's class does not have it (Qwen2, Qwen3-MoE).
+    """
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def key_heads(config: PreTrainedConfig) -> int:

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
-from families import FAMILIES, PACKABLE
+from families import FAMILIES, PACKABLE, TEXT
 from tiny import VOCABULARY, tiny_student, tiny_teacher, tiny_tokenizer
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
     Blip2Config,
@@ -27,6 +28,7 @@ from transformers import (
     LlavaConfig,
     MambaConfig,
     MllamaConfig,
+    Olmo2Config,
     OPTConfig,
     Phi3Config,
     PhiConfig,
@@ -37,13 +39,16 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLTextConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     Qwen3NextConfig,
+    Qwen3VLMoeTextConfig,
     Qwen3VLTextConfig,
     T5Config,
     configuration_utils,
 )
 
 from lingu_ray.config import Config
+from lingu_ray.distill.decoder import head_dim
 from lingu_ray.distill.new_student import PLAIN
 from lingu_ray.distill.pair import check_kind, check_tokenizers, compare_decoders
 from lingu_ray.distill.student import Student
@@ -55,6 +60,7 @@ VISION = {
     "image_size": 32, "patch_size": 8, "hidden_size": 32, "intermediate_size": 64, "layers": 2, "heads": 2,
     "pixel_shuffle": 2,
 }  # fmt: skip
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
 def settings(tmp_path, **sections):
@@ -135,6 +141,23 @@ def test_what_has_no_part_in_the_numbers_may_differ(student, teacher, free):
     compare_decoders(
         student(**sizes, **head, rope_parameters=dict(rope)), teacher(**sizes, **free, rope_parameters=dict(rope))
     )
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Olmo2Config, GraniteConfig])
+def test_the_width_of_heads_is_that_of_the_models_keys(kind):
+    """Whether or not the configuration's class has `head_dim`, which the model reads from the file."""
+    config = kind(**TEXT, head_dim=24, **(EXPERTS if kind is Qwen3MoeConfig else {}))
+    cache = AutoModelForCausalLM.from_config(config)(torch.ones(1, 2, dtype=torch.long)).past_key_values
+    assert head_dim(config) == cache.layers[0].keys.shape[-1] == 24
+
+
+def test_qwen3_vl_moe_fits_its_lm():
+    """The VLM's class has `head_dim` and the LM's does not: both have what their files say, and it is compared."""
+    sizes = TEXT | EXPERTS | {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    student = Qwen3VLMoeTextConfig(**sizes, head_dim=32)
+    compare_decoders(student, Qwen3MoeConfig(**sizes, head_dim=32))
+    with pytest.raises(UserError, match="\n  head_dim: student 32, teacher 24\n"):
+        compare_decoders(student, Qwen3MoeConfig(**sizes, head_dim=24))
 
 
 def test_fitting_pair_passes_and_rope_is_compared(tmp_path):
