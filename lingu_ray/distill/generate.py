@@ -45,7 +45,7 @@ def generate_answers(
 ) -> list[Tensor]:
     """Token ids of each answer, up to and with its first token of `ends`; greedy at `temperature` 0, else sampled.
 
-    `model`: an image-text-to-text model; it is left in the mode (training or not) that it was in.
+    `model`: an image-text-to-text model; each of its modules is left in the mode (training or not) that it was in.
     `vision`: vision tensors of all prompts, images in order. `never`: ids that no answer may contain.
     `stopping`: further criteria that end an answer; they see the left-padded prompts with the answers so far.
     `streamer`: receives the prompt, then each token as it is generated; for a single prompt.
@@ -133,14 +133,15 @@ def _gives_products(model: Any) -> bool:
 @contextmanager
 def generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
     """The model in eval mode, with these generation settings in place of its own, which `generate` would mix in."""
-    training, own = model.training, model.generation_config
+    training, own = [module for module in model.modules() if module.training], model.generation_config
     model.eval()  # also switches gradient checkpointing off, which would take the cache away
     model.generation_config = settings
     try:
         yield
     finally:
         model.generation_config = own
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def _up_to_end(answer_T: Tensor, ends: list[int]) -> Tensor:

@@ -6,6 +6,7 @@ import inspect
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from lingu_ray.distill.capture import KVCapture, capturing, donate, uses_flash
@@ -56,6 +57,16 @@ class Student:
         """The vision tower, which in Qwen's holds the projector, too; of an audio model that for audio."""
         modality = "image" if hasattr(self.model.config, "vision_config") else "audio"
         return cast(nn.Module, self.model.get_encoder(modality=modality))
+
+    def train(self, mode: bool = True) -> None:
+        """Training or evaluation mode; the statistics of a convolutional tower (FastVLM's) stay those of its files.
+
+        While batch norm collects them, an image's features depend on the others of its pass, and workers drift apart.
+        """
+        self.model.train(mode)
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
     def hidden_states(self, inputs: ModelInputs, donation: Donation | None = None) -> tuple[Tensor, KVCapture | None]:
         """Final hidden states `[B, T, D]` and, with a donation, what was captured for it, detached.
