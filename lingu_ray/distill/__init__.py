@@ -3,7 +3,7 @@
 Plain PyTorch and Transformers, without settings, Ray or files. `Distiller` is the whole of it for a training loop of
 your own:
 
-    student = AutoModelForImageTextToText.from_pretrained("HuggingFaceTB/SmolVLM-256M-Instruct")
+    student = AutoModelForImageTextToText.from_pretrained("HuggingFaceTB/SmolVLM-256M-Instruct", dtype="float32")
     teacher = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
     distiller = Distiller(student, teacher)
     batch = processor(text=texts, images=images, padding=True, return_tensors="pt")
