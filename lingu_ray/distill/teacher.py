@@ -25,10 +25,12 @@ class Teacher:
             nobody trained, or tokens of other models. None: all rows count.
 
     Raises:
-        UserError: it cannot be continued from its own KV (see `check_continuation`).
+        UserError: its output head is none that the method can use, or it cannot be continued from its own KV (see
+            `check_continuation`).
     """
 
     def __init__(self, model: PreTrainedModel, vocabulary: int | None = None):
+        output_head(model)
         use_exact_attention(model)
         use_grouped_attention(model)
         self.model = model.eval().requires_grad_(False)

@@ -28,7 +28,6 @@ from transformers import (
 
 from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
 from lingu_ray.distill.decoder import longest_row, sliding_window
-from lingu_ray.distill.head import output_head
 from lingu_ray.distill.new_student import build_processor, build_student, check_teacher
 from lingu_ray.distill.pair import check_kind, check_text_only, compare_decoders, known_ids
 from lingu_ray.distill.student import Student
@@ -113,7 +112,7 @@ def check_pair(config: Config) -> None:
         _require_sdpa(lm)
         if settings.from_teacher is not None:
             check_teacher(lm)
-        output_head(Teacher(lm).model)
+        Teacher(lm)
     if settings.path is None:
         return
     student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")

@@ -490,6 +490,7 @@ def test_pairs_that_do_not_fit_are_refused():
         ((teacher, teacher), "student: LlamaForCausalLM is no vision-language model"),
         ((wrapped, teacher), "student: must be the Transformers model itself, without wrappers; it is a DataParallel"),
         ((compiled, teacher), "student: `model` of .* is wrapped or compiled"),
+        ((student, teacher.model), "LlamaModel: the method needs an output head without bias"),
         ((student, teacher.model.layers), "teacher: must be the Transformers model itself"),
     ):
         with pytest.raises(UserError, match=message):
