@@ -194,7 +194,7 @@ def _patches_of_token(student: Any, vision: Any, patches: int) -> float:
     if tokens := getattr(student, "mm_tokens_per_image", None) or getattr(resampler, "resampler_n_latents", None):
         return patches / tokens
     sides = [getattr(student, name, None) for name in ("scale_factor", "spatial_merge_size", "downsample_factor")]
-    sides += [getattr(vision, "spatial_merge_size", None)]
+    sides += [getattr(vision, name, None) for name in ("spatial_merge_size", "hidden_stride")]  # the second Ovis2's
     return next((side**2 for side in sides if side), 1)
 
 

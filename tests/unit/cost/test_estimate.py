@@ -16,6 +16,7 @@ from transformers import (
     AyaVisionConfig,
     Cohere2VisionConfig,
     Idefics2Config,
+    Ovis2Config,
     PerceptionLMConfig,
     PreTrainedConfig,
 )
@@ -88,6 +89,7 @@ def test_image_tokens_of_a_view(name: str, tokens: int):
         (AyaVisionConfig(vision_config=SIGLIP | {"image_size": 364, "patch_size": 14}), 169),
         (Cohere2VisionConfig(vision_config=SIGLIP | {"image_size": 512, "patch_size": 16}), 256),
         (Idefics2Config(vision_config={"image_size": 980, "patch_size": 14}), 64),
+        (Ovis2Config(vision_config={"image_size": 448, "patch_size": 14, "hidden_stride": 2}), 256),
     ],
     ids=lambda value: getattr(value, "model_type", None),
 )
