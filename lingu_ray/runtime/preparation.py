@@ -26,10 +26,11 @@ from lingu_ray.runtime.models.load import (
     check_weights,
     empty_student,
     initial_student,
+    load_config,
     load_teacher_tokenizer,
     prepare_student,
 )
-from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_teacher
+from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_packing, rehearse_teacher
 from lingu_ray.runtime.resume import check_models
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.run_store import put_initial_model
@@ -60,6 +61,8 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     check_pair(config)
     check_weights(config)
     check_models(config, folder)
+    if config.train.packing and config.train.attention == "sdpa":
+        rehearse_packing(load_config(config.teacher.path, config.teacher.revision, False, "teacher.path"))
     if not folder.initial_model.exists():
         if config.uses_teacher:
             rehearse_teacher(config.teacher)

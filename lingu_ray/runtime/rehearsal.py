@@ -34,7 +34,8 @@ from lingu_ray.runtime.models.verify import question
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_tensors, empty_model
 from lingu_ray.storage import local_copy
 
-_SMALL = dict.fromkeys(("intermediate_size", "moe_intermediate_size", "ffn_dim", "n_inner", "vocab_size"), 64)
+_INNER = ("intermediate_size", "moe_intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner")
+_SMALL = dict.fromkeys((*_INNER, "vocab_size"), 64)
 _LAYERS = 2
 _LARGEST = 2**28  # parameters: a gigabyte
 
@@ -60,6 +61,31 @@ def rehearse_continuation(config: PreTrainedConfig) -> None:
         model = _small_lm(config)
     if model is not None:
         Teacher(model)
+
+
+def rehearse_packing(config: PreTrainedConfig) -> None:
+    """Raise UserError where packed samples see each other: in a small random LM of a decoder's configuration.
+
+    Some classes (Falcon) do not tell their masks the positions, which alone separate the samples. Nothing is said of
+    one that cannot be made so small.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = _small_lm(config)
+    if model is None:
+        return
+    decoder = model.get_decoder()
+    position_1T = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
+    ids_1T = torch.arange(position_1T.shape[1])[None]
+    with torch.no_grad():
+        packed, alone = (
+            decoder(input_ids=ids_1T[:, at], position_ids=position_1T[:, at], use_cache=False).last_hidden_state[:, -4:]
+            for at in (slice(None), slice(4, None))
+        )
+    if not torch.allclose(packed, alone, rtol=1e-3, atol=1e-3):
+        raise UserError(
+            f"train.packing: in Transformers' {type(decoder).__name__} packed samples see each other: leave "
+            "train.packing out"
+        )
 
 
 def _small_lm(config: PreTrainedConfig) -> PreTrainedModel | None:

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import pytest
 import torch
-from families import PLACEHOLDER, QWEN2, shake
+from families import FAMILIES, PACKABLE, PLACEHOLDER, QWEN2, shake
 from tiny import VOCABULARY
 from tinyrun import config
-from transformers import FastVlmConfig, FastVlmForConditionalGeneration, GenerationConfig
+from transformers import FalconConfig, FastVlmConfig, FastVlmForConditionalGeneration, GenerationConfig
 
 from lingu_ray.distill.generate import generating
 from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
+from lingu_ray.errors import UserError
+from lingu_ray.runtime.rehearsal import rehearse_packing
 from lingu_ray.runtime.training.prepare import prepare
 
 FEATURES = 16  # of an image of 32 pixels
@@ -58,3 +61,16 @@ def test_an_image_has_the_same_features_in_every_micro_batch() -> None:
             torch.testing.assert_close(student.hidden_states(images(image[None]))[0][0], alone_TD, rtol=1e-3, atol=1e-4)
     for name, buffer in student.model.named_buffers():
         assert torch.equal(buffer, before[name]), name
+
+
+@pytest.mark.parametrize("name", PACKABLE)
+def test_decoders_whose_packed_samples_are_apart_are_packed(name: str) -> None:
+    """Those of the families that pass the suite of packing."""
+    rehearse_packing(FAMILIES[name].decoder)
+
+
+def test_a_decoder_whose_packed_samples_see_each_other_is_not_packed() -> None:
+    """Falcon's class, of Falcon 2 VLM, makes its masks without the positions."""
+    config = FalconConfig(hidden_size=64, num_attention_heads=4, ffn_hidden_size=2**20, alibi=False)
+    with pytest.raises(UserError, match=r"train.packing: in Transformers' FalconModel packed samples see each other"):
+        rehearse_packing(config)
