@@ -33,7 +33,7 @@ from lingu_ray.config import Config, CorpusConfig, SourceConfig
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.finished import FinishedSplits
 from lingu_ray.corpus.normalize import NORMALIZED, SplitTask, load_encoder
-from lingu_ray.corpus.order import VALIDATION, GlobalOrder, draw_order
+from lingu_ray.corpus.order import VALIDATION, GlobalOrder, doubts, draw_order
 from lingu_ray.corpus.readers import FileSplit
 from lingu_ray.corpus.splits import check_source, image_folder, split_source
 from lingu_ray.corpus.store import (
@@ -155,11 +155,13 @@ def _build(plan: Plan, folder: Path | str) -> None:
     corpus, sources = plan.config, plan.sources
     with DataContext.current(_data_context()):
         normalized = normalize(plan.tasks, folder)
-        log.info("corpus: ordering and writing %d rows", normalized.count())
         tallies = merged(_to_table(normalized.select_columns(META).map_batches(tally, batch_format="pyarrow")))
         counts = checked_counts(tallies, corpus, sources)
         _write_rejects(normalized if any(of_source["rejected"] for of_source in counts.values()) else None, folder)
         order = draw_order(corpus, sources, good_rows(tallies, sources))
+        for doubt in doubts(corpus, order):
+            log.warning("corpus: %s", doubt)
+        log.info("corpus: writing %d rows", order.written)
         sizes = write_shards(normalized, order, folder)
     with writing(folder, SIZES) as path:
         path.write_text(json.dumps(sizes, indent=0))

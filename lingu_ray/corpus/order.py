@@ -15,6 +15,7 @@ from lingu_ray.errors import UserError
 
 VALIDATION = -1  # as a shard: held out
 ROWS_PER_TABLE = 64  # with places
+MOSTLY_REPEATS = 10  # rows of the order for each row to train on, above which the build says so
 
 Place = tuple[int, int]
 """Shard and position. Held-out rows are in shard `VALIDATION`, at their position in their source's validation set."""
@@ -129,6 +130,23 @@ def draw_order(
         for index, (name, size) in enumerate(sizes.items())
     }
     return GlobalOrder(orders, turns, length, corpus.rows_per_shard)
+
+
+def doubts(corpus: CorpusConfig, order: GlobalOrder) -> Iterator[str]:
+    """What weights make of an order that is hardly meant: repeats for the most part, or nothing of a source."""
+    sizes = {name: source.rows - source.held_out for name, source in order.sources.items()}
+    if corpus.rows is None and order.rows > MOSTLY_REPEATS * sum(sizes.values()):
+        last = min(sizes, key=lambda name: order.sources[name].used / sizes[name])
+        yield (
+            f"{order.rows} rows will be written, and there are {sum(sizes.values())} to train on: the others repeat "
+            f"until {last} was used once. Set corpus.rows to what training reads, train.steps × train.rows_per_step, "
+            "or raise that source's weight"
+        )
+    if missing := [name for name, source in order.sources.items() if not source.used]:
+        yield (
+            f"of {', '.join(missing)} no row is trained on: by its weight the first one would come after "
+            f"{order.rows} rows. Raise corpus.rows or the weight, or leave the source out"
+        )
 
 
 def _starts(good_rows: Mapping[int, int]) -> dict[int, int]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus.normalize import NORMALIZED
-from lingu_ray.corpus.order import VALIDATION, GlobalOrder, SourceOrder, draw_order
+from lingu_ray.corpus.order import VALIDATION, GlobalOrder, SourceOrder, doubts, draw_order
 
 NAMES = ("a", "b", "c")
 HELD_OUT = 2
@@ -106,6 +106,18 @@ def test_a_small_source_that_comes_often_is_placed_a_few_rows_at_a_time():
     placed = [(len(part), part.nbytes) for part in order.assign(pa.Table.from_pylist(rows, NORMALIZED))]
     assert sum(count for count, _ in placed) > 900
     assert max(size for _, size in placed) < 100 << 20
+
+
+def test_weights_that_repeat_most_rows_or_leave_a_source_out_are_told():
+    """Of the order alone: what a build would write of it is told before, with the source and what to set."""
+
+    def told(weights: list[float], rows: int | None = None) -> str:
+        return "\n".join(doubts(CorpusConfig(rows=rows), order_of([[20], [20]], weights, rows)))
+
+    assert not told([]) and not told([1, 0.5]) and not told([1, 0.001], rows=100_000)
+    assert "there are 36 to train on" in told([1, 0.001]) and "until b was used once" in told([1, 0.001])
+    assert int(told([1, 1e-9]).split()[0]) > 10**10  # counted, and not made
+    assert told([1, 0.001], rows=100).startswith("of b no row is trained on")
 
 
 def test_no_row_comes_twice_before_all_of_its_source_came():
