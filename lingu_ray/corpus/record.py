@@ -37,9 +37,9 @@ class RawRow:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value holds nothing: null, blank text, or a list or object of nothing but such.
+    """Whether a value holds nothing: null, NaN, blank text, or a list or object of nothing but such.
 
-    `datasets` fills fields that a record lacks with null.
+    `datasets` fills fields that a record lacks with null, and pandas with NaN.
     """
     if isinstance(value, str):
         return not value.strip()
@@ -47,7 +47,7 @@ def is_empty(value: Any) -> bool:
         return all(map(is_empty, value.values()))
     if isinstance(value, list):
         return all(map(is_empty, value))
-    return value is None or value == b""
+    return value is None or value == b"" or (isinstance(value, float) and math.isnan(value))
 
 
 def read_field(record: Record, name: str) -> Any:

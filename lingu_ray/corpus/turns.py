@@ -155,7 +155,9 @@ def _check_names(entries: list[Record]) -> None:
 
 
 def _with_system(record: Record, messages: Messages) -> Messages:
-    """The messages, after the system prompt that stands beside them."""
+    """The messages, after the system prompt that stands beside them; an empty one is none, wherever it stands."""
+    if messages and messages[0]["role"] == "system" and is_empty(messages[0]["content"]):
+        messages = messages[1:]
     name = only_name(record, *SYSTEM_PROMPTS)
     if is_empty(record.get(name)):
         return messages

@@ -10,7 +10,7 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.config.corpus import READ_BY
 from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
-from lingu_ray.corpus.record import BadRecord, RawRow
+from lingu_ray.corpus.record import BadRecord, RawRow, is_empty
 from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
 from lingu_ray.corpus.turns import SYSTEM_PROMPTS
 
@@ -203,7 +203,7 @@ def test_what_a_format_prints_is_text(value, text):
         ("image_folder", {"image": "x.png", "label": value}, {"answer": "{label!s}"}),
         ("scienceqa", {"question": "?", "choices": ["x", value], "answer": 1}, {}),
     ]
-    if value not in (None, []):  # which say that there is none
+    if not is_empty(value):  # which says that there is none
         filled += [
             ("instruction", {"instruction": "?", "input": value, "output": "x"}, {}),
             ("scienceqa", {"question": "?", "choices": ["x"], "answer": 0, "hint": value}, {}),
@@ -258,6 +258,7 @@ def test_parts_in_every_spelling(parts, images):
     assert raw_row.images == images
 
 
+NAN = float("nan")
 TURNS = [("user", "A?"), ("assistant", "a")]
 AS_ROLES = [{"role": role, "content": text} for role, text in TURNS]
 AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
@@ -289,6 +290,11 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
         ("instruction", {"instruction": "A?", "context": "", "response": "a"}),
         ("instruction", {"instruction": "", "input": "A?", "output": "a"}),
         ("instruction", {"instruction": "A?", "input": None, "output": "a", "system": "", "history": None}),
+        ("instruction", {"instruction": "A?", "input": NAN, "output": "a", "system": NAN, "history": NAN}),
+        ("llava", {"conversations": AS_LLAVA, "image": NAN, "tools": NAN, "weight": NAN, "video": NAN}),
+        ("messages", {"messages": [{"role": "system", "content": ""}, *AS_ROLES]}),
+        ("messages", {"messages": [{"role": "system", "content": None}, *AS_ROLES]}),
+        ("llava", {"conversations": [{"from": "system", "value": " "}, *AS_LLAVA], "system": ""}),
         ("webdataset", {"json": {"messages": AS_ROLES}, "__key__": "1", "jpg": None}),
         *[
             ("prompt_completion", {"prompt": "A?", "completion": "a", "images": none})
@@ -314,6 +320,11 @@ def test_one_conversation_in_every_spelling(format, record):
     [
         ("messages", {"messages": AS_ROLES, "system": "S"}, [("system", "S"), *TURNS]),
         ("messages", {"messages": [{"role": "developer", "content": "S"}, *AS_ROLES]}, [("system", "S"), *TURNS]),
+        (
+            "messages",
+            {"messages": [{"role": "system", "content": ""}, *AS_ROLES], "system": "S"},
+            [("system", "S"), *TURNS],
+        ),
         ("llava", {"conversations": AS_LLAVA, "system": "S"}, [("system", "S"), *TURNS]),
         ("instruction", {"instruction": "A?", "output": "a", "system": "S"}, [("system", "S"), *TURNS]),
         *[
@@ -508,10 +519,11 @@ def test_answers_that_are_no_targets(flag):
         (raw_row,) = raw_rows("messages", {"messages": turns})
         return [(m["content"], m.get("supervised", True)) for m in raw_row.messages if m["role"] == "assistant"]
 
-    assert row(0, 1) == row(False, None) == row(0.0, True) == row("False", "1") == [("a", False), ("b", True)]
+    for first, second in ((0, 1), (False, None), (0.0, True), (0, NAN), ("False", "1")):
+        assert row(first, second) == [("a", False), ("b", True)]
     assert row(1, 0) == [("a", True)]
     assert row(0, 0) == [("a", False), ("b", False)]  # the check refuses it
-    for value in (0.5, "no", float("nan"), [0]):
+    for value in (0.5, "no", [0]):
         with pytest.raises(BadRecord, match=flag):
             row(value, 1)
 
