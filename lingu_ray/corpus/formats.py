@@ -92,9 +92,8 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     answers = [name for name in ("answer", completion) if not is_empty(record.get(name))]
     if prompt not in record and "question" in record and len(answers) < 2:  # of two nothing says which one is meant
         prompt, completion = "question", first_name(record, "answer", completion)
-        for name in BESIDE_A_QUESTION:
-            if not is_empty(record.get(name)):
-                raise BadRecord("bad_turns", f"{name!r} belongs to the question; say how, by `format: template`")
+    if prompt != "prompt":  # which is complete
+        _check_question(record)
     asked, inside = _said(record, prompt, "user")
     answered, more = _said(record, completion, "assistant")
     for message in asked:
@@ -103,7 +102,17 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     yield conversation(record, [*read_history(record), *asked, *answered], [*inside, *more])
 
 
-BESIDE_A_QUESTION = ("choices", "options", "A", "context", "passage", "document", "hint", "input")
+def _check_question(record: Record) -> None:
+    """Check that nothing stands beside a question that it is about: it would be left out."""
+    for name in BESIDE_A_QUESTION:
+        if not is_empty(record.get(name)):
+            raise BadRecord("bad_turns", f"{name!r} belongs to the question; say how, by `format: template`")
+
+
+BESIDE_A_QUESTION = (
+    *("choices", "options", "A", "context", "passage", "document", "hint", "input"),
+    *("article", "story", "paragraph", "premise", "table"),
+)
 
 
 def _said(record: Record, name: str, role: str) -> tuple[Messages, list[Any]]:

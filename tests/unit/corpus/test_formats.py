@@ -676,6 +676,11 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("prompt_completion", {"prompt": "x", "chosen": "a", "rejected": "b"}, "preference_pair"),
         ("prompt_completion", {"prompt": "x", "completion": "y", "label": "False"}, "undesired_answer"),
         ("prompt_completion", {"question": "x", "answer": "B", "choices": ["a", "b"]}, "bad_turns"),
+        *[
+            ("prompt_completion", {asked: "x", answered: "B", name: "It is about this."}, "bad_turns")
+            for asked, answered in (("question", "answer"), ("question", "response"), ("query", "response"))
+            for name in ("context", "input", "article", "story", "paragraph")
+        ],
         ("prompt_completion", {"question": "x", "answer": "4", "response": "2 + 2 = 4"}, "missing_field"),
         ("instruction", {"instruction": None, "output": "x"}, "wrong_type"),
         ("instruction", {"instruction": "x", "output": "y", "history": [["q"]]}, "wrong_type"),
