@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from transformers import TextStreamer
 
 from lingu_ray.corpus.chat_template import CannotEncode
@@ -21,8 +20,6 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import ModelFiles
 from lingu_ray.evaluation.engines.prompts import Prompts
 
-_BROKEN_IMAGE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-
 
 def read_image(path: Path) -> bytes:
     """The encoded image in a file.
@@ -33,7 +30,7 @@ def read_image(path: Path) -> bytes:
     try:
         encoded = path.read_bytes()
         decode_image(encoded)
-    except _BROKEN_IMAGE as error:
+    except Exception as error:  # PIL raises many kinds for broken files, by format
         raise UserError(f"image {path}: cannot be read: {error}") from error
     return encoded
 

@@ -9,11 +9,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 from commands import Command
+from PIL import Image
 from test_convert_gguf import tiny_llama, write_gguf
 from tiny import IMAGE_TOKENS, VOCABULARY, picture, tiny_student, tiny_teacher, tiny_tokenizer
 
 from lingu_ray.chat import ChatConfig, main, open_conversation, reply
-from lingu_ray.conversation import Conversation
+from lingu_ray.conversation import Conversation, read_image
 from lingu_ray.corpus.chat_template import FALLBACK_TEMPLATE
 from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.distill.generate import Prompt, generate_answers
@@ -181,6 +182,17 @@ def test_what_cannot_be_opened_is_refused(models: Path, tmp_path: Path, monkeypa
         with pytest.raises(UserError) as caught:
             opened(model_path(str(path)), *images, config=config)
         assert message in str(caught.value)
+
+
+def test_a_damaged_picture_is_one_line(tmp_path: Path):
+    """Each kind of file is decoded by code that raises what it likes: RuntimeError for the pixels of an AVIF."""
+    file, path = io.BytesIO(), tmp_path / "damaged.avif"
+    Image.linear_gradient("L").convert("RGB").save(file, "AVIF")
+    whole = file.getvalue()
+    place = len(whole) * 15 // 16
+    path.write_bytes(whole[:place] + bytes(8) + whole[place + 8 :])
+    with pytest.raises(UserError, match=r"damaged\.avif: cannot be read"):
+        read_image(path)
 
 
 def test_what_cannot_be_asked_is_refused(models: Path):
