@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from lingu_ray.config import Config, RayConfig
 from lingu_ray.runtime.cluster.capacity import uses_gpu, worker_resources
 from lingu_ray.runtime.cluster.elastic import SaveBeforeResize
 from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.cluster.preemption import GIVE_UP_BEFORE_S
+from lingu_ray.runtime.cluster.torch_groups import Groups
 from lingu_ray.runtime.failures import NoteFailures
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.training.worker import Job, train_worker
@@ -48,9 +49,9 @@ def scaling(settings: RayConfig, use_gpu: bool) -> Any:
     )
 
 
-def collectives(settings: RayConfig) -> TorchConfig:
+def collectives(settings: RayConfig) -> Groups:
     """How the workers talk: NCCL wants a GPU for each, so those that share one use gloo."""
-    return TorchConfig(backend="gloo" if settings.shares_gpus else None)
+    return Groups(backend="gloo" if settings.shares_gpus else None)
 
 
 def failures(settings: RayConfig) -> Any:

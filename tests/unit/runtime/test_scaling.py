@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError, OutOfMemoryError
+from ray.train.torch import TorchConfig
 
 from lingu_ray.config import RayConfig
 from lingu_ray.runtime.ray_train import collectives, scaling
@@ -28,3 +30,27 @@ def test_workers(given: dict[str, Any], use_gpu: bool, number: tuple[int, int], 
     assert not found.elasticity_enabled or found.elastic_resize_monitor_interval_s == 9
     assert found.resources_per_worker == resources and found.num_gpus_per_worker == resources.get("GPU", 0)
     assert found.placement_strategy == "SPREAD" and collectives(settings).backend == backend
+
+
+class Dead:
+    """Workers of which asking anything raises an error, as the controller's group of dead ones does."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __len__(self) -> int:
+        return 1
+
+    def execute_async(self, *_: object, **__: object) -> None:
+        raise self.error
+
+
+def test_what_remains_of_a_worker_that_ray_ended_does_not_end_the_run():
+    """Ray Train's controller takes groups down before it starts workers again, and fails by any error but a dead
+    actor's, which it takes for a restart by itself."""
+    groups = collectives(RayConfig())
+    backend = groups.backend_cls()
+    assert isinstance(backend, TorchConfig().backend_cls)
+    backend.on_shutdown(Dead(OutOfMemoryError("1 worker(s) were killed due to the node running low on memory")), groups)
+    with pytest.raises(ActorDiedError):
+        backend.on_shutdown(Dead(ActorDiedError()), groups)

@@ -1,0 +1,36 @@
+"""The process groups of Ray Train's workers: what remains of them does not end a run whose worker was ended by Ray."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import OutOfMemoryError
+from ray.train.torch import TorchConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Groups(TorchConfig):
+    """How the workers talk, as in `TorchConfig`."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """What starts the groups, and ends them."""
+        own = super().backend_cls
+
+        class Backend(own):
+            """Ray Train's own, which forgives a dead worker at the end, but not one that Ray's memory monitor ended.
+
+            There its controller would fail, and with it the run, in place of starting the workers again.
+            """
+
+            def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                try:
+                    super().on_shutdown(worker_group, backend_config)
+                except OutOfMemoryError as error:
+                    log.info("no process group to end: %s", str(error).partition("\n")[0])
+
+        return Backend
