@@ -70,12 +70,14 @@ def require_new_folder(folder: Path) -> None:
 
 
 def require_writable(file: Path, setting: str) -> None:
-    """Raise UserError where a command could not write a file in the end. Missing folders are made.
+    """Raise UserError where a command could not write a page or JSON file in the end. Missing folders are made.
 
     Args:
-        file: the file; one that exists is left as it is.
+        file: the file; one that exists is left as it is. Under another ending it is somebody's, as settings are.
         setting: the setting that it follows from, for the message.
     """
+    if file.is_file() and file.suffix not in (".html", ".json"):
+        raise UserError(f"{setting}: {file} is there, and not of this command; name another one")
     try:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")

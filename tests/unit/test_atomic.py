@@ -152,6 +152,15 @@ def test_a_file_that_may_be_written_is_left_as_it_is(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["new", "a.json", "newer"]
 
 
+def test_no_page_takes_the_place_of_settings_or_data(tmp_path: Path) -> None:
+    """`out=my.yaml` by mistake: a file that no command writes is left, and told before anything is read."""
+    for name in ("my.yaml", "rows.jsonl", "README"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UserError, match=f"out: .*{name} is there, and not of this command; name another one"):
+            require_writable(tmp_path / name, "out")
+        assert (tmp_path / name).read_text() == "mine"
+
+
 def renames(path: Path) -> Iterator[str]:
     """Calls in a source file that give a file another name: `x.rename(y)`, `x.replace(y)`, `os.…`, `shutil.move`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
