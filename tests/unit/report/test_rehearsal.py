@@ -34,7 +34,7 @@ def config(output_dir: Path, **evaluation: Any) -> Config:
             "output_dir": str(output_dir),
             "controls": ["plain_ce"],
             "align": {},
-            "student": {"path": str(output_dir / "a|student *of* $x$")},
+            "student": {"path": str(output_dir / "a|student *of* $1$")},
             "teacher": {"path": str(output_dir / "<b>teacher")},
             "corpus": {"sources": [{"name": ODD, "format": "text", "path": "x.txt", "language_heavy": True}]},
             "evaluation": {"tasks": [TASK, TASK | {"name": "short", "kind": "vision"}]} | evaluation,
@@ -63,7 +63,7 @@ def test_the_report_is_drawn_of_the_runs_own_names(tmp_path: Path) -> None:
     }
     cards = [RunFolder(root).export / "README.md" for root in (folder.root, folder.root / "controls" / "plain_ce")]
     assert [ODD in card.read_text() for card in cards] == [True, True]
-    assert r"| student | a\|student *of* $x$ |" in cards[0].read_text()
+    assert r"| student | a\|student *of* $1$ |" in cards[0].read_text()
 
 
 def test_nothing_is_left_of_it(tmp_path: Path) -> None:
