@@ -227,16 +227,17 @@ def _written_out(path: object) -> object:
     What has such a name is meant by it.
     """
     text = _OF_A_STORE.sub("", str(path))
-    if storage.scheme_of(text) not in (None, *storage.SCHEMES) or os.path.exists(_here() / os.path.expanduser(text)):
+    found, expanded = _VARIABLE.search(text), os.path.expanduser(text)
+    if not (found or expanded.startswith("~")) or storage.scheme_of(text) not in (None, *storage.SCHEMES):
         return path
-    if found := _VARIABLE.search(text):
+    if os.path.exists(_here() / expanded):
+        return path
+    if found:
         raise NoPath(
             f"{text}: variables such as {found[0]} are read by shells alone: write the path out, or give it on the "
             "command line, without single quotes"
         )
-    if os.path.expanduser(text).startswith("~"):
-        raise NoPath(f"{text}: no home folder {text.partition('/')[0]} is known here: write the path out")
-    return path
+    raise NoPath(f"{text}: no home folder {text.partition('/')[0]} is known here: write the path out")
 
 
 _WRITTEN_OUT = BeforeValidator(_written_out)
