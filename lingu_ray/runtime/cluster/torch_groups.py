@@ -8,8 +8,22 @@ from typing import Any
 
 from ray.exceptions import OutOfMemoryError
 from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
 
 log = logging.getLogger(__name__)
+
+
+class _Backend(_TorchBackend):
+    """Ray Train's own, which forgives a dead worker at the end, but not one that Ray's memory monitor ended.
+
+    There its controller would fail, and with it the run, in place of starting the workers again.
+    """
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        except OutOfMemoryError as error:
+            log.info("no process group to end: %s", str(error).partition("\n")[0])
 
 
 @dataclass
@@ -17,20 +31,6 @@ class Groups(TorchConfig):
     """How the workers talk, as in `TorchConfig`."""
 
     @property
-    def backend_cls(self) -> Any:
+    def backend_cls(self) -> type[_TorchBackend]:
         """What starts the groups, and ends them."""
-        own = super().backend_cls
-
-        class Backend(own):
-            """Ray Train's own, which forgives a dead worker at the end, but not one that Ray's memory monitor ended.
-
-            There its controller would fail, and with it the run, in place of starting the workers again.
-            """
-
-            def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-                try:
-                    super().on_shutdown(worker_group, backend_config)
-                except OutOfMemoryError as error:
-                    log.info("no process group to end: %s", str(error).partition("\n")[0])
-
-        return Backend
+        return _Backend
