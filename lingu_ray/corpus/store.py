@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray import storage
+from lingu_ray.atomic import read_json
 from lingu_ray.corpus.row import Row
 from lingu_ray.errors import UserError
 
@@ -129,9 +130,7 @@ class Corpus:
     def check_files(self) -> None:
         """Check by one listing that every file is there and has its size. Raises UserError."""
         sizes = existing_file(self.folder, SIZES)
-        written = (
-            self.manifest.get("bytes", {}) if sizes is None else json.loads(sizes.read_text(encoding="utf-8"))
-        )  # before version 5
+        written = self.manifest.get("bytes", {}) if sizes is None else read_json(sizes)  # before version 5
         there = _sizes(self.folder)
         shards = range(-(-len(self) // self._rows_per_shard))
         for name in chain([VALIDATION_FILE], map(shard_name, shards)):

@@ -165,7 +165,7 @@ def write_teacher(folder: Path, data: Path, settings: DemoConfig, seed: int) -> 
 
 def adapt(config: Config, root: Path, data: Path, teacher: Path) -> None:
     """Make a VLM of the teacher by CE alone on questions about digits: it learns to see and forgets language."""
-    from lingu_ray.runtime.tracking.store import tracking_uri
+    from lingu_ray.runtime.tracking.store import same_store
     from lingu_ray.runtime.trainer import run
 
     assert config.demo is not None
@@ -183,7 +183,7 @@ def adapt(config: Config, root: Path, data: Path, teacher: Path) -> None:
                 "train": ADAPTING | {"steps": steps, "checkpoint_every": steps},
                 "ray": config.ray.model_dump(),
                 "tracking": config.tracking.model_dump()
-                | {"uri": tracking_uri(config), "run_name": "demo: adapted", "parent": None},
+                | {"uri": same_store(config), "run_name": "demo: adapted", "parent": None},
             }
         )
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lingu_ray.config import CONTROLS, Config, DistillConfig, Schedule
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.runtime.tracking.store import same_store
 from lingu_ray.storage import below, place
 
 SAME_CE, PLAIN_CE = CONTROLS
@@ -59,7 +59,7 @@ def control_config(config: Config, name: str) -> Config:
     """The settings of one control. Its folder is in the run's, and its MLflow run is nested under the run's."""
     sources = config.training_sources()
     tracking = {
-        "uri": tracking_uri(config),
+        "uri": same_store(config),
         "run_name": f"{config.tracking.run_name or config.name}/{name}",
         "parent": config.run_dir,
     }

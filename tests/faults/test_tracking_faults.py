@@ -84,11 +84,12 @@ def test_metrics_arrive_later_and_none_is_lost(
     empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server dies while records come, and is back while they still come; it dies again and is down when the run
-    is stopped, which ends soon and says what is missing; the resumed run delivers that too. Each step is there once."""
+    is stopped, which ends soon and says what is missing; the resumed run delivers that too. Each step is there once.
+    The run's folder has no password, and the run is the same one where that has changed."""
     monkeypatch.setattr(delivery, "_LONGEST_WAIT_S", 1.0)
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     server = Server(Path(shutil.copy(empty_store, tmp_path / "mlflow.db")))
-    settings = config(tmp_path, tmp_path / "runs", tracking={"uri": f"http://127.0.0.1:{server.port}"})
+    settings = config(tmp_path, tmp_path / "runs", tracking={"uri": f"http://me:old@127.0.0.1:{server.port}"})
     folder = RunFolder(settings.run_dir)
     try:
         server.start()
@@ -112,7 +113,9 @@ def test_metrics_arrive_later_and_none_is_lost(
 
         server.start()
         JsonLines(folder.metrics).drop_after(55)  # the checkpoint that the workers resume from
-        second, said = opened(settings)
+        assert "old" not in folder.mlflow.read_text()
+        changed = {"uri": f"http://me:new@127.0.0.1:{server.port}"}
+        second, said = opened(config(tmp_path, tmp_path / "runs", tracking=changed))
         append(folder, range(56, 71))
         second.end("FINISHED", within_s=120)
         assert not said and second.run_id == first.run_id == json.loads(folder.mlflow.read_text())["run_id"]

@@ -66,7 +66,7 @@ class MlflowRun:
         if pointer.exists() and not self.resumed:
             log.info("%s: no such run in %s; a new one is started", pointer, without_credentials(uri))
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        write_json(pointer, {"uri": uri, "run_id": self.run_id})
+        write_json(pointer, {"uri": without_credentials(uri), "run_id": self.run_id})
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +125,8 @@ class MlflowRun:
         if not pointer.exists():
             return None
         earlier = read_json(pointer)
-        return self.find(earlier["run_id"]) if earlier["uri"] == self.uri else None
+        same = without_credentials(earlier["uri"]) == without_credentials(self.uri)
+        return self.find(earlier["run_id"]) if same else None
 
     def find(self, run_id: str) -> Run | None:
         """Any run of the store; None where it was deleted, or is gone with what the store once held."""

@@ -77,6 +77,11 @@ def tracking_uri(config: Config) -> str:
     return store_uri(config.tracking, config.output_dir)
 
 
+def same_store(config: Config) -> str | None:
+    """`tracking.uri` of another run in the same store; None: the environment names it, maybe with a password."""
+    return config.tracking.uri or (None if _of_environment() else tracking_uri(config))
+
+
 def where_to_look(uri: str) -> str:
     """How to open the store: a server's address, or the command that serves a database."""
     shown = without_credentials(uri)

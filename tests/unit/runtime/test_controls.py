@@ -10,11 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from lingu_ray.config import CONTROLS, Config, EvaluationConfig
-from lingu_ray.config.command_line import load_config
+from lingu_ray.config.command_line import load_config, to_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.roles import compared_models, references_among, trained_role
 from lingu_ray.runtime.controls import control_config, control_configs, run_of_control, say_controls
+from lingu_ray.runtime.tracking.store import tracking_uri
 from tuning.differences import differing_settings
 
 TEXT = {"name": "text", "format": "text", "path": "/x", "language_heavy": True, "ce_weight": 3.0}
@@ -69,6 +70,16 @@ def test_a_control_is_nested_in_its_run() -> None:
         assert control.seed == run.seed and control.train == run.train and not control_configs(control)
         assert run_of_control(control.run_dir) == run.run_dir
     assert run_of_control(run.run_dir) is None
+
+
+def test_a_control_has_no_password_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings, which are written, leave the store to the environment where the run's do; and name it elsewhere."""
+    run = config({"policy": "language_only", "ce_on_distilled": 0.5})
+    for control in control_configs(run).values():
+        assert tracking_uri(control) == control.tracking.uri == tracking_uri(run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host")
+    for control in control_configs(run).values():
+        assert "secret" not in to_yaml(control) and tracking_uri(control) == tracking_uri(run)
 
 
 @pytest.mark.parametrize(
