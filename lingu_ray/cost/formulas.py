@@ -9,7 +9,7 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher. `decoder`: weights without embeddings; `tower`: of the vision tower.
+    """Student and teacher. `decoder`: weights that a token meets, without embeddings; `tower`: of the vision tower.
 
     `tower_attention`: FLOPs of the tower's attention for a patch, forward.
     """

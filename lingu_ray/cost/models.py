@@ -102,6 +102,14 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def active(decoder: PreTrainedModel) -> float:
+    """Parameters that a token meets: of a mixture of experts, those of the experts that it is sent to."""
+    settings: Any = decoder.config
+    experts = getattr(settings, "num_experts", None) or getattr(settings, "num_local_experts", None)
+    asleep = 1 - settings.num_experts_per_tok / experts if experts else 0
+    return sum(p.numel() * (1 - asleep * (".experts." in name)) for name, p in decoder.named_parameters())
+
+
 def read_models(config: Config) -> Models:
     """The models that the settings name, without weights.
 

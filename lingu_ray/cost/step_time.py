@@ -8,7 +8,7 @@ from lingu_ray.config import Config
 from lingu_ray.cost.devices import Device
 from lingu_ray.cost.formulas import Pair, Passes, Sample, student_flops, teacher_flops
 from lingu_ray.cost.memory import kv_of_rows, learned_here, patches_of_row, queries_of_row
-from lingu_ray.cost.models import Models, count
+from lingu_ray.cost.models import Models, active
 from lingu_ray.cost.trace import Held, decoder_pass
 from lingu_ray.cost.workload import Workload, sharing, travels_by
 
@@ -76,10 +76,9 @@ def step_time(config: Config, models: Models, load: Workload, device: Device) ->
 
 def pair_of(models: Models) -> Pair:
     """The pair as the formulas take it."""
-    decoder = count(models.student.decoder)
     embeddings = models.student.output_head.weight_VD.numel()
     return Pair(
-        decoder=decoder - embeddings,
+        decoder=active(models.student.decoder) - embeddings,
         tower=models.parameters["vision"],
         layers=models.text.num_hidden_layers,
         width=models.text.hidden_size,

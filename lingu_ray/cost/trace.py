@@ -28,6 +28,7 @@ from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss, logits
 from lingu_ray.errors import UserError
 
 _CAUSAL = "causal_sdpa"
+_GROUPED_MM = torch.ops.aten._grouped_mm.default
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         inside = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        output = func(*args, **(kwargs or {}))
+        output = _grouped(func, *args, **(kwargs or {})) if func is _GROUPED_MM else func(*args, **(kwargs or {}))
         if func.namespace == "aten" and not func.is_view:
             self.launches += 1
         for leaf in tree_leaves(output):
@@ -76,6 +77,11 @@ class LiveBytes(TorchDispatchMode):
         self._live[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+def _grouped(func: Any, left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The product of experts, which knows its shapes without numbers in bf16 alone, and computes in any dtype."""
+    return func(left.bfloat16(), right.bfloat16(), *args, **kwargs).to(left.dtype)
 
 
 @lru_cache(maxsize=64)
