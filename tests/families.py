@@ -47,8 +47,11 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3Config,
+    Qwen3MoeConfig,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
     VoxtralConfig,
@@ -330,6 +333,9 @@ MISTRAL_SLIDING = MistralConfig(**TEXT | {"tie_word_embeddings": False}, head_di
 QWEN2 = Qwen2Config(**TEXT)
 QWEN2_UNTIED = Qwen2Config(**TEXT | {"tie_word_embeddings": False})
 QWEN3 = Qwen3Config(**TEXT, head_dim=32)
+QWEN3_MOE = Qwen3MoeConfig(
+    **TEXT, head_dim=32, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, norm_topk_prob=True
+)
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": WINDOW, "layer_types": SLIDING}
 GEMMA3 = Gemma3TextConfig(**TEXT, **GEMMA)
@@ -414,6 +420,13 @@ FAMILIES: dict[str, Family] = {
             QWEN3,
             Qwen3VLForConditionalGeneration,
             _with_grid(Qwen3VLConfig, "qwen3_vl_text", [6, 5, 5], **QWEN3_EYE),
+            _grid,
+        ),
+        Family(
+            "qwen3_vl_moe",
+            QWEN3_MOE,
+            Qwen3VLMoeForConditionalGeneration,
+            _with_grid(Qwen3VLMoeConfig, "qwen3_vl_moe_text", [6, 5, 5], **QWEN3_EYE),
             _grid,
         ),
         Family(

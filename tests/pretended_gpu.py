@@ -90,6 +90,7 @@ class PretendedGpu(TorchDispatchMode):
         self._patches = ExitStack()
         for owner, name, value in (
             (torch.cuda, "_lazy_init", lambda: None),
+            (torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
             (torch, "autocast", lambda kind, *a, **k: autocast(_cpu_for(kind), *a, **k)),
             (torch, "is_autocast_enabled", lambda kind="cuda": enabled(_cpu_for(kind))),
             (torch, "get_autocast_dtype", lambda kind: dtype(_cpu_for(kind))),
@@ -186,7 +187,11 @@ def _computed(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         total, a, b, _ = inner_args
         inner["out"].copy_(a.float() @ b.float() + (inner.get("beta", 1) * total if inner.get("beta", 1) else 0))
         return kwargs["out"]
-    result = func(*inner_args, **inner)
+    if name == "histc":  # of integers: CUDA's alone, too
+        numbers, *bins = inner_args
+        result = func(numbers.float(), *bins, **inner).to(numbers.dtype)
+    else:
+        result = func(*inner_args, **inner)
     if name == "copy_" and not isinstance(args[0], OnGpu):
         return args[0]
     if name == "_local_scalar_dense":

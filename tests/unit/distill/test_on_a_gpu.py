@@ -40,6 +40,7 @@ WAITS: dict[str, tuple[tuple[int, int], ...]] = {
     "qwen2_vl": ((1, 13), (2, 14)),
     "qwen2_5_vl": ((1, 21), (2, 22)),
     "qwen3_vl": ((2, 27), (2, 28)),
+    "qwen3_vl_moe": ((2, 27), (2, 28)),
     "internvl3": ((2, 3), (2, 3)),
     "gemma3": ((1, 2), (4, 5)),
     "paligemma2": ((4, 5),),  # its prompts see all of their row, so it is not packed
