@@ -14,10 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 
 @contextmanager
-def serve_dataset(name: str, revisions: dict[str, Path], breaks: bool = False) -> Iterator[str]:
+def serve_dataset(name: str, revisions: dict[str, Path], breaks: str | None = None) -> Iterator[str]:
     """Serve the files of each revision's folder, with the hub's own addresses and answers; yields the endpoint.
 
-    `breaks`: the connection does, whenever a file's content is asked for.
+    `breaks`: the revision whose files break the connection when their content is asked for.
     """
     commits = {revision: hashlib.sha1(revision.encode()).hexdigest() for revision in revisions}
     folders = {key: folder for r, folder in revisions.items() for key in (r, commits[r])}
@@ -35,7 +35,7 @@ def serve_dataset(name: str, revisions: dict[str, Path], breaks: bool = False) -
                 case ["tree", revision, *below] if revision in folders:
                     self._say(listing(folders[revision] / "/".join(below)))
                 case [*_, "resolve", revision, file] if revision in folders and (folders[revision] / file).is_file():
-                    if breaks and self.command == "GET":
+                    if revision in (breaks, commits.get(breaks)) and self.command == "GET":
                         self.connection.shutdown(socket.SHUT_RDWR)
                         return
                     self._send((folders[revision] / file).read_bytes(), revision)

@@ -30,6 +30,7 @@ from lingu_ray.runtime.training.step import MicroBatches
 from lingu_ray.runtime.training.validation import Validation, answer_samples
 
 CPU = torch.device("cpu")
+FORKED = "forkserver"
 
 
 @dataclass
@@ -126,8 +127,14 @@ class Steps:
 
 
 def in_workers(work: Callable[[Path, Path], None], data: Path, folder: Path, world: int = 2) -> None:
-    """Run `work(data, folder)` in `world` processes that form a gloo group; what it raises, this raises."""
-    torch.multiprocessing.spawn(_worker, (work, data, folder, world), nprocs=world)
+    """Run `work(data, folder)` in `world` processes that form a gloo group; what it raises, this raises.
+
+    They are forks of a process that has imported the libraries, as every test of this process asks for some.
+    """
+    torch.multiprocessing.get_context(FORKED).set_forkserver_preload(
+        ["torch._dynamo", "lingu_ray.runtime.training.step"]
+    )
+    torch.multiprocessing.start_processes(_worker, (work, data, folder, world), world, start_method=FORKED)
 
 
 def _worker(rank: int, work: Callable[[Path, Path], None], data: Path, folder: Path, world: int) -> None:

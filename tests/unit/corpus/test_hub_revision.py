@@ -1,4 +1,4 @@
-"""A hub dataset is read at the revision that is named, as a source and as a task."""
+"""A hub dataset is read at the revision that is named, as a source and as a task; what cannot be read is one line."""
 
 import json
 import os
@@ -29,36 +29,45 @@ for revision in json.loads(sys.argv[1]):
 """
 
 
-def read_from_hub(tmp_path, contents, asked=(None,), breaks=False):
-    """What `READ` says of the asked revisions of a dataset whose revisions have these files."""
-    for revision, content in contents.items():
-        (tmp_path / revision).mkdir()
-        (tmp_path / revision / "train.jsonl").write_text(content)
-    with serve_dataset("owner/data", {revision: tmp_path / revision for revision in contents}, breaks) as endpoint:
+CONTENTS = {
+    "main": '{"text": "said in main"}\n',
+    "v1": '{"text": "said in v1"}\n',
+    "unanswered": '{"text": "a"}\n',
+    "damaged": '{"text": "a"}\n{"text"\n',
+}
+ASKED = (None, "v1", "v0", "unanswered", "damaged")
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    """What `READ` says of each revision that is asked for, in one process that begins with the hub's address."""
+    folder = tmp_path_factory.mktemp("hub")
+    revisions = {revision: folder / revision for revision in CONTENTS}
+    for revision, content in CONTENTS.items():
+        revisions[revision].mkdir()
+        (revisions[revision] / "train.jsonl").write_text(content)
+    with serve_dataset("owner/data", revisions, breaks="unanswered") as endpoint:
         env = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-        env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "0"}
-        argv = [sys.executable, "-c", READ, json.dumps(asked)]
-        done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        env |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache"), "HF_DATASETS_OFFLINE": "0"}
+        argv = [sys.executable, "-c", READ, json.dumps(ASKED)]
+        done = subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return map(json.loads, done.stdout.splitlines())
+    return dict(zip(ASKED, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def test_a_revision_is_what_is_read(tmp_path):
+def test_a_revision_is_what_is_read(said):
     """Without one it is main; one that is not there is named in the error."""
-    contents = {revision: json.dumps({"text": f"said in {revision}"}) + "\n" for revision in ("main", "v1")}
-    newest, first, absent = read_from_hub(tmp_path, contents, asked=(None, "v1", "v0"))
-    assert newest == [["said in main"]] * 2
-    assert first == [["said in v1"]] * 2
-    assert "source s: " in absent and "revision v0" in absent
+    assert said[None] == [["said in main"]] * 2
+    assert said["v1"] == [["said in v1"]] * 2
+    assert "source s: " in said["v0"] and "revision v0" in said["v0"]
 
 
-def test_a_connection_that_breaks_is_one_line(tmp_path):
+def test_a_connection_that_breaks_is_one_line(said):
     """As of any dataset that cannot be read: the error names the source, and says what happened."""
-    [said] = read_from_hub(tmp_path, {"main": '{"text": "a"}\n'}, breaks=True)
-    assert "source s: " in said and "no dataset 'owner/data' that the hub gives" in said and "\n" not in said
+    told = said["unanswered"]
+    assert "source s: " in told and "no dataset 'owner/data' that the hub gives" in told and "\n" not in told
 
 
-def test_data_that_are_none_are_said_to_be(tmp_path):
+def test_data_that_are_none_are_said_to_be(said):
     """`datasets` says that an error occurred; which one, and where, is in what it wraps."""
-    [said] = read_from_hub(tmp_path, {"main": '{"text": "a"}\n{"text"\n'})
-    assert "source s: owner/data cannot be read: An error occurred" in said and "JSON" in said
+    assert "source s: owner/data cannot be read: An error occurred" in said["damaged"] and "JSON" in said["damaged"]
