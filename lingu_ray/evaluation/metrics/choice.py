@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from string import ascii_uppercase
+from string import ascii_lowercase, ascii_uppercase
 
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
+# A letter, unless it is the article or the pronoun of a sentence: `A man riding`, `I see`.
+_LETTER = r"(?![AI] (?!(?:is|was|as|and|or|because|since|for|due|in|which)\b)\w)([A-Z])\b"
 # From the clearest to the least certain way to name an option; the last of several in one answer counts.
 _FORMS = tuple(
     re.compile(form)
     for form in (
-        r"^\W*([A-Z])[).:,\n]",  # B. a red bus
-        r"\b(?:[Aa]nswer|[Oo]ption|[Cc]hoice)(?: is)?:?\W+([A-Z])\b",  # the answer is (B)
-        r"\(([A-Z])\)",  # it must be (B)
-        r"^\W*([A-Z])\b",  # B a red bus
+        rf"\\boxed\{{(?:\\\w+\{{)?\W*{_LETTER}",  # \boxed{\text{B}}
+        r"^\W*([A-Z](?=[).:,\n](?!\w\.))|[a-z](?=[).:]\s))",  # B. a red bus; b) a red bus; not D.C.
+        rf"\b(?i:answer|option|choice)(?i: is)?:?\W+{_LETTER}",  # the answer is (B)
+        r"(?<!\w)\(([A-Za-z])\)",  # it must be (B); not bus(es)
+        rf"^\W*{_LETTER}(?!\.\w)",  # B a red bus
     )
 )
 
@@ -32,14 +35,16 @@ def judge_letters(columns: Columns) -> Scores:
 
 def named_option(answer: str, choices: list[str]) -> int | None:
     """Index of the option whose letter or text the answer is, or whose letter it names; None if it names none."""
-    letter = re.fullmatch(r"\W*([A-Za-z])\W*", answer)
+    letter = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", answer)
     if letter and (index := _index(letter[1].upper(), choices)) is not None:
         return index
     texts = [_plain(choice) for choice in choices]
-    if (plain := _plain(answer)) in texts:
-        return texts.index(plain)
-    found = next((letters for form in _FORMS if (letters := form.findall(answer))), None)
-    return _index(found[-1], choices) if found else None
+    for named in (texts, [f"{letter} {text}" for letter, text in zip(ascii_lowercase, texts, strict=False)]):
+        if (plain := _plain(answer)) in named:
+            return named.index(plain)
+    found = next((letters for form in _FORMS if (letters := form.findall(answer))), [])
+    indices = [index for one in found if (index := _index(one.upper(), choices)) is not None]
+    return indices[-1] if indices else None
 
 
 def _index(letter: str, choices: list[str]) -> int | None:

@@ -141,6 +141,21 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
         ("The answer is (C)", 2),
         ("The correct option is B because A is wrong", 1),
         ("It is not (A); it must be (B)", 1),
+        ("b) a dog", 1),
+        ("(b) a dog", 1),
+        ("b a dog", 1),
+        ("__B__", 1),
+        (r"\boxed{B}", 1),
+        (r"The answer: $\boxed{\text{(B) a dog}}$", 1),
+        ("ANSWER: B", 1),
+        ("It is (B), as panel (F) shows", 1),  # no option F
+        ("A a cat", 0),
+        ("A is right", 0),
+        ("A man riding", None),  # an article
+        ("Answer: A man riding", None),
+        ("The dog(s) (see e.g. Fig. 2)", None),
+        ("A.M.", None),
+        ("b.c. 50", None),
         ("E", None),  # no such option
         ("a bird", None),
         ("I do not know", None),
