@@ -20,8 +20,11 @@ _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(number) for number, word in enumerate(_SMALL)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
-_AS_TYPED = {0xFF01 + place: 0x21 + place for place in range(94)} | {0x2212: ord("-")}
-"""ASCII for its full-width forms, of Chinese and Japanese text, and for the typographic minus."""
+# Before a word and apart from it; not the A of `N/A`, `U.S.A. team` and `vitamin A`.
+_ARTICLE = re.compile(r"(?<![\w./&+=-])(?:an?|the)\s+(?=[^\s.,:;)/&+=<>–—-])")
+_AS_TYPED = {0xFF01 + place: chr(0x21 + place) for place in range(94)} | {0x2212: "-", 0xFE0E: "", 0xFE0F: ""}
+"""ASCII for its full-width forms, of Chinese and Japanese text, and for the typographic minus; nothing for what says
+whether a symbol is shown in color."""
 
 # What the official table restores; a contraction is known with any one of its apostrophes left out.
 _CONTRACTIONS = """
@@ -47,16 +50,16 @@ def exact_match(prediction: str, answers: list[str]) -> float:
 
 
 def normalize(answer: str) -> str:
-    """Lower case; no articles, no punctuation but what belongs to a number; each stays where it is all there is.
+    """Lower case; no articles before a word, no punctuation but what belongs to a number; it stays where it is alone.
 
     Marks that are parts of letters (vowel signs of Hindi, accents), and of mathematics (+, =, <), are no punctuation.
     """
     typed = unicodedata.normalize("NFC", answer.translate(_AS_TYPED).lower())
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", typed)  # 1,000 is 1000
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
-    text = re.sub(r"(?!-\d)(?!(?<=\d)[.:/]\d)[^\w\s]", _without_punctuation, text)  # -5, 2.5, 10:30 and 1/2 stay
-    words = text.split() or typed.split()
-    return " ".join([word for word in words if word not in _ARTICLES] or words)
+    text = _ARTICLE.sub("", text)
+    text = re.sub(r"(?!(?<!\w)-\d)(?!(?<=\d)[.:/]\d)[^\w\s]|_", _without_punctuation, text)  # -5, 2.5, 10:30, 1/2 stay
+    return " ".join(text.split() or typed.split())
 
 
 def _without_punctuation(mark: re.Match[str]) -> str:
@@ -120,8 +123,10 @@ def relaxed_accuracy(prediction: str, answers: list[str]) -> float:
 
 def _met(prediction: str, answer: str) -> bool:
     said, right = _number(prediction), _number(answer)
+    if prediction.lower() == answer.lower():  # `inf` and `nan` too, of which the distance is no number
+        return True
     if said is None or not right:  # of 0 there is no share to be off by
-        return prediction.lower() == answer.lower()
+        return False
     return abs(said - right) / abs(right) <= TOLERANCE
 
 

@@ -109,6 +109,17 @@ def test_exact_match() -> None:
         ("हिन्दी।", "हिन्दी"),
         ("x + 1 < 3", "x + 1 < 3"),
         ("?!", "?!"),
+        ('"The" Dog, an (owner) of the "cat"', "the dog owner of cat"),
+        ("N/A", "n a"),
+        ("A/B test", "a b test"),
+        ("B.A.", "b a"),
+        ("U.S.A. team", "u s a team"),
+        ("Vitamin A", "vitamin a"),
+        ("a + b", "a + b"),
+        ("COVID-19, 1990-1995", "covid 19 1990 1995"),
+        ("1990–1995", "1990 1995"),
+        ("_yes_", "yes"),
+        ("❤️", "❤"),
     ],
 )
 def test_normalized_answers(answer: str, plain: str) -> None:
@@ -117,7 +128,7 @@ def test_normalized_answers(answer: str, plain: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "right"), [("", "+"), ("-", "+"), ("C", "C++"), ("का", "की"), ("😀", "😂"), ("", "?")]
+    ("said", "right"), [("", "+"), ("-", "+"), ("C", "C++"), ("का", "की"), ("😀", "😂"), ("❤️", "☀️"), ("", "?")]
 )
 def test_answers_that_are_all_marks_are_told_apart(said: str, right: str) -> None:
     """Of none of them nothing is left."""

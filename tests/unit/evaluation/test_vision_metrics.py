@@ -118,6 +118,9 @@ def test_anls_is_the_nearest_answers_similarity():
         ("1,000", "1000", False),  # no number as ChartQA reads them
         ("yes", "1", False),
         ("", "1", False),
+        ("Infinity", "infinity", True),  # Python's words for numbers are words here
+        ("nan", "NaN", True),
+        ("nan", "5", False),
     ],
 )
 def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
