@@ -20,6 +20,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.load import ModelFiles
 from lingu_ray.evaluation.engines.scoring import first_ids, leading_ids
+from lingu_ray.evaluation.metrics.reasoning import CLOSING, OPENING, reasoning_length
 
 ENCODED_AT_ONCE = 64  # questions whose images are decoded at once
 
@@ -82,16 +83,25 @@ class Prompts:
         )
 
     def answer(self, request: GenerateRequest, ids: list[int]) -> str:
-        """The text of generated tokens, up to an end token or the first of the stop texts.
+        """The text of generated tokens, up to an end token or the first of the stop texts behind reasoning.
 
-        Spaces around it are no part of an answer in a chat, and stay where raw text goes on.
+        Spaces around it are no part of an answer in a chat, and stay where raw text goes on. Reasoning that the prompt
+        begins begins the text.
         """
         said = ids[:-1] if ids[-1:] and ids[-1] in self.ends else ids
         text = self.tokenizer.decode(said, skip_special_tokens=True)
         assert isinstance(text, str)  # only a list of lists gives a list of texts
-        found = [place for stop in request.stop if (place := text.find(stop)) >= 0]
+        begin = 0
+        if self._may_reason(request):
+            text = self._opening + text
+            begin = reasoning_length(text)
+        found = [place for stop in request.stop if (place := text.find(stop, begin)) >= 0]
         text = text[: min(found, default=len(text))]
         return text.strip() if request.chat else text
+
+    def stops(self, request: GenerateRequest) -> list[str]:
+        """Texts at which generation may end; none where a model may reason first, whose reasoning may hold them."""
+        return [] if self._may_reason(request) else list(request.stop)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -99,6 +109,20 @@ class Prompts:
         turn = {self.encoder.end_of_turn_id} & set(self.tokenizer.all_special_ids)
         vocabulary = self.files.config.get_text_config(decoder=True).vocab_size  # a tokenizer may have more
         return sorted(token for token in self.files.eos_ids | turn if token < vocabulary)
+
+    def _may_reason(self, request: GenerateRequest) -> bool:
+        """Whether the model has a token that ends reasoning, and is asked in the template that may ask for it."""
+        return self._chats(request) and self._has_closing
+
+    @cached_property
+    def _has_closing(self) -> bool:
+        return CLOSING in self.tokenizer.get_vocab()
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the template writes itself of an answer's reasoning, before the model does."""
+        prompt = self.encoder.prompt([{"role": "user", "content": "1"}])
+        return OPENING if prompt.rstrip().endswith(OPENING) else ""
 
     def _chats(self, request: GenerateRequest) -> bool:
         """Whether a chat template is used; a causal LM without one gets raw text."""

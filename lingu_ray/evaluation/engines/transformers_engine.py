@@ -172,14 +172,15 @@ class _StopTexts(StoppingCriteria):
     """Ends answers that contain a stop text of their request; `begin` is where answers begin in a row."""
 
     def __init__(self, prompts: Prompts, requests: list[GenerateRequest], begin: int) -> None:
-        self.prompts, self.requests, self.begin = prompts, requests, begin
+        self.prompts, self.begin = prompts, begin
+        self.stops = [prompts.stops(request) for request in requests]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         """Which rows are done, `[B]` bool."""
-        if not any(request.stop for request in self.requests):
+        if not any(self.stops):
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         texts = self.prompts.tokenizer.batch_decode(input_ids[:, self.begin :], skip_special_tokens=True)
-        done = [any(stop in text for stop in r.stop) for r, text in zip(self.requests, texts, strict=True)]
+        done = [any(stop in text for stop in stops) for stops, text in zip(self.stops, texts, strict=True)]
         return torch.tensor(done, device=input_ids.device)
 
 

@@ -192,13 +192,14 @@ class VllmEngine:
     def _answering(self, request: GenerateRequest) -> Any:
         from vllm import SamplingParams
 
+        stops = self.prompts.stops(request)
         return SamplingParams(
             temperature=0,
             max_tokens=request.max_new_tokens,
-            stop=list(request.stop),
+            stop=stops,
             stop_token_ids=self.prompts.ends,
             ignore_eos=True,  # all end tokens are given
-            detokenize=bool(request.stop),
+            detokenize=bool(stops),
         )
 
     def _check(self, requests: list[GenerateRequest], prompts: list[list[int]]) -> None:
