@@ -32,6 +32,14 @@ _CHECKED_TOGETHER = 2000
 """Combinations up to which all are checked; beyond, each value beside the first ones of the others."""
 
 
+def _check_dotted(where: str, given: Mapping[str, Any]) -> None:
+    """Refuse a section of the configuration in place of its keys: each is searched for itself."""
+    for key, inside in given.items():
+        if key in Config.model_fields and isinstance(inside, dict) and not inside.keys() & Domain.model_fields.keys():
+            name = next(iter(inside), "…")
+            raise ValueError(f"{where}: {key} is a section: write its keys with dots, {key}.{name}: …")
+
+
 def searchable(key: str) -> bool:
     """Whether trials may differ in a setting; a whole part of a run (`train`) is none."""
     return has(SEARCHABLE, key) and "." in key
@@ -124,10 +132,19 @@ class Space(Section):
         "seeds of its setting have ended; its scores stay",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _searched_by_dotted_keys(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("search"), dict):
+            _check_dotted("search", given["search"])
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> Space:
         if not self.search and not self.cases:
             raise ValueError("nothing to search: give keys under `search`, or `cases`")
+        for name, case in self.cases.items():
+            _check_dotted(f"cases.{name}", case)
         for key in [*self.search, *(key for case in self.cases.values() for key in case)]:
             if not searchable(key):
                 raise ValueError(
@@ -171,6 +188,14 @@ class Space(Section):
     @property
     def _is_drawn(self) -> bool:
         return self.algorithm == "optuna" or any(domain.grid is None for domain in self.search.values())
+
+    @property
+    def different_draws(self) -> float:
+        """How many draws there are that differ; infinite where one is from a range."""
+        ranges = [domain for domain in self.search.values() if domain.listed is None]
+        listed = [{repr(value) for value in domain.choice} for domain in self.search.values() if domain.choice]
+        cases = len(self.cases) or 1 if self.algorithm == "optuna" else 1
+        return math.inf if ranges else cases * math.prod(map(len, listed))
 
     @property
     def draws(self) -> int:

@@ -115,7 +115,19 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
     given = {key: origin for key, origin in recipe.origins.items() if of_the_base.get(key) != origin}
     _check_controls(base, given)
     _check_heard(space, base, given)
+    _warn_of_draws_alike(space)
     return space, base
+
+
+def _warn_of_draws_alike(space: Space) -> None:
+    """Tell of trials that are bound to train what others do: `choice` draws with replacement."""
+    different = space.different_draws
+    if space.pbt is None and space.draws > different:
+        instead = "" if space.algorithm == "optuna" else ", or list the values by `grid`, which runs each once"
+        log.warning(
+            "trials: %d draws, of which %d at most differ: the others train alike; lower `trials`%s",
+            *(space.draws, different, instead),
+        )
 
 
 def _check_controls(base: Config, given: dict[Key, str]) -> None:

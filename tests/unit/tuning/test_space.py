@@ -121,6 +121,8 @@ def write(tmp_path, **keys):
         ({"search": {"distill.w_kd": {"choice": [1]}}, "pbt": {"interval": 999}}, "pbt.interval=999 leaves nothing"),
         ({"search": {"distill.w_kd": [1, 2]}}, "give a section with choice, grid, uniform, loguniform"),
         ({"searches": {}}, "did you mean search"),
+        ({"search": {"distill": {"w_kd": {"choice": [1]}}}}, r"search: distill is a section: .* dots, distill.w_kd: …"),
+        ({"cases": {"a": {"train": {"steps": 3}}}}, r"cases.a: train is a section: .* dots, train.steps: …"),
         ({"search": {"distill.w_kd": {"unifor": [1, 2]}}}, "did you mean search.distill.w_kd.uniform"),
         ({"search": {"distill.top_k": {"uniform": [8.5, 64]}}}, "distill.top_k: 8.5 does not fit; give a whole number"),
         ({"search": {"distill.top_k": {"loguniform": [0.1, 64]}}}, "distill.top_k: 0.1 does not fit"),
@@ -246,6 +248,23 @@ def test_controls_are_refused_or_said_to_be_left_out(tmp_path, base, caplog):
     assert config.controls == ("plain_ce",)
     [said] = caplog.messages
     assert said.startswith("controls: none is trained beside the trials")
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"search": {"distill.w_kd": {"choice": [1, 2, 2]}}}, "16 draws, of which 2 at most differ"),
+        ({"search": {"distill.w_kd": {"choice": [1, 2]}}, "algorithm": "optuna", "cases": {"a": {}, "b": {}}}, "4 at"),
+        ({"search": {"distill.w_kd": {"choice": [1, 2]}}, "trials": 2}, None),
+        ({"search": {"distill.w_kd": {"choice": [1, 2]}, "distill.w_ce": {"uniform": [0, 1]}}}, None),
+        ({"search": {"distill.w_kd": {"grid": [1, 2]}}}, None),
+    ],
+)
+def test_more_draws_than_there_are_settings_are_told(tmp_path, base, caplog, keys, told):
+    """Of a few listed values trials are bound to be alike; ranges are never, and a grid has each once."""
+    load([write(tmp_path, **keys)])
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [told in text for text in warned] == ([] if told is None else [True])
 
 
 def test_a_mapping_of_own_names_is_set_by_its_dotted_key(tmp_path, base):
