@@ -106,9 +106,8 @@ class Prompts:
     @cached_property
     def ends(self) -> list[int]:
         """Tokens that end an answer: those of the model's settings, and the one that ends its chat turns."""
-        turn = {self.encoder.end_of_turn_id} & set(self.tokenizer.all_special_ids)
         vocabulary = self.files.config.get_text_config(decoder=True).vocab_size  # a tokenizer may have more
-        return sorted(token for token in self.files.eos_ids | turn if token < vocabulary)
+        return sorted(token for token in self.files.eos_ids | {self.encoder.end_of_turn_id} if token < vocabulary)
 
     def _may_reason(self, request: GenerateRequest) -> bool:
         """Whether the model has a token that ends reasoning, and is asked in the template that may ask for it."""

@@ -99,7 +99,7 @@ def _end_turns(model: PreTrainedModel, encoder: Encoder) -> None:
     turn, settings = encoder.end_of_turn_id, model.generation_config
     assert settings is not None  # a model that generates has some
     ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    if turn not in ends and turn in encoder.tokenizer.all_special_ids:
+    if turn not in ends:
         settings.eos_token_id = [*(end for end in ends if end is not None), turn]
 
 

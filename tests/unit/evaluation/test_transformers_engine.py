@@ -9,7 +9,8 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
-from tiny import picture, tiny_student, tiny_teacher, tiny_tokenizer
+from tiny import picture, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +24,8 @@ from lingu_ray.corpus.images import decode_image
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
+from lingu_ray.evaluation.engines.load import load_model_files
+from lingu_ray.evaluation.engines.prompts import Prompts
 from lingu_ray.evaluation.engines.scoring import encode_pairs, windows
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine, batches_within
 
@@ -249,6 +252,21 @@ def test_batched_answers_equal_those_given_one_at_a_time(folders: dict[str, Path
     answers = engine.generate([request for request, _ in ASKED])
     assert answers == [answer_alone(engine, *asked) for asked in ASKED]
     assert len(set(answers)) == len(answers)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_answer_ends_with_its_turn(special: bool, tmp_path: Path) -> None:
+    """Also where the token that ends turns is none of the tokenizer's named ones, nor of the generation settings."""
+    student, processor = tiny_student(tiny_teacher()), tiny_processor()
+    processor.tokenizer.add_tokens([AddedToken("<|eot|>", special=special)])
+    processor.chat_template = processor.chat_template.replace(TURN, "<|eot|>")
+    student.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    for part in (student, processor):
+        part.save_pretrained(tmp_path)
+    prompts = Prompts(load_model_files(tmp_path))
+    eos, turn, said = (processor.tokenizer.encode(text) for text in ("<|endoftext|>", "<|eot|>", "It is"))
+    assert prompts.ends == [*eos, *turn]
+    assert prompts.answer(GenerateRequest("What?"), [*said, *turn]) == "It is"
 
 
 def test_an_answer_ends_before_its_first_stop_text(folders: dict[str, Path]) -> None:

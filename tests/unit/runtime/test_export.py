@@ -14,6 +14,7 @@ from processors import PROCESSORS, processor_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_processor, tiny_student, tiny_teacher
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, PreTrainedModel
 
@@ -74,10 +75,16 @@ def test_other_models_keep_the_names_of_transformers(family: str, tmp_path: Path
     assert names_in(tmp_path / "export") == names_in(tmp_path / "plain")
 
 
-def test_generation_ends_where_turns_end(tmp_path: Path) -> None:
-    """Beside the model's own ends; said once, also when an export is exported again."""
+@pytest.mark.parametrize("added", [None, AddedToken("<|eot|>", special=True), AddedToken("<|eot|>")], ids=repr)
+def test_generation_ends_where_turns_end(added: AddedToken | None, tmp_path: Path) -> None:
+    """Beside the model's own ends; said once, also when an export is exported again; also where the token that ends a
+    turn is none of the tokenizer's named ones, as Llama 3's `<|eot_id|>`, or not marked as special."""
     student, processor = tiny_student(tiny_teacher()), tiny_processor()
     own, turn = student.generation_config.eos_token_id, processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")
+    if added is not None:
+        turn = len(processor.tokenizer)
+        processor.tokenizer.add_tokens([added])
+        processor.chat_template = processor.chat_template.replace("<end_of_utterance>", added.content)
     for _ in range(2):
         write_files(student, processor, exported_tensors(student, torch.float32), torch.float32, tmp_path / "export")
         assert GenerationConfig.from_pretrained(tmp_path / "export").eos_token_id == [own, turn]
