@@ -58,21 +58,13 @@ class Student:
         modality = "image" if hasattr(self.model.config, "vision_config") else "audio"
         return cast(nn.Module, self.model.get_encoder(modality=modality))
 
-    def train(self, mode: bool = True) -> None:
-        """Training or evaluation mode; the statistics of a convolutional tower (FastVLM's) stay those of its files.
-
-        While batch norm collects them, an image's features depend on the others of its pass, and workers drift apart.
-        """
-        self.model.train(mode)
-        for module in self.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
-
     def hidden_states(self, inputs: ModelInputs, donation: Donation | None = None) -> tuple[Tensor, KVCapture | None]:
         """Final hidden states `[B, T, D]` and, with a donation, what was captured for it, detached.
 
         `inputs` are on the CPU; they are sent to the model's device. Raises UserError where a layer does not donate.
+        The statistics of a convolutional tower (FastVLM's) stay those of its files, also in training.
         """
+        self._keep_statistics()
         arguments = forward_arguments(self.body, inputs)
         capture = flat_C = None
         if donation is not None:
@@ -90,6 +82,15 @@ class Student:
             features = output.image_hidden_states
             check_image_tokens(inputs, getattr(features, "pooler_output", features).shape[:-1].numel())
         return output.last_hidden_state, capture
+
+    def _keep_statistics(self) -> None:
+        """Keep batch norm from collecting statistics, whoever has set the model to training.
+
+        While it does, an image's features depend on the others of its pass, and workers drift apart.
+        """
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parameters by group: `decoder` (with embeddings and head), `vision` tower, `projector` (the rest).

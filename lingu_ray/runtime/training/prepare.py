@@ -16,7 +16,7 @@ from lingu_ray.runtime.training.sharding import shard, unsharded
 
 def prepare(student: Student, settings: TrainConfig, device: torch.device, seed: int) -> None:
     """Prepare the student in place, as the settings say, and move it to `device`; `seed`: of the adapters."""
-    student.train()
+    student.model.train()
     if settings.gradient_checkpointing:
         student.model.gradient_checkpointing_enable({"use_reentrant": False})
     if settings.lora is not None:

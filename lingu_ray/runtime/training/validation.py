@@ -44,13 +44,13 @@ class Validation:
 
         `pool`: the threads that encode.
         """
-        micro_batches.student.train(False)
+        micro_batches.student.model.eval()
         ce, tokens = dict.fromkeys(self.rows, 0.0), dict.fromkeys(self.rows, 0)
         for batch in self._batches(pool):
             source = batch.sources[0]
             ce[source] += micro_batches.cross_entropy(batch)
             tokens[source] += int(batch.supervised_BT.sum())
-        micro_batches.student.train()
+        micro_batches.student.model.train()
         result = {}
         for source in self.rows:
             total, count = all_sum([ce[source], tokens[source]], self.device)

@@ -46,13 +46,13 @@ def images(pixels_I3HW: torch.Tensor) -> ModelInputs:
 
 def test_an_image_has_the_same_features_in_every_micro_batch() -> None:
     """Of a tower with batch norm: its statistics are those of its files, in training, after a validation and after
-    answers, so what it sees in an image follows from that image alone."""
+    answers, whoever has set the model to training, so what it sees in an image follows from that image alone."""
     student = fast_vlm()
     before = {name: buffer.clone() for name, buffer in student.model.named_buffers()}
     pixels_I3HW = torch.randn(3, 3, 32, 32)
     prepare(student, config(Path(), Path()).train, torch.device("cpu"), seed=0)
     for mode in (True, False, True):
-        student.train(mode)
+        student.model.train(mode)
         with generating(student.model, GenerationConfig()):
             assert not student.model.training
         assert student.model.training is student.decoder.training is mode
