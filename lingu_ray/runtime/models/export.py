@@ -78,6 +78,8 @@ def write_files(
     """Write a model with these tensors, which are of `dtype`, and its processor; the model is converted to `dtype`."""
     complete_settings(model, processor)
     nn.Module.to(model, dtype)  # the configuration that is saved names the model's dtype
+    for part in filter(None, (getattr(model.config, name) for name in model.config.sub_configs)):
+        part.dtype = dtype  # not the one that was trained in
     model.save_pretrained(folder, state_dict=as_published(model, tensors))
     processor.save_pretrained(folder)
 

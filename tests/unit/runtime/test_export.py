@@ -93,7 +93,10 @@ def test_generation_ends_where_turns_end(added: AddedToken | None, tmp_path: Pat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("template", ["own", "of the tokenizer", "none"])
 def test_an_export_is_read_back_and_asked(dtype: torch.dtype, template: str, tmp_path: Path) -> None:
-    """It loads with the trained weights, and its own chat template gives training's prompt, whoever brought it."""
+    """It loads with the trained weights, and its own chat template gives training's prompt, whoever brought it.
+
+    Its configuration names the dtype of the weights, for the model and its parts.
+    """
     student, processor = tiny_student(tiny_teacher()), tiny_processor()
     if template != "own":
         processor.chat_template = None
@@ -103,6 +106,9 @@ def test_an_export_is_read_back_and_asked(dtype: torch.dtype, template: str, tmp
     assert export_model(student, processor, dtype, tmp_path / "export") > 0
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "export")
     assert loaded.dtype == dtype
+    written = json.loads((tmp_path / "export" / "config.json").read_text("utf-8"))
+    parts = (written, written["text_config"], written["vision_config"])
+    assert {part["dtype"] for part in parts} == {str(dtype).removeprefix("torch.")}
     compare_weights(loaded, expected)
     again = AutoProcessor.from_pretrained(tmp_path / "export")
     assert question(again, Encoder(processor, 1))["input_ids"].shape[0] == 1
