@@ -13,11 +13,15 @@ from transformers import (
     Blip2Config,
     CohereConfig,
     DeepseekV3Config,
+    Ernie4_5Config,
     Gemma2Config,
     Gemma3nTextConfig,
     Gemma3TextConfig,
     Gemma4TextConfig,
     GemmaConfig,
+    Glm4Config,
+    Glm4vTextConfig,
+    Glm4vTextModel,
     GptOssConfig,
     GraniteConfig,
     Idefics3Config,
@@ -30,19 +34,24 @@ from transformers import (
     MllamaConfig,
     Olmo2Config,
     OPTConfig,
+    PaddleOCRTextConfig,
+    PaddleOCRTextModel,
     Phi3Config,
     PhiConfig,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLTextConfig,
+    Qwen2_5_VLTextModel,
     Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLTextConfig,
+    Qwen2VLTextModel,
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
     Qwen3VLMoeTextConfig,
     Qwen3VLTextConfig,
+    Qwen3VLTextModel,
     T5Config,
     configuration_utils,
 )
@@ -141,6 +150,33 @@ def test_what_has_no_part_in_the_numbers_may_differ(student, teacher, free):
     compare_decoders(
         student(**sizes, **head, rope_parameters=dict(rope)), teacher(**sizes, **free, rope_parameters=dict(rope))
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "config", "lm", "rope"),
+    [
+        (Qwen2VLTextModel, Qwen2VLTextConfig, Qwen2Config, {"mrope_section": [2, 3, 3]}),
+        (Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig, Qwen2Config, {"mrope_section": [2, 3, 3]}),
+        (Qwen3VLTextModel, Qwen3VLTextConfig, Qwen3Config, {"mrope_section": [2, 3, 3]}),
+        (Glm4vTextModel, Glm4vTextConfig, Glm4Config, {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}),
+        (PaddleOCRTextModel, PaddleOCRTextConfig, Ernie4_5Config, {"mrope_section": [2, 3, 3]}),
+    ],
+)
+def test_a_family_is_what_computes_alike(text, config, lm, rope):
+    """With the same weights a VLM's text decoder computes what its LM computes, or the two are no pair."""
+    sizes = TEXT | {"head_dim": 16, "rms_norm_eps": 1e-5}
+    plain = {"rope_theta": 1e4, "rope_type": "default"}
+    decoder = AutoModelForCausalLM.from_config(lm(**sizes, rope_parameters=plain | rope)).get_decoder().eval()
+    ours = text(config(**sizes, rope_parameters=plain | rope)).eval()
+    ours.load_state_dict(decoder.state_dict())
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        alike = torch.allclose(ours(ids).last_hidden_state, decoder(ids).last_hidden_state, atol=1e-4)
+    if alike:
+        compare_decoders(ours.config, decoder.config)
+        return
+    with pytest.raises(UserError, match="\n  model_type: student"):
+        compare_decoders(ours.config, decoder.config)
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Olmo2Config, GraniteConfig])
