@@ -92,7 +92,8 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     if head is not None and any(hasattr(part, "base_layer") for part in cast(nn.Module, head).modules()):
         raise UserError(
             f"{type(model).__name__}: the output head has an adapter, which the loss, made of the head's weight, would "
-            "leave out: take the head out of target_modules, or train it whole (modules_to_save)"
+            "leave out: take the head out of target_modules, or train it whole (modules_to_save). Where it is the "
+            "embedding matrix, leave out trainable_token_indices and ensure_weight_tying, which adapt it too"
         )
     if head is None or getattr(head, "bias", None) is not None:
         raise UserError(f"{type(model).__name__}: the method needs an output head without bias")
