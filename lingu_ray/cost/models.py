@@ -106,7 +106,8 @@ def active(decoder: PreTrainedModel) -> float:
     """Parameters that a token meets: of a mixture of experts, those of the experts that it is sent to."""
     settings: Any = decoder.config
     experts = getattr(settings, "num_experts", None) or getattr(settings, "num_local_experts", None)
-    asleep = 1 - settings.num_experts_per_tok / experts if experts else 0
+    of_a_token = getattr(settings, "num_experts_per_tok", None) or getattr(settings, "top_k_experts", None)
+    asleep = 1 - of_a_token / experts if experts and of_a_token else 0
     return sum(p.numel() * (1 - asleep * (".experts." in name)) for name, p in decoder.named_parameters())
 
 
