@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import cast
 
 from torch import Tensor, nn
@@ -64,7 +65,8 @@ class Student:
         `inputs` are on the CPU; they are sent to the model's device. Raises UserError where a layer does not donate.
         The statistics of a convolutional tower (FastVLM's) stay those of its files, also in training.
         """
-        self._keep_statistics()
+        if self._has_statistics:
+            self._keep_statistics()
         arguments = forward_arguments(self.body, inputs)
         capture = flat_C = None
         if donation is not None:
@@ -82,6 +84,11 @@ class Student:
             features = output.image_hidden_states
             check_image_tokens(inputs, getattr(features, "pooler_output", features).shape[:-1].numel())
         return output.last_hidden_state, capture
+
+    @cached_property
+    def _has_statistics(self) -> bool:
+        """Whether the model has batch norm, synchronized or not; most have none to be looked for in every pass."""
+        return any(isinstance(module, _BatchNorm) for module in self.model.modules())
 
     def _keep_statistics(self) -> None:
         """Keep batch norm from collecting statistics, whoever has set the model to training.
