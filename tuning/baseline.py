@@ -23,7 +23,7 @@ from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.preparation import check_output, check_tasks, prepare_initial_model
 from lingu_ray.runtime.resume import model_contents
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.runtime.tracking.store import same_store
 from lingu_ray.storage import origin
 from lingu_ray.train import measure
 from tuning.folder import SweepFolder
@@ -44,7 +44,7 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
     config = config.model_copy(
         update={
             "corpus": config.corpus.model_copy(update={"cache_dir": str(base.corpora_dir)}),
-            "tracking": config.tracking.model_copy(update={"uri": tracking_uri(base)}),
+            "tracking": config.tracking.model_copy(update={"uri": same_store(base)}),
         }
     )
     _check_objectives(space, config)
