@@ -5,7 +5,7 @@ python -m benchmarks.result.page size=gpu                into docs/results/gpu
 
 Reads runs/result of the folder that it is called in; what is not measured yet is left out. What was measured on another
 machine, and lies beside the page, counts as it is, and so does what the page shows of it. Nothing is computed here but
-means and standard deviations over seeds.
+means, standard deviations and intervals over seeds.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from benchmarks.result.markdown import row_line, table_head
 from benchmarks.result.seeds import (
     CONTROLS,
     REFERENCES,
+    TRAININGS,
     Measured,
     Results,
+    Seeds,
     map_cells,
     nats,
+    over_trainings,
     percent,
     read_measured,
     written,
@@ -97,6 +100,7 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
         _scores(results),
         _figures(results, out),
         _ahead(measured),
+        _over_trainings(measured),
         _map(measured, out),
         _others(measured),
         sight_section(measured, out),
@@ -176,6 +180,29 @@ def _ahead(measured: Sequence[Measured]) -> str:
 def _ahead_cells(results: Results, model: str) -> list[str]:
     found = [(results.mean(name, model), results.ahead(name, model)) for name in QUOTIENTS.values()]
     return [one.text(percent) for pair in found for one in pair]
+
+
+def _over_trainings(measured: Sequence[Measured]) -> str:
+    """What another training would give: the method's means, and what it is ahead, with intervals over seeds."""
+    head = ["damage, data", "", "recovery", "retention"]
+    lines = []
+    for results in map_cells(measured):
+        means = [results.mean(name, DISTILLED) for name in QUOTIENTS.values()]
+        lines += _training_rows(results, f"{shown_name(DISTILLED)}, %", means)
+        for model in (name for name in results.models if name not in (*REFERENCES, DISTILLED)):
+            ahead = [results.ahead(name, model) for name in QUOTIENTS.values()]
+            lines += _training_rows(results, f"− {shown_name(model)}, points", ahead)
+    note = (
+        f"Mean and 95% interval over trainings, by Student's t, where {TRAININGS} or more seeds were trained. Items "
+        "are the same in each, so what others would say is in the intervals of the seeds."
+    )
+    return "\n".join(["## Over trainings", "", note, "", *table_head(head), *lines]) if lines else ""
+
+
+def _training_rows(results: Results, what: str, found: Sequence[Seeds]) -> list[str]:
+    """A row, or none where no value has seeds enough."""
+    cells = [over_trainings([one.value for one in seeds.found], percent) for seeds in found]
+    return [row_line(results.name, [what, *cells])] if any(cells) else []
 
 
 def _map(measured: Sequence[Measured], out: Path) -> str:

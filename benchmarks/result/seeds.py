@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import ttest_1samp
+
 from benchmarks.result.jobs import measured_folder
 from benchmarks.result.table import CORES, DAMAGES, DATA, MEDIUM, NARROW, ROWS, Comparison, Size, comparisons
 from lingu_ray.evaluation.recovery_json import read_recovery, read_result
@@ -16,6 +18,7 @@ from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, PLAIN_CE, SAME_CE, TE
 
 REFERENCES = (TEACHER, ADAPTED)
 CONTROLS = (SAME_CE, PLAIN_CE)
+TRAININGS = 3  # from so many on an interval over them says something
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,14 @@ class Seeds:
         if self.is_one:
             return f"{format(self.mean)} [{format(low)}, {format(high)}]"
         return f"{format(self.mean)} ± {format(high - self.mean)}"
+
+
+def over_trainings(values: Sequence[float], format: Callable[[float], str]) -> str:
+    """`0.7 [-1.2, 2.6]`: mean over trainings with its 95 % interval by Student's t; nothing for too few of them."""
+    if len(values) < TRAININGS:
+        return ""
+    interval = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return f"{format(statistics.fmean(values))} [{format(interval.low)}, {format(interval.high)}]"
 
 
 def percent(share: float) -> str:

@@ -20,20 +20,22 @@ from benchmarks.result.figures import shown_name, sight_panel
 from benchmarks.result.jobs import compared, measured_folder
 from benchmarks.result.manifest import SIGHT
 from benchmarks.result.markdown import row_line, table_head
-from benchmarks.result.seeds import Measured, Seeds, map_cells, nats
+from benchmarks.result.seeds import Measured, Seeds, map_cells, nats, over_trainings
 from benchmarks.result.table import RECIPES, SIZES, Comparison, SizeName, comparisons
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import read_run, read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.roles import TEACHER
+from lingu_ray.evaluation.results import Estimate
+from lingu_ray.evaluation.roles import DISTILLED, TEACHER
 from lingu_ray.preview.knowledge import Known
 from lingu_ray.probe import ProbeConfig, ask
 from lingu_ray.report.plots import save_panels
 
 ROWS = 128
 _KNOWN = TypeAdapter(list[Known])
+BySeed = Mapping[int, Mapping[str, Known]]
 
 
 class SightConfig(Section):
@@ -68,13 +70,13 @@ def ask_model(one: Comparison, model: str, path: Path) -> None:
         config = read_run(str(RECIPES / "sight.yaml"), [f"student.path={path}"])
         found = list(ask(config, config.corpus.sources, ProbeConfig(rows=ROWS)))
         write_json(file, [asdict(known) for known in found])
-        print(f"{one.name} {model}: pictures tell {', '.join(map(_told, found))} nats a token", flush=True)
+        print(f"{one.name} {model}: pictures tell {', '.join(map(_printed, found))} nats a token", flush=True)
     elif asked != file:
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(asked, file)
 
 
-def _told(known: Known) -> str:
+def _printed(known: Known) -> str:
     told = known.pictures_tell_student
     return f"{known.source} {'nothing' if told is None else f'{told.value:.3f}'}"
 
@@ -95,23 +97,30 @@ def publish(one: Comparison, out: Path) -> dict[str, dict[str, Known]]:
 
 def sight_section(measured: Sequence[Measured], out: Path) -> str:
     """What held-out pictures tell the models that say sentences about them, and how well they say them."""
-    found: dict[tuple[str, str], list[dict[str, Known]]] = {}
+    found: dict[tuple[str, str], BySeed] = {}
     for results in map_cells(measured):
-        seeds = [publish(one.comparison, out) for one in results.measured]
+        asked = {one.comparison.seed: publish(one.comparison, out) for one in results.measured}
         for model in results.models:
-            if of_model := [by_model[model] for by_model in seeds if model in by_model]:
+            if of_model := {seed: models[model] for seed, models in asked.items() if model in models}:
                 found[results.name, model] = of_model
     if not found:
         return ""
-    sources = dict.fromkeys(source for seeds in found.values() for one in seeds for source in one)
-    told = {source: {row: _seeds(seeds, source)[0] for row, seeds in found.items()} for source in sources}
-    shown = {source: {row: seeds for row, seeds in rows.items() if seeds.found} for source, rows in told.items()}
-    save_panels([sight_panel(source, rows) for source, rows in shown.items()], out / "sight.png")
-    head = [f"{source}: {what}" for source in sources for what in ("pictures tell", "in all")]
-    note = "Nats a token: how much worse a model says a sentence with another row's picture, and what it costs in all."
+    sources = dict.fromkeys(source for seeds in found.values() for one in seeds.values() for source in one)
+    panels = []
+    for source in sources:
+        told = {row: tuple(_told(seeds, source).values()) for row, seeds in found.items()}
+        panels.append(sight_panel(source, {row: Seeds(values) for row, values in told.items() if values}))
+    save_panels(panels, out / "sight.png")
+    ahead = f"{shown_name(DISTILLED)} − it, over trainings"
+    head = [f"{source}: {what}" for source in sources for what in ("pictures tell", ahead, "in all")]
+    note = (
+        "Nats a token: how much worse a model says a sentence with another row's picture, and what it costs in all. "
+        "Over trainings: mean and 95% interval by Student's t."
+    )
     lines = [
         row_line(
-            f"{cell}, {shown_name(model)}", [one.text(nats) for source in sources for one in _seeds(seeds, source)]
+            f"{cell}, {shown_name(model)}",
+            [one for source in sources for one in _cells(seeds, found.get((cell, DISTILLED), {}), source)],
         )
         for (cell, model), seeds in found.items()
     ]
@@ -121,11 +130,19 @@ def sight_section(measured: Sequence[Measured], out: Path) -> str:
     )
 
 
-def _seeds(found: Sequence[Mapping[str, Known]], source: str) -> tuple[Seeds, Seeds]:
-    """Of one model what pictures tell it in a source, and what the sentences cost in all, by seed."""
-    of_source = [one[source] for one in found if source in one]
-    told = (one.pictures_tell_student for one in of_source)
-    return Seeds(tuple(one for one in told if one is not None)), Seeds(tuple(one.student for one in of_source))
+def _cells(model: BySeed, method: BySeed, source: str) -> list[str]:
+    """Of one source what pictures tell a model, how much more they tell the method's, and what sentences cost."""
+    told, of_method = _told(model, source), _told(method, source)
+    more = [of_method[seed].value - told[seed].value for seed in told if seed in of_method]
+    ahead = "" if model is method else over_trainings(more, nats)
+    cost = Seeds(tuple(one[source].student for one in model.values() if source in one))
+    return [Seeds(tuple(told.values())).text(nats), ahead, cost.text(nats)]
+
+
+def _told(found: BySeed, source: str) -> dict[int, Estimate]:
+    """What pictures tell in a source, by seed."""
+    told = {seed: one[source].pictures_tell_student for seed, one in found.items() if source in one}
+    return {seed: value for seed, value in told.items() if value is not None}
 
 
 if __name__ == "__main__":

@@ -57,8 +57,10 @@ def docs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         table.parent.mkdir(parents=True)
         with table.open("w", newline="") as file:
             csv.writer(file).writerows([["trial", "w_kd", "error"], ["t1", "0.123456", "no, not this"]])
-        for seed, told in enumerate((0.2, 0.4)):
+        for seed, told in enumerate((0.2, 0.4, 0.3)):
             write_sight(Comparison("medium", "narrow", seed), "prompt_text", told)
+        for seed, told in enumerate((0.3, 0.6, 0.6)):
+            write_sight(Comparison("medium", "narrow", seed), "distilled", told)
         DATA_MANIFEST.parent.mkdir()
         DATA_MANIFEST.write_text("{}")
         page.main(["out=docs"])
@@ -146,10 +148,32 @@ def test_page_shows_what_was_measured(docs: Path):
     shown = cells(text, "![clothing](answer_0.jpg)")
     assert shown[:2] == ["What is this?", "hat"] and set(shown[2:]) <= {"hat", "a ¦ dress"} and len(shown) == 6
     sight = text[text.index("## Sight in sentences") :]
-    assert cells(sight, "medium, narrow, prompt_text") == ["0.300 ± 0.141", "2.000 [1.000, 3.000]"]
+    assert cells(sight, "medium, narrow, prompt_text")[::2] == ["0.300 ± 0.100", "2.000 [1.000, 3.000]"]
     assert cells(text, "t1") == ["0.1235", "no, not this"]
     names = ("narrow-0", "narrow-1", "narrow-2", "natural-0")
     assert {file.name for file in docs.glob("*.json")} == {"data.json", *(f"medium-{name}.json" for name in names)}
+
+
+def test_intervals_over_trainings(docs: Path):
+    """Three seeds have an interval by Student's t, mean ± 4.303 s / √3, of what the method brings, and of what it is
+    ahead seed by seed, on tasks and in sight; one seed has none."""
+    text = (docs / "real_pair.md").read_text()
+    section = text[text.index("## Over trainings") : text.index("## Where the teacher")]
+    results = Results.of(read_measured())
+    for name, found in (
+        ("selective, %", results.mean("recovery", "distilled")),
+        ("− prompt_text, points", results.ahead("recovery", "prompt_text")),
+    ):
+        values = np.array([100 * one.value for one in found.found])
+        half = 4.302653 * values.std(ddof=1) / np.sqrt(3)
+        expected = f"{values.mean():.1f} [{values.mean() - half:.1f}, {values.mean() + half:.1f}]"
+        assert cells(section, f"medium, narrow | {name}")[1] == expected
+    assert "natural" not in section
+    more = np.array([0.1, 0.2, 0.3])
+    half = 4.302653 * more.std(ddof=1) / np.sqrt(3)
+    sight = cells(text[text.index("## Sight in sentences") :], "medium, narrow, prompt_text")
+    assert sight[1] == f"0.200 [{0.2 - half:.3f}, {0.2 + half:.3f}]"
+    assert cells(text[text.index("## Sight in sentences") :], "medium, narrow, selective")[1] == ""
 
 
 def test_what_was_measured_elsewhere_counts(docs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
