@@ -63,6 +63,7 @@ def same_files(ours: Path, theirs: Path) -> bool:
     return sorted(same) == sorted(names) and {path.name for path in ours.iterdir()} - {"README.md"} == set(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "settings"),
     [("whole", {}), ("sharded", {"train": {"lora": {"rank": 4}}}), ("whole", {"student": NEW_STUDENT})],
@@ -80,6 +81,7 @@ def test_the_newest_is_what_the_run_would_export(pair: Path, tmp_path: Path, lay
     assert same_files(run.run_dir / "export-step-6", tmp_path / "own")
 
 
+@pytest.mark.slow
 def test_any_checkpoint_that_is_kept(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By number or the best, into a folder of one's own; a damaged newest one is passed over, and told."""
     run, _ = stopped(pair, tmp_path / "runs")

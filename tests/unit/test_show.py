@@ -45,6 +45,7 @@ def config() -> Config:
     )
 
 
+@pytest.mark.slow
 def test_what_is_printed_can_be_copied(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Absolute paths that exist, each one word for the shell, also from a folder with a space in its name."""
     run = home / "runs" / "small"

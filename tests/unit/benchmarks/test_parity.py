@@ -14,6 +14,7 @@ from lingu_ray.distill.teacher import InProcessTeacher
 SIZES = {"rows": 2, "micro_batches": 2, "image_tokens": 4, "text_tokens": 4, "answer_tokens": 4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["tiny", "tiny-mrope"])
 def test_a_teacher_that_gets_other_kv_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: PairName) -> None:
     """bf16 against float32 is close; the same step with the donated positions in another order, or with an answer that

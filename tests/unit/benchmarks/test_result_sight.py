@@ -17,6 +17,8 @@ from benchmarks.result.table import Comparison
 from lingu_ray.atomic import write_json
 from lingu_ray.errors import UserError
 
+pytestmark = pytest.mark.slow  # loads models for each question
+
 NARROW, NATURAL = (Comparison("medium", data, 0) for data in ("narrow", "natural"))
 
 

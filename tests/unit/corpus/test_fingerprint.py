@@ -41,6 +41,7 @@ def change(path: Path, at: int) -> None:
         file.write(bytes([byte[0] ^ 1]))
 
 
+@pytest.mark.slow
 def test_every_byte_counts_of_many_small_files(tmp_path: Path):
     """However many files there are: a changed byte in any of them, and at any place, makes another corpus."""
     paths = [tmp_path / f"{index:05d}.txt" for index in range(8300)]

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +70,7 @@ DRAWN = (
 )
 
 
+@pytest.mark.slow
 @given(*DRAWN)
 def test_the_order_does_not_depend_on_how_files_are_split(
     two: tuple[Cuts, Cuts], weights: list[float], rows: int | None
@@ -83,6 +85,7 @@ def test_the_order_does_not_depend_on_how_files_are_split(
     assert not {row for row, _ in trained} & set(held)
 
 
+@pytest.mark.slow
 @given(*DRAWN, st.sets(st.integers(1, 89), max_size=6))
 def test_rows_are_assigned_alike_in_any_blocks(
     two: tuple[Cuts, Cuts], weights: list[float], rows: int | None, bars: set[int]

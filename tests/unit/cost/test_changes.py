@@ -16,6 +16,8 @@ from lingu_ray.cost.trace import decoder_pass
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.errors import UserError
 
+pytestmark = pytest.mark.slow  # traces a model for each change of settings
+
 ROW = RowConfig(text_tokens=60, answer_tokens=20)
 NO_MEMORY = replace(GPUS["l4"], memory=1.0)
 LORA, FSDP2, IPC = "train.lora.rank", "train.parallelism", "teacher.transport"

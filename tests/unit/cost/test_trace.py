@@ -47,6 +47,7 @@ def saved(decoder: PreTrainedModel, bf16: bool) -> int:
     return sum(size for place, size in found.items() if place not in own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["idefics3", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe", "gemma3", "paligemma2"])
 def test_kept_is_what_autograd_saves(name: str, bf16: bool):

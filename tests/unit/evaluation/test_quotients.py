@@ -84,6 +84,7 @@ def test_mean_recovery_is_right_on_average_and_its_interval_covers(truth: float,
     assert hits >= 0.92 * len(values)
 
 
+@pytest.mark.slow
 def test_a_mean_over_significant_losses_would_be_too_high() -> None:
     """With nothing recovered it shows some: where chance makes a loss large, the same chance is in the gain."""
     random = np.random.default_rng(7)

@@ -153,6 +153,7 @@ def test_models_are_measured_as_those_beside_them(tmp_path: Path) -> None:
             engines_for(settings(**more), ["adapted"], tmp_path)
 
 
+@pytest.mark.slow
 def test_metrics_are_found_again_for_the_same_settings_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -393,6 +393,7 @@ def test_settings_that_cannot_act_are_not_told(tmp_path: Path) -> None:
     assert "on-policy" not in text and "beta 0.5" not in text and "LoRA" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["idefics3", "llava", "llava_next", "gemma3"])
 def test_the_snippet_answers(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The card's own code, in the export's folder: text for a picture and for a text, asked as training asks."""

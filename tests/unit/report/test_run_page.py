@@ -33,6 +33,8 @@ from lingu_ray.report.run_page import throughput, write_report
 from lingu_ray.report.samples import answered
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
 
+pytestmark = pytest.mark.slow  # draws pages of plots
+
 STEP = {
     "lr": 1e-4,
     "grad_norm": 1.0,

@@ -44,6 +44,7 @@ def written(student: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*TOWERS, *OTHERS])
 def test_transformers_loads_an_export_whole(family: str, tmp_path: Path) -> None:
     """Every tensor comes back as it was, none is missing or left over; what was loaded is exported alike."""
@@ -90,6 +91,7 @@ def test_generation_ends_where_turns_end(added: AddedToken | None, tmp_path: Pat
         assert GenerationConfig.from_pretrained(tmp_path / "export").eos_token_id == [own, turn]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("template", ["own", "of the tokenizer", "none"])
 def test_an_export_is_read_back_and_asked(dtype: torch.dtype, template: str, tmp_path: Path) -> None:

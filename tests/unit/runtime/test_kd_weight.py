@@ -15,6 +15,8 @@ from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.runtime.models.load import load_student, load_teacher
 from lingu_ray.runtime.training.step import MicroBatches
 
+pytestmark = pytest.mark.slow  # passes of a student for each source
+
 
 def say(user, assistant):
     """One turn of each."""

@@ -479,6 +479,7 @@ def bad_flags(**flags: Any) -> Callable[[Path], None]:
     return lambda folder: changed_json(folder / "generation_config.json", **flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -628,6 +629,7 @@ def test_a_processor_with_code_of_its_own_is_refused(own_processor: Path, pair: 
     assert not (tmp_path / "modules").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["own_model", "own_processor"])
 def test_code_that_evaluation_does_not_run_is_refused_before_training(
     kind: str, pair: Path, tmp_path: Path, request: pytest.FixtureRequest

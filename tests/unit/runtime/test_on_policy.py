@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from tinyrun import config
 
@@ -47,6 +48,7 @@ def test_answers_are_sampled_in_the_precision_of_training(data):
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.slow
 def test_a_rows_answer_is_drawn_alike_by_any_number_of_workers(data):
     """By seed, step and row alone: by one worker with all rows, or by three with a third each."""
     settings = config(data, data, distill={"on_policy": 0.7, "sampled_tokens": 8})

@@ -48,6 +48,7 @@ def step_of(data, budget, look_ahead=1, packing=False, of_a_call=1, frozen=(), *
     return len(batches), sums, gradients, teacher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "distill", [{}, {"policy": "all", "temperature": 2.0, "divergence": "jsd"}, {"policy": "none"}]
 )

@@ -77,6 +77,7 @@ def run_with(data: Path, output: Path, tower: Path, **vision: Any) -> Config:
     return config(data, output, student=student, distill={"policy": "none"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_run_begins_with_the_tower(name: str, data: Path, tmp_path: Path) -> None:
     """The initial model is complete and loads; its tower is the file's, its processor has the tower's mean."""
@@ -176,6 +177,7 @@ def test_a_teacher_that_no_vlm_can_be_made_of_is_refused(kind: str, message: str
         check_pair(settings.model_copy(update={"teacher": teacher}))
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_tower(data: Path, tmp_path: Path) -> None:
     """A tower may be moved, and not changed, once something was trained; before, the initial model is made again."""
     shutil.copytree(data / "siglip", tmp_path / "a")

@@ -50,6 +50,7 @@ def test_references_are_those_of_the_student(arguments: list[str], roles: tuple[
     assert found == roles and set(references_among(found)) <= set(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "text", "changed", "said"),
     [
