@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from dataclasses import dataclass
@@ -146,13 +147,28 @@ def _without_twice(pairs: list[tuple[str, Any]]) -> Record:
 
 
 def parsed(value: Any) -> Any:
-    """What JSON text of a list or an object holds, as columns of CSV files have it; any other value as it is."""
+    """What JSON text of a list or an object holds, or Python's own, as columns of CSV files have it; else the value."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
-    try:
-        return from_json(value)
-    except (ValueError, RecursionError):  # no JSON, too deep
-        return value
+    for read in (from_json, _from_python):
+        try:
+            return read(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # no such text, too deep
+            continue
+    return value
+
+
+def _from_python(text: str) -> Any:
+    """A list or an object as Python prints it, and pandas writes it into a table; nothing in it is run.
+
+    Raises:
+        ValueError, SyntaxError: it is none, as what numpy prints: `['a' 'b']` is one text to Python.
+        RecursionError, MemoryError: it is too deep.
+    """
+    found = ast.literal_eval(text)
+    if not isinstance(found, list | dict) or repr(found) != text:
+        raise ValueError("no list or object as Python prints it")
+    return found
 
 
 def _of_type(value: Any, types: type | tuple[type, ...], name: str, what: str) -> Any:

@@ -9,6 +9,7 @@ from lingu_ray import storage
 from lingu_ray.config import TaskConfig
 from lingu_ray.content import bytes_identity
 from lingu_ray.corpus.load_image import load_image, read_image
+from lingu_ray.corpus.record import parsed
 from lingu_ray.evaluation.tasks.fields import fields_of
 from lingu_ray.evaluation.tasks.rows import Place
 from lingu_ray.evaluation.tasks.task_types import Fields
@@ -40,8 +41,11 @@ def item_images(config: TaskConfig, place: Place, turn: int, fields: Fields) -> 
 
 
 def references(fields: Fields) -> list[Any]:
-    """What an item's `image` says: paths, bytes, or cells `{"bytes", "path"}` of `datasets`; one or a list."""
-    image = fields.get("image")
+    """What an item's `image` says: paths, bytes, or cells `{"bytes", "path"}` of `datasets`; one or a list.
+
+    Tables hold a list as text.
+    """
+    image = parsed(fields.get("image"))
     return image if isinstance(image, list) else [] if image is None else [image]
 
 

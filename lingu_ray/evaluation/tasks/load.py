@@ -16,7 +16,7 @@ from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.images import item_images
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
-from lingu_ray.evaluation.tasks.task_types import Malformed, asked, check_together, is_scored, scored
+from lingu_ray.evaluation.tasks.task_types import Malformed, asked, check_together, is_scored, listed_answers, scored
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def load_task(config: TaskConfig) -> Task:
         check_together(config, items)
     except Malformed as error:
         raise UserError(f"evaluation.tasks: {config.name}: {config.path}: {error}") from error
-    return Task(config, items)
+    return Task(config, listed_answers(items))
 
 
 def _warn_of_cut_answers(task: Task) -> None:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from lingu_ray.config import TaskConfig
 from lingu_ray.config.evaluation import CLUSTER, KNOWN_FIELDS, SCORED_TYPES
 from lingu_ray.content import fingerprint
 from lingu_ray.corpus.check import check_text
+from lingu_ray.corpus.record import parsed
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.metrics.short_answers import ENOUGH
@@ -75,8 +77,12 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
     marks = question.count(PLACEHOLDER)
     if marks not in (0, len(images)):
         raise Malformed(f"`question` has {marks} {PLACEHOLDER} for {len(images)} images; mark all of them or none")
-    quotable = tuple(f"{question} {answer}" for answer in reference.get("answers", ()))
+    quotable = _quotable(question, reference.get("answers", ()))
     return Asked(name, question, images, reference | _more(config, fields), quotable)
+
+
+def _quotable(question: str, answers: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{question} {answer}" for answer in answers)
 
 
 def _more(config: TaskConfig, fields: Fields) -> Reference:
@@ -105,18 +111,27 @@ def _field(fields: Fields, key: str) -> Any:
 
 def _text(fields: Fields, key: str) -> str:
     value = _field(fields, key)
-    if not isinstance(value, str) or not value.strip():
+    if not _is_filled(value):
         raise Malformed(f"`{key}` must be a text that is not empty, found {value!r:.80}; {_OTHERWISE}")
     return value
+
+
+def _is_filled(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _texts(fields: Fields, key: str) -> list[str]:
     """A text, or a list of texts, as a list; none of them empty."""
     value = _field(fields, key)
     values = [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
+    if not isinstance(values, list) or not values or not all(map(_is_filled, values)):
         raise Malformed(f"`{key}` must be a text or a list of texts, none empty, found {value!r:.80}; {_OTHERWISE}")
     return values
+
+
+def _choices(fields: Fields, key: str) -> list[str]:
+    """Several texts, which a table may hold as the text of a list."""
+    return _texts(fields | {key: parsed(_field(fields, key))}, key)
 
 
 def _gold(fields: Fields, options: list[str]) -> int:
@@ -124,8 +139,8 @@ def _gold(fields: Fields, options: list[str]) -> int:
     if len(options) < 2 or type(gold) is not int or not 0 <= gold < len(options):
         raise Malformed(
             f"`gold` must be the index, from 0, of one of two or more options, found {gold!r:.80} of {len(options)}; "
-            "of a letter it is `fields.gold`: \"{{'ABCD'.index(gold)}}\", of the right option's text "
-            '"{{choices.index(gold)}}"'
+            "of a letter it is `fields.gold`: \"{{'ABCD'.index(gold)}}\", of a number in text that counts from 0 "
+            '"{{gold | int}}", of the right option\'s text "{{choices.index(gold)}}"'
         )
     return gold
 
@@ -144,11 +159,11 @@ def _options(config: TaskConfig, fields: Fields) -> tuple[Pairs, Reference]:
     """Each option with its length in characters, for `acc_norm`."""
     _check_one_form(fields, ("query", "choices"), ("context_options", "continuation"))
     if "choices" in fields:
-        query, options = _text(fields, "query"), _texts(fields, "choices")
+        query, options = _text(fields, "query"), _choices(fields, "choices")
         pairs = [(query, config.delimiter + option) for option in options]
         lengths = [len(option) for option in options]
     elif "context_options" in fields:
-        options, continuation = _texts(fields, "context_options"), _text(fields, "continuation")
+        options, continuation = _choices(fields, "context_options"), _text(fields, "continuation")
         pairs = [(option, config.delimiter + continuation) for option in options]
         lengths = [len(continuation)] * len(options)
     else:
@@ -183,7 +198,7 @@ def _answered(fields: Fields) -> tuple[str, Reference]:
 
 def _lettered(fields: Fields) -> tuple[str, Reference]:
     """The question with lettered options, in the words of lmms-eval; as it is where the options are bare letters."""
-    question, choices = _text(fields, "question"), _texts(fields, "choices")
+    question, choices = _text(fields, "question"), _choices(fields, "choices")
     gold = _gold(fields, choices)
     if len(choices) > len(ascii_uppercase):
         raise Malformed(f"`choices` has {len(choices)} options, more than there are letters")
@@ -203,7 +218,7 @@ def _yes_or_no(fields: Fields) -> tuple[str, Reference]:
 
 def _of_people(fields: Fields) -> tuple[str, Reference]:
     """Every person's answer counts, an empty one, too: the VQA score is a mean over people."""
-    value = _field(fields, "answer")
+    value = parsed(_field(fields, "answer"))
     answers = ["" if one is None else one for one in value] if isinstance(value, list) else [value]
     if len(answers) < ENOUGH or not all(isinstance(one, str) for one in answers):
         raise Malformed(
@@ -218,6 +233,23 @@ ASKED: dict[str, Callable[[Fields], tuple[str, Reference]]] = {
     "mme": _yes_or_no,
     "vqa_accuracy": _of_people,
 }
+
+
+def listed_answers(items: tuple[Item, ...]) -> tuple[Item, ...]:
+    """Items with several right answers each, where every one has but one, and that is the text of a list of texts.
+
+    So tables hold them. Of a column with other answers, too, such lists are the answers themselves.
+    """
+    found = []
+    for item in items:
+        answers = item.reference.get("answers", ())
+        texts = parsed(answers[0]) if len(answers) == 1 else None
+        if not (isinstance(item, Asked) and isinstance(texts, list) and texts and all(map(_is_filled, texts))):
+            return items
+        found.append(
+            replace(item, reference=item.reference | {"answers": texts}, quotable=_quotable(item.prompt, texts))
+        )
+    return tuple(found)
 
 
 def check_together(config: TaskConfig, items: Sequence[Item]) -> None:

@@ -3,6 +3,7 @@ import json
 from decimal import Decimal
 from typing import Any, cast
 
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 
@@ -10,7 +11,8 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.config.corpus import READ_BY
 from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
-from lingu_ray.corpus.record import BadRecord, RawRow, is_empty
+from lingu_ray.corpus.readers import FileSplit
+from lingu_ray.corpus.record import BadRecord, RawRow, is_empty, parsed
 from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
 from lingu_ray.corpus.turns import SYSTEM_PROMPTS
 
@@ -359,14 +361,50 @@ def test_what_belongs_to_a_conversation_is_in_it(format, record, said):
 
 
 JSON_TEXTS = ('[{"from": "Rome"}, {"to": "Paris"}]', '[{"type": "cat"}]', "[1, 2]", "[]", "{}", '[{"role":', "[" * 9999)
+PYTHON_TEXTS = (
+    "[{'from': 'Rome'}, {'to': 'Paris'}]",
+    "[{'type': 'cat'}]",
+    "['a', None]",
+    "[{'role':",
+    "{x}",
+    "['a' 'b']",
+)
 
 
-@pytest.mark.parametrize("text", JSON_TEXTS)
-def test_json_that_is_no_turns_stays_text(text):
-    """A prompt or an answer may be JSON: only a list of turns, or of parts, is read as one."""
+@pytest.mark.parametrize("text", JSON_TEXTS + PYTHON_TEXTS)
+def test_lists_that_are_no_turns_stay_text(text):
+    """A prompt or an answer may be JSON or Python: only a list of turns, or of parts, is read as one."""
     expected = [("user", text), ("assistant", text)]
     assert conversation("prompt_completion", {"prompt": text, "completion": text}) == expected
     assert conversation("cauldron", {"texts": [{"user": text, "assistant": text}]}) == expected
+
+
+SAID = [{"role": "user", "content": "<image>It's?"}, {"role": "assistant", "content": 'A "b"\\n.'}]
+IN_PARTS = [{"type": "image"}, {"type": "text", "text": "It's?"}]
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        ("messages", {"messages": SAID, "images": ["a, [1].png"]}),
+        ("messages", {"messages": [{**SAID[0], "content": IN_PARTS}, SAID[1]], "images": ["a.png"]}),
+        ("cauldron", {"texts": [{"user": "It's?", "assistant": "A"}], "images": [{"bytes": b"\x89'", "path": None}]}),
+        ("prompt_completion", {"prompt": SAID[:1], "completion": SAID[1:], "image": ["a.png"]}),
+    ],
+    ids=str,
+)
+def test_a_table_of_pandas_holds_lists_as_python_prints_them(format, record, tmp_path):
+    """The columns that pandas writes into CSV mean the same as the lists they were."""
+    pd.DataFrame([record]).to_csv(tmp_path / "a.csv", index=False)
+    (of_table,) = FileSplit("csv", str(tmp_path / "a.csv")).records()
+    assert all(isinstance(value, str) for value in of_table[1].values())
+    assert raw_rows(format, of_table[1]) == raw_rows(format, record)
+
+
+@pytest.mark.parametrize("text", ["['a' 'b']", "{'a': 1, 'a': 2}", "['\\d']", "[1,2,]", "[nan]", "[" * 9999, "{1, 2}"])
+def test_what_python_would_not_print_is_not_read(text):
+    """What numpy prints would become another text, a key that is given twice would be lost, a set is no list."""
+    assert parsed(text) == text
 
 
 def test_a_question_and_answer_with_images_of_its_own():

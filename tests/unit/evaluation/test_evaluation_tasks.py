@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
 import pytest
 from pydantic import ValidationError
 from tiny import picture
@@ -425,6 +427,43 @@ def test_fields_of_ones_own_are_columns(tmp_path: Path, value: object) -> None:
     path = write(tmp_path / "a.jsonl", *rows)
     with pytest.raises(UserError, match=r"a\.jsonl: `fields\.kept`: its values are no column"):
         load_task(config(path, "perplexity", fields={"text": "text", "kept": "kept"}))
+
+
+def table(path: Path, *records: dict[str, Any]) -> Path:
+    """The records as pandas writes them, whose lists become text."""
+    pd.DataFrame(list(records)).to_csv(path, sep="\t", index=False)
+    return path
+
+
+def test_lists_in_tables(images: Path) -> None:
+    """Options, people's answers, right answers and images: read from a table as from JSON Lines."""
+    encoded = [base64.b64encode((images / "img" / f"{seed}.png").read_bytes()).decode() for seed in (1, 2)]
+    records = [
+        {"question": "Which?", "choices": ["it's", 'a "b"'], "gold": 1, "answer": ["x", "it's x"], "image": encoded},
+        {"question": "Who?", "choices": ["c", "d"], "gold": 0, "answer": ["y"], "image": encoded[:1]},
+    ]
+    fields = {key: key for key in ("question", "choices", "image")} | {"gold": "{{gold | int}}"}  # a table has texts
+    for type, read in (("multiple_choice", fields), ("exact_match", {})):
+        tasks = [
+            config(file, type, kind="vision", fields=read)
+            for file in (table(images / "a.tsv", *records), write(images / "a.jsonl", *records))
+        ]
+        of_table, of_lines = ([i for i in load_task(task).items if isinstance(i, Asked)] for task in tasks)
+        alike = [[replace(item, name="", images=()) for item in items] for items in (of_table, of_lines)]
+        assert alike[0] == alike[1]
+        assert questions(tasks[0]) == questions(tasks[1]) and len(of_table[0].images) == 2
+    people = [{"question": "?", "answer": ["a", "b"] * 5, "image": "img/1.png"}]
+    (item,) = load_task(config(table(images / "p.tsv", *people), "vqa_accuracy")).items
+    assert item.reference["answers"] == ["a", "b"] * 5
+
+
+@pytest.mark.parametrize("other", ["a", "['a' 'b']", "[1, 2]", "[]", "['a', '']"])
+def test_an_answer_that_looks_like_a_list(tmp_path: Path, other: str) -> None:
+    """It is the answer itself where another row has none that is a list of texts: what a program prints, say."""
+    records = [{"question": "?", "answer": answer} for answer in ("['a', 'b']", other)]
+    for path in (table(tmp_path / "a.tsv", *records), write(tmp_path / "a.jsonl", *records)):
+        items = load_task(config(path, "exact_match", kind="language")).items
+        assert [item.reference["answers"] for item in items] == [["['a', 'b']"], [other]]
 
 
 def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:
