@@ -26,6 +26,7 @@ from lingu_ray.interrupt import save_on_interrupt
 from lingu_ray.runtime.cluster.capacity import can_hold, check_resources, max_concurrent_runs, uses_gpu, workers
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.tracking.store import environment
 from lingu_ray.storage import cache_folder
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.outcome import failures, read_outcome, read_outcomes, reason
@@ -49,7 +50,8 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     """
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `SweepProgress` and the report say what it would
     concurrent = concurrent_trials(space, base)
-    sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd(), lease, cache_folder().absolute())
+    cache = cache_folder().absolute()
+    sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd(), lease, cache, environment())
     resources: dict[str, float] = {"memory": memory_share(concurrent) if space.pbt else _LITTLE}
     if isinstance(base.output_dir, str):  # trials write the driver's working folder, so they are on its node
         resources |= {_this_node(): 0.001}

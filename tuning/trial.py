@@ -29,7 +29,7 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.records import Record, read_records
 from lingu_ray.runtime.tracking.progress import quiet_libraries
-from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.runtime.tracking.store import same_store
 from lingu_ray.runtime.trainer import Run
 from lingu_ray.storage import CACHE, origin, remove
 from lingu_ray.train import show
@@ -47,7 +47,7 @@ _POLL_S = 0.25
 class Sweep:
     """What all trials share: `base` is prepared, `items` the folder of the reference models' measured items,
     `concurrent` how many trials run at once, `start` the folder that relative paths start from, `lease` the driver's on
-    the sweep's folder, `cache` the folder of its node's copies.
+    the sweep's folder, `cache` the folder of its node's copies, `mlflow` its variables of MLflow, which no file has.
     """
 
     space: Space
@@ -58,6 +58,7 @@ class Sweep:
     start: Path
     lease: Lease
     cache: Path
+    mlflow: dict[str, str]
 
 
 class Trial(tune.Trainable):
@@ -69,6 +70,7 @@ class Trial(tune.Trainable):
         quiet_libraries()
         if isinstance(origin(sweep.trials), str):
             os.environ[CACHE] = str(sweep.cache)  # the driver's working folder is the trials', too
+        os.environ.update(sweep.mlflow)  # its own node may have others, or none
         self.sweep = sweep
         self.last_update = time.monotonic()
         self.name = trial_name(self.trial_id)
@@ -276,7 +278,7 @@ def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:
     with starting_from(sweep.start):
         config = seeded(configure(base, values, name), base, seed)
     tracking = {
-        "uri": tracking_uri(base),
+        "uri": same_store(base),
         "run_name": f"{sweep.space.name}/{name}",
         "parent": sweep.trials.parent,
         "tags": base.tracking.tags | {"sweep": sweep.space.name, "trial": name},

@@ -18,6 +18,7 @@ from tuning.folder import SweepFolder
 from tuning.outcome import read_outcomes
 
 pytestmark = pytest.mark.slow
+TOKEN = "only-who-has-this-may-write"
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,18 @@ def finished(ray_cluster, tasks, output) -> SweepFolder:
     broken = {"train.learning_rates.decoder": 1e30}
     cases = {"much": {"distill.w_kd": 1}, "little": {"distill.w_kd": 0.5}, "broken": broken}
     before, train = workers_started(), {"sample_every": 0, "precision": "auto"}
-    folder = run(tasks, output, "cases", train, search={}, cases=cases, retries=1, settings={"ray.cpus_per_worker": 1})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
+        settings = {"ray.cpus_per_worker": 1}
+        folder = run(tasks, output, "cases", train, search={}, cases=cases, retries=1, settings=settings)
     assert workers_started() == before + len(cases)  # what only the user can fix is not tried again
     return folder
+
+
+def test_who_may_write_to_mlflow_stands_in_no_file(finished):
+    """Trials have it where they run; neither their folders nor what Tune keeps of the sweep do."""
+    files = [path for path in finished.root.rglob("*") if path.is_file()]
+    assert len(files) > 50 and not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
 def test_trials_end_and_failures_are_marked(finished):

@@ -82,6 +82,13 @@ def same_store(config: Config) -> str | None:
     return config.tracking.uri or (None if _of_environment() else tracking_uri(config))
 
 
+def environment() -> dict[str, str]:
+    """MLflow's own variables here, for processes elsewhere: which store, wherever they are, and who may write."""
+    found = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    store = _of_environment()
+    return found | {_VARIABLE: store} if store else found
+
+
 def where_to_look(uri: str) -> str:
     """How to open the store: a server's address, or the command that serves a database."""
     shown = without_credentials(uri)

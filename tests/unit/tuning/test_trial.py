@@ -2,6 +2,7 @@
 what it makes of a folder that a kill has left."""
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.tracking.store import environment, tracking_uri
 from lingu_ray.runtime.trainer import Run
 from tuning.outcome import Outcome, read_outcome
 from tuning.space import Space
@@ -64,7 +66,32 @@ def sweep(data: Path, tmp_path: Path) -> Sweep:
     search = {"distill.w_kd": {"choice": [1, 2]}}
     space = Space.model_validate({"name": "s", "base": "tiny", "search": search, "pbt": {"interval": 4}})
     base = config(data, tmp_path / "runs")
-    return Sweep(space, base, tmp_path, tmp_path, 1, tmp_path, Lease(tmp_path / "driver.json", "a test"), tmp_path)
+    lease = Lease(tmp_path / "driver.json", "a test")
+    return Sweep(space, base, tmp_path, tmp_path, 1, tmp_path, lease, tmp_path, environment())
+
+
+def test_who_may_write_to_the_store_stands_in_no_file(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    """The variables of MLflow where the sweep was started reach its trials, wherever they run, and no file."""
+    store = "http://me:secret@host"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hidden")
+    sweep: Sweep = request.getfixturevalue("sweep")
+    settings = trial_config(sweep, "trial-1", {}, 0)
+    assert tracking_uri(settings) == store and "secret" not in to_yaml(settings)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_TOKEN"):
+        monkeypatch.delenv(name)
+    of_trial = population_trial(sweep)
+    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "hidden"
+    assert tracking_uri(trial_config(of_trial.sweep, "trial-1", {}, 0)) == store
+
+
+def test_the_database_of_the_environment_is_the_same_one_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A relative path is of the folder that the sweep was started in, not of a trial's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    assert environment()["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/mine.db"
 
 
 def population_trial(sweep: Sweep) -> Any:
