@@ -42,6 +42,7 @@ _MEDIA = KeyRule(
     ("video", "videos", "video_path", "video_url", "audio", "audios", "audio_path", "audio_url", "input_audio"),
     "video and audio are not trained on",
 )
+_SWITCHES = ("loss", "loss_mask", "train", "training", "trainable", "train_on_turn", "supervised")
 _MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
 
 # What stands beside the conversation.
@@ -65,7 +66,7 @@ RECORD_RULES = (
     ),
     KeyRule(
         "nothing_supervised",
-        ("train", "trainable", "train_on_turn", "loss"),
+        _SWITCHES,
         "the record is not to be trained on",
         lambda value: not is_empty(value) and value == 0,
     ),
@@ -90,10 +91,7 @@ TURN_RULES = (
     KeyRule("mask", (*_MASKS, "train_detail", "training_detail"), "parts of a turn are not masked"),
 )
 # Flags of an answer: 1 or true, the default, is a target of the loss; 0 or false is not.
-SUPERVISED_FLAGS = (
-    *("weight", "loss", "loss_mask", "loss_weight", "loss_scale"),
-    *("train", "training", "trainable", "train_on_turn", "supervised"),
-)
+SUPERVISED_FLAGS = ("weight", "loss_weight", "loss_scale", *_SWITCHES)
 
 
 def check_record(record: Record) -> None:

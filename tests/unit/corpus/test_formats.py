@@ -566,6 +566,13 @@ def test_answers_that_are_no_targets(flag):
             row(value, 1)
 
 
+@pytest.mark.parametrize("flag", SUPERVISED_FLAGS)
+def test_a_flag_beside_the_conversation_rejects_the_record(flag):
+    """What switches an answer off within its turn switches off the whole record beside the turns."""
+    for value in (0, False, "false"):
+        assert reason_of("messages", {"messages": AS_ROLES, flag: value}) in ("weight", "nothing_supervised")
+
+
 def test_flags_that_contradict_each_other():
     """Two flags of one answer that say different things: neither is believed."""
     turns = [AS_ROLES[0], AS_ROLES[1] | {"weight": 0, "train": True}]
@@ -578,10 +585,9 @@ def test_of_a_prompt_in_messages_nothing_is_a_target():
     assert [m.get("supervised", True) for m in raw_row.messages] == [True, False, True, True]
 
 
-@pytest.mark.parametrize("key", [key for rule in RECORD_RULES for key in rule.keys])
-def test_keys_of_a_record_that_change_its_meaning(key):
+@pytest.mark.parametrize(("rule", "key"), [(rule, key) for rule in RECORD_RULES for key in rule.keys])
+def test_keys_of_a_record_that_change_its_meaning(rule, key):
     """Each known key rejects the record under its rule's reason and is named; a null or an off switch does not."""
-    rule = next(rule for rule in RECORD_RULES if key in rule.keys)
     values = {"undesired_answer": False, "weight": 0.5, "nothing_supervised": 0, "mask": [0, 1, 1]}
     for format, record in (
         ("messages", {"messages": AS_ROLES}),
