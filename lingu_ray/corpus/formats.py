@@ -35,7 +35,7 @@ from lingu_ray.corpus.record import (
 from lingu_ray.corpus.record_keys import check_record
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
 from lingu_ray.corpus.suffixes import ALL_PICTURES, IMAGE_SUFFIXES, MEDIA, last_suffix
-from lingu_ray.corpus.turns import conversation, place_images, question_and_answer, read_history, read_turns
+from lingu_ray.corpus.turns import conversation, place_images, question_and_answer, read_turns
 
 WHAT_IS_IT = "What is in the picture?"
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue")  # names of a list of turns
@@ -81,7 +81,7 @@ def _turns_or_none(record: Record, name: str) -> Messages | None:
 def cauldron(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """The Cauldron, FineVision: `images`, `texts: [{user, assistant}]`, one conversation of several turns."""
     check_record(record)
-    turns, inside = read_turns(read_records(record, "texts"))
+    turns, inside = _turns(record, "texts")
     yield conversation(record, turns, inside)
 
 
@@ -99,7 +99,7 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     for message in asked:
         if message["role"] == "assistant":  # of a prompt nothing is learned
             message["supervised"] = False
-    yield conversation(record, [*read_history(record), *asked, *answered], [*inside, *more])
+    yield conversation(record, [*asked, *answered], [*inside, *more])
 
 
 def _check_question(record: Record) -> None:
@@ -140,8 +140,9 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     if not is_empty(record.get(given)):
         asked.append(to_text(record[given], repr(given)))
     question = "\n\n".join(text for text in asked if text.strip())
-    turn = question_and_answer(question, read_text(record, only_name(record, "output", "response")))
-    yield conversation(record, [*read_history(record), *turn])
+    yield conversation(
+        record, question_and_answer(question, read_text(record, only_name(record, "output", "response")))
+    )
 
 
 def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
@@ -196,18 +197,20 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     fields = {name: value for name, value in fields.items() if name not in IMAGE_KEYS}
     if "txt" in members:
         fields["caption"] = _decoded(members["txt"], is_json=False)
-    name = next((name for name in INNER_FORMATS if not is_empty(fields.get(name))), "caption")
-    images = _images_of_sample(members, named, is_caption=name == "caption")
-    yield from INNER_FORMATS[name](fields | {"images": images}, source)
+    inner = next(
+        (inner for inner, keys in INNER_FORMATS if all(not is_empty(fields.get(key)) for key in keys)), _caption
+    )
+    images = _images_of_sample(members, named, may_be_text=inner in (messages, llava, cauldron))
+    yield from inner(fields | {"images": images}, source)
 
 
-def _images_of_sample(members: Record, named: int, is_caption: bool) -> list[Any]:
+def _images_of_sample(members: Record, named: int, may_be_text: bool) -> list[Any]:
     """The images among a sample's members, whose JSON names so many; members that are no data may be there as well."""
     plain = [name for name in sorted(members) if f".{name}" in IMAGE_SUFFIXES]
     unknown = [name for name in sorted(members) if name not in (*plain, *WEBDATASET_MEMBERS)]
     if media := [name for name in unknown if last_suffix(name) in MEDIA]:
         raise BadRecord("missing_media", f"video and audio are not trained on: {', '.join(media)}")
-    if not plain and (named or unknown or is_caption):
+    if not plain and (named or unknown or not may_be_text):
         listed = ", ".join(sorted(members)) or "nothing"
         raise BadRecord("missing_image", f"no image of a known kind in the sample; it has: {listed}")
     if further := [name for name in unknown if last_suffix(name) in ALL_PICTURES]:
@@ -272,13 +275,21 @@ def _fill(pattern: str, record: Record) -> str:
 
 Format = Callable[[Record, SourceConfig], Iterator[RawRow]]
 
-INNER_FORMATS: dict[str, Format] = {
-    "messages": messages,
-    "conversations": llava,
-    "texts": cauldron,
-    "completion": prompt_completion,
-    "caption": _caption,
-}
+INNER_FORMATS: tuple[tuple[Format, tuple[str, ...]], ...] = (
+    (messages, ("messages",)),
+    (llava, ("conversations",)),
+    (messages, ("conversation",)),
+    (messages, ("dialogue",)),
+    (cauldron, ("texts",)),
+    (prompt_completion, ("completion",)),
+    (scienceqa, ("question", "choices", "answer")),
+    (prompt_completion, ("question", "answer")),
+    (prompt_completion, ("question", "response")),
+    (prompt_completion, ("query", "response")),
+    (instruction, ("instruction", "output")),
+    (instruction, ("instruction", "response")),
+)
+"""Formats of a record within a sample, by keys that tell them; without any of these it is a caption."""
 FORMATS: dict[str, Format] = {
     "messages": messages,
     "cauldron": cauldron,

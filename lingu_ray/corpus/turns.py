@@ -40,7 +40,7 @@ def question_and_answer(user: str, assistant: str) -> Messages:
 
 
 def conversation(record: Record, messages: Messages, inside: list[Any] | None = None) -> RawRow:
-    """The raw row of a record's messages: after its system prompt, with its images, without loose ends.
+    """The raw row of a record's messages: after its system prompt and `history`, with its images, without loose ends.
 
     Args:
         inside: what `read_turns` gives for the placeholders in the messages; None: all images are the record's.
@@ -48,6 +48,7 @@ def conversation(record: Record, messages: Messages, inside: list[Any] | None = 
     Raises:
         BadRecord: the images do not fit the messages, or stand where they are not read; texts with marks to be filled.
     """
+    messages = [*_read_history(record), *messages]
     _check_filled(record, messages)
     images = resolve(inside or [], read_images(record))
     if not images:
@@ -85,7 +86,7 @@ def read_turns(entries: list[Record]) -> tuple[Messages, list[Any]]:
     return messages, inside
 
 
-def read_history(record: Record) -> Messages:
+def _read_history(record: Record) -> Messages:
     """Earlier turns under `history`: pairs of question and answer, or entries of a conversation."""
     history = parsed(record.get("history"))
     if is_empty(history):

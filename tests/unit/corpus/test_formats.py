@@ -344,6 +344,16 @@ def test_one_conversation_in_every_spelling(format, record):
             [*TURNS, ("user", "B"), ("assistant", "b")],
         ),
         (
+            "scienceqa",
+            {"question": "B?", "choices": ["b"], "answer": 0, "history": [["A?", "a"]]},
+            [*TURNS, ("user", "Question: B?\nChoices:\nA. b"), ("assistant", "The answer is A. b")],
+        ),
+        (
+            "webdataset",
+            {"jpg": b"x", "json": {"caption": "b", "history": [["<image>A?", "a"]]}},
+            [("user", "<image>A?"), TURNS[1], ("user", "What is in the picture?"), ("assistant", "b")],
+        ),
+        (
             "messages",
             {"messages": [{"role": "user", "content": "A?", "images": ["1"]}, AS_ROLES[1]]},
             [("user", "<image>A?"), TURNS[1]],
@@ -690,6 +700,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             "bad_turns",
         ),
         ("messages", {"messages": AS_ROLES, "history": [["q", "a"]]}, "bad_turns"),
+        ("cauldron", {"texts": [{"user": "A?", "assistant": "a"}], "history": [["q", "a"]]}, "bad_turns"),
         (
             "messages",
             {"messages": [AS_ROLES[0], AS_ROLES[1] | {"content": "<bbox>"}], "objects": BOXES},
@@ -735,6 +746,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("webdataset", {"jpg": b"x", "json": b"{"}, "bad_json"),
         ("webdataset", {"jpg": b"x", "txt": b"\xff"}, "wrong_type"),
         ("webdataset", {"txt": b"a cat"}, "missing_image"),
+        ("webdataset", {"json": {"question": "What is it?", "answer": "a cat"}}, "missing_image"),
         ("webdataset", {"json": {"caption": "a cat"}, "jpg": {"bytes": None, "path": None}}, "missing_image"),
         ("webdataset", {"json": {"messages": AS_ROLES, "image": "1.jpg"}}, "missing_image"),
         ("webdataset", {"jpg": b"x", "mp4": b"x", "txt": b"a cat"}, "missing_media"),
@@ -757,6 +769,25 @@ def test_unknown_members_of_a_sample_are_named(suffixes):
     """A caption whose image is of no known kind is no row without an image; what the sample has is named."""
     with pytest.raises(BadRecord, match=", ".join(suffixes)):
         raw_rows("webdataset", {"txt": b"a cat"} | {suffix: b"x" for suffix in suffixes})
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        ("messages", {"dialogue": AS_ROLES}),
+        ("cauldron", {"texts": [{"user": "A?", "assistant": "a"}]}),
+        ("prompt_completion", {"prompt": "A?", "completion": "a"}),
+        ("prompt_completion", {"question": "A?", "answer": "a"}),
+        ("prompt_completion", {"query": "A?", "response": "a"}),
+        ("instruction", {"instruction": "A?", "output": "a"}),
+        ("scienceqa", {"question": "A?", "choices": ["a", "b"], "answer": 0}),
+    ],
+)
+def test_a_sample_is_what_its_json_is(format, record):
+    """The JSON beside a picture is read as the format that its keys tell, whatever caption stands there as well."""
+    (expected,) = raw_rows(format, record | {"images": [b"x"]})
+    for beside in ({}, {"txt": b"A cat."}):
+        assert raw_rows("webdataset", {"jpg": b"x", "json": record} | beside) == [expected]
 
 
 def test_webdataset_as_the_hub_has_it():
