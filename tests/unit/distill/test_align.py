@@ -6,6 +6,7 @@ import pytest
 import torch
 from families import FAMILIES
 from tiny import tiny_teacher
+from transformers import PreTrainedConfig
 
 from lingu_ray.corpus.batch import collate
 from lingu_ray.corpus.encode import Sample
@@ -87,6 +88,12 @@ def test_a_token_near_its_label_is_best():
     assert float(found.nearness) == pytest.approx(0, abs=1e-4) and float(found.size) == pytest.approx(0, abs=1e-6)
 
 
+def _layers_read(config: PreTrainedConfig) -> list[int]:
+    """The layers of its tower that a family reads, from the end: -1 is the last one, and LLaVA reads that before it."""
+    read = getattr(config, "vision_feature_layers", getattr(config, "vision_feature_layer", -1))
+    return [read] if isinstance(read, int) else read
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_gives_its_image_tokens(name):
     """They are what the decoder gets in a real pass; without the lower blocks and pixels they are equal to the bit."""
@@ -101,7 +108,7 @@ def test_every_family_gives_its_image_tokens(name):
     hook = student.decoder.register_forward_pre_hook(
         lambda _, __, named: taken.append(named["inputs_embeds"]), with_kwargs=True
     )
-    last = 2 if name in ("llava", "llava_next") else 1  # of these the last but one is read
+    last = -min(_layers_read(student.model.config))
     lower = LowerBlocks(student, last)
     with torch.no_grad():
         student.body(**forward_arguments(student.body, inputs), use_cache=False)
