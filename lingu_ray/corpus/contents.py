@@ -20,6 +20,7 @@ from lingu_ray.corpus.record import (
     as_records,
     first_name,
     is_empty,
+    is_null,
     parsed,
     read_text,
 )
@@ -125,7 +126,7 @@ def read_content(turn: Record, name: str) -> tuple[str, list[Any]]:
     if isinstance(value, list | dict):
         text, inside = _join_parts(value)
     else:
-        text = "" if name in turn and value is None else read_text(turn, name)
+        text = "" if name in turn and is_null(value) else read_text(turn, name)
         inside = [None] * text.count(PLACEHOLDER)
     own = read_images(turn)
     if not own:

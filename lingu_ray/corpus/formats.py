@@ -90,7 +90,9 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     check_record(record)
     prompt, completion = only_name(record, "prompt", "query"), only_name(record, "completion", "response")
     answers = [name for name in ("answer", completion) if not is_empty(record.get(name))]
-    if prompt not in record and "question" in record and len(answers) < 2:  # of two nothing says which one is meant
+    if (
+        is_empty(record.get(prompt)) and "question" in record and len(answers) < 2
+    ):  # of two nothing says which one is meant
         prompt, completion = "question", first_name(record, "answer", completion)
     if prompt != "prompt":  # which is complete
         _check_question(record)
@@ -169,11 +171,14 @@ def scienceqa(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     index = as_index(read_field(record, "answer"), len(choices), "'answer'", "choices")
     extra = {key: to_text(record[key], repr(key)) for key in SCIENCEQA_EXTRA if not is_empty(record.get(key))}
     context = f"Context: {extra.pop('hint')}\n" if "hint" in extra else ""
+    question = read_text(record, "question")
+    if any(map(is_empty, (question, *choices))):
+        raise BadRecord("empty_message", "the question, or one of 'choices', is blank")
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False))
-    question = f"{context}Question: {read_text(record, 'question')}\nChoices:\n{listed}"
+    asked = f"{context}Question: {question}\nChoices:\n{listed}"
     reasons = [extra[key].strip() for key in ("lecture", "solution") if key in extra]
     answer = "\n".join([f"The answer is {string.ascii_uppercase[index]}. {choices[index]}", *reasons])
-    yield conversation(record, question_and_answer(question, answer))
+    yield conversation(record, question_and_answer(asked, answer))
 
 
 SCIENCEQA_EXTRA = ("hint", "lecture", "solution")

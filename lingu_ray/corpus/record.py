@@ -37,6 +37,11 @@ class RawRow:
     images: list[Any]
 
 
+def is_null(value: Any) -> bool:
+    """Whether a value is null, or NaN, which a table of pandas has in its place."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def is_empty(value: Any) -> bool:
     """Whether a value holds nothing: null, NaN, blank text, or a list or object of nothing but such.
 
@@ -48,7 +53,7 @@ def is_empty(value: Any) -> bool:
         return all(map(is_empty, value.values()))
     if isinstance(value, list):
         return all(map(is_empty, value))
-    return value is None or value == b"" or (isinstance(value, float) and math.isnan(value))
+    return is_null(value) or value == b""
 
 
 def read_field(record: Record, name: str) -> Any:
@@ -172,6 +177,8 @@ def _from_python(text: str) -> Any:
 
 
 def _of_type(value: Any, types: type | tuple[type, ...], name: str, what: str) -> Any:
+    if is_null(value):
+        raise BadRecord("missing_value", f"{what} is {'null' if value is None else value}, and must be {name}")
     if not isinstance(value, types):
         raise BadRecord("wrong_type", f"{what} must be {name}, not {type(value).__name__}: {value!r:.80}")
     return value

@@ -106,7 +106,7 @@ def _is_pair(entry: Any) -> bool:
 def _read_entry(entry: Record) -> tuple[Messages, list[Any]]:
     messages: Messages
     user, assistant = only_name(entry, "user", "human"), only_name(entry, "assistant", "gpt", "bot")
-    if user in entry and assistant in entry and not {"role", "from"} & entry.keys():
+    if user in entry and assistant in entry and is_empty([entry.get("role"), entry.get("from")]):
         messages, inside = _read_pair(entry, user, assistant)
     else:
         name = "value" if "value" in entry and is_empty(entry.get("content")) else "content"

@@ -303,6 +303,8 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
             for none in ([None], [], "[]", "")
         ],
         ("prompt_completion", {"prompt": "A?", "completion": "a", "image": {"bytes": None, "path": None}}),
+        ("prompt_completion", {"prompt": None, "question": "A?", "completion": NAN, "answer": "a"}),
+        ("cauldron", {"texts": [{"user": "A?", "assistant": "a", "role": None, "from": ""}]}),
         ("messages", {"messages": AS_ROLES, "tools": "[]", "label": True, "weight": 1.0, "video": None, "id": 7}),
         (
             "messages",
@@ -715,7 +717,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("messages", with_parts({"type": "image", "image": "1.png", "text": "lost"}), "wrong_type"),
         ("messages", with_parts({"type": "text", "text": "x", "image": "1.png"}), "wrong_type"),
         ("messages", with_parts({"text": None, "image": None}), "wrong_type"),
-        ("messages", with_parts({"type": "text", "text": None}), "wrong_type"),
+        ("messages", with_parts({"type": "text", "text": None}), "missing_value"),
         ("messages", with_parts({"type": "image", "path": "1"}, {"type": "image"}, images=["1", "2"]), "missing_image"),
         ("messages", with_parts({"type": "image", "path": "1"}, images=["1", "2"]), "image_count"),
         ("cauldron", {"texts": [{"user": "x"}], "images": []}, "missing_field"),
@@ -737,7 +739,12 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             for name in ("context", "input", "article", "story", "paragraph")
         ],
         ("prompt_completion", {"question": "x", "answer": "4", "response": "2 + 2 = 4"}, "missing_field"),
-        ("instruction", {"instruction": None, "output": "x"}, "wrong_type"),
+        ("instruction", {"instruction": None, "output": "x"}, "missing_value"),
+        ("prompt_completion", {"prompt": "x", "completion": NAN}, "missing_value"),
+        ("text", {"text": None}, "missing_value"),
+        ("messages", {"messages": None}, "missing_value"),
+        ("scienceqa", {"question": " ", "choices": ["a", "b"], "answer": 0}, "empty_message"),
+        ("scienceqa", {"question": "?", "choices": ["a", ""], "answer": 0}, "empty_message"),
         ("instruction", {"instruction": "x", "output": "y", "history": [["q"]]}, "wrong_type"),
         ("instruction", {"instruction": "x", "output": "y", "history": [AS_ROLES[0] | {"image": "1"}]}, "image_count"),
         ("scienceqa", {"question": "?", "choices": ["a", "b"], "answer": True}, "wrong_type"),
