@@ -61,7 +61,7 @@ def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[st
         found = _matched(source, path, is_known)
     if not found:
         what = not_found(path) if not path.exists() and not glob.has_magic(source.path) else f"no data at {source.path}"
-        raise UserError(f"source {source.name}: {what}; correct its `path`")
+        raise UserError(f"source {source.name}: {what}; {_cure(source.path)}")
     return sorted(str(p.absolute()) for p in found)
 
 
@@ -161,13 +161,19 @@ def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> li
         return [source.path]
     found = sort_out(source, map(Path, names), is_known, top)
     if not found:
-        raise UserError(f"source {source.name}: no data at {source.path}; correct its `path`")
+        raise UserError(f"source {source.name}: no data at {source.path}; {_cure(source.path)}")
     if pattern:
         _warn_of_splits(source, found)
     else:
         found = of_split(source, found, top)
     _warn_of_kinds(source, found)
     return sorted(storage.join(top, str(name)) for name in found)
+
+
+def _cure(path: str) -> str:
+    """What helps where a path names no data; WebDataset writes the numbers of shards in braces."""
+    braces = ": patterns have no braces, but *, ? and [0-9], as in shard-*.tar" if "{" in path else ""
+    return f"correct its `path`{braces}"
 
 
 def _split_pattern(path: str) -> tuple[str, list[str]]:
@@ -254,19 +260,19 @@ def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[st
 
 def _warn_of_kinds(source: SourceConfig, paths: Iterable[Path]) -> None:
     if source.format != "image_folder":
-        _warn_of_several(source, "kinds", Counter(full_suffix(path) for path in paths))
+        _warn_of_several(source, "kinds", Counter(full_suffix(path) for path in paths), "folder/*{}")
 
 
 def _warn_of_splits(source: SourceConfig, names: Iterable[Path]) -> None:
     is_image = source.format == "image_folder"
-    _warn_of_several(source, "splits", Counter(split for name in names if (split := split_of(name, is_image))))
+    counts = Counter(split for name in names if (split := split_of(name, is_image)))
+    _warn_of_several(source, "splits", counts, "folder/*{}*")
 
 
-def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str]) -> None:
+def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str], pattern: str) -> None:
     if len(counts) > 1:
-        cure = (
-            f"if not all of them are meant, let `path` name those of one, by a pattern such as folder/*{min(counts)}*"
-        )
+        such = pattern.format(min(counts))
+        cure = f"if not all of them are meant, let `path` name those of one, by a pattern such as {such}"
         log.warning("source %s: files of several %s are all read: %s; %s", source.name, what, _counts(counts), cure)
 
 

@@ -443,11 +443,12 @@ def test_what_is_written_about_pictures_is_not_left_out(tmp_path, name):
 
 
 def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, caplog):
-    """JSON Lines beside CSV: all records, and a warning with the counts."""
+    """JSON Lines beside CSV: all records, and a warning with the counts, and a pattern that names one kind alone."""
     for name, content in (("a-0.jsonl", LINES), ("a-1.jsonl.gz", gzip.compress(LINES)), ("b.csv", CSV)):
         (tmp_path / name).write_bytes(content)
     assert [record for _, record in read(source(tmp_path))] == RECORDS * 3
     assert "files of several kinds are all read: 1 .csv, 1 .jsonl, 1 .jsonl.gz;" in caplog.text
+    assert caplog.text.endswith("by a pattern such as folder/*.csv\n")
 
 
 SPLIT_FILES = ("train-0.jsonl", "data/train/1.csv", "test/2.csv", "x_val.jsonl", "evaluation.jsonl")
@@ -684,6 +685,7 @@ def test_a_json_array_that_is_none_is_refused(tmp_path, monkeypatch, damage):
     ("path", "message"),
     [
         ("nowhere.jsonl", r"source s: no such file or folder: /.*/nowhere\.jsonl; correct its `path`"),
+        ("shard-{00..41}.tar", r"correct its `path`: patterns have no braces, .* as in shard-\*\.tar"),
         ("data.xlsx", "source s: .*data.xlsx is of no known kind"),
         ("saved", "has no split 'train', only .*test.*; set `split`"),
     ],
