@@ -117,6 +117,11 @@ def donate(decoder: PreTrainedModel) -> None:
             f"attention implementation {base!r} of {type(decoder).__name__} cannot donate its KV: "
             "load the model with attn_implementation='sdpa' or a flash attention"
         )
+    decoder.set_attn_implementation(_register_donating(base))
+
+
+def _register_donating(base: str) -> str:
+    """Register the attention that donates and then computes as `base`; returns its name."""
 
     def donating_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
         _store(module, key, value)
@@ -130,7 +135,7 @@ def donate(decoder: PreTrainedModel) -> None:
     name = _PREFIX + base.replace("flash_attention_", "fa")
     AttentionInterface.register(name, donating_attention)
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    decoder.set_attn_implementation(name)
+    return name
 
 
 def uses_flash(decoder: PreTrainedModel) -> bool:
@@ -167,3 +172,7 @@ def _attention(name: str, module: nn.Module) -> Callable:
     if name == "eager":
         return sys.modules[type(module).__module__].eager_attention_forward
     return ALL_ATTENTION_FUNCTIONS[name]
+
+
+for _base in tuple(ALL_MASK_ATTENTION_FUNCTIONS):  # a student that is sent to another process donates there, too
+    _register_donating(_base)

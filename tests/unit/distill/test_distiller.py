@@ -326,6 +326,22 @@ def test_students_of_one_configuration_are_alike():
     assert torch.equal(Distiller(second, teacher)(batch).loss, Distiller(student, teacher)(batch).loss)
 
 
+@pytest.mark.slow
+def test_another_process_may_be_given_it(batch, tmp_path):
+    """Pickled, as `torch.multiprocessing.spawn` and `torch.save` do: the same loss where nothing is imported yet."""
+    distiller = Distiller(FAMILIES["idefics3"].student(pair("idefics3")[1]), FAMILIES["idefics3"].teacher(seed=8))
+    torch.save((distiller, batch), tmp_path / "pickled.pt")
+    code = (
+        "import sys, torch\n"
+        "distiller, batch = torch.load(sys.argv[1], weights_only=False)\n"
+        "print(distiller(batch).loss.item())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "pickled.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(distiller(batch).loss.item(), rel=1e-6)
+
+
 def test_the_teachers_head_is_its_own_as_it_is_now(batch):
     """Weights that are loaded into other tensors are read: the loss is that of a `Distiller` made afterwards."""
     student, teacher = pair("idefics3")[0], FAMILIES["idefics3"].teacher(seed=7)
