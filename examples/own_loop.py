@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
+from lingu_ray.corpus.images import decode_image
 from lingu_ray.distill import Distiller, TokenCounts
 
 ROWS_AT_ONCE, ACCUMULATE, LEARNING_RATE = 2, 4, 1e-5
@@ -29,7 +29,7 @@ def collate(processor: Any, rows: list[dict[str, Any]]) -> dict[str, torch.Tenso
     Questions are padded on the left and answers on the right, so that each answer follows its question.
     """
     questions, answers = (list(texts) for texts in zip(*(render(processor, row) for row in rows), strict=True))
-    images = [[Image.open(row["image"]).convert("RGB")] if row.get("image") else [] for row in rows]
+    images = [[decode_image(Path(row["image"]).read_bytes())] if row.get("image") else [] for row in rows]
     bos = not questions[0].startswith(processor.tokenizer.bos_token or "")  # where the template does not write it
     options = {"padding": True, "return_tensors": "pt"}
     batch = processor(

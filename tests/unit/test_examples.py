@@ -12,9 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import ExifTags, Image
 from processors import PROCESSORS, processor_of
 from tiny import picture, tiny_processor, tiny_student, tiny_teacher
 from tokenizers.processors import TemplateProcessing
@@ -102,6 +104,25 @@ def test_labels_are_those_of_a_run(student: Callable[[], Any], seen: bool, examp
     sample = Encoder(processor, 512).encode(Row("-", 0, messages, [picture(3)] * seen, True))
     assert batch["input_ids"][0].tolist() == sample.input_ids_T.tolist()
     assert batch["labels"][0].tolist() == sample.input_ids_T.masked_fill(~sample.supervised_T, -100).tolist()
+
+
+RAMP = np.linspace(0, 255, 32 * 16 * 4).reshape(16, 32, 4)
+PICTURES = {"photo": RAMP[..., :3].astype(np.uint8), "16 bits": (RAMP[..., 0] * 200).astype(np.uint16)}
+PICTURES["transparent"] = RAMP.astype(np.uint8)
+
+
+@pytest.mark.parametrize("pixels", PICTURES.values(), ids=PICTURES)
+def test_images_are_those_of_a_run(pixels: np.ndarray, examples: Any, tmp_path: Path):
+    """Scans of 16 bits and what is transparent, too, all lying on their side as phones write photos."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    row = {"question": "What?", "answer": "A.", "distill": True, "image": str(tmp_path / "a.png")}
+    found = examples.collate(tiny_processor(), [row])["pixel_values"]
+    messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A."}]
+    encoded = (tmp_path / "a.png").read_bytes()
+    sample = Encoder(tiny_processor(), 512).encode(Row("-", 0, messages, [encoded], True))
+    assert torch.equal(found, sample.vision["pixel_values"])
 
 
 def test_a_template_that_asks_otherwise_is_refused(examples: Any):
