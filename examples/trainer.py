@@ -29,7 +29,13 @@ class DistillMixin:
     """
 
     def __init__(self, distiller: Distiller, *args: Any, **kwargs: Any):
-        super().__init__(distiller.student, *args, **kwargs)
+        student = distiller.student
+        if getattr(student, "peft_config", None) and not student._hf_peft_config_loaded:
+            raise UserError(
+                "student: a Trainer would save its layers with get_peft_model's adapters inside, which no class loads: "
+                "add them by the student's own add_adapter, whose file the Trainer saves"
+            )
+        super().__init__(student, *args, **kwargs)
         if self.args.world_size * max(self.args.n_gpu, 1) > 1:
             raise UserError("the loss calls the student itself, past DDP: use one process and one device")
         defaults = {field.name: field.default for field in fields(self.args)}

@@ -40,7 +40,8 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     for name, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, PreTrainedModel):
             raise UserError(
-                f"{name}: must be the Transformers model itself, without wrappers; it is a {type(model).__name__}"
+                f"{name}: must be the Transformers model itself; it is a {type(model).__name__}. Where that is around "
+                "it: take get_base_model() of peft's model, compile() in place, wrap the Distiller for several devices"
             )
     check_text_only(teacher.config, "teacher")
     if not _has_tower(student.config):

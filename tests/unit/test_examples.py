@@ -193,6 +193,22 @@ def test_more_than_one_device_is_refused(examples: Any, folder: Path):
         examples.DistillTrainer(Distiller(student, tiny_teacher()), arguments)
 
 
+def test_adapters_are_saved_where_they_can_be(examples: Any, folder: Path, tmp_path: Path):
+    """Those of `add_adapter` load into the student's class; those of `get_peft_model`, which would not, are refused."""
+    peft = pytest.importorskip("peft")
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    student, other, loaded = (AutoModelForImageTextToText.from_pretrained(folder / "student") for _ in range(3))
+    adapters = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    base = peft.get_peft_model(student, adapters).get_base_model()
+    with pytest.raises(UserError, match="add them by the student's own add_adapter"):
+        examples.DistillTrainer(Distiller(base, tiny_teacher()), arguments)
+    other.add_adapter(adapters)
+    examples.DistillTrainer(Distiller(other, tiny_teacher()), arguments).save_model(str(tmp_path))
+    loaded.load_adapter(str(tmp_path))
+    assert loaded.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
 @pytest.mark.parametrize("trainer", ["transformers.Trainer", "trl.SFTTrainer"])
 def test_settings_of_the_trainers_own_loss_are_refused(trainer: str, examples: Any, folder: Path):
     """They would have no effect; those of the optimizer and the rest are the Trainer's."""

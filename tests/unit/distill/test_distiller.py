@@ -504,7 +504,10 @@ def test_pairs_that_do_not_fit_are_refused():
         ((student, qwen), "student and teacher do not fit"),
         ((student, student), "teacher: a idefics3 is not a text-only causal LM: name the one"),
         ((teacher, teacher), "student: LlamaForCausalLM is no vision-language model"),
-        ((wrapped, teacher), "student: must be the Transformers model itself, without wrappers; it is a DataParallel"),
+        (
+            (wrapped, teacher),
+            "student: must be the Transformers model itself; it is a DataParallel.* wrap the Distiller",
+        ),
         ((compiled, teacher), "student: `model` of .* is wrapped or compiled"),
         ((student, teacher.model), "LlamaModel: the method needs an output head without bias"),
         ((student, teacher.model.layers), "teacher: must be the Transformers model itself"),
