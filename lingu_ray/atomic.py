@@ -47,17 +47,23 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, cure: str = "put it back from a copy, or remove it") -> Any:
     """The value in a JSON file.
 
     Raises:
-        UserError: it holds none, as one that was cut off by a copy or a full disk.
+        UserError: it holds none, as one that was cut off by a copy or a full disk; `cure` says what helps.
         OSError: it cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path} is cut off, or no JSON ({error}): put it back from a copy, or remove it") from error
+        raise UserError(f"{path} is cut off, or no JSON ({error}): {cure}") from error
+
+
+def check_records(folder: Path, names: str = "*.json") -> None:
+    """Raise UserError where a JSON file of a folder was cut off, before what is read of it after expensive work."""
+    for path in sorted(folder.glob(names)):
+        read_json(path)
 
 
 def require_new_folder(folder: Path) -> None:

@@ -13,7 +13,6 @@ location, by default RUN/export-step-N.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 from transformers import PreTrainedModel, ProcessorMixin
@@ -49,6 +48,7 @@ from lingu_ray.runtime.checkpoints.checkpoint import (
     load_weights,
     none_is_whole,
     storage_failures_explained,
+    written_state,
 )
 from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.models.export import exported_tensors, write_verified
@@ -196,10 +196,11 @@ def _fetched(run: Path | str, checkpoint: Path) -> Path | None:
             sizes = {e.name: e.size for e in storage.entries(location) if not e.name.startswith("optimizer")}
             checkpoint = checkpoint.with_name(f".{checkpoint.name}")
             storage.get_tree(location, checkpoint, sizes)
-        written: dict[str, Any] = json.loads((checkpoint / "state.json").read_text("utf-8")).get("files", {})
+        if (written := written_state(checkpoint)) is None:
+            return None
         whole = (
             file_identity(checkpoint / name) == file["identity"]
-            for name, file in written.items()
+            for name, file in written.get("files", {}).items()
             if name.startswith("model")
         )
         return checkpoint if all(whole) else None

@@ -13,7 +13,7 @@ import os
 import shutil
 from fnmatch import fnmatch
 
-from lingu_ray.atomic import write_text
+from lingu_ray.atomic import check_records, write_text
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import is_own, read_recipe, split_arguments
 from lingu_ray.config.facts import MAY_CHANGE
@@ -168,6 +168,7 @@ def sweep_help() -> Help:
 def open_folder(space: Space, base: Config) -> SweepFolder:
     """Make the sweep's folder, or check that the one there is this sweep."""
     folder = SweepFolder(working_folder(place(below(str(base.output_dir), space.name))))
+    check_records(folder.root)
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():
         before, now = (

@@ -12,7 +12,6 @@ Position p is row p % rows_per_shard of shard p // rows_per_shard: no index is n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -36,6 +35,7 @@ CACHED_FOOTERS = 8  # of a large shard, reading the footer takes longer than rea
 MANIFEST, SIZES, VALIDATION_FILE = "manifest.json", "bytes.json", "validation.parquet"
 VERSION = 14  # of what a build writes; with a new version every corpus is built again
 EARLIER_VERSIONS = tuple(range(VERSION - 1, 3, -1))  # that are read as well: runs that began with such a corpus keep it
+_BUILT_AGAIN = "delete the corpus, and it is built again"
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("supervised", pa.bool_())]))
 ROW_SCHEMA = pa.schema(
@@ -110,9 +110,9 @@ class Corpus:
     def __init__(self, folder: Path | str) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"{folder} holds no corpus: {MANIFEST} cannot be read ({error})") from error
+            self.manifest: dict[str, Any] = self._read_json(self.manifest_file)
+        except OSError as error:
+            raise UserError(f"{folder} holds no corpus: {MANIFEST} cannot be read ({error}); {_BUILT_AGAIN}") from error
         if (version := self.manifest.get("version", min(EARLIER_VERSIONS))) > VERSION:
             raise UserError(
                 f"{folder} is a corpus of version {version}, and this lingu_ray reads up to {VERSION}: upgrade"
@@ -130,13 +130,13 @@ class Corpus:
     def check_files(self) -> None:
         """Check by one listing that every file is there and has its size. Raises UserError."""
         sizes = existing_file(self.folder, SIZES)
-        written = self.manifest.get("bytes", {}) if sizes is None else read_json(sizes)  # before version 5
+        written = self.manifest.get("bytes", {}) if sizes is None else self._read_json(sizes)  # before version 5
         there = _sizes(self.folder)
         shards = range(-(-len(self) // self._rows_per_shard))
         for name in chain([VALIDATION_FILE], map(shard_name, shards)):
             if name not in there or there[name] != written.get(name, there[name]):
                 problem = "is damaged" if name in there else "is missing"
-                raise UserError(f"corpus {self.folder}: {name} {problem}; delete the corpus, and it is built again")
+                raise UserError(f"corpus {self.folder}: {name} {problem}; {_BUILT_AGAIN}")
 
     def __len__(self) -> int:
         return self.manifest["rows"]
@@ -175,15 +175,16 @@ class Corpus:
         with self._read(path), pq.ParquetFile(path, metadata=self._footer(path)) as file:
             return file.read_row_group(group)
 
+    def _read_json(self, path: Path) -> dict[str, Any]:
+        return read_json(path, f"{_BUILT_AGAIN} ({self.folder})")
+
     @contextmanager
     def _read(self, path: Path) -> Iterator[None]:
         """Reading of a file. Raises UserError where it is damaged."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"corpus {self.folder}: {path.name} is damaged; delete the corpus, and it is built again: {error}"
-            ) from error
+            raise UserError(f"corpus {self.folder}: {path.name} is damaged; {_BUILT_AGAIN}: {error}") from error
 
 
 def _sizes(folder: Path | str) -> dict[str, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mlflow.entities import RunTag
 from pydantic import BaseModel
 
+from lingu_ray.atomic import check_records
 from lingu_ray.config import TrackingConfig
 from lingu_ray.config.flat import flat
 from lingu_ray.evaluation.results import Recovery, TaskScores, Verdict
@@ -20,6 +21,8 @@ from lingu_ray.runtime.tracking.store import STORE, check_store, store_uri
 from lingu_ray.storage import origin
 
 SCORE, NATS, BLIND = "score", "nats", "blind"
+MODELS = ".mlflow"
+"""Folder of an evaluation's results with the pointers to its models' runs."""
 VERDICT = "verdict"
 """Tag of the run whose evaluation the verdict is about."""
 ASKED = "asked/"
@@ -116,6 +119,7 @@ def open_evaluation(settings: TrackingConfig, out: Path, config: BaseModel) -> M
     out.mkdir(parents=True, exist_ok=True)
     uri = store_uri(settings, out.parent if (out.parent / STORE).exists() else origin(out))
     check_store(uri, settings.experiment)
+    check_records(out / MODELS)
     run = MlflowRun(uri, settings, RunFolder(out).mlflow, out.name, flat(config))
     if settings.system_metrics:
         run.watch_system()
@@ -136,5 +140,5 @@ def log_evaluation(
     for model in result.measured:
         tags = settings.tags | ({"model": str(models[model])} if model in models else {})
         nested = settings.model_copy(update={"run_name": None, "parent": out, "tags": tags})
-        with MlflowRun(run.uri, nested, out / ".mlflow" / f"{model}.json", model, {}) as child:
+        with MlflowRun(run.uri, nested, out / MODELS / f"{model}.json", model, {}) as child:
             log_scores(child, result, model)

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.atomic import read_json, write_json
+from lingu_ray.atomic import check_records, read_json, write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.facts import MAY_CHANGE
@@ -44,8 +44,11 @@ def check_settings(config: Config, folder: RunFolder) -> None:
 
     Raises:
         UserError: `resume=never`, settings that differ or are not recorded any more, or steps that are fewer than were
-            trained.
+            trained; a record of the run that was cut off.
     """
+    check_records(folder.root)
+    if (parent := config.tracking.parent) is not None:
+        check_records(parent, RunFolder(parent).mlflow.name)
     step = trained_steps(folder)
     if step and config.resume == "never":
         raise UserError(f"{folder.place} exists and resume=never: choose another name, or remove the folder")

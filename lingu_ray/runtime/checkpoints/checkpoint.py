@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lingu_ray.atomic import flush, flush_tree, move, write_text
+from lingu_ray.atomic import flush, flush_tree, move, read_json, write_text
 from lingu_ray.content import file_identity
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints.tensor_files import TensorFiles
@@ -180,14 +180,23 @@ def _is_as_written(path: Path) -> bool:
         return False
 
 
+def written_state(path: Path) -> dict[str, Any] | None:
+    """What the `state.json` of a checkpoint says; None where there is none, or it was cut off."""
+    try:
+        return read_json(path / _STATE)
+    except (*_ABSENT, UserError):
+        return None
+
+
 def _read_state(path: Path) -> tuple[CheckpointState, dict[str, Any]] | None:
     """State of a checkpoint, and its files by name; None where one is missing, or longer or shorter than written."""
+    if (written := written_state(path)) is None:
+        return None
+    files = written.pop("files", {})  # earlier versions wrote none
     try:
-        written = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        files = written.pop("files", {})  # earlier versions wrote none
         if any((path / name).stat().st_size != file["bytes"] for name, file in files.items()):
             return None
-    except (*_ABSENT, ValueError):
+    except _ABSENT:
         return None
     return CheckpointState(**written), files
 

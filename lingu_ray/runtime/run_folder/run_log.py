@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+from lingu_ray.atomic import read_json
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -70,7 +71,7 @@ class _JsonLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if self.run_id is None and self.folder.mlflow.exists():
-            self.run_id = json.loads(self.folder.mlflow.read_text(encoding="utf-8"))["run_id"]
+            self.run_id = read_json(self.folder.mlflow)["run_id"]
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -127,8 +127,13 @@ def newest_step(run: str) -> int:
 
 
 def _whole_state(location: str, name: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
-    """What `state.json` says of a checkpoint; None where a file is missing, or has another size than was written."""
-    state = json.loads(storage.read_bytes(storage.join(location, name, STATE)))
+    """What `state.json` says of a checkpoint; None where a file is missing, or has another size than was written, or
+    where it was itself cut off.
+    """
+    try:
+        state = json.loads(storage.read_bytes(storage.join(location, name, STATE)))
+    except ValueError:
+        return None
     files = state.get("files", {}).items()
     return state if all(sizes.get(f"{name}/{file}") == about["bytes"] for file, about in files) else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -14,7 +13,7 @@ from typing import Any
 from lingu_ray import storage
 from lingu_ray.atomic import locked, whole_folder
 from lingu_ray.content import file_identity
-from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
+from lingu_ray.runtime.checkpoints.checkpoint import checkpoints, written_state
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.mirror import Mirror
@@ -130,7 +129,7 @@ class BucketStore(WorkerStore):
         self.of_node.mkdir(parents=True, exist_ok=True)
         copy = self.of_node / "checkpoint" / name
         with locked(self.of_node / "lock"):
-            if not copy.is_dir() or json.loads((copy / STATE).read_text(encoding="utf-8")) != state:
+            if written_state(copy) != state:
                 shutil.rmtree(copy.parent, ignore_errors=True)
                 with whole_folder(copy) as temporary:
                     storage.get_tree(storage.join(self.at_checkpoints, name), temporary, sizes)

@@ -112,6 +112,17 @@ def test_held_out_rows_that_are_damaged(tmp_path):
         held_out.validation()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "bytes.json"])
+@pytest.mark.parametrize("content", [b"", b'{"rows": ', b"\0\0\0", b"\xff"])
+def test_a_record_of_a_corpus_that_was_cut_off(tmp_path, name, content):
+    """It is named with the cure."""
+    folder = tmp_path / "c"
+    write_corpus(folder, [record(p) for p in range(10)])
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{folder / name} is cut off, .*delete the corpus, and it is built again"):
+        Corpus(folder).check_files()
+
+
 def test_a_corpus_of_a_later_version(tmp_path):
     """It is refused by its number, before a row is taken for what it is not."""
     (tmp_path / "manifest.json").write_text(json.dumps({"version": 99, "rows": 0, "rows_per_shard": 1, "sources": {}}))

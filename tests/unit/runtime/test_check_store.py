@@ -16,6 +16,7 @@ import mlflow
 import pytest
 from limits import full_disk
 
+from lingu_ray.atomic import write_text
 from lingu_ray.config import TrackingConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tracking import open_evaluation
@@ -239,3 +240,11 @@ def test_an_evaluation_tries_its_store(store: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be stored"):
         open_evaluation(settings, tmp_path / "out", settings)
     assert not (tmp_path / "out" / "mlflow.json").exists()
+
+
+def test_an_evaluation_reads_its_pointers(store: Path, tmp_path: Path) -> None:
+    """That of a model, which is needed when all is measured, is told before where it was cut off."""
+    settings = TrackingConfig.model_validate({"uri": f"sqlite:///{store}", "system_metrics": False})
+    write_text(pointer := tmp_path / "out" / ".mlflow" / "distilled.json", "")
+    with pytest.raises(UserError, match=f"{pointer} is cut off"):
+        open_evaluation(settings, tmp_path / "out", settings)

@@ -145,6 +145,20 @@ def test_a_record_that_was_cut_off_is_named(data: Path, tmp_path: Path, content:
         record.unlink() if before is None else record.write_bytes(before)
 
 
+@pytest.mark.parametrize("record", ["mlflow", "wandb", "contamination", "environment"])
+def test_a_record_that_was_cut_off_is_told_before_the_corpus_is_built(data: Path, tmp_path: Path, record: str):
+    """Whatever reads it then; the MLflow run that this one is nested under is asked for as well."""
+    settings = config(data, tmp_path)
+    path: Path = getattr(started(settings, step=4), record)
+    path.write_text('{"run_id": ', encoding="utf-8")
+    with pytest.raises(UserError, match=f"{path} is cut off"):
+        Run(settings, LEASE).check()
+    if record == "mlflow":
+        nested = config(data, tmp_path, name="nested", tracking={"parent": str(settings.run_dir)})
+        with pytest.raises(UserError, match=f"{path} is cut off"):
+            Run(nested, LEASE).check()
+
+
 def test_steps_may_grow(data: Path, tmp_path: Path, said):
     """More steps train on, by a rule that is said; fewer than were trained are refused; without checkpoints, both."""
     folder = started(config(data, tmp_path), step=8, exported=True)

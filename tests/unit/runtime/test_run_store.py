@@ -197,7 +197,7 @@ def test_a_checkpoint_makes_a_round_trip(bucket, tmp_path):
     assert not [*tmp_path.glob("copy/**/*.safetensors")]
 
 
-@pytest.mark.parametrize("damage", ["no marker", "cut off", "changed"])
+@pytest.mark.parametrize("damage", ["no marker", "half a marker", "cut off", "changed"])
 def test_half_a_checkpoint_is_none(bucket, damage, tmp_path, caplog):
     """Whose upload was cut off, or whose content changed, is not resumed from, with a warning: the one before is."""
     location = f"{bucket}/runs/mine"
@@ -207,6 +207,8 @@ def test_half_a_checkpoint_is_none(bucket, damage, tmp_path, caplog):
     newest = f"{store.at_checkpoints}/step-00000008"
     if damage == "no marker":
         storage.delete(f"{newest}/state.json")
+    elif damage == "half a marker":
+        storage.put(storage.read_bytes(f"{newest}/state.json")[:20], f"{newest}/state.json")
     else:
         content = storage.read_bytes(f"{newest}/model.safetensors")
         wrong = content[:-8] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1])

@@ -399,3 +399,12 @@ def test_a_sweep_is_resumed_by_other_means_but_not_to_other_ends(tmp_path, base,
     (open_folder(*load(command)).trials / "trial-0").mkdir()
     with nullcontext() if resumes else pytest.raises(UserError, match="cannot be resumed"):
         open_folder(*load([*command, override]))
+
+
+def test_a_record_of_a_sweep_that_was_cut_off(tmp_path, base):
+    """It is told before the demo's models or the baseline are made."""
+    command = [write(tmp_path, search={"distill.w_kd": {"grid": [1]}}), f"output_dir={tmp_path / 'runs'}"]
+    pointer = open_folder(*load(command)).root / "mlflow.json"
+    pointer.write_text("{")
+    with pytest.raises(UserError, match=f"{pointer} is cut off"):
+        open_folder(*load(command))
