@@ -56,8 +56,10 @@ def read_text(path: Path) -> str:
     """A text file that the user named."""
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: its text is not UTF-8 ({error}): save it as UTF-8") from error
 
 
 def differences(before: object, now: object, ignored: Collection[str] = (), key: str = "") -> list[str]:

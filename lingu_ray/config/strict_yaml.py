@@ -64,7 +64,7 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
     """Parse one YAML document; also give the line (from 1) on which every key and list item stands.
 
     `origin` names the text in errors. Raises `UserError` for malformed YAML, a character that YAML does not take, a key
-    given twice, a key not text, a value that contains itself.
+    given twice, a key not text, a value that contains itself, what Python cannot hold.
     """
     if found := _Loader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, found.start()) + 1
@@ -79,6 +79,8 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
         raise UserError(f"{origin}{where}: not valid YAML: {error.problem or error.context}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{origin}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise UserError(f"{origin}: nested too deep to be settings: close its brackets, or remove them") from error
     finally:
         loader.dispose()
 
@@ -120,7 +122,10 @@ class _Reader:
             raise self._error(node, f"not valid YAML here: tag {node.tag}")
         if not re.fullmatch(_FITTING[name], node.value):
             raise self._error(node, f"not valid YAML: {node.value!r} does not fit its tag !!{name}")
-        return self.loader.construct_object(node)
+        try:
+            return self.loader.construct_object(node)
+        except ValueError as error:  # Python's limit
+            raise self._error(node, f"a number of {len(node.value)} digits: shorten it") from error
 
     def _entries(self, node: yaml.MappingNode, key: Key) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Nodes of keys and values by the key's text: those merged by `<<`, replaced by the mapping's own."""

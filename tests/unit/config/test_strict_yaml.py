@@ -38,6 +38,13 @@ def test_only_plain_yaml_is_read():
             strict_yaml.load(f"a: !!{tagged}", "x")
 
 
+@pytest.mark.parametrize("text", [2000 * "[", 2000 * "[" + 2000 * "]", 2000 * "{a: ", 2000 * "- ", 5000 * "9"])
+def test_what_python_cannot_hold_is_an_error_with_the_cure(text):
+    """Brackets by the thousand, which a file of another kind may have, and digits."""
+    with pytest.raises(UserError, match=r"f\.yaml.*: (nested too deep to be settings: close|a number of 5000 digits)"):
+        strict_yaml.load(text, "f.yaml")
+
+
 def test_an_alias_is_what_it_stands_for():
     """Also where that merges another mapping (`<<`) and changes a key of it: reading leaves the document as it is."""
     text = "base: &base {a: 1, b: 2}\nx: &x\n  <<: *base\n  a: 3\ny: *x\nz:\n  <<: [*x, {b: 8, c: 9}]\n  a: 7\n"
