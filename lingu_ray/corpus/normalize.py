@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lingu_ray.storage import local_copy
 
 ROWS_PER_BLOCK = 64
 EXCERPT = 200  # characters
+_ADDRESS = re.compile(r"(?<= object) at 0x[0-9a-f]+(?=>)")
 NOT_OF_THE_ROW = (UserError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 NORMALIZED = pa.schema(
@@ -115,11 +117,16 @@ def good_row(checked: Checked) -> dict[str, Any]:
 def as_reject(error: BaseException) -> dict[str, Any]:
     """The fields of a reject: what nobody foresaw is counted under the error's name, and says where it was raised."""
     if isinstance(error, BadRecord):
-        return {"reason": error.reason, "excerpt": _storable(error.detail[:EXCERPT])}
+        return {"reason": error.reason, "excerpt": _storable(_said(error.detail))}
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
     kind = type(error).__name__
-    return {"reason": kind, "excerpt": _storable(f"{kind}: {str(error)[:EXCERPT]} ({where})")}
+    return {"reason": kind, "excerpt": _storable(f"{kind}: {_said(str(error))} ({where})")}
+
+
+def _said(message: str) -> str:
+    """The beginning of a message, without addresses of objects: the same row is told in the same words each time."""
+    return _ADDRESS.sub("", message)[:EXCERPT]
 
 
 def _storable(text: str) -> str:

@@ -16,7 +16,8 @@ from lingu_ray.corpus import named_file, normalize
 from lingu_ray.corpus.build import checked_counts, tally
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.formats import FORMATS
-from lingu_ray.corpus.normalize import SplitTask
+from lingu_ray.corpus.load_image import load_image
+from lingu_ray.corpus.normalize import SplitTask, as_reject
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.splits import split_source
 from lingu_ray.corpus.store import ROW_SCHEMA, Corpus, write_rows
@@ -148,6 +149,16 @@ def test_an_image_that_the_processor_refuses(tmp_path, monkeypatch):
     found = rows(tmp_path, records, Encoder(processor_of("qwen2_vl"), 256), monkeypatch)
     assert [row["reason"] is None for row in found] == [False, True]
     assert "aspect ratio" in found[0]["excerpt"]
+
+
+def test_a_row_is_rejected_in_the_same_words_each_time(tmp_path):
+    """PIL's name the address of what it read from, which tells nobody anything."""
+    told, read = set(), [bytes(at) + b"no image" for at in (1, 100, 10_000)]
+    for content in read:
+        with pytest.raises(BadRecord) as raised:
+            load_image(content, tmp_path)
+        told.add(as_reject(raised.value)["excerpt"])
+    assert told == {"UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"}
 
 
 def test_broken_characters_can_be_stored(tmp_path, monkeypatch, encoder):
