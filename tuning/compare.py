@@ -14,6 +14,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +29,7 @@ from rich.table import Table
 from lingu_ray import storage
 from lingu_ray.atomic import require_writable, write_text
 from lingu_ray.config import Config, Section, TrackingConfig
-from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
+from lingu_ray.config.command_line import read_recipe, read_settings, split_arguments
 from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
@@ -153,16 +154,20 @@ def read_folder(path: Path) -> Compared:
     folder = RunFolder(path)
     if not folder.config.exists():
         raise UserError(f"{path}: no run lies there (no config.yaml)")
-    config = load_yaml(folder.config)
+    recorded = read_recipe(str(folder.config))
+    config = recorded.as_recorded()
+    settings = flat(config)
+    if removed := recorded.removed():
+        settings |= flat(removed)
     records = read_records(folder.metrics)
     metrics = {name: record[name] for record in records for name in METRICS if record.get(name) is not None}  # the last
     own, curves = read_recovery(folder.report), curves_of(records)
     verdict = own.verdict.text if own else None
     if (measured := _measured(folder, config, own)) is None:
-        return Compared(str(path), flat(config), metrics, curves, verdict)
+        return Compared(str(path), settings, metrics, curves, verdict)
     metrics |= figures_of(*measured)
     how = asked_of(*measured), engines_of(*measured), formulas_of(*measured)
-    return Compared(str(path), flat(config), metrics, curves, verdict, *how)
+    return Compared(str(path), settings, metrics, curves, verdict, *how)
 
 
 def read_place(run: Path | str) -> Compared:
@@ -198,8 +203,7 @@ def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
             if experiment is None:
                 known = ", ".join(found.name for found in client.search_experiments())
                 raise UserError(f"experiment={options.experiment}: {shown} has {known or 'no experiments'}")
-            found = client.search_runs([experiment.experiment_id], max_results=options.limit)
-            runs += [run for run in found if _has_model(run)]
+            runs += islice(_with_model(client, experiment.experiment_id), options.limit)
     except MlflowException as error:
         raise UserError(without_credentials(f"uri={uri}: {error}")) from error
     return [_from_run(client, run) for run in runs]
@@ -218,6 +222,15 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
     )
     settings, metrics = newest_settings(run), dict(run.data.metrics)
     return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), *how)
+
+
+def _with_model(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Any]:
+    """The runs of an experiment that have a model, newest first."""
+    page = client.search_runs([experiment_id])
+    yield from filter(_has_model, page)
+    while page.token:
+        page = client.search_runs([experiment_id], page_token=page.token)
+        yield from filter(_has_model, page)
 
 
 def _has_model(run: Any) -> bool:

@@ -14,7 +14,7 @@ from lingu_ray.config import Schedule, strict_yaml
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
-def flat(settings: BaseModel) -> dict[str, str]:
+def flat(settings: BaseModel | dict[str, Any]) -> dict[str, str]:
     """Every setting as text by its dotted key, with items of a list by name as on the command line; no credentials."""
     return {key: without_credentials(_text(value)) for key, value in _leaves(settings, "")}
 

@@ -199,6 +199,15 @@ class Settings(Generic[T]):
             log.warning("%s: read as it was recorded; today it would be refused: %s", self.name, refused)
             return recorded
 
+    def removed(self) -> dict[str, Any]:
+        """What was recorded and is no setting of this version, by dotted key."""
+        try:
+            self.schema.model_validate(self.tree, context=RECORDED)
+        except ValidationError as error:
+            unknown = [e for e in error.errors(include_url=False) if e["type"] == "extra_forbidden"]
+            return {self._dotted(e["loc"]): e["input"] for e in unknown}
+        return {}
+
     def _explain(self, error: ErrorDetails) -> str:
         key = _without_form(error["loc"], self.schema)
         dotted, origin = self._dotted(key), self._origin(key)

@@ -17,7 +17,7 @@ from lingu_ray.evaluation.roles import OF_THE_PAPER, OF_THE_TEACHER, trained_rol
 from lingu_ray.evaluation.tracking import log_scores, log_verdict
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.store import STORE, tracking_uri
+from lingu_ray.runtime.tracking.store import STORE, open_store, tracking_uri
 from lingu_ray.runtime.tracking.tracker import Tracker
 from lingu_ray.train import track
 from tuning import compare
@@ -154,6 +154,33 @@ def test_means_of_another_kind_are_said(run: RunFolder, tmp_path: Path, capsys: 
         said = f"recovery is not computed in one way ({run.root}: {own} over cloze | {folder}: {found[name]})"
         assert said in capsys.readouterr().out
         assert "retention is not" not in (tmp_path / "compared" / "compare.html").read_text()
+
+
+def test_runs_without_a_model_take_no_place(run: RunFolder, tmp_path: Path) -> None:
+    """`limit` counts those that are shown, whatever newer runs, as of sweeps, the experiment has."""
+    uri = tracking_uri(load_config(["demo", f"output_dir={tmp_path}"]))
+    client = open_store(uri)
+    experiment = client.get_experiment_by_name("lingu_ray")
+    assert experiment is not None
+    for _ in range(2):
+        client.create_run(experiment.experiment_id)
+    for limit, wanted in ((1, {"demo/plain_ce"}), (2, {"demo", "demo/plain_ce"}), (9, {"demo", "demo/plain_ce"})):
+        found = compare.read_runs([], compare.CompareConfig(uri=uri, experiment="lingu_ray", limit=limit))
+        assert {one.name for one in found} == wanted
+
+
+def test_settings_that_this_version_has_not_are_compared(run: RunFolder, tmp_path: Path) -> None:
+    """Those of a run that another version recorded, wherever they stand; where all have the same, nothing is shown."""
+    text = run.config.read_text()
+    others = [Path(shutil.copytree(run.root, tmp_path / name)) / "config.yaml" for name in ("one", "two")]
+    for path in others:
+        path.write_text(f"wobble: {{a: 1, b: [2]}}\n{text}".replace("train:\n", "train:\n  shake: no\n"))
+    both = compare.read_runs([str(path.parent) for path in others], compare.CompareConfig())
+    assert not differing_settings([one.settings for one in both])
+    beside = compare.read_runs([str(run.root), str(others[0].parent)], compare.CompareConfig())
+    rows = differing_settings([one.settings for one in beside])
+    shown = {key: row.values for row in rows for key in row.keys}
+    assert shown == {"wobble.a": ("–", "1"), "wobble.b": ("–", "[2]"), "train.shake": ("–", "no")}
 
 
 def test_a_resumed_run_shows_its_newest_settings(run: RunFolder, tmp_path: Path) -> None:
