@@ -84,10 +84,14 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
         pairs["layer_types"] = (layer_types(student), layer_types(teacher))
     different = [f"  {name}: student {a}, teacher {b}" for name, (a, b) in pairs.items() if a != b]
     if different:
+        cure = "Take the LM that the student's decoder was initialized from as teacher."
+        if "model_type" in pairs:  # as of PaddleOCR-VL and ERNIE 4.5
+            cure += (
+                " If this is that one, the student's class computes otherwise with its weights: take another student."
+            )
         raise UserError(
             "student and teacher do not fit: the teacher continues from the student's keys and values, so both "
-            "decoders must have the same architecture.\n" + "\n".join(different) + "\n"
-            "Take the LM that the student's decoder was initialized from as teacher."
+            "decoders must have the same architecture.\n" + "\n".join([*different, cure])
         )
 
 
