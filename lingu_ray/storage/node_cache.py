@@ -106,7 +106,7 @@ def _snapshot(id: str, revision: str, file: str | None) -> str:
 
 def get_tree(location: str, folder: Path, sizes: Mapping[str, int]) -> None:
     """Copy objects below a location into a local folder, by name; `sizes` in bytes (errors as `fetch`)."""
-    _check_space(location, sum(sizes.values()))
+    _check_space(made_cache_folder(), location, sum(sizes.values()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _download(join(location, name), folder, name), sizes))
 
@@ -123,7 +123,7 @@ def _cached(location: str, wanted: dict[str, str]) -> Path:
     made_cache_folder()
     with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
-            _check_space(location, sum(map(_size, wanted.values())))
+            _check_space(root, location, sum(map(_size, wanted.values())))
             with whole_folder(folder, keep_existing=True) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(lambda name: _download(join(location, name), copy, name, _size(wanted[name])), wanted))
     return folder
@@ -144,8 +144,7 @@ def _size(version: str) -> int:
     return int(version.partition(" ")[0])
 
 
-def _check_space(location: str, size: int) -> None:
-    folder = made_cache_folder()
+def _check_space(folder: Path, location: str, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size + SPARE:
         raise UserError(
