@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
     config = load_config(arguments)
 
     from lingu_ray.evaluation.contamination.find import look_for_items
+    from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime import trainer
     from lingu_ray.runtime.cluster.connect import connect
     from lingu_ray.runtime.controls import control_configs
@@ -50,6 +51,7 @@ def main(arguments: list[str]) -> None:
     check_store(tracking_uri(config), config.tracking.experiment)
     with writing_to(config.run_place) as lease:
         checked = check(config, lease) if config.demo is None else check_demo(config)  # before Ray starts
+        rehearse_report(planned(config))
         connect(config.ray)
         config = with_demo(config)
         runs, tasks = checked or check(config, lease)
@@ -65,7 +67,6 @@ def check(config: Config, lease: Lease) -> tuple[list[Run], list[Task]]:
     """The run, its controls where there are some, and its tasks, after all checks that need no Ray."""
     from lingu_ray.evaluation.run import check_engine
     from lingu_ray.evaluation.tasks.load import load_tasks
-    from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime.controls import control_configs, say_controls
     from lingu_ray.runtime.preparation import check_tasks
     from lingu_ray.runtime.trainer import checked
@@ -74,19 +75,15 @@ def check(config: Config, lease: Lease) -> tuple[list[Run], list[Task]]:
     check_engine(config.evaluation, [path for path in (config.teacher.path, config.student.path) if path])
     runs = checked([config, *control_configs(config).values()], lease)
     say_controls(config)
-    rehearse_report(config)
     return runs, load_tasks(config.evaluation)
 
 
 def check_demo(config: Config) -> None:
     """Check what can be checked of the demo without Ray: its models and data may not be built yet."""
-    from lingu_ray.report.rehearsal import rehearse_report
     from lingu_ray.runtime.resume import check_settings
     from lingu_ray.runtime.run_folder.folder import RunFolder
 
-    full = planned(config)
-    check_settings(full, RunFolder(config.run_dir))
-    rehearse_report(full)
+    check_settings(planned(config), RunFolder(config.run_dir))
 
 
 def planned(config: Config) -> Config:
