@@ -151,7 +151,7 @@ def _name_of(path: str) -> str:
 def _with_tasks(value: str, argument: str) -> Settings[EvaluateConfig]:
     """Settings from a file, or with the tasks that are named, with commas between or as a list of YAML."""
     if value.endswith((".yaml", ".yml")):
-        settings = parse(read_text(Path(value)), value, EvaluateConfig)
+        settings = parse(read_text(value), value, EvaluateConfig)
         if "evaluation" in settings.tree:
             raise UserError(
                 f"{value}: a file of tasks holds what stands under `evaluation` in a run's file: give it as a file of "

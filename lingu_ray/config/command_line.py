@@ -163,7 +163,7 @@ def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[
     if name in known:
         return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)
     if name.endswith((".yaml", ".yml")):
-        return parse(read_text(Path(local_copy(name)).expanduser()), name, schema)
+        return parse(read_text(name), name, schema)
     near = difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise UserError(f"no {kind} {name!r}; {meant} A file is named by its path, ending in .yaml")

@@ -25,7 +25,7 @@ from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
 from lingu_ray.config.tree import field_at, is_list, is_mapping, section_at
 from lingu_ray.errors import UserError
-from lingu_ray.storage import redacted
+from lingu_ray.storage import local_copy, redacted
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,9 @@ def parse(text: str, origin: str, schema: type[T]) -> Settings[T]:
     return Settings(schema, tree, origin, {key: f"{origin}:{line}" for key, line in lines.items()})
 
 
-def read_text(path: Path) -> str:
-    """A text file that the user named."""
+def read_text(name: str) -> str:
+    """A text file that the user named, or an object in a bucket; `~` is the home folder."""
+    path = Path(local_copy(name)).expanduser()
     try:
         return path.read_text("utf-8")
     except OSError as error:

@@ -214,3 +214,11 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         main(["x", "tasks="])
     with pytest.raises(UserError, match=r"no task 'arc_eesy' .* did you mean arc_easy"):
         main(["x", "tasks=arc_eesy"])
+
+
+def test_a_file_of_tasks_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not every shell writes `~` out behind `tasks=`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("tasks: [piqa]")
+    _, settings = read_arguments([str(tmp_path), "tasks=~/mine.yaml"])
+    assert [task.name for task in settings.tasks] == ["piqa"]
