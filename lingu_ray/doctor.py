@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import read_run, split_arguments
 from lingu_ray.config.help_pages import Help
-from lingu_ray.config.layout import text_width, wrapped
+from lingu_ray.config.layout import print_file, text_width, wrapped
 from lingu_ray.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def main(arguments: list[str]) -> None:
     quiet_libraries()
     logging.getLogger("lingu_ray").setLevel(logging.WARNING)
     found = examine(config)
-    print(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False) if as_json else shown(found))
+    if as_json:
+        print_file(json.dumps([asdict(one) for one in found], indent=1, ensure_ascii=False))
+    else:
+        print(shown(found))
     if any(one.level == "error" for one in found):
         sys.exit(1)
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from lingu_ray.commands import as_called
@@ -101,10 +102,20 @@ class _Lasting:
             self.stream.flush()
 
 
+def _prepare_streams() -> None:
+    """Make the standard streams take any text: what is shown of a run must not end it."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started the command
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as of stderr: not every encoding has all characters
+    sys.stderr = cast(TextIO, _Lasting(sys.stderr))
+
+
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, on a full disk and where
     permission is missing, 130 after Ctrl-C."""
-    sys.stderr = cast(TextIO, _Lasting(sys.stderr))
+    _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])

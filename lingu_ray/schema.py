@@ -20,6 +20,7 @@ from lingu_ray.config import Config
 from lingu_ray.config.command_line import split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.json_schema import Schema, schema_of
+from lingu_ray.config.layout import print_file
 from lingu_ray.errors import UserError, run_command
 
 HELP = Help("python -m lingu_ray.schema [train | evaluate | sweep]", __doc__)
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> None:
         near = difflib.get_close_matches(kind, SCHEMAS, n=1)
         meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SCHEMAS)}"
         raise UserError(f"no schema {kind!r}; {meant}")
-    print(json.dumps(SCHEMAS[kind](), indent=1, ensure_ascii=False))
+    print_file(json.dumps(SCHEMAS[kind](), indent=1, ensure_ascii=False))
 
 
 def _train() -> Schema:

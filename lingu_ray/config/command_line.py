@@ -12,10 +12,9 @@ from lingu_ray.commands import recipes, shipped
 from lingu_ray.config import Config, Schedule, strict_yaml
 from lingu_ray.config.help import setting_lines
 from lingu_ray.config.help_pages import Help
-from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.layout import print_file, table, text_width
 from lingu_ray.config.settings import OVERRIDE, Settings, T, parse, read_text
 from lingu_ray.errors import UserError
-from lingu_ray.storage import local_copy
 
 USAGE = "python -m lingu_ray.train [RECIPE | file.yaml] [key=value ...] [--print-config] [--help [SECTION]]"
 
@@ -54,7 +53,7 @@ def load_config(argv: list[str]) -> Config:
         raise UserError(f"more than one recipe or file: {', '.join(named)}\nusage: {USAGE}")
     config = read_run(named[0] if named else "demo", overrides)
     if options:
-        print(to_yaml(config), end="")
+        print_file(to_yaml(config).rstrip("\n"))
         raise SystemExit(0)
     return config
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping
+from io import TextIOWrapper
 
 
 def text_width() -> int:
     """Width of text in columns: that of the terminal, between 80 and 140."""
     return min(max(shutil.get_terminal_size((120, 0)).columns, 80), 140)
+
+
+def print_file(text: str) -> None:
+    """Print what is read as a file, in UTF-8, whatever encoding the terminal has."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    print(text)
 
 
 def table(lines: Mapping[str, str], width: int) -> list[str]:

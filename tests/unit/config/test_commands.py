@@ -1,5 +1,7 @@
 """The console command: what it says there is, and where it leads."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import lingu_ray
 from lingu_ray.__main__ import dispatch, overview
 from lingu_ray.commands import COMMANDS, as_called, guide_path, recipes
+from lingu_ray.config.command_line import load_yaml
 from lingu_ray.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -146,6 +149,34 @@ def test_a_reader_of_messages_who_is_gone_ends_nothing():
     command = f'{sys.executable} -c "{code}" 2>&1 | head -1; exit ${{PIPESTATUS[0]}}'
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("step 0\n", "", 130)
+
+
+def test_text_that_an_encoding_has_not_is_escaped(tmp_path: Path):
+    """Help in a locale of ASCII; what is for a file is in UTF-8, as it is read again."""
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    wanted = ["train", "--help", "distill"], ["train", "demo", "output_dir=/ü", "--print-config"], ["schema", "train"]
+    code = (
+        "import sys\nfrom lingu_ray.__main__ import dispatch\nfrom lingu_ray.errors import run_command\n"
+        "run_command(dispatch)"
+    )
+    shown, settings, schema = (
+        subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, env=ascii_only, check=True)
+        for words in wanted
+    )
+    assert b"KL(T\\u2016S)" in shown.stdout
+    (tmp_path / "printed.yaml").write_bytes(settings.stdout)
+    assert load_yaml(tmp_path / "printed.yaml").output_dir == Path("/ü")
+    assert "…" in schema.stdout.decode() and json.loads(schema.stdout)
+
+
+def test_a_command_without_streams_ends_as_with_them():
+    """As a daemon starts it: what it prints is lost, and nothing else."""
+    command = f"{sys.executable} -m lingu_ray"
+    script = (
+        f"{command} guide >&-; echo $?; {command} --version >&- 2>&-; echo $?; {command} train --no >&- 2>&-; echo $?"
+    )
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n0\n1\n", "")
 
 
 def test_a_full_disk_is_told_in_one_line():
