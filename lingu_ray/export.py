@@ -33,7 +33,7 @@ from lingu_ray.config import Config, Section
 from lingu_ray.config.command_line import load_yaml, read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.content import file_identity
-from lingu_ray.corpus.processor import run_processor
+from lingu_ray.corpus.processor import kept_processor
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError, run_command
@@ -239,7 +239,7 @@ def _load(saved: _Saved) -> tuple[PreTrainedModel, ProcessorMixin]:
     if config.train.lora is not None:
         add_adapters(Student(model).decoder, **dict(config.train.lora))
     load_weights(saved.checkpoint, model)
-    return model, run_processor(initial_model, config.student.trust_remote_code)
+    return model, kept_processor(initial_model, config.student.trust_remote_code)
 
 
 def _write_card(saved: _Saved, out: Path) -> None:

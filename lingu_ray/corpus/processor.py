@@ -7,6 +7,9 @@ from typing import cast
 
 from transformers import AutoProcessor, ProcessorMixin
 
+from lingu_ray.errors import UserError
+from lingu_ray.hub import HUB_ERRORS
+
 
 def run_processor(folder: Path | str, trust_remote_code: bool) -> ProcessorMixin:
     """The processor in a run's initial model; `trust_remote_code`: the run's `student.trust_remote_code`.
@@ -14,3 +17,19 @@ def run_processor(folder: Path | str, trust_remote_code: bool) -> ProcessorMixin
     Without it a processor with code of its own is refused, and nobody is asked on the terminal.
     """
     return cast(ProcessorMixin, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def kept_processor(folder: Path, trust_remote_code: bool) -> ProcessorMixin:
+    """As `run_processor`, of a folder that an earlier command has written.
+
+    Raises:
+        UserError: it is gone or damaged since.
+    """
+    try:
+        return run_processor(folder, trust_remote_code)
+    except HUB_ERRORS as error:
+        said = str(error).split("\n", 1)[0]
+        raise UserError(
+            f"{folder} is gone or damaged ({said}): put it back from a copy, or remove it, and the command that trains "
+            "the run writes it again"
+        ) from error

@@ -13,7 +13,7 @@ from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config
 from lingu_ray.corpus.files import is_matched
 from lingu_ray.corpus.passes import passes
-from lingu_ray.corpus.processor import run_processor
+from lingu_ray.corpus.processor import kept_processor, run_processor
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.lora import adapted_layers
 from lingu_ray.distill.pair import check_tokenizers
@@ -70,7 +70,7 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
             prepare_student(config, temporary)
             _rehearse(config, temporary, folder)
         put_initial_model(folder)
-    processor: Any = run_processor(folder.initial_model, config.student.trust_remote_code)
+    processor: Any = kept_processor(folder.initial_model, config.student.trust_remote_code)
     check_tokenizers(processor.tokenizer, load_teacher_tokenizer(config.teacher))
     _check_measurable(config, processor)
     if config.train.lora is not None:

@@ -107,6 +107,18 @@ def test_any_checkpoint_that_is_kept(pair: Path, tmp_path: Path, capsys: pytest.
         export.export(run.run_dir, 6)
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_a_run_without_its_processor(pair: Path, tmp_path: Path, left: bool) -> None:
+    """As of a copy that has checkpoints and settings alone: it is told what is missing, and what writes it."""
+    run, _ = stopped(pair, tmp_path)
+    folder = RunFolder(run.run_dir).initial_model
+    shutil.rmtree(folder)
+    if left:
+        folder.mkdir()
+    with pytest.raises(UserError, match=f"{folder} is gone or damaged .* the command that trains the run writes it"):
+        export.export(run.run_dir)
+
+
 def test_storage_that_fails_for_a_moment_chooses_no_other_checkpoint(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
