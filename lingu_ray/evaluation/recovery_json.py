@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.atomic import read_json, write_text
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.results import (
     QUOTIENTS,
     Blind,
@@ -38,8 +39,14 @@ def read_recovery(folder: Path) -> Recovery | None:
 
 
 def read_result(path: Path) -> Recovery | None:
-    """The content of a `recovery.json` under any name; None where there is none."""
-    return from_json(read_json(path)) if path.exists() else None
+    """The content of a `recovery.json` under any name; None where there is none. Raises UserError for another file."""
+    try:
+        return from_json(read_json(path)) if path.exists() else None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} has not the results that this version writes ({type(error).__name__}: {error}): remove it, and "
+            "run the command that measured again, which finds the answers"
+        ) from error
 
 
 def as_json(result: Recovery) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 from measured import write_measured
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, as_json, from_json, read_recovery
 from lingu_ray.evaluation.results import Means, Recovery
@@ -38,6 +39,14 @@ def test_the_file_is_read_back(measured: Recovery, tmp_path: Path) -> None:
     written = json.loads((tmp_path / FILE).read_text())
     assert read_recovery(tmp_path) == measured and as_json(from_json(written)) == written
     assert read_recovery(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize("content", ["{}", "null", "[1]", '{"summary": {}, "tasks": {}}'])
+def test_a_file_of_another_version_is_named(tmp_path: Path, content: str) -> None:
+    """JSON that has not the results: with what to do."""
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(UserError, match=rf"{tmp_path / FILE} has not the results .*: remove it, and run the command"):
+        read_recovery(tmp_path)
 
 
 def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
