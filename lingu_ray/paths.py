@@ -33,6 +33,7 @@ _OF_FILES = {".arrow", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tar",
     ".zst",
     ".zstd",
 }
+_OF_DATABASES = {".db", ".sqlite", ".sqlite3"}
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*")
 _OF_A_STORE = re.compile("^(sqlite:///|file:(//)?)")
 
@@ -171,14 +172,18 @@ def data_folder(path: str) -> str:
 
 
 def tracking_uri(uri: str) -> str:
-    """An MLflow store; the path of one on disk made absolute. Raises NoPath for a bucket."""
+    """An MLflow store; the path of one on disk made absolute. Raises NoPath for a bucket, and for a database by its path."""
     if storage.scheme_of(uri) in storage.SCHEMES:
         raise NoPath(f"{storage.redacted(uri)}: MLflow keeps runs on a server or in a database, not in a bucket")
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{absolute(uri.removeprefix('sqlite:///'))}"
     if uri.startswith("file:"):
         return f"file://{absolute(uri.removeprefix('file:').removeprefix('//'))}"
-    return uri if ":" in uri or uri == "databricks" else str(absolute(uri))
+    if ":" in uri or uri == "databricks":
+        return uri
+    if Path(uri).suffix in _OF_DATABASES or absolute(uri).is_file():
+        raise NoPath(f"{uri}: a database is named with its kind: sqlite:///{absolute(uri)}")
+    return str(absolute(uri))
 
 
 def nearest(path: str | Path) -> Path | None:

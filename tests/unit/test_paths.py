@@ -145,6 +145,11 @@ def test_stores(here: Path):
     for path in ("~/mlruns", "mlruns", str(here / "mlruns")):
         assert paths.tracking_uri(f"file:{path}") == paths.tracking_uri(f"file://{path}") == f"file://{here / 'mlruns'}"
     assert paths.tracking_uri("sqlite:///~/a.db") == f"sqlite:///{here / 'a.db'}"
+    (here / "store").touch()
+    for file in ("runs/mlflow.db", "~/store", str(here / "b.sqlite")):  # MLflow would take them for folders
+        named = here / Path(file).name if file.startswith("~") else here / file
+        with pytest.raises(paths.NoPath, match=f"a database is named with its kind: sqlite:///{named}"):
+            paths.tracking_uri(file)
 
 
 def test_a_typo_is_answered_with_the_nearest_name(here: Path):
