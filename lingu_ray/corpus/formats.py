@@ -90,9 +90,8 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     check_record(record)
     prompt, completion = only_name(record, "prompt", "query"), only_name(record, "completion", "response")
     answers = [name for name in ("answer", completion) if not is_empty(record.get(name))]
-    if (
-        is_empty(record.get(prompt)) and "question" in record and len(answers) < 2
-    ):  # of two nothing says which one is meant
+    # of two answers nothing says which one is meant
+    if is_empty(record.get(prompt)) and "question" in record and len(answers) < 2:
         prompt, completion = "question", first_name(record, "answer", completion)
     if prompt != "prompt":  # which is complete
         _check_question(record)
@@ -142,9 +141,8 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     if not is_empty(record.get(given)):
         asked.append(to_text(record[given], repr(given)))
     question = "\n\n".join(text for text in asked if text.strip())
-    yield conversation(
-        record, question_and_answer(question, read_text(record, only_name(record, "output", "response")))
-    )
+    answer = read_text(record, only_name(record, "output", "response"))
+    yield conversation(record, question_and_answer(question, answer))
 
 
 def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
@@ -202,9 +200,7 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     fields = {name: value for name, value in fields.items() if name not in IMAGE_KEYS}
     if "txt" in members:
         fields["caption"] = _decoded(members["txt"], is_json=False)
-    inner = next(
-        (inner for inner, keys in INNER_FORMATS if all(not is_empty(fields.get(key)) for key in keys)), _caption
-    )
+    inner = next((one for one, keys in INNER_FORMATS if not any(is_empty(fields.get(key)) for key in keys)), _caption)
     images = _images_of_sample(members, named, may_be_text=inner in (messages, llava, cauldron))
     yield from inner(fields | {"images": images}, source)
 
