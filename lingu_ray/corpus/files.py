@@ -71,13 +71,19 @@ def has_splits(source: SourceConfig, is_known: Callable[[str], bool]) -> bool:
         return False
     if storage.is_file(storage.below(source.path, "dataset_dict.json")):
         return True
+    data = data_below(source, is_known)
+    return len({split for name in data if (split := split_of(name, source.format == "image_folder"))}) > 1
+
+
+def data_below(source: SourceConfig, is_known: Callable[[str], bool]) -> list[Path]:
+    """Names of the files below a folder or location that hold rows, for its format."""
     if storage.is_remote(source.path):
         names = [Path(entry.name) for entry in storage.entries(source.path)]
     else:
         names = [path.relative_to(source.path) for path in _walk(source, Path(source.path))]
-    images = source.format == "image_folder"
-    data = [name for name in names if (full_suffix(name) in PICTURES if images else is_known(name.name))]
-    return len({split for name in data if (split := split_of(name, images))}) > 1
+    if source.format == "image_folder":
+        return [name for name in names if full_suffix(name) in PICTURES]
+    return [name for name in names if is_known(name.name) and not _is_no_data(name, images=False)]
 
 
 def names_files(path: str) -> bool:

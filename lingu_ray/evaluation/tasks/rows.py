@@ -1,20 +1,21 @@
 """Rows of a task's data, by the corpus's own readers: files, folders, and datasets of the hub.
 
-Files, and folders of `datasets.save_to_disk`, are read in place. Hub ids, and other folders where `split` is given, are
-read by `datasets` through its cache, those in a bucket from the node's copy. One file split is in memory at a time.
+Files and folders are read in place. Hub ids are read by `datasets` through its cache, and so are folders laid out for
+it (`_is_for_datasets`), those in a bucket from the node's copy. One file split is in memory at a time.
 """
 
 from __future__ import annotations
 
 import glob
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
-from lingu_ray.corpus.files import has_splits, hub_files, names_files
+from lingu_ray.corpus.files import IMAGE_METADATA, data_below, has_splits, hub_files, names_files
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.readers import UNREADABLE, FileSplit
 from lingu_ray.corpus.splits import is_known, refuse_of_hub, split_source
@@ -22,6 +23,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, not_found
 
 log = logging.getLogger(__name__)
+
+_NAMES_FILES = re.compile(rb"---\r?\n(?:(?!---).*\n)*configs:")  # in the head of a data set's card
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
         if config.split is None and has_splits(source, is_known):
             raise UserError(f"{config.name}: {config.path} has splits: set `split`, such as test")
         is_saved = storage.is_file(storage.below(path, "dataset_dict.json"))
-        if is_on_hub(path) or (config.split and not (is_saved or names_files(path))):
+        if is_on_hub(path) or (config.split and not (is_saved or names_files(path)) and _is_for_datasets(config)):
             return _fetched(source.model_copy(update={"path": storage.local_copy(path)}))
         if config.subset is not None and not names_files(path):
             raise UserError(
@@ -111,6 +114,21 @@ def _file_splits(config: TaskConfig) -> list[FileSplit]:
         return split_source(source)
     except UserError as error:
         raise UserError(f"evaluation.tasks: {str(error).removeprefix('source ')}") from error
+
+
+def _is_for_datasets(config: TaskConfig) -> bool:
+    """Whether `datasets` alone knows the rows of a folder: by a subset, its card, or pictures without a format."""
+    if config.subset is not None:
+        return True
+    if config.format is not None:  # rows as a source of the corpus has them
+        return False
+    if all(name.name in IMAGE_METADATA for name in data_below(source_of(config), is_known)):
+        return True
+    card = storage.below(config.path, "README.md")
+    if not storage.is_file(card):
+        return False
+    with storage.open_file(card) as file:
+        return _NAMES_FILES.match(file.read()) is not None
 
 
 def _fetched(source: SourceConfig) -> list[FileSplit]:

@@ -270,6 +270,27 @@ def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
         load_task(easy.model_copy(update={"split": "dev"}))
 
 
+@pytest.mark.parametrize("format", [None, "prompt_completion"])
+def test_a_split_of_a_folder_is_read_in_place(format: str | None, images: Path) -> None:
+    """As a source's: records name their images from where they lie, by fields or in a format of the corpus."""
+    (images / "test").mkdir()
+    names = ("question", "answer") if format is None else ("prompt", "completion")
+    for file, image, answer in (("train.jsonl", "img/1.png", "one"), ("test/a.jsonl", "../img/2.png", "two")):
+        write(images / file, dict(zip(names, ("Which?", answer), strict=True)) | {"image": image})
+    task = config(images, "exact_match", split="test", format=format)
+    assert [question.images for question in questions(task)] == [(picture(2),)]
+    assert [item.reference for item in load_task(task).items] == [{"answers": ["two"]}]
+
+
+def test_pictures_of_a_split_are_asked_by_their_folders(tmp_path: Path) -> None:
+    """`format: image_folder` with `split` is that of the corpus."""
+    for seed, folder in enumerate(("train/cat", "test/cat", "test/a_dog")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.png").write_bytes(picture(seed))
+    task = config(tmp_path, "exact_match", split="test", format="image_folder")
+    assert [item.reference for item in load_task(task).items] == [{"answers": ["a dog"]}, {"answers": ["cat"]}]
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_subset_that_chooses_nothing_is_refused(saved: bool, tmp_path: Path) -> None:
     """Of a folder without `split`, or one that `datasets` saved, all subsets would be read as one."""
