@@ -41,7 +41,10 @@ class Malformed(Exception):
     """What is wrong with an item; the loader adds where it is."""
 
 
-_OTHERWISE = "a template under `fields` makes it of what the row has, and `where` leaves rows out"
+_OTHERWISE = (
+    "a template under `fields` makes it of what the row has (of a number '{{number | string}}'), and `where` leaves "
+    "rows out"
+)
 
 
 def is_scored(config: TaskConfig) -> bool:

@@ -270,6 +270,16 @@ def test_a_folder_laid_out_as_on_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
         load_task(easy.model_copy(update={"split": "dev"}))
 
 
+def test_the_cure_for_a_number_works(tmp_path: Path) -> None:
+    """The error about an answer that is a number gives the template that makes a text of it."""
+    path = write(tmp_path / "a.jsonl", {"question": "2 + 2?", "number": 4})
+    fields = {"question": "question", "answer": "{{number}}"}
+    with pytest.raises(UserError, match=r"`answer` .* found 4; .* \(of a number '\{\{number \| string\}\}'\)"):
+        load_task(config(path, "exact_match", kind="language", fields=fields))
+    cured = config(path, "exact_match", kind="language", fields=fields | {"answer": "{{number | string}}"})
+    assert [item.reference for item in load_task(cured).items] == [{"answers": ["4"]}]
+
+
 @pytest.mark.parametrize("format", [None, "prompt_completion"])
 def test_a_split_of_a_folder_is_read_in_place(format: str | None, images: Path) -> None:
     """As a source's: records name their images from where they lie, by fields or in a format of the corpus."""
