@@ -142,8 +142,8 @@ def _gold(fields: Fields, options: list[str]) -> int:
     if len(options) < 2 or type(gold) is not int or not 0 <= gold < len(options):
         raise Malformed(
             f"`gold` must be the index, from 0, of one of two or more options, found {gold!r:.80} of {len(options)}; "
-            "of a letter it is `fields.gold`: \"{{'ABCD'.index(gold)}}\", of a number in text that counts from 0 "
-            '"{{gold | int}}", of the right option\'s text "{{choices.index(gold)}}"'
+            "of a letter it is `fields.gold`: \"{{'ABCD'.index(gold)}}\", of the right option's text "
+            '"{{choices.index(gold)}}", of a number as CSV has it "{{gold | int}}"'
         )
     return gold
 

@@ -280,6 +280,19 @@ def test_the_cure_for_a_number_works(tmp_path: Path) -> None:
     assert [item.reference for item in load_task(cured).items] == [{"answers": ["4"]}]
 
 
+def test_the_cure_for_an_index_of_a_table_works(tmp_path: Path) -> None:
+    """CSV has numbers as text: the error about `gold` gives the template that makes an index of it."""
+    path = tmp_path / "a.csv"
+    path.write_text("query,a,b,gold\nThe sky is,blue,green,1\n")
+    fields = {"query": "query", "choices": "{{[a, b]}}", "gold": "gold"}
+    with pytest.raises(
+        UserError, match=r"`gold` .* found '1' of 2; .* of a number as CSV has it \"\{\{gold \| int\}\}\""
+    ):
+        load_task(config(path, "multiple_choice", fields=fields))
+    [item] = load_task(config(path, "multiple_choice", fields=fields | {"gold": "{{gold | int}}"})).items
+    assert isinstance(item, Scored) and item.reference["gold"] == 1
+
+
 @pytest.mark.parametrize("format", [None, "prompt_completion"])
 def test_a_split_of_a_folder_is_read_in_place(format: str | None, images: Path) -> None:
     """As a source's: records name their images from where they lie, by fields or in a format of the corpus."""
