@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lingu_ray.distill.decoder import field
@@ -16,6 +18,7 @@ from lingu_ray.errors import UserError
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
 _DIVISORS = ("logits_scaling",)  # Granite, MiniCPM3
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma 2 and later, RecurrentGemma
+_RELATIVE = 0.05  # what logits may be off by, for rounding
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     is applied.
 
     Raises:
-        UserError: no output head, or one with a bias or an adapter, or without its weight.
+        UserError: no output head, or one with a bias or an adapter, quantized or without its weight.
     """
     head = model.get_output_embeddings()
     if head is not None and any(hasattr(part, "base_layer") for part in cast(nn.Module, head).modules()):
@@ -95,15 +98,43 @@ def output_head(model: PreTrainedModel) -> OutputHead:
             "leave out: take the head out of target_modules, or train it whole (modules_to_save). Where it is the "
             "embedding matrix, leave out trainable_token_indices and ensure_weight_tying, which adapt it too"
         )
-    if head is None or getattr(head, "bias", None) is not None:
+    weight, bias = (getattr(head, name, None) for name in ("weight", "bias"))
+    if head is not None and not (isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1):
+        raise UserError(
+            f"{type(model).__name__}: the output head is quantized, and the loss is made of its weight: leave the head "
+            "out of the quantization (llm_int8_skip_modules, modules_to_not_convert)"
+        )
+    if head is None or bias is not None:
         raise UserError(f"{type(model).__name__}: the method needs an output head without bias")
-    if not cast(Tensor, head.weight).numel():
+    if not cast(Tensor, weight).numel():
         raise UserError(
             f"{type(model).__name__}: the output head's weight is elsewhere, as ZeRO stage 3 keeps it until "
             "the head is called, which the loss does not do: take stage 2, or FSDP2 around the whole module"
         )
     scale, softcap = scaling(model.config.get_text_config(decoder=True))
-    return OutputHead(cast(Tensor, head.weight), scale, softcap)
+    return OutputHead(cast(Tensor, weight), scale, softcap)
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise UserError unless the head multiplies hidden states by its weight, and does nothing else; as `output_head`.
+
+    A hook, or a class of its own (one that normalizes its weight), may do more, which the loss would leave out. A
+    weight that is not here (`meta`), or sharded, is left alone.
+    """
+    weight_VD, head = output_head(model).weight_VD, cast(nn.Module, model.get_output_embeddings())
+    if weight_VD.is_meta or isinstance(weight_VD, DTensor):
+        return
+    generator = torch.Generator("cpu").manual_seed(0)
+    size = (1, 2, weight_VD.shape[1])
+    hidden_1ND = torch.randn(size, generator=generator, device="cpu", dtype=torch.float32).to(weight_VD)
+    with torch.autocast(weight_VD.device.type, enabled=False):
+        found_1NV, expected_1NV = head(hidden_1ND).float(), F.linear(hidden_1ND, weight_VD).float()
+    if (found_1NV - expected_1NV).norm() > _RELATIVE * expected_1NV.norm():
+        raise UserError(
+            f"{type(model).__name__}: the output head, a {type(head).__name__}, computes something else than hidden "
+            "states times its weight, of which the loss is made: remove its hooks, or take a model with a plain head"
+        )
 
 
 def scaling(text: PreTrainedConfig) -> tuple[float, float | None]:

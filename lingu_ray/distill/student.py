@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lingu_ray.distill.capture import KVCapture, capturing, donate, uses_flash
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
-from lingu_ray.distill.head import OutputHead, output_head
+from lingu_ray.distill.head import OutputHead, check_head, output_head
 from lingu_ray.distill.inputs import ModelInputs, check_image_tokens, forward_arguments, send_arguments
 from lingu_ray.distill.sequences import of_sequences, sequence_arguments, take_sequences
 from lingu_ray.errors import UserError
@@ -36,7 +36,7 @@ class Student:
         self.model = model
         self.decoder = model.get_decoder()
         self.body = cast(nn.Module, model.model)  # the forward pass without the head
-        output_head(model)  # refuses a head that the loss does not know
+        check_head(model)
         self.head = cast(nn.Module, model.get_output_embeddings())
         use_exact_attention(self.decoder)
         donate(self.decoder)

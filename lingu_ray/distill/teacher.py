@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from lingu_ray.distill.continuation import TeacherRequest, continue_from_kv
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.grouped_attention import use_grouped_attention
-from lingu_ray.distill.head import OutputHead, output_head
+from lingu_ray.distill.head import OutputHead, check_head, output_head
 from lingu_ray.distill.self_check import check_continuation
 
 
@@ -30,7 +30,7 @@ class Teacher:
     """
 
     def __init__(self, model: PreTrainedModel, vocabulary: int | None = None):
-        output_head(model)
+        check_head(model)
         use_exact_attention(model)
         use_grouped_attention(model)
         self.model = model.eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from lingu_ray.corpus.encode import Sample, join_vision
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
-from lingu_ray.distill.head import output_head
+from lingu_ray.distill.head import check_head, output_head
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.engine import GenerateRequest, Score, ScoreRequest
 from lingu_ray.evaluation.engines.load import ModelFiles, cannot_load, load_model_files, loader_of
@@ -58,6 +58,7 @@ class TransformersEngine:
         self.prompts = Prompts(self.files)
         self.model = load_model(self.files, dtype).eval().to(self.device)
         self.max_length = self.files.max_length
+        check_head(self.model)
         self.head = output_head(self.model)
         self.embedded = len(self.model.get_input_embeddings().weight)
 

@@ -16,9 +16,10 @@ from transformers import (
     MiniCPM3Config,
     PaliGemmaConfig,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
-from lingu_ray.distill.head import OutputHead, add_product_, output_head, scaling
+from lingu_ray.distill.head import OutputHead, add_product_, check_head, output_head, scaling
 from lingu_ray.errors import UserError
 
 TINY = {
@@ -76,6 +77,52 @@ def test_no_head_is_refused():
     """A model without an output head: the same error."""
     with pytest.raises(UserError, match="LlamaModel: the method needs an output head without bias"):
         output_head(AutoModel.from_config(FAMILIES["llama"]))
+
+
+class NormHead(torch.nn.Linear):
+    """As Baichuan 2's: the rows of its weight have length 1."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(hidden, torch.nn.functional.normalize(self.weight))
+
+
+def normed(model: PreTrainedModel) -> None:
+    """Give the model such a head."""
+    model.lm_head = NormHead(TINY["hidden_size"], TINY["vocab_size"], bias=False)
+
+
+def hooked(model: PreTrainedModel) -> None:
+    """Let a hook of the user's change the logits."""
+    model.lm_head.register_forward_hook(lambda head, hidden, logits: logits * 2)
+
+
+def quantized(model: PreTrainedModel) -> None:
+    """The head in 8 bits, whose weight is no tensor."""
+    model.lm_head = torch.ao.nn.quantized.dynamic.Linear(TINY["hidden_size"], TINY["vocab_size"], bias_=False)
+
+
+def in_float8(model: PreTrainedModel) -> None:
+    """The head in 8 bits, to be multiplied by scales of its own."""
+    model.lm_head.weight.data = model.lm_head.weight.to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (normed, "the output head, a NormHead, computes something else"),
+        (hooked, "the output head, a Linear, computes something else .* remove its hooks"),
+        (quantized, "the output head is quantized"),
+        (in_float8, "the output head is quantized"),
+    ],
+)
+def test_a_head_that_is_more_than_its_weight_is_refused(change, message):
+    """Of its weight alone other logits would be made than the model's, without a word."""
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**TINY, tie_word_embeddings=False))
+    check_head(model)
+    check_head(model.bfloat16())
+    change(model.float())
+    with pytest.raises(UserError, match=f"LlamaForCausalLM: {message}"):
+        check_head(model)
 
 
 def test_a_head_with_an_adapter_is_refused():
