@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -99,11 +99,8 @@ def output_head(model: PreTrainedModel) -> OutputHead:
             "embedding matrix, leave out trainable_token_indices and ensure_weight_tying, which adapt it too"
         )
     weight, bias = (getattr(head, name, None) for name in ("weight", "bias"))
-    if head is not None and not (isinstance(weight, Tensor) and weight.is_floating_point() and weight.itemsize > 1):
-        raise UserError(
-            f"{type(model).__name__}: the output head is quantized, and the loss is made of its weight: leave the head "
-            "out of the quantization (llm_int8_skip_modules, modules_to_not_convert)"
-        )
+    if head is not None and not _is_plain(weight):
+        raise UserError(_quantized(model))
     if head is None or bias is not None:
         raise UserError(f"{type(model).__name__}: the method needs an output head without bias")
     if not cast(Tensor, weight).numel():
@@ -129,12 +126,30 @@ def check_head(model: PreTrainedModel) -> None:
     size = (1, 2, weight_VD.shape[1])
     hidden_1ND = torch.randn(size, generator=generator, device="cpu", dtype=torch.float32).to(weight_VD)
     with torch.autocast(weight_VD.device.type, enabled=False):
-        found_1NV, expected_1NV = head(hidden_1ND).float(), F.linear(hidden_1ND, weight_VD).float()
+        try:
+            found_1NV = head(hidden_1ND).float()
+        except (AssertionError, AttributeError) as error:  # bitsandbytes' layer around the embedding matrix
+            raise UserError(_quantized(model)) from error
+        expected_1NV = F.linear(hidden_1ND, weight_VD).float()
     if (found_1NV - expected_1NV).norm() > _RELATIVE * expected_1NV.norm():
         raise UserError(
             f"{type(model).__name__}: the output head, a {type(head).__name__}, computes something else than hidden "
             "states times its weight, of which the loss is made: remove its hooks, or take a model with a plain head"
         )
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether a head's weight is a tensor of numbers; a quantized one may hold several, as torchao's do."""
+    if not isinstance(weight, Tensor) or (hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor)):
+        return False
+    return weight.is_floating_point() and weight.itemsize > 1
+
+
+def _quantized(model: PreTrainedModel) -> str:
+    return (
+        f"{type(model).__name__}: the output head is quantized, and the loss is made of its weight: leave the head out "
+        "of the quantization (llm_int8_skip_modules, modules_to_not_convert)"
+    )
 
 
 def scaling(text: PreTrainedConfig) -> tuple[float, float | None]:

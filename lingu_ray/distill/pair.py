@@ -11,6 +11,7 @@ import inspect
 import re
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lingu_ray.distill.decoder import (
@@ -57,13 +58,18 @@ def check_separate(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
     As one parameter it would be frozen with the teacher; as two, training the student would train the teacher.
     """
-    places = {parameter.untyped_storage().data_ptr() for parameter in teacher.parameters()} - {0}  # 0: of no memory
+    places = {_place(parameter) for parameter in teacher.parameters()} - {0}
     for name, parameter in student.named_parameters():
-        if parameter.untyped_storage().data_ptr() in places:
+        if _place(parameter) in places:
             raise UserError(
                 f"student: {name} lies in the teacher's memory, so that the teacher would change with the student: "
                 "load the teacher again, or copy its weights (load_state_dict without assign=True)"
             )
+
+
+def _place(parameter: Tensor) -> int:
+    """Where a parameter lies in memory; 0 where it has none of its own, as those of torchao, which hold several."""
+    return 0 if hasattr(parameter, "__tensor_flatten__") else parameter.untyped_storage().data_ptr()
 
 
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:

@@ -19,11 +19,13 @@ from tinyrun import config
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import DiffLlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill import Distiller, TokenCounts, UserError
+from lingu_ray.distill.pair import check_separate
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
 from lingu_ray.runtime.training.distributed import sum_gradients
@@ -534,6 +536,14 @@ def test_a_student_made_of_the_teachers_own_weights_is_refused(shared):
     with pytest.raises(UserError, match=r"student: model\.text_model\.layers\.0\..* lies in the teacher's memory"):
         Distiller(student, teacher)
     assert teacher.model.embed_tokens.weight.requires_grad
+
+
+def test_a_quantized_teacher_is_another_model():
+    """torchao's tensors hold several and have no memory of their own: no error of torch about it."""
+    student = tiny_student(teacher := tiny_teacher())
+    layer = teacher.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(TwoTensor(layer.weight.detach(), torch.ones_like(layer.weight)))
+    check_separate(student, teacher)
 
 
 def test_a_layer_that_does_not_donate_is_an_error(batch):

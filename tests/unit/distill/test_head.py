@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -106,6 +107,21 @@ def in_float8(model: PreTrainedModel) -> None:
     model.lm_head.weight.data = model.lm_head.weight.to(torch.float8_e4m3fn)
 
 
+def of_two_tensors(model: PreTrainedModel) -> None:
+    """The head's weight as torchao has it: one tensor around two, numbers and scales."""
+    weight = model.lm_head.weight.detach()
+    model.lm_head.weight = torch.nn.Parameter(TwoTensor(weight, weight.clone()))
+
+
+def broken(model: PreTrainedModel) -> None:
+    """bitsandbytes' head around the embedding matrix, which was not quantized: it cannot be called."""
+
+    def fails(hidden: torch.Tensor) -> torch.Tensor:
+        raise AssertionError
+
+    model.lm_head.forward = fails
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -113,6 +129,8 @@ def in_float8(model: PreTrainedModel) -> None:
         (hooked, "the output head, a Linear, computes something else .* remove its hooks"),
         (quantized, "the output head is quantized"),
         (in_float8, "the output head is quantized"),
+        (of_two_tensors, "the output head is quantized"),
+        (broken, "the output head is quantized"),
     ],
 )
 def test_a_head_that_is_more_than_its_weight_is_refused(change, message):
