@@ -149,7 +149,7 @@ class Distiller(nn.Module):
         if self._teacher.model.device != self.student.device:
             raise UserError(
                 f"the student is on {self.student.device} and the teacher on {self._teacher.model.device}: "
-                "move the teacher there"
+                "move the teacher there, and offload none of it (device_map)"
             )
         if isinstance(self._step.student.output_head.weight_VD, DTensor):
             raise UserError(

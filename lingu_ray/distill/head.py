@@ -103,13 +103,14 @@ def output_head(model: PreTrainedModel) -> OutputHead:
         raise UserError(_quantized(model))
     if head is None or bias is not None:
         raise UserError(f"{type(model).__name__}: the method needs an output head without bias")
-    if not cast(Tensor, weight).numel():
+    weight = cast(Tensor, weight)
+    if not weight.numel() or (weight.is_meta and model.device.type != "meta"):  # a whole model on `meta` is estimated
         raise UserError(
-            f"{type(model).__name__}: the output head's weight is elsewhere, as ZeRO stage 3 keeps it until "
-            "the head is called, which the loss does not do: take stage 2, or FSDP2 around the whole module"
+            f"{type(model).__name__}: the output head's weight is elsewhere until the head is called, which the loss "
+            "does not do: offload other parts (device_map); of ZeRO take stage 2, or FSDP2 around the whole module"
         )
     scale, softcap = scaling(model.config.get_text_config(decoder=True))
-    return OutputHead(cast(Tensor, weight), scale, softcap)
+    return OutputHead(weight, scale, softcap)
 
 
 @torch.no_grad()

@@ -273,6 +273,15 @@ def test_a_head_without_its_weight_is_refused(batch):
         distiller(batch)
 
 
+@pytest.mark.parametrize("offloaded", ["student", "teacher"])
+def test_a_head_that_is_offloaded_is_refused(offloaded):
+    """By `device_map="auto"` where memory is short: the head comes last. Its products would be what memory held."""
+    models = {"student": FAMILIES["llava"].student(pair("llava")[1]), "teacher": FAMILIES["llava"].teacher()}
+    models[offloaded].lm_head.to("meta")
+    with pytest.raises(UserError, match=r"the output head's weight is elsewhere .*offload other parts"):
+        Distiller(**models)
+
+
 def test_nothing_to_learn_is_a_loss_of_zero(distiller, batch):
     """A batch without labels that count has loss 0 and gradients of 0, or none; unlabeled rows have no KD."""
     output = distiller(batch | {"labels": torch.full_like(batch["labels"], -100)})
