@@ -18,8 +18,11 @@ While you talk:
 from __future__ import annotations
 
 import difflib
+import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +55,8 @@ def main(arguments: list[str]) -> None:
     """Run the command; raises UserError for a mistake of the user before the first question."""
     model, images, config = read_arguments(arguments)
     conversation = open_conversation(model, images, config)
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line in another encoding is told, and ends nothing
     if sys.stdin.isatty():
         print(f"{describe(conversation)}\n{WHILE_YOU_TALK}\n")
     for line in questions():
@@ -135,17 +140,37 @@ def reply(conversation: Conversation, line: str) -> None:
 
     if line.startswith("/"):
         _run(conversation, *line.partition(" ")[::2])
+    elif not _is_text(line):
+        raise UserError(f"the question has bytes that are not {sys.stdin.encoding}: write it in that encoding")
     elif line:
         with explained("the answer", "/new starts a new conversation; fewer or smaller images, or device=cpu"):
             conversation.ask(line, lambda piece: print(piece, end="", flush=True))
         print()
 
 
+def _is_text(line: str) -> bool:
+    """Whether a line holds no bytes that its encoding has not (`surrogateescape`)."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _image_path(written: str) -> Path:
+    """The path that is written as it is or, where there is none, as a terminal writes a file dropped on it: quoted."""
+    path = absolute(written)
+    with suppress(ValueError):  # a quote without its other one
+        if not path.exists() and len(words := shlex.split(written)) == 1:
+            return absolute(words[0])
+    return path
+
+
 def _run(conversation: Conversation, command: str, rest: str) -> None:
     from lingu_ray.conversation import read_image
 
     if command == "/image" and rest.strip():
-        conversation.show(read_image(absolute(rest.strip())))
+        conversation.show(read_image(_image_path(rest.strip())))
     elif command == "/new":
         conversation.restart()
     elif command == "/help":

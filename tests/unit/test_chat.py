@@ -253,6 +253,31 @@ def test_questions_come_through_a_pipe(
     assert printed.err == "error: no command /nonsense; /image, /new, /help\n"
 
 
+def test_a_line_in_another_encoding_ends_nothing(
+    models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As of a file in Latin-1: the line is told, and the next one answered."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe9t\xe9?\nOne?\n"), encoding="utf-8"))
+    main([str(models / "vlm"), "max_new_tokens=8"])
+    printed = capsys.readouterr()
+    assert printed.out == f"{opened(models / 'vlm').ask('One?', ignore)}\n"
+    assert printed.err == "error: the question has bytes that are not utf-8: write it in that encoding\n"
+
+
+def test_a_picture_is_named_as_terminals_write_it(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As it is, or quoted, as a file that was dropped on the terminal; a name with quotes of its own is that name."""
+    monkeypatch.chdir(tmp_path)
+    conversation = opened(models / "vlm")
+    for name in ("a b.png", "it's.png", "'c'.png"):
+        (tmp_path / name).write_bytes(picture(1))
+    for written in ("a b.png", "'a b.png'", '"a b.png"', "a\\ b.png", f"'{tmp_path}/a b.png'", "it's.png", "'c'.png"):
+        reply(conversation, f"/image {written}")
+    assert len(conversation.shown) == 7
+    for missing in ("'d.png'", "d'.png"):
+        with pytest.raises(UserError, match=r"d'?\.png: cannot be read"):
+            reply(conversation, f"/image {missing}")
+
+
 @pytest.mark.slow
 def test_the_command_talks_on_a_terminal(models: Path):
     """On a terminal it says what the model is and how to talk, and Ctrl-D ends it."""
