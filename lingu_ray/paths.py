@@ -172,7 +172,7 @@ def data_folder(path: str) -> str:
 
 
 def tracking_uri(uri: str) -> str:
-    """An MLflow store; the path of one on disk made absolute. Raises NoPath for a bucket, or a database by its path."""
+    """An MLflow store; one on disk by its absolute path. Raises NoPath for a bucket, and a database by path alone."""
     if storage.scheme_of(uri) in storage.SCHEMES:
         raise NoPath(f"{storage.redacted(uri)}: MLflow keeps runs on a server or in a database, not in a bucket")
     if uri.startswith("sqlite:///"):

@@ -164,5 +164,7 @@ def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[
     if name.endswith((".yaml", ".yml")):
         return parse(read_text(name), name, schema)
     near = difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    if (recorded := Path(name).expanduser() / "config.yaml").is_file():
+        near = [str(recorded)]
+    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
     raise UserError(f"no {kind} {name!r}; {meant} A file is named by its path, ending in .yaml")

@@ -54,6 +54,14 @@ def test_overrides_reach_every_level(file: str):
     assert config.output_dir == Path("/data/runs")
 
 
+def test_the_folder_of_a_run_is_no_recipe(tmp_path: Path):
+    """Its settings are asked for by their file, as a copy of the run would be trained by."""
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "config.yaml").touch()
+    assert f"did you mean {tmp_path}/demo/config.yaml?" in refusal(f"{tmp_path}/demo")
+    assert "smolvlm-256m. A file is named by its path" in refusal("qqqq")
+
+
 def test_the_last_override_of_a_key_counts(file: str):
     """Overrides apply in the order given."""
     assert load_config([file, "train.steps=1", "train={steps: 2}", "train.steps=3"]).train.steps == 3
