@@ -55,11 +55,12 @@ def read_records(path: Path) -> list[Record]:
     """All records of the file; a last line that a crash truncated is ignored. Raises UserError for another one."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    return [_record(line, f"{path}:{at}") for at, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], 1)]
+    data = path.read_bytes()
+    lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+    return [_record(line, f"{path}:{at}") for at, line in enumerate(lines, 1)]
 
 
-def _record(line: str, where: str) -> Record:
+def _record(line: bytes, where: str) -> Record:
     try:
         return json.loads(line)
     except ValueError as error:

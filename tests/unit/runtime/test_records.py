@@ -23,10 +23,11 @@ def test_steps_to_be_done_again_are_dropped(tmp_path):
     assert [(r["step"], r["loss"]) for r in read_records(lines.path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
 
 
-def test_a_line_that_is_none_is_named(tmp_path):
+@pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"\0\0\0", b"\xff\xfe\xd8"])
+def test_a_line_that_is_none_is_named(tmp_path, line):
     """Not the last one, which a crash may cut: a file that was damaged later is told with its line."""
     path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
     with pytest.raises(UserError, match=rf"{path}:2: the line is cut off, or no JSON"):
         read_records(path)
 
