@@ -235,6 +235,11 @@ def _load(saved: _Saved) -> tuple[PreTrainedModel, ProcessorMixin]:
     config, initial_model = saved.config, saved.folder.initial_model
     if isinstance(location := storage.origin(initial_model), str):
         initial_model = storage.fetch_tree(location)
+    if (path := config.student.path) is not None and os.path.isabs(path) and not os.path.exists(path):
+        raise UserError(
+            f"{path}, which the run was started from, is not there: put it back, or write where it lies now into "
+            f"{storage.origin(saved.folder.config)}, as student.path"
+        )
     model = load_student(initial_student(config, initial_model))
     if config.train.lora is not None:
         add_adapters(Student(model).decoder, **dict(config.train.lora))

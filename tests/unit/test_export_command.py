@@ -119,6 +119,18 @@ def test_a_run_without_its_processor(pair: Path, tmp_path: Path, left: bool) -> 
         export.export(run.run_dir)
 
 
+def test_a_run_whose_student_lies_elsewhere(tmp_path: Path) -> None:
+    """As of a run that was copied from another machine: the cure is where the run has the path, and works."""
+    write_pair_and_data(tmp_path / "pair")
+    run, _ = stopped(tmp_path / "pair", tmp_path / "runs")
+    path, settings = Path(str(run.student.path)), RunFolder(run.run_dir).config
+    moved = path.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=f"{path}, which the run was started from, is not there: .* into {settings}"):
+        export.export(run.run_dir)
+    settings.write_text(settings.read_text().replace(f"path: {path}\n", f"path: {moved}\n"))
+    assert export.export(run.run_dir) == run.run_dir / "export-step-6"
+
+
 def test_storage_that_fails_for_a_moment_chooses_no_other_checkpoint(
     pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
