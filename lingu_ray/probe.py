@@ -85,7 +85,7 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     from lingu_ray.corpus.encode import Encoder
     from lingu_ray.distill.pair import check_tokenizers
     from lingu_ray.distill.student import Student
-    from lingu_ray.preview.knowledge import Probe
+    from lingu_ray.preview.knowledge import Probe, drawn_by
     from lingu_ray.preview.read import read_rows
     from lingu_ray.runtime.cluster.memory import explained
     from lingu_ray.runtime.models.device import torch_device
@@ -114,6 +114,11 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     with TemporaryDirectory() as folder, explained("the probe", _LESS_MEMORY):
         processor.save_pretrained(folder)
         rows = {source.name: read_rows(config, source, folder, settings.rows) for source in sources}
+        if few := next((name for name, found in rows.items() if len(set(drawn_by(found))) < 2), None):
+            raise UserError(
+                f"source {few}: one good row, or rows of one picture, tells nothing of how others differ: raise rows, "
+                "or name the other sources alone"
+            )
         # flash attention computes in bf16 on GPUs alone; elsewhere PyTorch's own gives the same
         attention = config.train.attention if bf16 and device.type == "cuda" else "sdpa"
         model = load_student(config.student, attention).eval()

@@ -52,7 +52,7 @@ class Nats:
 class Known:
     """What was found of a source, in nats a token; lower is better.
 
-    `pictured`: rows that another row's pictures were tried on; without any, what pictures tell is None.
+    `pictured`: rows that another row's pictures were tried on; of fewer than two what pictures tell is None.
     `kv_tells`: how much better the teacher is by the student's keys and values than by the prompt's text.
     `pictures_tell_student`, `pictures_tell_teacher`: how much better each is with the row's own pictures.
     """
@@ -147,6 +147,11 @@ def other_pictures(rows: Sequence[Row]) -> list[list[bytes] | None]:
     return found
 
 
+def drawn_by(rows: Sequence[Row]) -> list[bytes | str]:
+    """What tells the rows apart that intervals are drawn over: those of the same pictures are one."""
+    return [b"".join(row.images) or str(place) for place, row in enumerate(rows)]
+
+
 def _add_nats(step: DistillStep, batch: MicroBatch, sums: Nats) -> None:
     """Add a micro-batch's nats, of the tokens that the teacher has, to those of its rows."""
     inputs = model_inputs(batch)
@@ -177,12 +182,12 @@ def _answer_nats(step: DistillStep, hidden_MD: torch.Tensor, head: OutputHead, l
 
 def _known(source: str, rows: Sequence[Row], own: Nats, text: Nats, other: Nats) -> Known:
     """The figures of a source, from what was summed of its rows."""
-    images = [b"".join(row.images) or str(place) for place, row in enumerate(rows)]
+    images = drawn_by(rows)
     values = np.stack([own.student_S, own.teacher_S, text.teacher_S])
     student, teacher, by_text, kv_tells = _estimates(values, own.tokens_S, images, [(2, 1)])
     there_S, told = other.tokens_S > 0, [None, None]
-    if there_S.any():
-        kept = [image for image, there in zip(images, there_S, strict=True) if there]
+    kept = [image for image, there in zip(images, there_S, strict=True) if there]
+    if len(set(kept)) > 1:
         pairs = np.stack([own.student_S, other.student_S, own.teacher_S, other.teacher_S])[:, there_S]
         told = _estimates(pairs, own.tokens_S[there_S], kept, [(1, 0), (3, 2)])[4:]
     counts = len(rows), int(there_S.sum()), int(own.tokens_S.sum())

@@ -189,6 +189,8 @@ def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
     """A student that is still to be made, or sees no images; a source that is not there or gives nothing; no device."""
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text(json.dumps({"messages": say("Hello", " ")}) + "\n")
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"messages": say("Hello", "Good day.")}) + "\n")
     tree = yaml.safe_load(my_yaml.read_text("utf-8"))
     new = tree | {"student": {"from_teacher": {"tower": "models/some-tower"}}}
     (tmp_path / "new.yaml").write_text(yaml.safe_dump(new))
@@ -197,6 +199,10 @@ def test_mistakes_are_named(my_yaml: Path, tmp_path: Path) -> None:
         ([str(my_yaml), "chta"], "did you mean chat"),
         ([str(my_yaml), "chat", "device=nowhere"], "device=nowhere: torch cannot use it"),
         ([str(my_yaml), "chat", f"corpus.sources.chat.path={nothing}"], "source chat: all rows that were read"),
+        (
+            [str(my_yaml), "chat", f"corpus.sources.chat.path={one}"],
+            "source chat: one good row, .* tells nothing of how",
+        ),
         ([str(my_yaml), "rows=1"], "rows"),
         ([str(my_yaml), "row=3"], "did you mean rows"),
         ([str(my_yaml), f"out={tmp_path}"], "out: .* cannot be written: it is a folder; name another one"),
