@@ -2,7 +2,8 @@
 
 A template that is one single `{{expression}}` gives the expression's value unchanged (a list, a number); any other
 gives text, of what has a text of its own: null, NaN, a list or an object has none. Templates are sandboxed, a missing
-column is an error, and besides Jinja's own filters there is `regex_replace(pattern, replacement)`.
+column is an error, and besides Jinja's own filters there are `regex_replace(pattern, replacement)` and `as_list`, for a
+list that a table has as text.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from functools import cache, partial, wraps
 from numbers import Real
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes, pass_eval_context
+from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, nodes, pass_eval_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.filters import do_join, make_attrgetter
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lingu_ray.literals import parsed, read_list
 
 Row = dict[str, Any]
 
@@ -45,6 +48,29 @@ def _printed(value: Any) -> Any:
     return value
 
 
+class _TextOfList(str):
+    """Text of a list, which is no list: what is looked up in it would be letters and their places.
+
+    Raises ValueError where it is taken for one.
+    """
+
+    def _refuse(self, *_: Any) -> Any:
+        raise ValueError(f"the text of a list is no list: read it, as {{{{names | as_list}}}}; found {self!r:.80}")
+
+    __getitem__ = __iter__ = __contains__ = __len__ = index = find = count = _refuse
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _as_list(value: Any) -> list[Any]:
+    """A list; that of a text in JSON or Python."""
+    found = read_list(str(value)) if isinstance(value, str) else value
+    if not isinstance(found, list):
+        raise ValueError(f"no list, nor the text of one: {found!r:.80}")
+    return found
+
+
 class _Generator(CodeGenerator):
     """Checks what `~` joins, too; Jinja itself checks what a template prints."""
 
@@ -59,7 +85,7 @@ class _Generator(CodeGenerator):
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printed)
 _ENVIRONMENT.code_generator_class = _Generator
-_ENVIRONMENT.filters["regex_replace"] = _regex_replace
+_ENVIRONMENT.filters |= {"regex_replace": _regex_replace, "as_list": _as_list}
 
 
 def _of_texts(name: str) -> Callable[..., Any]:
@@ -100,7 +126,7 @@ def compile_template(text: str) -> Callable[[Row], Any]:
         if _is_expression(_ENVIRONMENT.parse(text)):
             inside = text[2:-2].removeprefix("-").removesuffix("-")
             return partial(_value, _ENVIRONMENT.compile_expression(inside, undefined_to_none=False))
-        return _ENVIRONMENT.from_string(text).render
+        return partial(_text, _ENVIRONMENT.from_string(text))
     except TemplateSyntaxError as error:
         raise ValueError(f"the template {text!r} is malformed: {error}") from error
 
@@ -118,7 +144,24 @@ def _column(name: str, row: Row) -> Any:
 
 
 def _value(expression: Callable[[Row], Any], row: Row) -> Any:
-    value = expression(row)
+    value = expression(_with_marks(row))
     if isinstance(value, Undefined):
         str(value)  # raises, with Jinja's own words
-    return list(value) if isinstance(value, Iterator) else value
+    return list(map(_plain, value)) if isinstance(value, Iterator | list) else _plain(value)
+
+
+def _text(template: Template, row: Row) -> str:
+    return template.render(_with_marks(row))
+
+
+def _with_marks(row: Row) -> Row:
+    """A row whose texts of lists say what they are."""
+    return {name: _TextOfList(value) if _is_text_of_list(value) else value for name, value in row.items()}
+
+
+def _is_text_of_list(value: Any) -> bool:
+    return isinstance(value, str) and isinstance(parsed(value), list)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, _TextOfList) else value

@@ -21,12 +21,12 @@ from lingu_ray.corpus.record import (
     first_name,
     is_empty,
     is_null,
-    parsed,
     read_text,
 )
 from lingu_ray.corpus.record_keys import check_turn
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.corpus.suffixes import ALL_PICTURES
+from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|file_?name", re.IGNORECASE)

@@ -22,10 +22,8 @@ from lingu_ray.corpus.record import (
     as_dict,
     as_index,
     first_name,
-    from_json,
     is_empty,
     only_name,
-    parsed,
     read_field,
     read_list,
     read_records,
@@ -36,6 +34,7 @@ from lingu_ray.corpus.record_keys import check_record
 from lingu_ray.corpus.row import PLACEHOLDER, Messages
 from lingu_ray.corpus.suffixes import ALL_PICTURES, IMAGE_SUFFIXES, MEDIA, last_suffix
 from lingu_ray.corpus.turns import conversation, place_images, question_and_answer, read_turns
+from lingu_ray.literals import from_json, parsed
 
 WHAT_IS_IT = "What is in the picture?"
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue")  # names of a list of turns

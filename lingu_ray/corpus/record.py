@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import json
 import math
 from dataclasses import dataclass
 from datetime import date, time
@@ -12,6 +10,7 @@ from numbers import Real
 from typing import Any
 
 from lingu_ray.corpus.row import Messages
+from lingu_ray.literals import parsed
 
 Record = dict[str, Any]
 TAKE_ONE_OUT = (
@@ -131,49 +130,6 @@ def to_text(value: Any, what: str) -> str:
     if value is None or (isinstance(value, Real | Decimal) and not math.isfinite(value)):
         raise BadRecord("missing_value", f"{what} is {'null' if value is None else value}")
     return str(_of_type(value, (Real, Decimal, date, time), "text or a number", what))
-
-
-def from_json(text: str | bytes) -> Any:
-    """What a JSON text holds.
-
-    Raises:
-        ValueError, RecursionError: it is none, or too deep; or an object gives a key twice, one value of which would be
-            lost.
-    """
-    return json.loads(text, object_pairs_hook=_without_twice)
-
-
-def _without_twice(pairs: list[tuple[str, Any]]) -> Record:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice in one object")
-    return found
-
-
-def parsed(value: Any) -> Any:
-    """What JSON text of a list or an object holds, or Python's own, as columns of CSV files have it; else the value."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
-        return value
-    for read in (from_json, _from_python):
-        try:
-            return read(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):  # no such text, too deep
-            continue
-    return value
-
-
-def _from_python(text: str) -> Any:
-    """A list or an object as Python prints it, and pandas writes it into a table; nothing in it is run.
-
-    Raises:
-        ValueError, SyntaxError: it is none, as what numpy prints: `['a' 'b']` is one text to Python.
-        RecursionError, MemoryError: it is too deep.
-    """
-    found = ast.literal_eval(text)
-    if not isinstance(found, list | dict) or repr(found) != text:
-        raise ValueError("no list or object as Python prints it")
-    return found
 
 
 def _of_type(value: Any, types: type | tuple[type, ...], name: str, what: str) -> Any:

@@ -17,11 +17,11 @@ from lingu_ray.corpus.record import (
     first_name,
     is_empty,
     only_name,
-    parsed,
     read_text,
 )
 from lingu_ray.corpus.record_keys import check_turn, is_supervised
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, is_target
+from lingu_ray.literals import parsed
 
 ROLES = {
     "user": ("user", "human"),

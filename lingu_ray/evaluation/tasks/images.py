@@ -9,10 +9,10 @@ from lingu_ray import storage
 from lingu_ray.config import TaskConfig
 from lingu_ray.content import bytes_identity
 from lingu_ray.corpus.load_image import load_image, read_image
-from lingu_ray.corpus.record import parsed
 from lingu_ray.evaluation.tasks.fields import fields_of
 from lingu_ray.evaluation.tasks.rows import Place
 from lingu_ray.evaluation.tasks.task_types import Fields
+from lingu_ray.literals import parsed
 
 
 @dataclass(frozen=True)

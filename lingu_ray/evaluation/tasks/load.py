@@ -16,7 +16,8 @@ from lingu_ray.evaluation.tasks.harness import harness_items
 from lingu_ray.evaluation.tasks.images import item_images
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
-from lingu_ray.evaluation.tasks.task_types import Malformed, asked, check_together, is_scored, listed_answers, scored
+from lingu_ray.evaluation.tasks.task_types import Malformed, asked, check_together, is_scored, scored
+from lingu_ray.literals import parsed
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def load_tasks(settings: EvaluationConfig) -> list[Task]:
     tasks = [load_task(config) for config in settings.tasks]
     for task in tasks:
         _warn_of_cut_answers(task)
+        _warn_of_listed_answers(task)
         _warn_of_one_cluster(task)
     return tasks + [blinded(task) for task in tasks if settings.blind and task.config.kind == "vision"]
 
@@ -53,7 +55,7 @@ def load_task(config: TaskConfig) -> Task:
         check_together(config, items)
     except Malformed as error:
         raise UserError(f"evaluation.tasks: {config.name}: {config.path}: {error}") from error
-    return Task(config, listed_answers(items))
+    return Task(config, items)
 
 
 def _warn_of_cut_answers(task: Task) -> None:
@@ -65,6 +67,17 @@ def _warn_of_cut_answers(task: Task) -> None:
             "evaluation.tasks: %s: of %d of %d items every right answer has more words than max_new_tokens=%d has "
             "tokens, so that a model's is cut off: raise tasks.%s.max_new_tokens",
             *(task.config.name, cut, len(task.items), longest, task.config.name),
+        )
+
+
+def _warn_of_listed_answers(task: Task) -> None:
+    """Tell of a task whose right answers are the texts of lists, which hardly a model says."""
+    accepted = [item.reference.get("answers", ()) for item in task.items]
+    if all(len(answers) == 1 and isinstance(parsed(answers[0]), list) for answers in accepted):
+        log.warning(
+            "evaluation.tasks: %s: the answer of every item is the text of a list, as %.80s, and right as a whole; "
+            'where each of its entries is right, it is `fields.answer`: "{{answer | as_list}}"',
+            *(task.config.name, accepted[0][0]),
         )
 
 

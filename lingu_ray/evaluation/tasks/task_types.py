@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any, TypeGuard
 
@@ -28,11 +27,11 @@ from lingu_ray.config import TaskConfig
 from lingu_ray.config.evaluation import CLUSTER, KNOWN_FIELDS, SCORED_TYPES
 from lingu_ray.content import fingerprint
 from lingu_ray.corpus.check import check_text
-from lingu_ray.corpus.record import parsed
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.metrics.short_answers import ENOUGH
 from lingu_ray.evaluation.tasks.task import Asked, Item, ItemImage, Reference, Scored
+from lingu_ray.literals import parsed
 
 Fields = dict[str, Any]
 
@@ -80,12 +79,8 @@ def asked(config: TaskConfig, name: str, fields: Fields, images: tuple[ItemImage
     marks = question.count(PLACEHOLDER)
     if marks not in (0, len(images)):
         raise Malformed(f"`question` has {marks} {PLACEHOLDER} for {len(images)} images; mark all of them or none")
-    quotable = _quotable(question, reference.get("answers", ()))
+    quotable = tuple(f"{question} {answer}" for answer in reference.get("answers", ()))
     return Asked(name, question, images, reference | _more(config, fields), quotable)
-
-
-def _quotable(question: str, answers: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{question} {answer}" for answer in answers)
 
 
 def _more(config: TaskConfig, fields: Fields) -> Reference:
@@ -133,8 +128,13 @@ def _texts(fields: Fields, key: str) -> list[str]:
 
 
 def _choices(fields: Fields, key: str) -> list[str]:
-    """Several texts, which a table may hold as the text of a list."""
-    return _texts(fields | {key: parsed(_field(fields, key))}, key)
+    """Several texts, as a list."""
+    if isinstance(parsed(text := _field(fields, key)), list) and isinstance(text, str):
+        raise Malformed(
+            f'`{key}` is the text of a list, {text!r:.80}: it is `fields.{key}`: "{{{{{key} | as_list}}}}", and so in '
+            "other templates that look into it"
+        )
+    return _texts(fields, key)
 
 
 def _gold(fields: Fields, options: list[str]) -> int:
@@ -236,23 +236,6 @@ ASKED: dict[str, Callable[[Fields], tuple[str, Reference]]] = {
     "mme": _yes_or_no,
     "vqa_accuracy": _of_people,
 }
-
-
-def listed_answers(items: tuple[Item, ...]) -> tuple[Item, ...]:
-    """Items with several right answers each, where every one has but one, and that is the text of a list of texts.
-
-    So tables hold them. Of a column with other answers, too, such lists are the answers themselves.
-    """
-    found = []
-    for item in items:
-        answers = item.reference.get("answers", ())
-        texts = parsed(answers[0]) if len(answers) == 1 else None
-        if not (isinstance(item, Asked) and isinstance(texts, list) and texts and all(map(_is_filled, texts))):
-            return items
-        found.append(
-            replace(item, reference=item.reference | {"answers": texts}, quotable=_quotable(item.prompt, texts))
-        )
-    return tuple(found)
 
 
 def check_together(config: TaskConfig, items: Sequence[Item]) -> None:

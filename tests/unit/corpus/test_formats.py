@@ -12,9 +12,10 @@ from lingu_ray.config.corpus import READ_BY
 from lingu_ray.corpus.check import check_messages
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.readers import FileSplit
-from lingu_ray.corpus.record import BadRecord, RawRow, is_empty, parsed
+from lingu_ray.corpus.record import BadRecord, RawRow, is_empty
 from lingu_ray.corpus.record_keys import RECORD_RULES, SUPERVISED_FLAGS, TURN_RULES
 from lingu_ray.corpus.turns import SYSTEM_PROMPTS
+from lingu_ray.literals import parsed
 
 
 def source(format: Any, **settings) -> SourceConfig:

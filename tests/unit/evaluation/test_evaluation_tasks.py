@@ -480,34 +480,37 @@ def table(path: Path, *records: dict[str, Any]) -> Path:
 
 
 def test_lists_in_tables(images: Path) -> None:
-    """Options, people's answers, right answers and images: read from a table as from JSON Lines."""
+    """Pictures and people's answers are read from a table as they are; options and right answers by a template."""
     encoded = [base64.b64encode((images / "img" / f"{seed}.png").read_bytes()).decode() for seed in (1, 2)]
     records = [
         {"question": "Which?", "choices": ["it's", 'a "b"'], "gold": 1, "answer": ["x", "it's x"], "image": encoded},
         {"question": "Who?", "choices": ["c", "d"], "gold": 0, "answer": ["y"], "image": encoded[:1]},
     ]
-    fields = {key: key for key in ("question", "choices", "image")} | {"gold": "{{gold | int}}"}  # a table has texts
-    for type, read in (("multiple_choice", fields), ("exact_match", {})):
-        tasks = [
-            config(file, type, kind="vision", fields=read)
-            for file in (table(images / "a.tsv", *records), write(images / "a.jsonl", *records))
-        ]
+    file, lines = table(images / "a.tsv", *records), write(images / "a.jsonl", *records)
+    fields = {"question": "question", "image": "image"}
+    answers = fields | {"answer": "{{answer | as_list}}"}
+    options = fields | {"choices": "{{choices | as_list}}", "gold": "{{gold | int}}"}
+    for type, read in (("multiple_choice", options), ("exact_match", answers)):
+        tasks = [config(file, type, kind="vision", fields=read), config(lines, type, kind="vision")]
         of_table, of_lines = ([i for i in load_task(task).items if isinstance(i, Asked)] for task in tasks)
         alike = [[replace(item, name="", images=()) for item in items] for items in (of_table, of_lines)]
         assert alike[0] == alike[1]
         assert questions(tasks[0]) == questions(tasks[1]) and len(of_table[0].images) == 2
+    with pytest.raises(UserError, match=r"`choices` is the text of a list, .*{{choices \| as_list}}"):
+        load_task(config(file, "multiple_choice", kind="vision"))
     people = [{"question": "?", "answer": ["a", "b"] * 5, "image": "img/1.png"}]
     (item,) = load_task(config(table(images / "p.tsv", *people), "vqa_accuracy")).items
     assert item.reference["answers"] == ["a", "b"] * 5
 
 
-@pytest.mark.parametrize("other", ["a", "['a' 'b']", "[1, 2]", "[]", "['a', '']"])
-def test_an_answer_that_looks_like_a_list(tmp_path: Path, other: str) -> None:
-    """It is the answer itself where another row has none that is a list of texts: what a program prints, say."""
+@pytest.mark.parametrize(("other", "told"), [("a", False), ("['a' 'b']", False), ("[1, 2]", True)])
+def test_answers_that_look_like_lists(tmp_path: Path, caplog: pytest.LogCaptureFixture, other: str, told: bool) -> None:
+    """They are right as they are, as what a program prints is; where all do a warning says what else may be meant."""
     records = [{"question": "?", "answer": answer} for answer in ("['a', 'b']", other)]
-    for path in (table(tmp_path / "a.tsv", *records), write(tmp_path / "a.jsonl", *records)):
-        items = load_task(config(path, "exact_match", kind="language")).items
-        assert [item.reference["answers"] for item in items] == [["['a', 'b']"], [other]]
+    settings = config(table(tmp_path / "a.tsv", *records), "exact_match", kind="language")
+    (task,) = load_tasks(EvaluationConfig(tasks=(settings,)))
+    assert [item.reference["answers"] for item in task.items] == [["['a', 'b']"], [other]]
+    assert ("{{answer | as_list}}" in caplog.text) == told
 
 
 def test_no_data_no_items_too_few_items(tmp_path: Path) -> None:

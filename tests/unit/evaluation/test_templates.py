@@ -81,6 +81,49 @@ def test_what_does_not_fit_a_row_is_an_error(template: str, error: type[Exceptio
     assert ROW["choices"]["text"] == ["é", "no"]
 
 
+LISTED = {"names": "['é', 'no']", "codes": '["a"]', "plain": "[a] b", "one": ["x"], "by_hand": """[ "a",'it\\'s' ]"""}
+
+
+@pytest.mark.parametrize(
+    ("template", "value"),
+    [
+        ("{{names | as_list}}", ["é", "no"]),
+        ("{{(names | as_list).index('no')}}", 1),
+        ("{{codes | as_list}}", ["a"]),
+        ("{{one | as_list}}", ["x"]),
+        ("{{by_hand | as_list}}", ["a", "it's"]),
+        ("names", "['é', 'no']"),
+        ("{{names}}", "['é', 'no']"),
+        ("{{[names, plain]}}", ["['é', 'no']", "[a] b"]),
+        ("{{[names] | map('trim')}}", ["['é', 'no']"]),
+        ("Which of {{names}}? {% if names %}{{plain[0]}}{% endif %}", "Which of ['é', 'no']? ["),
+    ],
+)
+def test_lists_that_a_table_has_as_text(template: str, value: Any) -> None:
+    """They are read by name; elsewhere they are the text that they are, an ordinary one in the end."""
+    found = compile_template(template)(LISTED)
+    assert found == value and type(found) is type(value)
+    assert not isinstance(found, list) or {type(one) for one in found} == {str}
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{names.index('no')}}", "{{names[0]}}", "{{names | first}}", "{{names | length}}", "{{'é' in names}}",
+     "{{names | last}}", "{% for one in names %}{{one}}{% endfor %}", "{{names | join(', ')}}"],
+)  # fmt: skip
+def test_letters_of_a_list_are_not_taken_for_its_entries(template: str) -> None:
+    """What looks into the text of a list would find letters, and their places."""
+    with pytest.raises(ValueError, match=r"the text of a list is no list: read it, as {{names \| as_list}}"):
+        compile_template(template)(LISTED)
+
+
+@pytest.mark.parametrize("template", ["{{plain | as_list}}", "{{3 | as_list}}", "{{\"['a'\n 'b']\" | as_list}}"])
+def test_what_is_no_list_is_not_read_as_one(template: str) -> None:
+    """It is told, and not made one of a single entry."""
+    with pytest.raises(ValueError, match=r"no (text of a )?list"):
+        compile_template(template)(LISTED)
+
+
 @pytest.mark.parametrize("template", TEXTS)
 @pytest.mark.parametrize(
     ("value", "message"),
