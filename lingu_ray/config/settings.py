@@ -144,7 +144,7 @@ class Settings(Generic[T]):
 
     def key(self, dotted: str, argument: str) -> Key:
         """Follow `a.b.c` through the tree; an item of a list is named by its position or its `name`."""
-        if not dotted:
+        if not dotted or dotted.endswith("."):
             raise UserError(f"{argument}: a setting without a name")
         node: Any = self.tree
         key: Key = ()

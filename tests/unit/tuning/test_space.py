@@ -401,10 +401,11 @@ def test_a_sweep_is_resumed_by_other_means_but_not_to_other_ends(tmp_path, base,
         open_folder(*load([*command, override]))
 
 
-def test_a_setting_without_a_name_is_refused(tmp_path, base):
+@pytest.mark.parametrize("key", ["", "train.steps."])
+def test_a_setting_without_a_name_is_refused(tmp_path, base, key):
     """A key of a space may be any text."""
-    with pytest.raises(UserError, match="settings: : a setting without a name"):
-        load([write(tmp_path, settings={"": 3}, search={"distill.w_kd": {"grid": [1]}})])
+    with pytest.raises(UserError, match=f"settings: {key}: a setting without a name"):
+        load([write(tmp_path, settings={key: 3}, search={"distill.w_kd": {"grid": [1]}})])
 
 
 def test_a_record_of_a_sweep_that_was_cut_off(tmp_path, base):
