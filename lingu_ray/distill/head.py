@@ -125,7 +125,8 @@ def check_head(model: PreTrainedModel) -> None:
         return
     generator = torch.Generator("cpu").manual_seed(0)
     size = (1, 2, weight_VD.shape[1])
-    hidden_1ND = torch.randn(size, generator=generator, device="cpu", dtype=torch.float32).to(weight_VD)
+    hidden_1ND = torch.randn(size, generator=generator, device="cpu", dtype=torch.float32)
+    hidden_1ND = hidden_1ND.to(weight_VD.device, weight_VD.dtype)
     with torch.autocast(weight_VD.device.type, enabled=False):
         try:
             found_1NV = head(hidden_1ND).float()
