@@ -22,6 +22,8 @@ import yaml
 
 from lingu_ray import __version__
 
+pytestmark = pytest.mark.slow  # starts launchers, and waits for them
+
 ROOT = Path(__file__).parents[2]
 CLOUDS = ("aws", "gcp")
 
@@ -155,7 +157,6 @@ def amazon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.long
-@pytest.mark.slow
 def test_ray_starts_the_machines_on_aws(amazon: str):
     """Ray's launcher prepares an account and starts head and workers: on demand and spot, with encrypted disks and
     session tokens for metadata, open to each other and to ssh alone; it ends all of them."""

@@ -26,6 +26,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.merge import main, merge
 from lingu_ray.runtime.models.load import prepare_student
 
+pytestmark = pytest.mark.slow  # merges whole models
+
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -29,6 +29,8 @@ from lingu_ray.cost.workload import RowConfig
 from lingu_ray.errors import UserError
 from lingu_ray.estimate import main
 
+pytestmark = pytest.mark.slow  # traces models
+
 ROW = RowConfig(text_tokens=60, answer_tokens=20)
 
 
@@ -104,7 +106,6 @@ def test_a_tower_without_the_sizes_of_a_transformer_is_said():
         tower_of(PerceptionLMConfig())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [family.name for family in FAMILIES.values() if family.modality == "image"])
 def test_every_family(name: str, tmp_path: Path, on_h100: Any):
     """Each family of students has an estimate, in which all processes need something."""
@@ -118,7 +119,6 @@ def test_every_family(name: str, tmp_path: Path, on_h100: Any):
     assert all(item.bytes > 0 for process in found.training for item in process.items)
 
 
-@pytest.mark.slow
 def test_settings_move_memory(pair: Path, tmp_path: Path, on_h100: Any):
     """The teacher's place, the transport of KV, look-ahead and FSDP2 each show in the items that they change."""
     apart = on_h100(tinyrun.config(pair, tmp_path, teacher={"transport": "object_store"}))
@@ -173,7 +173,6 @@ def test_an_engine_in_bf16_takes_half(pair: Path, tmp_path: Path, on_h100: Any):
     assert whole.items[1].bytes / 2 < half.items[1].bytes < 0.6 * whole.items[1].bytes
 
 
-@pytest.mark.slow
 def test_command(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The command prints a table, says that a tiny pair fits, and by which setting a large step would."""
     path = tinyrun.write_settings(tmp_path / "my.yaml", pair, tmp_path)

@@ -17,6 +17,8 @@ from reference_runs import Comparison, Step, float64_throughout
 
 from lingu_ray.corpus.encode import Sample
 
+pytestmark = pytest.mark.slow  # the slow reference, of every family
+
 ASKED = {
     "full-padded": (Objective(), False),
     "full-packed": (Objective(w_kd=2.0, temperature=1.5), True),

@@ -31,6 +31,8 @@ from lingu_ray.evaluation.tasks.judging import METRICS
 from lingu_ray.evaluation.tasks.load import load_task
 from lingu_ray.evaluation.tasks.task import Asked, Scored, Task
 
+pytestmark = pytest.mark.slow  # runs the harness
+
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness (the extra lm-eval) is not installed")
 
 ARC = [
@@ -263,7 +265,6 @@ def level(scores: Scores, extra: str | None = None) -> float:
     return sum(scores.extra[extra] if extra else scores.score) / sum(scores.weight)
 
 
-@pytest.mark.slow
 def test_levels_are_those_of_the_harness(model: Path, engine: TransformersEngine, tmp_path: Path) -> None:
     """One model, one set of records: accuracy with and without norm, the last word's, and rolling perplexity agree."""
     # Of letters of two and three bytes, so that a norm by bytes would choose others than one by characters.
@@ -320,7 +321,6 @@ def harness_config(path: Path | str, **more: Any) -> TaskConfig:
     return TaskConfig.model_validate({"name": "t", "kind": "language", "type": "lm_eval", "path": str(path), **more})
 
 
-@pytest.mark.slow
 def test_tasks_of_the_harness_are_judged_as_by_itself(model: Path, engine: TransformersEngine, tmp_path: Path) -> None:
     """Multiple choice with examples, a last word, and answers through two filters: our engine, the harness's score."""
     docs = [{"q": f"Name {i} of", "options": ["a list", "x", "the class é"], "gold": i % 3} for i in range(12)]

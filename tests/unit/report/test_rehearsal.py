@@ -22,6 +22,8 @@ from lingu_ray.report.run_report import write_run_report
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from tuning import page, sweep
 
+pytestmark = pytest.mark.slow  # draws pages of plots
+
 ODD = "-._A.very-long_name"
 TASK = {"name": ODD, "kind": "language", "type": "multiple_choice", "path": "items.jsonl"}
 

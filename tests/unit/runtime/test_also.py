@@ -18,6 +18,8 @@ from lingu_ray.runtime.run_folder.records import JsonLines, LoggedSteps, Record,
 from lingu_ray.runtime.tracking.also import TRACKERS, check_also
 from lingu_ray.runtime.tracking.delivery import Delivery
 
+pytestmark = pytest.mark.slow  # other trackers with their libraries
+
 Points = dict[str, dict[int, float]]
 
 
@@ -75,7 +77,6 @@ def test_tensorboard_has_the_same_metrics_and_a_resumed_run_continues(tmp_path: 
     assert all(len(events.Scalars(name)) == len(points) for name, points in found.items())
 
 
-@pytest.mark.slow
 def test_wandb_has_the_same_metrics_and_a_resumed_run_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +138,6 @@ def test_what_is_not_installed_is_said_before_training(tmp_path: Path, monkeypat
         check_also(settings)
 
 
-@pytest.mark.slow
 def test_a_tracker_that_fails_is_told_once_and_gets_its_records_later(tmp_path: Path) -> None:
     """In order and each once, with a line when it fails and one when it works; one that never works ends in time."""
     lines, said, taken, down = JsonLines(tmp_path / "m.jsonl"), [], [], [True]

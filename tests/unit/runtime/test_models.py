@@ -58,6 +58,8 @@ from lingu_ray.runtime.preparation import prepare_initial_model
 from lingu_ray.runtime.rehearsal import check_image_features, rehearse_export, rehearse_teacher
 from lingu_ray.runtime.run_folder.folder import RunFolder
 
+pytestmark = pytest.mark.slow  # loads, spoils and repairs whole models
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -479,7 +481,6 @@ def bad_flags(**flags: Any) -> Callable[[Path], None]:
     return lambda folder: changed_json(folder / "generation_config.json", **flags)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -629,7 +630,6 @@ def test_a_processor_with_code_of_its_own_is_refused(own_processor: Path, pair: 
     assert not (tmp_path / "modules").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["own_model", "own_processor"])
 def test_code_that_evaluation_does_not_run_is_refused_before_training(
     kind: str, pair: Path, tmp_path: Path, request: pytest.FixtureRequest

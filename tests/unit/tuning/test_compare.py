@@ -23,6 +23,8 @@ from lingu_ray.train import track
 from tuning import compare
 from tuning.differences import differing_settings
 
+pytestmark = pytest.mark.slow  # real stores, and plots
+
 TASKS: dict[str, tuple[Kind, float]] = {"cloze": ("language", 0.5), "digits": ("vision", 0.9)}
 
 
