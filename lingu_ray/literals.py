@@ -49,7 +49,7 @@ def read_list(text: str) -> list[Any]:
     Raises:
         ValueError: it is none.
     """
-    for read in (from_json, _from_python):
+    for read in (from_json, _as_written):
         with suppress(*_NO_LITERAL):
             if isinstance(found := read(text.strip()), list):
                 return found
@@ -62,14 +62,14 @@ def _as_printed(text: str) -> Any:
     Raises:
         ValueError, SyntaxError, RecursionError, MemoryError: it is none, or too deep.
     """
-    found = _from_python(text)
+    found = ast.literal_eval(text)  # nothing in it is run
     if not isinstance(found, list | dict) or repr(found) != text:
         raise ValueError("no list or object as Python prints it")
     return found
 
 
-def _from_python(text: str) -> Any:
-    """The constants that a text is in Python; nothing in it is run.
+def _as_written(text: str) -> Any:
+    """The constants that a text is in Python, however they are written.
 
     Raises:
         ValueError, SyntaxError, RecursionError, MemoryError: it is none, or too deep; or what numpy prints, as

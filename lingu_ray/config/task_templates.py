@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, nodes, pass_eval_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.filters import do_join, make_attrgetter
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lingu_ray.literals import parsed, read_list
@@ -123,10 +124,12 @@ def compile_template(text: str) -> Callable[[Row], Any]:
     if "{{" not in text and "{%" not in text:
         return partial(_column, text)
     try:
-        if _is_expression(_ENVIRONMENT.parse(text)):
+        template = _ENVIRONMENT.parse(text)
+        names = find_undeclared_variables(template)
+        if _is_expression(template):
             inside = text[2:-2].removeprefix("-").removesuffix("-")
-            return partial(_value, _ENVIRONMENT.compile_expression(inside, undefined_to_none=False))
-        return partial(_text, _ENVIRONMENT.from_string(text))
+            return partial(_value, _ENVIRONMENT.compile_expression(inside, undefined_to_none=False), names)
+        return partial(_text, _ENVIRONMENT.from_string(text), names)
     except TemplateSyntaxError as error:
         raise ValueError(f"the template {text!r} is malformed: {error}") from error
 
@@ -143,20 +146,20 @@ def _column(name: str, row: Row) -> Any:
     return row[name]
 
 
-def _value(expression: Callable[[Row], Any], row: Row) -> Any:
-    value = expression(_with_marks(row))
+def _value(expression: Callable[[Row], Any], names: set[str], row: Row) -> Any:
+    value = expression(_with_marks(row, names))
     if isinstance(value, Undefined):
         str(value)  # raises, with Jinja's own words
     return list(map(_plain, value)) if isinstance(value, Iterator | list) else _plain(value)
 
 
-def _text(template: Template, row: Row) -> str:
-    return template.render(_with_marks(row))
+def _text(template: Template, names: set[str], row: Row) -> str:
+    return template.render(_with_marks(row, names))
 
 
-def _with_marks(row: Row) -> Row:
-    """A row whose texts of lists say what they are."""
-    return {name: _TextOfList(value) if _is_text_of_list(value) else value for name, value in row.items()}
+def _with_marks(row: Row, names: set[str]) -> Row:
+    """A row whose texts of lists, of those that a template names, say what they are."""
+    return row | {name: _TextOfList(row[name]) for name in names if _is_text_of_list(row.get(name))}
 
 
 def _is_text_of_list(value: Any) -> bool:
