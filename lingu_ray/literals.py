@@ -43,6 +43,11 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def is_text_of_list(value: Any) -> bool:
+    """Whether a value is a text that `parsed` reads as a list."""
+    return isinstance(value, str) and isinstance(parsed(value), list)
+
+
 def read_list(text: str) -> list[Any]:
     """The list that a text is: in JSON, or as Python reads it, whoever wrote it.
 

@@ -23,7 +23,7 @@ from jinja2.filters import do_join, make_attrgetter
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lingu_ray.literals import parsed, read_list
+from lingu_ray.literals import is_text_of_list, read_list
 
 Row = dict[str, Any]
 
@@ -159,11 +159,7 @@ def _text(template: Template, names: set[str], row: Row) -> str:
 
 def _with_marks(row: Row, names: set[str]) -> Row:
     """A row whose texts of lists, of those that a template names, say what they are."""
-    return row | {name: _TextOfList(row[name]) for name in names if _is_text_of_list(row.get(name))}
-
-
-def _is_text_of_list(value: Any) -> bool:
-    return isinstance(value, str) and isinstance(parsed(value), list)
+    return row | {name: _TextOfList(row[name]) for name in names if is_text_of_list(row.get(name))}
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from lingu_ray.evaluation.tasks.images import item_images
 from lingu_ray.evaluation.tasks.rows import places
 from lingu_ray.evaluation.tasks.task import Item, Task
 from lingu_ray.evaluation.tasks.task_types import Malformed, asked, check_together, is_scored, scored
-from lingu_ray.literals import parsed
+from lingu_ray.literals import is_text_of_list
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _warn_of_cut_answers(task: Task) -> None:
 def _warn_of_listed_answers(task: Task) -> None:
     """Tell of a task whose right answers are the texts of lists, which hardly a model says."""
     accepted = [item.reference.get("answers", ()) for item in task.items]
-    if all(len(answers) == 1 and isinstance(parsed(answers[0]), list) for answers in accepted):
+    if all(len(answers) == 1 and is_text_of_list(answers[0]) for answers in accepted):
         log.warning(
             "evaluation.tasks: %s: the answer of every item is the text of a list, as %.80s, and right as a whole; "
             'where each of its entries is right, it is `fields.answer`: "{{answer | as_list}}"',

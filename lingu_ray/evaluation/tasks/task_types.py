@@ -31,7 +31,7 @@ from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.engines.engine import ScoreRequest
 from lingu_ray.evaluation.metrics.short_answers import ENOUGH
 from lingu_ray.evaluation.tasks.task import Asked, Item, ItemImage, Reference, Scored
-from lingu_ray.literals import parsed
+from lingu_ray.literals import is_text_of_list, parsed
 
 Fields = dict[str, Any]
 
@@ -129,7 +129,7 @@ def _texts(fields: Fields, key: str) -> list[str]:
 
 def _choices(fields: Fields, key: str) -> list[str]:
     """Several texts, as a list."""
-    if isinstance(parsed(text := _field(fields, key)), list) and isinstance(text, str):
+    if is_text_of_list(text := _field(fields, key)):
         raise Malformed(
             f'`{key}` is the text of a list, {text!r:.80}: it is `fields.{key}`: "{{{{{key} | as_list}}}}", and so in '
             "other templates that look into it"
