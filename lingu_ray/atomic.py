@@ -47,17 +47,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path, cure: str = "put it back from a copy, or remove it") -> Any:
-    """The value in a JSON file.
+def read_json(path: Path, *keys: str, cure: str = "put it back from a copy, or remove it") -> dict[str, Any]:
+    """The object in a JSON file, which has at least these keys.
 
     Raises:
-        UserError: it holds none, as one that was cut off by a copy or a full disk; `cure` says what helps.
+        UserError: it holds none, as one that was cut off by a copy or a full disk, or one without a key; `cure` says
+            what helps.
         OSError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is cut off, or no JSON ({error}): {cure}") from error
+    if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
+        lacks = f"has no {missing[0]}" if isinstance(found, dict) else "holds no object"
+        raise UserError(f"{path} {lacks}, so it is another file than was written there: {cure}")
+    return found
 
 
 def check_records(folder: Path, names: str = "*.json") -> None:

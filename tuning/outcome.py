@@ -60,7 +60,7 @@ def read_outcome(folder: Path) -> Outcome | None:
     path = folder / FILE
     if not path.exists():
         return None
-    found = read_json(path)
+    found = read_json(path, "trial", "values", "case", "seed")
     return Outcome(**{f.name: found[f.name] for f in fields(Outcome) if f.name in found})
 
 

@@ -216,7 +216,7 @@ class PopulationTrial(Trial):
         self.drawn = self.values
         self.history: dict[str, Any] = {"step": 0, "values": []}
         if self._history_file.exists():
-            self.history = read_json(self._history_file)
+            self.history = read_json(self._history_file, "step", "values")
 
     def advance(self) -> dict[str, Any]:
         """Train one interval; after the last one, measure."""
@@ -259,7 +259,7 @@ class PopulationTrial(Trial):
         shutil.copytree(source / "checkpoints", self.folder.checkpoints)
         shutil.copy(source / self.folder.metrics.name, self.folder.metrics)
         shutil.copy(source / self._history_file.name, self._history_file)
-        self.history = read_json(self._history_file)
+        self.history = read_json(self._history_file, "step", "values")
 
     @property
     def _history_file(self) -> Path:

@@ -110,7 +110,7 @@ class Corpus:
     def __init__(self, folder: Path | str) -> None:
         self.folder = folder
         try:
-            self.manifest: dict[str, Any] = self._read_json(self.manifest_file)
+            self.manifest: dict[str, Any] = self._read_json(self.manifest_file, "rows", "rows_per_shard", "sources")
         except OSError as error:
             raise UserError(f"{folder} holds no corpus: {MANIFEST} cannot be read ({error}); {_BUILT_AGAIN}") from error
         if (version := self.manifest.get("version", min(EARLIER_VERSIONS))) > VERSION:
@@ -175,8 +175,8 @@ class Corpus:
         with self._read(path), pq.ParquetFile(path, metadata=self._footer(path)) as file:
             return file.read_row_group(group)
 
-    def _read_json(self, path: Path) -> dict[str, Any]:
-        return read_json(path, f"{_BUILT_AGAIN} ({self.folder})")
+    def _read_json(self, path: Path, *keys: str) -> dict[str, Any]:
+        return read_json(path, *keys, cure=f"{_BUILT_AGAIN} ({self.folder})")
 
     @contextmanager
     def _read(self, path: Path) -> Iterator[None]:

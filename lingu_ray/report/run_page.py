@@ -135,5 +135,5 @@ def _changes(workers: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [one for one, number in zip(workers, before, strict=False) if one[0] != number]
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from lingu_ray.atomic import check_records, read_json, write_json
 from lingu_ray.config import Config
@@ -18,6 +17,8 @@ from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import settings_with
 from lingu_ray.content import fingerprint, model_identity
 from lingu_ray.corpus.build import Plan
+from lingu_ray.corpus.fingerprint import source_content
+from lingu_ray.corpus.splits import split_source
 from lingu_ray.corpus.store import Corpus, is_built
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints.checkpoint import checkpoints, storage_failures_explained
@@ -176,7 +177,7 @@ def check_data(plan: Plan, folder: RunFolder) -> Plan:
     if not folder.corpus.exists():
         log.warning("%s is gone: nothing says whether data have changed since the run was started", folder.corpus)
         return plan
-    before: dict[str, Any] = read_json(folder.corpus)
+    before = read_json(folder.corpus, "path", "fingerprint", "contents")
     if before["fingerprint"] == plan.fingerprint:
         return plan
     if before["fingerprint"] in plan.earlier and is_built((earlier := plan.as_earlier(before["fingerprint"])).folder):
@@ -194,6 +195,25 @@ def check_data(plan: Plan, folder: RunFolder) -> Plan:
     return plan
 
 
+def tell_changed_data(config: Config, folder: RunFolder) -> None:
+    """Warn where the data of a finished run have changed since: it is not trained on what they are now."""
+    if not folder.corpus.exists():
+        return
+    before = read_json(folder.corpus, "contents")["contents"]
+    for source in config.training_sources():
+        try:
+            now = source_content(source, split_source(source))
+        except UserError as error:  # a finished run needs its data no more
+            log.info("%s: nothing says whether its data have changed (%s)", folder.place, error)
+            continue
+        if before.get(source.name) != now:
+            log.warning(
+                "%s: the data of source %s changed since the run was trained, and it is not trained again; to train on "
+                "them as they are now, choose another name=…",
+                *(folder.place, source.name),
+            )
+
+
 def record_corpus(plan: Plan, folder: RunFolder) -> None:
     """Record which corpus the run is trained on."""
     pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents}
@@ -202,7 +222,7 @@ def record_corpus(plan: Plan, folder: RunFolder) -> None:
 
 def corpus_place(folder: RunFolder) -> Path | str | None:
     """Where the corpus lies, or lay, that the run was trained on; None where that was not recorded."""
-    return place(read_json(folder.corpus)["path"]) if folder.corpus.exists() else None
+    return place(read_json(folder.corpus, "path")["path"]) if folder.corpus.exists() else None
 
 
 def recorded_corpus(folder: RunFolder) -> Corpus | None:

@@ -41,6 +41,7 @@ from lingu_ray.runtime.resume import (
     check_settings,
     record_corpus,
     recorded_corpus,
+    tell_changed_data,
     trained_steps,
 )
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -115,8 +116,10 @@ def run_together(runs: Sequence[Run], look: Callable[[Corpus], None] | None = No
         for run in waiting:
             logs.enter_context(run_log(run.folder, run.config.name))
         _train_all(waiting, look)
-    if not waiting and look is not None and (corpus := recorded_corpus(runs[0].folder)) is not None:
-        look(corpus)
+    if not waiting:
+        tell_changed_data(runs[0].config, runs[0].folder)
+        if look is not None and (corpus := recorded_corpus(runs[0].folder)) is not None:
+            look(corpus)
     return [run.folder.exported_model for run in runs]
 
 

@@ -76,7 +76,7 @@ class RunFolder:
         """The step of the finished model; None where there is none."""
         if not (self.export.exists() and self.exported.exists()):
             return None
-        return read_json(self.exported)["step"]
+        return read_json(self.exported, "step")["step"]
 
     @property
     def metrics(self) -> Path:

@@ -71,7 +71,7 @@ class _JsonLine(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if self.run_id is None and self.folder.mlflow.exists():
-            self.run_id = read_json(self.folder.mlflow)["run_id"]
+            self.run_id = read_json(self.folder.mlflow, "run_id")["run_id"]
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -124,7 +124,7 @@ class MlflowRun:
         """The run that the file names; None where there is no file, or the run is in another store, deleted or gone."""
         if not pointer.exists():
             return None
-        earlier = read_json(pointer)
+        earlier = read_json(pointer, "uri", "run_id")
         same = without_credentials(earlier["uri"]) == without_credentials(self.uri)
         return self.find(earlier["run_id"]) if same else None
 

@@ -259,6 +259,39 @@ def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     assert "training on with the new data" in said.text
 
 
+def test_a_finished_run_tells_of_changed_data(tmp_path: Path, said):
+    """The source whose file changed is named, and no other; unchanged, moved and deleted data are no reason to warn."""
+    write_pair_and_data(tmp_path / "a")
+    settings = config(tmp_path / "a", tmp_path / "runs")
+    folder = started(settings, step=4)
+    resume.record_corpus(plan_corpus(settings, tmp_path / "a" / "student"), folder)
+    resume.tell_changed_data(settings, folder)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    resume.tell_changed_data(settings, folder)
+    moved = config(tmp_path / "b", tmp_path / "runs")
+    resume.tell_changed_data(moved, folder)
+    assert not [record for record in said.records if record.levelname == "WARNING"]
+    text = tmp_path / "b" / "text.jsonl"
+    text.write_text(text.read_text() + json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    resume.tell_changed_data(moved, folder)
+    [warning] = [record.getMessage() for record in said.records if record.levelname == "WARNING"]
+    assert "the data of source text changed since the run was trained" in warning
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '"run"'])
+def test_a_record_of_another_shape_is_told(data: Path, tmp_path: Path, content: str):
+    """JSON that is whole, and not what was written there: as is told of one that was cut off, with what is missing."""
+    folder = started(config(data, tmp_path), step=4)
+    for path, read in (
+        (folder.corpus, lambda: resume.recorded_corpus(folder)),
+        (folder.exported, lambda: folder.exported_step),
+    ):
+        folder.export.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(UserError, match=rf"{path} (has no (path|step)|holds no object), so it is another file"):
+            read()
+
+
 def test_a_run_keeps_the_corpus_of_an_earlier_version(tmp_path: Path):
     """Begun on a corpus that an earlier version built, it goes on with that, as long as it is there."""
     write_pair_and_data(tmp_path / "a")
