@@ -208,7 +208,12 @@ def become_worker(
     from ray._private.workers.setup_worker import parser
 
     options, sys.argv = parser.parse_known_args(arguments)
-    update_envs(RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}").env_vars)
+    context = RuntimeEnvContext.deserialize(options.serialized_runtime_env_context or "{}")
+    update_envs(context.env_vars)
+    if context.command_prefix:  # of a job: its working directory
+        cd, folder, _ = context.command_prefix
+        assert cd == "cd", context.command_prefix
+        os.chdir(folder)
     if sys.argv[0] == "-m":  # Ray's client server, which `ray start --head` wants alive, and no test calls
         signal.pause()
     runpy.run_path(sys.argv[0], run_name="__main__")

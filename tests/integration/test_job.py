@@ -20,16 +20,16 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def cluster():
+def cluster(warm_workers):
     """A head node with dashboard, as `ray start --head` gives it; yields the address for jobs."""
     dashboard = free_port()
     environment = {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
+    command = ["ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}",
                "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}",
                f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]  # fmt: skip
     with (
         tempfile.TemporaryDirectory(prefix="lr-", ignore_cleanup_errors=True) as folder,
-        Command([*map(str, command), f"--temp-dir={folder}"], env=environment) as head,
+        Command([*map(str, command), f"--temp-dir={folder}"], env=environment, warm=True) as head,
     ):
         head.wait_for(lambda: takes_jobs(dashboard), seconds=90)
         yield f"http://127.0.0.1:{dashboard}"
