@@ -2,8 +2,8 @@
 
 Ray starts a worker by `python setup_worker.py default_worker.py …`. Within `installed()` this file takes the place of
 `setup_worker.py`: it hands arguments and environment to a server, whose fork becomes the worker. `Fork` asks the same
-server for a command. The server imports libraries and does nothing else. Ray is imported by each fork itself, because
-Ray reads its environment on import.
+server for a command. The server imports libraries and does nothing else. Ray reads its environment on import: a command
+imports it itself, and workers are forks of a fork that has imported it with their variables, one for each Ray and job.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ADDRESS = "LINGU_RAY_WARM_WORKERS"
 """Environment variable: the server's socket. Set while there is a server."""
@@ -45,6 +46,8 @@ IMPORTED = (
     "lingu_ray.demo.prepare",
     "lingu_ray.report.plots",
 )
+IMPORTED_WITH_RAY = ("ray._private.workers.setup_worker", "ray._private.workers.default_worker")
+"""No module with an actor class: Ray draws an id for it, and forks would go on with the same random numbers."""
 
 
 @contextmanager
@@ -84,13 +87,22 @@ def installed() -> Iterator[None]:
 
 
 def request_worker() -> None:
-    """Ask the server for a fork that becomes the worker of this command line, with this environment and folder."""
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(os.environ[ADDRESS])
-        request = {"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}
+    """Ask for a fork that becomes the worker of this command line, with this environment and folder.
+
+    The server says where the fork of it listens that has imported Ray with such an environment.
+    """
+    request = {"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}
+    place = ask(os.environ[ADDRESS], request)
+    ask(place, request)
+
+
+def ask(place: str, request: dict[str, object]) -> str:
+    """Send a request to a socket; returns the answer, when the connection is closed."""
+    with socket.socket(socket.AF_UNIX) as server, server.makefile() as answer:
+        server.connect(place)
         server.sendall(json.dumps(request).encode())
         server.shutdown(socket.SHUT_WR)
-        server.recv(1)  # nothing comes: the connection is closed when the fork is made
+        return answer.read()
 
 
 class Fork:
@@ -135,18 +147,73 @@ class Fork:
 
 
 def serve(listener: socket.socket, ready: int) -> None:
-    """Import, tell so, then make a fork for each request; ends when the process that started it does."""
-    for name in IMPORTED:
-        importlib.import_module(name)
+    """Import, tell so, then make a command of each request, or say where its worker is made."""
+    import_all(IMPORTED)
     started_early = sorted({"ray", "grpc"} & sys.modules.keys())
     assert not started_early, f"not to be forked: {started_early}"
     os.write(ready, b"ready")
     os.close(ready)
-    gc.freeze()  # collections in forks would touch, and so copy, all that was imported
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for workers
-    parent = os.getppid()
+    makers: dict[frozenset[tuple[str, str]], str] = {}
+    for connection, files, request in requests(listener, os.getppid()):
+        if files:
+            if os.fork() == 0:
+                listener.close()
+                return become_command(connection, files, **request)
+        else:
+            of_ray = frozenset(item for item in request["environment"].items() if item[0].startswith("RAY_"))
+            if of_ray not in makers:
+                makers[of_ray] = f"{listener.getsockname()}-{len(makers)}"
+                with socket.socket(socket.AF_UNIX) as workers:
+                    workers.bind(makers[of_ray])
+                    workers.listen(64)
+                    if os.fork() == 0:
+                        connection.close()
+                        listener.close()
+                        return serve_workers(workers, request["environment"])
+            connection.sendall(makers[of_ray].encode())
+        connection.close()
+        for number in files:
+            os.close(number)
+
+
+def serve_workers(listener: socket.socket, environment: dict[str, str]) -> None:
+    """Import Ray with an environment, then make a worker of each request."""
+    settle(environment, os.getcwd())
+    import_all(IMPORTED_WITH_RAY)
+    assert random_id() != random_id(), "forks would give different things one id"
+    raylet = int(os.environ["RAY_RAYLET_PID"])
+    for connection, _, request in requests(listener, raylet):
+        if os.fork() == 0:
+            listener.close()
+            return become_worker(connection, **request)
+        connection.close()
+
+
+def random_id() -> bytes:
+    """The first random id that Ray gives in a fork of this process."""
+    from ray._raylet import JobID, PlacementGroupID
+
+    begun, ready = os.pipe()
+    if os.fork() == 0:
+        os.write(ready, PlacementGroupID.of(JobID.from_int(1)).binary())
+        os._exit(0)
+    os.close(ready)
+    with os.fdopen(begun, "rb") as given:
+        return given.read()
+
+
+def import_all(names: Sequence[str]) -> None:
+    """Import modules, and keep collections off what was imported: in forks they would touch, and so copy, all of it."""
+    for name in names:
+        importlib.import_module(name)
+    gc.freeze()
+
+
+def requests(listener: socket.socket, until: int) -> Iterator[tuple[socket.socket, list[int], dict[str, Any]]]:
+    """Connection, files and content of each request, as long as a process lives."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
     listener.settimeout(1)
-    while os.getppid() == parent:
+    while is_alive(until):
         try:
             connection, _ = listener.accept()
         except TimeoutError:
@@ -154,14 +221,15 @@ def serve(listener: socket.socket, ready: int) -> None:
         message, files, *_ = socket.recv_fds(connection, 1, 2)
         with connection.makefile() as file:
             request = json.loads(message.decode() + file.read())
-        if os.fork() == 0:
-            listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            become = become_command if files else become_worker
-            return become(connection, files, **request)
-        connection.close()
-        for number in files:
-            os.close(number)
+        yield connection, files, request
+
+
+def is_alive(process: int) -> bool:
+    """Whether the process is there."""
+    with suppress(ProcessLookupError):
+        os.kill(process, 0)
+        return True
+    return False
 
 
 def become_command(
@@ -173,6 +241,7 @@ def become_command(
     folder: str,
 ) -> None:
     """Make the command as another fork, tell its process id, and its exit code in the end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if pid := os.fork():
         connection.sendall(f"{pid:20}".encode())
         connection.sendall(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
@@ -189,10 +258,9 @@ def become_command(
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
-def become_worker(
-    connection: socket.socket, files: list[int], arguments: list[str], environment: dict[str, str], folder: str
-) -> None:
+def become_worker(connection: socket.socket, arguments: list[str], environment: dict[str, str], folder: str) -> None:
     """Do what `setup_worker.py`, and the program that it executes, do in a process of their own."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.close()
     os.setpgid(0, 0)  # as Ray's own workers: it kills the whole group of a worker that has ended
     settle(environment, folder)
