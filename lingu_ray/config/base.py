@@ -84,6 +84,16 @@ class Schedule(Section):
         (), description="[fraction of the run, value] pairs, each value held until the next; replaces the other four"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _points_alone(cls, given: Any) -> Any:
+        """The four that points replace follow from them, so that a schedule is one, however it was written."""
+        points = given.get("points") if isinstance(given, dict) else None
+        if points is None or not _are_pairs(points):
+            return given
+        replaced = {"start": points[0][1], "end": points[-1][1]}
+        return {name: value for name, value in given.items() if name not in ("shape", "until")} | replaced
+
     @rule
     def _in_order(self) -> Schedule:
         starts = [start for start, _ in self.points]
@@ -117,9 +127,12 @@ def _written_short(value: object) -> object:
     """A number, or a list of points, as the schedule that it means."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return {"start": value, "end": value}
-    if isinstance(value, list) and value and all(isinstance(pair, list) and len(pair) == 2 for pair in value):
-        return {"start": value[0][1], "end": value[-1][1], "points": value}
-    return value
+    return {"points": value} if _are_pairs(value) else value
+
+
+def _are_pairs(value: Any) -> bool:
+    pairs = value if isinstance(value, list | tuple) else ()
+    return len(pairs) > 0 and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
 
 
 Scheduled = Annotated[Schedule, BeforeValidator(_written_short)]

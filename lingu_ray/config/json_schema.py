@@ -41,7 +41,9 @@ def _scheduled(section: Schema) -> Schema:
     fraction = {"type": "number", "minimum": 0, "maximum": 1}
     point = {"type": "array", "prefixItems": [fraction, value], "minItems": 2, "maxItems": 2}
     points = {"type": "array", "items": point, "minItems": 1}
-    return {"anyOf": [value, points, {key: part for key, part in section.items() if key != "description"}]}
+    written = {key: part for key, part in section.items() if key not in ("description", "required")}
+    ways = {"anyOf": [{"required": section["required"]}, {"required": ["points"], "properties": {"points": points}}]}
+    return {"anyOf": [value, points, written | ways]}
 
 
 def _task(section: Schema) -> Schema:

@@ -68,6 +68,9 @@ def test_spaces_are_valid(name: str):
     [
         (True, "distill: {temperature: 2, w_kd: {start: 4, end: 1, shape: cosine, until: 0.5}}"),
         (True, "distill: {w_ce: [[0, 4], [0.5, 2]]}"),
+        (True, "distill: {w_ce: {points: [[0, 4], [0.5, 2]]}}"),
+        (False, "distill: {w_ce: {points: []}}"),
+        (False, "distill: {w_ce: {points: [[0, 4], [0.5, 2]], unti: 0.5}}"),
         (True, "train: {learning_rates: {decoder: 1e-5}, lora: {rank: 4}}"),
         (True, "evaluation: {tasks: [arc_easy, lm_eval/gsm8k, {name: boolq, limit: 500}]}"),
         (True, "evaluation: {tasks: [{name: anatomy, like: mmlu, subset: anatomy}, {name: lm_eval/gsm8k, limit: 3}]}"),

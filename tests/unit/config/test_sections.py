@@ -7,7 +7,7 @@ import pytest
 from config_files import FILE
 from pydantic import PositiveInt, ValidationError
 
-from lingu_ray.config import Config, Schedule, Section, Several, SourceConfig
+from lingu_ray.config import Config, Schedule, Section, Several, SourceConfig, strict_yaml
 from lingu_ray.config.base import Scheduled
 from lingu_ray.config.command_line import load_config
 
@@ -108,6 +108,17 @@ def test_schedule_moves_from_start_to_end():
     cosine = Schedule(start=4, end=1, shape="cosine")
     assert [cosine.at(x) for x in (0, 0.5, 1)] == pytest.approx([4, 2.5, 1])
     assert cosine.at(0.1) > Schedule(start=4, end=1).at(0.1)  # flat at the start
+
+
+@pytest.mark.parametrize("more", [{}, {"start": 9, "end": 3}, {"start": 9, "end": 3, "shape": "cosine", "until": 0.5}])
+def test_points_replace_the_rest_of_a_schedule(more: dict):
+    """With points nothing else is needed; what else is given makes the same schedule, which a run's file keeps."""
+    config = Config.model_validate(with_changes(distill={"w_kd": {"points": [[0, 0], [0.5, 2]], **more}}))
+    assert [config.distill.w_kd.at(progress) for progress in (0, 0.4, 0.5, 1)] == [0, 0, 2, 2]
+    kept = strict_yaml.load(strict_yaml.dump(config), "config.yaml")[0]
+    assert Config.model_validate(kept) == config
+    off = Config.model_validate(with_changes(distill={"w_kd": {"points": [[0, 0]], **more}}))
+    assert off.distill.w_kd.always_zero
 
 
 def test_number_is_a_constant_schedule():
