@@ -42,14 +42,14 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue")  # nam
 
 def messages(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`messages: [{role, content}]`, content text or parts; `images` unless they stand in the parts."""
-    check_record(record)
+    check_record(record, source)
     turns, inside = _turns(record, *CONVERSATIONS)
     yield conversation(record, turns, inside)
 
 
 def llava(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """LLaVA: `conversations: [{from: human | gpt, value}]`, `image` a path or several, `<image>` in the text."""
-    check_record(record)
+    check_record(record, source)
     turns, inside = _turns(record, "conversations", *CONVERSATIONS)
     for turn in turns:
         # The line break that LLaVA writes around a placeholder belongs to its template, not to the text.
@@ -79,14 +79,14 @@ def _turns_or_none(record: Record, name: str) -> Messages | None:
 
 def cauldron(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """The Cauldron, FineVision: `images`, `texts: [{user, assistant}]`, one conversation of several turns."""
-    check_record(record)
+    check_record(record, source)
     turns, inside = _turns(record, "texts")
     yield conversation(record, turns, inside)
 
 
 def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`prompt` and `completion`, text or messages, and optionally `image` or `images`; or other names for the two."""
-    check_record(record)
+    check_record(record, source)
     prompt, completion = only_name(record, "prompt", "query"), only_name(record, "completion", "response")
     answers = [name for name in ("answer", completion) if not is_empty(record.get(name))]
     # of two answers nothing says which one is meant
@@ -134,7 +134,7 @@ def _are_turns(value: Any) -> bool:
 
 def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Alpaca, Dolly: `instruction`, `output` or `response`, and if there: `input` or `context`, `system`, `history`."""
-    check_record(record)
+    check_record(record, source)
     given = only_name(record, "input", "context")
     asked = [read_text(record, "instruction")]
     if not is_empty(record.get(given)):
@@ -161,7 +161,7 @@ def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 def scienceqa(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """ScienceQA: `question`, `choices`, `answer` (index), and if there: `hint`, `image`, `lecture`, `solution`."""
-    check_record(record)
+    check_record(record, source)
     choices = [to_text(choice, "one of 'choices'") for choice in read_list(record, "choices")]
     if len(choices) > len(string.ascii_uppercase):
         raise BadRecord("wrong_type", f"{len(choices)} choices, more than there are letters")
@@ -225,7 +225,7 @@ def _images_of_sample(members: Record, named: int, may_be_text: bool) -> list[An
 
 
 def _caption(record: Record, source: SourceConfig) -> Iterator[RawRow]:
-    check_record(record)
+    check_record(record, source)
     turn = question_and_answer(source.prompt or WHAT_IS_IT, read_text(record, "caption").strip())
     yield conversation(record, turn)
 

@@ -1,8 +1,8 @@
 """Keys that change what a record or a turn means: read by a format, honored here, or the record is rejected by name.
 
-They are those of files made for axolotl, LLaMA-Factory, ms-swift, TRL, verl and the OpenAI API. All other keys are
-metadata, and not looked at. `template`, `text` and `image_folder` take what their source's settings name, and nothing
-of this applies to them.
+They are those of files made for axolotl, LLaMA-Factory, ms-swift, TRL, verl, the OpenAI API and a `Distiller`. All
+other keys are metadata, and not looked at. `template`, `text` and `image_folder` take what their source's settings
+name, and nothing of this applies to them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.record import BadRecord, Record, is_empty
 
 
@@ -94,9 +95,16 @@ TURN_RULES = (
 SUPERVISED_FLAGS = ("weight", "loss_weight", "loss_scale", *_SWITCHES)
 
 
-def check_record(record: Record) -> None:
+def check_record(record: Record, source: SourceConfig) -> None:
     """Reject a record for a key beside the conversation that changes its meaning in a way that no row can keep."""
     _check_keys(record, RECORD_RULES)
+    distill = _plain(record.get("distill"))  # as files for a `Distiller` have it
+    if isinstance(distill, int) and bool(distill) != source.language_heavy:
+        raise BadRecord(
+            "distill",
+            f"'distill' is {distill}, and language_heavy of the whole source {source.language_heavy}: put rows with "
+            "and without KD into two sources",
+        )
 
 
 def check_turn(turn: Record) -> None:

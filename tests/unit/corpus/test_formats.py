@@ -617,6 +617,18 @@ def test_keys_of_a_record_that_change_its_meaning(rule, key):
             assert conversation(format, record | {key: None}) == TURNS
 
 
+@pytest.mark.parametrize("language_heavy", [True, False])
+def test_kd_is_not_switched_otherwise_than_the_source_says(language_heavy):
+    """A `distill` of a row, as files for a `Distiller` have it, is the source's, or the row is rejected by name."""
+    question = {"question": "A?", "answer": "a"}
+    for said in (language_heavy, str(language_heavy).lower(), int(language_heavy), None, "often"):
+        record = question | {"distill": said}
+        assert conversation("prompt_completion", record, language_heavy=language_heavy) == TURNS
+    for said in (not language_heavy, str(not language_heavy), int(not language_heavy)):
+        record = question | {"distill": said}
+        assert reason_of("prompt_completion", record, language_heavy=language_heavy) == "distill"
+
+
 @pytest.mark.parametrize("key", [key for rule in TURN_RULES for key in rule.keys])
 def test_keys_of_a_turn_that_change_its_meaning(key):
     """Each known key of a turn rejects the record and is named; a null does not."""
