@@ -20,6 +20,11 @@ class LearningRates(Section):
     projector: float = Field(5e-5, ge=0, description="what maps image features to the decoder's width")
     decoder: float = Field(1e-5, ge=0, description="language decoder, embeddings and head")
 
+    @property
+    def shown(self) -> float:
+        """The one that metrics have: the decoder's, or where that is frozen the largest of the others."""
+        return self.decoder or max(self.vision, self.projector)
+
 
 class LoraConfig(Section):
     """Low-rank adapters on the decoder's linear layers (LoRA); the export has them merged."""

@@ -239,7 +239,7 @@ class Worker:
                     "loss": loss if good else None,
                     "ce": ce / weights.ce_tokens if good and weights.ce_tokens else None,
                     "kd": kd / weights.kd_tokens if good and weights.kd_tokens else None,
-                    "lr": factor * self.config.train.learning_rates.decoder,
+                    "lr": factor * self.config.train.learning_rates.shown,
                     "grad_norm": norm if good else None,
                     "bad_steps": self.bad_steps,
                     "temperature": weights.temperature,

@@ -27,6 +27,13 @@ def test_frozen_groups_are_left_out():
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([1e-4 * factor, 1e-3 * factor])
 
 
+def test_metrics_show_the_rate_of_what_learns():
+    """The decoder's, whatever the others; of a run that trains the projector or tower alone not 0."""
+    assert LearningRates(vision=1e-3, projector=1e-2, decoder=1e-4).shown == 1e-4
+    assert LearningRates(vision=0, projector=1e-2, decoder=0).shown == 1e-2
+    assert LearningRates(vision=1e-3, projector=0, decoder=0).shown == 1e-3
+
+
 def test_progress_runs_from_the_first_step_to_the_last():
     """Schedules reach their end at the last step, not one after it; a run of one step is at its start."""
     settings = TrainConfig(steps=5)
