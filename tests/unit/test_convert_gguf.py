@@ -1,5 +1,6 @@
 """A GGUF file becomes a Hugging Face folder with the same weights, tokenizer and chat template."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,10 +57,12 @@ def gguf_rows(name: str, weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
-def write_gguf(model: LlamaForCausalLM, path: Path, add: Callable[[GGUFWriter], None] = lambda writer: None) -> None:
-    """`add`: writes what the file has beside the model."""
+def write_gguf(
+    model: LlamaForCausalLM, path: Path, add: Callable[[GGUFWriter], None] = lambda writer: None, split: int = 0
+) -> None:
+    """`add`: writes what the file has beside the model; `split`: tensors of a file, where there are to be several."""
     config = model.config
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -137,6 +140,17 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, left: int):
             load_config(str(file), None, False, "teacher.path")
 
 
+def test_a_model_in_several_files_is_refused(tmp_path: Path):
+    """Transformers reads one of them: told before training, and with the cure where others would miss weights."""
+    write_gguf(tiny_llama(), tmp_path / "tiny.gguf", split=8)
+    first, *_ = files = sorted(tmp_path.glob("tiny-*.gguf"))
+    refused = rf"this GGUF file is one of {len(files)}, .* llama-gguf-split --merge"
+    with pytest.raises(UserError, match=refused):
+        load_config(str(first), None, False, "teacher.path")
+    with pytest.raises(UserError, match=refused):
+        convert(first, tmp_path / "out")
+
+
 def rope_of_llama_3(writer: GGUFWriter) -> None:
     writer.add_tensor("rope_freqs.weight", np.ones(HEAD_DIM // 2, dtype=np.float32))
 
@@ -174,6 +188,68 @@ def test_what_transformers_would_skip_is_refused(add: Callable[[GGUFWriter], Non
         load_config(str(file), None, False, "teacher.path")
     with pytest.raises(UserError, match=refused):
         load_model_files(file)
+
+
+def write_keys(path: Path, architecture: str, **keys: float) -> None:
+    """A file without tensors, whose keys have `__` for dots."""
+    writer = GGUFWriter(path, architecture)
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_vocab_size(40_000)
+    for name, value in keys.items():
+        add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+        add(f"{architecture}.{name.replace('__', '.')}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+GEMMA_2 = {"attention__key_length": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "unread"),
+    [
+        ("starcoder2", {"rope__freq_base": 1e6}, "rope.freq_base=1e+06"),
+        ("stablelm", {"rope__dimension_count": 8}, "rope.dimension_count=8"),
+        ("phi3", {"rope__freq_base": 1e4, "rope__dimension_count": 6}, "rope.dimension_count=6"),
+        ("qwen3", {"attention__key_length": 64}, "attention.key_length=64"),
+        ("gemma2", GEMMA_2 | {"attention__key_length": 128}, "attention.key_length=128"),
+        ("gemma2", GEMMA_2 | {"attn_logit_softcapping": 20.0}, "attn_logit_softcapping=20"),
+        ("gemma2", GEMMA_2 | {"final_logit_softcapping": 10.0}, "final_logit_softcapping=10"),
+    ],
+)
+def test_a_key_that_the_class_has_otherwise_is_refused(
+    architecture: str, keys: dict[str, float], unread: str, tmp_path: Path
+):
+    """What llama.cpp computes with and Transformers leaves at the default of the class; Gemma 2 27B's scale, too."""
+    write_keys(tmp_path / "keys.gguf", architecture, **keys)
+    with pytest.raises(UserError, match=re.escape(f"without {architecture}.{unread}, and a")):
+        load_config(str(tmp_path / "keys.gguf"), None, False, "teacher.path")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys"),
+    [
+        ("llama", {"rope__freq_base": 5e5, "rope__dimension_count": 16, "attention__key_length": 16}),
+        ("qwen2", {"rope__freq_base": 1e6, "rope__dimension_count": 8}),
+        ("qwen3", {"rope__freq_base": 1e6, "attention__key_length": 128}),
+        ("gemma2", GEMMA_2),
+        ("gemma3", {"rope__freq_base": 1e6, "attention__key_length": 256, "attention__sliding_window": 16}),
+        ("gemma4", {"rope__freq_base": 1e6, "rope__dimension_count": 512, "attention__key_length": 512}),
+        ("stablelm", {"rope__freq_base": 1e4, "rope__dimension_count": 2}),
+        ("nemotron", {"rope__freq_base": 1e4, "rope__dimension_count": 4}),
+    ],
+)
+def test_keys_that_the_class_computes_with_are_not_refused(architecture: str, keys: dict[str, float], tmp_path: Path):
+    """Such as llama.cpp's converter writes them: read by Transformers, or the default of the class."""
+    write_keys(tmp_path / "keys.gguf", architecture, **keys)
+    load_config(str(tmp_path / "keys.gguf"), None, False, "teacher.path")
 
 
 def test_a_rope_that_is_not_scaled_is_not_refused(tmp_path: Path):

@@ -78,9 +78,9 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
         model, report = loader.from_pretrained(
             place, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
-    _check_report(model, report, origin)
     if (file := arguments.get("gguf_file")) is not None:
         refuse_unread(model, origin, str(place), file, arguments.get("revision"))
+    _check_report(model, report, origin)
     _check_tied(model, origin)
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
@@ -180,6 +180,8 @@ def refuse_quantized(config: PreTrainedConfig, path: str, setting: str) -> None:
 def refuse_unread(model: PreTrainedModel, origin: str, place: str, gguf_file: str, revision: str | None = None) -> None:
     """Raise UserError for a GGUF file with more than Transformers reads of it, whose `model` would be another one.
 
+    So is one of several that a model is split into.
+
     Args:
         model: the one that Transformers makes of the file; an `empty_model` will do.
         origin: the setting and its value, for messages.
@@ -187,7 +189,13 @@ def refuse_unread(model: PreTrainedModel, origin: str, place: str, gguf_file: st
         gguf_file: its name there.
         revision: of the hub id.
     """
-    if unread := gguf.unread(model, str(cached_file(place, gguf_file, revision=revision))):
+    file = str(cached_file(place, gguf_file, revision=revision))
+    if (count := gguf.parts(file)) > 1:
+        raise UserError(
+            f"{origin}: this GGUF file is one of {count}, and Transformers reads it alone: join them by llama.cpp's "
+            "llama-gguf-split --merge FIRST_FILE WHOLE_FILE"
+        )
+    if unread := gguf.unread(model, file):
         raise UserError(
             f"{origin}: Transformers reads this GGUF file without {_some(unread)}, and a {type(model).__name__} would "
             "compute other logits than the file's model. Take the safetensors of the same model"
