@@ -19,6 +19,7 @@ from lingu_ray.config.base import FolderName
 from lingu_ray.config.command_line import read_named
 from lingu_ray.config.facts import SAME_HELD_OUT, SEARCHABLE, fields_with
 from lingu_ray.config.settings import Settings
+from lingu_ray.config.tracking import check_name
 from lingu_ray.config.tree import has, settings_with
 from lingu_ray.errors import UserError
 
@@ -144,6 +145,7 @@ class Space(Section):
         if not self.search and not self.cases:
             raise ValueError("nothing to search: give keys under `search`, or `cases`")
         for name, case in self.cases.items():
+            check_name("cases", name)
             _check_dotted(f"cases.{name}", case)
         for key in [*self.search, *(key for case in self.cases.values() for key in case)]:
             if not searchable(key):

@@ -10,6 +10,7 @@ from lingu_ray.config.base import NAME, Section, rule, twice
 from lingu_ray.config.corpus import Format
 from lingu_ray.config.task_catalog import complete
 from lingu_ray.config.task_templates import compile_template
+from lingu_ray.config.tracking import check_name
 from lingu_ray.paths import TaskPath
 
 TaskType = Literal[
@@ -132,6 +133,8 @@ class TaskConfig(Section):
             )
         if self.type == "lm_eval" and (self.fields or self.where or self.revision or self.subset or self.split):
             raise ValueError(f"task {self.name}: a task of lm_eval brings its own data and fields: leave yours out")
+        for key in self.fields:
+            check_name(f"task {self.name}: fields", key)
         for key, text in {**self.fields, "where": self.where}.items():
             if key in RESERVED_FIELDS:
                 raise ValueError(f"task {self.name}: fields.{key}: the name is taken by what is measured")

@@ -11,15 +11,23 @@ from pydantic import AfterValidator, Field
 from lingu_ray.config.base import Section, Several
 from lingu_ray.paths import LocalPath, TrackingUri
 
-_TAG = re.compile(r"[\w.: /-]{1,200}")
+_NAME = re.compile(r"[\w.: /-]{1,200}")
+
+
+def check_name(setting: str, name: str) -> None:
+    """Refuse a name of the user's own that MLflow takes for no tag, or, behind the setting's, for no parameter.
+
+    Raises:
+        ValueError: it says what MLflow takes.
+    """
+    if not _NAME.fullmatch(name) or posixpath.normpath(name) != name or name.startswith(("/", "..")):
+        takes = "up to 200 letters, digits, blanks and _ - . : /, read as a relative path"
+        raise ValueError(f"{setting}: MLflow takes no name {name!r}; it takes {takes}")
 
 
 def _taken_by_mlflow(tags: dict[str, str]) -> dict[str, str]:
-    """Refuse names that MLflow takes for no tag, or, after `tracking.tags.`, for no parameter."""
     for name in tags:
-        if not _TAG.fullmatch(name) or posixpath.normpath(name) != name or name.startswith(("/", "..")):
-            takes = "up to 200 letters, digits, blanks and _ - . : /, read as a relative path"
-            raise ValueError(f"tracking.tags: MLflow takes no tag {name!r}; it takes {takes}")
+        check_name("tracking.tags", name)
     return tags
 
 

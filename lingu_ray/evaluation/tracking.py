@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow.entities import RunTag
 from pydantic import BaseModel
 
 from lingu_ray.atomic import check_records
@@ -97,16 +96,15 @@ def formulas_of(result: Recovery, model: str) -> dict[str, str]:
 def log_scores(run: MlflowRun, result: Recovery, model: str) -> None:
     """Log the model's figures, and tag the run with how they came about: items, engine, formulas of the means."""
     run.log_figures(figures_of(result, model))
-    tags = [RunTag(f"{ASKED}{task}", asked) for task, asked in asked_of(result, model).items()]
-    tags += [RunTag(f"{ENGINE}{task}", engine) for task, engine in engines_of(result, model).items()]
-    formulas = formulas_of(result, model).items()
-    tags += [RunTag(f"{FORMULA}{mean}", formula[:_TAG_LIMIT]) for mean, formula in formulas]
-    run.client.log_batch(run.run_id, tags=tags)
+    tags = {f"{ASKED}{task}": asked for task, asked in asked_of(result, model).items()}
+    tags |= {f"{ENGINE}{task}": engine for task, engine in engines_of(result, model).items()}
+    tags |= {f"{FORMULA}{mean}": formula[:_TAG_LIMIT] for mean, formula in formulas_of(result, model).items()}
+    run.set_tags(tags)
 
 
 def log_verdict(run: MlflowRun, verdict: Verdict) -> None:
     """Tag the run with the verdict's sentence."""
-    run.client.log_batch(run.run_id, tags=[RunTag(VERDICT, verdict.text[:_TAG_LIMIT])])
+    run.set_tags({VERDICT: verdict.text[:_TAG_LIMIT]})
 
 
 def open_evaluation(settings: TrackingConfig, out: Path, config: BaseModel) -> MlflowRun:

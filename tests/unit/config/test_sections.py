@@ -7,7 +7,7 @@ import pytest
 from config_files import FILE
 from pydantic import PositiveInt, ValidationError
 
-from lingu_ray.config import Config, Schedule, Section, Several, SourceConfig, strict_yaml
+from lingu_ray.config import Config, Schedule, Section, Several, SourceConfig, TaskConfig, strict_yaml
 from lingu_ray.config.base import Scheduled
 from lingu_ray.config.command_line import load_config
 
@@ -232,7 +232,15 @@ def test_configuration_does_not_change():
 @pytest.mark.parametrize("name", ["", "lr@1", "a\nb", "../a", "/a", "a//b", "x" * 240])
 def test_tags_that_mlflow_does_not_take_are_refused(name: str):
     """It would say so when the corpus is built; what it takes is taken."""
-    with pytest.raises(ValidationError, match=r"tracking\.tags: MLflow takes no tag"):
+    with pytest.raises(ValidationError, match=r"tracking\.tags: MLflow takes no name"):
         Config.model_validate(with_changes(tracking={"tags": {name: "x"}}))
     tags = {"team": "a@b", "é x/y:z-1.0_": ""}
     assert Config.model_validate(with_changes(tracking={"tags": tags})).tracking.tags == tags
+
+
+def test_fields_that_mlflow_does_not_take_are_refused():
+    """A task's own columns are parameters of the run; it would fail when it is opened, by `tracking.uri`."""
+    task = {"name": "t", "kind": "language", "type": "perplexity", "path": "a.jsonl"}
+    TaskConfig.model_validate(task | {"fields": {"text": "text", "Größe": "size"}})
+    with pytest.raises(ValidationError, match=r"task t: fields: MLflow takes no name 'size \(kB\)'"):
+        TaskConfig.model_validate(task | {"fields": {"text": "text", "size (kB)": "size"}})

@@ -88,6 +88,20 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
         assert "eval/" not in text and "output_dir" not in text and "different" not in text and "in one way" not in text
 
 
+def test_scores_of_many_tasks_are_logged(empty_store: Path, tmp_path: Path) -> None:
+    """More than MLflow takes tags of at a time, as the subjects of MMLU are."""
+    shutil.copy(empty_store, tmp_path / STORE)
+    config, measured = (
+        load_config(["demo", f"output_dir={tmp_path}", "tracking.system_metrics=false"]),
+        result(distilled=1),
+    )
+    many = replace(measured, tasks={f"mmlu_{number}": measured.tasks["cloze"] for number in range(57)})
+    with Tracker(config, RunFolder(config.run_dir)) as tracked:
+        log_scores(tracked, many, "distilled")
+    (found,) = compare.read_runs([], compare.CompareConfig(uri=tracking_uri(config), experiment="lingu_ray"))
+    assert found.asked.keys() == found.engines.keys() == many.tasks.keys()
+
+
 def test_a_trial_without_a_teacher_has_its_own_scores(empty_store: Path, tmp_path: Path) -> None:
     """Beside a reference of its role, which another run trained: in its folder's report and in MLflow."""
     shutil.copy(empty_store, tmp_path / STORE)

@@ -72,6 +72,7 @@ def test_sizes():
         ({"search": {"teacher.path": {"choice": ["a", "b"]}}}, "teacher.path cannot be searched"),
         ({"search": {"output_dir": {"choice": ["a", "b"]}}}, "cannot be searched"),
         ({"cases": {"a": {"evaluation.bootstrap": 3}}}, "cannot be searched"),
+        ({"cases": {"w_kd=0": {"distill.w_ce": 1}}}, "cases: MLflow takes no name 'w_kd=0'"),
         ({"algorithm": "optuna"}, "use `choice` in place of `grid`"),
         ({"search": {"distill.w_kd": {"choice": [1]}}, "algorithm": "optuna", "seeds": 2}, "seeds: 1"),
         ({"objectives": ["recovery", "retention"]}, "need `algorithm: optuna`"),
