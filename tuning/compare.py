@@ -322,7 +322,7 @@ def show(title: str, matrix: Matrix) -> None:
         table.add_column(name, overflow="fold")
     for line in matrix.lines:
         table.add_row(*line)
-    console = Console(width=None if sys.stdout.isatty() else 160, markup=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
     console.print(table if matrix.titles and matrix.lines else f"{title}: none")
 
 

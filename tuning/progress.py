@@ -27,7 +27,8 @@ class SweepProgress:
     def __init__(self, space: Space, trials: Path):
         self.space, self.trials = space, trials
         self.shown: dict[str, tuple[Any, ...]] = {}
-        self.live = Live(console=Console(stderr=True), auto_refresh=False) if sys.stderr.isatty() else None
+        console = Console(stderr=True, markup=False, emoji=False)  # labels have brackets of their own
+        self.live = Live(console=console, auto_refresh=False) if sys.stderr.isatty() else None
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 

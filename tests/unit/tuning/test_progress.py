@@ -1,0 +1,47 @@
+"""The live table of a sweep says what its trials are."""
+
+import os
+import pty
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tuning.outcome import Outcome
+from tuning.progress import SweepProgress
+from tuning.space import Space
+
+TARGETS = [["q_proj"], ["q_proj", "v_proj"]]
+
+
+def read_all(terminal: int) -> str:
+    """What is written to a terminal until it is closed."""
+    written = b""
+    while True:
+        try:
+            written += os.read(terminal, 2**16)
+        except OSError:  # closed
+            return written.decode()
+
+
+def test_lists_are_shown_with_their_brackets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On a terminal they are no marks of style, which would be left out; and `:on:` is no emoji."""
+    monkeypatch.setenv("COLUMNS", "120")
+    cases = {"kd:on:": {"distill.w_kd": 1}}
+    space = Space.model_validate(
+        {"name": "s", "base": "demo", "cases": cases, "search": {"train.lora.targets": {"choice": TARGETS}}}
+    )
+    for number, targets in enumerate(TARGETS):
+        Outcome(f"trial-{number}", {"train.lora.targets": targets}, "kd:on:", 0).write(tmp_path / f"trial-{number}")
+    controller, terminal = pty.openpty()
+    with ThreadPoolExecutor() as pool:
+        shown = pool.submit(read_all, controller)
+        with os.fdopen(terminal, "w") as stderr:
+            monkeypatch.setattr(sys, "stderr", stderr)
+            with SweepProgress(space, tmp_path):
+                pass
+            monkeypatch.undo()
+    os.close(controller)
+    for targets in TARGETS:
+        assert f"kd:on: targets=[{', '.join(targets)}] seed 0" in shown.result()
