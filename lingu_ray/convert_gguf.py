@@ -8,11 +8,11 @@ stays lost.
 """
 
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import Field
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lingu_ray.atomic import require_new_folder, whole_folder
 from lingu_ray.config import Section
@@ -20,6 +20,7 @@ from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute
+from lingu_ray.runtime.models.gguf import load_tokenizer
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
 from lingu_ray.shell import shell_word
 
@@ -54,7 +55,7 @@ def convert(source: Path, out: Path, dtype: torch.dtype = torch.float32) -> None
     gguf = find_gguf(source)
     file = {"gguf_file": gguf.name}
     try:
-        tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(gguf.parent, **file))
+        tokenizer = load_tokenizer(str(gguf.parent), **file)
         loaded = load_whole(AutoModelForCausalLM, str(gguf), str(gguf.parent), dtype=torch.float32, **file)
     except NOT_LOADABLE as error:
         raise UserError(f"{gguf}: cannot be loaded as a causal LM. {error}") from error

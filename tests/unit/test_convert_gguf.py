@@ -10,12 +10,13 @@ import torch
 from gguf import GGUFWriter, RopeScalingType
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lingu_ray.config import TeacherConfig
 from lingu_ray.convert_gguf import convert, find_gguf
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import load_model_files
-from lingu_ray.runtime.models.load import load_config
+from lingu_ray.runtime.models.load import load_config, teacher_tokens
 
-TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh", "Ġ", "ab", "cd", "abcd"]
+TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh01", "Ġ", "Ċ", "ab", "cd", "abcd", "ĊĊ"]
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 NAMES = {
@@ -77,7 +78,7 @@ def write_gguf(
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(["a b", "c d", "ab cd"])
+    writer.add_token_merges(["a b", "c d", "ab cd", "Ċ Ċ"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)
@@ -114,6 +115,22 @@ def test_converted_folder_is_the_same_model(tmp_path: Path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == (
         "<|im_start|>ab<|im_end|>"
     )
+
+
+def test_digits_are_apart_where_the_vocabulary_was_made_so(tmp_path: Path):
+    """A blank line before a number is one token, as merges were learned: in the folder, as a teacher, where it is
+    measured.
+    """
+    file = tmp_path / "tiny.gguf"
+    write_gguf(tiny_llama(), file)
+    convert(file, tmp_path / "out")
+    for tokenizer in (
+        PreTrainedTokenizerFast.from_pretrained(tmp_path / "out"),
+        teacher_tokens(TeacherConfig(path=str(file)))[0],
+        load_model_files(file).tokenizer,
+    ):
+        ids = tokenizer("ab\n\n10 ab", add_special_tokens=False)["input_ids"]
+        assert [tokenizer.decode(i) for i in ids] == ["ab", "\n\n", "1", "0", " ", "ab"]
 
 
 def test_the_file_must_be_clear(tmp_path: Path):

@@ -11,7 +11,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -21,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
+from lingu_ray.runtime.models.gguf import load_tokenizer
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter, refuse_unread
 from lingu_ray.storage import local_copy
 
@@ -75,12 +75,11 @@ def load_model_files(path: Path | str) -> ModelFiles:
     place, origin = model_origin(path)
     config = _load_config(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **origin)
+        tokenizer = load_tokenizer(place, trust_remote_code=False, **origin)
         can_see = supports_images(config)
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False) if can_see else None
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
-    assert tokenizer is not None  # Transformers' annotation allows it, its code raises
     return ModelFiles(path, config, tokenizer, processor, _eos_ids(place, config, tokenizer))
 
 

@@ -1,4 +1,4 @@
-"""What a GGUF file says of a model, and Transformers does not read."""
+"""What a GGUF file says of a model and its tokenizer, and Transformers does not read."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from transformers import PreTrainedModel
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.gguf import read_gguf_metadata
+from transformers.utils import cached_file
 
 from lingu_ray.distill.decoder import field, rope_parameters
 
 _NOT_SCALED = (0.0, 1.0)
 """Factors of RoPE that llama.cpp takes for none."""
+_DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "codeshell", "command-r", "exaone", "minerva-7b"))
+"""Vocabularies, by llama.cpp's names, whose merges were learned with every digit apart, and else as GPT-2's."""
+
+
+def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer by `AutoTokenizer`, that of a GGUF file with the splits that its vocabulary was made with.
+
+    Transformers takes splits that it does not know for GPT-2's: where a blank line comes before a digit, or two spaces,
+    the tokens are others.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(place, **arguments)
+    if (gguf_file := arguments.get("gguf_file")) is not None:
+        file = str(cached_file(place, gguf_file, revision=arguments.get("revision")))
+        if read_gguf_metadata(file)[0].get("tokenizer.ggml.pre") in _DIGITS_APART:
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            as_gpt_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, as_gpt_2])
+    return tokenizer
 
 
 def parts(file: str) -> int:

@@ -19,7 +19,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -36,6 +35,7 @@ from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
+from lingu_ray.runtime.models.gguf import load_tokenizer
 from lingu_ray.runtime.models.masks import check_masks
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,
@@ -221,11 +221,10 @@ def teacher_tokens(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, in
     check_text_only(model, f"teacher.path={settings.path}")
     try:
         place, origin = model_origin(local_copy(settings.path))
-        loaded = AutoTokenizer.from_pretrained(place, revision=settings.revision, trust_remote_code=False, **origin)
+        tokenizer = load_tokenizer(place, revision=settings.revision, trust_remote_code=False, **origin)
     except NOT_LOADABLE as error:
         why = why_not_loaded(settings.path, error)
         raise UserError(f"teacher.path: its tokenizer cannot be loaded: {why}") from error
-    tokenizer = cast(PreTrainedTokenizerBase, loaded)
     return tokenizer, known_ids(tokenizer, model, f"teacher.path={settings.path}")
 
 
