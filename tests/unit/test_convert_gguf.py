@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter, RopeScalingType
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lingu_ray.config import TeacherConfig
 from lingu_ray.convert_gguf import convert, find_gguf
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import load_model_files
+from lingu_ray.runtime.models.gguf import load_tokenizer
 from lingu_ray.runtime.models.load import load_config, teacher_tokens
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh01", "Ġ", "Ċ", "ab", "cd", "abcd", "ĊĊ"]
@@ -131,6 +132,56 @@ def test_digits_are_apart_where_the_vocabulary_was_made_so(tmp_path: Path):
     ):
         ids = tokenizer("ab\n\n10 ab", add_special_tokens=False)["input_ids"]
         assert [tokenizer.decode(i) for i in ids] == ["ab", "\n\n", "1", "0", " ", "ab"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "begin", "end"),
+    [({}, [], []), ({"bos": False}, [], []), ({"bos": True}, [1], []), ({"bos": True, "eos": True}, [1], [2])],
+)
+def test_texts_begin_and_end_as_the_file_says(
+    stated: dict[str, bool], begin: list[int], end: list[int], tmp_path: Path
+):
+    """With BOS, without which many models score far worse: in the folder, as a teacher, where it is measured."""
+
+    def add(writer: GGUFWriter) -> None:
+        for token, is_added in stated.items():
+            writer.add_bool(f"tokenizer.ggml.add_{token}_token", is_added)
+
+    file = tmp_path / "tiny.gguf"
+    write_gguf(tiny_llama(), file, add)
+    convert(file, tmp_path / "out")
+    for tokenizer in (
+        AutoTokenizer.from_pretrained(tmp_path / "out"),
+        teacher_tokens(TeacherConfig(path=str(file)))[0],
+        load_model_files(file).tokenizer,
+    ):
+        bare = tokenizer("ab", add_special_tokens=False)["input_ids"]
+        assert tokenizer("ab")["input_ids"] == [*begin, *bare, *end]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre", "begin"), [("llama", "default", [1]), ("gpt2", "llama-bpe", [1]), ("gpt2", "qwen2", [])]
+)
+def test_texts_begin_as_of_their_kind_where_the_file_does_not_say(
+    kind: str, pre: str, begin: list[int], tmp_path: Path
+):
+    """Those of SentencePiece and of Llama 3 with BOS."""
+    writer = GGUFWriter(tmp_path / "tokens.gguf", "llama")
+    writer.add_tokenizer_model(kind)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(["<unk>", "<s>", "</s>", "a", "b", "ab", "▁", "▁ab"])
+    writer.add_token_scores([0.0, 0.0, 0.0, -4.0, -4.0, -2.0, -3.0, -1.0])
+    writer.add_token_types([2, 3, 3, 1, 1, 1, 1, 1])
+    if kind == "gpt2":
+        writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tokenizer = load_tokenizer(str(tmp_path), gguf_file="tokens.gguf")
+    assert tokenizer("ab")["input_ids"] == begin + tokenizer("ab", add_special_tokens=False)["input_ids"]
 
 
 def test_the_file_must_be_clear(tmp_path: Path):

@@ -19,20 +19,33 @@ _DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "codeshell", "comman
 """Vocabularies, by llama.cpp's names, whose merges were learned with every digit apart, and else as GPT-2's."""
 
 
-def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
-    """A tokenizer by `AutoTokenizer`, that of a GGUF file with the splits that its vocabulary was made with.
+_BEGUN_WITH_BOS = frozenset(("llama3", "llama-v3", "llama-bpe", "tekken"))
+"""Vocabularies of bytes whose texts begin with BOS where the file does not say."""
 
-    Transformers takes splits that it does not know for GPT-2's: where a blank line comes before a digit, or two spaces,
-    the tokens are others.
-    """
+
+def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer by `AutoTokenizer`, that of a GGUF file as llama.cpp has it (see `_as_stated`)."""
     tokenizer: Any = AutoTokenizer.from_pretrained(place, **arguments)
     if (gguf_file := arguments.get("gguf_file")) is not None:
         file = str(cached_file(place, gguf_file, revision=arguments.get("revision")))
-        if read_gguf_metadata(file)[0].get("tokenizer.ggml.pre") in _DIGITS_APART:
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            as_gpt_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, as_gpt_2])
+        _as_stated(tokenizer, read_gguf_metadata(file)[0])
     return tokenizer
+
+
+def _as_stated(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    """Let the tokenizer split as its vocabulary was made, and add BOS and EOS where the file says so.
+
+    Transformers takes splits that it does not know for GPT-2's, which are others where a blank line comes before a
+    digit, or two spaces; and it adds neither BOS nor EOS.
+    """
+    pre, is_sentencepiece = metadata.get("tokenizer.ggml.pre"), metadata.get("tokenizer.ggml.model") == "llama"
+    if pre in _DIGITS_APART:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        as_gpt_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, as_gpt_2])
+    by_kind = is_sentencepiece or pre in _BEGUN_WITH_BOS
+    tokenizer.add_bos_token = metadata.get("tokenizer.ggml.add_bos_token", by_kind)
+    tokenizer.add_eos_token = metadata.get("tokenizer.ggml.add_eos_token", False)
 
 
 def parts(file: str) -> int:
