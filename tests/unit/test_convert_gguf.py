@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter, RopeScalingType
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from lingu_ray.config import TeacherConfig
 from lingu_ray.convert_gguf import convert, find_gguf
@@ -159,14 +166,9 @@ def test_texts_begin_and_end_as_the_file_says(
         assert tokenizer("ab")["input_ids"] == [*begin, *bare, *end]
 
 
-@pytest.mark.parametrize(
-    ("kind", "pre", "begin"), [("llama", "default", [1]), ("gpt2", "llama-bpe", [1]), ("gpt2", "qwen2", [])]
-)
-def test_texts_begin_as_of_their_kind_where_the_file_does_not_say(
-    kind: str, pre: str, begin: list[int], tmp_path: Path
-):
-    """Those of SentencePiece and of Llama 3 with BOS."""
-    writer = GGUFWriter(tmp_path / "tokens.gguf", "llama")
+def tokens_alone(path: Path, kind: str, pre: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a file without a model, split as `pre` says."""
+    writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(["<unk>", "<s>", "</s>", "a", "b", "ab", "▁", "▁ab"])
@@ -180,8 +182,27 @@ def test_texts_begin_as_of_their_kind_where_the_file_does_not_say(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    tokenizer = load_tokenizer(str(tmp_path), gguf_file="tokens.gguf")
+    return load_tokenizer(str(path.parent), gguf_file=path.name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre", "begin"), [("llama", "default", [1]), ("gpt2", "llama-bpe", [1]), ("gpt2", "qwen2", [])]
+)
+def test_texts_begin_as_of_their_kind_where_the_file_does_not_say(
+    kind: str, pre: str, begin: list[int], tmp_path: Path
+):
+    """Those of SentencePiece and of Llama 3 with BOS."""
+    tokenizer = tokens_alone(tmp_path / "tokens.gguf", kind, pre)
     assert tokenizer("ab")["input_ids"] == begin + tokenizer("ab", add_special_tokens=False)["input_ids"]
+
+
+def test_splits_that_are_not_known_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Those of DeepSeek, which are taken for GPT-2's; not GPT-2's own, those that are known, and SentencePiece."""
+    for kind, pre in (("gpt2", "gpt-2"), ("gpt2", "smollm"), ("gpt2", "qwen2"), ("llama", "default")):
+        tokens_alone(tmp_path / f"{pre}.gguf", kind, pre)
+    assert not caplog.records
+    tokens_alone(tmp_path / "other.gguf", "gpt2", "deepseek-llm")
+    assert "other.gguf: how its tokenizer splits text (tokenizer.ggml.pre: deepseek-llm) is not known" in caplog.text
 
 
 def test_the_file_must_be_clear(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,12 +14,14 @@ from transformers.utils import cached_file
 
 from lingu_ray.distill.decoder import field, rope_parameters
 
+log = logging.getLogger(__name__)
+
 _NOT_SCALED = (0.0, 1.0)
 """Factors of RoPE that llama.cpp takes for none."""
 _DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "codeshell", "command-r", "exaone", "minerva-7b"))
 """Vocabularies, by llama.cpp's names, whose merges were learned with every digit apart, and else as GPT-2's."""
-
-
+_AS_GPT_2 = frozenset(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "mellum", "a.x-4.0"))
+"""Those that are split as GPT-2's, and no more."""
 _BEGUN_WITH_BOS = frozenset(("llama3", "llama-v3", "llama-bpe", "tekken"))
 """Vocabularies of bytes whose texts begin with BOS where the file does not say."""
 
@@ -28,7 +31,8 @@ def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
     tokenizer: Any = AutoTokenizer.from_pretrained(place, **arguments)
     if (gguf_file := arguments.get("gguf_file")) is not None:
         file = str(cached_file(place, gguf_file, revision=arguments.get("revision")))
-        _as_stated(tokenizer, read_gguf_metadata(file)[0])
+        _as_stated(tokenizer, metadata := read_gguf_metadata(file)[0])
+        _warn_of_splits(tokenizer, metadata, gguf_file)
     return tokenizer
 
 
@@ -46,6 +50,18 @@ def _as_stated(tokenizer: Any, metadata: dict[str, Any]) -> None:
     by_kind = is_sentencepiece or pre in _BEGUN_WITH_BOS
     tokenizer.add_bos_token = metadata.get("tokenizer.ggml.add_bos_token", by_kind)
     tokenizer.add_eos_token = metadata.get("tokenizer.ggml.add_eos_token", False)
+
+
+def _warn_of_splits(tokenizer: Any, metadata: dict[str, Any], gguf_file: str) -> None:
+    """Tell of a vocabulary of bytes whose splits are taken for GPT-2's, though the file does not say that they are."""
+    pre, kind = metadata.get("tokenizer.ggml.pre"), metadata.get("tokenizer.ggml.model")
+    taken = isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+    if kind == "gpt2" and taken and pre not in _AS_GPT_2:
+        log.warning(
+            "%s: how its tokenizer splits text (tokenizer.ggml.pre: %s) is not known, and taken for GPT-2's: some "
+            "tokens may be others than the model's; take the folder of the same model, with its tokenizer.json",
+            *(gguf_file, pre),
+        )
 
 
 def parts(file: str) -> int:
@@ -102,7 +118,8 @@ def _computed(model: PreTrainedModel) -> dict[str, set[float]]:
     A class without RoPE, or heads of its own, has nothing to say of them.
     """
     config = model.config
-    widths = {width for module in model.modules() if isinstance(width := getattr(module, "head_dim", None), int)}
+    heads = (getattr(module, "head_dim", None) for module in model.modules())
+    widths = {float(width) for width in heads if isinstance(width, int)}
     scale = field(config, "query_pre_attn_scalar")
     found: dict[str, set[float]] = {
         "rope.freq_base": {rope["rope_theta"] for rope in rope_parameters(config).values() if "rope_theta" in rope},
