@@ -22,7 +22,9 @@ _DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "codeshell", "comman
 """Vocabularies, by llama.cpp's names, whose merges were learned with every digit apart, and else as GPT-2's."""
 _AS_GPT_2 = frozenset(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "mellum", "a.x-4.0"))
 """Those that are split as GPT-2's, and no more."""
-_BEGUN_WITH_BOS = frozenset(("llama3", "llama-v3", "llama-bpe", "tekken"))
+_BEGUN_WITH_BOS = frozenset(
+    ("llama3", "llama-v3", "llama-bpe", "tekken", "pixtral", "falcon3", "falcon-h1", "midm-2.0", "lfm2")
+)
 """Vocabularies of bytes whose texts begin with BOS where the file does not say."""
 
 
