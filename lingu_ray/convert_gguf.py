@@ -20,7 +20,7 @@ from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute
-from lingu_ray.runtime.models.gguf import load_tokenizer
+from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
 from lingu_ray.shell import shell_word
 

@@ -181,8 +181,8 @@ def serve_workers(listener: socket.socket, environment: dict[str, str]) -> None:
     settle(environment, os.getcwd())
     import_all(IMPORTED_WITH_RAY)
     assert random_id() != random_id(), "forks would give different things one id"
-    raylet = int(os.environ["RAY_RAYLET_PID"])
-    for connection, _, request in requests(listener, raylet):
+    asking = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))  # no raylet asks for Ray's client server
+    for connection, _, request in requests(listener, asking):
         if os.fork() == 0:
             listener.close()
             return become_worker(connection, **request)
@@ -211,6 +211,8 @@ def import_all(names: Sequence[str]) -> None:
 
 def requests(listener: socket.socket, until: int) -> Iterator[tuple[socket.socket, list[int], dict[str, Any]]]:
     """Connection, files and content of each request, as long as a process lives."""
+    from lingu_ray.atomic import is_alive  # which whoever asks for a worker does without
+
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
     listener.settimeout(1)
     while is_alive(until):
@@ -222,14 +224,6 @@ def requests(listener: socket.socket, until: int) -> Iterator[tuple[socket.socke
         with connection.makefile() as file:
             request = json.loads(message.decode() + file.read())
         yield connection, files, request
-
-
-def is_alive(process: int) -> bool:
-    """Whether the process is there."""
-    with suppress(ProcessLookupError):
-        os.kill(process, 0)
-        return True
-    return False
 
 
 def become_command(

@@ -25,6 +25,7 @@ from lingu_ray.evaluation.results import (
 from lingu_ray.evaluation.roles import References
 
 FILE = "recovery.json"
+_CURE = "remove it, and run the command that measured again, which finds the answers"
 
 
 def write_recovery(result: Recovery, folder: Path) -> None:
@@ -41,11 +42,10 @@ def read_recovery(folder: Path) -> Recovery | None:
 def read_result(path: Path) -> Recovery | None:
     """The content of a `recovery.json` under any name; None where there is none. Raises UserError for another file."""
     try:
-        return from_json(read_json(path)) if path.exists() else None
+        return from_json(read_json(path, "tasks", "summary", cure=_CURE)) if path.exists() else None
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} has not the results that this version writes ({type(error).__name__}: {error}): remove it, and "
-            "run the command that measured again, which finds the answers"
+            f"{path} has not the results that this version writes ({type(error).__name__}: {error}): {_CURE}"
         ) from error
 
 

@@ -21,7 +21,7 @@ from lingu_ray.config import TeacherConfig
 from lingu_ray.convert_gguf import convert, find_gguf
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import load_model_files
-from lingu_ray.runtime.models.gguf import load_tokenizer
+from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.load import load_config, teacher_tokens
 
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh01", "Ġ", "Ċ", "ab", "cd", "abcd", "ĊĊ"]

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
-from lingu_ray.runtime.models.gguf import load_tokenizer
+from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter, refuse_unread
 from lingu_ray.storage import local_copy
 

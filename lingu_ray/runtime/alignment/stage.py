@@ -76,7 +76,7 @@ def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint:
 
 def read_alignment(folder: RunFolder) -> Alignment | None:
     """The record of a run's alignment; None where there is none."""
-    return read_json(folder.alignment, "identity", "held_out") if folder.alignment.exists() else None
+    return read_json(folder.alignment) if folder.alignment.exists() else None
 
 
 def load_alignment(model: PreTrainedModel, folder: RunFolder) -> None:

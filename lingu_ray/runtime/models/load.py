@@ -35,7 +35,7 @@ from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
-from lingu_ray.runtime.models.gguf import load_tokenizer
+from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.masks import check_masks
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,

@@ -130,7 +130,7 @@ def test_what_was_looked_for_is_told_again(
             "evaluation": {"tasks": [{"name": "sums", "path": str(items)} | ASKED]},
         }
     )
-    (tmp_path / "manifest.json").write_text('{"rows": 100, "rows_per_shard": 10, "fingerprint": "abc"}')
+    (tmp_path / "manifest.json").write_text('{"rows": 100, "rows_per_shard": 10, "fingerprint": "abc", "sources": {}}')
     corpus, folder, [task] = Corpus(tmp_path), RunFolder(tmp_path), load_tasks(config.evaluation)
     write_found({"sums": Found(task.asked, 1, "abc", 8, 1, "item 1 in row 3, source chat")}, folder)
     look_for_items(config, [task], folder, corpus)

@@ -45,7 +45,7 @@ def test_the_file_is_read_back(measured: Recovery, tmp_path: Path) -> None:
 def test_a_file_of_another_version_is_named(tmp_path: Path, content: str) -> None:
     """JSON that has not the results: with what to do."""
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(UserError, match=rf"{tmp_path / FILE} has not the results .*: remove it, and run the command"):
+    with pytest.raises(UserError, match=rf"{tmp_path / FILE} (has|holds) no.*: remove it, and run the command"):
         read_recovery(tmp_path)
 
 

@@ -1,0 +1,60 @@
+"""Tokenizers, those of GGUF files as llama.cpp has them: Transformers does not read all that the files say of them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.gguf import read_gguf_metadata
+from transformers.utils import cached_file
+
+log = logging.getLogger(__name__)
+
+_DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "codeshell", "command-r", "exaone", "minerva-7b"))
+"""Vocabularies, by llama.cpp's names, whose merges were learned with every digit apart, and else as GPT-2's."""
+_AS_GPT_2 = frozenset(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "mellum", "a.x-4.0"))
+"""Those that are split as GPT-2's, and no more."""
+_BEGUN_WITH_BOS = frozenset(
+    ("llama3", "llama-v3", "llama-bpe", "tekken", "pixtral", "falcon3", "falcon-h1", "midm-2.0", "lfm2")
+)
+"""Vocabularies of bytes whose texts begin with BOS where the file does not say."""
+
+
+def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
+    """A tokenizer by `AutoTokenizer`, that of a GGUF file as llama.cpp has it (see `_as_stated`)."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(place, **arguments)
+    if (gguf_file := arguments.get("gguf_file")) is not None:
+        file = str(cached_file(place, gguf_file, revision=arguments.get("revision")))
+        _as_stated(tokenizer, metadata := read_gguf_metadata(file)[0])
+        _warn_of_splits(tokenizer, metadata, gguf_file)
+    return tokenizer
+
+
+def _as_stated(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    """Let the tokenizer split as its vocabulary was made, and add BOS and EOS where the file says so.
+
+    Transformers takes splits that it does not know for GPT-2's, which are others where a blank line comes before a
+    digit, or two spaces; and it adds neither BOS nor EOS.
+    """
+    pre, is_sentencepiece = metadata.get("tokenizer.ggml.pre"), metadata.get("tokenizer.ggml.model") == "llama"
+    if pre in _DIGITS_APART:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        as_gpt_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, as_gpt_2])
+    by_kind = is_sentencepiece or pre in _BEGUN_WITH_BOS
+    tokenizer.add_bos_token = metadata.get("tokenizer.ggml.add_bos_token", by_kind)
+    tokenizer.add_eos_token = metadata.get("tokenizer.ggml.add_eos_token", False)
+
+
+def _warn_of_splits(tokenizer: Any, metadata: dict[str, Any], gguf_file: str) -> None:
+    """Tell of a vocabulary of bytes whose splits are taken for GPT-2's, though the file does not say that they are."""
+    pre, kind = metadata.get("tokenizer.ggml.pre"), metadata.get("tokenizer.ggml.model")
+    taken = isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
+    if kind == "gpt2" and taken and pre not in _AS_GPT_2:
+        log.warning(
+            "%s: how its tokenizer splits text (tokenizer.ggml.pre: %s) is not known, and taken for GPT-2's: some "
+            "tokens may be others than the model's; take the folder of the same model, with its tokenizer.json",
+            *(gguf_file, pre),
+        )
