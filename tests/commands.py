@@ -55,6 +55,12 @@ class Command:
         """What it has written so far: errors, and standard output unless that has a file of its own."""
         return Path(self.log.name).read_text(encoding="utf-8", errors="replace")
 
+    @property
+    def began(self) -> dict[int, float]:
+        """The forks that became workers of the Ray that it started, by process id, with when each began."""
+        lines = Path(self.forks.name).read_text(encoding="utf-8").splitlines()
+        return {int(pid): float(time) for pid, time in map(str.split, lines)}
+
     def wait_for(self, condition: Callable[[], object], seconds: float = 300) -> None:
         """Wait until the condition holds; fails where the command ends before, or where it takes too long."""
         deadline = time.monotonic() + seconds
@@ -97,8 +103,7 @@ class Command:
 
     def _members(self) -> list[psutil.Process]:
         """The living processes of its session, what those started in others, and the warmed workers of its Ray."""
-        lines = Path(self.forks.name).read_text(encoding="utf-8").splitlines()
-        began = {int(pid): float(time) for pid, time in map(str.split, lines)}
+        began = self.began
         found: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):

@@ -76,7 +76,7 @@ class Nodes:
 
     def _processes(self, node: Command) -> list[int]:
         if not self._cold:
-            return [int(pid) for pid in Path(node.forks.name).read_text(encoding="utf-8").split()]
+            return list(node.began)
         with suppress(psutil.NoSuchProcess):
             return [child.pid for child in psutil.Process(node.process.pid).children(recursive=True)]
         return []

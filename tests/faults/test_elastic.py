@@ -76,9 +76,9 @@ def test_nodes_come_and_go(warm_workers, data, tmp_path):
 def process(node: commands.Command, title: str) -> psutil.Process:
     """The one living process of a node, of those that Ray starts there, that has the title."""
     found = []
-    for pid in Path(node.forks.name).read_text(encoding="utf-8").split():
+    for pid in node.began:
         with suppress(psutil.NoSuchProcess):
-            one = psutil.Process(int(pid))
+            one = psutil.Process(pid)
             found += [one] if title in title_of(one) else []
     assert len(found) == 1, found
     return found[0]
