@@ -66,6 +66,14 @@ def gguf_rows(name: str, weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
+def write_all(writer: GGUFWriter) -> None:
+    """Write what was added, and close the file."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_gguf(
     model: LlamaForCausalLM, path: Path, add: Callable[[GGUFWriter], None] = lambda writer: None, split: int = 0
 ) -> None:
@@ -98,10 +106,7 @@ def write_gguf(
         heads = HEADS if "attn_q" in name else KV_HEADS
         writer.add_tensor(name, gguf_rows(name, weight.numpy(), heads).copy())
     add(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_all(writer)
 
 
 def test_converted_folder_is_the_same_model(tmp_path: Path):
@@ -125,18 +130,20 @@ def test_converted_folder_is_the_same_model(tmp_path: Path):
     )
 
 
+def tokenizers_of(file: Path, out: Path) -> list[PreTrainedTokenizerBase]:
+    """The tokenizer of a file as it is converted, as a teacher has it, and where it is measured."""
+    convert(file, out)
+    teacher, _ = teacher_tokens(TeacherConfig(path=str(file)))
+    return [AutoTokenizer.from_pretrained(out), teacher, load_model_files(file).tokenizer]
+
+
 def test_digits_are_apart_where_the_vocabulary_was_made_so(tmp_path: Path):
     """A blank line before a number is one token, as merges were learned: in the folder, as a teacher, where it is
     measured.
     """
     file = tmp_path / "tiny.gguf"
     write_gguf(tiny_llama(), file)
-    convert(file, tmp_path / "out")
-    for tokenizer in (
-        PreTrainedTokenizerFast.from_pretrained(tmp_path / "out"),
-        teacher_tokens(TeacherConfig(path=str(file)))[0],
-        load_model_files(file).tokenizer,
-    ):
+    for tokenizer in tokenizers_of(file, tmp_path / "out"):
         ids = tokenizer("ab\n\n10 ab", add_special_tokens=False)["input_ids"]
         assert [tokenizer.decode(i) for i in ids] == ["ab", "\n\n", "1", "0", " ", "ab"]
 
@@ -156,12 +163,7 @@ def test_texts_begin_and_end_as_the_file_says(
 
     file = tmp_path / "tiny.gguf"
     write_gguf(tiny_llama(), file, add)
-    convert(file, tmp_path / "out")
-    for tokenizer in (
-        AutoTokenizer.from_pretrained(tmp_path / "out"),
-        teacher_tokens(TeacherConfig(path=str(file)))[0],
-        load_model_files(file).tokenizer,
-    ):
+    for tokenizer in tokenizers_of(file, tmp_path / "out"):
         bare = tokenizer("ab", add_special_tokens=False)["input_ids"]
         assert tokenizer("ab")["input_ids"] == [*begin, *bare, *end]
 
@@ -178,10 +180,7 @@ def tokens_alone(path: Path, kind: str, pre: str) -> PreTrainedTokenizerBase:
         writer.add_token_merges(["a b"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_all(writer)
     return load_tokenizer(str(path.parent), gguf_file=path.name)
 
 
@@ -292,10 +291,7 @@ def write_keys(path: Path, architecture: str, **keys: float) -> None:
     for name, value in keys.items():
         add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
         add(f"{architecture}.{name.replace('__', '.')}", value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_all(writer)
 
 
 GEMMA_2 = {"attention__key_length": 256, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
