@@ -166,11 +166,12 @@ def test_interrupted_before_the_first_step(data, output):
 
 
 def test_parts_killed(data, output):
-    """A teacher that is killed in the middle of a request is replaced and asked again, and nothing of the step is lost;
-    a killed worker is replaced and resumes from the newest checkpoint, and the driver says so."""
+    """A teacher that is killed in the middle of a request is replaced and asked again, and nothing of the step is lost.
+    Without the actor by which workers learn that a node is taken away, the step is saved, and they are started again,
+    which is no failure; a killed worker is one, resumes from the newest checkpoint, and the driver says so."""
 
     def disturb():
-        for step, title in ((6, "TeacherActor"), (18, "RayTrainWorker")):
+        for step, title in ((6, "TeacherActor"), (12, "SynchronizationActor"), (26, "RayTrainWorker")):
             wait_for_step(output, "parts", step)
             process = ray_process(title)
             process.suspend()
