@@ -39,6 +39,7 @@ _FITTING = {name: _SCALARS[name][0] for name in ("null", "bool", "int")} | {
 }
 """What a scalar with a tag (`!!float 3`) may be, by the tags that it may have."""
 _ODD_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+MOST_REPEATED = 100_000  # values that aliases stand for: aliases of aliases multiply
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,7 +65,7 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
     """Parse one YAML document; also give the line (from 1) on which every key and list item stands.
 
     `origin` names the text in errors. Raises `UserError` for malformed YAML, a character that YAML does not take, a key
-    given twice, a key not text, a value that contains itself, what Python cannot hold.
+    given twice, a key not text, a value that contains itself, aliases that multiply, what Python cannot hold.
     """
     if found := _Loader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, found.start()) + 1
@@ -97,6 +98,8 @@ class _Reader:
         self.loader, self.origin = loader, origin
         self.lines: dict[Key, int] = {}
         self.around: list[yaml.Node] = []
+        self.entered: set[yaml.Node] = set()
+        self.repeated = 0
 
     def value(self, node: yaml.Node, key: Key) -> Any:
         """The value of a node; the lines of all keys and items in it are noted."""
@@ -153,10 +156,15 @@ class _Reader:
 
     @contextmanager
     def _inside(self, node: yaml.Node, key: Key) -> Iterator[None]:
-        """Refuses a node inside itself."""
-        if any(node is one for one in self.around):
+        """Refuses a node inside itself, and one that aliases repeat too often."""
+        problem = "contains itself, by an alias (*)" if any(node is one for one in self.around) else ""
+        self.repeated += len(node.value) if node in self.entered else 0
+        if self.repeated > MOST_REPEATED:
+            problem = f"is where aliases (*) have repeated more than {MOST_REPEATED} values"
+        if problem:
             line, what = self.lines.get(key, node.start_mark.line + 1), ".".join(map(str, key)) or "the document"
-            raise UserError(f"{self.origin}:{line}: {what} contains itself, by an alias (*): write the values out")
+            raise UserError(f"{self.origin}:{line}: {what} {problem}: write the values out")
+        self.entered.add(node)
         self.around.append(node)
         yield
         self.around.pop()

@@ -72,6 +72,19 @@ def test_an_alias_that_cannot_be_followed_is_told(text: str, message: str):
         strict_yaml.load(text, "f.yaml")
 
 
+@pytest.mark.parametrize(
+    ("first", "further"), [("[1]", "[{}]"), ("{x: 1}", "{{<<: [{}]}}"), ("{x: [1]}", "[[{}], {{y: 2}}]")]
+)
+def test_aliases_that_multiply_are_refused(first: str, further: str):
+    """Nine aliases of nine aliases, and so on, in lists and in merges, would fill the memory; many of one are read."""
+    lines = [f"a0: &a0 {first}"]
+    lines += [f"a{i + 1}: &a{i + 1} {further.format(', '.join([f'*a{i}'] * 9))}" for i in range(12)]
+    with pytest.raises(UserError, match=r"f\.yaml:\d+: a\d+\S* is where aliases .* more than 100000 values: write"):
+        strict_yaml.load("\n".join(lines), "f.yaml")
+    tree, _ = strict_yaml.load("d: &d {x: 1, y: 2}\ns: [" + "{<<: *d, z: 3}, " * 500 + "]", "f.yaml")
+    assert tree["s"] == [{"x": 1, "y": 2, "z": 3}] * 500
+
+
 @pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\ud800"])
 def test_a_character_that_no_yaml_has_is_told(character: str):
     """Bytes that are no text file, or half a character, are an error with file and line."""
