@@ -21,10 +21,17 @@ SPELLINGS = {
 }
 _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 _NAME = re.compile(rf"(?:^|[-_./])({'|'.join(_SPLIT_OF)})(?=[-_./])")
+_SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")  # as `push_to_hub` writes splits, of any name, into `data`
 
 
 def split_of(path: Path, is_image: bool = False) -> str | None:
-    """The split that a path below a folder names first; of an image its folders alone are asked."""
+    """The split that a path below a folder names first; of an image its folders alone are asked.
+
+    Shards are of the very split that they name: `train_sft-00000-of-00003` of `train_sft`, not of `train`.
+    """
+    shard = None if is_image else _SHARD.match(path.name)
+    if shard and (path.parent == Path("data") or _NAME.match(path.name.lower())):
+        return _SPLIT_OF.get(shard[1].lower(), shard[1])
     asked = path.parent / "_" if is_image else path
     found = _NAME.search(str(asked).lower())
     return _SPLIT_OF[found[1]] if found else None
@@ -34,7 +41,7 @@ def of_split(source: SourceConfig, paths: Iterable[Path], top: str) -> set[Path]
     """Those of the files of a folder that belong to the source's split; all, where they are of one split or name none.
 
     Args:
-        source: its `split` is `train` where nothing else is said.
+        source: its `split` is `train` where nothing else is said, also for the one `train_…` where there is no `train`.
         paths: by their names below the folder.
         top: the folder, for messages.
 
@@ -45,6 +52,8 @@ def of_split(source: SourceConfig, paths: Iterable[Path], top: str) -> set[Path]
     counts = Counter(split or "of no split" for split in by_path.values())
     named = sorted(set(filter(None, by_path.values())))
     wanted = _SPLIT_OF.get(source.split, source.split)
+    if wanted not in named and len(like := [split for split in named if split.startswith(f"{wanted}_")]) == 1:
+        [wanted] = like
     if len(named) < 2 and wanted in ("train", *named):
         return set(by_path)
     where = f"source {source.name}: {top} has {', '.join(f'{counts[split]} {split}' for split in sorted(counts))}"

@@ -471,6 +471,28 @@ def test_a_folder_gives_the_files_of_one_split(tmp_path, caplog, split, read_of_
     assert "files of several splits are all read: 2 test, 2 train, 1 validation; if not all" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("names", "split", "read_of_it"),
+    [
+        (("data/train_sft-", "data/train_gen-", "data/test_sft-"), "train_sft", {"data/train_sft-"}),
+        (("data/train_sft-", "data/test_sft-"), "train", {"data/train_sft-"}),
+        (("main/train-", "main/test-", "main/train_gen-"), "train", {"main/train-"}),
+        (("data/train-", "data/unlabeled-"), "train", {"data/train-"}),
+        (("data/en-", "data/de-"), "de", {"data/de-"}),
+        (("data/dev-", "data/test-"), "validation", {"data/dev-"}),
+        (("test/part-", "train/part-"), "train", {"train/part-"}),
+        (("part-", "more/part_b-"), "train", {"part-", "more/part_b-"}),
+    ],
+)
+def test_shards_are_of_the_split_that_they_name(tmp_path, names, split, read_of_it):
+    """As `push_to_hub` names them, whatever the split is called: `train_gen` beside `train_sft` is no `train`."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}00000-of-00001.jsonl").write_bytes(LINES)
+    found = {one.path for one in split_source(source(tmp_path, split=split))}
+    assert found == {f"{tmp_path / name}00000-of-00001.jsonl" for name in read_of_it}
+
+
 def test_pictures_of_a_folder_are_of_a_split_by_their_folders(tmp_path):
     """Of classes in folders below train and test; a class of that name, or a picture's, is no split."""
     for name in ("train/cat/1.png", "train/test/2.png", "test/cat/test-3.png"):
@@ -489,6 +511,11 @@ def test_pictures_of_a_folder_are_of_a_split_by_their_folders(tmp_path):
             ("test.jsonl", "dev.jsonl"),
             "train",
             "has 1 test, 1 validation, and no file of the split 'train': set `split`",
+        ),
+        (
+            ("train_sft-00000-of-00001.jsonl", "train_gen-00000-of-00001.jsonl"),
+            "train",
+            "has 1 train_gen, 1 train_sft, and no file of the split 'train': set `split`",
         ),
         (("a.jsonl", "b.jsonl"), "test", "has 2 of no split, and no file of the split 'test'"),
         (("train.jsonl", "b.jsonl"), "test", "has 1 of no split, 1 train, and no file of the split 'test'"),
