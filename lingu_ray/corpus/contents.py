@@ -30,6 +30,7 @@ from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|file_?name", re.IGNORECASE)
+LONGEST_PATH = 4096  # characters; a longer text is base64
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _REFERENCES = ("image", "image_url", "url", "path", "bytes", "base64", "source")  # of a part, by precedence
@@ -70,8 +71,16 @@ def _are_others(images: list[Any], value: Any) -> bool:
 
 def _differ(one: Any, other: Any) -> bool:
     if isinstance(one, str) and isinstance(other, str):
-        return "://" not in one + other and Path(one).name != Path(other).name
+        return _is_path(one) and _is_path(other) and Path(one).name != Path(other).name
+    if isinstance(one, dict) and isinstance(other, dict):
+        both = [key for key in ("bytes", "path", "url") if not (is_empty(one.get(key)) or is_empty(other.get(key)))]
+        return any(_differ(one[key], other[key]) for key in both)
     return type(one) is type(other) and one != other
+
+
+def _is_path(text: str) -> bool:
+    """Whether a reference is a path, and neither a URL nor base64."""
+    return len(text) < LONGEST_PATH and "://" not in text and not text.lower().startswith("data:")
 
 
 def check_none_unread(record: Record) -> None:
@@ -146,15 +155,17 @@ def resolve(inside: list[Any], beside: list[Any]) -> list[Any]:
         beside: the record's images.
 
     Raises:
-        BadRecord: an index that is none, or images that are named partly here and partly there.
+        BadRecord: an index that is none, images that are named partly here and partly there, or others than beside.
     """
     if all(reference is None for reference in inside):
         return beside
     if None in inside:
         raise BadRecord("missing_image", "some images are named where they stand, and others are not")
-    indexed = any(isinstance(reference, _ByIndex) for reference in inside)
-    if not indexed and len(beside) not in (0, len(inside)):
-        raise BadRecord("image_count", f"{len(inside)} images in the messages, {len(beside)} beside them")
+    indices = {reference.index_in(beside) for reference in inside if isinstance(reference, _ByIndex)}
+    if indices and len(indices) < len(beside):
+        raise BadRecord("image_count", f"{len(beside)} images, of which the parts name {len(indices)} by their index")
+    if not indices and _are_others(inside, beside):
+        raise BadRecord("image_count", f"images in the messages and those beside them {TAKE_ONE_OUT}")
     return [
         beside[reference.index_in(beside)] if isinstance(reference, _ByIndex) else reference for reference in inside
     ]
@@ -200,7 +211,7 @@ def _reference(part: Record) -> Any:
     value = part.get(key)
     if is_empty(value):
         index = part.get(first_name(part, "index", "image_index"))
-        return None if index is None else _ByIndex(index)
+        return None if is_null(index) else _ByIndex(index)
     if isinstance(value, dict) and not is_empty(value.get("data")):
         return value["data"]  # a `source` of base64
     return value

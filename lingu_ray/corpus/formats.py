@@ -104,15 +104,15 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 def _check_question(record: Record) -> None:
     """Check that nothing stands beside a question that it is about: it would be left out."""
-    for name in BESIDE_A_QUESTION:
-        if not is_empty(record.get(name)):
+    for name, value in record.items():
+        if _BESIDE_A_QUESTION.fullmatch(str(name)) and not is_empty(value):
             raise BadRecord("bad_turns", f"{name!r} belongs to the question; say how, by `format: template`")
 
 
-BESIDE_A_QUESTION = (
-    *("choices", "options", "A", "context", "passage", "document", "hint", "input"),
-    *("article", "story", "paragraph", "premise", "table"),
-)
+_BESIDE_A_QUESTION = re.compile(
+    r"A|(?i:(answer[_ ]?)?(choice|option)s?([_ ]?[a-z0-9])?"
+    r"|(context|passage|document|hint|input|article|story|paragraph|premise|table)s?)"
+)  # `A`, `option_a`, `choice1`: one of the options, each in a column of its own
 
 
 def _said(record: Record, name: str, role: str) -> tuple[Messages, list[Any]]:

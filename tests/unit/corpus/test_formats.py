@@ -483,6 +483,7 @@ def test_two_names_of_one_thing_that_differ(format, record, both):
         ({"images": ["1.png", "2.png"], "image_paths": '["x/1.png", "x/2.png"]'}, True),
         ({"image": "1.png", "image_path": "2.png"}, False),
         ({"image": {"bytes": b"x"}, "img": {"bytes": b"y"}}, False),
+        ({"image": {"bytes": b"x", "path": None}, "img": {"bytes": b"x", "path": "1.png"}}, True),
         ({"image": "1.png", "image_paths": ["1.png", "2.png"]}, False),
         ({"images": ["1.png"], "image_urls": ["https://host.org/1", "https://host.org/2"]}, False),
     ],
@@ -494,6 +495,29 @@ def test_images_under_two_names(images, is_one):
         assert len(raw_rows("prompt_completion", record)[0].images) == len(images.get("images", ["one"]))
     else:
         assert reason_of("prompt_completion", record) == "image_count"
+
+
+@pytest.mark.parametrize(
+    ("part", "beside", "is_one"),
+    [
+        ("file:///data/1.png", ["1.png"], True),
+        ("data/1.png", ["1.png"], True),
+        ({"url": "data:image/png;base64,AAAA"}, [{"bytes": b"x", "path": "1.png"}], True),
+        ("data:image/png;base64,AAAA/BBBB", ["1.png"], True),
+        ("AAAA/" * 1000, ["1.png"], True),
+        ("1.png", [{"bytes": b"x", "path": None}], True),
+        ("1.png", ["2.png"], False),
+        ({"bytes": b"x", "path": None}, [{"bytes": b"y", "path": None}], False),
+        ("1.png", ["1.png", "2.png"], False),
+    ],
+)
+def test_images_in_the_parts_and_beside_them(part, beside, is_one):
+    """Those of the parts are taken where both may be the same ones; others are not dropped for them."""
+    record = with_parts({"type": "image", "image": part}, {"type": "text", "text": "What?"}, images=beside)
+    if is_one:
+        assert raw_rows("messages", record)[0].images == [part]
+    else:
+        assert reason_of("messages", record) == "image_count"
 
 
 class Asked:
@@ -552,11 +576,17 @@ def test_images_by_their_index():
         parts = [{"type": "image", "index": index} for index in indices]
         return {"images": ["red", "blue"], "messages": [{"role": "user", "content": parts}, AS_ROLES[1]]}
 
-    for indices, images in (((1, 0), ["blue", "red"]), ((1.0,), ["blue"]), ((None, None), ["red", "blue"])):
+    for indices, images in (
+        ((1, 0), ["blue", "red"]),
+        ((1.0, 0, 1), ["blue", "red", "blue"]),
+        ((None, None), ["red", "blue"]),
+        ((NAN, NAN), ["red", "blue"]),
+    ):
         (raw_row,) = raw_rows("messages", record(*indices))
         assert raw_row.images == images
     for indices in ((2,), (-1,), (True,), (0.5,), ("1",)):
         assert reason_of("messages", record(*indices)) == "wrong_type"
+    assert reason_of("messages", record(1)) == "image_count"  # one is named by no part
     assert reason_of("messages", record(0, None)) == "missing_image"
 
 
@@ -749,7 +779,11 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         *[
             ("prompt_completion", {asked: "x", answered: "B", name: "It is about this."}, "bad_turns")
             for asked, answered in (("question", "answer"), ("question", "response"), ("query", "response"))
-            for name in ("context", "input", "article", "story", "paragraph")
+            for name in ("context", "input", "article", "story", "paragraph", "contexts", "Passage", "A", "option_a")
+        ],
+        *[
+            ("prompt_completion", {"question": "x", "answer": "B", first: "a", second: "b"}, "bad_turns")
+            for first, second in (("choiceA", "choiceB"), ("option1", "option2"), ("answer_choices", "answer_idx"))
         ],
         ("prompt_completion", {"question": "x", "answer": "4", "response": "2 + 2 = 4"}, "missing_field"),
         ("instruction", {"instruction": None, "output": "x"}, "missing_value"),
