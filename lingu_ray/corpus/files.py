@@ -19,6 +19,7 @@ from pathlib import Path
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
+from lingu_ray.corpus.card import configurations
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.split_names import of_split, split_of
 from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
@@ -134,6 +135,7 @@ def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], boo
     names = (path.relative_to(folder) for path in _walk(source, folder))
     found = of_split(source, sort_out(source, names, is_known, str(folder)), str(folder))
     _warn_of_kinds(source, found)
+    _warn_of_configurations(source, str(folder))
     return {folder / name for name in found}
 
 
@@ -172,6 +174,7 @@ def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> li
         _warn_of_splits(source, found)
     else:
         found = of_split(source, found, top)
+        _warn_of_configurations(source, top)
     _warn_of_kinds(source, found)
     return sorted(storage.join(top, str(name)) for name in found)
 
@@ -273,6 +276,16 @@ def _warn_of_splits(source: SourceConfig, names: Iterable[Path]) -> None:
     is_image = source.format == "image_folder"
     counts = Counter(split for name in names if (split := split_of(name, is_image)))
     _warn_of_several(source, "splits", counts, "folder/*{}*")
+
+
+def _warn_of_configurations(source: SourceConfig, folder: str) -> None:
+    names = configurations(folder) or []
+    if len(names) > 1:
+        log.warning(
+            "source %s: %s has %d configurations by its README.md (%s), and all are read; if not all are meant, let "
+            "`path` name the folder or files of one",
+            *(source.name, folder, len(names), ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")),
+        )
 
 
 def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str], pattern: str) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import glob
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
+from lingu_ray.corpus.card import configurations
 from lingu_ray.corpus.files import IMAGE_METADATA, data_below, has_splits, hub_files, names_files
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.readers import UNREADABLE, FileSplit
@@ -23,8 +23,6 @@ from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, not_found
 
 log = logging.getLogger(__name__)
-
-_NAMES_FILES = re.compile(rb"---\r?\n(?:(?!---).*\n)*configs:")  # in the head of a data set's card
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,7 @@ def _is_for_datasets(config: TaskConfig) -> bool:
         return False
     if all(name.name in IMAGE_METADATA for name in data_below(source_of(config), is_known)):
         return True
-    card = storage.below(config.path, "README.md")
-    if not storage.is_file(card):
-        return False
-    with storage.open_file(card) as file:
-        return _NAMES_FILES.match(file.read()) is not None
+    return configurations(config.path) is not None
 
 
 def _fetched(source: SourceConfig) -> list[FileSplit]:

@@ -451,6 +451,41 @@ def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, capl
     assert caplog.text.endswith("by a pattern such as folder/*.csv\n")
 
 
+CARD = """---
+license: mit
+configs:
+- config_name: main
+  data_files: main/*
+- config_name: "socratic"
+  data_files:
+  - split: train
+    path: socratic/*
+dataset_info:
+- config_name: old
+---
+# configs:
+- config_name: none
+"""
+
+
+def test_a_folder_of_several_configurations_says_so(tmp_path, caplog):
+    """As a copy of a data set of the hub has them: those that its card lists, which `subset` would choose among."""
+    for name in ("main", "socratic"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "train-00000-of-00001.jsonl", RECORDS)
+    (tmp_path / "README.md").write_text(CARD)
+    assert len(read(source(tmp_path))) == 2 * len(RECORDS)
+    assert (
+        "has 2 configurations by its README.md (main, socratic), and all are read; if not all are meant, let"
+        in caplog.text
+    )
+    caplog.clear()
+    assert len(read(source(tmp_path / "main"))) == len(RECORDS)
+    (tmp_path / "README.md").write_text(CARD.replace("config_name", "name"))
+    read(source(tmp_path))
+    assert not caplog.text
+
+
 SPLIT_FILES = ("train-0.jsonl", "data/train/1.csv", "test/2.csv", "x_val.jsonl", "evaluation.jsonl")
 
 
