@@ -29,8 +29,10 @@ from lingu_ray.corpus.suffixes import ALL_PICTURES
 from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
-_LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|file_?name", re.IGNORECASE)
+_LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name", re.IGNORECASE)
 LONGEST_PATH = 4096  # characters; a longer text is base64
+_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+_BASE64_OF_PICTURES = re.compile("data:image/[a-z+-]+;base64,|/9j/|iVBORw0K|R0lGOD|UklGR.{6}XRUJQ|SUkqA|TU0AK")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _REFERENCES = ("image", "image_url", "url", "path", "bytes", "base64", "source")  # of a part, by precedence
@@ -99,8 +101,17 @@ def check_none_unread(record: Record) -> None:
 
 
 def _holds_picture(value: Any) -> bool:
-    """Whether a value is an object of `datasets` with a picture's bytes, whatever its column is called."""
-    return isinstance(value, dict) and isinstance(value.get("bytes"), bytes) and not is_empty(value["bytes"])
+    """Whether a value is a picture itself, whatever its column is called, or a list with one.
+
+    So are an object of `datasets` with bytes, and bytes, base64 and a data URL that begin as pictures do.
+    """
+    if isinstance(value, list):
+        return any(map(_holds_picture, value))
+    if isinstance(value, dict):
+        return isinstance(value.get("bytes"), bytes) and not is_empty(value["bytes"])
+    if isinstance(value, str):
+        return _BASE64_OF_PICTURES.match(value) is not None
+    return isinstance(value, bytes) and (value.startswith(_HEADS) or value[8:12] == b"WEBP")
 
 
 def _names_picture(value: Any) -> bool:

@@ -1,3 +1,4 @@
+import base64
 import datetime
 import json
 from decimal import Decimal
@@ -6,6 +7,7 @@ from typing import Any, cast
 import pandas as pd
 import pytest
 from pydantic import ValidationError
+from tiny import picture
 
 from lingu_ray.config import SourceConfig
 from lingu_ray.config.corpus import READ_BY
@@ -703,7 +705,20 @@ def test_a_picture_that_is_not_read_rejects_the_record(key, value):
         ("picture", {"messages": {"role": ["user", "assistant"], "content": ["A?", "a"], "picture": ["1.png", None]}}),
         ("screenshot", {"messages": AS_ROLES, "screenshot": {"bytes": b"x", "path": None}}),
         ("page", {"messages": AS_ROLES, "pages": [{"page": {"bytes": b"x", "path": None}}]}),
+        ("pages", {"messages": AS_ROLES, "pages": [{"bytes": b"x", "path": None}]}),
+        ("screenshot", {"messages": AS_ROLES, "screenshot": "1.png"}),
+        *[
+            (key, {"messages": AS_ROLES, key: value})
+            for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF")
+            for encoded in [picture(encoding=kind)]
+            for key, value in (
+                ("content", encoded),
+                ("contents", [base64.b64encode(encoded).decode()]),
+                ("view", f"data:image/{kind.lower()};base64,{base64.b64encode(encoded).decode()}"),
+            )
+        ],
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_picture_in_a_turn_or_under_any_name_is_not_left_unread(key, record):
     """Beside a turn's text it is named as beside the conversation; a picture's bytes are one under any name."""
