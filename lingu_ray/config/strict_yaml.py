@@ -39,6 +39,13 @@ _FITTING = {name: _SCALARS[name][0] for name in ("null", "bool", "int")} | {
 }
 """What a scalar with a tag (`!!float 3`) may be, by the tags that it may have."""
 _ODD_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+_CURES = {
+    "alias": "quote text that begins with *",
+    "mapping values are not allowed": "quote text with a colon and a blank in it",
+    "'\\t'": "indent with blanks instead of tabs",
+    "cannot start any token": "quote text that begins with such a sign",
+}
+"""What helps against errors of syntax, by what PyYAML says of them."""
 MOST_REPEATED = 100_000  # values that aliases stand for: aliases of aliases multiply
 
 
@@ -77,7 +84,9 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
         return (None if node is None else reader.value(node, ())), reader.lines
     except yaml.MarkedYAMLError as error:
         where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{origin}{where}: not valid YAML: {error.problem or error.context}") from error
+        said = f"{error.context} {error.problem}"
+        cure = next((f"; {cure}" for sign, cure in _CURES.items() if sign in said), "")
+        raise UserError(f"{origin}{where}: not valid YAML: {error.problem or error.context}{cure}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{origin}: not valid YAML: {error}") from error
     except RecursionError as error:

@@ -85,6 +85,22 @@ def test_aliases_that_multiply_are_refused(first: str, further: str):
     assert tree["s"] == [{"x": 1, "y": 2, "z": 3}] * 500
 
 
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        ("path: *.jsonl", "quote text that begins with *"),
+        ("path: *rows", "quote text that begins with *"),
+        ("prompt: Question: {q}", "quote text with a colon and a blank in it"),
+        ("a:\n\tb: 1", "indent with blanks instead of tabs"),
+        ("answer: @name", "quote text that begins with such a sign"),
+    ],
+)
+def test_text_that_needs_quotes_is_told(text: str, cure: str):
+    """Patterns, format strings and tabs, as settings without quotes have them."""
+    with pytest.raises(UserError, match=rf"f\.yaml:\d: not valid YAML: .*; {re.escape(cure)}$"):
+        strict_yaml.load(text, "f.yaml")
+
+
 @pytest.mark.parametrize("character", ["\0", "\x07", "\x1b", "\ud800"])
 def test_a_character_that_no_yaml_has_is_told(character: str):
     """Bytes that are no text file, or half a character, are an error with file and line."""
