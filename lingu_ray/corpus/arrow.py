@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lingu_ray import storage
 
@@ -39,3 +40,25 @@ def open_arrow(path: str) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]
         file.seek(0)
         with pa.ipc.open_stream(file) as batches:
             yield batches.schema, iter(batches)
+
+
+def in_decimals(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch with 64 bits for floats of 32: what was 19.99 is that again, and not 19.989999771118164."""
+    for index, field in enumerate(batch.schema):
+        if (as_text := _with_floats(field.type, pa.string())) != field.type:
+            decimals = pc.cast(pc.cast(batch.column(index), as_text), _with_floats(field.type, pa.float64()))
+            batch = batch.set_column(index, field.name, decimals)
+    return batch
+
+
+def _with_floats(type: pa.DataType, new: pa.DataType) -> pa.DataType:
+    """A type in which another one stands for floats of 32 bits."""
+    if pa.types.is_float32(type):
+        return new
+    if pa.types.is_struct(type):
+        return pa.struct([field.with_type(_with_floats(field.type, new)) for field in type])
+    if pa.types.is_fixed_size_list(type):
+        return pa.list_(_with_floats(type.value_type, new), type.list_size)
+    if pa.types.is_large_list(type):
+        return pa.large_list(_with_floats(type.value_type, new))
+    return pa.list_(_with_floats(type.value_type, new)) if pa.types.is_list(type) else type

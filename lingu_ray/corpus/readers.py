@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray import storage
-from lingu_ray.corpus.arrow import open_arrow, random_access
+from lingu_ray.corpus.arrow import in_decimals, open_arrow, random_access
 from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
 from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.labels import Labels, labels_of
@@ -259,7 +259,7 @@ def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
 def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Numbered]:
     _check_columns(schema.names)
     labels = labels_of(schema, split.path) if split.label_names else Labels({})
-    records = (record for batch in batches for record in _records(batch))
+    records = (record for batch in batches for record in _records(in_decimals(batch)))
     named = (record if isinstance(record, BadRecord) else labels.named(record) for record in records)
     return enumerate(named, split.first + 1)
 

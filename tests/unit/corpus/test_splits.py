@@ -168,6 +168,36 @@ def test_a_value_that_python_has_not_costs_its_row(tmp_path):
         assert bad.detail.startswith(f"'{name}' cannot be read")
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_floats_of_32_bits_are_the_decimals_that_they_were(tmp_path, kind):
+    """Wherever they stand in a column: the same float, in the fewest digits; others are as they were."""
+    float32 = pa.float32()
+    table = pa.table(
+        {
+            "price": pa.array([19.99, None, 3.0], float32),
+            "exact": pa.array([0.1, 0.2, 1e-9], pa.float64()),
+            "boxes": pa.array([[0.1, None], [], None], pa.list_(float32)),
+            "large": pa.array([[0.1], [1e-7], [-0.3]], pa.large_list(float32)),
+            "pair": pa.array([[0.1, 0.7]] * 3, pa.list_(float32, 2)),
+            "object": pa.array([{"x": [{"y": 1.1, "n": 1}]}, None, {"x": None}]).cast(
+                pa.struct([("x", pa.list_(pa.struct([("y", float32), ("n", pa.int64())])))])
+            ),
+        }
+    )
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    assert [record for _, record in read(source(path))] == [
+        {"price": 19.99, "exact": 0.1, "boxes": [0.1, None], "large": [0.1], "pair": [0.1, 0.7]}
+        | {"object": {"x": [{"y": 1.1, "n": 1}]}},
+        {"price": None, "exact": 0.2, "boxes": [], "large": [1e-7], "pair": [0.1, 0.7], "object": None},
+        {"price": 3.0, "exact": 1e-9, "boxes": None, "large": [-0.3], "pair": [0.1, 0.7], "object": {"x": None}},
+    ]
+
+
 def test_a_key_given_twice_costs_its_record(tmp_path):
     """In JSON lines, also deep in a record: a reader that keeps the last one would lose the other."""
     path = tmp_path / "a.jsonl"
