@@ -144,10 +144,17 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     yield conversation(record, question_and_answer(question, answer))
 
 
+_HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_HAN_AND_KANA}]|[^\s{_HAN_AND_KANA}]+")
+
+
 def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
-    """`text`, cut into passages: `prompt_words` words as the prompt, then `answer_words` words as the answer."""
+    """`text`, cut into passages: `prompt_words` words as the prompt, then `answer_words` words as the answer.
+
+    Chinese and Japanese have no white space between words: a character counts as one.
+    """
     whole = read_text(record, "text")
-    words = [match.span() for match in re.finditer(r"\S+", whole)]
+    words = [match.span() for match in _WORD.finditer(whole)]
     if len(words) <= source.prompt_words:
         raise BadRecord("too_short", f"{len(words)} words; prompt_words is {source.prompt_words}")
     for start in range(0, len(words) - source.prompt_words, source.prompt_words + source.answer_words):

@@ -122,6 +122,22 @@ def test_text_is_cut_into_passages():
     assert conversation("text", {"text": "a b c"}, prompt_words=2, prompt="Go on:")[0] == ("user", "Go on:\na b")
 
 
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("我们在 GPU 上训练。现在开始", [("我们在", "GPU 上"), ("训练。", "现在")]),
+        ("吾輩は猫である", [("吾輩は", "猫で")]),
+        ("𠮷野家でビーフ", [("𠮷野家", "でビ")]),
+        ("한국어 문장은 띄어 써요 네.", [("한국어 문장은 띄어", "써요 네.")]),
+        ("اللغة العربية تكتب من اليمين.", [("اللغة العربية تكتب", "من اليمين.")]),
+    ],
+)
+def test_text_without_white_space_is_cut_too(written, said):
+    """A character of Chinese or Japanese is a word; other scripts have white space between theirs."""
+    passages = raw_rows("text", {"text": written}, prompt_words=3, answer_words=2)
+    assert [(d.messages[0]["content"], d.messages[1]["content"]) for d in passages] == said
+
+
 def test_text_too_short_for_a_passage():
     """A document without a word to answer is a bad record."""
     with pytest.raises(BadRecord) as error:
