@@ -21,7 +21,7 @@ SPELLINGS = {
 }
 _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spelling in spellings}
 _NAME = re.compile(rf"(?:^|[-_./])({'|'.join(_SPLIT_OF)})(?=[-_./])")
-_SHARD = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")  # as `push_to_hub` writes splits, of any name, into `data`
+_SHARD = re.compile(r"(?:^|-)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")  # as `push_to_hub` writes splits into `data`
 
 
 def split_of(path: Path, is_image: bool = False) -> str | None:
@@ -29,8 +29,8 @@ def split_of(path: Path, is_image: bool = False) -> str | None:
 
     Shards are of the very split that they name: `train_sft-00000-of-00003` of `train_sft`, not of `train`.
     """
-    shard = None if is_image else _SHARD.match(path.name)
-    if shard and (path.parent == Path("data") or _NAME.match(path.name.lower())):
+    shard = None if is_image else _SHARD.search(path.name)
+    if shard and (path.parent == Path("data") or _NAME.match(f"{shard[1].lower()}-")):
         return _SPLIT_OF.get(shard[1].lower(), shard[1])
     asked = path.parent / "_" if is_image else path
     found = _NAME.search(str(asked).lower())

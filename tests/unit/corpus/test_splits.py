@@ -543,6 +543,7 @@ def test_a_folder_gives_the_files_of_one_split(tmp_path, caplog, split, read_of_
         (("data/train_sft-", "data/test_sft-"), "train", {"data/train_sft-"}),
         (("main/train-", "main/test-", "main/train_gen-"), "train", {"main/train-"}),
         (("data/train-", "data/unlabeled-"), "train", {"data/train-"}),
+        (("chat-train_sft-", "chat-train_gen-"), "train_gen", {"chat-train_gen-"}),  # as the cache of `datasets`
         (("data/en-", "data/de-"), "de", {"data/de-"}),
         (("data/dev-", "data/test-"), "validation", {"data/dev-"}),
         (("test/part-", "train/part-"), "train", {"train/part-"}),
