@@ -190,7 +190,7 @@ SCIENCEQA_EXTRA = ("hint", "lecture", "solution")
 
 def image_folder(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """An image file; its folder's name, `-` and `_` as spaces, is `{label}` in `prompt` and `answer`."""
-    question = _fill(source.prompt or WHAT_IS_IT, record)
+    question = _fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
     answer = _fill(source.answer or "{label}", record)
     yield place_images(question_and_answer(question, answer), [record["image"]])
 
@@ -254,7 +254,8 @@ def _decoded(value: Any, is_json: bool = True) -> Any:
 def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Any columns: `prompt` and `answer` are format strings over them, `image` names the image's column."""
     assert source.prompt and source.answer  # the configuration's check
-    turn = question_and_answer(_fill(source.prompt, record), _fill(source.answer, record))
+    question = _fill(source.prompt, record, may_be_a_name=source.image is not None)
+    turn = question_and_answer(question, _fill(source.answer, record))
     if source.image and is_empty(read_field(record, source.image)):
         raise BadRecord("missing_image", f"column {source.image!r} holds no image")
     yield place_images(turn, as_images(record[source.image]) if source.image else [])
@@ -269,7 +270,9 @@ class _Columns(string.Formatter):
         return value, first
 
 
-def _fill(pattern: str, record: Record) -> str:
+def _fill(pattern: str, record: Record, may_be_a_name: bool = False) -> str:
+    """A pattern with a record's columns; `may_be_a_name`: all of it, as the question `caption` about an image."""
+    _check_braces(pattern, record, may_be_a_name)
     try:
         return _Columns().vformat(pattern, (), record)
     except KeyError as error:
@@ -278,6 +281,19 @@ def _fill(pattern: str, record: Record) -> str:
         ) from error
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise BadRecord("wrong_type", f"{pattern!r} does not fit the record: {error}") from error
+
+
+_WITHOUT_A_FIELD = re.compile(r"(?:[^{}]|\{\{|\}\})*")
+_IN_DOUBLE_BRACES = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+def _check_braces(pattern: str, record: Record, may_be_a_name: bool) -> None:
+    """Refuse a pattern that fills in nothing and names a column: `question`, or `{{question}}` as a task has it."""
+    if not _WITHOUT_A_FIELD.fullmatch(pattern):
+        return
+    names = _IN_DOUBLE_BRACES.findall(pattern) + ([] if may_be_a_name else [pattern])
+    if name := next((name for name in names if name in record), None):
+        raise BadRecord("wrong_type", f"{pattern!r} is the same text for all rows: a column is written {{{name}}}")
 
 
 Format = Callable[[Record, SourceConfig], Iterator[RawRow]]

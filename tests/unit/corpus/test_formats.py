@@ -242,6 +242,29 @@ def test_columns_are_formatted_as_the_pattern_says():
     assert conversation("template", {"n": 3.0}, prompt="{n:.0f}", answer="{n:>5}")[0] == ("user", "3")
 
 
+@pytest.mark.parametrize(
+    ("settings", "column"),
+    [
+        ({"prompt": "question", "answer": "answer"}, "question"),
+        ({"prompt": "{question}", "answer": "answer"}, "answer"),
+        ({"prompt": "{{question}}", "answer": "{{answer}}"}, "question"),
+        ({"prompt": "Q: {{ question }}", "answer": "{answer}", "image": "scan"}, "question"),
+        ({"prompt": "What?", "answer": "scan", "image": "scan"}, "scan"),
+        ({"prompt": "{question} In \\boxed{{answer}}.", "answer": "{answer}"}, None),
+        ({"prompt": "answer", "answer": "{answer}", "image": "scan"}, None),
+        ({"prompt": "Say {{it}}.", "answer": "It."}, None),
+    ],
+)
+def test_a_pattern_that_names_a_column_and_fills_in_nothing(settings, column):
+    """A column without braces, or in those of a task's templates, would be the same text for all rows."""
+    record = {"question": "1 + 1?", "answer": "2", "scan": "1.png"}
+    if column is None:
+        conversation("template", record, **settings)
+    else:
+        with pytest.raises(BadRecord, match=rf"is the same text for all rows: a column is written \{{{column}\}}"):
+            raw_rows("template", record, **settings)
+
+
 PICTURE = {"bytes": b"x", "path": None}
 
 
