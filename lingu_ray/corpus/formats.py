@@ -105,7 +105,7 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 def _check_question(record: Record) -> None:
     """Check that nothing stands beside a question that it is about: it would be left out."""
     for name, value in record.items():
-        if _BESIDE_A_QUESTION.fullmatch(str(name)) and not is_empty(value):
+        if _BESIDE_A_QUESTION.fullmatch(str(name)) and not is_empty(parsed(value)):
             raise BadRecord("bad_turns", f"{name!r} belongs to the question; say how, by `format: template`")
 
 

@@ -766,6 +766,12 @@ def test_a_picture_in_a_turn_or_under_any_name_is_not_left_unread(key, record):
     assert error.value.reason == "missing_image"
 
 
+def test_a_question_without_options_is_one():
+    """Where those of other rows stand, an empty list, also as text, or null."""
+    for nothing in ("[]", [], None, " ", "{}"):
+        assert conversation("prompt_completion", {"question": "A?", "answer": "a", "options": nothing}) == TURNS
+
+
 def test_what_is_said_of_pictures_is_metadata():
     """Numbers, sizes, kinds and empty fields; and other pictures beside those of the conversation."""
     about: dict[str, Any] = {"image_id": 7, "has_image": False, "image_format": "png", "image_size": [3, 4]}
