@@ -74,10 +74,27 @@ def write_all(writer: GGUFWriter) -> None:
     writer.close()
 
 
+def byte_level(writer: GGUFWriter, pre: str = "smollm") -> None:
+    """A tokenizer of bytes, split as `pre` says."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
+    writer.add_token_merges(["a b", "c d", "ab cd", "Ċ Ċ"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
 def write_gguf(
-    model: LlamaForCausalLM, path: Path, add: Callable[[GGUFWriter], None] = lambda writer: None, split: int = 0
+    model: LlamaForCausalLM,
+    path: Path,
+    add: Callable[[GGUFWriter], None] = lambda writer: None,
+    split: int = 0,
+    tokens: Callable[[GGUFWriter], None] = byte_level,
 ) -> None:
-    """`add`: writes what the file has beside the model; `split`: tensors of a file, where there are to be several."""
+    """`add`: writes what the file has beside the model; `split`: tensors of a file, where there are to be several;
+    `tokens`: writes the tokenizer.
+    """
     config = model.config
     writer = GGUFWriter(path, "llama", split_max_tensors=split)
     writer.add_block_count(config.num_hidden_layers)
@@ -90,13 +107,7 @@ def write_gguf(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
-    writer.add_token_merges(["a b", "c d", "ab cd", "Ċ Ċ"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    tokens(writer)
     writer.add_chat_template(TEMPLATE)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight":  # tied
@@ -146,6 +157,54 @@ def test_digits_are_apart_where_the_vocabulary_was_made_so(tmp_path: Path):
     for tokenizer in tokenizers_of(file, tmp_path / "out"):
         ids = tokenizer("ab\n\n10 ab", add_special_tokens=False)["input_ids"]
         assert [tokenizer.decode(i) for i in ids] == ["ab", "\n\n", "1", "0", " ", "ab"]
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"), [("llama-bpe", ["abcd"]), ("tekken", ["abcd"]), ("smollm", ["abc", "d"])], ids=str
+)
+def test_a_word_that_is_a_token_is_not_merged_where_the_vocabulary_was_made_so(
+    pre: str, pieces: list[str], tmp_path: Path
+):
+    """As in Llama 3's and Mistral's own tokenizers (ignore_merges): merges alone make other tokens of the word."""
+
+    def tokens(writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_list([*TOKENS[:-4], "bc", "abc", "abcd", "ĊĊ"])
+        writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3))
+        writer.add_token_merges(["b c", "a bc", "Ċ Ċ"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+
+    file = tmp_path / "tiny.gguf"
+    write_gguf(tiny_llama(), file, tokens=tokens)
+    for tokenizer in tokenizers_of(file, tmp_path / "out"):
+        ids = tokenizer("abcd", add_special_tokens=False)["input_ids"]
+        assert [tokenizer.decode(i) for i in ids] == pieces
+
+
+@pytest.mark.parametrize(("stated", "begin"), [(None, ["▁ab"]), (True, ["▁ab"]), (False, ["ab"])])
+def test_a_text_begins_with_a_space_as_the_file_says(stated: bool | None, begin: list[str], tmp_path: Path):
+    """That of SentencePiece; where the file says nothing, it does. What is read again is the text."""
+
+    def tokens(writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("llama")
+        pieces = ["<unk>", "<s>", "</s>", "a", "b", "ab", "▁", "▁ab"]
+        bytes_ = [f"<0x{i:02X}>" for i in range(len(TOKENS) - len(pieces))]
+        writer.add_token_list([*pieces, *bytes_])
+        writer.add_token_scores([0.0, 0.0, 0.0, -4.0, -4.0, -2.0, -3.0, -1.0, *[0.0] * len(bytes_)])
+        writer.add_token_types([2, 3, 3, 1, 1, 1, 1, 1, *[6] * len(bytes_)])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        if stated is not None:
+            writer.add_add_space_prefix(stated)
+
+    file = tmp_path / "tiny.gguf"
+    write_gguf(tiny_llama(), file, tokens=tokens)
+    for tokenizer in tokenizers_of(file, tmp_path / "out"):
+        ids = tokenizer("ab ab", add_special_tokens=False)["input_ids"]
+        assert tokenizer.convert_ids_to_tokens(ids) == [*begin, "▁ab"]
+        assert tokenizer.decode(ids) == "ab ab"
 
 
 @pytest.mark.parametrize(
@@ -302,6 +361,8 @@ GEMMA_2 = {"attention__key_length": 256, "attn_logit_softcapping": 50.0, "final_
     [
         ("starcoder2", {"rope__freq_base": 1e6}, "rope.freq_base=1e+06"),
         ("stablelm", {"rope__dimension_count": 8}, "rope.dimension_count=8"),
+        ("nemotron", {"attention__layer_norm_epsilon": 1e-6}, "attention.layer_norm_epsilon=1e-06"),
+        ("phi3", {"rope__dimension_count": 8, "attention__sliding_window": 2047}, "attention.sliding_window=2047"),
         ("phi3", {"rope__freq_base": 1e4, "rope__dimension_count": 6}, "rope.dimension_count=6"),
         ("qwen3", {"attention__key_length": 64}, "attention.key_length=64"),
         ("gemma2", GEMMA_2 | {"attention__key_length": 128}, "attention.key_length=128"),
@@ -328,7 +389,9 @@ def test_a_key_that_the_class_has_otherwise_is_refused(
         ("gemma3", {"rope__freq_base": 1e6, "attention__key_length": 256, "attention__sliding_window": 16}),
         ("gemma4", {"rope__freq_base": 1e6, "rope__dimension_count": 512, "attention__key_length": 512}),
         ("stablelm", {"rope__freq_base": 1e4, "rope__dimension_count": 2}),
-        ("nemotron", {"rope__freq_base": 1e4, "rope__dimension_count": 4}),
+        ("nemotron", {"rope__freq_base": 1e4, "rope__dimension_count": 4, "attention__layer_norm_epsilon": 1e-5}),
+        ("phi3", {"rope__freq_base": 1e4, "rope__dimension_count": 8, "attention__sliding_window": 0}),
+        ("gemma2", GEMMA_2 | {"attention__layer_norm_rms_epsilon": 1e-5, "attention__sliding_window": 32}),
     ],
 )
 def test_keys_that_the_class_computes_with_are_not_refused(architecture: str, keys: dict[str, float], tmp_path: Path):

@@ -9,10 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.integrations.gguf import read_gguf_metadata
 
-from lingu_ray.distill.decoder import field, rope_parameters
+from lingu_ray.distill.decoder import field, rope_parameters, sliding_window
 
 _NOT_SCALED = (0.0, 1.0)
 """Factors of RoPE that llama.cpp takes for none."""
+
+_EPSILONS = ("eps", "variance_epsilon")
+"""What norms call what they add to a variance."""
 
 
 def parts(file: str) -> int:
@@ -71,11 +74,16 @@ def _computed(model: PreTrainedModel) -> dict[str, set[float]]:
     config = model.config
     heads = (getattr(module, "head_dim", None) for module in model.modules())
     widths = {float(width) for width in heads if isinstance(width, int)}
+    added = (getattr(module, name, None) for module in model.modules() for name in _EPSILONS)
+    norms = {epsilon for epsilon in added if isinstance(epsilon, float)}
     scale = field(config, "query_pre_attn_scalar")
     found: dict[str, set[float]] = {
         "rope.freq_base": {rope["rope_theta"] for rope in rope_parameters(config).values() if "rope_theta" in rope},
         "rope.dimension_count": {2 * len(one) for name, one in model.named_buffers() if name.endswith("inv_freq")},
         "attention.key_length": widths,
+        "attention.layer_norm_epsilon": norms,
+        "attention.layer_norm_rms_epsilon": norms,
+        "attention.sliding_window": {sliding_window(config) or 0.0},
         "attn_logit_softcapping": {field(config, "attn_logit_softcapping") or 0.0},
         "final_logit_softcapping": {field(config, "final_logit_softcapping") or 0.0},
     }

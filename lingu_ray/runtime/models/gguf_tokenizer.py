@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import cached_file
@@ -16,10 +16,12 @@ _DIGITS_APART = frozenset(("smollm", "starcoder", "refact", "codeshell", "comman
 """Vocabularies, by llama.cpp's names, whose merges were learned with every digit apart, and else as GPT-2's."""
 _AS_GPT_2 = frozenset(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "mellum", "a.x-4.0"))
 """Those that are split as GPT-2's, and no more."""
-_BEGUN_WITH_BOS = frozenset(
+_AS_LLAMA_3 = frozenset(
     ("llama3", "llama-v3", "llama-bpe", "tekken", "pixtral", "falcon3", "falcon-h1", "midm-2.0", "lfm2")
 )
-"""Vocabularies of bytes whose texts begin with BOS where the file does not say."""
+"""Vocabularies of bytes in which a word that is a token is that token, whatever the merges make of it, and whose texts
+begin with BOS where the file does not say.
+"""
 
 
 def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
@@ -33,19 +35,30 @@ def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
 
 
 def _as_stated(tokenizer: Any, metadata: dict[str, Any]) -> None:
-    """Let the tokenizer split as its vocabulary was made, and add BOS and EOS where the file says so.
+    """Let the tokenizer split as its vocabulary was made, and add what the file says: BOS, EOS, a space at the start.
 
     Transformers takes splits that it does not know for GPT-2's, which are others where a blank line comes before a
-    digit, or two spaces; and it adds neither BOS nor EOS.
+    digit, or two spaces; it merges words that are tokens; and it adds neither BOS nor EOS, but always the space.
     """
     pre, is_sentencepiece = metadata.get("tokenizer.ggml.pre"), metadata.get("tokenizer.ggml.model") == "llama"
     if pre in _DIGITS_APART:
         digits = pre_tokenizers.Digits(individual_digits=True)
         as_gpt_2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, as_gpt_2])
-    by_kind = is_sentencepiece or pre in _BEGUN_WITH_BOS
+    if pre in _AS_LLAMA_3:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
+    if is_sentencepiece and metadata.get("tokenizer.ggml.add_space_prefix") is False:
+        _begin_without_space(tokenizer.backend_tokenizer)
+    by_kind = is_sentencepiece or pre in _AS_LLAMA_3
     tokenizer.add_bos_token = metadata.get("tokenizer.ggml.add_bos_token", by_kind)
     tokenizer.add_eos_token = metadata.get("tokenizer.ggml.add_eos_token", False)
+
+
+def _begin_without_space(backend: Any) -> None:
+    """Let a vocabulary of SentencePiece take texts as they are, where it would put a space before them."""
+    backend.normalizer = None
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
 
 
 def _warn_of_splits(tokenizer: Any, metadata: dict[str, Any], gguf_file: str) -> None:
