@@ -59,7 +59,8 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionParts) -> 
     changed.
 
     Raises:
-        UserError: it has neither these tokens nor an EOS, so that no answer would end.
+        UserError: it has neither these tokens nor an EOS, so that no answer would end; or image tokens would get the
+            ids of others.
     """
     chatml = {"<|im_start|>", "<|im_end|>"} <= tokenizer.get_vocab().keys()
     if not chatml and tokenizer.eos_token is None:
@@ -68,15 +69,29 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionParts) -> 
     tokenizer.chat_template = template
     if isinstance(vision.tower, CLIPVisionConfig):
         return _llava_processor(tokenizer, vision, template)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(_IMAGE_TOKENS)})
+    _add_tokens(tokenizer, _IMAGE_TOKENS)
     side = {"longest_edge": cast(int, vision.tower.image_size)}
     images = Idefics3ImageProcessorPil(size=side, max_image_size=side, do_image_splitting=False, **vision.images)
     return Idefics3Processor(images, tokenizer, image_seq_len=vision.image_tokens, chat_template=template)
 
 
+def _add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...]) -> None:
+    """Add special tokens, each with an id of its own: in a vocabulary with holes `tokenizers` gives ids twice."""
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    by_id: dict[int, list[str]] = {}
+    for token, i in tokenizer.get_vocab().items():
+        by_id.setdefault(i, []).append(token)
+    if shared := [sorted(those) for those in by_id.values() if len(those) > 1 and {*those} & {*tokens}]:
+        hole = next(i for i in range(max(by_id)) if i not in by_id)
+        raise UserError(
+            f"no VLM can be made of the teacher: {' and '.join(shared[0])} would have one id, for its tokenizer has no "
+            f"token of id {hole}: add one for each id that is left out to its tokenizer.json"
+        )
+
+
 def _llava_processor(tokenizer: PreTrainedTokenizerBase, vision: VisionParts, template: str) -> LlavaProcessor:
     """LLaVA's, for pictures squeezed into a square: CLIP's own would cut off what is beside the middle."""
-    tokenizer.add_special_tokens({"additional_special_tokens": [_IMAGE]})
+    _add_tokens(tokenizer, (_IMAGE,))
     square = dict.fromkeys(("height", "width"), cast(int, vision.tower.image_size))
     return LlavaProcessor(
         CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False, **vision.images),
@@ -117,7 +132,8 @@ def build_student(
     torch.manual_seed(seed)
     tokenizer = processor.tokenizer
     image_token = cast(int, tokenizer.convert_tokens_to_ids(_IMAGE))
-    config = student_config(teacher.config, vision, len(tokenizer), image_token, tokenizer.pad_token_id)
+    vocabulary = max(tokenizer.get_vocab().values()) + 1  # ids may be left out
+    config = student_config(teacher.config, vision, vocabulary, image_token, tokenizer.pad_token_id)
     is_llava = isinstance(config, LlavaConfig)
     model = LlavaForConditionalGeneration(config) if is_llava else Idefics3ForConditionalGeneration(config)
     if tower is not None:

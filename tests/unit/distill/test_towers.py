@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import shake
 from PIL import Image
-from tiny import tiny_teacher, tiny_tokenizer
+from tiny import VOCABULARY, tiny_teacher, tiny_tokenizer
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import (
@@ -230,6 +230,30 @@ def test_a_teacher_whose_answers_would_not_end_is_refused() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"a": 0}, merges=[])))
     with pytest.raises(UserError, match="has no eos_token"):
         build_processor(tokenizer, parts_of(SIGLIP, None, 2))
+
+
+def with_holes(left_out: int, ids: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of one token an id, but that one id has none."""
+    vocabulary = {chr(ord("a") + i): i for i in range(ids) if i != left_out}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="b")
+
+
+@pytest.mark.parametrize("config", [SIGLIP, CLIP], ids=["idefics3", "llava"])
+def test_a_teacher_whose_image_tokens_would_be_others_is_refused(config: PreTrainedConfig) -> None:
+    """In a vocabulary that leaves ids out, `tokenizers` gives a new token the id of one that is there."""
+    tokenizer = with_holes(left_out=2, ids=8)
+    with pytest.raises(UserError, match=r"<\w+> and h would have one id, .* no token of id 2: add one"):
+        build_processor(tokenizer, parts_of(config, None, None if config is CLIP else 2))
+
+
+def test_every_id_has_a_row_where_ids_are_left_out() -> None:
+    """New tokens come after the last id then, which is more than the tokens are."""
+    tokenizer = with_holes(left_out=2, ids=VOCABULARY)
+    tokenizer.add_special_tokens({"pad_token": chr(ord("a") + VOCABULARY - 1)})
+    parts = parts_of(SIGLIP, None, 2)
+    vlm = build_student(tiny_teacher(), processor := build_processor(tokenizer, parts), parts, 0)
+    assert len(vlm.get_input_embeddings().weight) == max(processor.tokenizer.get_vocab().values()) + 1
 
 
 def test_a_tower_may_leave_a_border_at_its_own_size() -> None:
