@@ -10,7 +10,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
@@ -21,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from lingu_ray.errors import UserError
 from lingu_ray.paths import model_origin, why_not_loaded
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
+from lingu_ray.runtime.models.tekken import read_processor
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter, refuse_unread
 from lingu_ray.storage import local_copy
 
@@ -77,7 +77,7 @@ def load_model_files(path: Path | str) -> ModelFiles:
     try:
         tokenizer = load_tokenizer(place, trust_remote_code=False, **origin)
         can_see = supports_images(config)
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False) if can_see else None
+        processor = read_processor(place, trust_remote_code=False) if can_see else None
     except NOT_LOADABLE as error:
         raise cannot_load(path, error) from error
     return ModelFiles(path, config, tokenizer, processor, _eos_ids(place, config, tokenizer))

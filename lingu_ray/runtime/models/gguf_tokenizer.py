@@ -6,9 +6,11 @@ import logging
 from typing import Any
 
 from tokenizers import decoders, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import cached_file
+
+from lingu_ray.runtime.models.tekken import read_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,8 @@ begin with BOS where the file does not say.
 
 
 def load_tokenizer(place: str, **arguments: Any) -> PreTrainedTokenizerBase:
-    """A tokenizer by `AutoTokenizer`, that of a GGUF file as llama.cpp has it (see `_as_stated`)."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(place, **arguments)
+    """A tokenizer by `read_tokenizer`, that of a GGUF file as llama.cpp has it (see `_as_stated`)."""
+    tokenizer = read_tokenizer(place, **arguments)
     if (gguf_file := arguments.get("gguf_file")) is not None:
         file = str(cached_file(place, gguf_file, revision=arguments.get("revision")))
         _as_stated(tokenizer, metadata := read_gguf_metadata(file)[0])

@@ -18,7 +18,6 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -37,6 +36,7 @@ from lingu_ray.paths import is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.masks import check_masks
+from lingu_ray.runtime.models.tekken import read_processor
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,
     check_files,
@@ -282,10 +282,9 @@ def published_dtype(config: PreTrainedConfig, path: str, setting: str) -> torch.
 def load_processor(settings: StudentConfig) -> ProcessorMixin:
     """The processor that belongs to `student.path`. Raises UserError where there is none, or none for images."""
     assert settings.path is not None
+    trusted = settings.trust_remote_code
     try:
-        processor = AutoProcessor.from_pretrained(
-            local_copy(settings.path), revision=settings.revision, trust_remote_code=settings.trust_remote_code
-        )
+        processor = read_processor(local_copy(settings.path), settings.revision, trust_remote_code=trusted)
     except NOT_LOADABLE as error:
         if "trust_remote_code" in str(error):
             raise UserError(_own_code(settings.path, "student.path", "processor")) from error
