@@ -21,7 +21,7 @@ Mean retention is the mean of the tasks' retentions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,10 +76,13 @@ def mean_recovery(tasks: Sequence[Measured], model: str, references: References,
 
     No value where all of them together lost nothing beyond noise.
     """
+    counted = list(_counted(tasks, "language"))
+    if (absent := _not_measured(counted, (model, beside), references)) is not None:
+        return absent
     reasons: list[str] = []
     gains: list[Resampled] = []
     losses: list[Resampled] = []
-    for task in _counted(tasks, "language"):
+    for task in counted:
         sides = _gain_and_loss(task, model, references)
         other = sides if beside is None else _gain_and_loss(task, beside, references)
         if isinstance(sides, NoValue) or isinstance(other, NoValue):
@@ -102,12 +105,30 @@ def mean_retention(
     tasks: Sequence[Measured], model: str, references: References, beside: str | None = None
 ) -> Quotient:
     """Mean of the vision tasks' retentions, over those that have one; with `beside` the difference to that model's."""
-    found = {task.config.name: _retention(task, model, references, beside) for task in _counted(tasks, "vision")}
+    counted = list(_counted(tasks, "vision"))
+    if (absent := _not_measured(counted, (model, beside), [references.baseline])) is not None:
+        return absent
+    found = {task.config.name: _retention(task, model, references, beside) for task in counted}
     known = [quotient for quotient in found.values() if isinstance(quotient, Resampled)]
     if not known:
         reasons = [f"{name}: {quotient.reason}" for name, quotient in found.items() if isinstance(quotient, NoValue)]
         return NoValue("; ".join(reasons) or "no vision task counts in the mean")
     return _sum(known).times(1 / len(known))
+
+
+def _not_measured(tasks: Sequence[Measured], models: Iterable[str | None], references: Iterable[str]) -> NoValue | None:
+    """Why a mean would leave out tasks of the references that a model was not measured on; None where it would not.
+
+    Means over some of the tasks and over all of them would stand side by side as if they were of the same.
+    """
+    needed = {*references}
+    reasons = [
+        f"{task.config.name}: not measured: {', '.join(absent)}"
+        for task in tasks
+        if needed <= task.level.keys()
+        and (absent := [model for model in models if model is not None and model not in task.level])
+    ]
+    return NoValue("; ".join(reasons)) if reasons else None
 
 
 def _retention(task: Measured, model: str, references: References, beside: str | None) -> Quotient:

@@ -20,6 +20,7 @@ from lingu_ray.evaluation.item_files import items_path, measured_models, read_co
 from lingu_ray.evaluation.metrics.choice import COGNITION
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import FILE, read_recovery
+from lingu_ray.evaluation.results import Means
 from lingu_ray.evaluation.roles import OF_A_NEW_VLM, OF_THE_PAPER, OF_THE_TEACHER, References, references_among
 
 CLOZE = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
@@ -272,6 +273,32 @@ def test_models_that_are_missing_leave_fields_null(tmp_path: Path) -> None:
     assert result.measured == list(result.tasks["cloze"].models) == ["adapted", "interpolated"]
     assert result.tasks["cloze"].distilled is None and not result.over
     assert result.tasks["cloze"].reason == "not measured: teacher, distilled"
+
+
+@pytest.mark.parametrize("absent", ["distilled", "plain_ce"])
+def test_a_mean_is_over_the_same_tasks_for_all_models(tmp_path: Path, absent: str) -> None:
+    """A model that was measured on some tasks of the references alone has no mean, and none is compared with its."""
+    cloze, other, digits, forms = (
+        CLOZE,
+        CLOZE.model_copy(update={"name": "other"}),
+        DIGITS,
+        DIGITS.model_copy(update={"name": "forms"}),
+    )
+    shares = {"teacher": 0.8, "adapted": 0.4, "plain_ce": 0.5, "distilled": 0.7}
+    for task in (cloze, other, digits, forms):
+        for model, share in shares.items():
+            if not (model == absent and task in (other, forms)) and (model != "teacher" or task.kind == "language"):
+                write_measured(tmp_path, task, model, correct(share, 200))
+    result = summarize(tmp_path, list(shares), settings(cloze, other, digits, forms))
+    whole = ({"distilled", "plain_ce"} - {absent}).pop()
+    assert result.models[absent] == result.over["plain_ce"] == Means(None, None)
+    assert None not in dict(result.models[whole].items()).values()
+    if absent == "distilled":
+        assert result.reasons == {
+            "recovery": "other: not measured: distilled",
+            "retention": "forms: not measured: distilled",
+        }
+        assert result.verdict.holds is None and "other: not measured: distilled" in result.verdict.text
 
 
 def test_perplexities_over_different_tokens_are_not_compared(tmp_path: Path) -> None:
