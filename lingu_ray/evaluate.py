@@ -33,7 +33,7 @@ from lingu_ray.config.task_catalog import catalog, listing
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import OutputFolder, model_path
 from lingu_ray.shell import shell_word
-from lingu_ray.storage import origin, working_folder
+from lingu_ray.storage import below, origin, working_folder
 
 USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
 
@@ -60,14 +60,19 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.evaluation.tracking import log_evaluation, open_evaluation
     from lingu_ray.report.evaluation_page import write_evaluation
     from lingu_ray.report.rehearsal import rehearse_evaluation
-    from lingu_ray.runtime.run_folder.folder import written_with
+    from lingu_ray.runtime.run_folder.folder import run_of
     from lingu_ray.runtime.run_folder.run_store import writing_to
     from lingu_ray.runtime.tracking.progress import quiet_libraries
     from lingu_ray.runtime.tracking.store import where_to_look
 
     quiet_libraries()
+    if (run_folder := run_of(config.out)) is not None:
+        raise UserError(
+            f"out={config.out}: a run's own page, scores and records lie there; name another folder, such as "
+            f"out={below(str(run_folder), 'evaluation')}. The run's own command measures its tasks for its page"
+        )
     out = working_folder(config.out, "evaluation")
-    with writing_to(written_with(config.out), "evaluation"):
+    with writing_to(config.out, "evaluation"):
         compared = list(models) or measured_models(out, config)
         if not compared:
             raise UserError(f"out={config.out}: no answers to these tasks are kept there; name models\nusage: {USAGE}")

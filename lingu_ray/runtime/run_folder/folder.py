@@ -141,10 +141,10 @@ class RunFolder:
             remove(path)
 
 
-def written_with(folder: Path | str) -> Path | str:
-    """The place whose driver writes this one: a run's for the run's own report, else the place itself."""
+def run_of(folder: Path | str) -> Path | str | None:
+    """The run that this folder, or location, is of, or is the report of; None for any other."""
     if isinstance(folder, str):
-        run = join(folder, "..")
-        return run if folder == join(run, "report") and is_file(join(run, "config.yaml")) else folder
-    run = RunFolder(folder.parent)
-    return run.root if folder == run.report and run.config.exists() else folder
+        runs = [folder, *([above] if folder == join(above := join(folder, ".."), "report") else [])]
+        return next((run for run in runs if is_file(join(run, "config.yaml"))), None)
+    of = RunFolder(folder), RunFolder(folder.parent)
+    return next((run.root for run in of if folder in (run.root, run.report) and run.config.exists()), None)

@@ -10,8 +10,9 @@ import time
 import pytest
 
 from lingu_ray.errors import UserError
+from lingu_ray.evaluate import main
 from lingu_ray.runtime.run_folder import lease
-from lingu_ray.runtime.run_folder.folder import RunFolder, written_with
+from lingu_ray.runtime.run_folder.folder import RunFolder, run_of
 
 BEAT_S, STALE_S = 0.1, 1.5
 DRIVER = f"""
@@ -101,13 +102,16 @@ def test_a_process_of_another_container_is_not_known_to_be_dead(tmp_path, caplog
     assert not (tmp_path / "run").exists()  # nothing else came into it
 
 
-def test_a_runs_report_belongs_to_the_run(tmp_path):
-    """`evaluate out=` on a run's own report is refused while the run is driven; any other folder is its own."""
+def test_a_runs_folder_and_report_belong_to_the_run(tmp_path):
+    """`evaluate out=` would write over its page, records and MLflow run; any other folder is its own."""
     run = RunFolder(tmp_path / "run")
-    assert written_with(run.report) == run.report
+    assert run_of(run.report) is None
     run.root.mkdir()
     run.config.touch()
-    assert written_with(run.report) == run.root and written_with(run.root / "evaluation") == run.root / "evaluation"
+    assert run_of(run.report) == run_of(run.root) == run.root and run_of(run.root / "evaluation") is None
+    for out in (run.root, run.report):
+        with pytest.raises(UserError, match=rf"out={out}: a run's own page.*such as out={run.root}/evaluation\."):
+            main(["a/model", "tasks=arc_easy", f"out={out}"])
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):

@@ -18,7 +18,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoint_folders, checkpoints, load_checkpoint
 from lingu_ray.runtime.controls import control_config, control_folder
 from lingu_ray.runtime.run_folder import lease, mirror
-from lingu_ray.runtime.run_folder.folder import RunFolder, written_with
+from lingu_ray.runtime.run_folder.folder import RunFolder, run_of
 from lingu_ray.runtime.run_folder.lease import lease_on
 from lingu_ray.runtime.run_folder.run_store import (
     GrowingCopy,
@@ -145,7 +145,7 @@ def test_a_drivers_files_make_a_round_trip(bucket, tmp_path):
     initial = {"initial_model/t/config.json", "initial_model/tokenizer_config.json", "initial_model/model.safetensors"}
     assert names(location) == {*written, *initial, "driver.json"} and not folder.root.exists()
     assert storage.read_bytes(f"{location}/report/report.html") == b"a longer page"
-    assert written_with(f"{location}/report") == location and written_with(f"{location}/a") == f"{location}/a"
+    assert run_of(f"{location}/report") == run_of(location) == location and run_of(f"{location}/a") is None
 
     storage.put(b"weights", f"{location}/export/model.safetensors")  # cut off: no config.json
     storage.put(b"{}", f"{location}/controls/plain/export/config.json")
