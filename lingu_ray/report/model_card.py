@@ -16,6 +16,7 @@ from lingu_ray.report.origin import card_metadata, hub_ids, is_hub_id
 from lingu_ray.report.pages import environment
 from lingu_ray.report.sources import trained_sources
 from lingu_ray.runtime.controls import run_of_control
+from lingu_ray.runtime.resume import corpus_since
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.environment import read_environment
 
@@ -43,6 +44,7 @@ def write_model_card(
         step: steps after which the model was exported; None: all of the run's.
     """
     templates, done, role = environment(), step or config.train.steps, trained_role(config)
+    since = corpus_since(RunFolder(config.run_dir))
     templates.filters |= {"data": data_name, "cell": cell}
     text = templates.get_template("model_card.md").render(
         front_matter=strict_yaml.dump(front_matter(config)).strip(),
@@ -51,8 +53,9 @@ def write_model_card(
         role=result.own_model(role) if result and not control_of else role,
         versions=read_environment(config.run_dir),
         settings=settings_rows(config),
-        sources=trained_sources(config, manifest, done),
+        sources=trained_sources(config, manifest, max(0, done - since)),
         done=done,
+        since=since,
         rows=manifest["rows"],
         result=result,
         trained_items=trained_items(RunFolder(run_of_control(config.run_dir) or config.run_dir), result),

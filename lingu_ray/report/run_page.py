@@ -24,7 +24,7 @@ from lingu_ray.report.plots import save_panels
 from lingu_ray.report.sources import trained_sources
 from lingu_ray.runtime.alignment.stage import read_alignment
 from lingu_ray.runtime.controls import control_folder
-from lingu_ray.runtime.resume import corpus_place
+from lingu_ray.runtime.resume import corpus_place, corpus_since
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import Record, read_records
 from lingu_ray.runtime.tracking.environment import read_environment
@@ -42,6 +42,7 @@ def write_report(run_dir: Path) -> Path:
     config = load_yaml(run.config) if run.config.exists() else None
     runs, counts, records = _trained(run, config), manifest(run_dir), read_records(run.metrics)
     samples = {model: read_records(folder.samples) for model, folder in runs.items()}
+    since = corpus_since(run)
     panels = loss_panels({model: read_records(folder.metrics) for model, folder in runs.items()})
     if panels:
         save_panels(panels, run.report / "loss.png")
@@ -57,7 +58,8 @@ def write_report(run_dir: Path) -> Path:
             losses=svgs(panels),
             settings=flat(config) if config else {},
             versions=read_environment(run_dir),
-            sources=trained_sources(config, counts, _steps(records)) if config and counts else [],
+            sources=trained_sources(config, counts, max(0, _steps(records) - since)) if config and counts else [],
+            since=since,
             throughput=throughput(records),
             held_out=held_out_answers(samples, corpus_place(run)),
             trained_items=trained_items(run, result),

@@ -15,7 +15,7 @@ class TrainedSource:
 
     `distilled`: whether KD is applied to it. `ce_weight`: of its tokens, `ce_on_distilled` included. `share`:
     of the rows in the corpus order. `training_rows`: its distinct rows without the held-out ones. `passes`: how often
-    training read them.
+    training read them, since they are its data.
     """
 
     settings: SourceConfig
@@ -31,7 +31,7 @@ class TrainedSource:
 
 
 def trained_sources(config: Config, manifest: dict[str, Any], steps: int) -> list[TrainedSource]:
-    """The sources of the corpus with this manifest, after `steps` optimizer steps."""
+    """The sources of the corpus with this manifest, after `steps` optimizer steps on it."""
     seen = passes(manifest, steps * config.train.rows_per_step)
     return [_trained(config, source, manifest, seen[source.name]) for source in config.training_sources()]
 

@@ -171,13 +171,12 @@ def check_tasks(config: Config) -> None:
             )
 
 
-def say_passes(config: Config, corpus: Corpus) -> None:
-    """Log how often the run passes over each source, with a warning where that is often."""
-    seen = passes(corpus.manifest, config.train.steps * config.train.rows_per_step)
+def say_passes(config: Config, corpus: Corpus, since: int) -> None:
+    """Log how often the run passes over each source from step `since` on, with a warning where that is often."""
+    steps, rows = config.train.steps - since, config.train.rows_per_step
+    seen = passes(corpus.manifest, steps * rows)
     text = ", ".join(f"{name} {count:.2f}" for name, count in seen.items())
-    log.info(
-        "%s: %d steps of %d rows; passes over %s", *(config.name, config.train.steps), config.train.rows_per_step, text
-    )
+    log.info("%s: %d steps of %d rows; passes over %s", *(config.name, steps, rows, text))
     often = [name for name, count in seen.items() if count > MANY_PASSES]
     if often:
         log.warning(

@@ -215,9 +215,16 @@ def tell_changed_data(config: Config, folder: RunFolder) -> None:
 
 
 def record_corpus(plan: Plan, folder: RunFolder) -> None:
-    """Record which corpus the run is trained on."""
-    pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents}
+    """Record which corpus the run is trained on, and since which step: another one was before, where data changed."""
+    before = read_json(folder.corpus, "fingerprint")["fingerprint"] if folder.corpus.exists() else plan.fingerprint
+    since = corpus_since(folder) if before == plan.fingerprint else trained_steps(folder)
+    pointer = {"path": str(plan.folder), "fingerprint": plan.fingerprint, "contents": plan.contents, "since": since}
     write_json(folder.corpus, pointer)
+
+
+def corpus_since(folder: RunFolder) -> int:
+    """The step after which the run is trained on its corpus; 0 where it always was, or nothing says otherwise."""
+    return read_json(folder.corpus).get("since", 0) if folder.corpus.exists() else 0
 
 
 def corpus_place(folder: RunFolder) -> Path | str | None:

@@ -39,6 +39,7 @@ from lingu_ray.runtime.resume import (
     check_data,
     check_measured_models,
     check_settings,
+    corpus_since,
     record_corpus,
     recorded_corpus,
     tell_changed_data,
@@ -199,8 +200,8 @@ class Run:
             self.settle_precision(choose(self.config))
         check_attention(self.config.train, use_gpu)
         self.corpus = build_planned(self.plan)
-        say_passes(self.config, self.corpus)
         record_corpus(self.plan, self.folder)
+        say_passes(self.config, self.corpus, corpus_since(self.folder))
         remove(self.folder.stop)
         write_text(self.folder.config, to_yaml(self.config))
         align(self.config, self.folder, self.corpus, self.plan.fingerprint)

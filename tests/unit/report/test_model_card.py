@@ -20,6 +20,7 @@ from tiny import VOCABULARY
 from transformers import AutoProcessor, PreTrainedModel
 
 from lingu_ray import storage
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, EvaluationConfig, Schedule, SourceConfig, TaskConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import PLACEHOLDER, Row
@@ -31,6 +32,7 @@ from lingu_ray.report.model_card import front_matter, write_model_card
 from lingu_ray.report.origin import hub_ids, public_name
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.models.export import export_model
+from lingu_ray.runtime.run_folder.folder import RunFolder
 
 TREE: dict[str, Any] = {
     "name": "small",
@@ -219,6 +221,15 @@ def test_sources_with_their_weights_and_passes(tmp_path: Path) -> None:
     link = "[owner/data](https://huggingface.co/datasets/owner/data) (seven, train)"
     digits = f"| digits | {link} | no | no | 1 | 25.0% | 1 | – | 340 | 8 | 268 | 2.24 |"
     assert stories in text and digits in text
+
+
+def test_passes_are_counted_since_the_data_changed(tmp_path: Path) -> None:
+    """Of 300 steps the last 100 read this corpus: a third of the passes, and the card says of which steps."""
+    settings = config(output_dir=str(tmp_path))
+    settings.run_dir.mkdir(exist_ok=True)
+    write_json(RunFolder(settings.run_dir).corpus, {"path": str(tmp_path), "since": 200})
+    text = card(settings, tmp_path)
+    assert "| 268 | 2.24 |" in text and "since step 200: the data changed then" in text
 
 
 def test_results_are_a_table(tmp_path: Path) -> None:

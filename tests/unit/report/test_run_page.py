@@ -256,6 +256,14 @@ def test_passes_are_those_that_training_made(text: str) -> None:
     assert cells[:7] == ["stories", "yes", "75.0%", "0.2", "0.7", "5", "6.00"]
 
 
+def test_passes_are_counted_since_the_data_changed(run_dir: Path, reported: Path) -> None:
+    """Of 10 steps the last 5 read this corpus: half of the passes, and the page says of which steps."""
+    pointer = json.loads((run_dir / "corpus.json").read_text(encoding="utf-8"))
+    (run_dir / "corpus.json").write_text(json.dumps(pointer | {"since": 5}))
+    text = write_report(run_dir).read_text(encoding="utf-8")
+    assert '<td class="number">3.00</td>' in text and "Since step 5: up to it training read other data" in text
+
+
 def test_a_run_by_cross_entropy_alone_is_named_so(run_dir: Path, config: Config) -> None:
     """Without a teacher nothing is distilled: neither a source nor the model's answers are called so."""
     alone = config.model_copy(update={"distill": config.distill.model_copy(update={"policy": "none"})})

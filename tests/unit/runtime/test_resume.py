@@ -255,8 +255,12 @@ def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     with pytest.raises(UserError, match="the data of source text changed since"):
         resume.check_data(plan_corpus(moved, processor), folder)
     warned = config(tmp_path / "b", tmp_path / "runs", corpus={"if_changed": "warn"})
-    resume.check_data(plan_corpus(warned, processor), folder)
-    assert "training on with the new data" in said.text
+    changed = resume.check_data(plan_corpus(warned, processor), folder)
+    assert "training on with the new data" in said.text and resume.corpus_since(folder) == 0
+    resume.record_corpus(changed, folder)
+    write_json(folder.checkpoints / "step-00000006" / "state.json", {"step": 6, "validation_ce": None})
+    resume.record_corpus(changed, folder)
+    assert resume.corpus_since(folder) == 4  # reports count passes over the new data from there on
 
 
 def test_a_finished_run_tells_of_changed_data(tmp_path: Path, said):
