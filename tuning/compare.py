@@ -49,7 +49,7 @@ from lingu_ray.evaluation.tracking import (
 )
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
-from lingu_ray.report.plots import save_panels
+from lingu_ray.report.plots import HUGE, save_panels
 from lingu_ray.runtime.controls import FOLDER, run_of_control
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
@@ -327,7 +327,10 @@ def show(title: str, matrix: Matrix) -> None:
 
 
 def _cell(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4g}"
+    """A number in four digits, or whole; a huge one, as the perplexity of a model that has diverged, by its power."""
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if 1000 <= abs(value) < HUGE else f"{value:.4g}"
 
 
 def write_page(runs: list[Compared], tables: dict[str, Matrix], notes: list[str], out: Path) -> Path:

@@ -39,12 +39,12 @@ class Estimate:
 
     def percent(self, digits: int = 0) -> str:
         """`97% [94, 101]`."""
-        low, high = (f"{100 * x:.{digits}f}" for x in self.ci)
-        return f"{self.value:.{digits}%} [{low}, {high}]"
+        low, high = (f"{100 * x:z.{digits}f}" for x in self.ci)
+        return f"{self.value:z.{digits}%} [{low}, {high}]"
 
     def points(self, digits: int = 0) -> str:
         """A difference of shares: `17 [10, 20]`."""
-        value, low, high = (f"{100 * x:.{digits}f}" for x in (self.value, *self.ci))
+        value, low, high = (f"{100 * x:z.{digits}f}" for x in (self.value, *self.ci))
         return f"{value} [{low}, {high}]"
 
     def __neg__(self) -> Estimate:
@@ -54,6 +54,11 @@ class Estimate:
     def is_positive(self) -> bool | None:
         """Whether the value is above 0: beyond noise, or not; None where noise leaves it open."""
         return True if self.ci.low > 0 else False if self.ci.high < 0 else None
+
+
+def _number(value: float) -> str:
+    """A number in three digits, or whole: `0.0123`, `38.9`, `1,523`."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:z.3g}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,7 @@ class TaskScores:
         """A difference of scores: `2.5 [0.4, 4.6] points`."""
         if self.is_share:
             return f"{difference.points(1)} points"
-        value, low, high = (f"{x:.3g}" for x in (difference.value, *difference.ci))
+        value, low, high = (_number(x) for x in (difference.value, *difference.ci))
         return f"{value} [{low}, {high}] {UNITS.get(self.metric, self.metric)}"
 
     @property

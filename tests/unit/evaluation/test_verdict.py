@@ -60,6 +60,26 @@ def verdict(
     return judge({**GOOD, **tasks}, means, beside, FLOORS, reasons, [*ROLES, *references], references)
 
 
+@pytest.mark.parametrize(
+    ("difference", "share", "said"),
+    [
+        (estimate(1523.4, -87.25, 2400.0), False, "1,523 [-87.2, 2,400] mme"),
+        (estimate(0.01234, -0.0, 0.5), False, "0.0123 [0, 0.5] mme"),
+        (estimate(-0.0, -0.0, -0.0), False, "0 [0, 0] mme"),
+        (estimate(-0.0001, -0.02, 0.0), True, "0.0 [-2.0, 0.0] points"),
+    ],
+)
+def test_differences_are_numbers_that_are_read(difference: Estimate, share: bool, said: str) -> None:
+    """Of a large scale, as MME's, in whole numbers; no zero has a sign."""
+    shown = replace(task("vision", None), metric="mme", is_share=share)
+    assert shown.amount(difference) == said
+
+
+def test_zero_has_no_sign() -> None:
+    """A recovery that rounds to 0."""
+    assert estimate(-0.001, -0.002, 0.001).percent() == "0% [0, 0]"
+
+
 def test_it_holds_without_exceptions() -> None:
     """Three parts, each in words with its interval; nothing else."""
     found = verdict()

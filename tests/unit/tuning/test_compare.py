@@ -252,3 +252,11 @@ def test_a_page_that_cannot_be_written_is_told_at_once(run: RunFolder, tmp_path:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"out: .*file/compare.html cannot be written: .*; name another one"):
         compare.main([str(run.root), f"out={tmp_path / 'file'}"])
+
+
+def test_large_numbers_are_whole() -> None:
+    """MME's scores, tokens per second and perplexities are read; what a diverged model has is short."""
+    metrics = {"tokens_per_s": 123456.7, "eval/mme/score": 1523.4, "loss": 2.34567, "eval/text/score": 1.5e304}
+    table = compare.metrics_table([compare.Compared("run", {}, metrics)])
+    cells = {label: cell for label, cell in table.lines}
+    assert cells == {"tokens_per_s": "123,457", "mme": "1,523", "loss": "2.346", "text": "1.5e+304"}
