@@ -13,7 +13,7 @@ import numpy as np
 
 from lingu_ray.config import Config
 from lingu_ray.corpus.store import Corpus
-from lingu_ray.evaluation.contamination.found import Found, read_found, write_found
+from lingu_ray.evaluation.contamination.found import RULES, Found, read_found, write_found
 from lingu_ray.evaluation.contamination.items import Marks, Seen, TaskMarks
 from lingu_ray.evaluation.contamination.rows import look_in_corpus
 from lingu_ray.evaluation.tasks.task import Item, Task
@@ -36,8 +36,8 @@ def look_for_items(config: Config, tasks: Sequence[Task], folder: RunFolder | No
         return
     rows = min(len(corpus), config.train.steps * config.train.rows_per_step)
     before = {} if folder is None else read_found(folder)
-    now = {task.config.name: (task.asked, corpus.manifest["fingerprint"], rows) for task in asked}
-    if {name: (one.asked, one.corpus, one.rows) for name, one in before.items()} == now:
+    now = {task.config.name: (task.asked, corpus.manifest["fingerprint"], rows, RULES) for task in asked}
+    if {name: (one.asked, one.corpus, one.rows, one.rules) for name, one in before.items()} == now:
         found = before
     else:
         found = find_items(corpus, rows, asked)
@@ -64,4 +64,4 @@ def find_items(corpus: Corpus, rows: int, tasks: Sequence[Task]) -> dict[str, Fo
 
 def _found(marks: TaskMarks, corpus: str, rows: int, hits: Sequence[tuple[Item, Seen]]) -> Found:
     first = [f"item {item.name} in row {seen.row}, source {seen.source}" for item, seen in hits[:1]]
-    return Found(marks.task.asked, len(marks.task.items), corpus, rows, len(hits), *first)
+    return Found(marks.task.asked, len(marks.task.items), corpus, rows, len(hits), next(iter(first), None), RULES)

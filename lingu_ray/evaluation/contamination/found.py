@@ -6,8 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from lingu_ray.atomic import read_json, write_json
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.runtime.run_folder.folder import RunFolder
+
+RULES = 2
+"""Number of the rules by which items are found: what earlier ones found is looked for again. Raised when they change.
+
+1: tasks of lm-evaluation-harness by their whole prompt.
+"""
 
 
 @dataclass(frozen=True)
@@ -15,7 +22,8 @@ class Found:
     """How many of a task's items stand in the rows.
 
     `asked`: fingerprint of the items (`Task.asked`). `corpus`: fingerprint of the corpus. `rows`: how many of it were
-    looked through. `first`: the first item that was found, in words, with its row; None where none was.
+    looked through. `first`: the first item that was found, in words, with its row; None where none was. `rules`: by
+    which it was looked for (`RULES`).
     """
 
     asked: str
@@ -24,6 +32,7 @@ class Found:
     rows: int
     found: int
     first: str | None = None
+    rules: int = 1
 
     def said(self, task: str) -> str:
         """`12 of 500 items of arc_easy stand in rows that are trained on (item 17 in row 3, source chat)`."""
@@ -40,7 +49,13 @@ def read_found(folder: RunFolder) -> dict[str, Found]:
     if not folder.contamination.exists():
         return {}
     tree = read_json(folder.contamination)
-    return {name: Found(**one) for name, one in tree.items()}
+    try:
+        return {name: Found(**one) for name, one in tree.items()}
+    except TypeError as error:
+        raise UserError(
+            f"{folder.contamination} is another file than was written there ({error}): remove it, and items are looked "
+            "for again"
+        ) from error
 
 
 def trained_items(folder: RunFolder, result: Recovery | None) -> list[str]:

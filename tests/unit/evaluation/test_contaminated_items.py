@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from tiny import picture
 
+from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, TaskConfig
 from lingu_ray.corpus.row import Row
 from lingu_ray.corpus.store import Corpus
+from lingu_ray.errors import UserError
 from lingu_ray.evaluation.contamination import find
 from lingu_ray.evaluation.contamination.find import look_for_items
-from lingu_ray.evaluation.contamination.found import Found, read_found, write_found
+from lingu_ray.evaluation.contamination.found import RULES, Found, read_found, write_found
 from lingu_ray.evaluation.contamination.items import Marks, TaskMarks
 from lingu_ray.evaluation.contamination.rows import look_in_rows
 from lingu_ray.evaluation.tasks.load import load_task, load_tasks
@@ -132,7 +134,7 @@ def test_what_was_looked_for_is_told_again(
     )
     (tmp_path / "manifest.json").write_text('{"rows": 100, "rows_per_shard": 10, "fingerprint": "abc", "sources": {}}')
     corpus, folder, [task] = Corpus(tmp_path), RunFolder(tmp_path), load_tasks(config.evaluation)
-    write_found({"sums": Found(task.asked, 1, "abc", 8, 1, "item 1 in row 3, source chat")}, folder)
+    write_found({"sums": Found(task.asked, 1, "abc", 8, 1, "item 1 in row 3, source chat", RULES)}, folder)
     look_for_items(config, [task], folder, corpus)
     assert "1 of 1 items of sums stand in rows that are trained on (item 1 in row 3, source chat)" in caplog.text
     assert read_found(folder).keys() == {"sums"}
@@ -141,3 +143,9 @@ def test_what_was_looked_for_is_told_again(
     monkeypatch.setattr(find, "find_items", lambda corpus, rows, tasks: looked.append(rows) or {})
     look_for_items(longer, [task], folder, corpus)
     assert looked == [12]
+    write_found({"sums": Found(task.asked, 1, "abc", 8, 1, "item 1 in row 3, source chat", RULES - 1)}, folder)
+    look_for_items(config, [task], folder, corpus)
+    assert looked == [12, 8]  # an earlier version looked otherwise
+    write_json(folder.contamination, {"sums": {"found": 1}})
+    with pytest.raises(UserError, match=r"contamination\.json is another file than was written there .*: remove it"):
+        look_for_items(config, [task], folder, corpus)
