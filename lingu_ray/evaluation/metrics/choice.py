@@ -8,8 +8,9 @@ from string import ascii_lowercase, ascii_uppercase
 
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
-# A letter, unless it is the article or the pronoun of a sentence: `A man riding`, `I see`.
-_LETTER = r"(?![AI] (?!(?:is|was|as|and|or|because|since|for|due|in|which)\b)\w)([A-Z])\b"
+# A letter, unless it is the article or the pronoun of a sentence, or part of a word: `A man riding`, `I see`, `C'est`,
+# `A-frame`, `A/C`.
+_LETTER = r"(?![AI] (?!(?:is|was|as|and|or|because|since|for|due|in|which)\b)\w)([A-Z])\b(?![-'’/&]\w)"
 # From the clearest to the least certain way to name an option; the last of several in one answer counts.
 _FORMS = tuple(
     re.compile(form)

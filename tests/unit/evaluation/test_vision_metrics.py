@@ -156,6 +156,11 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
         ("A is right", 0),
         ("A man riding", None),  # an article
         ("Answer: A man riding", None),
+        ("C'est un chat", None),  # parts of words
+        ("The answer is A-frame", None),
+        ("A/C unit", None),
+        ("B&B", None),
+        ("B - a dog", 1),
         ("The dog(s) (see e.g. Fig. 2)", None),
         ("A.M.", None),
         ("b.c. 50", None),
