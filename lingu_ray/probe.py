@@ -67,8 +67,8 @@ def main(arguments: list[str]) -> None:
     for known in ask(config, named_sources(config, names), settings):
         print("\n".join(lines(known)), flush=True)
         found.append(known)
-    if settings.out is not None:
-        write_json(settings.out, [asdict(known) for known in found])
+        if settings.out is not None:  # what is known already stays, whatever ends the command
+            write_json(settings.out, [asdict(known) for known in found])
 
 
 def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> Iterator[Known]:

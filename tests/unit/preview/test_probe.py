@@ -7,6 +7,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -163,6 +164,23 @@ def test_the_command_says_it_and_writes_it(my_yaml: Path, tmp_path: Path, capsys
         # equal decoders: the student's keys are the teacher's own, but for the ids that the student added
         assert entry["teacher"]["value"] == pytest.approx(entry["student"]["value"], abs=0.3)
     assert found[1]["pictured"] == found[1]["rows"] == 20 and "its pictures tell it" in out
+
+
+def test_what_was_found_stays_when_the_command_ends(
+    my_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source takes minutes: one that fails, or Ctrl-C, takes nothing of those before it."""
+    ask = Probe.ask
+
+    def stopped(self: Probe, source: str, rows: Any) -> Known:
+        if source == "pictures":
+            raise KeyboardInterrupt
+        return ask(self, source, rows)
+
+    monkeypatch.setattr(Probe, "ask", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main([str(my_yaml), "chat", "pictures", "rows=20", "device=cpu", f"out={tmp_path / 'probe.json'}"])
+    assert [entry["source"] for entry in json.loads((tmp_path / "probe.json").read_text("utf-8"))] == ["chat"]
 
 
 @pytest.mark.parametrize(
