@@ -12,9 +12,8 @@ from typing import Any
 import ray
 
 from lingu_ray.config import EvaluationConfig, RayConfig
-from lingu_ray.content import model_identity
 from lingu_ray.errors import Interrupted, UserError
-from lingu_ray.evaluation.engines.load import check_weights, takes_images
+from lingu_ray.evaluation.engines.load import check_weights, identity_of, takes_images
 from lingu_ray.evaluation.engines.vllm_engine import obvious_reason
 from lingu_ray.evaluation.item_files import Stamp, asked_by, items_path, stamps_of
 from lingu_ray.evaluation.measure import TaskRun, run_task
@@ -25,7 +24,6 @@ from lingu_ray.evaluation.tasks.load import load_tasks
 from lingu_ray.evaluation.tasks.task import Task
 from lingu_ray.runtime.cluster.connect import connect
 from lingu_ray.runtime.tracking.environment import record_environment
-from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +89,7 @@ def _runs(
     asked = [task.asked for task in tasks]
     runs: dict[str, Runs] = {engine: {} for engine in engines}
     for name, path in models.items():
-        can_see, identity = takes_images(path), model_identity(local_copy(path))
+        can_see, identity = takes_images(path), identity_of(path)
         for task, of_task in zip(tasks, asked, strict=True):
             if task.config.kind == "vision" and not can_see:
                 items_path(out_dir, task.config.name, name).unlink(missing_ok=True)  # of another model of its name

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,8 +18,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from lingu_ray.content import model_identity
 from lingu_ray.errors import UserError
-from lingu_ray.paths import model_origin, why_not_loaded
+from lingu_ray.paths import hub_model, model_origin, why_not_loaded
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.tekken import read_processor
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter, refuse_unread
@@ -86,6 +88,18 @@ def load_model_files(path: Path | str) -> ModelFiles:
 def takes_images(path: Path | str) -> bool:
     """Whether the model at `path` takes images, by its configuration alone (errors as `load_model_files`)."""
     return supports_images(_load_config(path))
+
+
+def identity_of(path: Path | str) -> str:
+    """Identity of the model at `path`, whose configuration was just read: of a hub model the commit that it was of.
+
+    A branch moves on, and with it weights, chat template or end tokens.
+    """
+    local = local_copy(path)
+    place, origin = model_origin(local)
+    hub = hub_model(place)
+    found = try_to_load_from_cache(hub[0], origin.get("gguf_file", "config.json")) if hub else None
+    return model_identity(local, Path(found).parent.name if isinstance(found, str) else None)
 
 
 def loader_of(images: bool) -> Any:

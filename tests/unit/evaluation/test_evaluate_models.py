@@ -14,9 +14,10 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.command_line import load_config
+from lingu_ray.content import model_identity
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import evaluate_help, main, read_arguments
-from lingu_ray.evaluation.engines.load import load_model_files
+from lingu_ray.evaluation.engines.load import identity_of, load_model_files, takes_images
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.roles import given_models
 from lingu_ray.evaluation.run import check_engine, evaluate
@@ -94,6 +95,21 @@ def test_a_run_s_models_are_measured_in_the_revisions_that_it_has(
     assert local_copy(at_revision("owner/lm/x.gguf", "v1")) == str(tmp_path / "models--owner--lm/snapshots/v10/x.gguf")
     with pytest.raises(UserError, match=r"owner/lm: revision v2 cannot be had of the Hugging Face hub"):
         load_model_files("owner/lm@v2")
+
+
+def test_a_hub_model_that_moved_on_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a branch the commit counts that was loaded: answers of the one before are not taken for it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cache, identities = tmp_path / "models--owner--lm", []
+    (cache / "refs").mkdir(parents=True)
+    for commit in ("a", "b", "a"):
+        tiny_teacher(folder=cache / "snapshots" / commit)
+        (cache / "refs" / "main").write_text(commit)
+        assert not takes_images("owner/lm")
+        identities.append(identity_of("owner/lm"))
+    assert identities == ["owner/lm@a", "owner/lm@b", "owner/lm@a"]
+    folder = cache / "snapshots" / "a"
+    assert identity_of(folder) == model_identity(str(folder))
 
 
 def test_an_engine_that_cannot_serve_a_model_is_told_before_training() -> None:
