@@ -119,8 +119,8 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
     columns = {model: c for model in models if (c := read_items(out_dir, config.name, model)) is not None}
     if not columns:
         raise UserError(
-            f"evaluation.tasks: {config.name}: measured on none of {', '.join(models) or 'no models'}; "
-            "a vision task needs a model that takes images: name one, or leave the task out"
+            f"evaluation.tasks: {config.name}: measured on none of {', '.join(models) or 'no models'}: name "
+            f"{'a model that takes images' if config.kind == 'vision' else 'the models'}, or leave the task out"
         )
     unseen = {m: c for m in columns if (c := read_items(out_dir, blind_name(config.name), m)) is not None and blind}
     if blind and not unseen:

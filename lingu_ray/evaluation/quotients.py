@@ -77,7 +77,7 @@ def mean_recovery(tasks: Sequence[Measured], model: str, references: References,
     No value where all of them together lost nothing beyond noise.
     """
     counted = list(_counted(tasks, "language"))
-    if (absent := _not_measured(counted, (model, beside), references)) is not None:
+    if (absent := _not_measured(counted, (*references, model, beside))) is not None:
         return absent
     reasons: list[str] = []
     gains: list[Resampled] = []
@@ -106,7 +106,7 @@ def mean_retention(
 ) -> Quotient:
     """Mean of the vision tasks' retentions, over those that have one; with `beside` the difference to that model's."""
     counted = list(_counted(tasks, "vision"))
-    if (absent := _not_measured(counted, (model, beside), [references.baseline])) is not None:
+    if (absent := _not_measured(counted, (references.baseline, model, beside))) is not None:
         return absent
     found = {task.config.name: _retention(task, model, references, beside) for task in counted}
     known = [quotient for quotient in found.values() if isinstance(quotient, Resampled)]
@@ -116,18 +116,13 @@ def mean_retention(
     return _sum(known).times(1 / len(known))
 
 
-def _not_measured(tasks: Sequence[Measured], models: Iterable[str | None], references: Iterable[str]) -> NoValue | None:
-    """Why a mean would leave out tasks of the references that a model was not measured on; None where it would not.
+def _not_measured(tasks: Sequence[Measured], models: Iterable[str | None]) -> NoValue | None:
+    """Why a mean would leave out tasks, which one of the models was not measured on; None where it would not.
 
     Means over some of the tasks and over all of them would stand side by side as if they were of the same.
     """
-    needed = {*references}
-    reasons = [
-        f"{task.config.name}: not measured: {', '.join(absent)}"
-        for task in tasks
-        if needed <= task.level.keys()
-        and (absent := [model for model in models if model is not None and model not in task.level])
-    ]
+    absent = {task.config.name: [one for one in models if one is not None and one not in task.level] for task in tasks}
+    reasons = [f"{name}: not measured: {', '.join(found)}" for name, found in absent.items() if found]
     return NoValue("; ".join(reasons)) if reasons else None
 
 
