@@ -18,8 +18,10 @@ _FORMS = tuple(
         rf"\\boxed\{{(?:\\\w+\{{)?\W*{_LETTER}",  # \boxed{\text{B}}
         r"^\W*([A-Z](?=[).:,\n](?!\w\.))|[a-z](?=[).:]\s))",  # B. a red bus; b) a red bus; not D.C.
         rf"\b(?i:answer|option|choice)(?i: is)?:?\W+{_LETTER}",  # the answer is (B)
+        r"\b(?i:answer|option|choice)(?i: is)?:?\W+([a-z])\W*$",  # the answer is b
         r"(?<!\w)\(([A-Za-z])\)",  # it must be (B); not bus(es)
         rf"^\W*{_LETTER}(?!\.\w)",  # B a red bus
+        rf"\b(?:is|be|s|choose|select|pick)\W+{_LETTER}\W*$",  # it would be B
     )
 )
 

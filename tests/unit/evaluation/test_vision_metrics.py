@@ -152,6 +152,13 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
         (r"The answer: $\boxed{\text{(B) a dog}}$", 1),
         ("ANSWER: B", 1),
         ("It is (B), as panel (F) shows", 1),  # no option F
+        ("the answer is b.", 1),
+        ("Answer: a", 0),
+        ("The answer is a small dog", None),
+        ("It would be B.", 1),
+        ("I'd say it's C", 2),
+        ("It is a dog", None),
+        ("The cat is A small one", None),
         ("A a cat", 0),
         ("A is right", 0),
         ("A man riding", None),  # an article
