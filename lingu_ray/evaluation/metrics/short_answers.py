@@ -22,9 +22,13 @@ _NUMBERS = {word: str(number) for number, word in enumerate(_SMALL)} | {"none": 
 _ARTICLES = {"a", "an", "the"}
 # Before a word and apart from it; not the A of `N/A`, `U.S.A. team` and `vitamin A`.
 _ARTICLE = re.compile(r"(?<![\w./&+=-])(?:an?|the)\s+(?=[^\s.,:;)/&+=<>–—-])")
-_AS_TYPED = {0xFF01 + place: chr(0x21 + place) for place in range(94)} | {0x2212: "-", 0xFE0E: "", 0xFE0F: ""}
-"""ASCII for its full-width forms, of Chinese and Japanese text, and for the typographic minus; nothing for what says
-whether a symbol is shown in color."""
+_AS_TYPED = str.maketrans(
+    {chr(0xFF01 + place): chr(0x21 + place) for place in range(94)}
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
+    | dict.fromkeys("\ufe0e\ufe0f", "")
+)
+"""ASCII for its full-width forms, of Chinese and Japanese text, for the typographic minus and the dashes that stand for
+it; nothing for what says whether a symbol is shown in color."""
 
 # What the official table restores; a contraction is known with any one of its apostrophes left out.
 _CONTRACTIONS = """
@@ -58,7 +62,8 @@ def normalize(answer: str) -> str:
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", typed)  # 1,000 is 1000
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
     text = _ARTICLE.sub("", text)
-    text = re.sub(r"(?!(?<!\w)-\d)(?!(?<=\d)[.:/]\d)[^\w\s]|_", _without_punctuation, text)  # -5, 2.5, 10:30, 1/2 stay
+    kept = r"(?<!\w)-\d|(?<=\d)[.:/]\d|(?<=[^\W\d_])#(?!\w)"  # -5, 2.5, 10:30, 1/2, C#
+    text = re.sub(rf"(?!{kept})[^\w\s]|_", _without_punctuation, text)
     return " ".join(text.split() or typed.split())
 
 

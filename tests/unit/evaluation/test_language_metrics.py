@@ -118,6 +118,8 @@ def test_exact_match() -> None:
         ("a + b", "a + b"),
         ("COVID-19, 1990-1995", "covid 19 1990 1995"),
         ("1990–1995", "1990 1995"),
+        ("–5 °C", "-5 c"),  # as word processors write a minus
+        ("C#, item#4, #4", "c# item 4 4"),
         ("_yes_", "yes"),
         ("❤️", "❤"),
     ],
@@ -128,7 +130,8 @@ def test_normalized_answers(answer: str, plain: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "right"), [("", "+"), ("-", "+"), ("C", "C++"), ("का", "की"), ("😀", "😂"), ("❤️", "☀️"), ("", "?")]
+    ("said", "right"),
+    [("", "+"), ("-", "+"), ("C", "C++"), ("C", "C#"), ("का", "की"), ("😀", "😂"), ("❤️", "☀️"), ("", "?")],
 )
 def test_answers_that_are_all_marks_are_told_apart(said: str, right: str) -> None:
     """Of none of them nothing is left."""
