@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ STYLE = {
 }
 HUGE = 1e7  # from which on digits are too many to read
 OTHERS = ("#D55E00", "#F0E442", INK)
+MORE = ("#332288", "#882255", "#117733", "#AA4499", "#44AA99", "#999933", "#CC6677", "#88CCEE", "#DDCC77")
+"""Paul Tol's muted colors, for models beyond those of the other palette."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +121,10 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def model_colors(models: list[str]) -> dict[str, str]:
-    """Each model's color: its own, or the next of those for others."""
-    others = [model for model in models if model not in COLORS]
-    return {model: COLORS.get(model) or OTHERS[others.index(model) % len(OTHERS)] for model in models}
+    """Each model's color: its own, or the next of those that no model here has of its own."""
+    own = {model: COLORS[model] for model in models if model in COLORS}
+    free = cycle(color for color in dict.fromkeys((*OTHERS, *COLORS.values(), *MORE)) if color not in own.values())
+    return {model: own.get(model) or next(free) for model in models}
 
 
 def format_number(value: float) -> str:

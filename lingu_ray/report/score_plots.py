@@ -17,7 +17,8 @@ from lingu_ray.evaluation.results import PERPLEXITY, Recovery, TaskScores
 from lingu_ray.report.plots import HUGE, Panel, canvas, display_name, format_number, model_colors
 from lingu_ray.report.svg import INK, SOFT
 
-SIZE = (3.1, 3.4)  # inches of a panel
+SIZE = (3.1, 3.4)  # inches of a panel of few models
+BAR = 0.5  # inches that a model's bar and the number above it take
 COLUMNS = 4  # panels in a row, or more where there are more than its square
 TITLE_POINTS = 12
 TITLE_CHARACTERS = 11  # of the title in an inch
@@ -30,9 +31,18 @@ def recovery_panels(result: Recovery) -> list[Panel]:
     """A panel per task: the models' scores with 95% intervals, and recovery or retention above them."""
     models = result.measured
     return [
-        Panel(f"Scores on {name} by model", SIZE, partial(_draw_task, name=name, task=task, models=models))
+        Panel(
+            f"Scores on {name} by model",
+            (_width(models), SIZE[1]),
+            partial(_draw_task, name=name, task=task, models=models),
+        )
         for name, task in result.tasks.items()
     ]
+
+
+def _width(models: list[str]) -> float:
+    """Inches of a panel with these models."""
+    return max(SIZE[0], BAR * len(models))
 
 
 def plot_recovery(result: Recovery, path: Path) -> None:
@@ -40,7 +50,7 @@ def plot_recovery(result: Recovery, path: Path) -> None:
     panels, models = recovery_panels(result), result.measured
     rows = -(-len(panels) // max(COLUMNS, math.ceil(math.sqrt(len(panels)))))
     columns = -(-len(panels) // rows)  # rows of about equal length
-    width = max(SIZE[0] * columns, 4.4)
+    width = max(_width(models) * columns, 4.4)
     title = textwrap.wrap(result.verdict.text, int(TITLE_CHARACTERS * width))
     legend_rows = -(-len(models) * 1.9 // width)
     with canvas(path, (width, SIZE[1] * rows + 0.2 + 0.2 * len(title) + 0.22 * legend_rows)) as figure:

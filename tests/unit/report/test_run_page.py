@@ -29,6 +29,7 @@ from lingu_ray.evaluation.recovery_json import read_recovery, write_recovery
 from lingu_ray.evaluation.results import Verdict
 from lingu_ray.report.evaluation_page import write_evaluation
 from lingu_ray.report.paper_table import paper_rows
+from lingu_ray.report.plots import COLORS, model_colors
 from lingu_ray.report.run_page import throughput, write_report
 from lingu_ray.report.samples import answered
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
@@ -345,6 +346,19 @@ def test_figures_grow_with_the_tasks(tmp_path: Path, count: int, columns: int) -
         width, height = (side / 160 for side in image.size)
     rows = -(-count // columns)
     assert 3 * columns < width < 3.5 * columns + 1.5 and 3.2 * rows < height < 3.6 * rows + 2.6
+
+
+def test_many_models_are_told_apart(tmp_path: Path) -> None:
+    """Each has a color of its own, the roles theirs, and room for its number; a few models have panels as before."""
+    task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
+    models = ["teacher", "adapted", "distilled", *(f"variant-{i}" for i in range(9))]
+    for model in models:
+        write_measured(tmp_path, task, model, [float(i < 5) for i in range(9)])
+    settings = EvaluationConfig(tasks=(task,), bootstrap=50)
+    colors = model_colors(models)
+    assert len(set(colors.values())) == len(models) and colors["distilled"] == COLORS["distilled"]
+    widths = [recovery_panels(summarize(tmp_path, measured, settings))[0].size[0] for measured in (models, models[:6])]
+    assert widths == [len(models) / 2, 3.1]
 
 
 def test_report_with_a_null_recovery_and_an_extra_model(tmp_path: Path) -> None:
