@@ -33,11 +33,11 @@ def held_out_answers(runs: dict[str, list[Record]], corpus: Path | str | None) -
     questions = {_key(record): record for record in records}
     said: dict[Key, dict[str, str]] = {key: {} for key in questions}
     for record in records:
-        if heading := headings.get(record["step"]):
+        if (heading := headings.get(record["step"])) and _asks(record, questions):
             said[_key(record)][heading] = record["answer"]
     for model, of_other in others:
         for record in of_other:
-            if answers := said.get(_key(record)):
+            if _asks(record, questions) and (answers := said[_key(record)]):
                 answers[display_name(model)] = record["answer"]
     images = _thumbnails(corpus, set(said)) if corpus is not None else {}
     rows = [
@@ -55,6 +55,12 @@ def held_out_answers(runs: dict[str, list[Record]], corpus: Path | str | None) -
 
 def _key(record: Record) -> Key:
     return record["source"], record["position"]
+
+
+def _asks(record: Record, questions: dict[Key, Record]) -> bool:
+    """Whether a record asks what the question at its place does: data that changed on the way put another there."""
+    asked = questions.get(_key(record))
+    return asked is not None and asked["question"] == record["question"]
 
 
 def _thumbnails(corpus: Path | str, keys: set[Key]) -> dict[Key, list[str]]:

@@ -28,6 +28,7 @@ from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery, write_recovery
 from lingu_ray.evaluation.results import Verdict
 from lingu_ray.report.evaluation_page import write_evaluation
+from lingu_ray.report.held_out import held_out_answers
 from lingu_ray.report.paper_table import paper_rows
 from lingu_ray.report.plots import COLORS, model_colors
 from lingu_ray.report.run_page import throughput, write_report
@@ -248,6 +249,27 @@ def test_samples_are_shown_without_the_corpus(run_dir: Path) -> None:
     (run_dir / "corpus.json").write_text(json.dumps({"path": str(run_dir / "gone")}))
     page = Page(write_report(run_dir).read_text(encoding="utf-8"))
     assert "Which digit?" in page.text and not any(source.startswith("data:") for source in page.sources)
+
+
+def test_an_answer_stands_by_its_own_question() -> None:
+    """Where data changed on the way, another row may lie at the place of one that was asked before."""
+    asked = [("old?", "of the old", 5), ("new?", "of the new", 10)]
+    of_run, of_control = (
+        [
+            {
+                "source": "s",
+                "position": 0,
+                "step": step,
+                "question": question,
+                "expected": "",
+                "answer": f"{who} {said}",
+            }
+            for question, said, step in records
+        ]
+        for who, records in (("run", asked), ("control", asked[:1]))
+    )
+    found = held_out_answers({"distilled": of_run, "plain_ce": of_control}, None)
+    assert found is not None and [row.answers for row in found.rows] == [{"distilled, step 10": "run of the new"}]
 
 
 def test_passes_are_those_that_training_made(text: str) -> None:
