@@ -33,7 +33,7 @@ from lingu_ray.config.task_catalog import catalog, listing
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import OutputFolder, model_path
 from lingu_ray.shell import shell_word
-from lingu_ray.storage import below, origin, working_folder
+from lingu_ray.storage import below, is_file, origin, working_folder
 
 USAGE = "python -m lingu_ray.evaluate MODEL [MODEL ...] [key=value ...] [--help [SECTION]]"
 
@@ -70,6 +70,10 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             f"out={config.out}: a run's own page, scores and records lie there; name another folder, such as "
             f"out={below(str(run_folder), 'evaluation')}. The run's own command measures its tasks for its page"
+        )
+    if is_file(below(str(config.out), "config.json")):
+        raise UserError(
+            f"out={config.out}: a model lies there, and what is written would be part of it: name another folder"
         )
     out = working_folder(config.out, "evaluation")
     with writing_to(config.out, "evaluation"):

@@ -97,6 +97,14 @@ def test_a_run_s_models_are_measured_in_the_revisions_that_it_has(
         load_model_files("owner/lm@v2")
 
 
+def test_results_do_not_go_into_a_model(tmp_path: Path) -> None:
+    """Its files are what tells whether it was measured, and are published."""
+    tiny_teacher(folder=tmp_path)
+    with pytest.raises(UserError, match=rf"out={tmp_path}: a model lies there"):
+        main([f"teacher={tmp_path}", "tasks=arc_easy", f"out={tmp_path}"])
+    assert not (tmp_path / "mlflow.json").exists()
+
+
 def test_a_hub_model_that_moved_on_is_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a branch the commit counts that was loaded: answers of the one before are not taken for it."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
