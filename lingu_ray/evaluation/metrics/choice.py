@@ -21,7 +21,7 @@ _FORMS = tuple(
         r"\b(?i:answer|option|choice)(?i: is)?:?\W+([a-z])\W*$",  # the answer is b
         r"(?<!\w)\(([A-Za-z])\)",  # it must be (B); not bus(es)
         rf"^\W*{_LETTER}(?!\.\w)",  # B a red bus
-        rf"\b(?:is|be|s|choose|select|pick)\W+{_LETTER}\W*$",  # it would be B
+        rf"(?:\b(?:is|be|s|choose|select|pick)\W+|[:：]\W*|[是为選选择擇]){_LETTER}\W*$",  # it would be B; 答案是B
     )
 )
 
