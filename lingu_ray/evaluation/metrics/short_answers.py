@@ -22,6 +22,7 @@ _NUMBERS = {word: str(number) for number, word in enumerate(_SMALL)} | {"none": 
 _ARTICLES = {"a", "an", "the"}
 # Before a word and apart from it; not the A of `N/A`, `U.S.A. team` and `vitamin A`.
 _ARTICLE = re.compile(r"(?<![\w./&+=-])(?:an?|the)\s+(?=[^\s.,:;)/&+=<>–—-])")
+_INITIALS = re.compile(r"\b([a-z]) (?=[a-z]\b)")  # U.S. and U. S. are US
 _AS_TYPED = str.maketrans(
     {chr(0xFF01 + place): chr(0x21 + place) for place in range(94)}
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
@@ -64,7 +65,7 @@ def normalize(answer: str) -> str:
     text = _ARTICLE.sub("", text)
     kept = r"(?<!\w)-\d|(?<=\d)[.:/]\d|(?<=[^\W\d_])#(?!\w)"  # -5, 2.5, 10:30, 1/2, C#
     text = re.sub(rf"(?!{kept})[^\w\s]|_", _without_punctuation, text)
-    return " ".join(text.split() or typed.split())
+    return _INITIALS.sub(r"\1", " ".join(text.split() or typed.split()))
 
 
 def _without_punctuation(mark: re.Match[str]) -> str:
