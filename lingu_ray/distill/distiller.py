@@ -18,7 +18,7 @@ from lingu_ray.distill.decoder import longest_row
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
 from lingu_ray.distill.inputs import ModelInputs
-from lingu_ray.distill.pair import check_models, check_separate, check_tokenizers, known_ids
+from lingu_ray.distill.pair import check_frequencies, check_models, check_separate, check_tokenizers, known_ids
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
@@ -70,7 +70,7 @@ class Distiller(nn.Module):
 
     Args:
         student: a vision-language model (`AutoModelForImageTextToText`), not wrapped.
-        teacher: the text-only causal LM that its decoder came from (`AutoModelForCausalLM`), in any float dtype.
+        teacher: the text-only causal LM that its decoder came from (`AutoModelForCausalLM`), loaded in any float dtype.
         divergence: forward_kl, reverse_kl, jsd or tv.
         beta: the teacher's weight in the mixture of jsd.
         top_k: compare the teacher's k likeliest tokens and the rest as one; None: every token.
@@ -108,6 +108,7 @@ class Distiller(nn.Module):
         super().__init__()
         check_models(student, teacher)
         check_separate(student, teacher)
+        check_frequencies(student, teacher)
         if tokenizers is not None:
             _check_are_tokenizers(tokenizers)
             check_tokenizers(*tokenizers)
@@ -156,6 +157,7 @@ class Distiller(nn.Module):
                 "student: its weights are sharded, and nobody gathers them: fully_shard(distiller) after its layers, "
                 "not the student"
             )
+        check_frequencies(self.student, self._teacher.model)
         self._check_weights()
         inputs = read_batch(batch, self._step.student, self._longest)
         distill_B = read_distill(distill, len(inputs.input_ids_BT))

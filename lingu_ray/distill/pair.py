@@ -11,6 +11,7 @@ import inspect
 import re
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -70,6 +71,22 @@ def check_separate(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
 def _place(parameter: Tensor) -> int:
     """Where a parameter lies in memory; 0 where it has none of its own, as those of torchao, which hold several."""
     return 0 if hasattr(parameter, "__tensor_flatten__") else parameter.untyped_storage().data_ptr()
+
+
+def check_frequencies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise UserError where a cast of a whole model has rounded the frequencies of its decoder's RoPE.
+
+    A dtype given at loading leaves them in float32. Rounded to 16 bits they turn a key a thousand tokens away by
+    radians: queries of one decoder and keys of the other then have no common place to count from.
+    """
+    for model_name, model in (("student", student), ("teacher", teacher)):
+        for name, buffer in model.get_decoder().named_buffers():
+            if name.endswith("inv_freq") and buffer.itemsize < torch.float32.itemsize:
+                raise UserError(
+                    f"{model_name}: the frequencies of its RoPE were rounded to {buffer.dtype} with the weights, as "
+                    ".to(dtype), .half() and .bfloat16() do: load it in the dtype that it should have "
+                    "(from_pretrained(…, dtype=…)), or compute in that dtype by torch.autocast"
+                )
 
 
 def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:

@@ -364,6 +364,38 @@ def test_the_teachers_head_is_its_own_as_it_is_now(batch):
     )
 
 
+CASTS = {
+    "to": lambda model: model.to(torch.bfloat16),
+    "half": lambda model: model.half(),
+    "bfloat16": lambda model: model.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
+@pytest.mark.parametrize("name", ["idefics3", "gemma3"])
+def test_a_cast_that_rounds_rope_is_refused(name, which, cast):
+    """Before and after, of either: at a thousand tokens KD of equal decoders would be 0.8 nats instead of 0.004."""
+    models = {"student": FAMILIES[name].student(pair(name)[1]), "teacher": FAMILIES[name].teacher(seed=7)}
+    distiller, message = Distiller(**models), f"{which}: the frequencies of its RoPE were rounded to torch"
+    cast(models[which])
+    with pytest.raises(UserError, match=message):
+        distiller(as_processor(collate(samples(name), PAD)))
+    with pytest.raises(UserError, match=message):
+        Distiller(**models)
+
+
+def test_a_teacher_that_is_loaded_in_bf16_keeps_its_rope(tmp_path):
+    """Its distance from the same decoder in float32 is the rounding of its weights, also in a long row."""
+    tiny_teacher(folder=tmp_path)
+    teacher = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    ids_BT = torch.arange(3, 303).repeat(3).reshape(1, -1)
+    labels_BT = ids_BT.masked_fill(torch.arange(900) < 890, -100)
+    with torch.no_grad():
+        output = Distiller(tiny_student(tiny_teacher()), teacher)({"input_ids": ids_BT, "labels": labels_BT})
+    assert output.kd < 0.02
+
+
 @pytest.fixture
 def defaults() -> Iterator[Callable[[torch.dtype, str], None]]:
     """Sets torch's default dtype and device, as a training script may."""
