@@ -44,7 +44,9 @@ class Teacher:
         return head if self.vocabulary is None else head.first(self.vocabulary)
 
     def hidden_states(self, request: TeacherRequest) -> Tensor:
-        """`hidden_MD` of the queries that predict a supervised token (see `continue_from_kv`)."""
+        """`hidden_MD` of the queries that predict a supervised token (see `continue_from_kv`), in eval mode."""
+        if self.model.training:  # by the `train()` of a module that holds it, a LightningModule for instance
+            self.model.eval()
         return continue_from_kv(self.decoder, request)
 
 

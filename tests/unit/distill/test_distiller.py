@@ -396,6 +396,17 @@ def test_a_teacher_that_is_loaded_in_bf16_keeps_its_rope(tmp_path):
     assert output.kd < 0.02
 
 
+def test_the_teacher_stays_in_eval_mode(batch):
+    """Also where a module that holds both is set to training, as a LightningModule is: no dropout, no checkpoints."""
+    student, teacher = FAMILIES["idefics3"].student(pair("idefics3")[1]), FAMILIES["idefics3"].teacher(seed=7)
+    teacher.model.norm = torch.nn.Sequential(teacher.model.norm, torch.nn.Dropout(0.5))
+    holder = torch.nn.ModuleList([distiller := Distiller(student, teacher), teacher])
+    expected = distiller(batch).loss
+    teacher.gradient_checkpointing_enable()
+    holder.train()
+    assert torch.equal(distiller(batch).loss, expected)
+
+
 @pytest.fixture
 def defaults() -> Iterator[Callable[[torch.dtype, str], None]]:
     """Sets torch's default dtype and device, as a training script may."""
