@@ -21,7 +21,10 @@ from lingu_ray.errors import UserError
 NOT_SUPERVISED = -100
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 _TOKENS = ("input_ids", "labels", "attention_mask", *_TOKEN_TYPES)
-_COMPUTED_HERE = ("position_ids", "cache_position", "inputs_embeds", "past_key_values", "cache")
+_COMPUTED_HERE = (
+    *("position_ids", "cache_position", "inputs_embeds", "past_key_values", "cache"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),  # of rows that are packed
+)
 
 
 def visual_token_ids(student: PreTrainedModel) -> list[int]:
@@ -53,6 +56,8 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
     if not isinstance(batch, Mapping) or not all(isinstance(name, str) for name in batch):
         raise UserError(f"batch: must be a processor's tensors by name, with labels; it is a {type(batch).__name__}")
     given = {name: value for name, value in batch.items() if value is not None}
+    if "distill" in given:
+        raise UserError("distill: give the rows' mask beside the batch, distiller(batch, distill=mask)")
     for name in _COMPUTED_HERE:
         if name in given:
             raise UserError(f"{name}: leave it out; give each sample a row of its own, with input_ids and labels")
