@@ -183,7 +183,7 @@ class Distiller(nn.Module):
         return TokenCounts(supervised, plan.tokens if plan else 0)
 
     def _zero(self, inputs: ModelInputs) -> Tensor | int:
-        """0, made of every trained parameter of tower and projector, so that a batch of any kind has their gradients.
+        """0, with a gradient for every trained parameter of tower and projector, so that a batch of any kind has them.
 
         Text does not run them, and some images run a part. What wraps the module sums gradients over the processes, and
         counts on the same parameters from each.
@@ -196,7 +196,8 @@ class Distiller(nn.Module):
                 "student: its vision tower or projector is sharded by itself, and processes whose batch has images "
                 "would wait for this one, whose batch has none: fully_shard(distiller) after the decoder's layers alone"
             )
-        return sum(0 * parameter.sum(dtype=torch.float32) for parameter in gathered if parameter.requires_grad)
+        trained = [parameter for parameter in gathered if parameter.requires_grad]
+        return _Zero.apply(*trained) if trained else 0
 
     def _check_weights(self) -> None:
         """Raise UserError for a temperature or weights that no loss can have, whoever set them."""
@@ -205,6 +206,21 @@ class Distiller(nn.Module):
         for name, weight in (("w_ce", self.w_ce), ("w_kd", self.w_kd)):
             if not 0 <= as_number(weight) < math.inf:
                 raise UserError(f"{name}={weight!r}: must be a number from 0 on")
+
+
+class _Zero(torch.autograd.Function):
+    """0, with a gradient of 0 for each tensor that it is given; none of them is read."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.kinds = [(tensor.dtype, tensor.shape) for tensor in tensors]
+        return tensors[0].new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    # pyrefly: ignore [bad-override]  (the base class names no parameters)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, ...]:
+        zeros = grad_outputs[0].new_zeros(len(ctx.kinds)).unbind()  # a gradient of one element is kept as it is
+        return tuple(zero.to(dtype).expand(shape) for zero, (dtype, shape) in zip(zeros, ctx.kinds, strict=True))
 
 
 def _check_are_tokenizers(given: Any) -> None:

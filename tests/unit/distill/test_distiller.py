@@ -407,6 +407,20 @@ def test_the_teacher_stays_in_eval_mode(batch):
     assert torch.equal(distiller(batch).loss, expected)
 
 
+def test_what_a_batch_does_not_run_is_not_read(batch):
+    """Every parameter of tower and projector has a gradient of its own in a batch of text, whatever its numbers are."""
+    student = FAMILIES["idefics3"].student(pair("idefics3")[1])
+    student.model.connector.scalars = torch.nn.ParameterList([torch.ones(1), torch.ones(1)])
+    with torch.no_grad():
+        student.model.vision_model.post_layernorm.bias.fill_(torch.inf)
+    output = Distiller(student, pair("idefics3")[1])({name: batch[name][1:2] for name in ("input_ids", "labels")})
+    output.loss.backward()
+    assert torch.isfinite(output.loss)
+    trained = [*student.model.vision_model.parameters(), *student.model.connector.parameters()]
+    assert all(p.grad is not None and p.grad.is_contiguous() and not p.grad.any() for p in trained)
+    assert len({p.grad.data_ptr() for p in trained}) == len(trained)
+
+
 @pytest.fixture
 def defaults() -> Iterator[Callable[[torch.dtype, str], None]]:
     """Sets torch's default dtype and device, as a training script may."""
