@@ -78,12 +78,13 @@ class OnGpu(Tensor):
 class PretendedGpu(TorchDispatchMode):
     """Within it cuda:0 exists. `events`: (phase, what, line of lingu_ray, innermost line) → times.
 
-    `copies`: how often tensors went from one device to the other.
+    `copies`: how often tensors went from one device to the other. `calls`: (phase, ATen call) → times, views included.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.phase, self.events, self.copies = "", Counter[tuple[str, ...]](), 0
+        self.calls = Counter[tuple[str, str]]()
 
     def __enter__(self) -> PretendedGpu:
         autocast, enabled, dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
@@ -137,6 +138,7 @@ class PretendedGpu(TorchDispatchMode):
         to_gpu = kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda"
         if not to_gpu and not any(isinstance(x, OnGpu) for x in tensors):
             return func(*args, **kwargs)
+        self.calls[self.phase, name] += 1
         if name in ("copy_", "_to_copy"):
             self._judge_copy(name, args, kwargs)
         else:

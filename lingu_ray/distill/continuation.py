@@ -89,17 +89,16 @@ class _SharedKV(Cache):
         kv_L2CHE: Tensor,
         kv_P: Tensor | None,
         donated_P: Tensor,
-        own_Q: Tensor,
-        slot_Q: Tensor,
+        own_RQ: Tensor,
         shape: tuple[int, int],
     ):
         """`kv_P`: index of each donated position's KV; None: each of them once, in order.
 
-        `donated_P`, `own_Q`: slots among the R · K keys. `slot_Q`: the real queries among R · Q padded ones.
+        `donated_P`, `own_RQ`: slots among the R · K keys; padding queries have one more, which nothing reads.
         """
         super().__init__(layers=[])  # Transformers asks layers for their kind
-        self.kv_L2CHE, self.donated_P, self.own_Q, self.slot_Q, self.shape = kv_L2CHE, donated_P, own_Q, slot_Q, shape
-        self.kv_P = kv_P
+        self.kv_L2CHE, self.kv_P, self.donated_P, self.shape = kv_L2CHE, kv_P, donated_P, shape
+        self.own = own_RQ.flatten()
         self.buffers: list[Tensor] = []
 
     def update(
@@ -111,13 +110,13 @@ class _SharedKV(Cache):
         for part, own_RHQE in enumerate((key_states, value_states)):
             heads, width = own_RHQE.shape[1], own_RHQE.shape[3]
             if len(self.buffers) == part:
-                self.buffers.append(own_RHQE.new_zeros(rows * keys, heads, width))
+                self.buffers.append(own_RHQE.new_zeros(rows * keys + 1, heads, width))
             buffer = self.buffers[part]
             if len(self.donated_P):
                 kv_CHE = self.kv_L2CHE[layer_idx, part]
                 buffer.index_copy_(0, self.donated_P, kv_CHE if self.kv_P is None else kv_CHE[self.kv_P])
-            buffer.index_copy_(0, self.own_Q, own_RHQE.transpose(1, 2).flatten(0, 1)[self.slot_Q])
-            filled.append(buffer.view(rows, keys, heads, width).transpose(1, 2))
+            buffer.index_copy_(0, self.own, own_RHQE.transpose(1, 2).flatten(0, 1))
+            filled.append(buffer[:-1].view(rows, keys, heads, width).transpose(1, 2))
         return filled[0], filled[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -169,7 +168,6 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
     donated_row_P, _ = rows_and_slots(request.donated_count_R)
     row_Q, slot_Q = rows_and_slots(request.query_count_R)
     rows, queries, keys = len(request.query_count_R), int(request.query_count_R.max()), int(request.width)
-    at_Q = row_Q * queries + slot_Q
     in_order = torch.equal(request.donated_kv_P, torch.arange(kv_L2CHE.shape[2], device=request.donated_kv_P.device))
 
     def spread(values_Q: Tensor, padding: int) -> Tensor:
@@ -185,13 +183,12 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
             "index_RQ": spread(request.query_index_Q, padding=keys - 1),
             "kv_P": None if in_order else request.donated_kv_P,
             "donated_P": donated_row_P * keys + request.donated_index_P,
-            "own_Q": row_Q * keys + request.query_index_Q,
-            "slot_Q": at_Q,
-            "predicts_M": at_Q[request.predicts_Q],
+            "own_RQ": spread(row_Q * keys + request.query_index_Q, padding=rows * keys),
+            "predicts_M": (row_Q * queries + slot_Q)[request.predicts_Q],
         },
         decoder.device,
     )
-    slots = {name: sent[name] for name in ("kv_P", "donated_P", "own_Q", "slot_Q")}
+    slots = {name: sent[name] for name in ("kv_P", "donated_P", "own_RQ")}
     output = decoder(
         input_ids=sent["input_ids"],
         position_ids=sent["position_ids"],

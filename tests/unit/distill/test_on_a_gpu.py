@@ -18,6 +18,7 @@ from torch import nn
 from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
+from lingu_ray.distill import Distiller
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
@@ -152,6 +153,13 @@ def batches(family: Family, packing: bool) -> list[MicroBatch]:
     ]
 
 
+def as_processor(batch: MicroBatch) -> dict[str, torch.Tensor]:
+    """The micro-batch as a processor returns it, with labels."""
+    labels_BT = batch.input_ids_BT.masked_fill(~batch.supervised_BT, -100)
+    ids_and_mask = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT}
+    return {**ids_and_mask, "labels": labels_BT, **batch.vision}
+
+
 def sample(prompt: Drawn, position: int) -> Sample:
     """A prompt whose last tokens are the answer; every second one is distilled."""
     supervised_T = torch.arange(len(prompt.input_ids_T)) >= len(prompt.input_ids_T) - ANSWER
@@ -190,6 +198,38 @@ def test_what_autocast_computes_in_is_passed_on() -> None:
     assert output is not None
     dtypes = (asked[0].kv_L2CHE.dtype, done.hidden_ND.dtype, output.hidden_MD.dtype)
     assert dtypes == (torch.bfloat16,) * 3
+
+
+def test_the_teacher_moves_keys_and_values_once() -> None:
+    """A layer writes the donated ones and its own to their places, and gathers none of them before."""
+    with PretendedGpu() as gpu:
+        trained = worker(FAMILIES["idefics3"], CUDA)
+        with phase(gpu, trained.teacher, "submit"):
+            run(trained, batches(FAMILIES["idefics3"], packing=False)[0])
+    assert gpu.calls["submit", "index_copy_"] == 2 * 2 * len(trained.student.layers)
+    assert gpu.calls["submit", "index"] == 1  # the queries that predict, of the final hidden states
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_a_loop_of_ones_own(kind: str) -> None:
+    """A `Distiller` of models on the GPU: CPU's numbers, the waits of a run but the one for its sums, three more where
+    the batch is there already; tower and projector are not read.
+    """
+    family, place = FAMILIES["idefics3"], ("text", "images").index(kind)
+    batch = as_processor(batches(family, packing=False)[place])
+    distiller = Distiller(family.student(teacher := family.teacher()), teacher)
+    expected = distiller(batch).loss.item()
+    with PretendedGpu() as gpu:
+        for model in (teacher, distiller):
+            nn.Module.to(model, CUDA)
+        for given, more in ((batch, 0), ({name: tensor.to(CUDA) for name, tensor in batch.items()}, 3)):
+            gpu.events.clear()
+            with phase(gpu, distiller, "_zero"), gpu.during("step"):
+                output = distiller(given)
+                output.loss.backward()
+            assert gpu.waits("step", "_zero") == WAITS["idefics3"][0][place] - 1 + more, gpu.report()
+            assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+        assert gpu.calls["_zero", "new_zeros"] == 2 and not gpu.calls["_zero", "sum"]
 
 
 def test_validation_and_sampling_mix_no_devices() -> None:
