@@ -12,22 +12,30 @@ from tuning.results import Setting, rank, settings_of
 from tuning.space import Space
 
 
-def remove_unwanted(outcomes: list[Outcome], space: Space, trials: Path) -> None:
+def remove_unwanted(outcomes: list[Outcome], space: Space, trials: Path, over: bool = False) -> None:
     """Of settings whose seeds have all ended, keep a model each of the `keep_models` best ones, and remove the others.
 
     The means of such settings stay, so what is not among the best of them now will not be later. Of settings with a
-    seed that is still to end every model stays.
+    seed that is still to end every model stays. `over`: no trial is resumed any more that was stopped early, so the
+    checkpoints of one are its model.
     """
     ended = [setting for setting in settings_of(outcomes, space) if setting.has_ended(space.seeds)]
-    models = [found for setting in ended if (found := _models(setting, space, trials))]
+    models = [found for setting in ended if (found := _models(setting, space, trials, over))]
     for place, found in enumerate(models):
-        for export in found[1:] if place < space.keep_models else found:
-            remove(export)
+        for paths in found[1:] if place < space.keep_models else found:
+            for path in paths:
+                remove(path)
 
 
-def _models(setting: Setting, space: Space, trials: Path) -> list[Path]:
-    """The folders of a setting's trained models that are there, the best trial's first."""
-    finished = [trial for trial in setting.trials if trial.state == "finished"]
-    best_first = sorted(finished, key=lambda trial: rank(replace(setting, trials=(trial,)), space))
-    exports = [RunFolder(trials / trial.trial).export for trial in best_first]
-    return [export for export in exports if export.exists()]
+def _models(setting: Setting, space: Space, trials: Path, over: bool) -> list[list[Path]]:
+    """The paths of each of a setting's models that are there, the best trial's first."""
+    wanted = ("finished", "stopped") if over else ("finished",)
+    trained = [trial for trial in setting.trials if trial.state in wanted]
+    best_first = sorted(trained, key=lambda trial: rank(replace(setting, trials=(trial,)), space))
+    models = [_model(trial, RunFolder(trials / trial.trial)) for trial in best_first]
+    return [paths for paths in models if paths[-1].exists()]
+
+
+def _model(trial: Outcome, folder: RunFolder) -> list[Path]:
+    """What a trial's model is made of, last what is there as long as any of it is."""
+    return [folder.export] if trial.state == "finished" else [folder.checkpoints, folder.ray, folder.initial_model]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -45,8 +46,12 @@ class Setting:
 
     @staticmethod
     def _over_seeds(found: list[tuple[int, float | None]]) -> Stat | None:
-        """Over one value a seed, its first one: a seed that ran twice with the same values has nothing new to tell."""
-        values = list({seed: value for seed, value in reversed(found) if value is not None}.values())
+        """Over one value a seed, its first one: a seed that ran twice with the same values has nothing new to tell.
+
+        What is not a number, as the validation of a model that diverged, is none.
+        """
+        known = {seed: value for seed, value in reversed(found) if value is not None and math.isfinite(value)}
+        values = list(known.values())
         if not values:
             return None
         return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)

@@ -130,7 +130,8 @@ class Space(Section):
     keep_models: PositiveInt = Field(
         1,
         description="trained models kept: of the best settings one each, of its best seed. Another is removed once all "
-        "seeds of its setting have ended; its scores stay",
+        "seeds of its setting have ended; its scores stay. Of a trial that was stopped early it is its checkpoints, "
+        "removed when the sweep is over",
     )
 
     @model_validator(mode="before")

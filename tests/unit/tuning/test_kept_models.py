@@ -1,5 +1,6 @@
 """Which models of a sweep are kept: none goes while it may still be the best, and in the end the best is there."""
 
+import math
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -28,10 +29,11 @@ def outcome(case: str, seed: int, recovery: float | None = None, state: str = "f
 
 
 def end(trials: Path, trial: Outcome) -> None:
-    """Write what a trial came to, with its model where it finished."""
+    """Write what a trial came to, with its model where it finished, and with its checkpoints where it was stopped."""
     trial.write(trials / trial.trial)
-    if trial.state == "finished":
-        RunFolder(trials / trial.trial).export.mkdir(parents=True)
+    folder = RunFolder(trials / trial.trial)
+    for path in [folder.export] if trial.state == "finished" else [folder.checkpoints, folder.initial_model]:
+        path.mkdir(parents=True)
 
 
 def models(trials: Path) -> set[str]:
@@ -100,3 +102,29 @@ def test_the_same_values_drawn_again_are_one_setting(tmp_path: Path):
     remove_unwanted(read_outcomes(tmp_path), drawn, tmp_path)
     best = best_of(settings_of(read_outcomes(tmp_path), drawn), drawn)
     assert best is not None and best.case == "a" and models(tmp_path) == {"a-0", "b0"}
+
+
+def checkpoints(trials: Path) -> set[str]:
+    """The trials whose checkpoints are there."""
+    return {folder.parent.name for folder in trials.glob("*/checkpoints")}
+
+
+def test_checkpoints_of_what_was_stopped_early_go_when_the_sweep_is_over(tmp_path: Path):
+    """Not before, for until then a sweep that breaks off may resume them; those of what is started again stay."""
+    ended = [outcome("a", 0, 0.9), outcome("b", 0, state="stopped", validation_ce=2.0)]
+    for trial in (*ended, outcome("c", 0, state="stopped", by_hand=True)):
+        end(tmp_path, trial)
+    one = space(seeds=1)
+    remove_unwanted(read_outcomes(tmp_path), one, tmp_path)
+    assert checkpoints(tmp_path) == {"b0", "c0"}
+    remove_unwanted(read_outcomes(tmp_path), one, tmp_path, over=True)
+    assert models(tmp_path) == {"a0"} and checkpoints(tmp_path) == {"c0"}
+    assert not RunFolder(tmp_path / "b0").initial_model.exists()
+
+
+def test_of_a_sweep_without_a_finished_trial_the_best_checkpoints_stay(tmp_path: Path):
+    """By validation, as the table ranks them; one that is no number is the last."""
+    for case, validation in {"a": math.nan, "b": 2.0, "c": 1.5}.items():
+        end(tmp_path, outcome(case, 0, state="stopped", validation_ce=validation))
+    remove_unwanted(read_outcomes(tmp_path), space(seeds=1, keep_models=2), tmp_path, over=True)
+    assert checkpoints(tmp_path) == {"b0", "c0"}
