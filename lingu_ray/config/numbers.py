@@ -1,13 +1,19 @@
-"""What Python takes for a number and a setting does not: true and false, and integers that 64 bits do not hold."""
+"""Numbers as settings mean them: none is true or false or beyond 64 bits; a share is the fraction that was written."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from pydantic_core import CoreSchema, PydanticCustomError
 
 _VALUES = ("default", "metadata", "serialization")
 """Parts of a schema in which no other schema is."""
+
+
+def share_of(share: float, whole: int) -> Fraction:
+    """A share of so many steps or rows, exactly: 0.07 of 100 is 7, where the product of floats is a hair above."""
+    return Fraction(str(share)) * whole
 
 
 def checked_numbers(schema: CoreSchema) -> CoreSchema:

@@ -30,6 +30,7 @@ from ray.exceptions import RayTaskError
 from lingu_ray import storage
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
+from lingu_ray.config.numbers import share_of
 from lingu_ray.corpus.fingerprint import fingerprint, source_content
 from lingu_ray.corpus.finished import FinishedSplits
 from lingu_ray.corpus.normalize import NORMALIZED, SplitTask, load_encoder
@@ -251,7 +252,7 @@ def checked_counts(
         reasons: Counter[str] = Counter()
         for row in bad:
             reasons[row["reason"]] += row["rows"]
-        if reasons.total() > corpus.max_reject_rate * read:
+        if reasons.total() > share_of(corpus.max_reject_rate, read):
             raise UserError(_too_many_bad(source.name, read, reasons, bad, corpus.max_reject_rate))
         counts[source.name] = {
             "read": read,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from lingu_ray.config import Config, SourceConfig
+from lingu_ray.config.numbers import share_of
 from lingu_ray.preview.roles import Judge
 from lingu_ray.preview.tokens import Segment
 
@@ -86,7 +87,7 @@ class SourcePreview:
     @property
     def stops_the_build(self) -> bool:
         """Whether more of the rows are rejected than `corpus.max_reject_rate` allows."""
-        return len(self.rejects) > self.judge.config.corpus.max_reject_rate * self.read
+        return len(self.rejects) > share_of(self.judge.config.corpus.max_reject_rate, self.read)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lingu_ray.config import TrainConfig
+from lingu_ray.config.numbers import share_of
 from lingu_ray.distill.lora import is_adapter
 from lingu_ray.distill.student import Student
 
@@ -50,7 +51,7 @@ def trained_parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 def lr_factor(step: int, settings: TrainConfig) -> float:
     """Share of the peak learning rate at `step` (0-based): linear warm-up, then cosine to `min_lr`."""
-    warmup = math.ceil(settings.warmup * settings.steps)
+    warmup = math.ceil(share_of(settings.warmup, settings.steps))
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, settings.steps - 1 - warmup)

@@ -131,6 +131,21 @@ def test_a_fault_of_every_row_ends_the_build(tmp_path, monkeypatch, encoder):
     ) in str(error.value)
 
 
+def test_as_many_bad_rows_as_the_rate_says_are_no_error():
+    """Whatever the product of floats is: 29 of 100 are 0.29, and 30 are more."""
+    source = SourceConfig(name="s", format="text", path="x")
+    for percent in range(1, 100):
+        kinds = {None: 100 - percent, "bad_json": percent}
+        names = ("source", "reason", "rows", "truncated", "origin", "excerpt")
+        tallies = pa.Table.from_pylist(
+            [dict(zip(names, ("s", k, n, 0, "x:1", ""), strict=True)) for k, n in kinds.items()]
+        )
+        counts = checked_counts(tallies, CorpusConfig(max_reject_rate=percent / 100), (source,))
+        assert counts["s"]["accepted"] == 100 - percent
+        with pytest.raises(UserError, match="are bad"):
+            checked_counts(tallies, CorpusConfig(max_reject_rate=(percent - 1) / 100), (source,))
+
+
 def test_a_template_that_refuses_a_role(tmp_path, monkeypatch):
     """A chat template that raises for a system message costs the rows that have one, which are told what it said."""
     processor = tiny_processor()

@@ -48,3 +48,12 @@ def test_schedule_warms_up_and_ends_at_its_floor():
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[-1] == pytest.approx(0.1)
     assert all(a >= b for a, b in itertools.pairwise(factors[4:]))
+
+
+@pytest.mark.parametrize("steps", [50, 100, 300])
+def test_a_share_of_the_steps_is_as_many_as_it_says(steps: int):
+    """The rate is full after the warm-up's share, part of a step counting as one: 0.07 of 100 steps are 7, not 8."""
+    for percent in range(1, 100):
+        settings = TrainConfig(steps=steps, warmup=percent / 100)
+        rising = next(step for step in range(steps) if lr_factor(step, settings) == 1) + 1
+        assert rising == -(-percent * steps // 100)
