@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -13,9 +14,11 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationInfo,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from lingu_ray.config.numbers import checked_numbers
@@ -139,13 +142,25 @@ Scheduled = Annotated[Schedule, BeforeValidator(_written_short)]
 
 
 def _with_commas(value: object) -> object:
-    """`0.25,0.5`, or a single value, as a list."""
-    return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int | float) else value
+    """`0.25, 0.5`, or a single value, as a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [value] if isinstance(value, int | float) else value
+
+
+class _InText:
+    """In JSON schemas: a list of words may be written as text with commas between."""
+
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        listed = handler(schema)
+        word = "|".join(map(re.escape, listed["items"]["enum"]))
+        return {"anyOf": [listed, {"type": "string", "pattern": rf"^\s*({word})\s*(,\s*({word})\s*)*$"}]}
 
 
 T = TypeVar("T")
-Several = Annotated[tuple[T, ...], BeforeValidator(_with_commas)]
-"""One value or several, which on a command line may be written with commas between: `sizes=8,64`."""
+Several = Annotated[tuple[T, ...], BeforeValidator(_with_commas), _InText]
+"""One value or several, which may be written with commas between: `sizes=8,64`."""
 
 
 def twice(names: list[str]) -> list[str]:
