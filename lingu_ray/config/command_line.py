@@ -90,7 +90,8 @@ def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) ->
 def _meant(option: str, help: Help, known: Collection[str]) -> str:
     """What the user may have meant by an unknown option."""
     name, equals, value = option.lstrip("-").partition("=")
-    if equals or name in help.schema.model_fields:
+    name = name.replace("-", "_")
+    if equals or "." in name or name in help.schema.model_fields:
         return f"; settings are given without dashes: {name}={value or '...'}"
     near = difflib.get_close_matches(option, [*known, "--help"], n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -103,6 +103,8 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["--train.steps=3"], ["settings are given without dashes: train.steps=3"]),
         (["--verbose"], ["unknown option --verbose\nusage:"]),
         (["--name", "other"], ["unknown option --name; settings are given without dashes: name=..."]),
+        (["--train.steps", "3"], ["settings are given without dashes: train.steps=..."]),
+        (["--output-dir", "runs"], ["settings are given without dashes: output_dir=..."]),
         (["--print-confg"], ["did you mean --print-config?"]),
         (["demo"], ["more than one recipe or file"]),
     ],
