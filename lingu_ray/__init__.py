@@ -4,6 +4,12 @@ import logging
 import os
 from importlib.metadata import PackageNotFoundError, version
 
+from lingu_ray.commands import is_starting
+from lingu_ray.interrupt import end_without_traceback
+
+if is_starting():
+    end_without_traceback()
+
 try:
     __version__ = version("lingu-ray")
 except PackageNotFoundError:  # code that travels with a Ray job is not installed on the nodes

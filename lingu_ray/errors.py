@@ -12,6 +12,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from lingu_ray.commands import as_called
+from lingu_ray.interrupt import end_stopped
 
 _WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
 _FULL = re.compile(r".*(?:No space left on device|Disk quota exceeded).*")  # Rust and C++ have these words, too
@@ -126,8 +127,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         print(stopped, file=sys.stderr)
         sys.exit(130)
     except KeyboardInterrupt:
-        print("stopped; what was finished is kept", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: a Ray that is still starting may take minutes to shut down; it ends with this process
+        end_stopped()
     except BrokenPipeError:  # the reader has closed the output: `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

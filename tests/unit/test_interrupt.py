@@ -1,9 +1,11 @@
 """Ctrl-C lets work save first, and ends what has nothing to save, also where the exception that it raises is lost."""
 
+import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from commands import Command
@@ -114,3 +116,17 @@ def test_other_threads_leave_signals_alone():
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+@pytest.mark.parametrize(
+    ("command", "imports"),
+    [("lingu_ray", "pydantic"), ("lingu_ray.export", "transformers"), ("tuning.compare", "jinja2")],
+)
+def test_an_interrupt_while_modules_are_imported_is_told_in_a_line(tmp_path: Path, command: str, imports: str):
+    """Before the command itself can catch it; in programs of others that import the package it stays theirs."""
+    (tmp_path / f"{imports}.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    with Command([sys.executable, "-m", command], env=path) as ours:
+        assert ours.finish(130) == "stopped; what was finished is kept\n"
+    with Command([sys.executable, "-c", f"import lingu_ray, {imports}"], env=path) as theirs:
+        assert "Traceback" in theirs.finish(-signal.SIGINT)
