@@ -155,7 +155,6 @@ class Space(Section):
                     f"Searched are keys of {', '.join(sorted(settings_with(SEARCHABLE)))}; "
                     "`settings` sets others for all, `seeds` repeats"
                 )
-        self._check_one_origin()
         if self.algorithm == "optuna" and (self.seeds > 1 or any(d.grid for d in self.search.values())):
             raise ValueError("optuna draws its own points: use `choice` in place of `grid`, and seeds: 1")
         if len(self.objectives) > 1 and self.algorithm != "optuna":
@@ -168,13 +167,6 @@ class Space(Section):
                 f"run {self.trials} times alike; leave `trials` out, or repeat under other seeds by `seeds`"
             )
         return self
-
-    def _check_one_origin(self) -> None:
-        for case in [{}, *self.cases.values()]:
-            for key, other in itertools.combinations([*self.search, *case], 2):
-                if f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}."):
-                    twice = key if key == other else f"{key} and {other}"
-                    raise ValueError(f"{twice}: set twice; keep one, under `search` or in `cases`")
 
     def _check_pbt(self) -> None:
         others = sorted(set(self.search) - set(SCHEDULED))
@@ -279,6 +271,7 @@ def check(space: Space, base: Config) -> None:
             f"output_dir={base.output_dir}: pbt copies checkpoints from trial to trial, in folders: give output_dir a "
             "folder on storage that all nodes share, or leave pbt out"
         )
+    _check_one_origin(space, base)
     for values in corner_values(space):
         config = configure(base, values, space.name)
         if space.pbt and any(isinstance(v, dict) for v in values.values()):
@@ -289,6 +282,17 @@ def check(space: Space, base: Config) -> None:
             configure(base, values, space.name)
         except UserError as error:
             raise UserError(f"{error}, as a draw from search: list what fits by `choice` or `grid`") from error
+
+
+def _check_one_origin(space: Space, base: Config) -> None:
+    """Refuse two keys of one setting, which may be named by its section, and an item of a list by name and position."""
+    settings = Settings(Config, base.model_dump(mode="json"), space.name)
+    for case in [{}, *space.cases.values()]:
+        keys = [(dotted, settings.key(dotted, space.name)) for dotted in (*space.search, *case)]
+        for (one, key), (other, another) in itertools.combinations(keys, 2):
+            if key[: len(another)] == another[: len(key)]:
+                twice = one if one == other else f"{one} and {other}"
+                raise UserError(f"{space.name}: {twice}: set twice; keep one, under `search` or in `cases`")
 
 
 def _draws(space: Space, base: Config) -> Iterator[Values]:

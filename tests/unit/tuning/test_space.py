@@ -29,6 +29,9 @@ from tuning.space import (
 from tuning.sweep import load, open_folder
 
 
+W_KD = "distill.w_kd"
+
+
 def space(**keys) -> Space:
     return Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"grid": [1, 2]}}} | keys)
 
@@ -82,12 +85,6 @@ def test_sizes():
         ({"pbt": {"interval": 5}, "search": {"train.steps": {"choice": [1]}}}, "found train.steps"),
         ({"name": "a/b"}, "name"),
         ({"search": {"distill.w_kd": {"uniform": [1, float("inf")]}}}, "finite number"),
-        ({"cases": {"a": {"distill.w_kd": 3}}}, "distill.w_kd: set twice"),
-        ({"cases": {"a": {"distill.w_kd.start": 3}}}, "distill.w_kd and distill.w_kd.start: set twice"),
-        (
-            {"search": {"distill.temperature.end": {"grid": [1]}, "distill.temperature": {"grid": [2]}}},
-            "distill.temperature.end and distill.temperature: set twice",
-        ),
     ],
 )
 def test_mistakes_are_told(keys, words):
@@ -137,6 +134,19 @@ def write(tmp_path, **keys):
                 "search": {"student.from_teacher.image_size": {"uniform": [64, 512]}},
             },
             r"image_size \d+ must be a multiple of .*, as a draw from search: list what fits by `choice`",
+        ),
+        ({"search": {W_KD: {"grid": [1]}}, "cases": {"a": {W_KD: 3}}}, "distill.w_kd: set twice"),
+        (
+            {"search": {W_KD: {"grid": [1]}}, "cases": {"a": {f"{W_KD}.start": 3}}},
+            f"{W_KD} and {W_KD}.start: set twice",
+        ),
+        (
+            {"search": {"distill.temperature.end": {"grid": [1]}, "distill.temperature": {"grid": [2]}}},
+            "distill.temperature and distill.temperature.end: set twice",
+        ),
+        (
+            {"search": {"corpus.sources.0.limit": {"grid": [1]}, "corpus.sources.text.limit": {"grid": [2]}}},
+            "corpus.sources.0.limit and corpus.sources.text.limit: set twice",
         ),
     ],
 )
