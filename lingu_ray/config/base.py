@@ -23,8 +23,9 @@ from pydantic_core import CoreSchema
 
 from lingu_ray.config.numbers import checked_numbers
 
-NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"
-"""What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys."""
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,149}$"
+"""What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys. File
+systems take 255 letters, and MLflow 250 of a key."""
 
 BESIDE_RUNS = ("mlflow.db", "mlartifacts", "inspect")
 """What else lies in the folder of runs: MLflow's store with its files, and the pages of `lingu-ray inspect`."""
