@@ -124,6 +124,9 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     for name, _ in named:
         if name in RENAMED_ROLES:
             raise UserError(f"the model's name {name} is {RENAMED_ROLES[name]} now")
+    for name, path in named:
+        if not path.strip():
+            raise UserError(f"{name}={path}: no model is named: give a folder, a hub id or a .gguf file")
     models = {name: Path(model_path(path)) for name, path in named}
     if len(models) < len(named):
         raise UserError("two models have one name: give them names, as in first=MODEL second=MODEL")

@@ -155,7 +155,7 @@ class _InText:
     @staticmethod
     def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         listed = handler(schema)
-        word = "|".join(map(re.escape, listed["items"]["enum"]))
+        word = "|".join(map(re.escape, listed["items"].get("enum", ()))) or "[^,]*"
         return {"anyOf": [listed, {"type": "string", "pattern": rf"^\s*({word})\s*(,\s*({word})\s*)*$"}]}
 
 

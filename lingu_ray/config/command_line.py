@@ -1,6 +1,7 @@
 """From the command line to settings: a recipe or YAML file, then dotted `key=value` overrides."""
 
 import difflib
+import re
 from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
@@ -73,7 +74,7 @@ def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) ->
     `--help`, `--help SECTION` and `--help=SECTION` print and raise `SystemExit(0)`; words after `--help` are topics.
 
     Raises:
-        UserError: an unknown option, or help on a topic that does not exist.
+        UserError: an unknown option, a setting whose key is none, or help on a topic that does not exist.
     """
     for index, argument in enumerate(argv):
         option, _, topic = argument.partition("=")
@@ -84,7 +85,17 @@ def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) ->
     if unknown := next((option for option in options if option not in known), None):
         raise UserError(f"unknown option {unknown}{_meant(unknown, help, known)}\nusage: {help.usage}")
     settings = [a for a in argv if OVERRIDE.fullmatch(a)]
-    return Arguments([a for a in argv if a not in options and a not in settings], settings, options)
+    names = [a for a in argv if a not in options and a not in settings]
+    sections = {*help.schema.model_fields, *Config.model_fields}
+    for name in names:
+        key, equals, _ = name.partition("=")
+        if equals and re.split(r"\W", key.strip())[0] in sections and not Path(name).exists():
+            raise UserError(
+                f"{name!r} is no key=value: a key is of letters, digits, _, - and dots, without blanks around it. A "
+                "name with others is given with what it lies in, as tracking.tags='{my tag: x}', a task by what "
+                "follows lm_eval/"
+            )
+    return Arguments(names, settings, options)
 
 
 def _meant(option: str, help: Help, known: Collection[str]) -> str:

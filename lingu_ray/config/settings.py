@@ -47,6 +47,8 @@ _HINTS = {
 def parse(text: str, origin: str, schema: type[T]) -> Settings[T]:
     """The settings of a YAML text; `origin` names it in errors."""
     tree, lines = strict_yaml.load(text, origin)
+    if tree is None:
+        raise UserError(f"{origin}: there is nothing in it: a configuration is a mapping of keys")
     if not isinstance(tree, dict):
         raise UserError(f"{origin}: a configuration is a mapping of keys, this is {type(tree).__name__}")
     return Settings(schema, tree, origin, {key: f"{origin}:{line}" for key, line in lines.items()})
@@ -311,7 +313,7 @@ def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
     """A value of the wrong kind, or none where one is needed."""
     setting, section, above = field_at(key, schema), section_at(key, schema), field_at(key[:-1], schema)
     wanted = explain(setting) if setting else error["msg"]
-    if section and not setting:  # under a name of the user's own
+    if section and section is not Schedule and not (setting and is_list(setting.annotation)):
         wanted = f"a section with {', '.join(section.model_fields)}"
     elif above and not setting and is_mapping(above.annotation):
         wanted = f"{wants(get_args(above.annotation)[1])} ({above.description})"

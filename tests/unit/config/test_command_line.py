@@ -106,6 +106,12 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["--train.steps", "3"], ["settings are given without dashes: train.steps=..."]),
         (["--output-dir", "runs"], ["settings are given without dashes: output_dir=..."]),
         (["--print-confg"], ["did you mean --print-config?"]),
+        (["train.steps =3"], ["'train.steps =3' is no key=value: a key is of letters, digits"]),
+        (["tracking.tags.my tag=x"], ["is no key=value", "tracking.tags='{my tag: x}'"]),
+        (["train.learning_rates=1e-5"], ["1.0e-05 does not fit; give a section with vision, projector, decoder ["]),
+        (["train.lora=true"], ["train.lora: true does not fit; give a section with rank, alpha, dropout, targets ["]),
+        (["corpus.sources=chat"], ["corpus.sources: chat does not fit; give a list, each a section with its keys ("]),
+        ([f"name={'x' * 151}"], ["does not fit; give text that matches"]),
         (["demo"], ["more than one recipe or file"]),
     ],
 )
@@ -128,6 +134,10 @@ def test_errors_of_a_file_name_its_line(tmp_path: Path):
     assert refusal(str(path)) == f"{path}:9: train is given twice, first on line 8: remove one"
     path.write_text("- a\n")
     assert "a configuration is a mapping of keys, this is list" in refusal(str(path))
+    path.write_text("# to come\n")
+    assert f"{path}: there is nothing in it" in refusal(str(path))
+    path.write_text(FILE + "train:\n\tsteps: 3\n")
+    assert refusal(str(path)).endswith("cannot start any token; indent with blanks instead of tabs")
 
 
 @pytest.mark.parametrize(

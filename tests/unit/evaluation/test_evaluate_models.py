@@ -198,6 +198,22 @@ def test_a_setting_that_there_is_not_is_no_model(
     assert given.partition("=")[0] in read_arguments([given, "tasks=piqa"])[0]
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            "tasks.lm_eval/gsm8k.limit=5",
+            "'tasks.lm_eval/gsm8k.limit=5' is no key=value.* a task by what follows lm_eval/",
+        ),
+        ("distilled=", "distilled=: no model is named"),
+    ],
+)
+def test_what_cannot_be_a_model_is_refused(given: str, words: str) -> None:
+    """A setting with a key that settings have not, and what an empty variable of the shell leaves."""
+    with pytest.raises(UserError, match=words):
+        read_arguments(["vlm", "tasks=lm_eval/gsm8k", given])
+
+
 def test_a_task_named_on_the_command_line_can_be_changed_there() -> None:
     """Dotted settings find tasks by name, though the list holds bare names; the others stay as they are."""
     _, config = read_arguments(

@@ -28,7 +28,6 @@ from tuning.space import (
 )
 from tuning.sweep import load, open_folder
 
-
 W_KD = "distill.w_kd"
 
 
