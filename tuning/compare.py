@@ -21,7 +21,6 @@ from typing import Any
 
 import jinja2
 import mlflow
-from mlflow.exceptions import MlflowException
 from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
@@ -55,7 +54,7 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.run_folder.run_store import fetch_run
 from lingu_ray.runtime.tracking.mlflow_run import newest_settings
-from lingu_ray.runtime.tracking.store import open_store, store_uri
+from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store, store_uri
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curve_panels, curves_of
 from tuning.differences import NONE, differing_settings
@@ -196,17 +195,18 @@ def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise UserError(f"uri={shown}: no such MLflow store; run ids and experiments are looked up there")
     try:
-        client = open_store(uri)
-        runs = [client.get_run(run_id) for run_id in ids]
-        if options.experiment:
-            experiment = client.get_experiment_by_name(options.experiment)
-            if experiment is None:
-                known = ", ".join(found.name for found in client.search_experiments())
-                raise UserError(f"experiment={options.experiment}: {shown} has {known or 'no experiments'}")
-            runs += islice(_with_model(client, experiment.experiment_id), options.limit)
-    except MlflowException as error:
+        with one_retry():
+            client = open_store(uri)
+            runs = [client.get_run(run_id) for run_id in ids]
+            if options.experiment:
+                experiment = client.get_experiment_by_name(options.experiment)
+                if experiment is None:
+                    known = ", ".join(found.name for found in client.search_experiments())
+                    raise UserError(f"experiment={options.experiment}: {shown} has {known or 'no experiments'}")
+                runs += islice(_with_model(client, experiment.experiment_id), options.limit)
+            return [_from_run(client, run) for run in runs]
+    except CANNOT_OPEN as error:
         raise UserError(without_credentials(f"uri={uri}: {error}")) from error
-    return [_from_run(client, run) for run in runs]
 
 
 def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:

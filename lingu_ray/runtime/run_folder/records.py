@@ -62,9 +62,12 @@ def read_records(path: Path) -> list[Record]:
 
 def _record(line: bytes, where: str) -> Record:
     try:
-        return json.loads(line)
+        found = json.loads(line)
     except ValueError as error:
         raise UserError(f"{where}: the line is cut off, or no JSON ({error}): remove it, or put it back") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: the line is no record, but {type(found).__name__}: remove it, or put it back")
+    return found
 
 
 class RecordReader:

@@ -32,6 +32,15 @@ def test_a_line_that_is_none_is_named(tmp_path, line):
         read_records(path)
 
 
+@pytest.mark.parametrize("line", ["[1, 2]", "3", "null"])
+def test_a_line_of_another_file_is_named(tmp_path, line):
+    """JSON that is no record, as where lines of another file got among them."""
+    path = tmp_path / "m.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(UserError, match=rf"{path}:2: the line is no record, but"):
+        read_records(path)
+
+
 def test_tail_sees_every_line_once_and_whole(tmp_path):
     """Half a line waits for its end; after a cut, steps done again are not told again."""
     tail = RecordReader(tmp_path / "m.jsonl")

@@ -260,3 +260,13 @@ def test_large_numbers_are_whole() -> None:
     table = compare.metrics_table([compare.Compared("run", {}, metrics)])
     cells = {label: cell for label, cell in table.lines}
     assert cells == {"tokens_per_s": "123,457", "mme": "1,523", "loss": "2.346", "text": "1.5e+304"}
+
+
+@pytest.mark.timeout(100)  # MLflow asks for minutes of itself
+@pytest.mark.parametrize("uri", ["sqlite:///notes.txt", "http://127.0.0.1:9"])
+def test_a_store_that_cannot_be_read_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    """A file of another kind, and a server that does not answer: it is not asked for minutes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no database" * 100)
+    with pytest.raises(UserError, match=f"uri={uri[:7]}"):
+        compare.read_runs(["3f2a"], compare.CompareConfig(uri=uri))
