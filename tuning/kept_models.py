@@ -27,6 +27,13 @@ def remove_unwanted(outcomes: list[Outcome], space: Space, trials: Path, over: b
                 remove(path)
 
 
+def remove_copies(outcomes: list[Outcome], tune: Path) -> None:
+    """Remove the checkpoints that Ray Tune has of a population, once no trial can resume as a copy of another."""
+    if all(outcome.state == "finished" for outcome in outcomes):
+        for checkpoint in tune.glob("*/*/checkpoint_*"):
+            remove(checkpoint)
+
+
 def _models(setting: Setting, space: Space, trials: Path, over: bool) -> list[list[Path]]:
     """The paths of each of a setting's models that are there, the best trial's first."""
     wanted = ("finished", "stopped") if over else ("finished",)

@@ -29,7 +29,7 @@ from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.tracking.store import environment
 from lingu_ray.storage import cache_folder
 from tuning.folder import TUNE_NAME, SweepFolder
-from tuning.kept_models import remove_unwanted
+from tuning.kept_models import remove_copies, remove_unwanted
 from tuning.outcome import failures, read_outcome, read_outcomes, reason
 from tuning.progress import SweepProgress
 from tuning.search import USER_ERROR, algorithm, parameters, scheduler
@@ -90,6 +90,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
             if not interrupted.is_set():
                 mark_dead(results, folder.trials)
                 remove_unwanted(read_outcomes(folder.trials), space, folder.trials, over=True)
+                remove_copies(read_outcomes(folder.trials), folder.tune)
     finally:
         tracked.end_children(read_outcomes(folder.trials))
     return not interrupted.is_set()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from tuning.kept_models import remove_unwanted
+from tuning.kept_models import remove_copies, remove_unwanted
 from tuning.outcome import Outcome, read_outcomes
 from tuning.progress import SweepProgress
 from tuning.results import best_of, settings_of
@@ -128,3 +128,12 @@ def test_of_a_sweep_without_a_finished_trial_the_best_checkpoints_stay(tmp_path:
         end(tmp_path, outcome(case, 0, state="stopped", validation_ce=validation))
     remove_unwanted(read_outcomes(tmp_path), space(seeds=1, keep_models=2), tmp_path, over=True)
     assert checkpoints(tmp_path) == {"b0", "c0"}
+
+
+@pytest.mark.parametrize("last", ["finished", "failed"])
+def test_copies_of_a_population_go_when_none_resumes_from_one(tmp_path: Path, last: str):
+    """A trial that failed is started again, and may be a copy of another."""
+    copy = tmp_path / "experiment" / "trial-1" / "checkpoint_000001"
+    copy.mkdir(parents=True)
+    remove_copies([outcome("a", 0, 0.9), outcome("b", 0, state=last)], tmp_path)
+    assert copy.exists() is (last == "failed")
