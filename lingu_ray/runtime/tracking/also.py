@@ -5,6 +5,7 @@ They are opened with the first record that they take, so one that cannot be open
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from dataclasses import asdict
@@ -18,6 +19,9 @@ from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import LoggedSteps, Record, named_numbers
+
+_NOT_IN_A_PROJECT = re.compile(r"[/\\#?%:]")
+_LONGEST_NAME, _LONGEST_TAG = 128, 64  # that Weights & Biases takes; MLflow takes other and longer ones
 
 
 class TensorBoard:
@@ -66,9 +70,9 @@ class WandB:
             id=self.run_id,
             resume="allow",
             reinit="create_new",  # beside the run of a control
-            project=settings.experiment,
-            name=settings.run_name or self.config.name,
-            tags=[f"{key}: {value}" for key, value in settings.tags.items()],
+            project=_NOT_IN_A_PROJECT.sub("-", settings.experiment)[:_LONGEST_NAME],
+            name=(settings.run_name or self.config.name)[:_LONGEST_NAME],
+            tags=[f"{key}: {value}"[:_LONGEST_TAG] for key, value in settings.tags.items()],
             config=flat(self.config),
             dir=str(self.folder.root),
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=not statistics),

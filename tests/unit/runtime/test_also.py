@@ -85,6 +85,12 @@ def test_wandb_has_the_same_metrics_and_a_resumed_run_continues(
     for name, value in {"WANDB_MODE": "offline", "WANDB_CONFIG_DIR": str(tmp_path), "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     settings, said = settings_for(tmp_path, "wandb"), []
+    names = {
+        "experiment": "/Users/me/vlm: 2",
+        "run_name": "x" * 200,
+        "tags": {"note": "y" * 100},
+    }  # as MLflow takes them
+    settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update=names)})
     check_also(settings)
     first = deliver(settings, "wandb", range(1, 5), said)
     JsonLines(RunFolder(settings.run_dir).metrics).drop_after(2)
