@@ -164,8 +164,9 @@ def _states(run: Path | str, folder: RunFolder, config: Config) -> dict[Path, Ch
         raise UserError(f"{none_is_whole(run, damaged)}. Put them back from a copy")
     if not states:
         raise UserError(
-            f"{run} has no checkpoint yet: the first one comes after train.checkpoint_every="
-            f"{config.train.checkpoint_every} steps, or when the run is stopped by Ctrl-C"
+            f"{run} has no checkpoint: the first one comes after train.checkpoint_every="
+            f"{config.train.checkpoint_every} steps, or when the run is stopped by Ctrl-C; a sweep removes those of "
+            "trials that have ended"
         )
     return states
 

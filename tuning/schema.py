@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from lingu_ray.config import Config
+from lingu_ray.config import Config, Schedule
 from lingu_ray.config.help import sections
 from lingu_ray.config.json_schema import Schema, schema_of
-from tuning.space import Space, searchable
+from tuning.space import SCHEDULED, Space, searchable
 
 
 def space_schema() -> Schema:
@@ -24,18 +24,19 @@ def space_schema() -> Schema:
     own = schema["properties"]
     own["search"] |= _only(searched, {"$ref": "#/$defs/Domain"})
     own["settings"] |= _only(known)
-    own["cases"]["additionalProperties"] |= _only(known)
+    own["cases"]["additionalProperties"] |= _only(searched)
     return schema
 
 
 def _dotted(run: Schema) -> dict[str, Schema]:
-    """The schema of every setting that has a dotted key, sections included."""
+    """The schema of every setting that has a dotted key, sections and the parts of schedules included."""
     known: dict[str, Schema] = dict(run["properties"])
     for key, (section, prefix) in sections(Config).items():
         if "NAME" not in prefix:
             inside = run["$defs"][section.__name__]["properties"]
             known |= {f"{key}.{name}": value for name, value in inside.items()}
-    return known
+    moving = Schedule.model_json_schema()["properties"]
+    return known | {f"{key}.{name}": value for key in SCHEDULED for name, value in moving.items()}
 
 
 def _only(known: dict[str, Schema], each: Schema | None = None) -> Schema:

@@ -176,5 +176,5 @@ def test_what_cannot_be_exported_is_told(pair: Path, tmp_path: Path) -> None:
     refused(r"no checkpoint is whole: of .* files are missing.* Put them back from a copy", str(run.run_dir))
     shutil.rmtree(folder.checkpoints)
     before.remove("checkpoints")
-    refused("no checkpoint yet: the first one comes after train.checkpoint_every=4 steps", str(run.run_dir))
+    refused("no checkpoint: the first one comes after train.checkpoint_every=4 steps", str(run.run_dir))
     assert sorted(path.name for path in run.run_dir.iterdir()) == before

@@ -127,6 +127,10 @@ def test_the_schema_of_tasks_judges_as_evaluation_does(fits: bool, text: str):
     [
         (True, "search: {distill.w_kd: {loguniform: [0.1, 10]}, corpus.sources.docvqa.weight: {choice: [1, 2]}}"),
         (True, "cases: {one: {distill.policy: all}, two: {train.steps: 5}}\nsettings: {tracking.tags.set: a}"),
+        (True, "search: {distill.temperature.end: {choice: [1]}}\ncases: {one: {distill.w_kd.until: 0.5}}"),
+        (True, "cases: {one: {distill.policy: all}}\nsettings: {train: {steps: 3}, evaluation.bootstrap: 100}"),
+        (False, "cases: {one: {train: {steps: 3}}}"),
+        (False, "cases: {one: {evaluation.bootstrap: 100}}"),
         (False, "search: {distill.temprature: {choice: [1]}}"),
         (False, "search: {teacher.path: {choice: [a, b]}}"),
         (False, "search: {distill.w_kd: {loguniform: [0.1]}}"),
@@ -138,7 +142,8 @@ def test_the_schema_of_tasks_judges_as_evaluation_does(fits: bool, text: str):
 )
 def test_the_schema_of_a_space_knows_the_settings(fits: bool, part: str):
     """Keys of `search`, `cases` and `settings` are the configuration's own, and so are the values."""
-    assert valid("sweep", f"name: mine\nbase: demo\n{part}") is fits
+    text = f"name: mine\nbase: demo\n{part}"
+    assert valid("sweep", text) is fits and (accepted("sweep", text) or not fits)
 
 
 def descriptions(node: Any) -> list[str]:
