@@ -26,6 +26,8 @@ from lingu_ray.config.numbers import checked_numbers
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,149}$"
 """What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys. File
 systems take 255 letters, and MLflow 250 of a key."""
+PATTERNS = {NAME: "of a-z A-Z 0-9 _ - ., up to 150, no . first"}
+"""What help and errors say of a pattern."""
 
 BESIDE_RUNS = ("mlflow.db", "mlartifacts", "inspect")
 """What else lies in the folder of runs: MLflow's store with its files, and the pages of `lingu-ray inspect`."""

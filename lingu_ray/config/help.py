@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lingu_ray.config.base import Schedule
+from lingu_ray.config.base import PATTERNS, Schedule
 from lingu_ray.config.strict_yaml import dump
 from lingu_ray.config.tree import is_list, is_mapping, section_in
 
@@ -46,7 +46,7 @@ def _bounds(metadata: tuple[Any, ...] | list[Any]) -> str:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     limits = [f"{words[name]} {getattr(m, name):g}" for m in metadata for name in words if hasattr(m, name)]
     multiples = [f"in multiples of {m.multiple_of:g}" for m in metadata if getattr(m, "multiple_of", None)]
-    patterns = [f"that matches {m.pattern}" for m in metadata if getattr(m, "pattern", None)]
+    patterns = [PATTERNS[m.pattern] for m in metadata if getattr(m, "pattern", None)]
     return "".join(f" {text}" for text in [" and ".join(limits), *multiples, *patterns] if text)
 
 

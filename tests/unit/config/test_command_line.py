@@ -111,7 +111,7 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["train.learning_rates=1e-5"], ["1.0e-05 does not fit; give a section with vision, projector, decoder ["]),
         (["train.lora=true"], ["train.lora: true does not fit; give a section with rank, alpha, dropout, targets ["]),
         (["corpus.sources=chat"], ["corpus.sources: chat does not fit; give a list, each a section with its keys ("]),
-        ([f"name={'x' * 151}"], ["does not fit; give text that matches"]),
+        ([f"name={'x' * 151}"], ["does not fit; give text of a-z A-Z 0-9 _ - ., up to 150"]),
         (["demo"], ["more than one recipe or file"]),
     ],
 )
