@@ -76,7 +76,10 @@ class TaskConfig(Section):
     fields: dict[str, str] = Field(
         {}, description="an item's field: a column, or a Jinja template over the columns; empty: the row has the fields"
     )
-    limit: PositiveInt | None = Field(None, description="use the first N items only; null: all")
+    limit: PositiveInt | None = Field(
+        None,
+        description="use the first N items only: of a set in order of subjects (MMLU), a few of them; null: all",
+    )
     metric: Literal["acc", "acc_norm"] | None = Field(
         None,
         description="multiple_choice of language: acc_norm chooses by likelihood per character; null: acc. "
