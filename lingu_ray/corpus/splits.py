@@ -6,6 +6,7 @@ Not to be confused with a split of a hub dataset (train, test), which is the sou
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, not_found
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 FILES_PER_SPLIT = 512  # of an image folder
 PART_BYTES, MOST_PARTS = 32 << 20, 16  # of a row group, which each part reads from its beginning
@@ -55,11 +57,23 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
             raise UserError(f"source {source.name}: image_root: there is nothing below {root}")
         if not (storage.is_remote(root) or Path(root).is_dir()):
             raise UserError(f"source {source.name}: image_root: {not_found(root, 'folder')}")
+    _warn_of_one_label(source, splits)
     for split in splits:
         with reading(source.name, split.path):
             if next(split.records(), None) is not None:
                 return
     raise UserError(f"source {source.name}: {source.path} holds no records; correct its `path`, or leave it out")
+
+
+def _warn_of_one_label(source: SourceConfig, splits: list[FileSplit]) -> None:
+    """Warn where the label of all pictures is one word: mostly the name of a folder without classes in it."""
+    folders = {Path(path).parent.name for split in splits for path in split.files}
+    if len(folders) == 1 and "{label" in f"{source.prompt} {source.answer or '{label}'}":
+        log.warning(
+            "source %s: the {label} of all its pictures is %r, the name of their folder; if that is no class of them, "
+            "say what they show by a metadata.jsonl and `format: template`",
+            *(source.name, *folders),
+        )
 
 
 def _check_chosen(source: SourceConfig) -> None:

@@ -682,6 +682,22 @@ def test_image_folder(tmp_path):
     assert split_source(settings)[0].origin(2) == paths[1]
 
 
+def test_a_folder_of_pictures_without_classes_says_so(tmp_path, caplog):
+    """Its own name would be the answer to all of them; not where there are two classes, or none is asked for."""
+    for name in ("photos/1.png", "photos/2.png", "classes/cat/1.png", "classes/dog/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture())
+    for settings in (
+        source(tmp_path / "classes", "image_folder"),
+        source(tmp_path / "photos", "image_folder", answer="A photo."),
+    ):
+        check_source(settings, split_source(settings))
+    assert not caplog.text
+    settings = source(tmp_path / "photos", "image_folder")
+    check_source(settings, split_source(settings))
+    assert "source s: the {label} of all its pictures is 'photos', the name of their folder; if" in caplog.text
+
+
 def test_webdataset(tmp_path):
     """Members of a tar that share a key are one record, with bytes by suffix."""
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
