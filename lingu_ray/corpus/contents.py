@@ -30,7 +30,6 @@ from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name", re.IGNORECASE)
-LONGEST_PATH = 4096  # characters; a longer text is base64
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 _BASE64_OF_PICTURES = re.compile("data:image/[a-z+-]+;base64,|/9j/|iVBORw0K|R0lGOD|UklGR.{6}XRUJQ|SUkqA|TU0AK")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -82,7 +81,7 @@ def _differ(one: Any, other: Any) -> bool:
 
 def _is_path(text: str) -> bool:
     """Whether a reference is a path, and neither a URL nor base64."""
-    return len(text) < LONGEST_PATH and "://" not in text and not text.lower().startswith("data:")
+    return "://" not in text and _BASE64_OF_PICTURES.match(text) is None
 
 
 def check_none_unread(record: Record) -> None:

@@ -545,7 +545,7 @@ def test_images_under_two_names(images, is_one):
         ("data/1.png", ["1.png"], True),
         ({"url": "data:image/png;base64,AAAA"}, [{"bytes": b"x", "path": "1.png"}], True),
         ("data:image/png;base64,AAAA/BBBB", ["1.png"], True),
-        ("AAAA/" * 1000, ["1.png"], True),
+        (base64.b64encode(picture()).decode(), ["1.png"], True),
         ("1.png", [{"bytes": b"x", "path": None}], True),
         ("1.png", ["2.png"], False),
         ({"bytes": b"x", "path": None}, [{"bytes": b"y", "path": None}], False),
