@@ -14,10 +14,11 @@ from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 OTHER_MEDIA = ("<video>", "<audio>", "<|video_pad|>", "<|video|>", "<|audio|>", "<|AUDIO|>")  # as files have them
 PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
 IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
-    r"<\|(image|image_pad|image_start|image_\d+|vision_start)\|>"
-    r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image)>"
+    r"<\|(image|image_pad|image_start|image_placeholder|image_\d+|vision_start|begin_of_image|imgpad|media_pad)\|>"
+    r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image|im_patch|image_here|image_pad)>"
 )
-MISSPELLED = re.compile(r"<(?!image>)(?i:image)\s*/?>")  # where there are images; else it may be a tag of code
+# where there are images; else it may be a tag of code, or of a forum
+MISSPELLED = re.compile(r"<(?!image>)(?i:image)\s*/?>|\[IMG\]")
 # white space, control characters, and marks without width
 _INVISIBLE = re.compile("[\\s\\x00-\\x1f\\u00ad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2064\\ufeff]*")
 NUMBERED = re.compile(r"<image[ _]?\d+>")  # beside images a reference to one of them, as MMMU has it
