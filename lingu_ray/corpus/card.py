@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+import yaml
+
 from lingu_ray import storage
 
-_HEAD = re.compile(rb"---\r?\n(?:(?!---).*\n)*configs:(.*\n(?:(?:[ \t-](?!--)).*\n)*)")
-_NAME = re.compile(rb"config_name:[ \t]*[\"']?([^\"'\r\n]+)")
+_HEAD = re.compile(r"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
 
 
 def configurations(folder: str) -> list[str] | None:
@@ -16,5 +17,12 @@ def configurations(folder: str) -> list[str] | None:
     if not storage.is_file(card):
         return None
     with storage.open_file(card) as file:
-        head = _HEAD.match(file.read() or b"")
-    return [name.decode(errors="replace").strip() for name in _NAME.findall(head[1])] if head else None
+        head = _HEAD.match(file.read().decode("utf-8-sig", errors="replace"))
+    try:
+        settings = yaml.safe_load(head[1]) if head else None
+    except (yaml.YAMLError, ValueError):  # a date that is none, for instance
+        return None
+    configs = settings.get("configs") if isinstance(settings, dict) else None
+    if not isinstance(configs, list):
+        return None
+    return [str(one["config_name"]) for one in configs if isinstance(one, dict) and "config_name" in one]
