@@ -8,6 +8,7 @@ anything is loaded.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from typing import Any
 
@@ -32,6 +33,7 @@ _NOT_COMPARED = re.compile(
     r"use_bidirectional_attention|"  # of PaliGemma's prompt, which the teacher does not read
     r"head_dim|rope_.*|layer_types|sliding_window.*|use_sliding_window|max_window_layers|_.*"
 )
+_FLOAT32 = 1e-6  # what a fraction may be off by for having been one in float32
 # Text decoders of VLMs, and the family of LMs whose weights they are made of, and compute with alike. PaddleOCR-VL is
 # none: it turns the halves of a head by RoPE, and ERNIE 4.5 its neighbors.
 _FAMILIES = {"qwen2_5": "qwen2", "glm4v": "glm4", "exaone4_5": "exaone4"}
@@ -105,7 +107,7 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
     pairs["sliding_window"] = (sliding_window(student), sliding_window(teacher))
     if student.num_hidden_layers == teacher.num_hidden_layers:
         pairs["layer_types"] = (layer_types(student), layer_types(teacher))
-    different = [f"  {name}: student {a}, teacher {b}" for name, (a, b) in pairs.items() if a != b]
+    different = [f"  {name}: student {a}, teacher {b}" for name, (a, b) in pairs.items() if not _alike(a, b)]
     if different:
         cure = "Take the LM that the student's decoder was initialized from as teacher."
         if "model_type" in pairs:  # as of PaddleOCR-VL and ERNIE 4.5
@@ -116,6 +118,17 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
             "student and teacher do not fit: the teacher continues from the student's keys and values, so both "
             "decoders must have the same architecture.\n" + "\n".join([*different, cure])
         )
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two values are the same, fractions as float32 has them: GGUF files hold no others."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=_FLOAT32)
+    return a == b
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 
 from lingu_ray.config import TeacherConfig
 from lingu_ray.convert_gguf import convert, find_gguf
+from lingu_ray.distill.pair import compare_decoders
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import load_model_files
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
@@ -139,6 +140,19 @@ def test_converted_folder_is_the_same_model(tmp_path: Path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == (
         "<|im_start|>ab<|im_end|>"
     )
+
+
+def test_a_gguf_file_is_the_teacher_of_a_published_student(tmp_path: Path):
+    """As a file and converted: it holds fractions, such as the epsilon of norms, in float32, others' JSON does not."""
+    model = tiny_llama()
+    model.config.rms_norm_eps = 1e-5
+    write_gguf(model, tmp_path / "tiny.gguf")
+    convert(tmp_path / "tiny.gguf", tmp_path / "out")
+    for path in (tmp_path / "tiny.gguf", tmp_path / "out"):
+        teacher = load_config(str(path), None, False, "teacher.path")
+        compare_decoders(model.config, teacher)
+        with pytest.raises(UserError, match=r"rms_norm_eps: student 1e-06, teacher 9\.99"):
+            compare_decoders(LlamaConfig(**model.config.to_dict() | {"rms_norm_eps": 1e-6}), teacher)
 
 
 def tokenizers_of(file: Path, out: Path) -> list[PreTrainedTokenizerBase]:
