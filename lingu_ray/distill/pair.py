@@ -154,10 +154,13 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 def known_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedConfig, name: str) -> int:
     """How many of the model's ids, from 0 on, its tokenizer has tokens for: it may have more, that divide well.
 
+    In GGUF files these have names, too.
+
     Raises:
         UserError: for a part of them alone, so that it is not the model's own; the message begins with `name`.
     """
-    known, rows = max(tokenizer.get_vocab().values(), default=-1) + 1, model.vocab_size
+    own = (i for token, i in tokenizer.get_vocab().items() if token != f"[PAD{i}]")
+    known, rows = max(own, default=-1) + 1, model.vocab_size
     if known < rows / 2:  # Transformers makes an empty one of a folder that has none
         raise UserError(
             f"{name}: its tokenizer has tokens for {known} of the model's {rows} ids: put the files of its own "

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter, RopeScalingType
+from gguf import GGUFWriter, RopeScalingType, TokenType
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -44,10 +44,11 @@ NAMES = {
 }
 
 
-def tiny_llama() -> LlamaForCausalLM:
+def tiny_llama(padding: int = 0) -> LlamaForCausalLM:
+    """`padding`: ids beyond those that have a token."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(TOKENS),
+        vocab_size=len(TOKENS) + padding,
         hidden_size=HEADS * HEAD_DIM,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -153,6 +154,25 @@ def test_a_gguf_file_is_the_teacher_of_a_published_student(tmp_path: Path):
         compare_decoders(model.config, teacher)
         with pytest.raises(UserError, match=r"rms_norm_eps: student 1e-06, teacher 9\.99"):
             compare_decoders(LlamaConfig(**model.config.to_dict() | {"rms_norm_eps": 1e-6}), teacher)
+
+
+def test_ids_that_pad_a_vocabulary_are_not_known(tmp_path: Path):
+    """As a file and converted: llama.cpp gives them names, and nobody trained their rows."""
+    padding = 3
+
+    def tokens(writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list([*TOKENS, *(f"[PAD{len(TOKENS) + i}]" for i in range(padding))])
+        writer.add_token_types([3, 3, 3] + [1] * (len(TOKENS) - 3) + [TokenType.UNUSED] * padding)
+        writer.add_token_merges(["a b", "c d", "ab cd", "Ċ Ċ"])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+
+    write_gguf(tiny_llama(padding), tmp_path / "tiny.gguf", tokens=tokens)
+    convert(tmp_path / "tiny.gguf", tmp_path / "out")
+    for path in (tmp_path / "tiny.gguf", tmp_path / "out"):
+        assert teacher_tokens(TeacherConfig(path=str(path)))[1] == len(TOKENS)
 
 
 def tokenizers_of(file: Path, out: Path) -> list[PreTrainedTokenizerBase]:
