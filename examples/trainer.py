@@ -41,6 +41,8 @@ class DistillMixin:
         defaults = {field.name: field.default for field in fields(self.args)}
         if asked := [name for name in OTHER_LOSS if getattr(self.args, name, None) != defaults.get(name)]:
             raise UserError(f"{', '.join(asked)}: of the Trainer's own loss, which the Distiller's takes the place of")
+        if self.args.bf16_full_eval or self.args.fp16_full_eval:
+            raise UserError("bf16_full_eval, fp16_full_eval: cast the student, and so round its RoPE; take bf16=True")
         self.distiller = distiller
         self.model_accepts_loss_kwargs = True  # counts the labels of all batches of a step
         self.loss_is_scaled_for_ga = True  # and leaves the loss as it is

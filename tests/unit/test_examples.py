@@ -229,6 +229,15 @@ def test_settings_of_the_trainers_own_loss_are_refused(trainer: str, examples: A
         kind(*given, processing_class=processor)
 
 
+@pytest.mark.parametrize("cast", ["bf16_full_eval", "fp16_full_eval"])
+def test_a_cast_of_the_student_is_refused(cast: str, examples: Any, folder: Path):
+    """At once, not by the first evaluation after a training: it would round RoPE, and the weights that are saved."""
+    arguments = TrainingArguments(output_dir=str(folder / "out"), use_cpu=True, report_to="none", **{cast: True})
+    student = AutoModelForImageTextToText.from_pretrained(folder / "student")
+    with pytest.raises(UserError, match="cast the student, and so round"):
+        examples.DistillTrainer(Distiller(student, tiny_teacher()), arguments)
+
+
 def snippets(document: str) -> list[str]:
     """The Python blocks of a document."""
     return re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text("utf-8"), re.MULTILINE | re.DOTALL)
