@@ -23,7 +23,7 @@ def sequence_arguments(sample_BT: Tensor) -> dict[str, Any]:
     greatest length is known there.
     """
     begin_N = sample_starts(sample_BT).flatten().nonzero().flatten()
-    bounds = torch.cat([begin_N, torch.tensor([sample_BT.numel()])]).int()
+    bounds = torch.cat([begin_N, begin_N.new_tensor([sample_BT.numel()])]).int()
     longest = int(bounds.diff().max())
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 

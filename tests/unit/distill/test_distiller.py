@@ -26,6 +26,7 @@ from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill import Distiller, TokenCounts, UserError
 from lingu_ray.distill.pair import check_separate
+from lingu_ray.distill.sequences import sequence_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher, Teacher
 from lingu_ray.runtime.training.distributed import sum_gradients
@@ -447,6 +448,14 @@ def test_torch_defaults_do_not_matter(name, padded, defaults):
     found = Distiller(*pair(name), divergence="jsd", temperature=2)(batch, MASK.tolist())
     assert [found.loss.item(), found.ce.item(), found.kd.item()] == [expected.loss, expected.ce, expected.kd]
     assert found.loss.dtype == torch.float32 and found.counts == expected.counts
+
+
+def test_bounds_for_flash_attention_are_on_the_cpu(defaults):
+    """Also under another default device, where the last bound would be on another device than the rest."""
+    sample_BT = torch.tensor([[0, 0, 1, 1, 1], [2, 2, 2, 2, -1]])
+    defaults(torch.float32, "meta")
+    found = sequence_arguments(sample_BT)
+    assert found["cu_seq_lens_q"].tolist() == [0, 2, 5, 9, 10] and found["max_length_q"] == 4
 
 
 @pytest.mark.parametrize("name", FAMILIES)
