@@ -235,6 +235,11 @@ def _check_are_tokenizers(given: Any) -> None:
 
 def _divisor(given: float | Tensor | None, own: int) -> float:
     """The number of tokens to divide by, at least 1."""
+    if isinstance(given, Tensor) and given.is_floating_point() and given.itemsize < torch.float32.itemsize:
+        raise UserError(
+            f"tokens: numbers above 256 or 2048 are rounded in {given.dtype}, to which FSDP2 casts what a module is "
+            "given: pass a number of Python (.item())"
+        )
     count = as_number(own if given is None else given)
     if not 0 <= count < math.inf:
         raise UserError(f"tokens={given!r}: must be a number of tokens")

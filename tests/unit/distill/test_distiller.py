@@ -559,6 +559,13 @@ def test_counts_that_are_none_are_refused(distiller, batch, count):
         distiller(batch, tokens=count)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_count_that_was_rounded_is_refused(distiller, batch, dtype):
+    """As FSDP2's mixed precision casts a tensor on its way into the module: 5001 tokens would be 4992."""
+    with pytest.raises(UserError, match=r"tokens: numbers above .* pass a number of Python"):
+        distiller(batch, tokens=torch.tensor(5001.0).to(dtype))
+
+
 def test_token_types_have_to_agree():
     """A processor's token types are accepted where they are those that the method derives, and refused elsewhere."""
     for name, key in (("gemma3", "token_type_ids"), ("qwen2_vl", "mm_token_type_ids")):
