@@ -187,6 +187,8 @@ def _computed(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
     inner |= {"device": torch.device("cpu")} if "device" in inner else {}
     if func is torch.ops.aten.addmm.dtype_out:  # CUDA's alone: factors of bf16, their sum in float32
         total, a, b, _ = inner_args
+        if a.dtype not in (torch.float16, torch.bfloat16):
+            raise RuntimeError("out_dtype must be the same as input dtype or fp32 for fp16/bf16 inputs")
         inner["out"].copy_(a.float() @ b.float() + (inner.get("beta", 1) * total if inner.get("beta", 1) else 0))
         return kwargs["out"]
     if name == "histc":  # of integers: CUDA's alone, too

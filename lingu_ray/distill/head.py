@@ -72,7 +72,7 @@ def add_product_(sum_: Tensor, a: Tensor, b: Tensor, beta: float) -> None:
     """sum = beta · sum + a b for a float32 `sum_`, whose content `beta=0` ignores; `a` and `b` have the same dtype."""
     if a.dtype == sum_.dtype:
         sum_.addmm_(a, b, beta=beta)
-    elif sum_.is_cuda:  # the product's own float32, never rounded to the factors' dtype
+    elif sum_.is_cuda and a.itemsize == 2:  # the product's own float32, never rounded to the factors' dtype
         torch.addmm(sum_, a, b, beta=beta, out_dtype=sum_.dtype, out=sum_)
     elif a.dtype == torch.float16:  # where a sum may be beyond what it has
         sum_.addmm_(a.float(), b.float(), beta=beta)

@@ -232,6 +232,21 @@ def test_a_loop_of_ones_own(kind: str) -> None:
         assert gpu.calls["_zero", "new_zeros"] == 2 and not gpu.calls["_zero", "sum"]
 
 
+def test_models_in_float64_have_a_loss() -> None:
+    """CUDA sums products in float32 for factors of 16 bits alone."""
+    family = FAMILIES["idefics3"]
+    batch = as_processor(batches(family, packing=False)[0])
+    student, teacher = (model.double() for model in (family.student(family.teacher()), family.teacher(seed=7)))
+    distiller = Distiller(student, teacher)
+    expected = distiller(batch).loss.item()
+    with PretendedGpu():
+        for model in (teacher, distiller):
+            nn.Module.to(model, CUDA)
+        output = distiller(batch)
+        output.loss.backward()
+        assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_validation_and_sampling_mix_no_devices() -> None:
     """Cross-entropies and answers are those of the CPU."""
     family = FAMILIES["idefics3"]
