@@ -1,14 +1,12 @@
 """lingu_ray gives a vision-language model its language back."""
 
-import logging
-import os
-from importlib.metadata import PackageNotFoundError, version
+from lingu_ray.starting import end_without_traceback
 
-from lingu_ray.commands import is_starting
-from lingu_ray.interrupt import end_without_traceback
+end_without_traceback()  # before all other imports
 
-if is_starting():
-    end_without_traceback()
+import logging  # noqa: E402
+import os  # noqa: E402
+from importlib.metadata import PackageNotFoundError, version  # noqa: E402
 
 try:
     __version__ = version("lingu-ray")

@@ -37,13 +37,6 @@ COMMANDS = {
 }
 
 
-def is_starting() -> bool:
-    """Whether this process is one of the commands, whose modules are still to be imported."""
-    packages = {word.removeprefix("-m").partition(".")[0] for word in sys.orig_argv[1:]}
-    as_module = sys.argv[:1] == ["-m"] and bool(packages & {"lingu_ray", "tuning"})
-    return as_module or [Path(word).name for word in sys.argv[:1]] == ["lingu-ray"]
-
-
 def as_called(text: str) -> str:
     """A text whose commands read `lingu-ray train` in place of `python -m lingu_ray.train`, if called that way."""
     program = Path(sys.argv[0])

@@ -12,7 +12,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from lingu_ray.commands import as_called
-from lingu_ray.interrupt import end_stopped
+from lingu_ray.starting import end_stopped
 
 _WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
 _FULL = re.compile(r".*(?:No space left on device|Disk quota exceeded).*")  # Rust and C++ have these words, too

@@ -7,30 +7,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from types import TracebackType
-from typing import Any, NoReturn
+from contextlib import contextmanager
+from typing import Any
 
 _GIVE_UP_S = 20.0
-
-
-def end_stopped() -> NoReturn:
-    """End a command that Ctrl-C stopped; at once, for a Ray that is still starting may take minutes to shut down."""
-    with suppress(OSError):
-        print("stopped; what was finished is kept", file=sys.stderr, flush=True)
-    os._exit(130)  # a Ray that it started ends with it
-
-
-def end_without_traceback() -> None:
-    """Let Ctrl-C end a command as later, where its modules are still imported and nothing else can catch it."""
-    tell = sys.excepthook
-
-    def end_or_tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if issubclass(kind, KeyboardInterrupt):
-            end_stopped()
-        tell(kind, error, trace)
-
-    sys.excepthook = end_or_tell
 
 
 def heed_interrupts() -> None:

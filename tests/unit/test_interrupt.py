@@ -119,14 +119,22 @@ def test_other_threads_leave_signals_alone():
 
 
 @pytest.mark.parametrize(
-    ("command", "imports"),
-    [("lingu_ray", "pydantic"), ("lingu_ray.export", "transformers"), ("tuning.compare", "jinja2")],
+    ("command", "imports", "how"),
+    [
+        ("lingu_ray", "pydantic", ""),
+        ("lingu_ray.export", "transformers", ""),
+        ("tuning.compare", "jinja2", ""),
+        ("tuning.compare", "mlflow", " from KeyboardInterrupt()"),
+    ],
 )
-def test_an_interrupt_while_modules_are_imported_is_told_in_a_line(tmp_path: Path, command: str, imports: str):
-    """Before the command itself can catch it; in programs of others that import the package it stays theirs."""
-    (tmp_path / f"{imports}.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+def test_an_interrupt_while_modules_are_imported_is_told_in_a_line(
+    tmp_path: Path, command: str, imports: str, how: str
+):
+    """Before the command itself can catch it, wrapped too; in others' programs that use the package it is theirs."""
+    error = f"raise RuntimeError(){how}" if how else "import signal; signal.raise_signal(signal.SIGINT)"
+    (tmp_path / f"{imports}.py").write_text(error)
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
     with Command([sys.executable, "-m", command], env=path) as ours:
         assert ours.finish(130) == "stopped; what was finished is kept\n"
     with Command([sys.executable, "-c", f"import lingu_ray, {imports}"], env=path) as theirs:
-        assert "Traceback" in theirs.finish(-signal.SIGINT)
+        assert "Traceback" in theirs.finish(1 if how else -signal.SIGINT)
