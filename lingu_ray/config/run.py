@@ -34,7 +34,7 @@ CONTROLS: tuple[str, str] = get_args(ControlName)
 class Config(Section):
     """A complete run."""
 
-    name: Annotated[FolderName, NOT_COMPARED] = Field(description="of the run's folder")
+    name: Annotated[FolderName, NOT_COMPARED] = Field(description="the run's folder")
     output_dir: Annotated[OutputFolder, MAY_CHANGE, NOT_COMPARED] = Field(
         Path("runs"), description="folder of runs, corpora and the MLflow store; a bucket needs tracking.uri"
     )
