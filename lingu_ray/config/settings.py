@@ -106,8 +106,7 @@ class Settings(Generic[T]):
     def override(self, argument: str) -> None:
         """Apply one `key=value`."""
         dotted, _, text = argument.partition("=")
-        value, _ = strict_yaml.load(text, f"override {argument}")
-        self.put(dotted, value, argument)
+        self.put(dotted, strict_yaml.load_value(text, f"override {argument}"), argument)
 
     def put(self, dotted: str, value: Any, origin: str) -> None:
         """Set a key to a value; `origin` says where it came from."""

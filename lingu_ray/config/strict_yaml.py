@@ -95,7 +95,19 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
         loader.dispose()
 
 
-def _is_plain(node: yaml.Node) -> bool:
+def load_value(text: str, origin: str) -> Any:
+    """A value on the command line: YAML, but for text without quotes, in which no `#` begins a comment: `runs/try #2`.
+
+    Raises `UserError` as `load`.
+    """
+    value, _ = load(text, origin)
+    node = _Loader(text).get_single_node()
+    if node is None or (_is_plain(node) and text[node.end_mark.index :].strip()):
+        return text.strip() or None
+    return value
+
+
+def _is_plain(node: yaml.Node | None) -> bool:
     """Whether it is text without quotes."""
     return isinstance(node, yaml.ScalarNode) and node.style is None
 

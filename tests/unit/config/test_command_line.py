@@ -54,6 +54,24 @@ def test_overrides_reach_every_level(file: str):
     assert config.output_dir == Path("/data/runs")
 
 
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("a #2", "a #2"),
+        ("#2", "#2"),
+        ("3 # three", "3 # three"),
+        ("'a #2' # quoted", "a #2"),
+        ('"a #2"', "a #2"),
+        ("a#2", "a#2"),
+        ("", None),
+        (" ", None),
+    ],
+)
+def test_no_part_of_an_override_is_a_comment(file: str, given: str, value: str | None):
+    """A folder `try #2` is not silently another one; what stands behind quotes is none of the value."""
+    assert load_config([file, f"tracking.run_name={given}"]).tracking.run_name == value
+
+
 def test_the_folder_of_a_run_is_no_recipe(tmp_path: Path):
     """Its settings are asked for by their file, as a copy of the run would be trained by."""
     (tmp_path / "demo").mkdir()
