@@ -765,4 +765,4 @@ def test_the_method_brings_nothing_of_the_run():
     assert "lingu_ray.distill.distiller" in loaded
     assert not {"ray", "mlflow", "pydantic", "datasets", "matplotlib", "peft"} & set(loaded)
     ours = {name for name in loaded if name.startswith("lingu_ray.") and not name.startswith("lingu_ray.distill")}
-    assert ours == {"lingu_ray.commands", "lingu_ray.errors", "lingu_ray.passes", "lingu_ray.pinning"}
+    assert ours == {f"lingu_ray.{name}" for name in ("commands", "errors", "passes", "pinning", "starting")}

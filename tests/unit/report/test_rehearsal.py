@@ -17,7 +17,7 @@ from lingu_ray.config import Config
 from lingu_ray.errors import UserError
 from lingu_ray.report import evaluation_page, model_card, run_report
 from lingu_ray.report.made_up import write_run
-from lingu_ray.report.rehearsal import rehearse_report
+from lingu_ray.report.rehearsal import rehearse_evaluation, rehearse_report
 from lingu_ray.report.run_report import write_run_report
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from tuning import page, sweep
@@ -81,10 +81,12 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
-    """Items of a task are in files of its name."""
+    """Items of a task are in files of its name and the model's; of a run the longest name that a task may have fits."""
+    long = config(tmp_path / "runs", tasks=[TASK | {"name": 150 * "x"}])
+    rehearse_report(long)
     with pytest.raises(UserError, match=r"File name too long.* shorten the names"):
-        rehearse_report(config(tmp_path, tasks=[TASK | {"name": 240 * "x"}]))
-    assert not list(tmp_path.iterdir())
+        rehearse_evaluation(long.evaluation, ["teacher", 150 * "m"], tmp_path / "out")
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 @pytest.mark.parametrize(
