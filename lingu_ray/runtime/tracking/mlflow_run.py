@@ -21,6 +21,7 @@ from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.command import ORIGIN, in_actor, source_tags
+from lingu_ray.runtime.tracking.sqlite_store import PREFIX as SQLITE
 from lingu_ray.runtime.tracking.store import CANNOT_OPEN, experiment_id, not_opened, open_store
 
 _PARAM_LIMIT = 6000
@@ -126,7 +127,8 @@ class MlflowRun:
             return None
         earlier = read_json(pointer, "uri", "run_id")
         same = without_credentials(earlier["uri"]) == without_credentials(self.uri)
-        return self.find(earlier["run_id"]) if same else None
+        moved = earlier["uri"].startswith(SQLITE) and self.uri.startswith(SQLITE)  # or reached by a link
+        return self.find(earlier["run_id"]) if same or moved else None
 
     def find(self, run_id: str) -> Run | None:
         """Any run of the store; None where it was deleted, or is gone with what the store once held."""

@@ -81,6 +81,15 @@ def test_many_tags(uri: str, tmp_path: Path) -> None:
     assert [tags[f"environment.{i}"] for i in range(250)] == [f"value {i}" for i in range(250)]
 
 
+def test_a_run_is_found_again_where_its_database_has_another_path(uri: str, tmp_path: Path) -> None:
+    """As where the folder of runs was moved, or is reached by a link: the id of a run tells it from all others."""
+    first = opened(uri, tmp_path)
+    database = Path(uri.removeprefix("sqlite:///"))
+    (tmp_path / "link").symlink_to(database.parent)
+    again = opened(f"sqlite:///{tmp_path / 'link' / database.name}", tmp_path)
+    assert again.run_id == first.run_id and again.resumed
+
+
 @pytest.mark.parametrize("loss", ["deleted", "unknown", "another store"])
 def test_a_new_run_is_started_where_the_old_one_is_gone(
     uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, loss: str
