@@ -176,7 +176,7 @@ def _of_its_version(run: Path | str, folder: RunFolder) -> Iterator[None]:
     """Where what a run wrote cannot be read, and another version wrote it, the error says so."""
     try:
         yield
-    except (UserError, TypeError) as error:
+    except UserError as error:
         made, own = read_environment(folder.root).get("lingu_ray"), lingu_ray.__version__
         if made in (None, own):
             raise

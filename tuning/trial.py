@@ -25,6 +25,7 @@ from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.evaluation.run import evaluate
 from lingu_ray.paths import starting_from
+from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.records import Record, read_records
@@ -244,7 +245,7 @@ class PopulationTrial(Trial):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Copy the run's newest checkpoint, its metrics and its history."""
         target = Path(checkpoint_dir)
-        newest = max(self.folder.checkpoints.glob("step-*"))
+        newest, _ = checkpoints(self.folder.checkpoints)[-1]
         shutil.copytree(newest, target / "checkpoints" / newest.name)
         shutil.copy(self.folder.metrics, target / self.folder.metrics.name)
         shutil.copy(self._history_file, target / self._history_file.name)

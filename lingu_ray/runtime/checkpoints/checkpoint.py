@@ -20,7 +20,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from lingu_ray.atomic import flush, flush_tree, move, read_json, write_text
 from lingu_ray.content import file_identity
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints.tensor_files import TensorFiles
+from lingu_ray.runtime.run_folder.folder import CHECKPOINT
 from lingu_ray.runtime.training.distributed import all_sum, is_main_process
 from lingu_ray.runtime.training.optimizer import trained_parameters
 from lingu_ray.runtime.training.sharding import like, local_piece, named_tensors
@@ -55,6 +56,10 @@ class CheckpointState:
     step: int
     validation_ce: float | None
     bad_steps: int = 0
+
+
+_KEYS = {field.name for field in fields(CheckpointState)}
+_REQUIRED = ("step", "validation_ce")  # earlier versions wrote no more
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -111,13 +116,14 @@ def checkpoint_folders(folder: Path) -> list[Path]:
         names = os.listdir(folder)  # Path.glob would take a folder that it may not read for an empty one
     except _ABSENT:
         return []
-    return [folder / name for name in sorted(names) if name.startswith("step-")]
+    return [folder / name for name in sorted(names) if CHECKPOINT.fullmatch(name)]
 
 
 def checkpoints(folder: Path) -> list[tuple[Path, CheckpointState]]:
     """All complete checkpoints, oldest first: each file is there, and as long as it was written.
 
     Raises:
+        UserError: one is of a later version.
         OSError: storage fails, so nothing is known of one.
     """
     found = [(path, _read_state(path)) for path in checkpoint_folders(folder)]
@@ -183,16 +189,24 @@ def _is_as_written(path: Path) -> bool:
 def written_state(path: Path) -> dict[str, Any] | None:
     """What the `state.json` of a checkpoint says; None where there is none, or it was cut off."""
     try:
-        return read_json(path / _STATE)
+        return read_json(path / _STATE, *_REQUIRED)
     except (*_ABSENT, UserError):
         return None
 
 
 def _read_state(path: Path) -> tuple[CheckpointState, dict[str, Any]] | None:
-    """State of a checkpoint, and its files by name; None where one is missing, or longer or shorter than written."""
-    if (written := written_state(path)) is None:
+    """State of a checkpoint, and its files by name; None where one is missing, or longer or shorter than written, or
+    where the state is of another step than the folder.
+    """
+    written = written_state(path)
+    if written is None or written["step"] != int(path.name.removeprefix("step-")):
         return None
     files = written.pop("files", {})  # earlier versions wrote none
+    if unknown := sorted(written.keys() - _KEYS):
+        raise UserError(
+            f"{path / _STATE} is of a later version of lingu_ray: it has {', '.join(unknown)}. Use that version, or move "
+            "the checkpoint away, and the one before is taken"
+        )
     try:
         if any((path / name).stat().st_size != file["bytes"] for name, file in files.items()):
             return None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from lingu_ray.atomic import read_json
 from lingu_ray.storage import is_file, join, origin, remove
+
+CHECKPOINT = re.compile(r"step-\d{8,}")
+"""Names of checkpoints; what else lies beside them, such as a copy made by hand, is left alone."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from lingu_ray import storage
 from lingu_ray.atomic import whole_file, write_json
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import CHECKPOINT, RunFolder
 from lingu_ray.runtime.run_folder.lease import NAME, Lease, lease_on
 from lingu_ray.runtime.run_folder.mirror import Mirror, repeated
 
@@ -31,7 +31,7 @@ EXPORT_MARKER = "config.json"
 INITIAL_MODEL_MARKER = "tokenizer_config.json"
 """The file of a folder that is put last; without it none of the three is loaded."""
 
-_TREE = re.compile(r"(?P<run>(?:.*?/)??)(?P<tree>checkpoints/step-\d+|export(?:-step-\d+)?|initial_model)/(?P<file>.+)")
+_TREE = re.compile(r"(?P<run>(?:.*?/)??)(?P<tree>checkpoints/[^/]+|export(?:-step-\d+)?|initial_model)/(?P<file>.+)")
 _OF_WORKERS = re.compile(
     r"(?P<run>(?:.*/)?)(?:metrics\.jsonl|samples\.jsonl|exported\.json|logs/(?:rank|teacher)-\d+\.jsonl)"
 )
@@ -108,7 +108,7 @@ def found_checkpoints(location: str, sizes: Mapping[str, int], warn: bool = True
     warned. `sizes`: bytes of all objects there.
     """
     states: dict[str, dict[str, Any] | None] = {}
-    for name in sorted({name.partition("/")[0] for name in sizes if re.match(r"step-\d+/", name)}):
+    for name in sorted(filter(CHECKPOINT.fullmatch, {name.partition("/")[0] for name in sizes})):
         was_put = f"{name}/{STATE}" in sizes
         if was_put:
             states[name] = _whole_state(location, name, sizes)
@@ -128,11 +128,13 @@ def newest_step(run: str) -> int:
 
 def _whole_state(location: str, name: str, sizes: Mapping[str, int]) -> dict[str, Any] | None:
     """What `state.json` says of a checkpoint; None where a file is missing, or has another size than was written, or
-    where it was itself cut off.
+    where it was itself cut off, or is of another step.
     """
     try:
         state = json.loads(storage.read_bytes(storage.join(location, name, STATE)))
     except ValueError:
+        return None
+    if not isinstance(state, dict) or state.get("step") != int(name.removeprefix("step-")):
         return None
     files = state.get("files", {}).items()
     return state if all(sizes.get(f"{name}/{file}") == about["bytes"] for file, about in files) else None

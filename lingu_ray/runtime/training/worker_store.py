@@ -14,7 +14,7 @@ from lingu_ray import storage
 from lingu_ray.atomic import locked, whole_folder
 from lingu_ray.content import file_identity
 from lingu_ray.runtime.checkpoints.checkpoint import checkpoints, written_state
-from lingu_ray.runtime.run_folder.folder import RunFolder
+from lingu_ray.runtime.run_folder.folder import CHECKPOINT, RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.mirror import Mirror
 from lingu_ray.runtime.run_folder.run_store import EXPORT_MARKER, STATE, found_checkpoints, write_stub
@@ -106,7 +106,7 @@ class BucketStore(WorkerStore):
             for name in sorted(local - self.whole):
                 storage.put_tree(self.folder.checkpoints / name, storage.join(self.at_checkpoints, name), STATE)
             there = {entry.name.partition("/")[0] for entry in storage.entries(self.at_checkpoints)}
-            for name in there - local:
+            for name in filter(CHECKPOINT.fullmatch, there - local):
                 storage.delete(storage.join(self.at_checkpoints, name))
             self.whole = local
 

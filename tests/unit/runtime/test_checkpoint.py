@@ -1,8 +1,10 @@
 """Checkpoints: all that a run resumes from, written whole, the right ones kept."""
 
 import errno
+import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,42 @@ def test_newest_and_best_are_kept(tmp_path):
     assert [state.step for _, state in checkpoints(tmp_path)] == [2, 4, 5]
     assert best_checkpoint(tmp_path).name == "step-00000002"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_copy_by_hand_is_left_alone(tmp_path):
+    """A folder of another name is no checkpoint: it is neither resumed from, nor counted, nor removed."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, None), keep_last=2)
+    copies = [tmp_path / "step-00000003.bak", tmp_path / "step-00000009 (copy)", tmp_path / "step-latest"]
+    for copy in copies:
+        shutil.copytree(tmp_path / "step-00000003", copy)
+    assert load_checkpoint(tmp_path, model, optimizer) == CheckpointState(3, None)
+    for step in (6, 9):
+        save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, None), keep_last=2)
+    assert [state.step for _, state in checkpoints(tmp_path)] == [6, 9]
+    assert all(copy.is_dir() for copy in copies)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"validation_ce": null}', '{"step": 5, "validation_ce": null}'])
+def test_a_state_that_is_not_of_its_folder_is_damage(tmp_path, content):
+    """Without a step, or with that of another checkpoint, it is set aside, and the one before is taken."""
+    model, optimizer = trained()
+    for step in (3, 6):
+        save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, None), keep_last=2)
+    (tmp_path / "step-00000006" / "state.json").write_text(content)
+    assert load_checkpoint(tmp_path, model, optimizer) == CheckpointState(3, None)
+    assert (tmp_path / "damaged-step-00000006").is_dir()
+
+
+def test_a_state_of_a_later_version_is_told(tmp_path):
+    """It is neither read without what is not known here, nor taken for damage."""
+    model, optimizer = trained()
+    save_checkpoint(tmp_path, model, optimizer, CheckpointState(3, None), keep_last=2)
+    state = tmp_path / "step-00000003" / "state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"of_tomorrow": 1}))
+    with pytest.raises(UserError, match=r"step-00000003/state.json is of a later version of lingu_ray: .* of_tomorrow"):
+        load_checkpoint(tmp_path, model, optimizer)
+    assert state.exists()
 
 
 def test_no_disk_space_is_said_before_anything_is_written(tmp_path):

@@ -197,7 +197,22 @@ def test_a_checkpoint_makes_a_round_trip(bucket, tmp_path):
     assert not [*tmp_path.glob("copy/**/*.safetensors")]
 
 
-@pytest.mark.parametrize("damage", ["no marker", "half a marker", "cut off", "changed"])
+def test_a_copy_by_hand_is_left_alone(bucket):
+    """What lies beside the checkpoints under another name is deleted neither by driver nor by worker."""
+    location = f"{bucket}/runs/mine"
+    copies = {f"checkpoints/{name}/model.safetensors" for name in ("step-00000001.bak", "step-00000009 (copy)")}
+    for name in copies:
+        storage.put(b"weights", f"{location}/{name}")
+    with writing_to(location), following(RunFolder(storage.working_folder(location))):
+        pass
+    assert copies <= names(location)
+    store = worker(location)
+    for step in (1, 2, 3):
+        save(store, step)
+    assert copies <= names(location) and resumed(worker(location))[0] == CheckpointState(3, None)
+
+
+@pytest.mark.parametrize("damage", ["no marker", "half a marker", "another state", "cut off", "changed"])
 def test_half_a_checkpoint_is_none(bucket, damage, tmp_path, caplog):
     """Whose upload was cut off, or whose content changed, is not resumed from, with a warning: the one before is."""
     location = f"{bucket}/runs/mine"
@@ -209,6 +224,8 @@ def test_half_a_checkpoint_is_none(bucket, damage, tmp_path, caplog):
         storage.delete(f"{newest}/state.json")
     elif damage == "half a marker":
         storage.put(storage.read_bytes(f"{newest}/state.json")[:20], f"{newest}/state.json")
+    elif damage == "another state":
+        storage.put(b"[]", f"{newest}/state.json")
     else:
         content = storage.read_bytes(f"{newest}/model.safetensors")
         wrong = content[:-8] if damage == "cut off" else content[:-1] + bytes([content[-1] ^ 1])
