@@ -76,15 +76,30 @@ class _Failure:
 
 
 def _failure(error: str) -> _Failure:
+    """What the text of an error means; names that the AWS SDK does not know are in it as the server wrote them."""
     kinds = (
         _Failure(("NO_SUCH_BUCKET", "Bucket '"), (), "there is no such bucket; correct the location"),
         _Failure(
+            ("StorageFull", "QuotaExceeded", "status 507"), (), "it has no room left; free some, or have it enlarged"
+        ),
+        _Failure(("TIME_TOO_SKEWED",), (), "this machine's clock is wrong; set it"),
+        _Failure(
+            ("status 301", "AuthorizationHeaderMalformed"),
+            (),
+            "the bucket is in another region, or of another server; correct AWS_REGION and AWS_ENDPOINT_URL",
+        ),
+        _Failure(
             (
                 *("ACCESS_DENIED", "EXPIRED", "SIGNATURE", "ACCESS_KEY_ID", "UNAUTHENTICATED", "PERMISSION_DENIED"),
-                "OAuth2",
+                *("OAuth2", "ExpiredToken", "InvalidToken", "status 401", "status 403"),
             ),
             (0.0,),  # once more, with credentials read again
             "access is refused; give every node credentials that may use it, by the environment or the cloud's roles",
+        ),
+        _Failure(
+            ("status 400) during HeadObject",),  # whose answer has no reason in it
+            WAITS_S,
+            "storage refuses to answer; see that the credentials have not expired, and are of this region and endpoint",
         ),
         _Failure(("",), WAITS_S, "storage does not answer; check network and endpoint, then start again"),
     )

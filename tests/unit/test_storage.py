@@ -3,6 +3,8 @@
 import io
 import multiprocessing
 import random
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,62 @@ def test_refused_credentials_are_told_and_not_shown(bucket: str, monkeypatch: py
         assert "wrong-secret" not in str(told.value) and bucket in str(told.value)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", right)
     assert storage.read_bytes(f"{bucket}/x") == b"x"
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers every request as S3 does where it refuses one; a HEAD is told no reason."""
+
+    protocol_version = "HTTP/1.1"
+    answer = (200, "")
+
+    def _refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        status, code = self.answer
+        body = b"" if self.command == "HEAD" else f"<Error><Code>{code}</Code><Message>why</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_HEAD = _refuse  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "told", "of_head"),
+    [
+        (400, "ExpiredToken", "access is refused", "see that the credentials have not expired"),
+        (400, "InvalidToken", "access is refused", "see that the credentials have not expired"),
+        (403, "AllAccessDisabled", "access is refused", "access is refused"),
+        (403, "RequestTimeTooSkewed", "this machine's clock is wrong", "access is refused"),
+        (301, "PermanentRedirect", "correct AWS_REGION", "correct AWS_REGION"),
+        (400, "AuthorizationHeaderMalformed", "correct AWS_REGION", "of this region"),
+        (507, "XMinioStorageFull", "it has no room left", "it has no room left"),
+        (503, "SlowDown", "storage does not answer", "storage does not answer"),
+    ],
+)
+def test_a_refusal_is_told_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, told: str, of_head: str
+):
+    """Credentials that have expired, a wrong clock, region or a full storage are no network that fails."""
+    monkeypatch.setattr(connection, "WAITS_S", (0.0,))
+    monkeypatch.setattr(_Refusing, "answer", (status, code))
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    connection.file_system.cache_clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        for action, message in [
+            (lambda: storage.put(b"x", "s3://bucket/x"), told),
+            (lambda: storage.entries("s3://bucket/x"), told),
+            (lambda: storage.read_bytes("s3://bucket/x"), of_head),
+        ]:
+            with pytest.raises(UserError, match=f"s3://bucket/x: .*{message}"):
+                action()
+        server.shutdown()
+    connection.file_system.cache_clear()
 
 
 @pytest.mark.parametrize(
