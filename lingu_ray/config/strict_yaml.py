@@ -39,6 +39,8 @@ _FITTING = {name: _SCALARS[name][0] for name in ("null", "bool", "int")} | {
 }
 """What a scalar with a tag (`!!float 3`) may be, by the tags that it may have."""
 _ODD_BREAKS = re.compile("[\r\x85\u2028\u2029]")
+YAMLError = yaml.YAMLError
+"""What libraries raise that read YAML of others, as cards of data sets."""
 _CURES = {
     "alias": "quote text that begins with *",
     "mapping values are not allowed": "quote text with a colon and a blank in it",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
-import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK, RepoCard
 
 from lingu_ray import storage
-
-_HEAD = re.compile(r"---\r?\n(.*?)^---\s*$", re.DOTALL | re.MULTILINE)
+from lingu_ray.config.strict_yaml import YAMLError
 
 
 def configurations(folder: str) -> list[str] | None:
@@ -17,12 +14,11 @@ def configurations(folder: str) -> list[str] | None:
     if not storage.is_file(card):
         return None
     with storage.open_file(card) as file:
-        head = _HEAD.match(file.read().decode("utf-8-sig", errors="replace"))
+        text = file.read().decode("utf-8-sig", errors="replace")
     try:
-        settings = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, ValueError):  # a date that is none, for instance
+        configs = RepoCard(text).data.to_dict().get("configs") if REGEX_YAML_BLOCK.search(text) else None
+    except (YAMLError, ValueError):  # somebody else's file, from which nothing but this is wanted
         return None
-    configs = settings.get("configs") if isinstance(settings, dict) else None
     if not isinstance(configs, list):
         return None
     return [str(one["config_name"]) for one in configs if isinstance(one, dict) and "config_name" in one]

@@ -209,7 +209,7 @@ class _Refusing(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_GET = do_PUT = do_POST = do_HEAD = _refuse  # noqa: N815
+    do_GET = do_PUT = do_POST = do_HEAD = _refuse
 
     def log_message(self, *_: object) -> None:
         pass

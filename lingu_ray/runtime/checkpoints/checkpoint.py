@@ -204,8 +204,8 @@ def _read_state(path: Path) -> tuple[CheckpointState, dict[str, Any]] | None:
     files = written.pop("files", {})  # earlier versions wrote none
     if unknown := sorted(written.keys() - _KEYS):
         raise UserError(
-            f"{path / _STATE} is of a later version of lingu_ray: it has {', '.join(unknown)}. Use that version, or move "
-            "the checkpoint away, and the one before is taken"
+            f"{path / _STATE} is of a later version of lingu_ray: it has {', '.join(unknown)}. Use that version, or "
+            "move the checkpoint away, and the one before is taken"
         )
     try:
         if any((path / name).stat().st_size != file["bytes"] for name, file in files.items()):

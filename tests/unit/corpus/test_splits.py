@@ -492,6 +492,7 @@ configs:
     path: socratic/*
 dataset_info:
 - config_name: old
+  features: {label: {names: {0: no, 1: yes}}}
 ---
 # configs:
 - config_name: none
@@ -511,8 +512,9 @@ def test_a_folder_of_several_configurations_says_so(tmp_path, caplog):
     )
     caplog.clear()
     assert len(read(source(tmp_path / "main"))) == len(RECORDS)
-    (tmp_path / "README.md").write_text(CARD.replace("config_name", "name"))
-    read(source(tmp_path))
+    for card in (CARD.replace("config_name", "name"), CARD.replace("license: mit", "license: ["), "---\nno card", ""):
+        (tmp_path / "README.md").write_text(card)
+        read(source(tmp_path))
     assert not caplog.text
 
 
