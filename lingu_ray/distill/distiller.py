@@ -126,6 +126,9 @@ class Distiller(nn.Module):
         self._teacher = Teacher(teacher, known)
         client = InProcessTeacher(self._teacher)
         self._step = DistillStep(Student(student), client, divergence_fn, context, scope, earlier_turns)
+        decoder = self._step.student.decoder
+        if _with_gradient not in decoder._forward_pre_hooks.values():
+            decoder.register_forward_pre_hook(_with_gradient, with_kwargs=True)
 
     def forward(
         self,
@@ -206,6 +209,17 @@ class Distiller(nn.Module):
         for name, weight in (("w_ce", self.w_ce), ("w_kd", self.w_kd)):
             if not 0 <= as_number(weight) < math.inf:
                 raise UserError(f"{name}={weight!r}: must be a number from 0 on")
+
+
+def _with_gradient(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Let what goes into a sharded decoder have a gradient, also of text behind a frozen embedding matrix.
+
+    FSDP2 reduces the gradients of a layer whose input has none after all others, and those of the processes that read
+    images, whose towers learn, in another order: each would wait for the other.
+    """
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is not None and torch.is_grad_enabled() and not embeds.requires_grad:
+        embeds.requires_grad_(any(isinstance(parameter, DTensor) for parameter in decoder.parameters()))
 
 
 class _Zero(torch.autograd.Function):

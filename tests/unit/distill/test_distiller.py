@@ -214,6 +214,43 @@ def test_data_parallel_is_one_large_batch(tmp_path, wrap):
                     torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-6, msg=key)
 
 
+def adapted() -> Distiller:
+    """Of a student whose tower and decoder have adapters; all else is frozen, the embedding matrix too."""
+    peft, student = pytest.importorskip("peft"), FAMILIES["idefics3"].student(pair("idefics3")[1])
+    torch.manual_seed(0)
+    student.add_adapter(peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    return Distiller(student, pair("idefics3")[1])
+
+
+def own_row(wrap: Callable[[Distiller], torch.nn.Module], folder: Path) -> None:
+    """A worker's gradients of the wrapped adapters on its one row, the first an image, the second text; and those of
+    both rows without a wrapper, saved.
+    """
+    rank, distiller, rows = torch.distributed.get_rank(), adapted(), [batch_of("idefics3", [row]) for row in (0, 1)]
+    tokens = sum(distiller.count(*row).ce for row in rows)
+    for row in rows:
+        distiller(*row, tokens=tokens).loss.backward()
+    expected = gradients(distiller.student)
+    wrapped = wrap(distiller)
+    wrapped(*rows[rank], tokens=tokens / 2).loss.backward()
+    own = gradients(distiller.student).items()
+    found = {key: p.full_tensor() if isinstance(p, DTensor) else p for key, p in own}
+    torch.save((found, expected), folder / f"{rank}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", [in_ddp, in_fsdp])
+def test_adapters_are_reduced_in_one_order(tmp_path, wrap):
+    """Behind a frozen embedding matrix, where an image alone gives the first layer's input a gradient, too."""
+    pytest.importorskip("peft")
+    in_workers(own_row, wrap, tmp_path)
+    for rank in (0, 1):
+        found, expected = torch.load(tmp_path / f"{rank}.pt")
+        assert found.keys() == expected.keys()
+        for key, gradient in found.items():
+            torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-6, msg=key)
+
+
 def sharded_alone(data: Path, folder: Path) -> None:
     """The error of a student that is sharded without its `Distiller`, written to a file."""
     student, teacher = pair("idefics3")
