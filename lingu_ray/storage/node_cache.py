@@ -114,19 +114,27 @@ def get_tree(location: str, folder: Path, sizes: Mapping[str, int]) -> None:
 def _cached(location: str, wanted: dict[str, str]) -> Path:
     """The folder that holds a copy of objects below a location, which are given by name with their versions.
 
-    Processes of a node that want the same wait for one of them.
+    Processes of a node that want the same wait for one of them. A copy of which a file is gone, as where a disk is
+    cleaned of old ones, is made again.
     """
     root = cache_folder()
     folder = root / fingerprint([location, wanted])
-    if folder.is_dir():
+    if _holds(folder, wanted):
         return folder
     made_cache_folder()
     with locked(folder.with_suffix(".lock")):
-        if not folder.is_dir():
+        if not _holds(folder, wanted):
             _check_space(root, location, sum(map(_size, wanted.values())))
-            with whole_folder(folder, keep_existing=True) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
+            with whole_folder(folder) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
                 list(pool.map(lambda name: _download(join(location, name), copy, name, _size(wanted[name])), wanted))
     return folder
+
+
+def _holds(folder: Path, wanted: dict[str, str]) -> bool:
+    try:
+        return all((folder / name).stat().st_size == _size(version) for name, version in wanted.items())
+    except FileNotFoundError:
+        return False
 
 
 def _download(location: str, folder: Path, name: str, size: int | None = None) -> None:

@@ -129,6 +129,22 @@ def test_a_lost_connection_is_made_again(
 
 
 @pytest.mark.slow
+def test_a_copy_that_lost_files_is_made_again(bucket: str):
+    """Where a node's disk is cleaned of old files, one by one: what is left would be another model or shard."""
+    for name in ("config.json", "inner/vocabulary.txt"):
+        storage.put(name.encode(), f"{bucket}/{name}")
+    copy = storage.fetch_tree(bucket)
+    (copy / "inner" / "vocabulary.txt").unlink()
+    (copy / "config.json").write_text("")
+    again = storage.fetch_tree(bucket)
+    assert {str(path.relative_to(again)): path.read_text() for path in again.rglob("*.*")} == {
+        name: name for name in ("config.json", "inner/vocabulary.txt")
+    }
+    storage.fetch(f"{bucket}/config.json").unlink()
+    assert storage.fetch(f"{bucket}/config.json").read_bytes() == b"config.json"
+
+
+@pytest.mark.slow
 @BOTH
 def test_what_cannot_be_had_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch, short_waits: None):
     """A missing bucket, a missing object, a full disk: each is named with its cure."""

@@ -129,7 +129,7 @@ class BucketStore(WorkerStore):
         self.of_node.mkdir(parents=True, exist_ok=True)
         copy = self.of_node / "checkpoint" / name
         with locked(self.of_node / "lock"):
-            if written_state(copy) != state:
+            if written_state(copy) != state or copy not in dict(checkpoints(copy.parent)):
                 shutil.rmtree(copy.parent, ignore_errors=True)
                 with whole_folder(copy) as temporary:
                     storage.get_tree(storage.join(self.at_checkpoints, name), temporary, sizes)

@@ -197,6 +197,18 @@ def test_a_checkpoint_makes_a_round_trip(bucket, tmp_path):
     assert not [*tmp_path.glob("copy/**/*.safetensors")]
 
 
+def test_a_nodes_copy_that_lost_files_is_no_damage(bucket):
+    """A checkpoint of which a node's disk lost a file is fetched again, and stays in the bucket."""
+    location = f"{bucket}/runs/mine"
+    store = worker(location)
+    save(store, 1)
+    model = save(store, 2)
+    assert resumed(worker(location))[0] == CheckpointState(2, None)
+    (store.of_node / "checkpoint" / "step-00000002" / "model.safetensors").unlink()
+    state, again = resumed(worker(location))
+    assert state == CheckpointState(2, None) and torch.equal(again.weight, model.weight)
+
+
 def test_a_copy_by_hand_is_left_alone(bucket):
     """What lies beside the checkpoints under another name is deleted neither by driver nor by worker."""
     location = f"{bucket}/runs/mine"
