@@ -183,13 +183,16 @@ def check_data(plan: Plan, folder: RunFolder) -> Plan:
     if before["fingerprint"] in plan.earlier and is_built((earlier := plan.as_earlier(before["fingerprint"])).folder):
         return earlier
     changed = [name for name, content in plan.contents.items() if before["contents"].get(name) != content]
-    what = (
-        f"the data of source {', '.join(changed)}" if changed else "the student's processor, or lingu_ray's own rules,"
-    )
+    if changed:
+        what = f"the data of source {', '.join(changed)}"
+    elif [*before["contents"]] != [*plan.contents]:
+        what = "the order of corpus.sources"
+    else:
+        what = "the student's processor, or lingu_ray's own rules,"
     if plan.config.if_changed == "refuse":
         raise UserError(
-            f"{folder.place} was trained on another corpus ({before['path']}): {what} changed since. Put the data "
-            "back, choose another name=…, or train on with the new data by corpus.if_changed=warn"
+            f"{folder.place} was trained on another corpus ({before['path']}): {what} changed since. Put that back, "
+            "choose another name=…, or train on with the new data by corpus.if_changed=warn"
         )
     log.warning("%s: %s changed since the run was started; training on with the new data", folder.place, what)
     return plan

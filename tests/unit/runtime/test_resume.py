@@ -263,6 +263,18 @@ def test_changed_data_are_refused_or_said(tmp_path: Path, said):
     assert resume.corpus_since(folder) == 4  # reports count passes over the new data from there on
 
 
+def test_sources_in_another_order_are_told_as_such(data: Path, tmp_path: Path):
+    """Rows then take turns otherwise, so it is another corpus, though no source has changed."""
+    settings = config(data, tmp_path)
+    folder = started(settings, step=4)
+    plan = plan_corpus(settings, data / "student")
+    resume.record_corpus(plan, folder)
+    sources = tuple(reversed(settings.corpus.sources))
+    other = settings.model_copy(update={"corpus": settings.corpus.model_copy(update={"sources": sources})})
+    with pytest.raises(UserError, match=r"the order of corpus.sources changed since. Put that back, choose"):
+        resume.check_data(plan_corpus(other, data / "student"), folder)
+
+
 def test_a_finished_run_tells_of_changed_data(tmp_path: Path, said):
     """The source whose file changed is named, and no other; unchanged, moved and deleted data are no reason to warn."""
     write_pair_and_data(tmp_path / "a")
