@@ -64,6 +64,12 @@ class MlflowRun:
             self.client.update_run(self.run_id, status="RUNNING")
         except CANNOT_OPEN as error:
             raise not_opened(uri, error) from error
+        if (stays := self._other_experiment(settings)) is not None:
+            log.warning(
+                "tracking.experiment=%s: the run stays in %s, where it was started, for MLflow moves none; without %s "
+                "a new one is started",
+                *(settings.experiment, stays, pointer),
+            )
         if pointer.exists() and not self.resumed:
             log.info("%s: no such run in %s; a new one is started", pointer, without_credentials(uri))
         pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +126,11 @@ class MlflowRun:
         """Close the run: FINISHED, FAILED or KILLED."""
         self.pause()
         self.client.set_terminated(self.run_id, status)
+
+    def _other_experiment(self, settings: TrackingConfig) -> str | None:
+        """The name of the experiment that the run is in, where it is not that of the settings."""
+        name = self.client.get_experiment(self.experiment_id).name
+        return None if name == settings.experiment else name
 
     def _pointed_to(self, pointer: Path) -> Run | None:
         """The run that the file names; None where there is no file, or the run is in another store, deleted or gone."""

@@ -73,6 +73,19 @@ def test_settings_that_changed_on_resume_are_tags(uri: str, tmp_path: Path) -> N
     assert settings_after(back) == (first, tags, back)
 
 
+def test_another_experiment_on_resume_is_told(uri: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """MLflow moves no run, so it stays where it was started; without the file there is a new one in the other."""
+    with opened(uri, tmp_path, experiment="first") as one, opened(uri, tmp_path, experiment="first"):
+        pass
+    assert not caplog.records
+    with opened(uri, tmp_path, experiment="second") as two:
+        assert two.run_id == one.run_id
+    assert "tracking.experiment=second: the run stays in first" in caplog.text and "mlflow.json" in caplog.text
+    (tmp_path / "mlflow.json").unlink()
+    with opened(uri, tmp_path, experiment="second") as three:
+        assert three.client.get_experiment(three.experiment_id).name == "second"
+
+
 def test_many_tags(uri: str, tmp_path: Path) -> None:
     """More tags than MLflow takes at once; the environment's have a prefix of their own."""
     run = opened(uri, tmp_path)
