@@ -231,6 +231,7 @@ class _Refusing(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow  # the client itself asks again
 @pytest.mark.parametrize(
     ("status", "code", "told", "of_head"),
     [
