@@ -115,7 +115,7 @@ class Space(Section):
     trials: PositiveInt | None = Field(
         None, description="draws; grid values, cases and seeds multiply them. null: 1 where nothing is drawn, else 16"
     )
-    hours: float | None = Field(None, gt=0, description="after that long all trials are stopped, saved; null: no limit")
+    hours: float | None = Field(None, gt=0, description="all trials are stopped early after that long; null: no limit")
     algorithm: Literal["random", "optuna"] = Field("random", description="how values are drawn; optuna: TPE")
     objectives: tuple[Literal["recovery", "retention"], ...] = Field(
         ("recovery",), min_length=1, description="what is maximized; both: optuna looks for the Pareto front"
