@@ -31,6 +31,13 @@ def process_namespace() -> str:
     return ""
 
 
+def numbering() -> str:
+    """What numbers processes: a machine's boot, for machines may share a host's name and restart, and its namespace."""
+    with suppress(OSError):
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()} {process_namespace()}"
+    return process_namespace()
+
+
 _HERE = "-".join(filter(None, (socket.gethostname(), re.sub(r"\D", "", process_namespace()))))
 _WRITER = re.compile(rf"\.{re.escape(_HERE)}-(\d+)-[0-9a-f]+\.tmp")
 """End of a temporary name of this machine or container: `.HOST-NAMESPACE-PROCESS-RANDOM.tmp`."""

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lingu_ray.atomic import is_alive, process_namespace, write_json
+from lingu_ray.atomic import is_alive, numbering, write_json
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.job_stop import job_id
 from lingu_ray.storage import below, delete, entries, parent, place, put, read_bytes
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 class Holder:
     """What the file says: who holds the lease.
 
-    `namespace`: in which `process` is counted, for containers may share a host's name. `job`: id of its Ray job.
+    `namespace`: in which `process` is counted, for containers and machines may share a host's name. `job`: id of its
+    Ray job.
     `beats` counts how often it was written, last at `time` (seconds of the holder's own clock). `ended`: given up.
     """
 
@@ -56,7 +57,7 @@ class Holder:
     @property
     def is_dead(self) -> bool:
         """Whether its process is known to have ended; only processes of this machine are known."""
-        here = (socket.gethostname(), process_namespace())
+        here = (socket.gethostname(), numbering())
         return (self.host, self.namespace) == here and not is_alive(self.process)
 
     def describe(self) -> str:
@@ -106,7 +107,7 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
         UserError: another driver that is alive holds it; names it, and how to stop it. The folder cannot be written.
     """
     path = place(below(str(folder), NAME))
-    where = (socket.gethostname(), process_namespace(), os.getpid())
+    where = (socket.gethostname(), numbering(), os.getpid())
     mine = Holder(secrets.token_hex(8), *where, job_id(), time.time())
     try:
         _wait_for_the_other(path)

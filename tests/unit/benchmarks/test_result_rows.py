@@ -31,7 +31,7 @@ from benchmarks.result.table import (
     comparisons,
     jobs,
 )
-from lingu_ray.atomic import process_namespace, write_json, write_text
+from lingu_ray.atomic import numbering, write_json, write_text
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import Interrupted, UserError
@@ -235,7 +235,7 @@ def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     align, adapted, selective, _ = rows.chosen(["align-0", "adapted-0", "selective-0", "prompt_text-0"])
     finish(align)
     on_disk.run_folder(adapted).root.mkdir()
-    holder = Holder("me", socket.gethostname(), process_namespace(), os.getpid(), None, time.time())
+    holder = Holder("me", socket.gethostname(), numbering(), os.getpid(), None, time.time())
     write_json(on_disk.run_folder(selective).root / NAME, asdict(holder))
     rows.main(["list", "align-0", "adapted-0", "selective-0", "prompt_text-0"])
     lines = capsys.readouterr().out.splitlines()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
 import pytest
 
@@ -90,14 +91,17 @@ def test_who_shows_no_sign_of_life_is_replaced_and_stops(tmp_path, other):
             held.require()
 
 
-def test_a_process_of_another_container_is_not_known_to_be_dead(tmp_path, caplog):
-    """A host's name may be shared: only within the same process namespace does a missing process mean a dead driver."""
+def test_a_process_of_another_container_or_machine_is_not_known_to_be_dead(tmp_path, caplog):
+    """A host's name may be shared: only within the same boot and process namespace does a missing process mean a dead
+    driver. The namespace alone has the same number on any two machines."""
     (tmp_path / "run").mkdir()
     with lease.lease_on(tmp_path / "run"):
         written = json.loads((tmp_path / "run" / lease.NAME).read_text())
         dead = written | {"process": 2**22 + 1}
         assert lease.Holder(**dead).is_dead and not lease.Holder(**written).is_dead
-        assert not lease.Holder(**dead | {"namespace": "pid:[1]"}).is_dead
+        boot, namespace = written["namespace"].split()
+        assert not lease.Holder(**dead | {"namespace": f"{boot} pid:[1]"}).is_dead
+        assert not lease.Holder(**dead | {"namespace": f"{uuid.uuid4()} {namespace}"}).is_dead
         assert not lease.Holder(**dead | {"host": "elsewhere"}).is_dead
     assert not (tmp_path / "run").exists()  # nothing else came into it
 
