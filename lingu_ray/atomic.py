@@ -108,9 +108,19 @@ def require_writable(file: Path, setting: str) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; it ends with its holder. The file stays."""
+    """Hold a lock between processes; it ends with its holder. The file stays.
+
+    Raises:
+        UserError: the file system has no locks, as Lustre's may be mounted.
+    """
     with open(path, "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be locked: {error.strerror}. Put its folder on a file system that has locks, "
+                "as a local disk is"
+            ) from error
         yield
 
 

@@ -1,6 +1,8 @@
 """Files and folders appear whole or not at all, whatever happens to their writers."""
 
 import ast
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -17,6 +19,7 @@ import pytest
 import lingu_ray
 from lingu_ray.atomic import (
     _HERE,
+    locked,
     require_new_folder,
     require_writable,
     whole_file,
@@ -114,6 +117,18 @@ def test_what_a_writer_of_another_container_left_is_not_judged(tmp_path: Path) -
     write_text(tmp_path / "x", "new")
     assert not ours.exists() and theirs.exists()
     assert str(os.stat("/proc/self/ns/pid").st_ino) in _HERE
+
+
+def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Lustre answers where it is mounted so."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    told = r"cannot be locked: Function not implemented. Put its folder on"
+    with pytest.raises(UserError, match=told), locked(tmp_path / "lock"):
+        raise AssertionError
 
 
 def test_an_equal_folder_may_stay(tmp_path: Path) -> None:
