@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -27,8 +28,11 @@ _DIRECT = build_opener(ProxyHandler({}))
 def asked(url: str, method: str = "GET", **headers: str) -> str:
     """What the metadata service answers. Raises OSError where it does not."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    with _DIRECT.open(Request(url, method=method, headers=named), timeout=2) as answer:
-        return answer.read().decode()
+    try:
+        with _DIRECT.open(Request(url, method=method, headers=named), timeout=2) as answer:
+            return answer.read().decode()
+    except (HTTPException, UnicodeDecodeError) as error:  # no HTTP, or cut off
+        raise OSError(repr(error)) from error
 
 
 def taken_by_aws() -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from lingu_ray.atomic import read_json
 from lingu_ray.corpus.formats import BadRecord, Record
+from lingu_ray.errors import UserError
 
 NO_LABEL = -1  # in splits whose answers are held back
 
@@ -33,12 +35,22 @@ class Labels:
 
 
 def labels_of(schema: pa.Schema, path: str) -> Labels:
-    """The class labels of a file: of its schema, else of a `dataset_info.json` beside it."""
+    """The class labels of a file: of its schema, else of a `dataset_info.json` beside it.
+
+    Raises:
+        UserError: that file is none as `datasets` writes it.
+    """
     written = (schema.metadata or {}).get(b"huggingface")
     if written is not None:
         return Labels(_labeled((json.loads(written).get("info") or {}).get("features"), schema))
     file = info_beside(path)
-    features = _labeled(json.loads(file.read_bytes()).get("features"), schema) if file else {}
+    if file is None:
+        return Labels({})
+    cure = "correct it, or remove it, and class labels are numbers"
+    written = read_json(file, cure=cure).get("features")
+    if not isinstance(written, dict | None):
+        raise UserError(f"{file}: its features are no object with a key for each column: {cure}")
+    features = _labeled(written, schema)
     return Labels(features, file if features else None)
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import shutil
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -218,6 +219,14 @@ class Metadata(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class NoHttp(socketserver.BaseRequestHandler):
+    """What else may answer at the address."""
+
+    def handle(self) -> None:
+        self.request.recv(4096)
+        self.request.sendall(b"no HTTP\r\n\r\n")
+
+
 # Says that it drains, as `ray start --block` does at SIGTERM, or ends by itself with 5; up once the file is there.
 NODE = """
 import pathlib, signal, sys, time
@@ -259,15 +268,19 @@ def test_a_node_drains_at_the_clouds_notice(
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
 ):
-    """At the notice, and not before, Ray gets SIGTERM; a service that is away is said once, and Ray runs on to its own
-    end."""
+    """At the notice, and not before, Ray gets SIGTERM; a service that is away, or another one, is said once, and Ray
+    runs on to its own end."""
     node, up = [sys.executable, "-c", NODE], str(tmp_path / "up")
     assert spot_node.run(cloud, [*node, "60", up]) == 3
     assert capfd.readouterr().out == f"{cloud} takes this machine away: Ray drains it\ndrained\n"
-    for name in ("AWS", "GCP"):
-        monkeypatch.setattr(spot_node, name, "http://127.0.0.1:9")
-    assert spot_node.run(cloud, [*node, "0.5", up]) == 5
-    assert capfd.readouterr().out.count("does not answer, and is asked again") == 1
+    with socketserver.TCPServer(("127.0.0.1", 0), NoHttp) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for address in ("127.0.0.1:9", f"127.0.0.1:{other.server_address[1]}"):
+            for name in ("AWS", "GCP"):
+                monkeypatch.setattr(spot_node, name, f"http://{address}")
+            assert spot_node.run(cloud, [*node, "0.5", up]) == 5
+            assert capfd.readouterr().out.count("does not answer, and is asked again") == 1
+        other.shutdown()
 
 
 def test_launchers_start_ray_so(spot_node: ModuleType):

@@ -334,6 +334,22 @@ def test_class_labels_are_read_as_their_names(tmp_path):
     assert [r["label"] for _, r in replace(split, label_names=False).records()] == LABELED["label"]  # type: ignore
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ('{"features": [{"name": "label"}]}', "its features are no object"),
+        ('{"features": ', "is cut off, or no JSON"),
+        ("[]", "holds no object"),
+    ],
+)
+def test_features_that_are_none_are_told(tmp_path, written, told):
+    """As a card's list of them, or a file that was cut off."""
+    pq.write_table(pa.table({"label": [0, 1]}), tmp_path / "a.parquet")
+    (tmp_path / "dataset_info.json").write_text(written)
+    with pytest.raises(UserError, match=f"dataset_info.json:? {told}.*: correct it, or remove it"):
+        read(source(tmp_path))
+
+
 def test_sequences_of_objects_are_named_too_and_a_label_without_a_name_is_bad(tmp_path):
     """Older features keep a sequence of objects as lists side by side; an integer past the names is a bad record."""
     label = {"names": ["u", "v"], "_type": "ClassLabel"}
