@@ -24,7 +24,7 @@ from typing import Any
 from lingu_ray.errors import UserError
 
 
-def process_namespace() -> str:
+def _process_namespace() -> str:
     """What process ids are told apart in: containers may share a host's name; empty where the system has none."""
     with suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
@@ -34,11 +34,11 @@ def process_namespace() -> str:
 def numbering() -> str:
     """What numbers processes: a machine's boot, for machines may share a host's name and restart, and its namespace."""
     with suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()} {process_namespace()}"
-    return process_namespace()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text(encoding='utf-8').strip()} {_process_namespace()}"
+    return _process_namespace()
 
 
-_HERE = "-".join(filter(None, (socket.gethostname(), re.sub(r"\D", "", process_namespace()))))
+_HERE = "-".join(filter(None, (socket.gethostname(), re.sub(r"\D", "", _process_namespace()))))
 _WRITER = re.compile(rf"\.{re.escape(_HERE)}-(\d+)-[0-9a-f]+\.tmp")
 """End of a temporary name of this machine or container: `.HOST-NAMESPACE-PROCESS-RANDOM.tmp`."""
 

@@ -47,10 +47,10 @@ def labels_of(schema: pa.Schema, path: str) -> Labels:
     if file is None:
         return Labels({})
     cure = "correct it, or remove it, and class labels are numbers"
-    written = read_json(file, cure=cure).get("features")
-    if not isinstance(written, dict | None):
+    of_columns = read_json(file, cure=cure).get("features")
+    if not isinstance(of_columns, dict | None):
         raise UserError(f"{file}: its features are no object with a key for each column: {cure}")
-    features = _labeled(written, schema)
+    features = _labeled(of_columns, schema)
     return Labels(features, file if features else None)
 
 

@@ -63,5 +63,8 @@ def find_items(corpus: Corpus, rows: int, tasks: Sequence[Task]) -> dict[str, Fo
 
 
 def _found(marks: TaskMarks, corpus: str, rows: int, hits: Sequence[tuple[Item, Seen]]) -> Found:
-    first = [f"item {item.name} in row {seen.row}, source {seen.source}" for item, seen in hits[:1]]
-    return Found(marks.task.asked, len(marks.task.items), corpus, rows, len(hits), next(iter(first), None), RULES)
+    first = None
+    if hits:
+        item, seen = hits[0]
+        first = f"item {item.name} in row {seen.row}, source {seen.source}"
+    return Found(marks.task.asked, len(marks.task.items), corpus, rows, len(hits), first, RULES)

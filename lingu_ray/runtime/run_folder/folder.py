@@ -148,7 +148,8 @@ class RunFolder:
 def run_of(folder: Path | str) -> Path | str | None:
     """The run that this folder, or location, is of, or is the report of; None for any other."""
     if isinstance(folder, str):
-        runs = [folder, *([above] if folder == join(above := join(folder, ".."), "report") else [])]
+        above = join(folder, "..")
+        runs = [folder, above] if folder == join(above, "report") else [folder]
         return next((run for run in runs if is_file(join(run, "config.yaml"))), None)
     of = RunFolder(folder), RunFolder(folder.parent)
     return next((run.root for run in of if folder in (run.root, run.report) and run.config.exists()), None)
