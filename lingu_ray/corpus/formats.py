@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -145,13 +146,19 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 
 _HAN_AND_KANA = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
-_WORD = re.compile(rf"[{_HAN_AND_KANA}]|[^\s{_HAN_AND_KANA}]+")
+_UNSPACED = f"\u0e00-\u109f\u1780-\u17ff{_HAN_AND_KANA}"  # Thai, Lao, Tibetan, Burmese, Khmer, and these
+_MARKS = "\u0e33\u0eb3" + "".join(
+    mark for mark in map(chr, range(0x0E00, 0x1800)) if unicodedata.category(mark)[0] == "M"
+)
+_STACKING = "\u1039\u17d2"  # marks below which the next letter stands
+_WORD = re.compile(rf"[{_UNSPACED}](?:[{_MARKS}]|(?<=[{_STACKING}])[{_UNSPACED}])*|[^\s{_UNSPACED}]+")
 
 
 def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`text`, cut into passages: `prompt_words` words as the prompt, then `answer_words` words as the answer.
 
-    Chinese and Japanese have no white space between words: a character counts as one.
+    Chinese, Japanese, Thai, Lao, Tibetan, Burmese and Khmer have no white space between words: a character counts as
+    one, with what stands above and below it.
     """
     whole = read_text(record, "text")
     words = [match.span() for match in _WORD.finditer(whole)]

@@ -128,12 +128,14 @@ def test_text_is_cut_into_passages():
         ("我们在 GPU 上训练。现在开始", [("我们在", "GPU 上"), ("训练。", "现在")]),
         ("吾輩は猫である", [("吾輩は", "猫で")]),
         ("𠮷野家でビーフ", [("𠮷野家", "でビ")]),
+        ("ที่นี่มีน้ำดี", [("ที่นี่มี", "น้ำดี")]),
+        ("ខ្ញុំទៅរៀន", [("ខ្ញុំទៅរៀ", "ន")]),
         ("한국어 문장은 띄어 써요 네.", [("한국어 문장은 띄어", "써요 네.")]),
         ("اللغة العربية تكتب من اليمين.", [("اللغة العربية تكتب", "من اليمين.")]),
     ],
 )
 def test_text_without_white_space_is_cut_too(written, said):
-    """A character of Chinese or Japanese is a word; other scripts have white space between theirs."""
+    """A character is a word, with its marks, where a script has no white space between words."""
     passages = raw_rows("text", {"text": written}, prompt_words=3, answer_words=2)
     assert [(d.messages[0]["content"], d.messages[1]["content"]) for d in passages] == said
 
