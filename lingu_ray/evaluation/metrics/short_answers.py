@@ -22,6 +22,7 @@ _NUMBERS = {word: str(number) for number, word in enumerate(_SMALL)} | {"none": 
 _ARTICLES = {"a", "an", "the"}
 # Before a word and apart from it; not the A of `N/A`, `U.S.A. team` and `vitamin A`.
 _ARTICLE = re.compile(r"(?<![\w./&+=-])(?:an?|the)\s+(?=[^\s.,:;)/&+=<>–—-])")
+_BOXED, _SET = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"), re.compile(r"\\(?:text|math)\w*\{([^{}]*)\}")
 _INITIALS = re.compile(r"\b([a-z]) (?=[a-z]\b)")  # U.S. and U. S. are US
 _AS_TYPED = str.maketrans(
     {chr(0xFF01 + place): chr(0x21 + place) for place in range(94)}
@@ -50,8 +51,16 @@ _RESTORED = {
 
 
 def exact_match(prediction: str, answers: list[str]) -> float:
-    """1 if the normalized answer is one of those accepted, else 0."""
-    return float(normalize(prediction) in {normalize(answer) for answer in answers})
+    """1 if the normalized answer is one of those accepted, else 0.
+
+    Of a solution in LaTeX what stands in its last box is the answer: `\\boxed{4}`, `\\boxed{\\text{blue}}`.
+    """
+    return float(normalize(_boxed(prediction)) in {normalize(_boxed(answer)) for answer in answers})
+
+
+def _boxed(answer: str) -> str:
+    found = _BOXED.findall(answer)
+    return _SET.sub(r"\1", found[-1]) if found else answer
 
 
 def normalize(answer: str) -> str:
@@ -60,7 +69,7 @@ def normalize(answer: str) -> str:
     Marks that are parts of letters (vowel signs of Hindi, accents), and of mathematics (+, =, <), are no punctuation.
     """
     typed = unicodedata.normalize("NFC", answer.translate(_AS_TYPED).lower())
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", typed)  # 1,000 is 1000
+    text = re.sub(r"(?<=\d)[,\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", typed)  # 1,000 is 1000, and so with a thin space
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
     text = _ARTICLE.sub("", text)
     kept = r"(?<!\w)-\d|(?<=\d)[.:/]\d|(?<=[^\W\d_])#(?!\w)"  # -5, 2.5, 10:30, 1/2, C#

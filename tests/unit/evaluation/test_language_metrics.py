@@ -134,6 +134,23 @@ def test_normalized_answers(answer: str, plain: str) -> None:
 
 @pytest.mark.parametrize(
     ("said", "right"),
+    [
+        (r"2 + 2 = \boxed{3}, no: $\boxed{ 4 }$.", "4"),
+        (r"\boxed{\text{Light blue}}", "light blue"),
+        (r"So \boxed{60\,\mathrm{km}/h}", r"\boxed{60\,km/h}"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed 4", "boxed 4"),
+        ("1\u202f000 km", "1,000 km"),
+        ("**4**", "4."),
+    ],
+)
+def test_an_answer_in_a_box_or_set_otherwise(said: str, right: str) -> None:
+    """What reasoning models put their answer into, and how numbers are grouped, makes no difference."""
+    assert exact_match(said, [right]) and not exact_match(said, ["3"])
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
     [("", "+"), ("-", "+"), ("C", "C++"), ("C", "C#"), ("का", "की"), ("😀", "😂"), ("❤️", "☀️"), ("", "?")],
 )
 def test_answers_that_are_all_marks_are_told_apart(said: str, right: str) -> None:
