@@ -82,6 +82,12 @@ class Measured:
         """How much better `model` is than `other`, in levels; negative where it is worse."""
         return self.of(model).minus(self.of(other)).times(self.sign)
 
+    def above_constant(self, model: str) -> Resampled:
+        """How much better `model` is than the commonest right answer, which the task has."""
+        assert self.constant is not None
+        (answer,) = self.constant.level
+        return self.of(model).minus(self.constant.of(answer)).times(self.sign)
+
     def of(self, model: str) -> Resampled:
         """The level of a model."""
         return Resampled(self.level[model], self.level_R[model])

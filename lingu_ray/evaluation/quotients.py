@@ -16,7 +16,9 @@ loss turns out significant would be too high, since a loss is found significant 
 and the same chance is in the gain. s_t, the standard error of the task's loss, gives accuracies and nats one unit, and
 a task the more say the better its loss was measured.
 
-Mean retention is the mean of the tasks' retentions.
+Mean retention is the mean of the tasks' retentions. A vision task on which the baseline is not beyond noise better than
+the commonest right answer, given to every item, has none: there is no vision to keep, and next to 0 the quotient of one
+task would be that of the mean.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import numpy as np
 
 from lingu_ray.evaluation.bootstrap import interval
 from lingu_ray.evaluation.levels import Measured, Resampled
-from lingu_ray.evaluation.results import UNITS
+from lingu_ray.evaluation.results import UNITS, quoted
 from lingu_ray.evaluation.roles import References
 
 ALONE = "of one item there is no interval: give the task more, a long text in parts"
@@ -60,7 +62,7 @@ def recovery(task: Measured, model: str, references: References) -> Quotient:
 
 
 def retention(task: Measured, model: str, references: References) -> Quotient:
-    """Share of the baseline's level that `model` has; no value where the baseline has none."""
+    """Share of the baseline's level that `model` has; no value where that is none, or what one answer scores."""
     if absent := [name for name in (references.baseline, model) if name not in task.level]:
         return NoValue(f"not measured: {', '.join(absent)}")
     if task.alone:
@@ -68,6 +70,10 @@ def retention(task: Measured, model: str, references: References) -> Quotient:
     baseline = task.of(references.baseline)
     if interval(baseline.value_R)[0] <= 0:
         return NoValue(f"the {references.baseline} model has nothing to keep: {task.metric.name} {baseline.value:.3f}")
+    if task.constant is not None and interval(task.above_constant(references.baseline).value_R)[0] <= 0:
+        (answer,) = task.constant.level
+        same = f"not beyond noise better than always {quoted(answer)}"
+        return NoValue(f"the {references.baseline} model has nothing to keep: it is {same}")
     return _quotient(task.of(model), baseline)
 
 

@@ -143,8 +143,7 @@ def _blind(task: Measured, blind: Measured) -> Blind:
 def _constant(task: Measured, constant: Measured) -> Constant:
     """The commonest answer's score, and how much better the models are, on the same items."""
     (answer,) = constant.level
-    gains = {model: task.of(model).minus(constant.of(answer)).times(task.sign) for model in task.level}
-    above = {model: _interval_of(gain) for model, gain in gains.items()}
+    above = {model: _interval_of(task.above_constant(model)) for model in task.level}
     return Constant(answer, _interval_of(constant.of(answer)), above)
 
 

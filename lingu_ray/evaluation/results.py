@@ -61,6 +61,11 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:z.3g}"
 
 
+def quoted(answer: str) -> str:
+    """An answer in quotes, a long one cut."""
+    return f"“{shorten(answer, 40, placeholder='…')}”"
+
+
 @dataclass(frozen=True)
 class ModelScore:
     """A model on a task: its score, further levels by name, and its own recovery or retention."""
@@ -93,7 +98,7 @@ class Constant:
     @property
     def said(self) -> str:
         """The answer in quotes, a long one cut."""
-        return f"“{shorten(self.answer, 40, placeholder='…')}”"
+        return quoted(self.answer)
 
     def is_as_good_as(self, model: str) -> bool:
         """Whether the model was measured, and is not better beyond noise."""

@@ -15,14 +15,16 @@ would decide it.
 A mean can hide a loss, so the verdict also names every task that speaks against the claim beyond noise:
 
 - its own recovery is below the floor, or its retention below the floor or 1;
-- it lost nothing beyond noise, so that it has no recovery, and the distilled model scores below the baseline;
+- it has no recovery, for it lost nothing beyond noise, or no retention, for the baseline has nothing to keep, and the
+  distilled model scores below the baseline;
 - a control scores better on it.
 
 Tasks of a mean without a value of their own that show no such loss are named as not judged alone, with their recovery
 in nats where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are
 measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
 sum of losses smaller. With `evaluation.blind` the vision tasks are named that the baseline answers as well without
-images. Vision tasks are named on which it is no better than the commonest right answer would be. Named are tasks of
+images. Vision tasks are named on which it is no better than the commonest right answer would be: they have no
+retention, and are in no mean. Named are tasks of
 so few items that all of them may be alike by chance, for which the bootstrap gives an interval without width. None of
 this changes a part of the claim.
 """
@@ -189,7 +191,7 @@ def _exceptions(name: str, task: TaskScores, references: References) -> Iterator
     if quotient is not None and task.kind == "vision" and quotient.ci.high < max(floor, 1):
         size = f" of {_loss(of_baseline, task)}" if _is_loss(of_baseline) else ""
         yield f"{name}: a measurable drop{size}, retention {quotient.percent(1)}"
-    if quotient is None and task.kind == "language" and _is_loss(of_baseline):
+    if quotient is None and _is_loss(of_baseline):
         yield f"{name}: {DISTILLED} is worse than {references.baseline} by {_loss(of_baseline, task)}"
     for control, words in CONTROL_NAMES.items():
         if control != references.baseline and _is_loss(over.get(control)):

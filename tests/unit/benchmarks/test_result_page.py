@@ -106,10 +106,11 @@ def write_measured(one: Comparison, models: Sequence[str] = tuple(LANGUAGE)) -> 
     for model, share in VISION.items():
         if model not in models:
             continue
-        said = ["hat" if chance.random() < share else "a | dress" for _ in names]
+        right = ["coat" if n % 2 else "hat" for n in range(ITEMS)]  # which no one answer is
+        said = [answer if chance.random() < share else "a | dress" for answer in right]
         shown = {"asked": "<image>What is this?", "options": [], "images": [jpeg()]}
         samples = [shown if n < 12 else None for n in range(ITEMS)]
-        columns = {"item": names, "prediction": said, "answers": [["hat"]] * ITEMS, SAMPLE: samples}
+        columns = {"item": names, "prediction": said, "answers": [[answer] for answer in right], SAMPLE: samples}
         write_items(items_path(folder, "clothing", model), columns, None)
     summarize(folder, list(models), EvaluationConfig.model_validate({"tasks": tasks, "bootstrap": 100}))
 

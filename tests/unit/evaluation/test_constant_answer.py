@@ -71,7 +71,31 @@ def test_a_model_that_is_no_better_is_named(tmp_path: Path) -> None:
         expected = [math.fsum(gain) / ITEMS, *np.percentile(drawn, [2.5, 97.5])]
         assert [found.above[model].value, *found.above[model].ci] == pytest.approx(expected, abs=1e-12)
     assert found.is_as_good_as("adapted") and not found.is_as_good_as("distilled")
+    seen = result.tasks["seen"]
+    assert (
+        seen.distilled is None
+        and seen.reason is not None
+        and "not beyond noise better than always “yes”" in seen.reason
+    )
+    assert not seen.in_mean and result.tasks["told"].in_mean
+    assert (
+        result.distilled.retention == result.tasks["told"].distilled
+    )  # of a baseline next to 0 it would be this task's
     assert "; seen: adapted is not beyond noise better than always “yes”, 3.3 [" in result.verdict.text
     assert "told: adapted is not" not in result.verdict.text and read_recovery(tmp_path) == result
     page = write_evaluation(result, tmp_path).read_text(encoding="utf-8")
     assert "always “yes”: 66.7%" in page and "given to every item" in page
+
+
+def test_a_loss_where_there_is_nothing_to_keep_is_named(tmp_path: Path) -> None:
+    """A baseline that is as good as always yes has no retention; that the distilled model is worse is said."""
+    answers = ["yes"] * 60 + ["no"] * 30
+    right = {"teacher": 0, "adapted": 62, "distilled": 20}
+    task = TaskConfig(name="seen", kind="vision", type="exact_match", path="-")
+    for model, count in right.items():
+        said = [answer if i < count else "?" for i, answer in enumerate(answers)]
+        columns = {"item": [str(i) for i in range(ITEMS)], "prediction": said, "answers": [[a] for a in answers]}
+        write_items(items_path(tmp_path, task.name, model), columns, None)
+    result = summarize(tmp_path, list(right), EvaluationConfig(tasks=(task,), bootstrap=RESAMPLES))
+    assert result.distilled.retention is None and "nothing to keep" in result.reasons["retention"]
+    assert any("seen: distilled is worse than adapted by 46.7" in exception for exception in result.verdict.exceptions)
