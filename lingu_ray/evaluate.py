@@ -68,8 +68,8 @@ def main(arguments: list[str]) -> None:
     quiet_libraries()
     if (run_folder := run_of(config.out)) is not None:
         raise UserError(
-            f"out={config.out}: a run's own page, scores and records lie there; name another folder, such as "
-            f"out={below(str(run_folder), 'evaluation')}. The run's own command measures its tasks for its page"
+            f"out={config.out}: a run's or sweep's own page, scores and records lie there; name another folder, as "
+            f"out={below(str(run_folder), 'evaluation')}. Its own command measures its tasks for its page"
         )
     if is_file(below(str(config.out), "config.json")):
         raise UserError(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingu_ray.atomic import read_json
-from lingu_ray.storage import is_file, join, origin, remove
+from lingu_ray.storage import below, is_file, join, origin, remove
 
+_SETTINGS = ("config.yaml", "space.yaml")  # of a run, of a sweep
 CHECKPOINT = re.compile(r"step-\d{8,}")
 """Names of checkpoints; what else lies beside them, such as a copy made by hand, is left alone."""
 
@@ -146,10 +147,7 @@ class RunFolder:
 
 
 def run_of(folder: Path | str) -> Path | str | None:
-    """The run that this folder, or location, is of, or is the report of; None for any other."""
-    if isinstance(folder, str):
-        above = join(folder, "..")
-        runs = [folder, above] if folder == join(above, "report") else [folder]
-        return next((run for run in runs if is_file(join(run, "config.yaml"))), None)
-    of = RunFolder(folder), RunFolder(folder.parent)
-    return next((run.root for run in of if folder in (run.root, run.report) and run.config.exists()), None)
+    """The run or sweep that this folder, or location, is of, or is the report of; None for any other."""
+    above = join(folder, "..") if isinstance(folder, str) else folder.parent
+    of = [folder, above] if str(folder) == below(str(above), "report") else [folder]
+    return next((one for one in of if any(is_file(below(str(one), name)) for name in _SETTINGS)), None)

@@ -106,15 +106,18 @@ def test_a_process_of_another_container_or_machine_is_not_known_to_be_dead(tmp_p
     assert not (tmp_path / "run").exists()  # nothing else came into it
 
 
-def test_a_runs_folder_and_report_belong_to_the_run(tmp_path):
-    """`evaluate out=` would write over its page, records and MLflow run; any other folder is its own."""
+@pytest.mark.parametrize("settings", ["config.yaml", "space.yaml"])
+def test_a_runs_folder_and_report_belong_to_the_run(tmp_path, settings):
+    """`evaluate out=` would write over a run's or sweep's page, records and MLflow run; any other folder is its own."""
     run = RunFolder(tmp_path / "run")
     assert run_of(run.report) is None
     run.root.mkdir()
-    run.config.touch()
+    (run.root / settings).touch()
     assert run_of(run.report) == run_of(run.root) == run.root and run_of(run.root / "evaluation") is None
     for out in (run.root, run.report):
-        with pytest.raises(UserError, match=rf"out={out}: a run's own page.*such as out={run.root}/evaluation\."):
+        with pytest.raises(
+            UserError, match=rf"out={out}: a run's or sweep's own page.* as out={run.root}/evaluation\."
+        ):
             main(["a/model", "tasks=arc_easy", f"out={out}"])
 
 
