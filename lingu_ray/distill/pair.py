@@ -36,7 +36,8 @@ _NOT_COMPARED = re.compile(
 _FLOAT32 = 1e-6  # what a fraction may be off by for having been one in float32
 # Text decoders of VLMs, and the family of LMs whose weights they are made of, and compute with alike. PaddleOCR-VL is
 # none: it turns the halves of a head by RoPE, and ERNIE 4.5 its neighbors.
-_FAMILIES = {"qwen2_5": "qwen2", "glm4v": "glm4", "exaone4_5": "exaone4"}
+# A GGUF file calls Mistral `llama`; its sliding window is compared by itself.
+_FAMILIES = {"qwen2_5": "qwen2", "glm4v": "glm4", "exaone4_5": "exaone4", "mistral": "llama"}
 
 
 def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -100,6 +101,9 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
         del pairs["model_type"]
     for name in sorted(_declared(student) & _declared(teacher)):
         pairs[name] = getattr(student, name, None), getattr(teacher, name, None)
+    if _family(student) == "llama":  # of which Mistral has no biases
+        for name in ("attention_bias", "mlp_bias"):
+            pairs[name] = getattr(student, name, False), getattr(teacher, name, False)
     pairs["head_dim"] = (head_dim(student), head_dim(teacher))
     ropes = _text_rope(student), _text_rope(teacher)
     for kind in {**ropes[0], **ropes[1]}:

@@ -1,6 +1,7 @@
 """Pairs that do not fit are refused with field and values; a new student is its teacher plus eyes."""
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     MambaConfig,
+    MistralConfig,
+    MistralModel,
     MllamaConfig,
     Olmo2Config,
     OPTConfig,
@@ -160,6 +163,7 @@ def test_what_has_no_part_in_the_numbers_may_differ(student, teacher, free):
         (Qwen3VLTextModel, Qwen3VLTextConfig, Qwen3Config, {"mrope_section": [2, 3, 3]}),
         (Glm4vTextModel, Glm4vTextConfig, Glm4Config, {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}),
         (PaddleOCRTextModel, PaddleOCRTextConfig, Ernie4_5Config, {"mrope_section": [2, 3, 3]}),
+        (MistralModel, partial(MistralConfig, sliding_window=None), LlamaConfig, {}),  # as GGUF files call a Mistral
     ],
 )
 def test_a_family_is_what_computes_alike(text, config, lm, rope):
@@ -177,6 +181,21 @@ def test_a_family_is_what_computes_alike(text, config, lm, rope):
         return
     with pytest.raises(UserError, match=r"\n  model_type: student.*\n.* If this is that one, .* take another student"):
         compare_decoders(ours.config, decoder.config)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "field"),
+    [
+        ({}, {}, "sliding_window: student 4096, teacher None"),
+        ({"sliding_window": None}, {"attention_bias": True}, "attention_bias: student False, teacher True"),
+        ({"sliding_window": None}, {"mlp_bias": True}, "mlp_bias: student False, teacher True"),
+    ],
+)
+def test_a_mistral_is_a_llama_without_window_and_biases(ours, theirs, field):
+    """What one of the two has alone is compared, though the other's configuration has no field for it."""
+    sizes = {"num_key_value_heads": 8, "intermediate_size": 64, "rms_norm_eps": 1e-5}
+    with pytest.raises(UserError, match=rf"\n  {field}\n"):
+        compare_decoders(MistralConfig(**sizes, **ours), LlamaConfig(**sizes, **theirs))
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig, Olmo2Config, GraniteConfig])
