@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.distill import Distiller, TokenCounts
+from lingu_ray.runtime.models.tekken import read_processor
 
 ROWS_AT_ONCE, ACCUMULATE, LEARNING_RATE = 2, 4, 1e-5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,7 +72,7 @@ def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
     """Train on every row once and write the model."""
     student = AutoModelForImageTextToText.from_pretrained(student_path, dtype=torch.float32).to(DEVICE).train()
     teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float32).to(DEVICE)
-    processor = AutoProcessor.from_pretrained(student_path)
+    processor = read_processor(student_path)
     distiller = Distiller(student, teacher, divergence="forward_kl", temperature=1.0, w_ce=1.0, w_kd=1.0)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
     rows = read_rows(data)

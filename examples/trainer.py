@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from own_loop import collate, read_rows
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from lingu_ray.distill import Distiller, UserError
+from lingu_ray.runtime.models.tekken import read_processor
 
 OTHER_LOSS = ("label_smoothing_factor", "torch_compile", "loss_type")
 """Arguments without effect here; the last is TRL's."""
@@ -74,7 +75,7 @@ def main(student_path: str, teacher_path: str, data: str, out: str) -> None:
     )  # fmt: skip
     student = AutoModelForImageTextToText.from_pretrained(student_path, dtype=torch.float32)
     teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float32).to(arguments.device)
-    processor = AutoProcessor.from_pretrained(student_path)
+    processor = read_processor(student_path)
     distiller, collator = Distiller(student, teacher), partial(collate, processor)
     trainer = DistillTrainer(distiller, arguments, collator, read_rows(data), processing_class=processor)
     trainer.train()

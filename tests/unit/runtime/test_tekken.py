@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.evaluation.engines.load import load_model_files
 from lingu_ray.runtime.models.load import load_processor, teacher_tokens
 
+ROOT = Path(__file__).parents[3]
 SPECIAL = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"]
 SPECIAL += ["[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]"]
 SPECIAL += ["[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"]
@@ -92,3 +94,14 @@ def test_a_student_is_asked_by_its_chat_template(pair: tuple[Path, Path], tmp_pa
         assert encoder.template == TEMPLATE and encoder.end_of_turn_id == 2 and encoder.image_token_id == IMAGE
         prompt = encoder.encode_conversation([{"role": "user", "content": "the"}], [])
         assert prompt.input_ids_T.tolist() == [1, 3, len(SPECIAL) + 257, 4]
+
+
+def test_a_loop_of_ones_own_asks_by_it(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples read processors as runs do: AutoProcessor has Mistral's library read the file, where that is."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    own_loop = importlib.import_module("own_loop")
+    row = {"question": "the", "answer": "th", "distill": True}
+    batch = own_loop.collate(own_loop.read_processor(str(pair[1])), [row])
+    answer = [len(SPECIAL) + 256, 2]
+    assert batch["input_ids"].tolist() == [[1, 3, len(SPECIAL) + 257, 4, *answer]]
+    assert batch["labels"].tolist() == [[-100] * 4 + answer]
