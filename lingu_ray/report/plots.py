@@ -11,9 +11,12 @@ A figure is a list of `Panel`s, each with a function that draws on a matplotlib 
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 
@@ -21,9 +24,13 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font, get_font_names
+from matplotlib.text import Text
 
 from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, FINE_TUNED, ORIGINAL_VLM, PLAIN_CE, SAME_CE, TEACHER
 from lingu_ray.report.svg import INK, LINE, SOFT, themed_svg
+
+log = logging.getLogger(__name__)
 
 # Okabe and Ito's palette, which color-blind readers can tell apart; its black is the ink, light on a dark page.
 COLORS = {
@@ -45,9 +52,31 @@ NAMES = {
     PLAIN_CE: "plain CE",
     DISTILLED: "distilled",
 }
+_WIDER = (
+    *(
+        "Noto Sans CJK SC",
+        "Noto Sans CJK JP",
+        "Noto Sans SC",
+        "Noto Sans JP",
+        "Source Han Sans SC",
+        "Source Han Sans CN",
+    ),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "Malgun Gothic"),
+    *(
+        "IPAexGothic",
+        "PingFang SC",
+        "Hiragino Sans",
+        "Hiragino Sans GB",
+        "Apple SD Gothic Neo",
+        "Arial Unicode MS",
+        "Noto Sans Thai",
+    ),
+)
+"""Fonts with letters that DejaVu Sans lacks: of Chinese, Japanese, Korean, Thai."""
+FONTS = ["DejaVu Sans", *(name for name in _WIDER if name in get_font_names())]
 STYLE = {
     "font.size": 10,
-    "font.family": "DejaVu Sans",
+    "font.family": FONTS,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10.5,
@@ -92,7 +121,8 @@ def display_name(model: str) -> str:
 
 @contextmanager
 def _styled(size: tuple[float, float]) -> Iterator[Figure]:
-    with style.context(["default", STYLE]):  # whatever matplotlibrc says; without pyplot no backend is needed
+    with style.context(["default", STYLE]), warnings.catch_warnings():  # whatever matplotlibrc says; needs no backend
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a line for each letter; `canvas` says it once
         yield Figure(figsize=size, layout="constrained")
 
 
@@ -101,7 +131,24 @@ def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
     """A figure of that size, inches, in the style of all figures; saved at the end as a PNG on white."""
     with _styled(size) as figure:
         yield figure
+        if not _has_letters(figure):
+            _tell_of_boxes()
         figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
+
+
+def _has_letters(figure: Figure) -> bool:
+    """Whether each letter of the figure's texts is in one of the fonts."""
+    known = {ord("\n")}.union(*(get_font(findfont(name)).get_charmap() for name in FONTS))
+    return known.issuperset(ord(letter) for text in figure.findobj(Text) for letter in text.get_text())
+
+
+@cache
+def _tell_of_boxes() -> None:
+    """Say once in a process that letters are boxes."""
+    log.warning(
+        "figures (.png) have boxes for letters that no font here has: install one that has them, such as Noto Sans CJK "
+        "for Chinese, Japanese and Korean. Pages show them in the browser's fonts"
+    )
 
 
 def save_panels(panels: list[Panel], path: Path) -> None:

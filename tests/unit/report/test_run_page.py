@@ -27,10 +27,11 @@ from lingu_ray.evaluation.item_files import SAMPLE, items_path, write_items
 from lingu_ray.evaluation.recovery import summarize
 from lingu_ray.evaluation.recovery_json import read_recovery, write_recovery
 from lingu_ray.evaluation.results import Verdict
+from lingu_ray.report import plots
 from lingu_ray.report.evaluation_page import write_evaluation
 from lingu_ray.report.held_out import held_out_answers
 from lingu_ray.report.paper_table import paper_rows
-from lingu_ray.report.plots import COLORS, model_colors
+from lingu_ray.report.plots import COLORS, Panel, model_colors, save_panels
 from lingu_ray.report.run_page import throughput, write_report
 from lingu_ray.report.samples import answered
 from lingu_ray.report.score_plots import plot_recovery, recovery_panels
@@ -221,6 +222,18 @@ def test_figures_are_images_beside_the_page(reported: Path) -> None:
         with Image.open(reported / "report" / name) as image:
             assert image.format == "PNG" and image.width > 800
             assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_that_no_font_has_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not by matplotlib, letter by letter and figure by figure; a page has them as text, for the browser's fonts."""
+    plots._tell_of_boxes.cache_clear()
+    letters = "\U000e0ffe\U000e0fff"
+    panels = [Panel("named", (2, 2), lambda axis: axis.set_title(f"“{letters}”"))]
+    for _ in range(2):
+        save_panels(panels, tmp_path / "figure.png")
+    assert len(caplog.messages) == 1 and "have boxes for letters that no font" in caplog.text
+    assert letters in panels[0].svg()
 
 
 def test_figures_in_the_page_take_its_colors(text: str) -> None:
