@@ -15,6 +15,7 @@ from lingu_ray.atomic import whole_folder
 from lingu_ray.config import LoraConfig
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.lora import merged
+from lingu_ray.runtime.models.tekken import write_processor
 from lingu_ray.runtime.models.verify import verify_export
 from lingu_ray.runtime.training.distributed import is_main_process
 from lingu_ray.runtime.training.sharding import gather_full
@@ -81,7 +82,7 @@ def write_files(
     for part in filter(None, (getattr(model.config, name) for name in model.config.sub_configs)):
         part.dtype = dtype  # not the one that was trained in
     model.save_pretrained(folder, state_dict=as_published(model, tensors))
-    processor.save_pretrained(folder)
+    write_processor(processor, folder)
 
 
 def complete_settings(model: PreTrainedModel, processor: ProcessorMixin) -> None:

@@ -36,7 +36,7 @@ from lingu_ray.paths import is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.masks import check_masks
-from lingu_ray.runtime.models.tekken import read_processor
+from lingu_ray.runtime.models.tekken import read_processor, write_processor
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,
     check_files,
@@ -310,7 +310,7 @@ def make_processor(config: Config) -> ProcessorMixin:
 def prepare_student(config: Config, folder: Path) -> None:
     """Write the starting point of a run: a new VLM's weights and processor, or the processor of an existing one."""
     processor = make_processor(config)
-    processor.save_pretrained(folder)
+    write_processor(processor, folder)
     settings = config.student.from_teacher
     if settings is not None:
         teacher, vision = _load_lm(config.teacher, torch.float32), make_vision(settings)

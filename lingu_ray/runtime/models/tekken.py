@@ -7,9 +7,11 @@ itself reads them.
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer, TokenizersBackend
 from transformers.integrations.mistral import convert_tekken_tokenizer
 from transformers.utils import cached_file
 
@@ -31,6 +33,18 @@ def read_processor(place: str, revision: str | None = None, **arguments: Any) ->
     return processor
 
 
+def write_processor(processor: Any, folder: Path) -> None:
+    """Save a processor, and the SentencePiece model that its tokenizer was read beside or from (`tokenizer.model`).
+
+    Transformers reads `tokenizer.json`, which has all tokens; converters for other programs want the model. Not so
+    `tekken.json`: where Mistral's library is installed it would be asked, and not the chat template.
+    """
+    processor.save_pretrained(folder)
+    model = Path(getattr(getattr(processor, "tokenizer", None), "vocab_file", None) or "")
+    if model.suffix == ".model" and model.is_file():
+        shutil.copy(model, folder)
+
+
 def _read_by_transformers(place: str, revision: str | None) -> dict[str, bool]:
     """What `from_pretrained` takes so that no other library is asked; nothing where there is no such file."""
     found = cached_file(
@@ -44,8 +58,21 @@ def _read_by_transformers(place: str, revision: str | None) -> dict[str, bool]:
 
 
 def _with_special_tokens(tokenizer: Any) -> Any:
-    """The tokenizer; one that was made of tekken.json alone with special tokens by name, and BOS before every text."""
+    """The tokenizer; one that was made of tekken.json alone with special tokens by name, and BOS before every text.
+
+    Raises:
+        ValueError: it was made of a SentencePiece model alone, and its class is not known, which says how texts begin.
+    """
     file = str(getattr(tokenizer, "vocab_file", None))
+    if (
+        file.endswith(".model")
+        and type(tokenizer) is TokenizersBackend
+        and not Path(file).with_suffix(".json").is_file()
+    ):
+        raise ValueError(
+            f"nothing beside {file} says whether texts begin with BOS, or with a space: put back the model's "
+            "tokenizer_config.json, which names its tokenizer_class, or its tokenizer.json"
+        )
     if not file.endswith(_FILE):
         return tokenizer
     named = convert_tekken_tokenizer(file)
