@@ -2,7 +2,8 @@
 
 Data reach the disk before the rename, so neither a killed process nor a power failure leaves half a file under its
 name. Temporary names are hidden and each writer has its own: of two writers at a time one wins, whole. What a killed
-writer leaves is removed by the next writer of the same path on the same machine.
+writer leaves is removed by the next writer of the same path on the same machine, unless that has restarted: another
+machine may have its name.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import re
@@ -38,9 +40,9 @@ def numbering() -> str:
     return _process_namespace()
 
 
-_HERE = "-".join(filter(None, (socket.gethostname(), re.sub(r"\D", "", _process_namespace()))))
+_HERE = f"{socket.gethostname()}-{hashlib.blake2s(numbering().encode(), digest_size=8).hexdigest()}"
 _WRITER = re.compile(rf"\.{re.escape(_HERE)}-(\d+)-[0-9a-f]+\.tmp")
-"""End of a temporary name of this machine or container: `.HOST-NAMESPACE-PROCESS-RANDOM.tmp`."""
+"""End of a temporary name of this boot of the machine or container: `.HOST-NUMBERING-PROCESS-RANDOM.tmp`."""
 
 
 def write_text(path: Path, text: str) -> None:

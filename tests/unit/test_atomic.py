@@ -108,15 +108,27 @@ def test_a_living_writer_is_left_alone(tmp_path: Path) -> None:
     assert content(path) == "first"
 
 
-def test_what_a_writer_of_another_container_left_is_not_judged(tmp_path: Path) -> None:
-    """Containers may share a host's name, and a process that is none here may be one there."""
+def test_what_a_writer_of_another_machine_left_is_not_judged(tmp_path: Path) -> None:
+    """Containers and machines may share a host's name; a process that is none here may be one there."""
     dead = 2**22 + 1
-    ours, theirs = (tmp_path / f".x.{who}-{dead}-00ff.tmp" for who in (_HERE, f"{socket.gethostname()}-1"))
-    for leftover in (ours, theirs):
+    namespace, name = os.stat("/proc/self/ns/pid").st_ino, socket.gethostname()
+    ours, *theirs = (tmp_path / f".x.{who}-{dead}-00ff.tmp" for who in (_HERE, f"{name}-1", f"{name}-{namespace}"))
+    for leftover in (ours, *theirs):
         leftover.touch()
     write_text(tmp_path / "x", "new")
-    assert not ours.exists() and theirs.exists()
-    assert str(os.stat("/proc/self/ns/pid").st_ino) in _HERE
+    assert not ours.exists() and all(leftover.exists() for leftover in theirs)
+
+
+def test_machines_of_one_name_have_temporary_names_of_their_own(tmp_path: Path) -> None:
+    """All machines number their processes in a namespace of one name: the boot tells them apart, as leases do."""
+    boot = tmp_path / "boot_id"
+    boot.write_text("another boot\n")
+    show = f"{sys.executable} -c 'from lingu_ray.atomic import _HERE; print(_HERE)'"
+    script = f"mount --bind {boot} /proc/sys/kernel/random/boot_id && {show}"
+    there = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
+    if there.returncode:
+        pytest.skip(f"no user namespaces: {there.stderr}")
+    assert there.stdout.strip() != _HERE
 
 
 def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
