@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
 from collections.abc import Callable
+from configparser import ConfigParser
+from configparser import Error as ConfigError
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -44,18 +47,38 @@ def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
 
 @lru_cache
 def file_system(scheme: str, bucket: str) -> FileSystem:
-    """A bucket's file system, with credentials, region and endpoint from the environment; kept until it fails."""
+    """A bucket's file system, with credentials, region and endpoint as AWS's tools find them; kept until it fails."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, GcsFileSystem, S3FileSystem, resolve_s3_region
 
     if scheme == "gs":
         emulator = os.environ.get("STORAGE_EMULATOR_HOST")
         options = _endpoint(emulator) | {"anonymous": True} if emulator else {}
         return GcsFileSystem(retry_time_limit=timedelta(seconds=TIMEOUT_S), **options)
-    options = _endpoint(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
+    options = _endpoint(_s3_server())
     if not (options or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
         options = {"region": resolve_s3_region(bucket)}
     retries = AwsStandardS3RetryStrategy(max_attempts=2)
     return S3FileSystem(request_timeout=TIMEOUT_S, connect_timeout=TIMEOUT_S, retry_strategy=retries, **options)
+
+
+def _s3_server() -> str | None:
+    """The address of a server of one's own, where boto3 finds it: pyarrow looks nowhere, and would ask Amazon's.
+
+    Raises:
+        UserError: AWS's configuration cannot be read.
+    """
+    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    file = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
+    configured = ConfigParser(interpolation=None, strict=False, allow_no_value=True)
+    try:
+        configured.read([] if given else file, encoding="utf-8")
+    except (OSError, ValueError, ConfigError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    name = os.environ.get("AWS_PROFILE") or "default"
+    profile = f"profile {name}" if configured.has_section(f"profile {name}") else name
+    services = f"services {configured.get(profile, 'services', fallback='')}"
+    of_s3 = re.search(r"^endpoint_url\s*=\s*(\S+)", configured.get(services, "s3", fallback=None) or "", re.MULTILINE)
+    return given or (of_s3[1] if of_s3 else configured.get(profile, "endpoint_url", fallback=None))
 
 
 def _endpoint(url: str | None) -> dict[str, Any]:

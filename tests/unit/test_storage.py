@@ -181,6 +181,35 @@ def test_what_the_environment_says_wrongly_is_told(
         storage.check_writable(location)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("profile", "config"),
+    [
+        (None, "[default]\nendpoint_url = URL\n"),
+        ("mine", "[default]\nendpoint_url = http://127.0.0.1:9\n[profile mine]\nendpoint_url=URL\n"),
+        (
+            "mine",
+            "[profile mine]\nservices = local\nendpoint_url = http://127.0.0.1:9\n"
+            "[services local]\nec2 =\n  endpoint_url = http://127.0.0.1:9\ns3 =\n  endpoint_url = URL\n",
+        ),
+    ],
+)
+def test_a_server_of_the_configuration_of_aws_is_asked(
+    profile: str | None, config: str, storage_servers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As boto3 reads it, where the environment names none: Amazon's would be another bucket of the same name."""
+    (tmp_path / "config").write_text(config.replace("URL", storage_servers["AWS_ENDPOINT_URL"]))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    if profile is not None:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+    connection.file_system.cache_clear()
+    location = f"s3://tests/{tmp_path.name}"
+    storage.put(b"here", location)
+    assert storage.read_bytes(location) == b"here"
+    connection.file_system.cache_clear()
+
+
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Before anything is fetched, with the variable that names another; so is a user without a home folder."""
     (tmp_path / "file").touch()
