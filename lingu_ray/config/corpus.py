@@ -68,7 +68,7 @@ class SourceConfig(Section):
     image_root: Annotated[DataFolder | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
         None, description="folder, s3://… or gs://…, that relative image paths start from; null: the record file's own"
     )
-    prompt: str | None = Field(None, description="question, for formats that have none; `template`: format string")
+    prompt: str | None = Field(None, description="question, for formats that have none: format string over the columns")
     answer: str | None = Field(None, description="`template`, `image_folder`: format string of the answer")
     image: str | None = Field(None, description="`template`: column that holds the image path or bytes")
     prompt_words: PositiveInt = Field(32, description="`text`: words of a passage that are the prompt")

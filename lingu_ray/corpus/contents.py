@@ -18,6 +18,7 @@ from lingu_ray.corpus.record import (
     as_dict,
     as_index,
     as_records,
+    first_list,
     first_name,
     is_empty,
     is_null,
@@ -53,7 +54,7 @@ def read_images(record: Record) -> list[Any]:
     Raises:
         BadRecord: one of several is null, or there are others under a second name.
     """
-    name = first_name(record, *IMAGE_KEYS)
+    name = first_list(record, *IMAGE_KEYS)
     images = as_images(record.get(name))
     for other in IMAGE_KEYS:
         if other != name and _are_others(images, parsed(record.get(other))):

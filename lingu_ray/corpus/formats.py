@@ -22,6 +22,7 @@ from lingu_ray.corpus.record import (
     Record,
     as_dict,
     as_index,
+    first_list,
     first_name,
     is_empty,
     only_name,
@@ -62,7 +63,7 @@ def _turns(record: Record, *names: str) -> tuple[Messages, list[Any]]:
     """The turns under the first of the names that has any; those under another one must be the same."""
     if not is_empty(record.get("history")):
         raise BadRecord("bad_turns", "'history' beside a conversation")
-    name = first_name(record, *names)
+    name = first_list(record, *names)
     turns, inside = read_turns(read_records(record, name))
     for other in names:
         if other != name and (there := _turns_or_none(record, other)) is not None and there != turns:
@@ -73,7 +74,7 @@ def _turns(record: Record, *names: str) -> tuple[Messages, list[Any]]:
 def _turns_or_none(record: Record, name: str) -> Messages | None:
     """The turns under a name; None where there are none, or a value that is no conversation, such as a number."""
     try:
-        return None if is_empty(record.get(name)) else read_turns(read_records(record, name))[0]
+        return None if is_empty(parsed(record.get(name))) else read_turns(read_records(record, name))[0]
     except BadRecord:
         return None
 
@@ -157,20 +158,22 @@ _WORD = re.compile(rf"[{_UNSPACED}](?:[{_MARKS}]|(?<=[{_STACKING}])[{_UNSPACED}]
 def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`text`, cut into passages: `prompt_words` words as the prompt, then `answer_words` words as the answer.
 
-    Chinese, Japanese, Thai, Lao, Tibetan, Burmese and Khmer have no white space between words: a character counts as
-    one, with what stands above and below it.
+    Before the prompt's words stands `prompt` of the source, over the record's other columns. Chinese, Japanese, Thai,
+    Lao, Tibetan, Burmese and Khmer have no white space between words: a character counts as one, with what stands above
+    and below it.
     """
     whole = read_text(record, "text")
     words = [match.span() for match in _WORD.finditer(whole)]
     if len(words) <= source.prompt_words:
         raise BadRecord("too_short", f"{len(words)} words; prompt_words is {source.prompt_words}")
+    beside = {name: value for name, value in record.items() if name != "text"}
+    asked = f"{_fill(source.prompt, beside)}\n" if source.prompt else ""
     for start in range(0, len(words) - source.prompt_words, source.prompt_words + source.answer_words):
         middle = start + source.prompt_words
         stop = min(middle + source.answer_words, len(words))
         given = whole[words[start][0] : words[middle - 1][1]]
         answer = whole[words[middle][0] : words[stop - 1][1]]
-        question = f"{source.prompt}\n{given}" if source.prompt else given
-        yield RawRow(question_and_answer(question, answer), [])
+        yield RawRow(question_and_answer(f"{asked}{given}", answer), [])
 
 
 def scienceqa(record: Record, source: SourceConfig) -> Iterator[RawRow]:
@@ -240,8 +243,8 @@ def _images_of_sample(members: Record, named: int, may_be_text: bool) -> list[An
 
 def _caption(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     check_record(record, source)
-    turn = question_and_answer(source.prompt or WHAT_IS_IT, read_text(record, "caption").strip())
-    yield conversation(record, turn)
+    question = _fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
+    yield conversation(record, question_and_answer(question, read_text(record, "caption").strip()))
 
 
 WEBDATASET_MEMBERS = ("json", "txt", "cls", "__key__", "__url__")
@@ -279,13 +282,12 @@ class _Columns(string.Formatter):
 
 def _fill(pattern: str, record: Record, may_be_a_name: bool = False) -> str:
     """A pattern with a record's columns; `may_be_a_name`: all of it, as the question `caption` about an image."""
+    listed = ", ".join(record) or "none"
     _check_braces(pattern, record, may_be_a_name)
     try:
         return _Columns().vformat(pattern, (), record)
     except KeyError as error:
-        raise BadRecord(
-            "missing_field", f"no column {error} for {pattern!r}; there are: {', '.join(record)}"
-        ) from error
+        raise BadRecord("missing_field", f"no column {error} for {pattern!r}; there are: {listed}") from error
     except (ValueError, IndexError, AttributeError, TypeError) as error:
         raise BadRecord("wrong_type", f"{pattern!r} does not fit the record: {error}") from error
 

@@ -69,6 +69,11 @@ def first_name(record: Record, *names: str) -> str:
     return next((name for name in names if not is_empty(record.get(name))), names[0])
 
 
+def first_list(record: Record, *names: str) -> str:
+    """As `first_name`, of names of lists: the text of one that holds nothing, as `[]` in a table, is no value."""
+    return first_name({name: parsed(record.get(name)) for name in names}, *names)
+
+
 def only_name(record: Record, *names: str) -> str:
     """The one of the names with a value in the record; the first one if none has one.
 

@@ -122,6 +122,18 @@ def test_text_is_cut_into_passages():
     assert conversation("text", {"text": "a b c"}, prompt_words=2, prompt="Go on:")[0] == ("user", "Go on:\na b")
 
 
+def test_a_prompt_is_a_format_string_in_all_formats_that_read_it():
+    """Over the columns of its record; the passage that is cut is none, for it would be asked with its answer."""
+    record = {"text": "a b c", "title": "T"}
+    assert conversation("text", record, prompt_words=2, prompt="Of {title}:")[0] == ("user", "Of T:\na b")
+    with pytest.raises(BadRecord, match=r"no column 'text' for 'Go on: \{text\}'; there are: title"):
+        raw_rows("text", record, prompt_words=2, prompt="Go on: {text}")
+    sample = {"jpg": b"x", "json": b'{"caption": "A dog.", "place": "Rome"}'}
+    assert conversation("webdataset", sample, prompt="In {place}?")[0] == ("user", "<image>In Rome?")
+    with pytest.raises(BadRecord, match="no column 'city'"):
+        raw_rows("webdataset", sample, prompt="In {city}?")
+
+
 @pytest.mark.parametrize(
     ("written", "said"),
     [
@@ -339,6 +351,8 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
         ("instruction", {"instruction": "A?", "input": NAN, "output": "a", "system": NAN, "history": NAN}),
         ("llava", {"conversations": AS_LLAVA, "image": NAN, "tools": NAN, "weight": NAN, "video": NAN}),
         ("messages", {"messages": [{"role": "system", "content": ""}, *AS_ROLES]}),
+        ("messages", {"messages": "[]", "conversations": str(AS_LLAVA)}),
+        ("messages", {"messages": str(AS_ROLES), "conversations": "[]"}),
         ("messages", {"messages": [{"role": "system", "content": None}, *AS_ROLES]}),
         ("llava", {"conversations": [{"from": "system", "value": " "}, *AS_LLAVA], "system": ""}),
         ("webdataset", {"json": {"messages": AS_ROLES}, "__key__": "1", "jpg": None}),
@@ -524,6 +538,7 @@ def test_two_names_of_one_thing_that_differ(format, record, both):
         ({"image": "1.png", "image_url": "https://host.org/AbC"}, True),  # the copy that was fetched
         ({"image": "1.png", "image_path": None, "image_urls": [], "img": ""}, True),
         ({"images": ["1.png", "2.png"], "image_paths": '["x/1.png", "x/2.png"]'}, True),
+        ({"images": "[]", "image": "1.png"}, True),  # as pandas writes an empty list into a table
         ({"image": "1.png", "image_path": "2.png"}, False),
         ({"image": {"bytes": b"x"}, "img": {"bytes": b"y"}}, False),
         ({"image": {"bytes": b"x", "path": None}, "img": {"bytes": b"x", "path": "1.png"}}, True),
@@ -535,7 +550,7 @@ def test_images_under_two_names(images, is_one):
     """They are one where they may be; others are not dropped for the first name's."""
     record = {"prompt": "What?", "completion": "A cat.", **images}
     if is_one:
-        assert len(raw_rows("prompt_completion", record)[0].images) == len(images.get("images", ["one"]))
+        assert len(raw_rows("prompt_completion", record)[0].images) == len(parsed(images.get("images")) or ["one"])
     else:
         assert reason_of("prompt_completion", record) == "image_count"
 
@@ -582,10 +597,10 @@ READ_RECORDS = {
     "llava": {"conversations": AS_ROLES},
     "prompt_completion": {"prompt": "A?", "completion": "a"},
     "instruction": {"instruction": "A?", "output": "a"},
-    "text": {"text": "a b c d e f"},
+    "text": {"text": "a b c d e f", "label": "x"},
     "scienceqa": {"question": "A?", "choices": ["a", "b"], "answer": 0},
     "image_folder": {"image": "cat/1.png", "label": "cat"},
-    "webdataset": {"jpg": b"x", "txt": b"a cat"},
+    "webdataset": {"jpg": b"x", "txt": b"a cat", "json": b'{"label": "x"}'},
     "template": {"label": "cat", "image": "1.png"},
 }
 OTHER_THAN_DEFAULT = {"prompt": "{label}?", "answer": "{label}", "image": "image", "prompt_words": 2, "answer_words": 3}
