@@ -31,6 +31,7 @@ from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name", re.IGNORECASE)
+_NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name)s?", re.IGNORECASE)
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
 _BASE64_OF_PICTURES = re.compile("data:image/[a-z+-]+;base64,|/9j/|iVBORw0K|R0lGOD|UklGR.{6}XRUJQ|SUkqA|TU0AK")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -92,7 +93,8 @@ def check_none_unread(record: Record) -> None:
         BadRecord: they do; the student would learn to answer without seeing what it is asked about.
     """
     for key, value in record.items():
-        if _holds_picture(value) or (_LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value)):
+        named = _NAME_OF_IMAGE.fullmatch(str(key)) is not None and not is_empty(value)  # `image_id` of COCO, VQAv2, GQA
+        if named or _holds_picture(value) or (_LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value)):
             detail = f"{key!r} names a picture, and the conversation has none: call it 'images', or take it out"
             raise BadRecord("missing_image", detail)
         for inner in value if isinstance(value, list) else [value]:

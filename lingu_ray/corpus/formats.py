@@ -272,10 +272,19 @@ def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 
 class _Columns(string.Formatter):
-    """Fills a format string with a record's columns; raises `BadRecord` for what has no text (`to_text`)."""
+    """Fills a format string with a record's columns; raises `BadRecord` for what has no text (`to_text`).
+
+    An entry, `{answers[0]}`, is one of the list that a text is (`parsed`), and no letter of it.
+    """
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        value, first = super().get_field(field_name, args, kwargs)
+        name, entry, _ = field_name.partition("[")
+        column = parsed(kwargs.get(name)) if entry else None
+        if isinstance(column, str) and column.startswith(("[", "{")):
+            raise BadRecord(
+                "wrong_type", f"{{{field_name}}}: {name!r} is no list or object that can be read: {column:.80}"
+            )
+        value, first = super().get_field(field_name, args, {**kwargs, name: column} if entry else kwargs)
         to_text(value, f"{{{field_name}}}")
         return value, first
 

@@ -217,6 +217,15 @@ def test_template():
     ]
 
 
+def test_an_entry_of_a_column_is_one_of_the_list_that_its_text_is():
+    """As A-OKVQA and tables have lists; a letter of the text would be learned. Of other text it is a letter."""
+    record = {"q": "Color?", "answers": "['red', 'dark red']", "object": '{"name": ["cup"]}', "letter": "B) cup"}
+    assert conversation("template", record, prompt="{q}", answer="{answers[1]}")[1] == ("assistant", "dark red")
+    assert conversation("template", record, prompt="{object[name][0]}?", answer="{letter[0]}")[1] == ("assistant", "B")
+    with pytest.raises(BadRecord, match=r"\{answers\[0\]\}: 'answers' is no list or object that can be read"):
+        raw_rows("template", record | {"answers": "['red' 'dark red']"}, prompt="{q}", answer="{answers[0]}")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -735,6 +744,9 @@ def test_keys_of_a_turn_that_change_its_meaning(key):
         ("photos", ["", "1.jpg"]),
         ("image_list", '["1.webp"]'),
         ("file_name", "1.heic"),
+        ("image_id", 458752),  # of COCO, VQAv2 and others, whose pictures are elsewhere
+        ("imageId", "2370799"),  # of GQA
+        ("img_name", "COCO_train2014_1"),
     ],
 )
 def test_a_picture_that_is_not_read_rejects_the_record(key, value):
@@ -791,10 +803,10 @@ def test_a_question_without_options_is_one():
 
 def test_what_is_said_of_pictures_is_metadata():
     """Numbers, sizes, kinds and empty fields; and other pictures beside those of the conversation."""
-    about: dict[str, Any] = {"image_id": 7, "has_image": False, "image_format": "png", "image_size": [3, 4]}
+    about: dict[str, Any] = {"image_id": None, "has_image": False, "image_format": "png", "image_size": [3, 4]}
     empty: dict[str, Any] = {"img_path": "", "picture": {"bytes": None, "path": None}, "photos": [], "file_name": "a.c"}
     assert conversation("messages", {"messages": AS_ROLES} | about | empty | {"objects": BOXES}) == TURNS
-    seen = {"messages": AS_ROLES, "image": "1.png", "image_mask": "2.png"}
+    seen = {"messages": AS_ROLES, "image": "1.png", "image_mask": "2.png", "image_id": 7}
     assert conversation("messages", seen)[0] == ("user", "<image>A?")
 
 
