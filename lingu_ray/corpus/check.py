@@ -18,7 +18,7 @@ IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
     r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image|im_patch|image_here|image_pad)>"
 )
 # where there are images; else it may be a tag of code, or of a forum
-MISSPELLED = re.compile(r"<(?!image>)(?i:image)\s*/?>|\[IMG\]")
+MISSPELLED = re.compile(r"<(?!image>)(?i:image|img)\s*/?>|</image>|\[IMG\]")
 # white space, control characters, and marks without width
 _INVISIBLE = re.compile("[\\s\\x00-\\x1f\\u00ad\\u200b-\\u200f\\u2028-\\u202e\\u2060-\\u2064\\ufeff]*")
 NUMBERED = re.compile(r"<image[ _]?\d+>")  # beside images a reference to one of them, as MMMU has it

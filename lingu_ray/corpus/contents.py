@@ -194,6 +194,10 @@ def _as_parts(value: Any) -> Any:
 
 
 def _join_parts(value: Any) -> tuple[str, list[Any]]:
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
+        raise BadRecord(
+            "wrong_type", f"{len(value)} texts in one message, as several answers: keep one ({value!r:.80})"
+        )
     text = ""
     inside: list[Any] = []
     for part in value if isinstance(value, list) else as_records(value, "the content"):

@@ -38,11 +38,16 @@ def _is_mask(value: Any) -> bool:
     return isinstance(first, int | float) and _switched_on(value)
 
 
+def _is_prose(value: Any) -> bool:
+    return isinstance(value, str) and len(value.split()) > 1
+
+
 _MEDIA = KeyRule(
     "missing_media",
     ("video", "videos", "video_path", "video_url", "audio", "audios", "audio_path", "audio_url", "input_audio"),
     "video and audio are not trained on",
 )
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _SWITCHES = ("loss", "loss_mask", "train", "training", "trainable", "train_on_turn", "supervised")
 _MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
 
@@ -74,6 +79,12 @@ RECORD_RULES = (
     KeyRule("mask", (*_MASKS, "loss_mask"), "masks of tokens or turns are not read", _is_mask),
     KeyRule("mask", ("mask_history",), "mark the turns themselves: `weight: 0`", _switched_on),
     KeyRule(
+        "reasoning",
+        _REASONING,
+        "reasoning beside the answer; write into the answer what the model is to say, or take it out",
+        _is_prose,  # else it says of the record whether it has any
+    ),
+    KeyRule(
         "template_settings",
         ("chat_template_kwargs", "enable_thinking"),
         "the chat template is rendered with its defaults",
@@ -85,7 +96,7 @@ TURN_RULES = (
     KeyRule("tools", ("tool_calls", "function_call", "tool_call_id"), "calls of tools are not trained on"),
     KeyRule(
         "reasoning",
-        ("reasoning_content", "reasoning", "thinking"),
+        _REASONING,
         "reasoning beside the content; write into the content what the model is to say",
     ),
     KeyRule("refusal", ("refusal",), "a refusal beside the content"),

@@ -52,6 +52,8 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said("<|begin_of_image|>?", "Yes."), [], "image_token"),
         (said("<im_patch>?", "Yes."), [], "image_token"),
         (said("[IMG]\nWhat is it?", "A cat."), [picture()], "image_token"),
+        (said("<image><img>\nWhat is it?", "A cat."), [picture()], "image_token"),
+        (said("(<image>./</image>)\nWhat is it?", "A cat."), [picture()], "image_token"),
         (said("What is in <image 1>?", "A cat."), [], "image_token"),
         (said("<image><IMAGE>What is it?", "A cat."), [picture()], "image_token"),
         (said("<image>What is <image/>?", "A cat."), [picture()], "image_token"),

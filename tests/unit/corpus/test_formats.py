@@ -698,7 +698,13 @@ def test_of_a_prompt_in_messages_nothing_is_a_target():
 @pytest.mark.parametrize(("rule", "key"), [(rule, key) for rule in RECORD_RULES for key in rule.keys])
 def test_keys_of_a_record_that_change_its_meaning(rule, key):
     """Each known key rejects the record under its rule's reason and is named; a null or an off switch does not."""
-    values = {"undesired_answer": False, "weight": 0.5, "nothing_supervised": 0, "mask": [0, 1, 1]}
+    values = {
+        "reasoning": "First this.",
+        "undesired_answer": False,
+        "weight": 0.5,
+        "nothing_supervised": 0,
+        "mask": [0, 1, 1],
+    }
     for format, record in (
         ("messages", {"messages": AS_ROLES}),
         ("llava", {"conversations": AS_LLAVA}),
@@ -826,6 +832,8 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
         ("messages", {"messages": ["x"]}, "wrong_type"),
         ("messages", {"messages": {"role": ["user"], "content": ["x", "y"]}}, "wrong_type"),
         ("messages", {"messages": [{"role": "user", "content": 5}]}, "wrong_type"),
+        ("messages", {"messages": [AS_ROLES[0], {"role": "assistant", "content": ["red", "dark red"]}]}, "wrong_type"),
+        ("cauldron", {"texts": [{"user": "A?", "assistant": ["red", "dark red"]}]}, "wrong_type"),
         ("messages", {"messages": [{"role": "user"}]}, "missing_field"),
         ("messages", {"messages": [AS_ROLES[0], {"role": "tool", "content": "7"}]}, "tools"),
         (
