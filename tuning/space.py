@@ -277,6 +277,11 @@ def check(space: Space, base: Config) -> None:
         if space.pbt and any(isinstance(v, dict) for v in values.values()):
             raise UserError(f"{space.name}: pbt makes the schedules itself: give numbers")
         _check_stopping(space, config)
+        if space.asha and config.train.steps != base.train.steps:
+            raise UserError(
+                f"{space.name}: asha compares trials at equal steps, at which those of another train.steps are "
+                "elsewhere in their schedules: leave asha out, or set train.steps for all under `settings`"
+            )
     for values in _draws(space, base):
         try:
             configure(base, values, space.name)

@@ -7,6 +7,7 @@ resumes from its newest checkpoint.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -42,6 +43,8 @@ from tuning.space import CASE, Space, Values, configure, decode, drawn_seed, see
 STOP = "STOP"
 """A file beside the trials' folders: the sweep was asked to stop."""
 _POLL_S = 0.25
+_WORST = 1e30
+"""Schedulers leave out trials that tell NaN, and have no percentile of what is infinite."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +188,11 @@ class Trial(tune.Trainable):
         return self.result(done=True)
 
     def result(self, done: bool) -> dict[str, Any]:
-        """What Tune is told; NaN for what is not known yet."""
-        outcome = self.outcome
-        known = {STEP: outcome.step, VALIDATION: outcome.validation_ce, SCORE: score(outcome, self.sweep.space)}
+        """What Tune is told; NaN for what is not known yet. A validation that is no number is the worst."""
+        outcome, validation = self.outcome, self.outcome.validation_ce
+        if validation is not None and not math.isfinite(validation):
+            validation = _WORST
+        known = {STEP: outcome.step, VALIDATION: validation, SCORE: score(outcome, self.sweep.space)}
         numbers = known | {"recovery": outcome.recovery, "retention": outcome.retention}
         return {name: float("nan") if value is None else value for name, value in numbers.items()} | {"done": done}
 

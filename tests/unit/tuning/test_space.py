@@ -115,6 +115,7 @@ def write(tmp_path, **keys):
         ({"search": {"distill.w_kd": {"grid": [1]}}, "settings": {"train.stepps": 3}}, "did you mean train.steps"),
         ({"search": {"distill.w_kd": {"grid": [1]}}, "asha": {}, "settings": {"train.validate_every": 0}}, "validate"),
         ({"search": {"distill.w_kd": {"grid": [1]}}, "asha": {"grace": 999}}, "compare trials at step 999 first"),
+        ({"search": {"train.steps": {"choice": [40, 80]}}, "asha": {"grace": 2}}, "elsewhere in their schedules"),
         ({"search": {"distill.w_kd": {"choice": [1]}}, "pbt": {"interval": 999}}, "pbt.interval=999 leaves nothing"),
         ({"search": {"distill.w_kd": [1, 2]}}, "give a section with choice, grid, uniform, loguniform"),
         ({"searches": {}}, "did you mean search"),

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from tinyrun import config
 
 from lingu_ray.atomic import write_json
@@ -20,6 +22,7 @@ from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.tracking.store import environment, tracking_uri
 from lingu_ray.runtime.trainer import Run
 from tuning.outcome import Outcome, read_outcome
+from tuning.search import scheduler
 from tuning.space import Space
 from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_config
 
@@ -46,6 +49,31 @@ def test_a_trial_says_who_stopped_it(trial: Any, tmp_path: Path, by_hand: bool):
     written = read_outcome(tmp_path / "trial-1")
     assert written is not None and written.state == "stopped"
     assert (written.by_hand, written.has_ended) == (by_hand, not by_hand)
+
+
+@pytest.mark.parametrize("kind", ["asha", "pbt"])
+@pytest.mark.parametrize("validation", [float("nan"), float("inf")])
+def test_a_validation_that_is_no_number_is_the_worst(trial: Any, sweep: Sweep, kind: str, validation: float):
+    """Successive halving stops such a trial, and a population replaces it; the others are judged as without it."""
+    early = {"asha": {"grace": 1}} if kind == "asha" else {"pbt": {"interval": 1}}
+    given = sweep.space.model_dump(exclude_defaults=True, exclude={"pbt"}) | early
+    trial.sweep, chosen = sweep, scheduler(Space.model_validate(given), sweep.base)
+    tuning: Any = SimpleNamespace(search_alg=None)
+    trials = [TuneTrial("x", stub=True, config={"distill.w_kd": 0}) for _ in range(6)]
+    verdicts: dict[float, str] = {}
+    for one, ce in zip(trials, (1.0, 1.1, 1.2, validation, 1.3, 0.9), strict=True):
+        chosen.on_trial_add(tuning, one)
+        trial.outcome = Outcome("trial-1", {}, None, 0, step=2, validation_ce=ce)
+        told = trial.result(done=False)
+        if isinstance(chosen, ASHAScheduler):
+            verdicts[ce] = chosen.on_trial_result(tuning, one, told)
+        elif isinstance(chosen, PopulationBasedTraining):
+            chosen._save_trial_state(chosen._trial_state[one], 2, told, one)
+    if isinstance(chosen, PopulationBasedTraining):
+        worst, best = chosen._quantiles()
+        assert trials[3] in worst and trials[5] in best
+    else:
+        assert verdicts[validation] == "STOP" and verdicts[0.9] == verdicts[1.0] == "CONTINUE"
 
 
 def test_a_run_that_was_interrupted_is_resumed(trial: Any, tmp_path: Path):
