@@ -30,6 +30,7 @@ from lingu_ray.corpus.suffixes import ALL_PICTURES
 from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
+_NUMBERED_IMAGE = re.compile(r"(image|img)s?[_ ]?\d+", re.IGNORECASE)  # one of several
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name", re.IGNORECASE)
 _NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name)s?", re.IGNORECASE)
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
@@ -60,6 +61,9 @@ def read_images(record: Record) -> list[Any]:
     for other in IMAGE_KEYS:
         if other != name and _are_others(images, parsed(record.get(other))):
             raise BadRecord("image_count", f"{name!r} and {other!r} {TAKE_ONE_OUT}")
+    more = [key for key in record if _NUMBERED_IMAGE.fullmatch(str(key)) and _names_picture(record[key])]
+    if images and more:
+        raise BadRecord("image_count", f"{more[0]!r} beside {name!r} is not read: put all of them into 'images'")
     return images
 
 

@@ -95,7 +95,7 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     if is_empty(record.get(prompt)) and "question" in record and len(answers) < 2:
         prompt, completion = "question", first_name(record, "answer", completion)
     if prompt != "prompt":  # which is complete
-        _check_question(record)
+        _check_question(record, "question", "query")
     asked, inside = _said(record, prompt, "user")
     answered, more = _said(record, completion, "assistant")
     for message in asked:
@@ -104,16 +104,17 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     yield conversation(record, [*asked, *answered], [*inside, *more])
 
 
-def _check_question(record: Record) -> None:
-    """Check that nothing stands beside a question that it is about: it would be left out."""
+def _check_question(record: Record, *read: str) -> None:
+    """Check that nothing stands beside a question, under names that are not read, that belongs to it."""
     for name, value in record.items():
-        if _BESIDE_A_QUESTION.fullmatch(str(name)) and not is_empty(parsed(value)):
+        if name not in read and _BESIDE_A_QUESTION.fullmatch(str(name)) and not is_empty(parsed(value)):
             raise BadRecord("bad_turns", f"{name!r} belongs to the question; say how, by `format: template`")
 
 
 _BESIDE_A_QUESTION = re.compile(
     r"A|(?i:(answer[_ ]?)?(choice|option)s?([_ ]?[a-z0-9])?"
-    r"|(context|passage|document|hint|input|article|story|paragraph|premise|table)s?)"
+    r"|(context|passage|document|hint|input|article|story|paragraph|premise|table|dialog|dialogue|background"
+    r"|situation|body|hypothesis|schema|candidate|sentence|excerpt|question|query|instruction)s?)"
 )  # `A`, `option_a`, `choice1`: one of the options, each in a column of its own
 
 
@@ -138,6 +139,7 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Alpaca, Dolly: `instruction`, `output` or `response`, and if there: `input` or `context`, `system`, `history`."""
     check_record(record, source)
     given = only_name(record, "input", "context")
+    _check_question(record, "instruction", "input", "context")
     asked = [read_text(record, "instruction")]
     if not is_empty(record.get(given)):
         asked.append(to_text(record[given], repr(given)))
@@ -215,10 +217,17 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     named = len(read_images(fields))
     fields = {name: value for name, value in fields.items() if name not in IMAGE_KEYS}
     if "txt" in members:
-        fields["caption"] = _decoded(members["txt"], is_json=False)
+        fields["caption"] = _caption_beside(fields.get("caption"), _decoded(members["txt"], is_json=False))
     inner = next((one for one, keys in INNER_FORMATS if not any(is_empty(fields.get(key)) for key in keys)), _caption)
     images = _images_of_sample(members, named, may_be_text=inner in (messages, llava, cauldron))
     yield from inner(fields | {"images": images}, source)
+
+
+def _caption_beside(in_json: Any, text: str) -> str:
+    """The caption of a sample's text file, which is that of its JSON where there is one."""
+    if isinstance(in_json, str) and not is_empty(in_json) and in_json.strip() != text.strip():
+        raise BadRecord("bad_turns", f"the caption in json and the one in txt {TAKE_ONE_OUT}")
+    return text
 
 
 def _images_of_sample(members: Record, named: int, may_be_text: bool) -> list[Any]:

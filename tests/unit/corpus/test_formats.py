@@ -812,7 +812,7 @@ def test_what_is_said_of_pictures_is_metadata():
     about: dict[str, Any] = {"image_id": None, "has_image": False, "image_format": "png", "image_size": [3, 4]}
     empty: dict[str, Any] = {"img_path": "", "picture": {"bytes": None, "path": None}, "photos": [], "file_name": "a.c"}
     assert conversation("messages", {"messages": AS_ROLES} | about | empty | {"objects": BOXES}) == TURNS
-    seen = {"messages": AS_ROLES, "image": "1.png", "image_mask": "2.png", "image_id": 7}
+    seen = {"messages": AS_ROLES, "image": "1.png", "image_mask": "2.png", "image_id": 7, "image_2": None}
     assert conversation("messages", seen)[0] == ("user", "<image>A?")
 
 
@@ -878,6 +878,21 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             for asked, answered in (("question", "answer"), ("question", "response"), ("query", "response"))
             for name in ("context", "input", "article", "story", "paragraph", "contexts", "Passage", "A", "option_a")
         ],
+        *[
+            (format, record | {name: "It is about this."}, "bad_turns")
+            for format, record, belonging in (
+                (
+                    "prompt_completion",
+                    {"question": "x", "answer": "y"},
+                    ("instruction", "dialogue", "background", "Body"),
+                ),
+                ("instruction", {"instruction": "x", "output": "y"}, ("question", "passage", "options", "inputs")),
+            )
+            for name in belonging
+        ],
+        ("webdataset", {"jpg": b"x", "txt": b"A cat.", "json": b'{"caption": "A dog."}'}, "bad_turns"),
+        ("prompt_completion", {"prompt": "x", "completion": "y", "image": "1.png", "image_2": "2.png"}, "image_count"),
+        ("llava", {"conversations": AS_LLAVA, "images": ["1.png"], "image2": {"bytes": b"x"}}, "image_count"),
         *[
             ("prompt_completion", {"question": "x", "answer": "B", first: "a", second: "b"}, "bad_turns")
             for first, second in (("choiceA", "choiceB"), ("option1", "option2"), ("answer_choices", "answer_idx"))
