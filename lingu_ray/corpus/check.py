@@ -17,6 +17,7 @@ IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
     r"<\|(image|image_pad|image_start|image_placeholder|image_\d+|vision_start|begin_of_image|imgpad|media_pad)\|>"
     r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image|im_patch|image_here|image_pad)>"
 )
+END_MARK = re.compile(r"(<\|(endoftext|end_of_text|im_end|eot_id|end)\|>|<end_of_turn>|</s>)\s*$")  # of other models
 # where there are images; else it may be a tag of code, or of a forum
 MISSPELLED = re.compile(r"<(?!image>)(?i:image|img)\s*/?>|</image>|\[IMG\]")
 # white space, control characters, and marks without width
@@ -75,6 +76,13 @@ def check_messages(messages: Messages) -> None:
             raise BadRecord("empty_answer", f"no answer to {turns[0]['content'][:120]!r}")
         if _INVISIBLE.fullmatch(message["content"]):
             raise BadRecord("empty_message", f"a message of the {message['role']} is empty")
+    for message in messages:
+        end = END_MARK.search(message["content"])
+        if end and message["role"] == "assistant" and "<s>" not in message["content"]:  # a tag of HTML
+            raise BadRecord(
+                "end_of_turn",
+                f"an answer ends with {end[1]}: take it out; the chat template writes the student's own end",
+            )
     if not any(map(is_target, messages)):
         raise BadRecord("nothing_supervised", "no answer is a target of the loss")
 

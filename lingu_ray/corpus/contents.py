@@ -31,9 +31,9 @@ from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _NUMBERED_IMAGE = re.compile(r"(image|img)s?[_ ]?\d+", re.IGNORECASE)  # one of several
-_LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name", re.IGNORECASE)
-_NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name)s?", re.IGNORECASE)
-_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")
+_LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name|frame|scan|pdf", re.IGNORECASE)
+_NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name|url|link)s?", re.IGNORECASE)
+_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-")
 _BASE64_OF_PICTURES = re.compile("data:image/[a-z+-]+;base64,|/9j/|iVBORw0K|R0lGOD|UklGR.{6}XRUJQ|SUkqA|TU0AK")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image", "image_url", "input_image")
@@ -128,7 +128,7 @@ def _names_picture(value: Any) -> bool:
     if isinstance(value, dict):
         return any(not is_empty(value.get(key)) for key in ("bytes", "path", "url"))
     if isinstance(value, str):
-        return Path(value.partition("?")[0].strip()).suffix.lower() in ALL_PICTURES
+        return Path(value.partition("?")[0].strip()).suffix.lower() in (*ALL_PICTURES, ".pdf")
     return isinstance(value, bytes) and not is_empty(value)
 
 

@@ -141,12 +141,14 @@ def _plain(value: Any) -> Any:
 
 
 def is_supervised(answer: Record) -> bool:
-    """Whether an answer is a target of the loss, by its flags.
+    """Whether an answer is a target of the loss, by its flags; torchtune's `masked` says the opposite.
 
     Raises:
         BadRecord: a flag that is neither 0 nor 1, or two that contradict each other.
     """
     flags = {key: _plain(answer[key]) for key in SUPERVISED_FLAGS if not is_empty(answer.get(key))}
+    if isinstance(masked := _plain(answer.get("masked")), bool):
+        flags["masked"] = not masked
     for key, value in flags.items():
         if value not in (0, 1):
             raise BadRecord("weight", f"{key!r} of an answer must be 0 or 1, not {value!r:.80}")

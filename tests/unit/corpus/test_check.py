@@ -57,6 +57,8 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said("What is in <image 1>?", "A cat."), [], "image_token"),
         (said("<image><IMAGE>What is it?", "A cat."), [picture()], "image_token"),
         (said("<image>What is <image/>?", "A cat."), [picture()], "image_token"),
+        (said("?", "Yes.</s>\n"), [], "end_of_turn"),
+        (said("?", "Yes. <|eot_id|>"), [], "end_of_turn"),
         (said("word " * 100, "Yes."), [], "prompt_too_long"),
         (said("?", "Yes.")[:1], [], "bad_turns"),
         (said("?", "Yes.")[::-1], [], "bad_turns"),

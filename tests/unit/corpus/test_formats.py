@@ -683,6 +683,15 @@ def test_a_flag_beside_the_conversation_rejects_the_record(flag):
         assert reason_of("messages", {"messages": AS_ROLES, flag: value}) in ("weight", "nothing_supervised")
 
 
+def test_torchtunes_mask_of_an_answer():
+    """`masked: true` is no target; of a question, where it always stands, it says nothing; two flags must agree."""
+    turns = [*AS_ROLES, AS_ROLES[0] | {"masked": True}, AS_ROLES[1] | {"masked": False}]
+    turns[1] = turns[1] | {"masked": True}
+    (raw_row,) = raw_rows("messages", {"messages": turns})
+    assert [m.get("supervised", True) for m in raw_row.messages] == [True, False, True, True]
+    assert reason_of("messages", {"messages": [AS_ROLES[0], AS_ROLES[1] | {"masked": True, "train": True}]}) == "weight"
+
+
 def test_flags_that_contradict_each_other():
     """Two flags of one answer that say different things: neither is believed."""
     turns = [AS_ROLES[0], AS_ROLES[1] | {"weight": 0, "train": True}]
@@ -752,6 +761,9 @@ def test_keys_of_a_turn_that_change_its_meaning(key):
         ("file_name", "1.heic"),
         ("image_id", 458752),  # of COCO, VQAv2 and others, whose pictures are elsewhere
         ("imageId", "2370799"),  # of GQA
+        ("image_link", "https://host.org/AbC"),
+        ("pdf", b"%PDF-1.4"),  # of Docmatix
+        ("frames", ["1.png", "2.png"]),
         ("img_name", "COCO_train2014_1"),
     ],
 )
