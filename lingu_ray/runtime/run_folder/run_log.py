@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 from lingu_ray.atomic import read_json
@@ -37,7 +38,7 @@ def run_log(folder: RunFolder, run: str, rank: int | None = None, process: str =
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
     name = "driver" if rank is None else f"{process}-{rank}"
-    handler = logging.FileHandler(folder.logs / f"{name}.jsonl", encoding="utf-8")
+    handler = _LastingFile(folder.logs / f"{name}.jsonl", encoding="utf-8")
     handler.setFormatter(_JsonLine(folder, run, rank))
     handler.addFilter(lambda record: getattr(record, "run", run) == run)
     root = logging.getLogger()
@@ -58,6 +59,18 @@ def run_log(folder: RunFolder, run: str, rank: int | None = None, process: str =
         for logger in (root, SHOWN):
             logger.removeHandler(handler)
         handler.close()
+
+
+class _LastingFile(logging.FileHandler):
+    """A log that raises and prints nothing where no disk takes it: of a full one the block's own error tells."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class _JsonLine(logging.Formatter):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.errors import Interrupted
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.run_log import run_log
 from lingu_ray.runtime.tracking.progress import Progress
@@ -55,6 +55,17 @@ def test_what_ends_a_run_is_its_last_line(tmp_path: Path, error: Exception, leve
         raise error
     (line,) = lines(RunFolder(tmp_path), "rank-0")
     assert (line["level"], line["message"]) == (level, str(error)) and "Traceback" in line["exception"]
+
+
+def test_a_full_disk_hides_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What ends the block is raised, not the log's own failure, of which nothing is printed."""
+    folder = RunFolder(tmp_path)
+    folder.logs.mkdir()
+    (folder.logs / "driver.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="no disk space for the checkpoint"), run_log(folder, "mine"):
+        log.warning("a message")
+        raise UserError("no disk space for the checkpoint")
+    assert capsys.readouterr().err == ""
 
 
 def test_each_run_has_what_is_shown_of_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
