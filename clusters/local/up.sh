@@ -22,6 +22,7 @@ mkdir -p "$state"
 python -c 'import secrets; print(secrets.token_hex(32))' >"$state/token"
 cat >"$state/env" <<END
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH='$state/token' RAY_API_SERVER_ADDRESS=http://127.0.0.1:$port
+export no_proxy=127.0.0.1,\${no_proxy:-\${NO_PROXY:-}} # a proxy, which Ray's commands would ask, does not reach it
 END
 # shellcheck source=/dev/null
 source "$state/env"

@@ -1,10 +1,12 @@
-"""What scripts of clusters do that a small one does not show: long paths of a site, more nodes than Ray lists."""
+"""What scripts of clusters do that a small one does not show: a site's paths and proxy, more nodes than Ray lists."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from lingu_ray.config.command_line import load_config
 CLUSTERS = Path(__file__).parents[2] / "clusters"
 SBATCH = (CLUSTERS / "slurm/train.sbatch").read_text("utf-8")
 SKYPILOT = yaml.safe_load((CLUSTERS / "skypilot.yaml").read_text("utf-8"))["run"]
+UP = (CLUSTERS / "local/up.sh").read_text("utf-8")
 RAY = """#!/bin/bash
 # lists 150 nodes, or as many as --limit says, without it 100; says what else it is called with
 if [[ $1 == list ]]; then
@@ -61,6 +64,20 @@ def test_skypilot_trains_on_every_gpu_unless_it_is_told_otherwise(shell) -> None
     for more, workers in (("", 8), (" ray.num_workers=3", 3)):
         words = shell(submit, ARGUMENTS=f"demo{more}", **machines).stdout.split()
         assert load_config(words[words.index("lingu_ray.train") + 1 :]).ray.num_workers == workers
+
+
+@pytest.mark.parametrize("script", [SBATCH, SKYPILOT, UP], ids=["slurm", "skypilot", "local"])
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+def test_no_proxy_is_asked_for_the_head(shell, script: str, name: str) -> None:
+    """By `requests`, as Ray's commands do; what the site itself reaches without its proxy stays so."""
+    (line,) = re.findall(r"^ *(export no_proxy=.*)$", script, re.MULTILINE)
+    ask = (
+        "import requests\nfor host in ('127.0.0.1:8265', 'mlflow.site', 'elsewhere'):\n"
+        "    print(requests.utils.should_bypass_proxies(f'http://{host}', None))"
+    )
+    text = f"{line.replace(chr(92), '')}\n{shlex.quote(sys.executable)} -c {shlex.quote(ask)}"
+    asked = shell(text, http_proxy="http://127.0.0.1:9", **{name: "localhost,.site"}).stdout.split()
+    assert asked == ["True", "True", "False"]
 
 
 SESSION = "session_2026-10-01_12-00-00_123456_4194304/sockets/plasma_store"
