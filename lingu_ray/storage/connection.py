@@ -105,6 +105,11 @@ def _failure(error: str) -> _Failure:
         _Failure(
             ("StorageFull", "QuotaExceeded", "status 507"), (), "it has no room left; free some, or have it enlarged"
         ),
+        _Failure(
+            ("SLOW_DOWN", "SlowDown", "status 503"),
+            tuple(4 * wait for wait in WAITS_S),  # what is asked too often is not to be asked soon
+            "it takes no more requests for now; start again later, or with fewer workers",
+        ),
         _Failure(("TIME_TOO_SKEWED",), (), "this machine's clock is wrong; set it"),
         _Failure(
             ("status 301", "AuthorizationHeaderMalformed"),

@@ -271,7 +271,7 @@ class _Refusing(BaseHTTPRequestHandler):
         (301, "PermanentRedirect", "correct AWS_REGION", "correct AWS_REGION"),
         (400, "AuthorizationHeaderMalformed", "correct AWS_REGION", "of this region"),
         (507, "XMinioStorageFull", "it has no room left", "it has no room left"),
-        (503, "SlowDown", "storage does not answer", "storage does not answer"),
+        (503, "SlowDown", "it takes no more requests for now", "it takes no more requests for now"),
     ],
 )
 def test_a_refusal_is_told_with_its_cure(
