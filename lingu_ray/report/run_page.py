@@ -40,10 +40,12 @@ def write_report(run_dir: Path) -> Path:
     run = RunFolder(run_dir)
     run.report.mkdir(parents=True, exist_ok=True)
     config = load_yaml(run.config) if run.config.exists() else None
-    runs, counts, records = _trained(run, config), manifest(run_dir), read_records(run.metrics)
+    runs, counts = _trained(run, config), manifest(run_dir)
+    metrics = {model: read_records(folder.metrics) for model, folder in runs.items()}
+    records = next(iter(metrics.values()))  # the run's own
     samples = {model: read_records(folder.samples) for model, folder in runs.items()}
     since = corpus_since(run)
-    panels = loss_panels({model: read_records(folder.metrics) for model, folder in runs.items()})
+    panels = loss_panels(metrics)
     if panels:
         save_panels(panels, run.report / "loss.png")
     result = read_recovery(run.report)

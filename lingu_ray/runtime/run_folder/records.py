@@ -10,10 +10,11 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.atomic import write_text
+from lingu_ray.atomic import whole_file
 from lingu_ray.errors import UserError
 
 Record = dict[str, Any]
@@ -47,17 +48,24 @@ class JsonLines:
         """Remove the records after `step`."""
         if not self.path.exists():
             return
-        kept = [record for record in read_records(self.path) if record["step"] <= step]
-        write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        with whole_file(self.path) as temporary, temporary.open("wb") as file:
+            file.writelines(line for line, record in _lines(self.path) if record["step"] <= step)
 
 
 def read_records(path: Path) -> list[Record]:
     """All records of the file; a last line that a crash truncated is ignored. Raises UserError for another one."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
-    return [_record(line, f"{path}:{at}") for at, line in enumerate(lines, 1)]
+    return [record for _, record in _lines(path)] if path.exists() else []
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+    """The whole lines of the file with their records, one at a time: those of a long run would fill the memory."""
+    with path.open("rb") as file:
+        for at, line in enumerate(takewhile(_is_whole, file), 1):
+            yield line, _record(line, f"{path}:{at}")
+
+
+def _is_whole(line: bytes) -> bool:
+    return line.endswith(b"\n")
 
 
 def _record(line: bytes, where: str) -> Record:
@@ -91,19 +99,19 @@ class RecordReader:
             file = self.path.open("rb")
         except FileNotFoundError:
             return []
+        records, newest = [], self.newest
         with file:
             inode = os.fstat(file.fileno()).st_ino
-            start = self.offset if inode == self.inode else 0  # another file: truncated, and so replaced
-            file.seek(start)
-            data = file.read()
-        lines = data[: data.rfind(b"\n") + 1]
-        records = [json.loads(line) for line in lines.splitlines()]
-        self.offset, self.inode = start + len(lines), inode
-        return [record for record in records if self._is_new(record)]
-
-    def _is_new(self, record: Record) -> bool:
-        before, self.newest = self.newest, self.newest.with_record(record)
-        return self.newest != before
+            offset = self.offset if inode == self.inode else 0  # another file: truncated, and so replaced
+            file.seek(offset)
+            for line in takewhile(_is_whole, file):
+                record, before = json.loads(line), newest
+                newest = before.with_record(record)
+                if newest != before:
+                    records.append(record)
+                offset += len(line)
+        self.offset, self.inode, self.newest = offset, inode, newest
+        return records
 
 
 def named_numbers(record: Record) -> Iterator[tuple[str, float]]:

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
-from lingu_ray.runtime.run_folder.records import JsonLines, RecordReader, read_records
+from lingu_ray.runtime.run_folder.records import JsonLines, LoggedSteps, RecordReader, read_records
 
 
 def test_steps_to_be_done_again_are_dropped(tmp_path):
@@ -21,6 +22,19 @@ def test_steps_to_be_done_again_are_dropped(tmp_path):
     lines.drop_after(2)
     lines.append({"step": 3, "loss": 9.0})
     assert [(r["step"], r["loss"]) for r in read_records(lines.path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_a_long_file_is_read_line_by_line(tmp_path):
+    """What is known of it takes no memory, nor what is dropped: a million steps are resumed as a thousand are."""
+    path, count = tmp_path / "m.jsonl", 20_000
+    path.write_text("".join(f'{{"step": {step}, "loss": 0.5}}\n' for step in range(1, count + 1)))
+    tracemalloc.start()
+    assert RecordReader(path, LoggedSteps(count, 0)).new_records() == []
+    JsonLines(path).drop_after(count // 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size
+    assert [read_records(path)[at]["step"] for at in (0, -1)] == [1, count // 2]
 
 
 @pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"\0\0\0", b"\xff\xfe\xd8"])
