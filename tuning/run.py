@@ -150,28 +150,31 @@ def memory_share(concurrent: int) -> int:
 @contextmanager
 def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
     """First Ctrl-C, or SIGTERM: let all trials save, then stop Tune. Second: give up at once."""
-    marker = trials / STOP
+    marker, over = trials / STOP, threading.Event()
     marker.unlink(missing_ok=True)
 
     def save_then_stop() -> None:
         marker.touch()
         give_up = time.monotonic() + _SAVE_WITHIN_S
-        while time.monotonic() < give_up:
+        while not over.wait(0.5):
             running = [outcome for outcome in read_outcomes(trials) if outcome.state == "running"]
             for outcome in running:
                 RunFolder(trials / outcome.trial).stop.touch()
-            if not running:
-                break
-            time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGUSR1)  # which Tune takes for a request to end
+            if not running or time.monotonic() > give_up:  # and again: a Tune that is still starting does not hear it
+                os.kill(os.getpid(), signal.SIGUSR1)  # which Tune takes for a request to end
+
+    stopping = threading.Thread(target=save_then_stop, daemon=True)
 
     def save() -> None:
         print("letting the trials finish their steps and save; Ctrl-C again gives up at once", file=sys.stderr)
-        threading.Thread(target=save_then_stop, daemon=True).start()
+        stopping.start()
 
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until Tune has its own
     try:
         with save_on_interrupt(save) as interrupted:
             yield interrupted
     finally:
+        over.set()
+        if stopping.ident is not None:
+            stopping.join()  # a signal that comes later would end this process
         signal.signal(signal.SIGUSR1, before)

@@ -1,0 +1,22 @@
+"""Ctrl-C on a sweep, by the signal that Ray Tune takes for a request to end; without Ray."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from tuning.run import saving_on_interrupt
+
+
+def test_a_tune_that_is_still_starting_is_stopped(tmp_path: Path) -> None:
+    """It hears the signal once it listens, be that after the trials were found saved; none comes when it has ended."""
+    heard, before = threading.Event(), signal.getsignal(signal.SIGUSR1)
+    with saving_on_interrupt(tmp_path) as interrupted:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupted.is_set()
+        time.sleep(1.5)
+        signal.signal(signal.SIGUSR1, lambda *_: heard.set())
+        assert heard.wait(30)
+    heard.clear()
+    assert signal.getsignal(signal.SIGUSR1) == before and not heard.wait(1)
