@@ -21,6 +21,7 @@ umask 077
 mkdir -p "$state"
 python -c 'import secrets; print(secrets.token_hex(32))' >"$state/token"
 cat >"$state/env" <<END
+unset RAY_AUTH_TOKEN # of another cluster, which Ray would take first
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH='$state/token' RAY_API_SERVER_ADDRESS=http://127.0.0.1:$port
 export no_proxy=127.0.0.1,\${no_proxy:-\${NO_PROXY:-}} # a proxy, which Ray's commands would ask, does not reach it
 END

@@ -49,7 +49,7 @@ def test_up_jobs_down(local: Local, data: Path, tmp_path: Path):
     assert "step 2/2" in local.submit(settings)
     assert refused(f"http://127.0.0.1:{local.port}/api/jobs/") == 401
     assert "distill.temprature" in local.submit(settings, "distill.temprature=2", code=1)
-    assert "token is invalid or incorrect" in local.shell(f"{source}; ray job list", code=1, RAY_AUTH_TOKEN="0" * 64)
+    assert "token is invalid or incorrect" in local.shell(f"{source}; RAY_AUTH_TOKEN={'0' * 64} ray job list", code=1)
 
     local.submit(settings, "name=long", "train.steps=100000", options="--no-wait")
     deadline = time.monotonic() + 200

@@ -80,6 +80,22 @@ def test_no_proxy_is_asked_for_the_head(shell, script: str, name: str) -> None:
     assert asked == ["True", "True", "False"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [SBATCH, UP], ids=["slurm", "local"])
+def test_the_token_is_the_clusters_own(shell, tmp_path: Path, script: str) -> None:
+    """Ray would take that of another cluster which the shell has exported, and `down.sh` could stop no job."""
+    (tmp_path / "token").write_text("its-own")
+    of_env = re.search(r"<<END\n.*?^END$", script, re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^(?:unset|export) RAY_AUTH_.*$", script, re.MULTILINE)
+    told = f"source /dev/stdin {of_env[0]}" if of_env else "\n".join(lines)
+    ask = (
+        "from ray._private.authentication import http_token_authentication as by_http\n"
+        "print(by_http.get_auth_headers_if_auth_enabled({}))"
+    )
+    text = f"{told}\n{shlex.quote(sys.executable)} -c {shlex.quote(ask)}"
+    assert "Bearer its-own'" in shell(text, state=str(tmp_path), port="8265", RAY_AUTH_TOKEN="another").stdout
+
+
 SESSION = "session_2026-10-01_12-00-00_123456_4194304/sockets/plasma_store"
 JOB = {"SLURM_JOB_ID": "12345678", "SLURM_NODEID": "123", "SLURM_CPUS_PER_TASK": "8", "first_port": "10000"}
 FUNCTIONS = ("port_of_node", "ray_folder", "start_node")
