@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.request import getproxies, proxy_bypass
 
 from lingu_ray.errors import UserError
 from lingu_ray.storage.locations import bucket_and_key, redacted
@@ -47,7 +48,7 @@ def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
 
 @lru_cache
 def file_system(scheme: str, bucket: str) -> FileSystem:
-    """A bucket's file system, with credentials, region and endpoint as AWS's tools find them; kept until it fails."""
+    """A bucket's file system; credentials, region, endpoint and proxy as AWS's tools find them; kept until it fails."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, GcsFileSystem, S3FileSystem, resolve_s3_region
 
     if scheme == "gs":
@@ -55,8 +56,9 @@ def file_system(scheme: str, bucket: str) -> FileSystem:
         options = _endpoint(emulator) | {"anonymous": True} if emulator else {}
         return GcsFileSystem(retry_time_limit=timedelta(seconds=TIMEOUT_S), **options)
     options = _endpoint(_s3_server())
+    options |= _proxy(**options)
     if not (options or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
-        options = {"region": resolve_s3_region(bucket)}
+        options = {"region": resolve_s3_region(bucket)}  # which knows no proxy
     retries = AwsStandardS3RetryStrategy(max_attempts=2)
     return S3FileSystem(request_timeout=TIMEOUT_S, connect_timeout=TIMEOUT_S, retry_strategy=retries, **options)
 
@@ -87,6 +89,12 @@ def _endpoint(url: str | None) -> dict[str, Any]:
         return {}
     scheme, _, host = url.rpartition("://")
     return {"scheme": scheme or "https", "endpoint_override": host.rstrip("/")}
+
+
+def _proxy(scheme: str = "https", endpoint_override: str = "s3.amazonaws.com") -> dict[str, Any]:
+    """The proxy that the environment names for an S3 server, as an argument; pyarrow asks GCS by it, and S3 past it."""
+    proxy = getproxies().get(scheme)
+    return {"proxy_options": proxy} if proxy and not proxy_bypass(endpoint_override) else {}
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,25 @@ def test_a_refusal_is_told_with_its_cure(
     connection.file_system.cache_clear()
 
 
+@pytest.mark.slow  # the client itself asks again
+@pytest.mark.parametrize(("direct", "told"), [("", "it takes no more"), ("storage.invalid", "storage does not")])
+def test_a_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch, direct: str, told: str):
+    """As by gs:// and other clients of S3: a site may have no other way out; but not for what `no_proxy` names."""
+    monkeypatch.setattr(connection, "WAITS_S", (0.0,))
+    monkeypatch.setattr(_Refusing, "answer", (503, "SlowDown"))
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://storage.invalid")
+    monkeypatch.setenv("no_proxy", direct)
+    connection.file_system.cache_clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match=f"s3://bucket/x: {told}"):
+            storage.entries("s3://bucket/x")
+        server.shutdown()
+    connection.file_system.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
