@@ -80,9 +80,10 @@ class Student:
             output = self.body(**sent, use_cache=False)
         if capture is not None:
             capture.check_complete()
-        if hasattr(self.body, "inputs_merger") and inputs.vision:  # Idefics3 and SmolVLM do not count themselves
-            features = output.image_hidden_states
-            check_image_tokens(inputs, getattr(features, "pooler_output", features).shape[:-1].numel())
+        features = output.get("image_hidden_states") if hasattr(self.body, "inputs_merger") else None
+        if features is not None:  # Idefics3 and SmolVLM, which count themselves where their output has it no more
+            images = getattr(features, "pooler_output", features)
+            check_image_tokens(inputs, sum(image.shape[:-1].numel() for image in images))
         return output.last_hidden_state, capture
 
     @cached_property
