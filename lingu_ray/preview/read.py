@@ -70,8 +70,7 @@ class SourceReader:
         return self._rows(source).find(origin, max(self.examples, 1))
 
     def _rows(self, source: SourceConfig) -> SourceRows:
-        trusted = self.config.student.trust_remote_code
-        return SourceRows(source, self.processor_dir, self.config.corpus.max_length, trusted)
+        return SourceRows(self.config, source, self.processor_dir)
 
     def _length(self, record: Record) -> Length:
         """Lengths of a row; its images count by their size, and are not processed where nothing is cut."""
@@ -104,7 +103,7 @@ def read_rows(config: Config, source: SourceConfig, processor_dir: str, count: i
     Raises:
         UserError: its data are not found or cannot be read, or all of the records are rejected.
     """
-    rows = SourceRows(source, processor_dir, config.corpus.max_length, config.student.trust_remote_code)
+    rows = SourceRows(config, source, processor_dir)
     found = [unplaced_row(record) for record in rows.read(count) if not record["reason"]]
     if not found:
         raise UserError(f"source {source.name}: all rows that were read are rejected: lingu-ray inspect says why")

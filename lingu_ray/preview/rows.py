@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any
 
-from lingu_ray.config import SourceConfig
+from lingu_ray.config import Config, SourceConfig
 from lingu_ray.corpus.normalize import SplitTask
 from lingu_ray.corpus.splits import FileSplit, check_source, evenly, image_folder, split_source
 from lingu_ray.live import LiveLine
@@ -21,18 +21,16 @@ class SourceRows:
     """The rows and rejects of a source; equal data give equal ones.
 
     Args:
+        config: the run.
         source: which.
         processor_dir: folder of the student's saved processor.
-        max_length: longest sample in tokens.
-        trust_remote_code: whether the processor may have code of its own.
 
     Raises:
         UserError: its data are not found, it has no records or, while iterating, they cannot be read.
     """
 
-    def __init__(self, source: SourceConfig, processor_dir: str, max_length: int, trust_remote_code: bool) -> None:
-        self.source, self.processor_dir, self.max_length = source, processor_dir, max_length
-        self.trust_remote_code = trust_remote_code
+    def __init__(self, config: Config, source: SourceConfig, processor_dir: str) -> None:
+        self.config, self.source, self.processor_dir = config, source, processor_dir
         self.splits = split_source(source)
         check_source(source, self.splits)
         self.complete = True
@@ -88,6 +86,6 @@ class SourceRows:
         return []
 
     def _records(self, split: FileSplit) -> Iterator[Record]:
-        folder = image_folder(self.source, split)
-        task = SplitTask(0, split, self.source, folder, self.processor_dir, self.max_length, self.trust_remote_code)
+        folder, trusted = image_folder(self.source, split), self.config.student.trust_remote_code
+        task = SplitTask(0, split, self.source, folder, self.processor_dir, self.config.corpus.max_length, trusted)
         return (record for table in task.tables() for record in table.to_pylist())
