@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import sys
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from lingu_ray.runtime.run_folder.mirror import repeated
 from tuning.kept_models import remove_unwanted
 from tuning.outcome import Outcome, read_outcomes
 from tuning.results import Setting, settings_of
 from tuning.space import Space
 
 _ROWS = 20
-_REFRESH_S = 1.0
 
 
 class SweepProgress:
@@ -29,27 +29,16 @@ class SweepProgress:
         self.shown: dict[str, tuple[Any, ...]] = {}
         console = Console(stderr=True, markup=False, emoji=False)  # labels have brackets of their own
         self.live = Live(console=console, auto_refresh=False) if sys.stderr.isatty() else None
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> SweepProgress:
-        if self.live is not None:
-            self.live.start()
-        self.thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.over.set()
-        self.thread.join()
-        self.update()
-        if self.live is not None:
-            self.live.stop()
-
-    def _run(self) -> None:
-        while not self.over.wait(_REFRESH_S):
-            self.update()
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Show how the trials are while the block runs, and once more at its end."""
+        with self.live or nullcontext():
+            try:
+                with repeated(self.update, f"{self.space.name}: trials are not shown"):
+                    yield
+            finally:
+                self.update()
 
     def update(self) -> None:
         """Draw the table again, or print what changed; remove the models that are not kept."""

@@ -85,7 +85,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
             ),
         )
     try:
-        with saving_on_interrupt(folder.trials) as interrupted, SweepProgress(space, folder.trials):
+        with saving_on_interrupt(folder.trials) as interrupted, SweepProgress(space, folder.trials).running():
             results = tuner.fit()
             if not interrupted.is_set():
                 mark_dead(results, folder.trials)

@@ -42,7 +42,7 @@ def repeated(action: Callable[[], None], what: str) -> Iterator[None]:
                     log.warning("%s, and tried again: %s", what, error)
                 failing = True
 
-    thread = threading.Thread(target=repeat, name="bucket", daemon=True)
+    thread = threading.Thread(target=repeat, name="repeated", daemon=True)
     thread.start()
     try:
         yield

@@ -3,6 +3,7 @@
 import os
 import pty
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -39,9 +40,29 @@ def test_lists_are_shown_with_their_brackets(tmp_path: Path, monkeypatch: pytest
         shown = pool.submit(read_all, controller)
         with os.fdopen(terminal, "w") as stderr:
             monkeypatch.setattr(sys, "stderr", stderr)
-            with SweepProgress(space, tmp_path):
+            with SweepProgress(space, tmp_path).running():
                 pass
             monkeypatch.undo()
     os.close(controller)
     for targets in TARGETS:
         assert f"kd:on: targets=[{', '.join(targets)}] seed 0" in shown.result()
+
+
+def test_an_outcome_that_cannot_be_read_for_a_while_does_not_end_the_display(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
+    space = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"choice": [1, 2]}}})
+    outcome = tmp_path / "trial-0" / "trial.json"
+    outcome.parent.mkdir()
+    outcome.write_text("{", encoding="utf-8")
+    shown = ""
+    with SweepProgress(space, tmp_path).running():
+        give_up = time.monotonic() + 60
+        while not caplog.records and time.monotonic() < give_up:
+            time.sleep(0.05)
+        Outcome("trial-0", {"distill.w_kd": 1}, None, 0).write(outcome.parent)
+        while "trial-0: running" not in shown and time.monotonic() < give_up:
+            time.sleep(0.05)
+            shown += capsys.readouterr().err
+        assert "trial-0: running" in shown
+    assert "s: trials are not shown, and tried again" in caplog.text
