@@ -53,37 +53,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     concurrent = concurrent_trials(space, base)
     cache = cache_folder().absolute()
     sweep = Sweep(space, base, folder.trials, items, concurrent, Path.cwd(), lease, cache, environment())
-    resources: dict[str, float] = {"memory": memory_share(concurrent) if space.pbt else _LITTLE}
-    if isinstance(base.output_dir, str):  # trials write the driver's working folder, so they are on its node
-        resources |= {_this_node(): 0.001}
-    kind = PopulationTrial if space.pbt else Trial
-    trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), resources)
-    state = folder.tune / TUNE_NAME
-    if tune.Tuner.can_restore(str(state)):
-        if failed := failures(read_outcomes(folder.trials)):
-            log.info("starting failed trials again: %s", ", ".join(outcome.trial for outcome in failed))
-        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
-    else:
-        tuner = tune.Tuner(
-            trainable,
-            param_space=parameters(space, base),
-            tune_config=tune.TuneConfig(
-                num_samples=space.draws,
-                search_alg=algorithm(space, base, concurrent),
-                scheduler=scheduler(space, base),
-                max_concurrent_trials=concurrent if space.algorithm == "optuna" else None,
-                time_budget_s=space.hours * 3600 if space.hours else None,
-                trial_dirname_creator=_dirname,
-            ),
-            run_config=tune.RunConfig(
-                name=TUNE_NAME,
-                storage_path=str(folder.tune),
-                verbose=0,
-                failure_config=FailureConfig(max_failures=space.retries),
-                callbacks=[NoRetryOfUserErrors()],
-                checkpoint_config=CheckpointConfig(num_to_keep=3 if space.pbt else None, checkpoint_at_end=False),
-            ),
-        )
+    tuner = _tuner(sweep, folder)
     try:
         with saving_on_interrupt(folder.trials) as interrupted, SweepProgress(space, folder.trials).running():
             results = tuner.fit()
@@ -94,6 +64,41 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     finally:
         tracked.end_children(read_outcomes(folder.trials))
     return not interrupted.is_set()
+
+
+def _tuner(sweep: Sweep, folder: SweepFolder) -> tune.Tuner:
+    """Ray Tune's own driver of the trials: that of an earlier call, where it left its state, else a new one."""
+    space, base = sweep.space, sweep.base
+    resources: dict[str, float] = {"memory": memory_share(sweep.concurrent) if space.pbt else _LITTLE}
+    if isinstance(base.output_dir, str):  # trials write the driver's working folder, so they are on its node
+        resources |= {_this_node(): 0.001}
+    kind = PopulationTrial if space.pbt else Trial
+    trainable: Any = tune.with_resources(tune.with_parameters(kind, sweep=sweep), resources)
+    state = str(folder.tune / TUNE_NAME)
+    if tune.Tuner.can_restore(state):
+        if failed := failures(read_outcomes(folder.trials)):
+            log.info("starting failed trials again: %s", ", ".join(outcome.trial for outcome in failed))
+        return tune.Tuner.restore(state, trainable, resume_unfinished=True, resume_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space=parameters(space, base),
+        tune_config=tune.TuneConfig(
+            num_samples=space.draws,
+            search_alg=algorithm(space, base, sweep.concurrent),
+            scheduler=scheduler(space, base),
+            max_concurrent_trials=sweep.concurrent if space.algorithm == "optuna" else None,
+            time_budget_s=space.hours * 3600 if space.hours else None,
+            trial_dirname_creator=_dirname,
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE_NAME,
+            storage_path=str(folder.tune),
+            verbose=0,
+            failure_config=FailureConfig(max_failures=space.retries),
+            callbacks=[NoRetryOfUserErrors()],
+            checkpoint_config=CheckpointConfig(num_to_keep=3 if space.pbt else None, checkpoint_at_end=False),
+        ),
+    )
 
 
 class NoRetryOfUserErrors(tune.Callback):
