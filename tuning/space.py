@@ -18,7 +18,7 @@ from lingu_ray.config import Config, CorpusConfig, Section, SourceConfig
 from lingu_ray.config.base import FolderName
 from lingu_ray.config.command_line import read_named
 from lingu_ray.config.facts import SAME_HELD_OUT, SEARCHABLE, fields_with
-from lingu_ray.config.settings import Settings
+from lingu_ray.config.settings import Settings, changed
 from lingu_ray.config.tracking import check_name
 from lingu_ray.config.tree import has, settings_with
 from lingu_ray.errors import UserError
@@ -220,14 +220,7 @@ def read_space(name: str) -> Settings[Space]:
 
 def configure(base: Config, values: Mapping[str, Any], origin: str) -> Config:
     """The base with some settings changed; raises UserError for what does not fit, naming `origin`."""
-    return _changed(base, values, origin).validate()
-
-
-def _changed(base: Config, values: Mapping[str, Any], origin: str) -> Settings[Config]:
-    settings = Settings(Config, base.model_dump(mode="json"), origin)
-    for key, value in values.items():
-        settings.put(key, value, f"{origin}: {key}")
-    return settings
+    return changed(base, values, origin).validate()
 
 
 def is_whole(key: str, domain: Domain, base: Config) -> bool:
@@ -239,7 +232,7 @@ def is_whole(key: str, domain: Domain, base: Config) -> bool:
     bounds = domain.uniform or domain.loguniform
     if bounds is None:
         return False
-    settings = _changed(base, {key: bounds[0]}, "search")
+    settings = changed(base, {key: bounds[0]}, "search")
     value: Any = settings.validate()
     for part in settings.key(key, "search"):
         value = getattr(value, str(part)) if isinstance(value, Section) else value[part]
@@ -291,7 +284,7 @@ def check(space: Space, base: Config) -> None:
 
 def _check_one_origin(space: Space, base: Config) -> None:
     """Refuse two keys of one setting, which may be named by its section, and an item of a list by name and position."""
-    settings = Settings(Config, base.model_dump(mode="json"), space.name)
+    settings = changed(base, {}, space.name)
     for case in [{}, *space.cases.values()]:
         keys = [(dotted, settings.key(dotted, space.name)) for dotted in (*space.search, *case)]
         for (one, key), (other, another) in itertools.combinations(keys, 2):

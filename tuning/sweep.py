@@ -19,7 +19,7 @@ from lingu_ray.config.command_line import is_own, read_recipe, split_arguments
 from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
-from lingu_ray.config.settings import Settings, differences
+from lingu_ray.config.settings import changed, differences
 from lingu_ray.config.strict_yaml import Key
 from lingu_ray.config.tree import settings_with
 from lingu_ray.errors import Interrupted, UserError, run_command
@@ -146,7 +146,7 @@ def _check_controls(base: Config, given: dict[Key, str]) -> None:
 def _check_heard(space: Space, base: Config, given: dict[Key, str]) -> None:
     """Refuse a setting for all trials that none has, since each has another value (`given` as above)."""
     in_every_case = set.intersection(*(set(case) for case in space.cases.values())) if space.cases else set()
-    settings = Settings(Config, base.model_dump(mode="json"), space.name)
+    settings = changed(base, {}, space.name)
     for key in (*space.search, *sorted(in_every_case)):
         own = settings.key(key, space.name)
         if origin := next((o for setting, o in given.items() if setting[: len(own)] == own), None):

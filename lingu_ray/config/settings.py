@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import reduce
@@ -80,6 +80,14 @@ def differences(before: object, now: object, ignored: Collection[str] = (), key:
         inner = f"{key}.{name}" if key else name
         lines += differences(parts[0].get(name), parts[1].get(name), ignored, inner)
     return lines
+
+
+def changed(config: T, values: Mapping[str, Any], origin: str) -> Settings[T]:
+    """The settings of a configuration with other values at dotted keys, to be validated; `origin` names them."""
+    settings = Settings(type(config), config.model_dump(mode="json"), origin)
+    for key, value in values.items():
+        settings.put(key, value, f"{origin}: {key}")
+    return settings
 
 
 def _parts(tree: object) -> dict[str, Any] | None:

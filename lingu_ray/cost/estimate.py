@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from lingu_ray.config import Config
+from lingu_ray.config.settings import changed
 from lingu_ray.cost import memory
 from lingu_ray.cost.devices import GPUS, Device, gpu_here, measured_cpu
 from lingu_ray.cost.memory import Process
@@ -97,15 +97,15 @@ class Estimate:
             try:
                 smaller = self._changed(settings)
                 takes_less = smaller.needed < self.needed
-            except (ValidationError, UserError):  # not allowed beside the others, or not to be estimated here
+            except UserError:  # not allowed beside the others, or not to be estimated here
                 continue
             if takes_less:
                 yield " ".join(f"{key}={value}" for key, value in settings.items()), smaller
 
     def _changed(self, settings: dict[str, Any]) -> Estimate:
-        changed = _with(self.config, settings)
-        models = read_models(changed) if "train.lora.rank" in settings else self.models
-        return estimate_of(changed, self.row, self.device, models)
+        config = changed(self.config, settings, "estimate").validate()
+        models = read_models(config) if "train.lora.rank" in settings else self.models
+        return estimate_of(config, self.row, self.device, models)
 
 
 def estimate(config: Config, row: RowConfig, device: str | None = None) -> Estimate:
@@ -129,7 +129,8 @@ def estimate(config: Config, row: RowConfig, device: str | None = None) -> Estim
 def estimate_of(config: Config, row: RowConfig, device: Device, models: Models) -> Estimate:
     """The estimate of a run whose models are read, and its precision chosen (errors as `workload`)."""
     place, gpus = torch.device("cuda" if device.is_gpu else "cpu"), math.ceil(config.ray.gpus_per_worker)
-    config = _with(config, {"teacher.transport": choose_transport(config.teacher, place, gpus)})
+    transport = choose_transport(config.teacher, place, gpus)
+    config = changed(config, {"teacher.transport": transport}, "estimate").validate()
     load = workload(config, row, models.tower.tokens, config.train.precision == "bf16", device.is_gpu)
     return Estimate(config, row, device, models, load)
 
@@ -155,16 +156,3 @@ def _smaller(config: Config, on_gpu: bool) -> Iterator[dict[str, Any]]:
         yield {"evaluation.precision": "bf16"}
     if train.lora is None:
         yield {"train.lora.rank": 16}
-
-
-def _with(config: Config, settings: dict[str, Any]) -> Config:
-    """The run with other values at dotted keys."""
-    tree = config.model_dump(mode="json")
-    for key, value in settings.items():
-        *parents, last = key.split(".")
-        node = tree
-        for name in parents:
-            node[name] = node[name] or {}
-            node = node[name]
-        node[last] = value
-    return Config.model_validate(tree)
