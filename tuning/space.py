@@ -202,10 +202,8 @@ class Space(Section):
         """How many trials there are in all."""
         if self.algorithm == "optuna":
             return self.draws
-        count = self.draws * self.seeds * max(1, len(self.cases))
-        for domain in self.search.values():
-            count *= len(domain.grid or (None,))
-        return count
+        grids = [len(domain.grid) for domain in self.search.values() if domain.grid]
+        return self.draws * self.seeds * max(1, len(self.cases)) * math.prod(grids)
 
 
 def shipped() -> dict[str, str]:
@@ -365,10 +363,7 @@ def corner_values(space: Space) -> Iterator[Values]:
     """All combinations of listed values, ends of ranges and cases; where they are too many, one changed at a time."""
     axes: list[list[Values]] = [[{key: value} for value in d.extremes] for key, d in space.search.items()]
     axes.insert(0, list(space.cases.values()) or [{}])
-    count = 1
-    for axis in axes:
-        count *= len(axis)
-    if count <= _CHECKED_TOGETHER:
+    if math.prod(map(len, axes)) <= _CHECKED_TOGETHER:
         yield from (merge(parts) for parts in itertools.product(*axes))
         return
     first = [axis[0] for axis in axes]
