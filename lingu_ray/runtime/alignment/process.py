@@ -27,7 +27,6 @@ from lingu_ray.corpus.row import PLACEHOLDER, Row
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.align import Choices, Chosen, Labels, choose
 from lingu_ray.distill.image_path import LowerBlocks, image_tokens, stand_in, tower_blocks
-from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment.steps import Judged, Part, Step, make_steps
@@ -36,6 +35,7 @@ from lingu_ray.runtime.cluster.host_memory import host_memory
 from lingu_ray.runtime.models.load import initial_student, load_student
 from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
 from lingu_ray.runtime.training.optimizer import set_learning_rates, trained_parameters
+from lingu_ray.runtime.training.step import model_inputs
 from lingu_ray.storage import local_copy
 
 KEPT_SHARE = 0.25
@@ -219,11 +219,8 @@ class Alignment:
         if not samples:
             return step.parts
         budget = max(self.config.train.tokens_per_micro_batch, max(map(len, samples)))
-        batches = [collate(group, self.encoder.pad_id) for group in cut(samples, budget)]
-        return [
-            Part(ModelInputs(b.input_ids_BT, b.sample_BT, b.supervised_BT, b.visual_BT, b.vision), b.positions)
-            for b in batches
-        ]
+        batches = (collate(group, self.encoder.pad_id) for group in cut(samples, budget))
+        return [Part(model_inputs(batch), batch.positions) for batch in batches]
 
 
 def alignment_optimizer(student: Student, settings: AlignConfig) -> torch.optim.AdamW:
