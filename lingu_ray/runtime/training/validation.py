@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice, zip_longest
 
 import torch
 
@@ -84,8 +85,8 @@ class Validation:
 
 def sample_rows(rows: dict[str, list[Row]], count: int) -> list[Row]:
     """`count` held-out rows, from the sources in turn."""
-    turns = [row for same_turn in zip(*_even(list(rows.values())), strict=True) for row in same_turn if row is not None]
-    return turns[:count]
+    turns = (row for same_turn in zip_longest(*rows.values()) for row in same_turn if row is not None)
+    return list(islice(turns, count))
 
 
 def answer_samples(student: Student, encoder: Encoder, rows: list[Row]) -> list[Record]:
@@ -127,8 +128,3 @@ def _fitting(row: Row, encoder: Encoder) -> Row:
         images = sum(message["content"].count(PLACEHOLDER) for message in messages)
         row = replace(row, messages=messages, images=row.images[:images])
     return row
-
-
-def _even(lists: list[list[Row]]) -> list[list[Row | None]]:
-    longest = max((len(rows) for rows in lists), default=0)
-    return [[*rows, *[None] * (longest - len(rows))] for rows in lists]
