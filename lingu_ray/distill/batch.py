@@ -32,16 +32,17 @@ def visual_token_ids(student: PreTrainedModel) -> list[int]:
 
     Raises UserError when it names none.
     """
-    ids = [getattr(student.config, f"{kind}_token_id", None) for kind in ("image", "audio")]
-    if not any(isinstance(i, int) for i in ids):
+    named = (getattr(student.config, f"{kind}_token_id", None) for kind in ("image", "audio"))
+    ids = [i for i in named if isinstance(i, int)]
+    if not ids:
         raise UserError(
             f"student: the configuration of {type(student).__name__} names no image token (image_token_id), so "
             "it is no vision-language model"
         )
-    return [i for i in ids if isinstance(i, int)]
+    return ids
 
 
-def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None = None) -> ModelInputs:
+def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None) -> ModelInputs:
     """The batch as the student's inputs: ids and masks on the CPU, `[B, T]` with padding on the right.
 
     Args:
@@ -64,8 +65,8 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
     ids_BT = _token_tensor(given, "input_ids")
     labels_BT = _token_tensor(given, "labels", shape=ids_BT.shape)
     real_BT = _attention_mask(given, ids_BT)
-    to_left = _ToLeft(real_BT)
-    ids_BT, labels_BT, real_BT = to_left(ids_BT), to_left(labels_BT), to_left(real_BT)
+    column_BT = _columns_to_left(real_BT)
+    ids_BT, labels_BT, real_BT = (tensor_BT.gather(1, column_BT) for tensor_BT in (ids_BT, labels_BT, real_BT))
     if longest is not None and ids_BT.shape[1] > longest:
         raise UserError(
             f"input_ids: a row has {ids_BT.shape[1]} tokens, and above {longest} the models have another RoPE "
@@ -86,7 +87,7 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None =
     if visual_BT.any() and not inputs.vision:
         raise UserError("the batch has image tokens and no images (pixel_values, …)")
     _check_grids(inputs, student)
-    _check_token_types(given, inputs, to_left, student)
+    _check_token_types(given, inputs, column_BT, student)
     return inputs
 
 
@@ -106,17 +107,11 @@ def read_distill(distill: Tensor | Sequence[bool] | None, rows: int) -> Tensor:
     return mask_B
 
 
-class _ToLeft:
-    """Moves each row's tokens to the left, so that all padding is on the right, and cuts columns without a token."""
-
-    def __init__(self, real_BT: Tensor):
-        length_B = real_BT.sum(1)
-        first_B1 = real_BT.int().argmax(1, keepdim=True)
-        columns = torch.arange(int(length_B.max()), device=real_BT.device)
-        self.column_BT = (first_B1 + columns) % real_BT.shape[1]
-
-    def __call__(self, tensor_BT: Tensor) -> Tensor:
-        return tensor_BT.gather(1, self.column_BT)
+def _columns_to_left(real_BT: Tensor) -> Tensor:
+    """The columns to gather so that all padding is on the right, without those in which no row has a token."""
+    first_B1 = real_BT.int().argmax(1, keepdim=True)
+    columns = torch.arange(int(real_BT.sum(1).max()), device=real_BT.device)
+    return (first_B1 + columns) % real_BT.shape[1]
 
 
 def _token_tensor(given: Mapping[str, Any], name: str, shape: torch.Size | None = None) -> Tensor:
@@ -194,16 +189,18 @@ def _vision(given: Mapping[str, Any], student: Student) -> dict[str, Tensor]:
 def _check_grids(inputs: ModelInputs, student: Student) -> None:
     """The sizes of the images, where the batch has them, must ask for as many tokens as there are."""
     grid_I3 = inputs.vision.get("image_grid_thw")
-    merged = getattr(student.model.config.vision_config, "spatial_merge_size", None) if grid_I3 is not None else None
-    if grid_I3 is not None and merged is not None:
+    if grid_I3 is None:
+        return
+    merged = getattr(student.model.config.vision_config, "spatial_merge_size", None)
+    if merged is not None:
         check_image_tokens(inputs, int(grid_I3.prod(1).sum()) // merged**2)
 
 
-def _check_token_types(given: Mapping[str, Any], inputs: ModelInputs, to_left: _ToLeft, student: Student) -> None:
+def _check_token_types(given: Mapping[str, Any], inputs: ModelInputs, column_BT: Tensor, student: Student) -> None:
     """Token types that the student reads must be those derived here; others have no effect."""
     derived = token_arguments(student.body, inputs)
     for name in _TOKEN_TYPES:
         if name in given and name in derived:
-            types_BT = to_left(_token_tensor(given, name, shape=given["input_ids"].shape))
+            types_BT = _token_tensor(given, name, shape=given["input_ids"].shape).gather(1, column_BT)
             if ((types_BT != derived[name]) & (inputs.sample_BT >= 0)).any():
                 raise UserError(f"{name}: differs from what follows from labels and images; leave it out of the batch")
