@@ -16,7 +16,6 @@ from lingu_ray.distill.decoder import field
 from lingu_ray.errors import UserError
 
 _MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier")  # Cohere, Falcon-H1, Muse
-_DIVISORS = ("logits_scaling",)  # Granite, MiniCPM3
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")  # Gemma 2 and later, RecurrentGemma
 _RELATIVE = 0.05  # what logits may be off by, for rounding
 
@@ -156,9 +155,8 @@ def _quantized(model: PreTrainedModel) -> str:
 
 def scaling(text: PreTrainedConfig) -> tuple[float, float | None]:
     """Scale and soft cap that a decoder's configuration names; 1 and None for most."""
-    value = lambda name: field(text, name) or 1.0  # noqa: E731
-    # HyperCLOVA X multiplies by it; Granite divides by a setting of the same name
-    inverse = 1 if text.model_type.startswith("hyperclovax") else -1
-    scale = math.prod(value(name) for name in _MULTIPLIERS) * math.prod(value(name) ** inverse for name in _DIVISORS)
+    scale = math.prod(field(text, name) or 1.0 for name in _MULTIPLIERS)
+    # HyperCLOVA X multiplies by what divides the logits of Granite and MiniCPM3
+    scale *= (field(text, "logits_scaling") or 1.0) ** (1 if text.model_type.startswith("hyperclovax") else -1)
     softcap = next((cap for name in _SOFTCAPS if (cap := field(text, name))), None)
     return float(scale), softcap
