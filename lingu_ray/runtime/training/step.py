@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,9 +148,7 @@ class MicroBatches:
 
     def autocast(self) -> AbstractContextManager:
         """The precision that forward passes run in."""
-        if self.config.train.precision == "bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
 
     def _forward(self, batch: MicroBatch, plan: Donation | None) -> tuple[StudentPass, TeacherRequest | None]:
         with self.autocast():
@@ -167,10 +165,10 @@ class MicroBatches:
         start = time.perf_counter()
         outputs = self.step.teacher_outputs(asked.ticket, asked.passes)
         sums.teacher_wait += time.perf_counter() - start
-        terms = []
-        for (batch, _, labeled_N), done, teacher in zip(asked.call, asked.passes, outputs, strict=True):
-            terms.append(self._backward_of(batch, labeled_N, done, teacher, weights))
-        return terms
+        return [
+            self._backward_of(batch, labeled_N, done, teacher, weights)
+            for (batch, _, labeled_N), done, teacher in zip(asked.call, asked.passes, outputs, strict=True)
+        ]
 
     def _backward_of(
         self, batch: MicroBatch, labeled_N: Tensor, done: StudentPass, teacher: TeacherOutput | None, by: StepWeights
