@@ -60,6 +60,11 @@ class StepWeights:
     kd_normalizer: float
     labeled: list[Tensor] = field(compare=False)
 
+    def as_record(self) -> dict[str, float]:
+        """What `metrics.jsonl` has of them."""
+        weights = {"temperature": self.temperature, "w_ce": self.w_ce, "w_kd": self.w_kd}
+        return weights | {"tokens": int(self.ce_tokens)}
+
 
 _Planned = tuple[MicroBatch, Donation | None, Tensor]
 """A micro-batch, what the teacher is asked about it, and which of its supervised tokens have a CE."""

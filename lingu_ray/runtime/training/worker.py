@@ -205,16 +205,9 @@ class Worker:
     def _train_step(self, step: int, reader: StepReader[Step]) -> tuple[bool, bool]:
         """One optimizer step; returns whether the run was asked to stop, and whether to save."""
         begin = time.perf_counter()
-        samples, batches = next(reader)
-        data_wait = time.perf_counter() - begin
-        torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)  # of dropout
-        if self.config.distill.on_policy:
-            with between_steps(self.student, self.micro_batches.autocast()):
-                samples = self.on_policy.answer(samples, step)
-            batches = self.micro_batches.make(samples, self.encoder.pad_id)
+        batches, data_wait = self._next(step, reader)
         zero_gradients(self.parameters)
         factor = set_learning_rates(self.optimizer, step, self.config.train)
-
         plans = [self.micro_batches.plan(batch) for batch in batches]
         weights = self.micro_batches.weights(self.config.train.progress(step), batches, plans)
         sums = self.micro_batches.run(batches, plans, weights)
@@ -233,19 +226,19 @@ class Worker:
         seconds = time.perf_counter() - begin
         self._require_lease()
         if is_main_process():
+            of_loss = {
+                "loss": loss,
+                "ce": ce / weights.ce_tokens if weights.ce_tokens else None,
+                "kd": kd / weights.kd_tokens if weights.kd_tokens else None,
+                "grad_norm": norm,
+            }
             self.metrics.append(
                 {
                     "step": step + 1,
-                    "loss": loss if good else None,
-                    "ce": ce / weights.ce_tokens if good and weights.ce_tokens else None,
-                    "kd": kd / weights.kd_tokens if good and weights.kd_tokens else None,
+                    **(of_loss if good else dict.fromkeys(of_loss)),
                     "lr": factor * self.config.train.learning_rates.shown,
-                    "grad_norm": norm if good else None,
                     "bad_steps": self.bad_steps,
-                    "temperature": weights.temperature,
-                    "w_ce": weights.w_ce,
-                    "w_kd": weights.w_kd,
-                    "tokens": int(weights.ce_tokens),
+                    **weights.as_record(),
                     "kv_bytes": int(kv_bytes),
                     "tokens_per_s": read / seconds,
                     "data_wait": waits / self.world / seconds,
@@ -256,6 +249,18 @@ class Worker:
                 }
             )
         return stop > 0, save > 0
+
+    def _next(self, step: int, reader: StepReader[Step]) -> tuple[list[MicroBatch], float]:
+        """The step's micro-batches, with the student's own answers where it gives some, and the wait for data (s)."""
+        begin = time.perf_counter()
+        samples, batches = next(reader)
+        data_wait = time.perf_counter() - begin
+        torch.manual_seed(hash((self.config.seed, step, self.rank)) & 0x7FFFFFFF)  # of dropout
+        if self.config.distill.on_policy:
+            with between_steps(self.student, self.micro_batches.autocast()):
+                samples = self.on_policy.answer(samples, step)
+            batches = self.micro_batches.make(samples, self.encoder.pad_id)
+        return batches, data_wait
 
     def _skip(self, step: int) -> None:
         """Count a step whose loss or gradient is not finite; past the limit save what was trained before it, and stop.
