@@ -53,7 +53,7 @@ from lingu_ray.runtime.controls import FOLDER, run_of_control
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.run_folder.run_store import fetch_run
-from lingu_ray.runtime.tracking.mlflow_run import newest_settings
+from lingu_ray.runtime.tracking.mlflow_run import newest_settings, runs_in
 from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store, store_uri
 from lingu_ray.shell import shell_word
 from tuning.curves import CURVES, Curves, curve_panels, curves_of
@@ -203,7 +203,7 @@ def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
                 if experiment is None:
                     known = ", ".join(found.name for found in client.search_experiments())
                     raise UserError(f"experiment={options.experiment}: {shown} has {known or 'no experiments'}")
-                runs += islice(_with_model(client, experiment.experiment_id), options.limit)
+                runs += islice(filter(_has_model, runs_in(client, experiment.experiment_id)), options.limit)
             return [_from_run(client, run) for run in runs]
     except CANNOT_OPEN as error:
         raise UserError(without_credentials(f"uri={uri}: {error}")) from error
@@ -222,15 +222,6 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
     )
     settings, metrics = newest_settings(run), dict(run.data.metrics)
     return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), *how)
-
-
-def _with_model(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[Any]:
-    """The runs of an experiment that have a model, newest first."""
-    page = client.search_runs([experiment_id])
-    yield from filter(_has_model, page)
-    while page.token:
-        page = client.search_runs([experiment_id], page_token=page.token)
-        yield from filter(_has_model, page)
 
 
 def _has_model(run: Any) -> bool:

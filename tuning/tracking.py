@@ -8,7 +8,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from lingu_ray.config import Config
 from lingu_ray.config.flat import flat
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.mlflow_run import MlflowRun
+from lingu_ray.runtime.tracking.mlflow_run import MlflowRun, runs_in
 from lingu_ray.runtime.tracking.store import tracking_uri
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome
@@ -39,11 +39,5 @@ class SweepRun(MlflowRun):
 
     def running_children(self) -> list[str]:
         """Ids of children whose status in MLflow is RUNNING."""
-        found, token = [], None
         wanted = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}' and attributes.status = 'RUNNING'"
-        while True:
-            page = self.client.search_runs([self.experiment_id], wanted, page_token=token)
-            found += [run.info.run_id for run in page]
-            token = page.token
-            if not token:
-                return found
+        return [run.info.run_id for run in runs_in(self.client, self.experiment_id, wanted)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
@@ -169,6 +170,16 @@ class MlflowRun:
             return source_tags()
         inherited = {key: value for key, value in above.data.tags.items() if key.startswith(ORIGIN)}
         return {MLFLOW_PARENT_RUN_ID: above.info.run_id} | (inherited if in_actor() else source_tags())
+
+
+def runs_in(client: MlflowClient, experiment_id: str, wanted: str = "") -> Iterator[Run]:
+    """The runs of an experiment that MLflow's filter `wanted` takes, newest first, page after page."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], wanted, page_token=token)
+        yield from page
+        if not (token := page.token):
+            return
 
 
 def changed_settings(run: Run, params: Mapping[str, str]) -> dict[str, str]:
