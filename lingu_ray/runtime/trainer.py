@@ -158,7 +158,7 @@ class Run:
         self.config = as_started(config, self.folder)
         self.progress = Progress(config.name, config.train.steps)
         self.precision: str | None = None
-        self.errors: list[BaseException] = []
+        self.error: BaseException | None = None
         self.thread: threading.Thread | None = None
 
     @property
@@ -266,9 +266,9 @@ class Run:
         if self.thread is None:
             return
         self.progress.close()
-        if self.errors:
+        if self.error is not None:
             self.tracker.end("FAILED")
-            raise _readable(self.errors[0])
+            raise _readable(self.error)
         if not self.finished:
             if self.until is not None and trained_steps(self.folder) >= self.until:
                 self.tracker.pause()
@@ -301,7 +301,7 @@ class Run:
             with following(self.folder):
                 trainer.fit()
         except BaseException as error:
-            self.errors.append(error)
+            self.error = error
             if self.neighbors:  # which train on, maybe for hours, before the command ends with this error
                 self._warn(f"stopped: {_readable(error)}")
 

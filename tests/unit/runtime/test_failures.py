@@ -126,10 +126,10 @@ def test_a_run_that_ends_beside_others_is_told_at_once(neighbors: int, told: boo
         raise WorkerGroupError("…", {0: UserError("step 5: its loss is not finite")})
 
     run, said = Run.__new__(Run), []
-    run.folder, run.errors, run.neighbors = RunFolder(tmp_path), [], neighbors
+    run.folder, run.error, run.neighbors = RunFolder(tmp_path), None, neighbors
     run.progress = SimpleNamespace(say=said.append)
     run._train(SimpleNamespace(fit=fit))
-    assert len(run.errors) == 1
+    assert isinstance(run.error, WorkerGroupError)
     assert said == (["warning: stopped: step 5: its loss is not finite"] if told else [])
 
 
