@@ -61,18 +61,11 @@ class Delivery:
     def _run(self) -> None:
         while True:
             last_call = self.last_call
-            done = self._tried(self._deliver)
+            done = self._deliver()
             if last_call is not None and (done or time.monotonic() > last_call):
                 self.delivered = done
                 return self._close()
             time.sleep(self.wait_s if last_call is None else _POLL_S)
-
-    def _deliver(self) -> None:
-        """Read what is new, and send all that is left; raises what reading or sending does."""
-        self.pending += self.reader.new_records()
-        while self.pending:
-            self.send(self.pending[:_AT_ONCE])
-            del self.pending[:_AT_ONCE]
 
     def _close(self) -> None:
         try:
@@ -80,9 +73,13 @@ class Delivery:
         except Exception as error:
             self.say(without_credentials(f"{self.tracker} could not be closed: {error}"))
 
-    def _tried(self, action: Callable[[], None]) -> bool:
+    def _deliver(self) -> bool:
+        """Read what is new, and send all that is left; returns whether that was possible, and says it where not."""
         try:
-            action()
+            self.pending += self.reader.new_records()
+            while self.pending:
+                self.send(self.pending[:_AT_ONCE])
+                del self.pending[:_AT_ONCE]
         except Exception as error:  # whatever a client raises, training goes on
             if not self.failing:
                 reason = without_credentials(str(error).strip().split("\n", 1)[0])
