@@ -36,7 +36,7 @@ BORDER = "▏"  # between tokens, where shades cannot tell them apart
 HEAD, TAIL = 120, 40  # tokens of a long segment that are shown
 PICTURES = 6  # of a row
 REJECTS = 3  # of a reason
-BARS = "▁▂▃▄▅▆▇█"
+INTERVALS, BARS = 8, "▁▂▃▄▅▆▇█"
 
 _COLORS = {  # text, and the two shades that tokens have in turn
     "context": ("#e8eaec", "#3d434a", "#4d545c"),
@@ -104,14 +104,14 @@ def _summary(previews: list[SourcePreview], config: Config) -> Padding:
     return Padding(table, (1, 0))
 
 
-def sparkline(lengths: list[int], bars: int = 8) -> str:
+def sparkline(lengths: list[int]) -> str:
     """Counts of `lengths` in equal intervals from the shortest to the longest, a bar each."""
     if not lengths:
         return ""
     low, width = min(lengths), max(max(lengths) - min(lengths), 1)
-    counts = [0] * bars
+    counts = [0] * INTERVALS
     for length in lengths:
-        counts[min((length - low) * bars // width, bars - 1)] += 1
+        counts[min((length - low) * INTERVALS // width, INTERVALS - 1)] += 1
     return "".join(BARS[-(-count * (len(BARS) - 1) // max(counts))] if count else " " for count in counts)
 
 

@@ -26,8 +26,8 @@ def quiet_libraries() -> None:
 class Progress:
     """Shows steps as they come in: loss, tokens/s, shares of waiting, time left; validations on lines of their own."""
 
-    def __init__(self, label: str, steps: int, position: int = 0):
-        self.label, self.steps, self.position = label, steps, position
+    def __init__(self, label: str, steps: int):
+        self.label, self.steps, self.position = label, steps, 0
         self.line: LiveLine | None = None
         self.workers: int | None = None
 
