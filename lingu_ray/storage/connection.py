@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import time
@@ -31,8 +30,8 @@ def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
     """The result of an action on a location, tried again with a new file system where it fails."""
     from pyarrow.lib import ArrowException  # slow to import: only where there is a location
 
-    path = bucket_and_key(location)
-    for attempt in itertools.count():
+    path, attempts = bucket_and_key(location), 0
+    while True:
         try:
             return action(file_system(location.partition("://")[0], path.partition("/")[0]), path)
         except FileNotFoundError:
@@ -40,10 +39,10 @@ def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
         except (OSError, ArrowException) as error:
             file_system.cache_clear()
             failure = _failure(str(error))
-            if attempt == len(failure.waits):
+            if attempts == len(failure.waits):
                 raise UserError(f"{location}: {failure.message} ({redacted(str(error))})") from error
-            time.sleep(failure.waits[attempt])
-    raise AssertionError("unreachable")
+            time.sleep(failure.waits[attempts])
+            attempts += 1
 
 
 @lru_cache

@@ -108,7 +108,7 @@ def get_tree(location: str, folder: Path, sizes: Mapping[str, int]) -> None:
     """Copy objects below a location into a local folder, by name; `sizes` in bytes (errors as `fetch`)."""
     _check_space(made_cache_folder(), location, sum(sizes.values()))
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda name: _download(join(location, name), folder, name), sizes))
+        list(pool.map(lambda name: _download(location, folder, name), sizes))
 
 
 def _cached(location: str, wanted: dict[str, str]) -> Path:
@@ -126,7 +126,7 @@ def _cached(location: str, wanted: dict[str, str]) -> Path:
         if not _holds(folder, wanted):
             _check_space(root, location, sum(map(_size, wanted.values())))
             with whole_folder(folder) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(lambda name: _download(join(location, name), copy, name, _size(wanted[name])), wanted))
+                list(pool.map(lambda name: _download(location, copy, name, _size(wanted[name])), wanted))
     return folder
 
 
@@ -137,8 +137,8 @@ def _holds(folder: Path, wanted: dict[str, str]) -> bool:
         return False
 
 
-def _download(location: str, folder: Path, name: str, size: int | None = None) -> None:
-    target = folder / name
+def _download(above: str, folder: Path, name: str, size: int | None = None) -> None:
+    location, target = join(above, name), folder / name
     if not target.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{location}: its name leads out of the folder that it is fetched into")
     target.parent.mkdir(parents=True, exist_ok=True)
