@@ -92,7 +92,7 @@ def manifest(run_dir: Path) -> dict[str, Any] | None:
     """The manifest of the run's corpus."""
     corpus = corpus_place(RunFolder(run_dir))
     file = None if corpus is None else existing_file(corpus, MANIFEST)
-    return None if file is None else _json(file)
+    return None if file is None else read_json(file)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,3 @@ def _changes(workers: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Those whose number differs from that of the step before."""
     before = [None, *(number for number, _ in workers)]
     return [one for one, number in zip(workers, before, strict=False) if one[0] != number]
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
