@@ -123,8 +123,8 @@ class Trial(tune.Trainable):
         training = True
         while training:
             time.sleep(_POLL_S)
-            training = self.run.training  # asked before polling, so that the last records are not missed
-            self.poll()
+            training = self.run.training  # asked before following, so that the last records are not missed
+            self.pending_validations.extend(record for record in self.run.follow() if "validation" in record)
             while self.pending_validations:
                 self.record_validation(record := self.pending_validations.popleft())
                 if record["step"] < self.run.config.train.steps:  # the last one is reported with the scores
@@ -164,11 +164,6 @@ class Trial(tune.Trainable):
         validations = [record for record in read_records(self.folder.metrics) if "validation" in record]
         if validations:
             self.record_validation(validations[-1])
-
-    def poll(self) -> None:
-        """Read what the workers have written since the last time."""
-        if self.run is not None:
-            self.pending_validations.extend(record for record in self.run.follow() if "validation" in record)
 
     def record_validation(self, record: Record) -> None:
         """Write a validation into the outcome, for scheduler and table."""
