@@ -44,7 +44,7 @@ class Transport(ABC):
         """Begin to send; the call that is returned waits for the KV's copy, where there is one, in any thread."""
         fields = dict(vars(request))
         shared = self.share(fields.pop(_KV).detach()) if request.kv_L2CHE.numel() else None
-        small = _all_to_bytes(fields)
+        small = {name: to_bytes(value) for name, value in fields.items()}
         return lambda: (small, None if shared is None else shared())
 
     def receive(self, fields: dict[str, TensorBytes], shared: Any) -> TeacherRequest:
@@ -195,7 +195,3 @@ def copy_to_host(tensor: Tensor) -> Callable[[], Tensor]:
         return host
 
     return wait
-
-
-def _all_to_bytes(fields: dict[str, Tensor]) -> dict[str, TensorBytes]:
-    return {name: to_bytes(value) for name, value in fields.items()}
