@@ -298,9 +298,13 @@ def _read_moment(moments: TensorFiles, key: str, name: str, parameter: Tensor) -
 
 def best_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the lowest validation CE (of equal ones the newest); None where none was validated."""
+    return _best(checkpoints(folder))
+
+
+def _best(found: list[tuple[Path, CheckpointState]]) -> Path | None:
     scored = [
         (state.validation_ce, -state.step, path)
-        for path, state in checkpoints(folder)
+        for path, state in found
         if state.validation_ce is not None and math.isfinite(state.validation_ce)
     ]
     return min(scored)[2] if scored else None
@@ -308,9 +312,9 @@ def best_checkpoint(folder: Path) -> Path | None:
 
 def prune(folder: Path, keep_last: int) -> None:
     """Remove all checkpoints but the `keep_last` newest and the best, and what was never completed."""
-    found = [path for path, _ in checkpoints(folder)]
-    best = best_checkpoint(folder)
-    leftovers = list(folder.glob(".step-*.tmp"))  # of a worker that was killed, on any machine
-    for path in (*found[:-keep_last], *leftovers):
-        if path != best:
-            shutil.rmtree(path)
+    found = checkpoints(folder)
+    best = _best(found)
+    old = [path for path, _ in found[:-keep_last] if path != best]
+    leftovers = folder.glob(".step-*.tmp")  # of a worker that was killed, on any machine
+    for path in (*old, *leftovers):
+        shutil.rmtree(path)
