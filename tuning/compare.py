@@ -9,57 +9,31 @@ Prints the tables and writes `compare.html` with the curves.
 
 from __future__ import annotations
 
-import posixpath
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import jinja2
-import mlflow
 from pydantic import Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
 
-from lingu_ray import storage
 from lingu_ray.atomic import require_writable, write_text
-from lingu_ray.config import Config, Section, TrackingConfig
-from lingu_ray.config.command_line import read_recipe, read_settings, split_arguments
-from lingu_ray.config.flat import flat, without_credentials
+from lingu_ray.config import Section
+from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.recovery_json import read_recovery
-from lingu_ray.evaluation.results import Recovery
-from lingu_ray.evaluation.roles import trained_role
-from lingu_ray.evaluation.tracking import (
-    ASKED,
-    ENGINE,
-    FORMULA,
-    VERDICT,
-    asked_of,
-    engines_of,
-    figures_of,
-    formulas_of,
-    task_of,
-)
+from lingu_ray.evaluation.tracking import task_of
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
 from lingu_ray.report.plots import HUGE, save_panels
-from lingu_ray.runtime.controls import FOLDER, run_of_control
-from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.run_folder.records import read_records
-from lingu_ray.runtime.run_folder.run_store import fetch_run
-from lingu_ray.runtime.tracking.mlflow_run import newest_settings, runs_in
-from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store, store_uri
 from lingu_ray.shell import shell_word
-from tuning.curves import CURVES, Curves, curve_panels, curves_of
+from tuning.compared import METRICS, Compared, read_place, read_store
+from tuning.curves import curve_panels
 from tuning.differences import NONE, differing_settings
 
-METRICS = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
 PAGE = "compare.html"
 USAGE = "python -m tuning.compare [RUN ...] [key=value ...]"
 _BESIDE = 4
@@ -80,24 +54,6 @@ class CompareConfig(Section):
 
 
 HELP = Help(USAGE, __doc__, CompareConfig)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one.
-
-    `asked`: fingerprint of the items that its model was asked, `engines`: what asked them, both by task;
-    `formulas`: how its means are computed, by their names.
-    """
-
-    name: str
-    settings: dict[str, str]
-    metrics: dict[str, float]
-    curves: Curves = field(default_factory=dict)
-    verdict: str | None = None
-    asked: dict[str, str] = field(default_factory=dict)
-    engines: dict[str, str] = field(default_factory=dict)
-    formulas: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,7 +88,7 @@ def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
         raise UserError(f"{folder}: no such folder; a run is named by its folder or its MLflow id")
     runs = [read_place(location(name) or Path(name)) for name in names if name not in ids]
     if ids or options.experiment:
-        runs += _from_mlflow(ids, options)
+        runs += read_store(ids, options.uri, options.experiment, options.limit)
     if not runs:
         raise UserError(f"nothing to compare: name runs by folder or MLflow id, or give experiment=…\nusage: {USAGE}")
     return runs
@@ -146,87 +102,6 @@ def told_apart(runs: list[Compared]) -> list[Compared]:
         seen[run.name] += 1
         named.append(replace(run, name=f"{run.name} #{seen[run.name]}") if total[run.name] > 1 else run)
     return named
-
-
-def read_folder(path: Path) -> Compared:
-    """A run's folder."""
-    folder = RunFolder(path)
-    if not folder.config.exists():
-        raise UserError(f"{path}: no run lies there (no config.yaml)")
-    recorded = read_recipe(str(folder.config))
-    config = recorded.as_recorded()
-    settings = flat(config)
-    if removed := recorded.removed():
-        settings |= flat(removed)
-    records = read_records(folder.metrics)
-    metrics = {name: record[name] for record in records for name in METRICS if record.get(name) is not None}  # the last
-    own, curves = read_recovery(folder.report), curves_of(records)
-    verdict = own.verdict.text if own else None
-    if (measured := _measured(folder, config, own)) is None:
-        return Compared(str(path), settings, metrics, curves, verdict)
-    metrics |= figures_of(*measured)
-    how = asked_of(*measured), engines_of(*measured), formulas_of(*measured)
-    return Compared(str(path), settings, metrics, curves, verdict, *how)
-
-
-def read_place(run: Path | str) -> Compared:
-    """A run's folder, or location: by a copy of all but its weights; of a control with the run that it is beside."""
-    if isinstance(run, Path):
-        return read_folder(run)
-    above = storage.join(run, "..", "..")
-    whole = above if run == storage.join(above, FOLDER, posixpath.basename(run)) else run
-    with TemporaryDirectory() as copy:
-        fetch_run(whole, Path(copy))
-        return replace(read_folder(Path(copy, run.removeprefix(whole).strip("/"))), name=run)
-
-
-def _measured(folder: RunFolder, config: Config, own: Recovery | None) -> tuple[Recovery, str] | None:
-    """The result that has the run's model, and its name there: a control's stands in the report of its run."""
-    if own:
-        return own, own.own_model(trained_role(config))
-    run = run_of_control(folder.root)
-    above = read_recovery(RunFolder(run).report) if run else None
-    return (above, trained_role(config)) if above else None
-
-
-def _from_mlflow(ids: list[str], options: CompareConfig) -> list[Compared]:
-    uri = options.uri or store_uri(TrackingConfig(), Path("runs"))
-    shown = without_credentials(uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise UserError(f"uri={shown}: no such MLflow store; run ids and experiments are looked up there")
-    try:
-        with one_retry():
-            client = open_store(uri)
-            runs = [client.get_run(run_id) for run_id in ids]
-            if options.experiment:
-                experiment = client.get_experiment_by_name(options.experiment)
-                if experiment is None:
-                    known = ", ".join(found.name for found in client.search_experiments())
-                    raise UserError(f"experiment={options.experiment}: {shown} has {known or 'no experiments'}")
-                runs += islice(filter(_has_model, runs_in(client, experiment.experiment_id)), options.limit)
-            return [_from_run(client, run) for run in runs]
-    except CANNOT_OPEN as error:
-        raise UserError(without_credentials(f"uri={uri}: {error}")) from error
-
-
-def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
-    curves = {}
-    for name in CURVES:
-        points = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
-        if points:
-            curves[name] = ([step for step, _ in points], [value for _, value in points])
-    tags = run.data.tags
-    how = (
-        {tag.removeprefix(begin): value for tag, value in tags.items() if tag.startswith(begin)}
-        for begin in (ASKED, ENGINE, FORMULA)
-    )
-    settings, metrics = newest_settings(run), dict(run.data.metrics)
-    return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), *how)
-
-
-def _has_model(run: Any) -> bool:
-    """Whether a run trained or measured a model: the run that a sweep's trials are nested under did not."""
-    return "train.steps" in run.data.params or any(task_of(name) for name in run.data.metrics)
 
 
 def metrics_table(runs: list[Compared]) -> Matrix:

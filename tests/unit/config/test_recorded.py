@@ -10,7 +10,7 @@ from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
 from lingu_ray.errors import UserError
 from lingu_ray.report.run_page import write_report
-from tuning.compare import read_folder
+from tuning.compared import read_folder
 
 CHANGES = {  # what another version wrote: what it is refused for, and what is read
     "controls: []": ("control: true", "control is called controls now"),

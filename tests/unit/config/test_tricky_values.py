@@ -10,7 +10,7 @@ from lingu_ray.config import strict_yaml
 from lingu_ray.config.command_line import load_config, load_yaml, to_yaml
 from lingu_ray.report.origin import card_metadata
 from lingu_ray.report.run_page import write_report
-from tuning.compare import read_folder
+from tuning.compared import read_folder
 from tuning.outcome import Outcome
 from tuning.results import Setting, best_recipe
 from tuning.space import Space
