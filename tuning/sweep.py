@@ -26,8 +26,9 @@ from lingu_ray.errors import Interrupted, UserError, run_command
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.run_store import writing_to
 from lingu_ray.storage import below, origin, place, working_folder
+from tuning.check import check, check_held_out
 from tuning.folder import SweepFolder
-from tuning.space import Space, check, check_held_out, read_space, shipped
+from tuning.space import Space, read_space, shipped
 
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # `tuning.run` has its own, which lets trials save
 

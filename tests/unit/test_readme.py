@@ -20,7 +20,8 @@ from lingu_ray.evaluate import read_arguments
 from lingu_ray.inspect import named_sources
 from lingu_ray.inspect import read_arguments as read_inspect
 from lingu_ray.probe import HELP, ProbeConfig
-from tuning.space import Space, check, configure
+from tuning.check import check
+from tuning.space import Space, configure
 from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[2]

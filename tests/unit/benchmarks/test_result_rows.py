@@ -38,7 +38,8 @@ from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluate import read_arguments as read_evaluation
 from lingu_ray.report.made_up import write_result
 from lingu_ray.runtime.run_folder.lease import NAME, Holder
-from tuning.space import check, configure, read_space
+from tuning.check import check
+from tuning.space import configure, read_space
 from tuning.sweep import load as load_sweep
 
 ROOT = Path(__file__).parents[3]

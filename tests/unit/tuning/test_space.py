@@ -11,13 +11,12 @@ from lingu_ray.config import strict_yaml
 from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from lingu_ray.train import planned
+from tuning.check import check, check_held_out
 from tuning.search import parameters
 from tuning.space import (
     SEED,
     Domain,
     Space,
-    check,
-    check_held_out,
     configure,
     corner_values,
     decode,
