@@ -14,6 +14,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils import chunk_list
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lingu_ray.atomic import read_json, write_json
@@ -97,14 +98,13 @@ class MlflowRun:
 
     def log_metrics(self, metrics: list[Metric]) -> None:
         """Log any number of metrics."""
-        for start in range(0, len(metrics), 1000):
-            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        for part in chunk_list(metrics, 1000):
+            self.client.log_batch(self.run_id, metrics=part)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set any number of tags."""
-        entries = [RunTag(key, value) for key, value in tags.items()]
-        for start in range(0, len(entries), _BATCH):
-            self.client.log_batch(self.run_id, tags=entries[start : start + _BATCH])
+        for part in chunk_list([RunTag(key, value) for key, value in tags.items()], _BATCH):
+            self.client.log_batch(self.run_id, tags=part)
 
     def log_environment(self, environment: Mapping[str, str]) -> None:
         """Set the content of `environment.json` as tags `environment.KEY`."""
@@ -156,9 +156,8 @@ class MlflowRun:
         run = self.client.create_run(
             experiment_id(self.client, self.uri, settings.experiment), run_name=settings.run_name or name
         )
-        entries = [Param(key, value[:_PARAM_LIMIT]) for key, value in params.items()]
-        for start in range(0, len(entries), _BATCH):
-            self.client.log_batch(run.info.run_id, params=entries[start : start + _BATCH])
+        for part in chunk_list([Param(key, value[:_PARAM_LIMIT]) for key, value in params.items()], _BATCH):
+            self.client.log_batch(run.info.run_id, params=part)
         return run
 
     def _origin(self, parent: Path | None) -> dict[str, str]:
