@@ -28,6 +28,7 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.align import Choices, Chosen, Labels, choose
 from lingu_ray.distill.image_path import LowerBlocks, image_tokens, stand_in, tower_blocks
 from lingu_ray.distill.student import Student
+from lingu_ray.distill.transfer import send
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment.steps import Judged, Part, Step, make_steps
 from lingu_ray.runtime.cluster.connect import encoding_threads
@@ -185,15 +186,9 @@ class Alignment:
         return {name: p.detach().cpu().contiguous() for name, p in named if id(p) in trained}
 
     def _choose(self, part: Part, choices: Choices) -> Chosen:
-        visual_BT = part.inputs.visual_BT
-        picture_K = part.inputs.sample_BT[visual_BT].to(self.device)
-        there = Choices(
-            choices.picture_J.to(self.device),
-            choices.answer_J.to(self.device),
-            choices.allowed_JU.to(self.device),
-            choices.direction_UD,
-        )
-        return choose(self._tokens(part), picture_K, there, self.labels)
+        picture_K = part.inputs.sample_BT[part.inputs.visual_BT]
+        there = send({**vars(choices), "picture_K": picture_K}, self.device)
+        return choose(self._tokens(part), there.pop("picture_K"), Choices(**there), self.labels)
 
     def _tokens(self, part: Part) -> Tensor:
         """`[K, D]`: the image tokens of a micro-batch."""
