@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from lingu_ray.config import Config
-from lingu_ray.distill.decoder import head_dim, key_heads
+from lingu_ray.distill.decoder import head_dim, inner_width, key_heads
 from lingu_ray.distill.inputs import ModelInputs, forward_arguments
 from lingu_ray.distill.lora import add_adapters
 from lingu_ray.distill.new_student import student_config
@@ -85,7 +85,7 @@ class Models:
     @property
     def inner(self) -> int:
         """Inner width of the decoder's MLP."""
-        return getattr(self.text, "intermediate_size", None) or 4 * self.text.hidden_size
+        return inner_width(self.text)
 
     @property
     def pads_with_mask(self) -> bool:

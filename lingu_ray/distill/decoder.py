@@ -36,6 +36,11 @@ def key_heads(config: PreTrainedConfig) -> int:
     return field(config, "num_key_value_heads") or config.num_attention_heads
 
 
+def inner_width(config: PreTrainedConfig) -> int:
+    """Inner width of a layer's MLP."""
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+
+
 def rope_parameters(config: PreTrainedConfig) -> dict[str, dict[str, Any]]:
     """RoPE settings by kind of layer; where one is for all kinds, under an empty name."""
     parameters = field(config, "rope_parameters") or {}

@@ -21,6 +21,7 @@ from torch import nn
 
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
+from lingu_ray.distill.decoder import inner_width
 from lingu_ray.runtime.cluster.capacity import uses_gpu, wait_for_nodes, worker_resources, workers
 from lingu_ray.runtime.cluster.gpus import check_gpus, computes_in_bf16
 from lingu_ray.runtime.models.load import load_config
@@ -97,8 +98,7 @@ def choose(config: Config) -> Choice:
     """
     settings, use_gpu = config.ray, uses_gpu(config.ray)
     text = load_config(config.teacher.path, config.teacher.revision, False, "teacher.path")
-    inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    shape = (text.hidden_size, inner, config.train.tokens_per_micro_batch)
+    shape = (text.hidden_size, inner_width(text), config.train.tokens_per_micro_batch)
     timed = [min(one, most) for one, most in zip(shape, _LARGEST, strict=True)]
     wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
     wanted = worker_resources(settings, use_gpu)
