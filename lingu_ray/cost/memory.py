@@ -50,7 +50,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Passes:
+class PassMemory:
     """Memory of a micro-batch: in the decoder, in the loss; `tower`: in the vision tower.
 
     `made`: what the decoder keeps, or makes again for the backward pass, bytes.
@@ -62,7 +62,7 @@ class Passes:
     made: int
 
 
-def passes_of(config: Config, models: Models, load: Workload) -> Passes:
+def passes_of(config: Config, models: Models, load: Workload) -> PassMemory:
     """Memory of the largest micro-batch: full of rows, all of them distilled."""
     masked = config.train.packing or models.pads_with_mask
     shape = (1, load.rows * load.tokens) if config.train.packing else (load.rows, load.tokens)
@@ -82,7 +82,7 @@ def passes_of(config: Config, models: Models, load: Workload) -> Passes:
     held, whole = (
         decoder_pass(models.student.decoder, *shape, masked, load.bf16, saves) for saves in (checkpointing, False)
     )
-    return Passes(held, loss, _tower(config, models, load), whole.kept)
+    return PassMemory(held, loss, _tower(config, models, load), whole.kept)
 
 
 def _tower(config: Config, models: Models, load: Workload) -> Held:
@@ -125,11 +125,12 @@ def kv_of_rows(config: Config, models: Models, load: Workload, rows: float) -> f
     return kv_bytes(layers, models.kv_heads, models.head_dim, rows * donated_of_row(config, load), load.number)
 
 
-def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Process:
+def worker(config: Config, models: Models, load: Workload, passes: PassMemory) -> Process:
     """The worker: what stays, and the most that a step needs beside it."""
     away, learns_here = _away(config), learned_here(config, models)
-    gathered = 2 * models.layers / models.text.num_hidden_layers if away else 0  # one runs, the next one is fetched
-    kept_here = sum(models.parameters.values()) - away * models.layers + gathered
+    of_a_layer = models.layer_parameters / models.text.num_hidden_layers
+    gathered = 2 * of_a_layer if away else 0  # one runs, the next one is fetched
+    kept_here = sum(models.parameters.values()) - away * models.layer_parameters + gathered
     items = [
         Item("weights, float32", FLOAT32 * kept_here),
         Item("gradients, float32", FLOAT32 * learns_here),
@@ -164,7 +165,7 @@ def worker(config: Config, models: Models, load: Workload, passes: Passes) -> Pr
 
 def learned_here(config: Config, models: Models) -> float:
     """Parameters whose gradients and moments a worker has, and which it updates."""
-    return sum(models.trained.values()) - _away(config) * models.trained_layers
+    return sum(models.trained.values()) - _away(config) * models.trained_layer_parameters
 
 
 def _away(config: Config) -> float:

@@ -63,12 +63,12 @@ class Models:
         return {name: sum(p.numel() for _, p in named) for name, named in self.student.parameter_groups().items()}
 
     @property
-    def layers(self) -> int:
+    def layer_parameters(self) -> int:
         """Parameters of the decoder's layers, which are what FSDP2 shards."""
         return count(self.student.layers)
 
     @property
-    def trained_layers(self) -> int:
+    def trained_layer_parameters(self) -> int:
         """Of those, the ones that learn."""
         return sum(p.numel() for p in self.student.layers.parameters() if p.requires_grad)
 

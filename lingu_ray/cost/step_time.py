@@ -90,7 +90,7 @@ def pair_of(models: Models) -> Pair:
 def flops_passes(config: Config, models: Models) -> Passes:
     """Forward passes that decoder and tower are worth: two more backward, one where weights are frozen."""
     again = int(config.train.gradient_checkpointing)
-    decoder = 3 if models.trained_layers >= models.layers / 2 else 2
+    decoder = 3 if models.trained_layer_parameters >= models.layer_parameters / 2 else 2
     return Passes(decoder=decoder + again, tower=3 + again if models.trained["vision"] else 1)
 
 

@@ -71,7 +71,8 @@ def test_a_new_student_needs_no_tokenizer(pair: Path, tmp_path: Path):
     """`student.from_teacher`: the teacher's configuration makes the VLM's, decoder and image tokens alike."""
     config = tinyrun.config(pair, tmp_path, student=tinyrun.NEW_STUDENT)
     models, existing = read_models(config), read_models(tinyrun.config(pair, tmp_path))
-    assert models.layers == existing.layers and models.tower.tokens == IMAGE_TOKENS == existing.tower.tokens
+    assert models.layer_parameters == existing.layer_parameters
+    assert models.tower.tokens == IMAGE_TOKENS == existing.tower.tokens
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_settings_move_memory(pair: Path, tmp_path: Path, on_h100: Any):
     )
     moments = "optimizer: two moments"
     assert items(sharded, 0)[moments] == pytest.approx(
-        items(apart, 0)[moments] - 2 / 3 * 8 * apart.models.trained_layers
+        items(apart, 0)[moments] - 2 / 3 * 8 * apart.models.trained_layer_parameters
     )
 
 

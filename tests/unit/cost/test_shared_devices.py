@@ -69,6 +69,6 @@ def test_a_sharded_optimizer_takes_its_share(on: Any) -> None:
     """Under FSDP2 a worker updates its part of the decoder's layers, and of the rest all."""
     ray = {"num_workers": 3}
     whole, sharded = (on(GPUS["h100"], train={"parallelism": name}, ray=ray) for name in ("ddp", "fsdp2"))
-    rest = 1 - whole.models.trained_layers / sum(whole.models.trained.values())
+    rest = 1 - whole.models.trained_layer_parameters / sum(whole.models.trained.values())
     share = sharded.time.seconds["optimizer"] / whole.time.seconds["optimizer"]
     assert share == pytest.approx(rest + (1 - rest) / 3)
