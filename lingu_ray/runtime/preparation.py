@@ -47,7 +47,7 @@ _WRITTEN = {
         "run/corpus.json",
         "run/report/report.html",
         "run/report/items/task.model.parquet",
-        "run/logs/worker-0.jsonl",
+        "run/logs/rank-0.jsonl",
     ),
     "corpus.cache_dir": ("corpus/shard-00000.parquet",),
 }

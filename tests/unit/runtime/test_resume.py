@@ -384,4 +384,7 @@ def test_results_do_not_lie_in_a_folder_of_data(data: Path, tmp_path: Path, sett
         with pytest.raises(UserError, match=rf"text\.path=.* matches files .* {setting}=.*, such as {place}/{file}, "):
             check_output(settings(place, pattern))
     check_output(settings(place, f"/**/part-*.{kind}"))
+    if setting == "output_dir":
+        with pytest.raises(UserError, match=rf"such as {place}/run/logs/rank-0\.jsonl, "):
+            check_output(settings(place, "/**/rank-*.jsonl"))
     check_output(settings(tmp_path / "data" / f".{written}", f"/**/*.{kind}"))
