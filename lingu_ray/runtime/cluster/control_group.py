@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from lingu_ray.runtime.cluster.linux import told
+
 
 def folders(controller: str, root: Path) -> Iterator[Path]:
     """Folders with the limits of the process's groups, innermost first: of version 2, then of a version 1 `controller`.
@@ -19,8 +21,5 @@ def folders(controller: str, root: Path) -> Iterator[Path]:
 
 def _own_groups(root: Path) -> dict[str, str]:
     """This process's group by controller; of version 2, which has one group for all, by an empty name."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
+    lines = told(root / "proc/self/cgroup").splitlines()
     return {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lingu_ray.runtime.cluster import control_group
+from lingu_ray.runtime.cluster.linux import told
 
 _ROOT = Path("/")
 
@@ -25,22 +26,15 @@ def cores(root: Path = _ROOT) -> int:
 def _siblings(root: Path, cpu: int) -> str:
     """The hyperthreads of the core that a CPU is one of; the CPU alone where that is not told."""
     path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-    return _read(path) or str(cpu)
+    return told(path) or str(cpu)
 
 
 def _quotas(root: Path) -> Iterator[float]:
     """Limits in cores of the control group and of those above it."""
     for folder in control_group.folders("cpu", root):
-        version_1 = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
-        for limit in (_read(folder / "cpu.max") or "", version_1):
+        version_1 = " ".join(told(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        for limit in (told(folder / "cpu.max"), version_1):
             with suppress(ValueError):  # none is set, or there is no such file
                 quota, period = map(int, limit.split())
                 if quota > 0:
                     yield quota / period
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None

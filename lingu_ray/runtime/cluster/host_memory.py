@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lingu_ray.runtime.cluster import control_group
+from lingu_ray.runtime.cluster.linux import told
 
 _ROOT = Path("/")
 
@@ -21,5 +22,5 @@ def _limits(root: Path) -> Iterator[int]:
     """Limits in bytes of the control group and of those above it."""
     for folder in control_group.folders("memory", root):
         for file in ("memory.max", "memory.limit_in_bytes"):
-            with suppress(OSError, ValueError):  # there is no such file, or no limit: max
-                yield int((folder / file).read_text(encoding="utf-8"))
+            with suppress(ValueError):  # there is no such file, or no limit: max
+                yield int(told(folder / file))

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
+from lingu_ray.runtime.cluster.linux import told
+
 _TORCH_WITHIN_S = 60.0
 _NVIDIA_WITHIN_S = 30.0
 
@@ -77,15 +79,8 @@ def has_device(bus: Path = Path("/sys/bus/pci/devices")) -> bool:
     """Whether Linux sees a device of NVIDIA for graphics or computing; true where that is not told."""
     if not bus.is_dir():
         return True
-    known = [[_read(device / name) for name in ("vendor", "class")] for device in bus.iterdir()]
+    known = [[told(device / name) for name in ("vendor", "class")] for device in bus.iterdir()]
     return any(vendor == "0x10de" and kind.startswith("0x03") for vendor, kind in known)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
 
 
 def driver_cuda() -> str | None:

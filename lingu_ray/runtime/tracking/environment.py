@@ -20,6 +20,7 @@ import ray
 import lingu_ray
 from lingu_ray.atomic import read_json, write_json
 from lingu_ray.runtime.cluster.host_memory import host_memory
+from lingu_ray.runtime.cluster.linux import told
 from lingu_ray.runtime.doctor.gpu import gpus
 from lingu_ray.runtime.run_folder.folder import RunFolder
 
@@ -108,10 +109,7 @@ def _machine() -> dict[str, str]:
 
 def _cpu() -> str:
     """The processor's model, as Linux names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
+    lines = told(Path("/proc/cpuinfo")).splitlines()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
 
