@@ -47,7 +47,7 @@ def add_adapters(
     peft.inject_adapter_in_model(adapters, decoder, adapter_name=_ADAPTER)
 
 
-def adapted_layers(decoder: nn.Module, targets: Collection[str] = ()) -> list[str]:
+def adapted_layers(decoder: nn.Module, targets: Collection[str]) -> list[str]:
     """Full names of the decoder's layers that get an adapter; `targets` as of `add_adapters`.
 
     Raises:

@@ -36,7 +36,7 @@ from lingu_ray.runtime.checkpoints.tensor_files import Piece, whole
 from lingu_ray.runtime.training.distributed import all_max, is_alone
 
 
-def shard(student: Student, device: torch.device, bf16: bool = False) -> None:
+def shard(student: Student, device: torch.device, bf16: bool) -> None:
     """Shard the decoder's layers over all workers, on `device`; one worker alone keeps them as they are.
 
     All workers must have the same weights. With `bf16` layers run under autocast alone: matrices, which it would round,
