@@ -6,7 +6,6 @@ import glob
 import logging
 import os
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from lingu_ray.atomic import whole_folder
@@ -119,8 +118,7 @@ def check_output(config: Config) -> None:
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with TemporaryFile(dir=path):
-                pass
+            check_writable(path)
         except OSError as error:
             raise UserError(f"{setting}={path}: cannot be written: {error}") from error
 

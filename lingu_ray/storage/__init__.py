@@ -2,7 +2,8 @@
 
 A bucket has no folders, no rename and no append. So whoever writes works in a local folder and puts whole objects, with
 the one that says "complete" (the marker) last; whoever reads streams an object, or takes a copy from the node's cache,
-which is fetched once, under a lock. Local paths stay with `pathlib`; only `open_file` and `is_file` take both.
+which is fetched once, under a lock. Local paths stay with `pathlib`; only `open_file`, `is_file` and `check_writable`
+take both.
 
 Results at a location are written in a working folder of the node's cache that stands for it (`working_folder`,
 `origin`): `CACHE/driver/@s3/bucket/runs/mine` for `s3://bucket/runs/mine`.

@@ -9,13 +9,12 @@ import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from lingu_ray.atomic import locked, whole_folder
 from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
 from lingu_ray.storage.locations import SCHEMES, join, parent, scheme_of, with_slashes
-from lingu_ray.storage.objects import AT_ONCE, BUFFER, entries, is_file, open_file, version
+from lingu_ray.storage.objects import AT_ONCE, BUFFER, check_writable, entries, is_file, open_file, version
 
 CACHE = "LINGU_RAY_CACHE"
 """Environment variable: the folder on each node where copies are kept; without it ~/.cache/lingu_ray."""
@@ -39,8 +38,7 @@ def made_cache_folder() -> Path:
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise UserError(
             f"{folder}, for copies of what is in buckets, cannot be written: {error}. Let {CACHE} name another folder "

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from lingu_ray.errors import UserError
@@ -137,9 +138,17 @@ def delete(location: str) -> None:
     tried(location, remove)
 
 
-def check_writable(location: str) -> None:
-    """Write an object below a location, and delete it. Raises UserError where that cannot be done."""
-    probe = join(location, f".probe-{secrets.token_hex(4)}")
+def check_writable(place: Path | str) -> None:
+    """Write a file in a folder, or an object below a location, and delete it.
+
+    Raises:
+        OSError: the folder is not there, or not writable.
+        UserError: nothing can be written at the location.
+    """
+    if isinstance(place, Path):
+        with TemporaryFile(dir=place):
+            return
+    probe = join(place, f".probe-{secrets.token_hex(4)}")
     put(b"", probe)
     delete(probe)
 

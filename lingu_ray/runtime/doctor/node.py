@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
@@ -111,11 +110,7 @@ def output_error(output: str, marker: str) -> str | None:
     try:
         if not storage.is_file(storage.below(output, marker)):
             return "it is not the folder that this command sees: what was written there is missing"
-        if storage.is_remote(output):
-            storage.check_writable(output)
-        else:
-            with TemporaryFile(dir=output):
-                pass
+        storage.check_writable(storage.place(output))
     except (OSError, UserError) as error:
         return f"it cannot be written: {error}"
     return None
