@@ -7,11 +7,14 @@ import logging
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
     MLFLOW_PARENT_RUN_ID,
@@ -26,6 +29,7 @@ from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.tracking.command import COMMAND, command_line, source_tags
 from lingu_ray.runtime.tracking.mlflow_run import MlflowRun, newest_settings
+from lingu_ray.runtime.tracking.progress import quiet_libraries
 from lingu_ray.runtime.tracking.store import check_store, store_uri, tracking_uri, where_to_look
 
 
@@ -51,6 +55,19 @@ def test_a_run_is_found_again(uri: str, tmp_path: Path) -> None:
     assert run.info.status == "FINISHED" and run.info.run_name == "run" and run.data.params == {"a.b": "1"}
     assert run.data.metrics == {"recovery": 0.5}
     assert run.data.tags["kept"] == "1" and run.data.tags["changed"] == "2"
+
+
+def test_a_database_that_fails_prints_no_tracebacks(
+    empty_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it does not take is raised, and told by who logs; MLflow itself would print a page at each attempt."""
+    quiet_libraries()
+    store = shutil.copy(empty_store, tmp_path / "mlflow.db")
+    with opened(f"sqlite:///{store}", tmp_path) as run, closing(sqlite3.connect(store)) as database:
+        database.execute("DROP TABLE metrics")
+        with pytest.raises(MlflowException, match="no such table: metrics"):
+            run.log_figures({"recovery": 0.5})
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_settings_that_changed_on_resume_are_tags(uri: str, tmp_path: Path) -> None:
