@@ -40,9 +40,13 @@ class JsonLines:
         self.path = path
 
     def append(self, record: Record) -> None:
-        """Add one line and flush it."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one line and flush it. Raises OSError with the path, also where a disk is full."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # which that of a write does not have
+            raise
 
     def drop_after(self, step: int) -> None:
         """Remove the records after `step`."""

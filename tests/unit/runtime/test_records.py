@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lingu_ray.errors import UserError
+from lingu_ray.errors import UserError, full_disk
 from lingu_ray.runtime.run_folder.patient_read import PatientRead
 from lingu_ray.runtime.run_folder.records import JsonLines, LoggedSteps, RecordReader, read_records
 
@@ -22,6 +22,15 @@ def test_steps_to_be_done_again_are_dropped(tmp_path):
     lines.drop_after(2)
     lines.append({"step": 3, "loss": 9.0})
     assert [(r["step"], r["loss"]) for r in read_records(lines.path)] == [(1, 1.0), (2, 2.0), (3, 9.0)]
+
+
+def test_a_full_disk_is_told_with_the_file():
+    """Which of the machine's disks it is, the command says."""
+    with pytest.raises(OSError) as caught:
+        JsonLines(Path("/dev/full")).append({"step": 1})
+    assert str(full_disk(caught.value)).startswith(
+        "no disk space: [Errno 28] No space left on device: '/dev/full'. Free"
+    )
 
 
 def test_a_long_file_is_read_line_by_line(tmp_path):
