@@ -93,7 +93,7 @@ def _check_configurations(student: StudentConfig, teacher: TeacherConfig) -> tor
     vlm = load_config(cast(str, student.path), None, False, "student")
     check_text_only(lm, f"teacher={teacher.path}")
     if not hasattr(vlm, "vision_config"):
-        raise UserError(f"student={student.path}: a {vlm.model_type} has no vision_config, so it is no VLM")
+        raise UserError(f"student={student.path}: {vlm.model_type} has no vision_config, so it is no VLM")
     compare_decoders(vlm.get_text_config(decoder=True), lm)
     return published_dtype(vlm, cast(str, student.path), "student")
 

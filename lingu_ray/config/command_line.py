@@ -15,6 +15,7 @@ from lingu_ray.config.help import setting_lines
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import print_file, table, text_width
 from lingu_ray.config.settings import OVERRIDE, Settings, T, parse, read_text
+from lingu_ray.config.tree import field_at
 from lingu_ray.errors import UserError
 
 USAGE = "python -m lingu_ray.train [RECIPE | file.yaml] [key=value ...] [--print-config] [--help [SECTION]]"
@@ -89,6 +90,8 @@ def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) ->
     sections = {*help.schema.model_fields, *Config.model_fields}
     for name in names:
         key, equals, _ = name.partition("=")
+        if "." in key and not equals and any(field_at((*key.split("."),), root) for root in (help.schema, Config)):
+            raise UserError(f"{key}: a setting is given as key=value, without blanks: {key}=...\nusage: {help.usage}")
         if equals and re.split(r"\W", key.strip())[0] in sections and not Path(name).exists():
             raise UserError(
                 f"{name!r} is no key=value: a key is of letters, digits, _, - and dots, without blanks around it. A "

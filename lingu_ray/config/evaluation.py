@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from lingu_ray.config.base import NAME, Section, rule, twice
+from lingu_ray.config.base import NAME, Section, Several, rule, twice
 from lingu_ray.config.corpus import Format
 from lingu_ray.config.task_catalog import complete
 from lingu_ray.config.task_templates import compile_template
@@ -149,7 +149,7 @@ class TaskConfig(Section):
 class EvaluationConfig(Section):
     """What is measured after training, on teacher, student, controls and distilled model."""
 
-    tasks: tuple[Annotated[TaskConfig, BeforeValidator(complete)], ...] = Field(
+    tasks: Several[Annotated[TaskConfig, BeforeValidator(complete)]] = Field(
         (), description="names of the catalog, lm_eval/NAME, or sections; empty: no evaluation"
     )
     engine: Literal["auto", "vllm", "transformers"] = Field(

@@ -232,7 +232,8 @@ class Settings(Generic[T]):
             origin = self._origins_named(problem) or origin
         else:
             problem = _unfit(self.schema, key, error)
-        return f"{dotted + ': ' if dotted else ''}{problem} [{origin}]"
+        named = not dotted or problem.startswith((f"{dotted}.", f"{dotted}:"))  # by a rule
+        return f"{problem if named else f'{dotted}: {problem}'} [{origin}]"
 
     def _origins_named(self, problem: str) -> str:
         """Where the settings that a rule names came from, as far as they were given: the line or override to change."""

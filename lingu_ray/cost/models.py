@@ -173,7 +173,7 @@ def tower_of(student: PreTrainedConfig) -> Tower:
         return _tower(student)
     except AttributeError as error:
         raise UserError(
-            f"student.path: the vision tower of a {student.model_type} cannot be estimated, as its configuration names "
+            f"student.path: the vision tower of {student.model_type} cannot be estimated, as its configuration names "
             f"no sizes of a transformer ({error})"
         ) from error
 

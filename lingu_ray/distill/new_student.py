@@ -111,7 +111,7 @@ def check_teacher(teacher: PreTrainedModel) -> None:
             or its decoder names its embeddings otherwise than Llama's.
     """
     head = output_head(teacher)
-    refused = f"no VLM can be made of the teacher, a {teacher.config.model_type}:"
+    refused = f"no VLM can be made of the teacher, {teacher.config.model_type}:"
     if head.scale != 1 or head.softcap is not None:
         raise UserError(f"{refused} its logits have a scale or soft cap, which Idefics3 and LLaVA leave out")
     if _EMBEDDINGS not in cast(PreTrainedModel, teacher.base_model).state_dict():

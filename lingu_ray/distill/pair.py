@@ -177,7 +177,7 @@ def check_text_only(config: PreTrainedConfig, setting: str) -> None:
     """Raise UserError for a model with a tower as a teacher."""
     if _has_tower(config):
         raise UserError(
-            f"{setting}: a {config.model_type} is not a text-only causal LM: name the one that the student's decoder "
+            f"{setting}: {config.model_type} is not a text-only causal LM: name the one that the student's decoder "
             "was made of, as the student's model card says (of SmolVLM-256M-Instruct SmolLM2-135M-Instruct)"
         )
 
@@ -197,7 +197,7 @@ def check_kind(config: PreTrainedConfig, setting: str) -> None:
     for reason, holds in reasons.items():
         if holds:
             raise UserError(
-                f"{setting}: a {config.model_type} {reason}. The teacher continues from the student's keys and values, "
+                f"{setting}: {config.model_type} {reason}. The teacher continues from the student's keys and values, "
                 "so both must be plain decoders with self-attention in every layer"
             )
 
@@ -206,7 +206,7 @@ def _refuse_uneven(config: PreTrainedConfig, setting: str) -> None:
     """Raise UserError where layers differ in sizes, of which there is no one value to read (Gemma 4)."""
     if config.is_heterogeneous:
         raise UserError(
-            f"{setting}: the layers of a {config.model_type} have keys and values of different sizes, which is not "
+            f"{setting}: the layers of {config.model_type} have keys and values of different sizes, which is not "
             "supported: take a model whose layers are alike"
         )
 

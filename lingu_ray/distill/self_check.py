@@ -58,7 +58,7 @@ def check_continuation(decoder: PreTrainedModel) -> None:
 
 
 def _cannot(decoder: PreTrainedModel) -> str:
-    return f"teacher: a {decoder.config.model_type} cannot be continued from its own keys and values"
+    return f"teacher: {decoder.config.model_type} cannot be continued from its own keys and values"
 
 
 def _difference(decoder: PreTrainedModel, ids_1T: Tensor, plan: Donation) -> float:

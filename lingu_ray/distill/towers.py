@@ -99,9 +99,9 @@ def vision_config(found: PreTrainedConfig, origin: str) -> PreTrainedConfig:
     """
     kind = found.model_type
     if kind in _REFUSED:
-        raise UserError(f"{origin}: a {kind} cannot be taken: {_REFUSED[kind]}")
+        raise UserError(f"{origin}: {kind} cannot be taken: {_REFUSED[kind]}")
     if kind not in _FAMILIES:
-        raise UserError(f"{origin}: a {kind} is no SigLIP, DINOv2 or CLIP vision model")
+        raise UserError(f"{origin}: {kind} is no SigLIP, DINOv2 or CLIP vision model")
     vision = cast(PreTrainedConfig, getattr(found, "vision_config", found))
     if getattr(vision, "use_swiglu_ffn", False):
         raise UserError(f"{origin}: its SwiGLU layers have no place in Idefics3's tower: take dinov2-large or smaller")

@@ -66,7 +66,7 @@ def _not_a_llama(config: PreTrainedConfig) -> str | None:
     decoder = config.get_text_config(decoder=True).model_type
     if decoder == "llama" or set(WITH_A_LLAMA).isdisjoint(config.architectures or []):
         return None
-    return f"vLLM computes the decoder of a {config.model_type} as a llama, and its decoder is a {decoder}"
+    return f"vLLM computes the decoder of {config.model_type} as a llama, and its decoder is a {decoder}"
 
 
 def _register_classes(config: PreTrainedConfig) -> list[str]:

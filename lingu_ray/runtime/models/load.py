@@ -118,7 +118,7 @@ def check_pair(config: Config) -> None:
     student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
     if not hasattr(student, "vision_config"):
         raise UserError(
-            f"student.path={settings.path}: a {student.model_type} has no vision_config, so it is no vision-language "
+            f"student.path={settings.path}: {student.model_type} has no vision_config, so it is no vision-language "
             "model; to make one from the teacher use student.from_teacher"
         )
     check_masks(config.train, student)

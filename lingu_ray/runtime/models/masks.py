@@ -24,14 +24,14 @@ def check_masks(settings: TrainConfig, student: PreTrainedConfig) -> None:
     """
     if settings.attention != "sdpa" and sees_ahead(student):
         raise UserError(
-            f"train.attention={settings.attention}: a {student.model_type} sees ahead within images or its prompt, "
+            f"train.attention={settings.attention}: {student.model_type} sees ahead within images or its prompt, "
             "which flash attention does not: leave train.attention out"
         )
     if settings.packing and student.model_type == "paligemma":
         raise UserError("train.packing: PaliGemma's prompts see all of their row, so packed samples would see others")
     if settings.packing and sees_ahead(student) and not images_keep_their_places():
         raise UserError(
-            f"train.packing: Transformers {transformers.__version__} lets a {student.model_type} see ahead at wrong "
+            f"train.packing: Transformers {transformers.__version__} lets {student.model_type} see ahead at wrong "
             "places of packed rows: leave train.packing out, or install Transformers 5.22"
         )
 

@@ -124,6 +124,12 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["--train.steps", "3"], ["settings are given without dashes: train.steps=..."]),
         (["--output-dir", "runs"], ["settings are given without dashes: output_dir=..."]),
         (["--print-confg"], ["did you mean --print-config?"]),
+        (
+            ["train.steps", "3"],
+            ["train.steps: a setting is given as key=value, without blanks: train.steps=...\nusage:"],
+        ),
+        (["train.steps", "=", "3"], ["without blanks: train.steps=..."]),
+        (["evaluation.tasks=arc_eazy"], ["evaluation.tasks.0: no task 'arc_eazy'", "did you mean arc_easy?"]),
         (["train.steps =3"], ["'train.steps =3' is no key=value: a key is of letters, digits"]),
         (["tracking.tags.my tag=x"], ["is no key=value", "tracking.tags='{my tag: x}'"]),
         (["train.learning_rates=1e-5"], ["1.0e-05 does not fit; give a section with vision, projector, decoder ["]),
@@ -138,6 +144,18 @@ def test_what_is_wrong_is_told(file: str, argv: list[str], expected: list[str]):
     message = refusal(file, *argv)
     for part in expected:
         assert part in message
+
+
+def test_a_rule_names_its_setting_once(file: str):
+    """What a rule of a section says begins with the setting, and so does the whole message."""
+    message = refusal(file, "corpus.sources.t0.weight=1")
+    assert message.startswith("corpus.sources: give `weight` to all sources or to none")
+
+
+def test_tasks_are_named_with_commas(file: str):
+    """`evaluation.tasks` takes what `tasks` of an evaluation takes: names with commas between, as a list does."""
+    named, listed = (load_config([file, f"evaluation.tasks={tasks}"]) for tasks in ("piqa, boolq", "[piqa, boolq]"))
+    assert [task.name for task in named.evaluation.tasks] == ["piqa", "boolq"] and named == listed
 
 
 def test_errors_of_a_file_name_its_line(tmp_path: Path):

@@ -103,7 +103,7 @@ def test_image_tokens_of_near_relatives(vlm: PreTrainedConfig, tokens: int):
 
 def test_a_tower_without_the_sizes_of_a_transformer_is_said():
     """A tower of timm's: no traceback."""
-    with pytest.raises(UserError, match=r"student.path: the vision tower of a perception_lm cannot be estimated"):
+    with pytest.raises(UserError, match=r"student.path: the vision tower of perception_lm cannot be estimated"):
         tower_of(PerceptionLMConfig())
 
 

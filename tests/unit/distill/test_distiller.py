@@ -626,7 +626,7 @@ def test_pairs_that_do_not_fit_are_refused():
     for models, message in (
         ((student, narrow), "hidden_size: student 64, teacher 32"),
         ((student, qwen), "student and teacher do not fit"),
-        ((student, student), "teacher: a idefics3 is not a text-only causal LM: name the one"),
+        ((student, student), "teacher: idefics3 is not a text-only causal LM: name the one"),
         ((teacher, teacher), "student: LlamaForCausalLM is no vision-language model"),
         (
             (wrapped, teacher),

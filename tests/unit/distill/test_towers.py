@@ -191,7 +191,7 @@ def test_pictures_are_processed_as_the_tower_wants_them(
 
 
 REFUSED = {
-    "no vision model": (ViTConfig(), {}, "a vit is no SigLIP, DINOv2 or CLIP vision model"),
+    "no vision model": (ViTConfig(), {}, "vit is no SigLIP, DINOv2 or CLIP vision model"),
     "NaFlex": (Siglip2VisionConfig(), {}, "siglip2_vision_model cannot be taken: its patches"),
     "registers": (Dinov2WithRegistersConfig(), {}, "dinov2_with_registers cannot be taken: its registers"),
     "SwiGLU": (Dinov2Config(use_swiglu_ffn=True), {}, "its SwiGLU layers have no place .* take dinov2-large"),

@@ -353,7 +353,7 @@ def test_a_teacher_that_cannot_be_continued_is_known_by_its_configuration(
     """Of the size that is published, in seconds, without a weight; torch's random numbers are left alone."""
     kind().save_pretrained(tmp_path)
     before = torch.random.get_rng_state()
-    with pytest.raises(UserError, match=rf"^teacher.path={tmp_path}: a {kind.model_type} cannot be .*: {reason}"):
+    with pytest.raises(UserError, match=rf"^teacher.path={tmp_path}: {kind.model_type} cannot be .*: {reason}"):
         rehearse_teacher(TeacherConfig(path=str(tmp_path)))
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -440,7 +440,7 @@ def test_a_teacher_without_tokenizer_files_is_refused(tmp_path: Path) -> None:
 
 def test_a_tower_in_the_teacher_is_told_where_its_tokenizer_alone_is_read(student: Path) -> None:
     """As `inspect` does, which loads no pair."""
-    with pytest.raises(UserError, match=r"teacher.path=.*: a idefics3 is not a text-only causal LM"):
+    with pytest.raises(UserError, match=r"teacher.path=.*: idefics3 is not a text-only causal LM"):
         teacher_vocabulary(TeacherConfig(path=str(student)))
 
 

@@ -126,7 +126,7 @@ def set_in(file: str, **values: Any) -> Callable[[Path], None]:
 MUTILATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no such folder": (lambda folder: shutil.rmtree(folder), "no such file or folder"),
     "no model": (lambda folder: (folder / MODEL).unlink(), "there is no config.json in it"),
-    "a language model": (set_in(MODEL, model_type="llama"), "a llama is no SigLIP, DINOv2 or CLIP vision model"),
+    "a language model": (set_in(MODEL, model_type="llama"), "llama is no SigLIP, DINOv2 or CLIP vision model"),
     "missing and left over": (
         changed("norm1"),
         "missing, and would be random: (?s:.*)norm1(?s:.*)left over: (?s:.*)norm1",
@@ -160,10 +160,10 @@ def test_a_bad_tower_is_refused_before_the_corpus(mutilation: str, data: Path, t
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("cohere", "a cohere: its logits have a scale or soft cap"),
-        ("gemma2", "a gemma2: its logits have a scale or soft cap"),
-        ("gpt_neox", r"a gpt_neox: its decoder has no embed_tokens\.weight"),
-        ("opt", r"a opt: its decoder has no embed_tokens\.weight"),
+        ("cohere", "cohere: its logits have a scale or soft cap"),
+        ("gemma2", "gemma2: its logits have a scale or soft cap"),
+        ("gpt_neox", r"gpt_neox: its decoder has no embed_tokens\.weight"),
+        ("opt", r"opt: its decoder has no embed_tokens\.weight"),
         ("phi", "an output head without bias"),
         ("vit", r"^teacher\.path=.*: cannot be loaded as a causal LM"),
     ],
