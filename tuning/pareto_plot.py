@@ -15,13 +15,16 @@ from tuning.space import Space
 
 GOOD, POOR, FRONT = "#009E73", "#999999", "#D55E00"
 NAMED = 14  # points whose settings stand beside the diagram
+DIAGRAM, LETTER = 5.2, 0.065  # inches: width of the diagram, and of a letter beside it
 
 
 def pareto(settings: list[Setting], space: Space) -> list[Panel]:
     """Recovery against retention, a point a setting; bars are the seeds' spread, the line is the front."""
     ranked = [(rank, s) for rank, s in enumerate(settings, 1) if s.stat("recovery") and s.stat("retention")]
     title = "What each setting brings back, and keeps"
-    return [Panel(title, (7.2, 4.4), partial(_draw_pareto, title=title, ranked=ranked, space=space))] if ranked else []
+    letters = max((len(_label(setting)) for _, setting in ranked[:NAMED]), default=0)
+    size = (DIAGRAM + LETTER * letters, 4.4)
+    return [Panel(title, size, partial(_draw_pareto, title=title, ranked=ranked, space=space))] if ranked else []
 
 
 def _draw_pareto(axis: Axes, title: str, ranked: list[tuple[int, Setting]], space: Space) -> None:
@@ -36,8 +39,9 @@ def _draw_pareto(axis: Axes, title: str, ranked: list[tuple[int, Setting]], spac
         axis.errorbar(recovery.mean, retention.mean, fmt="o", color=color, markersize=6, **bars)
         if line < NAMED:  # a number at the point, and beside the diagram what it stands for
             axis.annotate(f"{rank}", _point(setting), (5, 4), **offset)
-            text = f"{rank}  {setting.label or 'base'}"
-            axis.text(1.03, 1 - 0.065 * line, text, transform=axis.transAxes, va="top", fontsize=8)
+            axis.text(
+                1.03, 1 - 0.065 * line, f"{rank}  {_label(setting)}", transform=axis.transAxes, va="top", fontsize=8
+            )
     axis.axhline(space.min_retention, color=SOFT, linestyle="--", linewidth=1)
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "color": SOFT}
     axis.annotate(f"constraint: {space.min_retention:.1%}", (0.005, space.min_retention), (0, 3), **place, **offset)
@@ -46,6 +50,10 @@ def _draw_pareto(axis: Axes, title: str, ranked: list[tuple[int, Setting]], spac
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axis.set_title(title, loc="left")
+
+
+def _label(setting: Setting) -> str:
+    return setting.label or "base"
 
 
 def _point(setting: Setting) -> tuple[float, float]:

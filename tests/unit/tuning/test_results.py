@@ -2,12 +2,15 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from lingu_ray.config import strict_yaml
 from lingu_ray.config.command_line import load_config, load_yaml
 from tuning.outcome import Outcome, read_outcome, read_outcomes, score
+from tuning.pareto_plot import pareto
 from tuning.results import (
     Stat,
     best_of,
@@ -187,6 +190,26 @@ def test_pareto_front():
     points = [(0.5, 1.0), (0.9, 0.9), (0.7, 0.95), (0.6, 0.95), (0.4, 0.99)]
     settings = settings_of([outcome(i, *point) for i, point in enumerate(points)], SPACE)
     assert [setting.values["distill.w_kd"] for setting in pareto_front(settings)] == [0, 2, 1]
+
+
+def test_settings_beside_the_diagram_leave_it_its_width():
+    """The longer the settings in the legend, the wider the figure: the diagram stays as wide as with short ones."""
+    search = {"distill.w_kd": {"grid": [1, 2]}, "distill.divergence": {"choice": ["reverse_kl", "forward_kl"]}}
+    search |= {f"train.learning_rates.{part}": {"grid": [1e-4, 1e-3]} for part in ("vision", "projector", "decoder")}
+    long = Space.model_validate({"name": "s", "base": "demo", "search": search})
+    values = {"distill.w_kd": 1, "distill.divergence": "reverse_kl"} | {key: 0.000123 for key in list(search)[2:]}
+    trials = [Outcome(f"trial-{i}", values | {"distill.w_kd": i}, None, 0, "finished") for i in (1, 2)]
+    measured = [replace(one, recovery=0.8, retention=1.0) for one in trials]
+    assert _diagram_inches(long, measured) >= 3.5 and _diagram_inches(SPACE, [outcome(1, 0.8, 1.0)]) >= 3.5
+
+
+def _diagram_inches(space, outcomes) -> float:
+    (panel,) = pareto(settings_of(outcomes, space), space)
+    figure = Figure(panel.size, layout="constrained")
+    axis = figure.subplots()
+    panel.draw(axis)
+    figure.draw_without_rendering()
+    return axis.get_window_extent().width / figure.dpi
 
 
 def test_score_is_the_objective_less_the_shortfall():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,14 @@ def test_figures_suit_a_dark_page(folder: SweepFolder, base: Config) -> None:
     assert 'aria-label="Recovery over temperature and w_kd"' in page
     pictures = {path.stem for path in folder.report.glob("*.png")}
     assert pictures == {"pareto", "curves", "heat", "parallel", "importance"}
+
+
+def test_no_column_of_a_page_is_wider_than_a_phone() -> None:
+    """No style asks for columns of more than 20rem, unless they shrink with the page."""
+    root = Path(__file__).parents[3]
+    styles = [*root.glob("*/templates/*"), *root.glob("lingu_ray/*/templates/*")]
+    columns = [found for path in styles for found in re.findall(r"minmax\(([\d.]+)rem", path.read_text("utf-8"))]
+    assert columns and all(float(column) <= 20 for column in columns)
 
 
 def test_measured_trials_without_recovery_are_shown(
