@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
 from benchmarks.result.jobs import run_folder
 from benchmarks.result.seeds import CONTROLS, REFERENCES, Measured, Results, Seeds
@@ -21,6 +21,8 @@ from lingu_ray.runtime.run_folder.records import Record, read_records
 
 BAR, WIDTH = 0.24, 10.5  # inches: height of a model, width of all panels
 COLUMNS = 4
+IN_PANELS = {DISTILLED: "KD, shared KV", "prompt_text": "KD, prompt's text"}  # read without the page's table of rows
+MEANING = {"language": "share of the lost language that came back", "vision": "share of vision that was kept"}
 VARIANTS = ("all", "language_only", "selective")  # of the paper's figure 2
 
 
@@ -46,6 +48,7 @@ def save_quotients(results: Results, kind: str, path: Path) -> bool:
             axis.set_title(f"{name}, {metric.replace('_', ' ')}", loc="left", fontsize=9)
         for axis in axes[len(tasks) :]:
             axis.set_visible(False)
+        figure.supxlabel(MEANING[kind], fontsize=9)
     return True
 
 
@@ -58,10 +61,11 @@ def _draw_quotients(axis: Axes, results: Results, name: str, metric: str, models
         axis.barh(place, found.mean, 0.72, color=COLORS.get(model, "#999999"))
         axis.hlines(place, *found.around, color=INK, linewidth=1.4)
     axis.axvline(1, color=SOFT, linewidth=0.8, linestyle=":")
-    axis.set(yticks=range(len(models)), yticklabels=[shown_name(model) for model in reversed(models)])
+    axis.set(yticks=range(len(models)), yticklabels=[IN_PANELS.get(m, shown_name(m)) for m in reversed(models)])
     axis.grid(axis="y", visible=False)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axis.xaxis.set_major_locator(MaxNLocator(3))
+    axis.xaxis.set_major_locator(MultipleLocator(0.5))
+    axis.tick_params(axis="x", labelsize=8)
 
 
 def map_panel(measured: Sequence[Measured]) -> Panel:
