@@ -105,6 +105,7 @@ def hub_files(source: SourceConfig) -> list[str]:
 
     from lingu_ray.hub import HUB_ERRORS
 
+    log.info("%s: asking the Hugging Face hub for %s", source.name, source.path)  # which may take minutes
     try:
         dataset = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
     except HUB_ERRORS as error:

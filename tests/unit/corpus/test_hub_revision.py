@@ -11,12 +11,13 @@ from hub import serve_dataset
 pytestmark = pytest.mark.slow
 
 READ = """
-import json, sys
+import json, logging, sys
 from lingu_ray.config import SourceConfig, TaskConfig
 from lingu_ray.corpus.splits import split_source
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.load import load_task
 
+logging.basicConfig(level=logging.INFO)
 for revision in json.loads(sys.argv[1]):
     try:
         source = SourceConfig(name="s", format="text", path="owner/data", revision=revision)
@@ -40,7 +41,7 @@ ASKED = (None, "v1", "v0", "unanswered", "damaged")
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What `READ` says of each revision that is asked for, in one process that begins with the hub's address."""
+    """What `READ` says of each revision, and its log, in one process that begins with the hub's address."""
     folder = tmp_path_factory.mktemp("hub")
     revisions = {revision: folder / revision for revision in CONTENTS}
     for revision, content in CONTENTS.items():
@@ -52,7 +53,7 @@ def said(tmp_path_factory):
         argv = [sys.executable, "-c", READ, json.dumps(ASKED)]
         done = subprocess.run(argv, env=env, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return dict(zip(ASKED, map(json.loads, done.stdout.splitlines()), strict=True))
+    return dict(zip(ASKED, map(json.loads, done.stdout.splitlines()), strict=True)) | {"log": done.stderr}
 
 
 def test_a_revision_is_what_is_read(said):
@@ -60,6 +61,11 @@ def test_a_revision_is_what_is_read(said):
     assert said[None] == [["said in main"]] * 2
     assert said["v1"] == [["said in v1"]] * 2
     assert "source s: " in said["v0"] and "revision v0" in said["v0"]
+
+
+def test_who_waits_for_the_hub_is_told(said):
+    """Before it is asked, for a source and for a task: an answer may take minutes."""
+    assert all(f"{name}: asking the Hugging Face hub for owner/data" in said["log"] for name in ("s", "t"))
 
 
 def test_a_connection_that_breaks_is_one_line(said):
