@@ -72,7 +72,7 @@ def retention(task: Measured, model: str, references: References) -> Quotient:
         return NoValue(f"the {references.baseline} model has nothing to keep: {task.metric.name} {baseline.value:.3f}")
     if task.constant is not None and interval(task.above_constant(references.baseline).value_R)[0] <= 0:
         (answer,) = task.constant.level
-        same = f"not beyond noise better than always {quoted(answer)}"
+        same = f"not better beyond noise than always {quoted(answer)}"
         return NoValue(f"the {references.baseline} model has nothing to keep: it is {same}")
     return _quotient(task.of(model), baseline)
 

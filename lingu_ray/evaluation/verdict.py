@@ -240,7 +240,7 @@ def _no_better_than_constant(tasks: Mapping[str, TaskScores], references: Refere
     for name, task in tasks.items():
         if task.constant is not None and task.constant.is_as_good_as(references.baseline):
             above = task.amount(task.constant.above[references.baseline])
-            yield f"{name}: {references.baseline} is not beyond noise better than always {task.constant.said}, {above}"
+            yield f"{name}: {references.baseline} is not better beyond noise than always {task.constant.said}, {above}"
 
 
 def _few_items(tasks: Mapping[str, TaskScores]) -> list[str]:
