@@ -13,6 +13,7 @@ import pytest
 
 from lingu_ray.__main__ import dispatch
 from lingu_ray.chat import read_arguments as read_chat
+from lingu_ray.commands import COMMANDS
 from lingu_ray.config.command_line import load_config, run_and_own
 from lingu_ray.config.strict_yaml import load
 from lingu_ray.estimate import read_arguments as read_estimate
@@ -56,53 +57,67 @@ def parse_train(words: list[str], my_yaml: str) -> None:
     assert caught.value.code == 0
 
 
+def parse(module: str, words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read a command line as its command does: training and evaluation give settings, sweeps a space, sources exist.
+
+    Other modules exist and explain themselves.
+    """
+    arguments = [my_yaml if word == "my.yaml" else word.replace("base=my.yaml", f"base={my_yaml}") for word in words]
+    if "--help" in words:
+        explain(module, words, monkeypatch)
+    elif module == "lingu_ray.train":
+        parse_train(arguments, my_yaml)
+    elif module == "tuning.sweep":
+        space, _ = load_sweep(arguments)
+        assert space.size > 1
+    elif module == "lingu_ray.evaluate":
+        monkeypatch.chdir(Path(my_yaml).parent)
+        Path("tasks.yaml").write_text("tasks: [arc_easy]", encoding="utf-8")
+        assert read_arguments(arguments)[1].tasks
+    elif module == "lingu_ray.inspect":
+        config, names, _ = read_inspect(arguments)
+        assert named_sources(config, names)
+    elif module == "lingu_ray.probe":
+        config, names, _ = run_and_own(arguments, HELP, ProbeConfig)
+        assert named_sources(config, names)
+    elif module == "lingu_ray.chat":
+        assert read_chat(arguments)[0]
+    elif module == "lingu_ray.estimate":
+        assert read_estimate(arguments)[0].student
+    else:
+        explain(module, ["--help"], monkeypatch)
+
+
+def explain(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a module with `--help` among its words."""
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(module, run_name="__main__")
+    assert caught.value.code in (0, None)
+
+
 @pytest.mark.parametrize("words", commands("python"), ids=" ".join)
 def test_python_commands_parse(words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch):
-    """Training and evaluation give settings, sweeps a space; other modules exist and explain themselves.
-
-    Scripts exist and take as many arguments as they are given (that they work: `test_examples.py`).
-    """
+    """Modules take what they are given; scripts exist and take so many arguments (`test_examples.py` runs them)."""
     if words[1] != "-m":
         monkeypatch.syspath_prepend(str(ROOT / "examples"))
         inspect.signature(runpy.run_path(str(ROOT / words[1]))["main"]).bind(*words[2:])
-        return
-    module = words[words.index("-m") + 1]
-    if module == "lingu_ray.train":
-        parse_train(words[3:], my_yaml)
-    elif module == "tuning.sweep" and "--help" not in words:
-        space, _ = load_sweep([word.replace("base=my.yaml", f"base={my_yaml}") for word in words[3:]])
-        assert space.size > 1
-    elif module == "lingu_ray.evaluate" and "--help" not in words:
-        monkeypatch.chdir(Path(my_yaml).parent)
-        Path("tasks.yaml").write_text("tasks: [arc_easy]", encoding="utf-8")
-        assert read_arguments(words[3:])[1].tasks
-    elif module == "lingu_ray.inspect":
-        config, names, _ = read_inspect([my_yaml if word == "my.yaml" else word for word in words[3:]])
-        assert named_sources(config, names)
-    elif module == "lingu_ray.probe":
-        config, names, _ = run_and_own(
-            [my_yaml if word == "my.yaml" else word for word in words[3:]], HELP, ProbeConfig
-        )
-        assert named_sources(config, names)
-    elif module == "lmms_eval":
+    elif words[2] == "lmms_eval":
         pytest.skip("lmms-eval has an environment of its own")
     else:
-        monkeypatch.setattr(sys, "argv", [module, *(words[3:] if "--help" in words else ["--help"])])
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        with pytest.raises(SystemExit) as caught:
-            runpy.run_module(module, run_name="__main__")
-        assert caught.value.code in (0, None)
+        parse(words[2], words[3:], my_yaml, monkeypatch)
 
 
 @pytest.mark.parametrize("words", commands("lingu-ray"), ids=" ".join)
-def test_console_commands_parse(words: list[str], capsys: pytest.CaptureFixture[str]):
+def test_console_commands_parse(
+    words: list[str], my_yaml: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """What the console command is told to do it knows, with settings that exist."""
-    if words[1:2] == ["chat"]:
-        assert read_chat(words[2:])[0]
-    elif words[1:2] == ["estimate"]:
-        assert read_estimate(words[2:])[0].student
+    if words[1:]:
+        parse(COMMANDS[words[1]].module, words[2:], my_yaml, monkeypatch)
     else:
-        dispatch(words[1:])
+        dispatch([])
         assert capsys.readouterr().out
 
 
