@@ -52,6 +52,6 @@ def complete(task: Any) -> Any:
         return {"kind": "language", "type": "lm_eval", "path": known.removeprefix(LM_EVAL)} | given | {"name": name}
     if known not in catalog():
         near = difflib.get_close_matches(known, catalog(), n=3)
-        meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalog())}"
+        meant = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(catalog())}."
         raise ValueError(f"no task {known!r} in the catalog; {meant} A task of your own needs kind, type and path")
     return catalog()[known] | given

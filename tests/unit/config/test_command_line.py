@@ -130,6 +130,7 @@ def test_the_last_override_of_a_key_counts(file: str):
         ),
         (["train.steps", "=", "3"], ["without blanks: train.steps=..."]),
         (["evaluation.tasks=arc_eazy"], ["evaluation.tasks.0: no task 'arc_eazy'", "did you mean arc_easy?"]),
+        (["evaluation.tasks=mine"], ["no task 'mine' in the catalog; there are arc_easy", "pope. A task of your own"]),
         (["train.steps =3"], ["'train.steps =3' is no key=value: a key is of letters, digits"]),
         (["tracking.tags.my tag=x"], ["is no key=value", "tracking.tags='{my tag: x}'"]),
         (["train.learning_rates=1e-5"], ["1.0e-05 does not fit; give a section with vision, projector, decoder ["]),
