@@ -64,9 +64,14 @@ def read_json(path: Path, *keys: str, cure: str = "put it back from a copy, or r
             what helps.
         OSError: it cannot be read.
     """
+    return parse_object(path.read_bytes(), path, *keys, cure=cure)
+
+
+def parse_object(content: bytes, path: Path | str, *keys: str, cure: str) -> dict[str, Any]:
+    """The object in the content of a JSON file, or object of a bucket (arguments and errors as `read_json`)."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is cut off, or no JSON ({error}): {cure}") from error
     if not isinstance(found, dict) or (missing := [key for key in keys if key not in found]):
         lacks = f"has no {missing[0]}" if isinstance(found, dict) else "holds no object"

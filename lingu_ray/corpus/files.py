@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import glob
 import itertools
-import json
 import logging
 import os
 from collections import Counter
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lingu_ray import storage
+from lingu_ray.atomic import read_json
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.card import configurations
@@ -215,7 +215,7 @@ def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
     if (path / "dataset_dict.json").is_file():
         path = path / source.split
         if not path.is_dir():
-            splits = json.loads((path.parent / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            splits = read_json(path.parent / "dataset_dict.json", "splits", cure="save the dataset again")["splits"]
             raise UserError(
                 f"source {source.name}: {path.parent} has no split {source.split!r}, only {splits}; set `split`"
             )

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pyarrow.parquet as pq
 
 from lingu_ray import storage
+from lingu_ray.atomic import parse_object
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow, random_access
 from lingu_ray.corpus.compression import DECOMPRESSORS, inner_suffix, is_compressed, open_file, read_block
@@ -206,8 +207,8 @@ def _equal_parts(count: int, parts: int) -> list[int]:
 
 
 def _split_saved(path: str) -> Iterator[FileSplit]:
-    with storage.open_file(storage.below(path, "state.json")) as file:
-        state = json.load(file)
+    with storage.open_file(file := storage.below(path, "state.json")) as content:
+        state = parse_object(content.read(), file, "_data_files", cure="save the dataset again")
     for data in state["_data_files"]:
         yield from _split_arrow(storage.below(path, data["filename"]))
 

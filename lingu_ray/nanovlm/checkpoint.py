@@ -1,6 +1,5 @@
 """Reading a nanoVLM checkpoint: a folder with `config.json` and `model.safetensors`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lingu_ray.atomic import read_json
 from lingu_ray.errors import UserError
 from lingu_ray.hub import HUB_ERRORS
 
@@ -41,10 +41,10 @@ def read_checkpoint(source: str) -> tuple[Settings, States]:
         if not (folder / name).is_file():
             raise UserError(f"{source}: no {name}; a nanoVLM checkpoint is a folder with {' and '.join(_FILES)}")
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "config.json", cure="copy or download it again")
         states = load_file(folder / "model.safetensors")
     except (ValueError, SafetensorError) as error:
-        raise UserError(f"{source}: config.json or model.safetensors is broken. {error}") from error
+        raise UserError(f"{source}: model.safetensors is broken. {error}") from error
     if missing := [name for name in _NEEDED if name not in settings]:
         raise UserError(f"{source}: its config.json is not nanoVLM's; missing: {', '.join(missing)}")
     if settings.get("vit_cls_flag") or settings.get("lm_attn_scaling", 1) != 1:

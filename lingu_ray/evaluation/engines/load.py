@@ -23,7 +23,14 @@ from lingu_ray.errors import UserError
 from lingu_ray.paths import hub_model, model_origin, why_not_loaded
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.tekken import read_processor
-from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, refuse_adapter, refuse_unread
+from lingu_ray.runtime.models.weights import (
+    NOT_LOADABLE,
+    check_files,
+    check_json,
+    empty_model,
+    refuse_adapter,
+    refuse_unread,
+)
 from lingu_ray.storage import local_copy
 
 
@@ -128,6 +135,8 @@ def check_weights(path: Path | str) -> None:
 
 def _load_config(path: Path | str) -> PreTrainedConfig:
     place, origin = model_origin(local_copy(path))
+    if not origin:
+        check_json(place, "model")
     refuse_adapter(place, None, "model")
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False, **origin)

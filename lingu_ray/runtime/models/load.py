@@ -40,6 +40,7 @@ from lingu_ray.runtime.models.tekken import read_processor, write_processor
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,
     check_files,
+    check_json,
     empty_model,
     load_whole,
     refuse_adapter,
@@ -67,6 +68,8 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
     elif revision is not None:
         raise UserError(f"{setting}: {path} is no hub id, so revision={revision} means nothing there: leave it out")
     place, origin = model_origin(local_copy(path))
+    if not origin:
+        check_json(place, setting)
     refuse_adapter(place, revision, setting)
     try:
         config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code, **origin)

@@ -7,12 +7,12 @@ buffers that are computed, weights that a class is known to ignore.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -28,6 +28,7 @@ from transformers.utils import (
 )
 from transformers.utils import logging as transformers_logging
 
+from lingu_ray.atomic import read_json
 from lingu_ray.errors import UserError
 from lingu_ray.hub import HUB_ERRORS
 from lingu_ray.runtime.models import gguf
@@ -36,6 +37,12 @@ NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorErro
 """What Transformers raises where there is no model, one that it does not know, or a file that was cut off (GGUF)."""
 
 _SHOWN = 3
+_COPY = "copy or download it again"
+_JSON_FILES = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
+    "adapter_config.json",
+)
 _MERGE = (
     "load it with peft, PeftModel.from_pretrained(base model, adapter), and save what merge_and_unload() returns, with "
     "the tokenizer or processor"
@@ -148,6 +155,25 @@ def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: st
     return loaded
 
 
+def check_json(folder: str, setting: str) -> None:
+    """Raise UserError where a JSON file of a model in a local folder is damaged; Transformers does not name it.
+
+    Of a hub model, which has no such folder, the download is checked.
+    """
+    for name in _JSON_FILES:
+        if (file := Path(folder, name)).is_file():
+            try:
+                _check_json(file, file.stat().st_mtime_ns)
+            except UserError as error:
+                raise UserError(f"{setting}: {error}") from error
+
+
+@cache  # a model's files are read for many checks, and tokenizer.json may have 30 MB
+def _check_json(file: Path, changed: int) -> None:
+    """Check the file as it is since that time, once."""
+    read_json(file, cure=_COPY)
+
+
 def refuse_adapter(path: str, revision: str | None, setting: str) -> None:
     """Raise UserError where the folder or hub model is, or holds, an adapter of peft's.
 
@@ -157,7 +183,7 @@ def refuse_adapter(path: str, revision: str | None, setting: str) -> None:
     found = find_adapter_config_file(path, revision=revision) if Path(path).is_dir() or not local else None
     if found is None:
         return
-    base = json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(Path(found), cure=_COPY).get("base_model_name_or_path")
     raise UserError(
         f"{setting}: {path} holds an adapter of {base} (adapter_config.json), which is no model by itself. "
         f"To merge it, {_MERGE}. Where a model in the folder is meant without it, remove adapter_config.json."
@@ -240,9 +266,9 @@ def _weight_files(folder: Path, origin: str) -> list[Path]:
         )
         raise UserError(f"{origin}: there is no {single.name} and no {index.name} in it. {cure}")
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{origin}: {index.name} is damaged ({error}): copy or download it again") from error
+        names = sorted(set(read_json(index, "weight_map", cure=_COPY)["weight_map"].values()))
+    except (AttributeError, TypeError, UserError) as error:
+        raise UserError(f"{origin}: {index.name} is damaged ({error}): {_COPY}") from error
     if absent := [name for name in names if not (folder / name).is_file()]:
         raise UserError(
             f"{origin}: {index.name} names {', '.join(absent[:_SHOWN])}, not found: copy or download it again"

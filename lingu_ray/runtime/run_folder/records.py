@@ -75,7 +75,7 @@ def _is_whole(line: bytes) -> bool:
 def _record(line: bytes, where: str) -> Record:
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: the line is cut off, or no JSON ({error}): remove it, or put it back") from error
     if not isinstance(found, dict):
         raise UserError(f"{where}: the line is no record, but {type(found).__name__}: remove it, or put it back")

@@ -826,6 +826,16 @@ def test_paths_that_do_not_work_say_why(tmp_path, monkeypatch, path, message):
         split_source(source(path))
 
 
+@pytest.mark.parametrize(("name", "split"), [("dataset_dict.json", "train"), ("test/state.json", "test")])
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_a_saved_dataset_whose_records_are_damaged_is_named(tmp_path, name, split, content):
+    """As where a copy was cut off."""
+    datasets.DatasetDict({"test": datasets.Dataset.from_list(RECORDS)}).save_to_disk(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path / name} .*: save the dataset again$"):
+        split_source(source(tmp_path, split=split))
+
+
 def test_every_form_of_the_configuration_is_there():
     """The configuration's list of formats and the table of formats are the same."""
     assert set(FORMATS) == set(get_args(Format))

@@ -164,7 +164,7 @@ def failing(number):
 @pytest.mark.parametrize(
     ("place", "name", "number"),
     [
-        (Path, "read_text", errno.ESTALE),
+        (Path, "read_bytes", errno.ESTALE),
         (checkpoint, "file_identity", errno.EIO),
         (Path, "stat", errno.EMFILE),
         (os, "listdir", errno.EACCES),

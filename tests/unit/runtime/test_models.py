@@ -46,6 +46,7 @@ from lingu_ray.runtime import preparation
 from lingu_ray.runtime.models.export import export_model
 from lingu_ray.runtime.models.load import (
     export_dtype,
+    load_config,
     load_processor,
     load_student,
     load_teacher,
@@ -53,7 +54,7 @@ from lingu_ray.runtime.models.load import (
     teacher_vocabulary,
 )
 from lingu_ray.runtime.models.verify import question
-from lingu_ray.runtime.models.weights import check_files, empty_model, load_whole
+from lingu_ray.runtime.models.weights import _JSON_FILES, check_files, empty_model, load_whole
 from lingu_ray.runtime.preparation import prepare_initial_model
 from lingu_ray.runtime.rehearsal import check_image_features, rehearse_export, rehearse_teacher
 from lingu_ray.runtime.run_folder.folder import RunFolder
@@ -187,6 +188,23 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "INT8 that is not said": (eight_bits(torch.int8), r"are quantized \(I8: .*_proj"),
     "own code": (own_code, "comes with model code of its own"),
 }
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"a"', b"[]", b"3", b'{"a": "\xff"}', b"[" * 100_000], ids=lambda b: str(b[:9])
+)
+def test_a_damaged_json_file_is_named(content: bytes, tmp_path: Path) -> None:
+    """Cut off, of another shape or encoding: Transformers fails at it without its name, or in an AttributeError."""
+    tiny_teacher(folder=tmp_path)
+    names = {*_JSON_FILES, "adapter_config.json"}
+    for file in (tmp_path / name for name in sorted(names)):
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes(content)
+        for load in (load_model_files, lambda folder: load_config(str(folder), None, False, "model")):
+            with pytest.raises(UserError, match=rf"^model: {file} .*: copy or download it again$"):
+                load(tmp_path)
+        file.unlink() if before is None else file.write_bytes(before)
+    assert load_model_files(tmp_path).processor is None
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
@@ -486,7 +504,7 @@ def bad_flags(**flags: Any) -> Callable[[Path], None]:
     [
         (bad_flags(num_return_sequences=3), "its generation_config.json cannot be used: .*num_return_sequences"),
         (bad_flags(max_new_tokens=0), "its generation_config.json cannot be used: .*max_new_tokens"),
-        (lambda f: (f / "generation_config.json").write_text("{"), "its generation_config.json is damaged"),
+        (lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json is cut off"),
         (too_large_tokenizer, r"has 1 tokens beyond the 324 rows of its embeddings: <one more> \(324\)"),
         (lambda f: (f / "chat_template.jinja").write_text("{{ messages[0]['role'] }}"), "template"),
         (
@@ -502,7 +520,7 @@ def test_an_export_that_would_fail_is_refused_before_training(
     """What the end of a run needs is tried at its start, and nothing is left of the attempt."""
     change(student)
     settings = config(pair, tmp_path, student={"path": str(student)})
-    with pytest.raises(UserError, match=rf"student.path=.*{message}"):
+    with pytest.raises(UserError, match=rf"student.path[=:].*{message}"):
         prepare_initial_model(settings, RunFolder(settings.run_dir))
     assert not RunFolder(settings.run_dir).initial_model.exists()
 

@@ -46,7 +46,7 @@ def test_a_long_file_is_read_line_by_line(tmp_path):
     assert [read_records(path)[at]["step"] for at in (0, -1)] == [1, count // 2]
 
 
-@pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"\0\0\0", b"\xff\xfe\xd8"])
+@pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"\0\0\0", b"\xff\xfe\xd8", b"[" * 100_000], ids=len)
 def test_a_line_that_is_none_is_named(tmp_path, line):
     """Not the last one, which a crash may cut: a file that was damaged later is told with its line."""
     path = tmp_path / "m.jsonl"

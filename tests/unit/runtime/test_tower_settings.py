@@ -139,7 +139,7 @@ MUTILATIONS: dict[str, tuple[Callable[[Path], Any], str]] = {
         "comes with model code of its own .* take a model of a class that Transformers has",
     ),
     "adapter": (set_in("adapter_config.json", peft_type="LORA"), "holds an adapter"),
-    "damaged preprocessor": (lambda folder: (folder / PREPROCESSOR).write_text("{"), "its preprocessor_config.json"),
+    "damaged preprocessor": (lambda folder: (folder / PREPROCESSOR).write_text("{"), "preprocessor_config.json is cut"),
     "black": (set_in(PREPROCESSOR, image_mean=[0, 0, 0]), r"picture of one color \(0, 0, 0\) becomes 0 everywhere"),
 }
 
