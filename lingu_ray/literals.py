@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from contextlib import suppress
 from io import StringIO
 from itertools import pairwise
 from tokenize import NL, STRING, generate_tokens
 from typing import Any
+
+# Python 3.12 and later print what they think of escapes in a text of the data; "<unknown>" is what `ast` calls it
+warnings.filterwarnings("ignore", module="<unknown>")
 
 _NO_LITERAL = (ValueError, SyntaxError, RecursionError, MemoryError)
 

@@ -1,6 +1,8 @@
 import base64
 import datetime
 import json
+import subprocess
+import sys
 from decimal import Decimal
 from typing import Any, cast
 
@@ -484,6 +486,14 @@ def test_a_table_of_pandas_holds_lists_as_python_prints_them(format, record, tmp
 def test_what_python_would_not_print_is_not_read(text):
     """What numpy prints would become another text, a key that is given twice would be lost, a set is no list."""
     assert parsed(text) == text
+
+
+def test_nothing_is_printed_of_escapes_in_the_data():
+    """Python 3.12 and later warn of them, which `-W always` has older ones do, too."""
+    code, text = "import sys, lingu_ray.literals as read; print(read.parsed(sys.argv[1]))", r"['\d']"
+    command = [sys.executable, "-W", "always", "-c", code, text]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"{text}\n", "")
 
 
 def test_a_question_and_answer_with_images_of_its_own():
