@@ -66,7 +66,7 @@ def rehearse_continuation(config: PreTrainedConfig) -> None:
 def rehearse_packing(config: PreTrainedConfig) -> None:
     """Raise UserError where packed samples see each other: in a small random LM of a decoder's configuration.
 
-    Some classes (Falcon) do not tell their masks the positions, which alone separate the samples. Nothing is said of
+    Some classes (OPT's) do not tell their masks the positions, which alone separate the samples. Nothing is said of
     one that cannot be made so small.
     """
     with torch.random.fork_rng(devices=[]):

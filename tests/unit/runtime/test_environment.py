@@ -44,7 +44,8 @@ def test_versions_and_machine_are_recorded(tmp_path: Path, caplog: pytest.LogCap
     assert json.loads((tmp_path / "environment.json").read_text()) == read_environment(tmp_path) == recorded
     assert all(isinstance(key, str) and isinstance(value, str) for key, value in recorded.items())
     assert recorded["lingu_ray"] == lingu_ray.__version__ and recorded["python"] == platform.python_version()
-    assert recorded["torch"] == torch.__version__ and recorded.keys() >= {"ray", "transformers", "cpu", "cpu.cores"}
+    assert recorded["torch"].partition("+")[0] == torch.__version__.partition("+")[0]  # build left out on PyPI
+    assert recorded.keys() >= {"ray", "transformers", "cpu", "cpu.cores"}
     assert recorded["memory"].endswith("GiB")
     lines = [record.getMessage() for record in caplog.records if "environment" in record.getMessage()]
     assert len(lines) <= 1  # none where another test of this process was first

@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, PACKABLE, PLACEHOLDER, QWEN2, shake
 from tiny import VOCABULARY
 from tinyrun import config
-from transformers import FalconConfig, FastVlmConfig, FastVlmForConditionalGeneration, GenerationConfig
+from transformers import FastVlmConfig, FastVlmForConditionalGeneration, GenerationConfig, OPTConfig
 
 from lingu_ray.distill.generate import generating
 from lingu_ray.distill.inputs import ModelInputs
@@ -70,7 +70,7 @@ def test_decoders_whose_packed_samples_are_apart_are_packed(name: str) -> None:
 
 
 def test_a_decoder_whose_packed_samples_see_each_other_is_not_packed() -> None:
-    """Falcon's class, of Falcon 2 VLM, makes its masks without the positions."""
-    config = FalconConfig(hidden_size=64, num_attention_heads=4, ffn_hidden_size=2**20, alibi=False)
-    with pytest.raises(UserError, match=r"train.packing: in Transformers' FalconModel packed samples see each other"):
+    """OPT's class makes its masks without the positions, as Falcon's did before Transformers 5.24."""
+    config = OPTConfig(hidden_size=64, word_embed_proj_dim=64, num_attention_heads=4, ffn_dim=2**20)
+    with pytest.raises(UserError, match=r"train.packing: in Transformers' OPTDecoder packed samples see each other"):
         rehearse_packing(config)
