@@ -256,6 +256,26 @@ def test_a_damaged_file_never_gives_half_of_its_records(tmp_path, name, content,
         read(settings.model_copy(update={"limit": 1000}))
 
 
+@pytest.mark.parametrize("size", [0, 1024, 1100])
+def test_an_archive_without_its_end_is_refused_by_any_python(tmp_path, monkeypatch, size):
+    """Later Pythons, security releases of older ones too, call what a `frombuf` of one's own replaces directly."""
+
+    def fromtarfile(cls, archive):
+        header = archive.fileobj.read(tarfile.BLOCKSIZE)
+        member = of_python(cls, header, archive.encoding, archive.errors)
+        member.offset = archive.fileobj.tell() - tarfile.BLOCKSIZE
+        return member._proc_member(archive)
+
+    of_python = tarfile.TarInfo.frombuf.__func__
+    monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(fromtarfile))
+    whole = tar(a__jpg=b"j" * 500, b__jpg=b"j")
+    for name, content in ("whole", whole), ("cut", whole[:size]):
+        (tmp_path / f"{name}.tar").write_bytes(content)
+    assert len(read(source(tmp_path / "whole.tar", "webdataset"))) == 2
+    with pytest.raises(tarfile.ReadError, match=r"the archive (has no end|is damaged)"):
+        read(source(tmp_path / "cut.tar", "webdataset"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "format"),
     [
