@@ -92,7 +92,7 @@ def test_every_reference_to_an_image_is_understood(folder, reference):
         ("pipe", "missing_image", "is no file"),
         ("dangling", "missing_image", "No such file"),
         ("a" * 5000, "missing_image", "name too long"),
-        ("a\0.png", "missing_image", "null byte"),
+        ("a\0.png", "missing_image", "embedded null"),
         ("~nobody-of-that-name/a.png", "missing_image", "No such file"),
         ("http://host/a.png", "remote_image", "not downloaded during a build"),
         ("HTTPS://host/a.png", "remote_image", "img2dataset"),
