@@ -89,9 +89,9 @@ class Comparison:
         micro_batches = self._micro_batches(objective)
         return [micro_batches.plan(collate(group, 2)) for group in self.groups]
 
-    def fast(self, objective: Objective, packing: bool) -> tuple[Result, dict[str, Tensor]]:
-        """Result and gradients by the library."""
-        micro_batches = self._micro_batches(objective)
+    def fast(self, objective: Objective, packing: bool, **calls: int) -> tuple[Result, dict[str, Tensor]]:
+        """Result and gradients by the library; `calls`: settings of the teacher's calls."""
+        micro_batches = self._micro_batches(objective, **calls)
         batches = [collate(group, 2, packing) for group in self.groups]
         plans = [micro_batches.plan(batch) for batch in batches]
         terms: list[loss.LossTerms] = []
@@ -113,19 +113,19 @@ class Comparison:
         named = [(name, p) for name, p in self.fast_vlm.named_parameters() if p.requires_grad]
         return result, {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in named}
 
-    def _micro_batches(self, objective: Objective) -> MicroBatches:
+    def _micro_batches(self, objective: Objective, **calls: int) -> MicroBatches:
         distill = asdict(objective)
-        teacher = {name: distill.pop(name) for name in ("context", "scope", "earlier_turns")}
+        teacher = calls | {name: distill.pop(name) for name in ("context", "scope", "earlier_turns")}
         tree = settings(Path(), Path(), teacher=teacher, distill=distill)
         for source in tree["corpus"]["sources"]:
             source |= WEIGHTS[source["name"]]
         return MicroBatches(Config.model_validate(tree), self.student, self.teacher, torch.device("cpu"))
 
-    def agree(self, objective: Objective, packing: bool = False) -> None:
-        """Both have to agree on the loss, on every token and on every gradient."""
+    def agree(self, objective: Objective, packing: bool = False, **calls: int) -> None:
+        """Both have to agree on the loss, on every token and on every gradient; `calls`: as of `fast`."""
         expected, expected_gradients = self.reference(objective)
-        found, found_gradients = self.fast(objective, packing)
-        assert min(expected.kd) > 1e-4, "the teacher has to disagree, or the comparison shows nothing"
+        found, found_gradients = self.fast(objective, packing, **calls)
+        assert min(expected.kd, default=1) > 1e-4, "the teacher has to disagree, or the comparison shows nothing"
         close = {"rtol": 1e-9, "atol": 1e-12}
         torch.testing.assert_close(found.loss, expected.loss.detach(), **close)
         torch.testing.assert_close(found.ce, [value.detach() for value in expected.ce], **close)

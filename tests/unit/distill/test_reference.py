@@ -15,6 +15,9 @@ import pytest
 import tiny
 import torch
 from families import shake
+from hypothesis import assume, given
+from hypothesis import settings as drawing
+from hypothesis import strategies as st
 from reference_method import Objective, distillation_loss, teacher_logits, teacher_queries
 from reference_pairs import ByHand, ByTransformers
 from reference_runs import Comparison, Step, example, float64_throughout
@@ -252,6 +255,34 @@ def test_kd_by_the_distilled_tokens(name: str):
 def test_cross_entropy_on_distilled_rows(factor: float):
     """`ce_on_distilled` scales the CE of distilled rows, and of no others."""
     comparison("micro-batches").agree(Objective(ce_on_distilled=factor, w_ce=1.3))
+
+
+OBJECTIVES = st.builds(
+    Objective,
+    context=st.sampled_from(["shared_kv", "shared_kv", "prompt_text"]),
+    scope=st.sampled_from(["full", "full", "visual"]),
+    earlier_turns=st.sampled_from(["student", "teacher"]),
+    divergence=st.sampled_from(["forward_kl", "reverse_kl", "jsd"]),  # tv has no one gradient where both agree
+    top_k=st.sampled_from([None, 3]),
+    temperature=st.sampled_from([1.0, 1.7]),
+    kd_normalizer=st.sampled_from(["supervised", "distilled"]),
+    ce_on_distilled=st.sampled_from([1.0, 0.2]),
+)
+PIECES = st.sampled_from(["7", "34 12", "I I I I", "[9]", "[4 33 6]", "[17 I I I I 5]"])
+LINES = st.lists(PIECES, min_size=1, max_size=5)
+SOURCES = st.sampled_from(["text", "text", "pictures"])
+GROUPS = st.lists(st.lists(st.tuples(LINES, SOURCES), min_size=1, max_size=3), min_size=2, max_size=3)
+
+
+@drawing(max_examples=12)
+@given(GROUPS, OBJECTIVES, st.booleans(), st.sampled_from([1, 3]), st.integers(0, 2))
+def test_any_step(drawn: list, objective: Objective, packing: bool, in_a_call: int, ahead: int):
+    """Micro-batches of any rows, any settings together, asked about one by one or several in a call."""
+    assume(any("[" in piece for group in drawn for line, _ in group for piece in line))
+    written = [[W(" ".join(["1", *line]), [], source) for line, source in group] for group in drawn]
+    step = [[sample(one, seed) for seed, one in enumerate(group)] for group in written]
+    calls = {"micro_batches_per_call": in_a_call, "look_ahead": ahead}
+    Comparison(*pair(), ByHand, step).agree(objective, packing, **calls)
 
 
 @pytest.mark.parametrize("scope", ["full", "visual"])
