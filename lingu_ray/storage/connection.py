@@ -39,7 +39,7 @@ def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
         except (OSError, ArrowException) as error:
             file_system.cache_clear()
             failure = _failure(str(error))
-            if attempts == len(failure.waits):
+            if attempts >= len(failure.waits):  # of this failure, which may be another than the one before
                 raise UserError(f"{location}: {failure.message} ({redacted(str(error))})") from error
             time.sleep(failure.waits[attempts])
             attempts += 1

@@ -260,6 +260,19 @@ class _Refusing(BaseHTTPRequestHandler):
         pass
 
 
+def test_a_failure_after_another_is_told(monkeypatch: pytest.MonkeyPatch):
+    """A bucket that throttled, and then is gone: how often the first is tried says nothing of the second."""
+    monkeypatch.setattr(connection, "WAITS_S", (0.0, 0.0))
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    errors = iter([OSError("SlowDown"), OSError("NO_SUCH_BUCKET")])
+
+    def fail(*_: object) -> None:
+        raise next(errors)
+
+    with pytest.raises(UserError, match="s3://bucket/x: there is no such bucket"):
+        connection.tried("s3://bucket/x", fail)
+
+
 @pytest.mark.slow  # the client itself asks again
 @pytest.mark.parametrize(
     ("status", "code", "told", "of_head"),
