@@ -87,7 +87,7 @@ RECORD_RULES = (
     KeyRule(
         "template_settings",
         ("chat_template_kwargs", "enable_thinking"),
-        "the chat template is rendered with its defaults",
+        "the chat template is rendered with its defaults: write what they add into the messages, and take them out",
     ),
 )
 # What stands in one turn.

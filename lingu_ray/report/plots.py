@@ -53,24 +53,25 @@ NAMES = {
     DISTILLED: "distilled",
 }
 _WIDER = (
-    *(
-        "Noto Sans CJK SC",
-        "Noto Sans CJK JP",
-        "Noto Sans SC",
-        "Noto Sans JP",
-        "Source Han Sans SC",
-        "Source Han Sans CN",
-    ),
-    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Microsoft YaHei", "SimHei", "Malgun Gothic"),
-    *(
-        "IPAexGothic",
-        "PingFang SC",
-        "Hiragino Sans",
-        "Hiragino Sans GB",
-        "Apple SD Gothic Neo",
-        "Arial Unicode MS",
-        "Noto Sans Thai",
-    ),
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans SC",
+    "Noto Sans JP",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Droid Sans Fallback",
+    "Microsoft YaHei",
+    "SimHei",
+    "Malgun Gothic",
+    "IPAexGothic",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Hiragino Sans GB",
+    "Apple SD Gothic Neo",
+    "Arial Unicode MS",
+    "Noto Sans Thai",
 )
 """Fonts with letters that DejaVu Sans lacks: of Chinese, Japanese, Korean, Thai."""
 FONTS = ["DejaVu Sans", *(name for name in _WIDER if name in get_font_names())]

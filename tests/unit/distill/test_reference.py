@@ -274,6 +274,7 @@ SOURCES = st.sampled_from(["text", "text", "pictures"])
 GROUPS = st.lists(st.lists(st.tuples(LINES, SOURCES), min_size=1, max_size=3), min_size=2, max_size=3)
 
 
+@pytest.mark.slow
 @drawing(max_examples=12)
 @given(GROUPS, OBJECTIVES, st.booleans(), st.sampled_from([1, 3]), st.integers(0, 2))
 def test_any_step(drawn: list, objective: Objective, packing: bool, in_a_call: int, ahead: int):
