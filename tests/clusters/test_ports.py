@@ -77,5 +77,5 @@ def test_the_table_is_what_listens(local: Local):
         assert address in said[name][0] or "every address" in said[name][0], (name, address, port)
     assert numbers and all("no" in said[name][1] for name in numbers)
     assert answer(f"http://127.0.0.1:{local.port}/api/jobs/") == 401
-    wrong = local.shell(f"source {local.state}/env; ray job list", code=1, RAY_AUTH_TOKEN="0" * 64)
+    wrong = local.shell(f"source {local.state}/env; RAY_AUTH_TOKEN={'0' * 64} ray job list", code=1)
     assert "token is invalid or incorrect" in wrong
