@@ -68,18 +68,19 @@ def _s3_server() -> str | None:
     Raises:
         UserError: AWS's configuration cannot be read.
     """
-    given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if given := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        return given
     file = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
     configured = ConfigParser(interpolation=None, strict=False, allow_no_value=True)
     try:
-        configured.read([] if given else file, encoding="utf-8")
+        configured.read(file, encoding="utf-8")
     except (OSError, ValueError, ConfigError) as error:
         raise UserError(f"{file} cannot be read: {error}") from error
     name = os.environ.get("AWS_PROFILE") or "default"
     profile = f"profile {name}" if configured.has_section(f"profile {name}") else name
     services = f"services {configured.get(profile, 'services', fallback='')}"
     of_s3 = re.search(r"^endpoint_url\s*=\s*(\S+)", configured.get(services, "s3", fallback=None) or "", re.MULTILINE)
-    return given or (of_s3[1] if of_s3 else configured.get(profile, "endpoint_url", fallback=None))
+    return of_s3[1] if of_s3 else configured.get(profile, "endpoint_url", fallback=None)
 
 
 def _endpoint(url: str | None) -> dict[str, Any]:
