@@ -22,8 +22,6 @@ FILE = "manifest.json"
 SIGHT = "sight"  # a folder of more rows about the evaluation's pictures; training knows their words, of other pictures
 FOLDERS = (*SPLITS, SIGHT)
 
-Manifest = dict[str, Any]
-
 
 def write_manifest(folder: Path, seed: int, left_out: Mapping[str, Counter[str]], template: set[int]) -> dict[str, Any]:
     """Write the manifest of what lies in `folder`, read again from its files.

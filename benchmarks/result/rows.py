@@ -74,9 +74,7 @@ def rows_help() -> Help:
     """The pages of the command's `--help`."""
     rows = {one.name: f"{one.group}: {one.about}" for one in ROWS}
     chapters = "\n".join(["groups:", *table(GROUPS, text_width()), "", "rows:", *table(rows, text_width())])
-    return Help(
-        "python -m benchmarks.result.rows list|run [NAME ...] [key=value ...]", f"{__doc__}\n{chapters}", RunConfig
-    )
+    return Help(USAGE, f"{__doc__}\n{chapters}", RunConfig)
 
 
 def main(arguments: list[str]) -> None:

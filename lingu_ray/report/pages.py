@@ -1,10 +1,8 @@
-"""How pages are made: templates with their filters, figures as SVG elements, pictures as `data:` addresses."""
+"""How pages are made: templates with their filters, figures as SVG elements."""
 
 from __future__ import annotations
 
-import base64
 from functools import cache
-from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
@@ -34,11 +32,6 @@ def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
 def svgs(panels: list[Panel]) -> list[Markup]:
     """The panels as elements for a page."""
     return [Markup(panel.svg()) for panel in panels]
-
-
-def embedded(path: Path) -> str:
-    """A PNG as a `data:` address, so that a page needs no other file."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def format_score(found: Estimate, is_share: bool) -> tuple[str, str]:
