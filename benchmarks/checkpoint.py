@@ -15,7 +15,6 @@ that the first worker takes for a checkpoint, on top of training.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import shutil
@@ -30,6 +29,7 @@ import torch.multiprocessing
 from pydantic import Field, PositiveInt
 
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish
+from benchmarks.resident import Growth
 from benchmarks.text_training import TextTraining, text_batches
 from lingu_ray.config import Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
@@ -165,18 +165,10 @@ def _training(
 def _memory(writer: CheckpointWriter) -> float:
     """MiB that this process takes at most, on top of what it has, for a writer's first checkpoint."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the highest mark is what there is now
-    before = _status("VmRSS")
-    writer.save(CheckpointState(1, None))
-    writer.wait()
-    return (_status("VmHWM") - before) / 1024
-
-
-def _status(name: str) -> int:
-    """KiB of this process, by the name that the kernel gives them."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    with Growth() as taken:
+        writer.save(CheckpointState(1, None))
+        writer.wait()
+    return taken.mib
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ machine it says little.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -37,6 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Idefics3Config, LlamaConfig
 
 from benchmarks.report import BenchmarkConfig, Row, publish, seconds_of
+from benchmarks.resident import Growth
 from lingu_ray.config import Config, Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
@@ -57,7 +57,6 @@ from lingu_ray.runtime.training.step import MicroBatches, model_inputs
 
 MIB = 2**20
 NEAR = 0.15
-STATUS = Path("/proc/self/status")
 Figures = dict[str, float]
 
 
@@ -238,14 +237,10 @@ def counted(name: str, folder: str) -> Figures:
     torch.set_num_threads(cores())
     Run(replace(CASES["tiny"], train=case.train), folder).step()  # code is loaded, and kernels are made
     batches = case.batches()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the high-water mark back to what is resident
-    before = status("VmRSS")
-    with LiveBytes() as live:
+    with LiveBytes() as live, Growth() as resident:
         run = Run(case, folder, batches)
-        kv = run.step()
         run.step()
-    resident = status("VmHWM") - before
+        kv = run.step()
     seconds = min(seconds_of(run.step) for _ in range(3))
     with FlopCounterMode(display=False, custom_mapping=NOT_COUNTED) as flops:
         run.step()
@@ -255,7 +250,7 @@ def counted(name: str, folder: str) -> Figures:
         "KV, MiB": kv / MIB,
         "teacher, MiB": run.teacher.peak / MIB,
         "tensors, MiB": live.peak / MIB,
-        "resident, MiB": resident / 2**10,
+        "resident, MiB": resident.mib,
         "operations, GFLOP": flops.get_total_flops() / 1e9,
         "step, s": seconds,
     }
@@ -313,12 +308,6 @@ def kept_bytes(passes: MicroBatches, batch: MicroBatch) -> int:
         hidden_BTD, _ = passes.student.hidden_states(model_inputs(batch))
     del hidden_BTD
     return sum(saved.values())
-
-
-def status(name: str) -> int:
-    """A field of this process's status, KiB."""
-    lines = STATUS.read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

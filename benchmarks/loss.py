@@ -24,7 +24,6 @@ relatively. A loss for which the GPU's memory does not suffice has a row that sa
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import multiprocessing
 import os
@@ -42,6 +41,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from benchmarks.report import NO_MEMORY, BenchmarkConfig, Row, Timing, if_it_fits, measure, plot_bars, publish, ratio
+from benchmarks.resident import Growth
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
@@ -51,7 +51,6 @@ from lingu_ray.distill.loss import LossScales, TeacherOutput, ce_kd_loss
 from lingu_ray.errors import run_command
 
 KD_ALONE = ("trl_fused", "liger_triton")
-STATUS = Path("/proc/self/status")
 PACKAGES = {"liger": "liger_kernel", "liger_triton": "liger_kernel", "trl_gkd": "trl", "trl_fused": "trl"}
 
 
@@ -199,7 +198,7 @@ def pass_of(loss: Loss, inputs: Inputs) -> float:
 def peak_memory(name: str, shape: Shape) -> float | None:
     """MiB above the inputs at the peak of a pass; None where it cannot be measured."""
     if shape.device == "cpu":
-        if not STATUS.exists():
+        if sys.platform != "linux":
             return None
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_peak_of_process, name, shape, torch.get_num_threads()).result()
@@ -216,17 +215,9 @@ def _peak_of_process(name: str, shape: Shape, threads: int) -> float:
     torch.set_num_threads(threads)
     loss, inputs = MAKERS[name](), Inputs(shape)
     pass_of(loss, inputs)
-    ctypes.CDLL(None).malloc_trim(0)  # what the first pass freed counts again where the second takes it
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the high-water mark back to what is resident
-    before = _status("VmRSS")
-    pass_of(loss, inputs)
-    return (_status("VmHWM") - before) / 2**10
-
-
-def _status(field: str) -> int:
-    """A field of this process's status, KiB."""
-    lines = STATUS.read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    with Growth() as taken:
+        pass_of(loss, inputs)
+    return taken.mib
 
 
 def compare(shape: Shape, names: list[str], repeats: int) -> list[Row]:
