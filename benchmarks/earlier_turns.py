@@ -29,6 +29,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmarks.chats import TURNS, chat_rows, encode, pair_config
+from benchmarks.one_step import add_gradients
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure_between, processor_seconds, publish
 from benchmarks.terms import Terms, compute_terms, norm
 from lingu_ray.config.command_line import settings_alone
@@ -94,7 +95,7 @@ class Comparison:
             {
                 "way": way,
                 "ratio_to_sft": timings[way].median,
-                "quartiles": "–".join(f"{quartile:.3g}" for quartile in timings[way].spread),
+                "quartiles": timings[way].quartiles,
                 **(self._donated(way) if way != "sft" else {}),
                 **(_differences(terms[way], terms["student"]) if way in terms else {}),
                 "held_out_ce": ", ".join(f"{ce:.4f}" for ce in held_out[way]) or None,
@@ -165,8 +166,7 @@ class Comparison:
 def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer) -> None:
     parameters = trained_parameters(optimizer)
     zero_gradients(parameters)
-    plans = [micro_batches.plan(batch) for batch in batches]
-    micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+    add_gradients(micro_batches, batches)
     clip_gradients([parameter for parameter in parameters if parameter.grad is not None], 1.0)
     optimizer.step()
 

@@ -35,6 +35,7 @@ from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Idefics3Config, LlamaConfig
 
+from benchmarks.one_step import add_gradients
 from benchmarks.report import BenchmarkConfig, Row, publish, seconds_of
 from benchmarks.resident import Growth
 from lingu_ray.config import Config, Several
@@ -286,8 +287,7 @@ class Run:
 
     def step(self) -> int:
         """One optimizer step; bytes of the KV that was donated."""
-        plans = [self.passes.plan(batch) for batch in self.batches]
-        sums = self.passes.run(self.batches, plans, self.passes.weights(0.0, self.batches, plans))
+        sums = add_gradients(self.passes, self.batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         return sums.kv_bytes

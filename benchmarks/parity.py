@@ -27,9 +27,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from benchmarks.one_step import add_gradients, run_config
 from benchmarks.pairs import Pair, PairName, named_pair
 from benchmarks.report import BenchmarkConfig, Row, publish
-from benchmarks.step import Teachers, run_config
+from benchmarks.step import Teachers
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.student import Student
@@ -122,9 +123,7 @@ class Steps:
         model.zero_grad(set_to_none=True)
         teacher = Teachers(self.folder, precision, device).client(placement, transport)
         config = run_config(self.folder, placement, int(placement == "actor"), precision, transport)
-        micro_batches = MicroBatches(config, self.student, teacher, device)
-        plans = [micro_batches.plan(batch) for batch in self.batches]
-        sums = micro_batches.run(self.batches, plans, micro_batches.weights(0.0, self.batches, plans))
+        sums = add_gradients(MicroBatches(config, self.student, teacher, device), self.batches)
         gradient = [torch.zeros(()) if p.grad is None else p.grad.to(CPU) for p in model.parameters()]
         model.zero_grad(set_to_none=True)
         return Outcome(sums.ce, sums.kd, gradient)

@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
+from benchmarks.one_step import add_gradients, run_config
 from benchmarks.pairs import Pair, PairName, llama_pair, named_pair
 from benchmarks.report import (
     NO_MEMORY,
@@ -48,7 +49,7 @@ from benchmarks.report import (
     publish,
     ratios,
 )
-from lingu_ray.config import Config, Several, TrainConfig
+from lingu_ray.config import Several, TrainConfig
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch
@@ -266,8 +267,7 @@ class Teachers:
 
 
 def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer) -> None:
-    plans = [micro_batches.plan(batch) for batch in batches]
-    micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+    add_gradients(micro_batches, batches)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
@@ -324,27 +324,6 @@ def pair_of(settings: Row) -> Pair:
     if settings["pair"] is not None:
         return named_pair(settings["pair"])
     return llama_pair(settings["layers"], settings["hidden"], settings["image_tokens"])
-
-
-def run_config(
-    teacher: str, placement: str, look_ahead: int, precision: str, transport: str = "object_store", of_a_call: int = 1
-) -> Config:
-    """Settings of a run; its student is made here."""
-    return Config.model_validate(
-        {
-            "name": "benchmark",
-            "student": {"path": "made here"},
-            "teacher": {
-                "path": teacher,
-                "placement": placement,
-                "look_ahead": look_ahead,
-                "transport": transport,
-                "micro_batches_per_call": of_a_call,
-            },
-            "corpus": {"sources": [{"name": "images", "format": "text", "path": "made here", "language_heavy": True}]},
-            "train": {"precision": precision},
-        }
-    )
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
+from benchmarks.one_step import add_gradients, run_config
 from benchmarks.pairs import VOCABULARY, llama_pair
 from benchmarks.report import Row
-from benchmarks.step import run_config
 from lingu_ray.config import TrainConfig
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
@@ -35,8 +35,7 @@ class TextTraining:
 
     def backward(self, batches: list[MicroBatch]) -> None:
         """Add a step's gradients to those that are there."""
-        plans = [self._micro_batches.plan(batch) for batch in batches]
-        self._micro_batches.run(batches, plans, self._micro_batches.weights(0.0, batches, plans))
+        add_gradients(self._micro_batches, batches)
 
 
 def text_batches(lengths: Iterable[int], most: int, first: int = 0) -> list[MicroBatch]:
