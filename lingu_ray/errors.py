@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO, cast
 
 from lingu_ray.commands import as_called
-from lingu_ray.starting import end_stopped
+from lingu_ray.starting import collect_less, end_stopped
 
 _WRAPPED = ("cause", "health_check_failure", "controller_failure")  # in errors of Ray and Ray Train
 _FULL = re.compile(r".*(?:No space left on device|Disk quota exceeded).*")  # Rust and C++ have these words, too
@@ -116,6 +117,7 @@ def _prepare_streams() -> None:
 def run_command(main: Callable[[list[str]], None]) -> None:
     """Run a module's `main` on the command line's arguments: exit 1 after a `UserError`, on a full disk and where
     permission is missing, 130 after Ctrl-C."""
+    collect_less()
     _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -135,3 +137,5 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         if (told := full_disk(error) or no_permission(error)) is None:
             raise
         sys.exit(as_called(f"error: {told}"))
+    finally:
+        gc.freeze()  # else the interpreter, as it ends, looks through all that was imported, for seconds

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.run_folder.folder import run_of
     from lingu_ray.runtime.run_folder.run_store import writing_to
     from lingu_ray.runtime.tracking.progress import quiet_libraries
-    from lingu_ray.runtime.tracking.store import where_to_look
+    from lingu_ray.runtime.tracking.store_uri import where_to_look
 
     quiet_libraries()
     if (run_folder := run_of(config.out)) is not None:

@@ -1,12 +1,21 @@
-"""Ctrl-C while a command still imports, before `errors.run_command` can catch it. Imports next to nothing itself."""
+"""A process that starts: Ctrl-C while a command still imports, and imports that take less. Brings next to nothing."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from types import TracebackType
 
 _PACKAGES = ("lingu_ray", "tuning")
+
+
+def collect_less() -> None:
+    """Let this process look for reference cycles after 10 000 new objects, not after 700.
+
+    Torch, Transformers, Ray and MLflow make 600 000 that stay: a quarter of the time of importing them went there.
+    """
+    gc.set_threshold(10_000)
 
 
 def end_stopped() -> None:

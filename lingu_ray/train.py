@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> None:
     from lingu_ray.runtime.preparation import check_output
     from lingu_ray.runtime.run_folder.run_store import writing_to
     from lingu_ray.runtime.tracking.progress import quiet_libraries
-    from lingu_ray.runtime.tracking.store import check_store, tracking_uri
+    from lingu_ray.runtime.tracking.store import check_store
+    from lingu_ray.runtime.tracking.store_uri import tracking_uri
 
     quiet_libraries()
     for said in config.without_effect():
@@ -144,7 +145,7 @@ def show(config: Config, export: Path | str, recovery: Recovery | None) -> None:
     from lingu_ray.report.evaluate_command import evaluate_command
     from lingu_ray.report.run_report import write_run_report
     from lingu_ray.runtime.run_folder.folder import RunFolder
-    from lingu_ray.runtime.tracking.store import tracking_uri, where_to_look
+    from lingu_ray.runtime.tracking.store_uri import tracking_uri, where_to_look
     from lingu_ray.shell import shell_word
 
     folder = RunFolder(config.run_dir)

@@ -23,7 +23,7 @@ from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.preparation import check_output, check_tasks, prepare_initial_model
 from lingu_ray.runtime.resume import model_contents
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.store import same_store
+from lingu_ray.runtime.tracking.store_uri import same_store
 from lingu_ray.storage import origin
 from lingu_ray.train import measure
 from tuning.folder import SweepFolder

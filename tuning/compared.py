@@ -35,7 +35,8 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.run_folder.run_store import fetch_run
 from lingu_ray.runtime.tracking.mlflow_run import newest_settings, runs_in
-from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store, store_uri
+from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store
+from lingu_ray.runtime.tracking.store_uri import store_uri
 from tuning.curves import CURVES, Curves, curves_of
 
 METRICS = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")

@@ -8,7 +8,8 @@ from itertools import islice
 from lingu_ray.config import Config
 from lingu_ray.report.rehearsal import rehearse_report, rehearsed
 from lingu_ray.runtime.preparation import check_output
-from lingu_ray.runtime.tracking.store import check_store, tracking_uri
+from lingu_ray.runtime.tracking.store import check_store
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 from lingu_ray.storage import working_folder
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome, read_outcomes

@@ -26,7 +26,7 @@ from lingu_ray.interrupt import save_on_interrupt
 from lingu_ray.runtime.cluster.capacity import can_hold, check_resources, max_concurrent_runs, uses_gpu, workers
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
-from lingu_ray.runtime.tracking.store import environment
+from lingu_ray.runtime.tracking.store_uri import environment
 from lingu_ray.storage import cache_folder
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.kept_models import remove_copies, remove_unwanted

@@ -9,7 +9,7 @@ from lingu_ray.config import Config
 from lingu_ray.config.flat import flat
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.mlflow_run import MlflowRun, runs_in
-from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome
 from tuning.space import Space

@@ -165,7 +165,7 @@ def write_teacher(folder: Path, data: Path, settings: DemoConfig, seed: int) -> 
 
 def adapt(config: Config, root: Path, data: Path, teacher: Path) -> None:
     """Make a VLM of the teacher by CE alone on questions about digits: it learns to see and forgets language."""
-    from lingu_ray.runtime.tracking.store import same_store
+    from lingu_ray.runtime.tracking.store_uri import same_store
     from lingu_ray.runtime.trainer import run
 
     assert config.demo is not None

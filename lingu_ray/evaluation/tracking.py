@@ -16,7 +16,8 @@ from lingu_ray.evaluation.results import Recovery, TaskScores, Verdict
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.environment import read_environment
 from lingu_ray.runtime.tracking.mlflow_run import MlflowRun
-from lingu_ray.runtime.tracking.store import STORE, check_store, store_uri
+from lingu_ray.runtime.tracking.store import check_store
+from lingu_ray.runtime.tracking.store_uri import STORE, store_uri
 from lingu_ray.storage import origin
 
 SCORE, NATS, BLIND = "score", "nats", "blind"

@@ -10,3 +10,7 @@ alignment    a new VLM's first stage            run_folder   what lies where, on
 cluster      Ray, its room, GPUs and cores      tracking     MLflow, other trackers, the live line
 doctor       a cluster checked before a run
 """
+
+from lingu_ray.starting import collect_less
+
+collect_less()  # in Ray's processes as in commands, before torch is imported

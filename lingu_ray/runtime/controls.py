@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lingu_ray.config import CONTROLS, Config, DistillConfig, Schedule
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.store import same_store
+from lingu_ray.runtime.tracking.store_uri import same_store
 from lingu_ray.storage import below, place
 
 SAME_CE, PLAIN_CE = CONTROLS

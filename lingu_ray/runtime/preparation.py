@@ -33,7 +33,7 @@ from lingu_ray.runtime.rehearsal import rehearse_export, rehearse_packing, rehea
 from lingu_ray.runtime.resume import check_models
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.run_store import put_initial_model
-from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 from lingu_ray.storage import check_writable, is_remote
 
 MANY_PASSES = 5

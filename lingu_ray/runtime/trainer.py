@@ -55,7 +55,8 @@ from lingu_ray.runtime.run_folder.run_store import following, newest_step, writi
 from lingu_ray.runtime.tracking.also import check_also
 from lingu_ray.runtime.tracking.environment import record_environment
 from lingu_ray.runtime.tracking.progress import Progress
-from lingu_ray.runtime.tracking.store import check_store, tracking_uri
+from lingu_ray.runtime.tracking.store import check_store
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 from lingu_ray.runtime.tracking.tracker import Tracker
 from lingu_ray.runtime.training.precision import Choice, as_started, choose, is_open, with_precision
 from lingu_ray.runtime.training.worker import Job

@@ -26,7 +26,7 @@ from lingu_ray.runtime.run_folder.lease import lease_on
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.tracking.environment import PRECISION, read_environment
 from lingu_ray.runtime.tracking.mlflow_run import newest_settings
-from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 from lingu_ray.runtime.training.optimizer import lr_factor
 
 pytestmark = pytest.mark.slow

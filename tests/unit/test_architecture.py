@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,18 +40,38 @@ def modules() -> list[Path]:
     return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+def names_imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import among the nodes of a module."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def is_ours(name: str) -> bool:
+    return name.partition(".")[0] in PACKAGES
+
+
 def imported(path: Path) -> Iterator[tuple[int, Path]]:
     """Line and file of every import of our own packages, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return ((line, source(name)) for line, name in names_imported(nodes) if is_ours(name))
+
+
+def brought(path: Path) -> set[str]:
+    """The libraries that come with a module: imported at the top of it, or of ours that it brings."""
+    left, seen, libraries = [path], set[Path](), set[str]()
+    while left:
+        if (one := left.pop()) in seen:
             continue
-        for name in names:
-            if name.partition(".")[0] in PACKAGES:
-                yield node.lineno, source(name)
+        seen.add(one)
+        for _, name in names_imported(ast.parse(one.read_text(encoding="utf-8")).body):
+            if is_ours(name):
+                left.append(source(name))
+            else:
+                libraries.add(name.partition(".")[0])
+    return libraries
 
 
 def source(name: str) -> Path:
@@ -86,6 +106,14 @@ def test_imports_run_one_way(path: Path) -> None:
     allowed = {room, *rooms()[room][1]}
     wrong = [f"line {line}: {room_of(target)}" for line, target in imported(path) if room_of(target) not in allowed]
     assert not wrong, f"{path.relative_to(ROOT)} ({room}) imports {wrong}"
+
+
+@pytest.mark.parametrize("module", ["runtime/training/worker.py", "runtime/teacher/teachers.py", "corpus/build.py"])
+def test_what_only_the_driver_needs_stays_there(module: str) -> None:
+    """Ray's processes import neither MLflow nor what draws: each of them would start seconds later."""
+    libraries = brought(ROOT / "lingu_ray" / module)
+    assert {"ray", "torch"} <= libraries
+    assert not libraries & {"mlflow", "sqlalchemy", "matplotlib"}
 
 
 def test_documents_name_files_that_exist() -> None:

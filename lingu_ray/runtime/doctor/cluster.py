@@ -21,7 +21,8 @@ from lingu_ray.runtime.doctor.checks import check_nodes
 from lingu_ray.runtime.doctor.finding import Finding
 from lingu_ray.runtime.doctor.node import NodeFacts, Probe, put_marker, remove_marker
 from lingu_ray.runtime.doctor.paths import needed_paths
-from lingu_ray.runtime.tracking.store import check_store, tracking_uri
+from lingu_ray.runtime.tracking.store import check_store
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 
 _ANSWER_WITHIN_S = 90.0
 

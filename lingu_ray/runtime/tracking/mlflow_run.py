@@ -23,8 +23,8 @@ from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.command import ORIGIN, in_actor, source_tags
-from lingu_ray.runtime.tracking.sqlite_store import PREFIX as SQLITE
 from lingu_ray.runtime.tracking.store import CANNOT_OPEN, experiment_id, not_opened, open_store
+from lingu_ray.runtime.tracking.store_uri import SQLITE
 
 _PARAM_LIMIT = 6000
 _BATCH = 100

@@ -16,8 +16,8 @@ import mlflow
 
 from lingu_ray.atomic import locked
 from lingu_ray.errors import UserError
+from lingu_ray.runtime.tracking.store_uri import SQLITE
 
-PREFIX = "sqlite:///"
 LOCKED_S = 20.0
 """Seconds to wait for what another process writes; MLflow waits as long."""
 _OTHER = "name another file in tracking.uri"
@@ -32,8 +32,8 @@ _CURES = {
 @contextmanager
 def opened_alone(uri: str) -> Iterator[None]:
     """Hold off other processes that open the same file, where the store is one."""
-    path = Path(uri.removeprefix(PREFIX))
-    if not uri.startswith(PREFIX) or not path.parent.is_dir():
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or not path.parent.is_dir():
         yield
         return
     with locked(path.with_name(f".{path.name}.lock")):
@@ -49,13 +49,13 @@ def try_database(path: Path, setting: str) -> bool:
         UserError: the file or its folder cannot be written, is locked, is no database, or is one of something else or
             of a newer MLflow.
     """
-    where = f"{setting}={PREFIX}{path}"
+    where = f"{setting}={SQLITE}{path}"
     if path.is_dir():
-        raise UserError(f"{where} is a folder: name a file in it, {PREFIX}{path / 'mlflow.db'}")
+        raise UserError(f"{where} is a folder: name a file in it, {SQLITE}{path / 'mlflow.db'}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            with opened_alone(f"{PREFIX}{path}"):
+            with opened_alone(f"{SQLITE}{path}"):
                 return _try_existing(path, where)
         with TemporaryDirectory(prefix=".tried-", dir=path.parent) as folder, _opened(Path(folder, path.name)) as new:
             _write(new)

@@ -1,13 +1,12 @@
-"""MLflow's store of a run: which one it is, opened, and tried before anything expensive starts."""
+"""MLflow's store of a run: opened, and tried before anything expensive starts."""
 
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
@@ -18,17 +17,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from sqlalchemy.exc import SQLAlchemyError
 
-from lingu_ray import paths
-from lingu_ray.config import Config, TrackingConfig
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.tracking.sqlite_store import PREFIX as SQLITE
 from lingu_ray.runtime.tracking.sqlite_store import opened_alone, try_database
-from lingu_ray.shell import shell_word
+from lingu_ray.runtime.tracking.store_uri import SQLITE, STORE, VARIABLE, named_by
 
 T = TypeVar("T")
-STORE = "mlflow.db"
-_VARIABLE = "MLFLOW_TRACKING_URI"
 NEWEST_START = "lingu_ray.newest_start"
 """Tag of an experiment: when a run of it was last started."""
 CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)
@@ -37,62 +31,6 @@ _ROW_EXISTS = ("RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")  # where two make the s
 _NOT_ALLOWED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 log = logging.getLogger(__name__)
-
-
-def store_uri(settings: TrackingConfig, folder: Path | str) -> str:
-    """The store of the settings, else that of the environment, else SQLite in `folder`.
-
-    Raises:
-        UserError: none is named, and `folder` is in a bucket, where no database can be.
-    """
-    if named := settings.uri or _of_environment():
-        return named
-    if isinstance(folder, str):
-        raise UserError(
-            f"tracking.uri is needed, for results go to {folder}, and MLflow's own database wants a disk: give "
-            "tracking.uri=http://… of a server (or MLFLOW_TRACKING_URI), or tracking.uri=sqlite:////PATH of a file"
-        )
-    return paths.tracking_uri(f"{SQLITE}{Path(folder) / STORE}")
-
-
-def _of_environment() -> str | None:
-    """The store that MLflow's own variable names; None where it names none. Raises UserError for a bucket."""
-    given = os.environ.get(_VARIABLE)
-    try:
-        return paths.tracking_uri(given) if given else None
-    except paths.NoPath as error:
-        raise UserError(f"{_VARIABLE}: {error}") from error
-
-
-def _named_by(uri: str) -> str:
-    """What names a store: the setting, or MLflow's own variable."""
-    with suppress(UserError):
-        if uri == _of_environment():
-            return _VARIABLE
-    return "tracking.uri"
-
-
-def tracking_uri(config: Config) -> str:
-    """The store of a run (see `store_uri`)."""
-    return store_uri(config.tracking, config.output_dir)
-
-
-def same_store(config: Config) -> str | None:
-    """`tracking.uri` of another run in the same store; None: the environment names it, maybe with a password."""
-    return config.tracking.uri or (None if _of_environment() else tracking_uri(config))
-
-
-def environment() -> dict[str, str]:
-    """MLflow's own variables here, for processes elsewhere: which store, wherever they are, and who may write."""
-    found = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    store = _of_environment()
-    return found | {_VARIABLE: store} if store else found
-
-
-def where_to_look(uri: str) -> str:
-    """How to open the store: a server's address, or the command that serves a database."""
-    shown = without_credentials(uri)
-    return shown if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {shell_word(shown)}"
 
 
 def artifact_location(uri: str) -> str | None:
@@ -146,8 +84,8 @@ def check_store(uri: str, experiment: str) -> None:
     """
     try:
         if uri.startswith("sqlite:") and not uri.startswith(SQLITE):
-            raise UserError(f"{_named_by(uri)}={uri}: a SQLite store is a file: {SQLITE}FOLDER/{STORE}")
-        if uri.startswith(SQLITE) and not try_database(Path(uri.removeprefix(SQLITE)), _named_by(uri)):
+            raise UserError(f"{named_by(uri)}={uri}: a SQLite store is a file: {SQLITE}FOLDER/{STORE}")
+        if uri.startswith(SQLITE) and not try_database(Path(uri.removeprefix(SQLITE)), named_by(uri)):
             location = cast(str, artifact_location(uri))
         else:
             with one_retry():
@@ -162,7 +100,7 @@ def check_store(uri: str, experiment: str) -> None:
     except Exception as error:
         raise UserError(
             without_credentials(
-                f"{_named_by(uri)}={uri}: files of the experiment {experiment} cannot be stored in {location}: "
+                f"{named_by(uri)}={uri}: files of the experiment {experiment} cannot be stored in {location}: "
                 f"{type(error).__name__}: {error}. Correct access to it, or name another tracking.experiment"
             )
         ) from error
@@ -204,7 +142,7 @@ def one_retry() -> Iterator[None]:
 
 def not_opened(uri: str, error: Exception) -> UserError:
     said = f"{str(error).strip().rstrip('.')}. {_cure(uri, error)}".strip()
-    return UserError(without_credentials(f"{_named_by(uri)}={uri}: MLflow cannot open it. {said}"))
+    return UserError(without_credentials(f"{named_by(uri)}={uri}: MLflow cannot open it. {said}"))
 
 
 def _cure(uri: str, error: Exception) -> str:
@@ -215,6 +153,6 @@ def _cure(uri: str, error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"Install the database's driver, which has the module {error.name}"
     if uri.startswith(("http://", "https://")):
-        without = f"leave {named} out" if (named := _named_by(uri)) != _VARIABLE else f"unset {named}"
+        without = f"leave {named} out" if (named := named_by(uri)) != VARIABLE else f"unset {named}"
         return f"Give the address of a running MLflow server, or {without} for a file in output_dir"
     return ""

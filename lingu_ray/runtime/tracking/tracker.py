@@ -15,7 +15,8 @@ from lingu_ray.runtime.run_folder.records import LoggedSteps, Record, RecordRead
 from lingu_ray.runtime.tracking.also import open_also
 from lingu_ray.runtime.tracking.delivery import Delivery
 from lingu_ray.runtime.tracking.mlflow_run import MlflowRun
-from lingu_ray.runtime.tracking.store import one_retry, tracking_uri
+from lingu_ray.runtime.tracking.store import one_retry
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 
 _LAST_CALL_S = 30.0
 

@@ -791,10 +791,15 @@ def test_ablations_are_the_runs(batch):
 
 @pytest.mark.slow
 def test_the_method_brings_nothing_of_the_run():
-    """Imported alone, `lingu_ray.distill` and all its modules load no settings, Ray, MLflow or evaluation."""
+    """Imported alone, `lingu_ray.distill` and all its modules load no settings, Ray, MLflow or evaluation.
+
+    And whoever imports it keeps the pace of Python's garbage collection.
+    """
     code = (
+        "import gc; before = gc.get_threshold()\n"
         "import importlib, pkgutil, sys, lingu_ray.distill as d\n"
         "for m in pkgutil.iter_modules(d.__path__): importlib.import_module(f'lingu_ray.distill.{m.name}')\n"
+        "assert gc.get_threshold() == before\n"
         "print(*(name for name in sys.modules if '.' not in name or name.startswith('lingu_ray.')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

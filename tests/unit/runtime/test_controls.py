@@ -15,7 +15,7 @@ from lingu_ray.config.flat import flat
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.roles import compared_models, references_among, trained_role
 from lingu_ray.runtime.controls import control_config, control_configs, run_of_control, say_controls
-from lingu_ray.runtime.tracking.store import tracking_uri
+from lingu_ray.runtime.tracking.store_uri import tracking_uri
 from tuning.differences import differing_settings
 
 TEXT = {"name": "text", "format": "text", "path": "/x", "language_heavy": True, "ce_weight": 3.0}

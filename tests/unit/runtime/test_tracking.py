@@ -30,7 +30,8 @@ from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.tracking.command import COMMAND, command_line, source_tags
 from lingu_ray.runtime.tracking.mlflow_run import MlflowRun, newest_settings
 from lingu_ray.runtime.tracking.progress import quiet_libraries
-from lingu_ray.runtime.tracking.store import check_store, store_uri, tracking_uri, where_to_look
+from lingu_ray.runtime.tracking.store import check_store
+from lingu_ray.runtime.tracking.store_uri import store_uri, tracking_uri, where_to_look
 
 
 @pytest.fixture(scope="module")

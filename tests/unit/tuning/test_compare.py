@@ -17,7 +17,8 @@ from lingu_ray.evaluation.roles import OF_THE_PAPER, OF_THE_TEACHER, trained_rol
 from lingu_ray.evaluation.tracking import log_scores, log_verdict
 from lingu_ray.runtime.controls import control_config
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.tracking.store import STORE, open_store, tracking_uri
+from lingu_ray.runtime.tracking.store import open_store
+from lingu_ray.runtime.tracking.store_uri import STORE, tracking_uri
 from lingu_ray.runtime.tracking.tracker import Tracker
 from lingu_ray.train import track
 from tuning import compare

@@ -19,7 +19,7 @@ from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.errors import Interrupted
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
-from lingu_ray.runtime.tracking.store import environment, tracking_uri
+from lingu_ray.runtime.tracking.store_uri import environment, tracking_uri
 from lingu_ray.runtime.trainer import Run
 from tuning.outcome import Outcome, read_outcome
 from tuning.search import scheduler
