@@ -10,13 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 import ray
 
 from benchmarks.ports import free_port, free_ports
+from benchmarks.processes import kill, titled
 
 RAY = Path(sys.executable).with_name("ray")
 _RAYLET = Path(ray.__file__).resolve().parent / "core/src/ray/raylet/raylet"
@@ -74,25 +75,16 @@ class LocalNodes:
                 time.sleep(0.1)
             yield
         finally:
-            with suppress(psutil.NoSuchProcess):
-                for one in (*process.children(recursive=True), process):
-                    with suppress(psutil.NoSuchProcess):
-                        one.kill()
+            kill(process)
             started.wait()
 
     def fullest_store(self) -> int:
         """Most bytes that an object store has held, by its raylet's shared memory, which keeps its pages."""
-        held = [Path(f"/proc/{raylet.pid}/status").read_text(encoding="utf-8") for raylet in self.titled(str(_RAYLET))]
+        held = [
+            Path(f"/proc/{raylet.pid}/status").read_text(encoding="utf-8")
+            for raylet in titled(self.processes, str(_RAYLET))
+        ]
         return max(int(re.findall(r"RssShmem:\s*(\d+) kB", status)[0]) for status in held) * 1024
-
-    def titled(self, title: str) -> list[psutil.Process]:
-        """Processes of the nodes whose title begins so."""
-        found = []
-        for process in [one for node in self.processes for one in node.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess, IndexError):
-                if process.cmdline()[0].startswith(title):
-                    found.append(process)
-        return found
 
 
 def sent_among(processes: list[psutil.Process]) -> int:

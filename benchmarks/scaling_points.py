@@ -23,6 +23,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoProcessor
 
 from benchmarks.local_nodes import LocalNodes, processor_seconds, sent_among
+from benchmarks.processes import titled
 from benchmarks.report import BenchmarkConfig, Row, publish
 from benchmarks.soak import started
 from lingu_ray.config import Config, Several
@@ -113,7 +114,9 @@ def train(words: list[str], folder: RunFolder, cluster: LocalNodes, steps: int) 
             records = read_records(folder.metrics)
             step = records[-1]["step"] if records else 0
             if FIRST <= step < steps:
-                controllers, workers = cluster.titled("ray::TrainController"), cluster.titled("ray::RayTrainWorker")
+                controllers, workers = (
+                    titled(cluster.processes, f"ray::{kind}") for kind in ("TrainController", "RayTrainWorker")
+                )
                 now = step, sent_among(workers), *map(processor_seconds, (drivers, controllers))
                 first, last = first or now, now
                 store = max(store, cluster.fullest_store())

@@ -20,15 +20,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import psutil
 import torch
 from pydantic import Field, PositiveInt
 from safetensors.torch import load_file
 
+from benchmarks.processes import kill, titled
 from benchmarks.report import publish
 from lingu_ray.config import Config, Section, Several
 from lingu_ray.config.command_line import load_config, settings_alone
@@ -41,14 +42,7 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import JsonLines, read_records
 
 Fault = Literal["interrupt", "terminate", "kill_all", "kill_worker", "kill_teacher", "cut_checkpoint"]
-FAULTS: tuple[Fault, ...] = (
-    "interrupt",
-    "terminate",
-    "kill_all",
-    "kill_worker",
-    "kill_teacher",
-    "cut_checkpoint",
-)
+FAULTS: tuple[Fault, ...] = get_args(Fault)
 _PROCESSES = {"kill_worker": "ray::RayTrainWorker", "kill_teacher": "ray::TeacherActor"}
 _SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 _POLL_S = 0.02
@@ -80,7 +74,7 @@ def main(arguments: list[str]) -> None:
     row = {
         "steps": config(options, "struck").train.steps,
         "faults": len(struck),
-        **Counter(fault for fault in struck),
+        **Counter(struck),
         "undisturbed, s": alone_s,
         "struck, s": time.monotonic() - begin - alone_s,
         "equal": equal,
@@ -153,16 +147,14 @@ def strike(fault: Fault, driver: psutil.Process, folder: RunFolder) -> bool:
     if fault in _SIGNALS:
         driver.send_signal(_SIGNALS[fault])
     elif fault in _PROCESSES:
-        title = _PROCESSES[fault]
-        found = [process for process in driver.children(recursive=True) if _title(process).startswith(title)]
-        if not found:
+        if not (found := titled([driver], _PROCESSES[fault])):
             return False
         found[0].kill()
     else:
         saved = checkpoints(folder.checkpoints)
         if fault == "cut_checkpoint" and len(saved) < 2:  # of a run whose only checkpoint is cut nothing is left
             return False
-        _kill(driver)
+        kill(driver)
         if fault == "cut_checkpoint":
             cut = next(checkpoints(folder.checkpoints)[-1][0].glob("model*.safetensors"))
             os.truncate(cut, cut.stat().st_size // 2)
@@ -200,7 +192,7 @@ def started(arguments: list[str]) -> Iterator[subprocess.Popen]:
             yield driver
         finally:
             if driver.poll() is None:
-                _kill(process)
+                kill(process)
 
 
 def _finish(arguments: list[str]) -> None:
@@ -213,19 +205,6 @@ def _finish(arguments: list[str]) -> None:
 def _step(folder: RunFolder) -> int:
     records = read_records(folder.metrics)
     return records[-1]["step"] if records else 0
-
-
-def _kill(driver: psutil.Process) -> None:
-    """SIGKILL to a process and all that it started."""
-    for process in (*driver.children(recursive=True), driver):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _title(process: psutil.Process) -> str:
-    with suppress(psutil.NoSuchProcess, IndexError):
-        return process.cmdline()[0]
-    return ""
 
 
 if __name__ == "__main__":
