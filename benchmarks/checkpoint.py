@@ -70,9 +70,7 @@ def main(arguments: list[str]) -> None:
             _worker, (settings, Path(folder)), nprocs=options.workers, start_method=start
         )
         rows = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
-    publish("checkpoint", rows, options.out, settings)
-    if options.out is not None:
-        plot(rows, options.out / "checkpoint.png")
+    publish("checkpoint", rows, options.out, settings, plot=plot)
 
 
 def plot(rows: list[Row], path: Path) -> None:

@@ -27,11 +27,12 @@ import torch
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
-from benchmarks.report import COLOURS, BenchmarkConfig, Row, Timing, processor_seconds, publish, ratios
+from benchmarks.report import BenchmarkConfig, Row, Timing, beside, processor_seconds, publish
 from benchmarks.text_training import TextTraining, text_batches
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import run_command
+from lingu_ray.report.plots import SOURCE_COLORS, canvas
 from lingu_ray.runtime.cluster.connect import KERNEL_CACHES
 from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
 
@@ -67,7 +68,15 @@ def main(arguments: list[str]) -> None:
     steps = _side_by_side(options.recorded)
     resident = {way: [step.gib for step in of_way] for way, of_way in steps.items()}
     timings = {way: Timing(tuple(step.seconds for step in of_way[WARM_UP:])) for way, of_way in steps.items()}
-    rows = [_row(way, resident[way], timings[way], timings["default"]) for way in WAYS]
+    rows = [
+        {
+            "way": way,
+            "resident_GiB_early": resident[way][WARM_UP - 1],
+            "resident_GiB": resident[way][-1],
+            **beside(timings[way], timings["default"], "default"),
+        }
+        for way in WAYS
+    ]
     publish("cpu_memory", rows, options.out, options.recorded, {"resident_GiB": resident})
     if options.out is not None:
         plot(resident, options.out / "cpu_memory.png")
@@ -75,32 +84,13 @@ def main(arguments: list[str]) -> None:
 
 def plot(resident: dict[str, list[float]], path: Path) -> None:
     """Memory over the steps, a line for each way."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
-        figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-        for color, (way, gib) in zip(COLOURS, resident.items(), strict=False):
+    with canvas(path, (6, 3.6)) as figure:
+        axis = figure.subplots()
+        for color, (way, gib) in zip(SOURCE_COLORS, resident.items(), strict=False):
             axis.plot(range(1, len(gib) + 1), gib, color=color, label=way)
-        axis.set_title("Memory of a training on a CPU", loc="left", fontsize=10)
+        axis.set_title("Memory of a training on a CPU", loc="left")
         axis.set(xlabel="steps", ylabel="GiB", ylim=(0, None))
         axis.legend(loc="lower right")
-        figure.savefig(path, dpi=160, facecolor="white")
-        plt.close(figure)
-
-
-def _row(way: str, gib: list[float], timing: Timing, default: Timing) -> Row:
-    over_default = ratios(timing, default)
-    return {
-        "way": way,
-        "resident_GiB_early": gib[WARM_UP - 1],
-        "resident_GiB": gib[-1],
-        "median_s": timing.median,
-        "ratio_to_default": over_default.median,
-        "quartiles": over_default.quartiles,
-    }
 
 
 def _side_by_side(settings: Row) -> dict[str, list[Step]]:

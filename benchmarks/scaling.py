@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from benchmarks.report import COLOURS, BenchmarkConfig, Row, publish
+from benchmarks.report import BenchmarkConfig, Row, publish
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
@@ -28,6 +28,7 @@ from lingu_ray.cost.formulas import (
     teacher_flops,
 )
 from lingu_ray.errors import run_command
+from lingu_ray.report.plots import SOURCE_COLORS, canvas
 
 RECORD = 400  # bytes of a step in metrics.jsonl
 HOUR = 3600
@@ -78,9 +79,7 @@ def main(arguments: list[str]) -> None:
     """Compute and publish."""
     options = settings_alone(arguments, HELP, ScalingConfig)
     rows = [row_of(options, gpus) for gpus in options.gpus]
-    publish("scaling", rows, options.out, options.recorded)
-    if options.out is not None:
-        plot(rows, options.out / "scaling.png")
+    publish("scaling", rows, options.out, options.recorded, plot=plot)
 
 
 def row_of(options: ScalingConfig, gpus: int) -> Row:
@@ -132,24 +131,17 @@ def row_of(options: ScalingConfig, gpus: int) -> Row:
 
 def plot(rows: list[Row], path: Path) -> None:
     """What a step's time is spent on, as shares, by GPUs."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
     gpus = [row["gpus"] for row in rows]
     parts = {name: [row[name] / row["step, s"] for row in rows] for name in ("gradients, s", "checkpoint, s")}
-    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}):
-        figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
-        for (name, shares), color in zip(parts.items(), COLOURS, strict=False):
+    with canvas(path, (6, 3.6)) as figure:
+        axis = figure.subplots()
+        for (name, shares), color in zip(parts.items(), SOURCE_COLORS, strict=False):
             axis.plot(gpus, shares, marker="o", label=name.removesuffix(", s"), color=color)
         axis.set(xscale="log", xlabel="GPUs", ylabel="share of a step's time", ylim=(0, None))
         axis.set_xticks(gpus, list(map(str, gpus)))
         axis.minorticks_off()
-        axis.set_title("What does not shrink with more GPUs (model)", loc="left", fontsize=10)
+        axis.set_title("What does not shrink with more GPUs (model)", loc="left")
         axis.legend()
-        figure.savefig(path, dpi=160, facecolor="white")
-        plt.close(figure)
 
 
 if __name__ == "__main__":

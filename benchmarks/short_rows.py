@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from pydantic import Field, PositiveInt
 
-from benchmarks.report import BenchmarkConfig, Row, Timing, measure, publish, ratios
+from benchmarks.report import BenchmarkConfig, Row, beside, measure, publish
 from benchmarks.text_training import TextTraining, text_batches
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
@@ -54,18 +54,7 @@ def _rows(tokens: int, settings: Row) -> list[Row]:
     step = _step(tokens, settings)
     ways = {"bf16": _with_longest(0, step), "ours": _with_longest(settings["longest"], step)}
     timings = measure(ways, settings["repeats"])
-    return [_row(way, tokens, timing, timings["bf16"]) for way, timing in timings.items()]
-
-
-def _row(way: str, tokens: int, timing: Timing, bf16: Timing) -> Row:
-    over_bf16 = ratios(timing, bf16)
-    return {
-        "tokens": tokens,
-        "way": way,
-        "median_s": timing.median,
-        "ratio_to_bf16": over_bf16.median,
-        "quartiles": over_bf16.quartiles,
-    }
+    return [{"tokens": tokens, "way": way} | beside(one, timings["bf16"], "bf16") for way, one in timings.items()]
 
 
 def _with_longest(longest: int, step: Callable[[], None]) -> Callable[[], None]:

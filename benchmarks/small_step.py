@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from pydantic import Field, PositiveInt
 
-from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratios
+from benchmarks.report import BenchmarkConfig, Row, beside, measure, plot_bars, publish
 from benchmarks.text_training import TextTraining, text_batches
 from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
@@ -48,9 +48,7 @@ def main(arguments: list[str]) -> None:
     options = settings_alone(arguments, HELP, SmallStepConfig)
     settings = options.recorded
     rows = [row for count in settings["rows"] for row in _rows(count, settings)]
-    publish("small_step", rows, options.out, settings)
-    if options.out is not None:
-        plot(rows, options.out / "small_step.png")
+    publish("small_step", rows, options.out, settings, plot=plot)
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -64,19 +62,10 @@ def _rows(count: int, settings: Row) -> list[Row]:
     """Both ways at one number of rows a step."""
     ways = {"default": _way(count, settings, ours=False), "ours": _way(count, settings, ours=True)}
     timings = measure(ways, settings["repeats"], most_seconds=settings["most_seconds"])
-    return [_row(way, count, timing, timings["default"]) for way, timing in timings.items()]
-
-
-def _row(way: str, count: int, timing: Timing, default: Timing) -> Row:
-    over_default = ratios(timing, default)
-    return {
-        "rows": count,
-        "way": way,
-        "median_s": timing.median,
-        "ratio_to_default": over_default.median,
-        "quartiles": over_default.quartiles,
-        "rounds": len(timing.seconds),
-    }
+    return [
+        {"rows": count, "way": way, **beside(timing, timings["default"], "default"), "rounds": len(timing.seconds)}
+        for way, timing in timings.items()
+    ]
 
 
 def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:

@@ -127,9 +127,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("nothing could be measured: " + ", ".join(f"{name}: {why}" for name, why in absent.items()))
     ways = ("sft", *settings["ways"])
     rows = [_row(way, steps, settings, absent.get(way)) | {"peak_GiB": peaks.get(way)} for way in ways]
-    publish("step", rows, options.out, settings)
-    if options.out is not None:
-        plot(rows, options.out / "step.png")
+    publish("step", rows, options.out, settings, plot=plot)
 
 
 def plot(rows: list[Row], path: Path) -> None:

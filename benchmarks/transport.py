@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -157,9 +158,8 @@ def main(arguments: list[str]) -> None:
             request = make_request(megabytes, getattr(torch, dtype))
             timings = measure(ways(request, receivers), options.repeats, warm_up=3, clock=lambda transfer: transfer())
             rows += [row_of(megabytes, dtype, name, timings) for name in timings]
-    publish("transport", rows, options.out, options.recorded | {"ray": ray_settings()}, {"left_out": left_out})
-    if options.out is not None:
-        plot(rows, options.out / "transport.png")
+    settings = options.recorded | {"ray": ray_settings()}
+    publish("transport", rows, options.out, settings, {"left_out": left_out}, plot)
     ray.shutdown()
 
 
@@ -171,7 +171,7 @@ def ray_settings() -> dict[str, Any]:
     }
 
 
-def plot(rows: list[Row], path: Any) -> None:
+def plot(rows: list[Row], path: Path) -> None:
     """Share of the warm memcpy's bandwidth, by size and dtype."""
     groups = list(dict.fromkeys(f"{row['MB']} MB\n{row['dtype']}" for row in rows))
     names = [name for name in dict.fromkeys(row["way"] for row in rows) if name not in (WARM, FRESH)]
