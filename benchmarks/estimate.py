@@ -33,9 +33,9 @@ from pydantic import Field
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Idefics3Config, LlamaConfig
 
 from benchmarks.one_step import add_gradients
+from benchmarks.pairs import Pair, idefics3_pair, llama
 from benchmarks.report import BenchmarkConfig, Row, publish, seconds_of
 from benchmarks.resident import Growth
 from lingu_ray.config import Config, Several
@@ -58,6 +58,7 @@ from lingu_ray.runtime.training.step import MicroBatches, model_inputs
 
 MIB = 2**20
 NEAR = 0.15
+IMAGE_TOKENS = 16  # of a row: one view of 8 × 8 patches, four patches a token
 Figures = dict[str, float]
 
 
@@ -76,31 +77,30 @@ class Case:
     train: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def image_tokens(self) -> int:
-        """Of a row: one view of 8 × 8 patches, four patches a token."""
-        return 16
-
-    @property
     def tokens(self) -> int:
         """Of the longest rows."""
-        return self.image_tokens + self.text + self.answer
+        return IMAGE_TOKENS + self.text + self.answer
+
+    @property
+    def pair(self) -> Pair:
+        """Its models, without weights."""
+        heads = (9, 3) if self.hidden == 576 else (self.hidden // 32, self.hidden // 64)
+        teacher = llama(self.hidden, self.hidden * 8 // 3, self.layers, *heads, self.vocabulary)
+        sizes = {"hidden_size": self.tower, "intermediate_size": 4 * self.tower, "num_hidden_layers": 4}
+        tower = sizes | {"num_attention_heads": self.tower // 32, "image_size": 64, "patch_size": 8}
+        return idefics3_pair(teacher, 4, tower, scale_factor=2)
 
     def batches(self) -> list[MicroBatch]:
         """The micro-batches of a step."""
-        packing = self.train.get("packing", False)
-        samples = [[self._sample(seed, row) for row in range(self.rows)] for seed in range(self.micro_batches)]
-        return [collate(of_batch, pad_id=0, packing=packing) for of_batch in samples]
+        samples = [self._samples(seed) for seed in range(self.micro_batches)]
+        return [collate(of_batch, 0, packing=self.train.get("packing", False)) for of_batch in samples]
 
-    def _sample(self, seed: int, row: int) -> Sample:
-        """A random row: image, question, answer; the last one is a token shorter, so that there is padding."""
-        generator = torch.Generator().manual_seed(self.rows * seed + row)
-        words = self.text + self.answer - (row == self.rows - 1)
-        image_T = torch.full((self.image_tokens,), self.vocabulary)
-        ids_T = torch.cat([image_T, torch.randint(self.vocabulary, (words,), generator=generator)])
-        supervised_T = torch.arange(len(ids_T)) >= len(ids_T) - self.answer
-        pixels = torch.randn(1, 1, 3, 64, 64, generator=generator)
-        vision = {"pixel_values": pixels, "pixel_attention_mask": torch.ones(1, 1, 64, 64).long()}
-        return Sample("made", row, ids_T, supervised_T, ids_T == self.vocabulary, vision)
+    def _samples(self, seed: int) -> list[Sample]:
+        """Random rows; the last one is a token shorter, so that there is padding."""
+        pair, generator = self.pair, torch.Generator().manual_seed(seed)
+        sizes = {"image_tokens": IMAGE_TOKENS, "text_tokens": self.text, "answer_tokens": self.answer}
+        shorter = sizes | {"text_tokens": self.text - 1}
+        return [pair.sample(shorter if row == self.rows - 1 else sizes, row, generator) for row in range(self.rows)]
 
 
 TOWER = {"vision": 1e-5, "projector": 1e-5, "decoder": 1e-5}
@@ -158,8 +158,8 @@ def main(arguments: list[str]) -> None:
 def compare(name: str) -> list[Row]:
     """The rows of a case."""
     with tempfile.TemporaryDirectory() as folder:
-        for config, model in zip(configs(CASES[name]), ("student", "teacher"), strict=True):
-            config.save_pretrained(Path(folder) / model)
+        CASES[name].pair.student.save_pretrained(Path(folder) / "student")
+        CASES[name].pair.teacher.save_pretrained(Path(folder) / "teacher")
         told = estimated(CASES[name], folder)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             found = pool.submit(counted, name, folder).result()
@@ -176,32 +176,10 @@ def compare(name: str) -> list[Row]:
     ]
 
 
-def configs(case: Case) -> tuple[Idefics3Config, LlamaConfig]:
-    """The configurations of student and teacher."""
-    teacher = LlamaConfig(
-        vocab_size=case.vocabulary,
-        hidden_size=case.hidden,
-        intermediate_size=case.hidden * 8 // 3,
-        num_hidden_layers=case.layers,
-        num_attention_heads=case.hidden // 32 if case.hidden < 576 else 9,
-        num_key_value_heads=case.hidden // 64 if case.hidden < 576 else 3,
-        tie_word_embeddings=True,
-    )
-    vision = {"hidden_size": case.tower, "intermediate_size": 4 * case.tower, "num_hidden_layers": 4}
-    student = Idefics3Config(
-        text_config=teacher.to_dict() | {"vocab_size": case.vocabulary + 4},
-        vision_config=vision | {"num_attention_heads": case.tower // 32, "image_size": 64, "patch_size": 8},
-        scale_factor=2,
-        image_token_id=case.vocabulary,
-        tie_word_embeddings=True,
-    )
-    return student, teacher
-
-
 def run_config(case: Case, folder: str) -> Config:
     """The settings of a run of the case, teacher in the worker, all rows distilled."""
     settings = {"tokens_per_micro_batch": case.rows * case.tokens, "rows_per_step": case.rows * case.micro_batches}
-    source = {"name": "made", "format": "text", "path": "made here", "language_heavy": True}
+    source = {"name": "images", "format": "text", "path": "made here", "language_heavy": True}
     return Config.model_validate(
         {
             "name": "benchmark",
@@ -215,7 +193,7 @@ def run_config(case: Case, folder: str) -> Config:
 
 def estimated(case: Case, folder: str) -> Figures:
     """What the estimate says."""
-    row = RowConfig(image_tokens=case.image_tokens, text_tokens=case.text, answer_tokens=case.answer)
+    row = RowConfig(image_tokens=IMAGE_TOKENS, text_tokens=case.text, answer_tokens=case.answer)
     found: Estimate = estimate(run_config(case, folder), row, "cpu")
     parts = found.config, found.models, found.load
     passes = passes_of(*parts)
@@ -277,9 +255,8 @@ class Run:
         config = run_config(case, folder)
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         torch.manual_seed(0)
-        student_config, teacher_config = configs(case)
-        student = Student(AutoModelForImageTextToText.from_config(student_config))
-        self.teacher = WatchedTeacher(Teacher(AutoModelForCausalLM.from_config(teacher_config).to(dtype)))
+        student = Student(case.pair.make_student())
+        self.teacher = WatchedTeacher(Teacher(case.pair.make_teacher().to(dtype)))
         prepare(student, config.train, torch.device("cpu"), config.seed)
         self.optimizer = make_optimizer(student, config.train)
         self.passes = MicroBatches(config, student, self.teacher, torch.device("cpu"))

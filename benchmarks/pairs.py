@@ -63,21 +63,21 @@ class Pair:
         PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), unk_token="word0").save_pretrained(folder)
 
     def micro_batch(self, sizes: dict[str, Any], seed: int) -> MicroBatch:
-        """Random rows of image, question and answer: `rows`, and `image_tokens`, `text_tokens`, `answer_tokens` each.
+        """Random rows of the sizes: `rows`, and those of a `sample`."""
+        generator = Generator().manual_seed(seed)
+        return collate([self.sample(sizes, position, generator) for position in range(sizes["rows"])], pad_id=0)
+
+    def sample(self, sizes: dict[str, Any], position: int, generator: Generator) -> Sample:
+        """A random row of image, question and answer: of `image_tokens`, `text_tokens` and `answer_tokens`.
 
         Of images as many tokens as whole tiles have.
         """
-        generator = Generator().manual_seed(seed)
+        count, vision = self.image(sizes["image_tokens"], generator)
         known = min(self.image_token, self.teacher.vocab_size)
-
-        def sample(position: int) -> Sample:
-            count, vision = self.image(sizes["image_tokens"], generator)
-            words_T = torch.randint(known, (sizes["text_tokens"] + sizes["answer_tokens"],), generator=generator)
-            ids_T = torch.cat([torch.full((count,), self.image_token), words_T])
-            supervised_T = torch.arange(len(ids_T)) >= len(ids_T) - sizes["answer_tokens"]
-            return Sample("images", position, ids_T, supervised_T, ids_T == self.image_token, vision)
-
-        return collate([sample(position) for position in range(sizes["rows"])], pad_id=0)
+        words_T = torch.randint(known, (sizes["text_tokens"] + sizes["answer_tokens"],), generator=generator)
+        ids_T = torch.cat([torch.full((count,), self.image_token), words_T])
+        supervised_T = torch.arange(len(ids_T)) >= len(ids_T) - sizes["answer_tokens"]
+        return Sample("images", position, ids_T, supervised_T, ids_T == self.image_token, vision)
 
 
 def named_pair(name: PairName) -> Pair:
@@ -90,36 +90,44 @@ def llama_pair(layers: int, hidden: int, image_tokens: int) -> Pair:
     heads = hidden // 64
     side = round(image_tokens**0.5)
     tower = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 1}
-    teacher = _llama(hidden, hidden * 8 // 3, layers, heads, heads // 3)
-    return _idefics3(teacher, added=128, tower=tower | {"image_size": side * 4, "patch_size": 4}, scale_factor=1)
+    teacher = llama(hidden, hidden * 8 // 3, layers, heads, heads // 3)
+    return idefics3_pair(teacher, added=128, tower=tower | {"image_size": side * 4, "patch_size": 4}, scale_factor=1)
 
 
 def _smolvlm(hidden: int, layers: int, heads: int, added: int, tied: bool) -> Pair:
-    teacher = _llama(hidden, hidden * 8 // 3, layers, heads, heads // 3)
-    return _idefics3(teacher, added, SIGLIP | {"image_size": 512, "patch_size": 16}, scale_factor=4, tied=tied)
+    teacher = llama(hidden, hidden * 8 // 3, layers, heads, heads // 3)
+    return idefics3_pair(teacher, added, SIGLIP | {"image_size": 512, "patch_size": 16}, scale_factor=4, tied=tied)
 
 
 def _tiny() -> Pair:
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    teacher = _llama(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, vocabulary=512)
-    return _idefics3(teacher, added=8, tower=tower | {"image_size": 16, "patch_size": 4}, scale_factor=2)
+    teacher = llama(hidden=64, intermediate=128, layers=2, heads=4, kv_heads=2, vocabulary=512)
+    return idefics3_pair(teacher, added=8, tower=tower | {"image_size": 16, "patch_size": 4}, scale_factor=2)
 
 
-def _llama(
+def llama(
     hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int = VOCABULARY
 ) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        tie_word_embeddings=True,
-    )
+    """A tied decoder of these sizes."""
+    return LlamaConfig(**_sizes(hidden, intermediate, layers, heads, kv_heads, vocabulary))
 
 
-def _idefics3(teacher: LlamaConfig, added: int, tower: dict[str, int], scale_factor: int, tied: bool = True) -> Pair:
+def _sizes(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
+    """A tied decoder's sizes, as configurations name them."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": True,
+    }
+
+
+def idefics3_pair(
+    teacher: LlamaConfig, added: int, tower: dict[str, int], scale_factor: int, tied: bool = True
+) -> Pair:
     """The class of SmolVLM on that teacher; the first of the `added` ids is the image token."""
     size = tower["image_size"]
     tokens_a_tile = (size // tower["patch_size"] // scale_factor) ** 2
@@ -161,29 +169,15 @@ def _qwen2_vl(teacher: Qwen2Config, image_token: int, sections: list[int], tower
 
 
 def _qwen2_vl_2b() -> Pair:
+    rope = {"rope_type": "default", "rope_theta": 1e6}
     teacher = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=28,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=True,
+        **_sizes(1536, 8960, layers=28, heads=12, kv_heads=2, vocabulary=151936), rope_parameters=rope
     )
     return _qwen2_vl(teacher, 151655, [16, 24, 24], {"depth": 32, "embed_dim": 1280, "num_heads": 16, "patch_size": 14})
 
 
 def _tiny_mrope() -> Pair:
-    teacher = Qwen2Config(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    )
+    teacher = Qwen2Config(**_sizes(64, 128, layers=2, heads=4, kv_heads=2, vocabulary=512))
     return _qwen2_vl(teacher, 500, [2, 3, 3], {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 4})
 
 
