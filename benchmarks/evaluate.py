@@ -37,8 +37,9 @@ import torch
 from PIL import Image
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
+from benchmarks.pairs import llama
 from benchmarks.report import BenchmarkConfig, Row, Timing, measure, plot_bars, publish, ratio, seconds_of
 from lingu_ray.config import (
     Config,
@@ -55,6 +56,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.demo.text import Documents, passages, read_documents, running_texts, train_tokenizer
 from lingu_ray.errors import run_command
 from lingu_ray.evaluation.engines.engine import Engine, GenerateRequest, ScoreRequest
+from lingu_ray.evaluation.engines.load import takes_images
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.engines.vllm_engine import VllmEngine
 from lingu_ray.paths import model_path
@@ -67,7 +69,7 @@ ENGINES: dict[str, Callable[[str, int], Engine]] = {
 }
 TaskName = Literal["choice", "perplexity", "text", "image"]
 CONTEXT = 2048
-VOCABULARY, WORDS_OF_TOKENIZER = 49152, 4096
+WORDS_OF_TOKENIZER = 4096
 IMAGE_SIDE = 512
 
 
@@ -77,10 +79,6 @@ class Measured:
     def __init__(self, engine: str, model: str, tokens_per_batch: int) -> None:
         torch.set_num_threads(os.cpu_count() or 1)
         self.engine = ENGINES[engine](model, tokens_per_batch)
-
-    def supports_images(self) -> bool:
-        """Whether the model takes images; answers when it is loaded."""
-        return self.engine.supports_images
 
     def seconds(self, requests: list[ScoreRequest] | list[GenerateRequest]) -> float:
         """Time of answering requests of one kind."""
@@ -112,9 +110,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = list(map(model_path, names)) or make_models(Path(folder), options.layers)
         rows = [row for model in models for row in measure_model(model, options)]
-    publish("evaluate", rows, options.out, {"models": names} | options.recorded)
-    if options.out is not None:
-        plot(rows, options.out / "evaluate.png")
+    publish("evaluate", rows, options.out, {"models": names} | options.recorded, plot=plot)
     ray.shutdown()
 
 
@@ -126,9 +122,8 @@ def measure_model(model: str, options: EnginesConfig) -> list[Row]:
         actors = {}
         for engine in installed():
             actors[engine], starts[engine, size] = start(engine, model, size)
-        supports_images = ray.get(actors["transformers"].supports_images.remote())
         for task in options.tasks:
-            if supports_images or task != "image":
+            if task != "image" or takes_images(model):
                 ways = {engine: one_round(actor, task, options) for engine, actor in actors.items()}
                 timings[task, size] = measure(ways, options.repeats, clock=lambda way: way())
         for actor in actors.values():
@@ -151,7 +146,7 @@ def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
     share = 1 / len(ENGINES) if torch.cuda.is_available() else 0
     remote: Any = ray.remote
     actor = remote(num_cpus=0, num_gpus=share)(Measured).remote(engine, model, tokens_per_batch)
-    ray.get(actor.supports_images.remote())
+    ray.get(actor.__ray_ready__.remote())
     return actor, time.perf_counter() - begin
 
 
@@ -235,33 +230,19 @@ def make_models(folder: Path, layers: int) -> list[str]:
     torch.manual_seed(0)
     lm, vlm = folder / "SmolLM2-135M, random", folder / "SmolVLM-256M, random"
     tokenizer = train_tokenizer(running_texts(documents()), WORDS_OF_TOKENIZER)
-    LlamaForCausalLM(language_config(layers, tokenizer)).save_pretrained(lm)
+    config = llama(576, 1536, layers, heads=9, kv_heads=3)
+    config.max_position_embeddings, config.pad_token_id = CONTEXT, tokenizer.pad_token_id
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    LlamaForCausalLM(config).save_pretrained(lm)
     tokenizer.save_pretrained(lm)
-    config = Config(
+    run = Config(
         name="benchmark",
         teacher=TeacherConfig(path=str(lm)),
         student=StudentConfig(from_teacher=VisionConfig()),  # SmolVLM-256M's tower
         corpus=CorpusConfig(sources=(SourceConfig(name="none", format="text", path="none", language_heavy=True),)),
     )
-    prepare_student(config, vlm)
+    prepare_student(run, vlm)
     return [str(lm), str(vlm)]
-
-
-def language_config(layers: int, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """SmolLM2-135M's shape, with a shorter context."""
-    return LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def plot(rows: list[Row], path: Path) -> None:
