@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -65,17 +64,9 @@ def tone(previews: list[SourcePreview]) -> str:
     return "mixed" if any(preview.rejects for preview in previews) else "good"
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image as a small `data:` address, with its size in words."""
-
-    address: str
-    size: str
-
-
-def picture(encoded: bytes) -> Picture:
-    """A row's image for the page."""
-    return Picture(data_uri(thumbnail(encoded)), "{} × {}".format(*image_size(encoded)))
+def picture(encoded: bytes) -> tuple[str, str]:
+    """A row's image for the page: a small `data:` address, and its size in words."""
+    return data_uri(thumbnail(encoded)), "{} × {}".format(*image_size(encoded))
 
 
 def tip(piece: Piece, role: Role) -> str:
