@@ -77,6 +77,11 @@ class Both:
     transformers: TransformersEngine
     actor: Any
 
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return self.transformers.files.processor is not None
+
     def score(self, requests: list[ScoreRequest]) -> list[Score]:
         return ray.get(self.actor.loglikelihoods.remote(requests))
 
@@ -182,7 +187,7 @@ def test_the_own_answer_is_greedy(both: Both) -> None:
 @pytest.mark.slow
 def test_answers_to_text_are_equal(both: Both) -> None:
     """Chat and raw text, several lengths and stop texts in one call: token by token the same answers."""
-    asked = [request for request in ASKED if both.transformers.supports_images or not request.chat]
+    asked = [request for request in ASKED if both.sees or not request.chat]
     answers = both.answer(asked)
     assert answers == both.transformers.generate(asked)
     assert len(set(answers)) > 3
@@ -191,7 +196,7 @@ def test_answers_to_text_are_equal(both: Both) -> None:
 @pytest.mark.slow
 def test_answers_about_images_are_equal(both: Both) -> None:
     """One, two and three images of several shapes, and none, in one call: the same answers."""
-    if not both.transformers.supports_images:
+    if not both.sees:
         with pytest.raises(UserError, match="takes no images"):
             both.answer(SEEN)
         return
@@ -206,7 +211,7 @@ def test_lmms_eval_finds_all_it_needs(both: Both) -> None:
 
     That class calls `LLM.chat` with PNGs in data URLs before the question, and gives neither template nor stop tokens.
     """
-    if not both.transformers.supports_images:
+    if not both.sees:
         return
     asked = [request for request in SEEN if "<image>" not in request.prompt]
 
@@ -237,7 +242,7 @@ def test_lmms_eval_finds_all_it_needs(both: Both) -> None:
 @pytest.mark.slow
 def test_a_prompt_that_does_not_fit_is_named(both: Both) -> None:
     """Too long by itself, or with the new tokens, with images or without; the engine goes on."""
-    images = (picture(0),) if both.transformers.supports_images else ()
+    images = (picture(0),) if both.sees else ()
     for prompt, new_tokens in (("too long " * 1500, 4), ("too many new tokens", 1020)):
         asked = (
             [SEEN[3], GenerateRequest(prompt, images, new_tokens)] if images else [GenerateRequest(prompt, (), 2000)]

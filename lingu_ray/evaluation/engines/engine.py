@@ -45,11 +45,6 @@ class GenerateRequest:
 class Engine(Protocol):
     """A loaded model. Answers come in the order of the requests."""
 
-    @property
-    def supports_images(self) -> bool:
-        """Whether the model takes images."""
-        ...
-
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
         """Score every request.
 

@@ -62,11 +62,6 @@ class TransformersEngine:
         self.head = output_head(self.model)
         self.embedded = len(self.model.get_input_embeddings().weight)
 
-    @property
-    def supports_images(self) -> bool:
-        """Whether the model takes images."""
-        return self.files.processor is not None
-
     @torch.inference_mode()
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
         """Score every continuation: fp32 softmax, summed in float64.

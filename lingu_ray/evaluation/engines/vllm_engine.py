@@ -133,11 +133,6 @@ class VllmEngine:
         except Exception as error:  # of any type: vLLM and the model's own code raise many
             raise UserError(f"vLLM cannot load {path}: {error}; set evaluation.engine=transformers") from error
 
-    @property
-    def supports_images(self) -> bool:
-        """Whether the model takes images."""
-        return self.files.processor is not None
-
     def loglikelihoods(self, requests: list[ScoreRequest]) -> list[Score]:
         """Score every continuation: fp32 softmax, summed in float64.
 
