@@ -40,11 +40,13 @@ def check_baseline(space: Space, base: Config, folder: Path) -> Config:
         UserError: a pair that does not fit, data or items that are missing or wrong, no task for an objective; the
             content of models, data or items is not what trials that are there had.
     """
-    config = base.model_copy(update={"name": BASELINE, "output_dir": origin(folder), "demo": None})
-    config = config.model_copy(
+    config = base.model_copy(
         update={
-            "corpus": config.corpus.model_copy(update={"cache_dir": str(base.corpora_dir)}),
-            "tracking": config.tracking.model_copy(update={"uri": same_store(base)}),
+            "name": BASELINE,
+            "output_dir": origin(folder),
+            "demo": None,
+            "corpus": base.corpus.model_copy(update={"cache_dir": str(base.corpora_dir)}),
+            "tracking": base.tracking.model_copy(update={"uri": same_store(base)}),
         }
     )
     _check_objectives(space, config)

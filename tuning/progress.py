@@ -15,7 +15,7 @@ from rich.table import Table
 from lingu_ray.runtime.run_folder.mirror import repeated
 from tuning.kept_models import remove_unwanted
 from tuning.outcome import Outcome, read_outcomes
-from tuning.results import Setting, settings_of
+from tuning.results import settings_of
 from tuning.space import Space
 
 _ROWS = 20
@@ -54,11 +54,10 @@ class SweepProgress:
         remove_unwanted(outcomes, self.space, self.trials)
 
     def _line(self, outcome: Outcome) -> str:
-        setting = settings_of([outcome], self.space)[0]
         numbers = [f"step {outcome.step}", f"validation {_number(outcome.validation_ce, '.3f')}"]
         if outcome.state == "finished":
             numbers = [f"recovery {_number(outcome.recovery, '.1%')}", f"retention {_number(outcome.retention, '.1%')}"]
-        words = [f"{outcome.trial}: {outcome.state}", _label(setting, outcome), *numbers]
+        words = [f"{outcome.trial}: {outcome.state}", self._label(outcome), *numbers]
         return "  ".join([*words, outcome.error or ""]).rstrip()
 
     def _table(self, outcomes: list[Outcome]) -> Table:
@@ -73,7 +72,7 @@ class SweepProgress:
         for outcome in [*running, *done][:_ROWS]:
             table.add_row(
                 outcome.trial,
-                _label(settings_of([outcome], self.space)[0], outcome),
+                self._label(outcome),
                 outcome.state,
                 str(outcome.step),
                 _number(outcome.validation_ce, ".3f"),
@@ -83,9 +82,9 @@ class SweepProgress:
             )
         return table
 
-
-def _label(setting: Setting, outcome: Outcome) -> str:
-    return f"{setting.label} seed {outcome.seed}".strip()
+    def _label(self, outcome: Outcome) -> str:
+        (setting,) = settings_of([outcome], self.space)
+        return f"{setting.label} seed {outcome.seed}".strip()
 
 
 def _number(value: float | None, spec: str) -> str:
