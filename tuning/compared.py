@@ -24,10 +24,8 @@ from lingu_ray.evaluation.tracking import (
     ENGINE,
     FORMULA,
     VERDICT,
-    asked_of,
-    engines_of,
     figures_of,
-    formulas_of,
+    origins_of,
     task_of,
 )
 from lingu_ray.runtime.controls import FOLDER, run_of_control
@@ -77,8 +75,7 @@ def read_folder(path: Path) -> Compared:
     if (measured := _measured(folder, config, own)) is None:
         return Compared(str(path), settings, metrics, curves, verdict)
     metrics |= figures_of(*measured)
-    how = asked_of(*measured), engines_of(*measured), formulas_of(*measured)
-    return Compared(str(path), settings, metrics, curves, verdict, *how)
+    return Compared(str(path), settings, metrics, curves, verdict, *origins_of(*measured).values())
 
 
 def read_place(run: Path | str) -> Compared:

@@ -72,17 +72,20 @@ def _of_task(name: str, task: TaskScores, model: str, score: str, suffix: str = 
     return metrics
 
 
-def asked_of(result: Recovery, model: str) -> dict[str, str]:
-    """The fingerprint of the items of every task that the model was measured on, where it is known."""
-    return {name: task.asked for name, task in result.tasks.items() if model in task.models and task.asked}
+def origins_of(result: Recovery, model: str) -> dict[str, dict[str, str]]:
+    """How the model's figures came about, where it is known, by how tags of it begin.
+
+    `ASKED`: the fingerprint of the items, and `ENGINE`: what asked them, and its precision, by task; `FORMULA` by mean.
+    """
+    tasks = {name: task for name, task in result.tasks.items() if model in task.models}
+    return {
+        ASKED: {name: task.asked for name, task in tasks.items() if task.asked},
+        ENGINE: {name: task.engine for name, task in tasks.items() if task.engine},
+        FORMULA: _formulas(result, model),
+    }
 
 
-def engines_of(result: Recovery, model: str) -> dict[str, str]:
-    """The engine, and its precision, of every task that the model was measured on, where it is known."""
-    return {name: task.engine for name, task in result.tasks.items() if model in task.models and task.engine}
-
-
-def formulas_of(result: Recovery, model: str) -> dict[str, str]:
+def _formulas(result: Recovery, model: str) -> dict[str, str]:
     """How those of the model's means that have a value are computed: against which references, over which tasks."""
     means, found = result.models.get(model), {}
     for name, mean in means.items() if means else ():
@@ -97,10 +100,8 @@ def formulas_of(result: Recovery, model: str) -> dict[str, str]:
 def log_scores(run: MlflowRun, result: Recovery, model: str) -> None:
     """Log the model's figures, and tag the run with how they came about: items, engine, formulas of the means."""
     run.log_figures(figures_of(result, model))
-    tags = {f"{ASKED}{task}": asked for task, asked in asked_of(result, model).items()}
-    tags |= {f"{ENGINE}{task}": engine for task, engine in engines_of(result, model).items()}
-    tags |= {f"{FORMULA}{mean}": formula[:_TAG_LIMIT] for mean, formula in formulas_of(result, model).items()}
-    run.set_tags(tags)
+    origins = origins_of(result, model).items()
+    run.set_tags({f"{begin}{name}": said[:_TAG_LIMIT] for begin, found in origins for name, said in found.items()})
 
 
 def log_verdict(run: MlflowRun, verdict: Verdict) -> None:
