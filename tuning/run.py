@@ -31,11 +31,12 @@ from lingu_ray.storage import cache_folder
 from tuning.folder import TUNE_NAME, SweepFolder
 from tuning.kept_models import remove_copies, remove_unwanted
 from tuning.outcome import failures, read_outcome, read_outcomes, reason
+from tuning.population import PopulationTrial
 from tuning.progress import SweepProgress
 from tuning.search import USER_ERROR, algorithm, parameters, scheduler
 from tuning.space import Space
 from tuning.tracking import SweepRun
-from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_name
+from tuning.trial import STOP, Sweep, Trial, trial_name
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -18,15 +17,12 @@ from typing import Any
 
 from ray import tune
 
-from lingu_ray.atomic import read_json, write_json, write_text
 from lingu_ray.config import Config
-from lingu_ray.config.command_line import load_yaml, to_yaml
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluation.results import Recovery
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.evaluation.run import evaluate
 from lingu_ray.paths import starting_from
-from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.records import Record, read_records
@@ -42,7 +38,7 @@ from tuning.space import CASE, Space, Values, configure, decode, drawn_seed, see
 
 STOP = "STOP"
 """A file beside the trials' folders: the sweep was asked to stop."""
-_POLL_S = 0.25
+POLL_S = 0.25
 _WORST = 1e30
 """Schedulers leave out trials that tell NaN, and have no percentile of what is infinite."""
 
@@ -122,7 +118,7 @@ class Trial(tune.Trainable):
             self.run = self.begin(self.values)
         training = True
         while training:
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
             training = self.run.training  # asked before following, so that the last records are not missed
             self.pending_validations.extend(record for record in self.run.follow() if "validation" in record)
             while self.pending_validations:
@@ -159,7 +155,7 @@ class Trial(tune.Trainable):
         except Interrupted:
             self.update_outcome(state="stopped", by_hand=True)
             while (self.sweep.trials / STOP).exists():
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
             raise
         validations = [record for record in read_records(self.folder.metrics) if "validation" in record]
         if validations:
@@ -202,75 +198,6 @@ class Trial(tune.Trainable):
 def trial_name(trial_id: str) -> str:
     """The trial's name and folder: Tune's id without what all trials have in common."""
     return f"trial-{trial_id.rpartition('_')[2]}"
-
-
-class PopulationTrial(Trial):
-    """A trial of population-based training: its run pauses after every interval, and may resume as a copy of another.
-
-    What is drawn holds for one interval; the values of all intervals so far are the schedule that the run follows.
-    `history`: steps trained so far, and the values of each interval with the fraction of the run it starts at.
-    """
-
-    def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
-        """As of `Trial`; where the folder has a history, the trial resumes from there."""
-        super().setup(config, sweep)
-        self.drawn = self.values
-        self.history: dict[str, Any] = {"step": 0, "values": []}
-        if self._history_file.exists():
-            self.history = read_json(self._history_file, "step", "values")
-
-    def advance(self) -> dict[str, Any]:
-        """Train one interval; after the last one, measure."""
-        assert self.sweep.space.pbt is not None
-        steps = self.sweep.base.train.steps
-        until, drawn = self.history["step"], self.history["values"]
-        if until < steps:  # else a kill has left the measuring to do
-            drawn = [*drawn, [until / steps, self.drawn]]
-            until = min(until + self.sweep.space.pbt.interval, steps)
-        self.values = schedules(drawn)
-        self.update_outcome(values=self.values)
-        if self.folder.config.exists():  # the schedule has become longer
-            longer = configure(load_yaml(self.folder.config), self.values, self.name)
-            write_text(self.folder.config, to_yaml(longer))
-        run = self.run = self.begin(self.values, until)
-        while run.training:
-            time.sleep(_POLL_S)
-            run.follow()
-        run.follow()
-        self.end(run)
-        self.history = {"step": until, "values": drawn}
-        write_json(self._history_file, self.history)
-        return self.finish(run) if until == steps else self.result(done=False)
-
-    def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Copy the run's newest checkpoint, its metrics and its history."""
-        target = Path(checkpoint_dir)
-        newest, _ = checkpoints(self.folder.checkpoints)[-1]
-        shutil.copytree(newest, target / "checkpoints" / newest.name)
-        shutil.copy(self.folder.metrics, target / self.folder.metrics.name)
-        shutil.copy(self._history_file, target / self._history_file.name)
-
-    def load_checkpoint(self, checkpoint: Any) -> None:
-        """Resume from a copy, most often of another trial; after a kill this one may be further, or finished."""
-        if self.finished:
-            return
-        source = Path(checkpoint)
-        for own in (self.folder.checkpoints, self.folder.export):
-            shutil.rmtree(own, ignore_errors=True)
-        shutil.copytree(source / "checkpoints", self.folder.checkpoints)
-        shutil.copy(source / self.folder.metrics.name, self.folder.metrics)
-        shutil.copy(source / self._history_file.name, self._history_file)
-        self.history = read_json(self._history_file, "step", "values")
-
-    @property
-    def _history_file(self) -> Path:
-        return self.folder.root / "history.json"
-
-
-def schedules(drawn: list[list[Any]]) -> Values:
-    """Each value as a schedule in steps, from (fraction of the run, values) pairs."""
-    keys = drawn[0][1]
-    return {key: [[begin, values[key]] for begin, values in drawn] for key in keys}
 
 
 def trial_config(sweep: Sweep, name: str, values: Values, seed: int) -> Config:

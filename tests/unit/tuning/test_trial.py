@@ -22,9 +22,10 @@ from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.tracking.store_uri import environment, tracking_uri
 from lingu_ray.runtime.trainer import Run
 from tuning.outcome import Outcome, read_outcome
+from tuning.population import PopulationTrial
 from tuning.search import scheduler
 from tuning.space import Space
-from tuning.trial import STOP, PopulationTrial, Sweep, Trial, trial_config
+from tuning.trial import STOP, Sweep, Trial, trial_config
 
 FIRST, SECOND = [0, {"distill.w_kd": 2}], [0.5, {"distill.w_kd": 1}]
 """What is drawn for the two intervals of a population's run of 8 steps."""
