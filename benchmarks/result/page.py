@@ -13,29 +13,16 @@ from __future__ import annotations
 import base64
 import csv
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
-from benchmarks.result.figures import curve_panels, map_panel, save_quotients, shown_name
+from benchmarks.result.ahead import ahead_section, map_section, trainings_section
+from benchmarks.result.figures import curve_panels, save_quotients, shown_name
 from benchmarks.result.jobs import DATA_MANIFEST, run_folder
 from benchmarks.result.markdown import row_line, table_head
-from benchmarks.result.seeds import (
-    CONTROLS,
-    REFERENCES,
-    TRAININGS,
-    Measured,
-    Results,
-    Seeds,
-    map_cells,
-    nats,
-    over_trainings,
-    percent,
-    read_measured,
-    written,
-    written_difference,
-)
+from benchmarks.result.seeds import CONTROLS, REFERENCES, Measured, Results, percent, read_measured, written
 from benchmarks.result.sight import sight_section
 from benchmarks.result.table import SIZES, SWEEPS, Job, Size, SizeName, row
 from lingu_ray.atomic import write_text
@@ -44,7 +31,7 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.evaluation.recovery_json import FILE
-from lingu_ray.evaluation.results import PERPLEXITY, QUOTIENTS, TaskScores
+from lingu_ray.evaluation.results import QUOTIENTS
 from lingu_ray.evaluation.roles import DISTILLED
 from lingu_ray.paths import LocalPath
 from lingu_ray.report.plots import display_name, save_panels
@@ -99,9 +86,9 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
     sections = [
         _scores(results),
         _figures(results, out),
-        _ahead(measured),
-        _over_trainings(measured),
-        _map(measured, out),
+        ahead_section(measured),
+        trainings_section(measured),
+        map_section(measured, out),
         _others(measured),
         sight_section(measured, out),
         _curves(out, size) or _section(before, CURVES),
@@ -163,93 +150,6 @@ def _figures(results: Results, out: Path) -> str:
         if save_quotients(results, kind, out / f"{quotient}.png"):
             lines += [f"## {quotient.capitalize()} by task", "", f"![{quotient} by task]({quotient}.png)", ""]
     return "\n".join(lines).rstrip()
-
-
-def _ahead(measured: Sequence[Measured]) -> str:
-    """What the method brings back and keeps more than each other model, item by item."""
-    head = ["damage, data, model", "recovery, %", "selective − it, points", "retention, %", "selective − it, points"]
-    lines = [
-        row_line(f"{results.name}, {shown_name(model)}", _ahead_cells(results, model))
-        for results in map_cells(measured)
-        for model in results.models
-        if results.ahead("recovery", model).found and model not in REFERENCES
-    ]
-    return "\n".join(["## Against each other model", "", *table_head(head), *lines]) if lines else ""
-
-
-def _ahead_cells(results: Results, model: str) -> list[str]:
-    found = [(results.mean(name, model), results.ahead(name, model)) for name in QUOTIENTS.values()]
-    return [one.text(percent) for pair in found for one in pair]
-
-
-def _over_trainings(measured: Sequence[Measured]) -> str:
-    """What another training would give: the method's means, and what it is ahead, with intervals over seeds."""
-    head = ["damage, data", "", "recovery", "retention"]
-    lines = []
-    for results in map_cells(measured):
-        means = [results.mean(name, DISTILLED) for name in QUOTIENTS.values()]
-        lines += _training_rows(results, f"{shown_name(DISTILLED)}, %", means)
-        for model in (name for name in results.models if name not in (*REFERENCES, DISTILLED)):
-            ahead = [results.ahead(name, model) for name in QUOTIENTS.values()]
-            lines += _training_rows(results, f"− {shown_name(model)}, points", ahead)
-    note = (
-        f"Mean and 95% interval over trainings, by Student's t, where {TRAININGS} or more seeds were trained. Items "
-        "are the same in each, so what others would say is in the intervals of the seeds."
-    )
-    return "\n".join(["## Over trainings", "", note, "", *table_head(head), *lines]) if lines else ""
-
-
-def _training_rows(results: Results, what: str, found: Sequence[Seeds]) -> list[str]:
-    """A row, or none where no value has seeds enough."""
-    cells = [over_trainings([one.value for one in seeds.found], percent) for seeds in found]
-    return [row_line(results.name, [what, *cells])] if any(cells) else []
-
-
-def _map(measured: Sequence[Measured], out: Path) -> str:
-    """Damage by kind of data: what was lost, and what KD brings back beyond CE."""
-    there = [one for one in map_cells(measured) if one.control]
-    if not there:
-        return ""
-    picture = []
-    if len(there) > 1:
-        save_panels([map_panel(measured)], out / "map.png")
-        picture = ["![KD minus CE](map.png)", ""]
-    texts = [name for name, task in there[0].tasks("language") if task.metric == PERPLEXITY]
-    tasks = dict(there[0].tasks())  # in nats where they are measured in both
-    head = [
-        "damage, data",
-        *(f"lost of {name}, nats" for name in texts),
-        "recovery by CE, %",
-        "by KD, %",
-        "KD − CE, points",
-        "retention by CE, %",
-        "by KD, %",
-    ]
-    means = [*table_head(head), *(_map_row(one, texts) for one in there)]
-    units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
-    by_task = [*table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
-    note = "By task, above 0 KD is better:"
-    of_head = {one.comparison for one in Results.of(measured).measured}
-    others = [one for results in there for one in results.measured if one.comparison not in of_head]
-    verdicts = [f"- {one.comparison.name}: {one.result.verdict.text}" for one in others]
-    lines = ["## Where the teacher is worth it", "", *picture, *means, "", *verdicts, "", note, "", *by_task]
-    return "\n".join(lines)
-
-
-def _map_row(results: Results, texts: list[str]) -> str:
-    control = results.control or ""
-    cells = [nats(results.lost_nats(name)) for name in texts]
-    cells += [results.mean("recovery", model).text(percent) for model in (control, DISTILLED)]
-    cells += [results.ahead("recovery", control).text(percent)]
-    cells += [results.mean("retention", model).text(percent) for model in (control, DISTILLED)]
-    return row_line(results.name, cells)
-
-
-def _difference_row(results: Results, tasks: Mapping[str, TaskScores]) -> str:
-    control = results.control or ""
-    differences = (results.over(name, task.metric, control) for name, task in tasks.items())
-    shown = (written_difference(task)[1] for task in tasks.values())
-    return row_line(results.name, [one.text(format) for one, format in zip(differences, shown, strict=True)])
 
 
 def _curves(out: Path, size: Size) -> str:
