@@ -73,7 +73,7 @@ WORDS_OF_TOKENIZER = 4096
 IMAGE_SIDE = 512
 
 
-class Measured:
+class TimedEngine:
     """An engine in its actor, with all cores."""
 
     def __init__(self, engine: str, model: str, tokens_per_batch: int) -> None:
@@ -145,7 +145,7 @@ def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
     begin = time.perf_counter()
     share = 1 / len(ENGINES) if torch.cuda.is_available() else 0
     remote: Any = ray.remote
-    actor = remote(num_cpus=0, num_gpus=share)(Measured).remote(engine, model, tokens_per_batch)
+    actor = remote(num_cpus=0, num_gpus=share)(TimedEngine).remote(engine, model, tokens_per_batch)
     ray.get(actor.__ray_ready__.remote())
     return actor, time.perf_counter() - begin
 

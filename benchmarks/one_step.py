@@ -1,9 +1,14 @@
-"""What benchmarks of a training step share: a run's settings, and the passes of a step's micro-batches."""
+"""What benchmarks of a training step share: a run's settings, its teachers, and the passes of its micro-batches."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch
+from lingu_ray.runtime.teacher.teachers import make_teacher
 from lingu_ray.runtime.training.step import MicroBatches, StepSums
 
 
@@ -32,3 +37,29 @@ def add_gradients(micro_batches: MicroBatches, batches: list[MicroBatch]) -> Ste
     """Run a step's micro-batches forward and backward, as at the start of a run; no weight changes."""
     plans = [micro_batches.plan(batch) for batch in batches]
     return micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
+
+
+class Teachers:
+    """Clients of the teacher in a folder, each made when it is first asked for."""
+
+    def __init__(self, folder: str, precision: str, device: torch.device):
+        self.folder, self.precision, self.device = folder, precision, device
+        self._clients: dict[tuple[str, str], Any] = {}
+
+    def client(self, placement: str, transport: str) -> Any:
+        """The teacher in this process, or in an actor that is reached by `transport`."""
+        if (placement, transport) not in self._clients:
+            settings = run_config(self.folder, placement, 0, self.precision, transport).teacher
+            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+            self._clients[placement, transport] = make_teacher(settings, dtype, self.device, torch.get_num_threads())
+        return self._clients[placement, transport]
+
+    def unreadable(self) -> str | None:
+        """Why a teacher in an actor cannot read the GPU memory that it is lent; None where it can."""
+        return self.client("actor", "object_store").unreadable()
+
+    @property
+    def bytes_here(self) -> int:
+        """Bytes of the weights of the teacher in this process."""
+        here = [client for (placement, _), client in self._clients.items() if placement == "in_process"]
+        return sum(weight.nbytes for client in here for weight in client.teacher.model.parameters())

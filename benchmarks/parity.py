@@ -27,10 +27,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from benchmarks.one_step import add_gradients, run_config
+from benchmarks.one_step import Teachers, add_gradients, run_config
 from benchmarks.pairs import Pair, PairName, named_pair
 from benchmarks.report import BenchmarkConfig, Row, publish
-from benchmarks.step import Teachers
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.student import Student

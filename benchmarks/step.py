@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from tqdm import tqdm
 
-from benchmarks.one_step import add_gradients, run_config
+from benchmarks.one_step import Teachers, add_gradients, run_config
 from benchmarks.pairs import Pair, PairName, llama_pair, named_pair
 from benchmarks.report import (
     NO_MEMORY,
@@ -59,7 +59,6 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.runtime.cluster.connect import connect
-from lingu_ray.runtime.teacher.teachers import make_teacher
 from lingu_ray.runtime.training.optimizer import make_optimizer
 from lingu_ray.runtime.training.prepare import prepare
 from lingu_ray.runtime.training.step import MicroBatches, model_inputs
@@ -236,32 +235,6 @@ def _way(
     if name == "full_sequence_all_logits":
         return lambda: _all_logits_step(micro_batches, batches, optimizer)
     return lambda: _step(micro_batches, batches, optimizer)
-
-
-class Teachers:
-    """Clients of the teacher in a folder, each made when it is first asked for."""
-
-    def __init__(self, folder: str, precision: str, device: torch.device):
-        self.folder, self.precision, self.device = folder, precision, device
-        self._clients: dict[tuple[str, str], Any] = {}
-
-    def client(self, placement: str, transport: str) -> Any:
-        """The teacher in this process, or in an actor that is reached by `transport`."""
-        if (placement, transport) not in self._clients:
-            settings = run_config(self.folder, placement, 0, self.precision, transport).teacher
-            dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-            self._clients[placement, transport] = make_teacher(settings, dtype, self.device, torch.get_num_threads())
-        return self._clients[placement, transport]
-
-    def unreadable(self) -> str | None:
-        """Why a teacher in an actor cannot read the GPU memory that it is lent; None where it can."""
-        return self.client("actor", "object_store").unreadable()
-
-    @property
-    def bytes_here(self) -> int:
-        """Bytes of the weights of the teacher in this process."""
-        here = [client for (placement, _), client in self._clients.items() if placement == "in_process"]
-        return sum(weight.nbytes for client in here for weight in client.teacher.model.parameters())
 
 
 def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: torch.optim.Optimizer) -> None:

@@ -70,7 +70,7 @@ def test_vllm_leaves_memory_to_transformers(monkeypatch: pytest.MonkeyPatch) -> 
     """Both are on one GPU, of which vLLM, taken to be alone, would reserve nine tenths."""
     shares = []
     monkeypatch.setattr(evaluate.VllmEngine, "__init__", lambda *_, gpu_share=1.0: shares.append(gpu_share))
-    evaluate.Measured("vllm", "model", 64)
+    evaluate.TimedEngine("vllm", "model", 64)
     assert shares == [0.5]
 
 
