@@ -164,8 +164,10 @@ def save_panels(panels: list[Panel], path: Path) -> None:
 def smooth(values: np.ndarray) -> np.ndarray:
     """Moving mean over a twentieth of the values, over fewer at both ends."""
     window = max(1, len(values) // 20)
-    sums = np.convolve(values, np.ones(window), mode="same")
-    return sums / np.convolve(np.ones(len(values)), np.ones(window), mode="same")
+    at = np.arange(len(values))
+    begin, end = np.maximum(at - window // 2, 0), np.minimum(at + (window + 1) // 2, len(values))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    return (sums[end] - sums[begin]) / (end - begin)
 
 
 def model_colors(models: list[str]) -> dict[str, str]:

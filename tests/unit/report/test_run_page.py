@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from measured import write_measured
@@ -498,3 +499,12 @@ def test_the_page_says_how_many_workers_trained(tmp_path: Path) -> None:
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
         assert ("Workers: 1 from step 1 on, 2 from step 3 on, 1 from step 5 on." in text) == shown
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 45, 403])
+def test_curves_are_moving_means(count: int) -> None:
+    """A twentieth of the values around each, fewer at both ends."""
+    values = np.random.default_rng(0).normal(size=count)
+    window = max(1, count // 20)
+    means = [values[max(0, at - window // 2) : at + (window + 1) // 2].mean() for at in range(count)]
+    assert plots.smooth(values) == pytest.approx(means, abs=1e-12)
