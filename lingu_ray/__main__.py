@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 
 from lingu_ray import __version__
 from lingu_ray.commands import COMMANDS, guide_path, recipes
-from lingu_ray.config.layout import table, text_width
+from lingu_ray.config.layout import meant, table, text_width
 from lingu_ray.errors import UserError, run_command
 
 START = {
@@ -68,8 +67,7 @@ def _unknown(name: str) -> str:
         return f"unknown option {name}; it goes after a command: lingu-ray train {name}"
     if name in recipes() or name.endswith((".yaml", ".yml")):
         return f"no command {name!r}; did you mean lingu-ray train {name}?"
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    return f"no command {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}")
+    return f"no command {name!r}; {meant(name, COMMANDS)}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ While you talk:
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from pydantic import Field, PositiveInt
 from lingu_ray.config import Section
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
+from lingu_ray.config.layout import meant
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import absolute, model_path
 
@@ -178,8 +178,7 @@ def _run(conversation: Conversation, command: str, rest: str) -> None:
     elif command == "/image":
         raise UserError("/image needs the path of an image")
     else:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        raise UserError(f"no command {command}; " + (f"did you mean {near[0]}?" if near else ", ".join(COMMANDS)))
+        raise UserError(f"no command {command}; {meant(command, COMMANDS)}")
 
 
 if __name__ == "__main__":

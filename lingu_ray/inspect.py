@@ -19,7 +19,6 @@ examples:
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +29,7 @@ from lingu_ray.atomic import require_writable
 from lingu_ray.config import Config, Section, SourceConfig
 from lingu_ray.config.command_line import run_and_own
 from lingu_ray.config.help_pages import Help
+from lingu_ray.config.layout import meant
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath
 from lingu_ray.shell import shell_word
@@ -107,9 +107,7 @@ def named_sources(config: Config, names: list[str]) -> list[SourceConfig]:
     known = {source.name: source for source in config.corpus.sources}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise UserError(f"no source {name!r} in corpus.sources; {meant}")
+            raise UserError(f"no source {name!r} in corpus.sources; {meant(name, known)}")
     return [known[name] for name in names] or list(config.training_sources())
 
 

@@ -12,7 +12,6 @@ Write it beside the file and name it in the file's first line, where editors wit
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable
 
@@ -20,7 +19,7 @@ from lingu_ray.config import Config
 from lingu_ray.config.command_line import split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.json_schema import Schema, schema_of
-from lingu_ray.config.layout import print_file
+from lingu_ray.config.layout import meant, print_file
 from lingu_ray.errors import UserError, run_command
 
 HELP = Help("python -m lingu_ray.schema [train | evaluate | sweep]", __doc__)
@@ -33,9 +32,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"one schema at a time, without settings\nusage: {HELP.usage}")
     kind = names[0] if names else "train"
     if kind not in SCHEMAS:
-        near = difflib.get_close_matches(kind, SCHEMAS, n=1)
-        meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(SCHEMAS)}"
-        raise UserError(f"no schema {kind!r}; {meant}")
+        raise UserError(f"no schema {kind!r}; {meant(kind, SCHEMAS)}")
     print_file(json.dumps(SCHEMAS[kind](), indent=1, ensure_ascii=False))
 
 

@@ -1,11 +1,12 @@
-"""Text for terminals: its width, and tables of names with one line each."""
+"""Text for terminals: its width, tables of names with one line each, and which name was meant."""
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from io import TextIOWrapper
 
 
@@ -34,3 +35,9 @@ def wrapped(head: str, text: str, width: int) -> list[str]:
     """A text behind `head`, wrapped in a column of its own."""
     first, *more = textwrap.wrap(text, width - len(head), break_on_hyphens=False) or [""]
     return [head + first, *(" " * len(head) + line for line in more)]
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """The end of a message on an unknown name: the known one that is nearest, or all of them."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"

@@ -250,7 +250,7 @@ def test_questions_come_through_a_pipe(
     printed = capsys.readouterr()
     answer = opened(models / "vlm").ask("One?", ignore)
     assert printed.out.split("\n") == [*answer.split("\n")] * 2 + [""]
-    assert printed.err == "error: no command /nonsense; /image, /new, /help\n"
+    assert printed.err == "error: no command /nonsense; there are /image, /new, /help\n"
 
 
 def test_a_line_in_another_encoding_ends_nothing(
