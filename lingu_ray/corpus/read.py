@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
+from itertools import islice
 from typing import Generic, TypeVar
 
 from lingu_ray.corpus.encode import Encoder, Sample
@@ -64,15 +64,13 @@ class StepReader(Generic[Step]):
         self.world_size = world_size
         self.pool = encoding_pool(threads)
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="collate")
-        self._to_schedule = iter(range(start_step, steps))
-        self._pending: deque[Future[Step]] = deque()
-        for _ in range(ahead):
-            self._schedule_next()
+        self._submitted = map(self._submit, range(start_step, steps))
+        self._pending = deque(islice(self._submitted, ahead))
 
     def positions(self, step: int) -> list[int]:
         """This rank's positions in the corpus at a step."""
         own = rows_of_rank(self.rows_per_step, self.rank, self.world_size)
-        return [(step * self.rows_per_step + row) % len(self.corpus) for row in own]
+        return self.corpus.positions(step, self.rows_per_step)[own.start : own.stop]
 
     def __iter__(self) -> Iterator[Step]:
         return self
@@ -83,16 +81,14 @@ class StepReader(Generic[Step]):
         Raises:
             UserError: a row cannot be encoded; names source and position.
         """
-        self._schedule_next()
+        self._pending.extend(islice(self._submitted, 1))
         if not self._pending:
             raise StopIteration
         return self._pending.popleft().result()
 
-    def _schedule_next(self) -> None:
-        step = next(self._to_schedule, None)
-        if step is not None:
-            samples = [self.pool.submit(self._encode, position) for position in self.positions(step)]
-            self._pending.append(self._maker.submit(self._made, samples))
+    def _submit(self, step: int) -> Future[Step]:
+        samples = [self.pool.submit(self._encode, position) for position in self.positions(step)]
+        return self._maker.submit(self._made, samples)
 
     def _made(self, samples: list[Future[Sample]]) -> Step:
         return self.make([sample.result() for sample in samples])
@@ -113,7 +109,5 @@ class StepReader(Generic[Step]):
     def __enter__(self) -> StepReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
