@@ -116,9 +116,7 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
         else:
             _check_no_setting(key, value)
             named.append((key, value))
-    for override in overrides:
-        settings.override(override)
-    config = settings.validate()
+    config = settings.override(*overrides).validate()
     if not config.tasks:
         raise UserError(f"name the tasks: tasks=arc_easy,piqa or tasks=FILE.yaml\nusage: {USAGE}")
     for name, _ in named:

@@ -101,17 +101,12 @@ def load(arguments: list[str]) -> tuple[Space, Config]:
         raise UserError(f"name one space: {', '.join(shipped())}, or a YAML file\nusage: {USAGE}")
     settings = read_space(names[0])
     for_base = [override for override in overrides if not _is_of_space(override.partition("=")[0])]
-    for override in overrides:
-        if override not in for_base:
-            settings.override(override)
-    space = settings.validate()
+    space = settings.override(*(override for override in overrides if override not in for_base)).validate()
     recipe = read_recipe(space.base)
     of_the_base = dict(recipe.origins)
     for key, value in space.settings.items():
         recipe.merge(key, value, f"{names[0]}: settings: {key}")
-    for override in for_base:
-        recipe.override(override)
-    base = recipe.validate()
+    base = recipe.override(*for_base).validate()
     check(space, base)
     given = {key: origin for key, origin in recipe.origins.items() if of_the_base.get(key) != origin}
     _check_controls(base, given)

@@ -142,18 +142,12 @@ def is_own(key: str, own: type[BaseModel]) -> bool:
 
 def read_settings(arguments: list[str], schema: type[T]) -> T:
     """Settings from `key=value` arguments alone, without a file; raises `UserError` for whatever is wrong."""
-    settings = Settings(schema, {}, "command line")
-    for argument in arguments:
-        settings.override(argument)
-    return settings.validate()
+    return Settings(schema, {}, "command line").override(*arguments).validate()
 
 
 def read_run(recipe: str, overrides: list[str]) -> Config:
     """A recipe or file with `key=value` overrides; raises `UserError` for whatever is wrong."""
-    settings = read_recipe(recipe)
-    for override in overrides:
-        settings.override(override)
-    return settings.validate()
+    return read_recipe(recipe).override(*overrides).validate()
 
 
 def load_yaml(path: Path) -> Config:

@@ -111,10 +111,12 @@ class Settings(Generic[T]):
     name: str
     origins: dict[Key, str] = field(default_factory=dict)
 
-    def override(self, argument: str) -> None:
-        """Apply one `key=value`."""
-        dotted, _, text = argument.partition("=")
-        self.put(dotted, strict_yaml.load_value(text, f"override {argument}"), argument)
+    def override(self, *arguments: str) -> Settings[T]:
+        """Apply each `key=value`; returns these settings."""
+        for argument in arguments:
+            dotted, _, text = argument.partition("=")
+            self.put(dotted, strict_yaml.load_value(text, f"override {argument}"), argument)
+        return self
 
     def put(self, dotted: str, value: Any, origin: str) -> None:
         """Set a key to a value; `origin` says where it came from."""
