@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lingu_ray.config.base import PATTERNS, Schedule
+from lingu_ray.config.layout import wrapped
 from lingu_ray.config.strict_yaml import dump
 from lingu_ray.config.tree import is_list, is_mapping, section_in
 
@@ -109,7 +110,6 @@ def _setting_lines(key: str, field: FieldInfo, width: int) -> list[str]:
     head = f"  {key} {default}"
     column = 46
     text = f"{field.description} ({wants(field.annotation, field.metadata)})"
-    wrapped = textwrap.wrap(text, width - column, break_on_hyphens=False)
     if len(head) >= column:
-        return [head, *(" " * column + line for line in wrapped)]
-    return [head.ljust(column) + wrapped[0], *(" " * column + line for line in wrapped[1:])]
+        return [head, *wrapped(" " * column, text, width)]
+    return wrapped(head.ljust(column), text, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
 _VALUES = ("default", "metadata", "serialization")
 """Parts of a schema in which no other schema is."""
@@ -16,23 +16,19 @@ def share_of(share: float, whole: int) -> Fraction:
     return Fraction(str(share)) * whole
 
 
-def checked_numbers(schema: CoreSchema) -> CoreSchema:
-    """A section's schema with every number in it, whatever it stands in, refusing true, false, and 2^63 and above.
+def checked_numbers(part: Any) -> Any:
+    """A section's core schema, or a part of it, with every number in it refusing true, false, and 2^63 and above.
 
     A union of numbers and true or false takes both.
     """
-    return _changed(schema)
-
-
-def _changed(part: Any) -> Any:
     if isinstance(part, list | tuple):
-        return type(part)(_changed(inner) for inner in part)
+        return type(part)(checked_numbers(inner) for inner in part)
     if not isinstance(part, dict) or part.get("function", {}) == _CHECK:
         return part
     if part.get("type") in ("int", "float"):
         return {"type": "function-before", "function": _CHECK, "schema": part}
     values = _VALUES if isinstance(part.get("type"), str) else ()  # else by the names of fields
-    return {key: inner if key in values else _changed(inner) for key, inner in part.items()}
+    return {key: inner if key in values else checked_numbers(inner) for key, inner in part.items()}
 
 
 def _check(value: Any) -> Any:
