@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from lingu_ray.corpus.row import PLACEHOLDER, Messages
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, placeholders
 
 # Content as a string or as parts; `<image>` stands for the student's image token.
 _TEXT = (
@@ -136,6 +136,5 @@ class ChatTemplate:
             text = self._render(probe, takes_parts, add_generation_prompt=False, expanded=True)
         except Exception:  # see `render`
             return False
-        images = sum(message["content"].count(PLACEHOLDER) for message in probe)
         written = re.search("['\"]type['\"]", text, re.IGNORECASE)
-        return _PROBE in text and not written and text.count(self.image_token) == images
+        return _PROBE in text and not written and text.count(self.image_token) == placeholders(probe)

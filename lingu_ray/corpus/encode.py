@@ -31,7 +31,7 @@ from lingu_ray.corpus.chat_template import CannotEncode
 from lingu_ray.corpus.image_tokens import PIXEL_MASK, ImageTokens, Size
 from lingu_ray.corpus.images import decode_image, image_size
 from lingu_ray.corpus.rendering import PROBES, Renderer
-from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, answer_ends, placeholders
 from lingu_ray.corpus.whole_tokens import Tokens, WholeTokenizer
 from lingu_ray.errors import UserError
 
@@ -191,8 +191,8 @@ class Encoder:
             raise CannotEncode("the last answer is no target")
         whole = 0
         while True:
-            messages = _up_to(row.messages, len(answers))
-            images = sum(message["content"].count(PLACEHOLDER) for message in messages)
+            messages = row.messages[: answer_ends(row.messages)[len(answers) - 1]]
+            images = placeholders(messages)
             tokens = self._tokens(answers, sizes[:images])
             whole = whole or len(tokens.ids)
             beyond = sum(begin >= self.max_length for begin, _ in tokens.answers)
@@ -263,7 +263,7 @@ class Encoder:
         """Encode a conversation, and compare its first question with what the processor makes of it."""
         answers = self._renderer.answers(probe)
         _ = self._renderer.end_of_turn  # raises where there is none
-        sizes = list(_PROBE_SIZES[: sum(message["content"].count(PLACEHOLDER) for message in probe)])
+        sizes = list(_PROBE_SIZES[: placeholders(probe)])
         self._tokens(answers, sizes)
         if not sizes:
             return
@@ -290,12 +290,6 @@ class Encoder:
                 f"{whose}: {error}. Set one that conversations can be trained with, in the chat_template.jinja of "
                 f"{place}"
             ) from error
-
-
-def _up_to(messages: Messages, answers: int) -> Messages:
-    """The messages up to a number of answers."""
-    ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant"]
-    return messages[: ends[answers - 1]]
 
 
 def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lingu_ray.corpus.answers import Answer, Segment, closed, find_answer, find_closing, segments
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
-from lingu_ray.corpus.row import PLACEHOLDER, Messages
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, answer_ends
 
 QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 PICTURE = {"role": "user", "content": f"{PLACEHOLDER}c"}
@@ -38,7 +38,7 @@ class Renderer:
         Raises:
             CannotEncode: there is none, or `find_answer` raises.
         """
-        ends = [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+        ends = answer_ends(messages)
         if not ends:
             raise CannotEncode("the conversation has no answer")
         return [find_answer(self.template, messages[:end], self._closings) for end in ends]
@@ -57,10 +57,9 @@ class Renderer:
         if self._closes_answers:
             return text
         answers = []
-        for end, message in enumerate(messages, start=1):
-            if message["role"] == "assistant":
-                with suppress(CannotEncode):  # what a model has said may be anything
-                    answers += [find_answer(self.template, messages[:end], self._closings)]
+        for end in answer_ends(messages):
+            with suppress(CannotEncode):  # what a model has said may be anything
+                answers += [find_answer(self.template, messages[:end], self._closings)]
         return closed(text, answers, self.eos)
 
     @cached_property

@@ -35,3 +35,13 @@ class Row:
 def is_target(message: Message) -> bool:
     """Whether a message is an answer that is a target of the loss."""
     return message["role"] == "assistant" and message.get("supervised", True)
+
+
+def answer_ends(messages: Messages) -> list[int]:
+    """For each answer, how many messages there are up to it."""
+    return [end for end, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+
+
+def placeholders(messages: Messages) -> int:
+    """How many images the messages have a place for."""
+    return sum(message["content"].count(PLACEHOLDER) for message in messages)

@@ -20,7 +20,7 @@ from lingu_ray.corpus.record import (
     read_text,
 )
 from lingu_ray.corpus.record_keys import check_turn, is_supervised
-from lingu_ray.corpus.row import PLACEHOLDER, Messages, is_target
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, is_target, placeholders
 from lingu_ray.literals import parsed
 
 ROLES = {
@@ -65,7 +65,7 @@ def _check_filled(record: Record, messages: Messages) -> None:
 
 def place_images(messages: Messages, images: list[Any]) -> RawRow:
     """A raw row; images that no message has a placeholder for are put before the first question."""
-    if images and not any(PLACEHOLDER in m["content"] for m in messages):
+    if images and not placeholders(messages):
         for message in messages:
             if message["role"] == "user":
                 message["content"] = PLACEHOLDER * len(images) + message["content"]
@@ -182,10 +182,6 @@ def _without_loose_ends(row: RawRow) -> RawRow:
         messages = messages[:start] + messages[start + 1 :]
     targets = [index for index, message in enumerate(messages) if is_target(message)]
     kept = messages[: targets[-1] + 1] if targets else messages
-    if _placeholders(messages) != len(row.images):
+    if placeholders(messages) != len(row.images):
         return RawRow(messages, row.images)  # the check says so
-    return RawRow(kept, row.images[: _placeholders(kept)])
-
-
-def _placeholders(messages: Messages) -> int:
-    return sum(message["content"].count(PLACEHOLDER) for message in messages)
+    return RawRow(kept, row.images[: placeholders(kept)])

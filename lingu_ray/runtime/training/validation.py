@@ -13,7 +13,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, collate, grouped
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.encoding_pool import encoded_ahead
-from lingu_ray.corpus.row import PLACEHOLDER, Row, is_target
+from lingu_ray.corpus.row import Row, is_target, placeholders
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
@@ -125,6 +125,5 @@ def _fitting(row: Row, encoder: Encoder) -> Row:
     while len(ends) > 1 and encoder.length(row) > encoder.max_length:
         ends.pop()
         messages = row.messages[: ends[-1]]
-        images = sum(message["content"].count(PLACEHOLDER) for message in messages)
-        row = replace(row, messages=messages, images=row.images[:images])
+        row = replace(row, messages=messages, images=row.images[: placeholders(messages)])
     return row
