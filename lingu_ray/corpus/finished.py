@@ -5,7 +5,6 @@ The folder may be in a bucket, where they are objects.
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lingu_ray import storage
+from lingu_ray.corpus.store import writing
 from lingu_ray.errors import UserError
 from lingu_ray.live import LiveLine
 
@@ -28,30 +28,23 @@ class FinishedSplits:
 
     def add(self, index: int, rows: int) -> None:
         """Note that a file split is read."""
-        name = f"{index}-{rows}"
-        if isinstance(self.folder, Path):
-            (self.folder / name).touch()
-        else:
-            storage.put(b"", storage.join(self.folder, name))
+        with writing(self.folder, f"{index}-{rows}") as path:
+            path.touch()
 
     def _names(self) -> list[str]:
-        if isinstance(self.folder, Path):
-            return os.listdir(self.folder)
-        return [entry.name for entry in storage.entries(self.folder)]
+        found = self.folder.glob("*") if isinstance(self.folder, Path) else storage.entries(self.folder)
+        return [file.name for file in found]
 
     def _delete(self) -> None:
         if isinstance(self.folder, Path):
-            shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
         else:
             storage.delete(self.folder)
 
     @contextmanager
     def shown(self, splits: int) -> Iterator[None]:
         """Show a live line of those of `splits` that are finished, while the block runs; then delete the files."""
-        if isinstance(self.folder, Path):
-            self.folder.mkdir()
-        else:
-            self._delete()  # what a build that was killed has left
+        self._delete()  # what a build that was killed has left in a bucket
         ended = threading.Event()
 
         def follow() -> None:
