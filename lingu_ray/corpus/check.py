@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.load_image import load_image
@@ -26,23 +27,17 @@ NUMBERED = re.compile(r"<image[ _]?\d+>")  # beside images a reference to one of
 
 
 @dataclass(frozen=True)
-class Checked:
-    """A good row, and whether its answers are longer than `max_length` and will be cut."""
-
-    row: Row
-    truncated: bool
-
-
 class Checker:
     """Checks raw rows of one source against the student's encoder."""
 
-    def __init__(self, encoder: Encoder, source: str, distill: bool) -> None:
-        self.encoder = encoder
-        self.source = source
-        self.distill = distill
+    encoder: Encoder
+    source: str
+    distill: bool
 
-    def check(self, raw_row: RawRow, folder: Path | str) -> Checked:
-        """The raw row as a checked row; relative image paths start from `folder`.
+    def check(self, raw_row: RawRow, folder: Path | str) -> dict[str, Any]:
+        """The fields of a good row; relative image paths start from `folder`.
+
+        `truncated`: its answers are longer than `max_length` and will be cut.
 
         Raises:
             BadRecord: with the reason.
@@ -55,7 +50,8 @@ class Checker:
             length = self.encoder.length(row)
         except PromptTooLong as error:
             raise BadRecord("prompt_too_long", str(error)) from error
-        return Checked(row, truncated=length > self.encoder.max_length)
+        truncated = length > self.encoder.max_length
+        return {"messages": row.messages, "images": images, "distill": self.distill, "truncated": truncated}
 
 
 def check_messages(messages: Messages) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import pyarrow as pa
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.check import Checked, Checker
+from lingu_ray.corpus.check import Checker
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.formats import FORMATS
-from lingu_ray.corpus.readers import UNREADABLE, FileSplit, Numbered
+from lingu_ray.corpus.readers import FileSplit, Numbered, reading
 from lingu_ray.corpus.record import BadRecord, RawRow, Record
 from lingu_ray.corpus.store import MESSAGES
 from lingu_ray.errors import UserError
@@ -81,10 +81,8 @@ class SplitTask:
         yield from FORMATS[self.source.format](record, self.source)
 
     def _records(self) -> Iterator[Numbered]:
-        try:
+        with reading(self.source.name, self.split.path):
             yield from self.split.records()
-        except UNREADABLE as error:
-            raise UserError(f"source {self.source.name}: {self.split.path} cannot be read: {error}") from error
 
 
 def rows_of(raw_rows: Iterator[RawRow], checker: Checker, folder: Path | str) -> Iterator[dict[str, Any]]:
@@ -100,18 +98,12 @@ def rows_of(raw_rows: Iterator[RawRow], checker: Checker, folder: Path | str) ->
             raw_row = next(raw_rows, None)
             if raw_row is None:
                 return
-            fields = good_row(checker.check(raw_row, folder))
+            fields = checker.check(raw_row, folder)
         except NOT_OF_THE_ROW:
             raise
         except BaseException as error:  # a panic of the tokenizer's Rust code is not an Exception
             fields = as_reject(error)
         yield fields
-
-
-def good_row(checked: Checked) -> dict[str, Any]:
-    """The fields of a good row."""
-    row = checked.row
-    return {"messages": row.messages, "images": row.images, "distill": row.distill, "truncated": checked.truncated}
 
 
 def as_reject(error: BaseException) -> dict[str, Any]:
