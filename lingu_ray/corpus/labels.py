@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from lingu_ray.atomic import read_json
-from lingu_ray.corpus.formats import BadRecord, Record
+from lingu_ray.corpus.record import BadRecord, Record
 from lingu_ray.errors import UserError
 
 NO_LABEL = -1  # in splits whose answers are held back

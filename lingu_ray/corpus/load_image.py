@@ -14,9 +14,9 @@ from urllib.parse import unquote, unquote_to_bytes
 from PIL import Image
 
 from lingu_ray import storage
-from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.corpus.images import decode_image, to_rgb
 from lingu_ray.corpus.named_file import read_named
+from lingu_ray.corpus.record import BadRecord
 
 LONGEST_KEY = 1024  # of an object; a longer text may be base64
 SHOWN = 120  # characters of a reference in a message

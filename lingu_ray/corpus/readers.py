@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from lingu_ray import storage
 from lingu_ray.corpus.arrow import in_decimals, open_arrow, random_access
 from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
-from lingu_ray.corpus.formats import BadRecord, Record
 from lingu_ray.corpus.labels import Labels, labels_of
+from lingu_ray.corpus.record import BadRecord, Record
 from lingu_ray.corpus.tar import members
 from lingu_ray.errors import UserError
 from lingu_ray.literals import from_json

@@ -7,7 +7,8 @@ from typing import Any
 from lingu_ray.config import TaskConfig
 from lingu_ray.config.task_templates import compile_template
 from lingu_ray.corpus.check import check_messages
-from lingu_ray.corpus.formats import FORMATS, RawRow, Record
+from lingu_ray.corpus.formats import FORMATS
+from lingu_ray.corpus.record import RawRow, Record
 from lingu_ray.corpus.row import PLACEHOLDER
 from lingu_ray.evaluation.tasks.rows import source_of
 from lingu_ray.evaluation.tasks.task_types import Fields, Malformed

@@ -8,7 +8,7 @@ from itertools import islice
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.config.evaluation import CLUSTER
-from lingu_ray.corpus.formats import BadRecord
+from lingu_ray.corpus.record import BadRecord
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.blind import blinded
 from lingu_ray.evaluation.tasks.fields import fields_of, selected

@@ -18,8 +18,8 @@ from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
 from lingu_ray.corpus.files import _matches
 from lingu_ray.corpus.fingerprint import source_content
-from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.corpus.load_image import load_image
+from lingu_ray.corpus.record import BadRecord
 from lingu_ray.corpus.splits import check_source, image_folder, split_source
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tasks.rows import places

@@ -12,9 +12,9 @@ from PIL import Image
 from tiny import picture
 
 from lingu_ray.corpus import named_file
-from lingu_ray.corpus.formats import BadRecord
 from lingu_ray.corpus.images import decode_image
 from lingu_ray.corpus.load_image import image_path, load_image
+from lingu_ray.corpus.record import BadRecord
 from lingu_ray.errors import UserError
 
 PNG = picture(1)

@@ -20,8 +20,9 @@ from tiny import picture
 from lingu_ray.config import Format, SourceConfig
 from lingu_ray.corpus import compression, files, json_array
 from lingu_ray.corpus import splits as corpus_splits
-from lingu_ray.corpus.formats import FORMATS, BadRecord
+from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.readers import UNREADABLE
+from lingu_ray.corpus.record import BadRecord
 from lingu_ray.corpus.splits import check_source, split_source
 from lingu_ray.errors import UserError
 
