@@ -119,10 +119,9 @@ def read_arguments(arguments: list[str]) -> tuple[dict[str, Path], EvaluateConfi
     config = settings.override(*overrides).validate()
     if not config.tasks:
         raise UserError(f"name the tasks: tasks=arc_easy,piqa or tasks=FILE.yaml\nusage: {USAGE}")
-    for name, _ in named:
+    for name, path in named:
         if name in RENAMED_ROLES:
             raise UserError(f"the model's name {name} is {RENAMED_ROLES[name]} now")
-    for name, path in named:
         if not path.strip():
             raise UserError(f"{name}={path}: no model is named: give a folder, a hub id or a .gguf file")
     models = {name: Path(model_path(path)) for name, path in named}

@@ -146,10 +146,10 @@ def split_tasks(
     processor, length = str(storage.origin(processor_dir.absolute())), config.corpus.max_length
     trusted = config.student.trust_remote_code
     pairs = [(source, split) for source, of_source in zip(sources, splits, strict=True) for split in of_source]
-    tasks = []
-    for index, (source, split) in enumerate(pairs):
-        tasks.append(SplitTask(index, split, source, image_folder(source, split), processor, length, trusted))
-    return tasks
+    return [
+        SplitTask(index, split, source, image_folder(source, split), processor, length, trusted)
+        for index, (source, split) in enumerate(pairs)
+    ]
 
 
 def _build(plan: Plan, folder: Path | str) -> None:

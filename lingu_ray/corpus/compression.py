@@ -18,10 +18,6 @@ LINES_BYTES = 4 << 20  # of a JSONL or text split
 _READ = 1 << 18  # compressed bytes at once
 
 
-def _open_zstd(file: str | IO[bytes]) -> BufferedIOBase:
-    return BufferedReader(pa.input_stream(file, compression="zstd"))
-
-
 class _Streams(RawIOBase):
     """What compressed streams hold that follow each other in a file, or padding of zeros.
 
@@ -60,19 +56,15 @@ class _Streams(RawIOBase):
         super().close()
 
 
-def _open_bz2(file: str | IO[bytes]) -> BufferedIOBase:
-    return BufferedReader(_Streams(file, bz2.BZ2Decompressor))
-
-
-def _open_xz(file: str | IO[bytes]) -> BufferedIOBase:
-    return BufferedReader(_Streams(file, lzma.LZMADecompressor))
+def _open_zstd(file: str | IO[bytes]) -> BufferedIOBase:
+    return BufferedReader(pa.input_stream(file, compression="zstd"))
 
 
 DECOMPRESSORS: dict[str, Callable[[Any], BufferedIOBase]] = {
     ".gz": gzip.open,
     ".tgz": gzip.open,
-    ".bz2": _open_bz2,
-    ".xz": _open_xz,
+    ".bz2": lambda file: BufferedReader(_Streams(file, bz2.BZ2Decompressor)),
+    ".xz": lambda file: BufferedReader(_Streams(file, lzma.LZMADecompressor)),
     ".zst": _open_zstd,
     ".zstd": _open_zstd,
 }
