@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lingu_ray.config import Config, SourceConfig
-from lingu_ray.corpus.passes import passes
+from lingu_ray.corpus.order import passes
 
 
 @dataclass(frozen=True)

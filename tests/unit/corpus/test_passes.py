@@ -7,8 +7,7 @@ import pytest
 
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus.mix import turns_of
-from lingu_ray.corpus.order import draw_order
-from lingu_ray.corpus.passes import passes
+from lingu_ray.corpus.order import draw_order, passes
 
 
 def manifest_of(sizes: dict[str, int], weights: list[float] | None = None, held_out: int = 2, rows: int | None = None):
