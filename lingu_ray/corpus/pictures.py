@@ -5,12 +5,12 @@ A picture that a held-out row shows is held out altogether: no other question ab
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from lingu_ray.content import bytes_identity
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
 from lingu_ray.corpus.store import Corpus
 
@@ -37,27 +37,23 @@ class Pictures:
 
 def read_pictures(corpus: Corpus, max_rows: int) -> Pictures:
     """The pictures of the first `max_rows` rows, of those rows that have one image, and those of held-out rows."""
-    held_out: dict[bytes, Picture] = {}
+    held_out: dict[str, Picture] = {}
     for row in (row for rows in corpus.validation().values() for row in rows):
         _add(held_out, row, row)
-    trained: dict[bytes, Picture] = {}
+    trained: dict[str, Picture] = {}
     rows, used = min(len(corpus), max_rows), 0
     for position in range(rows):
         [row] = corpus.rows([position])
-        if len(row.images) == 1 and _digest(row) not in held_out:
+        if len(row.images) == 1 and bytes_identity(row.images[0]) not in held_out:
             used += 1
             _add(trained, row, position)
     return Pictures(list(trained.values()), list(held_out.values()), rows, used)
 
 
-def _digest(row: Row) -> bytes:
-    return hashlib.blake2b(row.images[0], digest_size=16).digest()
-
-
-def _add(pictures: dict[bytes, Picture], row: Row, place: int | Row) -> None:
+def _add(pictures: dict[str, Picture], row: Row, place: int | Row) -> None:
     if len(row.images) != 1:
         return
-    picture = pictures.setdefault(_digest(row), Picture(place))
+    picture = pictures.setdefault(bytes_identity(row.images[0]), Picture(place))
     picture.asked.extend(pair for pair in _turns(row.messages) if pair not in picture.asked)
 
 
@@ -122,8 +118,7 @@ def choose_targets(pictures: Pictures) -> Targets:
     useless = [question for question in asked if 2 * without_choice[question] > asked[question]]
     for question in useless:
         del choices.counts[question]
-    unknown = sum(len(picture.asked) for picture in pictures.held_out)
-    unknown -= sum(question not in choices.counts for picture in pictures.held_out for question, _ in picture.asked)
+    unknown = sum(question in choices.counts for picture in pictures.held_out for question, _ in picture.asked)
     unknown -= sum(len(list(choices.of(picture))) for picture in pictures.held_out)
     left_out = {
         ONE_ANSWER: sum(counts.total() for counts in given.values() if len(counts) == 1),
