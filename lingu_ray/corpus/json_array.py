@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from lingu_ray.corpus.compression import LINES_BYTES
 
 _ENCODINGS = ("utf-8", "utf-8-sig")
-_SPACE = re.compile(r"[ \t\n\r]*")
+_SIGN = re.compile(r"[ \t\n\r]*([\[,\]])[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
 Span = tuple[int, int, int]
@@ -20,57 +21,43 @@ def array_spans(encoded: bytes) -> list[Span]:
     """Spans of whole records and the commas between them, of about `LINES_BYTES`; none of what is no array in UTF-8."""
     if json.detect_encoding(encoded) not in _ENCODINGS:
         return []
+    start = len(codecs.BOM_UTF8) if encoded.startswith(codecs.BOM_UTF8) else 0
     try:
-        text = encoded.decode("utf-8-sig")
-        return list(_spans(text, before=len(encoded) - len(text.encode())))
+        encoded.decode()
+        return list(_spans(encoded.decode("latin-1"), start))  # a character for each byte
     except (ValueError, RecursionError):  # the reader says what is wrong
         return []
 
 
-def _spans(text: str, before: int) -> Iterator[Span]:
-    """The spans, as bytes; `before` of them stand before the text."""
-    begin, begun, read = before, 0, 0  # a span's first byte and character, and the characters of which bytes are known
-    first = count = 0
-    for start, end in _records(text):
-        if not count:
-            begin, begun = begin + len(text[read:start].encode()), start
+def _spans(text: str, start: int) -> Iterator[Span]:
+    begin = end = before = count = 0
+    for first, end in _records(text, start):
+        begin = begin if count else first
         count += 1
-        if end - begun >= LINES_BYTES:
-            stop = begin + len(text[begun:end].encode())
-            yield begin, stop, first
-            begin, read, first, count = stop, end, first + count, 0
+        if end - begin >= LINES_BYTES:
+            yield begin, end, before
+            before, count = before + count, 0
     if count:
-        yield begin, begin + len(text[begun:end].encode()), first
+        yield begin, end, before
 
 
-def _records(text: str) -> Iterator[tuple[int, int]]:
-    """Where each element of an array begins and ends. Raises ValueError for what is no array."""
-    place = _after(text, _expected(text, _after(text, 0), "["))
-    if text[place : place + 1] == "]":
-        _check_end(text, place + 1)
-        return
-    while True:
+def _records(text: str, start: int) -> Iterator[tuple[int, int]]:
+    """Where each element of an array begins and ends. Raises ValueError for what is no array, or has no elements."""
+    sign, place = _sign(text, start)
+    if sign != "[":
+        raise ValueError("no array")
+    while sign != "]":
         _, end = _DECODER.raw_decode(text, place)
         yield place, end
-        place = _after(text, end)
-        if text[place : place + 1] == "]":
-            _check_end(text, place + 1)
-            return
-        place = _after(text, _expected(text, place, ","))
-
-
-def _after(text: str, place: int) -> int:
-    """The place after white space."""
-    found = _SPACE.match(text, place)
-    return found.end() if found else place
-
-
-def _expected(text: str, place: int, sign: str) -> int:
-    if text[place : place + 1] != sign:
-        raise ValueError(f"no {sign} at {place}")
-    return place + 1
-
-
-def _check_end(text: str, place: int) -> None:
-    if _after(text, place) != len(text):
+        sign, place = _sign(text, end)
+        if sign == "[":
+            raise ValueError(f"no comma at {end}")
+    if place != len(text):
         raise ValueError(f"more after the array, at {place}")
+
+
+def _sign(text: str, place: int) -> tuple[str, int]:
+    """The sign of an array that comes next, and the place after it and white space."""
+    if not (found := _SIGN.match(text, place)):
+        raise ValueError(f"no sign of an array at {place}")
+    return found[1], found.end()
