@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config import Config
-from lingu_ray.corpus.build import build_corpus, plan_corpus
+from lingu_ray.corpus.build import build_corpus
+from lingu_ray.corpus.plan import plan_corpus
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.contamination.find import look_for_items
 from lingu_ray.evaluation.roles import FINE_TUNED, PLAIN_CE, given_models, has_adapted

@@ -12,12 +12,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,16 +26,13 @@ from ray.exceptions import RayTaskError
 
 from lingu_ray import storage
 from lingu_ray.atomic import whole_folder
-from lingu_ray.config import Config, CorpusConfig, SourceConfig
-from lingu_ray.config.numbers import share_of
-from lingu_ray.corpus.fingerprint import fingerprint, source_content
+from lingu_ray.config import Config
+from lingu_ray.corpus.counts import checked_counts, good_rows, merged, summary, tally
 from lingu_ray.corpus.finished import FinishedSplits
-from lingu_ray.corpus.normalize import NORMALIZED, SplitTask, load_encoder
+from lingu_ray.corpus.normalize import NORMALIZED, SplitTask
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, doubts, draw_order
-from lingu_ray.corpus.readers import FileSplit
-from lingu_ray.corpus.splits import check_source, image_folder, split_source
+from lingu_ray.corpus.plan import Plan, plan_corpus
 from lingu_ray.corpus.store import (
-    EARLIER_VERSIONS,
     MANIFEST,
     ROW_SCHEMA,
     SIZES,
@@ -50,63 +44,13 @@ from lingu_ray.corpus.store import (
     write_rows,
     writing,
 )
-from lingu_ray.errors import UserError, user_error
+from lingu_ray.errors import user_error
 
 log = logging.getLogger(__name__)
 
 LOG_WHAT_THEY_RAISE = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
-MUCH_HELD_OUT = 0.2  # share of a source's rows above which the summary mentions it
 REJECTED = ["source", "reason", "origin", "excerpt"]
 META = ["key", "truncated", *REJECTED]
-FIRST = ["key", "origin", "excerpt"]  # what a tally says of the first row
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a corpus is made of, and the folder where it is or will be.
-
-    `contents`: by source, the fingerprint of its data. `earlier`: fingerprints of the same corpus as earlier versions
-    built it.
-    """
-
-    config: CorpusConfig
-    sources: tuple[SourceConfig, ...]
-    tasks: list[SplitTask]
-    contents: dict[str, str]
-    fingerprint: str
-    folder: Path | str
-    earlier: tuple[str, ...] = ()
-
-    def as_earlier(self, fingerprint: str) -> Plan:
-        """The plan of the corpus as an earlier version built it."""
-        folder = storage.place(storage.below(storage.parent(str(self.folder)), fingerprint))
-        return replace(self, fingerprint=fingerprint, folder=folder)
-
-
-def plan_corpus(config: Config, processor_dir: Path) -> Plan:
-    """Find the data of the training sources and plan the corpus made of it. Needs no Ray.
-
-    Args:
-        config: the run.
-        processor_dir: folder of the student's saved processor.
-
-    Raises:
-        UserError: data that is not found, has no records, or cannot be read; a chat template that no row could be
-            trained with.
-    """
-    load_encoder(str(processor_dir.absolute()), config.corpus.max_length, config.student.trust_remote_code)
-    sources = config.training_sources()
-    splits = [split_source(source) for source in sources]
-    for source, of_source in zip(sources, splits, strict=True):
-        check_source(source, of_source)
-    contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
-    mark, *earlier = (
-        fingerprint(config.corpus, sources, contents, processor_dir, version)
-        for version in (VERSION, *EARLIER_VERSIONS)
-    )
-    tasks = split_tasks(config, sources, splits, processor_dir)
-    folder = storage.place(storage.below(str(config.corpora_dir), mark))
-    return Plan(config.corpus, sources, tasks, contents, mark, folder, tuple(earlier))
 
 
 def build_corpus(config: Config, processor_dir: Path) -> Corpus:
@@ -137,19 +81,6 @@ def build_planned(plan: Plan) -> Corpus:
     for line in summary(corpus):
         log.info(line)
     return corpus
-
-
-def split_tasks(
-    config: Config, sources: tuple[SourceConfig, ...], splits: list[list[FileSplit]], processor_dir: Path
-) -> list[SplitTask]:
-    """One task for each file split of each source, numbered."""
-    processor, length = str(storage.origin(processor_dir.absolute())), config.corpus.max_length
-    trusted = config.student.trust_remote_code
-    pairs = [(source, split) for source, of_source in zip(sources, splits, strict=True) for split in of_source]
-    return [
-        SplitTask(index, split, source, image_folder(source, split), processor, length, trusted)
-        for index, (source, split) in enumerate(pairs)
-    ]
 
 
 def _build(plan: Plan, folder: Path | str) -> None:
@@ -212,70 +143,6 @@ def _to_table(dataset: ray.data.Dataset) -> pa.Table:
     return pa.concat_tables(ray.get(dataset.to_arrow_refs()))
 
 
-def tally(block: pa.Table) -> pa.Table:
-    """Rows of a block by source, file split and reason (null: good): how many, how many truncated, and the first."""
-    rows = block.select(["source", "reason", "key", "origin", "excerpt"])
-    rows = rows.append_column("split", pa.array(rows["key"].to_numpy() >> 32))
-    rows = rows.append_column("rows", pa.repeat(1, len(rows)))
-    return merged(rows.append_column("truncated", pc.cast(pc.fill_null(block["truncated"], False), pa.int64())))
-
-
-def merged(tallies: pa.Table) -> pa.Table:
-    """Tallies of several blocks as one, in the order of the files."""
-    groups = tallies.sort_by("key").group_by(["source", "split", "reason"], use_threads=False)
-    sums = groups.aggregate([("rows", "sum"), ("truncated", "sum"), *((name, "first") for name in FIRST)])
-    names = {"rows_sum": "rows", "truncated_sum": "truncated"} | {f"{name}_first": name for name in FIRST}
-    return sums.rename_columns([names.get(name, name) for name in sums.column_names]).sort_by("key")
-
-
-def good_rows(tallies: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, dict[int, int]]:
-    """Good rows of each source's file splits."""
-    good: dict[str, dict[int, int]] = {source.name: {} for source in sources}
-    for row in tallies.filter(pc.field("reason").is_null()).select(["source", "split", "rows"]).to_pylist():
-        good[row["source"]][row["split"]] = row["rows"]
-    return good
-
-
-def checked_counts(
-    tallies: pa.Table, corpus: CorpusConfig, sources: tuple[SourceConfig, ...]
-) -> dict[str, dict[str, Any]]:
-    """Counts by source: read, accepted, truncated, rejected by reason.
-
-    Raises:
-        UserError: more than `max_reject_rate` of a source is bad.
-    """
-    counts = {}
-    for source in sources:
-        of_source = tallies.filter(pc.field("source") == source.name).to_pylist()
-        bad = [row for row in of_source if row["reason"] is not None]
-        read = sum(row["rows"] for row in of_source)
-        reasons: Counter[str] = Counter()
-        for row in bad:
-            reasons[row["reason"]] += row["rows"]
-        if reasons.total() > share_of(corpus.max_reject_rate, read):
-            raise UserError(_too_many_bad(source.name, read, reasons, bad, corpus.max_reject_rate))
-        counts[source.name] = {
-            "read": read,
-            "accepted": read - reasons.total(),
-            "truncated": sum(row["truncated"] for row in of_source),
-            "rejected": dict(reasons.most_common()),
-        }
-    return counts
-
-
-def _too_many_bad(name: str, read: int, reasons: Counter[str], bad: list[dict[str, Any]], limit: float) -> str:
-    firsts = {row["reason"]: row for row in reversed(bad)}
-    examples = "".join(
-        f"\n  {count} × {reason}, first at {firsts[reason]['origin']}: {firsts[reason]['excerpt']}"
-        for reason, count in reasons.most_common()
-    )
-    return (
-        f"source {name}: {reasons.total()} of {read} rows ({reasons.total() / read:.1%}) are bad, more than "
-        f"corpus.max_reject_rate={limit}:{examples}\n"
-        "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
-    )
-
-
 def _write_rejects(normalized: ray.data.Dataset | None, folder: Path | str) -> None:
     """Write `rejected/`, in the order of the files; without rows there are no rejects."""
     rejects = pa.schema([NORMALIZED.field(name) for name in ("key", *REJECTED)]).empty_table()
@@ -323,22 +190,3 @@ def _write(table: pa.Table, folder: Path | str, name: str) -> int:
     with writing(folder, name) as path:
         write_rows(table, path)
         return path.stat().st_size
-
-
-def summary(corpus: Corpus) -> list[str]:
-    """Describe the corpus: a line for all of it and one for each source."""
-    lines = [f"corpus {corpus.folder}: {len(corpus)} rows"]
-    for name, counts in corpus.manifest["sources"].items():
-        bad = sum(counts["rejected"].values())
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts["rejected"].items())
-        lines.append(
-            f"  {name}: {counts['read']} read, {bad} rejected{f' ({reasons})' if bad else ''}, "
-            f"{counts['truncated']} truncated, {counts['validation']} held out for validation, "
-            f"{counts['accepted'] - counts['validation']} to train on"
-        )
-        if counts["validation"] > MUCH_HELD_OUT * counts["accepted"]:
-            lines.append(
-                f"  {name}: corpus.validation_rows={counts['validation']} holds out {counts['validation']} of its "
-                f"{counts['accepted']} rows; lower it to train on more"
-            )
-    return lines

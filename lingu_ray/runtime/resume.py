@@ -16,8 +16,8 @@ from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import settings_with
 from lingu_ray.content import fingerprint, model_identity
-from lingu_ray.corpus.build import Plan
 from lingu_ray.corpus.fingerprint import source_content
+from lingu_ray.corpus.plan import Plan
 from lingu_ray.corpus.splits import split_source
 from lingu_ray.corpus.store import Corpus, is_built
 from lingu_ray.errors import UserError

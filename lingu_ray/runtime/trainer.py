@@ -16,7 +16,8 @@ from ray.train.torch import TorchTrainer
 from lingu_ray.atomic import write_text
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml, to_yaml
-from lingu_ray.corpus.build import build_planned, plan_corpus
+from lingu_ray.corpus.build import build_planned
+from lingu_ray.corpus.plan import plan_corpus
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import Interrupted, UserError, user_error
 from lingu_ray.interrupt import exit_on_interrupt, save_on_interrupt

@@ -13,7 +13,7 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.config import CorpusConfig, SourceConfig
 from lingu_ray.corpus import named_file, normalize
-from lingu_ray.corpus.build import checked_counts, tally
+from lingu_ray.corpus.counts import checked_counts, tally
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.formats import FORMATS
 from lingu_ray.corpus.load_image import load_image

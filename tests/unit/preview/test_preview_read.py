@@ -12,10 +12,11 @@ from processors import PROCESSORS, processor_of
 from tiny import picture
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.build import checked_counts, good_rows, split_tasks, tally
+from lingu_ray.corpus.counts import checked_counts, good_rows, tally
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.normalize import load_encoder
 from lingu_ray.corpus.order import draw_order
+from lingu_ray.corpus.plan import split_tasks
 from lingu_ray.corpus.row import Row
 from lingu_ray.corpus.splits import split_source
 from lingu_ray.inspect import InspectConfig, read_sources

@@ -36,8 +36,8 @@ from transformers import (
 )
 
 from lingu_ray.config import Config, StudentConfig, TeacherConfig
-from lingu_ray.corpus.build import plan_corpus
 from lingu_ray.corpus.encode import Encoder
+from lingu_ray.corpus.plan import plan_corpus
 from lingu_ray.corpus.processor import run_processor
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import load_model_files

@@ -14,7 +14,7 @@ from tinyrun import config, write_pair_and_data
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml, to_yaml
-from lingu_ray.corpus.build import plan_corpus
+from lingu_ray.corpus.plan import plan_corpus
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime import resume
 from lingu_ray.runtime.preparation import check_output
