@@ -25,13 +25,9 @@ from lingu_ray.errors import UserError
 
 _MODEL_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")  # of few old models without an organization; @revision
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OF_FILES = {".arrow", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".txt"} | {
-    ".bz2",
-    ".gz",
-    ".tgz",
-    ".xz",
-    ".zst",
-    ".zstd",
+_OF_FILES = {
+    *(".arrow", ".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".txt"),
+    *(".bz2", ".gz", ".tgz", ".xz", ".zst", ".zstd"),
 }
 _OF_DATABASES = {".db", ".sqlite", ".sqlite3"}
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*")

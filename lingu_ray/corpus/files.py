@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 DOCUMENTS = {".cff", ".html", ".ipynb", ".lock", ".log", ".md", ".md5", ".pdf", ".py", ".rst", ".sh", ".sha256"}
 SETTINGS = {".cfg", ".ini", ".toml", ".yaml", ".yml"}
 ABOUT = {"authors", "changelog", "citation", "contributing", "copying", "licence", "license", "notice", "readme"}
-BOOKKEEPING = {"_common_metadata", "_metadata", "_success", "dataset_dict.json", "dataset_info.json"} | {
-    "dataset_infos.json",
-    "state.json",
+BOOKKEEPING = {
+    *("_common_metadata", "_metadata", "_success"),
+    *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"),
 }
 IMAGE_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}  # of `imagefolder` in `datasets`
 NAMED = 3  # files named in a message
