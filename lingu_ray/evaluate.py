@@ -69,9 +69,9 @@ def main(arguments: list[str]) -> None:
     if (run_folder := run_of(config.out)) is not None:
         raise UserError(
             f"out={config.out}: a run's or sweep's own page, scores and records lie there; name another folder, as "
-            f"out={below(str(run_folder), 'evaluation')}. Its own command measures its tasks for its page"
+            f"out={below(run_folder, 'evaluation')}. Its own command measures its tasks for its page"
         )
-    if is_file(below(str(config.out), "config.json")):
+    if is_file(below(config.out, "config.json")):
         raise UserError(
             f"out={config.out}: a model lies there, and what is written would be part of it: name another folder"
         )

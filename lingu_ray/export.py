@@ -100,7 +100,7 @@ def export(run: Path | str, step: int | str = "last", out: Path | str | None = N
     """
     with _opened(run) as folder:
         saved = _find(run, folder, step)
-        place = storage.place(storage.below(str(run), f"export-step-{saved.state.step}")) if out is None else out
+        place = storage.below(run, f"export-step-{saved.state.step}") if out is None else out
         _require_new(place, folder)
         if isinstance(place, Path):
             _write(saved, place)

@@ -128,7 +128,7 @@ class Config(Section):
     @property
     def run_place(self) -> Path | str:
         """Where the results of this run go: a folder, or a location in object storage."""
-        return place(below(str(self.output_dir), self.name))
+        return below(self.output_dir, self.name)
 
     @property
     def run_dir(self) -> Path:
@@ -138,7 +138,7 @@ class Config(Section):
     @property
     def corpora_dir(self) -> Path | str:
         """Folder in which built corpora are kept: a path, or a location in object storage."""
-        return place(self.corpus.cache_dir or below(str(self.output_dir), ".corpora"))
+        return place(self.corpus.cache_dir) if self.corpus.cache_dir else below(self.output_dir, ".corpora")
 
     @property
     def uses_teacher(self) -> bool:

@@ -125,7 +125,7 @@ def normalize(tasks: list[SplitTask], folder: Path | str) -> ray.data.Dataset:
     """Rows and rejects of all file splits, unordered, in the object store; tasks report progress through `folder`."""
     indices = ray.data.from_items([{"task": index} for index in range(len(tasks))], override_num_blocks=len(tasks))
     tasks_ref = ray.put(tasks)
-    finished = FinishedSplits(storage.place(storage.below(str(folder), ".done")))
+    finished = FinishedSplits(storage.below(folder, ".done"))
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         for index in batch["task"].to_pylist():

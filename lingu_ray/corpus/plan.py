@@ -32,7 +32,7 @@ class Plan:
 
     def as_earlier(self, fingerprint: str) -> Plan:
         """The plan of the corpus as an earlier version built it."""
-        folder = storage.place(storage.below(storage.parent(str(self.folder)), fingerprint))
+        folder = storage.below(storage.place(storage.parent(str(self.folder))), fingerprint)
         return replace(self, fingerprint=fingerprint, folder=folder)
 
 
@@ -58,7 +58,7 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
         for version in (VERSION, *EARLIER_VERSIONS)
     )
     tasks = split_tasks(config, sources, splits, processor_dir)
-    folder = storage.place(storage.below(str(config.corpora_dir), mark))
+    folder = storage.below(config.corpora_dir, mark)
     return Plan(config.corpus, sources, tasks, contents, mark, folder, tuple(earlier))
 
 

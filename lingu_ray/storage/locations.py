@@ -6,6 +6,9 @@ import os
 import posixpath
 import re
 from pathlib import Path
+from typing import TypeVar, cast
+
+P = TypeVar("P", bound=Path | str)
 
 SCHEMES = ("s3", "gs")
 
@@ -77,9 +80,11 @@ def place(path: str) -> Path | str:
     return path if is_remote(path) else Path(path)
 
 
-def below(path: str, name: str) -> str:
-    """A name in a local folder, or below a location."""
-    return join(path, name) if is_remote(path) else os.path.join(path, name)
+def below(path: P, name: str) -> P:
+    """A name in a local folder, or below a location; of a `Path` a `Path`, of text text."""
+    if isinstance(path, Path):
+        return cast(P, path / name)
+    return cast(P, join(path, name) if is_remote(path) else os.path.join(path, name))
 
 
 def parent(path: str) -> str:
