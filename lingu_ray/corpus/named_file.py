@@ -28,20 +28,20 @@ def read_named(path: Path, read: Callable[[Path], T]) -> T:
         ValueError: no file can have that name.
         UserError: the file system fails again and again, which is no fault of the record.
     """
-    for wait in (*WAITS_S, None):
+    waits = iter(WAITS_S)
+    while True:
         try:
             _check_is_file(path)
             return read(path)
         except OSError as error:
             if error.errno in OF_THE_NAME:
                 raise
-            if wait is None:
+            if (wait := next(waits, None)) is None:
                 raise UserError(
                     f"{path}: the file system does not give it ({error.strerror or error}); check its disk or share, "
                     "and the limit of open files, then start again"
                 ) from error
             time.sleep(wait)
-    raise AssertionError("unreachable")
 
 
 def _check_is_file(path: Path) -> None:
