@@ -36,14 +36,7 @@ def read_image(path: Path) -> bytes:
 
 
 class Conversation:
-    """The messages so far, and the model that answers.
-
-    Args:
-        files: the model's configuration, tokenizer and processor.
-        model: its weights, in eval mode.
-        temperature: 0 for the likeliest tokens, above for sampled ones.
-        max_new_tokens: longest answer.
-    """
+    """The messages so far, and the model that answers, in eval mode; `temperature` 0: by its likeliest tokens."""
 
     def __init__(self, files: ModelFiles, model: Any, temperature: float = 0.0, max_new_tokens: int = 256) -> None:
         self.files, self.model = files, model

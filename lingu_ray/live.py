@@ -11,15 +11,10 @@ _LOG_EVERY_S = 15.0
 
 
 class LiveLine:
-    """Shows how much of `total` is done.
+    """Shows how many of `total` units are done, of which `done` were so before.
 
-    Args:
-        label: what is being done.
-        total: how many units there are.
-        unit: what they are called.
-        done: how many are done already.
-        position: which of several lines this is, from the top.
-        keep: whether the bar stays when it is closed; without a terminal, whether the first and last unit are logged.
+    `position`: which of several lines this is, from the top. `keep`: whether the bar stays when it is closed; without a
+    terminal, whether the first and last unit are logged.
     """
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, position: int = 0, keep: bool = True):

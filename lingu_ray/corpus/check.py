@@ -91,7 +91,7 @@ def check_text(text: str) -> None:
         raise BadRecord("bad_text", f"half a character at {error.start}: {text[error.start :][:20]!a}") from error
 
 
-def check_placeholders(messages: Messages, images: int, image_token: str = PLACEHOLDER) -> None:
+def check_placeholders(messages: Messages, images: int, image_token: str) -> None:
     """Check that there are as many placeholders as images, all in prompts, and no image token of the student's own."""
     if image_token != PLACEHOLDER and any(image_token in m["content"] for m in messages):
         raise BadRecord("image_token", f"the text holds {image_token}, for which the student expects an image")

@@ -42,9 +42,7 @@ NAMED = 3  # files named in a message
 def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
     """Absolute paths, or locations, of a source's files, sorted; a folder of `datasets.save_to_disk` is one.
 
-    Args:
-        source: the source.
-        is_known: whether a file of that name can be read.
+    `is_known`: whether a file of that name can be read.
 
     Raises:
         UserError: there are none, or some that are neither of a known kind nor known to be no data.

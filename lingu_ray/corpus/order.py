@@ -157,10 +157,6 @@ def passes(manifest: dict[str, Any], positions: int) -> dict[str, float]:
     The order starts again where it ends, so whole rounds count exactly. Within a round a source's rows are taken as
     proportional to the positions read: the order keeps every source within two rows of its share (`corpus.mix`), so
     the result is less than four rows off.
-
-    Args:
-        manifest: content of the corpus' `manifest.json`.
-        positions: positions read: steps × rows of a step.
     """
     rounds = positions / manifest["rows"]
     return {

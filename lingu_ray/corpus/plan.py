@@ -39,10 +39,6 @@ class Plan:
 def plan_corpus(config: Config, processor_dir: Path) -> Plan:
     """Find the data of the training sources and plan the corpus made of it.
 
-    Args:
-        config: the run.
-        processor_dir: folder of the student's saved processor.
-
     Raises:
         UserError: data that is not found, has no records, or cannot be read; a chat template that no row could be
             trained with.

@@ -32,15 +32,6 @@ class StepReader(Generic[Step]):
 
     Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed; one more
     calls `make`. Use it as a context manager, or call `close`. `pool`: the threads that encode, for others too.
-
-    Args:
-        corpus: the rows.
-        encoder: encodes them.
-        make: called with a step's samples, by position.
-        rows_per_step: rows of one optimizer step over all ranks.
-        rank, world_size: which rows are this worker's.
-        start_step: first step.
-        steps: number of steps of the whole run; the last step is `steps` − 1.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ _NAME = re.compile(rf"(?:^|[-_./])({'|'.join(_SPLIT_OF)})(?=[-_./])")
 _SHARD = re.compile(r"(?:^|-)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")  # as `push_to_hub` writes splits into `data`
 
 
-def split_of(path: Path, is_image: bool = False) -> str | None:
+def split_of(path: Path, is_image: bool) -> str | None:
     """The split that a path below a folder names first; of an image its folders alone are asked.
 
     Shards are of the very split that they name: `train_sft-00000-of-00003` of `train_sft`, not of `train`.
