@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lingu_ray.corpus.encode import Sample, join_vision
+from lingu_ray.corpus.encode import Sample
+from lingu_ray.corpus.image_tokens import PIXEL_MASK
 from lingu_ray.passes import PASS_TOKENS, cheapest_cut
 from lingu_ray.pinning import pinned
 
@@ -114,6 +116,30 @@ def collate(samples: list[Sample], pad_id: int, packing: bool = False) -> MicroB
         positions=[s.position for s in samples],
         sampled_BT=join([_sampled(s) for s in samples], 0),
     )
+
+
+def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the vision tensors of several prompts, images in order; text has none.
+
+    Idefics3's tensors `[1, images, …]` (told by their `pixel_attention_mask`) are joined along the images: the model
+    flattens them and fills the placeholders of the whole batch in order. All others are joined along the first
+    dimension. What differs in size beside it (tiles of an image, height, width) is filled up with zeros at its end.
+    """
+    keys = visions[0].keys() if visions else ()
+    nested = PIXEL_MASK in keys
+    return {key: _joined([vision[key] for vision in visions], dim=1 if nested else 0) for key in keys}
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    largest = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+
+    def fill_up(tensor: Tensor) -> Tensor:
+        missing = [
+            0 if i == dim else most - size for i, (most, size) in enumerate(zip(largest, tensor.shape, strict=True))
+        ]
+        return F.pad(tensor, [side for amount in reversed(missing) for side in (0, amount)])
+
+    return torch.cat([fill_up(tensor) for tensor in tensors], dim)
 
 
 def _sampled(sample: Sample) -> Tensor:

@@ -22,13 +22,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from lingu_ray.corpus.answers import Answer, Segment
 from lingu_ray.corpus.chat_template import CannotEncode
-from lingu_ray.corpus.image_tokens import PIXEL_MASK, ImageTokens, Size
+from lingu_ray.corpus.image_tokens import ImageTokens, Size
 from lingu_ray.corpus.images import decode_image, image_size
 from lingu_ray.corpus.rendering import PROBES, Renderer
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, answer_ends, placeholders
@@ -290,27 +289,3 @@ class Encoder:
                 f"{whose}: {error}. Set one that conversations can be trained with, in the chat_template.jinja of "
                 f"{place}"
             ) from error
-
-
-def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Join the vision tensors of several prompts, images in order; text has none.
-
-    Idefics3's tensors `[1, images, …]` (told by their `pixel_attention_mask`) are joined along the images: the model
-    flattens them and fills the placeholders of the whole batch in order. All others are joined along the first
-    dimension. What differs in size beside it (tiles of an image, height, width) is filled up with zeros at its end.
-    """
-    keys = visions[0].keys() if visions else ()
-    nested = PIXEL_MASK in keys
-    return {key: _join([vision[key] for vision in visions], dim=1 if nested else 0) for key in keys}
-
-
-def _join(tensors: list[Tensor], dim: int) -> Tensor:
-    largest = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
-
-    def fill_up(tensor: Tensor) -> Tensor:
-        missing = [
-            0 if i == dim else most - size for i, (most, size) in enumerate(zip(largest, tensor.shape, strict=True))
-        ]
-        return F.pad(tensor, [side for amount in reversed(missing) for side in (0, amount)])
-
-    return torch.cat([fill_up(tensor) for tensor in tensors], dim)

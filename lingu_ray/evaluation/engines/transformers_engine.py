@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from lingu_ray.corpus.encode import Sample, join_vision
+from lingu_ray.corpus.batch import join_vision
+from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.head import check_head, output_head

@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 from lingu_ray.config import Config
-from lingu_ray.corpus.encode import Encoder, Sample, join_vision
+from lingu_ray.corpus.batch import join_vision
+from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
 

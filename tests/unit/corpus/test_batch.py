@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lingu_ray.corpus.batch import MicroBatch, collate, cut, make_micro_batches, pack
-from lingu_ray.corpus.encode import Sample, join_vision
+from lingu_ray.corpus.batch import MicroBatch, collate, cut, join_vision, make_micro_batches, pack
+from lingu_ray.corpus.encode import Sample
 from lingu_ray.passes import PASS_TOKENS, cheapest_cut, tokens_of_a_pass
 
 
