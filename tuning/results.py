@@ -115,7 +115,7 @@ def brief(value: Any, digits: int = 3) -> str:
             f"{held:.{digits}g}" if evenly or not begin else f"{held:.{digits}g}@{begin:.{digits}g}"
             for begin, held in value
         )
-    return strict_yaml.dump(value, inline=True).strip()
+    return strict_yaml.dump(value, inline=True)
 
 
 def settings_of(outcomes: list[Outcome], space: Space) -> list[Setting]:
@@ -253,6 +253,6 @@ def write_table(settings: list[Setting], path: Path) -> None:
         for setting in settings:
             for trial in setting.trials:
                 found = (trial.values.get(key, "") for key in keys)
-                own = ["" if value == "" else strict_yaml.dump(value, inline=True).strip() for value in found]
+                own = ["" if value == "" else strict_yaml.dump(value, inline=True) for value in found]
                 measured = [getattr(trial, name) for name in numbers] + [trial.scores.get(task) for task in tasks]
                 writer.writerow([trial.trial, trial.case, trial.seed, trial.state, *own, *measured, trial.error])

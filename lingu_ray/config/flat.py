@@ -32,7 +32,7 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str | Path | Schedule) else strict_yaml.dump(value, inline=True).strip()
+    return str(value) if isinstance(value, str | Path | Schedule) else strict_yaml.dump(value, inline=True)
 
 
 def without_credentials(text: str) -> str:

@@ -106,7 +106,7 @@ def summary(section: type[BaseModel]) -> str:
 
 
 def _setting_lines(key: str, field: FieldInfo, width: int) -> list[str]:
-    default = "(required)" if field.is_required() else f"= {dump(field.default, inline=True).strip()}"
+    default = "(required)" if field.is_required() else f"= {dump(field.default, inline=True)}"
     head = f"  {key} {default}"
     column = 46
     text = f"{field.description} ({wants(field.annotation, field.metadata)})"

@@ -98,7 +98,7 @@ def _parts(tree: object) -> dict[str, Any] | None:
 
 
 def _short(value: object) -> str:
-    text = strict_yaml.dump(value, inline=True).strip()
+    text = strict_yaml.dump(value, inline=True)
     return text if len(text) < 80 else text[:77] + "..."
 
 

@@ -225,4 +225,4 @@ def dump(value: Any, inline: bool = False) -> str:
     """
     width = 1_000_000 if inline else 120
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=inline)
-    return text.removesuffix("\n...\n") if inline else text
+    return text.removesuffix("\n...\n").strip() if inline else text
