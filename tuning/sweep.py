@@ -16,10 +16,11 @@ from fnmatch import fnmatch
 from lingu_ray.atomic import check_records, write_text
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import is_own, read_recipe, split_arguments
+from lingu_ray.config.differences import differences
 from lingu_ray.config.facts import MAY_CHANGE
 from lingu_ray.config.help_pages import Help
 from lingu_ray.config.layout import table, text_width
-from lingu_ray.config.settings import changed, differences
+from lingu_ray.config.settings import changed
 from lingu_ray.config.strict_yaml import Key
 from lingu_ray.config.tree import settings_with
 from lingu_ray.errors import Interrupted, UserError, run_command

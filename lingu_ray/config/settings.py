@@ -8,9 +8,8 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import reduce
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -20,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from lingu_ray.config import strict_yaml
 from lingu_ray.config.base import RECORDED, Schedule
+from lingu_ray.config.differences import short
 from lingu_ray.config.help import explain, wants
 from lingu_ray.config.renamed import new_name
 from lingu_ray.config.strict_yaml import Key
@@ -65,41 +65,12 @@ def read_text(name: str) -> str:
         raise UserError(f"{path}: its text is not UTF-8 ({error}): save it as UTF-8") from error
 
 
-def differences(before: object, now: object, ignored: Collection[str] = (), key: str = "") -> list[str]:
-    """One line for every setting in which two trees differ: key and both values.
-
-    `ignored`: patterns of dotted keys (`fnmatch`). Items of a list are matched by their `name`, else by position.
-    """
-    if any(fnmatch(key, pattern) for pattern in ignored):
-        return []
-    parts = [_parts(tree) for tree in (before, now)]
-    if parts[0] is None or parts[1] is None:
-        return [] if before == now else [f"{key}: {_short(before)} before, {_short(now)} now"]
-    lines: list[str] = []
-    for name in parts[0] | parts[1]:
-        inner = f"{key}.{name}" if key else name
-        lines += differences(parts[0].get(name), parts[1].get(name), ignored, inner)
-    return lines
-
-
 def changed(config: T, values: Mapping[str, Any], origin: str) -> Settings[T]:
     """The settings of a configuration with other values at dotted keys, to be validated; `origin` names them."""
     settings = Settings(type(config), config.model_dump(mode="json"), origin)
     for key, value in values.items():
         settings.put(key, value, f"{origin}: {key}")
     return settings
-
-
-def _parts(tree: object) -> dict[str, Any] | None:
-    """The parts of a tree by name; None for a value (a list of plain values is one)."""
-    if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
-        return {str(item.get("name", position)): item for position, item in enumerate(tree)}
-    return tree if isinstance(tree, dict) and tree else None
-
-
-def _short(value: object) -> str:
-    text = strict_yaml.dump(value, inline=True)
-    return text if len(text) < 80 else text[:77] + "..."
 
 
 @dataclass
@@ -329,4 +300,4 @@ def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
         wanted = f"{wants(get_args(above.annotation)[1])} ({above.description})"
     if error["type"] == "missing":
         return f"missing; give {wanted}"
-    return f"{_short(error['input'])} does not fit; give {wanted}{_HINTS.get(error['type'], '')}"
+    return f"{short(error['input'])} does not fit; give {wanted}{_HINTS.get(error['type'], '')}"

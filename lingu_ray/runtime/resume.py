@@ -12,8 +12,8 @@ from pathlib import Path
 from lingu_ray.atomic import check_records, read_json, write_json
 from lingu_ray.config import Config
 from lingu_ray.config.command_line import load_yaml
+from lingu_ray.config.differences import differences
 from lingu_ray.config.facts import MAY_CHANGE
-from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import settings_with
 from lingu_ray.content import fingerprint, model_identity
 from lingu_ray.corpus.fingerprint import source_content

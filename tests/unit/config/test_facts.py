@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from lingu_ray.config import Config, CorpusConfig, SourceConfig
+from lingu_ray.config.differences import differences
 from lingu_ray.config.facts import (
     MAY_CHANGE,
     NOT_COMPARED,
@@ -15,7 +16,6 @@ from lingu_ray.config.facts import (
     Fact,
     fields_with,
 )
-from lingu_ray.config.settings import differences
 from lingu_ray.config.tree import fields, has, settings_with
 from tuning.space import searchable
 
