@@ -43,7 +43,7 @@ def read_pictures(corpus: Corpus, max_rows: int) -> Pictures:
     trained: dict[str, Picture] = {}
     rows, used = min(len(corpus), max_rows), 0
     for position in range(rows):
-        [row] = corpus.rows([position])
+        row = corpus.row(position)
         if len(row.images) == 1 and bytes_identity(row.images[0]) not in held_out:
             used += 1
             _add(trained, row, position)

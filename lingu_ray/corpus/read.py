@@ -85,7 +85,7 @@ class StepReader(Generic[Step]):
         return self.make([sample.result() for sample in samples])
 
     def _encode(self, position: int) -> Sample:
-        row = self.corpus.rows([position])[0]
+        row = self.corpus.row(position)
         try:
             return self.encoder.encode(row)
         except Exception as error:

@@ -146,12 +146,20 @@ class Corpus:
         return [position % len(self) for position in range(step * rows_per_step, (step + 1) * rows_per_step)]
 
     def rows(self, positions: Sequence[int]) -> list[Row]:
-        """Rows at the given positions (0 ≤ position < len), in the given order.
+        """Rows at the given positions, in the given order (errors as `row`)."""
+        return [self.row(position) for position in positions]
+
+    def row(self, position: int) -> Row:
+        """The row at a position (0 ≤ position < len).
 
         Raises:
-            IndexError: a position lies outside the corpus.
+            IndexError: the position lies outside the corpus.
         """
-        return [self._row(position) for position in positions]
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} is outside the corpus of {len(self)} rows")
+        shard, row = divmod(position, self._rows_per_shard)
+        group, row = divmod(row, ROW_GROUP)
+        return row_of(self._group(shard, group).slice(row, 1).to_pylist()[0])
 
     def validation(self) -> dict[str, list[Row]]:
         """Held-out rows by source, in a fixed order."""
@@ -162,13 +170,6 @@ class Corpus:
         for record in table.to_pylist():
             held_out[record["source"]].append(row_of(record))
         return held_out
-
-    def _row(self, position: int) -> Row:
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} is outside the corpus of {len(self)} rows")
-        shard, row = divmod(position, self._rows_per_shard)
-        group, row = divmod(row, ROW_GROUP)
-        return row_of(self._group(shard, group).slice(row, 1).to_pylist()[0])
 
     def _read_group(self, shard: int, group: int) -> pa.Table:
         path = self._file(shard_name(shard))

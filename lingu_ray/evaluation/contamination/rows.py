@@ -53,7 +53,7 @@ def look_in_corpus(corpus: Corpus, rows: int, marks: Marks) -> Places:
 
 def _look_in_shard(folder: Path | str, positions: range, marks: Marks) -> Places:
     corpus = Corpus(folder)
-    return look_in_rows((row for position in positions for row in corpus.rows([position])), marks)
+    return look_in_rows(map(corpus.row, positions), marks)
 
 
 def look_in_rows(rows: Iterable[Row], marks: Marks) -> Places:

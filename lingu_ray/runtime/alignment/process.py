@@ -206,7 +206,7 @@ class Alignment:
 
     def _encode(self, placed: tuple[int, Picture]) -> Sample:
         place, picture = placed
-        row = picture.row if isinstance(picture.row, Row) else self.corpus.rows([picture.row])[0]
+        row = picture.row if isinstance(picture.row, Row) else self.corpus.row(picture.row)
         sample = self.encoder.encode_conversation(_MESSAGES, row.images)
         return replace(sample, position=place)
 
