@@ -47,7 +47,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Measured:
-    """One task's levels by model: `level` on its items, `level_R` on the resamples.
+    """One task's levels by model, on its items and on the resamples.
 
     `items`: how many it has; `clusters`: how many of them are drawn one by one, others with one of these.
     `alone`: nothing that is drawn has a second of its kind, so that all resamples are the same, and tell of no noise.
@@ -63,8 +63,7 @@ class Measured:
     items: int
     clusters: int
     scores: dict[str, Scores]
-    level: dict[str, float]
-    level_R: dict[str, Floats]
+    levels: dict[str, Resampled]
     nats: Measured | None = None
     blind: Measured | None = None
     constant: Measured | None = None
@@ -80,17 +79,13 @@ class Measured:
 
     def gain(self, model: str, other: str) -> Resampled:
         """How much better `model` is than `other`, in levels; negative where it is worse."""
-        return self.of(model).minus(self.of(other)).times(self.sign)
+        return self.levels[model].minus(self.levels[other]).times(self.sign)
 
     def above_constant(self, model: str) -> Resampled:
         """How much better `model` is than the commonest right answer, which the task has."""
         assert self.constant is not None
-        (answer,) = self.constant.level
-        return self.of(model).minus(self.constant.of(answer)).times(self.sign)
-
-    def of(self, model: str) -> Resampled:
-        """The level of a model."""
-        return Resampled(self.level[model], self.level_R[model])
+        (always,) = self.constant.levels.values()
+        return self.levels[model].minus(always).times(self.sign)
 
     def counted(self, recovery_in: RecoveryIn) -> Measured:
         """What mean recovery takes of the task: its metric, or nats where they are asked for and measured."""
@@ -233,7 +228,6 @@ def _levels(
         score_KI.shape[1],
         drawn_KI.shape[1],
         scores,
-        {model: float(level_K[k]) for k, model in enumerate(scores)},
-        {model: levels_RK[:, k] for k, model in enumerate(scores)},
+        {model: Resampled(float(level_K[k]), levels_RK[:, k]) for k, model in enumerate(scores)},
         alone=max(Counter(strata or [None] * drawn_KI.shape[1]).values()) == 1,
     )

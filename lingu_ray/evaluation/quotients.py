@@ -63,18 +63,18 @@ def recovery(task: Measured, model: str, references: References) -> Quotient:
 
 def retention(task: Measured, model: str, references: References) -> Quotient:
     """Share of the baseline's level that `model` has; no value where that is none, or what one answer scores."""
-    if absent := [name for name in (references.baseline, model) if name not in task.level]:
+    if absent := [name for name in (references.baseline, model) if name not in task.levels]:
         return NoValue(f"not measured: {', '.join(absent)}")
     if task.alone:
         return NoValue(ALONE)
-    baseline = task.of(references.baseline)
+    baseline = task.levels[references.baseline]
     if interval(baseline.value_R)[0] <= 0:
         return NoValue(f"the {references.baseline} model has nothing to keep: {task.metric.name} {baseline.value:.3f}")
     if task.constant is not None and interval(task.above_constant(references.baseline).value_R)[0] <= 0:
-        (answer,) = task.constant.level
+        (answer,) = task.constant.levels
         same = f"not better beyond noise than always {quoted(answer)}"
         return NoValue(f"the {references.baseline} model has nothing to keep: it is {same}")
-    return _quotient(task.of(model), baseline)
+    return _quotient(task.levels[model], baseline)
 
 
 def mean_recovery(tasks: Sequence[Measured], model: str, references: References, beside: str | None = None) -> Quotient:
@@ -127,7 +127,7 @@ def _not_measured(tasks: Sequence[Measured], models: Iterable[str | None]) -> No
 
     Means over some of the tasks and over all of them would stand side by side as if they were of the same.
     """
-    absent = {task.config.name: [one for one in models if one is not None and one not in task.level] for task in tasks}
+    absent = {task.config.name: [one for one in models if one is not None and one not in task.levels] for task in tasks}
     reasons = [f"{name}: not measured: {', '.join(found)}" for name, found in absent.items() if found]
     return NoValue("; ".join(reasons)) if reasons else None
 
@@ -154,7 +154,7 @@ def counts(task: Measured, model: str, references: References) -> bool:
 def _gain_and_loss(task: Measured, model: str, references: References) -> tuple[Resampled, Resampled] | NoValue:
     """What `model` has more than the baseline, and what the baseline has less than the original."""
     models = (references.original, references.baseline, model)
-    if absent := [name for name in models if name not in task.level]:
+    if absent := [name for name in models if name not in task.levels]:
         return NoValue(f"not measured: {', '.join(absent)}")
     if reason := task.incomparable(*models):
         return NoValue(reason)

@@ -109,7 +109,7 @@ def _task_scores(
 ) -> TaskScores:
     quotient = recovery if task.config.kind == "language" else retention
     quotients = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
-    compared = [] if task.alone else [other for other in others if {DISTILLED, other} <= task.level.keys()]
+    compared = [] if task.alone else [other for other in others if {DISTILLED, other} <= task.levels.keys()]
     distilled = quotients[DISTILLED]
     return TaskScores(
         kind=task.config.kind,
@@ -118,11 +118,11 @@ def _task_scores(
         is_share=task.metric.share,
         items=task.items,
         clusters=task.clusters,
-        models={model: _model_score(task, model, quotients.get(model)) for model in task.level},
+        models={model: _model_score(task, model, quotients.get(model)) for model in task.levels},
         distilled=_estimate(distilled),
         reason=distilled.reason if isinstance(distilled, NoValue) else None,
         floor=floors[QUOTIENTS[task.config.kind]],
-        in_mean=counts(task, DISTILLED if DISTILLED in task.level else references.baseline, references),
+        in_mean=counts(task, DISTILLED if DISTILLED in task.levels else references.baseline, references),
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if not task.incomparable(DISTILLED, m)},
         asked=task.asked,
         engine=task.engine,
@@ -133,23 +133,24 @@ def _task_scores(
 
 def _blind(task: Measured, blind: Measured) -> Blind:
     """The task without its images, and what they add, on the same items."""
-    gains = {model: task.of(model).minus(blind.of(model)).times(task.sign) for model in blind.level}
+    gains = {model: task.levels[model].minus(level).times(task.sign) for model, level in blind.levels.items()}
     return Blind(
-        {model: _interval_of(blind.of(model)) for model in blind.level},
+        {model: _interval_of(level) for model, level in blind.levels.items()},
         {model: _interval_of(gain) for model, gain in gains.items()},
     )
 
 
 def _constant(task: Measured, constant: Measured) -> Constant:
     """The commonest answer's score, and how much better the models are, on the same items."""
-    (answer,) = constant.level
-    above = {model: _interval_of(task.above_constant(model)) for model in task.level}
-    return Constant(answer, _interval_of(constant.of(answer)), above)
+    ((answer, level),) = constant.levels.items()
+    above = {model: _interval_of(task.above_constant(model)) for model in task.levels}
+    return Constant(answer, _interval_of(level), above)
 
 
 def _model_score(task: Measured, model: str, quotient: Quotient | None) -> ModelScore:
     """A model's score as people read it: perplexity itself, not its logarithm."""
-    point, ci, scores = task.level[model], interval(task.level_R[model]), task.scores[model]
+    level, scores = task.levels[model], task.scores[model]
+    point, ci = level.value, interval(level.value_R)
     extra = {name: sum(values) / sum(scores.weight) for name, values in scores.extra.items()}
     if task.config.type == PERPLEXITY:
         point, ci, extra = _perplexity(point), [_perplexity(x) for x in ci], {"nats_per_token": point, **extra}

@@ -118,7 +118,7 @@ def test_tasks_of_the_same_items_draw_the_same(kind: str, tmp_path: Path) -> Non
         run = TaskRun(load_task(config), Stamp("", "", "", {}), "adapted", tmp_path)
         run.keep(Chunk(0, lambda: []), ["yes", "0000"] * 10)
         run.parts.join()
-        levels.append(read_levels(tmp_path, config, ["adapted"], 100).level_R["adapted"])
+        levels.append(read_levels(tmp_path, config, ["adapted"], 100).levels["adapted"].value_R)
     forms, read, others = levels
     assert np.array_equal(forms, read) and not np.array_equal(forms, others)
 

@@ -43,8 +43,7 @@ def simulated(random: np.random.Generator, items: int, loss: float, truth: float
         items,
         items,
         {model: Scores([], [], {}) for model in MODELS},
-        {model: float(level_M[m]) for m, model in enumerate(MODELS)},
-        {model: level_RM[:, m] for m, model in enumerate(MODELS)},
+        {model: Resampled(float(level_M[m]), level_RM[:, m]) for m, model in enumerate(MODELS)},
     )
 
 
@@ -98,7 +97,8 @@ def test_a_task_without_a_loss_is_in_the_mean() -> None:
     random = np.random.default_rng(1)
     lost, kept = simulated(random, 1000, 0.12, 0.5), simulated(random, 800, 0.0, 0.0)
     assert isinstance(recovery(kept, "distilled", OF_THE_TEACHER), NoValue)
-    worse = replace(kept, level=kept.level | {"distilled": kept.level["distilled"] - 0.1})
+    before = kept.levels["distilled"]
+    worse = replace(kept, levels=kept.levels | {"distilled": replace(before, value=before.value - 0.1)})
     left_out = replace(worse, config=kept.config.model_copy(update={"in_mean": False}))
     one, both, hurt, out = (value([lost, *more]) for more in ([], [kept], [worse], [left_out]))
     assert both != one and hurt < both - 0.1 and out == one
@@ -110,6 +110,6 @@ def test_without_any_loss_there_is_no_mean() -> None:
     kept = [simulated(random, items, 0.0, 0.0) for items in (300, 600)]
     found = mean_recovery(kept, "distilled", OF_THE_TEACHER)
     assert found == NoValue("no loss to recover beyond noise, on 2 tasks together")
-    lost, same_R = simulated(random, 1000, 0.12, 0.5), np.full(RESAMPLES, 1.0)
-    same = replace(lost, items=100, level=dict.fromkeys(MODELS, 1.0), level_R=dict.fromkeys(MODELS, same_R))
+    lost, one = simulated(random, 1000, 0.12, 0.5), Resampled(1.0, np.full(RESAMPLES, 1.0))
+    same = replace(lost, items=100, levels=dict.fromkeys(MODELS, one))
     assert value([lost, same]) == pytest.approx(value([lost]))
