@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import os
 import random
 import tempfile
@@ -128,10 +129,22 @@ def measure_model(model: str, options: EnginesConfig) -> list[Row]:
                 timings[task, size] = measure(ways, options.repeats, clock=lambda way: way())
         for actor in actors.values():
             ray.kill(actor)
+    best: dict[str, float] = {}
+    for (task, _), found in timings.items():
+        best[task] = min(best.get(task, math.inf), found["transformers"].median)
     return [
-        row(Path(model).name, task, size, engine, timings, starts[engine, size], items_of(task, options))
-        for task, size in timings
-        for engine in timings[task, size]
+        {
+            "model": Path(model).name,
+            "task": task,
+            "tokens_per_batch": size,
+            "engine": engine,
+            **speed(timing, items_of(task, options)),
+            "to_transformers": ratio(found["transformers"], timing),
+            "to_best": best[task] / timing.median,
+            "start_s": starts[engine, size],
+        }
+        for (task, size), found in timings.items()
+        for engine, timing in found.items()
     ]
 
 
@@ -150,30 +163,10 @@ def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
     return actor, time.perf_counter() - begin
 
 
-def row(
-    model: str,
-    task: str,
-    size: int,
-    engine: str,
-    timings: dict[tuple[str, int], dict[str, Timing]],
-    start_s: float,
-    items: int,
-) -> Row:
-    """One line of the table."""
-    timing, beside = timings[task, size][engine], timings[task, size]["transformers"]
-    best = min(found["transformers"].median for (name, _), found in timings.items() if name == task)
+def speed(timing: Timing, items: int) -> Row:
+    """Columns of items a second, of rounds of so many."""
     low, high = timing.spread
-    return {
-        "model": model,
-        "task": task,
-        "tokens_per_batch": size,
-        "engine": engine,
-        "items_per_s": items / timing.median,
-        "quartiles": f"{items / high:.3g}–{items / low:.3g}",
-        "to_transformers": ratio(beside, timing),
-        "to_best": best / timing.median,
-        "start_s": start_s,
-    }
+    return {"items_per_s": items / timing.median, "quartiles": f"{items / high:.3g}–{items / low:.3g}"}
 
 
 def one_round(actor: Any, task: str, options: EnginesConfig) -> Callable[[], float]:

@@ -30,8 +30,8 @@ from pydantic import Field, PositiveInt
 from safetensors.torch import load_file
 
 from benchmarks.processes import kill, titled
-from benchmarks.report import publish
-from lingu_ray.config import Config, Section, Several
+from benchmarks.report import BenchmarkConfig, publish
+from lingu_ray.config import Config, Several
 from lingu_ray.config.command_line import load_config, settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
@@ -49,14 +49,14 @@ _POLL_S = 0.02
 _LATEST = 50  # steps after its own at which a fault may still strike: a worker or teacher may be starting
 
 
-class SoakConfig(Section):
+class SoakConfig(BenchmarkConfig):
     """Settings of the benchmark."""
 
+    out: LocalPath = Field(Path("soak"), description="folder of the runs and the result")
     run: str = Field("demo", description="recipe or YAML file of the run")
     faults: PositiveInt = Field(10, description="how often it is struck")
     kinds: Several[Fault] = Field(FAULTS, description="faults to draw from")
     seed: int = Field(0, description="of the faults and their steps")
-    out: LocalPath = Field(Path("soak"), description="folder of the runs and the result")
 
 
 HELP = Help("python -m benchmarks.soak [key=value ...]", __doc__, SoakConfig)
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
         "struck, s": time.monotonic() - begin - alone_s,
         "equal": equal,
     }
-    publish("soak", [row], options.out, settings=options.model_dump(mode="json", exclude={"out"}))
+    publish("soak", [row], options.out, options.recorded)
     if not equal:
         raise UserError(f"the weights differ: compare the two runs in {options.out}")
     if len(struck) < options.faults:
