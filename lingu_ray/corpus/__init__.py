@@ -2,7 +2,7 @@
 
 row         one conversation with its encoded images
 
-files       of a source; split_names, card: which are meant; suffixes: what is a picture
+files       of a source; patterns, split_names, card: which are meant; suffixes: what is a picture
 splits      files cut into parts, a task for each; json_array: where an array's records are
 readers     from bytes to records, by arrow, compression, tar and labels
 formats     from records to conversations, by turns, contents, record and record_keys

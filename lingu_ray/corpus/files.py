@@ -6,7 +6,6 @@ rules of `_is_no_data`, and left out with a line in the log; or neither, which i
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import itertools
 import logging
@@ -21,6 +20,7 @@ from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.card import configurations
 from lingu_ray.corpus.compression import full_suffix
+from lingu_ray.corpus.patterns import matches, split_pattern
 from lingu_ray.corpus.split_names import of_split, split_of
 from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
 from lingu_ray.errors import UserError, causes
@@ -153,10 +153,10 @@ def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool
 
 def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
     """As `find_files` for a location: an object, all that are below it, or those that its pattern matches."""
-    top, pattern = _split_pattern(source.path)
+    top, pattern = split_pattern(source.path)
     names = [entry.name for entry in storage.entries(top)]
     if pattern:
-        names = [name for name in names if _matches(pattern, name.split("/"), below="**" not in pattern)]
+        names = [name for name in names if matches(pattern, name.split("/"), below="**" not in pattern)]
     elif "dataset_dict.json" in names:
         top = storage.join(top, source.split)
         if not storage.is_file(storage.join(top, "state.json")):
@@ -182,30 +182,6 @@ def _cure(path: str) -> str:
     """What helps where a path names no data; WebDataset writes the numbers of shards in braces."""
     braces = ": patterns have no braces, but *, ? and [0-9], as in shard-*.tar" if "{" in path else ""
     return f"correct its `path`{braces}"
-
-
-def _split_pattern(path: str) -> tuple[str, list[str]]:
-    """What is above the first part with a pattern in it, and the parts from there."""
-    parts = path.split("/")
-    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
-    return "/".join(plain), parts[len(plain) :]
-
-
-def is_matched(path: str, pattern: str) -> bool:
-    """Whether a file's path, or location, is one of those that a pattern matches."""
-    return _matches(pattern.split("/"), path.split("/"), below="**" not in pattern)
-
-
-def _matches(pattern: list[str], names: list[str], below: bool) -> bool:
-    """Whether a path matches a pattern as in `glob`, part by part; `below`: or lies in a folder that does."""
-    if not pattern:
-        return below or not names
-    first, *rest = pattern
-    if first == "**":
-        visible = itertools.takewhile(lambda name: not name.startswith("."), names)
-        return any(_matches(rest, names[depth:], below) for depth in range(len(list(visible)) + 1))
-    hidden = bool(names) and names[0].startswith(".") and not first.startswith(".")
-    return bool(names) and not hidden and fnmatch.fnmatchcase(names[0], first) and _matches(rest, names[1:], below)
 
 
 def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config
-from lingu_ray.corpus.files import is_matched
 from lingu_ray.corpus.order import passes
+from lingu_ray.corpus.patterns import is_matched
 from lingu_ray.corpus.processor import kept_processor, run_processor
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.distill.lora import adapted_layers

@@ -16,9 +16,9 @@ from unit.corpus.test_splits import tar, zstd
 
 from lingu_ray import storage
 from lingu_ray.config import SourceConfig, TaskConfig
-from lingu_ray.corpus.files import _matches
 from lingu_ray.corpus.fingerprint import source_content
 from lingu_ray.corpus.load_image import load_image
+from lingu_ray.corpus.patterns import matches
 from lingu_ray.corpus.record import BadRecord
 from lingu_ray.corpus.splits import check_source, image_folder, split_source
 from lingu_ray.errors import UserError
@@ -184,5 +184,5 @@ def test_patterns_are_those_of_glob(pattern: str, matching: list[str], others: l
     """`*` stays in a folder and leaves out hidden names, `**` goes through all; a folder that matches is all in it."""
     for name in matching + others:
         below = "**" not in pattern
-        assert _matches(pattern.split("/"), name.split("/"), below) == (name in matching), name
+        assert matches(pattern.split("/"), name.split("/"), below) == (name in matching), name
     assert data_path(f"s3://bucket/{pattern}") == f"s3://bucket/{pattern}"
