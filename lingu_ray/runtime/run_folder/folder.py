@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from lingu_ray.atomic import read_json
@@ -14,21 +13,33 @@ CHECKPOINT = re.compile(r"step-\d{8,}")
 """Names of checkpoints; what else lies beside them, such as a copy made by hand, is left alone."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Paths of one run, `runs/<name>/`."""
 
-    root: Path
+    def __init__(self, root: Path):
+        self.root = root
+        self.config = root / "config.yaml"  # the complete settings
+        self.corpus = root / "corpus.json"  # the corpus's path, fingerprint and content identities of its sources
+        self.models = root / "models.json"  # content identities of student and teacher
+        self.environment = root / "environment.json"  # versions, commit and hardware that the run was made with
+        self.contamination = root / "contamination.json"  # evaluation items that stand in rows trained on, by task
+        self.metrics = root / "metrics.jsonl"  # a line each: training steps and validations
+        self.samples = root / "samples.jsonl"  # a line each: answers of the student to validation questions
+        self.logs = root / "logs"  # JSON lines of what driver and workers log, a file each
+        self.checkpoints = root / "checkpoints"  # one folder a checkpoint, `step-00000100`
+        self.export = root / "export"  # the finished model; in the driver's working folder without its weights
+        self.exported = root / "exported.json"  # the step after which `export` was written
+        self.report = root / "report"  # report.html, plots, recovery.json
+        self.stop = root / "STOP"  # where it is there, workers save and stop after the current step
+        self.mlflow = root / "mlflow.json"  # store and id of the MLflow run
+        self.wandb = root / "wandb.json"  # id of the run of Weights & Biases
+        self.tensorboard = root / "tensorboard"  # its event files
+        self.ray = root / ".ray"  # Ray Train's own state
 
     @property
     def place(self) -> Path | str:
         """What people know the folder by: its path, or the location that it is a working folder of."""
         return origin(self.root)
-
-    @property
-    def config(self) -> Path:
-        """The complete settings, as YAML."""
-        return self.root / "config.yaml"
 
     @property
     def initial_model(self) -> Path:
@@ -47,34 +58,9 @@ class RunFolder:
         return self.alignment.with_name("weights.safetensors")
 
     @property
-    def corpus(self) -> Path:
-        """JSON with the corpus's path, fingerprint and content identities of its sources."""
-        return self.root / "corpus.json"
-
-    @property
-    def contamination(self) -> Path:
-        """JSON on the evaluation items that stand in the rows trained on, by task."""
-        return self.root / "contamination.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder a checkpoint, `step-00000100`."""
-        return self.root / "checkpoints"
-
-    @property
-    def export(self) -> Path:
-        """The finished model, in Hugging Face format; in the driver's working folder without its weights."""
-        return self.root / "export"
-
-    @property
     def exported_model(self) -> Path | str:
         """Where the finished model can be loaded from: its folder, or location."""
         return origin(self.export)
-
-    @property
-    def exported(self) -> Path:
-        """JSON with the step after which `export` was written."""
-        return self.root / "exported.json"
 
     @property
     def exported_step(self) -> int | None:
@@ -83,66 +69,10 @@ class RunFolder:
             return None
         return read_json(self.exported, "step")["step"]
 
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line: training steps and validations."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """Answers of the student to validation questions, one JSON object a line."""
-        return self.root / "samples.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        """JSON lines of what driver and workers log, a file each."""
-        return self.root / "logs"
-
-    @property
-    def report(self) -> Path:
-        """report.html, plots, recovery.json."""
-        return self.root / "report"
-
-    @property
-    def stop(self) -> Path:
-        """A file that asks the workers to save and stop after the current step."""
-        return self.root / "STOP"
-
-    @property
-    def mlflow(self) -> Path:
-        """JSON with store and id of the MLflow run."""
-        return self.root / "mlflow.json"
-
-    @property
-    def wandb(self) -> Path:
-        """JSON with the id of the run of Weights & Biases."""
-        return self.root / "wandb.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def models(self) -> Path:
-        """JSON with the content identities of student and teacher."""
-        return self.root / "models.json"
-
-    @property
-    def environment(self) -> Path:
-        """JSON with versions, commit and hardware that the run was made with."""
-        return self.root / "environment.json"
-
-    @property
-    def ray(self) -> Path:
-        """Ray Train's own state."""
-        return self.root / ".ray"
-
     def clear(self) -> None:
         """Remove all that a run left which was never trained."""
-        folders = (self.initial_model, self.ray, self.report, self.logs, self.tensorboard)
-        records = (self.config, self.corpus, self.models, self.metrics, self.samples, self.environment)
-        for path in (*folders, *records, self.mlflow, self.wandb, self.contamination):
+        of_training = {"root", "checkpoints", "export", "exported", "stop"}
+        for path in (self.initial_model, *(path for name, path in vars(self).items() if name not in of_training)):
             remove(path)
 
 

@@ -64,8 +64,8 @@ def test_every_file_of_a_run_is_of_its_training_or_is_cleared(tmp_path: Path) ->
     """Also those of the trackers beside MLflow: a run that begins anew goes on in no run of theirs."""
     folder, of_training = RunFolder(tmp_path), {"checkpoints", "export", "exported", "exported_model", "stop"}
     below = {"alignment", "aligned_weights"}  # of the initial model
-    names = {name for name, value in vars(RunFolder).items() if isinstance(value, property)}
-    cleared = names - of_training - below - {"place", "exported_step"}
+    names = vars(folder).keys() | {name for name, value in vars(RunFolder).items() if isinstance(value, property)}
+    cleared = names - of_training - below - {"root", "place", "exported_step"}
     assert {"mlflow", "wandb", "tensorboard", "metrics"} <= cleared
     for name in cleared:
         getattr(folder, name).touch()
