@@ -54,7 +54,7 @@ class Hardware:
         gpus = room(one) if uses_gpu(ray_settings) else None
         hardware = cls.share(settings, ray_settings, sharers, gpus)
         asked_by = f"evaluation.replicas={hardware.replicas} for evaluation.models_at_once={settings.models_at_once}"
-        resources = (("CPU", hardware.cpus), ("GPU", hardware.gpus))
+        resources = {"CPU": hardware.cpus, "GPU": hardware.gpus}
         need = Need(asked_by, hardware.replicas * settings.models_at_once, resources)
         wait_for_nodes(need, ray_settings.wait_for_nodes_s)
         check_gpus(need.bundle)

@@ -35,7 +35,7 @@ ray.util.remove_placement_group(group)
 refused("most", check_most_workers, RayConfig(num_workers={"min": 1, "max": 3}), True)
 refused("many", check_resources, workers(RayConfig(num_workers=5), use_gpu=True))
 refused("large", check_resources, workers(RayConfig(num_workers=2, cpus_per_worker=64), use_gpu=False))
-refused("late", wait_for_nodes, Need("this", 1, (("broken", 1),)), 4)
+refused("late", wait_for_nodes, Need("this", 1, {"broken": 1}), 4)
 need = workers(RayConfig(num_workers=4, gpus_per_worker=0.5, cpus_per_worker=0.5), use_gpu=True)
 wait_for_nodes(need, 60)
 found["after"] = [room({"CPU": 1, "GPU": 1}), room({"CPU": 0.5, "GPU": 0.5}), has_room(need)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import ray
@@ -26,17 +26,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Need:
-    """`count` processes with `resources` each, by Ray's names; each on one node. `setting` asks for that many."""
+    """`count` processes with the resources of a `bundle` each, each on one node. `setting` asks for that many."""
 
     setting: str
     count: int
-    resources: tuple[tuple[str, float], ...]
+    bundle: Bundle = field(hash=False)
     strategy: str = "PACK"
-
-    @property
-    def bundle(self) -> Bundle:
-        """The resources of one process."""
-        return dict(self.resources)
 
     def __str__(self) -> str:
         return f"{self.count} × ({shown(self.bundle)})"
@@ -45,19 +40,15 @@ class Need:
 def workers(settings: RayConfig, use_gpu: bool, runs: int = 1) -> Need:
     """What the fewest workers need that so many runs train with."""
     count = settings.min_workers * runs
-    return Need(f"ray.num_workers={count}", count, _resources(settings, use_gpu), settings.placement)
+    return Need(f"ray.num_workers={count}", count, worker_resources(settings, use_gpu), settings.placement)
 
 
 def check_most_workers(settings: RayConfig, use_gpu: bool) -> None:
     """Raise UserError where an autoscaler may never start the most workers: Ray Train asks it for all or for none."""
     most = settings.max_workers
     if settings.min_workers < most and has_autoscaler():
-        resources = _resources(settings, use_gpu)
+        resources = worker_resources(settings, use_gpu)
         check_resources(Need(f"ray.num_workers.max={most}", most, resources, settings.placement))
-
-
-def _resources(settings: RayConfig, use_gpu: bool) -> tuple[tuple[str, float], ...]:
-    return tuple(worker_resources(settings, use_gpu).items())
 
 
 def worker_resources(settings: RayConfig, use_gpu: bool) -> dict[str, float]:
