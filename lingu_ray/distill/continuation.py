@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -60,15 +60,7 @@ def merge_requests(requests: Sequence[TeacherRequest]) -> TeacherRequest:
     captured = [request.kv_L2CHE.shape[2] for request in requests]
     moved = [request.donated_kv_P + sum(captured[:i]) for i, request in enumerate(requests)]
     kv = [request.kv_L2CHE for request in requests if request.kv_L2CHE.shape[2]] or [requests[0].kv_L2CHE]
-    joined = (
-        "donated_index_P",
-        "donated_count_R",
-        "query_id_Q",
-        "query_index_Q",
-        "query_count_R",
-        "predicts_Q",
-        "query_position_Q",
-    )
+    joined = {field.name for field in fields(TeacherRequest)} - {"donated_kv_P", "kv_L2CHE", "width"}
     return TeacherRequest(
         **{name: torch.cat([getattr(request, name) for request in requests]) for name in joined},
         donated_kv_P=torch.cat(moved),

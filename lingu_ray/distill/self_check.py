@@ -22,8 +22,7 @@ from lingu_ray.errors import UserError, full_gpu
 
 _TOKENS = 24
 _WINDOW = 5  # of sliding layers while this runs, so that it has a part in so short a text
-_RELATIVE = {torch.float32: 0.05}  # of hidden states; one that is wrong differs by about their own size
-_RELATIVE_16_BIT = 0.25
+_RELATIVE, _RELATIVE_16_BIT = 0.05, 0.25  # of hidden states; one that is wrong differs by about their own size
 
 
 @torch.no_grad()
@@ -51,7 +50,7 @@ def check_continuation(decoder: PreTrainedModel) -> None:
         if full_gpu(error):
             raise
         raise UserError(f"{_cannot(decoder)}: {str(error).removeprefix('student: ')}") from error
-    if not apart <= _RELATIVE.get(decoder.dtype, _RELATIVE_16_BIT):
+    if not apart <= (_RELATIVE if decoder.dtype == torch.float32 else _RELATIVE_16_BIT):
         raise UserError(
             f"{_cannot(decoder)}: it computes something else than in one pass, hidden states differ by {apart:.0%}"
         )
