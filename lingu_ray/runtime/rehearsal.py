@@ -57,9 +57,7 @@ def rehearse_continuation(config: PreTrainedConfig) -> None:
 
     Nothing is said of one that cannot be made so small, or does not run so: the teacher is asked when it is loaded.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = _small_lm(config)
-    if model is not None:
+    if (model := _small_lm(config)) is not None:
         Teacher(model)
 
 
@@ -69,9 +67,7 @@ def rehearse_packing(config: PreTrainedConfig) -> None:
     Some classes (OPT's) do not tell their masks the positions, which alone separate the samples. Nothing is said of
     one that cannot be made so small.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = _small_lm(config)
-    if model is None:
+    if (model := _small_lm(config)) is None:
         return
     decoder = model.get_decoder()
     position_1T = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
@@ -103,9 +99,10 @@ def _small_lm(config: PreTrainedConfig) -> PreTrainedModel | None:
 
 def _random_model(loader: Any, config: PreTrainedConfig) -> Any:
     """A random model in float32, of an auto class. Raises ValueError where it would still be large."""
-    if empty_model(loader, config).num_parameters() > _LARGEST:
-        raise ValueError("too large for a rehearsal")
-    return loader.from_config(config, dtype=torch.float32).eval()
+    with torch.random.fork_rng(devices=[]):
+        if empty_model(loader, config).num_parameters() > _LARGEST:
+            raise ValueError("too large for a rehearsal")
+        return loader.from_config(config, dtype=torch.float32).eval()
 
 
 def _shrink(config: PreTrainedConfig) -> None:
@@ -186,9 +183,7 @@ def check_image_features(config: PreTrainedConfig, inputs: dict[str, Tensor], im
     Training says so too, in its first step. A small random VLM of the configuration is asked; nothing is said of one
     that cannot be made so small, or is asked in another way.
     """
-    with torch.random.fork_rng(devices=[]):
-        asked = _small_vlm(config, inputs)
-    if asked is None:
+    if (asked := _small_vlm(config, inputs)) is None:
         return
     model, features_FD = asked
     written = int((inputs["input_ids"] == image_token).sum())
