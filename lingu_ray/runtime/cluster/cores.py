@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lingu_ray.runtime.cluster import control_group
-from lingu_ray.runtime.cluster.linux import told
+from lingu_ray.runtime.cluster.linux import group_folders, told
 
 _ROOT = Path("/")
 
@@ -31,7 +30,7 @@ def _siblings(root: Path, cpu: int) -> str:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Limits in cores of the control group and of those above it."""
-    for folder in control_group.folders("cpu", root):
+    for folder in group_folders("cpu", root):
         version_1 = " ".join(told(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
         for limit in (told(folder / "cpu.max"), version_1):
             with suppress(ValueError):  # none is set, or there is no such file

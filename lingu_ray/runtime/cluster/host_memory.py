@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lingu_ray.runtime.cluster import control_group
-from lingu_ray.runtime.cluster.linux import told
+from lingu_ray.runtime.cluster.linux import group_folders, told
 
 _ROOT = Path("/")
 
@@ -20,7 +19,7 @@ def host_memory(root: Path = _ROOT) -> int:
 
 def _limits(root: Path) -> Iterator[int]:
     """Limits in bytes of the control group and of those above it."""
-    for folder in control_group.folders("memory", root):
+    for folder in group_folders("memory", root):
         for file in ("memory.max", "memory.limit_in_bytes"):
             with suppress(ValueError):  # there is no such file, or no limit: max
                 yield int(told(folder / file))
