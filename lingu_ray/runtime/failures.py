@@ -1,4 +1,4 @@
-"""Workers that fail: Ray Train's controller notes them in a file, and the driver says that they were started again."""
+"""Workers that fail: Ray Train's controller ends the run, or notes them for the driver to tell of."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 
+from lingu_ray.errors import full_disk, user_error
 from lingu_ray.runtime.cluster.memory import full_node
 from lingu_ray.runtime.run_folder.records import JsonLines, Record, read_records
 
@@ -16,14 +17,20 @@ NAME = "failures.jsonl"  # beside Ray Train's state; the controller runs on the 
 LENGTH = 200  # characters of an error that are kept
 
 
-class NoteFailures(UserCallback):
-    """Notes workers that end by an error, for `Restarts`. Used by Ray Train's controller."""
+class OnFailure(UserCallback):
+    """What Ray Train's controller does with workers that end by an error.
+
+    A `UserError`, or a disk without room, ends the run: trying again cannot fix it. Others are noted for `Restarts`.
+    """
 
     def __init__(self, folder: Path):
         self.file = JsonLines(folder / NAME)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller, before it starts the workers again."""
+        """Called before the workers are started again; what is raised here the controller takes for its own failure."""
+        for error in worker_exceptions.values():
+            if found := user_error(error) or full_disk(error):
+                raise found
         errors = [getattr(error, "health_check_failure", error) for error in worker_exceptions.values()]
         self.file.path.parent.mkdir(parents=True, exist_ok=True)
         died = all(isinstance(error, RayActorError) for error in errors)

@@ -11,10 +11,9 @@ from ray.train.torch import TorchTrainer
 from lingu_ray.config import Config, RayConfig
 from lingu_ray.runtime.cluster.capacity import uses_gpu, worker_resources
 from lingu_ray.runtime.cluster.elastic import SaveBeforeResize
-from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
 from lingu_ray.runtime.cluster.preemption import GIVE_UP_BEFORE_S
 from lingu_ray.runtime.cluster.torch_groups import Groups
-from lingu_ray.runtime.failures import NoteFailures
+from lingu_ray.runtime.failures import OnFailure
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.training.worker import Job, train_worker
 
@@ -23,7 +22,7 @@ def torch_trainer(config: Config, folder: RunFolder, job: Job) -> TorchTrainer:
     """Ray Train's trainer of a run, to be started by `fit`."""
     # Any: `ray.train` types its classes as either generation of its API
     name = time.strftime("%Y%m%d-%H%M%S")
-    callbacks: Any = [NoRetryOfUserErrors(), NoteFailures(folder.ray), SaveBeforeResize()]
+    callbacks: Any = [OnFailure(folder.ray), SaveBeforeResize()]
     storage: Any = RunConfig(
         name=name, storage_path=str(folder.ray), failure_config=failures(config.ray), callbacks=callbacks
     )

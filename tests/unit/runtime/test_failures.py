@@ -16,8 +16,7 @@ from tinyrun import config
 
 from lingu_ray.errors import UserError, full_disk
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
-from lingu_ray.runtime.cluster.no_retry import NoRetryOfUserErrors
-from lingu_ray.runtime.failures import NAME, NoteFailures, Restarts
+from lingu_ray.runtime.failures import NAME, OnFailure, Restarts
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.trainer import Run, _readable
@@ -61,7 +60,7 @@ ENDED = RuntimeError("Traceback …\nRuntimeError: out of memory")
 def test_what_is_said(tmp_path: Path, failures: list[dict[int, Exception]], said: list[str]) -> None:
     """Who died, or failed with what, and how many more are allowed; nodes that are taken away are not counted; what an
     earlier command has noted is not said again."""
-    note = NoteFailures(tmp_path / ".ray")
+    note = OnFailure(tmp_path / ".ray")
     note.after_exception(None, {0: DIED})
     restarts = Restarts(tmp_path / ".ray", 2)
     assert restarts.new_messages(lambda: 0) == []
@@ -79,7 +78,7 @@ def test_a_failure_is_told_when_the_checkpoints_can_be_read(tmp_path: Path) -> N
         raise OSError("Stale file handle")
 
     restarts = Restarts(tmp_path / ".ray", 2)
-    NoteFailures(tmp_path / ".ray").after_exception(None, {0: DIED})
+    OnFailure(tmp_path / ".ray").after_exception(None, {0: DIED})
     with pytest.raises(OSError):
         restarts.new_messages(unreadable)
     assert restarts.new_messages(lambda: 40) == ["worker 0 died; started again from step 40 (1 of ray.max_failures=2)"]
@@ -109,10 +108,10 @@ def test_a_full_node_ends_a_run_in_one_line(error: Exception) -> None:
         RuntimeError("Traceback …\nOSError: [Errno 122] Disk quota exceeded: '/runs/mine/logs'"),
     ],
 )
-def test_a_worker_whose_disk_is_full_is_not_started_again(error: Exception) -> None:
+def test_a_worker_whose_disk_is_full_is_not_started_again(error: Exception, tmp_path: Path) -> None:
     """There will be no room the next time either; what ends the run says so, whatever wraps it."""
     with pytest.raises(UserError, match=r"^no disk space: .*(left|exceeded).*\. Free some, and run the same") as ended:
-        NoRetryOfUserErrors().after_exception(None, {0: error})
+        OnFailure(tmp_path).after_exception(None, {0: error})
     assert "Traceback" not in str(ended.value)
     found = full_disk(WorkerGroupError("…", {0: error}))
     assert str(found) == str(ended.value)
