@@ -9,6 +9,7 @@ import torch
 from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.runtime.teacher.teachers import make_teacher
+from lingu_ray.runtime.teacher.transport import unreadable
 from lingu_ray.runtime.training.step import MicroBatches, StepSums
 
 
@@ -56,7 +57,8 @@ class Teachers:
 
     def unreadable(self) -> str | None:
         """Why a teacher in an actor cannot read the GPU memory that it is lent; None where it can."""
-        return self.client("actor", "object_store").unreadable()
+        client = self.client("actor", "object_store")
+        return unreadable(client.actor, client.device)
 
     @property
     def bytes_here(self) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import ray
@@ -64,22 +64,20 @@ def make_teacher(
     """
     if settings.placement == "in_process":
         return InProcessTeacher(load_teacher(settings, dtype, device))
-    if settings.placement == "node":
-        return _of_the_node(settings, dtype, device, threads, log_to)
-    return TeacherActorClient(settings, device, start_teacher(settings, dtype, device, threads, log_to))
+    start = partial(start_teacher, settings, dtype, device, threads, log_to)
+    actor = _of_the_node(start, device) if settings.placement == "node" else start()
+    return TeacherActorClient(settings, device, actor)
 
 
-def _of_the_node(
-    settings: TeacherConfig, dtype: torch.dtype, device: torch.device, threads: int, log_to: Log
-) -> TeacherClient:
-    """The one teacher of this node: its first worker starts it, and owns it; then the others find it by name."""
+def _of_the_node(start: Callable[[str], Any], device: torch.device) -> Any:
+    """The one actor of this node: its first worker starts it, and owns it; then the others find it by name."""
     # A name of this group of workers: a teacher of the one before it, which has failed, may still be there.
     drawn = secrets.randbits(48) if is_main_process() else 0
     name = f"teacher-{int(all_sum([drawn], device)[0]):012x}-{ray.get_runtime_context().get_node_id()}"
     first = ray.train.get_context().get_local_rank() == 0
-    actor = start_teacher(settings, dtype, device, threads, log_to, name) if first else None
+    actor = start(name) if first else None
     all_sum([0], device)  # from here on each node has its own
-    return TeacherActorClient(settings, device, ray.get_actor(name) if actor is None else actor)
+    return ray.get_actor(name) if actor is None else actor
 
 
 def start_teacher(
@@ -127,7 +125,7 @@ class TeacherActor:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, loaded at the first call: what fails in an actor's start reaches no caller."""
-        log.info("teacher %s; on %s, process %d", self.settings.path, self.device, self.pid())
+        log.info("teacher %s; on %s, process %d", self.settings.path, self.device, os.getpid())
         return load_teacher(self.settings, self.dtype, self.device)
 
     def head(self) -> dict[str, Any]:
@@ -148,10 +146,6 @@ class TeacherActor:
         except Exception:
             log.exception("a request failed")
             raise
-
-    def pid(self) -> int:
-        """Its process id."""
-        return os.getpid()
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,9 @@ class TeacherActorClient:
     def transport(self) -> Name:
         """How KV reaches the actor; the first use waits until the actor has started."""
         name = choose_transport(self.settings, self.device, len(_own_gpus()))
-        if self.settings.transport != "auto" or name != "cuda_ipc" or (why := self.unreadable()) is None:
+        if self.settings.transport != "auto" or name != "cuda_ipc":
+            return name
+        if (why := unreadable(self.actor, self.device)) is None:
             return name
         log.warning(
             "the teacher cannot read its worker's GPU memory, so KV takes the longer way through the object store "
@@ -182,10 +178,6 @@ class TeacherActorClient:
             why,
         )
         return "object_store"
-
-    def unreadable(self) -> str | None:
-        """Why the actor cannot read what this process lends it of its GPU's memory; None where it can."""
-        return unreadable(self.actor, self.device)
 
     @cached_property
     def output_head(self) -> OutputHead:
