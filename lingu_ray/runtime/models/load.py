@@ -43,6 +43,7 @@ from lingu_ray.runtime.models.weights import (
     check_json,
     empty_model,
     load_whole,
+    loading,
     refuse_adapter,
     refuse_quantized,
     refuse_unread,
@@ -185,11 +186,9 @@ def check_weights(config: Config) -> None:
         folder = Path(local_copy(path))
         if not folder.is_dir():
             continue
-        try:
+        with loading(setting, path, "cannot be loaded"):
             loaded = load_config(path, None, trust_remote_code, setting)
             check_files(empty_model(loader, loaded, trust_remote_code), folder, f"{setting}={path}")
-        except NOT_LOADABLE as error:
-            raise UserError(f"{setting}={path}: cannot be loaded: {error}") from error
 
 
 def load_teacher(
@@ -222,19 +221,16 @@ def teacher_tokens(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, in
     """
     model = load_config(settings.path, settings.revision, False, "teacher.path")
     check_text_only(model, f"teacher.path={settings.path}")
-    try:
+    with loading("teacher.path", settings.path, "its tokenizer cannot be loaded"):
         place, origin = model_origin(local_copy(settings.path))
         tokenizer = load_tokenizer(place, revision=settings.revision, trust_remote_code=False, **origin)
-    except NOT_LOADABLE as error:
-        why = why_not_loaded(settings.path, error)
-        raise UserError(f"teacher.path: its tokenizer cannot be loaded: {why}") from error
     return tokenizer, known_ids(tokenizer, model, f"teacher.path={settings.path}")
 
 
 def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreTrainedModel:
     """The VLM of `student.path`, in float32. Raises UserError when there is none, or not all of one."""
     assert settings.path is not None
-    try:
+    with loading("student.path", settings.path, "cannot be loaded as a VLM"):
         return load_whole(
             AutoModelForImageTextToText,
             f"student.path={settings.path}",
@@ -245,9 +241,6 @@ def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreT
             use_safetensors=True,
             attn_implementation=None if attention == "sdpa" else attention,  # None: eager where a model has no SDPA
         )
-    except NOT_LOADABLE as error:
-        why = why_not_loaded(settings.path, error)
-        raise UserError(f"student.path: cannot be loaded as a VLM: {why}") from error
 
 
 def empty_student(settings: StudentConfig) -> PreTrainedModel:
@@ -333,7 +326,5 @@ def _load_lm(settings: TeacherConfig, dtype: torch.dtype) -> PreTrainedModel:
     place, gguf = model_origin(local_copy(settings.path))
     weights = gguf or {"use_safetensors": True}
     origin = f"teacher.path={settings.path}"
-    try:
+    with loading("teacher.path", settings.path, "cannot be loaded as a causal LM"):
         return load_whole(AutoModelForCausalLM, origin, place, revision=settings.revision, dtype=dtype, **weights)
-    except NOT_LOADABLE as error:
-        raise UserError(f"{origin}: cannot be loaded as a causal LM. {error}") from error

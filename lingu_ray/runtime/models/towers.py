@@ -15,8 +15,7 @@ from lingu_ray.config import VisionConfig
 from lingu_ray.distill.towers import States, VisionParts, tower_states, vision_config, vision_parts
 from lingu_ray.errors import UserError
 from lingu_ray.hub import HUB_ERRORS
-from lingu_ray.paths import why_not_loaded
-from lingu_ray.runtime.models.weights import NOT_LOADABLE, load_whole
+from lingu_ray.runtime.models.weights import load_whole, loading
 from lingu_ray.storage import local_copy
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def load_tower(settings: VisionConfig, vision: VisionParts) -> States | None:
     if settings.tower is None:
         return None
     origin = f"{SETTING}={settings.tower}"
-    try:
+    with loading(SETTING, settings.tower, "cannot be loaded"):
         model = load_whole(
             AutoModel,
             origin,
@@ -68,8 +67,6 @@ def load_tower(settings: VisionConfig, vision: VisionParts) -> States | None:
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except NOT_LOADABLE as error:
-        raise UserError(f"{SETTING}: cannot be loaded: {why_not_loaded(settings.tower, error)}") from error
     if isinstance(vision.tower, Idefics3VisionConfig) and vision.side & (vision.side - 1):
         log.warning(
             "%s: %d patches a side: in bfloat16, and for some numbers in vLLM, Idefics3 gives a few of them a "

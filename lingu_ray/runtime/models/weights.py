@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from lingu_ray.atomic import read_json
 from lingu_ray.errors import UserError
 from lingu_ray.hub import HUB_ERRORS
+from lingu_ray.paths import why_not_loaded
 from lingu_ray.runtime.models import gguf
 
 NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
@@ -64,6 +65,15 @@ _TWO_HEADS = (
     "by its config.json the output head is the embedding matrix, and its weights hold another head. "
     "If that was trained, set tie_word_embeddings to false, in text_config too; else remove it from the files"
 )
+
+
+@contextmanager
+def loading(setting: str, path: str, what: str) -> Iterator[None]:
+    """Within it, what is `NOT_LOADABLE` of the model at a path is a UserError: setting, `what` fails, and why."""
+    try:
+        yield
+    except NOT_LOADABLE as error:
+        raise UserError(f"{setting}: {what}: {why_not_loaded(path, error)}") from error
 
 
 def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) -> PreTrainedModel:
@@ -246,9 +256,7 @@ def _listed(folder: Path, origin: str) -> dict[str, _Stored]:
                     part = opened.get_slice(name)
                     tensors[name] = _Stored(file, part.get_shape(), part.get_dtype())
         except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{origin}: {file.name} is cut off or damaged ({error}): copy or download it again"
-            ) from error
+            raise UserError(f"{origin}: {file.name} is cut off or damaged ({error}): {_COPY}") from error
     return tensors
 
 
@@ -270,9 +278,7 @@ def _weight_files(folder: Path, origin: str) -> list[Path]:
     except (AttributeError, TypeError, UserError) as error:
         raise UserError(f"{origin}: {index.name} is damaged ({error}): {_COPY}") from error
     if absent := [name for name in names if not (folder / name).is_file()]:
-        raise UserError(
-            f"{origin}: {index.name} names {', '.join(absent[:_SHOWN])}, not found: copy or download it again"
-        )
+        raise UserError(f"{origin}: {index.name} names {', '.join(absent[:_SHOWN])}, not found: {_COPY}")
     return [folder / name for name in names]
 
 
