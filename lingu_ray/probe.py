@@ -88,15 +88,9 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
     from lingu_ray.preview.knowledge import Probe, drawn_by
     from lingu_ray.preview.read import read_rows
     from lingu_ray.runtime.cluster.memory import explained
+    from lingu_ray.runtime.models.check import check_pair, check_weights
     from lingu_ray.runtime.models.device import torch_device
-    from lingu_ray.runtime.models.load import (
-        check_pair,
-        check_weights,
-        load_processor,
-        load_student,
-        load_teacher,
-        teacher_tokens,
-    )
+    from lingu_ray.runtime.models.load import load_processor, load_student, load_teacher, teacher_tokens
     from lingu_ray.runtime.rehearsal import check_image_token
 
     logging.set_verbosity_error()

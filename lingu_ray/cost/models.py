@@ -18,7 +18,8 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub
-from lingu_ray.runtime.models.load import check_pair, load_config, make_vision
+from lingu_ray.runtime.models.check import check_pair
+from lingu_ray.runtime.models.load import load_config, make_vision
 from lingu_ray.runtime.models.weights import empty_model
 from lingu_ray.runtime.training.optimizer import freeze
 

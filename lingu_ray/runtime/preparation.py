@@ -19,10 +19,9 @@ from lingu_ray.distill.pair import check_tokenizers
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub
 from lingu_ray.runtime.checkpoints.checkpoint import require_space
+from lingu_ray.runtime.models.check import check_pair, check_weights
 from lingu_ray.runtime.models.export import has_own_code
 from lingu_ray.runtime.models.load import (
-    check_pair,
-    check_weights,
     empty_student,
     initial_student,
     load_config,

@@ -19,7 +19,8 @@ from lingu_ray.errors import UserError
 from lingu_ray.evaluation.engines.load import check_weights as check_folder
 from lingu_ray.evaluation.engines.load import load_model_files, takes_images
 from lingu_ray.runtime import trainer
-from lingu_ray.runtime.models.load import check_pair, check_weights, load_student, load_teacher_tokenizer
+from lingu_ray.runtime.models.check import check_pair, check_weights
+from lingu_ray.runtime.models.load import load_student, load_teacher_tokenizer
 from lingu_ray.runtime.preparation import check_output, prepare_initial_model
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.storage import connection

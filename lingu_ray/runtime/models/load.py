@@ -1,4 +1,4 @@
-"""The models that the settings name: checked as a pair, loaded, and written as a run's starting point.
+"""The models that the settings name: loaded, and written as a run's starting point.
 
 One in a bucket is read from the node's copy.
 """
@@ -6,8 +6,6 @@ One in a bucket is read from the node's copy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -15,7 +13,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedConfig,
@@ -25,21 +22,17 @@ from transformers import (
 )
 
 from lingu_ray.config import Attention, Config, StudentConfig, TeacherConfig, VisionConfig
-from lingu_ray.distill.decoder import longest_row, sliding_window
-from lingu_ray.distill.new_student import build_processor, build_student, check_teacher
-from lingu_ray.distill.pair import check_kind, check_text_only, compare_decoders, known_ids
-from lingu_ray.distill.student import Student
+from lingu_ray.distill.new_student import build_processor, build_student
+from lingu_ray.distill.pair import check_text_only, known_ids
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.towers import VisionParts
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
-from lingu_ray.runtime.models.masks import check_masks
 from lingu_ray.runtime.models.tekken import read_processor, write_processor
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,
-    check_files,
     check_json,
     empty_model,
     load_whole,
@@ -94,101 +87,6 @@ def _own_code(path: str, setting: str, what: str = "model") -> str:
         else "take a model of a class that Transformers has"
     )
     return f"{setting}: {path} comes with {what} code of its own (auto_map in its JSON files), which is not run: {cure}"
-
-
-def check_pair(config: Config) -> None:
-    """Check from the models' configurations alone that student and teacher fit each other and the settings.
-
-    Raises:
-        UserError: one, or a new VLM's tower, cannot be loaded or is of the wrong kind, no VLM can be made of the
-            teacher, the decoders differ (each field with both values), or one has parts that the method cannot use.
-    """
-    path = config.teacher.path
-    teacher = load_config(path, config.teacher.revision, False, "teacher.path")
-    check_text_only(teacher, f"teacher.path={path}")
-    check_kind(teacher, f"teacher.path={path}")
-    _check_length(config, teacher, "teacher.path")
-    settings = config.student
-    if settings.from_teacher is not None:
-        make_vision(settings.from_teacher)
-    with _named(f"teacher.path={path}", "a causal LM"):
-        lm = empty_model(AutoModelForCausalLM, teacher)
-        _require_sdpa(lm)
-        if settings.from_teacher is not None:
-            check_teacher(lm)
-        Teacher(lm)
-    if settings.path is None:
-        return
-    student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
-    if not hasattr(student, "vision_config"):
-        raise UserError(
-            f"student.path={settings.path}: {student.model_type} has no vision_config, so it is no vision-language "
-            "model; to make one from the teacher use student.from_teacher"
-        )
-    check_masks(config.train, student)
-    text = student.get_text_config(decoder=True)
-    window = sliding_window(text)
-    if student.model_type == "paligemma" and window and config.corpus.max_length > window:
-        raise UserError(
-            f"corpus.max_length={config.corpus.max_length} is above the {window} tokens PaliGemma's layers see"
-        )
-    check_kind(text, f"student.path={settings.path}")
-    compare_decoders(text, teacher)
-    _check_length(config, text, "student.path")
-    with _named(f"student.path={settings.path}", "a VLM"):
-        vlm = empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code)
-        _require_sdpa(vlm)
-        Student(vlm).parameter_groups()
-
-
-def _require_sdpa(model: PreTrainedModel) -> None:
-    """Raise UserError for a decoder that attends in a way of its own, such as with sinks; soft caps are known."""
-    decoder = model.config.get_text_config(decoder=True)
-    if decoder._attn_implementation == "eager" and not getattr(decoder, "attn_logit_softcapping", None):
-        raise UserError(f"a {type(model).__name__} does not support SDPA, so its attention is not known to be plain")
-
-
-@contextmanager
-def _named(origin: str, kind: str) -> Iterator[None]:
-    """Errors about a model without weights as a UserError that begins with its setting."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{origin}: {error}") from error
-    except NOT_LOADABLE as error:
-        raise UserError(f"{origin}: cannot be loaded as {kind}. {error}") from error
-
-
-def _check_length(config: Config, decoder: PreTrainedConfig, setting: str) -> None:
-    """Refuse rows in which RoPE's frequencies would depend on other rows, so that keys would not fit queries."""
-    longest = longest_row(decoder)
-    if longest is not None and config.corpus.max_length > longest:
-        raise UserError(
-            f"corpus.max_length={config.corpus.max_length} is above the {longest} tokens from which {setting}, a "
-            f"{decoder.model_type}, has another RoPE (rope_type) by the longest row of a batch: lower it"
-        )
-
-
-def check_weights(config: Config) -> None:
-    """Check that the weights in local folders are those of the models, by names and shapes; none is read.
-
-    What a hub has is checked when it is loaded, as GGUF files are.
-
-    Raises:
-        UserError: weights are missing, left over, of another shape, or a file is cut off or absent.
-    """
-    paths = {"teacher.path": (config.teacher.path, AutoModelForCausalLM, False)}
-    if config.student.path is not None:
-        paths["student.path"] = (config.student.path, AutoModelForImageTextToText, config.student.trust_remote_code)
-    if config.student.tower is not None:
-        paths[towers.SETTING] = (config.student.tower[0], AutoModel, False)
-    for setting, (path, loader, trust_remote_code) in paths.items():
-        folder = Path(local_copy(path))
-        if not folder.is_dir():
-            continue
-        with loading(setting, path, "cannot be loaded"):
-            loaded = load_config(path, None, trust_remote_code, setting)
-            check_files(empty_model(loader, loaded, trust_remote_code), folder, f"{setting}={path}")
 
 
 def load_teacher(

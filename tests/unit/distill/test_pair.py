@@ -65,7 +65,8 @@ from lingu_ray.distill.new_student import PLAIN
 from lingu_ray.distill.pair import check_kind, check_tokenizers, compare_decoders
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.models.load import check_pair, prepare_student
+from lingu_ray.runtime.models.check import check_pair
+from lingu_ray.runtime.models.load import prepare_student
 
 SOURCE = {"name": "text", "format": "text", "path": "text.txt", "language_heavy": True}
 VISION = {

@@ -29,7 +29,8 @@ from transformers import (
 from lingu_ray.atomic import write_json
 from lingu_ray.config import Config, VisionConfig
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.models.load import check_pair, make_vision
+from lingu_ray.runtime.models.check import check_pair
+from lingu_ray.runtime.models.load import make_vision
 from lingu_ray.runtime.models.towers import load_tower
 from lingu_ray.runtime.preparation import prepare_initial_model
 from lingu_ray.runtime.resume import check_models, check_settings
