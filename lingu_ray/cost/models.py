@@ -19,7 +19,7 @@ from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.paths import is_on_hub
 from lingu_ray.runtime.models.check import check_pair
-from lingu_ray.runtime.models.load import load_config, make_vision
+from lingu_ray.runtime.models.load import load_student_config, load_teacher_config, make_vision
 from lingu_ray.runtime.models.weights import empty_model
 from lingu_ray.runtime.training.optimizer import freeze
 
@@ -149,19 +149,16 @@ def _of_hub(config: Config) -> list[str]:
 def _student(config: Config) -> tuple[PreTrainedModel, Tower]:
     settings = config.student
     if settings.from_teacher is not None:
-        teacher = load_config(config.teacher.path, config.teacher.revision, False, "teacher.path")
+        teacher = load_teacher_config(config.teacher)
         vocabulary = cast(int, teacher.vocab_size) + _ADDED_TOKENS
         found: Any = student_config(teacher, make_vision(settings.from_teacher), vocabulary, vocabulary - 1, None)
     else:
-        path = cast(str, settings.path)
-        found = load_config(path, settings.revision, settings.trust_remote_code, "student.path")
+        found = load_student_config(settings)
     return empty_model(AutoModelForImageTextToText, found, settings.trust_remote_code), tower_of(found)
 
 
 def _teacher(config: Config) -> PreTrainedModel:
-    settings = config.teacher
-    found = load_config(settings.path, settings.revision, False, "teacher.path")
-    return Teacher(empty_model(AutoModelForCausalLM, found)).model
+    return Teacher(empty_model(AutoModelForCausalLM, load_teacher_config(config.teacher))).model
 
 
 def tower_of(student: PreTrainedConfig) -> Tower:

@@ -24,7 +24,7 @@ from lingu_ray.runtime.models.export import has_own_code
 from lingu_ray.runtime.models.load import (
     empty_student,
     initial_student,
-    load_config,
+    load_teacher_config,
     load_teacher_tokenizer,
     prepare_student,
 )
@@ -60,7 +60,7 @@ def prepare_initial_model(config: Config, folder: RunFolder) -> None:
     check_weights(config)
     check_models(config, folder)
     if config.train.packing and config.train.attention == "sdpa":
-        rehearse_packing(load_config(config.teacher.path, config.teacher.revision, False, "teacher.path"))
+        rehearse_packing(load_teacher_config(config.teacher))
     if not folder.initial_model.exists():
         if config.uses_teacher:
             rehearse_teacher(config.teacher)

@@ -29,7 +29,7 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models.export import as_published, complete_settings
-from lingu_ray.runtime.models.load import empty_student, export_dtype, load_config
+from lingu_ray.runtime.models.load import empty_student, export_dtype, load_teacher_config
 from lingu_ray.runtime.models.verify import question
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_tensors, empty_model
 from lingu_ray.storage import local_copy
@@ -47,7 +47,7 @@ def rehearse_teacher(settings: TeacherConfig) -> None:
         UserError: it cannot be continued from its own keys and values; the message names the setting.
     """
     try:
-        rehearse_continuation(load_config(settings.path, settings.revision, False, "teacher.path"))
+        rehearse_continuation(load_teacher_config(settings))
     except UserError as error:
         raise UserError(f"teacher.path={settings.path}: {str(error).removeprefix('teacher: ')}") from error
 

@@ -22,7 +22,7 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.models import towers
-from lingu_ray.runtime.models.load import load_config, make_vision
+from lingu_ray.runtime.models.load import load_config, load_student_config, load_teacher_config, make_vision
 from lingu_ray.runtime.models.masks import check_masks
 from lingu_ray.runtime.models.weights import NOT_LOADABLE, check_files, empty_model, loading
 from lingu_ray.storage import local_copy
@@ -35,15 +35,14 @@ def check_pair(config: Config) -> None:
         UserError: one, or a new VLM's tower, cannot be loaded or is of the wrong kind, no VLM can be made of the
             teacher, the decoders differ (each field with both values), or one has parts that the method cannot use.
     """
-    path = config.teacher.path
-    teacher = load_config(path, config.teacher.revision, False, "teacher.path")
-    check_text_only(teacher, f"teacher.path={path}")
-    check_kind(teacher, f"teacher.path={path}")
+    teacher, origin = load_teacher_config(config.teacher), f"teacher.path={config.teacher.path}"
+    check_text_only(teacher, origin)
+    check_kind(teacher, origin)
     _check_length(config, teacher, "teacher.path")
     settings = config.student
     if settings.from_teacher is not None:
         make_vision(settings.from_teacher)
-    with _named(f"teacher.path={path}", "a causal LM"):
+    with _named(origin, "a causal LM"):
         lm = empty_model(AutoModelForCausalLM, teacher)
         _require_sdpa(lm)
         if settings.from_teacher is not None:
@@ -51,10 +50,10 @@ def check_pair(config: Config) -> None:
         Teacher(lm)
     if settings.path is None:
         return
-    student = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+    student, origin = load_student_config(settings), f"student.path={settings.path}"
     if not hasattr(student, "vision_config"):
         raise UserError(
-            f"student.path={settings.path}: {student.model_type} has no vision_config, so it is no vision-language "
+            f"{origin}: {student.model_type} has no vision_config, so it is no vision-language "
             "model; to make one from the teacher use student.from_teacher"
         )
     check_masks(config.train, student)
@@ -64,10 +63,10 @@ def check_pair(config: Config) -> None:
         raise UserError(
             f"corpus.max_length={config.corpus.max_length} is above the {window} tokens PaliGemma's layers see"
         )
-    check_kind(text, f"student.path={settings.path}")
+    check_kind(text, origin)
     compare_decoders(text, teacher)
     _check_length(config, text, "student.path")
-    with _named(f"student.path={settings.path}", "a VLM"):
+    with _named(origin, "a VLM"):
         vlm = empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code)
         _require_sdpa(vlm)
         Student(vlm).parameter_groups()

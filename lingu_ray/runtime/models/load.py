@@ -80,6 +80,17 @@ def load_config(path: str, revision: str | None, trust_remote_code: bool, settin
     return config
 
 
+def load_teacher_config(settings: TeacherConfig) -> PreTrainedConfig:
+    """The configuration of `teacher.path`, whose own code is never run (errors as `load_config`)."""
+    return load_config(settings.path, settings.revision, False, "teacher.path")
+
+
+def load_student_config(settings: StudentConfig) -> PreTrainedConfig:
+    """The configuration of `student.path` (errors as `load_config`)."""
+    assert settings.path is not None
+    return load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
+
+
 def _own_code(path: str, setting: str, what: str = "model") -> str:
     cure = (
         "set student.trust_remote_code=true only if you trust whoever wrote it"
@@ -117,7 +128,7 @@ def teacher_tokens(settings: TeacherConfig) -> tuple[PreTrainedTokenizerBase, in
     Raises:
         UserError: the model is no text-only LM, or its tokenizer cannot be loaded, or has tokens for a part of its ids.
     """
-    model = load_config(settings.path, settings.revision, False, "teacher.path")
+    model = load_teacher_config(settings)
     check_text_only(model, f"teacher.path={settings.path}")
     with loading("teacher.path", settings.path, "its tokenizer cannot be loaded"):
         place, origin = model_origin(local_copy(settings.path))
@@ -143,9 +154,7 @@ def load_student(settings: StudentConfig, attention: Attention = "sdpa") -> PreT
 
 def empty_student(settings: StudentConfig) -> PreTrainedModel:
     """The VLM of `student.path` on the meta device: names and shapes alone."""
-    assert settings.path is not None
-    config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
-    return empty_model(AutoModelForImageTextToText, config, settings.trust_remote_code)
+    return empty_model(AutoModelForImageTextToText, load_student_config(settings), settings.trust_remote_code)
 
 
 def initial_student(config: Config, initial_model: Path | str) -> StudentConfig:
@@ -157,8 +166,7 @@ def export_dtype(settings: StudentConfig) -> torch.dtype:
     """The dtype of the student's published weights, which its export has; of a new model float32."""
     if settings.path is None:
         return torch.float32
-    config = load_config(settings.path, settings.revision, settings.trust_remote_code, "student.path")
-    return published_dtype(config, settings.path, "student.path")
+    return published_dtype(load_student_config(settings), settings.path, "student.path")
 
 
 def published_dtype(config: PreTrainedConfig, path: str, setting: str) -> torch.dtype:

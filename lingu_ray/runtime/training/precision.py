@@ -24,7 +24,7 @@ from lingu_ray.config.command_line import load_yaml
 from lingu_ray.distill.decoder import inner_width
 from lingu_ray.runtime.cluster.capacity import uses_gpu, wait_for_nodes, worker_resources, workers
 from lingu_ray.runtime.cluster.gpus import check_gpus, computes_in_bf16
-from lingu_ray.runtime.models.load import load_config
+from lingu_ray.runtime.models.load import load_teacher_config
 from lingu_ray.runtime.resume import trained_steps
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.environment import PRECISION, read_environment, record_environment
@@ -97,7 +97,7 @@ def choose(config: Config) -> Choice:
             compute on its GPUs.
     """
     settings, use_gpu = config.ray, uses_gpu(config.ray)
-    text = load_config(config.teacher.path, config.teacher.revision, False, "teacher.path")
+    text = load_teacher_config(config.teacher)
     shape = (text.hidden_size, inner_width(text), config.train.tokens_per_micro_batch)
     timed = [min(one, most) for one, most in zip(shape, _LARGEST, strict=True)]
     wait_for_nodes(workers(settings, use_gpu), settings.wait_for_nodes_s)
