@@ -31,6 +31,7 @@ from lingu_ray.paths import is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models import towers
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.tekken import read_processor, write_processor
+from lingu_ray.runtime.models.tensor_headers import stored_dtype
 from lingu_ray.runtime.models.weights import (
     NOT_LOADABLE,
     check_json,
@@ -40,7 +41,6 @@ from lingu_ray.runtime.models.weights import (
     refuse_adapter,
     refuse_quantized,
     refuse_unread,
-    stored_dtype,
 )
 from lingu_ray.storage import local_copy
 

@@ -7,25 +7,18 @@ buffers that are computed, weights that a class is known to ignore.
 
 from __future__ import annotations
 
-import math
 import struct
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    cached_file,
-    find_adapter_config_file,
-)
+from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from lingu_ray.atomic import read_json
@@ -33,12 +26,12 @@ from lingu_ray.errors import UserError
 from lingu_ray.hub import HUB_ERRORS
 from lingu_ray.paths import why_not_loaded
 from lingu_ray.runtime.models import gguf
+from lingu_ray.runtime.models.tensor_headers import COPY_AGAIN, Stored, listed
 
 NOT_LOADABLE = (*HUB_ERRORS, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
 """What Transformers raises where there is no model, one that it does not know, or a file that was cut off (GGUF)."""
 
 _SHOWN = 3
-_COPY = "copy or download it again"
 _JSON_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"),
@@ -57,7 +50,6 @@ _CURE = "Save the model again by save_pretrained of the class that it was traine
 _NOT_QUANTIZED = "Take the model that was not quantized; a teacher may also be a .gguf file"
 _OF_QUANTIZED = (".qweight", ".SCB", ".absmax", ".weight_scale", ".weight_scale_inv", ".weight_packed")
 """How names end that GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors give to what they add."""
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _EIGHT_BITS = ("I8", "U8", "F8", "F6", "F4")
 """How safetensors begins the names of dtypes that weights have by scales alone."""
 _TIE = "A head that is the embedding matrix is saved once: set tie_word_embeddings to true at the top of config.json."
@@ -120,7 +112,7 @@ def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
         UserError: as `load_whole`, or a file is missing, cut off or not safetensors, or matrices have eight bits, which
             without the scales that belong to them are no weights.
     """
-    stored = _listed(folder, origin)
+    stored = listed(folder, origin)
     quantized = [name for name, one in stored.items() if len(one.shape) > 1 and one.dtype.startswith(_EIGHT_BITS)]
     if quantized:
         raise UserError(
@@ -129,18 +121,6 @@ def check_files(model: PreTrainedModel, folder: Path, origin: str) -> None:
         )
     empty = {name: torch.empty(one.shape, device="meta") for name, one in stored.items()}
     _check_heads(check_tensors(model, empty, origin), stored, origin)
-
-
-def stored_dtype(folder: Path, origin: str) -> torch.dtype | None:
-    """The dtype of most of the numbers in the folder's safetensors files; None where it is none that is published.
-
-    Raises:
-        UserError: a file is missing or cut off.
-    """
-    numbers = Counter[str]()
-    for one in _listed(folder, origin).values():
-        numbers[one.dtype] += math.prod(one.shape)
-    return _FLOATS.get(numbers.most_common(1)[0][0]) if numbers else None
 
 
 def check_tensors(model: PreTrainedModel, tensors: dict[str, Tensor], origin: str) -> PreTrainedModel:
@@ -181,7 +161,7 @@ def check_json(folder: str, setting: str) -> None:
 @cache  # a model's files are read for many checks, and tokenizer.json may have 30 MB
 def _check_json(file: Path, changed: int) -> None:
     """Check the file as it is since that time, once."""
-    read_json(file, cure=_COPY)
+    read_json(file, cure=COPY_AGAIN)
 
 
 def refuse_adapter(path: str, revision: str | None, setting: str) -> None:
@@ -193,7 +173,7 @@ def refuse_adapter(path: str, revision: str | None, setting: str) -> None:
     found = find_adapter_config_file(path, revision=revision) if Path(path).is_dir() or not local else None
     if found is None:
         return
-    base = read_json(Path(found), cure=_COPY).get("base_model_name_or_path")
+    base = read_json(Path(found), cure=COPY_AGAIN).get("base_model_name_or_path")
     raise UserError(
         f"{setting}: {path} holds an adapter of {base} (adapter_config.json), which is no model by itself. "
         f"To merge it, {_MERGE}. Where a model in the folder is meant without it, remove adapter_config.json."
@@ -238,50 +218,6 @@ def refuse_unread(model: PreTrainedModel, origin: str, place: str, gguf_file: st
         )
 
 
-class _Stored(NamedTuple):
-    """A tensor as a file's header lists it; `dtype` by the names of safetensors."""
-
-    file: Path
-    shape: list[int]
-    dtype: str
-
-
-def _listed(folder: Path, origin: str) -> dict[str, _Stored]:
-    """Every tensor of the folder's safetensors files, by name."""
-    tensors: dict[str, _Stored] = {}
-    for file in _weight_files(folder, origin):
-        try:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (no mapping)
-                    part = opened.get_slice(name)
-                    tensors[name] = _Stored(file, part.get_shape(), part.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{origin}: {file.name} is cut off or damaged ({error}): {_COPY}") from error
-    return tensors
-
-
-def _weight_files(folder: Path, origin: str) -> list[Path]:
-    """The files that Transformers would load: one, or the shards that an index names."""
-    single, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        pickled = [path.name for path in sorted(folder.glob("*.bin"))][:_SHOWN]
-        cure = (
-            f"It holds {', '.join(pickled)}: pickle can run code, and is not read. Save the model as safetensors"
-            if pickled
-            else "Copy or download the model again, its weights too"
-        )
-        raise UserError(f"{origin}: there is no {single.name} and no {index.name} in it. {cure}")
-    try:
-        names = sorted(set(read_json(index, "weight_map", cure=_COPY)["weight_map"].values()))
-    except (AttributeError, TypeError, UserError) as error:
-        raise UserError(f"{origin}: {index.name} is damaged ({error}): {_COPY}") from error
-    if absent := [name for name in names if not (folder / name).is_file()]:
-        raise UserError(f"{origin}: {index.name} names {', '.join(absent[:_SHOWN])}, not found: {_COPY}")
-    return [folder / name for name in names]
-
-
 def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -> None:
     """Raise UserError for what Transformers' report on a loaded model says."""
     left_over = sorted(report["unexpected_keys"])
@@ -308,7 +244,7 @@ def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -
     )
 
 
-def _check_heads(model: PreTrainedModel, stored: dict[str, _Stored], origin: str) -> None:
+def _check_heads(model: PreTrainedModel, stored: dict[str, Stored], origin: str) -> None:
     """`_check_tied` on files: where they have two matrices for one, these are read and compared.
 
     On the meta device Transformers keeps both, whatever they hold.
@@ -316,13 +252,8 @@ def _check_heads(model: PreTrainedModel, stored: dict[str, _Stored], origin: str
     if _has_two_heads(model):
         shape = [*cast(torch.nn.Linear, model.get_output_embeddings()).weight.shape]
         alike = [name for name, one in stored.items() if one.shape == shape]
-        if len(alike) == 2 and not torch.equal(*(_read(stored[name], name) for name in alike)):
+        if len(alike) == 2 and not torch.equal(*(stored[name].read() for name in alike)):
             raise UserError(f"{origin}: {_TWO_HEADS}")
-
-
-def _read(stored: _Stored, name: str) -> Tensor:
-    with safe_open(stored.file, "pt") as opened:
-        return opened.get_tensor(name)
 
 
 def _check_tied(model: PreTrainedModel, origin: str) -> None:
