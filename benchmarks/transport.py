@@ -33,14 +33,14 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.errors import run_command
 from lingu_ray.runtime.cluster.connect import connect
-from lingu_ray.runtime.teacher.transport import Name, Transport, make_transport, to_bytes, unreadable
+from lingu_ray.runtime.teacher.transport import Transport, TransportName, make_transport, to_bytes, unreadable
 
 LAYERS, HEADS, DIMENSION = 32, 8, 64
 QUERIES = 256
 WARM, FRESH = "memcpy, warm", "memcpy, fresh"
 OBJECT_STORE, PICKLED, NIXL, PUT = "object_store", "torch tensors, pickled", "nixl", "ray.put alone"
 CUDA_IPC, COPY = "cuda_ipc", "copy on the GPU"
-TRANSPORTS: dict[str, Name] = {OBJECT_STORE: "object_store", CUDA_IPC: "cuda_ipc", NIXL: "nixl"}
+TRANSPORTS: dict[str, TransportName] = {OBJECT_STORE: "object_store", CUDA_IPC: "cuda_ipc", NIXL: "nixl"}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -31,7 +31,7 @@ BEAT_S = 5.0
 STALE_S = 30.0
 """Without a sign of life for so long a holder counts as dead."""
 _POLL_S = 0.25
-NAME = "driver.json"
+LEASE_FILE = "driver.json"
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class Holder:
     def describe(self) -> str:
         """Host, process, Ray job, and when it last showed a sign of life."""
         job = f", Ray job {self.job}" if self.job else ""
-        return f"process {self.process} on {self.host}{job}; last sign of life {_ago(time.time() - self.time)}"
+        ago = max(0, round(time.time() - self.time))
+        return f"process {self.process} on {self.host}{job}; last sign of life {ago} s ago"
 
     def how_to_stop(self) -> str:
         """The command that lets it save and end."""
@@ -106,7 +107,7 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
     Raises:
         UserError: another driver that is alive holds it; names it, and how to stop it. The folder cannot be written.
     """
-    path = place(below(str(folder), NAME))
+    path = place(below(str(folder), LEASE_FILE))
     where = (socket.gethostname(), numbering(), os.getpid())
     mine = Holder(secrets.token_hex(8), *where, job_id(), time.time())
     try:
@@ -129,7 +130,7 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
 
 def is_held(folder: Path) -> bool:
     """Whether a driver that works in the folder has given a sign of life lately, by this machine's clock."""
-    holder = _read(folder / NAME)
+    holder = _read(folder / LEASE_FILE)
     return holder is not None and not (holder.ended or holder.is_dead) and time.time() - holder.time < STALE_S
 
 
@@ -189,9 +190,5 @@ def _write(path: Path | str, holder: Holder) -> None:
 def _is_alone(path: Path | str) -> bool:
     """Whether nothing else is where the lease is."""
     if isinstance(path, str):
-        return [entry.name for entry in entries(parent(path))] == [NAME]
+        return [entry.name for entry in entries(parent(path))] == [LEASE_FILE]
     return [*path.parent.iterdir()] == [path]
-
-
-def _ago(seconds: float) -> str:
-    return f"{max(0, round(seconds))} s ago"

@@ -23,7 +23,7 @@ from lingu_ray import storage
 from lingu_ray.atomic import whole_file, write_json
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.folder import CHECKPOINT, RunFolder
-from lingu_ray.runtime.run_folder.lease import NAME, Lease, lease_on
+from lingu_ray.runtime.run_folder.lease import LEASE_FILE, Lease, lease_on
 from lingu_ray.runtime.run_folder.mirror import Mirror, repeated
 
 STATE = "state.json"
@@ -35,7 +35,7 @@ _TREE = re.compile(r"(?P<run>(?:.*?/)??)(?P<tree>checkpoints/[^/]+|export(?:-ste
 _OF_WORKERS = re.compile(
     r"(?P<run>(?:.*/)?)(?:metrics\.jsonl|samples\.jsonl|exported\.json|logs/(?:rank|teacher)-\d+\.jsonl)"
 )
-_NOBODYS = re.compile(rf"(?:.*/)?(?:\.ray/.*|{re.escape(NAME)}|\.(?:[^/]*\.tmp|report-[^/]*)(?:/.*)?)")
+_NOBODYS = re.compile(rf"(?:.*/)?(?:\.ray/.*|{re.escape(LEASE_FILE)}|\.(?:[^/]*\.tmp|report-[^/]*)(?:/.*)?)")
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 
 log = logging.getLogger(__name__)

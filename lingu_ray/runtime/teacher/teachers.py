@@ -34,8 +34,8 @@ from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.cluster.preemption import preempted
 from lingu_ray.runtime.models.load import load_teacher
 from lingu_ray.runtime.teacher.transport import (
-    Name,
     TensorBytes,
+    TransportName,
     check_transport,
     choose_transport,
     from_bytes,
@@ -137,7 +137,7 @@ class TeacherActor:
         """The numbers of a small tensor that the worker lends by `cuda_ipc` (`unreadable`)."""
         return make_transport("cuda_ipc").open(shared).tolist()
 
-    def hidden_states(self, transport: Name, fields: dict[str, TensorBytes], shared: Any) -> TensorBytes:
+    def hidden_states(self, transport: TransportName, fields: dict[str, TensorBytes], shared: Any) -> TensorBytes:
         """`hidden_MD` for a request as `Transport.send` of this transport made it."""
         try:
             request = make_transport(transport).receive(fields, shared)
@@ -165,7 +165,7 @@ class TeacherActorClient:
         self._head = self.actor.head.remote()
 
     @cached_property
-    def transport(self) -> Name:
+    def transport(self) -> TransportName:
         """How KV reaches the actor; the first use waits until the actor has started."""
         name = choose_transport(self.settings, self.device, len(_own_gpus()))
         if self.settings.transport != "auto" or name != "cuda_ipc":

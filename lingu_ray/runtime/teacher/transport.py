@@ -117,15 +117,15 @@ class Nixl(Transport):
         return shared[0]
 
 
-Name = Literal["object_store", "cuda_ipc", "nixl"]
+TransportName = Literal["object_store", "cuda_ipc", "nixl"]
 
 
-def make_transport(name: Name) -> Transport:
+def make_transport(name: TransportName) -> Transport:
     """The transport of this name."""
     return {"object_store": ObjectStore, "cuda_ipc": CudaIpc, "nixl": Nixl}[name]()
 
 
-def choose_transport(settings: TeacherConfig, device: torch.device, gpus: int) -> Name:
+def choose_transport(settings: TeacherConfig, device: torch.device, gpus: int) -> TransportName:
     """The transport of `teacher.transport` for a worker on this device, with so many GPUs from Ray."""
     if settings.transport != "auto":
         return settings.transport

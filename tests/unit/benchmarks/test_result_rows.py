@@ -37,7 +37,7 @@ from lingu_ray.config.command_line import load_config
 from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.evaluate import read_arguments as read_evaluation
 from lingu_ray.report.made_up import write_result
-from lingu_ray.runtime.run_folder.lease import NAME, Holder
+from lingu_ray.runtime.run_folder.lease import LEASE_FILE, Holder
 from tuning.check import check
 from tuning.space import configure, read_space
 from tuning.sweep import load as load_sweep
@@ -237,7 +237,7 @@ def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     finish(align)
     on_disk.run_folder(adapted).root.mkdir()
     holder = Holder("me", socket.gethostname(), numbering(), os.getpid(), None, time.time())
-    write_json(on_disk.run_folder(selective).root / NAME, asdict(holder))
+    write_json(on_disk.run_folder(selective).root / LEASE_FILE, asdict(holder))
     rows.main(["list", "align-0", "adapted-0", "selective-0", "prompt_text-0"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:8:2]] == ["done", "begun", "running", "missing"]

@@ -86,7 +86,7 @@ def test_who_shows_no_sign_of_life_is_replaced_and_stops(tmp_path, other):
         assert "belongs to another driver now" in other.communicate(timeout=20)[0]
         time.sleep(3 * BEAT_S)
         held.require()
-        (tmp_path / "run" / lease.NAME).unlink()
+        (tmp_path / "run" / lease.LEASE_FILE).unlink()
         with pytest.raises(UserError, match=r"driver\.json is gone"):
             held.require()
 
@@ -96,7 +96,7 @@ def test_a_process_of_another_container_or_machine_is_not_known_to_be_dead(tmp_p
     driver. The namespace alone has the same number on any two machines."""
     (tmp_path / "run").mkdir()
     with lease.lease_on(tmp_path / "run"):
-        written = json.loads((tmp_path / "run" / lease.NAME).read_text())
+        written = json.loads((tmp_path / "run" / lease.LEASE_FILE).read_text())
         dead = written | {"process": 2**22 + 1}
         assert lease.Holder(**dead).is_dead and not lease.Holder(**written).is_dead
         boot, namespace = written["namespace"].split()
