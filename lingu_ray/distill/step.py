@@ -53,25 +53,19 @@ class SampleScales:
     labeled_N: Tensor | None = None
 
 
+@dataclass
 class DistillStep:
     """`plan`, `forward`, `ask`, `teacher_outputs` and `loss` of a pair; without a teacher there is no KD term.
 
     What a micro-batch holds stays on the CPU until it is sent; the method itself reads nothing back from the device.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        teacher: TeacherClient | None,
-        divergence: DivergenceFn,
-        context: Context = "shared_kv",
-        scope: Scope = "full",
-        earlier_turns: EarlierTurns = "student",
-    ):
-        self.student, self.teacher, self.divergence = student, teacher, divergence
-        self.context: Context = context
-        self.scope: Scope = scope
-        self.earlier_turns: EarlierTurns = earlier_turns
+    student: Student
+    teacher: TeacherClient | None
+    divergence: DivergenceFn
+    context: Context = "shared_kv"
+    scope: Scope = "full"
+    earlier_turns: EarlierTurns = "student"
 
     def plan(self, inputs: ModelInputs, distill_S: Tensor) -> Donation | None:
         """What the teacher is asked about the micro-batch (on the CPU); None: nothing.
