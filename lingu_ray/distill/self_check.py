@@ -80,15 +80,13 @@ def _difference(decoder: PreTrainedModel, ids_1T: Tensor, plan: Donation) -> flo
 @contextmanager
 def _short_window(decoder: PreTrainedModel) -> Iterator[None]:
     """The decoder with a short window in its sliding layers, where it has some."""
-    window = sliding_window(decoder.config)
-    if window is None:
-        yield
-        return
-    decoder.config.sliding_window = min(window, _WINDOW)
+    if (window := sliding_window(decoder.config)) is not None:
+        decoder.config.sliding_window = min(window, _WINDOW)
     try:
         yield
     finally:
-        decoder.config.sliding_window = window
+        if window is not None:
+            decoder.config.sliding_window = window
 
 
 @contextmanager

@@ -90,7 +90,8 @@ def load_whole(loader: Any, origin: str, place: str | None, **arguments: Any) ->
     if (file := arguments.get("gguf_file")) is not None:
         refuse_unread(model, origin, str(place), file, arguments.get("revision"))
     _check_report(model, report, origin)
-    _check_tied(model, origin)
+    if _has_two_heads(model):
+        raise UserError(f"{origin}: {_TWO_HEADS}")
     for name, tensor in model.named_parameters():
         if tensor.is_floating_point() and not torch.stack(tensor.detach().aminmax()).isfinite().all():
             raise UserError(f"{origin}: {name} holds NaN or infinity: the file is damaged, or the model diverged")
@@ -245,7 +246,7 @@ def _check_report(model: PreTrainedModel, report: dict[str, Any], origin: str) -
 
 
 def _check_heads(model: PreTrainedModel, stored: dict[str, Stored], origin: str) -> None:
-    """`_check_tied` on files: where they have two matrices for one, these are read and compared.
+    """Raise UserError where the files hold two matrices for one, and these differ: they are read and compared.
 
     On the meta device Transformers keeps both, whatever they hold.
     """
@@ -256,16 +257,11 @@ def _check_heads(model: PreTrainedModel, stored: dict[str, Stored], origin: str)
             raise UserError(f"{origin}: {_TWO_HEADS}")
 
 
-def _check_tied(model: PreTrainedModel, origin: str) -> None:
-    """Raise UserError where VLM and text are configured to share a matrix, and the files hold two.
-
-    Transformers then keeps both, with a warning; vLLM drops the head.
-    """
-    if _has_two_heads(model):
-        raise UserError(f"{origin}: {_TWO_HEADS}")
-
-
 def _has_two_heads(model: PreTrainedModel) -> bool:
+    """Whether VLM and text are configured to share a matrix, and the model has two.
+
+    Transformers keeps both where they differ, with a warning; vLLM drops the head.
+    """
     head = model.get_output_embeddings()
     if head is None or not all(getattr(one, "tie_word_embeddings", False) for one in (model.config, _text(model))):
         return False
