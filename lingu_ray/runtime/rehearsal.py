@@ -160,7 +160,7 @@ def _generation_settings(model: PreTrainedModel, settings: StudentConfig) -> Gen
     except OSError as error:
         if (Path(local_copy(path)) / "generation_config.json").exists():
             raise UserError(f"student.path={path}: its generation_config.json is damaged: {error}") from error
-        return cast(GenerationConfig, model.generation_config)
+        return model.generation_config
 
 
 def check_image_token(model: PreTrainedModel, processor: Any, origin: str) -> None:

@@ -10,11 +10,10 @@ from lingu_ray.runtime.doctor.finding import Finding, joined
 from lingu_ray.runtime.doctor.gpu_checks import GPU_CHECKS, check_drivers
 from lingu_ray.runtime.doctor.node import NodeFacts
 from lingu_ray.runtime.doctor.paths import needed_paths
+from lingu_ray.runtime.run_folder.job_stop import ADVISED_S, STOP_WAIT
 
 SHARED_MEMORY = 2**30
 """Bytes of /dev/shm below which Ray keeps objects on disk, and NCCL may not start."""
-STOP_S = 120
-"""Seconds that a job should get to save after `ray job stop`; Ray's own are 3."""
 
 
 def check_nodes(nodes: Sequence[NodeFacts], config: Config, elsewhere: bool, grows: bool) -> list[Finding]:
@@ -91,12 +90,11 @@ def _fast_memory(nodes: Sequence[NodeFacts]) -> Finding:
 
 
 def _stop_time(nodes: Sequence[NodeFacts]) -> Finding:
-    name = "RAY_JOB_STOP_WAIT_TIME_S"
-    if bad := [node.node for node in nodes if not _at_least(node.variables[name], STOP_S)]:
-        message = f"`ray job stop` kills a run before it has saved; not set, or below {STOP_S}: {joined(bad)}"
-        cure = f"{name}={STOP_S} in env_vars of the job's runtime environment, or in that of `ray start`"
+    if bad := [node.node for node in nodes if not _at_least(node.variables[STOP_WAIT], ADVISED_S)]:
+        message = f"`ray job stop` kills a run before it has saved; not set, or below {ADVISED_S}: {joined(bad)}"
+        cure = f"{STOP_WAIT}={ADVISED_S} in env_vars of the job's runtime environment, or in that of `ray start`"
         return Finding("stopping", "warning", message, cure)
-    return Finding("stopping", "ok", f"{name} is {STOP_S} or more")
+    return Finding("stopping", "ok", f"{STOP_WAIT} is {ADVISED_S} or more")
 
 
 def _at_least(value: str | None, least: int) -> bool:

@@ -17,6 +17,7 @@ from lingu_ray import storage
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.doctor.gpu import GpuFacts, gpu_facts
 from lingu_ray.runtime.doctor.paths import is_here
+from lingu_ray.runtime.run_folder.job_stop import STOP_WAIT
 from lingu_ray.runtime.tracking.environment import versions
 
 PACKAGES = ("ray", "torch", "transformers")
@@ -24,7 +25,7 @@ ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Settings of torch's allocator: the variable's name, and its older one."""
 ATTENTIONS = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
 """The package of each `train.attention` that has one. By name, since flash-attn 4 has the module of flash-attn 2."""
-VARIABLES = ("RAY_free_objects_batch_size", "RAY_JOB_STOP_WAIT_TIME_S", *ALLOCATOR)
+VARIABLES = ("RAY_free_objects_batch_size", STOP_WAIT, *ALLOCATOR)
 MARKER = b"lingu-ray doctor\n"
 _CONNECT_WITHIN_S = 3.0
 

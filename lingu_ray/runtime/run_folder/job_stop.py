@@ -8,10 +8,11 @@ from typing import Any
 
 from lingu_ray.runtime.run_folder.records import Record
 
-_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"  # of the job's runtime environment, which its driver has, too
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # of the job's runtime environment, which its driver has, too
 _DEFAULT_WAIT_S = 3.0  # Ray's own
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # which Ray sets in a job's driver
-_MIN_ADVISED_S = 120
+ADVISED_S = 120
+"""Seconds that a job should get at least."""
 
 
 def job_id() -> str | None:
@@ -33,15 +34,15 @@ class StopWait:
 
     def __init__(self) -> None:
         self.in_job = job_id() is not None
-        self.wait_s = float(os.environ.get(_VARIABLE, _DEFAULT_WAIT_S))
-        self.chosen = _VARIABLE in os.environ
+        self.wait_s = float(os.environ.get(STOP_WAIT, _DEFAULT_WAIT_S))
+        self.chosen = STOP_WAIT in os.environ
         self.steps = 0
 
     def warning_at_start(self) -> str | None:
         """The warning before the length of a step is known: where nobody has chosen how long Ray waits."""
         if not self.in_job or self.chosen:
             return None
-        return f"{self._kills()} if a step and its checkpoint take longer, {self._lost(_MIN_ADVISED_S)}"
+        return f"{self._kills()} if a step and its checkpoint take longer, {self._lost(ADVISED_S)}"
 
     def warning_after(self, records: list[Record]) -> str | None:
         """The warning for steps that take too long, given once; the first step is no measure of the others."""
@@ -50,7 +51,7 @@ class StopWait:
             needed_s = 2 * record["step_s"]  # the rest of the step, and its checkpoint
             if self.in_job and self.steps > 1 and needed_s > self.wait_s:
                 self.in_job = False
-                advised_s = max(_MIN_ADVISED_S, round(2 * needed_s))
+                advised_s = max(ADVISED_S, round(2 * needed_s))
                 return f"{self._kills()} a step takes {record['step_s']:.1f} s, so {self._lost(advised_s)}"
         return None
 
@@ -58,5 +59,5 @@ class StopWait:
         return f"`ray job stop` kills this job {self.wait_s:g} s after it asks it to save:"
 
     def _lost(self, advised_s: int) -> str:
-        variable = json.dumps({"env_vars": {_VARIABLE: str(advised_s)}})
+        variable = json.dumps({"env_vars": {STOP_WAIT: str(advised_s)}})
         return f"all since the newest checkpoint is lost. Submit it with --runtime-env-json '{variable}'"
