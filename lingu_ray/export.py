@@ -45,11 +45,11 @@ from lingu_ray.runtime.checkpoints.checkpoint import (
     best_checkpoint,
     checkpoint_folders,
     checkpoints,
-    load_weights,
     none_is_whole,
     storage_failures_explained,
     written_state,
 )
+from lingu_ray.runtime.checkpoints.contents import load_weights
 from lingu_ray.runtime.controls import run_of_control
 from lingu_ray.runtime.models.export import exported_tensors, write_verified
 from lingu_ray.runtime.models.load import export_dtype, initial_student, load_student

@@ -19,7 +19,8 @@ from lingu_ray.corpus.encoding_pool import encoding_pool
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import InProcessTeacher
-from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, load_checkpoint
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
+from lingu_ray.runtime.checkpoints.contents import load_checkpoint
 from lingu_ray.runtime.models.export import export_model
 from lingu_ray.runtime.models.load import load_student, load_teacher
 from lingu_ray.runtime.training.distributed import all_sum, clip_gradients, sum_gradients

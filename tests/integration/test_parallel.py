@@ -23,8 +23,9 @@ from transformers import AutoModelForImageTextToText
 from lingu_ray.export import export as export_checkpoint
 from lingu_ray.runtime import trainer
 from lingu_ray.runtime.checkpoints import checkpoint_writer
-from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints, load_checkpoint, saved_tensors
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints
 from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.checkpoints.contents import load_checkpoint, saved_tensors
 from lingu_ray.runtime.run_folder.records import read_records
 from lingu_ray.runtime.training.sharding import gather_full, unsharded
 

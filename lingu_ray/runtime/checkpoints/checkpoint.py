@@ -1,4 +1,4 @@
-"""Checkpoints: model, optimizer and step, all that a run resumes from.
+"""Checkpoints: model, optimizer and step, all that a run resumes from; here which there are, are whole, and are kept.
 
 Randomness is seeded by step, and row or worker, and the corpus position follows from the step, so neither has a state.
 Tensors are saved by name: whole, or as pieces of which any worker reads the rows that it keeps, so a run resumes with
@@ -17,24 +17,16 @@ import logging
 import math
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from lingu_ray.atomic import flush, flush_tree, move, read_json, write_text
 from lingu_ray.content import file_identity
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.checkpoints.tensor_files import TensorFiles
 from lingu_ray.runtime.run_folder.folder import CHECKPOINT
-from lingu_ray.runtime.training.distributed import all_sum, is_main_process
-from lingu_ray.runtime.training.optimizer import trained_parameters
-from lingu_ray.runtime.training.sharding import like, local_piece, named_tensors
 from lingu_ray.storage import origin
 
 _NAME = "step-{:08d}"
@@ -71,25 +63,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
             f"no disk space for {what}: {needed / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free in {folder}. "
             "Free some, lower train.keep_last, or set output_dir (of a bucket: LINGU_RAY_CACHE) to another disk."
         )
-
-
-def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Size of a checkpoint in bytes: the weights, and two moments of each trained parameter."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    moments = sum(2 * p.numel() * p.element_size() for group in optimizer.param_groups for p in group["params"])
-    return weights + moments
-
-
-def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint holds, by kind of file: `model` by tensor names, `optimizer` by `exp_avg.NAME` and so on."""
-    tensors = named_tensors(model)
-    names = {id(tensor): name for name, tensor in tensors.items()}
-    moments = {
-        f"{key}.{names[id(parameter)]}": value
-        for parameter in trained_parameters(optimizer)
-        for key, value in optimizer.state[parameter].items()
-    }
-    return {"model": tensors, "optimizer": moments}
 
 
 def temporary_folder(folder: Path, step: int, token: int) -> Path:
@@ -213,87 +186,6 @@ def _read_state(path: Path) -> tuple[CheckpointState, dict[str, Any]] | None:
     except _ABSENT:
         return None
     return CheckpointState(**written), files
-
-
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
-    """Load the newest checkpoint that is not damaged; None where there is none. All workers must call it.
-
-    Raises:
-        UserError, OSError: as `set_aside_damaged`; a checkpoint is of another model, or lacks rows.
-    """
-    if is_main_process():
-        set_aside_damaged(folder)
-    newest = [state.step for _, state in checkpoints(folder)[-1:]] if is_main_process() else []
-    step = int(all_sum([sum(newest)], next(model.parameters()).device)[0])  # as the main process says
-    if step == 0:
-        return None
-    path = folder / _NAME.format(step)
-    state = dict(checkpoints(folder))[path]
-    load_weights(path, model)
-    _load_moments(path, named_tensors(model), optimizer)
-    return state
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Fill the model, or what this worker keeps of it, with the weights of the checkpoint at `path`.
-
-    Raises:
-        UserError: they are those of another model.
-    """
-    weights, tensors = _tensor_files(path, "model"), named_tensors(model)
-    saved, ours = weights.shapes.items(), {name: tuple(tensor.shape) for name, tensor in tensors.items()}.items()
-    if different := sorted({name for name, _ in saved ^ ours}):
-        raise UserError(
-            f"{path}: its tensors are not those of the model, such as {', '.join(different[:3])}: it was made of "
-            "another model, or by other versions. Choose another name=…, or remove the folder to start again"
-        )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            _read(weights, name, tensor)
-
-
-def _load_moments(path: Path, tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    moments = _tensor_files(path, "optimizer")
-    if (path / "optimizer.pt").exists():  # of earlier versions
-        of_name = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-        named = {f"{key}.{n}": value for n, kept in of_name.items() for key, value in kept.items()}
-        moments = TensorFiles.of(path, named)
-    keys: dict[str, list[str]] = defaultdict(list)
-    for saved in moments.shapes:
-        key, name = saved.split(".", 1)
-        keys[name].append(key)
-    names = {id(tensor): name for name, tensor in tensors.items()}
-    state = {
-        place: {key: _read_moment(moments, key, name, parameter) for key in keys[name]}
-        for place, parameter in enumerate(trained_parameters(optimizer))
-        for name in [names[id(parameter)]]
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _tensor_files(path: Path, kind: str) -> TensorFiles:
-    """The checkpoint's files of a kind, `model` or `optimizer`. Raises OSError where storage does not list them."""
-    names = [name for name in sorted(os.listdir(path)) if name.startswith(kind) and name.endswith(".safetensors")]
-    return TensorFiles(path, [path / name for name in names])
-
-
-def _read(files: TensorFiles, name: str, into: Tensor) -> None:
-    """Fill a tensor, or what this worker keeps of it."""
-    if not into.ndim:
-        into.copy_(files.scalar(name))
-        return
-    piece = local_piece(into)
-    files.read(name, piece.rows, piece.first)
-
-
-def _read_moment(moments: TensorFiles, key: str, name: str, parameter: Tensor) -> Tensor:
-    saved = f"{key}.{name}"
-    if key == "step" or not parameter.ndim:  # neither is sharded
-        return moments.scalar(saved)
-    piece = local_piece(parameter)
-    rows = torch.empty_like(piece.rows)
-    moments.read(saved, rows, piece.first)
-    return like(parameter, rows)
 
 
 def best_checkpoint(folder: Path) -> Path | None:

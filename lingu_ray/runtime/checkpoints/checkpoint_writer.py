@@ -27,13 +27,12 @@ from lingu_ray.content import file_identity
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints.checkpoint import (
     CheckpointState,
-    checkpoint_bytes,
     complete,
     prune,
     require_space,
-    saved_tensors,
     temporary_folder,
 )
+from lingu_ray.runtime.checkpoints.contents import checkpoint_bytes, saved_tensors
 from lingu_ray.runtime.checkpoints.tensor_files import Piece, whole, write_pieces
 from lingu_ray.runtime.training.distributed import all_sum, is_main_process
 from lingu_ray.runtime.training.sharding import gather_full, local_piece

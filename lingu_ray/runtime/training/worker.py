@@ -26,13 +26,9 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import TeacherClient
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.alignment.stage import load_alignment
-from lingu_ray.runtime.checkpoints.checkpoint import (
-    CheckpointState,
-    checkpoint_bytes,
-    load_checkpoint,
-    require_space,
-)
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, require_space
 from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.checkpoints.contents import checkpoint_bytes, load_checkpoint
 from lingu_ray.runtime.cluster.connect import encoding_threads, threads
 from lingu_ray.runtime.cluster.elastic import save_asked, wait_to_be_ended
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained

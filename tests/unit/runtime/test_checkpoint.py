@@ -19,11 +19,11 @@ from lingu_ray.runtime.checkpoints.checkpoint import (
     CheckpointState,
     best_checkpoint,
     checkpoints,
-    load_checkpoint,
     require_space,
     set_aside_damaged,
     storage_failures_explained,
 )
+from lingu_ray.runtime.checkpoints.contents import load_checkpoint
 from lingu_ray.runtime.checkpoints.tensor_files import Piece, whole, write_pieces
 
 

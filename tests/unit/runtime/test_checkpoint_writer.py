@@ -13,8 +13,9 @@ from torch import nn
 
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.checkpoints import checkpoint_writer
-from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints, load_checkpoint
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints
 from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
+from lingu_ray.runtime.checkpoints.contents import load_checkpoint
 
 
 def trained(seed=0):

@@ -15,7 +15,8 @@ from lingu_ray import storage
 from lingu_ray.config import Config, strict_yaml
 from lingu_ray.config.command_line import to_yaml
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoint_folders, checkpoints, load_checkpoint
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoint_folders, checkpoints
+from lingu_ray.runtime.checkpoints.contents import load_checkpoint
 from lingu_ray.runtime.controls import control_config, control_folder
 from lingu_ray.runtime.run_folder import lease, mirror
 from lingu_ray.runtime.run_folder.folder import RunFolder, run_of
