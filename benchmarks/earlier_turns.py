@@ -37,7 +37,6 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import run_command
 from lingu_ray.paths import ModelPath
 from lingu_ray.runtime.models.load import load_student, load_teacher
@@ -80,7 +79,7 @@ class Comparison:
     def __init__(self, options: EarlierTurnsConfig, folder: Path):
         self.options = options
         self.config = pair_config(options.teacher, options.student, folder)
-        self.teacher = InProcessTeacher(load_teacher(self.config.teacher, torch.float32, CPU))
+        self.teacher = load_teacher(self.config.teacher, torch.float32, CPU)
         self.student = Student(load_student(self.config.student))
         self.start = {name: tensor.clone() for name, tensor in self.student.model.state_dict().items()}
         self.samples, self.pad_id = encode(self.config, chat_rows("turns", options.conversations * TURNS))

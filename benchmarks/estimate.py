@@ -49,7 +49,7 @@ from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.runtime.cluster.cores import cores
 from lingu_ray.runtime.training.optimizer import make_optimizer
@@ -235,7 +235,7 @@ def counted(name: str, folder: str) -> Figures:
     }
 
 
-class WatchedTeacher(InProcessTeacher):
+class WatchedTeacher(Teacher):
     """A teacher in this process; `peak`: bytes of what it made at its fullest moment."""
 
     peak = 0
@@ -256,7 +256,7 @@ class Run:
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
         torch.manual_seed(0)
         student = Student(case.pair.make_student())
-        self.teacher = WatchedTeacher(Teacher(case.pair.make_teacher().to(dtype)))
+        self.teacher = WatchedTeacher(case.pair.make_teacher().to(dtype))
         prepare(student, config.train, torch.device("cpu"), config.seed)
         self.optimizer = make_optimizer(student, config.train)
         self.passes = MicroBatches(config, student, self.teacher, torch.device("cpu"))

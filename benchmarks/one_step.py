@@ -64,4 +64,4 @@ class Teachers:
     def bytes_here(self) -> int:
         """Bytes of the weights of the teacher in this process."""
         here = [client for (placement, _), client in self._clients.items() if placement == "in_process"]
-        return sum(weight.nbytes for client in here for weight in client.teacher.model.parameters())
+        return sum(weight.nbytes for client in here for weight in client.model.parameters())

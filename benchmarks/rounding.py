@@ -37,7 +37,6 @@ from lingu_ray.distill.divergence import forward_kl
 from lingu_ray.distill.donation import EarlierTurns, Scope
 from lingu_ray.distill.step import DistillStep
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.errors import run_command
 from lingu_ray.paths import ModelPath
 from lingu_ray.runtime.models.load import load_student, load_teacher
@@ -84,7 +83,7 @@ def _measure(options: RoundingConfig, folder: Path) -> Iterator[Row]:
         parameter.requires_grad_(False)  # as it is where a VLM is distilled
     encoded = {kind: encode(config, chat_rows(kind, options.chats)) for kind in get_args(Kind)}
     for precision, dtype in PRECISIONS.items():
-        teacher = InProcessTeacher(load_teacher(config.teacher, dtype, device))
+        teacher = load_teacher(config.teacher, dtype, device)
         autocast = nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
         for kind, donated, scope, earlier_turns in CASES:
             samples, pad_id = encoded[kind]

@@ -56,7 +56,7 @@ from lingu_ray.corpus.batch import MicroBatch
 from lingu_ray.distill.donation import predicting
 from lingu_ray.distill.inputs import forward_arguments
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError, run_command
 from lingu_ray.runtime.cluster.connect import connect
 from lingu_ray.runtime.training.optimizer import make_optimizer
@@ -226,7 +226,7 @@ def _way(
     placement, look_ahead, transport = PLACES.get(name, ("in_process", 0, "object_store"))
     teacher = teachers.client(placement, transport) if name != "sft" else None
     if name.startswith("full_sequence"):
-        teacher = _FullSequence(teacher.teacher)
+        teacher = _FullSequence(teacher.model, teacher.vocabulary)
     of_a_call = len(batches) if name.endswith("joined") else 1
     config = run_config(teachers.folder, placement, look_ahead, teachers.precision, transport, of_a_call)
     micro_batches = MicroBatches(config, student, teacher, teachers.device)
@@ -243,7 +243,7 @@ def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: tor
     optimizer.zero_grad(set_to_none=True)
 
 
-class _FullSequence(InProcessTeacher):
+class _FullSequence(Teacher):
     """A teacher that reads everything itself: `states` has `hidden_MD` of each micro-batch, read when it is asked."""
 
     states: Iterator[torch.Tensor]
@@ -255,9 +255,9 @@ class _FullSequence(InProcessTeacher):
     @torch.no_grad()
     def read(self, batch: MicroBatch) -> torch.Tensor:
         """Final hidden states `[B, T, D]` of the whole sequence."""
-        known = self.teacher.output_head.vocabulary
-        ids_BT = batch.input_ids_BT.clamp(max=known - 1).to(self.teacher.model.device)
-        return self.teacher.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        known = self.output_head.vocabulary
+        ids_BT = batch.input_ids_BT.clamp(max=known - 1).to(self.model.device)
+        return self.decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
 
 
 def _full_sequence_step(
@@ -280,7 +280,7 @@ def _all_logits_step(micro_batches: MicroBatches, batches: list[MicroBatch], opt
             hidden_BTD = student.body(**forward_arguments(student.body, inputs), use_cache=False).last_hidden_state
             logits_BTV = student.head(hidden_BTD)
         with torch.no_grad():
-            teacher_BTU = reader.teacher.model.get_output_embeddings()(reader.read(batch))
+            teacher_BTU = reader.model.get_output_embeddings()(reader.read(batch))
         shared = teacher_BTU.shape[-1]
         log_s_NV, log_t_NU = logits_BTV[predicts_BT].float(), teacher_BTU[predicts_BT].float().log_softmax(-1)
         labels_N = inputs.input_ids_BT.roll(-1, 1)[predicts_BT]

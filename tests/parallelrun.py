@@ -18,7 +18,6 @@ from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.encoding_pool import encoding_pool
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
 from lingu_ray.runtime.checkpoints.contents import load_checkpoint
 from lingu_ray.runtime.models.export import export_model
@@ -73,7 +72,7 @@ class Steps:
         prepare(self.student, self.config.train, CPU, seed=0)
         self.optimizer = make_optimizer(self.student, self.config.train)
         dtype = torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
-        teacher = InProcessTeacher(load_teacher(self.config.teacher, dtype, CPU))
+        teacher = load_teacher(self.config.teacher, dtype, CPU)
         self.micro_batches = MicroBatches(self.config, self.student, teacher, CPU)
         self.encoder = Encoder(tiny_processor(), 160)
         self.rows = rows(data)

@@ -32,7 +32,7 @@ from lingu_ray.corpus.batch import collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.training.step import MicroBatches
 
 WEIGHTS = {  # by source; text is distilled under the policy `selective`
@@ -67,7 +67,7 @@ class Comparison:
         self.examples = [example(sample) for group in groups for sample in group]
         self.teachers: dict[tuple[str, str, str], list[Logits]] = {}
         self.fast_vlm, fast_lm = deepcopy((vlm, lm))
-        self.student, self.teacher = Student(self.fast_vlm), InProcessTeacher(Teacher(fast_lm))
+        self.student, self.teacher = Student(self.fast_vlm), Teacher(fast_lm)
 
     @cached_property
     def students(self) -> list[tuple[Logits, Any]]:

@@ -21,7 +21,7 @@ from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.pair import check_frequencies, check_models, check_separate, check_tokenizers, known_ids
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 
 
@@ -124,8 +124,7 @@ class Distiller(nn.Module):
         self.student = student
         known = None if tokenizers is None else known_ids(tokenizers[1], teacher.config, "teacher")
         self._teacher = Teacher(teacher, known)
-        client = InProcessTeacher(self._teacher)
-        self._step = DistillStep(Student(student), client, divergence_fn, context, scope, earlier_turns)
+        self._step = DistillStep(Student(student), self._teacher, divergence_fn, context, scope, earlier_turns)
         decoder = self._step.student.decoder
         if _with_gradient not in decoder._forward_pre_hooks.values():
             decoder.register_forward_pre_hook(_with_gradient, with_kwargs=True)

@@ -15,7 +15,7 @@ from lingu_ray.distill.self_check import check_continuation
 
 
 class Teacher:
-    """A frozen causal LM that continues from a student's KV.
+    """A frozen causal LM that continues from a student's KV; a `TeacherClient` of this process.
 
     The model is changed: eval mode, no parameter requires a gradient, and an attention for few queries over many keys.
 
@@ -49,6 +49,14 @@ class Teacher:
             self.model.eval()
         return continue_from_kv(self.decoder, request)
 
+    def submit(self, request: TeacherRequest) -> Tensor:
+        """Answer at once: the ticket is the result."""
+        return self.hidden_states(request)
+
+    def result(self, ticket: Tensor) -> Tensor:
+        """The ticket."""
+        return ticket
+
 
 class TeacherClient(Protocol):
     """Where requests are sent: a teacher here, or in another process that works while the student continues."""
@@ -65,23 +73,3 @@ class TeacherClient(Protocol):
     def result(self, ticket: Any) -> Tensor:
         """Wait for the ticket's `hidden_MD`, on the student's device."""
         ...
-
-
-class InProcessTeacher:
-    """A `TeacherClient` for a teacher in this process: the reference."""
-
-    def __init__(self, teacher: Teacher):
-        self.teacher = teacher
-
-    @property
-    def output_head(self) -> OutputHead:
-        """The teacher's own, as it is now: weights may be loaded into another tensor."""
-        return self.teacher.output_head
-
-    def submit(self, request: TeacherRequest) -> Tensor:
-        """Run the teacher at once: the ticket is the result."""
-        return self.teacher.hidden_states(request)
-
-    def result(self, ticket: Tensor) -> Tensor:
-        """The ticket."""
-        return ticket

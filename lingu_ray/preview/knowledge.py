@@ -27,7 +27,7 @@ from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.loss import LossScales, ce_kd_loss
 from lingu_ray.distill.step import DistillStep
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample, summed
 from lingu_ray.evaluation.results import Estimate, Interval
@@ -80,10 +80,9 @@ class Probe:
 
     def __init__(self, config: Config, student: Student, teacher: Teacher, encoder: Encoder, bf16: bool) -> None:
         self.config, self.student, self.encoder, self.bf16 = config, student, encoder, bf16
-        self.client = InProcessTeacher(teacher)
         divergence, settings = divergence_of("forward_kl"), config.teacher  # a step has one; it is not read here
-        self.by_kv = DistillStep(student, self.client, divergence, "shared_kv", settings.scope, settings.earlier_turns)
-        self.by_text = DistillStep(student, self.client, divergence, "prompt_text")
+        self.by_kv = DistillStep(student, teacher, divergence, "shared_kv", settings.scope, settings.earlier_turns)
+        self.by_text = DistillStep(student, teacher, divergence, "prompt_text")
 
     def ask(self, source: str, rows: Sequence[Row]) -> Known:
         """What both know of the rows' answers.

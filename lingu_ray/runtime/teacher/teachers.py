@@ -27,7 +27,7 @@ from torch import Tensor
 from lingu_ray.config import TeacherConfig
 from lingu_ray.distill.continuation import TeacherRequest
 from lingu_ray.distill.head import OutputHead
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher, TeacherClient
+from lingu_ray.distill.teacher import Teacher, TeacherClient
 from lingu_ray.distill.transfer import send
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
@@ -63,7 +63,7 @@ def make_teacher(
     All workers must call it.
     """
     if settings.placement == "in_process":
-        return InProcessTeacher(load_teacher(settings, dtype, device))
+        return load_teacher(settings, dtype, device)
     start = partial(start_teacher, settings, dtype, device, threads, log_to)
     actor = _of_the_node(start, device) if settings.placement == "node" else start()
     return TeacherActorClient(settings, device, actor)

@@ -26,7 +26,7 @@ from lingu_ray.distill.inputs import ModelInputs
 from lingu_ray.distill.loss import TeacherOutput
 from lingu_ray.distill.step import DistillStep, SampleScales, StudentPass
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, TeacherClient
+from lingu_ray.distill.teacher import Teacher, TeacherClient
 from lingu_ray.distill.transfer import send
 from lingu_ray.passes import tokens_of_a_pass
 from lingu_ray.runtime.training.distributed import all_sum
@@ -88,7 +88,7 @@ class MicroBatches:
         divergence = divergence_of(distill.divergence, distill.beta, distill.top_k)
         settings = config.teacher
         self.step = DistillStep(student, teacher, divergence, settings.context, settings.scope, settings.earlier_turns)
-        in_process = teacher is None or isinstance(teacher, InProcessTeacher)
+        in_process = teacher is None or isinstance(teacher, Teacher)
         self.look_ahead = int(device.type != "cpu" and not in_process) if ahead is None else ahead
         self.of_a_call = settings.micro_batches_per_call
         self.ce_weights = {source.name: config.ce_weight(source) for source in config.corpus.sources}

@@ -9,7 +9,7 @@ import torch
 from benchmarks.pairs import PairName, named_pair
 from benchmarks.parity import CPU, Steps, compared, is_close
 from lingu_ray.distill.continuation import TeacherRequest
-from lingu_ray.distill.teacher import InProcessTeacher
+from lingu_ray.distill.teacher import Teacher
 
 SIZES = {"rows": 2, "micro_batches": 2, "image_tokens": 4, "text_tokens": 4, "answer_tokens": 4}
 
@@ -24,11 +24,11 @@ def test_a_teacher_that_gets_other_kv_is_seen(tmp_path: Path, monkeypatch: pytes
     exact, rounded = steps.outcome("fp32", CPU), steps.outcome("bf16", CPU)
     row = compared("bf16", rounded, "fp32", exact, "bf16")
     assert is_close(row) and row["gradient_off"] > 0
-    submit = InProcessTeacher.submit
+    submit = Teacher.submit
 
-    def mixed_up(self: InProcessTeacher, request: TeacherRequest) -> torch.Tensor:
+    def mixed_up(self: Teacher, request: TeacherRequest) -> torch.Tensor:
         return submit(self, replace(request, kv_L2CHE=request.kv_L2CHE.flip(2)))
 
-    monkeypatch.setattr(InProcessTeacher, "submit", mixed_up)
+    monkeypatch.setattr(Teacher, "submit", mixed_up)
     assert not is_close(compared("other", steps.outcome("bf16", CPU), "bf16", rounded, "same"))
     assert not is_close(compared("nan", replace(rounded, kd=float("nan")), "bf16", rounded, "same"))

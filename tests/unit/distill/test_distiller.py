@@ -28,7 +28,7 @@ from lingu_ray.distill import Distiller, TokenCounts, UserError
 from lingu_ray.distill.pair import check_separate
 from lingu_ray.distill.sequences import sequence_arguments
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.training.distributed import sum_gradients
 from lingu_ray.runtime.training.step import MicroBatches
 
@@ -88,7 +88,7 @@ def by_the_run(name: str, batch: MicroBatch, **distill):
     """Loss and gradients of one step of a run over this micro-batch."""
     student, teacher = pair(name)
     settings = config(Path(), Path(), distill=distill)
-    client = InProcessTeacher(Teacher(teacher))
+    client = Teacher(teacher)
     micro_batches = MicroBatches(settings, Student(student), client, torch.device("cpu"))
     plans = [micro_batches.plan(batch)]
     sums = micro_batches.run([batch], plans, micro_batches.weights(0.0, [batch], plans))
@@ -354,7 +354,7 @@ def test_autocast_is_the_students_alone(batch):
     """Under bf16 autocast the teacher keeps its precision: the result is that of a run with train.precision=bf16."""
     student, teacher = pair("idefics3")
     settings = config(Path(), Path(), train={"precision": "bf16"})
-    micro_batches = MicroBatches(settings, Student(student), InProcessTeacher(Teacher(teacher)), torch.device("cpu"))
+    micro_batches = MicroBatches(settings, Student(student), Teacher(teacher), torch.device("cpu"))
     batches = [collate(samples("idefics3"), PAD)]
     plans = [micro_batches.plan(batches[0])]
     sums = micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
@@ -778,7 +778,7 @@ def test_ablations_are_the_runs(batch):
     for teacher, distill in (({"context": "prompt_text"}, {}), ({"scope": "visual"}, {}), ({}, {"top_k": 3})):
         settings = config(Path(), Path(), teacher=teacher, distill=distill)
         student, lm = pair("idefics3")
-        client = InProcessTeacher(Teacher(lm))
+        client = Teacher(lm)
         micro_batches = MicroBatches(settings, Student(student), client, torch.device("cpu"))
         one = collate(samples("idefics3"), PAD)
         plans = [micro_batches.plan(one)]

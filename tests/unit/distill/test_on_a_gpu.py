@@ -21,7 +21,7 @@ from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill import Distiller
 from lingu_ray.distill.generate import Prompt, generate_answers
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher, Teacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.distill.transfer import send
 from lingu_ray.runtime.training.prepare import prepare
 from lingu_ray.runtime.training.step import MicroBatches, StepSums, model_inputs
@@ -117,7 +117,7 @@ def worker(family: Family, device: torch.device, **settings: Any) -> MicroBatche
     client = None
     if config.uses_teacher:
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        client = InProcessTeacher(Teacher(nn.Module.to(teacher, dtype).to(device)))
+        client = Teacher(nn.Module.to(teacher, dtype).to(device))
     return MicroBatches(config, student, client, device)
 
 
@@ -187,7 +187,7 @@ def test_what_autocast_computes_in_is_passed_on() -> None:
     config = config_of(train={"precision": "bf16"})
     teacher = family.teacher()
     student = Student(family.student(teacher))
-    client = InProcessTeacher(Teacher(teacher.bfloat16()))
+    client = Teacher(teacher.bfloat16())
     micro_batches, asked, plain = MicroBatches(config, student, client, CPU), [], client.submit
     client.submit = lambda request: [asked.append(request), plain(request)][1]
     batch = batches(family, packing=False)[0]

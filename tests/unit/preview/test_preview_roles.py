@@ -16,7 +16,7 @@ from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.donation import Donation, predicting
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.preview.roles import Judge, Roles
 from lingu_ray.runtime.models.load import load_student, load_teacher, teacher_vocabulary
 from lingu_ray.runtime.training.step import MicroBatches
@@ -34,11 +34,11 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def pair(data: Path) -> tuple[Student, InProcessTeacher]:
+def pair(data: Path) -> tuple[Student, Teacher]:
     """The tiny pair, loaded as a worker loads it."""
     config = Config.model_validate(settings(data, data))
     teacher = load_teacher(config.teacher, torch.float32, torch.device("cpu"))
-    return Student(load_student(config.student)), InProcessTeacher(teacher)
+    return Student(load_student(config.student)), teacher
 
 
 def samples(data: Path) -> list[Sample]:
@@ -76,7 +76,7 @@ def roles_in(batch: MicroBatch, plan: Donation | None) -> dict[int, Roles]:
 
 @pytest.mark.parametrize(("policy", "context", "scope", "packing"), CASES)
 def test_roles_are_those_of_the_training_batch(
-    data: Path, pair: tuple[Student, InProcessTeacher], policy: str, context: str, scope: str, packing: bool
+    data: Path, pair: tuple[Student, Teacher], policy: str, context: str, scope: str, packing: bool
 ) -> None:
     """Of padded and packed rows, cut ones, several turns and images: each token's role, all weights, and the counts."""
     tree: dict[str, Any] = settings(

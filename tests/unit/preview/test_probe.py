@@ -94,7 +94,7 @@ def test_nats_are_those_of_the_plain_models() -> None:
     pictures = other_pictures(ROWS)
     other = [encoder.encode(replace(row, images=images)) for row, images in zip(ROWS, pictures, strict=True) if images]
     tokens = sum(len(asked(sample)) for sample in own)
-    teacher = mine.client.teacher
+    teacher = mine.by_kv.teacher
     expected = {
         "student": sum(nats(read(mine.student, sample), sample) for sample in own) / tokens,
         "teacher": sum(nats(read(mine.student, sample)[:, :VOCABULARY], sample) for sample in own) / tokens,

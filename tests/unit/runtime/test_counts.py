@@ -14,7 +14,6 @@ from torch.testing._internal.distributed import multi_threaded_pg
 from lingu_ray.corpus.encode import Encoder, Sample
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.runtime.models.load import load_processor, load_student, load_teacher
 from lingu_ray.runtime.training.step import MicroBatches, StepWeights
 
@@ -38,7 +37,7 @@ def test_counts_are_those_of_all_workers(data, workers):
     """Two workers with other rows divide by the same counts, of CE and of KD: the sums over both."""
     settings = config(data, data)
     encoder = Encoder(load_processor(settings.student), 160)
-    teacher = InProcessTeacher(load_teacher(settings.teacher, torch.float32, torch.device("cpu")))
+    teacher = load_teacher(settings.teacher, torch.float32, torch.device("cpu"))
     micro_batches = MicroBatches(settings, Student(load_student(settings.student)), teacher, torch.device("cpu"))
     samples = [[_sample(encoder, *row) for row in rows] for rows in ROWS]
     found: dict[int, StepWeights] = {}

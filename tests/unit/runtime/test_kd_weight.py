@@ -11,7 +11,6 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
 from lingu_ray.runtime.models.load import load_student, load_teacher
 from lingu_ray.runtime.training.step import MicroBatches
 
@@ -39,7 +38,7 @@ def gradient(tmp_path_factory):
         with torch.no_grad():  # the pair is equal as it comes, and KD 0
             for parameter in student.decoder.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
-        teacher = InProcessTeacher(load_teacher(config.teacher, torch.float32, torch.device("cpu")))
+        teacher = load_teacher(config.teacher, torch.float32, torch.device("cpu"))
         micro_batches = MicroBatches(config, student, teacher, torch.device("cpu"))
         encoder = Encoder(tiny_processor(), 160)
         image = (data / "0.png").read_bytes()

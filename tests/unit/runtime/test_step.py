@@ -10,7 +10,7 @@ from tinyrun import config
 from lingu_ray.corpus.encode import Encoder
 from lingu_ray.corpus.row import Row
 from lingu_ray.distill.student import Student
-from lingu_ray.distill.teacher import InProcessTeacher
+from lingu_ray.distill.teacher import Teacher
 from lingu_ray.runtime.models.load import load_student, load_teacher
 from lingu_ray.runtime.teacher.transport import from_bytes, to_bytes
 from lingu_ray.runtime.training.step import MicroBatches
@@ -39,7 +39,7 @@ def step_of(data, budget, look_ahead=1, packing=False, of_a_call=1, frozen=(), *
         for _, parameter in student.parameter_groups()[group]:
             parameter.requires_grad_(False)
     teacher = load_teacher(settings.teacher, torch.float32, torch.device("cpu"))
-    micro_batches = MicroBatches(settings, student, InProcessTeacher(teacher), torch.device("cpu"))
+    micro_batches = MicroBatches(settings, student, teacher, torch.device("cpu"))
     encoder = Encoder(tiny_processor(), 160)
     batches = micro_batches.make([encoder.encode(row) for row in rows(data)], encoder.pad_id)
     plans = [micro_batches.plan(batch) for batch in batches]
@@ -70,7 +70,7 @@ def test_the_student_runs_ahead_of_an_actor_on_a_gpu_alone(data):
     """Each micro-batch ahead holds its activations: none without a teacher or with one in process; a setting wins."""
     settings = config(data, data)
     student = Student(load_student(settings.student))
-    here = InProcessTeacher(load_teacher(settings.teacher, torch.float32, torch.device("cpu")))
+    here = load_teacher(settings.teacher, torch.float32, torch.device("cpu"))
     actor: Any = object()
     cases = {("cuda", actor): 1, ("cuda", here): 0, ("cuda", None): 0, ("cpu", actor): 0, ("cpu", here): 0}
     for (device, teacher), ahead in cases.items():
@@ -102,7 +102,7 @@ def test_gradient_reaches_the_student_alone(data):
 def test_shared_kv_carries_no_gradient(data, monkeypatch):
     """With CE off, the KD gradient is that of a teacher answer held constant: nothing flows through donated KV."""
     constant = {}
-    original = InProcessTeacher.submit
+    original = Teacher.submit
 
     def record(self, request):
         assert not request.kv_L2CHE.requires_grad
@@ -111,10 +111,10 @@ def test_shared_kv_carries_no_gradient(data, monkeypatch):
         constant.setdefault("answers", []).append(answer)
         return answer
 
-    monkeypatch.setattr(InProcessTeacher, "submit", record)
+    monkeypatch.setattr(Teacher, "submit", record)
     _, _, gradients, _ = step_of(data, 10_000, w_ce=0)
     replay = iter(constant["answers"])
-    monkeypatch.setattr(InProcessTeacher, "submit", lambda self, request: next(replay).clone())
+    monkeypatch.setattr(Teacher, "submit", lambda self, request: next(replay).clone())
     _, _, held, _ = step_of(data, 10_000, w_ce=0)
     assert all(torch.equal(gradients[name], held[name]) for name in gradients)
 
