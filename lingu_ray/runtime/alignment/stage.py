@@ -37,7 +37,7 @@ from lingu_ray.runtime.run_folder.folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-Alignment = dict[str, Any]
+AlignmentRecord = dict[str, Any]
 """The record of an alignment."""
 
 _LESS_MEMORY = "lower train.tokens_per_micro_batch or align.max_rows (what is kept of its pictures takes memory)"
@@ -74,7 +74,7 @@ def align(config: Config, folder: RunFolder, corpus: Corpus, corpus_fingerprint:
     _say(config.name, record)
 
 
-def read_alignment(folder: RunFolder) -> Alignment | None:
+def read_alignment(folder: RunFolder) -> AlignmentRecord | None:
     """The record of a run's alignment; None where there is none."""
     return read_json(folder.alignment) if folder.alignment.exists() else None
 
@@ -87,7 +87,7 @@ def load_alignment(model: PreTrainedModel, folder: RunFolder) -> None:
             named[name].copy_(tensor)
 
 
-def alignment_figures(record: Alignment | None) -> dict[str, float]:
+def alignment_figures(record: AlignmentRecord | None) -> dict[str, float]:
     """Shares of held-out answers that are chosen right, over all sources: before, after, and without looking."""
     of_sources = list((record or {}).get("held_out", {}).values())
     answers = sum(one["answers"] for one in of_sources)
@@ -98,7 +98,7 @@ def alignment_figures(record: Alignment | None) -> dict[str, float]:
     }
 
 
-def _equal_one(folder: RunFolder, identity: str) -> tuple[RunFolder, Alignment] | None:
+def _equal_one(folder: RunFolder, identity: str) -> tuple[RunFolder, AlignmentRecord] | None:
     """The run with the alignment of that identity, and its record: the one whose control this is, or one beside it."""
     above = run_of_control(folder.root)
     others = sorted(folder.root.parent.iterdir()) if above is None else [above]
@@ -115,7 +115,7 @@ def _identity(config: Config, folder: RunFolder, corpus: str) -> str:
     return fingerprint([config.align, config.seed, config.train.precision, corpus, models])
 
 
-def _keep(folder: RunFolder, weights: bytes, record: Alignment) -> None:
+def _keep(folder: RunFolder, weights: bytes, record: AlignmentRecord) -> None:
     """Write the alignment, whole or not at all; of a run in a bucket, there too."""
     path = folder.alignment.parent
     with whole_folder(path) as temporary:
@@ -175,7 +175,7 @@ def _followed(stream: Any, name: str) -> dict[str, Any]:
     return item
 
 
-def _say(name: str, record: Alignment) -> None:
+def _say(name: str, record: AlignmentRecord) -> None:
     """Log what was aligned by, and how well held-out pictures choose now; warn where they see nothing."""
     log.info("%s: aligned on %d answers about %d pictures", name, record["answers"], record["pictures"])
     for reason, count in record["left_out"].items():
