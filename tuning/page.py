@@ -18,7 +18,7 @@ from tuning.baseline import BASELINE
 from tuning.figures import Figure
 from tuning.folder import SweepFolder
 from tuning.outcome import all_failed
-from tuning.results import Setting, best_of, headline, keeps_vision, seeds_in_words, with_spread
+from tuning.results import Setting, best_of, headline, keeps_vision, read_too_high, seeds_in_words, with_spread
 from tuning.space import Space
 
 
@@ -38,6 +38,7 @@ def sweep_page(settings: list[Setting], space: Space, folder: SweepFolder, figur
         states=", ".join(f"{count} {state}" for state, count in counts.items()),
         holds=best is not None and keeps_vision(best, space),
         headline=headline(settings, space),
+        too_high=read_too_high(settings, space),
         unranked=[name for name in space.objectives[:1] if best is None and any(s.measured for s in settings)],
         rows=[_row(setting, space, tasks, shares) for setting in settings],
         tasks=tasks,

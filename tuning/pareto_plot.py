@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from lingu_ray.report.plots import Panel
 from lingu_ray.report.svg import SOFT
-from tuning.results import Setting, keeps_vision, pareto_front
+from tuning.results import Setting, Stat, keeps_vision, pareto_front
 from tuning.space import Space
 
 GOOD, POOR, FRONT = "#009E73", "#999999", "#D55E00"
@@ -19,7 +19,7 @@ DIAGRAM, LETTER = 5.2, 0.065  # inches: width of the diagram, and of a letter be
 
 
 def pareto(settings: list[Setting], space: Space) -> list[Panel]:
-    """Recovery against retention, a point a setting; bars are the seeds' spread, the line is the front."""
+    """Recovery against retention, a point a setting; bars: the seeds' spread, or one's interval; line: the front."""
     ranked = [(rank, s) for rank, s in enumerate(settings, 1) if s.stat("recovery") and s.stat("retention")]
     title = "What each setting brings back, and keeps"
     letters = max((len(_label(setting)) for _, setting in ranked[:NAMED]), default=0)
@@ -35,7 +35,7 @@ def _draw_pareto(axis: Axes, title: str, ranked: list[tuple[int, Setting]], spac
         recovery, retention = setting.stat("recovery"), setting.stat("retention")
         assert recovery is not None and retention is not None
         color = GOOD if keeps_vision(setting, space) else POOR
-        bars = {"xerr": recovery.spread, "yerr": retention.spread, "ecolor": SOFT, "elinewidth": 1}
+        bars = {"xerr": _bar(recovery), "yerr": _bar(retention), "ecolor": SOFT, "elinewidth": 1}
         axis.errorbar(recovery.mean, retention.mean, fmt="o", color=color, markersize=6, **bars)
         if line < NAMED:  # a number at the point, and beside the diagram what it stands for
             axis.annotate(f"{rank}", _point(setting), (5, 4), **offset)
@@ -50,6 +50,14 @@ def _draw_pareto(axis: Axes, title: str, ranked: list[tuple[int, Setting]], spac
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axis.set_title(title, loc="left")
+
+
+def _bar(stat: Stat) -> Any:
+    """How far a bar reaches to both sides; None for no bar."""
+    if stat.ci is None:
+        return stat.spread
+    low, high = stat.ci
+    return [[max(0.0, stat.mean - low)], [max(0.0, high - stat.mean)]]
 
 
 def _label(setting: Setting) -> str:

@@ -15,7 +15,7 @@ from tuning.figures import sweep_figures
 from tuning.folder import SweepFolder
 from tuning.outcome import Outcome, all_failed, failures, read_outcomes
 from tuning.page import sweep_page
-from tuning.results import Setting, best_of, best_recipe, headline, settings_of, write_table
+from tuning.results import Setting, best_of, best_recipe, headline, read_too_high, settings_of, write_table
 from tuning.space import Space
 from tuning.tracking import SweepRun
 
@@ -31,6 +31,8 @@ def write_report(space: Space, base: Config, folder: SweepFolder, tracked: Sweep
     page, recipe = files[0], folder.recipe
     if not all_failed(outcomes):  # which `check_trials` tells
         print(": ".join(headline(settings, space)))
+        if warning := read_too_high(settings, space):
+            print(warning)
         print_failures(outcomes)
         how = f"python -m lingu_ray.train {shell_word(origin(recipe))}" if best else "none, so there is no best.yaml"
         print(f"best     {how}")
@@ -52,7 +54,7 @@ def write_files(space: Space, base: Config, folder: SweepFolder, outcomes: list[
     write_table(settings, table)
     folder.recipe.unlink(missing_ok=True)
     if best is not None:
-        write_text(folder.recipe, best_recipe(best, base, space))
+        write_text(folder.recipe, best_recipe(best, base, space, read_too_high(settings, space)))
     return [page, table, *pictures, folder.recipe]
 
 

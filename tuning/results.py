@@ -18,10 +18,11 @@ from tuning.space import Space, Values, configure
 
 @dataclass(frozen=True)
 class Stat:
-    """Mean over seeds, and their standard deviation (None with one seed)."""
+    """Mean over seeds, and their standard deviation; of one seed None, and its interval over items if it has one."""
 
     mean: float
     spread: float | None
+    ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ class Setting:
 
     def stat(self, name: str) -> Stat | None:
         """A number of the outcomes, by its name there, over the seeds that have it."""
-        return self._over_seeds([(trial.seed, getattr(trial, name)) for trial in self.trials])
+        found = self._over_seeds([(trial.seed, getattr(trial, name)) for trial in self.trials])
+        if found is None or found.spread is not None:
+            return found
+        ci = next(getattr(trial, f"{name}_ci", None) for trial in self.trials if getattr(trial, name) is not None)
+        return replace(found, ci=None if ci is None else tuple(ci))
 
     def score(self, task: str) -> Stat | None:
         """A task's score over the seeds that were measured."""
@@ -204,11 +209,27 @@ def why_no_best(settings: list[Setting], space: Space) -> str:
     return f"{objective} has no value ({measured[0].reasons.get(objective, 'not measured')})"
 
 
+def choices(settings: list[Setting], space: Space) -> int:
+    """How many settings the best one was chosen among: those that have a value of the objective."""
+    return sum(setting.stat(space.objectives[0]) is not None for setting in settings)
+
+
+def read_too_high(settings: list[Setting], space: Space) -> str:
+    """What choosing it did to the best setting's scores, as a sentence; empty where there was nothing to choose."""
+    if (count := choices(settings, space)) < 2:
+        return ""
+    return (
+        f"Its scores chose it among {count}, so they read too high: what you report of it, measure on items that chose "
+        "nothing."
+    )
+
+
 def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
     """What the sweep found, in one line of two parts."""
     best = best_of(settings, space)
     if best is None:
         return "No best setting", why_no_best(settings, space)
+    first = f"Best of {count}" if (count := choices(settings, space)) > 1 else "Best"
     recovery, retention = (with_spread(best.stat(name), ".1%") for name in ("recovery", "retention"))
     found = f"{best.label} brings back {recovery} of the lost language and keeps {retention} of vision"
     if not is_complete(best, space):
@@ -218,19 +239,22 @@ def headline(settings: list[Setting], space: Space) -> tuple[str, str]:
         which = "No setting with all its seeds" if others else "No setting"
         return f"{which} keeps {space.min_retention:.1%} of vision", f"nearest: {found}"
     if best.exceptions:
-        return "Best, but not on every task", "; ".join([found, *best.exceptions])
-    return "Best", found
+        return f"{first}, but not on every task", "; ".join([found, *best.exceptions])
+    return first, found
 
 
 def with_spread(stat: Stat | None, spec: str) -> str:
-    """`93.1% ± 1.2%`; a dash for none."""
+    """`93.1% ± 1.2%` over seeds, `93.1% [90.8, 95.2]` of one; a dash for none."""
     if stat is None:
         return "–"
+    if stat.ci is not None:
+        low, high = (f"{end:{spec}}".removesuffix("%") for end in stat.ci)
+        return f"{stat.mean:{spec}} [{low}, {high}]"
     return f"{stat.mean:{spec}}" + ("" if stat.spread is None else f" ± {stat.spread:{spec}}")
 
 
-def best_recipe(setting: Setting, base: Config, space: Space) -> str:
-    """The best setting as a recipe that `lingu_ray.train` runs as it is."""
+def best_recipe(setting: Setting, base: Config, space: Space, warning: str = "") -> str:
+    """The best setting as a recipe that `lingu_ray.train` runs as it is; `warning`: of its scores (`read_too_high`)."""
     values = setting.trials[0].values
     config = configure(base, values, space.name).model_copy(update={"name": f"{space.name}-best"})
     scores = ", ".join(
@@ -239,6 +263,7 @@ def best_recipe(setting: Setting, base: Config, space: Space) -> str:
     words = seeds_in_words(setting, space)
     seeds = "one seed" if words == "1" else f"{words} seeds"
     head = f"# Best setting of the sweep {space.name}: {setting.label or 'the base'} ({scores}; {seeds})."
+    head += f"\n# {warning}" if warning else ""
     return f"{head}\n\n{to_yaml(config)}"
 
 

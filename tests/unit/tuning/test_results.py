@@ -17,6 +17,7 @@ from tuning.results import (
     best_recipe,
     headline,
     pareto_front,
+    read_too_high,
     seeds_in_words,
     settings_of,
     why_no_best,
@@ -122,6 +123,33 @@ def test_a_seed_that_ran_twice_counts_once():
     assert best_recipe(setting, load_config(["demo"]), SPACE).startswith(
         "# Best setting of the sweep s: w_kd=1 (recovery 90.0%, retention 100.0%; one seed).\n"
     )
+
+
+def test_one_seed_has_its_interval_over_items():
+    """Of one seed the interval over items stands where several have their spread, in words and as the figure's bars."""
+    ends = {"recovery_ci": [0.85, 0.95], "retention_ci": [0.98, 1.03]}
+    twice = [outcome(2, 0.8, 1.0, seed, **ends) for seed in (0, 1)]
+    one, several = settings_of([outcome(1, 0.9, 1.0, **ends), *twice], SPACE)
+    assert one.stat("recovery") == Stat(0.9, None, (0.85, 0.95)) and several.stat("recovery") == Stat(0.8, 0.0)
+    found = "w_kd=1 brings back 90.0% [85.0, 95.0] of the lost language and keeps 100.0% [98.0, 103.0] of vision"
+    assert headline([one], SPACE)[1] == found
+    axis = Figure().subplots()
+    pareto([one], SPACE)[0].draw(axis)
+    bars = [line.get_segments()[0] for line in axis.containers[0].lines[2]]
+    assert [(bar.min(axis=0).tolist(), bar.max(axis=0).tolist()) for bar in bars] == [
+        ([0.85, 1.0], [0.95, 1.0]),
+        ([0.9, 0.98], [0.9, 1.03]),
+    ]
+
+
+def test_what_was_chosen_by_its_scores_says_so():
+    """Of several measured settings the best is so in part by luck: headline and recipe say that it was chosen."""
+    settings = settings_of([outcome(1, 0.9, 1.0), outcome(2, 0.8, 1.0), outcome(3, state="failed")], SPACE)
+    assert headline(settings, SPACE)[0] == "Best of 2"
+    assert read_too_high(settings, SPACE).startswith("Its scores chose it among 2, so they read too high")
+    recipe = best_recipe(settings[0], load_config(["demo"]), SPACE, read_too_high(settings, SPACE))
+    assert recipe.splitlines()[1] == f"# {read_too_high(settings, SPACE)}"
+    assert headline(settings[:1], SPACE)[0] == "Best" and read_too_high(settings[:1], SPACE) == ""
 
 
 def test_a_setting_that_lacks_seeds_comes_after_those_that_do_not():

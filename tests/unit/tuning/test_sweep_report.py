@@ -82,6 +82,14 @@ def test_the_headline_names_tasks_that_the_means_hide(
     assert f"of vision; {said}\n" in printed and said in page
 
 
+def test_that_the_best_was_chosen(folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Terminal, page and recipe say that the scores that chose the best setting read too high for it."""
+    tried = [trial(i, recovery=0.9 - i / 100, retention=1.0, scores={"cloze": 0.6}) for i in (1, 2)]
+    page, said = report(folder, base, *tried), "Its scores chose it among 2, so they read too high"
+    assert all(said in text for text in (page, capsys.readouterr().out, folder.recipe.read_text()))
+    assert "Best of 2: " in page
+
+
 def test_seeds_that_are_missing_are_told(folder: SweepFolder, base: Config, capsys: pytest.CaptureFixture[str]) -> None:
     """A setting of whose seeds one is left says so in the table, in the headline and in the recipe."""
     space = SPACE.model_copy(update={"seeds": 3})
