@@ -220,7 +220,7 @@ def test_a_control_that_does_as_well_leaves_the_claim_open(
     for model, share in levels.items():
         write_measured(tmp_path, CLOZE, model, correct(share, 2000))
         if model != "teacher":
-            write_measured(tmp_path, DIGITS, model, correct(0.9, 200))
+            write_measured(tmp_path, DIGITS, model, correct(0.9, 300))
     verdict = summarize(tmp_path, list(levels), settings(CLOZE, DIGITS)).verdict
     assert verdict.holds is holds and said in verdict.text
 

@@ -184,7 +184,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
         write_measured(run / "report", cloze, model, right)
         write_measured(run / "report", text, model, [nats + i % 3 for i in range(200)])
         if model != "teacher":
-            write_measured(run / "report", digits, model, [1.0] * 200)
+            write_measured(run / "report", digits, model, [1.0] * 300)
     summarize(run / "report", list(scores), EvaluationConfig(tasks=tasks, bootstrap=200))
     write_report(run)
     return run
