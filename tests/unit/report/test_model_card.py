@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,16 @@ def test_a_control_has_a_card_of_its_own(tmp_path: Path) -> None:
     assert "# small/plain_ce\n" in text and "with cross-entropy alone" in text and "It is a control of small" in text
     assert f"On small: {result.verdict.text}" in text
     assert re.search(r"^\| cloze .* recovery 50% \[\d+, \d+\] \|$", text, flags=re.MULTILINE)
+
+
+def test_what_the_intervals_are_of_is_told(tmp_path: Path) -> None:
+    """Clusters beside the items, as in the report: the width of an interval follows from them; and no seeds."""
+    task = TaskConfig(name="cloze", kind="language", type="multiple_choice", path="-")
+    write_measured(tmp_path, task, "distilled", [float(i < 84) for i in range(100)])
+    result = summarize(tmp_path, ["distilled"], EvaluationConfig(tasks=(task,), bootstrap=50))
+    shared = replace(result, tasks={"cloze": replace(result.tasks["cloze"], clusters=20)})
+    text = card(config(output_dir=str(tmp_path)), tmp_path, shared)
+    assert "| cloze | acc | 100 in 20 clusters |" in text and "do not cover the choice of the training seed" in text
 
 
 def test_a_trial_without_a_teacher_has_its_own_recovery(tmp_path: Path) -> None:
