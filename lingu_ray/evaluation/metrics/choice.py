@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from string import ascii_lowercase, ascii_uppercase
 
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
+from lingu_ray.evaluation.metrics.short_answers import AS_TYPED
 
 # A letter, unless it is the article or the pronoun of a sentence, or part of a word: `A man riding`, `I see`, `C'est`,
 # `A-frame`, `A/C`.
@@ -38,6 +39,7 @@ def judge_letters(columns: Columns) -> Scores:
 
 def named_option(answer: str, choices: list[str]) -> int | None:
     """Index of the option whose letter or text the answer is, or whose letter it names; None if it names none."""
+    answer = answer.translate(AS_TYPED)
     letter = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", answer)
     if letter and (index := _index(letter[1].upper(), choices)) is not None:
         return index
@@ -56,7 +58,8 @@ def _index(letter: str, choices: list[str]) -> int | None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).rstrip(".")
+    typed = " ".join(text.translate(AS_TYPED).lower().split())
+    return typed.strip('*_`"“”').rstrip(".") or typed  # an option may be a mark alone
 
 
 def judge_mme(columns: Columns) -> Scores:

@@ -24,7 +24,7 @@ _ARTICLES = {"a", "an", "the"}
 _ARTICLE = re.compile(r"(?<![\w./&+=-])(?:an?|the)\s+(?=[^\s.,:;)/&+=<>–—-])")
 _BOXED, _SET = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}"), re.compile(r"\\(?:text|math)\w*\{([^{}]*)\}")
 _INITIALS = re.compile(r"\b([a-z]) (?=[a-z]\b)")  # U.S. and U. S. are US
-_AS_TYPED = str.maketrans(
+AS_TYPED = str.maketrans(
     {chr(0xFF01 + place): chr(0x21 + place) for place in range(94)}
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
     | dict.fromkeys("\ufe0e\ufe0f", "")
@@ -68,7 +68,7 @@ def normalize(answer: str) -> str:
 
     Marks that are parts of letters (vowel signs of Hindi, accents), and of mathematics (+, =, <), are no punctuation.
     """
-    typed = unicodedata.normalize("NFC", answer.translate(_AS_TYPED).lower())
+    typed = unicodedata.normalize("NFC", answer.translate(AS_TYPED).lower())
     text = re.sub(r"(?<=\d)[,\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", typed)  # 1,000 is 1000, and so with a thin space
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
     text = _ARTICLE.sub("", text)

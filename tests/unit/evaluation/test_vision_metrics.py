@@ -161,6 +161,11 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
         ("Réponse : B", 1),
         ("答案：B。", 1),
         ("答案是B", 1),
+        ("Ｂ", 1),  # full-width
+        ("答案：Ｂ。", 1),
+        ("（Ｂ）", 1),
+        ("**A dog.**", 1),  # set in bold
+        ("“a dog”", 1),
         ("维生素C", None),
         ("The cat is A small one", None),
         ("A a cat", 0),
@@ -184,6 +189,12 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
 def test_the_option_an_answer_names(answer: str, option: int | None):
     """The letter in its usual places, or an option's text; nothing else counts as a choice."""
     assert named_option(answer, ["a cat", "a dog", "a bus"]) == option
+
+
+@pytest.mark.parametrize(("answer", "option"), [("", None), ("*", 1), ('"+"', 0), (".", None)])
+def test_options_that_are_marks(answer: str, option: int | None):
+    """Of arithmetic: a mark is named by itself, and by no empty answer."""
+    assert named_option(answer, ["+", "*", "/"]) == option
 
 
 @pytest.mark.parametrize(("answer", "option"), [("W", 1), ("s.", 2), ("C", 2), ("Z", None)])
