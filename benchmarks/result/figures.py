@@ -23,6 +23,7 @@ BAR, WIDTH = 0.24, 10.5  # inches: height of a model, width of all panels
 COLUMNS = 4
 IN_PANELS = {DISTILLED: "KD, shared KV", "prompt_text": "KD, prompt's text"}  # read without the page's table of rows
 MEANING = {"language": "share of the lost language that came back", "vision": "share of vision that was kept"}
+WHISKERS = "whiskers: standard deviation over seeds; dotted, of one seed: 95% interval over items"
 VARIANTS = ("all", "language_only", "selective")  # of the paper's figure 2
 
 
@@ -34,7 +35,7 @@ def shown_name(model: str) -> str:
 def save_quotients(results: Results, kind: str, path: Path) -> bool:
     """Save a panel for each task that counts in the mean: recovery (language) or retention (vision) of each model.
 
-    Whiskers are intervals, or the spread over seeds. False where there is no such task.
+    False where there is no such task.
     """
     tasks = {name: task.metric for name, task in results.tasks(kind) if task.in_mean}
     models = [model for model in results.models if model not in REFERENCES]
@@ -48,7 +49,7 @@ def save_quotients(results: Results, kind: str, path: Path) -> bool:
             axis.set_title(f"{name}, {metric.replace('_', ' ')}", loc="left", fontsize=9)
         for axis in axes[len(tasks) :]:
             axis.set_visible(False)
-        figure.supxlabel(MEANING[kind], fontsize=9)
+        figure.supxlabel(f"{MEANING[kind]}; {WHISKERS}", fontsize=9)
     return True
 
 
@@ -59,13 +60,18 @@ def _draw_quotients(axis: Axes, results: Results, name: str, metric: str, models
             axis.annotate("none", (0, place), va="center", fontsize=8, color=SOFT)
             continue
         axis.barh(place, found.mean, 0.72, color=COLORS.get(model, "#999999"))
-        axis.hlines(place, *found.around, color=INK, linewidth=1.4)
+        axis.hlines(place, *found.around, color=INK, linewidth=1.4, linestyle=_whisker(found))
     axis.axvline(1, color=SOFT, linewidth=0.8, linestyle=":")
     axis.set(yticks=range(len(models)), yticklabels=[IN_PANELS.get(m, shown_name(m)) for m in reversed(models)])
     axis.grid(axis="y", visible=False)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.xaxis.set_major_locator(MultipleLocator(0.5))
     axis.tick_params(axis="x", labelsize=8)
+
+
+def _whisker(found: Seeds) -> str:
+    """How the line is drawn that `WHISKERS` explains: seeds and items are not spread alike."""
+    return ":" if found.is_one else "-"
 
 
 def map_panel(measured: Sequence[Measured]) -> Panel:
@@ -82,11 +88,12 @@ def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
         style = {"color": SOURCE_COLORS[index]}
         axis.plot(list(found), [100 * seeds.mean for seeds in found.values()], "o", label=shown, **style)
         for x, seeds in found.items():
-            axis.vlines(x, *(100 * end for end in seeds.around), linewidth=1.6, **style)
+            axis.vlines(x, *(100 * end for end in seeds.around), linewidth=1.6, linestyle=_whisker(seeds), **style)
             text, beside = f"{100 * seeds.mean:+.1f}", {"textcoords": "offset points", "va": "center"}
             axis.annotate(text, (x, 100 * seeds.mean), (7, 0), fontsize=9, **beside)
     axis.axhline(0, color=SOFT, linewidth=0.8)
     axis.set(xticks=range(len(there)), xticklabels=[f"{one} damage" for one in there], xlim=(-0.5, len(there) - 0.4))
+    axis.set_xlabel(WHISKERS, fontsize=8)
     axis.set_title(title, loc="left")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="data", alignment="left")
 
@@ -106,9 +113,10 @@ def _draw_sight(axis: Axes, told: Mapping[tuple[str, str], Seeds], title: str) -
     labels = [f"{cell}: {shown_name(model)}" for cell, model in told]
     for place, ((_, model), seeds) in enumerate(reversed(told.items())):
         axis.barh(place, seeds.mean, 0.72, color=COLORS.get(model, "#999999"))
-        axis.hlines(place, *seeds.around, color=INK, linewidth=1.4)
+        axis.hlines(place, *seeds.around, color=INK, linewidth=1.4, linestyle=_whisker(seeds))
     axis.axvline(0, color=SOFT, linewidth=0.8)
     axis.set(yticks=range(len(told)), yticklabels=labels[::-1])
+    axis.set_xlabel(WHISKERS, fontsize=8)
     axis.grid(axis="y", visible=False)
     axis.set_title(title, loc="left")
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.result import page
-from benchmarks.result.figures import curve_panels
+from benchmarks.result.figures import WHISKERS, curve_panels, sight_panel
 from benchmarks.result.jobs import DATA_MANIFEST, measured_folder, run_folder
 from benchmarks.result.seeds import Results, Seeds, read_measured
 from benchmarks.result.sight import asked_file
@@ -125,6 +126,15 @@ def cells(text: str, label: str) -> list[str]:
     """The cells behind a label, in the first table that has it."""
     line = next(line for line in text.splitlines() if line.startswith(f"| {label} |"))
     return [cell.strip() for cell in line.replace("\\|", "¦").strip("|").split("|")][1:]
+
+
+def test_whiskers_of_seeds_and_of_items_are_told_apart():
+    """The spread over seeds is a line, the one seed's interval over items is dotted, and the figure says so."""
+    found = [Estimate(value, Interval(0.1, 0.4)) for value in (0.2, 0.3)]
+    axis = Figure().subplots()
+    sight_panel("descriptions", {("b", "all"): Seeds(tuple(found[:1])), ("a", "all"): Seeds(tuple(found))}).draw(axis)
+    dashes = [line.get_linestyle()[0][1] for line in axis.collections]
+    assert dashes[0] is None and dashes[1] and axis.get_xlabel() == WHISKERS
 
 
 def test_page_shows_what_was_measured(docs: Path):
