@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lingu_ray.distill.decoder import prompt_window
 from lingu_ray.distill.inputs import ModelInputs, check_image_tokens, token_arguments
 from lingu_ray.distill.student import Student
 from lingu_ray.errors import UserError
@@ -71,6 +72,12 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None) 
         raise UserError(
             f"input_ids: a row has {ids_BT.shape[1]} tokens, and above {longest} the models have another RoPE "
             "(rope_type) by the longest row of a batch: cut it"
+        )
+    window = prompt_window(student.model.config)
+    if window is not None and ids_BT.shape[1] > window:
+        raise UserError(
+            f"input_ids: a row has {ids_BT.shape[1]} tokens, above the {window} that PaliGemma's layers see: leave out "
+            "rows that are longer"
         )
     visual_BT = torch.isin(ids_BT, ids_BT.new_tensor(visual_token_ids(student.model))) & real_BT
     vocabulary = student.output_head.vocabulary

@@ -68,6 +68,14 @@ def sliding_window(config: PreTrainedConfig) -> int | None:
     return None if field(config, "use_sliding_window") is False else window
 
 
+def prompt_window(config: PreTrainedConfig) -> int | None:
+    """Tokens up to which a VLM's prompt sees no more than its LM does in sliding layers; None: in any row.
+
+    PaliGemma's sees all of itself there.
+    """
+    return sliding_window(config.get_text_config(decoder=True)) if config.model_type == "paligemma" else None
+
+
 def has_layer_types(config: PreTrainedConfig) -> bool:
     """Whether the decoder names a kind of attention for each layer, and takes a mask for each kind."""
     return field(config, "layer_types") is not None

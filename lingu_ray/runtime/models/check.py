@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from lingu_ray.config import Config
-from lingu_ray.distill.decoder import longest_row, sliding_window
+from lingu_ray.distill.decoder import longest_row, prompt_window
 from lingu_ray.distill.new_student import check_teacher
 from lingu_ray.distill.pair import check_kind, check_text_only, compare_decoders
 from lingu_ray.distill.student import Student
@@ -58,8 +58,8 @@ def check_pair(config: Config) -> None:
         )
     check_masks(config.train, student)
     text = student.get_text_config(decoder=True)
-    window = sliding_window(text)
-    if student.model_type == "paligemma" and window and config.corpus.max_length > window:
+    window = prompt_window(student)
+    if window is not None and config.corpus.max_length > window:
         raise UserError(
             f"corpus.max_length={config.corpus.max_length} is above the {window} tokens PaliGemma's layers see"
         )

@@ -576,6 +576,16 @@ def test_rows_whose_rope_depends_on_other_rows_are_refused():
         distiller.count({"input_ids": ids_BT, "labels": ids_BT})
 
 
+def test_rows_beyond_paligemmas_window_are_refused():
+    """Its prompt sees all of itself, also in sliding layers, where the teacher sees the window alone."""
+    distiller = Distiller(*pair("paligemma2"))
+    window = distiller.student.config.text_config.sliding_window
+    ids_BT = torch.arange(3, 4 + window).reshape(1, -1)
+    distiller.count({"input_ids": ids_BT[:, 1:], "labels": ids_BT[:, 1:]})
+    with pytest.raises(UserError, match=f"input_ids: a row has {window + 1} tokens, above the {window} that PaliGemma"):
+        distiller.count({"input_ids": ids_BT, "labels": ids_BT})
+
+
 @pytest.mark.parametrize(
     "mask",
     [
