@@ -50,7 +50,10 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
             )
     check_text_only(teacher.config, "teacher")
     if not _has_tower(student.config):
-        raise UserError(f"student: {type(student).__name__} is no vision-language model")
+        raise UserError(
+            f"student: {type(student).__name__} is no vision-language model, or none with a tower of its own: its "
+            "configuration has no vision_config or audio_config"
+        )
     text = student.config.get_text_config(decoder=True)
     check_kind(teacher.config, "teacher")
     check_kind(text, "student")

@@ -36,6 +36,8 @@ class Student:
         self.model = model
         self.decoder = model.get_decoder()
         self.body = cast(nn.Module, model.model)  # the forward pass without the head
+        if all(module is not self.tower for module in self.body.modules()):
+            raise UserError(f"a {type(model).__name__} is built otherwise: its tower is no part of its body, `model`")
         check_head(model)
         self.head = cast(nn.Module, model.get_output_embeddings())
         use_exact_attention(self.decoder)
