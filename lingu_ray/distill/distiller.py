@@ -18,7 +18,14 @@ from lingu_ray.distill.decoder import longest_row
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.donation import Context, EarlierTurns, Scope, predicting
 from lingu_ray.distill.inputs import ModelInputs
-from lingu_ray.distill.pair import check_frequencies, check_models, check_separate, check_tokenizers, known_ids
+from lingu_ray.distill.pair import (
+    check_frequencies,
+    check_models,
+    check_no_auxiliary_loss,
+    check_separate,
+    check_tokenizers,
+    known_ids,
+)
 from lingu_ray.distill.step import DistillStep, SampleScales
 from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
@@ -107,6 +114,7 @@ class Distiller(nn.Module):
     ):
         super().__init__()
         check_models(student, teacher)
+        check_no_auxiliary_loss(student)
         check_separate(student, teacher)
         check_frequencies(student, teacher)
         if tokenizers is not None:

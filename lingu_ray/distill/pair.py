@@ -60,6 +60,15 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     compare_decoders(text, teacher.config)
 
 
+def check_no_auxiliary_loss(student: PreTrainedModel) -> None:
+    """Raise UserError for a mixture of experts that is set to add its routers' loss, which Transformers' classes do."""
+    if _has(student.config.get_text_config(decoder=True), "output_router_logits"):
+        raise UserError(
+            "student: output_router_logits asks for the auxiliary loss of its experts, which is no part of this loss: "
+            "set it to False in the configuration of its decoder"
+        )
+
+
 def check_separate(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Raise UserError when a weight of the student lies in the memory of one of the teacher's.
 

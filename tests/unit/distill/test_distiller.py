@@ -715,6 +715,15 @@ def test_a_student_without_image_token_is_refused():
     assert isinstance(teacher, LlamaForCausalLM) and teacher.model.embed_tokens.weight.requires_grad  # untouched
 
 
+def test_a_loss_of_routers_is_refused():
+    """Transformers' own loss of a mixture of experts has it where the configuration asks for it; this one never has."""
+    family = FAMILIES["qwen3_vl_moe"]
+    student, teacher = family.student(family.teacher()), family.teacher(seed=7)
+    student.config.text_config.output_router_logits = True
+    with pytest.raises(UserError, match="student: output_router_logits asks for the auxiliary loss"):
+        Distiller(student, teacher)
+
+
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
