@@ -37,7 +37,15 @@ _FLOAT32 = 1e-6  # what a fraction may be off by for having been one in float32
 # Text decoders of VLMs, and the family of LMs whose weights they are made of, and compute with alike. PaddleOCR-VL is
 # none: it turns the halves of a head by RoPE, and ERNIE 4.5 its neighbors.
 # A GGUF file calls Mistral `llama`; its sliding window is compared by itself.
-_FAMILIES = {"qwen2_5": "qwen2", "glm4v": "glm4", "exaone4_5": "exaone4", "mistral": "llama"}
+_FAMILIES = {
+    "qwen2_5": "qwen2",
+    "glm4v": "glm4",
+    "glm4v_moe": "glm4_moe",
+    "exaone4_5": "exaone4",
+    "mistral": "llama",
+}
+# What one class of a family has alone, and the other's decoder does not compute with.
+_OF_ONE_CLASS = {"llama": ("attention_bias", "mlp_bias"), "glm4_moe": ("use_qk_norm",)}
 
 
 def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
@@ -113,9 +121,8 @@ def compare_decoders(student: PreTrainedConfig, teacher: PreTrainedConfig) -> No
         del pairs["model_type"]
     for name in sorted(_declared(student) & _declared(teacher)):
         pairs[name] = getattr(student, name, None), getattr(teacher, name, None)
-    if _family(student) == "llama":  # of which Mistral has no biases
-        for name in ("attention_bias", "mlp_bias"):
-            pairs[name] = getattr(student, name, False), getattr(teacher, name, False)
+    for name in _OF_ONE_CLASS.get(_family(student), ()):
+        pairs[name] = getattr(student, name, False), getattr(teacher, name, False)
     pairs["head_dim"] = (head_dim(student), head_dim(teacher))
     ropes = _text_rope(student), _text_rope(teacher)
     for kind in {**ropes[0], **ropes[1]}:

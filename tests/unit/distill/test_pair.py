@@ -21,6 +21,9 @@ from transformers import (
     Gemma4TextConfig,
     GemmaConfig,
     Glm4Config,
+    Glm4MoeConfig,
+    Glm4vMoeTextConfig,
+    Glm4vMoeTextModel,
     Glm4vTextConfig,
     Glm4vTextModel,
     GptOssConfig,
@@ -75,6 +78,8 @@ VISION = {
     "pixel_shuffle": 2,
 }  # fmt: skip
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+GLM = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "attention_bias": True}
+GLM_ROPE = {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
 
 
 def settings(tmp_path, **sections):
@@ -163,7 +168,8 @@ def test_what_has_no_part_in_the_numbers_may_differ(student, teacher, free):
         (Qwen2VLTextModel, Qwen2VLTextConfig, Qwen2Config, {"mrope_section": [2, 3, 3]}),
         (Qwen2_5_VLTextModel, Qwen2_5_VLTextConfig, Qwen2Config, {"mrope_section": [2, 3, 3]}),
         (Qwen3VLTextModel, Qwen3VLTextConfig, Qwen3Config, {"mrope_section": [2, 3, 3]}),
-        (Glm4vTextModel, Glm4vTextConfig, Glm4Config, {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}),
+        (Glm4vTextModel, Glm4vTextConfig, Glm4Config, GLM_ROPE),
+        (Glm4vMoeTextModel, partial(Glm4vMoeTextConfig, **GLM), partial(Glm4MoeConfig, **GLM), GLM_ROPE),
         (PaddleOCRTextModel, PaddleOCRTextConfig, Ernie4_5Config, {"mrope_section": [2, 3, 3]}),
         (MistralModel, partial(MistralConfig, sliding_window=None), LlamaConfig, {}),  # as GGUF files call a Mistral
     ],
@@ -183,6 +189,12 @@ def test_a_family_is_what_computes_alike(text, config, lm, rope):
         return
     with pytest.raises(UserError, match=r"\n  model_type: student.*\n.* If this is that one, .* take another student"):
         compare_decoders(ours.config, decoder.config)
+
+
+def test_norms_of_queries_that_one_class_has_alone_are_compared():
+    """GLM-4.5's, which GLM-4.5V's decoder does not have."""
+    with pytest.raises(UserError, match=r"\n  use_qk_norm: student False, teacher True\n"):
+        compare_decoders(Glm4vMoeTextConfig(**GLM), Glm4MoeConfig(**GLM, use_qk_norm=True))
 
 
 @pytest.mark.parametrize(
