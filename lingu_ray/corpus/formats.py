@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lingu_ray.config import SourceConfig
+from lingu_ray.corpus.beside import check_question
 from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, read_images
 from lingu_ray.corpus.record import (
     TAKE_ONE_OUT,
@@ -94,28 +95,14 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     # of two answers nothing says which one is meant
     if is_empty(record.get(prompt)) and "question" in record and len(answers) < 2:
         prompt, completion = "question", first_name(record, "answer", completion)
-    if prompt != "prompt":  # which is complete
-        _check_question(record, "question", "query")
     asked, inside = _said(record, prompt, "user")
+    if prompt != "prompt":  # which is complete
+        check_question(record, [message["content"] for message in asked])
     answered, more = _said(record, completion, "assistant")
     for message in asked:
         if message["role"] == "assistant":  # of a prompt nothing is learned
             message["supervised"] = False
     yield conversation(record, [*asked, *answered], [*inside, *more])
-
-
-def _check_question(record: Record, *read: str) -> None:
-    """Check that nothing stands beside a question, under names that are not read, that belongs to it."""
-    for name, value in record.items():
-        if name not in read and _BESIDE_A_QUESTION.fullmatch(str(name)) and not is_empty(parsed(value)):
-            raise BadRecord("bad_turns", f"{name!r} belongs to the question; say how, by `format: template`")
-
-
-_BESIDE_A_QUESTION = re.compile(
-    r"A|(?i:(answer[_ ]?)?(choice|option)s?([_ ]?[a-z0-9])?"
-    r"|(context|passage|document|hint|input|article|story|paragraph|premise|table|dialog|dialogue|background"
-    r"|situation|body|hypothesis|schema|candidate|sentence|excerpt|question|query|instruction)s?)"
-)  # `A`, `option_a`, `choice1`: one of the options, each in a column of its own
 
 
 def _said(record: Record, name: str, role: str) -> tuple[Messages, list[Any]]:
@@ -139,10 +126,10 @@ def instruction(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Alpaca, Dolly: `instruction`, `output` or `response`, and if there: `input` or `context`, `system`, `history`."""
     check_record(record, source)
     given = only_name(record, "input", "context")
-    _check_question(record, "instruction", "input", "context")
     asked = [read_text(record, "instruction")]
     if not is_empty(record.get(given)):
         asked.append(to_text(record[given], repr(given)))
+    check_question(record, asked)
     question = "\n\n".join(text for text in asked if text.strip())
     answer = read_text(record, only_name(record, "output", "response"))
     yield conversation(record, question_and_answer(question, answer))

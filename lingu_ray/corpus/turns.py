@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lingu_ray.corpus.beside import check_context
 from lingu_ray.corpus.contents import check_none_unread, read_content, read_images, resolve
 from lingu_ray.corpus.record import (
     TAKE_ONE_OUT,
@@ -46,14 +47,16 @@ def conversation(record: Record, messages: Messages, inside: list[Any] | None = 
         inside: what `read_turns` gives for the placeholders in the messages; None: all images are the record's.
 
     Raises:
-        BadRecord: the images do not fit the messages, or stand where they are not read; texts with marks to be filled.
+        BadRecord: the images do not fit the messages, or stand where they are not read; texts with marks to be filled;
+            what belongs to the conversation stands beside it.
     """
-    messages = [*_read_history(record), *messages]
+    messages = _with_system(record, [*_read_history(record), *messages])
+    check_context(record, messages)
     _check_filled(record, messages)
     images = resolve(inside or [], read_images(record))
     if not images:
         check_none_unread(record)
-    return _without_loose_ends(place_images(_with_system(record, messages), images))
+    return _without_loose_ends(place_images(messages, images))
 
 
 def _check_filled(record: Record, messages: Messages) -> None:

@@ -823,6 +823,66 @@ def test_a_picture_in_a_turn_or_under_any_name_is_not_left_unread(key, record):
     assert error.value.reason == "missing_image"
 
 
+@pytest.mark.parametrize("name", ["document", "context2", "source_article", "ctx_passages"])
+def test_context_beside_a_conversation_is_not_left_out(name):
+    """Prose that no prompt has rejects the record in any format; what a prompt was made of, a name or a number do not."""
+    passage = "Paris is a city.\nIt has a river."
+    asked = {"role": "user", "content": f"Read: Paris is a city. It has a river. {AS_ROLES[0]['content']}"}
+    formats: dict[str, tuple[dict, dict]] = {
+        "messages": ({"messages": AS_ROLES}, {"messages": [asked, AS_ROLES[1]]}),
+        "llava": ({"conversations": AS_LLAVA}, {"conversations": AS_LLAVA, "system": f"Of this: {passage}"}),
+        "cauldron": ({"texts": [{"user": "A?", "assistant": "a"}]}, {"texts": [{"user": passage, "assistant": "a"}]}),
+        "prompt_completion": ({"prompt": "A?", "completion": "a"}, {"prompt": f"{passage}\nA?", "completion": "a"}),
+    }
+    for format, (without, with_it) in formats.items():
+        with pytest.raises(BadRecord, match=f"'{name}' is in no prompt") as error:
+            raw_rows(format, without | {name: [{"text": passage}]})
+        assert error.value.reason == "bad_turns"
+        assert raw_rows(format, with_it | {name: passage}) == raw_rows(format, with_it)
+        assert raw_rows(format, without | {name: "paris.txt"}) == raw_rows(format, without | {name: 7})
+
+
+@pytest.mark.parametrize("name", ["text", "full_text", "abstract", "evidence", "fact1", "contents", "snippets"])
+def test_a_text_beside_a_question_is_not_left_out(name):
+    """It belongs to the question, unless this has it, or it is all of the question; nor do names and numbers."""
+    question = {"question": "Where is the Seine?", "answer": "In Paris."}
+    for value in ("Paris has a river, the Seine.", ["Paris.", "The Seine is a river."], "巴黎" * 30):
+        with pytest.raises(BadRecord, match=f"'{name}' belongs to the question") as error:
+            raw_rows("prompt_completion", question | {name: value})
+        assert error.value.reason == "bad_turns"
+    for value in (None, 3, "en", "### Question: Where is the Seine?\n### Answer: In Paris."):
+        assert raw_rows("prompt_completion", question | {name: value}) == raw_rows("prompt_completion", question)
+    asked = question | {"question": "Paris has a river, the Seine. Where is it?", name: "Paris has a river, the Seine."}
+    assert raw_rows("prompt_completion", asked)
+
+
+def test_alpacas_text_is_its_instruction_input_and_output_again():
+    """Rendered by its template, they stand apart in it; a text without the input is another one."""
+    record = {"instruction": "Name the capital.", "input": "The country is France.", "output": "Paris"}
+    text = (
+        "Below is.\n\n### Instruction:\nName the capital.\n\n### Input:\nThe country is France.\n\n### Response:\nParis"
+    )
+    assert raw_rows("instruction", record | {"text": text}) == raw_rows("instruction", record)
+    assert reason_of("instruction", record | {"text": "Name the capital. It is large."}) == "bad_turns"
+
+
+def test_options_count_as_asked_by_whole_words_alone():
+    """The letters of options stand in any question, as parts of its words; those that it lists are asked."""
+    asked = {"question": "Which label is a beak?", "answer": "b"}
+    assert reason_of("prompt_completion", asked | {"options": ["a", "b"]}) == "bad_turns"
+    listed = asked | {"question": "Which label is a beak?\n(a) a\n(b) b", "options": ["a", "b"]}
+    assert len(raw_rows("prompt_completion", listed)) == 1
+
+
+def test_an_answer_beside_a_conversation_that_ends_with_a_question():
+    """It would be left out with its question, as of ChatQA; where the conversation has its answer it is metadata."""
+    asked = {"messages": [*AS_ROLES, {"role": "user", "content": "B?"}], "answers": ["b"]}
+    with pytest.raises(BadRecord, match="'answers' beside a question at the end: write it as the last turn"):
+        raw_rows("messages", asked)
+    assert conversation("messages", asked | {"answers": []}) == TURNS
+    assert conversation("messages", {"messages": AS_ROLES, "answers": ["b"]}) == TURNS
+
+
 def test_a_question_without_options_is_one():
     """Where those of other rows stand, an empty list, also as text, or null."""
     for nothing in ("[]", [], None, " ", "{}"):
