@@ -1,7 +1,7 @@
 """What stands beside a conversation and belongs to it, under names that no format reads.
 
-It would be left out of the row, so the record is rejected, unless the prompts have it: those of many data sets were made
-of such columns.
+It would be left out of the row, so the record is rejected, unless the prompts have it: those of many data sets were
+made of such columns.
 """
 
 from __future__ import annotations

@@ -26,13 +26,15 @@ from lingu_ray.corpus.record import (
 )
 from lingu_ray.corpus.record_keys import check_turn
 from lingu_ray.corpus.row import PLACEHOLDER
-from lingu_ray.corpus.suffixes import ALL_PICTURES
+from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, last_suffix
 from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _NUMBERED_IMAGE = re.compile(r"(image|img)s?[_ ]?\d+", re.IGNORECASE)  # one of several
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name|frame|scan|pdf", re.IGNORECASE)
 _NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name|url|link)s?", re.IGNORECASE)
+_NAME_OF_MEDIA = re.compile("(video|audio|clip)s?[_ ]?(u?id|idx|name|file|url|link)s?", re.IGNORECASE)
+_LIKE_MEDIA_KEYS = re.compile("video|audio|clip|media|sound|file_?name|path", re.IGNORECASE)
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"%PDF-")
 _BASE64_OF_PICTURES = re.compile("data:image/[a-z+-]+;base64,|/9j/|iVBORw0K|R0lGOD|UklGR.{6}XRUJQ|SUkqA|TU0AK")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -90,13 +92,26 @@ def _is_path(text: str) -> bool:
     return "://" not in text and _BASE64_OF_PICTURES.match(text) is None
 
 
+def check_no_picture(record: Record, cure: str) -> None:
+    """Check that a record, of which only columns of text are read, holds no picture, nor the path of one as `image`.
+
+    Raises:
+        BadRecord: it does; the student would learn to answer without seeing what it is asked about.
+    """
+    for key, value in record.items():
+        if _holds_picture(value) or (key in IMAGE_KEYS and "url" not in key and _names_picture(value)):
+            raise BadRecord("missing_image", f"{key!r} is a picture that nothing reads: {cure}, or take it out")
+
+
 def check_none_unread(record: Record) -> None:
-    """Check that a record without images, and its turns, name no picture under a key that is not read.
+    """Check that a record without images, and its turns, name no picture, video or audio under a key that is not read.
 
     Raises:
         BadRecord: they do; the student would learn to answer without seeing what it is asked about.
     """
     for key, value in record.items():
+        if _is_of_media(str(key), value):
+            raise BadRecord("missing_media", f"{key!r} names video or audio, which are not trained on")
         named = _NAME_OF_IMAGE.fullmatch(str(key)) is not None and not is_empty(value)  # `image_id` of COCO, VQAv2, GQA
         if named or _holds_picture(value) or (_LIKE_IMAGE_KEYS.search(str(key)) and _names_picture(value)):
             detail = f"{key!r} names a picture, and the conversation has none: call it 'images', or take it out"
@@ -118,6 +133,13 @@ def _holds_picture(value: Any) -> bool:
     if isinstance(value, str):
         return _BASE64_OF_PICTURES.match(value) is not None
     return isinstance(value, bytes) and (value.startswith(_HEADS) or value[8:12] == b"WEBP")
+
+
+def _is_of_media(key: str, value: Any) -> bool:
+    """Whether a key is the name of video or audio, such as `video_id`, or a value of such a key is a file of theirs."""
+    if _NAME_OF_MEDIA.fullmatch(key):
+        return not is_empty(value)
+    return isinstance(value, str) and _LIKE_MEDIA_KEYS.search(key) is not None and last_suffix(value) in MEDIA
 
 
 def _names_picture(value: Any) -> bool:

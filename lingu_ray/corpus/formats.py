@@ -15,7 +15,7 @@ from typing import Any
 
 from lingu_ray.config import SourceConfig
 from lingu_ray.corpus.beside import check_question
-from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, read_images
+from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, check_no_picture, read_images
 from lingu_ray.corpus.record import (
     TAKE_ONE_OUT,
     BadRecord,
@@ -151,6 +151,7 @@ def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     Lao, Tibetan, Burmese and Khmer have no white space between words: a character counts as one, with what stands above
     and below it.
     """
+    check_no_picture(record, "say how it is asked about, by `format: template`")
     whole = read_text(record, "text")
     words = [match.span() for match in _WORD.finditer(whole)]
     if len(words) <= source.prompt_words:
@@ -260,6 +261,8 @@ def _decoded(value: Any, is_json: bool = True) -> Any:
 def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """Any columns: `prompt` and `answer` are format strings over them, `image` names the image's column."""
     assert source.prompt and source.answer  # the configuration's check
+    if not source.image:
+        check_no_picture(record, "set `image` to its column")
     question = _fill(source.prompt, record, may_be_a_name=source.image is not None)
     turn = question_and_answer(question, _fill(source.answer, record))
     if source.image and is_empty(read_field(record, source.image)):

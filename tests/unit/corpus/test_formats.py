@@ -825,7 +825,7 @@ def test_a_picture_in_a_turn_or_under_any_name_is_not_left_unread(key, record):
 
 @pytest.mark.parametrize("name", ["document", "context2", "source_article", "ctx_passages"])
 def test_context_beside_a_conversation_is_not_left_out(name):
-    """Prose that no prompt has rejects the record in any format; what a prompt was made of, a name or a number do not."""
+    """Prose that no prompt has rejects the record in any format; what a prompt was made of, or a name, does not."""
     passage = "Paris is a city.\nIt has a river."
     asked = {"role": "user", "content": f"Read: Paris is a city. It has a river. {AS_ROLES[0]['content']}"}
     formats: dict[str, tuple[dict, dict]] = {
@@ -887,6 +887,59 @@ def test_a_question_without_options_is_one():
     """Where those of other rows stand, an empty list, also as text, or null."""
     for nothing in ("[]", [], None, " ", "{}"):
         assert conversation("prompt_completion", {"question": "A?", "answer": "a", "options": nothing}) == TURNS
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "is_one"),
+    [
+        ("image", {"bytes": b"x", "path": None}, True),
+        ("page", {"bytes": b"x", "path": None}, True),
+        ("images", [{"bytes": None, "path": "1.png"}], True),
+        ("scan", picture(), True),
+        ("image_path", "1.png", True),
+        ("image", None, False),
+        ("images", [], False),
+        ("image_url", "https://host.org/1.jpg", False),  # of an article
+        ("file_name", "logo.svg", False),  # what is drawn as text
+        ("image", "a blue one", False),
+    ],
+)
+def test_a_picture_that_a_template_or_text_does_not_read(column, value, is_one):
+    """Its row would be learned unseen: it is rejected with the cure, unless `image` is set. Metadata are none."""
+    record = {"text": "a b c d e f", "label": "cat", column: value}
+    for format, settings, cure in (
+        ("template", {"prompt": "What?", "answer": "{label}"}, "set `image` to its column"),
+        ("text", {"prompt_words": 2}, "by `format: template`"),
+    ):
+        if is_one:
+            with pytest.raises(BadRecord, match=f"'{column}' is a picture that nothing reads: .*{cure}") as error:
+                raw_rows(format, record, **settings)
+            assert error.value.reason == "missing_image"
+        else:
+            assert raw_rows(format, record, **settings)
+    if is_one:
+        assert raw_rows("template", record, prompt="What?", answer="{label}", image=column)[0].images
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("video_id", 1301),  # of MSVD-QA
+        ("video_name", "v_x"),
+        ("videoID", "x"),
+        ("clip_uid", "ab"),
+        ("audio_file", "a"),
+        ("file_name", "1.wav"),
+        ("media_path", "https://host.org/1.MP4"),
+    ],
+)
+def test_a_question_about_video_or_audio_that_a_key_names(key, value):
+    """It would be learned unseen and unheard; an empty key, and names of other files, are metadata."""
+    question = {"question": "What is he playing?", "answer": "A guitar."}
+    with pytest.raises(BadRecord, match=f"'{key}' names video or audio") as error:
+        raw_rows("prompt_completion", question | {key: value})
+    assert error.value.reason == "missing_media"
+    assert raw_rows("prompt_completion", question | {key: None, "path": "a.txt", "clip": "short", "url": "x.mp4"})
 
 
 def test_what_is_said_of_pictures_is_metadata():
