@@ -24,7 +24,6 @@ from lingu_ray.corpus.record import (
     as_dict,
     as_index,
     first_list,
-    first_name,
     is_empty,
     only_name,
     read_field,
@@ -91,10 +90,8 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """`prompt` and `completion`, text or messages, and optionally `image` or `images`; or other names for the two."""
     check_record(record, source)
     prompt, completion = only_name(record, "prompt", "query"), only_name(record, "completion", "response")
-    answers = [name for name in ("answer", completion) if not is_empty(record.get(name))]
-    # of two answers nothing says which one is meant
-    if is_empty(record.get(prompt)) and "question" in record and len(answers) < 2:
-        prompt, completion = "question", first_name(record, "answer", completion)
+    if is_empty(record.get(prompt)) and "question" in record:
+        prompt, completion = "question", only_name(record, "answer", completion, "solution")
     asked, inside = _said(record, prompt, "user")
     if prompt != "prompt":  # which is complete
         check_question(record, [message["content"] for message in asked])
@@ -108,8 +105,14 @@ def prompt_completion(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 def _said(record: Record, name: str, role: str) -> tuple[Messages, list[Any]]:
     """A field that is text of a role, or a list of messages, which may be written as JSON text."""
     value = read_field(record, name)
-    if isinstance(value, list | dict) or _are_turns(parsed(value)):
+    if _are_turns([value] if isinstance(value, dict) else parsed(value)):
         return read_turns(read_records(record, name))
+    if not (isinstance(value, str) or is_empty(value)):
+        raise BadRecord(
+            "wrong_type",
+            f"{name!r} is neither text nor turns: {value!r:.60}; say by `format: template` what of it is meant, as "
+            f"{{{name}}} or {{{name}[0]}}",
+        )
     return read_turns([{"role": role, "content": read_text(record, name)}])
 
 

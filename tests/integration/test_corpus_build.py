@@ -179,7 +179,8 @@ def test_too_many_bad_rows_stop_the_build(tmp_path, processor_dir):
     assert str(error.value) == (
         "source holes: 11 of 41 rows (26.8%) are bad, more than corpus.max_reject_rate=0.2:\n"
         f"  10 × empty_answer, first at {path}:1: no answer to 'q 0?'\n"
-        f"  1 × wrong_type, first at {path}:41: 'prompt' must be text, not int: 1\n"
+        f"  1 × wrong_type, first at {path}:41: 'prompt' is neither text nor turns: 1; say by `format: template` what "
+        "of it is meant, as {prompt} or {prompt[0]}\n"
         "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
     )
     assert list(settings.corpora_dir.iterdir()) == []

@@ -1,6 +1,7 @@
 import base64
 import datetime
 import json
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -409,6 +410,7 @@ def test_one_conversation_in_every_spelling(format, record):
             {"instruction": "B?", "input": 7, "output": "b", "history": [["A?", "a"]]},
             [*TURNS, ("user", "B?\n\n7"), ("assistant", "b")],
         ),
+        ("prompt_completion", {"question": "A?", "solution": "a", "answer": None}, TURNS),
         (
             "prompt_completion",
             {"query": "B", "response": "b", "history": AS_ROLES},
@@ -514,6 +516,15 @@ def test_a_question_and_answer_with_images_of_its_own():
         assert raw_row.images == ["1"]
 
 
+@pytest.mark.parametrize("answer", [3, True, ["red", "dark red"], ["red"], {"value": "red", "aliases": ["a"]}])
+def test_an_answer_that_is_no_text_says_how_it_can_be_one(answer):
+    """As TallyQA, BoolQ, COCO's captions and TriviaQA have it: the way out is a template, which can name a part."""
+    match = re.escape("'answer' is neither text nor turns: ") + ".*" + re.escape("`format: template`")
+    with pytest.raises(BadRecord, match=f"{match}.*{re.escape('{answer[0]}')}") as error:
+        raw_rows("prompt_completion", {"question": "A?", "answer": answer})
+    assert error.value.reason == "wrong_type"
+
+
 def test_a_turn_in_two_spellings_says_one_thing():
     """Roles and texts of both are the same, or the record is bad; another `from` or `value` is metadata."""
     answer = {"role": "assistant", "content": "a"}
@@ -533,6 +544,8 @@ def test_a_turn_in_two_spellings_says_one_thing():
         ("instruction", {"instruction": "A?", "output": "a", "response": "b"}, "'output' and 'response'"),
         ("prompt_completion", {"prompt": "A?", "query": "B?", "completion": "a"}, "'prompt' and 'query'"),
         ("prompt_completion", {"prompt": "A?", "completion": "a", "response": "b"}, "'completion' and 'response'"),
+        ("prompt_completion", {"question": "A?", "answer": "4", "solution": "It is 4."}, "'answer' and 'solution'"),
+        ("prompt_completion", {"question": "A?", "response": "It is 4.", "solution": "4"}, "'response' and 'solution'"),
         ("messages", {"messages": AS_ROLES, "system": "S", "system_message": "T"}, "'system' and 'system_message'"),
         ("cauldron", {"texts": [{"user": "A?", "human": "B?", "assistant": "a"}]}, "'user' and 'human'"),
         ("messages", {"messages": AS_ROLES, "conversations": AS_ROLES[1:]}, "'messages' and 'conversations'"),
@@ -1032,7 +1045,7 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             ("prompt_completion", {"question": "x", "answer": "B", first: "a", second: "b"}, "bad_turns")
             for first, second in (("choiceA", "choiceB"), ("option1", "option2"), ("answer_choices", "answer_idx"))
         ],
-        ("prompt_completion", {"question": "x", "answer": "4", "response": "2 + 2 = 4"}, "missing_field"),
+        ("prompt_completion", {"question": "x", "answer": "4", "response": "2 + 2 = 4"}, "bad_turns"),
         ("instruction", {"instruction": None, "output": "x"}, "missing_value"),
         ("prompt_completion", {"prompt": "x", "completion": NAN}, "missing_value"),
         ("text", {"text": None}, "missing_value"),
