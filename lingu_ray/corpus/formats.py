@@ -54,9 +54,12 @@ def llava(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     check_record(record, source)
     turns, inside = _turns(record, "conversations", *CONVERSATIONS)
     for turn in turns:
-        # The line break that LLaVA writes around a placeholder belongs to its template, not to the text.
-        turn["content"] = re.sub(rf"\n*{PLACEHOLDER}\n*", PLACEHOLDER, turn["content"])
+        turn["content"] = _PLACEHOLDERS_AROUND.sub(lambda found: found[0].replace("\n", ""), turn["content"])
     yield conversation(record, turns, inside)
+
+
+_PLACEHOLDERS_AROUND = re.compile(rf"^(\n*{PLACEHOLDER})+\n*|(\n*{PLACEHOLDER})+\n*$")
+"""Placeholders before or after a text: line breaks by them belong to LLaVA's template; those within a text do not."""
 
 
 def _turns(record: Record, *names: str) -> tuple[Messages, list[Any]]:

@@ -87,16 +87,22 @@ def test_cauldron_and_finevision(format):
 
 
 def test_llava():
-    """Speakers become roles, the line breaks around the placeholder go, `image` is one path or a list."""
+    """Speakers become roles, line breaks between a text and placeholders go, `image` is one path or a list."""
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "That."}]
     assert conversation("llava", {"conversations": turns, "image": "a.jpg"}) == [
         ("user", "<image>What?"),
         ("assistant", "That."),
     ]
-    turns = [{"from": "human", "value": "Is\n<image>\nlike\n<image>"}, {"from": "gpt", "value": "No."}]
-    (raw_row,) = raw_rows("llava", {"conversations": turns, "image": ["a.jpg", "b.jpg"]})
-    assert raw_row.messages[0]["content"] == "Is<image>like<image>"
-    assert raw_row.images == ["a.jpg", "b.jpg"]
+    for value, expected in (
+        ("<image>\n<image>\nLike\nthat?", "<image><image>Like\nthat?"),
+        ("Alike?\n<image>\n<image>\n", "Alike?<image><image>"),
+        ("1: <image>\n2: <image>\nAlike?", "1: <image>\n2: <image>\nAlike?"),  # as InternVL numbers them
+        ("Is\n<image>\nlike\n<image>", "Is\n<image>\nlike<image>"),
+    ):
+        turns = [{"from": "human", "value": value}, {"from": "gpt", "value": "No."}]
+        (raw_row,) = raw_rows("llava", {"conversations": turns, "image": ["a.jpg", "b.jpg"]})
+        assert raw_row.messages[0]["content"] == expected
+        assert raw_row.images == ["a.jpg", "b.jpg"]
 
 
 def test_prompt_completion():
