@@ -10,7 +10,7 @@ from typing import Any
 from lingu_ray.corpus.encode import Encoder, PromptTooLong
 from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.record import BadRecord, RawRow
-from lingu_ray.corpus.row import PLACEHOLDER, Messages, Row, is_target
+from lingu_ray.corpus.row import PLACEHOLDER, Message, Messages, Row, is_target
 
 OTHER_MEDIA = ("<video>", "<audio>", "<|video_pad|>", "<|video|>", "<|audio|>", "<|AUDIO|>")  # as files have them
 PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
@@ -19,6 +19,10 @@ IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
     r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image|im_patch|image_here|image_pad)>"
 )
 END_MARK = re.compile(r"(<\|(endoftext|end_of_text|im_end|eot_id|end)\|>|<end_of_turn>|</s>)\s*$")  # of other models
+RENDERED = re.compile(  # what other templates and tools write around turns
+    r"<\|(im_start|start_header_id|user|assistant)\|>|<start_of_turn>|\[/INST\]|### (Human|Assistant):"
+)
+ASKED_TO_ANSWER = re.compile(r"(### (Response|Output)|(^|\n)(?i:assistant)|ASSISTANT):\s*$")  # at the end of a prompt
 # where there are images; else it may be a tag of code, or of a forum
 MISSPELLED = re.compile(r"<(?!image>)(?i:image|img)\s*/?>|</image>|\[IMG\]")
 # white space, control characters, and marks without width
@@ -73,6 +77,8 @@ def check_messages(messages: Messages) -> None:
         if _INVISIBLE.fullmatch(message["content"]):
             raise BadRecord("empty_message", f"a message of the {message['role']} is empty")
     for message in messages:
+        _check_bare(message)
+    for message in messages:
         end = END_MARK.search(message["content"])
         if end and message["role"] == "assistant" and "<s>" not in message["content"]:  # a tag of HTML
             raise BadRecord(
@@ -81,6 +87,19 @@ def check_messages(messages: Messages) -> None:
             )
     if not any(map(is_target, messages)):
         raise BadRecord("nothing_supervised", "no answer is a target of the loss")
+
+
+def _check_bare(message: Message) -> None:
+    """Check that a text is not a conversation, or a prompt, as another model's template writes it."""
+    mark = RENDERED.search(message["content"])
+    if mark is None and message["role"] == "user":
+        mark = ASKED_TO_ANSWER.search(message["content"])
+    if mark:
+        raise BadRecord(
+            "rendered",
+            f"{mark.group().strip()} is written around turns by another model's template: give the bare texts of "
+            "question and answer, which the student's own template renders",
+        )
 
 
 def check_text(text: str) -> None:
