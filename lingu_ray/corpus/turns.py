@@ -5,6 +5,7 @@ An entry is `{"role", "content"}` or `{"from", "value"}`, or a question with its
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from lingu_ray.corpus.beside import check_context
@@ -31,7 +32,8 @@ ROLES = {
 }
 SYSTEM_PROMPTS = ("system", "system_prompt", "system_message", "system_instruction", "sys_prompt")
 _ROLE_OF = {speaker: role for role, speakers in ROLES.items() for speaker in speakers}
-_FILLED_FROM_OBJECTS = ("<ref-object>", "<bbox>")  # by ms-swift, with names and boxes that stand under `objects`
+_FILLED_FROM_BOXES = re.compile(r"<(ref-object|(bbox|region|mask)\d*)>")  # by ms-swift, ViP-LLaVA, Osprey
+_BOXES = ("objects", "bboxes", "bbox", "boxes", "regions", "masks", "annotation", "annotations")
 _TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython")
 
 
@@ -60,10 +62,13 @@ def conversation(record: Record, messages: Messages, inside: list[Any] | None = 
 
 
 def _check_filled(record: Record, messages: Messages) -> None:
-    """Check that no mark in the texts waits for a value of `objects`: the student would learn to write the mark."""
-    marks = [mark for mark in _FILLED_FROM_OBJECTS if any(mark in message["content"] for message in messages)]
-    if marks and not is_empty(record.get("objects")):
-        raise BadRecord("missing_value", f"{marks[0]} is not filled from 'objects': write what it stands for instead")
+    """Check that no mark in the texts waits for a box beside them: the student would learn to write the mark."""
+    mark = _FILLED_FROM_BOXES.search(" ".join(message["content"] for message in messages))
+    boxes = first_name(record, *_BOXES)
+    if mark and not is_empty(record.get(boxes)):
+        raise BadRecord(
+            "missing_value", f"{mark.group()} is not filled from {boxes!r}: write what it stands for instead"
+        )
 
 
 def place_images(messages: Messages, images: list[Any]) -> RawRow:

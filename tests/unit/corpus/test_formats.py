@@ -1002,6 +1002,16 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             {"messages": [AS_ROLES[0], AS_ROLES[1] | {"content": "<bbox>"}], "objects": BOXES},
             "missing_value",
         ),
+        (
+            "llava",
+            {"conversations": [{"from": "human", "value": "<bbox0>?"}, AS_LLAVA[1]], "bboxes": [[1, 2, 3, 4]]},
+            "missing_value",
+        ),
+        (
+            "llava",
+            {"conversations": [{"from": "human", "value": "<region1>?"}, AS_LLAVA[1]], "annotation": [{"bbox": [1]}]},
+            "missing_value",
+        ),
         ("prompt_completion", {"query": "<ref-object>?", "response": "No.", "objects": BOXES}, "missing_value"),
         ("messages", {"messages": [{"role": "system", "content": "S"}, *AS_ROLES], "system": "T"}, "bad_turns"),
         ("messages", {"messages": [AS_ROLES[0] | {"images": ["1", "2"], "content": "<image>"}]}, "image_count"),
