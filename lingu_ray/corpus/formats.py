@@ -173,12 +173,15 @@ def text(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 
 
 def scienceqa(record: Record, source: SourceConfig) -> Iterator[RawRow]:
-    """ScienceQA: `question`, `choices`, `answer` (index), and if there: `hint`, `image`, `lecture`, `solution`."""
+    """ScienceQA: `question`, `choices`, `answer` (index, letter), if there `hint`, `image`, `lecture`, `solution`."""
     check_record(record, source)
     choices = [to_text(choice, "one of 'choices'") for choice in read_list(record, "choices")]
     if len(choices) > len(string.ascii_uppercase):
         raise BadRecord("wrong_type", f"{len(choices)} choices, more than there are letters")
-    index = as_index(read_field(record, "answer"), len(choices), "'answer'", "choices")
+    answer = read_field(record, "answer")
+    if isinstance(answer, str) and answer not in choices:  # a letter, as of MMLU, or a number out of a table
+        answer = next((i for i in range(len(choices)) if answer in (string.ascii_uppercase[i], str(i))), answer)
+    index = as_index(answer, len(choices), "'answer'", "choices")
     extra = {key: to_text(record[key], repr(key)) for key in SCIENCEQA_EXTRA if not is_empty(record.get(key))}
     context = f"Context: {extra.pop('hint')}\n" if "hint" in extra else ""
     question = read_text(record, "question")
@@ -328,6 +331,7 @@ INNER_FORMATS: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (messages, ("dialogue",)),
     (cauldron, ("texts",)),
     (prompt_completion, ("completion",)),
+    (prompt_completion, ("prompt", "response")),
     (scienceqa, ("question", "choices", "answer")),
     (prompt_completion, ("question", "answer")),
     (prompt_completion, ("question", "response")),

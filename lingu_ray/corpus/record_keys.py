@@ -63,7 +63,12 @@ RECORD_RULES = (
         ),
         "a pair of a better and a worse answer, not a conversation",
     ),
-    KeyRule("undesired_answer", ("label", "kto_tag"), "marks an undesired answer", lambda value: value is False),
+    KeyRule(
+        "undesired_answer",
+        ("label", "kto_tag", "is_correct", "correct"),
+        "marks an undesired answer",
+        lambda value: value is False,
+    ),
     KeyRule(
         "weight",
         ("weight", "sample_weight", "loss_weight", "loss_scale"),

@@ -1,6 +1,7 @@
 """Turns: the entries of a conversation, in all spellings that are in use, become messages.
 
-An entry is `{"role", "content"}` or `{"from", "value"}`, or a question with its answer, `{"user", "assistant"}`.
+An entry is `{"role", "content"}` or `{"from", "value"}`, or a question with its answer: `{"user", "assistant"}`, or
+XTuner's `{"input", "output"}`.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def _is_pair(entry: Any) -> bool:
 
 def _read_entry(entry: Record) -> tuple[Messages, list[Any]]:
     messages: Messages
-    user, assistant = only_name(entry, "user", "human"), only_name(entry, "assistant", "gpt", "bot")
+    user = only_name(entry, "user", "human", "input")
+    assistant = only_name(entry, "assistant", "gpt", "bot", "output")
     if user in entry and assistant in entry and is_empty([entry.get("role"), entry.get("from")]):
         messages, inside = _read_pair(entry, user, assistant)
     else:

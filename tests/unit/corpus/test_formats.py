@@ -185,6 +185,13 @@ def test_scienceqa():
     ]
     bare = {"question": "Which?", "choices": ["red", "blue"], "answer": 0, "image": None, "hint": ""}
     assert conversation("scienceqa", bare)[1] == ("assistant", "The answer is A. red")
+    for answer in ("B", "1"):  # as MMLU, and tables, have it
+        assert conversation("scienceqa", bare | {"answer": answer})[1] == ("assistant", "The answer is B. blue")
+    for wrong in (2, "C", "2", "blue", "b"):
+        assert reason_of("scienceqa", bare | {"answer": wrong}) == "wrong_type"
+    assert (
+        reason_of("scienceqa", bare | {"choices": ["B", "A"], "answer": "A"}) == "wrong_type"
+    )  # a choice, or a letter
     with pytest.raises(BadRecord, match="index of the 2 choices"):
         raw_rows("scienceqa", record | {"answer": 2})
 
@@ -381,6 +388,7 @@ AS_LLAVA = [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "a"}]
         ("prompt_completion", {"prompt": "A?", "completion": "a", "image": {"bytes": None, "path": None}}),
         ("prompt_completion", {"prompt": None, "question": "A?", "completion": NAN, "answer": "a"}),
         ("cauldron", {"texts": [{"user": "A?", "assistant": "a", "role": None, "from": ""}]}),
+        ("messages", {"conversation": [{"system": "", "input": "A?", "output": "a"}]}),
         ("messages", {"messages": AS_ROLES, "tools": "[]", "label": True, "weight": 1.0, "video": None, "id": 7}),
         (
             "messages",
@@ -1107,6 +1115,7 @@ def test_unknown_members_of_a_sample_are_named(suffixes):
         ("messages", {"dialogue": AS_ROLES}),
         ("cauldron", {"texts": [{"user": "A?", "assistant": "a"}]}),
         ("prompt_completion", {"prompt": "A?", "completion": "a"}),
+        ("prompt_completion", {"prompt": "A?", "response": "a"}),
         ("prompt_completion", {"question": "A?", "answer": "a"}),
         ("prompt_completion", {"query": "A?", "response": "a"}),
         ("instruction", {"instruction": "A?", "output": "a"}),
