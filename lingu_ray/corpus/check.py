@@ -18,7 +18,9 @@ IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
     r"<\|(image|image_pad|image_start|image_placeholder|image_\d+|vision_start|begin_of_image|imgpad|media_pad)\|>"
     r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image|im_patch|image_here|image_pad)>"
 )
-END_MARK = re.compile(r"(<\|(endoftext|end_of_text|im_end|eot_id|end)\|>|<end_of_turn>|</s>)\s*$")  # of other models
+END_MARK = re.compile(  # of other models
+    r"(<\|(endoftext|end_of_text|im_end|eot_id|eom_id|end|return)\|>|<end_of_turn>|<eos>|</s>|<｜end▁of▁sentence｜>)\s*$"
+)
 RENDERED = re.compile(  # what other templates and tools write around turns
     r"<\|(im_start|start_header_id|user|assistant)\|>|<start_of_turn>|\[/INST\]|### (Human|Assistant):"
 )

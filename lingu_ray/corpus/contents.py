@@ -93,12 +93,14 @@ def _is_path(text: str) -> bool:
 
 
 def check_no_picture(record: Record, cure: str) -> None:
-    """Check that a record, of which only columns of text are read, holds no picture, nor the path of one as `image`.
+    """Check that a record, of which only columns of text are read, holds no picture, the path of one, or other media.
 
     Raises:
         BadRecord: it does; the student would learn to answer without seeing what it is asked about.
     """
     for key, value in record.items():
+        if key in ("video", "videos", "audio", "audios") and not is_empty(value):
+            raise BadRecord("missing_media", f"{key!r}: video and audio are not trained on; take the column out")
         if _holds_picture(value) or (key in IMAGE_KEYS and "url" not in key and _names_picture(value)):
             raise BadRecord("missing_image", f"{key!r} is a picture that nothing reads: {cure}, or take it out")
 

@@ -333,13 +333,14 @@ INNER_FORMATS: tuple[tuple[Format, tuple[str, ...]], ...] = (
     (prompt_completion, ("completion",)),
     (prompt_completion, ("prompt", "response")),
     (scienceqa, ("question", "choices", "answer")),
-    (prompt_completion, ("question", "answer")),
-    (prompt_completion, ("question", "response")),
+    (prompt_completion, ("question",)),
     (prompt_completion, ("query", "response")),
-    (instruction, ("instruction", "output")),
-    (instruction, ("instruction", "response")),
+    (instruction, ("instruction",)),
 )
-"""Formats of a record within a sample, by keys that tell them; without any of these it is a caption."""
+"""Formats of a record within a sample, by keys that tell them; without any of these it is a caption.
+
+What asks is no caption, whatever its answer is called: the format says what is missing.
+"""
 FORMATS: dict[str, Format] = {
     "messages": messages,
     "cauldron": cauldron,

@@ -59,6 +59,8 @@ def test_a_long_answer_is_marked_as_truncated(checker, tmp_path):
         (said("<image>What is <image/>?", "A cat."), [picture()], "image_token"),
         (said("?", "Yes.</s>\n"), [], "end_of_turn"),
         (said("?", "Yes. <|eot_id|>"), [], "end_of_turn"),
+        (said("?", "Yes.<｜end▁of▁sentence｜>"), [], "end_of_turn"),
+        (said("?", "Yes.<eos>"), [], "end_of_turn"),
         (said("<s>[INST] Who? [/INST]", "She."), [], "rendered"),
         (said("<start_of_turn>user\nWho?<end_of_turn>\n<start_of_turn>model\n", "She."), [], "rendered"),
         (said("<|user|>\nWho?</s>\n<|assistant|>\n", "She."), [], "rendered"),

@@ -948,6 +948,17 @@ def test_a_picture_that_a_template_or_text_does_not_read(column, value, is_one):
         assert raw_rows("template", record, prompt="What?", answer="{label}", image=column)[0].images
 
 
+@pytest.mark.parametrize(("key", "value"), [("audio", {"bytes": b"RIFF", "path": "1.wav"}), ("videos", ["1.mp4"])])
+def test_media_that_a_template_or_text_does_not_read(key, value):
+    """They are called what they are, and the cure is no setting for pictures."""
+    for format, settings in (("template", {"prompt": "What?", "answer": "{label}"}), ("text", {"prompt_words": 2})):
+        with pytest.raises(
+            BadRecord, match=f"'{key}': video and audio are not trained on; take the column out"
+        ) as error:
+            raw_rows(format, {"text": "a b c d e f", "label": "cat", key: value}, **settings)
+        assert error.value.reason == "missing_media"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -1063,6 +1074,10 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             for name in belonging
         ],
         ("webdataset", {"jpg": b"x", "txt": b"A cat.", "json": b'{"caption": "A dog."}'}, "bad_turns"),
+        *[
+            ("webdataset", {"jpg": b"x", "txt": b"A cat.", "json": {asked: "What?", "answers": ["a"]}}, "missing_field")
+            for asked in ("question", "instruction")
+        ],
         ("prompt_completion", {"prompt": "x", "completion": "y", "image": "1.png", "image_2": "2.png"}, "image_count"),
         ("llava", {"conversations": AS_LLAVA, "images": ["1.png"], "image2": {"bytes": b"x"}}, "image_count"),
         *[
