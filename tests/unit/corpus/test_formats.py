@@ -330,6 +330,7 @@ PICTURE = {"bytes": b"x", "path": None}
             [PICTURE],
         ),
         ([{"image": "1.png", "text": None}, {"image": None, "text": "?"}], ["1.png"]),
+        ([{"type": "image_url", "value": "1.png"}, {"type": "text", "value": "?"}], ["1.png"]),  # of LLaMA-Factory
         ({"type": ["image", "text"], "path": ["1.png", None], "text": [None, "?"]}, ["1.png"]),
     ],
 )
