@@ -30,7 +30,7 @@ from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, last_suffix
 from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
-_NUMBERED_IMAGE = re.compile(r"(image|img)s?[_ ]?\d+", re.IGNORECASE)  # one of several
+_NUMBERED_IMAGE = re.compile(r"(image|img)s?[_ ]?(\d+|[a-h]|left|right|before|after)", re.I)  # one of several
 _LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name|frame|scan|pdf", re.IGNORECASE)
 _NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name|url|link)s?", re.IGNORECASE)
 _NAME_OF_MEDIA = re.compile("(video|audio|clip)s?[_ ]?(u?id|idx|name|file|url|link)s?", re.IGNORECASE)

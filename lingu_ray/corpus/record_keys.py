@@ -61,7 +61,7 @@ RECORD_RULES = (
             *("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images"),
             *("preferred_output", "non_preferred_output"),
         ),
-        "a pair of a better and a worse answer, not a conversation",
+        "of a better and a worse answer none is learned: keep the better one as the answer, and take the pair out",
     ),
     KeyRule(
         "undesired_answer",

@@ -1079,7 +1079,10 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             ("webdataset", {"jpg": b"x", "txt": b"A cat.", "json": {asked: "What?", "answers": ["a"]}}, "missing_field")
             for asked in ("question", "instruction")
         ],
-        ("prompt_completion", {"prompt": "x", "completion": "y", "image": "1.png", "image_2": "2.png"}, "image_count"),
+        *[
+            ("prompt_completion", {"prompt": "x", "completion": "y", "image": "1.png", name: "2.png"}, "image_count")
+            for name in ("image_2", "image_b", "ImageAfter")
+        ],
         ("llava", {"conversations": AS_LLAVA, "images": ["1.png"], "image2": {"bytes": b"x"}}, "image_count"),
         *[
             ("prompt_completion", {"question": "x", "answer": "B", first: "a", second: "b"}, "bad_turns")
