@@ -172,8 +172,7 @@ def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[
         return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)
     if name.endswith((".yaml", ".yml")):
         return parse(read_text(name), name, schema)
-    near = difflib.get_close_matches(name, known, n=1)
-    if (recorded := Path(name).expanduser() / "config.yaml").is_file():
-        near = [str(recorded)]
+    given = [Path(name).expanduser() / "config.yaml", Path(f"{name}.yaml")]
+    near = [str(file) for file in given if file.is_file()] or difflib.get_close_matches(name, known, n=1)
     meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
     raise UserError(f"no {kind} {name!r}; {meant} A file is named by its path, ending in .yaml")

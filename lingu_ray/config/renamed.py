@@ -1,4 +1,4 @@
-"""Settings that have a new name. The old one is refused, and the message gives the new one."""
+"""Settings that have a new name, or another one elsewhere: it is refused, and the message gives the right one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ RENAMED = {
     "evaluation.tasks.*.form": "evaluation.tasks.*.format",
 }
 """Old dotted name: new one; `*` stands for the items of a list."""
+
+ELSEWHERE = {
+    "lr": "train.learning_rates",
+    "learning_rate": "train.learning_rates",
+    "batch_size": "train.rows_per_step",
+    "epochs": "train.steps",
+    "max_steps": "train.steps",
+    "gradient_accumulation_steps": "train.tokens_per_micro_batch",
+    "bf16": "train.precision",
+}
+"""What other trainers call a setting: its dotted name here. By its letters `lr` comes nearest to `lora`."""
 
 
 def new_name(section: type[BaseModel] | None, name: str) -> str | None:

@@ -21,10 +21,11 @@ from lingu_ray.config import strict_yaml
 from lingu_ray.config.base import RECORDED, Schedule
 from lingu_ray.config.differences import short
 from lingu_ray.config.help import explain, wants
-from lingu_ray.config.renamed import new_name
+from lingu_ray.config.renamed import ELSEWHERE, new_name
 from lingu_ray.config.strict_yaml import Key
 from lingu_ray.config.tree import field_at, is_list, is_mapping, section_at
 from lingu_ray.errors import UserError
+from lingu_ray.paths import not_found
 from lingu_ray.storage import local_copy, redacted
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def read_text(name: str) -> str:
     path = Path(local_copy(name)).expanduser()
     try:
         return path.read_text("utf-8")
+    except FileNotFoundError as error:
+        raise UserError(not_found(path, "file")) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     except UnicodeDecodeError as error:
@@ -281,7 +284,11 @@ def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
     above = dotted.rpartition(".")[0]
     section = section_at(key[:-1], schema)
     siblings = list(section.model_fields) if section else []
-    near = difflib.get_close_matches(str(key[-1]), siblings, n=1)
+    usual = ELSEWHERE.get(str(key[-1]), "")
+    near = [name for name in siblings if usual.endswith(f".{name}")]
+    if usual and not near and field_at((*usual.split("."),), schema):
+        return f"did you mean {usual}?"
+    near = near or difflib.get_close_matches(str(key[-1]), siblings, n=1)
     if near:
         return f"did you mean {above + '.' if above else ''}{near[0]}?"
     elsewhere = [f"{top}.{key[-1]}" for top in schema.model_fields if field_at((top, str(key[-1])), schema)]

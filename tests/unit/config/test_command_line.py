@@ -90,6 +90,10 @@ def test_the_last_override_of_a_key_counts(file: str):
     [
         (["train.stepz=3"], ["train.stepz: no such setting; did you mean train.steps? [train.stepz=3]"]),
         (["steps=3"], ["did you mean train.steps?"]),
+        (["train.lr=1e-4"], ["train.lr: no such setting; did you mean train.learning_rates?"]),
+        (["lr=1e-4"], ["lr: no such setting; did you mean train.learning_rates?"]),
+        (["align={lr: 1}"], ["align.lr: no such setting; did you mean align.learning_rates?"]),
+        (["epochs=3"], ["epochs: no such setting; did you mean train.steps?"]),
         (["nonsense.x=3"], ["the top level has name, output_dir", "[nonsense.x=3]"]),
         (["train.steps=abc"], ["train.steps: abc does not fit; give a whole number above 0 (optimizer steps)"]),
         (["train.steps=abc", "train.rows_per_step=0"], ["train.steps: abc", "\ntrain.rows_per_step: 0"]),
@@ -207,7 +211,15 @@ def test_a_setting_of_two_forms_is_one_error(value: str):
 def test_unknown_recipe_and_missing_file():
     """A recipe that is not there is refused with the nearest one, a file that is not there with its path."""
     assert "did you mean smolvlm-256m?" in refusal("smolvlm")
-    assert "nowhere.yaml: cannot be read" in refusal("nowhere.yaml")
+    assert "no such file: /" in (told := refusal("nowhere.yaml")) and told.endswith("/nowhere.yaml")
+
+
+def test_a_file_that_is_nearly_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its other ending, or none, is answered with the file that lies there."""
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").touch()
+    assert refusal("my.yml") == f"no such file: {tmp_path}/my.yml; did you mean {tmp_path}/my.yaml?"
+    assert refusal("my").startswith("no recipe 'my'; did you mean my.yaml?")
 
 
 def test_yaml_round_trips(file: str, tmp_path: Path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from config_files import FILE, refusal
 
-from lingu_ray.config.renamed import RENAMED
+from lingu_ray.config.renamed import ELSEWHERE, RENAMED
 from lingu_ray.config.tree import field_at
 from lingu_ray.errors import UserError
 from lingu_ray.evaluate import read_arguments
@@ -29,7 +29,8 @@ def test_an_old_name_is_told_by_every_command(tmp_path: Path):
 
 
 def test_renamed_settings_lead_somewhere():
-    """Every old name is gone from the settings, and its new name is one of them."""
+    """Every old name is gone from the settings, and its new name is one of them, as are those for names of others."""
+    assert all(field_at((*name.split("."),)) for name in ELSEWHERE.values())
     for old, new in RENAMED.items():
         assert field_at(tuple(part for part in old.split(".") if part != "*")) is None
         assert field_at(tuple(part for part in new.split(".") if part != "*")) is not None

@@ -291,7 +291,7 @@ def test_unknown_space_and_file(tmp_path):
     """A name that is none of the package's, and a file that is not there."""
     with pytest.raises(UserError, match="there are ablation, demo"):
         read_space("nothing")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         read_space(str(tmp_path / "nothing.yaml"))
 
 
