@@ -210,8 +210,11 @@ def shipped() -> dict[str, str]:
 
 
 def read_space(name: str) -> Settings[Space]:
-    """A space of the package by name, or a YAML file by path."""
-    return read_named(name, "space", "tuning", Space)
+    """A space of the package by name, or a YAML file by path. Raises UserError for a run's settings, too."""
+    space = read_named(name, "space", "tuning", Space)
+    if "base" not in space.tree and {"student", "teacher", "corpus", "demo"} & space.tree.keys():
+        raise UserError(f"{name}: settings of a run, which a space is searched for: lingu-ray sweep kd base={name}")
+    return space
 
 
 def configure(base: Config, values: Mapping[str, Any], origin: str) -> Config:

@@ -295,6 +295,13 @@ def test_unknown_space_and_file(tmp_path):
         read_space(str(tmp_path / "nothing.yaml"))
 
 
+def test_settings_of_a_run_are_no_space(tmp_path):
+    """Named in place of a space: the error says where they belong."""
+    (file := tmp_path / "my.yaml").write_text("name: mine\nteacher: {path: lm}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"{file}: settings of a run, .* sweep kd base={file}$"):
+        read_space(str(file))
+
+
 def test_corners_are_all_combinations_or_each_value_once():
     """Few combinations are all checked; of very many, each value beside the first of the others."""
     cases = {"a": {"distill.policy": "all"}, "b": {"distill.policy": "none"}}
