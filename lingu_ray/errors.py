@@ -120,6 +120,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     collect_less()
     _prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # each retry, twice
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

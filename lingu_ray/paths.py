@@ -205,6 +205,12 @@ def not_found(path: str | Path, kind: str = "file or folder") -> str:
     return f"no such {kind}: {absolute(path)}" + (f"; did you mean {near}?" if near else "")
 
 
+def asking_hub(who: str, path: str) -> str:
+    """What is told before the hub is asked, which may take minutes: who asks, for what, and what else may be meant."""
+    near = nearest(path)
+    return f"{who}: asking the Hugging Face hub for {path}" + (f"; or did you mean {near}?" if near else "")
+
+
 def why_not_loaded(path: str | Path, error: Exception) -> str:
     """The message on a model (from `model_path`) that does not load: no such folder, no such id, or the error."""
     place = Path(storage.local_copy(path))

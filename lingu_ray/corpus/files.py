@@ -24,7 +24,7 @@ from lingu_ray.corpus.patterns import matches, split_pattern
 from lingu_ray.corpus.split_names import of_split, split_of
 from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
 from lingu_ray.errors import UserError, causes
-from lingu_ray.paths import not_found
+from lingu_ray.paths import asking_hub, not_found
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def hub_files(source: SourceConfig) -> list[str]:
 
     from lingu_ray.hub import HUB_ERRORS
 
-    log.info("%s: asking the Hugging Face hub for %s", source.name, source.path)  # which may take minutes
+    log.info(asking_hub(source.name, source.path))
     try:
         dataset = load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
     except HUB_ERRORS as error:

@@ -295,3 +295,13 @@ def test_the_command_talks_on_a_terminal(models: Path):
     assert "Idefics3ForConditionalGeneration" in printed and "text and images, on cpu" in printed
     assert printed.count("/image PATH") == 2
     assert opened(models / "vlm").ask("One?", ignore) in printed
+
+
+def test_who_waits_for_the_hub_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    """Before it is asked, as an answer may take minutes; a folder that was probably meant is named."""
+    (tmp_path / "models" / "vlm").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO", "lingu_ray"), pytest.raises(UserError, match="no model models/vlmm can be loaded"):
+        open_conversation("models/vlmm", [], SHORT)
+    told = f"model: asking the Hugging Face hub for models/vlmm; or did you mean {tmp_path}/models/vlm?"
+    assert caplog.messages == [told]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from lingu_ray.content import model_identity
 from lingu_ray.errors import UserError
-from lingu_ray.paths import hub_model, model_origin, why_not_loaded
+from lingu_ray.paths import asking_hub, hub_model, is_on_hub, model_origin, why_not_loaded
 from lingu_ray.runtime.models.gguf_tokenizer import load_tokenizer
 from lingu_ray.runtime.models.tekken import read_processor
 from lingu_ray.runtime.models.weights import (
@@ -32,6 +33,8 @@ from lingu_ray.runtime.models.weights import (
     refuse_unread,
 )
 from lingu_ray.storage import local_copy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,8 @@ def check_weights(path: Path | str) -> None:
     Raises:
         UserError: weights are missing, left over, of another shape, or a file is cut off or absent.
     """
-    config = _load_config(path)
     path = local_copy(path)
-    if not Path(path).is_dir() or hasattr(config, "quantization_config"):
+    if not Path(path).is_dir() or hasattr(config := _load_config(path), "quantization_config"):
         return
     try:
         model = empty_model(loader_of(supports_images(config)), config)
@@ -134,6 +136,8 @@ def check_weights(path: Path | str) -> None:
 
 
 def _load_config(path: Path | str) -> PreTrainedConfig:
+    if is_on_hub(str(path)):
+        log.info(asking_hub("model", str(path)))
     place, origin = model_origin(local_copy(path))
     if not origin:
         check_json(place, "model")

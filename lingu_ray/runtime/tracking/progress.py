@@ -15,11 +15,10 @@ from lingu_ray.runtime.run_folder.run_log import SHOWN
 
 
 def quiet_libraries() -> None:
-    """Mute what MLflow, Transformers and the hub print beside the live line, except errors."""
+    """Mute what MLflow and Transformers print beside the live line, except errors."""
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what it raises
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # "generated new fontManager", a font without bold
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each retry, twice
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 

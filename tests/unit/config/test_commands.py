@@ -215,3 +215,11 @@ def test_the_guide_is_printed_or_found():
     text = (ROOT / "docs/guide.md").read_text("utf-8")
     assert run("guide").stdout == text
     assert Path(run("guide", "--path").stdout.strip()).read_text("utf-8") == text
+
+
+def test_the_retries_of_the_hub_are_not_shown():
+    """Its library logs two lines for each; it is imported after the command began, and sets its own level."""
+    main = "from huggingface_hub.utils._http import logger; logger.warning('Retrying in 1s'); logger.error('gone')"
+    code = f"from lingu_ray.errors import run_command\ndef main(_):\n    {main}\nrun_command(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "Retrying" not in done.stderr and "gone" in done.stderr
