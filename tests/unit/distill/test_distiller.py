@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -199,12 +200,11 @@ def own_rows(wrap: Callable[[Distiller], torch.nn.Module], folder: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrap", [in_ddp, in_searching_ddp, in_static_ddp, in_fsdp])
-def test_data_parallel_is_one_large_batch(tmp_path, wrap):
+def test_data_parallel_is_one_large_batch(of_workers, wrap):
     """Wrapped, both of two workers have in each step the gradient of the rows of both, whoever has images."""
-    in_workers(own_rows, wrap, tmp_path)
     for name in ("idefics3", HAS_UNUSED):
         distiller = Distiller(*pair(name))
-        found = [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in (0, 1)]
+        found = [torch.load(of_workers / wrap.__name__ / f"{name}-{rank}.pt") for rank in (0, 1)]
         for step, rows in enumerate(STEPS):
             distiller(*batch_of(name, [*rows[0], *rows[1]])).loss.backward()
             expected = gradients(distiller.student)
@@ -240,35 +240,33 @@ def own_row(wrap: Callable[[Distiller], torch.nn.Module], folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrap", [in_ddp, in_fsdp])
-def test_adapters_are_reduced_in_one_order(tmp_path, wrap):
+def test_adapters_are_reduced_in_one_order(of_workers, wrap):
     """Behind a frozen embedding matrix, where an image alone gives the first layer's input a gradient, too."""
     pytest.importorskip("peft")
-    in_workers(own_row, wrap, tmp_path)
     for rank in (0, 1):
-        found, expected = torch.load(tmp_path / f"{rank}.pt")
+        found, expected = torch.load(of_workers / wrap.__name__ / f"{rank}.pt")
         assert found.keys() == expected.keys()
         for key, gradient in found.items():
             torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-6, msg=key)
 
 
-def sharded_alone(data: Path, folder: Path) -> None:
+def sharded_alone(folder: Path) -> None:
     """The error of a student that is sharded without its `Distiller`, written to a file."""
     student, teacher = pair("idefics3")
     distiller = Distiller(student, teacher)
     fully_shard(student)
     with pytest.raises(UserError) as caught:
         distiller(as_processor(collate(samples("idefics3"), PAD)))
-    (folder / "said").write_text(str(caught.value))
+    (folder / "sharded_alone").write_text(str(caught.value))
 
 
 @pytest.mark.slow
-def test_a_student_that_is_sharded_alone_is_refused(tmp_path):
+def test_a_student_that_is_sharded_alone_is_refused(of_workers):
     """Nobody would gather its weights: the error says what to shard instead."""
-    in_workers(sharded_alone, tmp_path, tmp_path, world=1)
-    assert "fully_shard(distiller) after its layers" in (tmp_path / "said").read_text()
+    assert "fully_shard(distiller) after its layers" in (of_workers / "sharded_alone").read_text()
 
 
-def tower_sharded_alone(data: Path, folder: Path) -> None:
+def tower_sharded_alone(folder: Path) -> None:
     """The error of a text where the vision tower has shards of its own, written to a file; an image is fine."""
     distiller = Distiller(*pair("idefics3"))
     fully_shard(distiller.student.model.vision_model)
@@ -276,14 +274,36 @@ def tower_sharded_alone(data: Path, folder: Path) -> None:
     distiller(*batch_of("idefics3", [0])).loss.backward()
     with pytest.raises(UserError) as caught:
         distiller(*batch_of("idefics3", [1]))
-    (folder / "said").write_text(str(caught.value))
+    (folder / "tower_sharded_alone").write_text(str(caught.value))
 
 
 @pytest.mark.slow
-def test_a_tower_that_is_sharded_by_itself_needs_images(tmp_path):
+def test_a_tower_that_is_sharded_by_itself_needs_images(of_workers):
     """A text would leave the others waiting for its shards: the error says what to shard instead."""
-    in_workers(tower_sharded_alone, tmp_path, tmp_path, world=1)
-    assert "fully_shard(distiller) after the decoder's layers alone" in (tmp_path / "said").read_text()
+    assert "fully_shard(distiller) after the decoder's layers alone" in (of_workers / "tower_sharded_alone").read_text()
+
+
+def all_of_a_worker(data: Path, folder: Path) -> None:
+    """What one of two workers does for all of these tests: its models are this process's own, and made for each."""
+    for wrap in (in_ddp, in_searching_ddp, in_static_ddp, in_fsdp):
+        pair.cache_clear()  # what was sharded is of no use to the next
+        own_rows(wrap, folder / wrap.__name__)
+    for wrap in (in_ddp, in_fsdp) if find_spec("peft") else ():
+        pair.cache_clear()
+        own_row(wrap, folder / wrap.__name__)
+    for work in (sharded_alone, tower_sharded_alone):
+        pair.cache_clear()
+        work(folder)
+
+
+@pytest.fixture(scope="module")
+def of_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two workers left, who were started once."""
+    folder = tmp_path_factory.mktemp("workers")
+    for wrap in (in_ddp, in_searching_ddp, in_static_ddp, in_fsdp):
+        (folder / wrap.__name__).mkdir()
+    in_workers(all_of_a_worker, folder, folder)
+    return folder
 
 
 @pytest.mark.slow
