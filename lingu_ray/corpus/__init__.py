@@ -5,7 +5,7 @@ row         one conversation with its encoded images
 files       of a source; patterns, split_names, card: which are meant; suffixes: what is a picture
 splits      files cut into parts, a task for each; json_array: where an array's records are
 readers     from bytes to records, by arrow, compression, tar and labels
-formats     from records to conversations, by turns, contents, record and record_keys
+formats     from records to conversations, by turns, contents, record and record_keys; beside: what stands beside one
 load_image  the bytes that a record's image means, by images and named_file
 check       whether a conversation is a good row
 
