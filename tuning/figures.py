@@ -30,9 +30,10 @@ class Figure:
 
 def sweep_figures(settings: list[Setting], space: Space, trials: Path) -> list[Figure]:
     """The figures that this sweep has enough for."""
+    bars = "Bars: standard deviation over seeds, of one seed the 95% interval over items."
     hint = "Permutation importance in a random forest fitted to the trials: a hint."
     figures = [
-        Figure("pareto", "Recovery and retention", pareto(settings, space), wide=True),
+        Figure("pareto", "Recovery and retention", pareto(settings, space), True, bars),
         Figure("curves", "As they trained", best_curves(settings, trials), True, "The first settings of the table."),
         Figure("parallel", "Parallel coordinates", parallel_coordinates(settings, space), wide=True),
         Figure("heat", "Heat map", heat_map(settings, space)),

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 
@@ -52,7 +53,8 @@ def plot_recovery(result: Recovery, path: Path) -> None:
     columns = -(-len(panels) // rows)  # rows of about equal length
     width = max(_width(models) * columns, 4.4)
     title = textwrap.wrap(result.verdict.text, int(TITLE_CHARACTERS * width))
-    legend_rows = -(-len(models) * 1.9 // width)
+    labels = [*map(display_name, models), "95% interval over items"]
+    legend_rows = -(-len(labels) * 1.9 // width)
     with canvas(path, (width, SIZE[1] * rows + 0.2 + 0.2 * len(title) + 0.22 * legend_rows)) as figure:
         figure.set_layout_engine("constrained", h_pad=0.1)
         axes = figure.subplots(rows, columns, squeeze=False)
@@ -62,8 +64,8 @@ def plot_recovery(result: Recovery, path: Path) -> None:
             panel.draw(axis)
         figure.suptitle("\n".join(title), x=0.012, ha="left", fontsize=TITLE_POINTS)
         handles = [Rectangle((0, 0), 1, 1, color=color) for color in model_colors(models).values()]
-        labels = [display_name(model) for model in models]
-        figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(models) / legend_rows))
+        handles += [Line2D([], [], color=INK, linewidth=1.4)]
+        figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / legend_rows))
 
 
 def _draw_task(axis: Axes, name: str, task: TaskScores, models: list[str]) -> None:

@@ -246,6 +246,7 @@ def test_figures_in_the_page_take_its_colors(text: str) -> None:
     for drawing in drawings:
         assert "fill: var(--ink)" in drawing and "#ffffff" not in drawing and "#000000" not in drawing
     assert "validation" in page.labels[-1].lower() and "stories" in drawings[-1]
+    assert "as lines in the figures: 95% intervals" in text
 
 
 def test_sampled_questions_show_their_pictures(text: str) -> None:

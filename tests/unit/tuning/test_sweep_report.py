@@ -116,7 +116,7 @@ def test_figures_suit_a_dark_page(folder: SweepFolder, base: Config) -> None:
     run.metrics.write_text("".join(json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in (1, 2, 3)))
     page = report(folder, base, *outcomes)
     assert page.count("<svg") == 6 and "<img" not in page and "var(--ink)" in page
-    assert 'aria-label="Recovery over temperature and w_kd"' in page
+    assert 'aria-label="Recovery over temperature and w_kd"' in page and "Bars: standard deviation over seeds" in page
     pictures = {path.stem for path in folder.report.glob("*.png")}
     assert pictures == {"pareto", "curves", "heat", "parallel", "importance"}
 
