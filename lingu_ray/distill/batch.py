@@ -37,8 +37,8 @@ def visual_token_ids(student: PreTrainedModel) -> list[int]:
     ids = [i for i in named if isinstance(i, int)]
     if not ids:
         raise UserError(
-            f"student: the configuration of {type(student).__name__} names no image token (image_token_id), so "
-            "it is no vision-language model"
+            f"student: the configuration of {type(student).__name__} names no image token: set its image_token_id, or "
+            "audio_token_id, to the id that the processor writes for images"
         )
     return ids
 

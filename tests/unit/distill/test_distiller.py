@@ -730,7 +730,7 @@ def test_a_student_without_image_token_is_refused():
     """A configuration that names no image token leaves open which positions are visual."""
     student = tiny_student(teacher := tiny_teacher())
     vars(student.config)["image_token_id"] = None
-    with pytest.raises(UserError, match="names no image token"):
+    with pytest.raises(UserError, match="names no image token: set its image_token_id"):
         Distiller(student, teacher)
     assert isinstance(teacher, LlamaForCausalLM) and teacher.model.embed_tokens.weight.requires_grad  # untouched
 
