@@ -43,11 +43,15 @@ YAMLError = yaml.YAMLError
 """What libraries raise that read YAML of others, as cards of data sets."""
 _CURES = {
     "alias": "quote text that begins with *",
-    "mapping values are not allowed": "quote text with a colon and a blank in it",
+    "mapping values are not allowed": "a key is written as `key: value`, indented like the keys beside it; quote text "
+    "with a colon and a blank in it",
+    "quoted scalar": "close the quote that opens on line {line}",
+    "flow ": "close the bracket that opens on line {line}, or put the comma that is missing",
+    "block end": "indent what belongs together alike, and quote text with quotes or brackets in it",
     "'\\t'": "indent with blanks instead of tabs",
     "cannot start any token": "quote text that begins with such a sign",
 }
-"""What helps against errors of syntax, by what PyYAML says of them."""
+"""What helps against errors of syntax, by what PyYAML says of them; `line`: where the part begins."""
 MOST_REPEATED = 100_000  # values that aliases stand for: aliases of aliases multiply
 
 
@@ -87,7 +91,8 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
     except yaml.MarkedYAMLError as error:
         where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         said = f"{error.context} {error.problem}"
-        cure = next((f"; {cure}" for sign, cure in _CURES.items() if sign in said), "")
+        line = error.context_mark.line + 1 if error.context_mark else ""
+        cure = next((f"; {cure.format(line=line)}" for sign, cure in _CURES.items() if sign in said), "")
         raise UserError(f"{origin}{where}: not valid YAML: {error.problem or error.context}{cure}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{origin}: not valid YAML: {error}") from error

@@ -85,18 +85,28 @@ def test_aliases_that_multiply_are_refused(first: str, further: str):
     assert tree["s"] == [{"x": 1, "y": 2, "z": 3}] * 500
 
 
+KEY = "a key is written as `key: value`, indented like the keys beside it"
+
+
 @pytest.mark.parametrize(
     ("text", "cure"),
     [
         ("path: *.jsonl", "quote text that begins with *"),
         ("path: *rows", "quote text that begins with *"),
         ("prompt: Question: {q}", "quote text with a colon and a blank in it"),
+        ("name:mine\nseed: 3", f"{KEY}; quote text with a colon and a blank in it"),
+        ("name: mine\n seed: 3", f"{KEY}; quote text with a colon and a blank in it"),
+        ('a: 1\nb: "6\nc: 3\n', "close the quote that opens on line 2"),
+        ("a: 1\nb: [1, 2\nc: 3", "close the bracket that opens on line 2, or put the comma that is missing"),
+        ("a: {b: 1 c: 2}", "close the bracket that opens on line 1, or put the comma that is missing"),
+        ("a:\n  - x: 1\n   y: 2", "indent what belongs together alike, and quote text with quotes or brackets in it"),
+        ("a: 'it's'", "indent what belongs together alike, and quote text with quotes or brackets in it"),
         ("a:\n\tb: 1", "indent with blanks instead of tabs"),
         ("answer: @name", "quote text that begins with such a sign"),
     ],
 )
-def test_text_that_needs_quotes_is_told(text: str, cure: str):
-    """Patterns, format strings and tabs, as settings without quotes have them."""
+def test_errors_of_syntax_name_their_cure(text: str, cure: str):
+    """Text that needs quotes, such as patterns and format strings; blanks, tabs, brackets and commas."""
     with pytest.raises(UserError, match=rf"f\.yaml:\d: not valid YAML: .*; {re.escape(cure)}$"):
         strict_yaml.load(text, "f.yaml")
 
