@@ -43,7 +43,8 @@ def curve_panels(runs: list[tuple[str, Curves]]) -> list[Panel]:
     names = [name for name in CURVES if any(name in curves for _, curves in runs)]
     panels = [Panel(f"{CURVES[name]} by step", SIZE, partial(_draw_curve, runs=runs, name=name)) for name in names]
     drawn = [(index, label) for index, (label, curves) in enumerate(runs) if curves]
-    return [*panels, Panel("Runs by color", SIZE, partial(_draw_legend, runs=drawn))] if panels else []
+    legend = Panel("Runs by color", (SIZE[0], 0.4 + 0.2 * len(drawn)), partial(_draw_legend, runs=drawn))
+    return [*panels, legend] if panels else []
 
 
 def _draw_curve(axis: Axes, runs: list[tuple[str, Curves]], name: str) -> None:
@@ -54,7 +55,7 @@ def _draw_curve(axis: Axes, runs: list[tuple[str, Curves]], name: str) -> None:
             axis.plot(steps, smooth(np.array(values)), marker=marker, ms=3, lw=1.5, **_style(index))
     axis.set_title(CURVES[name], loc="left")
     axis.set(xlabel="optimizer step", ylabel="nats per token")
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
 
 
 def _draw_legend(axis: Axes, runs: list[tuple[int, str]]) -> None:

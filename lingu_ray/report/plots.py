@@ -84,6 +84,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "axes.edgecolor": SOFT,
     "axes.labelcolor": INK,
+    "axes.formatter.useoffset": False,  # ticks are whole numbers to read, not what is added to one
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from lingu_ray.runtime.tracking.store_uri import STORE, tracking_uri
 from lingu_ray.runtime.tracking.tracker import Tracker
 from lingu_ray.train import track
 from tuning import compare
+from tuning.curves import curve_panels
 from tuning.differences import differing_settings
 
 pytestmark = pytest.mark.slow  # real stores, and plots
@@ -261,6 +263,15 @@ def test_large_numbers_are_whole() -> None:
     table = compare.metrics_table([compare.Compared("run", {}, metrics)])
     cells = {label: cell for label, cell in table.lines}
     assert cells == {"tokens_per_s": "123,457", "mme": "1,523", "loss": "2.346", "text": "1.5e+304"}
+
+
+def test_curves_of_close_values_are_read() -> None:
+    """Ticks are whole steps and the values themselves, not what is added to one; the legend takes no panel's height."""
+    runs = [(name, {"validation_ce": ([6], [value])}) for name, value in {"a": 6.96876, "b": 6.96831}.items()]
+    panel, legend = curve_panels(runs)
+    step, *values = re.findall(r">([+\d.]+)</text>", panel.svg())
+    assert step == "6" and values and all(value.startswith("6.968") for value in values)
+    assert legend.size[1] < panel.size[1] / 2
 
 
 @pytest.mark.timeout(100)  # MLflow asks for minutes of itself
