@@ -1,9 +1,9 @@
-"""Commands and Ray's workers as forks of a process that has imported torch and Transformers: each saves seconds.
+"""Commands and Ray's workers as forks of a process that has imported torch, Transformers and Ray: each saves seconds.
 
 Ray starts a worker by `python setup_worker.py default_worker.py …`. Within `installed()` this file takes the place of
 `setup_worker.py`: it hands arguments and environment to a server, whose fork becomes the worker. `Fork` asks the same
-server for a command. The server imports libraries and does nothing else. Ray reads its environment on import: a command
-imports it itself, and workers are forks of a fork that has imported it with their variables, one for each Ray and job.
+server for a command. The server imports libraries and does nothing else. Ray reads its environment on import: commands
+and workers are forks of a fork that has imported it with their variables, one for each Ray and job.
 """
 
 from __future__ import annotations
@@ -46,8 +46,18 @@ IMPORTED = (
     "lingu_ray.demo.prepare",
     "lingu_ray.report.plots",
 )
-IMPORTED_WITH_RAY = ("ray._private.workers.setup_worker", "ray._private.workers.default_worker")
-"""No module with an actor class: Ray draws an id for it, and forks would go on with the same random numbers."""
+IMPORTED_WITH_RAY = (
+    "ray._private.workers.setup_worker",
+    "ray._private.workers.default_worker",
+    "ray._private.arrow_serialization",
+    "ray.dag.compiled_dag_node",
+    "ray.data",
+    "ray.data._internal.issue_detection.issue_detector_configuration",
+    "ray.train.torch",
+    "pydantic.v1.fields",
+    "tabulate",
+    "lingu_ray.runtime.training.worker",
+)
 
 
 @contextmanager
@@ -87,13 +97,14 @@ def installed() -> Iterator[None]:
 
 
 def request_worker() -> None:
-    """Ask for a fork that becomes the worker of this command line, with this environment and folder.
-
-    The server says where the fork of it listens that has imported Ray with such an environment.
-    """
+    """Ask for a fork that becomes the worker of this command line, with this environment and folder."""
     request = {"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}
-    place = ask(os.environ[ADDRESS], request)
-    ask(place, request)
+    ask(place_of_forks(request["environment"]), request)
+
+
+def place_of_forks(environment: Mapping[str, str]) -> str:
+    """The socket of the fork of the server that has imported Ray with such an environment."""
+    return ask(environment[ADDRESS], {"environment": dict(environment)})
 
 
 def ask(place: str, request: dict[str, object]) -> str:
@@ -114,7 +125,7 @@ class Fork:
     def __init__(self, argv: Sequence[str], cwd: Path | None, env: Mapping[str, str], stdout: int, stderr: int):
         self.returncode: int | None = None
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(env[ADDRESS])
+        self._connection.connect(place_of_forks(env))
         request = {
             "module": argv[0],
             "arguments": argv[1:],
@@ -147,46 +158,59 @@ class Fork:
 
 
 def serve(listener: socket.socket, ready: int) -> None:
-    """Import, tell so, then make a command of each request, or say where its worker is made."""
+    """Import, tell so, then say for each environment where forks are made that have imported Ray with it."""
     import_all(IMPORTED)
     started_early = sorted({"ray", "grpc"} & sys.modules.keys())
     assert not started_early, f"not to be forked: {started_early}"
     os.write(ready, b"ready")
     os.close(ready)
     makers: dict[frozenset[tuple[str, str]], str] = {}
-    for connection, files, request in requests(listener, os.getppid()):
-        if files:
-            if os.fork() == 0:
-                listener.close()
+    for connection, _, request in requests(listener, os.getppid()):
+        of_ray = frozenset(item for item in request["environment"].items() if item[0].startswith("RAY_"))
+        if of_ray not in makers:
+            makers[of_ray] = f"{listener.getsockname()}-{len(makers)}"
+            with socket.socket(socket.AF_UNIX) as forks:
+                forks.bind(makers[of_ray])
+                forks.listen(64)
+                if os.fork() == 0:
+                    connection.close()
+                    listener.close()
+                    return serve_forks(forks, request["environment"])
+        connection.sendall(makers[of_ray].encode())
+        connection.close()
+
+
+def serve_forks(listener: socket.socket, environment: dict[str, str]) -> None:
+    """Import Ray with an environment, then make a command, where files come with the request, or a worker."""
+    settle(environment, os.getcwd())
+    importlib.import_module("lingu_ray.runtime.cluster.connect")  # sets what Ray reads on import
+    import ray.actor
+
+    ray.actor.ActorClassID = ClassId
+    import_all(IMPORTED_WITH_RAY)
+    assert random_id() != random_id(), "forks would give different things one id"
+    set_by_imports = {name: value for name, value in os.environ.items() if name not in environment}
+    asking = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))  # no raylet asks for commands and Ray's client server
+    for connection, files, request in requests(listener, asking):
+        if os.fork() == 0:
+            listener.close()
+            if files:  # a command's own imports would have set them; workers are told what they need
+                request["environment"] = set_by_imports | request["environment"]
                 return become_command(connection, files, **request)
-        else:
-            of_ray = frozenset(item for item in request["environment"].items() if item[0].startswith("RAY_"))
-            if of_ray not in makers:
-                makers[of_ray] = f"{listener.getsockname()}-{len(makers)}"
-                with socket.socket(socket.AF_UNIX) as workers:
-                    workers.bind(makers[of_ray])
-                    workers.listen(64)
-                    if os.fork() == 0:
-                        connection.close()
-                        listener.close()
-                        return serve_workers(workers, request["environment"])
-            connection.sendall(makers[of_ray].encode())
+            return become_worker(connection, **request)
         connection.close()
         for number in files:
             os.close(number)
 
 
-def serve_workers(listener: socket.socket, environment: dict[str, str]) -> None:
-    """Import Ray with an environment, then make a worker of each request."""
-    settle(environment, os.getcwd())
-    import_all(IMPORTED_WITH_RAY)
-    assert random_id() != random_id(), "forks would give different things one id"
-    asking = int(os.environ.get("RAY_RAYLET_PID", os.getppid()))  # no raylet asks for Ray's client server
-    for connection, _, request in requests(listener, asking):
-        if os.fork() == 0:
-            listener.close()
-            return become_worker(connection, **request)
-        connection.close()
+class ClassId:
+    """Ids of actor classes, made without Ray's random numbers: after the first of them forks would all go on alike."""
+
+    @staticmethod
+    def from_random() -> Any:
+        from ray._raylet import ActorClassID
+
+        return ActorClassID(os.urandom(ActorClassID.size()))
 
 
 def random_id() -> bytes:
