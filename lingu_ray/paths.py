@@ -80,7 +80,7 @@ def location(path: str) -> str | None:
 
 def is_on_hub(path: str) -> bool:
     """Whether a path of the settings, which has been read, is a hub id: neither on this machine nor in a bucket."""
-    return not (Path(path).is_absolute() or storage.is_remote(path))
+    return not (Path(path).is_absolute() or storage.scheme_of(path) in storage.SCHEMES)
 
 
 def model_path(path: str) -> str:
