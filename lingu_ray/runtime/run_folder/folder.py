@@ -71,8 +71,9 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all that a run left which was never trained."""
-        of_training = {"root", "checkpoints", "export", "exported", "stop"}
-        for path in (self.initial_model, *(path for name, path in vars(self).items() if name not in of_training)):
+        folders = (self.initial_model, self.ray, self.report, self.logs, self.tensorboard)
+        records = (self.config, self.corpus, self.models, self.metrics, self.samples, self.environment)
+        for path in (*folders, *records, self.mlflow, self.wandb, self.contamination):
             remove(path)
 
 
