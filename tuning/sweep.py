@@ -26,7 +26,7 @@ from lingu_ray.config.tree import settings_with
 from lingu_ray.errors import Interrupted, UserError, run_command
 from lingu_ray.runtime.run_folder.lease import Lease
 from lingu_ray.runtime.run_folder.run_store import writing_to
-from lingu_ray.storage import below, origin, place, working_folder
+from lingu_ray.storage import below, origin, working_folder
 from tuning.check import check, check_held_out
 from tuning.folder import SweepFolder
 from tuning.space import Space, read_space, shipped
@@ -55,7 +55,7 @@ USAGE = "python -m tuning.sweep SPACE [key=value ...] [--help [SECTION]]"
 def main(arguments: list[str]) -> None:
     """What a sweep consists of, from top to bottom."""
     space, base = load(arguments)
-    with writing_to(place(below(str(base.output_dir), space.name))) as lease:
+    with writing_to(below(base.output_dir, space.name)) as lease:
         sweep(space, base, lease)
 
 
@@ -164,7 +164,7 @@ def sweep_help() -> Help:
 
 def open_folder(space: Space, base: Config) -> SweepFolder:
     """Make the sweep's folder, or check that the one there is this sweep."""
-    folder = SweepFolder(working_folder(place(below(str(base.output_dir), space.name))))
+    folder = SweepFolder(working_folder(below(base.output_dir, space.name)))
     check_records(folder.root)
     text = strict_yaml.dump({"space": space, "base": base})
     if folder.space.exists():

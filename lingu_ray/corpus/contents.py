@@ -241,16 +241,14 @@ def _read_part(value: Any) -> tuple[str, list[Any]]:
         return value, [None] * value.count(PLACEHOLDER)
     part = as_dict(value, "a part of a message")
     check_turn(part)
-    if not is_null(part.get("value")) and part.get("type") in (
-        *_TEXT_PARTS,
-        *_IMAGE_PARTS,
-    ):  # as LLaMA-Factory has all kinds
-        part = part | {"text" if part["type"] in _TEXT_PARTS else "image": part["value"]}
+    given = part.get("type")
+    if given in (*_TEXT_PARTS, *_IMAGE_PARTS) and not is_null(part.get("value")):  # as LLaMA-Factory has all kinds
+        part = part | {"text" if given in _TEXT_PARTS else "image": part["value"]}
     reference, text = _reference(part), part.get("text")
-    kind = part.get("type") or ("text" if reference is None and text is not None else "image")
+    kind = given or ("text" if reference is None and text is not None else "image")
     if kind in _TEXT_PARTS and reference is None:
         return _read_part(read_text(part, "text"))
-    if kind in _IMAGE_PARTS and is_empty(text) and (reference is not None or part.get("type")):
+    if kind in _IMAGE_PARTS and is_empty(text) and (reference is not None or given):
         return PLACEHOLDER, [reference]
     raise _not_a_part(kind, part)
 

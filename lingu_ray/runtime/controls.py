@@ -15,7 +15,7 @@ from pathlib import Path
 from lingu_ray.config import CONTROLS, Config, DistillConfig, Schedule
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.tracking.store_uri import same_store
-from lingu_ray.storage import below, place
+from lingu_ray.storage import below
 
 SAME_CE, PLAIN_CE = CONTROLS
 FOLDER = "controls"
@@ -66,7 +66,7 @@ def control_config(config: Config, name: str) -> Config:
     return config.model_copy(
         update={
             "name": name,
-            "output_dir": place(below(str(config.run_place), FOLDER)),
+            "output_dir": below(config.run_place, FOLDER),
             "controls": (),
             "corpus": config.corpus.model_copy(update={"sources": sources, "cache_dir": str(config.corpora_dir)}),
             "distill": _without_teacher(config.distill, name),

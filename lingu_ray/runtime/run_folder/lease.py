@@ -25,7 +25,7 @@ from pathlib import Path
 from lingu_ray.atomic import is_alive, numbering, write_json
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.job_stop import job_id
-from lingu_ray.storage import below, delete, entries, parent, place, put, read_bytes
+from lingu_ray.storage import below, delete, entries, parent, put, read_bytes
 
 BEAT_S = 5.0
 STALE_S = 30.0
@@ -109,7 +109,7 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
     Raises:
         UserError: another driver that is alive holds it; names it, and how to stop it. The folder cannot be written.
     """
-    path = place(below(str(folder), LEASE_FILE))
+    path = below(folder, LEASE_FILE)
     where = (socket.gethostname(), numbering(), os.getpid())
     mine = Holder(secrets.token_hex(8), *where, job_id(), time.time())
     try:
