@@ -7,7 +7,7 @@ import pytest
 from autoscaled import AutoscaledCluster
 from commands import Command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(180)]
 
 SCRIPT = """
 import json, sys

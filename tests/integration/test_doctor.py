@@ -61,6 +61,7 @@ def two_nodes(data: Path, tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]
         yield f"127.0.0.1:{port}", token
 
 
+@pytest.mark.long
 def test_what_differs_between_nodes_is_found_and_nothing_else(
     two_nodes: tuple[str, dict[str, str]], data: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,9 @@ def test_job_trains_and_a_bad_one_fails_with_its_reason(cluster, tmp_path):
     Ray removes fails the job with the one line, as every bad setting does."""
     write_pair_and_data(tmp_path)
     settings = write_settings(tmp_path / "run.yaml", tmp_path, tmp_path / "runs", train={"steps": 2, "samples": 0})
-    printed = submit(cluster, str(settings))
+    with ThreadPoolExecutor(1) as pool:  # Ray starts a job's driver in seconds
+        bad = pool.submit(submit, cluster, str(settings), "output_dir=runs", code=1)
+        printed = submit(cluster, str(settings))
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").exists()
     assert "step 2/2" in printed
-    assert "give an absolute output_dir=" in submit(cluster, str(settings), "output_dir=runs", code=1)
+    assert "give an absolute output_dir=" in bad.result()

@@ -13,7 +13,7 @@ from lingu_ray.evaluation.recovery_json import read_recovery
 
 pytestmark = pytest.mark.slow
 
-SPACE = {"name": "sweep-mine", "base": "my.yaml", "search": {"distill.w_kd": {"grid": [0.5, 2]}}, "retries": 0}
+SPACE = {"name": "sweep-mine", "base": "my.yaml", "search": {"distill.w_kd": {"grid": [2]}}, "retries": 0}
 ITEMS = [{"query": f"{i} is", "choices": ["odd", "even"], "gold": (i + 1) % 2} for i in range(8)]
 
 
@@ -86,9 +86,9 @@ def check_trained_items(here: Path, printed: str) -> None:
 
 
 def test_sweep(here: Path, ray_cluster: str):
-    """A sweep over a recipe with relative paths, into the default folder: every trial is trained and measured, and that
-    what they are measured by is trained on is told before, once."""
+    """A sweep over a recipe with relative paths, into the default folder: its trial is trained and measured, and that
+    what it is measured by is trained on is told before, once."""
     printed = run(here, "tuning.sweep", "space.yaml", "train.steps=2", ray=ray_cluster)
     assert printed.count("of 12 items of seen stand in rows that are trained on") == 1
     outcomes = [json.loads(path.read_text()) for path in (here / "runs/sweep-mine/trials").glob("*/trial.json")]
-    assert [outcome["state"] for outcome in outcomes] == ["finished", "finished"]
+    assert [outcome["state"] for outcome in outcomes] == ["finished"]
