@@ -110,6 +110,9 @@ def donate(decoder: PreTrainedModel) -> None:
     base = str(decoder.config._attn_implementation)
     if _store_positions not in decoder._forward_pre_hooks.values():
         decoder.register_forward_pre_hook(_store_positions, with_kwargs=True)
+    for layer in getattr(decoder, "layers", ()):
+        if _hand_over not in layer._forward_hooks.values():
+            layer.register_forward_hook(_hand_over, always_call=True)
     if base.startswith(_PREFIX):  # perhaps for another model of the same configuration object
         return
     if base not in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -124,7 +127,10 @@ def _register_donating(base: str) -> str:
     """Register the attention that donates and then computes as `base`; returns its name."""
 
     def donating_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
-        _store(module, key, value)
+        if torch.compiler.is_compiling():  # a capture would be a constant of the graph: the layer hands over later
+            module.__dict__["donated"] = (*getattr(module, "donated", ()), (key.detach(), value.detach()))
+        else:
+            _store(module, key, value)
         attention = _attention(base, module)
         if base == "sdpa" and short_rows.is_short(query, key):
             return short_rows.in_float32(attention, module, query, key, value, *args, **kwargs)
@@ -155,10 +161,18 @@ class _Named:
 
 @torch.compiler.disable
 def _store(module: nn.Module, key_BHTE: Tensor, value_BHTE: Tensor) -> None:
-    """Pass keys and values to the active capture; kept out of compiled graphs, which would hold on to one capture."""
+    """Pass keys and values to the active capture."""
     capture = _active.get()
     if capture is not None:
         capture.store(cast(int, module.layer_idx), key_BHTE, value_BHTE)
+
+
+@torch.compiler.disable
+def _hand_over(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Store what the attention of a compiled layer left on its module. After errors, too: nothing of them stays."""
+    for module in layer.children():
+        for key_BHTE, value_BHTE in module.__dict__.pop("donated", ()):
+            _store(module, key_BHTE, value_BHTE)
 
 
 def _store_positions(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

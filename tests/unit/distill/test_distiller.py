@@ -17,6 +17,7 @@ from families import FAMILIES, PLACEHOLDER, Prompt
 from parallelrun import in_workers
 from tiny import VOCABULARY, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -26,6 +27,7 @@ from transformers import DiffLlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3Fo
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill import Distiller, TokenCounts, UserError
+from lingu_ray.distill.capture import KVCapture, capturing
 from lingu_ray.distill.pair import check_separate
 from lingu_ray.distill.sequences import sequence_arguments
 from lingu_ray.distill.student import Student
@@ -722,8 +724,43 @@ def test_a_layer_that_attends_twice_is_an_error():
     twice = replace(family, decoder=DiffLlamaConfig(**sizes | {"num_key_value_heads": 4}))
     teacher = twice.teacher()
     ids_BT = torch.arange(3, 15).reshape(1, -1)
+    student = twice.student(teacher)
     with pytest.raises(UserError, match="layer 0 of the decoder attends more than once in a pass"):
-        Distiller(twice.student(teacher), teacher)({"input_ids": ids_BT, "labels": ids_BT})
+        Distiller(student, teacher)({"input_ids": ids_BT, "labels": ids_BT})
+    decoder = Student(student).decoder
+    decoder.layers[0].compile(backend="eager")
+    with (
+        capturing(KVCapture(2, torch.arange(12))),
+        pytest.raises(UserError, match=r"layer 0 .* attends more than once"),
+    ):
+        decoder(ids_BT)
+
+
+class Full(torch.nn.Module):
+    """A part of a model for which there is no memory."""
+
+    @torch.compiler.disable
+    def forward(self, hidden):
+        raise torch.OutOfMemoryError
+
+
+def test_a_compiled_layer_is_one_graph(batch):
+    """And donates the same to the bit, also after a pass in which it failed."""
+    family = FAMILIES["idefics3"]
+    student, teacher = family.student(family.teacher()), family.teacher(seed=7)
+    distiller, layers = Distiller(student, teacher), student.model.text_model.layers
+    expected = distiller(batch)
+    counters.clear()
+    for layer in layers:
+        layer.compile(backend="eager", dynamic=True)
+    compiled = distiller(batch)
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
+    layers[1].mlp, own = Full(), layers[1].mlp
+    with pytest.raises(torch.OutOfMemoryError):
+        distiller(batch)
+    layers[1].mlp = own
+    for found in (compiled, distiller(batch)):
+        assert (found.loss, found.kd) == (expected.loss, expected.kd) and found.kd > 0
 
 
 def test_a_student_without_image_token_is_refused():
