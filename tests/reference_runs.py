@@ -66,6 +66,7 @@ class Comparison:
         self.pair = reference(vlm, lm)
         self.examples = [example(sample) for group in groups for sample in group]
         self.teachers: dict[tuple[str, str, str], list[Logits]] = {}
+        self.references: dict[Objective, tuple[Result, dict[str, Tensor]]] = {}
         self.fast_vlm, fast_lm = deepcopy((vlm, lm))
         self.student, self.teacher = Student(self.fast_vlm), Teacher(fast_lm)
 
@@ -75,14 +76,17 @@ class Comparison:
         return [self.pair.student(one) for one in self.examples]
 
     def reference(self, objective: Objective) -> tuple[Result, dict[str, Tensor]]:
-        """Result and gradients by the reference."""
+        """Result and gradients by the reference, computed once for both layouts of the micro-batches."""
+        if objective in self.references:
+            return self.references[objective]
         asked = (objective.context, objective.scope, objective.earlier_turns)
         if asked not in self.teachers:
             read = zip(self.examples, self.students, strict=True)
             self.teachers[asked] = [teacher_logits(self.pair, one, memory, objective) for one, (_, memory) in read]
         students = [logits for logits, _ in self.students]
         result = distillation_loss(self.examples, students, self.teachers[asked], objective)
-        return result, gradients(self.vlm, result.loss)
+        self.references[objective] = result, gradients(self.vlm, result.loss)
+        return self.references[objective]
 
     def plans(self, objective: Objective) -> list[Donation | None]:
         """What the library donates, by micro-batch."""
