@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -24,6 +26,20 @@ NEW_STUDENT = {
 
 def write_pair_and_data(folder: Path) -> None:
     """Teacher, student, 80 language-heavy texts and 40 vision-heavy picture questions."""
+    for name, content in _pair_and_data().items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+@cache
+def _pair_and_data() -> dict[str, bytes]:
+    """The files by name: to make them takes longer than to write them."""
+    with TemporaryDirectory() as temporary:
+        _make_pair_and_data(folder := Path(temporary))
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _make_pair_and_data(folder: Path) -> None:
     tiny_student(tiny_teacher(folder=folder / "teacher"), folder=folder / "student")
     words = " ".join(topics[name] for name in sorted(topics)[:30]).split()
     with (folder / "text.jsonl").open("w") as file:
