@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 _LITTLE = 2**20  # bytes; Ray wants a trial to ask for something
 _SAVE_WITHIN_S = 300.0
+_POLL_S = 0.5
 
 
 def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tracked: SweepRun, lease: Lease) -> bool:
@@ -162,7 +163,7 @@ def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
     def save_then_stop() -> None:
         marker.touch()
         give_up = time.monotonic() + _SAVE_WITHIN_S
-        while not over.wait(0.5):
+        while not over.wait(_POLL_S):
             running = [outcome for outcome in read_outcomes(trials) if outcome.state == "running"]
             for outcome in running:
                 RunFolder(trials / outcome.trial).stop.touch()

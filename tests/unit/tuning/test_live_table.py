@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lingu_ray.runtime.run_folder import mirror
 from tuning.outcome import Outcome
 from tuning.progress import SweepProgress
 from tuning.space import Space
@@ -49,8 +50,13 @@ def test_lists_are_shown_with_their_brackets(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_outcome_that_cannot_be_read_for_a_while_does_not_end_the_display(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """A file that is half there, or of a file system that is away for a moment: it is told once, and tried again."""
+    monkeypatch.setattr(mirror, "POLL_S", 0.05)
     space = Space.model_validate({"name": "s", "base": "demo", "search": {"distill.w_kd": {"choice": [1, 2]}}})
     outcome = tmp_path / "trial-0" / "trial.json"
     outcome.parent.mkdir()

@@ -6,17 +6,21 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
+from tuning import run
 from tuning.run import saving_on_interrupt
 
 
-def test_a_tune_that_is_still_starting_is_stopped(tmp_path: Path) -> None:
+def test_a_tune_that_is_still_starting_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It hears the signal once it listens, be that after the trials were found saved; none comes when it has ended."""
+    monkeypatch.setattr(run, "_POLL_S", 0.05)
     heard, before = threading.Event(), signal.getsignal(signal.SIGUSR1)
     with saving_on_interrupt(tmp_path) as interrupted:
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupted.is_set()
-        time.sleep(1.5)
+        time.sleep(0.3)
         signal.signal(signal.SIGUSR1, lambda *_: heard.set())
         assert heard.wait(30)
     heard.clear()
-    assert signal.getsignal(signal.SIGUSR1) == before and not heard.wait(1)
+    assert signal.getsignal(signal.SIGUSR1) == before and not heard.wait(0.3)
