@@ -7,11 +7,12 @@ where the family allows them, vision tensors by the names that the forward pass 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pytest
 import torch
 from tiny import VOCABULARY
 from torch import Generator, Tensor
@@ -479,3 +480,9 @@ FAMILIES: dict[str, Family] = {
 }
 # PaliGemma's prompts see all of their row, and with some Transformers images of Gemma 3 see the wrong places.
 PACKABLE = sorted(FAMILIES.keys() - {"paligemma2"} - (set() if images_keep_their_places() else {"gemma3"}))
+QUICK = ("idefics3", "qwen2_vl", "gemma3")  # full causal attention, M-RoPE, sliding windows and images that see ahead
+
+
+def each(names: Iterable[str] = FAMILIES) -> list[Any]:
+    """The families by name, as parameters of a test; `make test-fast` leaves out all but those of `QUICK`."""
+    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]

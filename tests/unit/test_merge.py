@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, each
 from safetensors.torch import load_file
 from test_convert_gguf import tiny_llama, write_gguf
 from tiny import VOCABULARY, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
@@ -96,7 +96,7 @@ def test_in_between_decoder_and_head_are_averaged_and_the_rest_is_the_students(p
     assert decoder == len(teacher)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_every_family_has_a_decoder_that_can_be_merged(name: str):
     """Decoder and head of another teacher go into the student of each family, tied or not, and into nothing else."""
     family = FAMILIES[name]

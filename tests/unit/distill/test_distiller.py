@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, PLACEHOLDER, Prompt
+from families import FAMILIES, PLACEHOLDER, Prompt, each
 from parallelrun import in_workers
 from tiny import VOCABULARY, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config
@@ -105,7 +105,7 @@ def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_the_librarys_numbers_are_the_runs(name):
     """Every family: the same rows give the same loss and gradients, to the bit, wherever the padding is."""
     batch = collate(samples(name), PAD)
@@ -495,7 +495,7 @@ def defaults() -> Iterator[Callable[[torch.dtype, str], None]]:
     torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 @pytest.mark.parametrize("padded", [False, True])
 def test_torch_defaults_do_not_matter(name, padded, defaults):
     """Under another default dtype, and a default device that nothing can be read from, the numbers are equal."""
@@ -517,7 +517,7 @@ def test_bounds_for_flash_attention_are_on_the_cpu(defaults):
     assert found["cu_seq_lens_q"].tolist() == [0, 2, 5, 9, 10] and found["max_length_q"] == 4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 @pytest.mark.parametrize("all_of_them", [False, True])
 def test_image_tokens_that_were_cut_off_are_refused(name, all_of_them):
     """Where a row has lost image tokens, the pictures of later rows would move into earlier ones."""

@@ -1,12 +1,13 @@
 """Every family of students goes through one suite: what KV sharing promises holds for each, in a tiny random pair."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import pytest
 import ray
 import torch
-from families import FAMILIES, PACKABLE, Prompt
+from families import FAMILIES, PACKABLE, Prompt, each
 from tiny import VOCABULARY, tiny_tokenizer
 from transformers import AutoConfig
 
@@ -74,6 +75,13 @@ def ask(name: str, samples: list[Sample], packing: bool = False, **plan_options)
     return Seen(Teacher(teacher).hidden_states(request), student_ND[plan.kd_mask_N], request, plan)
 
 
+@cache
+def alone(name: str, samples: Callable[[str], list[Sample]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What student and teacher say of `texts` or `mixed` where each sample is a micro-batch of its own."""
+    seen = [ask(name, [one]) for one in samples(name)]
+    return torch.cat([one.student_MD for one in seen]).detach(), torch.cat([one.teacher_MD for one in seen])
+
+
 def plan_of(batch: MicroBatch, **options) -> Donation:
     """All samples are distilled."""
     distilled = torch.ones(len(batch.sources), dtype=torch.bool)
@@ -90,7 +98,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_text_only_identity(name):
     """Equal decoders on text alone: the teacher's states are the student's own, ragged rows and sliding windows too."""
     seen = ask(name, texts(name))
@@ -98,24 +106,21 @@ def test_text_only_identity(name):
     assert seen.plan.tokens == 3 * ANSWER
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 @pytest.mark.parametrize("scope", ["full", "visual"])
+@pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
 def test_identity_after_images(name, scope):
-    """Equal decoders: the teacher goes on after images as the student does, by the family's positions and masks."""
+    """Equal decoders: the teacher goes on after images as the student does, by the family's positions and masks.
+
+    Neither pass uses what the installed Transformers gives up.
+    """
     if (name, scope) == ("paligemma2", "visual"):
         pytest.skip("its prompt text sees what follows it; a teacher that reads that text itself does not")
     seen = ask(name, mixed(name), scope=scope)
     close(seen.teacher_MD, seen.student_MD)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
-def test_transformers_is_asked_by_its_names_of_today(name):
-    """Neither the student's pass nor the teacher's uses what the installed Transformers gives up."""
-    ask(name, mixed(name))
-
-
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_image_reaches_the_teacher_through_kv(name):
     """Other pixels change what the teacher says, and the teacher's states differ from what it says of text alone."""
     image = FAMILIES[name].prompt(4)
@@ -128,25 +133,24 @@ def test_image_reaches_the_teacher_through_kv(name):
     assert not torch.allclose(one.teacher_MD, other.teacher_MD, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_batch_equals_single_samples(name):
     """Each sample alone gives what it gives in a padded batch of text and images."""
-    together = ask(name, mixed(name))
-    alone = [ask(name, [one]) for one in mixed(name)]
-    close(together.student_MD, torch.cat([seen.student_MD for seen in alone]))
-    close(together.teacher_MD, torch.cat([seen.teacher_MD for seen in alone]))
+    together, (student_MD, teacher_MD) = ask(name, mixed(name)), alone(name, mixed)
+    close(together.student_MD, student_MD)
+    close(together.teacher_MD, teacher_MD)
 
 
-@pytest.mark.parametrize("name", PACKABLE)
+@pytest.mark.parametrize("name", each(PACKABLE))
 def test_packed_samples_do_not_see_each_other(name):
     """Packed into one row, every sample gives what it gives alone: masks, RoPE positions and windows start anew."""
-    for samples in (texts(name), mixed(name)):
-        packed, alone = ask(name, samples, packing=True), [ask(name, [one]) for one in samples]
-        close(packed.student_MD, torch.cat([seen.student_MD for seen in alone]))
-        close(packed.teacher_MD, torch.cat([seen.teacher_MD for seen in alone]))
+    for samples in (texts, mixed):
+        packed, (student_MD, teacher_MD) = ask(name, samples(name), packing=True), alone(name, samples)
+        close(packed.student_MD, student_MD)
+        close(packed.teacher_MD, teacher_MD)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_gradient_reaches_the_student_alone(name):
     """Neither KV nor hidden states carry a gradient; the loss reaches decoder, projector and tower of the student."""
     teacher, student = pair(name)
@@ -167,7 +171,7 @@ def test_gradient_reaches_the_student_alone(name):
     assert all(p.grad is None for p in teacher.parameters() if not p.requires_grad)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_pair_is_found_to_fit_and_the_export_loads(name, tmp_path):
     """From the saved configurations alone the pair fits; saved and loaded again, the student is the same model."""
     teacher, student = pair(name)
@@ -203,7 +207,7 @@ def test_actor_returns_what_the_worker_does(ray_cluster, tmp_path):
         assert torch.equal(from_bytes(ray.get(hidden)), seen.teacher_MD), name
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_padding_needs_no_mask(name):
     """Without a mask real tokens have the states that they have with one, and every parameter its gradient.
 

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from families import FAMILIES, Family
+from families import FAMILIES, Family, each
 from families import Prompt as Drawn
 from pretended_gpu import CUDA, DeviceMix, OnGpu, PretendedGpu
 from torch import nn
@@ -64,10 +64,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[] if name in ("idefics3", "qwen2_vl") else pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.parametrize("name", each())
 def test_every_family(name: str) -> None:
     """Padded and packed, text and images, each with its teacher: CPU's loss, and as many waits as are written down."""
     family = FAMILIES[name]

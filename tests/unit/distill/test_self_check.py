@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from families import FAMILIES, TEXT, WINDOW, shake
+from families import FAMILIES, TEXT, WINDOW, each, shake
 from transformers import AutoModelForCausalLM, DiffLlamaConfig, DogeConfig, FalconConfig, LlamaConfig, MoshiConfig
 
 from lingu_ray.distill import Distiller, UserError
@@ -31,7 +31,7 @@ STRAY: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_decoders_that_can_be_continued_pass(name, dtype):
     """Every family's, which is left with its own attention and window; under autocast, too."""

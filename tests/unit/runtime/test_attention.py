@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.modeling_flash_attention_utils as flash
-from families import FAMILIES
+from families import FAMILIES, each
 from torch import Tensor
 
 from lingu_ray.config import TrainConfig
@@ -83,9 +83,7 @@ SEEING_BACK = [name for name in FAMILIES if name not in ("gemma3", "paligemma2")
 
 
 @pytest.mark.parametrize("rows", ["one", "padded", "packed"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n in ("idefics3", "qwen2_vl") else pytest.mark.slow) for n in SEEING_BACK]
-)
+@pytest.mark.parametrize("name", each(SEEING_BACK))
 def test_the_student_computes_with_it(name: str, rows: str, asked: list[str], reads_nothing_back: None) -> None:
     """Hidden states and donated KV are those of PyTorch's attention, also of packed samples, which see only themselves;
     the package is looked up by its own name, and not by that of the attention that donates."""
