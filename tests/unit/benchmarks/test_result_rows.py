@@ -48,17 +48,18 @@ NAMES = ("align", "adapt", "narrow", "natural")
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 def test_commands_are_taken_as_they_are(size: Size, monkeypatch: pytest.MonkeyPatch):
-    """Recipes, tasks and space are complete: each command of the table is one that its module reads."""
+    """Recipes, tasks and space are complete: a command of each recipe is one that its module reads, and so is what
+    measures; the settings of all rows are looked at below.
+    """
     monkeypatch.chdir(ROOT)
-    for job in jobs(ROWS, size):
+    for job in {job.row.recipe: job for job in jobs(ROWS, size)}.values():
         words = on_disk.command(job)
         if words[2] == "lingu_ray.train":
             assert load_config(words[3:]).name == job.name
         elif words[2] == "tuning.sweep":
             space, base = load_sweep(words[3:])
             assert space.name == job.name and base.output_dir == size.folder.absolute()
-    for one in comparisons(size):
-        assert len(read_evaluation(on_disk.measure_command(one)[3:])[1].tasks) > 9
+    assert len(read_evaluation(on_disk.measure_command(comparisons(size)[0])[3:])[1].tasks) > 9
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,14 +261,16 @@ def test_a_slice_stops_its_command_and_failures_are_told(tmp_path: Path):
         rows.call([sys.executable, "-c", "raise SystemExit(3)"], rows.Clock(None))
 
 
-def test_a_slice_stops_its_command_in_the_background_of_a_script_too():
+def test_a_slice_stops_its_command_in_the_background_of_a_script_too(tmp_path: Path):
     """There a shell has its commands ignore Ctrl-C, which a command that is started by one of them would inherit."""
+    sleeps = f"import pathlib, time; time.sleep(20); pathlib.Path('{tmp_path}/slept').touch()"
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(Interrupted):
-            rows.call([sys.executable, "-c", "import time; time.sleep(60)"], rows.Clock(2 / 60))
+            rows.call([sys.executable, "-c", sleeps], rows.Clock(0.5 / 60))
     finally:
         signal.signal(signal.SIGINT, before)
+    assert not (tmp_path / "slept").exists()
 
 
 def test_the_readme_names_what_there_is():
