@@ -58,11 +58,16 @@ def greedy(model: Any, ids: list[int]) -> list[int]:
     return answer
 
 
+@pytest.fixture(scope="module")
+def own_answers(model: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """Greedy and sampled, where the checkpoint says nothing."""
+    return [greedy(model, ids) for ids in PROMPTS], answers(model, temperature=1.3)
+
+
 @pytest.mark.parametrize("published", PUBLISHED.values(), ids=PUBLISHED)
-def test_the_checkpoints_generation_settings_have_no_effect(model, published):
+def test_the_checkpoints_generation_settings_have_no_effect(model, own_answers, published):
     """Beams, penalties, sampling, forbidden and forced tokens, lengths: greedy is greedy, samples are the model's."""
-    plain = [greedy(model, ids) for ids in PROMPTS]
-    sampled = answers(model, temperature=1.3)
+    plain, sampled = own_answers
     own, model.generation_config = model.generation_config, GenerationConfig(**published)
     try:
         before = model.generation_config.to_dict()

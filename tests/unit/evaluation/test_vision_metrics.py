@@ -244,9 +244,14 @@ def slow_cider(captions: list[list[str]], references: list[list[list[str]]]) -> 
     scores = np.zeros(len(captions))
     for n in (1, 2, 3, 4):
         known = sorted(set().union(*(grams(words, n) for words in sentences)))
-        frequency = [sum(any(gram in grams(w, n) for w in of_item) for of_item in references) for gram in known]
+        of_items = [set().union(*(grams(words, n) for words in of_item)) for of_item in references]
+        frequency = [sum(gram in found for found in of_items) for gram in known]
         idf = np.log(len(captions)) - np.log(np.maximum(1, frequency))
-        vector = lambda words, n=n, known=known, idf=idf: idf * [grams(words, n)[gram] for gram in known]  # noqa: E731
+
+        def vector(words: list[str], n: int = n, known: list = known, idf: np.ndarray = idf) -> np.ndarray:
+            counted = grams(words, n)
+            return idf * [counted[gram] for gram in known]
+
         for item, (caption, of_item) in enumerate(zip(captions, references, strict=True)):
             c = vector(caption)
             for reference in of_item:
