@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Prompt
+from families import FAMILIES, Prompt, each
 from processors import PROCESSORS, SQUARE, processor_of, tokenizer
 from tiny import picture
 from torch import Tensor
@@ -217,7 +217,7 @@ def test_encoded_rows_in_a_batch_are_what_they_are_alone(name):
     assert_batch_equals_rows(student_of(name), [encoder.encode(row) for row in ROWS.values()])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_samples_of_every_family_are_joined(name):
     """Likewise for samples as the families' processors write them: images of two sizes, several tiles, audio."""
 

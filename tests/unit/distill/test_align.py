@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, each
 from tiny import tiny_teacher
 from transformers import PreTrainedConfig
 
@@ -94,7 +94,7 @@ def _layers_read(config: PreTrainedConfig) -> list[int]:
     return [read] if isinstance(read, int) else read
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each())
 def test_every_family_gives_its_image_tokens(name):
     """They are what the decoder gets in a real pass; without the lower blocks and pixels they are equal to the bit."""
     student = Student(FAMILIES[name].student(FAMILIES[name].teacher()))
