@@ -99,10 +99,11 @@ def test_a_mistyped_command_gets_the_nearest(arguments: list[str], meant: str):
     assert meant in str(caught.value)
 
 
-def test_version():
+def test_version(capsys: pytest.CaptureFixture[str]):
     """`--version` and `__version__` are those of the installed package."""
     assert lingu_ray.__version__ == version("lingu-ray")
-    assert run("--version").stdout == f"lingu_ray {version('lingu-ray')}\n"
+    dispatch(["--version"])
+    assert capsys.readouterr().out == f"lingu_ray {version('lingu-ray')}\n"
 
 
 def test_texts_name_commands_as_they_were_called(monkeypatch: pytest.MonkeyPatch):
@@ -210,11 +211,12 @@ def test_what_this_user_may_not_use_is_told_in_one_line(tmp_path: Path):
     )
 
 
-def test_the_guide_is_printed_or_found():
+def test_the_guide_is_printed_or_found(capsys: pytest.CaptureFixture[str]):
     """`guide` prints the guide, `guide --path` where it lies."""
     text = (ROOT / "docs/guide.md").read_text("utf-8")
     assert run("guide").stdout == text
-    assert Path(run("guide", "--path").stdout.strip()).read_text("utf-8") == text
+    dispatch(["guide", "--path"])
+    assert Path(capsys.readouterr().out.strip()).read_text("utf-8") == text
 
 
 def test_the_retries_of_the_hub_are_not_shown():
