@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 from ray._private.utils import validate_socket_filepath
 
@@ -68,16 +69,17 @@ def test_skypilot_trains_on_every_gpu_unless_it_is_told_otherwise(shell) -> None
 
 @pytest.mark.parametrize("script", [SBATCH, SKYPILOT, UP], ids=["slurm", "skypilot", "local"])
 @pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
-def test_no_proxy_is_asked_for_the_head(shell, script: str, name: str) -> None:
+def test_no_proxy_is_asked_for_the_head(shell, script: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By `requests`, as Ray's commands do; what the site itself reaches without its proxy stays so."""
     (line,) = re.findall(r"^ *(export no_proxy=.*)$", script, re.MULTILINE)
-    ask = (
-        "import requests\nfor host in ('127.0.0.1:8265', 'mlflow.site', 'elsewhere'):\n"
-        "    print(requests.utils.should_bypass_proxies(f'http://{host}', None))"
-    )
-    text = f"{line.replace(chr(92), '')}\n{shlex.quote(sys.executable)} -c {shlex.quote(ask)}"
-    asked = shell(text, http_proxy="http://127.0.0.1:9", **{name: "localhost,.site"}).stdout.split()
-    assert asked == ["True", "True", "False"]
+    exported = shell(f"{line.replace(chr(92), '')}\nenv", **{name: "localhost,.site"}).stdout.splitlines()
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in (one.split("=", 1) for one in exported if one.lower().startswith("no_proxy=")):
+        monkeypatch.setenv(variable, value)
+    hosts = ("127.0.0.1:8265", "mlflow.site", "elsewhere")
+    asked = [requests.utils.should_bypass_proxies(f"http://{host}", None) for host in hosts]
+    assert asked == [True, True, False]
 
 
 @pytest.mark.slow
