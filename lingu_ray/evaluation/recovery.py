@@ -110,6 +110,7 @@ def _task_scores(
     quotient = recovery if task.config.kind == "language" else retention
     quotients = {model: quotient(task, model, references) for model in dict.fromkeys((DISTILLED, *judged))}
     compared = [] if task.alone else [other for other in others if {DISTILLED, other} <= task.levels.keys()]
+    unpaired = task.alone or not {*references} <= task.levels.keys() or task.incomparable(*references)
     distilled = quotients[DISTILLED]
     return TaskScores(
         kind=task.config.kind,
@@ -123,6 +124,7 @@ def _task_scores(
         reason=distilled.reason if isinstance(distilled, NoValue) else None,
         floor=floors[QUOTIENTS[task.config.kind]],
         in_mean=counts(task, DISTILLED if DISTILLED in task.levels else references.baseline, references),
+        lost=None if unpaired else _interval_of(task.gain(*references)),
         over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if not task.incomparable(DISTILLED, m)},
         asked=task.asked,
         engine=task.engine,

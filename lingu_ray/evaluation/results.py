@@ -113,6 +113,8 @@ class TaskScores:
     that are drawn together, since they share an image or what the task says. `floor`: recovery or retention from which
     the task counts as kept; None in files that have none. `reason`: why the distilled model's has no value. `in_mean`:
     whether these scores count in the mean of the task's kind, the distilled model's where it was measured.
+    `lost`: how much better the original scores than the baseline, item by item, in the same units as `over`; None where
+    one of them was not measured, and in earlier files.
     `over`: by model, every one but the original: how much better the distilled model scores than that one, in the units
     of the metric (perplexity: nats per token); those that are measured, on the same tokens.
     `asked`: fingerprint of the items that all of them were asked; `engine`: which one asked, and its precision. None
@@ -132,6 +134,7 @@ class TaskScores:
     reason: str | None
     floor: float | None = None
     in_mean: bool = True
+    lost: Estimate | None = None
     over: dict[str, Estimate] = field(default_factory=dict)
     asked: str | None = None
     engine: str | None = None

@@ -236,16 +236,13 @@ def _percent(share: float) -> str:
 
 
 def _gained(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
-    """The tasks of mean recovery on which the baseline's interval is on the better side of the original's."""
+    """The tasks of mean recovery on which the baseline is better than the original beyond noise, item by item."""
     for name, task in tasks.items():
-        if task.kind != "language" or not task.in_mean or not {*references} <= task.models.keys():
-            continue
-        original, baseline = (task.models[model].score for model in (references.original, references.baseline))
-        worse, better = (original, baseline) if task.higher_is_better else (baseline, original)
-        if worse.ci.high < better.ci.low:
+        if task.kind == "language" and task.in_mean and _is_loss(task.lost):
             yield (
                 f"{name} counts in the mean recovery, and makes its sum of losses smaller: {references.baseline} is "
-                f"better there than {references.original} (leave it out: tasks.{name}.in_mean=false)"
+                f"better there than {references.original} by {_loss(task.lost, task)} "
+                f"(leave it out: tasks.{name}.in_mean=false)"
             )
 
 

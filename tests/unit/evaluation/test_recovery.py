@@ -237,6 +237,17 @@ def test_no_wild_number_where_nothing_was_lost(tmp_path: Path) -> None:
     assert result.verdict.holds is None and "recovery has no value" in result.verdict.text
 
 
+def test_a_gain_of_the_start_is_seen_item_by_item(tmp_path: Path) -> None:
+    """Of 200 items it has 20 more than the teacher and none less: beyond noise, though both intervals overlap."""
+    for model, share in {"teacher": 0.5, "adapted": 0.6, "distilled": 0.6}.items():
+        write_measured(tmp_path, CLOZE, model, correct(share, 200))
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings(CLOZE))
+    lost, models = result.tasks["cloze"].lost, result.tasks["cloze"].models
+    assert models["teacher"].score.ci.high > models["adapted"].score.ci.low
+    assert lost is not None and lost.value == pytest.approx(-0.1)
+    assert f"adapted is better there than teacher by {(-lost).points(1)} points" in result.verdict.text
+
+
 def test_one_item_decides_nothing(tmp_path: Path) -> None:
     """Of one long text, or one picture, all resamples are the same: no width of an interval tells of noise there."""
     for model, nats in (("teacher", 100.0), ("adapted", 110.0), ("distilled", 101.0), ("plain_ce", 109.0)):

@@ -70,6 +70,8 @@ def test_the_keys_are_those_that_readers_know(measured: Recovery) -> None:
         "models",
         "floor",
         "in_mean",
+        "lost",
+        "lost_ci",
         "over",
         "nats",
         "blind",
@@ -91,7 +93,7 @@ def test_files_of_earlier_versions_are_read(measured: Recovery) -> None:
     for key in ("exceptions", "parts", "reasons", "references", "formulas", "over", "recovery_in"):
         del tree["summary"][key]
     for task in tree["tasks"].values():
-        for key in ("floor", "in_mean", "over", "nats", "blind"):
+        for key in ("floor", "in_mean", "lost", "over", "nats", "blind"):
             del task[key]
     old = from_json(tree)
     assert old.distilled == measured.distilled and old.models == measured.models and old.over == {}
