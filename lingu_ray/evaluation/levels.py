@@ -16,7 +16,7 @@ from lingu_ray.config import TaskConfig
 from lingu_ray.config.evaluation import CLUSTER
 from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
-from lingu_ray.evaluation.bootstrap import Floats, level, resample, summed
+from lingu_ray.evaluation.bootstrap import Bounds, Floats, level, resample, summed
 from lingu_ray.evaluation.item_files import ANSWER_COLUMNS, CUT_TO, Stamp, items_path, read_items, stamp_of
 from lingu_ray.evaluation.metrics.constant import CAPTIONS, answered_alike, commonest_answer
 from lingu_ray.evaluation.metrics.metric import Columns, Metric, Scores
@@ -147,8 +147,8 @@ def read_levels(out_dir: Path, config: TaskConfig, models: list[str], resamples:
         _levels(config, metric, scores, *drawn),
         cut_to=cut_to,
         nats=replace(_levels(config, *in_nats, *drawn), cut_to=cut_to) if in_nats else None,
-        blind=_levels(config, *judge_task(config, unseen), *drawn) if unseen else None,
-        constant=_levels(config, *judge_task(config, alike), *drawn) if alike else None,
+        blind=_levels(config, *judge_task(config, unseen), *drawn, "blind") if unseen else None,
+        constant=_levels(config, *judge_task(config, alike), *drawn, "always") if alike else None,
         asked=stamp.asked if stamp else None,
         engine=stamp.engine if stamp else None,
     )
@@ -208,9 +208,11 @@ def _levels(
     resamples: int,
     seed: list[int],
     cluster_I: Sequence[Hashable] | None,
+    way: str = "",
 ) -> Measured:
     """The levels of the scores; the resamples are the same for all scores of a task.
 
+    `way`: in which the models of these names answered, so that each has unseen items of its own.
     `cluster_I`: what items share that were not sampled one by one. A metric with strata has its own units, and of one
     cluster alone nothing tells how clusters differ: then the entries are drawn one by one.
     """
@@ -221,7 +223,9 @@ def _levels(
     drawn_KI, drawn_weight_KI = score_KI, weight_KI
     if cluster_I is not None and strata is None and len(set(cluster_I)) > 1:
         drawn_KI, drawn_weight_KI = summed(score_KI, cluster_I), summed(weight_KI, cluster_I)
-    levels_RK = resample(drawn_KI, drawn_weight_KI, resamples, seed, strata)
+    most = 1.0 if metric.share else next(iter(scores.values())).most
+    bounds = None if most is None else Bounds(most, tuple(f"{way} {model}" for model in scores))
+    levels_RK = resample(drawn_KI, drawn_weight_KI, resamples, seed, strata, bounds)
     return Measured(
         config,
         metric,

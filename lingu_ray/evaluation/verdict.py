@@ -6,8 +6,6 @@ Each part is answered by an interval, never by a value alone: yes, no, or not de
   it is below.
 - *Retention*, the mean over the vision tasks: yes where the whole interval reaches `evaluation.min_retention`; no where
   it is below, or below 1, which is a measurable drop.
-- An interval without width, of items that all came out alike, is a yes only where they are enough: of n items that
-  show no difference, 3 / n of all others may show one (95%).
 - *Controls*: the difference of the mean recovery to each control that was measured: yes where the whole interval is
   above 0, no where it is below. Without a control this part is not decided.
 
@@ -26,8 +24,8 @@ in nats where there is one. With `evaluation.recovery_in: nats` all of this is a
 measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
 sum of losses smaller. With `evaluation.blind` the vision tasks are named that the baseline answers as well without
 images. Vision tasks are named on which it is no better than the commonest right answer would be: they have no
-retention, and are in no mean. Named are tasks of so few items that all of them may be alike by chance, for which the
-bootstrap gives an interval without width. None of this changes a part of the claim.
+retention, and are in no mean. Named are tasks of so few items that the bootstrap says little of others. None of this
+changes a part of the claim.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from lingu_ray.evaluation.results import Estimate, Kind, Means, QuotientName, TaskScores, Verdict
+from lingu_ray.evaluation.results import Estimate, Means, QuotientName, TaskScores, Verdict
 from lingu_ray.evaluation.roles import DISTILLED, FINE_TUNED, PLAIN_CE, SAME_CE, References
 
 CONTROL_NAMES = {
@@ -48,10 +46,6 @@ _MANY = 50
 """Times the items, from which on more items are no help: the value lies on the floor."""
 _FEW = 30
 """Items, below which a task is named: where so many are all alike, one in ten others may not be (0.9³⁰ = 0.04)."""
-_HIDDEN = 3.0
-"""Of so many items that differ, on average, none at all is seen in one set of twenty (e⁻³ = 0.05)."""
-_NO_WIDTH = 1e-4
-"""An interval that is narrower is of items that all came out alike, up to rounding."""
 _SEEDS = "runs with more seeds"
 
 
@@ -90,8 +84,8 @@ def judge(
         needed = f"Recovery and retention need models of the names {', '.join(absent)} too."
         return Verdict(None, f"Scores of {', '.join(models)} on {count}. {needed}")
     parts = [
-        _recovery(distilled.recovery, floors["recovery"], reasons, _items("language", tasks)),
-        _retention(distilled.retention, floors["retention"], reasons, _items("vision", tasks)),
+        _recovery(distilled.recovery, floors["recovery"], reasons),
+        _retention(distilled.retention, floors["retention"], reasons),
         *_controls(over, distilled.recovery),
     ]
     exceptions = tuple(clause for name, task in tasks.items() for clause in _exceptions(name, task, references))
@@ -121,33 +115,23 @@ def _headline(holds: bool | None, exceptions: tuple[str, ...]) -> str:
     return "The claim holds, but not on every task" if exceptions else "The claim holds"
 
 
-def _items(kind: Kind, tasks: Mapping[str, TaskScores]) -> int:
-    """How many items the mean of a kind is of."""
-    return sum(task.clusters for task in tasks.values() if task.kind == kind and task.in_mean)
-
-
-def _recovery(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str], items: int) -> Part:
+def _recovery(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str]) -> Part:
     if mean is None:
         return Part("recovery", None, f"recovery has no value ({reasons['recovery']})")
     found = f"{mean.percent()} of the lost language came back"
-    return _reaches(mean, "recovery", "language", found, floor, floor, items)
+    return _reaches(mean, "recovery", "language", found, floor, floor)
 
 
-def _retention(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str], items: int) -> Part:
+def _retention(mean: Estimate | None, floor: float, reasons: Mapping[QuotientName, str]) -> Part:
     if mean is None:
         return Part("retention", None, f"retention has no value ({reasons['retention']})")
     found = f"{mean.percent(1)} of vision was kept"
-    return _reaches(mean, "retention", "vision", found, floor, max(floor, 1), items)
+    return _reaches(mean, "retention", "vision", found, floor, max(floor, 1))
 
 
-def _reaches(mean: Estimate, name: str, kind: str, found: str, floor: float, no_below: float, items: int) -> Part:
+def _reaches(mean: Estimate, name: str, kind: str, found: str, floor: float, no_below: float) -> Part:
     """Whether a mean, `found` in words, reaches its floor: no where all of its interval is below `no_below`."""
     if mean.ci.low >= floor:
-        if _alike_by_chance(mean, floor, items):
-            text = (
-                f"{found}, on {items} items that all came out alike, too few for the {_percent(floor)} that is needed"
-            )
-            return Part(name, None, text, f"more {kind} items")
         return Part(name, True, found)
     if mean.ci.high < floor:
         return Part(name, False, f"only {found}, and {_percent(floor)} is needed")
@@ -155,11 +139,6 @@ def _reaches(mean: Estimate, name: str, kind: str, found: str, floor: float, no_
         return Part(name, False, f"only {found}, a measurable drop")
     open_text = f"{found}, which leaves open whether it is the {_percent(floor)} that is needed"
     return Part(name, None, open_text, _more_items(kind, mean, floor, no_below))
-
-
-def _alike_by_chance(found: Estimate, floor: float, items: int) -> bool:
-    """Whether all items came out alike, and so few of them would although the floor is not reached."""
-    return found.ci.high - found.ci.low < _NO_WIDTH and round(items * (1 - floor), 9) < _HIDDEN
 
 
 def _controls(over: Mapping[str, Means], recovery: Estimate | None) -> Iterator[Part]:
@@ -264,13 +243,8 @@ def _no_better_than_constant(tasks: Mapping[str, TaskScores], references: Refere
 
 def _few_items(tasks: Mapping[str, TaskScores]) -> list[str]:
     """A clause with the tasks of a mean whose intervals, of few items, are narrower than what is known."""
-    few = [f"{name} {task.counted_items}" for name, task in tasks.items() if task.in_mean and _has_few_items(task)]
+    few = [f"{name} {task.counted_items}" for name, task in tasks.items() if task.in_mean and task.clusters < _FEW]
     return [f"intervals are too narrow with so few items: {', '.join(few)}"] if few else []
-
-
-def _has_few_items(task: TaskScores) -> bool:
-    found, floor = task.distilled, 0 if task.floor is None else task.floor
-    return task.clusters < _FEW or (found is not None and _alike_by_chance(found, floor, task.clusters))
 
 
 def _not_judged(tasks: Mapping[str, TaskScores], references: References) -> list[str]:

@@ -86,7 +86,8 @@ def judge_mme(columns: Columns) -> Scores:
     cognition = [s if category in COGNITION else 0.0 for s, (category, _) in zip(score, right, strict=True)]
     perception = [s - c for s, c in zip(score, cognition, strict=True)]
     extra = {"perception": perception, "cognition": cognition}
-    return Scores(score, [1.0] * len(score), extra, strata=[category for category, _ in right])
+    categories = [category for category, _ in right]
+    return Scores(score, [1.0] * len(score), extra, strata=categories, most=200.0 * len(images))
 
 
 def yes_or_no(answer: str) -> str | None:

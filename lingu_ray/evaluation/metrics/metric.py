@@ -17,13 +17,15 @@ class Scores:
     """An entry per item; `extra`: further levels by name, which are shown but not used for recovery.
 
     `strata`: what each item belongs to, where the level is a sum over groups of fixed size (MME's categories): the
-    bootstrap draws within each. None: the items are one sample.
+    bootstrap draws within each. None: the items are one sample. `most`: the level of items that are all right, of a
+    metric that is no share; None where there is none that is reached.
     """
 
     score: list[float]
     weight: list[float]
     extra: dict[str, list[float]]
     strata: list[str] | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from tiny import picture, tiny_student, tiny_teacher, tiny_tokenizer
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
 from lingu_ray.errors import UserError
+from lingu_ray.evaluation.bootstrap import Bounds
 from lingu_ray.evaluation.engines.engine import GenerateRequest
 from lingu_ray.evaluation.engines.transformers_engine import TransformersEngine
 from lingu_ray.evaluation.item_files import items_path, read_items, write_items
@@ -87,9 +88,12 @@ def test_what_images_add(tmp_path: Path) -> None:
     found = result.tasks["digits"].blind
     assert found is not None and plain.tasks["digits"].blind is None
     drawn = {name: (read_items(tmp_path, "digits", "adapted") or {})[name] for name in ("item", "answers")}
-    draws = np.random.default_rng(seed_of(drawn)).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
+    seed = seed_of(drawn)
+    draws = np.random.default_rng(seed).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
     for model, (seeing, unseen) in kept.items():
-        gains = [math.fsum(seeing[i] - unseen[i] for i in items) / ITEMS for items in draws]
+        more_R, (with_R, without_R) = Bounds(1.0, (f" {model}", f"blind {model}")).drawn(RESAMPLES, seed)
+        rest = zip(draws, more_R, with_R - without_R, strict=True)
+        gains = [(math.fsum(seeing[i] - unseen[i] for i in d) + ahead) / (ITEMS + more) for d, more, ahead in rest]
         expected = [math.fsum(seeing) / ITEMS - math.fsum(unseen) / ITEMS, *np.percentile(gains, [2.5, 97.5])]
         gain = found.seeing[model]
         assert [gain.value, *gain.ci] == pytest.approx(expected, abs=1e-12)

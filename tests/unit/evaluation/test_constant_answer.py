@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lingu_ray.config import EvaluationConfig, TaskConfig
+from lingu_ray.evaluation.bootstrap import Bounds
 from lingu_ray.evaluation.item_files import items_path, write_items
 from lingu_ray.evaluation.levels import seed_of
 from lingu_ray.evaluation.metrics.constant import answered_alike, commonest_answer
@@ -64,10 +65,13 @@ def test_a_model_that_is_no_better_is_named(tmp_path: Path) -> None:
     found = result.tasks["seen"].constant
     assert found is not None and (found.answer, found.score.value) == ("yes", pytest.approx(2 / 3))
     drawn = {"item": [str(i) for i in range(ITEMS)], "answers": [[answer] for answer in answers]}
-    draws = np.random.default_rng(seed_of(drawn)).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
+    seed = seed_of(drawn)
+    draws = np.random.default_rng(seed).integers(ITEMS, size=(RESAMPLES, ITEMS)).tolist()
     for model, score in right.items():
         gain = [hit - (answer == "yes") for hit, answer in zip(score, answers, strict=True)]
-        drawn = [math.fsum(gain[i] for i in items) / ITEMS for items in draws]
+        unseen_R, (its_R, always_R) = Bounds(1.0, (f" {model}", "always yes")).drawn(RESAMPLES, seed)
+        more = zip(draws, unseen_R, its_R - always_R, strict=True)
+        drawn = [(math.fsum(gain[i] for i in items) + ahead) / (ITEMS + unseen) for items, unseen, ahead in more]
         expected = [math.fsum(gain) / ITEMS, *np.percentile(drawn, [2.5, 97.5])]
         assert [found.above[model].value, *found.above[model].ci] == pytest.approx(expected, abs=1e-12)
     assert found.is_as_good_as("adapted") and not found.is_as_good_as("distilled")

@@ -92,7 +92,7 @@ def test_it_holds_without_exceptions() -> None:
 
 
 def test_few_items_are_named() -> None:
-    """Five answers that are all right have an interval without width; tasks that no mean has say nothing.
+    """Of five answers an interval says little; tasks that no mean has say nothing.
 
     Items that share a passage count once.
     """
@@ -101,25 +101,6 @@ def test_few_items_are_named() -> None:
     words = "; intervals are too narrow with so few items: mine 5, texts 290 in 29 clusters."
     assert found.holds and found.text.endswith(words)
     assert "few items" not in verdict(mine=replace(few, items=30, clusters=30)).text
-
-
-def test_items_that_are_all_alike_decide_where_they_are_enough() -> None:
-    """Of a hundred items that show no change three others may: too few for 99%, and enough for nine tenths."""
-    alike, enough = estimate(1, 1, 1), 300
-
-    def of(items: int) -> Verdict:
-        pets = replace(task("vision", alike), items=items, clusters=items)
-        return judge({"pets": pets}, Means(BACK, alike), {"same_ce": BEATEN}, FLOORS, {}, ROLES, OF_THE_TEACHER)
-
-    few = of(enough - 1)
-    assert few.holds is None and few.parts["retention"] is None
-    assert "299 items that all came out alike, too few for the 99% that is needed" in few.text
-    assert (
-        "too narrow with so few items: pets 299." in few.text and "What would decide it: more vision items" in few.text
-    )
-    assert of(enough).holds and "few items" not in of(enough).text
-    words = replace(task("language", alike), items=30, clusters=30)
-    assert verdict(back=alike, words=words).holds
 
 
 LEVEL = Means(estimate(0.02, -0.02, 0.06), None)
