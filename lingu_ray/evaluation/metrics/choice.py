@@ -11,7 +11,14 @@ from lingu_ray.evaluation.metrics.short_answers import AS_TYPED
 
 # A letter, unless it is the article or the pronoun of a sentence, or part of a word: `A man riding`, `I see`, `C'est`,
 # `A-frame`, `A/C`.
-_LETTER = r"(?![AI] (?!(?:is|was|as|and|or|because|since|for|due|in|which)\b)\w)([A-Z])\b(?![-'’/&]\w)"
+_BARE = r"(?![AI] (?!(?:is|was|as|and|or|because|since|for|due|in|which)\b)\w)[A-Z]\b(?![-'’/&]\w)"
+_LETTER = f"({_BARE})"
+# Several at once, which chooses none: `A or B`, `(A), (B)`, and options that are listed again line by line.
+_SEVERAL = re.compile(
+    rf"(?<![\w'’])[A-Z](?:\W{{0,3}}?(?:[,/&、或和]|\b(?:or|and)\b)\W*{_BARE})+\W{{0,3}}"
+    r"|(?:^[^\w\n]*[A-Z][).:].*\n*){2,}",
+    re.MULTILINE,
+)
 # From the clearest to the least certain way to name an option; the last of several in one answer counts.
 _FORMS = tuple(
     re.compile(form)
@@ -38,7 +45,10 @@ def judge_letters(columns: Columns) -> Scores:
 
 
 def named_option(answer: str, choices: list[str]) -> int | None:
-    """Index of the option whose letter or text the answer is, or whose letter it names; None if it names none."""
+    """Index of the option whose letter or text the answer is, or whose letter it names; None if it names none.
+
+    Letters that stand side by side as alternatives, or as a list, choose none, as in VLMEvalKit.
+    """
     answer = answer.translate(AS_TYPED)
     letter = re.fullmatch(r"[\W_]*([A-Za-z])[\W_]*", answer)
     if letter and (index := _index(letter[1].upper(), choices)) is not None:
@@ -47,7 +57,8 @@ def named_option(answer: str, choices: list[str]) -> int | None:
     for named in (texts, [f"{letter} {text}" for letter, text in zip(ascii_lowercase, texts, strict=False)]):
         if (plain := _plain(answer)) in named:
             return named.index(plain)
-    found = next((letters for form in _FORMS if (letters := form.findall(answer))), [])
+    chosen = _SEVERAL.sub(" ", answer)
+    found = next((letters for form in _FORMS if (letters := form.findall(chosen))), [])
     indices = [index for one in found if (index := _index(one.upper(), choices)) is not None]
     return indices[-1] if indices else None
 

@@ -180,6 +180,17 @@ def test_relaxed_accuracy(prediction: str, answer: str, met: bool):
         ("The dog(s) (see e.g. Fig. 2)", None),
         ("A.M.", None),
         ("b.c. 50", None),
+        ("A or B", None),  # several are none
+        ("(A) or (B)", None),
+        ("**A** and **B**", None),
+        ("The answer is A or B.", None),
+        ("A, B, C", None),
+        ("A 或 B", None),
+        ("A. a cat\nB. a dog\nC. a bus", None),
+        ("A. a cat\n\nB. a dog\n\nThe answer is B.", 1),
+        ("Either A or B; the answer is C.", 2),
+        ("B, as A and C are cats", 1),
+        ("B. a dog\nIt barks.", 1),
         ("E", None),  # no such option
         ("a bird", None),
         ("I do not know", None),
