@@ -110,8 +110,8 @@ def ask(config: Config, sources: list[SourceConfig], settings: ProbeConfig) -> I
         rows = {source.name: read_rows(config, source, folder, settings.rows) for source in sources}
         if few := next((name for name, found in rows.items() if len(set(drawn_by(found))) < 2), None):
             raise UserError(
-                f"source {few}: one good row, or rows of one picture, tells nothing of how others differ: raise rows, "
-                "or name the other sources alone"
+                f"source {few}: one good row, or rows of one picture or answer, tells nothing of how others differ: "
+                "raise rows, or name the other sources alone"
             )
         # flash attention computes in bf16 on GPUs alone; elsewhere PyTorch's own gives the same
         attention = config.train.attention if bf16 and device.type == "cuda" else "sdpa"

@@ -11,6 +11,7 @@ Shape suffixes: S rows of a source, N supervised tokens, M those of them that th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,7 +22,7 @@ from lingu_ray.config import Config
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.chat_template import CannotEncode
 from lingu_ray.corpus.encode import Encoder, Sample
-from lingu_ray.corpus.row import Row
+from lingu_ray.corpus.row import Row, is_target
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
 from lingu_ray.distill.loss import LossScales, ce_kd_loss
@@ -30,6 +31,7 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.bootstrap import Floats, interval, level, resample, summed
+from lingu_ray.evaluation.contamination.words import word_runs
 from lingu_ray.evaluation.results import Estimate, Interval
 from lingu_ray.live import LiveLine
 from lingu_ray.passes import tokens_of_a_pass
@@ -147,8 +149,16 @@ def other_pictures(rows: Sequence[Row]) -> list[list[bytes] | None]:
 
 
 def drawn_by(rows: Sequence[Row]) -> list[bytes | str]:
-    """What tells the rows apart that intervals are drawn over: those of the same pictures are one."""
-    return [b"".join(row.images) or str(place) for place, row in enumerate(rows)]
+    """What tells the rows apart that intervals are drawn over: those of the same pictures are one.
+
+    So are those with the same answer of more than `WORDS` words, as several pictures of a product have its description.
+    """
+    answers = ["\n".join(one["content"] for one in row.messages if is_target(one)) for row in rows]
+    shared = {text for text, count in Counter(answers).items() if count > 1 and len(word_runs(text)) > 1}
+    return [
+        text if text in shared else b"".join(row.images) or str(place)
+        for place, (row, text) in enumerate(zip(rows, answers, strict=True))
+    ]
 
 
 def _add_nats(step: DistillStep, batch: MicroBatch, sums: Nats) -> None:
@@ -196,8 +206,8 @@ def _known(source: str, rows: Sequence[Row], own: Nats, text: Nats, other: Nats)
 def _estimates(
     values_KS: Floats, tokens_S: Floats, images: Sequence[bytes | str], differences: Sequence[tuple[int, int]]
 ) -> list[Estimate]:
-    """Nats a token of each kind, then the differences of two kinds, with intervals over rows; rows of one picture are
-    drawn together.
+    """Nats a token of each kind, then the differences of two kinds, with intervals over rows; those of one unit
+    (`drawn_by`) are drawn together.
     """
     drawn_KC, weight_KC = (summed(values, images) for values in (values_KS, np.broadcast_to(tokens_S, values_KS.shape)))
     levels_RK = resample(drawn_KC, weight_KC, _RESAMPLES, [0])

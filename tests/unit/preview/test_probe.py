@@ -25,7 +25,7 @@ from lingu_ray.distill.student import Student
 from lingu_ray.distill.teacher import Teacher
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.results import Estimate, Interval
-from lingu_ray.preview.knowledge import Known, Probe, other_pictures
+from lingu_ray.preview.knowledge import Known, Probe, drawn_by, other_pictures
 from lingu_ray.preview.knowledge_lines import conclusion
 from lingu_ray.probe import in_bf16, main
 from lingu_ray.runtime.training.precision import with_precision
@@ -120,6 +120,20 @@ def test_other_pictures_are_as_many_and_not_the_same() -> None:
     rows = [replace(ROWS[0], images=images) for images in ([a], [b], [], [a], [a, b], [a])]
     found = other_pictures(rows)
     assert found == [[b], [a], None, [b], None, [b]]
+
+
+def test_pictures_of_one_product_are_drawn_together() -> None:
+    """Those with one description are one; a word that answers share tells nothing, and one picture is one."""
+    product, other = (
+        "A sweet apple that is yellow and green, good for baking, and grown in France since 1890.",
+        "An apple.",
+    )
+    answers = [product, product, other, other, "A pear.", product + " Ripe."]
+    rows = [Row("mine", -1, say("<image>?", said), [picture(i % 5)], True) for i, said in enumerate(answers)]
+    units = drawn_by(rows)
+    assert units[0] == units[1] and len(set(units)) == 5
+    same_picture = [replace(row, images=[picture(1)]) for row in rows]
+    assert len(set(drawn_by(same_picture))) == 2
 
 
 @pytest.mark.parametrize(
