@@ -51,6 +51,11 @@ class Estimate:
         return Estimate(-self.value, Interval(-self.ci.high, -self.ci.low))
 
     @property
+    def is_faint(self) -> bool:
+        """Whether a score is known to less than half of itself."""
+        return self.ci.low <= self.value / 2
+
+    @property
     def is_positive(self) -> bool | None:
         """Whether the value is above 0: beyond noise, or not; None where noise leaves it open."""
         return True if self.ci.low > 0 else False if self.ci.high < 0 else None

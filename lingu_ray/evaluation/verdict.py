@@ -15,17 +15,17 @@ would decide it.
 A mean can hide a loss, so the verdict also names every task that speaks against the claim beyond noise:
 
 - its own recovery is below the floor, or its retention below the floor or 1;
-- it has no recovery, for it lost nothing beyond noise, or no retention, for the baseline has nothing to keep, and the
-  distilled model scores below the baseline;
+- it has no recovery, for it lost nothing beyond noise, or no retention, for the baseline has too little to keep, and
+  the distilled model scores below the baseline;
 - a control scores better on it.
 
 Tasks of a mean without a value of their own that show no such loss are named as not judged alone, with their recovery
 in nats where there is one. With `evaluation.recovery_in: nats` all of this is about the tasks' nats, where they are
 measured. Language tasks of the mean on which the baseline is better than the original are named: such a gain makes the
 sum of losses smaller. With `evaluation.blind` the vision tasks are named that the baseline answers as well without
-images. Vision tasks are named on which it is no better than the commonest right answer would be: they have no
-retention, and are in no mean. Named are tasks of so few items that the bootstrap says little of others. None of this
-changes a part of the claim.
+images. Vision tasks are named on which it is no better than the commonest right answer would be, or scores next to its
+own noise: they have no retention, and are in no mean. Named are tasks of so few items that the bootstrap says little of
+others. None of this changes a part of the claim.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def judge(
         *_not_judged(tasks, references),
         *_gained(tasks, references),
         *_unseen(tasks, references),
-        *_no_better_than_constant(tasks, references),
+        *_nothing_to_keep(tasks, references),
         *_few_items(tasks),
     ]
     text = f"{_headline(holds, exceptions)}: {'; '.join(clauses)}."
@@ -233,12 +233,15 @@ def _unseen(tasks: Mapping[str, TaskScores], references: References) -> Iterator
             yield f"{name}: images add nothing beyond noise to {references.baseline}, {gain}"
 
 
-def _no_better_than_constant(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
-    """The tasks on which one answer for all items does as well as the baseline, which nothing could be kept of."""
+def _nothing_to_keep(tasks: Mapping[str, TaskScores], references: References) -> Iterator[str]:
+    """The tasks without a retention: one answer for all items does as well as the baseline, or its score is faint."""
+    baseline = references.baseline
     for name, task in tasks.items():
-        if task.constant is not None and task.constant.is_as_good_as(references.baseline):
-            above = task.amount(task.constant.above[references.baseline])
-            yield f"{name}: {references.baseline} is not better beyond noise than always {task.constant.said}, {above}"
+        if task.constant is not None and task.constant.is_as_good_as(baseline):
+            above = task.amount(task.constant.above[baseline])
+            yield f"{name}: {baseline} is not better beyond noise than always {task.constant.said}, {above}"
+        elif task.kind == "vision" and baseline in task.models and task.models[baseline].score.is_faint:
+            yield f"{name}: {baseline} has too little to keep, {task.amount(task.models[baseline].score)}"
 
 
 def _few_items(tasks: Mapping[str, TaskScores]) -> list[str]:

@@ -86,6 +86,25 @@ def test_a_model_that_is_no_better_is_named(tmp_path: Path) -> None:
     assert "always “yes”: 66.7%" in page and "given to every item" in page
 
 
+def test_a_score_next_to_its_noise_is_kept_of_nothing(tmp_path: Path) -> None:
+    """Six of a hundred are beyond one answer and 0, and may be two or twelve: no quotient, and the task is named."""
+    answers = [str(i) for i in range(100)]
+    tasks = [TaskConfig(name=name, kind="vision", type="exact_match", path="-") for name in ("faint", "clear")]
+    for task in tasks:
+        for model, count in {"teacher": 50, "adapted": 6, "distilled": 12}.items():
+            right = count if task.name == "faint" else 80
+            said = [answer if i < right else "?" for i, answer in enumerate(answers)]
+            columns = {"item": answers, "prediction": said, "answers": [[a] for a in answers]}
+            write_items(items_path(tmp_path, task.name, model), columns, None)
+    settings = EvaluationConfig(tasks=tuple(tasks), bootstrap=RESAMPLES)
+    result = summarize(tmp_path, ["teacher", "adapted", "distilled"], settings)
+    faint = result.tasks["faint"]
+    assert faint.constant is not None and not faint.constant.is_as_good_as("adapted")
+    assert faint.distilled is None and "too little to keep, next to its noise: exact_match 0.060" in str(faint.reason)
+    assert not faint.in_mean and result.distilled.retention == result.tasks["clear"].distilled
+    assert "faint: adapted has too little to keep, 6.0 [" in result.verdict.text
+
+
 def test_a_loss_where_there_is_nothing_to_keep_is_named(tmp_path: Path) -> None:
     """A baseline that is as good as always yes has no retention; that the distilled model is worse is said."""
     answers = ["yes"] * 60 + ["no"] * 30
