@@ -13,9 +13,9 @@ import numpy.typing as npt
 WORDS = 13
 """Words in a row by which two texts are taken for the same; as in the decontamination of GPT-3's training data."""
 
-_WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WITHOUT_SPACES = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese: each of their characters counts as a word."""
-_WORD = re.compile(rf"[^\W_{_WITHOUT_SPACES}]+|[{_WITHOUT_SPACES}]")
+_WORD = re.compile(rf"[^\W_{WITHOUT_SPACES}]+|[{WITHOUT_SPACES}]")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]+")
 """Marks without width, as of web pages: hyphens that a line may break at, spaces of no width, directions of writing."""
 

@@ -5,7 +5,8 @@ counts clipped and a penalty for another length, times 10. Every item has its ow
 
 Captions are split into words as the COCO evaluation does: Penn Treebank tokens in lower case, without punctuation.
 COCO's own splitter is Stanford's PTBTokenizer, a Java program. On captions this gives the same words; it differs on
-what captions seldom hold: runs such as `!!!`, underscores, and apostrophes that begin a word ('60s).
+what captions seldom hold: runs such as `!!!`, underscores, and apostrophes that begin a word ('60s). Of scripts without
+spaces it takes whole sentences for words, so that only equal captions would agree; here each character is one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 
 from rapidfuzz.distance import LCSseq
 
+from lingu_ray.evaluation.contamination.words import WITHOUT_SPACES
 from lingu_ray.evaluation.metrics.metric import Columns, Scores
 
 ORDERS = 4  # n-grams of 1 to 4 words
@@ -26,6 +28,7 @@ Words = list[str]
 Gram = tuple[str, ...]
 
 _TYPOGRAPHIC = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "—": "-", "–": "-", "…": "."})
+_ALONE = re.compile(f"[{WITHOUT_SPACES}]")
 _CLITIC = r"'(?:s|re|ve|ll|d|m)(?!\w)"
 _WORD = re.compile(
     rf"""
@@ -48,8 +51,8 @@ def judge_cider(columns: Columns) -> Scores:
 
 
 def caption_words(text: str) -> list[str]:
-    """The words of a caption."""
-    return _WORD.findall(text.lower().translate(_TYPOGRAPHIC))
+    """The words of a caption; of Chinese, Japanese, Thai and their like the characters."""
+    return _WORD.findall(_ALONE.sub(r" \g<0> ", text.lower().translate(_TYPOGRAPHIC)))
 
 
 def rouge_l(prediction: str, answers: list[str]) -> float:

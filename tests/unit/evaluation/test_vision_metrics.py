@@ -236,6 +236,16 @@ def test_captions_are_cut_as_coco_cuts_them(caption: str):
     assert caption_words(caption) == TOKENIZED[caption].split()
 
 
+def test_captions_without_spaces_agree_by_character() -> None:
+    """A Chinese caption that is nearly its reference is, and one of another picture is not; Korean has its spaces."""
+    said = ["一只猫坐在垫子上", "两只狗在公园里跑", "一辆红色的公共汽车"]
+    right = [["一只小猫坐在垫子上", "猫坐在垫子上面"], ["两只狗在公园奔跑"], ["红色的公共汽车停在路边"]]
+    columns = {"prediction": said, "answers": right}
+    near, far = (judge_cider(one).score for one in (columns, columns | {"prediction": said[1:] + said[:1]}))
+    assert min(near) > 5 and max(far) < 1
+    assert rouge_l(said[0], right[0]) > 0.9 and caption_words("고양이가 앉아 있다") == ["고양이가", "앉아", "있다"]
+
+
 def random_captions(seed: int, empty: bool = False) -> tuple[list[list[str]], list[list[list[str]]]]:
     """Captions and one to five references for each, of random words."""
     generator = random.Random(seed)
