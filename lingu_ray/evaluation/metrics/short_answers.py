@@ -28,9 +28,12 @@ AS_TYPED = str.maketrans(
     {chr(0xFF01 + place): chr(0x21 + place) for place in range(94)}
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
     | dict.fromkeys("\ufe0e\ufe0f", "")
+    | {digit: str(unicodedata.decimal(chr(digit))) for digit in range(0x660, 0x10000) if chr(digit).isdecimal()}
+    | {"\u066b": ".", "\u066c": ","}
 )
 """ASCII for its full-width forms, of Chinese and Japanese text, for the typographic minus and the dashes that stand for
-it; nothing for what says whether a symbol is shown in color."""
+it, for the digits of Arabic, Hindi and other scripts and the marks within Arabic numbers; nothing for what says whether
+a symbol is shown in color."""
 
 # What the official table restores; a contraction is known with any one of its apostrophes left out.
 _CONTRACTIONS = """
@@ -69,7 +72,8 @@ def normalize(answer: str) -> str:
     Marks that are parts of letters (vowel signs of Hindi, accents), and of mathematics (+, =, <), are no punctuation.
     """
     typed = unicodedata.normalize("NFC", answer.translate(AS_TYPED).lower())
-    text = re.sub(r"(?<=\d)[,\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", typed)  # 1,000 is 1000, and so with a thin space
+    # 1,000 is 1000, with a thin space and an apostrophe too, and 1,00,000 is 100000
+    text = re.sub(r"(?<=\d)[,'’\u00a0\u2009\u202f](?=(?:\d\d,)*\d{3}(?!\d))", "", typed)
     text = re.sub(r"(?<![\w.])\.(?=\d)", "0.", text)  # .5 is 0.5
     text = _ARTICLE.sub("", text)
     kept = r"(?<!\w)-\d|(?<=\d)[.:/]\d|(?<=[^\W\d_])#(?!\w)"  # -5, 2.5, 10:30, 1/2, C#

@@ -141,6 +141,10 @@ def test_normalized_answers(answer: str, plain: str) -> None:
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
         (r"\boxed 4", "boxed 4"),
         ("1\u202f000 km", "1,000 km"),
+        ("1'000", "1000"),
+        ("12,34,567", "1234567"),  # as India writes it
+        ("\u0967\u0968", "12"),  # digits of Hindi
+        ("\u0661\u066c\u0660\u0660\u0660\u066b\u0665", "1000.5"),  # of Arabic, with its marks
         ("**4**", "4."),
     ],
 )
