@@ -195,9 +195,18 @@ class Parts:
         """Write a chunk."""
         write_items(self.folder / f"{begin:09}.parquet", columns, self.stamp)
 
-    def join(self) -> None:
-        """Join all chunks into one file, and delete them."""
+    def join(self, items: int) -> None:
+        """Join all chunks into one file of so many items, and delete them.
+
+        Raises:
+            UserError: some are gone: another command, which took this one for dead, has joined them.
+        """
         chunks = [read_columns(part) for part in self._files()]
+        if (found := sum(len(chunk["item"]) for chunk in chunks)) != items:
+            raise UserError(
+                f"{self.folder} has answers to {found} of {items} items: another command has taken over this "
+                "evaluation; run the same command again when that has ended"
+            )
         of_all = [name for name in chunks[0] if all(name in chunk for chunk in chunks)]  # an earlier version had fewer
         columns = {name: [value for chunk in chunks for value in chunk[name]] for name in of_all}
         write_items(self.path, columns, self.stamp)

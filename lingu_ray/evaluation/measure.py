@@ -74,7 +74,7 @@ def run_task(run: TaskRun, replicas: Replicas) -> None:
         for chunk, answers in replicas.answers(chunks):
             done += run.keep(chunk, answers)
             line.show(done)
-    run.parts.join()
+    run.parts.join(items)
     log.info("%s: %d items, %.1f s", label, items - measured, time.perf_counter() - begin)
 
 

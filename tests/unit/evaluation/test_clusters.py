@@ -57,7 +57,7 @@ def measured(config: TaskConfig, folder: Path, answers: Answers) -> TaskScores:
     for begin in range(0, len(run.task.items), CHUNK):
         width = len(answers) // len(run.task.items)
         run.keep(Chunk(begin, lambda: []), answers[begin * width : (begin + CHUNK) * width])
-    run.parts.join()
+    run.parts.join(len(run.task.items))
     return summarize(folder, ["adapted"], EvaluationConfig(tasks=(config,), bootstrap=500)).tasks["read"]
 
 
@@ -117,7 +117,7 @@ def test_tasks_of_the_same_items_draw_the_same(kind: str, tmp_path: Path) -> Non
         config = TaskConfig.model_validate(dict(name=name, kind=kind, type=type, path=str(path), fields=fields))
         run = TaskRun(load_task(config), Stamp("", "", "", {}), "adapted", tmp_path)
         run.keep(Chunk(0, lambda: []), ["yes", "0000"] * 10)
-        run.parts.join()
+        run.parts.join(len(run.task.items))
         levels.append(read_levels(tmp_path, config, ["adapted"], 100).levels["adapted"].value_R)
     forms, read, others = levels
     assert np.array_equal(forms, read) and not np.array_equal(forms, others)

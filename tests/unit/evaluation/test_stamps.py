@@ -76,7 +76,7 @@ def test_answers_are_kept_with_what_tells_their_images_apart(tmp_path: Path, pic
         run = TaskRun(asked, stamp(config), "adapted", tmp_path)
         (chunk,) = run.chunks()
         run.keep(chunk, ["red", "blue"])
-        run.parts.join()
+        run.parts.join(len(run.task.items))
         kept.append(read_items(tmp_path, asked.config.name, "adapted") or {})
     assert len(set(kept[0][CLUSTER])) == len(set(pictures)) and len(set(kept[1][CLUSTER])) == 2
 
@@ -110,6 +110,20 @@ def test_chunks_of_another_engine_are_not_taken(tmp_path: Path) -> None:
     assert (first.answered(), second.answered()) == ({0}, set())
     second.drop_others()
     assert (first.answered(), second.answered()) == (set(), set())
+
+
+def test_a_command_that_was_taken_for_dead_joins_no_part(tmp_path: Path) -> None:
+    """It was suspended; another one has measured all, and joined what both have written."""
+    config = task(tmp_path)
+    path = items_path(tmp_path, "colors", "adapted")
+    suspended, other = Parts(path, stamp(config)), Parts(path, stamp(config))
+    suspended.write(0, ANSWERS)
+    other.write(2, ANSWERS)
+    other.join(4)
+    suspended.write(2, ANSWERS)
+    with pytest.raises(UserError, match="answers to 2 of 4 items"):
+        suspended.join(4)
+    assert (read_items(tmp_path, "colors", "adapted") or {})["item"] == ["1", "2"] * 2
 
 
 @pytest.mark.parametrize("changed", ["engine", "asked"])
