@@ -24,6 +24,12 @@ T = TypeVar("T")
 
 WAITS_S = (1.0, 2.0, 4.0, 8.0)  # before each further attempt where storage does not answer
 TIMEOUT_S = 10  # of a connection or request
+CHANGED = "another version is there now"
+"""The error of a read that finds an object replaced."""
+
+
+class Replaced(UserError):
+    """An object was replaced while it was read."""
 
 
 def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
@@ -40,7 +46,7 @@ def tried(location: str, action: Callable[[FileSystem, str], T]) -> T:
             file_system.cache_clear()
             failure = _failure(str(error))
             if attempts >= len(failure.waits):  # of this failure, which may be another than the one before
-                raise UserError(f"{location}: {failure.message} ({redacted(str(error))})") from error
+                raise failure.kind(f"{location}: {failure.message} ({redacted(str(error))})") from error
             time.sleep(failure.waits[attempts])
             attempts += 1
 
@@ -104,6 +110,7 @@ class _Failure:
     signs: tuple[str, ...]
     waits: tuple[float, ...]
     message: str
+    kind: type[UserError] = UserError
 
 
 def _failure(error: str) -> _Failure:
@@ -118,6 +125,7 @@ def _failure(error: str) -> _Failure:
             tuple(4 * wait for wait in WAITS_S),  # what is asked too often is not to be asked soon
             "it takes no more requests for now; start again later, or with fewer workers",
         ),
+        _Failure((CHANGED,), (0.0,) * len(WAITS_S), "it changed while it was read; start again", Replaced),
         _Failure(("TIME_TOO_SKEWED",), (), "this machine's clock is wrong; set it"),
         _Failure(
             ("status 301", "AuthorizationHeaderMalformed"),

@@ -13,6 +13,7 @@ from pathlib import Path
 from lingu_ray.atomic import locked, whole_folder
 from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
+from lingu_ray.storage.connection import Replaced
 from lingu_ray.storage.locations import SCHEMES, join, parent, scheme_of, with_slashes
 from lingu_ray.storage.objects import AT_ONCE, BUFFER, check_writable, entries, is_file, open_file, version
 
@@ -20,6 +21,7 @@ CACHE = "LINGU_RAY_CACHE"
 """Environment variable: the folder on each node where copies are kept; without it ~/.cache/lingu_ray."""
 
 SPARE = 1 << 30  # bytes that a disk keeps free
+_TRIES = 5  # to copy what others write again and again
 
 _OF_A_REVISION = re.compile(r"(?P<id>[\w.-]+(/[\w.-]+)?)@(?P<revision>[\w./-]+?)(/(?P<file>[^/]+\.gguf))?")
 _NOT_LOADED = (".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pt", ".pth")
@@ -124,7 +126,7 @@ def _cached(location: str, wanted: dict[str, str]) -> Path:
         if not _holds(folder, wanted):
             _check_space(root, location, sum(map(_size, wanted.values())))
             with whole_folder(folder) as copy, ThreadPoolExecutor(AT_ONCE) as pool:
-                list(pool.map(lambda name: _download(location, copy, name, _size(wanted[name])), wanted))
+                list(pool.map(lambda name: _download(location, copy, name, wanted[name]), wanted))
     return folder
 
 
@@ -135,15 +137,25 @@ def _holds(folder: Path, wanted: dict[str, str]) -> bool:
         return False
 
 
-def _download(above: str, folder: Path, name: str, size: int | None = None) -> None:
+def _download(above: str, folder: Path, name: str, wanted: str | None = None) -> None:
+    """Copy an object, of one version: the one that is wanted, or any, as of a file that grows meanwhile."""
     location, target = join(above, name), folder / name
     if not target.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{location}: its name leads out of the folder that it is fetched into")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open_file(location, buffering=0) as source, open(target, "wb") as file:
-        shutil.copyfileobj(source, file, BUFFER)
-    if size is not None and target.stat().st_size != size:
+    _copy(location, target, tries=_TRIES if wanted is None else 1)
+    if wanted is not None and version(location) != wanted:
         raise UserError(f"{location}: it changed while it was fetched; start again")
+
+
+def _copy(location: str, target: Path, tries: int) -> None:
+    try:
+        with open_file(location, buffering=0) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file, BUFFER)
+    except Replaced:
+        if tries == 1:
+            raise
+        _copy(location, target, tries - 1)
 
 
 def _size(version: str) -> int:

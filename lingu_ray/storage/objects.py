@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from lingu_ray.errors import UserError
-from lingu_ray.storage.connection import tried
+from lingu_ray.storage.connection import CHANGED, tried
 from lingu_ray.storage.locations import bucket_and_key, is_remote, join
 
 if TYPE_CHECKING:
@@ -46,10 +46,17 @@ def open_file(path: str | Path, buffering: int = BUFFER) -> io.BufferedIOBase | 
     return io.BufferedReader(raw, buffering) if buffering else raw
 
 
-def read_bytes(location: str) -> bytes:
-    """The whole of an object (errors as `open_file`)."""
-    with open_file(location, buffering=0) as file:
-        return file.read()
+def read_bytes(location: str, start: int = 0) -> bytes:
+    """An object from a byte on, all of one version, by one request (errors as `open_file`)."""
+
+    def ask(fs: FileSystem, path: str) -> bytes:
+        with fs.open_input_file(path) as file:
+            first = min(start, file.size())
+            content = file.read_at(file.size() - first, first)
+            _unchanged(fs, path, _version(file))
+            return content
+
+    return tried(location, ask)
 
 
 def is_file(path: str | Path) -> bool:
@@ -88,11 +95,24 @@ def version(location: str) -> str:
 
     def ask(fs: FileSystem, path: str) -> str:
         with fs.open_input_file(path) as file:
-            metadata = {key if isinstance(key, str) else key.decode(): value for key, value in file.metadata().items()}
-            marks = [metadata[name] for name in _CONTENT if metadata.get(name)]
-            return f"{file.size()} {marks[0].decode() if marks else ''}"
+            return _version(file)
 
     return tried(location, ask)
+
+
+def _version(file: Any) -> str:
+    """The version of an open object: no file of pyarrow sees that it is replaced."""
+    metadata = {key if isinstance(key, str) else key.decode(): value for key, value in file.metadata().items()}
+    marks = [metadata[name] for name in _CONTENT if metadata.get(name)]
+    return f"{file.size()} {marks[0].decode() if marks else ''}"
+
+
+def _unchanged(fs: FileSystem, path: str, version: str) -> Any:
+    """An object, opened again. Raises OSError where it is another version: what was read may have a part of that."""
+    file = fs.open_input_file(path)
+    if _version(file) != version:
+        raise OSError(CHANGED)
+    return file
 
 
 def put(content: Path | bytes, location: str) -> None:
@@ -154,22 +174,19 @@ def check_writable(place: Path | str) -> None:
 
 
 class _Object(io.RawIOBase):
-    """An object that is read by ranges, and opened again where the connection is lost."""
+    """An object that is read by ranges, all of one version, and opened again where the connection is lost."""
 
     def __init__(self, location: str) -> None:
-        self._location, self._position, self._file = location, 0, None
-        self._size: int = tried(location, lambda fs, path: self._open(fs, path).size())
-
-    def _open(self, fs: FileSystem, path: str) -> Any:
-        self._file = fs.open_input_file(path)
-        return self._file
+        self._location, self._position = location, 0
+        self._file: Any = tried(location, lambda fs, path: fs.open_input_file(path))
+        self._size, self._version = self._file.size(), _version(self._file)
 
     def _read(self, fs: FileSystem, path: str, count: int) -> bytes:
-        file = self._file or self._open(fs, path)
+        file = self._file or _unchanged(fs, path, self._version)
         self._file = None  # unless this succeeds
-        if file.size() != self._size:
-            raise UserError(f"{self._location}: it changed while it was read; start again")
         content = file.read_at(count, self._position)
+        if self._position + count == self._size or len(content) < count:
+            _unchanged(fs, path, self._version)
         self._file = file
         return content
 
@@ -179,6 +196,10 @@ class _Object(io.RawIOBase):
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
+
+    def readall(self) -> bytes:
+        """The rest; Python's own asks for 8 KiB at a time."""
+        return b"".join(iter(lambda: self.read(BUFFER), b""))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]

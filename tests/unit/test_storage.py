@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pyarrow
 import pytest
 from buckets import proxy_before
 
@@ -126,6 +127,49 @@ def test_a_lost_connection_is_made_again(
             proxy.left = 0
             with pytest.raises(UserError, match=rf"{bucket}/noise.bin: storage does not answer; .*start again"):
                 file.read()
+
+
+@pytest.mark.slow
+@BOTH
+def test_an_object_that_is_replaced_is_never_read_as_half_of_both(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What reads it in parts is told, whatever its size is now; what reads all of it reads it again."""
+    location = f"{bucket}/object"
+    for after in (NOISE[::-1], NOISE[:100]):
+        storage.put(NOISE, location)
+        with storage.open_file(location, buffering=0) as file:
+            assert file.read(1 << 20) == NOISE[: 1 << 20]
+            storage.put(after, location)
+            with pytest.raises(UserError, match="object: it changed while it was read"):
+                file.read()
+    version, newer = objects._version, [b"third", b"the second"]
+
+    def replaced(file: pyarrow.NativeFile) -> str:  # when its content was read
+        if newer:
+            storage.put(newer.pop(), location)
+        return version(file)
+
+    monkeypatch.setattr(objects, "_version", replaced)
+    assert storage.read_bytes(location) == b"third"
+    newer += [b"fifth", b"the fourth"]
+    storage.get_tree(bucket, tmp_path, {"object": 5})
+    assert (tmp_path / "object").read_bytes() == b"fifth"
+
+
+@pytest.mark.slow
+def test_a_whole_object_is_read_by_few_requests(
+    bucket: str, storage_servers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """At once, or as the rest of an open one: the heads of the answers take no more than the hundredth of it."""
+    storage.put(NOISE, f"{bucket}/noise.bin")
+    with proxy_before(storage_servers["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        connection.file_system.cache_clear()
+        assert storage.read_bytes(f"{bucket}/noise.bin") == NOISE
+        with storage.open_file(f"{bucket}/noise.bin") as file:
+            assert file.read() == NOISE
+    assert proxy.sent < 2.02 * len(NOISE)
 
 
 @pytest.mark.slow

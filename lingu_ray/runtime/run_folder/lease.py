@@ -32,8 +32,6 @@ STALE_S = 30.0
 """Without a sign of life for so long a holder counts as dead."""
 _POLL_S = 0.25
 LEASE_FILE = "driver.json"
-_OBJECT_BYTES = 1024
-"""Of every lease in a bucket: who reads one asks for its size first, and it may be written again before its content."""
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +182,7 @@ def _read(path: Path | str) -> Holder | None:
 
 def _write(path: Path | str, holder: Holder) -> None:
     if isinstance(path, str):
-        put(json.dumps(asdict(holder)).ljust(_OBJECT_BYTES).encode(), path)
+        put(json.dumps(asdict(holder)).encode(), path)
     else:
         write_json(path, asdict(holder))
 

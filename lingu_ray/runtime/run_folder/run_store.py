@@ -213,7 +213,5 @@ class GrowingCopy:
 
     def _lines(self, start: int) -> bytes:
         """Complete lines from byte `start` on."""
-        with storage.open_file(self.location) as file:
-            file.seek(start)
-            content = file.read()
+        content = storage.read_bytes(self.location, start)
         return content[: content.rfind(b"\n") + 1]

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -351,18 +350,6 @@ def test_a_growing_object_is_copied_line_by_line(bucket, tmp_path):
         assert copy.path.read_text() == known
         inodes.append(copy.path.stat().st_ino)
     assert len(set(inodes[:3])) == 1 and inodes[3] != inodes[2] and inodes[4] != inodes[3]
-
-
-@BOTH
-def test_a_lease_that_is_written_while_it_is_read_is_whole(bucket):
-    """A reader asks for the size of an object before its content: it is the same for all that a holder writes."""
-    location, mine = f"{bucket}/runs/mine", lease.Holder("me", "here", "1", 1, None, 1.0)
-    sizes = set()
-    for holder in (mine, replace(mine, time=time.time(), beats=12345, ended=True)):
-        lease._write(f"{location}/driver.json", holder)
-        assert lease._read(f"{location}/driver.json") == holder
-        sizes |= {entry.size for entry in storage.entries(location)}
-    assert len(sizes) == 1
 
 
 def test_a_lease_is_an_object(bucket, tmp_path, monkeypatch):
