@@ -76,17 +76,22 @@ def _s3_server() -> str | None:
     """
     if given := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         return given
-    file = os.path.expanduser(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
     configured = ConfigParser(interpolation=None, strict=False, allow_no_value=True)
-    try:
-        configured.read(file, encoding="utf-8")
-    except (OSError, ValueError, ConfigError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from error
+    for variable, usual in (("AWS_CONFIG_FILE", "config"), ("AWS_SHARED_CREDENTIALS_FILE", "credentials")):
+        file = os.path.expanduser(os.environ.get(variable) or f"~/.aws/{usual}")
+        try:
+            configured.read(file, encoding="utf-8")
+        except (OSError, ValueError, ConfigError) as error:
+            raise UserError(f"{file} cannot be read: {error}") from error
     name = os.environ.get("AWS_PROFILE") or "default"
-    profile = f"profile {name}" if configured.has_section(f"profile {name}") else name
-    services = f"services {configured.get(profile, 'services', fallback='')}"
-    of_s3 = re.search(r"^endpoint_url\s*=\s*(\S+)", configured.get(services, "s3", fallback=None) or "", re.MULTILINE)
-    return of_s3[1] if of_s3 else configured.get(profile, "endpoint_url", fallback=None)
+
+    def value(key: str) -> str:
+        sections = (name, f"profile {name}")  # as the file of credentials and that of settings call it
+        return next(filter(None, (configured.get(section, key, fallback=None) for section in sections)), "")
+
+    of_services = configured.get(f"services {value('services')}", "s3", fallback=None) or ""
+    of_s3 = re.search(r"^endpoint_url\s*=\s*(\S+)", of_services, re.MULTILINE)
+    return of_s3[1] if of_s3 else value("endpoint_url") or None
 
 
 def _endpoint(url: str | None) -> dict[str, Any]:

@@ -227,24 +227,33 @@ def test_what_the_environment_says_wrongly_is_told(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("profile", "config"),
+    ("profile", "config", "credentials"),
     [
-        (None, "[default]\nendpoint_url = URL\n"),
-        ("mine", "[default]\nendpoint_url = http://127.0.0.1:9\n[profile mine]\nendpoint_url=URL\n"),
+        (None, "[default]\nendpoint_url = URL\n", ""),
+        (None, "[default]\nendpoint_url = http://127.0.0.1:9\n", "[default]\nendpoint_url = URL\n"),
+        ("mine", "[profile mine]\nregion = eu\n", "[default]\n[mine]\nendpoint_url = URL\n"),
+        ("mine", "[default]\nendpoint_url = http://127.0.0.1:9\n[profile mine]\nendpoint_url=URL\n", ""),
         (
             "mine",
             "[profile mine]\nservices = local\nendpoint_url = http://127.0.0.1:9\n"
             "[services local]\nec2 =\n  endpoint_url = http://127.0.0.1:9\ns3 =\n  endpoint_url = URL\n",
+            "",
         ),
     ],
 )
 def test_a_server_of_the_configuration_of_aws_is_asked(
-    profile: str | None, config: str, storage_servers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    profile: str | None,
+    config: str,
+    credentials: str,
+    storage_servers: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As boto3 reads it, where the environment names none: Amazon's would be another bucket of the same name."""
-    (tmp_path / "config").write_text(config.replace("URL", storage_servers["AWS_ENDPOINT_URL"]))
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for variable, content in (("AWS_CONFIG_FILE", config), ("AWS_SHARED_CREDENTIALS_FILE", credentials)):
+        (tmp_path / variable).write_text(content.replace("URL", storage_servers["AWS_ENDPOINT_URL"]))
+        monkeypatch.setenv(variable, str(tmp_path / variable))
     if profile is not None:
         monkeypatch.setenv("AWS_PROFILE", profile)
     connection.file_system.cache_clear()
