@@ -207,6 +207,7 @@ def prune(folder: Path, keep_last: int) -> None:
     found = checkpoints(folder)
     best = _best(found)
     old = [path for path, _ in found[:-keep_last] if path != best]
-    leftovers = folder.glob(".step-*.tmp")  # of a worker that was killed, on any machine
-    for path in (*old, *leftovers):
+    for path in folder.glob(".step-*.tmp"):  # left by a worker that was killed, on any machine
         shutil.rmtree(path)
+    for path in old:
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}.tmp")))

@@ -82,6 +82,23 @@ def test_newest_and_best_are_kept(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_kill_while_one_is_removed_leaves_nothing_of_it(tmp_path, monkeypatch):
+    """Half of a checkpoint would be none, so that nobody removes it: it is not called one any more by then."""
+    model, optimizer = trained()
+    for step in (1, 2):
+        save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, 3.0 - step), 3)
+
+    def killed(folder):
+        (folder / "state.json").unlink()
+        raise SystemExit
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(shutil, "rmtree", killed)
+        checkpoint.prune(tmp_path, 1)
+    checkpoint.prune(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
 def test_a_copy_by_hand_is_left_alone(tmp_path):
     """A folder of another name is no checkpoint: it is neither resumed from, nor counted, nor removed."""
     model, optimizer = trained()
