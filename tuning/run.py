@@ -59,6 +59,7 @@ def run_trials(space: Space, base: Config, folder: SweepFolder, items: Path, tra
     try:
         with saving_on_interrupt(folder.trials) as interrupted, SweepProgress(space, folder.trials).running():
             results = tuner.fit()
+            lease.require()  # else the trials' folders, and what is left in them, are another driver's
             if not interrupted.is_set():
                 mark_dead(results, folder.trials)
                 remove_unwanted(read_outcomes(folder.trials), space, folder.trials, over=True)

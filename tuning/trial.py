@@ -188,7 +188,9 @@ class Trial(tune.Trainable):
         return {name: float("nan") if value is None else value for name, value in numbers.items()} | {"done": done}
 
     def update_outcome(self, **changes: Any) -> None:
-        """Change fields of the outcome, and write it."""
+        """Change fields of the outcome, and write it. Raises UserError where another driver has the sweep by now."""
+        if isinstance(self.sweep.lease.path, Path):  # into a bucket the driver puts it, which looks before
+            self.sweep.lease.require()
         seconds = self.outcome.seconds + time.monotonic() - self.last_update
         self.last_update = time.monotonic()
         self.outcome = replace(self.outcome, seconds=seconds, **changes)

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,11 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
 from tinyrun import config
 
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config.command_line import load_yaml, to_yaml
-from lingu_ray.errors import Interrupted
+from lingu_ray.errors import Interrupted, UserError
 from lingu_ray.runtime.run_folder.folder import RunFolder
-from lingu_ray.runtime.run_folder.lease import Lease
+from lingu_ray.runtime.run_folder.lease import Lease, lease_on
 from lingu_ray.runtime.tracking.store_uri import environment, tracking_uri
 from lingu_ray.runtime.trainer import Run
 from tuning.outcome import Outcome, read_outcome
@@ -33,12 +34,30 @@ SCHEDULE = {"distill.w_kd": [[0, 2], [0.5, 1]]}
 
 
 @pytest.fixture
-def trial(tmp_path: Path) -> Any:
+def lease(tmp_path: Path) -> Iterator[Lease]:
+    """The lease on the sweep's folder."""
+    with lease_on(tmp_path) as held:
+        yield held
+
+
+@pytest.fixture
+def trial(tmp_path: Path, lease: Lease) -> Any:
     """A running trial, whose sweep's trials lie in `tmp_path`."""
     made: Any = Trial.__new__(Trial)
-    made.run, made.sweep, made.last_update = None, SimpleNamespace(trials=tmp_path), time.monotonic()
+    made.run, made.sweep, made.last_update = None, SimpleNamespace(trials=tmp_path, lease=lease), time.monotonic()
     made.folder, made.outcome = RunFolder(tmp_path / "trial-1"), Outcome("trial-1", {}, None, 0)
     return made
+
+
+def test_a_trial_of_a_driver_that_was_taken_for_dead_writes_no_outcome(trial: Any, lease: Lease):
+    """It was suspended, and the sweep is another driver's, which has finished the trial meanwhile."""
+    finished = Outcome("trial-1", {}, None, 0, "finished", 8, 0.8)
+    finished.write(trial.folder.root)
+    write_json(Path(lease.path), read_json(Path(lease.path)) | {"owner": "another"})
+    trial.user_error, trial.advance = None, lease.require  # as its workers, which read the lease before each step
+    with pytest.raises(UserError, match="belongs to another driver now"):
+        trial.step()
+    assert read_outcome(trial.folder.root) == finished
 
 
 @pytest.mark.parametrize("by_hand", [True, False])
@@ -90,12 +109,11 @@ def test_a_run_that_was_interrupted_is_resumed(trial: Any, tmp_path: Path):
 
 
 @pytest.fixture
-def sweep(data: Path, tmp_path: Path) -> Sweep:
+def sweep(data: Path, tmp_path: Path, lease: Lease) -> Sweep:
     """A sweep of a population, whose trials lie in `tmp_path`."""
     search = {"distill.w_kd": {"choice": [1, 2]}}
     space = Space.model_validate({"name": "s", "base": "tiny", "search": search, "pbt": {"interval": 4}})
     base = config(data, tmp_path / "runs")
-    lease = Lease(tmp_path / "driver.json", "a test")
     return Sweep(space, base, tmp_path, tmp_path, 1, tmp_path, lease, tmp_path, environment())
 
 
