@@ -157,9 +157,15 @@ def memory_share(concurrent: int) -> int:
 
 @contextmanager
 def saving_on_interrupt(trials: Path) -> Iterator[threading.Event]:
-    """First Ctrl-C, or SIGTERM: let all trials save, then stop Tune. Second: give up at once."""
+    """First Ctrl-C, or SIGTERM: let all trials save, then stop Tune. Second: give up at once.
+
+    A trial that a killed driver has left as running is one that was stopped: Tune starts it again, if it knows of it.
+    """
     marker, over = trials / STOP, threading.Event()
     marker.unlink(missing_ok=True)
+    for outcome in read_outcomes(trials):
+        if outcome.state == "running":
+            replace(outcome, state="stopped", by_hand=True).write(trials / outcome.trial)
 
     def save_then_stop() -> None:
         marker.touch()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tuning import run
+from tuning.outcome import Outcome, read_outcome
 from tuning.run import saving_on_interrupt
 
 
@@ -24,3 +25,11 @@ def test_a_tune_that_is_still_starting_is_stopped(tmp_path: Path, monkeypatch: p
         assert heard.wait(30)
     heard.clear()
     assert signal.getsignal(signal.SIGUSR1) == before and not heard.wait(0.3)
+
+
+def test_a_trial_that_tune_does_not_know_of_is_not_waited_for(tmp_path: Path) -> None:
+    """SIGKILL came before Tune had written it down: its folder says that it runs, and nobody will start it again."""
+    Outcome("trial-1", {}, None, 0).write(tmp_path / "trial-1")
+    with saving_on_interrupt(tmp_path):
+        left = read_outcome(tmp_path / "trial-1")
+        assert left is not None and left.state == "stopped" and not left.has_ended
