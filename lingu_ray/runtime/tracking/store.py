@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ NEWEST_START = "lingu_ray.newest_start"
 CANNOT_OPEN = (MlflowException, SQLAlchemyError, OSError, ImportError)
 """What MLflow raises of a bad address or file, or a missing driver."""
 _ROW_EXISTS = ("RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")  # where two make the same experiment, or tag
+_variable, _asking = threading.Lock(), list[int]()
+"""Of `one_retry`: guards MLflow's variable; threads that ask by it now."""
 _NOT_ALLOWED = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 
 log = logging.getLogger(__name__)
@@ -129,15 +132,23 @@ def _try_files(uri: str, location: str) -> None:
 
 @contextmanager
 def one_retry() -> Iterator[None]:
-    """Ask a server that does not answer twice, not for minutes, unless the environment says how often."""
-    if MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set():
-        yield
-        return
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
+    """Ask a server that does not answer twice, not for minutes, unless the environment says how often.
+
+    The variable is that of all threads: the last of those that ask at a time takes it back.
+    """
+    with _variable:
+        ours = bool(_asking) or not MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set()
+        if ours:
+            MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
+            _asking.append(threading.get_ident())
     try:
         yield
     finally:
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
+        with _variable:
+            if ours:
+                _asking.pop()
+            if ours and not _asking:
+                MLFLOW_HTTP_REQUEST_MAX_RETRIES.unset()
 
 
 def not_opened(uri: str, error: Exception) -> UserError:

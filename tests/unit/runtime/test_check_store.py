@@ -8,20 +8,21 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import mlflow
 import pytest
 from limits import full_disk
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES as RETRIES
 
 from lingu_ray.atomic import write_text
 from lingu_ray.config import TrackingConfig
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.tracking import open_evaluation
 from lingu_ray.runtime.tracking import sqlite_store
-from lingu_ray.runtime.tracking.store import NEWEST_START, artifact_location, check_store, open_store
+from lingu_ray.runtime.tracking.store import NEWEST_START, artifact_location, check_store, one_retry, open_store
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +224,26 @@ def test_files_that_cannot_be_stored(store: Path, there: bool) -> None:
     uri = f"sqlite:///{store if there else store.parent / 'new.db'}"
     with pytest.raises(UserError, match=r"files of the experiment mine cannot be stored in file:///.*mlartifacts: "):
         check_store(uri, "mine")
+
+
+def test_threads_that_ask_a_server_at_a_time_all_give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a run and its control do: the first to end leaves the other its one retry; what a user set stays."""
+    monkeypatch.delenv(RETRIES.name)
+    with ExitStack() as first, one_retry():
+        first.enter_context(one_retry())
+        first.close()
+        assert RETRIES.get() == 1
+    assert not RETRIES.is_set()
+    with ExitStack() as first:
+        first.enter_context(one_retry())
+        with one_retry():
+            first.close()
+            assert RETRIES.get() == 1
+    assert not RETRIES.is_set()
+    monkeypatch.setenv(RETRIES.name, "3")
+    with one_retry(), one_retry():
+        assert RETRIES.get() == 3
+    assert RETRIES.get() == 3
 
 
 def test_an_experiment_that_was_deleted(store: Path) -> None:
