@@ -28,6 +28,7 @@ from lingu_ray import storage
 from lingu_ray.atomic import whole_folder
 from lingu_ray.config import Config
 from lingu_ray.corpus.counts import checked_counts, good_rows, merged, summary, tally
+from lingu_ray.corpus.fingerprint import source_content
 from lingu_ray.corpus.finished import FinishedSplits
 from lingu_ray.corpus.normalize import NORMALIZED, SplitTask
 from lingu_ray.corpus.order import VALIDATION, GlobalOrder, doubts, draw_order
@@ -44,7 +45,7 @@ from lingu_ray.corpus.store import (
     write_rows,
     writing,
 )
-from lingu_ray.errors import user_error
+from lingu_ray.errors import UserError, user_error
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def _build(plan: Plan, folder: Path | str) -> None:
         sizes = write_shards(normalized, order, folder)
     with writing(folder, SIZES) as path:
         path.write_text(json.dumps(sizes, indent=0))
+    _check_unchanged(plan)
     manifest = {
         "version": VERSION,
         "fingerprint": plan.fingerprint,
@@ -108,6 +110,17 @@ def _build(plan: Plan, folder: Path | str) -> None:
     }
     with writing(folder, MANIFEST) as path:
         path.write_text(json.dumps(manifest, indent=2))
+
+
+def _check_unchanged(plan: Plan) -> None:
+    """Raise UserError where data have changed since they were planned: what was read may be of neither version."""
+    for source in plan.sources:
+        splits = [task.split for task in plan.tasks if task.source.name == source.name]
+        if source_content(source, splits) != plan.contents[source.name]:
+            raise UserError(
+                f"source {source.name}: its data changed while the corpus was built of them: run the same command "
+                "again when nothing writes them"
+            )
 
 
 def _data_context() -> DataContext:

@@ -11,7 +11,8 @@ from tiny import picture, tiny_processor
 
 from lingu_ray.config import Config
 from lingu_ray.corpus import build, compression
-from lingu_ray.corpus.build import build_corpus
+from lingu_ray.corpus.build import build_corpus, build_planned
+from lingu_ray.corpus.plan import plan_corpus
 from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 
@@ -63,6 +64,15 @@ def config(folder: Path, sources: list[dict], policy: str = "all", **corpus) -> 
 
 def questions(corpus: Corpus) -> list[str]:
     return [row.messages[0]["content"].removeprefix("<image>") for row in corpus.rows(range(len(corpus)))]
+
+
+def test_data_that_change_while_they_are_read_make_no_corpus(tmp_path, processor_dir):
+    """It would lie under the fingerprint of what they were, and be found by it when they are that again."""
+    plan = plan_corpus(config(tmp_path, [words(tmp_path, "words", 120)]), processor_dir)
+    words(tmp_path, "words", 121)
+    with pytest.raises(UserError, match="source words: its data changed while the corpus was built"):
+        build_planned(plan)
+    assert not Path(plan.folder).exists()
 
 
 def test_a_corpus_holds_every_good_row_once(tmp_path, processor_dir, caplog):
