@@ -203,11 +203,15 @@ def _best(found: list[tuple[Path, CheckpointState]]) -> Path | None:
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Remove all checkpoints but the `keep_last` newest and the best, and what was never completed."""
+    """Remove all checkpoints but the `keep_last` newest and the best."""
     found = checkpoints(folder)
     best = _best(found)
     old = [path for path, _ in found[:-keep_last] if path != best]
-    for path in folder.glob(".step-*.tmp"):  # left by a worker that was killed, on any machine
-        shutil.rmtree(path)
     for path in old:
         shutil.rmtree(path.rename(path.with_name(f".{path.name}.tmp")))
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what workers that were killed, on any machine, had half written, or half removed."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lingu_ray.errors import UserError
-from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints, set_aside_damaged
+from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState, checkpoints, remove_halves, set_aside_damaged
 from lingu_ray.runtime.checkpoints.tensor_files import TensorFiles
 from lingu_ray.runtime.training.distributed import all_sum, is_main_process
 from lingu_ray.runtime.training.optimizer import trained_parameters
@@ -42,10 +42,13 @@ def saved_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointState | None:
     """Load the newest checkpoint that is not damaged; None where there is none. All workers must call it.
 
+    Before, while nobody writes one, halves of others are removed: they take the room of the next.
+
     Raises:
         UserError, OSError: as `set_aside_damaged`; a checkpoint is of another model, or lacks rows.
     """
     if is_main_process():
+        remove_halves(folder)
         set_aside_damaged(folder)
     newest = [state.step for _, state in checkpoints(folder)[-1:]] if is_main_process() else []
     step = int(all_sum([sum(newest)], next(model.parameters()).device)[0])  # as the main process says

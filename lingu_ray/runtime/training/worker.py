@@ -301,6 +301,7 @@ class Worker:
             self.store.require_lease()
 
     def _restore(self) -> int:
+        self._require_lease()
         self.store.fetch_checkpoints()
         state = load_checkpoint(self.folder.checkpoints, self.student.model, self.optimizer)
         step = self.saved_step = state.step if state else 0

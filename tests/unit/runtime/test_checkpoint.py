@@ -74,6 +74,7 @@ def test_newest_and_best_are_kept(tmp_path):
     """The `keep_last` newest stay, and the best by validation; half-written ones do not count, and are removed."""
     model, optimizer = trained()
     (tmp_path / ".step-00000001.elsewhere-1-00.tmp").mkdir()  # of a worker on another machine, killed as it saved
+    assert load_checkpoint(tmp_path, model, optimizer) is None
     for step, ce in ((1, math.nan), (2, 1.0), (3, 2.0), (4, 2.5), (5, None)):
         save_checkpoint(tmp_path, model, optimizer, CheckpointState(step, ce), keep_last=2)
     (tmp_path / "step-00000009").mkdir()  # a folder without state: what a crash could leave
@@ -95,7 +96,7 @@ def test_a_kill_while_one_is_removed_leaves_nothing_of_it(tmp_path, monkeypatch)
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(shutil, "rmtree", killed)
         checkpoint.prune(tmp_path, 1)
-    checkpoint.prune(tmp_path, 1)
+    load_checkpoint(tmp_path, model, optimizer)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
