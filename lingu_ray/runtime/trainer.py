@@ -202,6 +202,7 @@ class Run:
             self.settle_precision(choose(self.config))
         check_attention(self.config.train, use_gpu)
         self.corpus = build_planned(self.plan)
+        self.lease.require()  # while nodes started, or rows were read, another may have taken the run over
         record_corpus(self.plan, self.folder)
         say_passes(self.config, self.corpus, corpus_since(self.folder))
         remove(self.folder.stop)

@@ -13,7 +13,7 @@ from tinyrun import NEW_STUDENT, actors_started, config, workers_started
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lingu_ray import export as export_command
-from lingu_ray.atomic import write_json
+from lingu_ray.atomic import read_json, write_json
 from lingu_ray.config import CONTROLS, Config
 from lingu_ray.config.command_line import load_yaml
 from lingu_ray.config.flat import flat
@@ -179,6 +179,17 @@ def test_more_steps_extend_a_finished_run(finished, data, output):
     tracked = mlflow.MlflowClient(pointer["uri"]).get_run(pointer["run_id"])
     assert tracked.data.params["train.steps"] == "4" and tracked.data.tags["resumed.train.steps"] == "6"
     assert newest_settings(tracked) == flat(longer)
+
+
+def test_a_driver_that_was_taken_for_dead_records_nothing(ray_cluster, data, output):
+    """It was suspended while nodes started or the corpus was built: the folder says what the other trains with."""
+    settings = config(data, output, name="taken")
+    with lease_on(settings.run_place) as lease:
+        (run,) = trainer.checked([settings], lease)
+        write_json(Path(lease.path), read_json(Path(lease.path)) | {"owner": "another"})
+        with pytest.raises(UserError, match="belongs to another driver now"):
+            run.prepare()
+    assert not run.folder.config.exists() and not run.folder.corpus.exists()
 
 
 def test_what_the_user_has_to_mend_is_not_tried_again(ray_cluster, data, output):
