@@ -322,14 +322,18 @@ def _starting(config: Config) -> str:
 
 
 def _fit(runs: Sequence[Run]) -> None:
-    """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended."""
+    """Train the runs side by side, each in Ray Train; follow their metrics here until all have ended.
+
+    Raises:
+        Interrupted: Ctrl-C, also where it came as the last step or the export was made, which are completed.
+    """
 
     def save() -> None:
         for run in runs:
             run.folder.stop.touch()
         runs[0].progress.say("finishing the step and saving a checkpoint; Ctrl-C again gives up at once")
 
-    with save_on_interrupt(save):
+    with save_on_interrupt(save) as asked:
         for position, run in enumerate(runs):
             run.start(position, len(runs) - 1)
         try:
@@ -346,6 +350,8 @@ def _fit(runs: Sequence[Run]) -> None:
     with ExitStack() as ends:  # every run is ended, whatever the others raise
         for run in reversed(runs):
             ends.callback(run.end)
+    if asked.is_set():
+        raise Interrupted(f"stopped, with the training complete: run the same command again ({runs[0].folder.place})")
 
 
 def _readable(error: BaseException) -> BaseException:

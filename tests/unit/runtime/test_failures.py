@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayActorError
@@ -14,12 +17,12 @@ from ray.train.v2.api.exceptions import ControllerError
 from safetensors import SafetensorError
 from tinyrun import config
 
-from lingu_ray.errors import UserError, full_disk
+from lingu_ray.errors import Interrupted, UserError, full_disk
 from lingu_ray.runtime.cluster.memory import FOR_TRAINING, explained
 from lingu_ray.runtime.failures import NAME, OnFailure, Restarts
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.lease import Lease
-from lingu_ray.runtime.trainer import Run, _readable
+from lingu_ray.runtime.trainer import Run, _fit, _readable
 
 DIED = WorkerHealthCheckFailedError("…", ActorDiedError())  # as the controller has them
 TAKEN_AWAY = WorkerHealthCheckFailedError("…", RayActorError(preempted=True))
@@ -88,6 +91,20 @@ def test_a_run_that_has_not_started_can_be_stopped(tmp_path: Path) -> None:
     """Ctrl-C while its MLflow store is opened, which takes seconds: it is told at once, and the workers find STOP."""
     run = Run(config(tmp_path, tmp_path), Lease(tmp_path, "me"))
     run.progress.say("finishing the step")
+
+
+def test_an_interruption_while_the_model_is_exported_is_none_of_the_past(tmp_path: Path) -> None:
+    """The run is complete, but what comes after it, a control or hours of measuring, is not begun."""
+    heard = list[str]()
+
+    def start(position: int, neighbors: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run: Any = SimpleNamespace(start=start, training=False, follow=list, end=lambda: heard.append("finished"))
+    run.folder, run.progress = RunFolder(tmp_path), SimpleNamespace(say=heard.append)
+    with pytest.raises(Interrupted, match="training complete: run the same command again"):
+        _fit([run])
+    assert heard[1:] == ["finished"] and run.folder.stop.exists()
 
 
 @pytest.mark.parametrize("error", [ControllerError(FULL.health_check_failure), WorkerGroupError("…", {0: FULL})])
