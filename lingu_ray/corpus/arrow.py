@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -62,3 +64,26 @@ def _with_floats(type: pa.DataType, new: pa.DataType) -> pa.DataType:
     if pa.types.is_large_list(type):
         return pa.large_list(_with_floats(type.value_type, new))
     return pa.list_(_with_floats(type.value_type, new)) if pa.types.is_list(type) else type
+
+
+def json_columns(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Types of the columns with JSON somewhere inside, as `datasets` stores what differs in kind from row to row."""
+    return {field.name: field.type for field in schema if "arrow.json" in str(field.type)}
+
+
+def unquoted(value: Any, type: pa.DataType) -> Any:
+    """A value in which texts stored as JSON are the texts, and entries of a list what they were.
+
+    Else numbers, lists and objects stay JSON text: `datasets` stores the text "4", or "[1, 2]", as it stores what they
+    mean, and as answers they are texts.
+    """
+    if value is None:
+        return None
+    if isinstance(type, pa.JsonType):
+        return json.loads(value) if value.startswith('"') else value
+    if pa.types.is_struct(type):
+        return {field.name: unquoted(value[field.name], field.type) for field in type}
+    if pa.types.is_list(type) or pa.types.is_large_list(type):
+        of_json = isinstance(type.value_type, pa.JsonType)
+        return [json.loads(item or "null") if of_json else unquoted(item, type.value_type) for item in value]
+    return value

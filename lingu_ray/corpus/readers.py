@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lingu_ray import storage
-from lingu_ray.corpus.arrow import in_decimals, open_arrow, random_access
+from lingu_ray.corpus.arrow import in_decimals, json_columns, open_arrow, random_access, unquoted
 from lingu_ray.corpus.compression import inner_suffix, open_file, read_block
 from lingu_ray.corpus.labels import Labels, labels_of
 from lingu_ray.corpus.record import BadRecord, Record
@@ -259,9 +259,15 @@ def _read_arrow(split: FileSplit) -> Iterator[Numbered]:
 def _rows(split: FileSplit, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[Numbered]:
     _check_columns(schema.names)
     labels = labels_of(schema, split.path) if split.label_names else Labels({})
-    records = (record for batch in batches for record in _records(in_decimals(batch)))
-    named = (record if isinstance(record, BadRecord) else labels.named(record) for record in records)
-    return enumerate(named, split.first + 1)
+    columns = json_columns(schema)
+
+    def read(record: Record | BadRecord) -> Record | BadRecord:
+        if isinstance(record, BadRecord):
+            return record
+        return labels.named(record | {name: unquoted(record[name], type) for name, type in columns.items()})
+
+    records = (read(record) for batch in batches for record in _records(in_decimals(batch)))
+    return enumerate(records, split.first + 1)
 
 
 def _records(batch: pa.RecordBatch) -> list[Record | BadRecord]:

@@ -25,6 +25,7 @@ from lingu_ray.corpus.readers import UNREADABLE
 from lingu_ray.corpus.record import BadRecord
 from lingu_ray.corpus.splits import check_source, split_source
 from lingu_ray.errors import UserError
+from lingu_ray.literals import parsed
 
 RECORDS = [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(10)]
 
@@ -369,6 +370,24 @@ def test_features_that_are_none_are_told(tmp_path, written, told):
     (tmp_path / "dataset_info.json").write_text(written)
     with pytest.raises(UserError, match=f"dataset_info.json:? {told}.*: correct it, or remove it"):
         read(source(tmp_path))
+
+
+def test_texts_among_json_are_read_as_texts(tmp_path):
+    """Where `content` is text here and parts there, `datasets` stores all as JSON, texts in quotes that are no part."""
+    parts = [{"type": "text", "text": 'A "b"?'}]
+    contents = ['What\'s "é"?\n', parts, "4", None]
+    turns = [{"user": "A?"}, {"user": parts}]
+    rows = [
+        {"messages": [{"role": "user", "content": content}], "any": content, "turns": turns} for content in contents
+    ]
+    dataset = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    dataset.to_parquet(tmp_path / "a.parquet")
+    dataset.save_to_disk(tmp_path / "saved")
+    for name in ("a.parquet", "saved"):
+        records = [record for _, record in read(source(tmp_path / name))]
+        found = [(record["messages"][0]["content"], record["any"]) for record in records]
+        assert [parsed(text) for pair in found for text in pair] == [content for content in contents for _ in range(2)]
+        assert [[parsed(turn["user"]) for turn in record["turns"]] for record in records] == [["A?", parts]] * 4
 
 
 def test_sequences_of_objects_are_named_too_and_a_label_without_a_name_is_bad(tmp_path):
