@@ -282,7 +282,8 @@ def template(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 class _Columns(string.Formatter):
     """Fills a format string with a record's columns; raises `BadRecord` for what has no text (`to_text`).
 
-    An entry, `{answers[0]}`, is one of the list that a text is (`parsed`), and no letter of it.
+    An entry, `{answers[0]}`, is one of the list that a text is (`parsed`), and no letter of it. The text of a list of
+    texts, as a table has answers, is refused as a list is; with a conversion, `{answers!s}`, it is taken as it is.
     """
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -295,6 +296,18 @@ class _Columns(string.Formatter):
         value, first = super().get_field(field_name, args, {**kwargs, name: column} if entry else kwargs)
         to_text(value, f"{{{field_name}}}")
         return value, first
+
+    def convert_field(self, value: Any, conversion: str | None) -> Any:
+        if conversion is None and isinstance(value, str) and _LIST_OF_TEXTS.fullmatch(value):
+            raise BadRecord(
+                "wrong_type",
+                f"a column is the text of a list, {value:.60}: take an entry, as {{answers[0]}}, or the text as it is, "
+                "as {answers!s}",
+            )
+        return super().convert_field(value, conversion)
+
+
+_LIST_OF_TEXTS = re.compile(r"""\[\s*['"].*['"]\s*\]""", re.DOTALL)  # in JSON, or as Python or numpy prints it
 
 
 def _fill(pattern: str, record: Record, may_be_a_name: bool = False) -> str:

@@ -242,6 +242,15 @@ def test_an_entry_of_a_column_is_one_of_the_list_that_its_text_is():
         raw_rows("template", record | {"answers": "['red' 'dark red']"}, prompt="{q}", answer="{answers[0]}")
 
 
+@pytest.mark.parametrize("column", ["['red', 'dark red']", '["red"]', """['red' "isn't"\n 'x']"""])
+def test_a_list_of_texts_that_stands_as_text_is_not_printed(column):
+    """As A-OKVQA's `direct_answers`, or numpy's print; other lists may be what is asked for, such as an interval."""
+    with pytest.raises(BadRecord, match=r"text of a list, .*: take an entry, as \{answers\[0\]\}, or .*\{answers!s\}"):
+        raw_rows("template", {"a": column}, prompt="?", answer="{a}")
+    assert conversation("template", {"a": column}, prompt="?", answer="{a!s}")[1] == ("assistant", column)
+    assert conversation("template", {"a": "[0, 1]"}, prompt="?", answer="{a}")[1] == ("assistant", "[0, 1]")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
