@@ -37,7 +37,9 @@ class RawRow:
 
 
 def is_null(value: Any) -> bool:
-    """Whether a value is null, or NaN, which a table of pandas has in its place."""
+    """Whether a value is null, or NaN, which a table of pandas has in its place; or what pandas prints for it."""
+    if isinstance(value, str):
+        return value in ("nan", "NaT", "<NA>")
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -47,7 +49,7 @@ def is_empty(value: Any) -> bool:
     `datasets` fills fields that a record lacks with null, and pandas with NaN.
     """
     if isinstance(value, str):
-        return not value.strip()
+        return not value.strip() or is_null(value)
     if isinstance(value, dict):
         return all(map(is_empty, value.values()))
     if isinstance(value, list):
@@ -128,12 +130,12 @@ def to_text(value: Any, what: str) -> str:
     So `3.0` stays "3.0" and true becomes "True".
 
     Raises:
-        BadRecord: null, NaN or infinity, which would be printed as words; a list, an object or bytes.
+        BadRecord: null, NaN or infinity, which are printed as words, or such a word; a list, an object or bytes.
     """
+    if is_null(value) or (isinstance(value, Real | Decimal) and not math.isfinite(value)):
+        raise BadRecord("missing_value", f"{what} is {'null' if value is None else value}")
     if isinstance(value, str):
         return value
-    if value is None or (isinstance(value, Real | Decimal) and not math.isfinite(value)):
-        raise BadRecord("missing_value", f"{what} is {'null' if value is None else value}")
     return str(_of_type(value, (Real, Decimal, date, time), "text or a number", what))
 
 
