@@ -207,24 +207,28 @@ def image_folder(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """A sample of a tar: an image with `json` (a record of another format or with a `caption`) or `txt`, a caption.
 
-    Also as `datasets` writes such samples to parquet: images as `{"bytes", "path"}`, `json` an object.
+    `question.txt` is its column `question`, and `1.txt` a caption. Also as `datasets` writes such samples to parquet:
+    images as `{"bytes", "path"}`, `json` an object.
     """
     members = {name: value for name, value in record.items() if not is_empty(value)}
     fields = as_dict(_decoded(members.get("json", {})), "json")
     named = len(read_images(fields))
     fields = {name: value for name, value in fields.items() if name not in IMAGE_KEYS}
-    if "txt" in members:
-        fields["caption"] = _caption_beside(fields.get("caption"), _decoded(members["txt"], is_json=False))
+    for name in members:
+        stem, _, suffix = name.rpartition(".")
+        if suffix == "txt":
+            column = "caption" if not stem or stem.isdigit() else stem
+            fields[column] = _text_beside(fields.get(column), _decoded(members[name], is_json=False), column)
     inner = next((one for one, keys in INNER_FORMATS if not any(is_empty(fields.get(key)) for key in keys)), _caption)
     images = _images_of_sample(members, named, may_be_text=inner in (messages, llava, cauldron))
     yield from inner(fields | {"images": images}, source)
 
 
-def _caption_beside(in_json: Any, text: str) -> str:
-    """The caption of a sample's text file, which is that of its JSON where there is one."""
-    if isinstance(in_json, str) and not is_empty(in_json) and in_json.strip() != text.strip():
-        raise BadRecord("bad_turns", f"the caption in json and the one in txt {TAKE_ONE_OUT}")
-    return text
+def _text_beside(other: Any, text: str, column: str) -> str:
+    """The text of a sample's member, which is that of its JSON, or of another member, where there is one."""
+    if isinstance(other, str) and not is_empty(other) and other.strip() != text.strip():
+        raise BadRecord("bad_turns", f"{column!r} of txt and that of json, or of a further txt, {TAKE_ONE_OUT}")
+    return text.strip()
 
 
 def _images_of_sample(members: Record, named: int, may_be_text: bool) -> list[Any]:

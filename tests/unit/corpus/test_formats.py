@@ -223,6 +223,17 @@ def test_webdataset():
     assert raw_row.messages[0]["content"] == "<image>?"
 
 
+def test_texts_of_a_sample_are_columns_of_its_record():
+    """By their names, as a question with its answer; of captions, which numbers name, two are one or a reject."""
+    asked = {"jpg": b"x", "question.txt": b"Color?\n", "answer.txt": b"Red.\n", "ocr.txt": b"STOP"}
+    assert conversation("webdataset", asked) == [("user", "<image>Color?"), ("assistant", "Red.")]
+    assert conversation("webdataset", {"jpg": b"x", "0.txt": b"A cat.", "1.txt": b"A cat."})[1][1] == "A cat."
+    for other in ({"1.txt": b"A dog."}, {"caption.txt": b"A dog."}, {"json": b'{"caption": "A dog."}'}):
+        with pytest.raises(BadRecord, match="'caption' of txt and that of json, or of a further txt, differ"):
+            raw_rows("webdataset", {"jpg": b"x", "txt": b"A cat."} | other)
+    assert reason_of("webdataset", {"jpg": b"x", "txt": b"Red.", "question.txt": b"Color?"}) == "missing_field"
+
+
 def test_template():
     """Format strings over a record's columns; `image` names the column of the image."""
     record = {"q": "Which?", "options": ["a", "b"], "a": "b", "pic": "1.png", "video": "of no interest"}
