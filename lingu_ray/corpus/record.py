@@ -67,17 +67,21 @@ def read_field(record: Record, name: str) -> Any:
 
 
 def first_name(record: Record, *names: str) -> str:
-    """The first of the names with a value in the record; the first one if none has one."""
-    return next((name for name in names if not is_empty(record.get(name))), names[0])
+    """The first of the names with a value in the record; if none has one, the first that is there at all."""
+    return next((name for name in names if not is_empty(record.get(name))), _name_there(record, names))
+
+
+def _name_there(record: Record, names: tuple[str, ...]) -> str:
+    return next((name for name in names if name in record), names[0])
 
 
 def first_list(record: Record, *names: str) -> str:
     """As `first_name`, of names of lists: the text of one that holds nothing, as `[]` in a table, is no value."""
-    return first_name({name: parsed(record.get(name)) for name in names}, *names)
+    return first_name({name: parsed(record[name]) for name in names if name in record}, *names)
 
 
 def only_name(record: Record, *names: str) -> str:
-    """The one of the names with a value in the record; the first one if none has one.
+    """The one of the names with a value in the record; if none has one, the first that is there at all.
 
     Raises:
         BadRecord: two of them have values that differ.
@@ -86,7 +90,7 @@ def only_name(record: Record, *names: str) -> str:
     for name in found[1:]:
         if record[name] != record[found[0]]:
             raise BadRecord("bad_turns", f"{found[0]!r} and {name!r} {TAKE_ONE_OUT}")
-    return found[0] if found else names[0]
+    return found[0] if found else _name_there(record, names)
 
 
 def read_text(record: Record, name: str) -> str:

@@ -1143,6 +1143,15 @@ def test_records_of_another_shape_say_so(format, record, reason):
     assert reason_of(format, record, **settings) == reason
 
 
+def test_a_blank_field_is_named_as_it_is_called():
+    """And not another name of it, as `content` for a question of XTuner's; beside a picture such a question is one."""
+    pair = {"input": " ", "output": "A cat.", "images": ["1.png"]}
+    assert conversation("messages", {"conversation": [pair]})[0] == ("user", "<image> ")
+    with pytest.raises(BadRecord, match="'response' is null"):
+        raw_rows("prompt_completion", {"query": "A?", "response": None})
+    assert reason_of("messages", {"conversations": "what?"}) == "wrong_type"
+
+
 @pytest.mark.parametrize("suffixes", [("left.jpg", "right.jpg"), ("avif",)])
 def test_unknown_members_of_a_sample_are_named(suffixes):
     """A caption whose image is of no known kind is no row without an image; what the sample has is named."""
