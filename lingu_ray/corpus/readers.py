@@ -12,6 +12,7 @@ import csv
 import io
 import itertools
 import lzma
+import re
 import sys
 import tarfile
 import zlib
@@ -184,20 +185,33 @@ def _utf8_fault(line: bytes) -> str:
 
 
 def _read_csv(split: FileSplit) -> Iterator[Numbered]:
-    """Rows under a header. Values are text as written; a quoted one may hold line breaks."""
+    """Rows under a header. Values are text as written; a quoted one may hold line breaks.
+
+    A carriage return alone ends no line: pandas writes it without quotes, and half a row might pass for one.
+
+    Raises:
+        ValueError: no header that can be read, or one in another encoding, or with a column twice.
+    """
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if inner_suffix(split.path) == ".tsv" else ","
     with (
         open_file(split.path) as file,
-        io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", errors="surrogateescape", newline="") as text,
+        io.TextIOWrapper(cast(BinaryIO, file), "utf-8-sig", errors="surrogateescape", newline="\n") as text,
     ):
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
+        lines = (_ALONE.sub(_RETURN, line) for line in text)
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
         header = next((row for row in rows if row), [])
+        if _RETURN in "".join(header):
+            raise ValueError("its lines end with carriage returns alone: end them with line feeds (tr '\\r' '\\n')")
         _check_columns([name for name in header if name])
         if not _is_utf8(header):
             _check_encoding("".join(header).encode("utf-8", "surrogateescape"))
             raise ValueError("it is not UTF-8 text")
         yield from _csv_records(rows, header)
+
+
+_ALONE = re.compile(r"\r(?!\n)")
+_RETURN = "\ud80d"  # stands for it, which `csv` takes for a line's end; in no text that was decoded
 
 
 def _check_columns(names: list[str]) -> None:
@@ -230,7 +244,7 @@ def _csv_record(header: list[str], fields: list[str]) -> Record | BadRecord:
         return BadRecord("bad_csv", f"{len(fields)} fields, and {len(header)} columns: {fields!r:.120}")
     if not _is_utf8(fields):
         return BadRecord("bad_csv", f"not UTF-8 text: {fields!r:.120}")
-    return {name: value for name, value in zip(header, fields, strict=True) if name}
+    return {name: value.replace(_RETURN, "\r") for name, value in zip(header, fields, strict=True) if name}
 
 
 def _is_utf8(fields: list[str]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import datasets
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -152,6 +153,19 @@ def test_a_bad_row_of_a_table_costs_its_lines(tmp_path):
         (number, "bad_csv") for number in (2, 3, 4, 5, 6)
     ]
     assert found[-1] == (7, {"a": "ok", "b": "2"})
+
+
+def test_a_carriage_return_is_part_of_a_text(tmp_path):
+    """Without quotes, too, as pandas writes one: what stands behind it is no row, though it may have the columns."""
+    texts = ["a\rb", "c\r\nd", "\rx", 'e"\r"', "f\n\rg"]
+    table = pd.DataFrame({"prompt": texts, "completion": texts[::-1]})
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_csv(tmp_path / "windows.csv", index=False, lineterminator="\r\n")
+    for name in ("a.csv", "windows.csv"):
+        assert [record for _, record in read(source(tmp_path / name))] == table.to_dict("records")
+    (tmp_path / "mac.csv").write_bytes(b"a,b\rc,d\r")
+    with pytest.raises(ValueError, match="its lines end with carriage returns alone"):
+        read(source(tmp_path / "mac.csv"))
 
 
 def test_a_value_that_python_has_not_costs_its_row(tmp_path):
