@@ -11,6 +11,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import SourceConfig
@@ -212,7 +213,7 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """
     members = {name: value for name, value in record.items() if not is_empty(value)}
     fields = as_dict(_decoded(members.get("json", {})), "json")
-    named = len(read_images(fields))
+    named = read_images(fields)
     fields = {name: value for name, value in fields.items() if name not in IMAGE_KEYS}
     for name in members:
         stem, _, suffix = name.rpartition(".")
@@ -231,12 +232,15 @@ def _text_beside(other: Any, text: str, column: str) -> str:
     return text.strip()
 
 
-def _images_of_sample(members: Record, named: int, may_be_text: bool) -> list[Any]:
-    """The images among a sample's members, whose JSON names so many; members that are no data may be there as well."""
+def _images_of_sample(members: Record, named: list[Any], may_be_text: bool) -> list[Any]:
+    """The images among a sample's members, those that its JSON names; members that are no data may be there as well."""
     plain = [name for name in sorted(members) if f".{name}" in IMAGE_SUFFIXES]
     unknown = [name for name in sorted(members) if name not in (*plain, *WEBDATASET_MEMBERS)]
     if media := [name for name in unknown if last_suffix(name) in MEDIA]:
         raise BadRecord("missing_media", f"video and audio are not trained on: {', '.join(media)}")
+    by_name = [Path(name).name.partition(".")[2].lower() for name in named if isinstance(name, str)]
+    if by_name and sorted(by_name) == [name for name in sorted(members) if last_suffix(name) in ALL_PICTURES]:
+        return [members[name] for name in by_name]
     if not plain and (named or unknown or not may_be_text):
         listed = ", ".join(sorted(members)) or "nothing"
         raise BadRecord("missing_image", f"no image of a known kind in the sample; it has: {listed}")
@@ -244,10 +248,10 @@ def _images_of_sample(members: Record, named: int, may_be_text: bool) -> list[An
         raise BadRecord(
             "image_count",
             f"{', '.join(further)} beside {', '.join(plain)}: which of them the text is about is not known; take the "
-            "others out of the sample, or write records of `messages` that name the images",
+            "others out of the sample, or name all of them under `images` of its json",
         )
-    if named not in (0, len(plain)):
-        raise BadRecord("image_count", f"json names {named} images, and the sample has {', '.join(plain)}")
+    if named and len(named) != len(plain):
+        raise BadRecord("image_count", f"json names {len(named)} images, and the sample has {', '.join(plain)}")
     return [members[name] for name in plain]
 
 

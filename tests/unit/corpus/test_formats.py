@@ -1194,6 +1194,18 @@ def test_members_that_are_no_images_are_metadata():
     assert raw_row.images == [b"1", b"2"] and raw_row.messages[1]["content"] == "A cat."
 
 
+def test_images_of_a_sample_stand_in_the_order_in_which_its_json_names_them():
+    """And further ones are read that it names, all of them; which is the first one is not told by their suffixes."""
+    asked = {"question": "First?", "answer": "A cat."}
+    for first, second in (("png", "jpg"), ("1.jpg", "0.jpg"), ("jpg", "b.png")):
+        json_member = asked | {"images": [f"a/k.{first}", f"k.{second}"]}
+        (raw_row,) = raw_rows("webdataset", {first: b"1", second: b"2", "json": json_member})
+        assert raw_row.images == [b"1", b"2"]
+    for named in (["k.0.jpg"], ["k.0.jpg", "k.0.jpg"], ["k.0.jpg", "k.2.jpg"]):
+        sample = {"0.jpg": b"1", "1.jpg": b"2", "json": asked | {"images": named}}
+        assert reason_of("webdataset", sample) in ("image_count", "missing_image")
+
+
 def test_template_names_the_missing_column():
     """A format string over a column that is not there names it and those that are."""
     with pytest.raises(BadRecord, match=r"no column 'q'.*there are: question"):
