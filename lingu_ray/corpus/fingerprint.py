@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from lingu_ray.corpus.readers import FileSplit, reading, split_labels
 from lingu_ray.corpus.record import BadRecord, Record
 from lingu_ray.corpus.splits import evenly, image_folder
 from lingu_ray.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
@@ -73,7 +76,9 @@ def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
     paths = list(dict.fromkeys(path for split in splits for path in split.files or (split.path,)))
     try:
         images = [_image(path) for path in _named_images(source, splits)]
-        return combined([*_files(source, paths), *_label_names(source, splits), *images])
+        files = _files(source, paths)
+        _warn_of_copies(source, paths, files)
+        return combined([*files, *_label_names(source, splits), *images])
     except OSError as error:
         raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
 
@@ -84,6 +89,19 @@ def _files(source: SourceConfig, paths: list[str]) -> list[str]:
         return list(map(identity, paths, _shares(paths)))
     with ThreadPoolExecutor(REQUESTS) as pool:
         return list(pool.map(identity, paths, _shares(paths)))
+
+
+def _warn_of_copies(source: SourceConfig, paths: list[str], identities: list[str]) -> None:
+    """Warn of files that are copies of others: their rows come twice."""
+    first: dict[str, str] = {}
+    originals = [first.setdefault(identity, path) for path, identity in zip(paths, identities, strict=True)]
+    copies = [(copy, path) for copy, path in zip(paths, originals, strict=True) if copy != path]
+    if copies and source.format != "image_folder":
+        log.warning(
+            "source %s: its files have copies among them (%d, the first is %s of %s), whose rows are trained on once "
+            "more; if that is not meant, remove them, or let `path` name the files by a pattern",
+            *(source.name, len(copies), *copies[0]),
+        )
 
 
 def _shares(paths: list[str]) -> list[int]:

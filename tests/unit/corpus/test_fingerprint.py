@@ -128,3 +128,15 @@ def test_images_that_are_not_given_are_not_missing(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(fingerprint, "file_identity", failing)
     with pytest.raises(UserError, match=r"a.png: the file system does not give it \(Stale file handle\)"):
         content(tmp_path / "a.jsonl")
+
+
+def test_a_copy_of_a_file_is_told(tmp_path, caplog):
+    """Its rows are trained on once more; files that differ, in a byte or in their kind, are no copies."""
+    for name, text in (("a.jsonl", "1"), ("b.jsonl", "2"), ("c.jsonl", "1"), ("d.txt", "1")):
+        (tmp_path / name).write_text(json.dumps({"prompt": "?", "completion": text}) + "\n", encoding="utf-8")
+    content(tmp_path)
+    assert f"(1, the first is {tmp_path / 'c.jsonl'} of {tmp_path / 'a.jsonl'})" in caplog.text
+    caplog.clear()
+    (tmp_path / "c.jsonl").unlink()
+    content(tmp_path)
+    assert "copies" not in caplog.text
