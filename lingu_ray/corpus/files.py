@@ -21,7 +21,7 @@ from lingu_ray.corpus.arrow import open_arrow
 from lingu_ray.corpus.card import configurations
 from lingu_ray.corpus.compression import full_suffix
 from lingu_ray.corpus.patterns import matches, split_pattern
-from lingu_ray.corpus.split_names import of_split, split_of
+from lingu_ray.corpus.split_names import doubtful_shards, of_split, split_of
 from lingu_ray.corpus.suffixes import ALL_PICTURES, MEDIA, PICTURES
 from lingu_ray.errors import UserError, causes
 from lingu_ray.paths import asking_hub, not_found
@@ -134,6 +134,7 @@ def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], boo
     names = (path.relative_to(folder) for path in _walk(source, folder))
     found = of_split(source, sort_out(source, names, is_known, str(folder)), str(folder))
     _warn_of_kinds(source, found)
+    _warn_of_shards(source, found, str(folder))
     _warn_of_configurations(source, str(folder))
     return {folder / name for name in found}
 
@@ -173,6 +174,7 @@ def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> li
         _warn_of_splits(source, found)
     else:
         found = of_split(source, found, top)
+        _warn_of_shards(source, found, top)
         _warn_of_configurations(source, top)
     _warn_of_kinds(source, found)
     return sorted(storage.join(top, str(name)) for name in found)
@@ -251,6 +253,15 @@ def _warn_of_splits(source: SourceConfig, names: Iterable[Path]) -> None:
     is_image = source.format == "image_folder"
     counts = Counter(split for name in names if (split := split_of(name, is_image)))
     _warn_of_several(source, "splits", counts, "folder/*{}*")
+
+
+def _warn_of_shards(source: SourceConfig, names: Iterable[Path], folder: str) -> None:
+    if doubtful := doubtful_shards(names):
+        log.warning(
+            "source %s: the shards in %s are not one whole set: %s; fetch those that are missing, and remove what an "
+            "earlier version left",
+            *(source.name, folder, "; ".join(doubtful[:NAMED]) + ("; …" if len(doubtful) > NAMED else "")),
+        )
 
 
 def _warn_of_configurations(source: SourceConfig, folder: str) -> None:

@@ -23,6 +23,8 @@ _SPLIT_OF = {spelling: split for split, spellings in SPELLINGS.items() for spell
 _NAME = re.compile(rf"(?:^|[-_./])({'|'.join(_SPLIT_OF)})(?=[-_./])")
 _SHARD = re.compile(r"(?:^|-)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}")  # as `push_to_hub` writes splits into `data`
 
+_NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]{16})?\.")  # with a fingerprint, as older versions write them
+
 
 def split_of(path: Path, is_image: bool) -> str | None:
     """The split that a path below a folder names first; of an image its folders alone are asked.
@@ -64,3 +66,15 @@ def of_split(source: SourceConfig, paths: Iterable[Path], top: str) -> set[Path]
         raise UserError(f"{where}, and what belongs to the split {source.split!r} is not known: {cure}")
     log.info("%s; read of them: %s", where, wanted)
     return {path for path, split in by_path.items() if split == wanted}
+
+
+def doubtful_shards(paths: Iterable[Path]) -> list[str]:
+    """What there is of numbered shards, `NAME-00000-of-00003`, where not all are there, or those of several sets."""
+    sets: dict[str, dict[int, set[int]]] = {}
+    for found in filter(None, (_NUMBERED.match(str(path)) for path in paths)):
+        sets.setdefault(found[1], {}).setdefault(int(found[3]), set()).add(int(found[2]))
+    return [
+        f"{name}: {' and '.join(f'{len(there)} of {count}' for count, there in sorted(counts.items()))}"
+        for name, counts in sorted(sets.items())
+        if len(counts) > 1 or any(len(there) < count for count, there in counts.items())
+    ]

@@ -631,6 +631,25 @@ def test_shards_are_of_the_split_that_they_name(tmp_path, names, split, read_of_
     assert found == {f"{tmp_path / name}00000-of-00001.jsonl" for name in read_of_it}
 
 
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], None),
+        (["a/train-00000-of-00002-0123456789abcdef.parquet", "a/train-00001-of-00002-fedcba9876543210.parquet"], None),
+        (["data/train-00001-of-00003.parquet"], "data/train: 1 of 3;"),
+        (["x-0-of-1.parquet", "x-0-of-2.parquet", "x-1-of-2.parquet"], "x: 1 of 1 and 2 of 2;"),
+    ],
+)
+def test_shards_that_are_no_whole_set_are_told(tmp_path, caplog, names, told):
+    """As after a download that was cut off, or where an earlier version of the data set left its shards."""
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(RECORDS), tmp_path / name)
+    assert len(read(source(tmp_path))) == len(names) * len(RECORDS)
+    assert caplog.text.count("are not one whole set: ") == bool(told)
+    assert (told or "") in caplog.text
+
+
 def test_pictures_of_a_folder_are_of_a_split_by_their_folders(tmp_path):
     """Of classes in folders below train and test; a class of that name, or a picture's, is no split."""
     for name in ("train/cat/1.png", "train/test/2.png", "test/cat/test-3.png"):
