@@ -10,6 +10,7 @@ import glob
 import itertools
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -36,6 +37,8 @@ BOOKKEEPING = {
     *("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"),
 }
 IMAGE_METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}  # of `imagefolder` in `datasets`
+TABLES = {"_delta_log": "a Delta table", ".hoodie": "a Hudi table", "_temporary": "what Spark has not finished writing"}
+CACHED = re.compile(r"cache-[0-9a-f]+\.arrow")  # what `datasets` computed from the data beside it
 NAMED = 3  # files named in a message
 
 
@@ -218,7 +221,7 @@ def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[st
     """Those to read of files by their names below `top`. The log says what is left out.
 
     Raises:
-        UserError: there are some that are neither of a known kind nor known to be no data.
+        UserError: there are some that are neither of a known kind nor known to be no data, or those of a table.
     """
     images = source.format == "image_folder"
     found: set[Path] = set()
@@ -226,11 +229,7 @@ def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[st
     unknown: list[Path] = []
     for path in names:
         suffix = full_suffix(path)
-        if images and path.name.lower() in IMAGE_METADATA:
-            raise UserError(
-                f"source {source.name}: {path} in {top} says what its pictures show, and image_folder goes by names of "
-                "folders: take `format: template` with `image: file_name`, or move the file"
-            )
+        _check_place(source, path, top)
         if _is_no_data(path, images):
             left_out[suffix or path.name] += 1
         elif suffix in PICTURES if images else is_known(path.name):
@@ -242,6 +241,20 @@ def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[st
     if left_out:
         log.info("source %s: left out as no data: %s", source.name, _counts(left_out))
     return found
+
+
+def _check_place(source: SourceConfig, path: Path, top: str) -> None:
+    """Check that what a file holds is not told by others beside it, which are not read."""
+    if source.format == "image_folder" and path.name.lower() in IMAGE_METADATA:
+        raise UserError(
+            f"source {source.name}: {path} in {top} says what its pictures show, and image_folder goes by names of "
+            "folders: take `format: template` with `image: file_name`, or move the file"
+        )
+    if table := next((part for part in path.parts if part in TABLES), None):
+        raise UserError(
+            f"source {source.name}: {top} holds {TABLES[table]} ({table}), where rows of earlier versions "
+            "stay: write the current ones into files of their own, or let `path` name the files to read"
+        )
 
 
 def _warn_of_kinds(source: SourceConfig, paths: Iterable[Path]) -> None:
@@ -287,7 +300,7 @@ def _is_no_data(path: Path, images: bool) -> bool:
     In a folder of images all that is no picture is none.
     """
     suffix, name = full_suffix(path), path.name.lower()
-    if any(part.startswith(".") for part in path.parts) or name in BOOKKEEPING:
+    if any(part.startswith(".") for part in path.parts) or name in BOOKKEEPING or CACHED.fullmatch(name):
         return True
     if images:
         return suffix not in ALL_PICTURES

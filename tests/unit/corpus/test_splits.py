@@ -507,6 +507,7 @@ def test_folders_and_globs(tmp_path):
     [
         ("messages", ["README.md", "readme.txt", "LICENSE", "dataset_info.json", "_SUCCESS", "images/a.png"], None),
         ("messages", [".gitattributes", ".cache/b.jsonl", "video/a.mp4", "make.py", "config.yaml"], None),
+        ("messages", ["cache-0123456789abcdef.arrow"], None),
         ("messages", ["b.xlsx"], "b.xlsx"),
         ("messages", ["deep/b.parquet.gz", "part-00000"], "deep/b.parquet.gz, part-00000"),
         ("messages", ["1.zip", "2.zip", "3.zip", "4.zip"], "1.zip, 2.zip, 3.zip and 1 more"),
@@ -540,6 +541,24 @@ def test_what_is_written_about_pictures_is_not_left_out(tmp_path, name):
     (tmp_path / name).write_text("file_name,text\n1.png,a cat\n")
     with pytest.raises(UserError, match=rf"source s: {name} in .* `format: template` with `image: file_name`"):
         split_source(source(tmp_path, "image_folder"))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("_delta_log/00000000000000000000.json", "a Delta table"),
+        ("deep/.hoodie/hoodie.properties", "a Hudi table"),
+        ("_temporary/0/_temporary/attempt_0/part-00000.jsonl", "what Spark has not finished writing"),
+    ],
+)
+def test_files_that_may_hold_rows_no_longer_meant_are_not_read(tmp_path, name, told):
+    """A table keeps the files of earlier versions: a pattern says which are meant."""
+    write_lines(tmp_path / "a.jsonl", RECORDS)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(LINES)
+    with pytest.raises(UserError, match=f"source s: {tmp_path} holds {told} .*: write the current ones into files"):
+        split_source(source(tmp_path))
+    assert [record for _, record in read(source(tmp_path / "*.jsonl"))] == RECORDS
 
 
 def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, caplog):
