@@ -33,7 +33,7 @@ CACHED_GROUPS = 8
 CACHED_FILES = 64  # places of a node's copies
 CACHED_FOOTERS = 8  # of a large shard, reading the footer takes longer than reading rows
 MANIFEST, SIZES, VALIDATION_FILE = "manifest.json", "bytes.json", "validation.parquet"
-VERSION = 18  # of what a build writes; with a new version every corpus is built again
+VERSION = 19  # of what a build writes; with a new version every corpus is built again
 EARLIER_VERSIONS = tuple(range(VERSION - 1, 3, -1))  # that are read as well: runs that began with such a corpus keep it
 _BUILT_AGAIN = "delete the corpus, and it is built again"
 
