@@ -122,10 +122,11 @@ def _said(record: Record, name: str, role: str) -> tuple[Messages, list[Any]]:
 
 def _are_turns(value: Any) -> bool:
     """Whether what JSON text holds are turns, and no data that the text is about."""
+    spellings = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
     return (
         isinstance(value, list)
         and bool(value)
-        and all(isinstance(turn, dict) and bool({"role", "from"} & turn.keys()) for turn in value)
+        and all(isinstance(turn, dict) and any(turn.keys() >= keys for keys in spellings) for turn in value)
     )
 
 

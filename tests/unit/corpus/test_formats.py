@@ -480,11 +480,21 @@ def test_what_belongs_to_a_conversation_is_in_it(format, record, said):
     assert conversation(format, record) == said
 
 
-JSON_TEXTS = ('[{"from": "Rome"}, {"to": "Paris"}]', '[{"type": "cat"}]', "[1, 2]", "[]", "{}", '[{"role":', "[" * 9999)
+JSON_TEXTS = (
+    '[{"from": "Rome"}, {"to": "Paris"}]',
+    '[{"from": "Rome", "to": "Paris"}]',
+    '[{"type": "cat"}]',
+    "[1, 2]",
+    "[]",
+    "{}",
+    '[{"role":',
+    "[" * 9999,
+)
 PYTHON_TEXTS = (
     "[{'from': 'Rome'}, {'to': 'Paris'}]",
     "[{'type': 'cat'}]",
     "['a', None]",
+    "[{'role': 'admin', 'name': 'x'}]",
     "[{'role':",
     "{x}",
     "['a' 'b']",
