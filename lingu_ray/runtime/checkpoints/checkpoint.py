@@ -208,7 +208,9 @@ def prune(folder: Path, keep_last: int) -> None:
     best = _best(found)
     old = [path for path, _ in found[:-keep_last] if path != best]
     for path in old:
-        shutil.rmtree(path.rename(path.with_name(f".{path.name}.tmp")))
+        half = path.with_name(f".{path.name}.tmp")  # should this end before all of it is removed
+        move(path, half)
+        shutil.rmtree(half)
 
 
 def remove_halves(folder: Path) -> None:
