@@ -22,6 +22,7 @@ from lingu_ray.distill.pair import (
     check_frequencies,
     check_models,
     check_no_auxiliary_loss,
+    check_one_device,
     check_separate,
     check_tokenizers,
     known_ids,
@@ -114,6 +115,7 @@ class Distiller(nn.Module):
     ):
         super().__init__()
         check_models(student, teacher)
+        check_one_device(student, teacher)
         check_no_auxiliary_loss(student)
         check_separate(student, teacher)
         check_frequencies(student, teacher)

@@ -68,6 +68,17 @@ def check_models(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
     compare_decoders(text, teacher.config)
 
 
+def check_one_device(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise UserError for a model whose weights are on several devices; those that are offloaded (`meta`) are none."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        devices = sorted({str(p.device) for p in model.parameters()} - {"meta"})
+        if len(devices) > 1:
+            raise UserError(
+                f"{name}: its weights are on {', '.join(devices)}, as device_map='auto' spreads them: load it on one "
+                "device, the other model's, device_map={'': 0} for instance"
+            )
+
+
 def check_no_auxiliary_loss(student: PreTrainedModel) -> None:
     """Raise UserError for a mixture of experts that is set to add its routers' loss, which Transformers' classes do."""
     if _has(student.config.get_text_config(decoder=True), "output_router_logits"):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from families import FAMILIES, PLACEHOLDER, Prompt, each
 from parallelrun import in_workers
+from pretended_gpu import CUDA, PretendedGpu
 from tiny import VOCABULARY, tiny_processor, tiny_student, tiny_teacher, tiny_tokenizer
 from tinyrun import config
 from torch._dynamo.utils import counters
@@ -339,6 +340,16 @@ def test_a_head_that_is_offloaded_is_refused(offloaded):
     models = {"student": FAMILIES["llava"].student(pair("llava")[1]), "teacher": FAMILIES["llava"].teacher()}
     models[offloaded].lm_head.to("meta")
     with pytest.raises(UserError, match=r"the output head's weight is elsewhere .*offload other parts"):
+        Distiller(**models)
+
+
+@pytest.mark.parametrize("spread", ["student", "teacher"])
+def test_a_model_on_several_devices_is_refused(spread):
+    """As `device_map="auto"` spreads it over all GPUs: never that its architecture could not be distilled."""
+    models = {"student": FAMILIES["llava"].student(pair("llava")[1]), "teacher": FAMILIES["llava"].teacher()}
+    with PretendedGpu():
+        models[spread].get_decoder().layers[1].to(CUDA)
+    with pytest.raises(UserError, match=f"{spread}: its weights are on cpu, cuda:0, as device_map='auto' spreads them"):
         Distiller(**models)
 
 
