@@ -159,6 +159,11 @@ class Distiller(nn.Module):
         Raises:
             UserError: the batch cannot be used; the message names the tensor.
         """
+        if self.student is not self._step.student.model:
+            raise UserError(
+                "student: another model stands in the place of the Distiller's own, which is what it would run: make a "
+                "Distiller of the other one"
+            )
         if self._teacher.model.device != self.student.device:
             raise UserError(
                 f"the student is on {self.student.device} and the teacher on {self._teacher.model.device}: "

@@ -353,6 +353,14 @@ def test_a_model_on_several_devices_is_refused(spread):
         Distiller(**models)
 
 
+def test_another_student_in_its_place_is_refused(batch):
+    """As averaged weights for a validation: never the loss of the one that the `Distiller` was made of."""
+    distiller = Distiller(FAMILIES["idefics3"].student(pair("idefics3")[1]), pair("idefics3")[1])
+    distiller.student = copy.deepcopy(distiller.student)
+    with pytest.raises(UserError, match="student: another model stands in the place of the Distiller's own"):
+        distiller(batch)
+
+
 def test_nothing_to_learn_is_a_loss_of_zero(distiller, batch):
     """A batch without labels that count has loss 0 and gradients of 0, or none; unlabeled rows have no KD."""
     output = distiller(batch | {"labels": torch.full_like(batch["labels"], -100)})
