@@ -93,6 +93,8 @@ def read_batch(batch: Mapping[str, Any], student: Student, longest: int | None) 
     )
     if visual_BT.any() and not inputs.vision:
         raise UserError("the batch has image tokens and no images (pixel_values, …)")
+    if inputs.vision and not visual_BT.any():
+        raise UserError(f"{next(iter(inputs.vision))}: the batch has no image tokens: leave images out of such a batch")
     _check_grids(inputs, student)
     _check_token_types(given, inputs, column_BT, student)
     return inputs
@@ -182,15 +184,15 @@ def _check_labels(labels_BT: Tensor, ids_BT: Tensor, real_BT: Tensor, visual_BT:
 def _vision(given: Mapping[str, Any], student: Student) -> dict[str, Tensor]:
     """What the batch holds beside its tokens; all of it is for the vision tower."""
     taken = inspect.signature(student.body.forward).parameters
-    vision = {name: value for name, value in given.items() if name not in _TOKENS}
-    for name, value in vision.items():
+    beside = {name: value for name, value in given.items() if name not in _TOKENS}
+    for name, value in beside.items():
         if "video" in name:
             raise UserError(f"{name}: videos are not supported, images are")
         if name not in taken:
             raise UserError(f"{name}: {type(student.body).__name__} takes no such input; take it out of the batch")
         if not isinstance(value, Tensor):
             raise UserError(f"{name}: must be a tensor, not a {type(value).__name__}: return_tensors='pt'")
-    return vision
+    return {name: value for name, value in beside.items() if value.numel()}  # of no image: as if it were not there
 
 
 def _check_grids(inputs: ModelInputs, student: Student) -> None:

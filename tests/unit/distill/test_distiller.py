@@ -361,6 +361,15 @@ def test_another_student_in_its_place_is_refused(batch):
         distiller(batch)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tensors_of_no_image_are_none(name):
+    """As a collator puts them beside rows of text: the loss of the text, and a tower that did not run."""
+    seen, text = batch_of(name, [0])[0], batch_of(name, [1])[0]
+    empty = {name: value[:0] for name, value in seen.items() if name not in text}
+    distiller = Distiller(*pair(name))
+    assert empty and torch.equal(distiller(text | empty).loss, distiller(text).loss)
+
+
 def test_nothing_to_learn_is_a_loss_of_zero(distiller, batch):
     """A batch without labels that count has loss 0 and gradients of 0, or none; unlabeled rows have no KD."""
     output = distiller(batch | {"labels": torch.full_like(batch["labels"], -100)})
@@ -594,6 +603,10 @@ def change(name, value=None, **places):
         (lambda b: b | {"pixel_values_videos": b["pixel_values"]}, "videos are not supported"),
         (lambda b: b | {"pixel_values": [1]}, "pixel_values: must be a tensor"),
         (lambda b: b | {"pixel_values": None, "pixel_attention_mask": None}, "has image tokens and no images"),
+        (
+            lambda b: {name: b[name] if name.startswith("pixel") else b[name][1:2] for name in b},
+            "pixel_values: the batch has no image tokens: leave images out",
+        ),
     ],
 )
 def test_batches_that_cannot_be_used_are_refused(distiller, batch, change, message):
