@@ -186,6 +186,7 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
         position_ids=sent["position_ids"],
         attention_mask=_masks(decoder, sent["index_RQ"], keys),
         use_cache=True,
+        return_dict=True,
         **{_cache_argument(type(decoder)): _SharedKV(kv_L2CHE, **slots, shape=(rows, keys))},
     )
     return output.last_hidden_state.flatten(0, 1)[sent["predicts_M"]]

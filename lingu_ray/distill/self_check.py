@@ -68,11 +68,11 @@ def _difference(decoder: PreTrainedModel, ids_1T: Tensor, plan: Donation) -> flo
     capture = KVCapture(decoder.config.num_hidden_layers, plan.donated_column_C.to(decoder.device))
     with _short_window(decoder), torch.autocast(decoder.device.type, enabled=False):
         with _donating(decoder), capturing(capture):
-            whole_1TD = decoder(input_ids=ids_1T.to(decoder.device), use_cache=False).last_hidden_state
+            output = decoder(input_ids=ids_1T.to(decoder.device), use_cache=False, return_dict=True)
         if (layer := capture.first_missing) is not None:
             raise UserError(f"layer {layer} did not donate its keys and values: it attends by code of its own")
         found_MD = continue_from_kv(decoder, make_request(plan, capture)).float()
-    expected_MD = whole_1TD[0, plan.query_column_Q.to(decoder.device)].float()
+    expected_MD = output.last_hidden_state[0, plan.query_column_Q.to(decoder.device)].float()
     apart_M = (found_MD - expected_MD).norm(dim=-1)
     return float((apart_M / expected_MD.norm(dim=-1).clamp(min=1e-12)).median())
 

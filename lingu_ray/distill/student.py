@@ -79,7 +79,7 @@ class Student:
         if (flat_C := sent.pop("flat_C")) is not None:
             capture = KVCapture(self.decoder.config.num_hidden_layers, flat_C, arguments.get("position_ids"))
         with capturing(capture), of_sequences(of_decoder):
-            output = self.body(**sent, use_cache=False)
+            output = self.body(**sent, use_cache=False, return_dict=True)
         if capture is not None:
             capture.check_complete()
         features = output.get("image_hidden_states") if hasattr(self.body, "inputs_merger") else None

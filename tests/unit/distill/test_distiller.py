@@ -370,6 +370,14 @@ def test_tensors_of_no_image_are_none(name):
     assert empty and torch.equal(distiller(text | empty).loss, distiller(text).loss)
 
 
+def test_models_that_are_set_to_return_tuples_are_used(batch):
+    """`return_dict=False` of their configurations changes nothing."""
+    student, teacher = FAMILIES["idefics3"].student(pair("idefics3")[1]), FAMILIES["idefics3"].teacher(seed=7)
+    expected = Distiller(student, teacher)(batch, MASK).loss
+    student.config.return_dict = teacher.config.return_dict = False
+    assert torch.equal(Distiller(student, teacher)(batch, MASK).loss, expected)
+
+
 def test_nothing_to_learn_is_a_loss_of_zero(distiller, batch):
     """A batch without labels that count has loss 0 and gradients of 0, or none; unlabeled rows have no KD."""
     output = distiller(batch | {"labels": torch.full_like(batch["labels"], -100)})
