@@ -169,10 +169,11 @@ def _check_labels(labels_BT: Tensor, ids_BT: Tensor, real_BT: Tensor, visual_BT:
     supervised_BT = labels_BT != NOT_SUPERVISED
     outside_BT = (labels_BT < 0) | (labels_BT >= vocabulary)
     reasons = {
-        f"lies outside the student's vocabulary of {vocabulary} ids": outside_BT,
-        "is on padding": ~real_BT,
+        f"lies outside the student's vocabulary of {vocabulary} ids; where nothing is learned it is -100": outside_BT,
+        "is on padding: set it to -100": ~real_BT,
         "is on an image token, which nobody has to predict: set it to -100": visual_BT,
-        "differs from input_ids there: student and teacher read the label as the next token": labels_BT != ids_BT,
+        "differs from input_ids there: student and teacher read the label as the next token. Labels are not shifted, "
+        "and -100 where nothing is learned": labels_BT != ids_BT,
     }
     for reason, where_BT in reasons.items():
         wrong = (where_BT & supervised_BT).nonzero()

@@ -76,8 +76,8 @@ class KVCapture:
         if (layer := self.first_missing) is not None:
             raise UserError(
                 f"student: layer {layer} of the decoder did not donate its keys and values. Its attention was "
-                "changed after the student was made to donate (set_attn_implementation), or the layer is that of "
-                "another model: copy the weights alone (load_state_dict)"
+                "changed after the student was made to donate: do so before (set_attn_implementation); or the layer is "
+                "that of another model: copy the weights alone (load_state_dict)"
             )
 
     def positions_at(self, row_Q: Tensor, column_Q: Tensor) -> Tensor:
