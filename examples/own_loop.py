@@ -20,6 +20,7 @@ from lingu_ray.corpus.images import decode_image
 from lingu_ray.distill import Distiller, TokenCounts
 from lingu_ray.runtime.models.tekken import read_processor
 
+FIELDS = {"question": str, "answer": str, "distill": bool}
 ROWS_AT_ONCE, ACCUMULATE, LEARNING_RATE = 2, 4, 1e-5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -63,9 +64,13 @@ def render(processor: Any, row: dict[str, Any]) -> tuple[str, str]:
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file."""
+    """The rows of a JSON Lines file; a field that is missing or null is an error, or a template would write `None`."""
     with Path(path).open(encoding="utf-8-sig") as lines:  # Windows begins a file with a mark
-        return [json.loads(line) for line in lines if line.strip()]
+        rows = {number: json.loads(line) for number, line in enumerate(lines, 1) if line.strip()}
+    for number, row in rows.items():
+        if wrong := [name for name, kind in FIELDS.items() if not isinstance(row.get(name), kind)]:
+            raise ValueError(f"{path}, line {number}: {', '.join(wrong)}: texts are needed, and a bool distill")
+    return list(rows.values())
 
 
 def main(student_path: str, teacher_path: str, data: str, out: str) -> None:

@@ -59,10 +59,19 @@ def examples(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_rows_are_lines_as_other_tools_write_them(examples: Any, tmp_path: Path):
     """With Windows' mark and line ends, blank lines, and characters in a text that only Python ends a line at."""
-    row = {"question": "A\u2028B\x85C", "answer": "D"}
+    row = {"question": "A\u2028B\x85C", "answer": "D", "distill": True}
     line = json.dumps(row, ensure_ascii=False)
     (tmp_path / "rows.jsonl").write_bytes(f"\ufeff{line}\r\n\r\n{line}\n\n".encode())
     assert examples.read_rows(str(tmp_path / "rows.jsonl")) == [row, row]
+
+
+@pytest.mark.parametrize("change", [{"answer": None}, {"question": 7}, {"distill": 1}, {"distill": None}])
+def test_rows_without_a_field_are_refused(change: dict[str, Any], examples: Any, tmp_path: Path):
+    """With their line, never trained on as the `None` that a template writes."""
+    row = {"question": "A", "answer": "B", "distill": True}
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(row)}\n\n{json.dumps(row | change)}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"rows.jsonl, line 3: {next(iter(change))}: texts are needed"):
+        examples.read_rows(str(tmp_path / "rows.jsonl"))
 
 
 def plain(processor: Any) -> Any:
