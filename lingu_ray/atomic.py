@@ -94,6 +94,16 @@ def require_new_folder(folder: Path) -> None:
         raise UserError(f"{folder} cannot be written: {above} is no folder that may be written to; name another one")
 
 
+def why_unwritable(folder: Path, error: OSError) -> str:
+    """Why nothing can be written in a folder, in words: what is in its place or above it, else what the system says."""
+    for one in reversed([folder, *folder.parents]):
+        if os.path.islink(one) and not os.path.exists(one):
+            return f"{one} is a link to {os.readlink(one)}, which leads nowhere"
+        if os.path.isfile(one):
+            return f"{one} is a file, and a folder is wanted there"
+    return error.strerror or str(error)
+
+
 def require_writable(file: Path, setting: str) -> None:
     """Raise UserError where a command could not write a page or JSON file in the end. Missing folders are made.
 
@@ -105,12 +115,13 @@ def require_writable(file: Path, setting: str) -> None:
         raise UserError(f"{setting}: {file} is there, and not of this command; name another one")
     try:
         if file.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            raise UserError(f"{setting}: {file} cannot be written: it is a folder; name another one")
         temporary = _temporary(file)
         temporary.touch()
         temporary.unlink()
     except OSError as error:
-        raise UserError(f"{setting}: {file} cannot be written: {error.strerror or error}; name another one") from error
+        why = why_unwritable(file.parent, error)
+        raise UserError(f"{setting}: {file} cannot be written: {why}; name another one") from error
 
 
 @contextmanager

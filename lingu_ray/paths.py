@@ -9,6 +9,7 @@ absolute after them is the id of a model or dataset of the Hugging Face hub, or 
 from __future__ import annotations
 
 import difflib
+import errno
 import glob
 import os
 import re
@@ -32,6 +33,7 @@ _OF_FILES = {
 _OF_DATABASES = {".db", ".sqlite", ".sqlite3"}
 _VARIABLE = re.compile(r"\$\{?[A-Za-z_]\w*")
 _OF_A_STORE = re.compile("^(sqlite:///|file:(//)?)")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _start: ContextVar[Path | None] = ContextVar("start", default=None)
 
@@ -54,13 +56,26 @@ def absolute(path: str | Path) -> Path:
     """The path from the file system's root: `~` is the home folder, a relative one starts here. Links are kept.
 
     Raises:
-        NoPath: it begins with a scheme, or is empty.
+        NoPath: it begins with a scheme, is empty, or nothing can be called so.
     """
     if why := storage.not_local(str(path)):
         raise NoPath(why)
     if not str(path).strip():
         raise NoPath("the path is empty; `.` is the folder that the command is run in")
-    return Path(os.path.abspath(_here() / os.path.expanduser(path)))
+    found = Path(os.path.abspath(_here() / os.path.expanduser(path)))
+    _require_possible(found)
+    return found
+
+
+def _require_possible(path: Path) -> None:
+    """Raise NoPath for a name that is too long for a file, and for one of several lines that none here has."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:  # ValueError: of NUL
+        if _CONTROL.search(str(path)):
+            raise NoPath(f"{str(path)!r}: a line break, or another control character, stands in the path") from error
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise NoPath(f"{str(path)[:80]}…: no file or folder can have so long a name") from error
 
 
 def _here() -> Path:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lingu_ray.atomic import whole_folder
+from lingu_ray.atomic import whole_folder, why_unwritable
 from lingu_ray.config import Config
 from lingu_ray.corpus.order import passes
 from lingu_ray.corpus.patterns import is_matched
@@ -119,7 +119,8 @@ def check_output(config: Config) -> None:
             path.mkdir(parents=True, exist_ok=True)
             check_writable(path)
         except OSError as error:
-            raise UserError(f"{setting}={path}: cannot be written: {error}") from error
+            why = why_unwritable(path, error)
+            raise UserError(f"{setting}={path}: cannot be written: {why}; name another one") from error
 
 
 def _check_apart(config: Config, setting: str, path: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lingu_ray.atomic import locked, whole_folder
+from lingu_ray.atomic import locked, whole_folder, why_unwritable
 from lingu_ray.content import fingerprint
 from lingu_ray.errors import UserError
 from lingu_ray.storage.connection import Replaced
@@ -43,8 +43,8 @@ def made_cache_folder() -> Path:
         check_writable(folder)
     except OSError as error:
         raise UserError(
-            f"{folder}, for copies of what is in buckets, cannot be written: {error}. Let {CACHE} name another folder "
-            "on each node"
+            f"{folder}, for copies of what is in buckets, cannot be written: {why_unwritable(folder, error)}. Let "
+            f"{CACHE} name another folder on each node"
         ) from error
     return folder
 

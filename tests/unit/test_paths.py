@@ -189,6 +189,18 @@ def test_what_shells_read_is_refused(here: Path, begins: str):
     assert Config.model_validate(SETTINGS | {"tracking": {"uri": server}}).tracking.uri == server
 
 
+@pytest.mark.parametrize("begins", ["a\nb", "a\0b", 300 * "n"], ids=["line break", "NUL", "long"])
+def test_what_nothing_is_called_is_refused(here: Path, begins: str):
+    """In any path of the settings, by its name; a folder whose name has a line break is that folder."""
+    with pytest.raises(UserError) as caught:
+        Settings(Config, respelled(SETTINGS, lambda path: f"{begins}/{path}"), "my.yaml").validate()
+    said = [line.partition(":")[0] for line in str(caught.value).splitlines() if line.endswith("[my.yaml]")]
+    assert len(said) == 9 and {"output_dir", "student.path", "corpus.sources.a.path", "tracking.uri"} <= {*said}
+    if "\n" in begins:
+        (here / begins / "runs").mkdir(parents=True)
+        assert Config.model_validate(SETTINGS | {"output_dir": f"{begins}/runs"}).output_dir == here / begins / "runs"
+
+
 def test_a_gguf_file_has_one_spelling(here: Path):
     """`folder/name.gguf` is the teacher everywhere, on the hub too; `gguf_file` of earlier settings becomes its end."""
     (here / "models" / "lm.gguf").touch()

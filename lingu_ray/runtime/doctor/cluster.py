@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lingu_ray.atomic import why_unwritable
 from lingu_ray.config import Config
 from lingu_ray.config.flat import without_credentials
 from lingu_ray.errors import UserError
@@ -84,7 +86,8 @@ def _nodes(config: Config) -> list[Finding]:
         checked = check_nodes(list(facts.values()), config, elsewhere=joined, grows=has_autoscaler())
         return [*silent, _network(answering), *checked]
     except (OSError, UserError) as error:
-        return [Finding("output", "error", f"output_dir={output}: cannot be written here: {error}", "give another one")]
+        why = why_unwritable(Path(output), error) if isinstance(error, OSError) else error
+        return [Finding("output", "error", f"output_dir={output}: cannot be written here: {why}", "give another one")]
     finally:
         remove_marker(output, marker)
         for probe in probes.values():

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lingu_ray.atomic import is_alive, numbering, write_json
+from lingu_ray.atomic import is_alive, numbering, why_unwritable, write_json
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.run_folder.job_stop import job_id
 from lingu_ray.storage import below, delete, entries, parent, put, read_bytes
@@ -114,7 +114,8 @@ def lease_on(folder: Path | str) -> Iterator[Lease]:
         _wait_for_the_other(path)
         _write(path, mine)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error}. Correct that, or name another folder") from error
+        why = why_unwritable(Path(folder), error)
+        raise UserError(f"{folder}: cannot be written: {why}. Correct that, or name another folder") from error
     ended = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, mine, ended), name="lease", daemon=True)
     heart.start()

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import mlflow
 
-from lingu_ray.atomic import locked
+from lingu_ray.atomic import locked, why_unwritable
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.tracking.store_uri import SQLITE
 
@@ -60,7 +60,8 @@ def try_database(path: Path, setting: str) -> bool:
         with TemporaryDirectory(prefix=".tried-", dir=path.parent) as folder, _opened(Path(folder, path.name)) as new:
             _write(new)
     except OSError as error:
-        raise UserError(f"{where}: its folder cannot be written ({error}): {_OTHER}") from error
+        why = why_unwritable(path.parent, error)
+        raise UserError(f"{where}: its folder cannot be written ({why}): {_OTHER}") from error
     except sqlite3.Error as error:
         cure = _CURES.get(error.sqlite_errorname, f"make file and folder writable and make room, or {_OTHER}")
         raise UserError(f"{where}: SQLite says '{error}'; {cure}") from error

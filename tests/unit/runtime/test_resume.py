@@ -351,10 +351,13 @@ def test_output_in_a_jobs_own_folder_is_refused(data: Path):
 
 
 def test_output_that_cannot_be_written_is_refused(data: Path, tmp_path: Path):
-    """Before anything else: here a file is where a folder of the path should be."""
+    """Before anything else, with what is in the way: a file in its place, or above it, or a link to nothing."""
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=rf"output_dir={tmp_path / 'file' / 'runs'}: cannot be written: "):
-        Run(config(data, tmp_path / "file" / "runs"), LEASE).check()
+    (tmp_path / "link").symlink_to("gone")
+    for name, why in (("file", "is a file"), ("file/runs", "is a file"), ("link", "is a link to gone, which leads no")):
+        said = rf"output_dir={tmp_path / name}: cannot be written: {tmp_path / name.partition('/')[0]} {why}"
+        with pytest.raises(UserError, match=said):
+            Run(config(data, tmp_path / name), LEASE).check()
 
 
 @pytest.mark.parametrize(("setting", "written"), [("output_dir", "runs"), ("corpus.cache_dir", "built")])
