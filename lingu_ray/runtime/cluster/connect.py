@@ -32,6 +32,7 @@ os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cp
 import grpc
 import ray
 from ray._private.ray_constants import GLOBAL_GRPC_OPTIONS
+from ray._private.services import canonicalize_bootstrap_address
 
 from lingu_ray.config import RayConfig
 from lingu_ray.errors import UserError
@@ -75,8 +76,8 @@ def connect(settings: RayConfig) -> None:
                     f"when the machine is less busy; where it was idle, {logs} says why"
                 ) from error
         return
-    _require_answer(address, setting)
     try:
+        _require_answer(address, setting)
         ray.init(address=address, runtime_env={"env_vars": worker_environment(RAY_ADDRESS=address)}, **quiet)
     except ConnectionError as error:
         raise UserError(f"{setting}={address}: no Ray cluster answers there. {error}") from error
@@ -111,13 +112,18 @@ def _require_answer(address: str, setting: str) -> None:
     """Raise UserError where nothing answers at an address; Ray itself would try for minutes.
 
     `setting`: what names the address. Asked as Ray asks: past the proxies of the environment, unless it is told.
+    ConnectionError: `auto` finds no cluster; what the last `ray start` on this machine left word of may be gone.
     """
+    named = f"{setting}={address}"
+    if address == "auto":
+        address = canonicalize_bootstrap_address(address) or "local"
+        named += f", which is {address} here"
     place = re.fullmatch(r"(ray://)?([\w.-]+|\[[\da-fA-F:]+\]):(\d+)", address)
-    if address in ("auto", "local") or os.environ.get("RAY_USE_TLS", "0") != "0":
+    if address == "local" or os.environ.get("RAY_USE_TLS", "0") != "0":
         return
     if place is None:
         raise UserError(
-            f"{setting}={address}: give auto, HOST:6379 of the head node, or ray://HOST:10001. "
+            f"{named}: give auto, HOST:6379 of the head node, or ray://HOST:10001. "
             "The address that begins with http:// is for `ray job submit`"
         )
     with grpc.insecure_channel(f"{place[2]}:{place[3]}", options=GLOBAL_GRPC_OPTIONS) as channel:
@@ -125,7 +131,7 @@ def _require_answer(address: str, setting: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=_ANSWER_WITHIN_S)
         except grpc.FutureTimeoutError as error:
             raise UserError(
-                f"{setting}={address}: no Ray cluster answers there within {_ANSWER_WITHIN_S:g} s; "
+                f"{named}: no Ray cluster answers there within {_ANSWER_WITHIN_S:g} s; "
                 "correct the address, or start the cluster"
             ) from error
 

@@ -31,6 +31,22 @@ def test_nothing_answers(monkeypatch: pytest.MonkeyPatch, scheme: str):
             connect.connect(RayConfig(address=address))
 
 
+def test_auto_where_the_cluster_is_gone(monkeypatch: pytest.MonkeyPatch):
+    """Ray's note of the last `ray start` outlives its cluster: nobody answers there, or there is none; told at once."""
+    monkeypatch.setattr(connect, "_ANSWER_WITHIN_S", 0.5)
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray._private.services, "find_gcs_addresses", set)  # of other tests on this machine
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with tempfile.TemporaryDirectory(prefix="lr-") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
+        with pytest.raises(UserError, match=r"ray\.address=auto: no Ray cluster answers there\. Could not find any"):
+            connect.connect(RayConfig(address="auto"))
+        write_ray_address("127.0.0.1:9")
+        with pytest.raises(UserError, match=r"ray\.address=auto, which is [\d.]+:9 here: no Ray cluster answers there"):
+            connect.connect(RayConfig(address="auto"))
+
+
 def test_a_proxy_is_not_asked(monkeypatch: pytest.MonkeyPatch):
     """A cluster that answers is found beside a proxy of the environment, which Ray itself does not take either."""
     for name in ("http_proxy", "https_proxy", "grpc_proxy"):
