@@ -13,7 +13,7 @@ from lingu_ray.commands import recipes, shipped
 from lingu_ray.config import Config, Schedule, strict_yaml
 from lingu_ray.config.help import setting_lines
 from lingu_ray.config.help_pages import Help
-from lingu_ray.config.layout import print_file, table, text_width
+from lingu_ray.config.layout import meant, print_file, table, text_width
 from lingu_ray.config.settings import OVERRIDE, Settings, T, parse, read_text
 from lingu_ray.config.tree import field_at
 from lingu_ray.errors import UserError
@@ -172,7 +172,7 @@ def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[
         return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)
     if name.endswith((".yaml", ".yml")):
         return parse(read_text(name), name, schema)
-    given = [Path(name).expanduser() / "config.yaml", Path(f"{name}.yaml")]
-    near = [str(file) for file in given if file.is_file()] or difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
-    raise UserError(f"no {kind} {name!r}; {meant} A file is named by its path, ending in .yaml")
+    files_of_the_name = (Path(name).expanduser() / "config.yaml", Path(f"{name}.yaml"))
+    near = next((f"did you mean {file}?" for file in files_of_the_name if file.is_file()), None)
+    said = near or meant(name, known)
+    raise UserError(f"no {kind} {name!r}; {said}\nA file is named by its path, ending in .yaml")

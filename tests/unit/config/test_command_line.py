@@ -77,7 +77,7 @@ def test_the_folder_of_a_run_is_no_recipe(tmp_path: Path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "config.yaml").touch()
     assert f"did you mean {tmp_path}/demo/config.yaml?" in refusal(f"{tmp_path}/demo")
-    assert "smolvlm-256m. A file is named by its path" in refusal("qqqq")
+    assert "smolvlm-256m\nA file is named by its path" in refusal("qqqq")
 
 
 def test_the_last_override_of_a_key_counts(file: str):
