@@ -70,12 +70,17 @@ def forward_arguments(model: Any, inputs: ModelInputs) -> dict[str, Any]:
 
 def check_image_tokens(inputs: ModelInputs, features: int) -> None:
     """Raise UserError unless the image tokens are as many as the features that replace them, in order."""
-    tokens = int(inputs.visual_BT.sum())
-    if tokens != features:
-        raise UserError(
-            f"input_ids: {tokens} image tokens, and the images have {features}: rows were cut, or put together, after "
-            "the processor. Leave out rows that are too long, with their images"
-        )
+    if int(inputs.visual_BT.sum()) != features:
+        raise unequal_images(inputs, f"the images have {features}")
+
+
+def unequal_images(inputs: ModelInputs, said: str) -> UserError:
+    """The error that the image tokens are not those of the images; `said`: what is known of these."""
+    by_row = ", ".join(map(str, inputs.visual_BT.sum(1).tolist()))
+    return UserError(
+        f"input_ids: image tokens by row: {by_row}; {said}: rows were cut, or put together, after the processor. Leave "
+        "out rows that are too long, with their images"
+    )
 
 
 def send_arguments(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -14,9 +15,18 @@ from lingu_ray.distill.capture import KVCapture, capturing, donate, uses_flash
 from lingu_ray.distill.decoder import use_exact_attention
 from lingu_ray.distill.donation import Donation
 from lingu_ray.distill.head import OutputHead, check_head, output_head
-from lingu_ray.distill.inputs import ModelInputs, check_image_tokens, forward_arguments, send_arguments
+from lingu_ray.distill.inputs import (
+    ModelInputs,
+    check_image_tokens,
+    forward_arguments,
+    send_arguments,
+    unequal_images,
+)
 from lingu_ray.distill.sequences import of_sequences, sequence_arguments, take_sequences
 from lingu_ray.errors import UserError
+
+_OF_IMAGE_TOKENS = re.compile(r"(image|audio|<image>) tokens")
+"""In what classes of Transformers raise where image tokens and features differ in number."""
 
 
 class Student:
@@ -79,7 +89,7 @@ class Student:
         if (flat_C := sent.pop("flat_C")) is not None:
             capture = KVCapture(self.decoder.config.num_hidden_layers, flat_C, arguments.get("position_ids"))
         with capturing(capture), of_sequences(of_decoder):
-            output = self.body(**sent, use_cache=False, return_dict=True)
+            output = self._run(inputs, sent)
         if capture is not None:
             capture.check_complete()
         features = output.get("image_hidden_states") if hasattr(self.body, "inputs_merger") else None
@@ -87,6 +97,15 @@ class Student:
             images = getattr(features, "pooler_output", features)
             check_image_tokens(inputs, sum(image.shape[:-1].numel() for image in images))
         return output.last_hidden_state, capture
+
+    def _run(self, inputs: ModelInputs, arguments: dict[str, Any]) -> Any:
+        """The body's output. Raises UserError where it finds other image tokens than it has images for."""
+        try:
+            return self.body(**arguments, use_cache=False)
+        except ValueError as error:
+            if _OF_IMAGE_TOKENS.search(str(error)) is None:
+                raise
+            raise unequal_images(inputs, f"the images do not fit them ({str(error).rstrip('.')})") from error
 
     @cached_property
     def _has_statistics(self) -> bool:
