@@ -27,7 +27,7 @@ COMMANDS = {
     "chat": Command("lingu_ray.chat", "talk to a model in the terminal, about images too"),
     "export": Command("lingu_ray.export", "export a checkpoint of a run that was stopped, or still trains"),
     "sweep": Command("tuning.sweep", "search for the best settings with Ray Tune"),
-    "compare": Command("tuning.compare", "compare runs: settings, figures, curves"),
+    "compare": Command("tuning.compare", "compare runs: scores, settings that differ, curves"),
     "merge": Command("lingu_ray.merge", "merge a VLM's decoder with its original LM: the baseline without training"),
     "convert-gguf": Command("lingu_ray.convert_gguf", "convert a GGUF file to a Hugging Face folder"),
     "convert-dinov2": Command("lingu_ray.convert_dinov2", "convert a DINOv2 in an ONNX file to a Hugging Face folder"),

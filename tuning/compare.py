@@ -1,10 +1,11 @@
-"""Runs side by side: metrics, the settings that differ, curves.
+"""Runs side by side: scores, the settings that differ, curves.
 
 python -m tuning.compare runs/demo runs/demo/controls/*      # folders, or s3://bucket/runs/mine
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
 python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
 
-Prints the tables and writes `compare.html` with the curves.
+Prints the tables and writes `compare.html` with the curves, and beside it the scores as `compare.csv`, with all digits,
+and as `compare.tex` for a paper. Intervals are those of runs that are named by folder: MLflow has none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -25,19 +26,17 @@ from lingu_ray.config import Section
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
-from lingu_ray.evaluation.tracking import task_of
 from lingu_ray.paths import LocalPath, TrackingUri, location
 from lingu_ray.report.pages import environment, svgs
-from lingu_ray.report.plots import HUGE, save_panels
+from lingu_ray.report.plots import save_panels
 from lingu_ray.shell import shell_word
-from tuning.compared import METRICS, Compared, read_place, read_store
+from tuning.compared import Compared, read_place, read_store
 from tuning.curves import curve_panels
 from tuning.differences import NONE, differing_settings
+from tuning.score_table import BESIDE, Matrix, latex, matrix, scores_table, training_table, write_csv
 
 PAGE = "compare.html"
 USAGE = "python -m tuning.compare [RUN ...] [key=value ...]"
-_BESIDE = 4
-"""Runs up to which each has a column; more have a line each."""
 
 
 class CompareConfig(Section):
@@ -56,14 +55,6 @@ class CompareConfig(Section):
 HELP = Help(USAGE, __doc__, CompareConfig)
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """A table as it is shown: titles of the columns, then lines of a label and its cells."""
-
-    titles: list[str]
-    lines: list[list[str]]
-
-
 def main(arguments: list[str]) -> None:
     """Read the runs, print the tables, write the page."""
     names, given, _ = split_arguments(arguments, HELP)
@@ -71,7 +62,8 @@ def main(arguments: list[str]) -> None:
     runs = told_apart(read_runs(names, options))
     require_writable(options.out / PAGE, "out")
     verdicts = Matrix(["verdict"], [[run.name, run.verdict] for run in runs if run.verdict is not None])
-    tables = {"Metrics": metrics_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
+    tables = {"Scores": scores_table(runs), "Verdicts": verdicts, "Settings that differ": settings_table(runs)}
+    tables["Training"] = training_table(runs)
     for title, table in tables.items():
         show(title, table)
     notes = [*other_items(runs), *other_engines(runs), *other_formulas(runs)]
@@ -79,6 +71,10 @@ def main(arguments: list[str]) -> None:
         print(note)
     page = write_page(runs, tables, notes, options.out)
     print(f"page     {shell_word(page)}")
+    if tables["Scores"].lines:
+        write_csv(runs, page.with_suffix(".csv"))
+        write_text(page.with_suffix(".tex"), latex(tables["Scores"]))
+        print(f"scores   {shell_word(page.with_suffix('.csv'))} {shell_word(page.with_suffix('.tex'))}")
 
 
 def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
@@ -102,14 +98,6 @@ def told_apart(runs: list[Compared]) -> list[Compared]:
         seen[run.name] += 1
         named.append(replace(run, name=f"{run.name} #{seen[run.name]}") if total[run.name] > 1 else run)
     return named
-
-
-def metrics_table(runs: list[Compared]) -> Matrix:
-    """The metrics of training, and the tasks' scores."""
-    found = dict.fromkeys(name for run in runs for name in run.metrics)
-    tasks = {name: task for name in found if (task := task_of(name))}
-    names = {name: name for name in METRICS if name in found} | tasks
-    return _matrix(runs, [(label, [_cell(run.metrics.get(name)) for run in runs]) for name, label in names.items()])
 
 
 def other_items(runs: list[Compared]) -> list[str]:
@@ -163,21 +151,12 @@ def settings_table(runs: list[Compared]) -> Matrix:
     """
     runs = [run for run in runs if run.settings]
     rows = differing_settings([run.settings for run in runs])
-    shared = [row for row in rows if len(runs) <= _BESIDE or row.apart is None]
+    shared = [row for row in rows if len(runs) <= BESIDE or row.apart is None]
     table = [("\n".join(row.keys), list(row.values)) for row in shared]
     if len(shared) < len(rows):
         own = [[" = ".join((*row.keys, row.values[i])) for row in rows if row.apart == i] for i in range(len(runs))]
         table.append(("only here", ["\n".join(lines) or NONE for lines in own]))
-    return _matrix(runs, table)
-
-
-def _matrix(runs: list[Compared], rows: list[tuple[str, list[str]]]) -> Matrix:
-    """A column for each of a few runs, or a line for each of many."""
-    names, labels = [run.name for run in runs], [label for label, _ in rows]
-    if len(runs) <= _BESIDE:
-        return Matrix(names, [[label, *cells] for label, cells in rows])
-    columns = [cells for _, cells in rows]
-    return Matrix(labels, [[name, *(cells[i] for cells in columns)] for i, name in enumerate(names)])
+    return matrix(runs, table)
 
 
 def show(title: str, matrix: Matrix) -> None:
@@ -190,13 +169,6 @@ def show(title: str, matrix: Matrix) -> None:
         table.add_row(*line)
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
     console.print(table if matrix.titles and matrix.lines else f"{title}: none")
-
-
-def _cell(value: float | None) -> str:
-    """A number in four digits, or whole; a huge one, as the perplexity of a model that has diverged, by its power."""
-    if value is None:
-        return NONE
-    return f"{value:,.0f}" if 1000 <= abs(value) < HUGE else f"{value:.4g}"
 
 
 def write_page(runs: list[Compared], tables: dict[str, Matrix], notes: list[str], out: Path) -> Path:

@@ -17,13 +17,14 @@ from lingu_ray.config.command_line import read_recipe
 from lingu_ray.config.flat import flat, without_credentials
 from lingu_ray.errors import UserError
 from lingu_ray.evaluation.recovery_json import read_recovery
-from lingu_ray.evaluation.results import Recovery
+from lingu_ray.evaluation.results import Interval, Recovery
 from lingu_ray.evaluation.roles import trained_role
 from lingu_ray.evaluation.tracking import (
     ASKED,
     ENGINE,
     FORMULA,
     VERDICT,
+    figure_name,
     figures_of,
     origins_of,
     task_of,
@@ -37,7 +38,8 @@ from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store
 from lingu_ray.runtime.tracking.store_uri import store_uri
 from tuning.curves import CURVES, Curves, curves_of
 
-METRICS = ("recovery", "retention", "validation_ce", "loss", "ce", "kd", "tokens_per_s")
+MEANS = ("recovery", "retention")
+TRAINING = ("validation_ce", "loss", "ce", "kd", "tokens_per_s")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Compared:
     """One run: flat settings, last value of each metric, curves as (steps, values), and its verdict if it has one.
 
     `asked`: fingerprint of the items that its model was asked, `engines`: what asked them, both by task;
-    `formulas`: how its means are computed, by their names.
+    `formulas`: how its means are computed, by their names. Of a folder's means and scores, by the names of their
+    metrics, `intervals`, and those that are `shares` of what can be reached: MLflow has neither.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Compared:
     asked: dict[str, str] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
     formulas: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    shares: frozenset[str] = frozenset()
 
 
 def read_folder(path: Path) -> Compared:
@@ -69,13 +74,27 @@ def read_folder(path: Path) -> Compared:
     if removed := recorded.removed():
         settings |= flat(removed)
     records = read_records(folder.metrics)
-    metrics = {name: record[name] for record in records for name in METRICS if record.get(name) is not None}  # the last
+    last = {name: record[name] for record in records for name in TRAINING if record.get(name) is not None}
     own, curves = read_recovery(folder.report), curves_of(records)
     verdict = own.verdict.text if own else None
     if (measured := _measured(folder, config, own)) is None:
-        return Compared(str(path), settings, metrics, curves, verdict)
-    metrics |= figures_of(*measured)
-    return Compared(str(path), settings, metrics, curves, verdict, *origins_of(*measured).values())
+        return Compared(str(path), settings, last, curves, verdict)
+    metrics = last | figures_of(*measured)
+    asked, engines, formulas = origins_of(*measured).values()
+    how = (asked, engines, formulas, _intervals(*measured), _shares(measured[0]))
+    return Compared(str(path), settings, metrics, curves, verdict, *how)
+
+
+def _intervals(result: Recovery, model: str) -> dict[str, Interval]:
+    """Those of the model's means and scores, by metric."""
+    means = result.models.get(model)
+    found = {name: mean.ci for name, mean in (means.items() if means else ()) if mean is not None}
+    tasks = {name: task.models[model] for name, task in result.tasks.items() if model in task.models}
+    return found | {figure_name(name): one.score.ci for name, one in tasks.items()}
+
+
+def _shares(result: Recovery) -> frozenset[str]:
+    return frozenset(figure_name(name) for name, task in result.tasks.items() if task.is_share)
 
 
 def read_place(run: Path | str) -> Compared:
@@ -130,12 +149,12 @@ def _from_run(client: mlflow.MlflowClient, run: Any) -> Compared:
         if points:
             curves[name] = ([step for step, _ in points], [value for _, value in points])
     tags = run.data.tags
-    how = (
+    asked, engines, formulas = (
         {tag.removeprefix(begin): value for tag, value in tags.items() if tag.startswith(begin)}
         for begin in (ASKED, ENGINE, FORMULA)
     )
     settings, metrics = newest_settings(run), dict(run.data.metrics)
-    return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), *how)
+    return Compared(run.info.run_name, settings, metrics, curves, tags.get(VERDICT), asked, engines, formulas)
 
 
 def _has_model(run: Any) -> bool:

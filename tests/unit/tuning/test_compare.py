@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from dataclasses import replace
@@ -86,7 +87,8 @@ def test_folders_and_mlflow_tell_the_same(run: RunFolder, tmp_path: Path, capsys
     compare.main([str(run.root), str(control), f"out={tmp_path / 'compared'}"])
     printed, page = capsys.readouterr().out, (tmp_path / "compared" / "compare.html").read_text()
     for text in (printed, page):
-        assert all(word in text for word in ("cloze", "0.25", "digits", "recovery", "distill.policy", "selective"))
+        words = ("cloze", "25.0% [25.0, 25.0]", "digits", "recovery", "100.0% [", "distill.policy", "selective")
+        assert all(word in text for word in words)
         assert text.count("The claim is not decided: no vision.") == 1
         assert "eval/" not in text and "output_dir" not in text and "different" not in text and "in one way" not in text
 
@@ -237,7 +239,7 @@ def test_runs_of_one_name_are_told_apart_and_many_have_a_line_each() -> None:
     runs = [compare.Compared("demo", {"a": str(i), "b": str(i == 5)}, {"loss": float(i)}) for i in range(6)]
     few, many = (compare.told_apart(some) for some in (runs[:2], runs))
     assert compare.settings_table(few) == compare.Matrix(["demo #1", "demo #2"], [["a", "0", "1"]])
-    table = compare.metrics_table(many)
+    table = compare.training_table(many)
     assert table.titles == ["loss"] and table.lines[5] == ["demo #6", "5"]
     table = compare.settings_table([*many, compare.Compared("evaluated", {}, {"eval/x/score": 1.0})])
     assert table.titles == ["a", "only here"]
@@ -260,9 +262,36 @@ def test_a_page_that_cannot_be_written_is_told_at_once(run: RunFolder, tmp_path:
 def test_large_numbers_are_whole() -> None:
     """MME's scores, tokens per second and perplexities are read; what a diverged model has is short."""
     metrics = {"tokens_per_s": 123456.7, "eval/mme/score": 1523.4, "loss": 2.34567, "eval/text/score": 1.5e304}
-    table = compare.metrics_table([compare.Compared("run", {}, metrics)])
-    cells = {label: cell for label, cell in table.lines}
+    run = compare.Compared("run", {}, metrics)
+    cells = dict(cell for table in (compare.scores_table([run]), compare.training_table([run])) for cell in table.lines)
     assert cells == {"tokens_per_s": "123,457", "mme": "1,523", "loss": "2.346", "text": "1.5e+304"}
+
+
+def test_scores_are_written_for_a_paper(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As CSV with all digits, and as a LaTeX table of what is shown, whatever a run's name has; scores come first."""
+    measured = result(distilled=0.123456)
+    other = Path(shutil.copytree(run.root, tmp_path / "a&b_c"))
+    write_recovery(measured, other / "report")
+    compare.main([str(run.root), str(other), f"out={tmp_path / 'compared'}"])
+    assert f"scores   {tmp_path}/compared/compare.csv {tmp_path}/compared/compare.tex" in capsys.readouterr().out
+    first, second = csv.DictReader((tmp_path / "compared" / "compare.csv").open(encoding="utf-8"))
+    assert (first["cloze"], first["recovery"], "retention" in first) == ("0.5", "1.0", False)
+    assert second["run"] == str(other) and float(second["cloze"]) == float(second["cloze low"]) == 0.5 * 0.123456
+    table = (tmp_path / "compared" / "compare.tex").read_text(encoding="utf-8").splitlines()
+    assert table[1:3] == [r"\begin{tabular}{lrr}", r"\toprule"] and r"a\&b\_c \\" in table[3]
+    assert r"cloze & 50.0\% [50.0, 50.0] & 6.2\% [6.2, 6.2] \\" in table
+    page = (tmp_path / "compared" / "compare.html").read_text(encoding="utf-8")
+    assert page.index("<h2>Scores") < page.index("<h2>Verdicts") < page.index("<h2>Settings that differ")
+
+
+def test_what_mlflow_does_not_tell_is_taken_from_folders(run: RunFolder, tmp_path: Path) -> None:
+    """Beside a run's folder, the same run of MLflow has its scores in per cent too, without intervals."""
+    uri = tracking_uri(load_config(["demo", f"output_dir={tmp_path}"]))
+    stored = compare.CompareConfig(uri=uri, experiment="lingu_ray", limit=1)
+    folder, tracked = compare.read_runs([str(run.root)], stored)
+    lines = {label: cells for label, *cells in compare.scores_table([folder, tracked]).lines}
+    assert lines["digits"] == ["90.0% [90.0, 90.0]", "45.0%"]  # the newest is the control
+    assert lines["recovery"] == ["100.0% [100.0, 100.0]", "50.0%"]
 
 
 def test_curves_of_close_values_are_read() -> None:
