@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -58,7 +59,7 @@ def checked_counts(
         for row in bad:
             reasons[row["reason"]] += row["rows"]
         if reasons.total() > share_of(corpus.max_reject_rate, read):
-            raise UserError(_too_many_bad(source.name, read, reasons, bad, corpus.max_reject_rate))
+            raise UserError(_too_many_bad(source, read, reasons, bad, corpus.max_reject_rate))
         counts[source.name] = {
             "read": read,
             "accepted": read - reasons.total(),
@@ -68,15 +69,27 @@ def checked_counts(
     return counts
 
 
-def _too_many_bad(name: str, read: int, reasons: Counter[str], bad: list[dict[str, Any]], limit: float) -> str:
+def where_images_are(source: SourceConfig, details: Iterable[str]) -> str:
+    """Where the images of its rows are looked for, in a sentence, if one is not there by the details of its rejects."""
+    if not any("No such file" in detail for detail in details):
+        return ""
+    setting = f"corpus.sources.{source.name}.image_root"
+    where = f"{setting}={source.image_root}" if source.image_root else f"the folder of the rows' file ({setting})"
+    return f"Images that rows name by relative paths are looked for in {where}. "
+
+
+def _too_many_bad(
+    source: SourceConfig, read: int, reasons: Counter[str], bad: list[dict[str, Any]], limit: float
+) -> str:
     firsts = {row["reason"]: row for row in reversed(bad)}
     examples = "".join(
         f"\n  {count} × {reason}, first at {firsts[reason]['origin']}: {firsts[reason]['excerpt']}"
         for reason, count in reasons.most_common()
     )
     return (
-        f"source {name}: {reasons.total()} of {read} rows ({reasons.total() / read:.1%}) are bad, more than "
+        f"source {source.name}: {reasons.total()} of {read} rows ({reasons.total() / read:.1%}) are bad, more than "
         f"corpus.max_reject_rate={limit}:{examples}\n"
+        f"{where_images_are(source, (row['excerpt'] for row in bad))}"
         "Fix the data, or raise corpus.max_reject_rate to leave these rows out"
     )
 

@@ -238,6 +238,11 @@ def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[st
             unknown.append(path)
     if unknown:
         raise UserError(_unknown(source, unknown, top))
+    if not found and left_out.keys() & PICTURES:
+        raise UserError(
+            f"source {source.name}: {source.path} has pictures and no rows: let `path` name the file of the rows that "
+            "name them, or take `format: image_folder`"
+        )
     if left_out:
         log.info("source %s: left out as no data: %s", source.name, _counts(left_out))
     return found

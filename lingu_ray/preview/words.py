@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lingu_ray.config import Config
+from lingu_ray.corpus.counts import where_images_are
 from lingu_ray.corpus.images import image_size
 from lingu_ray.preview.sources import Length, Share, SourcePreview
 
@@ -60,7 +61,8 @@ def reading_words(preview: SourcePreview) -> str:
 def stop_words(preview: SourcePreview) -> str:
     """That the build would not accept the source."""
     rate = preview.judge.config.corpus.max_reject_rate
-    return f"More than corpus.max_reject_rate={rate:g} of the rows read are rejected: the build would stop."
+    said = f"More than corpus.max_reject_rate={rate:g} of the rows read are rejected: the build would stop."
+    return f"{said} {where_images_are(preview.judge.source, (reject.detail for reject in preview.rejects))}".strip()
 
 
 def length_words(length: Length) -> str:

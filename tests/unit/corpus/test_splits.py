@@ -561,6 +561,14 @@ def test_files_that_may_hold_rows_no_longer_meant_are_not_read(tmp_path, name, t
     assert [record for _, record in read(source(tmp_path / "*.jsonl"))] == RECORDS
 
 
+def test_pictures_without_rows_are_told_with_the_cure(tmp_path):
+    """The folder of the pictures in place of the file with the rows: not only that there are no data."""
+    (tmp_path / "1.png").write_bytes(b"x")
+    for path in (tmp_path, f"{tmp_path}/*"):
+        with pytest.raises(UserError, match="has pictures and no rows: let `path` name the file"):
+            split_source(source(path, "llava"))
+
+
 def test_a_folder_of_several_kinds_is_read_as_a_whole_and_says_so(tmp_path, caplog):
     """JSON Lines beside CSV: all records, and a warning with the counts, and a pattern that names one kind alone."""
     for name, content in (("a-0.jsonl", LINES), ("a-1.jsonl.gz", gzip.compress(LINES)), ("b.csv", CSV)):

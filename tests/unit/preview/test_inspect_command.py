@@ -69,6 +69,15 @@ def test_plain_text_has_all_that_colors_tell(my_yaml: str, capsys: pytest.Captur
     assert out.endswith(f"page     '{page}'\n") and page.exists()
 
 
+def test_it_is_said_where_images_are(my_yaml: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Where so many are missing that the build would stop: the folder, and the setting that names it."""
+    setting = "corpus.sources.chat.image_root"
+    for root, where in ((tmp_path, f"{setting}={tmp_path}"), ("null", f"the folder of the rows' file ({setting})")):
+        main([my_yaml, "chat", "rows=0", "corpus.max_reject_rate=0.01", f"{setting}={root}"])
+        said = f"Images that rows name by relative paths are looked for in {where}."
+        assert "".join(said.split()) in "".join(capsys.readouterr().out.split())
+
+
 def test_the_page_stands_alone(my_yaml: str, tmp_path: Path) -> None:
     """One file without scripts or anything from elsewhere, data shown as text, every token with id and role."""
     main([my_yaml, f"out={tmp_path / 'page.html'}", "row=chat.jsonl:5", "chat"])
