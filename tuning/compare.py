@@ -1,6 +1,7 @@
 """Runs side by side: scores, the settings that differ, curves.
 
 python -m tuning.compare runs/demo runs/demo/controls/*      # folders, or s3://bucket/runs/mine
+python -m tuning.compare runs/*                              # all runs of a folder
 python -m tuning.compare 3f2a… 91bc… uri=http://mlflow:5000  # MLflow run ids
 python -m tuning.compare experiment=lingu_ray                # all runs of an MLflow experiment, newest first
 
@@ -23,6 +24,7 @@ from rich.table import Table
 
 from lingu_ray.atomic import require_writable, write_text
 from lingu_ray.config import Section
+from lingu_ray.config.base import BESIDE_RUNS
 from lingu_ray.config.command_line import read_settings, split_arguments
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import UserError, run_command
@@ -78,7 +80,10 @@ def main(arguments: list[str]) -> None:
 
 
 def read_runs(names: list[str], options: CompareConfig) -> list[Compared]:
-    """The runs by folder or MLflow id, and those of the experiment."""
+    """The runs by folder or MLflow id, and of the experiment; what lies beside runs, as in `runs/*`, is left out."""
+    if beside := [name for name in names if Path(name).name in BESIDE_RUNS]:
+        print(f"left out, as no run: {', '.join(beside)}")
+        names = [name for name in names if name not in beside]
     ids = [name for name in names if not Path(name).is_dir() and location(name) is None]
     if folder := next((name for name in ids if "/" in name), None):
         raise UserError(f"{folder}: no such folder; a run is named by its folder or its MLflow id")

@@ -37,6 +37,7 @@ from lingu_ray.runtime.tracking.mlflow_run import newest_settings, runs_in
 from lingu_ray.runtime.tracking.store import CANNOT_OPEN, one_retry, open_store
 from lingu_ray.runtime.tracking.store_uri import store_uri
 from tuning.curves import CURVES, Curves, curves_of
+from tuning.folder import SweepFolder
 
 MEANS = ("recovery", "retention")
 TRAINING = ("validation_ce", "loss", "ce", "kd", "tokens_per_s")
@@ -67,7 +68,9 @@ def read_folder(path: Path) -> Compared:
     """A run's folder."""
     folder = RunFolder(path)
     if not folder.config.exists():
-        raise UserError(f"{path}: no run lies there (no config.yaml)")
+        trials = SweepFolder(path).trials
+        cure = f"; a sweep does, whose runs are {trials}/*" if trials.is_dir() else ""
+        raise UserError(f"{path}: no run lies there (no config.yaml){cure}")
     recorded = read_recipe(str(folder.config))
     config = recorded.as_recorded()
     settings = flat(config)

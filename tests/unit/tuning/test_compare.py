@@ -252,6 +252,18 @@ def test_a_folder_that_is_not_there_is_no_run_id(tmp_path: Path) -> None:
         compare.read_runs([f"{tmp_path}/nowhere"], compare.CompareConfig())
 
 
+def test_all_that_lies_in_a_folder_of_runs(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`runs/*` has MLflow's store and pages, too, which are left out; a sweep is told with where its runs are."""
+    (tmp_path / "inspect").mkdir()
+    names = [str(tmp_path / name) for name in ("mlflow.db", "inspect", run.root.name)]
+    (found,) = compare.read_runs(names, compare.CompareConfig())
+    assert found.name == str(run.root)
+    assert capsys.readouterr().out == f"left out, as no run: {names[0]}, {names[1]}\n"
+    (tmp_path / "swept" / "trials").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"a sweep does, whose runs are {tmp_path}/swept/trials/\*$"):
+        compare.read_runs([*names, str(tmp_path / "swept")], compare.CompareConfig())
+
+
 def test_a_page_that_cannot_be_written_is_told_at_once(run: RunFolder, tmp_path: Path) -> None:
     """A file in place of its folder, before any table is printed."""
     (tmp_path / "file").touch()
