@@ -128,7 +128,7 @@ def _check_apart(config: Config, setting: str, path: str) -> None:
     read = {f"corpus.sources.{source.name}.path": source.path for source in config.corpus.sources}
     read |= {f"evaluation.tasks.{task.name}.path": task.path for task in config.evaluation.tasks}
     for name, folder in read.items():
-        if not is_on_hub(folder) and _is_read_with(path, folder):
+        if not (is_on_hub(folder) or os.path.isfile(folder)) and _is_read_with(path, folder):
             raise UserError(
                 f"{setting}={path} lies in {name}={folder}, all of which is read, so that the run's own files would be "
                 f"data: name another {setting}, or let `path` name files, by a pattern such as {folder}/*.jsonl"

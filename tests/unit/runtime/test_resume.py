@@ -358,6 +358,8 @@ def test_output_that_cannot_be_written_is_refused(data: Path, tmp_path: Path):
         said = rf"output_dir={tmp_path / name}: cannot be written: {tmp_path / name.partition('/')[0]} {why}"
         with pytest.raises(UserError, match=said):
             Run(config(data, tmp_path / name), LEASE).check()
+    with pytest.raises(UserError, match=rf"output_dir={data}/text.jsonl: cannot be written: .* is a file"):
+        Run(config(data, data / "text.jsonl"), LEASE).check()  # which is data, too, and nothing can lie in it
 
 
 @pytest.mark.parametrize(("setting", "written"), [("output_dir", "runs"), ("corpus.cache_dir", "built")])
