@@ -101,7 +101,7 @@ class Student:
     def _run(self, inputs: ModelInputs, arguments: dict[str, Any]) -> Any:
         """The body's output. Raises UserError where it finds other image tokens than it has images for."""
         try:
-            return self.body(**arguments, use_cache=False)
+            return self.body(**arguments, use_cache=False, return_dict=True)
         except ValueError as error:
             if _OF_IMAGE_TOKENS.search(str(error)) is None:
                 raise
