@@ -19,7 +19,7 @@ import gc
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +38,7 @@ from lingu_ray.errors import run_command
 from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.checkpoints.checkpoint import CheckpointState
 from lingu_ray.runtime.checkpoints.checkpoint_writer import CheckpointWriter
-from lingu_ray.runtime.training.distributed import clip_gradients, is_main_process, sum_gradients, zero_gradients
+from lingu_ray.runtime.training.distributed import is_main_process
 
 Layout = Literal["whole", "sharded"]
 LAYOUTS: tuple[Layout, ...] = ("whole", "sharded")
@@ -100,24 +100,29 @@ def _worker(rank: int, settings: Row, folder: Path) -> None:
 
 def _rows(settings: Row, folder: Path, device: torch.device) -> list[Row]:
     """Both layouts at one size."""
-    step, writer_of = _training(settings, folder, device)
-    memory = {layout: _memory(writer_of(layout)) for layout in LAYOUTS}
-    writers = {layout: writer_of(layout) for layout in LAYOUTS}
+    train = TrainConfig(parallelism="fsdp2" if settings["workers"] > 1 else "ddp")
+    training = TextTraining(settings, "fp32", train, device)
+    batches = text_batches([settings["tokens"]] * settings["rows"], settings["rows"] * settings["tokens"])
+    training.step(batches)
+
+    def make_writer(layout: Layout) -> CheckpointWriter:
+        model = training.student.model
+        return CheckpointWriter(folder / "checkpoints", model, training.optimizer, layout, 1, lambda path: None)
 
     def block(writer: CheckpointWriter | None) -> None:
         if writer is not None:
             writer.save(CheckpointState(1, None))
         for _ in range(settings["steps"]):
-            step()
+            training.step(batches)
             if writer is not None:
                 writer.poll()
         if writer is not None:
             writer.wait()
 
-    timings = measure(
-        {"none": lambda: block(None)} | {name: lambda w=writer: block(w) for name, writer in writers.items()},
-        settings["repeats"],
-    )
+    memory = {layout: _memory(make_writer(layout)) for layout in LAYOUTS}
+    writers = {layout: make_writer(layout) for layout in LAYOUTS}
+    ways = {"none": partial(block, None)} | {name: partial(block, writer) for name, writer in writers.items()}
+    timings = measure(ways, settings["repeats"])
     size = writers["whole"].bytes
     if is_main_process():  # the others are ahead of it: it completes the last one
         shutil.rmtree(folder / "checkpoints")
@@ -135,29 +140,6 @@ def _row(layout: Layout, size: int, timings: dict[str, Timing], steps: int, memo
         "quartiles": lost.quartiles,
         "memory_MiB": memory,
     }
-
-
-def _training(
-    settings: Row, folder: Path, device: torch.device
-) -> tuple[Callable[[], None], Callable[[Layout], CheckpointWriter]]:
-    """A step of a student, and what makes a writer of its checkpoints."""
-    train = TrainConfig(parallelism="fsdp2" if settings["workers"] > 1 else "ddp")
-    training = TextTraining(settings, "fp32", train, device)
-    batches = text_batches([settings["tokens"]] * settings["rows"], settings["rows"] * settings["tokens"])
-    model, optimizer = training.student.model, training.optimizer
-
-    def step() -> None:
-        zero_gradients(training.parameters)
-        training.backward(batches)
-        sum_gradients(training.parameters)
-        clip_gradients(training.parameters, 1.0)
-        optimizer.step()
-
-    def writer_of(layout: Layout) -> CheckpointWriter:
-        return CheckpointWriter(folder / "checkpoints", model, optimizer, layout, 1, lambda path: None)
-
-    step()
-    return step, writer_of
 
 
 def _memory(writer: CheckpointWriter) -> float:

@@ -34,7 +34,6 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import run_command
 from lingu_ray.report.plots import SOURCE_COLORS, canvas
 from lingu_ray.runtime.cluster.connect import KERNEL_CACHES
-from lingu_ray.runtime.training.distributed import clip_gradients, zero_gradients
 
 WAYS = {"default": "1024", "ours": None}
 """Kernels that each cache may have; None: as many as training asks for."""
@@ -111,10 +110,7 @@ def _train(way: str, settings: Row) -> list[Step]:
 
     def step(number: int) -> None:
         of_row = (lengths.randint(settings["shortest"], settings["longest"]) for _ in range(settings["rows"]))
-        zero_gradients(training.parameters)
-        training.backward(text_batches(of_row, most=2048, first=number * settings["rows"]))
-        clip_gradients(training.parameters, 1.0)
-        training.optimizer.step()
+        training.step(text_batches(of_row, most=2048, first=number * settings["rows"]))
 
     taken = []
     for number in tqdm(range(settings["steps"]), unit="step", desc=way, position=list(WAYS).index(way)):

@@ -14,6 +14,7 @@ in float32, where there is nothing to compare.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from pydantic import Field, PositiveInt
 
@@ -24,7 +25,6 @@ from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.distill import short_rows
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.training.distributed import zero_gradients
 
 
 class ShortRowsConfig(BenchmarkConfig):
@@ -50,15 +50,16 @@ def main(arguments: list[str]) -> None:
 
 
 def _rows(tokens: int, settings: Row) -> list[Row]:
-    """Both ways at one length."""
-    step = _step(tokens, settings)
+    """Both ways on rows of one length."""
+    training, most = TextTraining(settings, "bf16"), settings["tokens_per_micro_batch"]
+    step = partial(training.step, text_batches([tokens] * (most // tokens), most))
     ways = {"bf16": _with_longest(0, step), "ours": _with_longest(settings["longest"], step)}
     timings = measure(ways, settings["repeats"])
     return [{"tokens": tokens, "way": way} | beside(one, timings["bf16"], "bf16") for way, one in timings.items()]
 
 
 def _with_longest(longest: int, step: Callable[[], None]) -> Callable[[], None]:
-    """The step with this limit of short rows."""
+    """The step, with rows of up to `longest` tokens counted as short."""
 
     def limited() -> None:
         usual, short_rows.LONGEST = short_rows.LONGEST, longest
@@ -68,19 +69,6 @@ def _with_longest(longest: int, step: Callable[[], None]) -> Callable[[], None]:
             short_rows.LONGEST = usual
 
     return limited
-
-
-def _step(tokens: int, settings: Row) -> Callable[[], None]:
-    """A whole step on rows of that length."""
-    training, most = TextTraining(settings, "bf16"), settings["tokens_per_micro_batch"]
-    batches = text_batches([tokens] * (most // tokens), most)
-
-    def step() -> None:
-        zero_gradients(training.parameters)
-        training.backward(batches)
-        training.optimizer.step()
-
-    return step
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ for each number of rows none is begun after `most_seconds`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from lingu_ray.config import Several
 from lingu_ray.config.command_line import settings_alone
 from lingu_ray.config.help_pages import Help
 from lingu_ray.errors import run_command
-from lingu_ray.runtime.training.distributed import clip_gradients, sum_gradients, zero_gradients
+from lingu_ray.runtime.training.distributed import clip_gradients
 
 
 class SmallStepConfig(BenchmarkConfig):
@@ -71,20 +72,18 @@ def _rows(count: int, settings: Row) -> list[Row]:
 def _way(count: int, settings: Row, *, ours: bool) -> Callable[[], None]:
     """A whole step of a student of its own."""
     training = TextTraining(settings, "fp32")
-    optimizer = training.optimizer if ours else torch.optim.AdamW(training.parameters, lr=1e-6)
     batches = text_batches([settings["tokens"]] * count, settings["tokens_per_micro_batch"])
+    if ours:
+        return partial(training.step, batches)
+    optimizer = torch.optim.AdamW(training.parameters, lr=1e-6)
 
-    def step() -> None:
-        if ours:
-            zero_gradients(training.parameters)
-        else:
-            optimizer.zero_grad()
+    def default_step() -> None:
+        optimizer.zero_grad()
         training.backward(batches)
-        sum_gradients(training.parameters)
         clip_gradients(training.parameters, 1.0)
         optimizer.step()
 
-    return step
+    return default_step
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training on random texts, for benchmarks of a step that need no teacher."""
+"""Plain fine-tuning on random texts, for benchmarks of a training step that need no teacher."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lingu_ray.config import TrainConfig
 from lingu_ray.corpus.batch import MicroBatch, make_micro_batches
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.distill.student import Student
+from lingu_ray.runtime.training.distributed import clip_gradients, sum_gradients, zero_gradients
 from lingu_ray.runtime.training.optimizer import make_optimizer, trained_parameters
 from lingu_ray.runtime.training.prepare import prepare
 from lingu_ray.runtime.training.step import MicroBatches
@@ -21,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class TextTraining:
-    """Plain fine-tuning of a student with random weights, whose decoder has `layers` and `hidden` of the settings."""
+    """Plain fine-tuning of a student with random weights; `settings` give `layers` and `hidden` of its decoder."""
 
     def __init__(self, settings: Row, precision: str, train: TrainConfig | None = None, device: torch.device = CPU):
         torch.manual_seed(0)
@@ -37,9 +38,17 @@ class TextTraining:
         """Add a step's gradients to those that are there."""
         add_gradients(self._micro_batches, batches)
 
+    def step(self, batches: list[MicroBatch]) -> None:
+        """One optimizer step, as training does it."""
+        zero_gradients(self.parameters)
+        self.backward(batches)
+        sum_gradients(self.parameters)
+        clip_gradients(self.parameters, 1.0)
+        self.optimizer.step()
+
 
 def text_batches(lengths: Iterable[int], most: int, first: int = 0) -> list[MicroBatch]:
-    """Texts of these lengths, padded, in micro-batches of at most `most` tokens; `first`: the first one's position."""
+    """Micro-batches of at most `most` tokens, of padded texts of these lengths; `first`: position of the first."""
     samples = [_text(first + number, tokens) for number, tokens in enumerate(lengths)]
     return make_micro_batches(samples, most, pad_id=0, packing=False)
 
