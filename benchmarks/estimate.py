@@ -44,7 +44,7 @@ from lingu_ray.config.help_pages import Help
 from lingu_ray.corpus.batch import MicroBatch, collate
 from lingu_ray.corpus.encode import Sample
 from lingu_ray.cost.estimate import Estimate, estimate
-from lingu_ray.cost.memory import kv_of_rows, passes_of, teacher_working, worker
+from lingu_ray.cost.memory import kv_of_rows, pass_memory, teacher_pass_memory, worker
 from lingu_ray.cost.trace import LiveBytes
 from lingu_ray.cost.workload import RowConfig
 from lingu_ray.distill.continuation import TeacherRequest
@@ -195,14 +195,13 @@ def estimated(case: Case, folder: str) -> Figures:
     """What the estimate says."""
     row = RowConfig(image_tokens=IMAGE_TOKENS, text_tokens=case.text, answer_tokens=case.answer)
     found: Estimate = estimate(run_config(case, folder), row, "cpu")
-    parts = found.config, found.models, found.load
-    passes = passes_of(*parts)
-    *tensors, lost, _itself = [item.bytes / MIB for item in worker(*parts, passes).items]
+    run, passes = found.run, pass_memory(found.run)
+    *tensors, lost, _overhead = [item.bytes / MIB for item in worker(run, passes).items]
     return {
         "parameters": sum(found.models.parameters.values()),
         "kept, MiB": (passes.decoder.kept + passes.tower.kept) / MIB,
-        "KV, MiB": kv_of_rows(*parts, found.load.rows_of_step) / MIB,
-        "teacher, MiB": teacher_working(*parts) / MIB,
+        "KV, MiB": kv_of_rows(run, found.load.rows_of_step) / MIB,
+        "teacher, MiB": teacher_pass_memory(run) / MIB,
         "tensors, MiB": sum(tensors),
         "resident, MiB": sum(tensors) + lost,
         "operations, GFLOP": sum(found.time.flops.values()) / 1e9,

@@ -1,4 +1,4 @@
-"""What devices can hold and do: vendors' figures for GPUs, measured on the spot for the CPU."""
+"""Memory and speed of devices: GPUs by their vendors' figures, this machine's CPU by a measurement."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _TIME_S = 0.5
 
 @dataclass(frozen=True)
 class Device:
-    """A device: bytes that programs may take, and what a step reaches: products in operations a second by precision,
-    memory in bytes a second.
+    """A device: bytes of its memory, and what a training step reaches on it: operations a second of matrix products in
+    each precision, and bytes a second of memory traffic (`bandwidth`).
     """
 
     name: str
@@ -36,17 +36,17 @@ class Device:
         return self.name != "cpu"
 
     def rate(self, bf16: bool) -> float:
-        """Operations a second of products."""
+        """Operations a second of matrix products."""
         return self.bf16 if bf16 else self.fp32
 
     def shared_by(self, workers: int) -> Device:
-        """The device as each of so many workers finds it that compute on it at once: with its part of the rates."""
+        """The device as one of so many workers has it while all compute on it: with its part of the rates."""
         parts = {name: getattr(self, name) / workers for name in ("bf16", "fp32", "bandwidth")}
         return replace(self, **parts)
 
 
 def _gpu(name: str, gib: float, bf16: float, fp32: float, bandwidth: float) -> Device:
-    """A GPU by its maker's peaks, in 10¹² a second; the shares that are reached are a model's of an H100."""
+    """A GPU by its vendor's peaks, in 10¹² a second, times the shares of them that a model reaches on an H100."""
     return Device(name, gib * GIB, 0.38e12 * bf16, 0.70e12 * fp32, 0.78e12 * bandwidth)
 
 
@@ -66,7 +66,7 @@ GPUS = {
 
 
 def gpu_here() -> Device | None:
-    """This machine's GPU with the memory that it has; None without one. Raises UserError for one not in the table."""
+    """This machine's GPU with its real memory; None without one. Raises UserError for one that `GPUS` does not have."""
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
@@ -79,19 +79,19 @@ def gpu_here() -> Device | None:
 
 
 def measured_cpu(width: int, inner: int, rows: int) -> Device:
-    """This machine's CPU: layers of a decoder's shape and copies, timed with all of its cores for a second or two."""
+    """This machine's CPU, timed for a second or two on all cores: MLP layers of these widths, and copies of memory."""
     before = torch.get_num_threads()
     torch.set_num_threads(cores())
     try:
-        bf16, fp32 = (_products(width, inner, rows, bf16) for bf16 in (True, False))
-        bandwidth = _copies()
+        bf16, fp32 = (_matmul_rate(width, inner, rows, bf16) for bf16 in (True, False))
+        bandwidth = _copy_rate()
     finally:
         torch.set_num_threads(before)
     return Device("cpu", host_memory(), bf16, fp32, bandwidth)
 
 
-def _products(width: int, inner: int, rows: int, bf16: bool) -> float:
-    """Operations a second of two layers, forward and backward."""
+def _matmul_rate(width: int, inner: int, rows: int, bf16: bool) -> float:
+    """Operations a second of two linear layers, forward and backward."""
     layers = nn.Sequential(nn.Linear(width, inner, bias=False), nn.Linear(inner, width, bias=False))
     input_ND = torch.randn(rows, width, requires_grad=True)
 
@@ -103,14 +103,14 @@ def _products(width: int, inner: int, rows: int, bf16: bool) -> float:
     return 3 * 2 * 2 * rows * width * inner / _seconds(run)
 
 
-def _copies() -> float:
-    """Bytes a second of a copy, what is read and what is written counted."""
+def _copy_rate() -> float:
+    """Bytes a second that a copy reads and writes."""
     source, target = torch.ones(2, 2**24)
     return 2 * source.nbytes / _seconds(lambda: target.copy_(source))
 
 
 def _seconds(run: Callable[[], object]) -> float:
-    """The shortest of several calls."""
+    """Seconds of the fastest call within `_TIME_S`."""
     run()
     shortest, end = float("inf"), time.perf_counter() + _TIME_S
     while time.perf_counter() < end:

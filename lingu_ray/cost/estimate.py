@@ -1,4 +1,4 @@
-"""The whole estimate of a run on a device: its processes, whether they fit, what would make them, and a step's time."""
+"""The estimate of a run on a device: memory of its processes, whether they fit, what would take less, a step's time."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lingu_ray.config import Config
 from lingu_ray.config.settings import changed
 from lingu_ray.cost import memory
 from lingu_ray.cost.devices import GPUS, Device, gpu_here, measured_cpu
-from lingu_ray.cost.memory import Process
+from lingu_ray.cost.memory import Process, Run
 from lingu_ray.cost.models import Models, read_models
 from lingu_ray.cost.step_time import StepTime, step_time
-from lingu_ray.cost.workload import RowConfig, Workload, sharing, travels_by, workload
+from lingu_ray.cost.workload import RowConfig, Workload, kv_transport, workers_per_device, workload
 from lingu_ray.errors import UserError
 from lingu_ray.runtime.teacher.transport import choose_transport
 from lingu_ray.runtime.training.precision import by_speed, times_as_fast, with_precision
 
 LARGEST = (1024, 4096, 512)
-"""Width, inner width and rows of the layers that are timed at most: larger products take as long for each number."""
+"""Largest width, MLP width and rows of the layers that are timed: larger products reach the same rate."""
 FREE = 0.1
-"""Share of a device that is left for what allocators lose between tensors."""
+"""Share of a device that stays free, for fragmentation."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run on a device. `config`: with its precision and transport chosen; `load`: what a worker computes."""
+    """A run on a device. `config`: with precision and transport chosen; `load`: what one worker computes in a step."""
 
     config: Config
     row: RowConfig
@@ -38,41 +38,45 @@ class Estimate:
     models: Models
     load: Workload
 
+    @property
+    def run(self) -> Run:
+        """What memory and time follow from."""
+        return Run(self.config, self.models, self.load)
+
     @cached_property
     def training(self) -> tuple[Process, ...]:
-        """The processes of a worker while it trains, its share of the host's memory last."""
-        parts = self.config, self.models, self.load
-        worker = memory.worker(*parts, memory.passes_of(*parts))
-        teacher = memory.teacher(*parts)
-        return tuple(process for process in (worker, teacher, memory.host(*parts)) if process is not None)
+        """A worker's processes during training: the worker, its teacher, and its share of the host's memory."""
+        worker = memory.worker(self.run, memory.pass_memory(self.run))
+        teacher = memory.teacher(self.run)
+        return tuple(process for process in (worker, teacher, memory.host(self.run)) if process is not None)
 
     @cached_property
     def engine(self) -> Process | None:
-        """An engine of the evaluation, which runs when training has ended."""
-        return memory.engine(self.config, self.models, self.load)
+        """An engine of the evaluation, which runs after training; None without tasks."""
+        return memory.engine(self.run)
 
     @property
     def needed(self) -> float:
-        """The most that a device must hold: bytes of a GPU, or on a CPU of a node with all workers."""
-        while_training = self._of_a_gpu if self.device.is_gpu else self._of_a_node
+        """The most bytes that a device must hold: a GPU, or a CPU's memory with all workers."""
+        while_training = self._needed_on_gpu if self.device.is_gpu else self._needed_on_cpu
         return max(while_training, self.engine.bytes if self.engine else 0.0)
 
     @property
-    def _of_a_gpu(self) -> float:
-        """Bytes of the processes that share a GPU where most workers train; of two GPUs a worker the fuller one."""
+    def _needed_on_gpu(self) -> float:
+        """Bytes of the processes that share a GPU; with two GPUs a worker, those of the fuller one."""
         ray = self.config.ray
-        of_worker = [process for process in self.training if process.on_device]
+        on_gpu = [process for process in self.training if process.on_device]
         if ray.gpus_per_worker == 2:
-            return max(process.bytes for process in of_worker)
-        return self._together(of_worker, sharing(ray, True, ray.max_workers))
+            return max(process.bytes for process in on_gpu)
+        return self._total(on_gpu, workers_per_device(ray, True, ray.max_workers))
 
     @property
-    def _of_a_node(self) -> float:
-        """Bytes of all workers, with the teachers that they have."""
-        return self._together(self.training, self.config.ray.min_workers)
+    def _needed_on_cpu(self) -> float:
+        """Bytes of all workers with their teachers."""
+        return self._total(self.training, self.config.ray.min_workers)
 
-    def _together(self, processes: Iterable[Process], workers: int) -> float:
-        """Bytes of these processes of so many workers of a node; one teacher may serve all of them."""
+    def _total(self, processes: Iterable[Process], workers: int) -> float:
+        """Bytes of these processes for so many workers of a node; with `placement=node` one teacher serves all."""
         once = {"teacher"} if self.config.teacher.placement == "node" else set()
         return sum(process.bytes * (1 if process.name in once else workers) for process in processes)
 
@@ -88,16 +92,16 @@ class Estimate:
 
     @cached_property
     def time(self) -> StepTime:
-        """A step to expect."""
-        return step_time(self.config, self.models, self.load, self.device)
+        """The expected time of a step."""
+        return step_time(self.run, self.device)
 
     def changes(self) -> Iterator[tuple[str, Estimate]]:
-        """Settings that take less memory, one at a time, with the estimate of a run that differs in it alone."""
+        """Single changes of the settings that take less memory, each with the estimate of the changed run."""
         for settings in _smaller(self.config, self.device.is_gpu):
             try:
                 smaller = self._changed(settings)
                 takes_less = smaller.needed < self.needed
-            except UserError:  # not allowed beside the others, or not to be estimated here
+            except UserError:  # not allowed with the other settings, or cannot be estimated here
                 continue
             if takes_less:
                 yield " ".join(f"{key}={value}" for key, value in settings.items()), smaller
@@ -109,13 +113,13 @@ class Estimate:
 
 
 def estimate(config: Config, row: RowConfig, device: str | None = None) -> Estimate:
-    """The estimate of a run on a device of the table, or `cpu`; None: what the run would use of this machine.
+    """The estimate of a run on `device`: a name of `GPUS`, or `cpu`; None: what the run would use on this machine.
 
     Raises:
-        UserError: a configuration cannot be had, the rows do not fit the settings, or this machine's GPU is unknown.
+        UserError: a configuration cannot be read, the rows do not fit the settings, or this machine's GPU is unknown.
     """
     models = read_models(config)
-    wanted = models.text.hidden_size, models.inner, config.train.tokens_per_micro_batch
+    wanted = models.text.hidden_size, models.mlp_width, config.train.tokens_per_micro_batch
     sizes = tuple(min(one, most) for one, most in zip(wanted, LARGEST, strict=True))
     if device is None and config.ray.use_gpu is False:
         device = "cpu"
@@ -127,7 +131,7 @@ def estimate(config: Config, row: RowConfig, device: str | None = None) -> Estim
 
 
 def estimate_of(config: Config, row: RowConfig, device: Device, models: Models) -> Estimate:
-    """The estimate of a run whose models are read, and its precision chosen (errors as `workload`)."""
+    """The estimate of a run with its models read and its precision chosen (errors as `workload`)."""
     place, gpus = torch.device("cuda" if device.is_gpu else "cpu"), math.ceil(config.ray.gpus_per_worker)
     transport = choose_transport(config.teacher, place, gpus)
     config = changed(config, {"teacher.transport": transport}, "estimate").validate()
@@ -136,7 +140,7 @@ def estimate_of(config: Config, row: RowConfig, device: Device, models: Models) 
 
 
 def _smaller(config: Config, on_gpu: bool) -> Iterator[dict[str, Any]]:
-    """Settings that would take less memory, those that change no result first."""
+    """Changes of settings that may take less memory; first those that do not change the result."""
     train, most = config.train, config.corpus.max_length
     if train.tokens_per_micro_batch > most:
         yield {"train.tokens_per_micro_batch": max(most, train.tokens_per_micro_batch // 4)}
@@ -146,7 +150,7 @@ def _smaller(config: Config, on_gpu: bool) -> Iterator[dict[str, Any]]:
         if config.teacher.look_ahead != 0:
             yield {"teacher.look_ahead": 0}
         on_one_gpu = config.teacher.placement == "actor" and config.ray.gpus_per_worker <= 1
-        if on_one_gpu and travels_by(config) != "cuda_ipc":
+        if on_one_gpu and kv_transport(config) != "cuda_ipc":
             yield {"teacher.transport": "cuda_ipc"}
     if train.parallelism == "ddp" and on_gpu:
         yield {"train.parallelism": "fsdp2", "ray.num_workers": max(4, config.ray.min_workers)}

@@ -1,4 +1,4 @@
-"""Operations and bytes of a run as formulas (docs/scaling.md has them); multiplications and additions count apart."""
+"""Operations and bytes of a run as formulas (see docs/scaling.md). A multiplication and an addition count as two."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Pair:
-    """Student and teacher. `decoder`: weights that a token meets, without embeddings; `tower`: of the vision tower.
-
-    `tower_attention`: FLOPs of the tower's attention for a patch, forward.
+    """Sizes of student and teacher. `decoder`: weights that compute for a token, without embeddings; `tower`: weights
+    of the vision tower; `tower_attention`: forward FLOPs of its attention for a patch.
     """
 
     decoder: float
@@ -24,7 +23,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sample:
-    """A mean row: tokens of the tower, of prompt (image tokens included) and answer; `distilled`: share of the rows."""
+    """A mean row: tokens of tower, prompt (image tokens included) and answer; `distilled`: share of distilled rows."""
 
     tower_tokens: float
     prompt: float
@@ -34,7 +33,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often a part is run, counted in forward passes: 3 with its backward pass, 1 where it is frozen."""
+    """Cost of each part in forward passes: 3 with its backward pass, 1 where it is frozen."""
 
     decoder: float = 3.0
     tower: float = 3.0
@@ -43,7 +42,7 @@ class Passes:
 def student_flops(pair: Pair, sample: Sample, passes: Passes = Passes(), row_tokens: float | None = None) -> float:
     """Forward and backward pass of a sample: decoder, its attention, head on the answer, vision tower.
 
-    `row_tokens`: of the row that attention computes, where several samples share one; None: the sample's own.
+    `row_tokens`: length of the packed row over which attention runs; None: the sample has a row of its own.
     """
     tokens = sample.prompt + sample.answer
     decoder = 2 * pair.decoder * tokens + 2 * pair.layers * pair.width * tokens * (row_tokens or tokens)
@@ -60,7 +59,7 @@ def teacher_flops(pair: Pair, sample: Sample) -> float:
 
 
 def kv_bytes(layers: int, kv_heads: int, head_dim: int, tokens: float, number: int) -> float:
-    """Keys and values of so many donated tokens, of `number` bytes each."""
+    """Keys and values of so many tokens; `number`: bytes of a number, as below."""
     return 2 * layers * kv_heads * head_dim * number * tokens
 
 
@@ -70,11 +69,11 @@ def all_reduce_bytes(trained: float, workers: int) -> float:
 
 
 def fsdp2_bytes(decoder: float, rest: float, workers: int, micro_batches: float, number: int) -> float:
-    """What each worker sends in a step under FSDP2: gathers twice a pass, gradients scattered, the rest summed."""
+    """What each worker sends in a step under FSDP2: weights gathered twice, gradients scattered, the rest summed."""
     share = (workers - 1) / workers
     return micro_batches * share * decoder * (2 * number + FLOAT32) + all_reduce_bytes(rest, workers)
 
 
 def checkpoint_bytes(weights: float, trained: float) -> float:
-    """Weights and the optimizer's two moments, float32."""
+    """Weights, and two moments of each trained one, in float32."""
     return FLOAT32 * (weights + 2 * trained)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lingu_ray.config import Config
 from lingu_ray.cost.devices import GIB
 from lingu_ray.cost.formulas import FLOAT32, checkpoint_bytes, kv_bytes
 from lingu_ray.cost.models import Models, count
-from lingu_ray.cost.trace import Held, decoder_pass, loss_pass
-from lingu_ray.cost.workload import Workload, travels_by
+from lingu_ray.cost.trace import PassCost, decoder_pass, loss_pass
+from lingu_ray.cost.workload import Workload, kv_transport
 from lingu_ray.distill.continuation import CALL_ELEMENTS, elements_of_a_key
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import output_head
@@ -22,9 +23,18 @@ CONTEXT = 0.5 * GIB
 PROCESS = 0.7 * GIB
 """Resident memory of a Python process with torch, Transformers and Ray; measured."""
 LOST = 0.3
-"""What a CPU's allocator (glibc) loses between the tensors that a step makes, as a share of them; measured."""
+"""Fragmentation: what a CPU's allocator (glibc) loses between a step's tensors, as a share of them; measured."""
 _STEPS_AHEAD = 2  # whose rows are encoded
 _VALIDATED = MICRO_BATCHES_AHEAD + 2  # micro-batches: the one that is being encoded last, and the one that runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the cost of a run follows from. `config`: with precision and transport chosen; `load`: of one worker."""
+
+    config: Config
+    models: Models
+    load: Workload
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Process:
-    """A process and what it needs; `on_device`: on the GPU where there is one, else and otherwise in host memory."""
+    """A process and the parts of its memory. `on_device`: it uses the GPU, where there is one; else host memory."""
 
     name: str
     on_device: bool
@@ -51,23 +61,22 @@ class Process:
 
 @dataclass(frozen=True)
 class PassMemory:
-    """Memory of a micro-batch: in the decoder, in the loss; `tower`: in the vision tower.
+    """Memory of a micro-batch: in the decoder, in the loss, in the vision tower.
 
-    `made`: what the decoder keeps, or makes again for the backward pass, bytes.
+    `activations`: bytes that the decoder keeps, or with gradient checkpointing computes again, for the backward pass.
     """
 
-    decoder: Held
-    loss: Held
-    tower: Held
-    made: int
+    decoder: PassCost
+    loss: PassCost
+    tower: PassCost
+    activations: int
 
 
-def passes_of(config: Config, models: Models, load: Workload) -> PassMemory:
+def pass_memory(run: Run) -> PassMemory:
     """Memory of the largest micro-batch: full of rows, all of them distilled."""
-    masked = config.train.packing or models.pads_with_mask
-    shape = (1, load.rows * load.tokens) if config.train.packing else (load.rows, load.tokens)
-    checkpointing = config.train.gradient_checkpointing
-    distill = config.distill
+    models, load, train, distill = run.models, run.load, run.config.train, run.config.distill
+    masked = train.packing or models.pads_with_mask
+    shape = (1, load.rows * load.tokens) if train.packing else (load.rows, load.tokens)
     loss = loss_pass(
         models.student.output_head,
         None if models.teacher is None else output_head(models.teacher),
@@ -79,157 +88,185 @@ def passes_of(config: Config, models: Models, load: Workload) -> PassMemory:
         divergence=divergence_of(distill.divergence, distill.beta, distill.top_k),
         on_gpu=load.on_gpu,
     )
-    held, whole = (
-        decoder_pass(models.student.decoder, *shape, masked, load.bf16, saves) for saves in (checkpointing, False)
+    decoder, unsaving = (
+        decoder_pass(models.student.decoder, *shape, masked, load.bf16, checkpointing)
+        for checkpointing in (train.gradient_checkpointing, False)
     )
-    return PassMemory(held, loss, _tower(config, models, load), whole.kept)
+    return PassMemory(decoder, loss, _tower_pass(run), unsaving.kept)
 
 
-def _tower(config: Config, models: Models, load: Workload) -> Held:
-    """Of a transformer with layer norms and an MLP of two layers, as all towers here nearly are."""
-    tower, number = models.tower, load.number
-    patches = load.rows * patches_of_row(models, load)
-    pixels = tower.patch_numbers * FLOAT32
+def _tower_pass(run: Run) -> PassCost:
+    """By a formula for transformers with layer norms and a two-layer MLP, which nearly all towers here are."""
+    tower, number = run.models.tower, run.load.bytes_per_number
+    patches = run.load.rows * patches_of_row(run)
+    pixels = tower.values_per_patch * FLOAT32
     # residual stream and norm in float32; what the products read and write
-    block = 3 * FLOAT32 * tower.width + number * (tower.width + 2 * tower.inner)
-    if not models.trained["vision"]:
-        return Held(0, int(patches * (pixels + block)))
-    kept_of_layer = 2 * FLOAT32 * tower.width + number * ((9 if load.bf16 else 7) * tower.width + 2 * tower.inner)
-    layers = 1 if config.train.gradient_checkpointing else tower.layers
-    inputs = FLOAT32 * tower.width * (tower.layers if config.train.gradient_checkpointing else 0)
-    kept = patches * (pixels + inputs + layers * kept_of_layer)
-    return Held(int(kept), int(kept + patches * block))
+    block = 3 * FLOAT32 * tower.width + number * (tower.width + 2 * tower.mlp_width)
+    if not run.models.trained["vision"]:
+        return PassCost(0, int(patches * (pixels + block)))
+    widths = 9 if run.load.bf16 else 7
+    kept_of_layer = 2 * FLOAT32 * tower.width + number * (widths * tower.width + 2 * tower.mlp_width)
+    checkpointing = run.config.train.gradient_checkpointing
+    layers = 1 if checkpointing else tower.layers
+    layer_inputs = FLOAT32 * tower.width * tower.layers if checkpointing else 0
+    kept = patches * (pixels + layer_inputs + layers * kept_of_layer)
+    return PassCost(int(kept), int(kept + patches * block))
 
 
-def patches_of_row(models: Models, load: Workload) -> float:
-    """Patches that the tower reads of a row."""
-    return load.image_tokens * models.tower.patches / models.tower.tokens
+def patches_of_row(run: Run) -> float:
+    """Patches that the vision tower reads of a row."""
+    tower = run.models.tower
+    return run.load.image_tokens * tower.patches / tower.tokens
 
 
-def donated_of_row(config: Config, load: Workload) -> int:
+def donated_of_row(run: Run) -> int:
     """Positions of a distilled row whose KV the student donates."""
-    if config.teacher.context == "prompt_text":
+    load, teacher = run.load, run.config.teacher
+    if teacher.context == "prompt_text":
         return 0
-    return load.image_tokens if config.teacher.scope == "visual" else load.tokens - load.answer_tokens - 1
+    return load.image_tokens if teacher.scope == "visual" else load.tokens - load.answer_tokens - 1
 
 
-def queries_of_row(config: Config, load: Workload) -> int:
+def queries_of_row(run: Run) -> int:
     """Positions of a distilled row that the teacher computes."""
-    whole = config.teacher.context == "prompt_text" or config.teacher.scope == "visual"
-    return load.answer_tokens + (load.text_tokens if whole else 0)
+    teacher = run.config.teacher
+    reads_text = teacher.context == "prompt_text" or teacher.scope == "visual"
+    return run.load.answer_tokens + (run.load.text_tokens if reads_text else 0)
 
 
-def kv_of_rows(config: Config, models: Models, load: Workload, rows: float) -> float:
-    """Keys and values that so many distilled rows donate, bytes."""
+def kv_of_rows(run: Run, rows: float) -> float:
+    """Bytes of the keys and values that so many distilled rows donate; 0 without a teacher."""
+    models = run.models
+    if models.teacher is None:
+        return 0.0
+    tokens = rows * donated_of_row(run)
     layers = models.text.num_hidden_layers
-    return kv_bytes(layers, models.kv_heads, models.head_dim, rows * donated_of_row(config, load), load.number)
+    return kv_bytes(layers, models.kv_heads, models.head_dim, tokens, run.load.bytes_per_number)
 
 
-def worker(config: Config, models: Models, load: Workload, passes: PassMemory) -> Process:
-    """The worker: what stays, and the most that a step needs beside it."""
-    away, learns_here = _away(config), learned_here(config, models)
-    of_a_layer = models.layer_parameters / models.text.num_hidden_layers
-    gathered = 2 * of_a_layer if away else 0  # one runs, the next one is fetched
-    kept_here = sum(models.parameters.values()) - away * models.layer_parameters + gathered
-    items = [
-        Item("weights, float32", FLOAT32 * kept_here),
-        Item("gradients, float32", FLOAT32 * learns_here),
-        Item("optimizer: two moments", 2 * FLOAT32 * learns_here),
-    ]
-    in_process = config.teacher.placement == "in_process"
-    if models.teacher is not None and not in_process:
-        items.append(Item("the teacher's output head", output_head(models.teacher).weight_VD.numel() * load.number))
-    if models.teacher is not None and in_process:
-        items.append(Item("the teacher's weights", count(models.teacher) * load.number))
-    kv = kv_of_rows(config, models, load, load.rows) if models.teacher is not None else 0.0
-    joined = load.of_a_call * (2 if load.of_a_call > 1 else 1)  # the parts, and the whole that is made of them
-    lends = travels_by(config) == "cuda_ipc"
-    kept, alive = passes.decoder.kept + passes.tower.kept, f"{load.alive} micro-batch{'es' * (load.alive > 1)}"
-    items.append(Item(f"kept for the backward pass, {alive}", load.alive * kept))
-    if lends:
-        items.append(Item(f"captured KV, {alive}", load.alive * kv))
+def worker(run: Run, passes: PassMemory) -> Process:
+    """The worker: what it always holds, what a step keeps, and the most that the step needs on top."""
+    load = run.load
+    batches = f"{load.held_batches} micro-batch{'es' * (load.held_batches > 1)}"
+    kept = load.held_batches * (passes.decoder.kept + passes.tower.kept)
+    items = [*_training_state(run), *_teacher_in_worker(run), Item(f"kept for the backward pass, {batches}", kept)]
+    if kv_transport(run.config) == "cuda_ipc":
+        items.append(Item(f"captured KV, {batches}", load.held_batches * kv_of_rows(run, load.rows)))
+    moment, peak = _peak_of_step(run, passes)
+    items.append(Item(f"peak of a step on top: {moment}", peak))
+    if not load.on_gpu:
+        made = load.held_batches * (passes.activations + passes.tower.kept) + peak
+        items.append(Item("fragmentation of the allocator", LOST * made))
+    return Process("worker", True, (*items, _overhead(load)))
+
+
+def _training_state(run: Run) -> Iterator[Item]:
+    """Weights, gradients and moments; under FSDP2 of the worker's own shards, and of the layers that are gathered."""
+    models, learns = run.models, updated_parameters(run)
+    elsewhere = _share_elsewhere(run.config)
+    layer = models.layer_parameters / models.text.num_hidden_layers
+    gathered = 2 * layer if elsewhere else 0  # one runs, the next one is fetched
+    weights = sum(models.parameters.values()) - elsewhere * models.layer_parameters + gathered
+    yield Item("weights, float32", FLOAT32 * weights)
+    yield Item("gradients, float32", FLOAT32 * learns)
+    yield Item("optimizer: two moments", 2 * FLOAT32 * learns)
+
+
+def _teacher_in_worker(run: Run) -> Iterator[Item]:
+    """The whole teacher where it is in the worker's process, else its output head."""
+    teacher, number = run.models.teacher, run.load.bytes_per_number
+    if teacher is not None and run.config.teacher.placement == "in_process":
+        yield Item("the teacher's weights", count(teacher) * number)
+    elif teacher is not None:
+        yield Item("the teacher's output head", output_head(teacher).weight_VD.numel() * number)
+
+
+def _peak_of_step(run: Run, passes: PassMemory) -> tuple[str, float]:
+    """The moment of a step that needs most beside what is kept, and its bytes."""
+    calls = run.load.batches_per_call
+    copies = calls * (2 if calls > 1 else 1)  # the parts, and the whole that is made of them
+    captured = 0.0 if kv_transport(run.config) == "cuda_ipc" else copies * kv_of_rows(run, run.load.rows)
+    if run.config.teacher.placement == "in_process":
+        captured += teacher_pass_memory(run)
     moments = {
-        "vision tower": passes.tower.peak - kept,
-        "captured KV": 0.0 if lends else joined * kv + (teacher_working(config, models, load) if in_process else 0.0),
+        "vision tower": passes.tower.peak - passes.decoder.kept - passes.tower.kept,
+        "captured KV": captured,
         "loss": passes.loss.peak,
         "backward pass": passes.loss.kept + passes.decoder.peak - passes.decoder.kept,
     }
     largest = max(moments, key=lambda name: moments[name])
-    beside = max(0.0, moments[largest])
-    items.append(Item(f"the most beside it: {largest}", beside))
-    if not load.on_gpu:
-        made = load.alive * (passes.made + passes.tower.kept) + beside
-        items.append(Item("lost between them by the allocator", LOST * made))
-    return Process("worker", True, (*items, _itself(load)))
+    return largest, max(0.0, moments[largest])
 
 
-def learned_here(config: Config, models: Models) -> float:
-    """Parameters whose gradients and moments a worker has, and which it updates."""
-    return sum(models.trained.values()) - _away(config) * models.trained_layer_parameters
+def updated_parameters(run: Run) -> float:
+    """Parameters that a worker itself updates, and of which it has gradients and moments."""
+    return sum(run.models.trained.values()) - _share_elsewhere(run.config) * run.models.trained_layer_parameters
 
 
-def _away(config: Config) -> float:
-    """Share of the decoder's layers that other workers have, under FSDP2."""
+def _share_elsewhere(config: Config) -> float:
+    """Share of the decoder's layers that other workers hold, under FSDP2."""
     return 1 - 1 / config.ray.min_workers if config.train.parallelism == "fsdp2" else 0.0
 
 
-def teacher(config: Config, models: Models, load: Workload) -> Process | None:
+def teacher(run: Run) -> Process | None:
     """The teacher's own process; None where there is none."""
-    if models.teacher is None or travels_by(config) is None:
+    model, load = run.models.teacher, run.load
+    if model is None or kv_transport(run.config) is None:
         return None
-    kv = kv_of_rows(config, models, load, load.of_a_call * load.rows)
-    items = [Item("weights", count(models.teacher) * load.number)]
-    if load.on_gpu and travels_by(config) != "cuda_ipc":
-        items.append(Item("KV of a call, copied", kv))
-    items.append(Item("keys, mask and queries", teacher_working(config, models, load)))
-    return Process("teacher", True, (*items, _itself(load)))
+    items = [Item("weights", count(model) * load.bytes_per_number)]
+    if load.on_gpu and kv_transport(run.config) != "cuda_ipc":
+        items.append(Item("KV of a call, copied", kv_of_rows(run, load.batches_per_call * load.rows)))
+    items.append(Item("keys, mask and queries", teacher_pass_memory(run)))
+    return Process("teacher", True, (*items, _overhead(load)))
 
 
-def teacher_working(config: Config, models: Models, load: Workload) -> float:
-    """What the teacher's pass takes beside weights and donated KV: keys of a layer, masks, queries; 0 without one."""
+def teacher_pass_memory(run: Run) -> float:
+    """Bytes of the teacher's pass beside weights and donated KV: keys of a layer, masks, queries; 0 if none."""
+    models, load = run.models, run.load
     if models.teacher is None:
         return 0.0
-    queries, number = queries_of_row(config, load), load.number
+    queries, number = queries_of_row(run), load.bytes_per_number
     masks, keys = elements_of_a_key(models.teacher.get_decoder().config)
     of_row = load.tokens * (queries * masks + keys)
-    rows = min(load.of_a_call * load.rows, max(1, CALL_ELEMENTS // of_row))  # that are run together
-    width = rows * queries * number * (5 * models.text.hidden_size + 3 * models.inner)
+    rows = min(load.batches_per_call * load.rows, max(1, CALL_ELEMENTS // of_row))  # that are run together
+    width = rows * queries * number * (5 * models.text.hidden_size + 3 * models.mlp_width)
     return rows * of_row * number + width
 
 
-def engine(config: Config, models: Models, load: Workload) -> Process | None:
-    """An engine of the evaluation with the student, by Transformers; None without tasks."""
-    if not config.evaluation.tasks:
+def engine(run: Run) -> Process | None:
+    """An evaluation engine (Transformers) with the student; None without tasks."""
+    models, settings = run.models, run.config.evaluation
+    if not settings.tasks:
         return None
-    name, number = {"fp32": ("float32", FLOAT32), "bf16": ("bf16", 2)}[config.evaluation.precision]
-    tokens, width = config.evaluation.tokens_per_batch, models.text.hidden_size
+    name, number = {"fp32": ("float32", FLOAT32), "bf16": ("bf16", 2)}[settings.precision]
+    tokens = settings.tokens_per_batch
     kv = kv_bytes(models.text.num_hidden_layers, models.kv_heads, models.head_dim, tokens, number)
-    batch = tokens * number * (8 * width + 3 * models.inner) + kv
+    batch = tokens * number * (8 * models.text.hidden_size + 3 * models.mlp_width) + kv
     logits = 2 * FLOAT32 * HEAD_CHUNK * models.student.output_head.vocabulary
     weights = number * sum(models.parameters.values())
     items = Item(f"weights, {name}", weights), Item(f"a batch of {tokens} tokens", batch + logits)
-    return Process("evaluation", True, (*items, _itself(load)))
+    return Process("evaluation", True, (*items, _overhead(run.load)))
 
 
-def host(config: Config, models: Models, load: Workload) -> Process:
+def host(run: Run) -> Process:
     """What a worker takes of its node's memory beside its device."""
-    pixels = models.tower.patch_numbers
-    numbers = pixels * load.number + pixels / 3  # a byte of its mask for the three colors
-    in_hand = max(load.rows_of_step, _VALIDATED * load.rows)  # of a step, or of a validation between two
-    rows = _STEPS_AHEAD * load.rows_of_step + in_hand
-    items = [Item("rows encoded ahead: pictures", rows * patches_of_row(models, load) * numbers)]
-    learns = sum(models.trained.values())
-    saved = checkpoint_bytes(sum(models.parameters.values()), learns)
+    config, models, load = run.config, run.models, run.load
+    values = models.tower.values_per_patch
+    patch_bytes = values * load.bytes_per_number + values / 3  # a byte of the pixel mask for three colors
+    in_use = max(load.rows_of_step, _VALIDATED * load.rows)  # of a step, or of a validation between two
+    rows = _STEPS_AHEAD * load.rows_of_step + in_use
+    items = [Item("rows encoded ahead: pictures", rows * patches_of_row(run) * patch_bytes)]
+    saved = checkpoint_bytes(sum(models.parameters.values()), sum(models.trained.values()))
     if config.train.checkpoint == "sharded" or (config.train.checkpoint == "auto" and saved > WHOLE_UP_TO):
         items.append(Item("copy of a checkpoint that is being written", saved / config.ray.min_workers))
-    if travels_by(config) == "object_store":
-        kv = load.alive * kv_of_rows(config, models, load, load.rows)
-        items.append(Item("object store: KV", kv))
+    if kv_transport(config) == "object_store":
+        items.append(Item("object store: KV", load.held_batches * kv_of_rows(run, load.rows)))
     if load.on_gpu:
-        processes = 1 + (travels_by(config) is not None)
+        processes = 1 + (kv_transport(config) is not None)
         items.append(Item("the processes themselves", processes * PROCESS))
     return Process("host", False, tuple(items))
 
 
-def _itself(load: Workload) -> Item:
+def _overhead(load: Workload) -> Item:
+    """What a process takes that computes nothing."""
     return Item("CUDA context, assumed", CONTEXT) if load.on_gpu else Item("the process itself", PROCESS)

@@ -1,4 +1,4 @@
-"""The models of a run by their configurations, on the meta device, with its adapters and what is frozen."""
+"""Student and teacher of a run on the meta device, made from their configurations, with adapters and frozen groups."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ _ANY_SIZE = 448  # pixels a side of a view, for towers that take pictures of any
 
 @dataclass(frozen=True)
 class Tower:
-    """The vision tower: sizes, patches and image tokens of a view, and numbers of a patch's pixels."""
+    """Sizes of the vision tower. `patches`, `tokens`: patches that it reads of a view, and image tokens made of them;
+    `values_per_patch`: pixel values of a patch, all colors together.
+    """
 
     width: int
-    inner: int
+    mlp_width: int
     layers: int
     patches: int
     tokens: int
-    patch_numbers: int
+    values_per_patch: int
 
     @property
     def attention_flops(self) -> float:
-        """Of a patch, forward, over all of its view."""
+        """Forward FLOPs of a patch's attention to all patches of its view."""
         return 4.0 * self.layers * self.width * self.patches
 
 
 @dataclass(frozen=True)
 class Models:
-    """Student and teacher without weights. `trained`: parameters that learn, by group; `teacher`: None without KD."""
+    """Student and teacher without weights. `teacher`: None without KD; `trained`: trained parameters by group."""
 
     student: Student
     teacher: PreTrainedModel | None
@@ -65,12 +67,12 @@ class Models:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of the decoder's layers, which are what FSDP2 shards."""
+        """Parameters of the decoder's layers, which FSDP2 shards."""
         return count(self.student.layers)
 
     @property
     def trained_layer_parameters(self) -> int:
-        """Of those, the ones that learn."""
+        """Trained parameters among `layer_parameters`."""
         return sum(p.numel() for p in self.student.layers.parameters() if p.requires_grad)
 
     @property
@@ -84,8 +86,8 @@ class Models:
         return head_dim(self.text)
 
     @property
-    def inner(self) -> int:
-        """Inner width of the decoder's MLP."""
+    def mlp_width(self) -> int:
+        """Width inside of the decoder's MLP."""
         return inner_width(self.text)
 
     @property
@@ -94,8 +96,8 @@ class Models:
         ids_BT = torch.zeros(2, 3, dtype=torch.long)
         none_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         padded = ModelInputs(ids_BT, torch.tensor([[0, 0, 0], [1, 1, -1]]), none_BT, none_BT, {})
-        given = forward_arguments(self.student.body, padded)
-        return given["attention_mask"] is not None or "token_type_ids" in given
+        arguments = forward_arguments(self.student.body, padded)
+        return arguments["attention_mask"] is not None or "token_type_ids" in arguments
 
 
 def count(module: nn.Module) -> int:
@@ -103,27 +105,28 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def active(decoder: PreTrainedModel) -> float:
-    """Parameters that a token meets: of a mixture of experts, those of the experts that it is sent to."""
+def active_parameters(decoder: PreTrainedModel) -> float:
+    """Parameters that compute for a token: of a mixture of experts, those of the experts that it is routed to."""
     settings: Any = decoder.config
     experts = getattr(settings, "num_experts", None) or getattr(settings, "num_local_experts", None)
-    of_a_token = getattr(settings, "num_experts_per_tok", None) or getattr(settings, "top_k_experts", None)
-    asleep = 1 - of_a_token / experts if experts and of_a_token else 0
-    return sum(p.numel() * (1 - asleep * (".experts." in name)) for name, p in decoder.named_parameters())
+    per_token = getattr(settings, "num_experts_per_tok", None) or getattr(settings, "top_k_experts", None)
+    idle = 1 - per_token / experts if experts and per_token else 0
+    return sum(p.numel() * (1 - idle * (".experts." in name)) for name, p in decoder.named_parameters())
 
 
 def read_models(config: Config) -> Models:
     """The models that the settings name, without weights.
 
     Raises:
-        UserError: a configuration cannot be had, or the two are no pair.
+        UserError: a configuration cannot be read, or the two models are no pair.
     """
     try:
         check_pair(config)
         model, tower = _student(config)
     except UserError as error:
-        if error.__cause__ is not None and any(name in str(error) for name in _of_hub(config)):
-            raise UserError(f"{error}\n{_CURE.format(names=', '.join(_of_hub(config)))}") from error
+        hub_ids = _hub_ids(config)
+        if error.__cause__ is not None and any(name in str(error) for name in hub_ids):
+            raise UserError(f"{error}\n{_CURE.format(names=', '.join(hub_ids))}") from error
         raise
     student = Student(model)
     if config.train.lora is not None:
@@ -133,14 +136,14 @@ def read_models(config: Config) -> Models:
 
 
 _CURE = (
-    "Of a model on the hub the estimate needs config.json alone, no weights: with a network it is fetched once. "
-    "Without one put that file of each ({names}) into a folder of its own, and name the folders: student.path=FOLDER "
-    "teacher.path=FOLDER"
+    "The estimate needs only the config.json of a model on the hub, no weights. With a network it fetches the file "
+    "once. Without a network put the config.json alone of each model ({names}) into a folder of its own, and name the "
+    "folders: student.path=FOLDER teacher.path=FOLDER"
 )
 
 
-def _of_hub(config: Config) -> list[str]:
-    """Hub ids among the models' paths."""
+def _hub_ids(config: Config) -> list[str]:
+    """The models' paths that are hub ids."""
     tower = config.student.tower
     paths = (config.student.path, config.teacher.path, tower and tower[0])
     return [path for path in paths if path and is_on_hub(path)]
@@ -151,10 +154,10 @@ def _student(config: Config) -> tuple[PreTrainedModel, Tower]:
     if settings.from_teacher is not None:
         teacher = load_teacher_config(config.teacher)
         vocabulary = cast(int, teacher.vocab_size) + _ADDED_TOKENS
-        found: Any = student_config(teacher, make_vision(settings.from_teacher), vocabulary, vocabulary - 1, None)
+        student: Any = student_config(teacher, make_vision(settings.from_teacher), vocabulary, vocabulary - 1, None)
     else:
-        found = load_student_config(settings)
-    return empty_model(AutoModelForImageTextToText, found, settings.trust_remote_code), tower_of(found)
+        student = load_student_config(settings)
+    return empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code), tower_of(student)
 
 
 def _teacher(config: Config) -> PreTrainedModel:
@@ -162,10 +165,10 @@ def _teacher(config: Config) -> PreTrainedModel:
 
 
 def tower_of(student: PreTrainedConfig) -> Tower:
-    """The vision tower as a VLM's configuration has it, by the names that the families use.
+    """The vision tower's sizes, under the names that the families give them in a VLM's configuration.
 
     Raises:
-        UserError: its sizes have other names, as those of a convolutional tower.
+        UserError: the configuration has none of these names, as that of a convolutional tower.
     """
     try:
         return _tower(student)
@@ -179,22 +182,22 @@ def tower_of(student: PreTrainedConfig) -> Tower:
 def _tower(student: PreTrainedConfig) -> Tower:
     vision = cast(Any, student).vision_config
     width = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL's hidden_size is the decoder's
-    inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
+    mlp_width = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
     patch = _side(vision.patch_size)
     side = _side(getattr(vision, "image_size", None) or _ANY_SIZE) // patch
     frames = getattr(vision, "temporal_patch_size", 1)
     return Tower(
         width=width,
-        inner=inner,
+        mlp_width=mlp_width,
         layers=getattr(vision, "num_hidden_layers", None) or vision.depth,
         patches=side**2,
-        tokens=max(1, round(side**2 / _patches_of_token(student, vision, side**2))),
-        patch_numbers=3 * frames * patch**2,
+        tokens=max(1, round(side**2 / _patches_per_token(student, vision, side**2))),
+        values_per_patch=3 * frames * patch**2,
     )
 
 
-def _patches_of_token(student: Any, vision: Any, patches: int) -> float:
-    """How many patches are folded into an image token."""
+def _patches_per_token(student: Any, vision: Any, patches: int) -> float:
+    """How many patches are merged into an image token."""
     if ratio := getattr(student, "downsample_ratio", None):  # InternVL
         return 1 / ratio**2
     resampler = getattr(student, "perceiver_config", None)  # Idefics2
@@ -206,5 +209,5 @@ def _patches_of_token(student: Any, vision: Any, patches: int) -> float:
 
 
 def _side(size: Any) -> int:
-    """The side of a square, which configurations write as a number or twice."""
+    """The side of a square, which configurations give as one number or as two equal ones."""
     return size if isinstance(size, int) else size[0]

@@ -1,37 +1,36 @@
-"""The time of a step to expect: operations and bytes by what the device does of each in a second."""
+"""The expected time of a step: its operations and bytes, divided by what the device does in a second."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lingu_ray.config import Config
 from lingu_ray.cost.devices import Device
 from lingu_ray.cost.formulas import Pair, Passes, Sample, student_flops, teacher_flops
-from lingu_ray.cost.memory import kv_of_rows, learned_here, patches_of_row, queries_of_row
-from lingu_ray.cost.models import Models, active
-from lingu_ray.cost.trace import Held, decoder_pass
-from lingu_ray.cost.workload import Workload, sharing, travels_by
+from lingu_ray.cost.memory import Run, kv_of_rows, patches_of_row, queries_of_row, updated_parameters
+from lingu_ray.cost.models import Models, active_parameters
+from lingu_ray.cost.trace import PassCost, decoder_pass
+from lingu_ray.cost.workload import kv_transport, workers_per_device
 
 TRAFFIC = 8
-"""Times that what a step keeps for its backward pass crosses memory: written, read, and the steps between that are not
+"""How often the bytes kept for the backward pass cross memory: written, read, and what is computed between and not
 kept. From a model of three decoders on an H100, not measured."""
 UPDATE_BYTES = 28
-"""Of a trained parameter in the optimizer's step: weight, gradient and moments read, weight and moments written."""
+"""Bytes of a trained parameter in the update: weight, gradient and moments read, weight and moments written."""
 LAUNCH_SECONDS = 28e-6
-"""Of a GPU's step, for an operation of the decoder, forward or backward, that the host has to launch: what steps of
-SmolVLM-256M and Qwen2-VL-2B took on an H100 beyond the other terms was 33 and 22 µs."""
+"""Seconds for the host to launch one of the decoder's operations on a GPU. Steps of SmolVLM-256M and Qwen2-VL-2B on an
+H100 took 33 and 22 µs an operation beyond the other terms."""
 VIEW_SECONDS = 0.02
-"""Of a processor, to cut, scale and normalize one view of a picture: Idefics3's image processor took 0.24 to 0.34 s for
-pictures of 13 to 17 views."""
+"""Seconds of a CPU core to cut, scale and normalize one view of a picture: Idefics3's image processor took 0.24 to
+0.34 s for pictures of 13 to 17 views."""
 OBJECT_STORE = 2.7e9
-"""KV a second from GPU to GPU by way of the object store: two pageable copies and one in host memory; assumed."""
+"""Bytes a second of KV from GPU to GPU by the object store: two pageable copies and one in host memory; assumed."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Of a worker's step: seconds by what takes them, operations of each model, bytes of KV for its teacher.
+    """A worker's step: `seconds` by what takes them, `flops` by model, bytes of `kv` for its teacher.
 
-    `pictures`: processor seconds that the step's pictures take in the threads that read ahead.
+    `pictures`: CPU seconds for the step's pictures, in the threads that read ahead.
     """
 
     seconds: dict[str, float]
@@ -41,44 +40,44 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Seconds."""
+        """Seconds of the whole step."""
         return sum(self.seconds.values())
 
 
-def step_time(config: Config, models: Models, load: Workload, device: Device) -> StepTime:
-    """A step of one worker on this device, which the others that share it slow down.
+def step_time(run: Run, device: Device) -> StepTime:
+    """A step of one worker on this device, slowed down by the workers that share it.
 
-    Sums of gradients between nodes are left out (docs/scaling.md has them).
+    The all-reduce of gradients between nodes is left out (docs/scaling.md has it).
     """
-    device = device.shared_by(sharing(config.ray, load.on_gpu, config.ray.min_workers))
-    pair, patches = pair_of(models), patches_of_row(models, load)
-    queries = queries_of_row(config, load)
+    config, models, load = run.config, run.models, run.load
+    device = device.shared_by(workers_per_device(config.ray, load.on_gpu, config.ray.min_workers))
+    pair, patches, queries = pair_of(models), patches_of_row(run), queries_of_row(run)
     row = Sample(patches, load.tokens - load.answer_tokens, load.answer_tokens, load.distilled)
     asked = Sample(patches, load.tokens - queries, queries, load.distilled)
     rows, rate = load.rows_of_step, device.rate(load.bf16)
-    kv = rows * load.distilled * kv_of_rows(config, models, load, 1) if models.teacher is not None else 0.0
-    whole = config.train.packing and config.train.attention == "sdpa"  # it computes what the mask then hides
-    packed = load.rows * load.tokens if whole else None
-    flops = {"student": rows * student_flops(pair, row, flops_passes(config, models), packed)}
+    kv = rows * load.distilled * kv_of_rows(run, 1)
+    computes_all = config.train.packing and config.train.attention == "sdpa"  # also what the mask then hides
+    packed = load.rows * load.tokens if computes_all else None
+    flops = {"student": rows * student_flops(pair, row, flops_passes(run), packed)}
     if models.teacher is not None:
         flops["teacher"] = rows * teacher_flops(pair, asked)
     seconds = {name: number / rate for name, number in flops.items()} | {
-        "memory": load.micro_batches * TRAFFIC * _kept(config, models, load) / device.bandwidth,
-        "optimizer": UPDATE_BYTES * learned_here(config, models) / device.bandwidth,
+        "memory": load.micro_batches * TRAFFIC * _activations(run) / device.bandwidth,
+        "optimizer": UPDATE_BYTES * updated_parameters(run) / device.bandwidth,
     }
     if load.on_gpu:
-        seconds["launches"] = LAUNCH_SECONDS * load.micro_batches * _launches(config, models, load)
-    if kv and travels_by(config) == "object_store":
+        seconds["launches"] = LAUNCH_SECONDS * load.micro_batches * _launches(run)
+    if kv and kv_transport(config) == "object_store":
         seconds["KV"] = kv / (OBJECT_STORE if load.on_gpu else device.bandwidth / 2)
     views = rows * load.image_tokens / models.tower.tokens
     return StepTime(seconds, flops, kv, views * VIEW_SECONDS)
 
 
 def pair_of(models: Models) -> Pair:
-    """The pair as the formulas take it."""
+    """The pair's sizes for the formulas."""
     embeddings = models.student.output_head.weight_VD.numel()
     return Pair(
-        decoder=active(models.student.decoder) - embeddings,
+        decoder=active_parameters(models.student.decoder) - embeddings,
         tower=models.parameters["vision"],
         layers=models.text.num_hidden_layers,
         width=models.text.hidden_size,
@@ -87,26 +86,27 @@ def pair_of(models: Models) -> Pair:
     )
 
 
-def flops_passes(config: Config, models: Models) -> Passes:
-    """Forward passes that decoder and tower are worth: two more backward, one where weights are frozen."""
-    again = int(config.train.gradient_checkpointing)
+def flops_passes(run: Run) -> Passes:
+    """Cost of decoder and tower in forward passes: a backward pass costs two, or one where the weights are frozen."""
+    models, recomputed = run.models, int(run.config.train.gradient_checkpointing)
     decoder = 3 if models.trained_layer_parameters >= models.layer_parameters / 2 else 2
-    return Passes(decoder=decoder + again, tower=3 + again if models.trained["vision"] else 1)
+    return Passes(decoder=decoder + recomputed, tower=3 + recomputed if models.trained["vision"] else 1)
 
 
-def _pass(models: Models, load: Workload) -> Held:
-    """The decoder's pass over a micro-batch, without gradient checkpointing."""
-    return decoder_pass(models.student.decoder, load.rows, load.tokens, False, load.bf16, False)
+def _plain_pass(run: Run) -> PassCost:
+    """The decoder's pass over a micro-batch, without mask and gradient checkpointing."""
+    load = run.load
+    return decoder_pass(run.models.student.decoder, load.rows, load.tokens, False, load.bf16, False)
 
 
-def _kept(config: Config, models: Models, load: Workload) -> float:
-    """What a micro-batch would keep without gradient checkpointing, a third more with it, which computes it again."""
-    return _pass(models, load).kept * (4 / 3 if config.train.gradient_checkpointing else 1)
+def _activations(run: Run) -> float:
+    """Bytes that a micro-batch keeps without gradient checkpointing; a third more with it, for the second pass."""
+    return _plain_pass(run).kept * (4 / 3 if run.config.train.gradient_checkpointing else 1)
 
 
-def _launches(config: Config, models: Models, load: Workload) -> float:
-    """Operations of a micro-batch that one process launches: those of a teacher in an actor are launched meanwhile."""
-    of_pass = _pass(models, load)
-    again = of_pass.forward * config.train.gradient_checkpointing
-    in_worker = models.teacher is not None and config.teacher.placement == "in_process"
-    return of_pass.launches + again + of_pass.forward * in_worker
+def _launches(run: Run) -> float:
+    """Operations of a micro-batch that the worker launches; a teacher in an actor launches its own at the same time."""
+    plain = _plain_pass(run)
+    recomputed = plain.forward * run.config.train.gradient_checkpointing
+    in_worker = run.models.teacher is not None and run.config.teacher.placement == "in_process"
+    return plain.launches + recomputed + plain.forward * in_worker

@@ -9,22 +9,22 @@ from lingu_ray.cost.devices import GIB
 from lingu_ray.cost.estimate import FREE, Estimate
 from lingu_ray.cost.memory import Process
 from lingu_ray.cost.models import count
-from lingu_ray.cost.workload import sharing, travels_by
+from lingu_ray.cost.workload import kv_transport, workers_per_device
 
 _COLUMN = 46
 
 
-def lines(found: Estimate) -> Iterator[str]:
-    """What the command prints, each line as soon as it is known: the memory before what would take less."""
+def lines(estimate: Estimate) -> Iterator[str]:
+    """The lines that the command prints, each as soon as it is known."""
     for part in (_run, _memory, _verdict):
-        yield from part(found)
+        yield from part(estimate)
         yield ""
-    yield from _time(found)
+    yield from _time(estimate)
 
 
-def _run(found: Estimate) -> Iterator[str]:
-    """What the estimate is of: rows, micro-batches, parameters."""
-    load, models = found.load, found.models
+def _run(estimate: Estimate) -> Iterator[str]:
+    """The assumed rows, the micro-batches made of them, and the models' parameters."""
+    load, models = estimate.load, estimate.models
     yield from _line(
         "rows",
         f"{load.image_tokens} image + {load.text_tokens} text + {load.answer_tokens} answer tokens, assumed "
@@ -41,9 +41,9 @@ def _run(found: Estimate) -> Iterator[str]:
     yield from _line("weights", f"student {groups}, trained {trained}{teacher}")
 
 
-def _memory(found: Estimate) -> Iterator[str]:
+def _memory(estimate: Estimate) -> Iterator[str]:
     """A table of the processes' items."""
-    processes = (*found.training, *((found.engine,) if found.engine else ()))
+    processes = (*estimate.training, *((estimate.engine,) if estimate.engine else ()))
     yield f"{'process':12}{'what':{_COLUMN}}{'GiB':>9}"
     for process in processes:
         yield from _process(process)
@@ -52,40 +52,40 @@ def _memory(found: Estimate) -> Iterator[str]:
 def _process(process: Process) -> Iterator[str]:
     for number, item in enumerate(process.items):
         yield f"{process.name if number == 0 else '':12}{item.what:{_COLUMN}}{item.bytes / GIB:9.2f}"
-    yield f"{'':12}{'together':{_COLUMN}}{process.bytes / GIB:9.2f}"
+    yield f"{'':12}{'total':{_COLUMN}}{process.bytes / GIB:9.2f}"
 
 
-def _verdict(found: Estimate) -> Iterator[str]:
-    """Whether it fits; if not, what single settings would change."""
-    device = found.device
+def _verdict(estimate: Estimate) -> Iterator[str]:
+    """Whether the run fits; if not, which single settings would take less."""
+    device = estimate.device
     what = f"one {device.name}" if device.is_gpu else "this machine"
-    size = f"{found.needed / GIB:.2f} of {device.memory / GIB:.0f} GiB of {what}"
-    if found.fits:
-        yield from _line("fits", f"{size}, of which {FREE:.0%} are left free")
+    size = f"{estimate.needed / GIB:.2f} of {device.memory / GIB:.0f} GiB of {what}"
+    if estimate.fits:
+        yield from _line("fits", f"{size}, of which {FREE:.0%} stay free")
         return
-    changes = list(found.changes())
+    changes = list(estimate.changes())
     rest = "Each of these alone:" if changes else "No single setting takes less."
     yield from _line("too large", f"{size}, of which {FREE:.0%} stay free. {rest}")
     for words, changed in changes:
         yield f"{'':12}{words:{_COLUMN}}{changed.needed / GIB:9.2f}{'  fits' if changed.fits else ''}"
 
 
-def _time(found: Estimate) -> Iterator[str]:
+def _time(estimate: Estimate) -> Iterator[str]:
     """Seconds of a step by what takes them, hours of the run, bytes of KV."""
-    time, train, device = found.time, found.config.train, found.device
+    time, train, device = estimate.time, estimate.config.train, estimate.device
     parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in time.seconds.items() if seconds)
     yield from _line("step", f"{time.total:.3g} s: {parts}")
-    whole = train.steps * time.total
-    alone = "" if not found.config.controls else ", a control about as much"
-    yield from _line("run", f"{train.steps} steps: {_duration(whole)}{alone}; without corpus, validation, evaluation")
+    control = ", a control about as much" if estimate.config.controls else ""
+    run = f"{train.steps} steps: {_duration(train.steps * time.total)}{control}"
+    yield from _line("run", f"{run}; without corpus, validation, evaluation")
     if time.kv:
-        way = f"by {name}" if (name := travels_by(found.config)) else "in its memory"
+        way = f"by {name}" if (name := kv_transport(estimate.config)) else "in its memory"
         yield from _line("KV", f"{time.kv / 1e6:.4g} MB a step and worker, {way}")
     if time.pictures:
         yield from _line("pictures", f"{time.pictures:.3g} s of processor time a step and worker, in threads")
-    rate = device.rate(found.load.bf16) / 1e12
-    origin = "assumed of its maker's figures" if device.is_gpu else "measured now"
-    workers = sharing(found.config.ray, device.is_gpu, found.config.ray.min_workers)
+    rate = device.rate(estimate.load.bf16) / 1e12
+    origin = "assumed from its vendor's figures" if device.is_gpu else "measured now"
+    workers = workers_per_device(estimate.config.ray, device.is_gpu, estimate.config.ray.min_workers)
     shared = f", shared by {workers} workers" if workers > 1 else ""
     yield from _line("rates", f"{rate:.3g} TFLOP/s, {device.bandwidth / 1e9:.4g} GB/s, {origin}{shared}")
 

@@ -1,8 +1,8 @@
-"""Memory of a micro-batch in decoder and loss, read from their own code: it runs over fake tensors, without numbers.
+"""Memory of a micro-batch in decoder and loss, found by running their own code on PyTorch's fake tensors.
 
-Fake tensors have shapes, dtypes and storages of the right sizes, and neither values nor memory. So what autograd keeps,
+Fake tensors have shapes, dtypes and storages of the right sizes, but no values and no memory. So what autograd keeps,
 what a backward pass needs on top, and what gradient checkpointing saves follow from the code that trains, for every
-family of decoders alike.
+family of decoders.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _GROUPED_MM = torch.ops.aten._grouped_mm.default
 
 
 @dataclass(frozen=True)
-class Held:
-    """Bytes of a computation: kept until its backward pass, and the most at any moment up to the end of that.
+class PassCost:
+    """What a forward and backward pass costs. Bytes: `kept` for the backward pass, `peak` at any moment of both.
 
-    `forward`, `launches`: operations that compute, of the forward pass and of both: on a GPU each is a kernel or more.
+    `forward`, `launches`: operations of the forward pass and of both; on a GPU each launches a kernel or more.
     """
 
     kept: int
@@ -45,9 +45,9 @@ class Held:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations inside the block make, as long as they live, and the operations.
+    """Counts bytes of the tensors that are made inside the block, `now` and at `peak`, and operations (`launches`).
 
-    Views are none of these operations: they compute nothing.
+    Views do not count: they compute nothing.
     """
 
     def __init__(self) -> None:
@@ -56,12 +56,12 @@ class LiveBytes(TorchDispatchMode):
         self._live: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inside = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        output = _grouped(func, *args, **(kwargs or {})) if func is _GROUPED_MM else func(*args, **(kwargs or {}))
+        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        output = _grouped_mm(func, *args, **(kwargs or {})) if func is _GROUPED_MM else func(*args, **(kwargs or {}))
         if func.namespace == "aten" and not func.is_view:
             self.launches += 1
         for leaf in tree_leaves(output):
-            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in inside:
+            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in given:
                 self._count(leaf.untyped_storage())
         return output
 
@@ -79,53 +79,60 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def _grouped(func: Any, left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The product of experts, which knows its shapes without numbers in bf16 alone, and computes in any dtype."""
+def _grouped_mm(func: Any, left: Tensor, right: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The matrix product of experts: it computes in any dtype, but on fake tensors PyTorch takes bf16 only."""
     return func(left.bfloat16(), right.bfloat16(), *args, **kwargs).to(left.dtype)
 
 
 @lru_cache(maxsize=64)
 def decoder_pass(
     decoder: PreTrainedModel, rows: int, tokens: int, masked: bool, bf16: bool, checkpointing: bool
-) -> Held:
-    """Forward and backward pass of a decoder on the meta device, over embedded rows; gradients exist already.
+) -> PassCost:
+    """Forward and backward pass of a decoder over embedded rows, where gradients exist already.
 
-    `masked`: attention gets a mask, as where rows are padded.
+    Args:
+        decoder: on the meta device; it stays as it is.
+        rows: rows of the micro-batch.
+        tokens: tokens of a row.
+        masked: whether attention gets a mask, as it does where rows are padded.
+        bf16: whether it runs under autocast.
+        checkpointing: whether gradient checkpointing is on.
 
     Raises:
-        UserError: the decoder cannot run without numbers, or not with gradient checkpointing.
+        UserError: the decoder does not run on fake tensors, or does not support gradient checkpointing.
     """
+    name = type(decoder).__name__
+    if checkpointing and not decoder.supports_gradient_checkpointing:
+        raise UserError(f"train.gradient_checkpointing=true: {name} does not support it: leave it out")
     fake: Any = deepcopy(decoder).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         fake.to_empty(device="cpu")
-        if checkpointing and not fake.supports_gradient_checkpointing:
-            raise UserError(
-                f"train.gradient_checkpointing=true: {type(decoder).__name__} does not support it: leave it out"
-            )
         if checkpointing:
             fake.gradient_checkpointing_enable({"use_reentrant": False})
         mask, implementation = _mask(fake, rows, tokens), str(fake.config._attn_implementation)
         if not masked and not implementation.endswith("eager"):
             fake.set_attn_implementation(_CAUSAL)
         embedding_RTD = torch.empty(rows, tokens, fake.config.hidden_size, requires_grad=True)
-        gradients = [torch.empty_like(p) for p in fake.parameters() if p.requires_grad]
-        for parameter, gradient in zip((p for p in fake.parameters() if p.requires_grad), gradients, strict=True):
-            parameter.grad = gradient
-        embedding_RTD.grad = torch.empty_like(embedding_RTD)
+        for tensor in (embedding_RTD, *(p for p in fake.parameters() if p.requires_grad)):
+            tensor.grad = torch.empty_like(tensor)
         try:
-            with LiveBytes() as live:
-                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                    hidden_RTD = fake(
-                        inputs_embeds=embedding_RTD,
-                        attention_mask=mask,
-                        position_ids=torch.arange(tokens)[None],
-                        use_cache=False,
-                    ).last_hidden_state
-                kept, forward = live.now, live.launches
-                hidden_RTD.backward(torch.empty_like(hidden_RTD))
+            return _traced_pass(fake, embedding_RTD, mask, bf16)
         except RuntimeError as error:
-            raise UserError(f"the memory of a {type(decoder).__name__} cannot be estimated: {error}") from error
-    return Held(kept, live.peak, forward, live.launches)
+            raise UserError(f"the memory of a {name} cannot be estimated: {error}") from error
+
+
+def _traced_pass(decoder: Any, embedding_RTD: Tensor, mask: Tensor, bf16: bool) -> PassCost:
+    with LiveBytes() as live:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            hidden_RTD = decoder(
+                inputs_embeds=embedding_RTD,
+                attention_mask=mask,
+                position_ids=torch.arange(embedding_RTD.shape[1])[None],
+                use_cache=False,
+            ).last_hidden_state
+        kept, forward = live.now, live.launches
+        hidden_RTD.backward(torch.empty_like(hidden_RTD))
+    return PassCost(kept, live.peak, forward, live.launches)
 
 
 def loss_pass(
@@ -138,26 +145,26 @@ def loss_pass(
     temperature: float,
     divergence: DivergenceFn,
     on_gpu: bool,
-) -> Held:
-    """The fused loss on so many supervised tokens, all with a KD term where there is a teacher; heads may be meta.
+) -> PassCost:
+    """The fused loss on `tokens` supervised tokens, all with a KD term where there is a teacher.
 
-    `kept`: gradients of hidden states and head, which wait for the backward pass.
+    The heads may be on the meta device. `kept` are the gradients of hidden states and head, until the backward pass.
     """
     dtype = torch.bfloat16 if bf16 else torch.float32
     with FakeTensorMode(allow_non_fake_inputs=True):
         head = _fake_head(student, torch.float32, trained)
         hidden_ND = torch.empty(tokens, width, dtype=dtype, requires_grad=True)
         labels_N, scale_N = torch.empty(tokens, dtype=torch.long), torch.empty(tokens)
-        judged = None
+        output = None
         if teacher is not None:
             hidden_MD = torch.empty(tokens, width, dtype=dtype)
-            judged = TeacherOutput(hidden_MD, _fake_head(teacher, dtype, False), torch.empty(tokens, dtype=torch.bool))
+            output = TeacherOutput(hidden_MD, _fake_head(teacher, dtype, False), torch.empty(tokens, dtype=torch.bool))
         with LiveBytes() as live:
             scales = LossScales(scale_N, scale_N, temperature)
-            terms = ce_kd_loss(hidden_ND, head, labels_N, scales, judged, divergence, logits_at_a_time(on_gpu))
+            terms = ce_kd_loss(hidden_ND, head, labels_N, scales, output, divergence, logits_at_a_time(on_gpu))
             kept = live.now
             del terms
-    return Held(kept, live.peak, live.launches, live.launches)
+    return PassCost(kept, live.peak, live.launches, live.launches)
 
 
 def _fake_head(head: OutputHead, dtype: torch.dtype, trained: bool) -> OutputHead:
@@ -166,7 +173,7 @@ def _fake_head(head: OutputHead, dtype: torch.dtype, trained: bool) -> OutputHea
 
 
 def _mask(decoder: PreTrainedModel, rows: int, tokens: int) -> Tensor:
-    """A mask for each position and key, which Transformers takes as it is, whatever the kinds of layers."""
+    """A mask over all positions and keys, which Transformers uses unchanged for every kind of layer."""
     dtype = torch.float32 if str(decoder.config._attn_implementation).endswith("eager") else torch.bool
     return torch.empty(rows, 1, tokens, tokens, dtype=dtype)
 
@@ -174,7 +181,7 @@ def _mask(decoder: PreTrainedModel, rows: int, tokens: int) -> Tensor:
 def _causal_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """SDPA as it runs where Transformers finds that it needs no mask."""
+    """SDPA without a mask, as Transformers runs it where no row is padded."""
     return sdpa_attention_forward(module, query, key, value, None, **kwargs)
 
 

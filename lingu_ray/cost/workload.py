@@ -1,4 +1,4 @@
-"""The rows that a run is assumed to train on, and how its settings cut them into micro-batches."""
+"""The rows that an estimate assumes, and the micro-batches that a worker makes of them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class RowConfig(Section):
 class Workload:
     """What a worker computes in a step.
 
-    `rows`: of a micro-batch; `rows_of_step`: of this worker; `alive`: micro-batches whose activations are in memory at
-    one time; `of_a_call`: those that the teacher is asked about in one call; `distilled`: share of the rows with a KD
-    term; `bf16`, `on_gpu`: where and how it computes.
+    `image_tokens`, `text_tokens`, `answer_tokens`: of a row. `rows`: of a micro-batch; `rows_of_step`: of this worker.
+    `held_batches`: micro-batches whose activations are in memory at one time; `batches_per_call`: micro-batches that
+    one call of the teacher answers. `distilled`: share of the rows with a KD term.
     """
 
     image_tokens: int
@@ -36,8 +36,8 @@ class Workload:
     answer_tokens: int
     rows: int
     rows_of_step: int
-    alive: int
-    of_a_call: int
+    held_batches: int
+    batches_per_call: int
     distilled: float
     bf16: bool
     on_gpu: bool
@@ -53,13 +53,13 @@ class Workload:
         return math.ceil(self.rows_of_step / self.rows)
 
     @property
-    def number(self) -> int:
-        """Bytes of a number in products and KV."""
+    def bytes_per_number(self) -> int:
+        """Bytes of a number in matrix products and KV."""
         return 2 if self.bf16 else 4
 
 
 def workload(config: Config, row: RowConfig, image_tokens_of_view: int, bf16: bool, on_gpu: bool) -> Workload:
-    """The rows of a worker, of which the fewest workers have most.
+    """What a worker computes where there are fewest workers, so that each has most rows.
 
     Raises:
         UserError: a row is longer than the settings allow.
@@ -74,17 +74,19 @@ def workload(config: Config, row: RowConfig, image_tokens_of_view: int, bf16: bo
         )
     rows_of_step = math.ceil(config.train.rows_per_step / config.ray.min_workers)
     rows = min(rows_of_step, config.train.tokens_per_micro_batch // tokens)
+    batches = math.ceil(rows_of_step / rows)
     ahead = config.teacher.look_ahead
     if ahead is None:
-        ahead = int(on_gpu and travels_by(config) is not None)
+        ahead = int(on_gpu and kv_transport(config) is not None)
+    per_call = config.teacher.micro_batches_per_call
     return Workload(
         image_tokens=image_tokens,
         text_tokens=row.text_tokens,
         answer_tokens=row.answer_tokens,
         rows=rows,
         rows_of_step=rows_of_step,
-        alive=min((1 + ahead) * config.teacher.micro_batches_per_call, math.ceil(rows_of_step / rows)),
-        of_a_call=min(config.teacher.micro_batches_per_call, math.ceil(rows_of_step / rows)),
+        held_batches=min((1 + ahead) * per_call, batches),
+        batches_per_call=min(per_call, batches),
         distilled=distilled_share(config),
         bf16=bf16,
         on_gpu=on_gpu,
@@ -92,19 +94,19 @@ def workload(config: Config, row: RowConfig, image_tokens_of_view: int, bf16: bo
 
 
 def distilled_share(config: Config) -> float:
-    """Share of the rows with a KD term, by the sources' weights; without weights sources count alike."""
+    """Share of the rows with a KD term, by the sources' weights; without weights all sources count the same."""
     if not config.uses_teacher:
         return 0.0
     weights = {source.name: source.weight or 1.0 for source in config.training_sources()}
     return sum(weights[name] for name in config.distilled_sources() if name in weights) / sum(weights.values())
 
 
-def sharing(ray: RayConfig, on_gpu: bool, workers: int) -> int:
-    """How many of so many workers have one device: all of them a CPU, those that Ray gives a share of it a GPU."""
+def workers_per_device(ray: RayConfig, on_gpu: bool, workers: int) -> int:
+    """How many of a run's workers share a device: all of them a CPU, as many as Ray puts on it a GPU."""
     return min(workers, max(1, fits({"GPU": ray.gpus_per_worker}, {"GPU": 1.0}))) if on_gpu else workers
 
 
-def travels_by(config: Config) -> str | None:
-    """How the KV reaches a teacher in a process of its own, a name of `teacher.transport`; None: there is none."""
-    apart = config.uses_teacher and config.teacher.placement != "in_process"
-    return config.teacher.transport if apart else None
+def kv_transport(config: Config) -> str | None:
+    """The `teacher.transport` by which KV reaches a teacher in its own process; None where there is no such teacher."""
+    has_process = config.uses_teacher and config.teacher.placement != "in_process"
+    return config.teacher.transport if has_process else None

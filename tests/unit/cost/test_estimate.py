@@ -83,7 +83,7 @@ def test_image_tokens_of_a_view(name: str, tokens: int):
     """How many tokens each family makes of its square of 4 × 4 patches."""
     family = FAMILIES[name]
     tower = tower_of(family.config(family.decoder.to_dict()))
-    assert (tower.patches, tower.tokens, tower.patch_numbers) == (16, tokens, 48)
+    assert (tower.patches, tower.tokens, tower.values_per_patch) == (16, tokens, 48)
 
 
 @pytest.mark.parametrize(

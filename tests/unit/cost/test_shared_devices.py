@@ -9,7 +9,7 @@ import tinyrun
 from lingu_ray.config import RayConfig
 from lingu_ray.cost.devices import GPUS, Device
 from lingu_ray.cost.estimate import Estimate, estimate_of
-from lingu_ray.cost.workload import RowConfig, sharing
+from lingu_ray.cost.workload import RowConfig, workers_per_device
 
 ROW = RowConfig(text_tokens=60, answer_tokens=20)
 CPU = Device("cpu", 24e9, bf16=1e11, fp32=1e11, bandwidth=1e10)
@@ -31,8 +31,8 @@ def on(pair: Path, tmp_path: Path, models_of: Any) -> Any:
 )
 def test_as_many_share_a_gpu_as_have_room_on_it(gpus: float, workers: int, of_one: int) -> None:
     """Ray rounds down, and there are no more than there are."""
-    assert sharing(RayConfig(gpus_per_worker=gpus), True, workers) == of_one
-    assert sharing(RayConfig(gpus_per_worker=gpus), False, workers) == workers
+    assert workers_per_device(RayConfig(gpus_per_worker=gpus), True, workers) == of_one
+    assert workers_per_device(RayConfig(gpus_per_worker=gpus), False, workers) == workers
 
 
 def test_memory_of_a_shared_gpu(on: Any) -> None:

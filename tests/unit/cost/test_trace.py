@@ -10,7 +10,7 @@ from families import FAMILIES
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lingu_ray.cost.models import active
+from lingu_ray.cost.models import active_parameters
 from lingu_ray.cost.trace import decoder_pass, loss_pass
 from lingu_ray.distill.divergence import divergence_of
 from lingu_ray.distill.head import OutputHead
@@ -62,7 +62,7 @@ def test_a_token_meets_its_own_experts_alone():
     text = decoder.config
     of_one = text.num_hidden_layers * 3 * text.hidden_size * text.moe_intermediate_size  # gate, up, down
     idle = text.num_experts - text.num_experts_per_tok
-    assert active(decoder) == sum(p.numel() for p in decoder.parameters()) - idle * of_one
+    assert active_parameters(decoder) == sum(p.numel() for p in decoder.parameters()) - idle * of_one
 
 
 def test_what_takes_less():
