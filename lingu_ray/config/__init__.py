@@ -1,7 +1,7 @@
-"""Settings: their schema, and the way from command line and YAML to them.
+"""Settings: their schema, and how command lines and YAML files are read into it.
 
-The schema is exported here, a file for each part of a run: `models`, `corpus`, `align`, `distill`, `train`, `cluster`,
-`tracking`, `evaluation`, `demo`, put together in `run`. This package imports no other room of lingu_ray.
+The schema has a file for each part of a run (`models`, `corpus`, `align`, `distill`, `train`, `cluster`, `tracking`,
+`evaluation`, `demo`); `run` puts them together, and this file exports them.
 """
 
 from lingu_ray.config.align import AlignConfig, AlignRates

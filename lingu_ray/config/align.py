@@ -1,4 +1,4 @@
-"""Settings of the alignment: how a new projector is brought to say what the decoder can read, before training."""
+"""Settings of the alignment, which teaches a new projector before training to write what the decoder can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every part of the settings is made of: sections, and values that move over a run."""
+"""What all settings are made of: sections, schedules (values that change over a run), lists, and names."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from pydantic_core import CoreSchema
 from lingu_ray.config.numbers import checked_numbers
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,149}$"
-"""What a name may be: it becomes a file's or folder's name, none that is hidden or `..`, and part of dotted keys. File
-systems take 255 letters, and MLflow 250 of a key."""
+"""A valid name. It becomes the name of a file or folder (not a hidden one, not `..`) and a part of dotted keys. File
+systems take 255 letters, MLflow 250 of a key."""
 PATTERNS = {NAME: "of a-z A-Z 0-9 _ - ., up to 150, no . first"}
-"""What help and errors say of a pattern."""
+"""Patterns in words, for help and errors."""
 
 BESIDE_RUNS = ("mlflow.db", "mlartifacts", "inspect")
-"""What else lies in the folder of runs: MLflow's store with its files, and the pages of `lingu-ray inspect`."""
+"""Names that are taken in the folder of runs: MLflow's store with its files, and the pages of `lingu-ray inspect`."""
 
 
 def _is_free(name: str) -> str:
@@ -46,9 +46,9 @@ FolderName = Annotated[str, Field(pattern=NAME), AfterValidator(_is_free)]
 
 
 class Section(BaseModel):
-    """A part of the settings: unknown keys are errors, defaults are validated, instances do not change.
+    """A part of the settings. Unknown keys are errors, defaults are validated, instances are frozen.
 
-    Numbers are finite, and not true or false.
+    Numbers must be finite; true and false are no numbers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
@@ -58,17 +58,17 @@ class Section(BaseModel):
         return checked_numbers(handler(source))
 
     def has_default(self, name: str) -> bool:
-        """Whether a setting has its default, given or not: a complete configuration gives them all."""
+        """Whether a setting has its default value, whether it was given or not."""
         return getattr(self, name) == type(self).model_fields[name].default
 
 
 S = TypeVar("S", bound=Section)
 RECORDED = "recorded"
-"""Context of a validation of what a run has recorded, perhaps by a version that refused less."""
+"""Validation context for settings that a run has recorded, perhaps under a version with fewer rules."""
 
 
 def rule(check: Callable[[S], S]) -> Any:
-    """A method that refuses settings of a section that do not go together; not those that a run was trained with."""
+    """Decorate a method that refuses settings of a section that do not fit together; recorded settings pass."""
 
     def checked(section: S, info: ValidationInfo) -> S:
         return section if info.context == RECORDED else check(section)
@@ -77,9 +77,9 @@ def rule(check: Callable[[S], S]) -> Any:
 
 
 class Schedule(Section):
-    """A value that moves over the run: `{start: 4, end: 1, shape: cosine}`; a plain number stays constant.
+    """A value that changes over the run: `{start: 4, end: 1, shape: cosine}`; a plain number stays constant.
 
-    `[[0, 4], [0.5, 2]]` moves in steps: 4 from the start, 2 from half of the run on.
+    `[[0, 4], [0.5, 2]]` changes in steps: 4 from the start, 2 from half of the run on.
     """
 
     start: float = Field(ge=0, description="value at the first step")
@@ -93,12 +93,12 @@ class Schedule(Section):
     @model_validator(mode="before")
     @classmethod
     def _points_alone(cls, given: Any) -> Any:
-        """The four that points replace follow from them, so that a schedule is one, however it was written."""
+        """Derive from points the four settings that they replace, so that equal schedules compare as equal."""
         points = given.get("points") if isinstance(given, dict) else None
         if points is None or not _are_pairs(points):
             return given
-        replaced = {"start": points[0][1], "end": points[-1][1]}
-        return {name: value for name, value in given.items() if name not in ("shape", "until")} | replaced
+        derived = {"start": points[0][1], "end": points[-1][1]}
+        return {name: value for name, value in given.items() if name not in ("shape", "until")} | derived
 
     @rule
     def _in_order(self) -> Schedule:
@@ -129,8 +129,8 @@ class Schedule(Section):
         return self.start + (self.end - self.start) * x
 
 
-def _written_short(value: object) -> object:
-    """A number, or a list of points, as the schedule that it means."""
+def _expanded(value: object) -> object:
+    """The schedule that a number, or a list of points, stands for."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return {"start": value, "end": value}
     return {"points": value} if _are_pairs(value) else value
@@ -141,18 +141,18 @@ def _are_pairs(value: Any) -> bool:
     return len(pairs) > 0 and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
 
 
-Scheduled = Annotated[Schedule, BeforeValidator(_written_short)]
+Scheduled = Annotated[Schedule, BeforeValidator(_expanded)]
 
 
-def _with_commas(value: object) -> object:
-    """`0.25, 0.5`, or a single value, as a list."""
+def _split_commas(value: object) -> object:
+    """The list that `0.25, 0.5`, or a single value, stands for."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",")]
     return [value] if isinstance(value, int | float) else value
 
 
-class _InText:
-    """In JSON schemas: a list of words may be written as text with commas between."""
+class _CommaSchema:
+    """Lets JSON schemas accept a list of words as text with commas between."""
 
     @staticmethod
     def __get_pydantic_json_schema__(schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -162,10 +162,10 @@ class _InText:
 
 
 T = TypeVar("T")
-Several = Annotated[tuple[T, ...], BeforeValidator(_with_commas), _InText]
+Several = Annotated[tuple[T, ...], BeforeValidator(_split_commas), _CommaSchema]
 """One value or several, which may be written with commas between: `sizes=8,64`."""
 
 
-def twice(names: list[str]) -> list[str]:
-    """The names that stand more than once in a list, sorted."""
+def duplicates(names: list[str]) -> list[str]:
+    """The names that a list has more than once, sorted."""
     return sorted({name for name in names if names.count(name) > 1})

@@ -23,7 +23,7 @@ class WorkerRange(Section):
 
 
 def _number_or_range(given: Any) -> Any:
-    """What was given, checked here: of a type with two forms, pydantic would report both."""
+    """Check either form here: for a union, pydantic would report an error for each form."""
     if isinstance(given, int) and not isinstance(given, bool) and given > 0:
         return given
     try:

@@ -38,7 +38,7 @@ examples:
 
 
 class Arguments(NamedTuple):
-    """A command line, sorted: names, `key=value` settings, and options that start with a dash."""
+    """The parts of a command line: names, `key=value` settings, and options that start with a dash."""
 
     names: list[str]
     settings: list[str]
@@ -70,12 +70,12 @@ def train_help() -> Help:
 
 
 def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) -> Arguments:
-    """Sort a command line; `known` are the options that the command takes besides `--help`.
+    """Split a command line into its parts; `known`: the options that the command takes besides `--help`.
 
     `--help`, `--help SECTION` and `--help=SECTION` print and raise `SystemExit(0)`; words after `--help` are topics.
 
     Raises:
-        UserError: an unknown option, a setting whose key is none, or help on a topic that does not exist.
+        UserError: an unknown option, an invalid key, or help on a topic that does not exist.
     """
     for index, argument in enumerate(argv):
         option, _, topic = argument.partition("=")
@@ -94,9 +94,9 @@ def split_arguments(argv: list[str], help: Help, known: Collection[str] = ()) ->
             raise UserError(f"{key}: a setting is given as key=value, without blanks: {key}=...\nusage: {help.usage}")
         if equals and re.split(r"\W", key.strip())[0] in sections and not Path(name).exists():
             raise UserError(
-                f"{name!r} is no key=value: a key is of letters, digits, _, - and dots, without blanks around it. A "
-                "name with others is given with what it lies in, as tracking.tags='{my tag: x}', a task by what "
-                "follows lm_eval/"
+                f"{name!r} is no key=value: a key has letters, digits, _, - and dots, without blanks around it. Give a "
+                "name with other characters inside of its mapping, as in tracking.tags='{my tag: x}', and a task by "
+                "what follows lm_eval/"
             )
     return Arguments(names, settings, options)
 
@@ -120,9 +120,9 @@ def settings_alone(arguments: list[str], help: Help, schema: type[T]) -> T:
 
 
 def run_and_own(arguments: list[str], help: Help, own: type[T]) -> tuple[Config, list[str], T]:
-    """A run as training takes it, further names, and a command's own settings.
+    """A run as training takes it, further names, and the command's own settings.
 
-    A misspelled key is the command's where it comes nearer to these than to the run's.
+    A misspelled key counts as the command's own where it is nearer to one of those than to one of the run's.
 
     Raises:
         UserError: for whatever is wrong in them.
@@ -135,7 +135,7 @@ def run_and_own(arguments: list[str], help: Help, own: type[T]) -> tuple[Config,
 
 
 def is_own(key: str, own: type[BaseModel]) -> bool:
-    """Whether a key without dots is, or comes nearest to, one of a command's own settings and not one of the run's."""
+    """Whether a key without dots is, or is nearest to, a setting of the command itself and not one of the run."""
     near = difflib.get_close_matches(key, [*own.model_fields, *Config.model_fields], n=1)
     return bool(near) and near[0] in own.model_fields and "." not in key
 
@@ -151,7 +151,7 @@ def read_run(recipe: str, overrides: list[str]) -> Config:
 
 
 def load_yaml(path: Path) -> Config:
-    """Configuration that a run has recorded in its `config.yaml`, as it was trained."""
+    """The configuration that a run was trained with, from its `config.yaml`."""
     return read_recipe(str(path)).as_recorded()
 
 
@@ -166,7 +166,7 @@ def read_recipe(recipe: str) -> Settings[Config]:
 
 
 def read_named(name: str, kind: str, package: str, schema: type[T]) -> Settings[T]:
-    """A YAML file: by name one of the package's folder `<kind>s`, by path or location any."""
+    """A YAML file: by name one of the package's folder `<kind>s`, or any by its path or location."""
     known = shipped(package, f"{kind}s")
     if name in known:
         return parse((files(package) / f"{kind}s" / f"{name}.yaml").read_text("utf-8"), f"{kind} {name}", schema)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from lingu_ray.config.base import NAME, Section, rule, twice
+from lingu_ray.config.base import NAME, Section, duplicates, rule
 from lingu_ray.config.facts import MAY_CHANGE, NOT_COMPARED, NOT_IN_FINGERPRINT, SAME_HELD_OUT, SEARCHABLE
 from lingu_ray.paths import DataFolder, DataPath
 
@@ -23,7 +23,7 @@ Format = Literal[
     "webdataset",
     "template",
 ]
-READ_BY = {  # formats that read a setting; the others have the same in their records
+READ_BY = {  # the formats that read a setting; other formats find its value in their records
     "prompt": ("text", "image_folder", "webdataset", "template"),
     "answer": ("image_folder", "template"),
     "image": ("template",),
@@ -37,11 +37,11 @@ class SourceConfig(Section):
 
     name: str = Field(pattern=NAME, description="unique name; metrics and counts carry it")
     format: Format = Field(description="what a record looks like (see docs/guide.md, 'Corpus')")
-    # the fingerprint has the content of a source's files instead of their paths, and so has a resumed run
+    # the fingerprint, and the check of a resumed run, take the content of a source's files instead of their paths
     path: Annotated[DataPath, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
         description="file, glob, folder (also `datasets.save_to_disk`), local or s3://…, gs://…; or hub id of a dataset"
     )
-    # as of `path`: what the revision holds is in the fingerprint
+    # as for `path`: the fingerprint has the content of the revision
     revision: Annotated[str | None, MAY_CHANGE, NOT_IN_FINGERPRINT] = Field(
         None, min_length=1, description="hub: branch, tag or commit; null: main"
     )
@@ -92,7 +92,7 @@ class SourceConfig(Section):
 
 
 class CorpusConfig(Section):
-    """The mixed corpus: built once by Ray Data, found again by its fingerprint."""
+    """The mixed corpus: built once by Ray Data, later found by its fingerprint."""
 
     sources: Annotated[tuple[SourceConfig, ...], SEARCHABLE] = Field((), description="the data sets that are mixed")
     rows: Annotated[PositiveInt | None, SEARCHABLE, SAME_HELD_OUT] = Field(
@@ -122,7 +122,7 @@ class CorpusConfig(Section):
     @rule
     def _sources_fit(self) -> CorpusConfig:
         names = [source.name for source in self.sources]
-        if repeated := twice(names):
+        if repeated := duplicates(names):
             raise ValueError(f"corpus.sources: names must be unique, found twice: {', '.join(repeated)}")
         unweighted = [source.name for source in self.sources if source.weight is None]
         if unweighted and len(unweighted) < len(names):

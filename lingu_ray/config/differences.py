@@ -1,4 +1,4 @@
-"""Settings compared: one line for each in which two trees of them differ."""
+"""The differences between two trees of settings, a line for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lingu_ray.config import strict_yaml
 
 
 def differences(before: object, now: object, ignored: Collection[str], key: str = "") -> list[str]:
-    """One line for every setting in which two trees differ: key and both values.
+    """One line with key and both values for each setting that differs.
 
     `ignored`: patterns of dotted keys (`fnmatch`). Items of a list are matched by their `name`, else by position.
     """
@@ -26,7 +26,7 @@ def differences(before: object, now: object, ignored: Collection[str], key: str 
 
 
 def _parts(tree: object) -> dict[str, Any] | None:
-    """The parts of a tree by name; None for a value (a list of plain values is one)."""
+    """The parts of a tree by name; None for a plain value, or a list of plain values."""
     if isinstance(tree, list) and tree and all(isinstance(item, dict) for item in tree):
         return {str(item.get("name", position)): item for position, item in enumerate(tree)}
     return tree if isinstance(tree, dict) and tree else None

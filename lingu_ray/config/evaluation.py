@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from lingu_ray.config.base import NAME, Section, Several, rule, twice
+from lingu_ray.config.base import NAME, Section, Several, duplicates, rule
 from lingu_ray.config.corpus import Format
 from lingu_ray.config.task_catalog import complete
 from lingu_ray.config.task_templates import compile_template
@@ -39,17 +39,17 @@ FIELDS = {
     ("vision", "multiple_choice"): ("question", "choices", "gold", "image"),
     ("vision", "mme"): ("question", "gold", "category", "group", "image"),
 }
-"""Fields that a type asks for, by kind and type."""
+"""The fields of an item that each type of task reads."""
 ANSWERED_FIELDS = ("question", "answer", "image")
-"""Those of the other types."""
+"""The fields that all other types read."""
 CLUSTER = "cluster"
-"""A field that items of every type but `mme`, which has groups, may have: what those share that are drawn together."""
+"""An optional field of every type but `mme`, which has groups: the bootstrap draws items with equal values together."""
 KNOWN_FIELDS = frozenset((*(field for fields in (*FIELDS.values(), ANSWERED_FIELDS) for field in fields), CLUSTER))
-"""A task's other `fields` become columns of their own."""
+"""The fields that any type reads; a task's other `fields` become columns of their own."""
 SCORED_TYPES = ("multiple_choice", "last_word", "perplexity")
-"""Types that score texts in a language task; others have answers generated."""
+"""Types that score texts in a language task; the other types generate answers."""
 RESERVED_FIELDS = ("item", "logliks", "tokens", "greedy", "prediction", "answers", "lengths", "sample", "cut_to")
-"""Columns of a task's measured items, besides those of the fields that types ask for."""
+"""Columns of a task's measured items, besides those of `KNOWN_FIELDS`."""
 
 
 class TaskConfig(Section):
@@ -108,7 +108,7 @@ class TaskConfig(Section):
 
     @rule
     def _read(self) -> TaskConfig:
-        """Refuse what the type does not read: who sets it means that it does."""
+        """Refuse settings that the type does not read: they would be ignored in silence."""
         of = f"type '{self.type}' of kind '{self.kind}'"
         generates = not (self.kind == "language" and self.type in (*SCORED_TYPES, "lm_eval"))
         unread = ["delimiter"] if generates else ["max_new_tokens", "stop"]
@@ -191,6 +191,6 @@ class EvaluationConfig(Section):
 
     @rule
     def _tasks_differ(self) -> EvaluationConfig:
-        if repeated := twice([task.name for task in self.tasks]):
+        if repeated := duplicates([task.name for task in self.tasks]):
             raise ValueError(f"evaluation.tasks: names must be unique, found twice: {', '.join(repeated)}")
         return self

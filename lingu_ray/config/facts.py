@@ -1,8 +1,8 @@
-"""What is true of a setting beside its type, said once, at the setting itself: `steps: Annotated[int, MAY_CHANGE]`.
+"""Facts about a setting besides its type, stated once at the setting: `steps: Annotated[int, MAY_CHANGE]`.
 
-A fact at a section holds for everything inside it. A setting of which nothing is said is treated with most care: a
-run is not resumed with another value, the corpus and its held-out rows depend on it, comparisons of runs show it,
-sweeps leave it alone. `lingu_ray.config.tree` finds the settings that a fact holds for.
+A fact at a section holds for everything inside it. A setting without facts gets the strictest treatment: a run is not
+resumed with another value, the corpus and its held-out rows depend on it, comparisons of runs show it, sweeps leave it
+alone. `lingu_ray.config.tree` finds the settings that a fact holds for.
 """
 
 from __future__ import annotations

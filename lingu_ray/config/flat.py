@@ -15,7 +15,7 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+(?=@)")
 
 
 def flat(settings: BaseModel | dict[str, Any]) -> dict[str, str]:
-    """Every setting as text by its dotted key, with items of a list by name as on the command line; no credentials."""
+    """Every setting as text, by the dotted key that the command line takes, without credentials."""
     return {key: without_credentials(_text(value)) for key, value in _leaves(settings, "")}
 
 
@@ -36,5 +36,5 @@ def _text(value: Any) -> str:
 
 
 def without_credentials(text: str) -> str:
-    """The text with `…` in place of the user and password that an address may carry."""
+    """The text with `…` in place of user and password in addresses."""
     return _CREDENTIALS.sub("…", text)

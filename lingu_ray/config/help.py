@@ -1,4 +1,4 @@
-"""Texts of `--help`: every setting with its default, meaning and accepted values, read from the sections themselves."""
+"""The lines of `--help` for each setting: default, meaning and accepted values, read from the sections themselves."""
 
 import textwrap
 from pathlib import Path
@@ -65,7 +65,7 @@ class Placed(NamedTuple):
 
 
 def sections(root: type[BaseModel], key: str = "", prefix: str = "") -> dict[str, Placed]:
-    """Every section inside `root`, at any depth, by its dotted key; schedules count as values and are left out."""
+    """Every section inside `root`, at any depth, by its dotted key; schedules count as values, not as sections."""
     found: dict[str, Placed] = {}
     for name, field in root.model_fields.items():
         section = section_in(field.annotation)
@@ -77,7 +77,7 @@ def sections(root: type[BaseModel], key: str = "", prefix: str = "") -> dict[str
 
 
 def settings_in(section: type[BaseModel], prefix: str, width: int) -> dict[str, list[str]]:
-    """The lines that explain each setting of a section itself, by the setting's name."""
+    """The lines of each setting that is directly in a section, by the setting's name."""
     return {
         name: _setting_lines(prefix + name, field, width)
         for name, field in section.model_fields.items()
@@ -86,12 +86,12 @@ def settings_in(section: type[BaseModel], prefix: str, width: int) -> dict[str, 
 
 
 def setting_lines(section: type[BaseModel], prefix: str, width: int) -> list[str]:
-    """The settings of a section itself, with defaults and meaning."""
+    """The lines of all settings that are directly in a section."""
     return [line for lines in settings_in(section, prefix, width).values() for line in lines]
 
 
 def section_lines(root: type[BaseModel], key: str, width: int) -> list[str]:
-    """Summary and settings of the section at `key`, and of the sections inside it."""
+    """Summary and settings of the section at `key` and of all sections inside it."""
     lines: list[str] = []
     for name, (section, prefix) in sections(root).items():
         if name == key or name.startswith(key + "."):

@@ -62,7 +62,7 @@ class Help:
         ]
 
     def _contents(self) -> list[str]:
-        """The sections and chapters with one line each, and how to read one."""
+        """The table of contents: a line for each section and chapter."""
         lines = {key: summary(place.section) for key, place in sections(self.schema).items()}
         lines |= {name: text.split("\n", 1)[0] for name, text in self.chapters.items()}
         if not lines:

@@ -1,4 +1,4 @@
-"""The JSON schema of a section, for editors: what a settings file may hold, however its values may be written."""
+"""JSON schemas of settings files, for editors. They accept every way to write a schedule or a task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def schema_of(model: type[BaseModel], title: str) -> Schema:
-    """The JSON schema of a settings file: what `model` accepts, schedules and tasks however they are written."""
+    """The JSON schema of a settings file for `model`."""
     schema = model.model_json_schema(schema_generator=_Generator)
     definitions = schema.setdefault("$defs", {})
     if "Schedule" in definitions:
@@ -36,7 +36,7 @@ def schema_of(model: type[BaseModel], title: str) -> Schema:
 
 
 def _scheduled(section: Schema) -> Schema:
-    """A schedule: a number, its points, or the section. An editor explains each by the setting's own description."""
+    """A schedule: a number, its points, or the section; without a description, since each setting has its own."""
     value = {"type": "number", "minimum": 0}
     fraction = {"type": "number", "minimum": 0, "maximum": 1}
     point = {"type": "array", "prefixItems": [fraction, value], "minItems": 2, "maxItems": 2}

@@ -1,4 +1,4 @@
-"""Text for terminals: its width, tables of names with one line each, and which name was meant."""
+"""Text for terminals: width, wrapping, tables, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def text_width() -> int:
 
 
 def print_file(text: str) -> None:
-    """Print what is read as a file, in UTF-8, whatever encoding the terminal has."""
+    """Print text that will be saved to a file: in UTF-8, whatever the terminal's encoding."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     print(text)
 
 
 def table(lines: Mapping[str, str], width: int) -> list[str]:
-    """Names, indented, with their texts wrapped in a column beside them."""
+    """A table of indented names, with the text of each wrapped beside it."""
     column = max(map(len, lines)) + 4
     rows = []
     for name, text in lines.items():
@@ -32,12 +32,12 @@ def table(lines: Mapping[str, str], width: int) -> list[str]:
 
 
 def wrapped(head: str, text: str, width: int) -> list[str]:
-    """A text behind `head`, wrapped in a column of its own."""
+    """A text to the right of `head`, wrapped in its own column."""
     first, *more = textwrap.wrap(text, width - len(head), break_on_hyphens=False) or [""]
     return [head + first, *(" " * len(head) + line for line in more)]
 
 
 def meant(name: str, known: Collection[str]) -> str:
-    """The end of a message on an unknown name: the known one that is nearest, or all of them."""
+    """The end of a message about an unknown name: the nearest known name, or all known names."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"

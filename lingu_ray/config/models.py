@@ -48,7 +48,7 @@ class VisionConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _sizes_of_a_random_tower(cls, given: Any) -> Any:
-        """Without a tower, sizes that are not given have their defaults."""
+        """Fill in the default sizes of a random tower."""
         if not isinstance(given, dict) or given.get("tower") is not None:
             return given
         return given | {name: size for name, size in _RANDOM.items() if given.get(name) is None}
@@ -155,7 +155,7 @@ class TeacherConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _one_path(cls, given: Any) -> Any:
-        """`gguf_file`, which earlier settings have beside `path`, is the end of the path."""
+        """Join `path` with `gguf_file`, a setting of earlier versions."""
         if not isinstance(given, dict) or "gguf_file" not in given:
             return given
         file = given["gguf_file"]
@@ -165,9 +165,9 @@ class TeacherConfig(Section):
     @rule
     def _sent_to_an_actor(self) -> TeacherConfig:
         if self.placement != "actor" and self.transport not in ("auto", "object_store"):
-            none = "in_process there is none" if self.placement == "in_process" else "one of a node serves several"
+            why = "in_process has no actor" if self.placement == "in_process" else "an actor of a node serves several"
             raise ValueError(
-                f"teacher.transport={self.transport} reaches a teacher actor of one worker, and {none}: "
+                f"teacher.transport={self.transport} needs a teacher actor for each worker, and {why}: "
                 "set teacher.placement=actor, or leave teacher.transport out"
             )
         return self

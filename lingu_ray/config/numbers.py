@@ -1,4 +1,4 @@
-"""Numbers as settings mean them: none is true or false or beyond 64 bits; a share is the fraction that was written."""
+"""Numbers in settings: true and false are refused, so is what needs more than 64 bits; shares are exact fractions."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from pydantic_core import PydanticCustomError
 
 _VALUES = ("default", "metadata", "serialization")
-"""Parts of a schema in which no other schema is."""
+"""Parts of a schema that hold no other schema."""
 
 
 def share_of(share: float, whole: int) -> Fraction:
-    """A share of so many steps or rows, exactly: 0.07 of 100 is 7, where the product of floats is a hair above."""
+    """A share of so many steps or rows, exactly: 0.07 of 100 is 7, while the product of floats is slightly above."""
     return Fraction(str(share)) * whole
 
 
 def checked_numbers(part: Any) -> Any:
-    """A section's core schema, or a part of it, with every number in it refusing true, false, and 2^63 and above.
+    """A section's core schema, or a part of it, changed so that its numbers refuse true, false, and 2^63 and above.
 
-    A union of numbers and true or false takes both.
+    A union of a number and a boolean still takes both.
     """
     if isinstance(part, list | tuple):
         return type(part)(checked_numbers(inner) for inner in part)

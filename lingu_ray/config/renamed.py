@@ -1,4 +1,4 @@
-"""Settings that have a new name, or another one elsewhere: it is refused, and the message gives the right one."""
+"""Wrong names of settings, from earlier versions or other trainers, for messages that give the right name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RENAMED = {
     "corpus.sources.*.form": "corpus.sources.*.format",
     "evaluation.tasks.*.form": "evaluation.tasks.*.format",
 }
-"""Old dotted name: new one; `*` stands for the items of a list."""
+"""New dotted names by old ones; `*` stands for the items of a list."""
 
 ELSEWHERE = {
     "lr": "train.learning_rates",
@@ -22,13 +22,13 @@ ELSEWHERE = {
     "gradient_accumulation_steps": "train.tokens_per_micro_batch",
     "bf16": "train.precision",
 }
-"""What other trainers call a setting: its dotted name here. By its letters `lr` comes nearest to `lora`."""
+"""Dotted names here, by the names that other trainers use. By spelling alone, `lr` would be nearest to `lora`."""
 
 
 def new_name(section: type[BaseModel] | None, name: str) -> str | None:
-    """What the setting `name` of a section is called now: a name in the same section, or a dotted one elsewhere.
+    """The new name of an old setting of a section: a name in the same section, or a dotted one; None if it is not old.
 
-    None where the name is no old one. The section counts, wherever a command's settings hold it.
+    The section decides, not the key: commands may hold it elsewhere in their settings.
     """
     for old, new in RENAMED.items():
         (old_section, _, old_name), (new_section, _, own_name) = old.rpartition("."), new.rpartition(".")

@@ -89,13 +89,14 @@ class Config(Section):
     def _gpus_are_used(self) -> Config:
         if self.ray.shares_gpus and self.train.parallelism == "fsdp2":
             raise ValueError(
-                f"train.parallelism=fsdp2 needs NCCL, which wants a GPU for each worker, and with "
-                f"ray.gpus_per_worker={self.ray.gpus_per_worker:g} they share: set it to 1, or train.parallelism=ddp"
+                f"train.parallelism=fsdp2 needs a GPU for each worker (NCCL), and with "
+                f"ray.gpus_per_worker={self.ray.gpus_per_worker:g} workers share one: set it to 1, or "
+                "train.parallelism=ddp"
             )
         if self.ray.gpus_per_worker == 2 and self.teacher.placement == "in_process":
             raise ValueError(
-                "ray.gpus_per_worker=2 has the second GPU for a teacher actor, and with teacher.placement=in_process "
-                "there is none: set teacher.placement=actor, or ray.gpus_per_worker=1"
+                "ray.gpus_per_worker=2 gives the second GPU to a teacher actor, and teacher.placement=in_process has "
+                "none: set teacher.placement=actor, or ray.gpus_per_worker=1"
             )
         return self
 
@@ -111,7 +112,7 @@ class Config(Section):
             )
         if "same_ce" in self.controls and self.uses_teacher and no_ce:
             raise ValueError(
-                "controls: same_ce is the run without the teacher, and without it there is no cross-entropy at all: "
+                "controls: same_ce is the run without its teacher, and this run has no cross-entropy besides: "
                 "give controls: [plain_ce]"
             )
         return self
@@ -132,7 +133,7 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run; where its results go to object storage, the driver's working folder of it."""
+        """The run's folder; for a run in object storage, the driver's working folder."""
         return working_folder(self.run_place)
 
     @property
@@ -142,19 +143,19 @@ class Config(Section):
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether there is a KD term at all: without one no teacher is loaded."""
+        """Whether there is a KD term; without one no teacher is loaded."""
         return self.distill.policy != "none" and not self.distill.w_kd.always_zero
 
     def without_effect(self) -> Iterator[str]:
-        """What is set and does nothing, with what it needs, a sentence each; nothing where there is no KD term.
+        """A sentence for each setting that has no effect, with the setting that it needs; none without a KD term.
 
-        It is not refused: a sweep may search what it needs.
+        Such settings are not refused, since a sweep may search the other setting.
         """
         if not self.uses_teacher:
             return
         distill = self.distill
         if distill.divergence != "jsd" and not distill.has_default("beta"):
-            yield f"distill.beta is of distill.divergence=jsd, and not of {distill.divergence}"
+            yield f"distill.beta is read by distill.divergence=jsd, not by {distill.divergence}"
         for name in ("sampled_tokens", "sampling_temperature"):
             if not distill.on_policy and not distill.has_default(name):
                 yield f"distill.{name} needs a distill.on_policy above 0"

@@ -1,6 +1,6 @@
 """Settings before validation: a tree from YAML, changed by dotted `key=value` overrides, then validated.
 
-Every mistake becomes one line: the key, its value, what is wanted, and the file and line or override it came from.
+Every mistake becomes one line: the key, its value, what is accepted, and the line of the file or the override.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 OVERRIDE = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 
 _DOTTED = re.compile(r"\b[a-z_]+(?:\.[a-z_0-9]+)+\b")
-"""A setting as messages name it."""
+"""A dotted key in the text of a message."""
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -42,16 +42,16 @@ _HINTS = {
     "finite_number": "; it must be finite",
     "number_size": "; it must be below 2^63",
 }
-"""What helps with a value of the wrong kind, by the kind of error."""
+"""The cure for a value of the wrong kind, by pydantic's type of error."""
 
 
 def parse(text: str, origin: str, schema: type[T]) -> Settings[T]:
     """The settings of a YAML text; `origin` names it in errors."""
     tree, lines = strict_yaml.load(text, origin)
     if tree is None:
-        raise UserError(f"{origin}: there is nothing in it: a configuration is a mapping of keys")
+        raise UserError(f"{origin}: the file is empty; a configuration is a mapping of keys")
     if not isinstance(tree, dict):
-        raise UserError(f"{origin}: a configuration is a mapping of keys, this is {type(tree).__name__}")
+        raise UserError(f"{origin}: a configuration is a mapping of keys, not a {type(tree).__name__}")
     return Settings(schema, tree, origin, {key: f"{origin}:{line}" for key, line in lines.items()})
 
 
@@ -69,7 +69,7 @@ def read_text(name: str) -> str:
 
 
 def changed(config: T, values: Mapping[str, Any], origin: str) -> Settings[T]:
-    """The settings of a configuration with other values at dotted keys, to be validated; `origin` names them."""
+    """A configuration with other values at dotted keys, not validated yet; `origin` names them in errors."""
     settings = Settings(type(config), config.model_dump(mode="json"), origin)
     for key, value in values.items():
         settings.put(key, value, f"{origin}: {key}")
@@ -78,7 +78,7 @@ def changed(config: T, values: Mapping[str, Any], origin: str) -> Settings[T]:
 
 @dataclass
 class Settings(Generic[T]):
-    """A tree of settings that is not validated yet, with the origin of each."""
+    """A tree of settings that is not validated yet, and the origin of each."""
 
     schema: type[T]
     tree: dict[str, Any]
@@ -105,21 +105,21 @@ class Settings(Generic[T]):
         self.origins[key] = origin
 
     def merge(self, dotted: str, value: Any, origin: str) -> None:
-        """Set a key to a value, but of a section only what the value names: `{train: {steps: 3}}` is `train.steps: 3`.
+        """Set a key to a value, but of a section only the settings in the value: `{train: {steps: 3}}` sets one.
 
-        A schedule is one value. A mapping of the user's own names is set by its dotted key: inside a section's it could
-        replace the names that are there, or add to them.
+        A schedule is one value. A mapping with names of the user's own is refused inside of a section's value, where it
+        could mean to replace the present names or to add to them.
         """
         key = self.key(dotted, origin)
-        now = reduce(_child, key, self.tree)
-        if not isinstance(value, dict) or section_at(key, self.schema) in (None, Schedule) or isinstance(now, int):
+        present = reduce(_child, key, self.tree)
+        if not isinstance(value, dict) or section_at(key, self.schema) in (None, Schedule) or isinstance(present, int):
             self.put(dotted, value, origin)
             return
-        if now is None:
+        if present is None:
             self.put(dotted, {}, origin)
         for name, inner in value.items():
             within = f"{dotted}.{name}"
-            if isinstance(inner, dict) and inner and _holds_names(self.key(within, origin), self.schema):
+            if isinstance(inner, dict) and inner and _is_users_mapping(self.key(within, origin), self.schema):
                 first = next(iter(inner))
                 raise UserError(
                     f"{origin}: {within} holds names of your own: give {within}.{first} to set one of them, or "
@@ -130,7 +130,7 @@ class Settings(Generic[T]):
     def key(self, dotted: str, argument: str) -> Key:
         """Follow `a.b.c` through the tree; an item of a list is named by its position or its `name`."""
         if not dotted or dotted.endswith("."):
-            raise UserError(f"{argument}: a setting without a name")
+            raise UserError(f"{argument}: the name of the setting is missing")
         node: Any = self.tree
         key: Key = ()
         rest = dotted
@@ -139,10 +139,10 @@ class Settings(Generic[T]):
                 node = []
             if isinstance(node, list):
                 part, name = self._item(node, rest, ".".join(map(str, key)), argument)
-                if isinstance(node[part], str) and rest != name:  # a bare name stands for the section of that name
+                if isinstance(node[part], str) and rest != name:  # a string stands for the section of that name
                     node[part] = {"name": node[part]}
             elif isinstance(node, dict) or node is None:
-                part = name = _longest([key for key in node or () if isinstance(key, str)], rest)
+                part = name = _longest_match([key for key in node or () if isinstance(key, str)], rest)
             else:
                 above = ".".join(map(str, key))
                 raise UserError(f"{argument}: {above} is {node!r}, a value without parts: give {above} as a whole")
@@ -154,7 +154,7 @@ class Settings(Generic[T]):
     @staticmethod
     def _item(items: list[Any], rest: str, above: str, argument: str) -> tuple[int, str]:
         names = [_name(item) for item in items]
-        position = _longest(names, rest)
+        position = _longest_match(names, rest)
         if position in names:
             return names.index(position), position
         if position.isdecimal() and int(position) < len(items):
@@ -168,14 +168,15 @@ class Settings(Generic[T]):
             return self.schema.model_validate(self.tree)
         except ValidationError as error:
             errors = error.errors(include_url=False)
-            given = [(*e["loc"][:-1], new) for e in errors if (new := self._new_name(e))]
-            lines = [self._explain(e) for e in errors if e["type"] != "missing" or e["loc"] not in given]
+            renamed = [(*e["loc"][:-1], new) for e in errors if (new := self._new_name(e))]
+            lines = [self._explain(e) for e in errors if e["type"] != "missing" or e["loc"] not in renamed]
             raise UserError("\n".join(dict.fromkeys(lines))) from error
 
     def as_recorded(self) -> T:
-        """The typed settings as a version that refused less recorded them; what is no setting any more is left out.
+        """The typed settings that a run has recorded, perhaps under a version with other settings and fewer rules.
 
-        A warning says what is refused today. Raises UserError for values that no setting can have.
+        Settings that no longer exist are left out; a warning says what today's rules refuse. Raises UserError for
+        values of a wrong type.
         """
         try:
             return self.validate()
@@ -188,7 +189,7 @@ class Settings(Generic[T]):
             return recorded
 
     def removed(self) -> dict[str, Any]:
-        """What was recorded and is no setting of this version, by dotted key."""
+        """Recorded values of settings that this version does not have, by dotted key."""
         try:
             self.schema.model_validate(self.tree, context=RECORDED)
         except ValidationError as error:
@@ -197,35 +198,35 @@ class Settings(Generic[T]):
         return {}
 
     def _explain(self, error: ErrorDetails) -> str:
-        key = _without_form(error["loc"], self.schema)
+        key = _without_union_branch(error["loc"], self.schema)
         dotted, origin = self._dotted(key), self._origin(key)
         if new := self._new_name(error):
             return f"{dotted} is called {new} now [{origin}]"
         if error["type"] == "extra_forbidden":
-            problem = f"no such setting; {_nearest(self.schema, key, dotted)}"
+            problem = f"no such setting; {_suggestion(self.schema, key, dotted)}"
         elif error["type"] == "value_error":
             problem = error["msg"].removeprefix("Value error, ")
             origin = self._origins_named(problem) or origin
         else:
-            problem = _unfit(self.schema, key, error)
-        named = not dotted or problem.startswith((f"{dotted}.", f"{dotted}:"))  # by a rule
+            problem = _wrong_value(self.schema, key, error)
+        named = not dotted or problem.startswith((f"{dotted}.", f"{dotted}:"))  # a rule's message names the setting
         return f"{problem if named else f'{dotted}: {problem}'} [{origin}]"
 
     def _origins_named(self, problem: str) -> str:
-        """Where the settings that a rule names came from, as far as they were given: the line or override to change."""
+        """The lines and overrides of those settings named by a rule's message that were given."""
         named = [tuple(dotted.split(".")) for dotted in _DOTTED.findall(problem)]
         given = [key for key in named if any(origin[: len(key)] == key for origin in self.origins)]
         return ", ".join(dict.fromkeys(map(self._origin, given)))
 
     def _new_name(self, error: ErrorDetails) -> str | None:
-        """What an unknown setting is called now, if it was renamed."""
+        """The new name of an unknown setting that was renamed; else None."""
         if error["type"] != "extra_forbidden":
             return None
         *above, name = error["loc"]
         return new_name(section_at(tuple(above), self.schema), str(name))
 
     def _dotted(self, key: Key) -> str:
-        """The key as the user writes it: items of a list by their name."""
+        """The key as users write it, with items of a list by their name."""
         parts: list[str] = []
         node: Any = self.tree
         for part in key:
@@ -235,7 +236,7 @@ class Settings(Generic[T]):
         return ".".join(parts)
 
     def _origin(self, key: Key) -> str:
-        """Where a key came from: its own line or override, else that of a section around it, or of a setting in it."""
+        """The line or override of a key, else that of a section around it, or of a setting in it."""
         above = (key[:n] for n in range(len(key), 0, -1) if key[:n] in self.origins)
         below = (k for k in self.origins if key and k[: len(key)] == key)
         nearest = next(above, None) or next(below, None)
@@ -243,20 +244,20 @@ class Settings(Generic[T]):
 
 
 def _name(item: Any) -> str:
-    """What an item of a list is called: its `name`, or what a bare name ends with (`lm_eval/gsm8k`)."""
+    """The name of an item of a list: its `name`, or the last part of a string (`lm_eval/gsm8k`)."""
     if isinstance(item, dict):
         return str(item.get("name"))
     return item.rpartition("/")[2] if isinstance(item, str) else ""
 
 
-def _longest(names: list[str], dotted: str) -> str:
-    """The name that a dotted key begins with; names may hold dots, and the longest is meant. Else its first part."""
+def _longest_match(names: list[str], dotted: str) -> str:
+    """The longest of the names that a dotted key begins with, since names may hold dots; else the key's first part."""
     fitting = [name for name in names if name and (dotted == name or dotted.startswith(name + "."))]
     return max(fitting, key=len, default=dotted.partition(".")[0])
 
 
-def _holds_names(key: Key, schema: type[BaseModel]) -> bool:
-    """Whether a key leads to a mapping of names that the user chooses."""
+def _is_users_mapping(key: Key, schema: type[BaseModel]) -> bool:
+    """Whether a key leads to a mapping whose names the user chooses."""
     field = field_at(key, schema)
     return field is not None and is_mapping(field.annotation)
 
@@ -268,15 +269,15 @@ def _child(node: Any, part: str | int) -> Any:
     return node.get(part) if isinstance(node, dict) else None
 
 
-def _without_form(key: Key, schema: type[BaseModel]) -> Key:
-    """The key of an error, without the form of the value (`int`, `literal[...]`) that pydantic adds where two fit."""
+def _without_union_branch(key: Key, schema: type[BaseModel]) -> Key:
+    """The key of an error, without the branch of a union (`int`, `literal[...]`) that pydantic adds at its end."""
     above = key[:-1]
-    is_value = field_at(above, schema) and not section_at(above, schema) and not _holds_names(above, schema)
+    is_value = field_at(above, schema) and not section_at(above, schema) and not _is_users_mapping(above, schema)
     return above if is_value and isinstance(key[-1], str) else key
 
 
-def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
-    """Which setting may have been meant: of the same section, or of the same name elsewhere."""
+def _suggestion(schema: type[BaseModel], key: Key, dotted: str) -> str:
+    """Which setting was probably meant: one of the same section, or one of the same name in another."""
     *names, last = str(key[-1]).split(".")
     if names and field_at((*key[:-1], *names, last), schema):
         opened = "".join(f"{name}: {{" for name in names)
@@ -297,8 +298,8 @@ def _nearest(schema: type[BaseModel], key: Key, dotted: str) -> str:
     return f"{above or 'the top level'} has {', '.join(siblings)}"
 
 
-def _unfit(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
-    """A value of the wrong kind, or none where one is needed."""
+def _wrong_value(schema: type[BaseModel], key: Key, error: ErrorDetails) -> str:
+    """The message for a value of the wrong kind, or for a missing one."""
     setting, section, above = field_at(key, schema), section_at(key, schema), field_at(key[:-1], schema)
     wanted = explain(setting) if setting else error["msg"]
     if section and section is not Schedule and not (setting and is_list(setting.annotation)):

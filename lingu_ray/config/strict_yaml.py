@@ -1,8 +1,8 @@
-"""The project's YAML, read and written: the scalars of YAML 1.2's core schema, and no key given twice.
+"""The project's only reader and writer of YAML: scalars of YAML 1.2's core schema, and duplicate keys are errors.
 
 PyYAML reads `1e-5` as text, `no` as false, `12:30` as 750 and `2024-01-01` as a date, and keeps the last of two equal
-keys. Here `1e-5` is a number, the others are text, and a second key is an error. What is written reads the same in
-YAML 1.1: text that either version takes for something else is quoted.
+keys. Here `1e-5` is a number, the others are text, and a second key is an error. Written files read the same in YAML
+1.1: text that either version takes for something else is quoted.
 """
 
 import re
@@ -37,10 +37,10 @@ _FITTING = {name: _SCALARS[name][0] for name in ("null", "bool", "int")} | {
     "float": f"{_SCALARS['float'][0]}|{_SCALARS['int'][0]}",
     "str": r"(?s:.*)",
 }
-"""What a scalar with a tag (`!!float 3`) may be, by the tags that it may have."""
+"""Patterns of the scalars that a tag allows, as in `!!float 3`."""
 _ODD_BREAKS = re.compile("[\r\x85\u2028\u2029]")
 YAMLError = yaml.YAMLError
-"""What libraries raise that read YAML of others, as cards of data sets."""
+"""What other libraries raise for malformed YAML, for example in the cards of data sets."""
 _CURES = {
     "alias": "quote text that begins with *",
     "mapping values are not allowed": "a key is written as `key: value`, indented like the keys beside it; quote text "
@@ -51,8 +51,8 @@ _CURES = {
     "'\\t'": "indent with blanks instead of tabs",
     "cannot start any token": "quote text that begins with such a sign",
 }
-"""What helps against errors of syntax, by what PyYAML says of them; `line`: where the part begins."""
-MOST_REPEATED = 100_000  # values that aliases stand for: aliases of aliases multiply
+"""Cures for syntax errors, by a part of PyYAML's message; `line`: where the broken part begins."""
+MOST_REPEATED = 100_000  # values that aliases may stand for in all: aliases of aliases multiply
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Keeps PyYAML's own scalars beside ours: text that either reading takes for something else is quoted."""
+    """Knows PyYAML's own scalars beside ours, and quotes text that either takes for something else."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)  # list items are indented under their key
@@ -75,10 +75,11 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
-    """Parse one YAML document; also give the line (from 1) on which every key and list item stands.
+    """Parse one YAML document; returns its value, and the line (from 1) of every key and list item.
 
-    `origin` names the text in errors. Raises `UserError` for malformed YAML, a character that YAML does not take, a key
-    given twice, a key not text, a value that contains itself, aliases that multiply, what Python cannot hold.
+    `origin` names the text in errors. Raises `UserError` for malformed YAML, a character that YAML does not allow, a
+    key that is given twice or is no text, a value that contains itself, aliases that multiply, and a number with too
+    many digits for Python.
     """
     if found := _Loader.NON_PRINTABLE.search(text):
         line = text.count("\n", 0, found.start()) + 1
@@ -103,7 +104,7 @@ def load(text: str, origin: str) -> tuple[Any, dict[Key, int]]:
 
 
 def load_value(text: str, origin: str) -> Any:
-    """A value on the command line: YAML, but for text without quotes, in which no `#` begins a comment: `runs/try #2`.
+    """A value on the command line: YAML, except that no `#` begins a comment in text without quotes (`runs/try #2`).
 
     Raises `UserError` as `load`.
     """
@@ -120,7 +121,7 @@ def _is_plain(node: yaml.Node | None) -> bool:
 
 
 class _Reader:
-    """Makes plain values of a document's nodes, which stay as they are: an alias (`*x`) leads to one a second time."""
+    """Makes values of a document's nodes. The nodes stay unchanged, since aliases (`*x`) lead to one several times."""
 
     def __init__(self, loader: _Loader, origin: str):
         self.loader, self.origin = loader, origin
@@ -130,7 +131,7 @@ class _Reader:
         self.repeated = 0
 
     def value(self, node: yaml.Node, key: Key) -> Any:
-        """The value of a node; the lines of all keys and items in it are noted."""
+        """The value of a node; notes the lines of all keys and items in it."""
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node)
         with self._inside(node, key):
@@ -147,7 +148,7 @@ class _Reader:
         return self.value(node, key)
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
-        """The value of a scalar, whose tag may be the user's own (`!!float 3`) and must fit."""
+        """The value of a scalar; a tag that the user gives (`!!float 3`) must fit it."""
         name = node.tag.removeprefix(_TAG)
         if name not in _FITTING:
             raise self._error(node, f"not valid YAML here: tag {node.tag}")
@@ -159,7 +160,7 @@ class _Reader:
             raise self._error(node, f"a number of {len(node.value)} digits: shorten it") from error
 
     def _entries(self, node: yaml.MappingNode, key: Key) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Nodes of keys and values by the key's text: those merged by `<<`, replaced by the mapping's own."""
+        """The nodes of key and value, by the key's text; a mapping's own keys replace those that `<<` merges."""
         self._check_keys(node, key)
         found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for source in reversed([source for at, inner in node.value if at.tag == _MERGE for source in _sources(inner)]):
@@ -170,7 +171,7 @@ class _Reader:
         return found | {at.value: (at, inner) for at, inner in node.value if at.tag != _MERGE}
 
     def _check_keys(self, node: yaml.MappingNode, key: Key) -> None:
-        """Refuse a key that is no text, was given before, or has its value in it, as `{a:1}` has."""
+        """Refuse a key that is no text, is given twice, or has its value in it, as in `{a:1}`."""
         first: dict[str, int] = {}
         for at, inner in node.value:
             if not isinstance(at, yaml.ScalarNode):
@@ -184,7 +185,7 @@ class _Reader:
 
     @contextmanager
     def _inside(self, node: yaml.Node, key: Key) -> Iterator[None]:
-        """Refuses a node inside itself, and one that aliases repeat too often."""
+        """Refuse a node that contains itself, or that aliases repeat too often."""
         problem = "contains itself, by an alias (*)" if any(node is one for one in self.around) else ""
         self.repeated += len(node.value) if node in self.entered else 0
         if self.repeated > MOST_REPEATED:
@@ -202,12 +203,12 @@ class _Reader:
 
 
 def _sources(merged: yaml.Node) -> list[yaml.Node]:
-    """The nodes that a `<<` names: one, or those of a list, of which an earlier one counts more."""
+    """The nodes that a `<<` merges: one, or a list in which an earlier node counts more."""
     return merged.value if isinstance(merged, yaml.SequenceNode) else [merged]
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    """Text; with line breaks beside the usual one it is quoted so that they are escaped, as plain text loses them."""
+    """Text, in quotes where it holds unusual line breaks: quotes escape them, plain text would lose them."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _ODD_BREAKS.search(text) else None)
 
 
@@ -225,8 +226,9 @@ _Dumper.add_multi_representer(PurePath, lambda dumper, path: dumper.represent_st
 
 
 def dump(value: Any, inline: bool = False) -> str:
-    """YAML that `load` reads back as the same tree. Sections of the configuration are written with every key, in order,
-    a schedule that does not move as its number, one of points as their list. `inline`: all on one line.
+    """YAML that `load` reads back as the same tree; `inline`: on one line.
+
+    A section is written with all of its keys, a constant schedule as a number, one of points as a list.
     """
     width = 1_000_000 if inline else 120
     text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=inline)

@@ -1,4 +1,4 @@
-"""Tasks known by name: those of `config/tasks/*.yaml`, and `lm_eval/NAME` of lm-evaluation-harness."""
+"""Evaluation tasks by name: the catalog in `config/tasks/*.yaml`, and `lm_eval/NAME` of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LM_EVAL = "lm_eval/"
 
 @cache
 def catalog() -> dict[str, Settings]:
-    """Settings of every task of the catalog, by name, without the name."""
+    """The settings of each task of the catalog, by its name."""
     known: dict[str, Settings] = {}
     for file in sorted((files("lingu_ray") / "config/tasks").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".yaml"):
@@ -25,7 +25,7 @@ def catalog() -> dict[str, Settings]:
 
 
 def listing() -> str:
-    """The catalog as text, one line per task: name, kind, type, where its data lies."""
+    """The catalog as text, a line per task: name, kind, type, path of its data."""
     longest = max(map(len, catalog()))
     return "\n".join(
         f"{name:{longest}}  {task['kind']:8}  {task['type']:16}  {task['path']}" for name, task in catalog().items()
@@ -35,8 +35,8 @@ def listing() -> str:
 def complete(task: Any) -> Any:
     """The full settings of an entry of `evaluation.tasks`.
 
-    `arc_easy` is a task of the catalog, `lm_eval/gsm8k` one of lm-evaluation-harness. A mapping without `type`
-    inherits the rest from the task of its name, or of the name under `like`. Anything else is returned unchanged.
+    `arc_easy` is a task of the catalog, `lm_eval/gsm8k` one of lm-evaluation-harness. A mapping without `type` inherits
+    what it does not set from the task with its `name`, or with the name under `like`. Anything else stays unchanged.
 
     Raises:
         ValueError: no such task.

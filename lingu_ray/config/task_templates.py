@@ -1,9 +1,9 @@
-"""How a task's `fields` and `where` read a row: by the name of a column, or by a Jinja template over the columns.
+"""Columns and Jinja templates, by which a task's `fields` and `where` read a row.
 
-A template that is one single `{{expression}}` gives the expression's value unchanged (a list, a number); any other
-gives text, of what has a text of its own: null, NaN, a list or an object has none. Templates are sandboxed, a missing
-column is an error, and besides Jinja's own filters there are `regex_replace(pattern, replacement)` and `as_list`, for a
-list that a table has as text.
+A template that is a single `{{expression}}` gives the expression's value unchanged (a list, a number). Any other
+template gives text, and refuses to print null, NaN, a list or an object. Templates are sandboxed, and a missing column
+is an error. Besides Jinja's filters there are `regex_replace(pattern, replacement)`, and `as_list` for a list that a
+table stores as text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache, partial, wraps
 from numbers import Real
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateSyntaxError, Undefined, nodes, pass_eval_context
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, nodes, pass_eval_context
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.filters import do_join, make_attrgetter
 from jinja2.meta import find_undeclared_variables
@@ -35,10 +35,10 @@ def _regex_replace(text: str, pattern: str, replacement: str) -> str:
 
 
 def _printed(value: Any) -> Any:
-    """A value that becomes part of a text.
+    """The value unchanged, if a template may print it.
 
     Raises:
-        ValueError: it has no text of its own, and Python's words for it would be asked or expected.
+        ValueError: it may not: Python's own notation for null, NaN, a list or an object would become part of an item.
     """
     if value is None or (isinstance(value, Real | Decimal) and not math.isfinite(value)):
         shown = "null" if value is None else value
@@ -50,10 +50,7 @@ def _printed(value: Any) -> Any:
 
 
 class _TextOfList(str):
-    """Text of a list, which is no list: what is looked up in it would be letters and their places.
-
-    Raises ValueError where it is taken for one.
-    """
+    """The text of a list. An expression that treats it as a list would get letters; it raises ValueError."""
 
     def _refuse(self, *_: Any) -> Any:
         raise ValueError(f"the text of a list is no list: read it, as {{{{names | as_list}}}}; found {self!r:.80}")
@@ -65,7 +62,7 @@ class _TextOfList(str):
 
 
 def _as_list(value: Any) -> list[Any]:
-    """A list; that of a text in JSON or Python."""
+    """A list, or the list that a text in JSON or Python's notation stands for."""
     found = read_list(str(value)) if isinstance(value, str) else value
     if not isinstance(found, list):
         raise ValueError(f"no list, nor the text of one: {found!r:.80}")
@@ -73,7 +70,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 class _Generator(CodeGenerator):
-    """Checks what `~` joins, too; Jinja itself checks what a template prints."""
+    """Applies `finalize` also to the parts that `~` joins; Jinja applies it only to what a template prints."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("str_join((")
@@ -89,10 +86,10 @@ _ENVIRONMENT.code_generator_class = _Generator
 _ENVIRONMENT.filters |= {"regex_replace": _regex_replace, "as_list": _as_list}
 
 
-def _of_texts(name: str) -> Callable[..., Any]:
-    """Jinja's filter of that name, which makes a text of whatever it is given, for what has a text of its own."""
+def _checked_filter(name: str) -> Callable[..., Any]:
+    """Jinja's filter of that name, which would print any value, behind a check of its value by `_printed`."""
     unchecked: Callable[..., Any] = _ENVIRONMENT.filters[name]
-    place = int(hasattr(unchecked, "jinja_pass_arg"))  # Jinja gives some filters its own context first
+    place = int(hasattr(unchecked, "jinja_pass_arg"))  # of the value: some filters get Jinja's context first
 
     @wraps(unchecked)
     def checked(*arguments: Any, **named: Any) -> Any:
@@ -104,19 +101,19 @@ def _of_texts(name: str) -> Callable[..., Any]:
 
 @pass_eval_context
 def _join(context: nodes.EvalContext, values: Iterable[Any], between: str = "", attribute: str | None = None) -> str:
-    """Jinja's `join`, for what has a text of its own."""
+    """Jinja's `join`, behind a check of each part by `_printed`."""
     parts = values if attribute is None else map(make_attrgetter(context.environment, attribute), values)
     return do_join(context, [_printed(part) for part in parts], between)
 
 
-_ENVIRONMENT.filters |= {name: _of_texts(name) for name in _TEXT_FILTERS} | {"join": _join}
+_ENVIRONMENT.filters |= {name: _checked_filter(name) for name in _TEXT_FILTERS} | {"join": _join}
 
 
 @cache
 def compile_template(text: str) -> Callable[[Row], Any]:
-    """A function from a row to the value of `text`.
+    """A function that gives the value of `text`, a column's name or a template, for a row.
 
-    It raises what the expression raises, `LookupError` for no column, `ValueError` for what has no text of its own.
+    The function raises what the expression raises, `LookupError` for a missing column, and `ValueError` as `_printed`.
 
     Raises:
         ValueError: the template is malformed.
@@ -129,7 +126,8 @@ def compile_template(text: str) -> Callable[[Row], Any]:
         if _is_expression(template):
             inside = text[2:-2].removeprefix("-").removesuffix("-")
             return partial(_value, _ENVIRONMENT.compile_expression(inside, undefined_to_none=False), names)
-        return partial(_text, _ENVIRONMENT.from_string(text), names)
+        render = _ENVIRONMENT.from_string(text).render
+        return lambda row: render(_with_marked_lists(row, names))
     except TemplateSyntaxError as error:
         raise ValueError(f"the template {text!r} is malformed: {error}") from error
 
@@ -147,18 +145,14 @@ def _column(name: str, row: Row) -> Any:
 
 
 def _value(expression: Callable[[Row], Any], names: set[str], row: Row) -> Any:
-    value = expression(_with_marks(row, names))
+    value = expression(_with_marked_lists(row, names))
     if isinstance(value, Undefined):
         str(value)  # raises, with Jinja's own words
     return list(map(_plain, value)) if isinstance(value, Iterator | list) else _plain(value)
 
 
-def _text(template: Template, names: set[str], row: Row) -> str:
-    return template.render(_with_marks(row, names))
-
-
-def _with_marks(row: Row, names: set[str]) -> Row:
-    """A row whose texts of lists, of those that a template names, say what they are."""
+def _with_marked_lists(row: Row, names: set[str]) -> Row:
+    """The row, with the texts of lists in the columns `names` as `_TextOfList`."""
     return row | {name: _TextOfList(row[name]) for name in names if is_text_of_list(row.get(name))}
 
 

@@ -15,14 +15,14 @@ _NAME = re.compile(r"[\w.: /-]{1,200}")
 
 
 def check_name(setting: str, name: str) -> None:
-    """Refuse a name of the user's own that MLflow takes for no tag, or, behind the setting's, for no parameter.
+    """Check that MLflow accepts a name of the user's own as a tag, and behind the setting's name as a parameter.
 
     Raises:
-        ValueError: it says what MLflow takes.
+        ValueError: it does not; the message says which names MLflow accepts.
     """
     if not _NAME.fullmatch(name) or posixpath.normpath(name) != name or name.startswith(("/", "..")):
-        takes = "up to 200 letters, digits, blanks and _ - . : /, read as a relative path"
-        raise ValueError(f"{setting}: MLflow takes no name {name!r}; it takes {takes}")
+        accepted = "up to 200 letters, digits, blanks and _ - . : /, read as a relative path"
+        raise ValueError(f"{setting}: MLflow takes no name {name!r}; it takes {accepted}")
 
 
 def _taken_by_mlflow(tags: dict[str, str]) -> dict[str, str]:

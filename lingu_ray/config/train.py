@@ -1,4 +1,4 @@
-"""Settings of the optimization: steps and batches, learning rates, precision, what is saved when."""
+"""Settings of the optimization: steps, batches, learning rates, precision, checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LearningRates(Section):
 
     @property
     def shown(self) -> float:
-        """The one that metrics have: the decoder's, or where that is frozen the largest of the others."""
+        """The learning rate that metrics show: the decoder's, or if it is frozen the largest of the others."""
         return self.decoder or max(self.vision, self.projector)
 
 
@@ -38,7 +38,7 @@ class LoraConfig(Section):
 class TrainConfig(Section):
     """The optimization."""
 
-    # it moves a run's end, and schedules with it: `runtime/resume.py` says so
+    # a change moves the run's end, and its schedules: `runtime/resume.py` warns of it
     steps: Annotated[PositiveInt, MAY_CHANGE] = Field(1000, description="optimizer steps")
     rows_per_step: PositiveInt = Field(32, description="rows of one optimizer step, over all workers")
     tokens_per_micro_batch: Annotated[PositiveInt, MAY_CHANGE] = Field(

@@ -1,4 +1,4 @@
-"""The tree of settings by dotted key: which section or field a key leads to, and what is true of it."""
+"""The tree of settings by dotted key: the section or field that a key leads to, and its facts."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def field_at(key: Key, root: type[BaseModel] = Config) -> FieldInfo | None:
 
 
 def fields(root: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every field inside `root`, sections and what they hold, by dotted key; `*` stands for an item of a list.
+    """Every field inside `root` by its dotted key, at any depth; `*` stands for the items of a list.
 
-    A schedule is one value: its parts are left out.
+    The parts of a schedule are left out, since it is one value.
     """
     for name, field in root.model_fields.items():
         key = prefix + name
@@ -69,10 +69,10 @@ def fields(root: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[s
 
 @cache
 def settings_with(fact: Fact) -> frozenset[str]:
-    """Dotted keys of a run's settings at which a fact is stated (`*`: any item of a list); it holds inside them too."""
+    """Dotted keys of a run's settings that state a fact (`*`: any item of a list); it also holds inside of them."""
     return frozenset(key for key, field in fields() if fact in field.metadata)
 
 
 def has(fact: Fact, key: str) -> bool:
-    """Whether a fact holds for a dotted key of a run's settings: stated there, or at a section around it."""
+    """Whether a fact is stated at a dotted key of a run's settings, or at a section around it."""
     return any(fnmatchcase(key, stated) or fnmatchcase(key, f"{stated}.*") for stated in settings_with(fact))

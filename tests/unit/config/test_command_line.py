@@ -135,7 +135,7 @@ def test_the_last_override_of_a_key_counts(file: str):
         (["train.steps", "=", "3"], ["without blanks: train.steps=..."]),
         (["evaluation.tasks=arc_eazy"], ["evaluation.tasks.0: no task 'arc_eazy'", "did you mean arc_easy?"]),
         (["evaluation.tasks=mine"], ["no task 'mine' in the catalog; there are arc_easy", "pope. A task of your own"]),
-        (["train.steps =3"], ["'train.steps =3' is no key=value: a key is of letters, digits"]),
+        (["train.steps =3"], ["'train.steps =3' is no key=value: a key has letters, digits"]),
         (["tracking.tags.my tag=x"], ["is no key=value", "tracking.tags='{my tag: x}'"]),
         (["train.learning_rates=1e-5"], ["1.0e-05 does not fit; give a section with vision, projector, decoder ["]),
         (["train.lora=true"], ["train.lora: true does not fit; give a section with rank, alpha, dropout, targets ["]),
@@ -174,9 +174,9 @@ def test_errors_of_a_file_name_its_line(tmp_path: Path):
     path.write_text(FILE + "train: {steps: 1}\ntrain: {steps: 2}\n")
     assert refusal(str(path)) == f"{path}:9: train is given twice, first on line 8: remove one"
     path.write_text("- a\n")
-    assert "a configuration is a mapping of keys, this is list" in refusal(str(path))
+    assert "a configuration is a mapping of keys, not a list" in refusal(str(path))
     path.write_text("# to come\n")
-    assert f"{path}: there is nothing in it" in refusal(str(path))
+    assert f"{path}: the file is empty" in refusal(str(path))
     path.write_text(FILE + "train:\n\tsteps: 3\n")
     assert refusal(str(path)).endswith("cannot start any token; indent with blanks instead of tabs")
 

@@ -52,7 +52,7 @@ def test_minimal_configuration_is_complete():
         ({"tracking": {"experiment": ""}}, "at least 1 character"),
         (
             {"ray": {"gpus_per_worker": 2}, "teacher": {"path": "lm", "placement": "in_process"}},
-            "has the second GPU for a teacher actor",
+            "gives the second GPU to a teacher actor",
         ),
         ({"corpus": {"sources": [SOURCE], "max_length": 9000}}, "the longest sample must fit a micro-batch"),
         ({"train": {"rows_per_step": 2}, "ray": {"num_workers": 3}}, "every worker needs a row in every step"),
@@ -63,9 +63,9 @@ def test_minimal_configuration_is_complete():
         ({"ray": {"gpus_per_worker": 1.5}}, "give a share of one GPU, 1 or 2"),
         (
             {"ray": {"gpus_per_worker": 0.5, "num_workers": 2}, "train": {"parallelism": "fsdp2"}},
-            "fsdp2 needs NCCL, which wants a GPU for each worker",
+            "fsdp2 needs a GPU for each worker",
         ),
-        ({"teacher": {"path": "lm", "placement": "node", "transport": "nixl"}}, "one of a node serves several"),
+        ({"teacher": {"path": "lm", "placement": "node", "transport": "nixl"}}, "an actor of a node serves several"),
         ({"distill": {"temperature": 0}}, "distill.temperature must be above 0"),
         ({"distill": {"temperature": {"start": 4, "end": 0}}}, "distill.temperature must be above 0"),
         ({"student": {"from_teacher": {"image_size": 100}}, "distill": {"policy": "none"}}, "must be a multiple of"),

@@ -190,5 +190,5 @@ def test_auto_takes_the_store_where_memory_cannot_be_lent(ray_cluster, teacher_f
 
 def test_in_process_teacher_has_no_transport():
     """A transport to an actor is refused where there is no actor."""
-    with pytest.raises(ValueError, match=r"teacher\.transport=nixl reaches a teacher actor"):
+    with pytest.raises(ValueError, match=r"teacher\.transport=nixl needs a teacher actor"):
         TeacherConfig(path="lm", placement="in_process", transport="nixl")

@@ -421,7 +421,7 @@ def test_a_sweep_is_resumed_by_other_means_but_not_to_other_ends(tmp_path, base,
 @pytest.mark.parametrize("key", ["", "train.steps."])
 def test_a_setting_without_a_name_is_refused(tmp_path, base, key):
     """A key of a space may be any text."""
-    with pytest.raises(UserError, match=f"settings: {key}: a setting without a name"):
+    with pytest.raises(UserError, match=f"settings: {key}: the name of the setting is missing"):
         load([write(tmp_path, settings={key: 3}, search={"distill.w_kd": {"grid": [1]}})])
 
 
