@@ -1,4 +1,4 @@
-"""A run's settings in words, for its model card: those that changed the result, and no others."""
+"""The settings that changed a run's result, in words, for its model card."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ DIVERGENCES = {
 PRECISIONS = {
     "fp32": "fp32",
     "bf16": "bf16 autocast, weights in fp32",
-    "auto": "fp32 or bf16 autocast, as chosen at the start",  # on a card that is tried before
+    "auto": "fp32 or bf16 autocast, as chosen at the start",  # only in the rehearsal, before it is chosen
 }
 
 
 def settings_rows(config: Config) -> Rows:
-    """The settings that changed the result, in the order in which a reader needs them."""
+    """The settings that changed the result, the most important ones first."""
     distilled = config.uses_teacher
     teacher = _named(config.teacher.path, config.teacher.revision)
     return [
@@ -46,7 +46,7 @@ def settings_rows(config: Config) -> Rows:
 
 
 def in_words(schedule: Schedule) -> str:
-    """A value over the run: `2`, or `from 4 to 1 along a cosine, over the first 50% of the steps`."""
+    """A schedule in words: `2`, or `from 4 to 1 along a cosine, over the first 50% of the steps`."""
     if schedule.points:
         return ", then ".join(f"{value:g} from {_percent(begin)} of the steps on" for begin, value in schedule.points)
     if schedule.start == schedule.end:
@@ -104,7 +104,7 @@ def _distillation(config: Config) -> Rows:
 
 
 def _weight_of_distilled(config: Config) -> Rows:
-    """The factor on the rows that the policy distills, also where a control has no teacher for them."""
+    """The factor `ce_on_distilled`, which also holds in a control without a teacher."""
     if config.distill.policy == "none":
         return []
     named = "distilled rows" if config.uses_teacher else "rows that the run distills"
@@ -155,7 +155,7 @@ def _optimization(train: TrainConfig) -> Rows:
 
 
 def _computation(train: TrainConfig) -> str:
-    """Precision, and settings that change the result only by rounding."""
+    """Precision, and settings that change the result by rounding alone."""
     precision = PRECISIONS[train.precision]
     samples = "samples packed" if train.packing else "samples padded"
     parts = [

@@ -1,4 +1,4 @@
-"""The command that measures the models of a run that was trained without evaluation tasks."""
+"""The command that evaluates a run which was trained without evaluation tasks, for its report."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ TASKS = "arc_easy,hellaswag,textvqa"  # to start with: two of language, one of v
 
 
 def evaluate_command(config: Config, folder: RunFolder) -> str | None:
-    """`python -m lingu_ray.evaluate` with the run's models, and results beside the run's report, ready to copy.
+    """`python -m lingu_ray.evaluate` with the run's models, ready to copy; its results lie in the run's folder.
 
-    None where the model has code of its own, which its export has, and which evaluation does not run.
+    None where the export has model code of its own, which evaluation does not run.
     """
     if any(folder.export.glob("*.py")):
         return None

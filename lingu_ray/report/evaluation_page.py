@@ -1,4 +1,4 @@
-"""The page of an evaluation, and the part of a run's page that shows one."""
+"""The page of an evaluation, and its part in a run's page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lingu_ray.report.score_plots import plot_recovery, recovery_panels
 
 
 def write_evaluation(result: Recovery, out_dir: Path) -> Path:
-    """Write `report.html` and `recovery.png` of an evaluation that belongs to no run; returns the page's path."""
+    """Write `report.html` and `recovery.png` of a separate evaluation; returns the page's path."""
     template = environment().get_template("evaluation.html")
     page = out_dir / "report.html"
     write_text(page, template.render(name=out_dir.resolve().name, **scores_shown(result, out_dir)))
@@ -23,7 +23,7 @@ def write_evaluation(result: Recovery, out_dir: Path) -> Path:
 
 
 def scores_shown(result: Recovery | None, folder: Path) -> dict[str, Any]:
-    """What `scores.html` shows of a result, whose items lie in `folder`; draws `recovery.png` there."""
+    """The variables of `scores.html` for a result with its items in `folder`; also draws `recovery.png` there."""
     if result is None:
         return {"result": None}
     plot_recovery(result, folder / "recovery.png")

@@ -1,4 +1,4 @@
-"""Answers to held-out questions during training, with the questions' images from the corpus."""
+"""Sample answers to held-out questions during training, side by side, with the questions' images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from lingu_ray.report.samples import Answered, Answers
 from lingu_ray.runtime.run_folder.records import Record
 
 Key = tuple[str, int]
-"""What identifies a held-out row: its source and its position among the source's held-out rows."""
+"""A held-out row: its source, and its position among the source's held-out rows."""
 
 
 def held_out_answers(runs: dict[str, list[Record]], corpus: Path | str | None) -> Answers | None:
-    """Each sampled question once, with the run's first and last answer and the controls' last; None without any.
+    """Each sampled question with the run's first and last answer and the controls' last ones; None without samples.
 
     Args:
-        runs: content of `samples.jsonl` by model: the run, and its controls.
-        corpus: folder of the corpus that the questions come from; without it they have no images.
+        runs: records of `samples.jsonl` by model: the run first, then its controls.
+        corpus: folder of the corpus, which has the questions' images; None: no images.
     """
     (own, records), *others = runs.items()
     if not records:
@@ -31,22 +31,22 @@ def held_out_answers(runs: dict[str, list[Record]], corpus: Path | str | None) -
     first, last = records[0]["step"], records[-1]["step"]
     headings = {first: f"step {first}", last: f"{display_name(own)}, step {last}"}
     questions = {_key(record): record for record in records}
-    said: dict[Key, dict[str, str]] = {key: {} for key in questions}
+    answers: dict[Key, dict[str, str]] = {key: {} for key in questions}
     for record in records:
-        if (heading := headings.get(record["step"])) and _asks(record, questions):
-            said[_key(record)][heading] = record["answer"]
+        if (heading := headings.get(record["step"])) and _asks_same(record, questions):
+            answers[_key(record)][heading] = record["answer"]
     for model, of_other in others:
         for record in of_other:
-            if _asks(record, questions) and (answers := said[_key(record)]):
-                answers[display_name(model)] = record["answer"]
-    images = _thumbnails(corpus, set(said)) if corpus is not None else {}
+            if _asks_same(record, questions) and (of_question := answers[_key(record)]):
+                of_question[display_name(model)] = record["answer"]
+    images = _thumbnails(corpus, set(answers)) if corpus is not None else {}
     rows = [
         Answered(
             record["source"],
             without_placeholders(record["question"]),
             images.get(key, []),
             record["expected"],
-            said[key],
+            answers[key],
         )
         for key, record in questions.items()
     ]
@@ -57,14 +57,14 @@ def _key(record: Record) -> Key:
     return record["source"], record["position"]
 
 
-def _asks(record: Record, questions: dict[Key, Record]) -> bool:
-    """Whether a record asks what the question at its place does: data that changed on the way put another there."""
-    asked = questions.get(_key(record))
-    return asked is not None and asked["question"] == record["question"]
+def _asks_same(record: Record, questions: dict[Key, Record]) -> bool:
+    """Whether a record's question is the one with its key; it is another one where the data changed during the run."""
+    known = questions.get(_key(record))
+    return known is not None and known["question"] == record["question"]
 
 
 def _thumbnails(corpus: Path | str, keys: set[Key]) -> dict[Key, list[str]]:
-    """The rows' images as `data:` addresses; none where the corpus was deleted."""
+    """The rows' images as `data:` URLs; none where the corpus was deleted."""
     path = existing_file(corpus, VALIDATION_FILE)
     if path is None:
         return {}

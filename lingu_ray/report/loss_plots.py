@@ -22,15 +22,15 @@ Runs = dict[str, list[Record]]
 
 
 def loss_panels(runs: Runs) -> list[Panel]:
-    """CE, KD and validation by source over the steps; what the run's records do not have is left out."""
+    """Panels of CE, KD and validation by source over the steps, as far as the run's records have them."""
     own = next(iter(runs.values()))
-    there = (
+    panels = (
         ("Training cross-entropy", partial(_draw_training, key="ce"), any(r.get("ce") is not None for r in own)),
         ("Teacher–student divergence", partial(_draw_training, key="kd"), any(r.get("kd") is not None for r in own)),
         ("Validation cross-entropy by source", _draw_validation, any("validation" in r for r in own)),
     )
-    known = {model: records for model, records in runs.items() if records}
-    return [Panel(title, SIZE, partial(_draw, known, title, draw)) for title, draw, drawn in there if drawn]
+    started = {model: records for model, records in runs.items() if records}
+    return [Panel(title, SIZE, partial(_draw, started, title, draw)) for title, draw, has_data in panels if has_data]
 
 
 def _draw(runs: Runs, title: str, draw: Callable[[Axes, Runs], None], axis: Axes) -> None:
@@ -43,7 +43,7 @@ def _draw(runs: Runs, title: str, draw: Callable[[Axes, Runs], None], axis: Axes
 
 
 def _draw_training(axis: Axes, runs: Runs, key: str) -> None:
-    """Every step pale, and the moving mean over it."""
+    """Every step in a pale line, and the moving mean over it."""
     for line, (model, records) in zip(LINES, runs.items(), strict=False):
         points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
         if points:

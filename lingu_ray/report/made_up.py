@@ -1,4 +1,4 @@
-"""Made-up records and results, small and valid, under the names of a real run: its sources, tasks and models."""
+"""Small made-up records and results with a real run's names of sources, tasks and models, for the rehearsal."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ _MEANS = Means(_FOUND, _FOUND)
 
 
 def write_run(config: Config) -> Recovery | None:
-    """Write into the folder of a run what one step leaves there, and measured items; returns their result.
+    """Write what a short training and evaluation leave in the folders of a run and its controls; returns the result.
 
-    None without evaluation tasks. Of its controls records are written too.
+    None without evaluation tasks.
     """
     folder, controls = RunFolder(config.run_dir), control_configs(config)
     corpus = folder.root / "corpus"
@@ -67,9 +67,9 @@ def write_run(config: Config) -> Recovery | None:
 
 
 def write_result(settings: EvaluationConfig, models: Sequence[str], out_dir: Path) -> Recovery:
-    """Write `recovery.json` and items of these models on one task, that of the longest name; returns the result.
+    """Write `recovery.json` and items of these models on the task with the longest name; returns the result.
 
-    One, since a task takes as long to draw as all the rest.
+    On one task only, since a task takes as long to draw as all the rest.
     """
     task = max(settings.tasks, key=lambda task: len(task.name))
     result = _result(settings, task, models)
@@ -88,7 +88,7 @@ def _result(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str])
 
 
 def _scores(settings: EvaluationConfig, task: TaskConfig, models: Sequence[str]) -> TaskScores:
-    """The same score of every model; the teacher has no images to answer about."""
+    """The same score for every model; on a vision task for all but the teacher."""
     metric = METRICS[task.type]
     own = [model for model in models if task.kind == "language" or model != TEACHER] or list(models)
     made_up = TaskScores(
@@ -143,7 +143,7 @@ def _write_records(config: Config, folder: RunFolder) -> None:
     metrics, samples = JsonLines(folder.metrics), JsonLines(folder.samples)
     sources = [source.name for source in config.training_sources()]
     for step in (1, 2):
-        loss = {"loss": 1.0, "ce": 1.0, "kd": None}  # which would be drawn as `ce` is
+        loss = {"loss": 1.0, "ce": 1.0, "kd": None}  # KD would be drawn by the same code as CE
         speed = {"tokens": 1, "tokens_per_s": 1.0, "step_s": 1.0, "data_wait": 0.0, "teacher_wait": 0.0}
         metrics.append({"step": step, **loss, **speed})
         metrics.append({"step": step, "validation": {name: {"ce": 1.0, "tokens": 1} for name in sources}})

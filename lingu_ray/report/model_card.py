@@ -40,8 +40,8 @@ def write_model_card(
         config: the run's settings.
         result: what was measured; None where the run was not evaluated.
         manifest: the corpus manifest.
-        control_of: for a control, the name of the run that it is the control of.
-        step: steps after which the model was exported; None: all of the run's.
+        control_of: of a control, the name of its run.
+        step: the step that was exported; None: the last one.
     """
     templates, done, role = environment(), step or config.train.steps, trained_role(config)
     since = corpus_since(RunFolder(config.run_dir))
@@ -66,17 +66,17 @@ def write_model_card(
 
 
 def cell(text: str) -> str:
-    """A text as a cell of a Markdown table, which a bar or a line's end would close."""
+    """A text as a cell of a Markdown table, with bars and line ends escaped."""
     return " ".join(text.replace("|", r"\|").split("\n"))
 
 
 def front_matter(config: Config) -> dict[str, Any]:
-    """What the Hugging Face hub reads. Local models and data are left out: they have no page there."""
+    """The metadata that the Hugging Face hub reads. Local models and data are left out, as they have no page there."""
     matter: dict[str, Any] = {**_license(config), **_language(config)}
     if bases := hub_ids(config.student.path) if config.student.path else []:
         matter |= {"base_model": bases, "base_model_relation": "finetune"}
     elif bases := [*hub_ids(config.teacher.path), *(hub_ids(config.student.tower[0]) if config.student.tower else [])]:
-        matter["base_model"] = bases  # decoder and tower came from them; no finetune of one, since the other was added
+        matter["base_model"] = bases  # of decoder and tower; the model is no finetune of either alone
     if datasets := [source.path for source in config.training_sources() if is_hub_id(source.path)]:
         matter["datasets"] = list(dict.fromkeys(datasets))
     tags = DISTILLED_TAGS if config.uses_teacher else TAGS
@@ -84,11 +84,10 @@ def front_matter(config: Config) -> dict[str, Any]:
 
 
 def _license(config: Config) -> dict[str, Any]:
-    """The student's license, since its weights were trained on; the teacher's where the student names none.
+    """The student's license, else the teacher's; none where that would be a guess.
 
-    Both are ancestors of the decoder's weights. Where neither names a license the card names none: which one applies
-    depends on models and data, and is not guessed. So it is where a new VLM's decoder and tower differ in theirs, and
-    where a card is not known, which may name another.
+    Both models are ancestors of the decoder's weights. It would be a guess where neither names a license, where the
+    decoder and the tower of a new VLM have different ones, and where a card is unknown, as it may name another.
     """
     cards = _known_ancestors(config)
     licenses = [{key: card[key] for key in _LICENSE if card.get(key)} for card in cards]
@@ -98,14 +97,14 @@ def _license(config: Config) -> dict[str, Any]:
 
 
 def _language(config: Config) -> dict[str, Any]:
-    """The languages that the student's card names, or else the teacher's; none where the student's is not known."""
+    """The languages of the student's card, else of the teacher's; none where the student's card is unknown."""
     return next(({"language": card["language"]} for card in _known_ancestors(config) if card.get("language")), {})
 
 
 def _known_ancestors(config: Config) -> list[dict[str, Any]]:
-    """The front matter of the cards of the student, where it is no new model, the teacher, and a new VLM's tower.
+    """The front matter of the cards of student (unless it is new), teacher, and a new VLM's tower.
 
-    Up to the first that is not known.
+    Up to the first card that is unknown.
     """
     student, teacher = config.student, config.teacher
     models = [(student.path, student.revision), (teacher.path, teacher.revision)]
@@ -115,7 +114,7 @@ def _known_ancestors(config: Config) -> list[dict[str, Any]]:
 
 
 def data_name(source: SourceConfig) -> str:
-    """A hub dataset as a link, with configuration and split; else that it is local, and in which format."""
+    """A hub dataset as a link, with configuration and split; local data with their format."""
     limit = f", first {source.limit}" if source.limit else ""
     if not is_hub_id(source.path):
         return f"local, format {source.format}{limit}"

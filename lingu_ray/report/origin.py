@@ -1,4 +1,4 @@
-"""Where models and data come from, as the Hugging Face hub names them."""
+"""Hub ids and cards of the models that a run started from, for its model card."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from lingu_ray.paths import hub_model, is_hub_id, model_origin
 
 
 def public_name(origin: str) -> str:
-    """A hub id, with its revision and the file of a GGUF, or the last part of a path: folders are not published."""
+    """A model's name that may be published: a hub id with its revision and GGUF file, or the last part of a path."""
     place, _ = model_origin(origin)
     return origin if hub_model(place) else Path(origin).name
 
 
 def card_metadata(model: str, revision: str | None = None) -> dict[str, Any] | None:
-    """The front matter of the model's own card, empty where it has none; None where the card is not known."""
+    """The front matter of a model's card, empty where the card has none; None where the card is unknown."""
     readme = _file(model, "README.md", revision)
     if readme is None:
         return None
     try:
         block = REGEX_YAML_BLOCK.search(readme.read_text("utf-8"))
         metadata = strict_yaml.load(block[2], str(readme))[0] if block else {}
-    except (UnicodeDecodeError, UserError):  # a card that cannot be read says nothing
+    except (UnicodeDecodeError, UserError):  # the card is damaged
         return None
     return metadata if isinstance(metadata, dict) else None
 
 
 def hub_ids(model: str) -> list[str]:
-    """The model's hub id; of a folder, or a location, the ids that it came from, by its configuration or else its card.
+    """A model's hub id; for a folder or location, the ids of its base models by its configuration, else by its card.
 
-    A card may name several base models. Empty where none is known.
+    Empty where none is known.
     """
     place, _ = model_origin(model)
     if hub := hub_model(place):
@@ -47,12 +47,12 @@ def hub_ids(model: str) -> list[str]:
     named = json.loads(config.read_text("utf-8")).get("_name_or_path") if config else None
     bases = (card_metadata(model) or {}).get("base_model") or []
     candidates = ([named] if named else []), (bases if isinstance(bases, list) else [bases])
-    found = ([one for one in of if isinstance(one, str) and is_hub_id(one)] for of in candidates)
-    return next((ids for ids in found if ids), [])
+    ids = ([one for one in of_file if isinstance(one, str) and is_hub_id(one)] for of_file in candidates)
+    return next(filter(None, ids), [])
 
 
 def _file(model: str, name: str, revision: str | None = None) -> Path | None:
-    """A file beside the model's weights, fetched alone where it is not here; None where there is none to be had."""
+    """A file beside the model's weights, fetched alone if it is not on this machine; None where there is none."""
     place, gguf = model_origin(model)
     if hub := hub_model(place, revision):
         return _of_hub(*hub, name, gguf.get("gguf_file", "config.json"))
@@ -65,7 +65,7 @@ def _file(model: str, name: str, revision: str | None = None) -> Path | None:
 
 
 def _of_hub(model: str, revision: str | None, name: str, loaded: str) -> Path | None:
-    """The file of the commit that the file `loaded` is of: asked for by a branch, it would move the branch here."""
+    """A file of the commit that the local file `loaded` is from; asking by branch could fetch a newer commit."""
     here, of_commit = (try_to_load_from_cache(model, file, revision=revision) for file in (name, loaded))
     if isinstance(here, str):
         return Path(here)

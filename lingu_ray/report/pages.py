@@ -1,4 +1,4 @@
-"""How pages are made: templates with their filters, figures as SVG elements."""
+"""HTML pages: Jinja templates, their filters, and figures as SVG elements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lingu_ray.report.plots import Panel, display_name, format_number
 
 @cache
 def environment(*others: jinja2.BaseLoader) -> jinja2.Environment:
-    """The templates of this room and of `others`, with filters for scores; HTML is escaped."""
+    """A Jinja environment with the templates of this folder and of `others`, and filters for scores; escapes HTML."""
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader("lingu_ray", "report/templates"), *others]),
         autoescape=lambda template: template is not None and template.endswith(".html"),
@@ -35,7 +35,7 @@ def svgs(panels: list[Panel]) -> list[Markup]:
 
 
 def format_score(found: Estimate, is_share: bool) -> tuple[str, str]:
-    """A score and its interval: `54.7%`, `[51.6, 57.8]`; of what is no share a number: `38.9`, `[37.2, 40.6]`."""
+    """A score and its interval: `54.7%`, `[51.6, 57.8]`, or if it is no share `38.9`, `[37.2, 40.6]`."""
     if not is_share:
         return format_number(found.value), f"[{', '.join(format_number(x) for x in found.ci)}]"
     score, _, ci = found.percent(1).partition(" ")
@@ -43,7 +43,7 @@ def format_score(found: Estimate, is_share: bool) -> tuple[str, str]:
 
 
 def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
-    """Recovery or retention of the model on a task with its interval, or why the distilled model's has no value."""
+    """A model's recovery or retention on a task with its interval, or why the distilled model has none."""
     found = task.models.get(model)
     if found is not None and found.quotient is not None:
         return f"{task.quotient_name} {found.quotient.percent(task.digits)}"
@@ -52,7 +52,7 @@ def format_quotient(task: TaskScores, model: str = DISTILLED) -> str:
 
 
 def format_seeing(task: TaskScores, references: References) -> str:
-    """What images add to the baseline's score on a task that was also asked without them."""
+    """How much images add to the baseline's score, for a task that was also measured without them."""
     model = references.baseline
     if task.blind is None or model not in task.blind.seeing:
         return "–"
@@ -61,19 +61,19 @@ def format_seeing(task: TaskScores, references: References) -> str:
 
 
 def compared_models(result: Recovery) -> list[str]:
-    """The models that the distilled one is compared with, on any task."""
+    """The models that the distilled one is compared with on some task."""
     return in_order(model for task in result.tasks.values() for model in task.over)
 
 
 def format_ahead(result: Recovery, other: str, quotient: QuotientName) -> str:
-    """The distilled model's mean recovery or retention minus that of `other`; a dash for none."""
+    """The distilled model's mean recovery or retention minus that of `other`; a dash without a value."""
     means = result.over.get(other)
     difference = None if means is None else means.of(quotient)
     return "–" if difference is None else f"{difference.points(1)} points"
 
 
 def format_over(task: TaskScores, other: str) -> tuple[str, str]:
-    """How much better the distilled model is than `other`, and what that one has back or kept; a dash for none."""
+    """The distilled model's lead over `other`, and the recovery or retention of `other`; a dash without a value."""
     difference = task.over.get(other)
     if difference is None:
         return "–", ""

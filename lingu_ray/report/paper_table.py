@@ -15,7 +15,7 @@ MODELS = (*OF_THE_PAPER, DISTILLED)
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One average: the models' levels in the order of `MODELS`, and the distilled one's gain over fine-tuning."""
+    """One row: the models' mean scores in the order of `MODELS`, and the distilled model's gain over fine-tuning."""
 
     label: str
     levels: list[str]
@@ -25,8 +25,8 @@ class PaperRow:
 def paper_rows(result: Recovery) -> list[PaperRow]:
     """The rows of the table; none where recovery is not measured as in the paper.
 
-    Scores that are shares are averaged over the tasks of a kind that count in its mean. Others (MME, CIDEr, perplexity)
-    have a scale of their own, and each has a row.
+    Shares (accuracies) are averaged over the tasks of a kind that count in its mean. Other scores (MME, CIDEr,
+    perplexity) have scales of their own, so each task has a row.
     """
     if result.references != OF_THE_PAPER:
         return []

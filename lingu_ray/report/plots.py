@@ -1,12 +1,12 @@
-"""What all figures share: style, colors, and panels.
+"""Style, colors and panels that all figures share.
 
 A figure is a list of `Panel`s, each with a function that draws on a matplotlib `Axes`. The same list is shown twice:
 
 - in a page: `pages.svgs(panels)` gives one `<svg>` per panel, and the macro `figure` of `parts.html` lays them out.
-  Text, rules and background follow the page, light or dark, where they are drawn in `INK`, `SOFT` and `LINE`
-  (`svg.py`), which matplotlib's own text and axes are (`STYLE`);
-- as a PNG on white: `save_panels(panels, path)` puts them side by side. A figure that needs more than that, such as a
-  grid with a title, draws its panels on a `canvas`.
+  What is drawn in `INK`, `SOFT` and `LINE` (`svg.py`) takes the page's colors, light or dark; `STYLE` draws
+  matplotlib's text and axes in them;
+- as a PNG on white: `save_panels(panels, path)` puts them side by side. A figure that needs more, such as a grid with a
+  title, draws its panels on a `canvas`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLORS = {
     TEACHER: "#999999",
     ORIGINAL_VLM: "#CC79A7",
     FINE_TUNED: "#E69F00",
-    ADAPTED: "#E69F00",  # not beside the fine-tuned model: each is what the distilled one is measured against
+    ADAPTED: "#E69F00",  # never in one figure with the fine-tuned model: each is the baseline of its kind of run
     SAME_CE: "#0072B2",
     PLAIN_CE: "#56B4E9",
     DISTILLED: "#009E73",
@@ -52,7 +52,7 @@ NAMES = {
     PLAIN_CE: "plain CE",
     DISTILLED: "distilled",
 }
-_WIDER = (
+_WIDE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
     "Noto Sans SC",
@@ -73,8 +73,8 @@ _WIDER = (
     "Arial Unicode MS",
     "Noto Sans Thai",
 )
-"""Fonts with letters that DejaVu Sans lacks: of Chinese, Japanese, Korean, Thai."""
-FONTS = ["DejaVu Sans", *(name for name in _WIDER if name in get_font_names())]
+"""Fonts with the Chinese, Japanese, Korean or Thai letters that DejaVu Sans lacks."""
+FONTS = ["DejaVu Sans", *(name for name in _WIDE_FONTS if name in get_font_names())]
 STYLE = {
     "font.size": 10,
     "font.family": FONTS,
@@ -95,7 +95,7 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-HUGE = 1e7  # from which on digits are too many to read
+HUGE = 1e7  # larger numbers have too many digits to read
 OTHERS = ("#D55E00", "#F0E442", INK)
 MORE = ("#332288", "#882255", "#117733", "#AA4499", "#44AA99", "#999933", "#CC6677", "#88CCEE", "#DDCC77")
 """Paul Tol's muted colors, for models beyond those of the other palette."""
@@ -123,30 +123,30 @@ def display_name(model: str) -> str:
 
 @contextmanager
 def _styled(size: tuple[float, float]) -> Iterator[Figure]:
-    with style.context(["default", STYLE]), warnings.catch_warnings():  # whatever matplotlibrc says; needs no backend
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a line for each letter; `canvas` says it once
+    with style.context(["default", STYLE]), warnings.catch_warnings():  # independent of matplotlibrc and of a backend
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # it comes for each letter; `canvas` warns once
         yield Figure(figsize=size, layout="constrained")
 
 
 @contextmanager
 def canvas(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure of that size, inches, in the style of all figures; saved at the end as a PNG on white."""
+    """A figure of that size in inches, in the common style; saved as a PNG on white when the block ends."""
     with _styled(size) as figure:
         yield figure
-        if not _has_letters(figure):
-            _tell_of_boxes()
+        if not _has_glyphs(figure):
+            _warn_of_missing_glyphs()
         figure.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.15)
 
 
-def _has_letters(figure: Figure) -> bool:
-    """Whether each letter of the figure's texts is in one of the fonts."""
+def _has_glyphs(figure: Figure) -> bool:
+    """Whether the fonts have a glyph for each letter of the figure's texts."""
     known = {ord("\n")}.union(*(get_font(findfont(name)).get_charmap() for name in FONTS))
     return known.issuperset(ord(letter) for text in figure.findobj(Text) for letter in text.get_text())
 
 
 @cache
-def _tell_of_boxes() -> None:
-    """Say once in a process that letters are boxes."""
+def _warn_of_missing_glyphs() -> None:
+    """Warn once in a process that figures show boxes in place of letters."""
     log.warning(
         "figures (.png) have boxes for letters that no font here has: install one that has them, such as Noto Sans CJK "
         "for Chinese, Japanese and Korean. Pages show them in the browser's fonts"
@@ -163,7 +163,7 @@ def save_panels(panels: list[Panel], path: Path) -> None:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Moving mean over a twentieth of the values, over fewer at both ends."""
+    """Moving mean over a twentieth of the values; over fewer at both ends."""
     window = max(1, len(values) // 20)
     at = np.arange(len(values))
     begin, end = np.maximum(at - window // 2, 0), np.minimum(at + (window + 1) // 2, len(values))
@@ -172,14 +172,14 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def model_colors(models: list[str]) -> dict[str, str]:
-    """Each model's color: its own, or the next of those that no model here has of its own."""
+    """Each model's color: its own (`COLORS`), or the next one that no model here has."""
     own = {model: COLORS[model] for model in models if model in COLORS}
     free = cycle(color for color in dict.fromkeys((*OTHERS, *COLORS.values(), *MORE)) if color not in own.values())
     return {model: own.get(model) or next(free) for model in models}
 
 
 def format_number(value: float) -> str:
-    """A score that is no share, with three digits or whole: `0.83`, `38.9`, `10,742`; a huge one as `1.3e+09`."""
+    """A score that is no share: `0.83`, `38.9`, `10,742`, and a huge one as `1.3e+09`."""
     if value >= HUGE:
         return f"{value:.1e}"
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""The report, drawn before the work that it is about: what would fail at the end of a run fails at its start."""
+"""The rehearsal of a report: it is drawn from made-up records at the start, so that it cannot fail at the end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lingu_ray.storage import working_folder
 
 
 def rehearse_report(config: Config) -> None:
-    """Draw page, figures and model cards of the run and its controls from made-up records in its `output_dir`.
+    """Draw page, figures and model cards of the run and its controls from made-up records, in its `output_dir`.
 
-    Settings, sources, tasks and models have the run's own names. All of it is removed again.
+    Settings, sources, tasks and models have the run's own names. All files are removed again.
 
     Raises:
-        UserError: something of it fails.
+        UserError: something fails.
     """
     with rehearsed(f"output_dir={config.output_dir}", working_folder(config.output_dir)) as scratch:
         from lingu_ray.report.made_up import write_run
@@ -31,14 +31,14 @@ def rehearse_report(config: Config) -> None:
         write_run_report(made_up, write_run(made_up))
         wanted = front_matter(made_up)
         if card_metadata(str(RunFolder(made_up.run_dir).export)) != wanted:
-            raise UserError(f"the model card's front matter is another one when it is read again: {wanted}")
+            raise UserError(f"the model card's front matter differs when it is read back: {wanted}")
 
 
 def rehearse_evaluation(settings: EvaluationConfig, models: Iterable[str], out_dir: Path) -> None:
-    """Draw the page of an evaluation of these models from made-up results, in `out_dir`, and remove it again.
+    """Draw the page of an evaluation of these models from made-up results, in `out_dir`; all files are removed again.
 
     Raises:
-        UserError: something of it fails.
+        UserError: something fails.
     """
     with rehearsed(f"out={out_dir}", out_dir) as scratch:
         from lingu_ray.report.evaluation_page import write_evaluation
@@ -50,10 +50,10 @@ def rehearse_evaluation(settings: EvaluationConfig, models: Iterable[str], out_d
 
 @contextmanager
 def rehearsed(setting: str, folder: Path) -> Iterator[Path]:
-    """Yield a folder inside of `folder` in which to draw; what is raised meanwhile becomes a UserError with its cure.
+    """Yield a temporary folder inside of `folder` to draw in; errors of the block become a UserError with a cure.
 
     Args:
-        setting: the one that names `folder`, and its value.
+        setting: the setting that names `folder`, with its value, for the message.
         folder: where the real report will lie.
     """
     try:
@@ -71,7 +71,7 @@ def _explained(setting: str, error: Exception) -> str:
     again = "install lingu_ray with its dependencies again"
     if isinstance(error, UserError):
         return f"{tried} cannot be drawn: {error}"
-    if isinstance(error, OSError) and error.errno is not None:  # a template that is missing is an OSError without
+    if isinstance(error, OSError) and error.errno is not None:  # a missing template is an OSError without one
         cure = "Make room, shorten the names that it says are too long, or name another folder"
         return f"{setting}: {tried} cannot be written there: {error}. {cure}"
     said = f"{tried} cannot be drawn: {type(error).__module__}.{type(error).__qualname__}: {error}"

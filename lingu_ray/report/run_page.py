@@ -31,16 +31,16 @@ from lingu_ray.runtime.tracking.environment import read_environment
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report/report.html`, `loss.png` and `recovery.png` from what the run's folder holds; the page's path.
+    """Write `report/report.html`, `loss.png` and `recovery.png` from the run's folder; returns the page's path.
 
-    Read where they exist: config.yaml, environment.json, the record of the alignment, metrics.jsonl, samples.jsonl,
-    corpus.json (and the corpus it points to), report/recovery.json, and metrics and samples of the controls. What is
-    missing is left out of the page.
+    It reads config.yaml, environment.json, the record of the alignment, metrics.jsonl, samples.jsonl, corpus.json (and
+    the corpus that it names), report/recovery.json, and metrics and samples of the controls. What is missing is left
+    out of the page.
     """
     run = RunFolder(run_dir)
     run.report.mkdir(parents=True, exist_ok=True)
     config = load_yaml(run.config) if run.config.exists() else None
-    runs, counts = _trained(run, config), manifest(run_dir)
+    runs, counts = _runs(run, config), manifest(run_dir)
     metrics = {model: read_records(folder.metrics) for model, folder in runs.items()}
     records = next(iter(metrics.values()))  # the run's own
     samples = {model: read_records(folder.samples) for model, folder in runs.items()}
@@ -73,8 +73,8 @@ def write_report(run_dir: Path) -> Path:
     return page
 
 
-def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
-    """The run and its controls, as far as there are some, by the roles of their models."""
+def _runs(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
+    """The folders of the run and of the controls that were trained, by the roles of their models."""
     runs = {DISTILLED if config is None else trained_role(config): run}
     for name in CONTROLS:
         control = control_folder(run, name)
@@ -84,12 +84,12 @@ def _trained(run: RunFolder, config: Config | None) -> dict[str, RunFolder]:
 
 
 def _steps(records: list[Record]) -> int:
-    """Optimizer steps that were done."""
+    """Number of optimizer steps that were taken."""
     return max((record["step"] for record in records if "step_s" in record), default=0)
 
 
 def manifest(run_dir: Path) -> dict[str, Any] | None:
-    """The manifest of the run's corpus."""
+    """The manifest of the run's corpus; None where the corpus was deleted."""
     corpus = corpus_place(RunFolder(run_dir))
     file = None if corpus is None else existing_file(corpus, MANIFEST)
     return None if file is None else read_json(file)
@@ -97,8 +97,9 @@ def manifest(run_dir: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Of all steps: their number, how many of them were skipped as not finite, seconds, supervised tokens, tokens per
-    second (median), shares of time waiting; `workers`: their number and the first step with it, each time it changed.
+    """Throughput of a run. `steps`: their number; `skipped`: those of them that were not finite; `seconds` and
+    `supervised_tokens`: of all steps; `tokens_per_s`: median; `data_wait`, `teacher_wait`: shares of the time.
+    `workers`: their number, and the first step with it, for each change.
     """
 
     steps: int
@@ -134,6 +135,6 @@ def throughput(records: list[Record]) -> Throughput | None:
 
 
 def _changes(workers: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those whose number differs from that of the step before."""
+    """The first entry, and those with another number of workers than the entry before."""
     before = [None, *(number for number, _ in workers)]
     return [one for one, number in zip(workers, before, strict=False) if one[0] != number]

@@ -1,4 +1,4 @@
-"""All that people look at of a finished run: its page with figures, its model card, and those of its controls."""
+"""The whole report of a finished run: its page with figures, its model card, and the cards of its controls."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ log = logging.getLogger(__name__)
 
 
 def write_run_report(config: Config, result: Recovery | None) -> Path:
-    """Write model cards and report of a run from what its folder holds; returns the page's path.
+    """Write model cards and page of a run from its folder; returns the page's path.
 
-    Where the corpus was deleted since, cards stay as they were: they show its counts.
+    Where the corpus was deleted, model cards stay unchanged, since they show its counts.
 
     Args:
         config: the run's settings.

@@ -1,4 +1,4 @@
-"""The first items of each task with the answer of every model."""
+"""The first items of each evaluation task with every model's answer, side by side."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PER_TASK = 4
 
 @dataclass(frozen=True)
 class Answered:
-    """One question of a task or source. `images`: `data:` addresses; `answers`: by heading."""
+    """A question of a task or source (`origin`) with its answers. `images`: `data:` URLs; `answers`: by heading."""
 
     origin: str
     asked: str
@@ -30,7 +30,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Answers:
-    """Questions with their answers, the headings of the answers, and which of them is the run's own."""
+    """Questions with their answers, the headings of the answers, and the run's own heading (`ours`)."""
 
     rows: list[Answered]
     headings: list[str]
@@ -38,7 +38,7 @@ class Answers:
 
 
 def answered(out_dir: Path, result: Recovery) -> Answers:
-    """The first items of the tasks; a task of likelihoods alone (perplexity) has no answers to show."""
+    """The first items of each task; a task of likelihoods alone (perplexity) has no answers to show."""
     rows = [one for name, task in result.tasks.items() for one in _of_task(out_dir, name, task)]
     return Answers(rows, [display_name(model) for model in result.measured], display_name(DISTILLED))
 
@@ -55,7 +55,7 @@ def _of_task(out_dir: Path, name: str, task: TaskScores) -> list[Answered]:
             without_placeholders(first[SAMPLE][place]["asked"]),
             [data_uri(image) for image in first[SAMPLE][place]["images"]],
             _expected(first, place),
-            {display_name(model): _said(columns, place, task.metric) for model, columns in items.items()},
+            {display_name(model): _answer(columns, place, task.metric) for model, columns in items.items()},
         )
         for place in range(len(first[SAMPLE]))
     ]
@@ -70,14 +70,14 @@ def _expected(columns: Columns, place: int) -> str:
     return options[gold] if options else str(gold)
 
 
-def _said(columns: Columns, place: int, metric: str) -> str:
+def _answer(columns: Columns, place: int, metric: str) -> str:
     if "prediction" in columns:
         return columns["prediction"][place]
     return _options(columns, place)[chosen(columns, metric)[place]]
 
 
 def _options(columns: Columns, place: int) -> list[str]:
-    """The options behind the letters, or the texts that were scored."""
+    """The answers to choose from: those behind the letters, or the texts that were scored."""
     if "choices" in columns:
         return columns["choices"][place]
     return [option.strip() for option in columns[SAMPLE][place]["options"]]

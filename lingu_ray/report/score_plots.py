@@ -19,13 +19,13 @@ from lingu_ray.report.plots import HUGE, Panel, canvas, display_name, format_num
 from lingu_ray.report.svg import INK, SOFT
 
 SIZE = (3.1, 3.4)  # inches of a panel of few models
-BAR = 0.5  # inches that a model's bar and the number above it take
-COLUMNS = 4  # panels in a row, or more where there are more than its square
+BAR = 0.5  # inches of a model's bar, and of the number above it
+COLUMNS = 4  # panels in a row; more where there are more than 4 × 4
 TITLE_POINTS = 12
-TITLE_CHARACTERS = 11  # of the title in an inch
-NAME_POINTS = 190  # width that a task's name may have above its panel
+TITLE_CHARACTERS = 11  # characters of the title in an inch
+NAME_POINTS = 190  # largest width of a task's name above its panel
 METRICS = {"acc": "accuracy ↑", "acc_norm": "accuracy by character ↑", "perplexity": "perplexity ↓, log scale"}
-ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # a text so many points above a place
+ABOVE: dict[str, Any] = {"textcoords": "offset points", "va": "bottom"}  # places a text some points above
 
 
 def recovery_panels(result: Recovery) -> list[Panel]:
@@ -77,7 +77,7 @@ def _draw_task(axis: Axes, name: str, task: TaskScores, models: list[str]) -> No
             axis.annotate("not\nmeasured", (x, 0), (0, 4), **ABOVE, ha="center", fontsize=8, color=SOFT)
             continue
         found = task.models[model].score
-        # A perplexity spans orders of magnitude: bars of its logarithm, which has a 0 to start from.
+        # Perplexities span orders of magnitude, so bars show the logarithm, which starts at 0.
         score, low, high = (np.log10(v) if perplexity else v for v in (found.value, *found.ci))
         axis.bar(x, score, 0.74, color=colors[model])
         axis.vlines(x, low, high, color=INK, linewidth=1.4)
@@ -93,7 +93,7 @@ def _draw_task(axis: Axes, name: str, task: TaskScores, models: list[str]) -> No
     elif task.is_share:
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     unit = f"{_metric(task)}, {task.items:,} items"
-    size = min(10.5, NAME_POINTS / (0.7 * len(name)))  # a bold letter is some 0.7 of its size wide
+    size = min(10.5, NAME_POINTS / (0.7 * len(name)))  # the width of a bold letter is about 0.7 of its size
     axis.annotate(name, (0, 1), (0, 34), **ABOVE, xycoords="axes fraction", fontsize=size, fontweight="bold")
     axis.annotate(_quotient(task), (0, 1), (0, 20), **ABOVE, xycoords="axes fraction", fontsize=9)
     axis.annotate(unit, (0, 1), (0, 7), **ABOVE, xycoords="axes fraction", fontsize=8.5, color=SOFT)

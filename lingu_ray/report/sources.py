@@ -1,4 +1,4 @@
-"""What a run was trained on, source by source, and with which weights: settings and counts of the corpus together."""
+"""The data that a run was trained on, source by source: settings, weights, and counts of the corpus."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lingu_ray.corpus.order import passes
 class TrainedSource:
     """One source.
 
-    `distilled`: whether KD is applied to it. `ce_weight`: of its tokens, `ce_on_distilled` included. `share`:
-    of the rows in the corpus order. `training_rows`: its distinct rows without the held-out ones. `passes`: how often
-    training read them, since they are its data.
+    `distilled`: whether KD applies to it. `ce_weight`: of its tokens, `ce_on_distilled` included. `share`: its share of
+    the rows in the corpus order. `training_rows`: distinct rows that are not held out. `passes`: how often training
+    read them from this corpus.
     """
 
     settings: SourceConfig
@@ -31,7 +31,7 @@ class TrainedSource:
 
 
 def trained_sources(config: Config, manifest: dict[str, Any], steps: int) -> list[TrainedSource]:
-    """The sources of the corpus with this manifest, after `steps` optimizer steps on it."""
+    """The training sources after `steps` optimizer steps on the corpus with this manifest."""
     seen = passes(manifest, steps * config.train.rows_per_step)
     return [_trained(config, source, manifest, seen[source.name]) for source in config.training_sources()]
 

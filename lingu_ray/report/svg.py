@@ -1,4 +1,4 @@
-"""Figures as SVG inside a page: lines and text have the page's colors, light or dark."""
+"""Figures as SVG elements of a page, in the page's light or dark colors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ID = re.compile(r' id="([\w-]+)"')
 def themed_svg(figure: Figure, label: str) -> str:
     """The figure as an `<svg>` element with a transparent background, real text, and `label` as its accessible name.
 
-    Identifiers that nothing refers to are left out, and the others depend on what they name, so that several figures
-    can be in one page.
+    Unused identifiers are left out, and the others are hashes of what they name, so that a page can hold several
+    figures.
     """
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lingu_ray"}):

@@ -96,7 +96,7 @@ def test_a_name_that_no_file_can_have(tmp_path: Path) -> None:
             "{{ nothing_of_that_name }}",
             "UndefinedError: .*nothing_of_that_name.* install lingu_ray",
         ),
-        ("{{ front_matter }}", "front matter is another one when it is read again"),
+        ("{{ front_matter }}", "front matter differs when it is read back"),
         (
             "{% import 'missing.md' as missing %}",
             r"TemplateNotFound: missing\.md\. A part is missing: install",

@@ -228,7 +228,7 @@ def test_figures_are_images_beside_the_page(reported: Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_letters_that_no_font_has_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Not by matplotlib, letter by letter and figure by figure; a page has them as text, for the browser's fonts."""
-    plots._tell_of_boxes.cache_clear()
+    plots._warn_of_missing_glyphs.cache_clear()
     letters = "\U000e0ffe\U000e0fff"
     panels = [Panel("named", (2, 2), lambda axis: axis.set_title(f"“{letters}”"))]
     for _ in range(2):
