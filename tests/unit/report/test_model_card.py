@@ -294,7 +294,7 @@ def test_the_control_without_the_teacher_is_not_called_distilled(tmp_path: Path)
     control = control_config(run, "same_ce")
     text = write_model_card(tmp_path, control, None, MANIFEST, control_of="small").read_text(encoding="utf-8")
     assert "distilled from" not in text and "distillation" not in text.partition("# small")[0]
-    assert "without a teacher, each row's cross-entropy with the weight that it has there." in text
+    assert "without a teacher, with that run's weights of each row's cross-entropy." in text
     assert "| policy | none: cross-entropy alone |" in text and "| teacher |" not in text
     assert "| cross-entropy on rows that the run distills | × 0.2 |" in text
     assert "| stories | local, format text | yes | no |" in text and "| 0.2 | – |" in text
