@@ -1,21 +1,21 @@
-"""The corpus: sources become one mixed, ordered set of rows on disk, which workers read, encode and batch.
+"""The corpus: a mixed, ordered set of rows on disk, built from sources; workers read, encode and batch its rows.
 
 row         one conversation with its encoded images
 
-files       of a source; patterns, split_names, card: which are meant; suffixes: what is a picture
-splits      files cut into parts, a task for each; json_array: where an array's records are
-readers     from bytes to records, by arrow, compression, tar and labels
-formats     from records to conversations, by turns, contents, record and record_keys; beside: what stands beside one
-load_image  the bytes that a record's image means, by images and named_file
-check       whether a conversation is a good row
+files       finds the files of a source, with patterns, split_names, card and suffixes
+splits      cuts files into parts, a task for each; json_array finds the records of an array
+readers     turn bytes into records, with arrow, compression, tar and labels
+formats     turn records into conversations, with turns, contents, record, record_keys and beside
+load_image  loads the image that a record refers to, with images and named_file
+check       decides whether a conversation is a good row
 
-plan        what a corpus is made of, and where it is; fingerprint: by which it is found again
-build       with Ray Data, by normalize, counts and finished
-order       the positions of each row, by mix
-store       the corpus on disk, or in a bucket; pictures: what is asked about those in it
+plan        says what a corpus is made of and where it is; fingerprint identifies it
+build       builds it with Ray Data, with normalize, counts and finished
+order       computes the positions of each row, with mix
+store       holds it on disk or in a bucket; pictures: its pictures with what is asked about them
 
-encode      from a row to ids, masks and pixels: rendering, chat_template, answers, whole_tokens, image_tokens
-processor   the student's, as a run has saved it
-read        the rows of each step, ahead of need; encoding_pool: its threads
-batch       micro-batches of samples
+encode      turns a row into ids, masks and pixels: rendering, chat_template, answers, whole_tokens, image_tokens
+processor   loads the student's processor
+read        reads the rows of each step ahead of need; encoding_pool: its threads
+batch       makes micro-batches of samples
 """

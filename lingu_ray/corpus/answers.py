@@ -1,9 +1,9 @@
-"""Where the answers are in the rendering of a conversation.
+"""Finds the answers in the rendering of a conversation.
 
-An answer begins where the generation prompt ends, which is what the model gets at inference, and stops after what the
-template closes it with: the first special token behind it, and others that always follow that one (`find_closing`).
-Both are found by the template's own renderings, never by looking for the answer's text: so it may occur twice, stand in
-the question, be trimmed, or get an empty `<think>` block before it.
+An answer begins at the end of the generation prompt, which the model gets at inference. It ends after the tokens by
+which the template closes it: the first special token behind it, and those that always follow that one (`find_closing`).
+Both places are found by further renderings of the template, never by a search for the answer's text. So the text may
+occur twice, be part of the question, be trimmed, or have an empty `<think>` block before it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from itertools import count, takewhile, zip_longest
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
 from lingu_ray.corpus.row import Messages, is_target
 
-_STAND_IN = 3141592653589793  # or the next number, for an answer, to see what the template writes around it
+_STAND_IN = 3141592653589793  # this or a later number replaces an answer, to see what the template writes around it
 
 
 @dataclass(frozen=True)
 class Answer:
     """An answer in the rendering of the conversation that ends with it.
 
-    `rendering` stops where the answer does, and the answer begins at `start`. `closed`: with an end-of-turn token.
-    `is_target`: of the loss; not what the row marks as context.
+    The answer begins at `start` and ends with `rendering`. `closed`: whether it has an end-of-turn token. `is_target`:
+    whether it is a target of the loss.
     """
 
     rendering: str
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of a rendered conversation, and whether it is an answer that is a target."""
+    """A part of a rendered conversation, and whether it is an answer that is a target of the loss."""
 
     text: str
     is_target: bool
@@ -43,13 +43,13 @@ class Segment:
 def find_answer(template: ChatTemplate, messages: Messages, closings: Iterable[str]) -> Answer:
     """Find the last message, an answer, in the rendering of the conversation.
 
-    `closings`: what may close it, of which the first behind it does, the longest of those that begin there.
+    `closings`: texts that may close it. The first one behind the answer does; of several there, the longest.
 
-    Up to the answer, the rendering may differ from the generation prompt in white space (LLaVA-OneVision writes
+    Before the answer, the rendering may differ from the generation prompt in white space (LLaVA-OneVision writes
     `assistant \\n` in conversations, and asks with `assistant\\n`), in nothing else.
 
     Raises:
-        CannotEncode: the template refuses the conversation, changes the answer, or asks otherwise than it renders.
+        CannotEncode: the template refuses the conversation, changes the answer, or writes another prompt before it.
     """
     *before, message = messages
     prompt = template.render(before, add_generation_prompt=True)
@@ -65,7 +65,7 @@ def find_answer(template: ChatTemplate, messages: Messages, closings: Iterable[s
             f"the generation prompt is not what stands before an answer: after {prompt[:same][-20:]!r} it has "
             f"{prompt[same : same + 40]!r}, and the conversation {rendering[same : same + 40]!r}"
         )
-    # the prompt may hold its beginning already, as `<think>`
+    # the prompt may hold the beginning of the answer, such as `<think>`
     ends_with_it = _squeezed(rendering[:stop]).endswith(_squeezed(message["content"]))
     if pattern.count(stand_in) != 1 or not rendering.endswith(tail) or start > stop or not ends_with_it:
         raise CannotEncode(
@@ -81,11 +81,11 @@ def find_answer(template: ChatTemplate, messages: Messages, closings: Iterable[s
 def find_closing(
     template: ChatTemplate, question: Messages, special_tokens: Sequence[str], other_tokens: Sequence[str]
 ) -> list[str]:
-    """The tokens that the template closes the answer to a question with; none where it writes none.
+    """The tokens by which the template closes the answer to a question; empty if there are none.
 
-    It is a special token, and those that directly follow it both within a conversation and at its end (Aya's
-    `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`). Where it writes no special one, it is one of `other_tokens`: added to the
-    vocabulary for turns, and not marked as special.
+    They are a special token, and those that directly follow it both within a conversation and at its end (Aya's
+    `<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`). Without a special token it is one of `other_tokens`, which were added to
+    the vocabulary for turns, but not marked as special.
 
     Raises:
         CannotEncode: the template refuses the conversation.
@@ -102,11 +102,11 @@ def find_closing(
 
 
 def segments(answers: list[Answer], end_of_turn: str) -> list[Segment]:
-    """Cut the rendering of a conversation, the last answer's, into answers and what is between them.
+    """Cut the rendering of a conversation, that of its last answer, into answers and the text between them.
 
-    An earlier answer counts as one only if the whole begins as the conversation did that ended with it. Others are part
-    of the next prompt, for nothing generates them so: reasoning models' templates drop the reasoning of earlier turns.
-    An answer that is not closed by the template gets `end_of_turn`, or the student would never learn to stop.
+    An earlier answer counts as an answer only if the whole begins with its own rendering. Else it is part of the next
+    prompt, since nothing generates it in this form: templates of reasoning models drop the reasoning of earlier turns.
+    An answer that the template does not close gets `end_of_turn`, or the student would never learn to stop.
     """
     whole = answers[-1].rendering
     found: list[Segment] = []
@@ -131,20 +131,20 @@ def closed(text: str, answers: list[Answer], end_of_turn: str) -> str:
 
 
 def _stand_in(messages: Messages) -> str:
-    """Digits that no message holds."""
+    """Digits that occur in no message."""
     held = "\0".join(message["content"] for message in messages)
     return next(digits for digits in map(str, count(_STAND_IN)) if digits not in held)
 
 
 def _first(tokens: Iterable[str], text: str) -> str:
-    """Which of the tokens comes first in the text, the longest of those that begin there; empty: none is in it."""
+    """The token that comes first in the text, of several there the longest; empty if there is none."""
     return min(
         (token for token in tokens if token in text), key=lambda token: (text.index(token), -len(token)), default=""
     )
 
 
 def _run(tokens: Sequence[str], text: str) -> list[str]:
-    """The first of the tokens in the text, and those that directly follow it."""
+    """The token that comes first in the text, and those that directly follow it."""
     found = []
     while (token := _first(tokens, text)) and (not found or text.startswith(token)):
         found.append(token)
@@ -153,9 +153,9 @@ def _run(tokens: Sequence[str], text: str) -> list[str]:
 
 
 def _end_of_prompt(rendering: str, prompt: str, content: int) -> int | None:
-    """Where the prompt ends in a rendering that begins with it, but for white space; None: it does not.
+    """Where the prompt ends in a rendering that begins with it, apart from white space; else None.
 
-    White space at the prompt's end is taken up to `content`, where the text of the answer begins.
+    White space at the prompt's end counts up to `content`, where the text of the answer begins.
     """
     if rendering.startswith(prompt):
         return len(prompt)

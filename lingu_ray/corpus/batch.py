@@ -23,8 +23,8 @@ class MicroBatch:
     """The input of one forward pass. Ids are int64, masks bool; padding is on the right.
 
     `sample_BT`: which of the S samples a position belongs to, ascending in row-major order; -1 on padding. Padded
-    micro-batches have one sample per row, packed ones all samples in one row. `sampled_BT`: the student's own answers,
-    which have no cross-entropy, since they are no reference to learn.
+    micro-batches have one sample per row, packed ones all samples in one row. `sampled_BT`: answers that the student
+    sampled itself; they have no cross-entropy, since they are no reference.
     """
 
     input_ids_BT: Tensor
@@ -37,7 +37,7 @@ class MicroBatch:
     sampled_BT: Tensor
 
     def pinned(self) -> MicroBatch:
-        """The same in memory that a GPU copies from while the host continues."""
+        """The same in pinned memory, from which a GPU copies without blocking the host."""
         tensors = {name: pinned(value) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors, vision={name: pinned(value) for name, value in self.vision.items()})
 
@@ -48,7 +48,7 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
-        """Tokens, padding not counted."""
+        """Number of tokens without padding."""
         return int((self.sample_BT >= 0).sum())
 
 
@@ -70,7 +70,7 @@ def grouped(
 def cut(samples: list[Sample], token_budget: int, pass_tokens: int = PASS_TOKENS) -> list[list[Sample]]:
     """Group samples for padding: at most `token_budget` padded tokens a group, longest first (ties: by position).
 
-    It takes the cheapest cut (`passes.cheapest_cut`), so short samples are not padded to the length of long ones.
+    The groups are those with the least cost (`passes.cheapest_cut`), so short samples do not share one with long ones.
 
     Raises:
         ValueError: a sample alone is longer than the budget.
@@ -99,7 +99,7 @@ def pack(samples: list[Sample], token_budget: int) -> list[list[Sample]]:
 
 
 def collate(samples: list[Sample], pad_id: int, packing: bool = False) -> MicroBatch:
-    """Make one micro-batch of the samples, in their order: one sample per row, or all in one row."""
+    """Make one micro-batch of the samples in their order: a row for each sample, or with `packing` one row for all."""
 
     def join(tensors: list[Tensor], value: float) -> Tensor:
         if packing:
@@ -121,9 +121,9 @@ def collate(samples: list[Sample], pad_id: int, packing: bool = False) -> MicroB
 def join_vision(visions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Join the vision tensors of several prompts, images in order; text has none.
 
-    Idefics3's tensors `[1, images, …]` (told by their `pixel_attention_mask`) are joined along the images: the model
-    flattens them and fills the placeholders of the whole batch in order. All others are joined along the first
-    dimension. What differs in size beside it (tiles of an image, height, width) is filled up with zeros at its end.
+    Idefics3's tensors `[1, images, …]` (recognized by their `pixel_attention_mask`) are joined along the images: the
+    model flattens them and fills the placeholders of the whole batch in order. All others are joined along the first
+    dimension. Other dimensions of different size (tiles of an image, height, width) are padded with zeros at their end.
     """
     keys = visions[0].keys() if visions else ()
     nested = PIXEL_MASK in keys
@@ -143,13 +143,13 @@ def _joined(tensors: list[Tensor], dim: int) -> Tensor:
 
 
 def _sampled(sample: Sample) -> Tensor:
-    """`[T]` bool: the student's own answer."""
+    """`[T]` bool: the tokens that the student sampled itself."""
     start = len(sample) if sample.sampled_from is None else sample.sampled_from
     return torch.arange(len(sample)) >= start
 
 
 def _longest_first(samples: list[Sample], token_budget: int) -> list[Sample]:
-    """Ties by position; ValueError when the longest does not fit."""
+    """The samples, longest first, ties by position; ValueError if the longest exceeds the budget."""
     ordered = sorted(samples, key=lambda sample: (-len(sample), sample.position))
     if ordered and len(ordered[0]) > token_budget:
         longest = ordered[0]

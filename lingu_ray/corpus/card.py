@@ -1,4 +1,4 @@
-"""The card of a data set, README.md, as the hub has it: it may list configurations, each with files of its own."""
+"""The card of a data set (README.md on the hub), which may list configurations, each with files of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lingu_ray.config.strict_yaml import YAMLError
 
 
 def configurations(folder: str) -> list[str] | None:
-    """Names of the configurations that the card of a folder, or location, lists; None: it has none, or lists none."""
+    """Names of the configurations in the card of a folder or location; None if there are none."""
     card = storage.below(folder, "README.md")
     if not storage.is_file(card):
         return None
@@ -17,7 +17,7 @@ def configurations(folder: str) -> list[str] | None:
         text = file.read().decode("utf-8-sig", errors="replace")
     try:
         configs = RepoCard(text).data.to_dict().get("configs") if REGEX_YAML_BLOCK.search(text) else None
-    except (YAMLError, ValueError):  # somebody else's file, from which nothing but this is wanted
+    except (YAMLError, ValueError):  # a malformed card is not our user's mistake
         return None
     if not isinstance(configs, list):
         return None

@@ -1,4 +1,4 @@
-"""The student's chat template: which one it is, how it wants content, and what it renders."""
+"""The student's chat template: it finds the template, detects how it takes content, and renders conversations."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ PALIGEMMA_TEMPLATE = (
     "{% elif complete or not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
 NOW = datetime(2024, 7, 26)
-"""What templates print that ask for the time: tokens must not depend on the day. Llama 3's have it as a default."""
-# In place of the function of that name, for Transformers hands no other one to a template. Its line ends where the
-# template's first line begins, so that white space there counts as before.
+"""The date that templates print, as tokens must not depend on the day. It is the default in Llama 3's templates."""
+# A macro that replaces Transformers' function of that name. It ends with a line break, so that white space at the
+# beginning of the template keeps its meaning.
 _ON_ONE_DAY = (
     "{% macro strftime_now(format) %}{{ format"
     + "".join(f".replace('%{one}', '{NOW.strftime(f'%{one}')}')" for one in ("-d", "-m", *"aAbBcdDefFhHIjmMpSTuwxXyY"))
     + " }}{% endmacro %}\n"
 )
-_PROBE = "2718281828"  # a text that no template writes or changes
+_PROBE = "2718281828"  # a text that no template writes itself or changes
 _PROBES: dict[str, Messages] = {
     "user": [{"role": "user", "content": _PROBE}],
     "assistant": [{"role": "user", "content": "1"}, {"role": "assistant", "content": _PROBE}],
@@ -50,12 +50,12 @@ _PROBES: dict[str, Messages] = {
 
 
 def on_one_day(template: str) -> str:
-    """The template, printing `NOW` where it asks for the time."""
+    """The template with `NOW` in place of the current time."""
     return _ON_ONE_DAY + template if "strftime_now" in template else template
 
 
 class CannotEncode(ValueError):
-    """A row that cannot be made a sample surely; the message says why."""
+    """A row cannot be encoded without doubt; the message says why."""
 
 
 class ChatTemplate:
@@ -77,14 +77,14 @@ class ChatTemplate:
     def render(self, messages: Messages, add_generation_prompt: bool = False, expanded: bool = True) -> str:
         """Render a conversation, one image token an image.
 
-        `expanded`: all that the model reads, also what a processor would write besides expanding image tokens.
+        `expanded`: write all that the model reads, also what only its processor would add (PaliGemma's).
 
         Raises:
             CannotEncode: the template refuses the conversation.
         """
         try:
             return self._render(messages, self._takes_parts, add_generation_prompt, expanded)
-        except Exception as error:  # Jinja's, those of templates, and what Python raises for their expressions
+        except Exception as error:  # of Jinja, of the template itself, and of Python in its expressions
             raise CannotEncode(f"the chat template refuses the conversation: {error}") from error
 
     def _render(
@@ -118,9 +118,9 @@ class ChatTemplate:
 
     @cached_property
     def _takes_parts(self) -> dict[str, bool]:
-        """For each role, whether the template reads content as parts (`{"type": "text", …}`) or as a string.
+        """For each role, whether the template takes content as parts (`{"type": "text", …}`) or as a string.
 
-        Parts first, as the processors of VLMs are asked; but not where a template leaves out images among parts.
+        User messages are given as parts, as VLMs' processors get them, unless the template leaves out their images.
         """
         takes = {"user": True, "assistant": False, "system": False}
         with_image = [{"role": "user", "content": PLACEHOLDER + _PROBE}]
@@ -131,7 +131,7 @@ class ChatTemplate:
         return takes
 
     def _reads(self, probe: Messages, takes_parts: dict[str, bool]) -> bool:
-        """Whether the probe's text and image are rendered, and not as Python writes a list of parts."""
+        """Whether the template renders the probe's text and image, without printing parts in Python's notation."""
         try:
             text = self._render(probe, takes_parts, add_generation_prompt=False, expanded=True)
         except Exception:  # see `render`

@@ -1,4 +1,4 @@
-"""Checks that decide whether a raw row becomes a row of the corpus or is quarantined."""
+"""Checks that decide whether a conversation becomes a row of the corpus or a reject."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def check_messages(messages: Messages) -> None:
 
 
 def _check_bare(message: Message) -> None:
-    """Check that a text is not a conversation, or a prompt, as another model's template writes it."""
+    """Check that a text was not rendered by another model's template."""
     mark = RENDERED.search(message["content"])
     if mark is None and message["role"] == "user":
         mark = ASKED_TO_ANSWER.search(message["content"])
@@ -105,7 +105,7 @@ def _check_bare(message: Message) -> None:
 
 
 def check_text(text: str) -> None:
-    """Refuse half a surrogate pair, as cut JSON escapes leave it: it can be neither stored nor tokenized."""
+    """Refuse half of a surrogate pair (from a cut JSON escape), which can be neither stored nor tokenized."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -137,7 +137,7 @@ def check_placeholders(messages: Messages, images: int, image_token: str) -> Non
 
 
 def _check_marks(prompts: list[str], images: int) -> None:
-    """Check that no prompt marks an image's place as another model does: it would be read as text."""
+    """Check that no prompt has another model's image marks, which the student would read as text."""
     for prompt in prompts:
         if found := IMAGE_MARKS.search(prompt) or (MISSPELLED if images else NUMBERED).search(prompt):
             raise BadRecord(

@@ -1,4 +1,4 @@
-"""Files of a source, compressed or not: what their names say about them, and one way to open them."""
+"""One way to open the files of a source, compressed or not, by the suffixes of their names."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _READ = 1 << 18  # compressed bytes at once
 
 
 class _Streams(RawIOBase):
-    """What compressed streams hold that follow each other in a file, or padding of zeros.
+    """The content of a file of one or several compressed streams, perhaps with zeros as padding.
 
-    Python's own files take a stream that is damaged at its beginning, and all after it, for the end.
+    Python's own `bz2` and `lzma` files end in silence where a further stream is damaged at its beginning.
     """
 
     def __init__(self, file: str | IO[bytes], decompressor: Callable[[], Any]) -> None:
@@ -30,7 +30,7 @@ class _Streams(RawIOBase):
         self.stream = decompressor()
 
     def readable(self) -> bool:
-        """It is: a `BufferedReader` asks."""
+        """True, which `BufferedReader` requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:
@@ -71,10 +71,10 @@ DECOMPRESSORS: dict[str, Callable[[Any], BufferedIOBase]] = {
 
 
 def open_file(path: str) -> BufferedIOBase:
-    """Open a file for reading, decompressed as its suffix says; one that was cut off raises when that is met.
+    """Open a file for reading, decompressed according to its suffix. Reading raises where a file was cut off.
 
     Raises:
-        EOFError: a compressed file without a byte: what has no content has some bytes, compressed.
+        EOFError: a compressed file is empty: even of no content, compression makes some bytes.
     """
     if not is_compressed(path):
         return cast(BufferedIOBase, storage.open_file(path))
@@ -85,7 +85,7 @@ def open_file(path: str) -> BufferedIOBase:
 
 
 def full_suffix(path: str | Path) -> str:
-    """What a file's name says about it, in lower case: `.jsonl`, `.jsonl.gz`."""
+    """The suffix of a file's name with that of its compression, in lower case: `.jsonl`, `.jsonl.gz`."""
     name = Path(path).name.lower()
     if name.endswith(".tgz"):
         return ".tar.gz"
@@ -94,12 +94,12 @@ def full_suffix(path: str | Path) -> str:
 
 
 def inner_suffix(path: str | Path) -> str:
-    """As `full_suffix`, without the suffix of the compression."""
+    """`full_suffix` without the suffix of the compression."""
     return Path("_" + full_suffix(path)).with_suffix("").suffix if is_compressed(path) else full_suffix(path)
 
 
 def is_compressed(path: str | Path) -> bool:
-    """Whether a file has to be read from its beginning."""
+    """Whether a file is compressed, so that it can be read from its beginning only."""
     return Path(path).suffix.lower() in DECOMPRESSORS
 
 

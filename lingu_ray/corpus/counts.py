@@ -1,4 +1,4 @@
-"""Rows of a build, counted: how many are good, and why others are not; a source with too many bad ones is refused."""
+"""Counts of a build's good and bad rows; a source with too many bad rows is refused."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lingu_ray.corpus.store import Corpus
 from lingu_ray.errors import UserError
 
 MUCH_HELD_OUT = 0.2  # share of a source's rows above which the summary mentions it
-FIRST = ["key", "origin", "excerpt"]  # what a tally says of the first row
+FIRST = ["key", "origin", "excerpt"]  # columns of a tally about its first row
 
 
 def tally(block: pa.Table) -> pa.Table:
-    """Rows of a block by source, file split and reason (null: good): how many, how many truncated, and the first."""
+    """Count the rows of a block by source, file split and reason (null: good), and keep the first row of each."""
     rows = block.select(["source", "reason", "key", "origin", "excerpt"])
     rows = rows.append_column("split", pa.array(rows["key"].to_numpy() >> 32))
     rows = rows.append_column("rows", pa.repeat(1, len(rows)))
@@ -27,7 +27,7 @@ def tally(block: pa.Table) -> pa.Table:
 
 
 def merged(tallies: pa.Table) -> pa.Table:
-    """Tallies of several blocks as one, in the order of the files."""
+    """Merge the tallies of several blocks, in the order of the files."""
     groups = tallies.sort_by("key").group_by(["source", "split", "reason"], use_threads=False)
     sums = groups.aggregate([("rows", "sum"), ("truncated", "sum"), *((name, "first") for name in FIRST)])
     names = {"rows_sum": "rows", "truncated_sum": "truncated"} | {f"{name}_first": name for name in FIRST}
@@ -35,7 +35,7 @@ def merged(tallies: pa.Table) -> pa.Table:
 
 
 def good_rows(tallies: pa.Table, sources: tuple[SourceConfig, ...]) -> dict[str, dict[int, int]]:
-    """Good rows of each source's file splits."""
+    """The number of good rows by source and file split."""
     good: dict[str, dict[int, int]] = {source.name: {} for source in sources}
     for row in tallies.filter(pc.field("reason").is_null()).select(["source", "split", "rows"]).to_pylist():
         good[row["source"]][row["split"]] = row["rows"]

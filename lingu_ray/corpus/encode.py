@@ -1,10 +1,10 @@
 """Encoding: a row becomes a sample of token ids, masks and vision tensors.
 
-The ids of a row are those of the whole conversation: rendered once by the student's chat template, its images expanded
-as the student's processor does, and tokenized in one piece, so that every token is one that the model meets at
-inference. The answers, with their end-of-turn tokens, are found in the whole (`answers.py`); they are the targets.
+The whole conversation is rendered once by the student's chat template, its images are expanded as the student's
+processor does, and the text is tokenized in one piece. So every token is one that the model meets at inference. The
+answers with their end-of-turn tokens are found in the whole (`answers.py`); they are the targets of the loss.
 
-- A token on the border of prompt and answer belongs to the answer: the first token that the model has to choose.
+- A token on the border of prompt and answer belongs to the answer: it is the first that the model has to generate.
 - Special tokens that the tokenizer adds at the end of a text (EOS) are left out, those at its start (BOS) kept, unless
   the template has written BOS itself.
 - Text that holds a special token of the template, or EOS, would end a turn where none ends: such rows are refused.
@@ -47,8 +47,8 @@ class Sample:
 
     `supervised_T` marks the answers' tokens, their end-of-turn token included: the targets of the loss. `visual_T`
     marks the placeholders that image features replace. `vision` holds exactly what the student's forward takes besides
-    the ids (`pixel_values`, …; floats, int64 or bool), and is empty for text. `sampled_from`: where an answer of the
-    student's own begins, which ends the sample; None: all answers are the corpus's.
+    the ids (`pixel_values`, …; floats, int64 or bool), and is empty for text. `sampled_from`: where the answer begins
+    that the student sampled itself, at the end of the sample; None: all answers are the corpus's.
     """
 
     source: str
@@ -65,9 +65,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The turns of a row whose answers begin within `max_length`, and their images' sizes.
+    """The turns of a row whose answers begin within `max_length`, with the sizes of their images.
 
-    `tokens` are not cut yet, `whole` are the row's.
+    `tokens`: of these turns, not cut yet; `whole`: number of tokens of the whole row.
     """
 
     messages: Messages
@@ -102,10 +102,10 @@ class Encoder:
         return self._renderer.template.source
 
     def check_template(self) -> None:
-        """Check that conversations of the usual kinds can be encoded as the student's processor would ask them.
+        """Check that usual conversations can be encoded, with the same tokens as the student's processor makes.
 
         Raises:
-            UserError: they cannot, so that no row could.
+            UserError: they cannot, so no row could.
         """
         with self._template_errors("the student's chat template", "student.path, for a new VLM of teacher.path"):
             for probe in PROBES if hasattr(self.processor, "image_processor") else PROBES[:2]:
@@ -116,19 +116,19 @@ class Encoder:
 
         Raises:
             PromptTooLong: not even one token of the first answer fits.
-            CannotEncode: chat template, tokenizer or processor do not give a sample that is surely right.
+            CannotEncode: chat template, tokenizer or processor leave a doubt about the sample.
         """
         self._check_text(row.messages)
         fitted, vision = self._fit_and_see(row)
         return self._sample(row, Tokens(fitted.tokens.ids[: self.max_length], fitted.tokens.answers), vision)
 
     def encode_question(self, row: Row) -> Sample:
-        """Encode a row up to the last answer that `encode` keeps, as the start of generation (errors as `encode`)."""
+        """Encode a row up to the last answer that `encode` keeps, as a prompt for generation (errors as `encode`)."""
         fitted, vision = self._fit_and_see(row)
         return self._sample(row, self._question(fitted.messages[:-1], fitted.sizes), vision)
 
     def encode_conversation(self, messages: Messages, images: list[bytes]) -> Sample:
-        """Encode a conversation up to where its next answer begins; for inference, so any chat template works.
+        """Encode a conversation up to its next answer. It is for inference, so any chat template works.
 
         Raises:
             CannotEncode: the template refuses the conversation, or the processor an image.
@@ -139,7 +139,7 @@ class Encoder:
         return self._sample(row, self._question(messages, [picture.size for picture in pictures]), vision)
 
     def length(self, row: Row) -> int:
-        """Count the tokens of the whole row, nothing cut. Images count by their size and are not processed.
+        """Count the tokens of the whole row, uncut. Image tokens follow from sizes; no image is processed.
 
         Accepts the rows that `encode` accepts, and raises what it raises.
         """
@@ -147,7 +147,7 @@ class Encoder:
         return self._fit(row, [image_size(image) for image in row.images]).whole
 
     def fitted(self, row: Row) -> Row:
-        """The row without the turns at its end that `encode` leaves out (errors as `encode`)."""
+        """The row without the last turns that `encode` leaves out (errors as `encode`)."""
         fitted = self._fit(row, [image_size(image) for image in row.images])
         return replace(row, messages=fitted.messages, images=row.images[: len(fitted.sizes)])
 
@@ -161,7 +161,7 @@ class Encoder:
 
     @property
     def pad_id(self) -> int:
-        """Id that batches are padded with; it is masked everywhere, so any id but the image token's works."""
+        """Id for padding. It is masked everywhere, so any id but the image token's would do."""
         return self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0
 
     @cached_property
@@ -176,15 +176,15 @@ class Encoder:
             return self.tokenizer.convert_tokens_to_ids(self._renderer.end_of_turn)
 
     def _fit_and_see(self, row: Row) -> tuple[Fitted, dict[str, Tensor]]:
-        """What `_fit` leaves, with its vision tensors. Those come first: they tell what is written for each image."""
+        """`_fit`, with the vision tensors of the kept images; making those first fills the cache of image texts."""
         pictures = [decode_image(image) for image in row.images]
         vision = self._vision(pictures)
         fitted = self._fit(row, [picture.size for picture in pictures])
-        left = len(fitted.sizes)
-        return fitted, vision if left == len(pictures) else self._vision(pictures[:left])
+        kept = len(fitted.sizes)
+        return fitted, vision if kept == len(pictures) else self._vision(pictures[:kept])
 
     def _fit(self, row: Row, sizes: list[Size]) -> Fitted:
-        """Leave out turns at the end until the last answer begins within `max_length`; it is always a target."""
+        """Leave out the last turns until the last answer begins within `max_length` and is a target of the loss."""
         answers = self._renderer.answers(row.messages)
         if not answers[-1].is_target:
             raise CannotEncode("the last answer is no target")
@@ -213,7 +213,7 @@ class Encoder:
         return self._expanded([Segment(self._renderer.prompt(messages), is_target=False)], sizes)
 
     def _expanded(self, conversation: list[Segment], sizes: list[Size]) -> Tokens:
-        """The tokens of a rendered conversation, its images expanded, and where they come from answers."""
+        """The tokens of a rendered conversation with expanded images, and which of them are answers."""
         written = sum(segment.text.count(self.image_token) for segment in conversation)
         if written != len(sizes):
             raise CannotEncode(f"the chat template writes {written} image tokens, and there are {len(sizes)} images")
@@ -244,7 +244,7 @@ class Encoder:
         return vision | {key: value.to(self.pixels) for key, value in vision.items() if key == "pixel_values"}
 
     def _check_text(self, messages: Messages) -> None:
-        """Refuse text that holds what only the template may write."""
+        """Refuse text with tokens that only the template may write."""
         for message in messages:
             found = self._reserved.search(message["content"].replace(PLACEHOLDER, " "))
             if found:
@@ -252,14 +252,14 @@ class Encoder:
 
     @cached_property
     def _reserved(self) -> re.Pattern[str]:
-        """Special tokens that the template writes, EOS, padding, and the placeholder of image features."""
+        """A pattern of the special tokens that the template writes, of EOS, padding, and image placeholders."""
         reserved = self._renderer.reserved_tokens | {self.tokenizer.pad_token or ""}
         if self.image_token_id >= 0:  # a text-only model's is negative
             reserved.add(self.tokenizer.convert_ids_to_tokens(self.image_token_id))
         return re.compile("|".join(re.escape(token) for token in sorted(reserved) if token) or "(?!)")
 
     def _check(self, probe: Messages) -> None:
-        """Encode a conversation, and compare its first question with what the processor makes of it."""
+        """Encode a conversation, and compare its first question with the processor's own tokens."""
         answers = self._renderer.answers(probe)
         _ = self._renderer.end_of_turn  # raises where there is none
         sizes = list(_PROBE_SIZES[: placeholders(probe)])
@@ -267,7 +267,7 @@ class Encoder:
         if not sizes:
             return
         pictures = [Image.linear_gradient("L").resize(size).convert("RGB") for size in sizes]
-        self._images.tensors(pictures)  # which are written as the blank ones of `_tokens`
+        self._images.tensors(pictures)  # checks that they are written like the blank ones of `_tokens`
         if len(probe) > 2:
             return
         text = self._renderer.prompt(probe[:-1], expanded=False)

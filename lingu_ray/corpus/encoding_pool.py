@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 def encoding_pool(threads: int) -> ThreadPoolExecutor:
-    """So many threads; in each torch computes alone, where it would else have as many helpers as there are cores."""
+    """A pool of threads in which torch uses one thread each; by default each would start as many as there are cores."""
     return ThreadPoolExecutor(threads, thread_name_prefix="encode", initializer=_compute_alone)
 
 

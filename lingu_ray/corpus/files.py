@@ -1,7 +1,7 @@
-"""Finding the files of a source. None is left out in silence.
+"""Finds the files of a source. No file is left out in silence.
 
-In a folder, or among what a pattern matches, a file is one of three: of a known kind, and read; no data by one of the
-rules of `_is_no_data`, and left out with a line in the log; or neither, which is an error.
+A file in a folder, or among the matches of a pattern, is read if a reader knows its kind. It is left out, with a line
+in the log, if it is no data by the rules of `_is_no_data`. Any other file is an error.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ NAMED = 3  # files named in a message
 
 
 def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
-    """Absolute paths, or locations, of a source's files, sorted; a folder of `datasets.save_to_disk` is one.
+    """Absolute paths, or locations, of a source's files, sorted; a folder of `datasets.save_to_disk` counts as a file.
 
     `is_known`: whether a file of that name can be read.
 
     Raises:
-        UserError: there are none, or some that are neither of a known kind nor known to be no data.
+        UserError: there are no files, or some that are neither of a known kind nor known to be no data.
     """
     if storage.is_remote(source.path):
         return files_in_bucket(source, is_known)
@@ -57,7 +57,7 @@ def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[st
         found = {Path(p) for p in hub_files(source)}
     elif path.is_dir():
         found = _in_folder(source, path, is_known)
-    elif os.path.lexists(path):  # a link to nothing is told when it is split
+    elif os.path.lexists(path):  # `splits` reports a broken link
         found = {path}
     else:
         found = _matched(source, path, is_known)
@@ -68,7 +68,7 @@ def find_files(source: SourceConfig, is_known: Callable[[str], bool]) -> list[st
 
 
 def has_splits(source: SourceConfig, is_known: Callable[[str], bool]) -> bool:
-    """Whether a folder, or what is below a location, holds several splits, by its files' names or as saved."""
+    """Whether a folder or location holds several splits, by the names of its files or as a saved dataset."""
     if names_files(source.path):
         return False
     if storage.is_file(storage.below(source.path, "dataset_dict.json")):
@@ -78,7 +78,7 @@ def has_splits(source: SourceConfig, is_known: Callable[[str], bool]) -> bool:
 
 
 def data_below(source: SourceConfig, is_known: Callable[[str], bool]) -> list[Path]:
-    """Names of the files below a folder or location that hold rows, for its format."""
+    """Names of the files below a folder or location that hold rows in the source's format."""
     if storage.is_remote(source.path):
         names = [Path(entry.name) for entry in storage.entries(source.path)]
     else:
@@ -89,7 +89,7 @@ def data_below(source: SourceConfig, is_known: Callable[[str], bool]) -> list[Pa
 
 
 def names_files(path: str) -> bool:
-    """Whether a path is a file's, a saved dataset's of one split, or a pattern, and no folder of any files."""
+    """Whether a path is a file, a pattern, or a saved dataset of one split; not a folder of files."""
     if storage.is_remote(path) and (glob.has_magic(path) or storage.is_file(path)):
         return True
     return not (storage.is_remote(path) or Path(path).is_dir()) or storage.is_file(storage.below(path, "state.json"))
@@ -114,7 +114,7 @@ def hub_files(source: SourceConfig) -> list[str]:
             f"source {source.name}: {not_found(source.path)}, and no dataset {source.path!r} that the hub gives "
             f"(revision {source.revision or 'main'}, subset {source.subset}, split {source.split}): {error}"
         ) from error
-    except (RuntimeError, DatasetsError) as error:  # a script, which is not run; data files that are none
+    except (RuntimeError, DatasetsError) as error:  # a script, which is not run; damaged data files
         *_, first = causes(error)
         why = error if first is error else f"{error} ({type(first).__name__}: {first})"
         raise UserError(f"source {source.name}: {source.path} cannot be read: {why}") from error
@@ -143,7 +143,7 @@ def _in_folder(source: SourceConfig, folder: Path, is_known: Callable[[str], boo
 
 
 def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool]) -> set[Path]:
-    """Files that a pattern matches, and those of folders that it matches; `**` goes through all folders itself."""
+    """The files that a pattern matches, and those in the folders that it matches, which `**` walks through itself."""
     top = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
     matches = [Path(p) for p in glob.glob(str(pattern), recursive=True)]
     names = (p.relative_to(top) for p in matches if not p.is_dir())
@@ -156,7 +156,7 @@ def _matched(source: SourceConfig, pattern: Path, is_known: Callable[[str], bool
 
 
 def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> list[str]:
-    """As `find_files` for a location: an object, all that are below it, or those that its pattern matches."""
+    """`find_files` for a location: an object, all objects below it, or those that its pattern matches."""
     top, pattern = split_pattern(source.path)
     names = [entry.name for entry in storage.entries(top)]
     if pattern:
@@ -184,13 +184,13 @@ def files_in_bucket(source: SourceConfig, is_known: Callable[[str], bool]) -> li
 
 
 def _cure(path: str) -> str:
-    """What helps where a path names no data; WebDataset writes the numbers of shards in braces."""
+    """The cure for a path without data; WebDataset users write the numbers of shards in braces."""
     braces = ": patterns have no braces, but *, ? and [0-9], as in shard-*.tar" if "{" in path else ""
     return f"correct its `path`{braces}"
 
 
 def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
-    """The folder of the source's split, if `path` was written by `datasets.save_to_disk`."""
+    """The folder of the source's split, if `path` was written by `datasets.save_to_disk`; else None."""
     if (path / "dataset_dict.json").is_file():
         path = path / source.split
         if not path.is_dir():
@@ -202,7 +202,7 @@ def _saved_dataset(source: SourceConfig, path: Path) -> Path | None:
 
 
 def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
-    """All files below a folder, those behind links too, each folder once."""
+    """All files below a folder, also behind links, but each folder once."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"source {source.name}: {error.filename} cannot be read: {error.strerror}") from error
@@ -218,10 +218,10 @@ def _walk(source: SourceConfig, top: Path) -> Iterator[Path]:
 
 
 def sort_out(source: SourceConfig, names: Iterable[Path], is_known: Callable[[str], bool], top: str) -> set[Path]:
-    """Those to read of files by their names below `top`. The log says what is left out.
+    """The files to read, of files named relative to `top`. The log says which are left out.
 
     Raises:
-        UserError: there are some that are neither of a known kind nor known to be no data, or those of a table.
+        UserError: some are neither of a known kind nor known to be no data, or belong to a table.
     """
     images = source.format == "image_folder"
     found: set[Path] = set()
@@ -300,9 +300,9 @@ def _warn_of_several(source: SourceConfig, what: str, counts: Counter[str], patt
 
 
 def _is_no_data(path: Path, images: bool) -> bool:
-    """Whether a file of a folder is no data: hidden, about the data, or pictures and media that records may name.
+    """Whether a file of a folder is no data: hidden, documentation, or a picture or medium that records may name.
 
-    In a folder of images all that is no picture is none.
+    In a folder of images every file but a picture is no data.
     """
     suffix, name = full_suffix(path), path.name.lower()
     if any(part.startswith(".") for part in path.parts) or name in BOOKKEEPING or CACHED.fullmatch(name):

@@ -1,10 +1,10 @@
 """The fingerprint of a corpus: its settings, the content of its files, and the student's processor.
 
-Paths and times do not count: files that were copied or moved make the same corpus. Of an object in a bucket count size
-and etag, which copies there keep. Files are read whole, up to `WHOLE` bytes each, while those of a source have at most
-`READ` together; of more each gives its share, spread over it, and however many there are its beginning and its end. Of
-images that records name by path, only those of a sample of the records are read. After changing in place what is not
-read, delete the corpus's folder.
+Paths and times do not count: files that were copied or moved make the same corpus. An object in a bucket counts by its
+size and etag, which copies keep. Files are read whole, up to `WHOLE` bytes each, if those of a source have at most
+`READ` bytes together. Else each file is read in part, spread over it, at least its beginning and its end. Images that
+records name by path are read for a sample of the records only. After changing in place what is not read, delete the
+corpus's folder.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 NOT_THE_PROCESSOR = {"config.json", "generation_config.json", "model.safetensors.index.json"}
-READ = 1 << 30  # bytes of a source's files that are read, or up to twice as many
+READ = 1 << 30  # bytes of a source's files that are read; at most twice as many
 WHOLE = BLOCK * BLOCKS  # of one file, at most
 REQUESTS = 32  # at the same time, for the versions of objects
-SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are looked at: the first records of some files
+SAMPLED_FILES, SAMPLED_RECORDS = 16, 32  # whose images are read: the first records of some files
 
 
 def fingerprint(
@@ -68,7 +68,7 @@ def fingerprint(
 
 
 def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
-    """The fingerprint of a source's data: its files in order, names of labels, images that its records name by path.
+    """The fingerprint of a source's data: its files in order, names of class labels, images that records name by path.
 
     Raises:
         UserError: a file cannot be read.
@@ -105,26 +105,26 @@ def _warn_of_copies(source: SourceConfig, paths: list[str], identities: list[str
 
 
 def _shares(paths: list[str]) -> list[int]:
-    """Bytes to read of each file: its share of `READ` by size, at least an equal one; whole files if these fit in."""
+    """Bytes to read of each file: its share of `READ` by size, but at least an equal share; all if all files fit."""
     sizes = [0 if storage.is_remote(path) else min(os.path.getsize(path), WHOLE) for path in paths]
     total = max(sum(sizes), 1)
     return [-(-READ * max(size * len(paths), total) // (total * len(paths))) for size in sizes]
 
 
 def _file(path: str, share: int, format: str) -> str:
-    """One file. Of its name counts what decides how it is read, and for folders of images the label."""
+    """The identity of one file: its content, and the part of its name that matters (suffix, or an image's label)."""
     file = Path(path)
     name = f"{file.parent.name}/{file.name}" if format == "image_folder" else full_suffix(file)
     if storage.is_remote(path):
         return f"{name} {storage.version(path)}"
-    if file.is_dir():  # a saved dataset: its file splits name its files
+    if file.is_dir():  # a saved dataset, whose file splits are its files
         return name
     identity = _ends(path, share) if share < 2 * BLOCK else file_identity(path, min(-(-share // BLOCK), BLOCKS))
     return f"{name} {identity}"
 
 
 def _ends(path: str, share: int) -> str:
-    """Identity of a file by its size and so many bytes, half of them from its beginning and half from its end."""
+    """The identity of a file by its size and `share` bytes, half of its beginning and half of its end."""
     size, half = os.path.getsize(path), -(-share // 2)
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     with open(path, "rb", buffering=0) as file:
@@ -135,7 +135,7 @@ def _ends(path: str, share: int) -> str:
 
 
 def _label_names(source: SourceConfig, splits: list[FileSplit]) -> list[str]:
-    """The files beside data, one for each folder, that class labels have their names from."""
+    """The identities of the files beside the data that name class labels."""
     found: dict[Path, str] = {}
     for split in {split.path: split for split in splits}.values():
         if info_beside(split.path):
@@ -147,7 +147,7 @@ def _label_names(source: SourceConfig, splits: list[FileSplit]) -> list[str]:
 
 
 def _named_images(source: SourceConfig, splits: list[FileSplit]) -> Iterator[Path | str]:
-    """Images that the first records of a sample of the files refer to by path, however the files are cut."""
+    """The images that records name by path: those of the first records of some files, independent of file splits."""
     if source.format == "image_folder":  # its files are the images
         return
     of_files = [list(of_file) for _, of_file in itertools.groupby(splits, key=lambda split: split.path)]

@@ -1,6 +1,6 @@
-"""Which file splits of a build are read: small files in its folder, for tasks on all nodes write them.
+"""Progress of a build: a small file for each file split that was read.
 
-The folder may be in a bucket, where they are objects.
+Tasks on all nodes write these files into the build's folder, or as objects into its bucket.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class FinishedSplits:
 
     @contextmanager
     def shown(self, splits: int) -> Iterator[None]:
-        """Show a live line of those of `splits` that are finished, while the block runs; then delete the files."""
-        self._delete()  # what a build that was killed has left in a bucket
+        """Show in a live line how many of `splits` are finished while the block runs; then delete the files."""
+        self._delete()  # files of a killed build, in a bucket
         ended = threading.Event()
 
         def follow() -> None:
             with LiveLine("corpus: reading", splits, "file split", keep=False) as line:
                 while not ended.wait(LOOK_EVERY_S if isinstance(self.folder, Path) else LIST_EVERY_S):
-                    with suppress(UserError):  # the tasks tell it
+                    with suppress(UserError):  # storage fails: the tasks report it
                         rows = [int(name.partition("-")[2]) for name in self._names()]
                         line.show(len(rows), f"{sum(rows)} rows")
 

@@ -1,4 +1,4 @@
-"""What a processor makes of images: the text that it writes for each, and the tensors for the vision tower."""
+"""What a processor makes of images: the text of their image tokens, and the tensors for the vision tower."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOKEN_KEYS = {
     "text_replacement_offsets",
 }
 PIXEL_MASK = "pixel_attention_mask"
-KNOWN_SIZES = 65536  # of images, whose texts are remembered
+KNOWN_SIZES = 65536  # image sizes whose texts are cached
 Size = tuple[int, int]  # width, height
 
 
@@ -32,10 +32,10 @@ class ImageTokens:
         self._known: dict[tuple[Size, bool], str] = {}
 
     def texts(self, sizes: list[Size]) -> list[str]:
-        """What the processor writes for each image token of a conversation with images of these sizes.
+        """What the processor writes in place of each image token, in a conversation with images of these sizes.
 
-        No image is processed: each size that `tensors` has not met is tried once, alone and beside another image
-        (LLaVA-OneVision cuts only an image that is alone).
+        The images themselves are not processed: each size is tried once with a blank image, alone and beside another
+        one, since LLaVA-OneVision cuts only a single image into tiles.
 
         Raises:
             CannotEncode: the processor refuses an image of such a size.
@@ -47,7 +47,7 @@ class ImageTokens:
         """What the student's forward takes for the images (float32, int64 or bool); empty for none.
 
         Raises:
-            CannotEncode: the processor refuses an image, or expands it otherwise than another of its size.
+            CannotEncode: the processor refuses an image, or expands it in another way than one of the same size.
         """
         if not images:
             return {}
@@ -56,7 +56,7 @@ class ImageTokens:
             self._remember(image.size, len(images) == 1, text)
         if texts != self.texts([image.size for image in images]):
             raise CannotEncode(f"{type(self.processor).__name__} expands an image by more than its size")
-        # the processor's mask of pixels is int64: 8 bytes for each pixel
+        # the processor's pixel mask is int64, 8 bytes a pixel
         masks = {key: value.bool() for key, value in encoded.items() if key == PIXEL_MASK}
         return {key: value for key, value in encoded.items() if key not in _TOKEN_KEYS} | masks
 
@@ -67,7 +67,7 @@ class ImageTokens:
     def _remember(self, size: Size, alone: bool, text: str) -> str:
         if len(self._known) >= KNOWN_SIZES:
             self._known.clear()
-        return self._known.setdefault((size, alone), sys.intern(text))  # many sizes are written alike
+        return self._known.setdefault((size, alone), sys.intern(text))  # many sizes have the same text
 
     def _ask(self, images: list[Image.Image]) -> tuple[list[str], Any]:
         """The text for each image, and all that the processor returns."""

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "WEBP"}  # others change on loading; a PNG's orientation may stand at its end
-DEPTHS = (8, 10, 12, 14, 16)  # bits of a gray value that cameras and scanners write into 16
+SIZE_IN_HEADER = {"BMP", "GIF", "JPEG", "WEBP"}  # other sizes may change on loading; a PNG's orientation is at its end
+DEPTHS = (8, 10, 12, 14, 16)  # bits of gray values that cameras and scanners store in 16
 WHITE_IS_ZERO = 0  # a TIFF's photometric interpretation
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -25,9 +25,9 @@ _TURNS = {
 def decode_image(encoded: bytes) -> Image.Image:
     """Decode to RGB of 8 bits: the first frame, upright by its EXIF orientation, transparency on white.
 
-    White is what vLLM and the hub's demos show. Gray values of more than 8 bits are scaled (`_to_8_bits`).
+    vLLM and the hub's demos put transparency on white, too. Gray values of more than 8 bits are scaled (`_to_8_bits`).
 
-    Raises what PIL raises (`OSError`, `ValueError`, `SyntaxError`, `Image.DecompressionBombError`, …) if it is broken.
+    Raises what PIL raises for broken images: `OSError`, `ValueError`, `SyntaxError`, `Image.DecompressionBombError`, ….
     """
     return to_rgb(_open(encoded))
 
@@ -44,7 +44,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_size(encoded: bytes) -> tuple[int, int]:
-    """Width and height of what `decode_image` returns, read from the header alone where that is possible."""
+    """Width and height of what `decode_image` returns, from the header alone if possible."""
     with _open(encoded) as image:
         if image.format not in SIZE_IN_HEADER:
             return decode_image(encoded).size
@@ -61,7 +61,7 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes an image upright; None where nothing needs to be done, or EXIF is damaged and says nothing."""
+    """The transposition that makes an image upright; None if it is upright, or its EXIF data are damaged."""
     try:
         return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # PIL raises many kinds
@@ -72,7 +72,7 @@ def _in_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
-    if image.mode == "La":  # only its way to RGB is missing in PIL
+    if image.mode == "La":  # PIL cannot convert it to RGB directly
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -84,8 +84,8 @@ def _in_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Gray integers or floats as mode `L`, or `LA` where one value is transparent. PIL would clip them to white.
 
-    The white point of whole numbers is the largest value of the fewest bits (`DEPTHS`) that hold the brightest one:
-    12-bit pictures are often stored in 16 bits, and no file says so. That of floats up to 1 is 1.
+    White is the largest value of the fewest bits (`DEPTHS`) that hold the brightest value, since 12-bit pictures are
+    often stored in 16 bits, and no file says so. For floats up to 1 it is 1.
 
     Raises:
         ValueError: the range of other values is not known.

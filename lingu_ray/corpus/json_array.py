@@ -1,4 +1,4 @@
-"""Where the records of a JSON array stand in its file, so that several tasks can each read a part of it."""
+"""Finds the records of a JSON array in its file, so that several tasks can each read a part of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Span = tuple[int, int, int]
 
 
 def array_spans(encoded: bytes) -> list[Span]:
-    """Spans of whole records and the commas between them, of about `LINES_BYTES`; none of what is no array in UTF-8."""
+    """Spans of whole records with their commas, of about `LINES_BYTES` each; none if it is no array in UTF-8."""
     if json.detect_encoding(encoded) not in _ENCODINGS:
         return []
     start = len(codecs.BOM_UTF8) if encoded.startswith(codecs.BOM_UTF8) else 0
@@ -42,7 +42,7 @@ def _spans(text: str, start: int) -> Iterator[Span]:
 
 
 def _records(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Where each element of an array begins and ends. Raises ValueError for what is no array, or has no elements."""
+    """Where each element of an array begins and ends. Raises ValueError for anything but an array with elements."""
     sign, place = _sign(text, start)
     if sign != "[":
         raise ValueError("no array")
@@ -57,7 +57,7 @@ def _records(text: str, start: int) -> Iterator[tuple[int, int]]:
 
 
 def _sign(text: str, place: int) -> tuple[str, int]:
-    """The sign of an array that comes next, and the place after it and white space."""
+    """The next bracket or comma of the array, and the place after it and white space."""
     if not (found := _SIGN.match(text, place)):
         raise ValueError(f"no sign of an array at {place}")
     return found[1], found.end()

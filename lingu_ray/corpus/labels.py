@@ -1,4 +1,4 @@
-"""Class labels: the integers of a Hugging Face dataset, and the names that its features give them."""
+"""Class labels of Hugging Face datasets: integers, which records get as the names in the dataset's features."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ NO_LABEL = -1  # in splits whose answers are held back
 
 @dataclass(frozen=True)
 class Labels:
-    """The features of the columns that hold class labels, somewhere inside, as `datasets` writes them in JSON.
+    """Columns with class labels at any depth: their features, as `datasets` writes them in JSON.
 
-    `file`: the one beside the data that they are read from; None: they are not from one.
+    `file`: the file beside the data that the features were read from; None: they come from the data file itself.
     """
 
     features: dict[str, Any]
     file: Path | None = None
 
     def named(self, record: Record) -> Record | BadRecord:
-        """The record with names for integers, and None where there is no label; a bad one where a name is missing."""
+        """The record with names in place of integers, None for no label; a `BadRecord` where a name is missing."""
         try:
             return record | {column: _named(record[column], feature) for column, feature in self.features.items()}
         except BadRecord as bad:
@@ -35,10 +35,10 @@ class Labels:
 
 
 def labels_of(schema: pa.Schema, path: str) -> Labels:
-    """The class labels of a file: of its schema, else of a `dataset_info.json` beside it.
+    """The class labels of a file, by its schema, else by a `dataset_info.json` beside it.
 
     Raises:
-        UserError: that file is none as `datasets` writes it.
+        UserError: `dataset_info.json` is damaged.
     """
     written = (schema.metadata or {}).get(b"huggingface")
     if written is not None:
@@ -61,7 +61,7 @@ def info_beside(path: str) -> Path | None:
 
 
 def _labeled(features: dict[str, Any] | None, schema: pa.Schema) -> dict[str, Any]:
-    """Those of the schema's columns with a class label somewhere inside."""
+    """The features of the schema's columns that hold a class label at any depth."""
     of_columns = {column: feature for column, feature in (features or {}).items() if column in schema.names}
     return {column: feature for column, feature in of_columns.items() if "ClassLabel" in json.dumps(feature)}
 

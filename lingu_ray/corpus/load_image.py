@@ -1,4 +1,4 @@
-"""Loading an image from whatever a record refers to it by: bytes, a path, a URL of a file, or base64."""
+"""Loads the image that a record refers to by bytes, a path, a file's URL, or base64."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _REMOTE = (
 
 
 def load_image(reference: Any, folder: Path | str) -> bytes:
-    """The encoded image that a reference means, checked to be one that can be decoded.
+    """The encoded image of a reference, after a check that it can be decoded.
 
     Args:
         reference: bytes; a path, where relative ones start from `folder`; a `file:` or `data:` URL; base64; an object
             with one of these under `bytes`, `path` or `url`; or an image of PIL.
-        folder: where relative paths start, a local folder or a location; of its bucket full locations are read, too.
+        folder: where relative paths start, a local folder or a location; full locations of its bucket are read, too.
 
     Raises:
         BadRecord: `missing_image`, `remote_image`, `wrong_type` or `bad_image`.
@@ -47,7 +47,7 @@ def load_image(reference: Any, folder: Path | str) -> bytes:
 
 
 def read_image(reference: Any, folder: Path | str) -> bytes:
-    """As `load_image`, without the check that it can be decoded."""
+    """`load_image` without the check that the image can be decoded."""
     reference = _inner(reference)
     if isinstance(reference, str):
         encoded = _read(reference, folder)
@@ -63,7 +63,7 @@ def read_image(reference: Any, folder: Path | str) -> bytes:
 
 
 def image_path(reference: Any, folder: Path | str) -> Path | str | None:
-    """The file, or the location, that a reference means; None if it means none, or none that can be told.
+    """The file or location of a reference; None if it refers to none.
 
     Raises:
         BadRecord: a URL that no file on this machine has.
@@ -76,7 +76,7 @@ def image_path(reference: Any, folder: Path | str) -> Path | str | None:
 
 
 def _inner(reference: Any) -> Any:
-    """What stands in an object, as `datasets` and chat APIs have them."""
+    """The reference inside of an object, as `datasets` and chat APIs write images."""
     if isinstance(reference, os.PathLike):
         return os.fspath(reference)
     if isinstance(reference, dict):
@@ -104,7 +104,7 @@ def _read(reference: str, folder: Path | str) -> bytes:
 
 
 def _path(reference: str, folder: Path | str) -> Path | str:
-    """The path or location that a reference means; `~` is the home folder.
+    """The path or location of a reference; `~` is the home folder.
 
     Raises:
         BadRecord: it is a URL of another machine, or of something in an archive.
@@ -158,7 +158,7 @@ def _from_data_url(url: str) -> bytes:
 
 
 def _from_base64(text: str) -> bytes | None:
-    """The image that a text is the base64 of, without any doubt: PIL knows what it decodes to."""
+    """The image that a text in base64 encodes; None unless PIL recognizes it."""
     encoded = _decode_base64(text)
     try:
         Image.open(BytesIO(encoded or b"")).close()
@@ -170,7 +170,7 @@ def _from_base64(text: str) -> bytes | None:
 
 
 def _decode_base64(text: str) -> bytes | None:
-    """Base64 in either alphabet, with or without line breaks and padding; None for another text."""
+    """The bytes of a text in base64, in either alphabet, with or without line breaks and padding; else None."""
     joined = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(joined + "=" * (-len(joined) % 4), validate=True)
@@ -179,10 +179,10 @@ def _decode_base64(text: str) -> bytes | None:
 
 
 def _encode(image: Image.Image) -> bytes:
-    """An image of PIL as the file that it came from would be decoded, without loss."""
+    """A PIL image as PNG, decoded in the same way as a file."""
     buffer = BytesIO()
     try:
         to_rgb(image).save(buffer, format="PNG")
-    except Exception as error:  # it may be read from its file only now
+    except Exception as error:  # PIL may read its file only now
         raise BadRecord("bad_image", f"{type(error).__name__}: {error}") from error
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Mixing: which source, and which of its rows, is at each position of the global order, each computed by itself.
+"""Mixing: the source and the row at each position of the global order, computed for one position at a time.
 
 Sources take turns by halving (`Turns`), and a source's rows come in the order of a keyed permutation (`Permutation`).
 Both are functions of a row's number, so an order of any length takes no memory.
@@ -28,10 +28,10 @@ class _Half:
 class Turns:
     """The positions at which sources take turns, by their weights.
 
-    Groups of sources are halves of larger ones, as in a Huffman tree: the two lightest are put together until one is
-    left. Of the first N turns of a group its first half gets N · weight / whole, rounded. So each rounding is off by at
-    most 1/2, and hands on at most 2/3 of that to a group in it: in every prefix of the order each source's count
-    differs from weight × length by less than two rows, of up to three sources by less than one.
+    Groups of sources are halves of larger groups, as in a Huffman tree: the two lightest groups are joined until one is
+    left. Of the first N turns of a group its first half gets N · weight / whole, rounded. Each rounding is off by at
+    most 1/2, and passes at most 2/3 of that on to a group inside. So in every prefix of the order each source's count
+    differs from weight × length by less than two rows, or less than one row for up to three sources.
     """
 
     def __init__(self, weights: list[int]) -> None:
@@ -64,8 +64,8 @@ class Turns:
 def turns_of(sizes: list[int], weights: list[float] | None, rows: int | None) -> tuple[Turns, int]:
     """The turns of sources with `sizes` rows, and the length of their order.
 
-    Without weights, shares are the sizes. Without `rows`, the order ends as soon as every source was used once: without
-    weights each row comes exactly once; with weights smaller sources repeat.
+    Without weights, sources are weighted by their sizes. Without `rows`, the order ends as soon as every source was
+    used once: without weights each row comes exactly once, with weights smaller sources repeat.
     """
     if weights is None:
         turns = Turns(sizes)
@@ -79,8 +79,8 @@ def turns_of(sizes: list[int], weights: list[float] | None, rows: int | None) ->
 class Permutation:
     """A permutation of range(`size`) that depends on `key`, and is computed for one number at a time.
 
-    A Feistel network permutes the numbers of as many bits as `size` needs; what falls beyond `size` is permuted again
-    (cycle walking, less than twice on average but for tiny sizes).
+    A Feistel network permutes the numbers of as many bits as `size` needs; a result beyond `size` is permuted again
+    (cycle walking, less than twice on average except for tiny sizes).
     """
 
     def __init__(self, size: int, key: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that records name: one that is not there is told from a file system that fails."""
+"""Reads files that records name: a missing file is the record's fault, a failing file system is tried again."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ T = TypeVar("T")
 OF_THE_NAME = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EACCES, errno.EPERM),
-}  # what further attempts cannot change
+}  # errors that do not go away by trying again
 
 
 def read_named(path: Path, read: Callable[[Path], T]) -> T:
-    """What `read` makes of a file, tried again where the file system fails.
+    """The result of `read` for a file; tries again where the file system fails.
 
     Raises:
-        OSError: there is no such file, or none that may be read.
+        OSError: the file is missing, or may not be read.
         ValueError: no file can have that name.
-        UserError: the file system fails again and again, which is no fault of the record.
+        UserError: the file system keeps failing.
     """
     waits = iter(WAITS_S)
     while True:
@@ -45,7 +45,7 @@ def read_named(path: Path, read: Callable[[Path], T]) -> T:
 
 
 def _check_is_file(path: Path) -> None:
-    """A pipe or a device would be waited for, or read without end."""
+    """Refuse pipes and devices: reading would wait for ever, or never end."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder" if stat.S_ISDIR(mode) else "is no file")

@@ -1,4 +1,4 @@
-"""The global order: the positions of every good row in the corpus, computed row by row from its key."""
+"""The global order: the positions of each good row in the corpus, computed from the row's key alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lingu_ray.errors import UserError
 
 VALIDATION = -1  # as a shard: held out
 ROWS_PER_TABLE = 64  # with places
-MOSTLY_REPEATS = 10  # rows of the order for each row to train on, above which the build says so
+MOSTLY_REPEATS = 10  # rows of the order per distinct row above which the build warns
 
 Place = tuple[int, int]
 """Shard and position. Held-out rows are in shard `VALIDATION`, at their position in their source's validation set."""
@@ -25,14 +25,15 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class SourceOrder:
-    """Turns of one source's rows, which are numbered from 0 as its files have them.
+    """The turns of one source's rows, which are numbered from 0 in the order of its files.
 
     Attributes:
-        name: of the source; it draws the held-out rows, and with `seed` the order of the others.
-        rows: good rows of the source.
+        name: of the source; a key of the permutations that draw held-out rows and the order of the others.
+        seed: a further key of the order.
+        rows: number of good rows.
         held_out: how many of them are held out.
-        used: turns that the source has.
-        starts: by file split, the number of its first row.
+        used: number of the source's turns.
+        starts: the number of the first row, by file split.
     """
 
     name: str
@@ -43,11 +44,11 @@ class SourceOrder:
     starts: Mapping[int, int]
 
     def place(self, key: int) -> int:
-        """Place of a row, by its key, among all of its source; the first `held_out` are held out."""
+        """The drawn place of a row among all rows of its source; the first `held_out` places are held out."""
         return self._drawn(self.starts[key >> 32] + (key & 0xFFFFFFFF))
 
     def turns(self, place: int) -> Iterator[int]:
-        """Turns at which the row at a place (`held_out` or more) is trained on: one a pass, in a new order each."""
+        """The turns of a row at a place that is not held out: one in each pass, and each pass has a new order."""
         size = self.rows - self.held_out
         for number in range(-(-self.used // size)):
             turn = number * size + self._pass(number)(place - self.held_out)
@@ -64,9 +65,9 @@ class SourceOrder:
 
 @dataclass(frozen=True)
 class GlobalOrder:
-    """Where every row belongs. It holds a number for each file split, and nothing for a row.
+    """The positions of all rows. It holds a number for each file split, and nothing for each row.
 
-    `rows`: length of the order, in shards of `rows_per_shard`.
+    `rows`: length of the order, which is written in shards of `rows_per_shard`.
     """
 
     sources: Mapping[str, SourceOrder]
@@ -86,7 +87,7 @@ class GlobalOrder:
         return {"used": source.used, "passes": passes, "validation": source.held_out}
 
     def places(self, name: str, key: int) -> list[Place]:
-        """Where a source's row is written: once, several times, or, where the order ends before its turn, nowhere."""
+        """Where a source's row is written: at one place, at several, or at none if the order ends before its turn."""
         source, index = self.sources[name], list(self.sources).index(name)
         place = source.place(key)
         if place < source.held_out:
@@ -95,9 +96,9 @@ class GlobalOrder:
         return [(position // self.rows_per_shard, position) for position in positions]
 
     def assign(self, block: pa.Table) -> Iterator[pa.Table]:
-        """The block's used rows with their `shard` and `position`, a few at a time; at least one table.
+        """The block's rows with `shard` and `position`, in small tables; at least one table.
 
-        A row with several places comes several times: a small source may fill many times the block's memory.
+        A row comes once for each of its places, so a small source may take many times the block's memory.
         """
         good = block.filter(pc.field("reason").is_null())
         named = zip(good["source"].to_pylist(), good["key"].to_pylist(), strict=True)
@@ -112,7 +113,7 @@ class GlobalOrder:
 def draw_order(
     corpus: CorpusConfig, sources: tuple[SourceConfig, ...], good_rows: Mapping[str, Mapping[int, int]]
 ) -> GlobalOrder:
-    """The order of rows of which are known: by source and file split, how many are good.
+    """The order, from the numbers of good rows by source and file split.
 
     Raises:
         UserError: a source has no row left for training.
@@ -135,7 +136,7 @@ def draw_order(
 
 
 def doubts(corpus: CorpusConfig, order: GlobalOrder) -> Iterator[str]:
-    """What weights make of an order that is hardly meant: repeats for the most part, or nothing of a source."""
+    """Warnings where weights make an order that is hardly meant: mostly repeats, or without any row of a source."""
     sizes = {name: source.rows - source.held_out for name, source in order.sources.items()}
     if corpus.rows is None and order.rows > MOSTLY_REPEATS * sum(sizes.values()):
         last = min(sizes, key=lambda name: order.sources[name].used / sizes[name])
@@ -154,9 +155,9 @@ def doubts(corpus: CorpusConfig, order: GlobalOrder) -> Iterator[str]:
 def passes(manifest: dict[str, Any], positions: int) -> dict[str, float]:
     """Passes over each source's training rows, by name, when `positions` positions of the corpus order are read.
 
-    The order starts again where it ends, so whole rounds count exactly. Within a round a source's rows are taken as
-    proportional to the positions read: the order keeps every source within two rows of its share (`corpus.mix`), so
-    the result is less than four rows off.
+    The order repeats, so whole rounds count exactly. Within a round a source's rows count in proportion to the
+    positions read: the order keeps every source within two rows of its share (`corpus.mix`), so the result is less than
+    four rows off.
     """
     rounds = positions / manifest["rows"]
     return {
@@ -166,6 +167,6 @@ def passes(manifest: dict[str, Any], positions: int) -> dict[str, float]:
 
 
 def _starts(good_rows: Mapping[int, int]) -> dict[int, int]:
-    """By file split, how many rows the ones before it have."""
+    """The number of rows before each file split."""
     splits = sorted(good_rows)
     return dict(zip(splits, accumulate((good_rows[split] for split in splits), initial=0), strict=False))

@@ -1,4 +1,4 @@
-"""Patterns as in `glob`, of paths and of locations, where no file system matches them."""
+"""Patterns as in `glob`, for locations in buckets, and for paths without looking at the file system."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import itertools
 
 
 def split_pattern(path: str) -> tuple[str, list[str]]:
-    """What is above the first part with a pattern in it, and the parts from there."""
+    """The folder above the first part with a wildcard, and the parts from there on."""
     parts = path.split("/")
     plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
     return "/".join(plain), parts[len(plain) :]
 
 
 def is_matched(path: str, pattern: str) -> bool:
-    """Whether a file's path, or location, is one of those that a pattern matches."""
+    """Whether a pattern matches a file's path or location."""
     return matches(pattern.split("/"), path.split("/"), below="**" not in pattern)
 
 

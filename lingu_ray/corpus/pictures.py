@@ -1,6 +1,6 @@
-"""Pictures of a corpus with what is asked about them: each picture once, with all questions and answers of its rows.
+"""The pictures of a corpus, each once with all questions and answers about it, for the alignment.
 
-A picture that a held-out row shows is held out altogether: no other question about it is trained on.
+A picture in a held-out row is held out completely: no other question about it is trained on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_CANDIDATES = 1000
 
 @dataclass
 class Picture:
-    """One picture: the row that shows it, by position (of a held-out one the row itself), and `(question, answer)`."""
+    """One picture. `row`: position of a row that shows it, or a held-out row itself; `asked`: `(question, answer)`."""
 
     row: int | Row
     asked: list[tuple[str, str]] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures to train on and held-out ones; `rows` of the corpus were read, `used` of them show one picture."""
+    """Pictures to train on, and held-out ones. `rows`: rows that were read; `used`: those of them with one picture."""
 
     trained: list[Picture]
     held_out: list[Picture]
@@ -36,7 +36,7 @@ class Pictures:
 
 
 def read_pictures(corpus: Corpus, max_rows: int) -> Pictures:
-    """The pictures of the first `max_rows` rows, of those rows that have one image, and those of held-out rows."""
+    """The pictures of the first `max_rows` rows and of the held-out rows, from rows with exactly one image."""
     held_out: dict[str, Picture] = {}
     for row in (row for rows in corpus.validation().values() for row in rows):
         _add(held_out, row, row)
@@ -58,7 +58,7 @@ def _add(pictures: dict[str, Picture], row: Row, place: int | Row) -> None:
 
 
 def _turns(messages: Messages) -> Iterator[tuple[str, str]]:
-    """Question and answer of each turn that is a target."""
+    """Question and answer of each turn that is a target of the loss."""
     for before, message in itertools.pairwise(messages):
         if before["role"] == "user" and is_target(message) and (answer := message["content"].strip()):
             yield before["content"].replace(PLACEHOLDER, " ").strip(), answer
@@ -68,8 +68,8 @@ def _turns(messages: Messages) -> Iterator[tuple[str, str]]:
 class Target:
     """An answer that a picture should choose among `candidates`, itself included; labels by number.
 
-    `candidates` is None where the question is open: then they are the open answers of the step. `commonest`: what is
-    answered most to the question.
+    `candidates`: None for an open question, whose candidates are the open answers of the step. `commonest`: the most
+    frequent answer to the question.
     """
 
     answer: int
@@ -79,9 +79,8 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """What pictures should choose. `left_out`: answers that teach nothing, or cannot be judged, counted by reason.
-
-    `labels`: distinct answers. `trained`, `held_out`: the targets of each picture.
+    """The targets of all pictures. `labels`: distinct answers; `trained`, `held_out`: the targets of each picture;
+    `left_out`: number of answers that teach nothing or cannot be judged, by reason.
     """
 
     labels: list[str]
@@ -98,10 +97,9 @@ UNKNOWN = "held out, and given to that question by no trained picture"
 def choose_targets(pictures: Pictures) -> Targets:
     """Turn questions and answers into choices.
 
-    A question is closed where each of its answers is given twice on average, and there are at most `MOST_CANDIDATES`:
-    candidates are all answers to it. Else it is open. What a picture is said to be in answer to another question is no
-    candidate against it. Left out are questions with one answer alone, and those for which that rule leaves no choice
-    on most pictures.
+    A question is closed if it has at most `MOST_CANDIDATES` different answers, each given twice on average; all of them
+    are candidates. Else it is open. Another answer of the same picture is no candidate against the right one. Left out
+    are questions that always have the same answer, and those for which that rule leaves no choice on most pictures.
     """
     given: dict[str, Counter[str]] = defaultdict(Counter)
     for picture in pictures.trained:
@@ -134,7 +132,7 @@ def choose_targets(pictures: Pictures) -> Targets:
 
 
 class _Choices:
-    """The answers to each question, counted, and what a picture has to choose."""
+    """The counted answers to each question, from which a picture's targets follow."""
 
     def __init__(self, counts: dict[str, Counter[str]], labels: list[str]):
         self.counts, self.labels = counts, labels
@@ -146,7 +144,7 @@ class _Choices:
         return frozenset(self.number[answer] for answer in counts) if closed else None
 
     def of(self, picture: Picture) -> Iterator[tuple[str, Target]]:
-        """Questions and targets of a picture; not those with an answer that the question's candidates lack."""
+        """Questions and targets of a picture, without answers that are no candidates of their question."""
         own = {self.number[answer] for _, answer in picture.asked}
         for question, answer in picture.asked:
             if question not in self.counts:

@@ -1,4 +1,4 @@
-"""Planning a corpus: what it is made of, and where it is or will be. Needs no Ray."""
+"""The plan of a corpus: what it is made of, and where it is or will be. Needs no Ray."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from lingu_ray.corpus.store import EARLIER_VERSIONS, VERSION
 class Plan:
     """What a corpus is made of, and the folder where it is or will be.
 
-    `contents`: by source, the fingerprint of its data. `earlier`: fingerprints of the same corpus as earlier versions
-    built it.
+    `contents`: fingerprints of the data by source. `earlier`: fingerprints that earlier versions gave the same corpus.
     """
 
     config: CorpusConfig

@@ -1,4 +1,4 @@
-"""The student's processor as a run has saved it. Slow to import: it takes Transformers along."""
+"""Loads the student's processor from a run's folder. Slow to import, because of Transformers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lingu_ray.hub import HUB_ERRORS
 def run_processor(folder: Path | str, trust_remote_code: bool) -> ProcessorMixin:
     """The processor in a run's initial model; `trust_remote_code`: the run's `student.trust_remote_code`.
 
-    Without it a processor with code of its own is refused, and nobody is asked on the terminal.
+    Without trust, a processor with code of its own is refused, without a question on the terminal.
     """
     return cast(ProcessorMixin, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
 def kept_processor(folder: Path, trust_remote_code: bool) -> ProcessorMixin:
-    """As `run_processor`, of a folder that an earlier command has written.
+    """`run_processor` for a folder that an earlier command has written.
 
     Raises:
-        UserError: it is gone or damaged since.
+        UserError: the folder is gone or damaged.
     """
     try:
         return run_processor(folder, trust_remote_code)

@@ -1,9 +1,8 @@
 """Reading a corpus in training: the rows of each step, encoded ahead of need.
 
 Optimizer step s takes the B = `rows_per_step` positions [s·B, (s + 1)·B) of the global order, and rank r of W those
-from s·B + ⌊B·r / W⌋ on: neighbors, so that few ranks read the same part of a file. Positions past
-the end of the corpus are a new pass. So the step number alone says where to resume, whatever the number of workers
-before and after.
+from s·B + ⌊B·r / W⌋ on. These are neighbors, so few ranks read the same part of a file. Positions past the end of the
+corpus begin a new pass. So the step number alone says where to resume, with any number of workers.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -27,36 +27,30 @@ def rows_of_rank(rows_per_step: int, rank: int, world_size: int) -> range:
     return range(rows_per_step * rank // world_size, rows_per_step * (rank + 1) // world_size)
 
 
+@dataclass(eq=False)
 class StepReader(Generic[Step]):
-    """Iterate over steps `start_step` to `steps` − 1; each item is what `make` makes of this rank's samples.
+    """Iterates over steps `start_step` to `steps` − 1; each item is the result of `make` for this rank's samples.
 
-    Rows are decoded and encoded by `threads` background threads, at most `ahead` steps before they are needed; one more
-    calls `make`. Use it as a context manager, or call `close`. `pool`: the threads that encode, for others too.
+    `threads` background threads decode and encode rows, at most `ahead` steps before they are needed; one more thread
+    calls `make`. Use it as a context manager, or call `close`. `pool`: the encoding threads, which others may use, too.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        encoder: Encoder,
-        make: Callable[[list[Sample]], Step],
-        rows_per_step: int,
-        rank: int,
-        world_size: int,
-        start_step: int,
-        steps: int,
-        threads: int = 2,
-        ahead: int = 2,
-    ) -> None:
-        self.corpus = corpus
-        self.encoder = encoder
-        self.make = make
-        self.rows_per_step = rows_per_step
-        self.rank = rank
-        self.world_size = world_size
-        self.pool = encoding_pool(threads)
+    corpus: Corpus
+    encoder: Encoder
+    make: Callable[[list[Sample]], Step]
+    rows_per_step: int
+    rank: int
+    world_size: int
+    start_step: int
+    steps: int
+    threads: int = 2
+    ahead: int = 2
+
+    def __post_init__(self) -> None:
+        self.pool = encoding_pool(self.threads)
         self._maker = ThreadPoolExecutor(1, thread_name_prefix="collate")
-        self._submitted = map(self._submit, range(start_step, steps))
-        self._pending = deque(islice(self._submitted, ahead))
+        self._submitted = map(self._submit, range(self.start_step, self.steps))
+        self._pending = deque(islice(self._submitted, self.ahead))
 
     def positions(self, step: int) -> list[int]:
         """This rank's positions in the corpus at a step."""
@@ -79,10 +73,7 @@ class StepReader(Generic[Step]):
 
     def _submit(self, step: int) -> Future[Step]:
         samples = [self.pool.submit(self._encode, position) for position in self.positions(step)]
-        return self._maker.submit(self._made, samples)
-
-    def _made(self, samples: list[Future[Sample]]) -> Step:
-        return self.make([sample.result() for sample in samples])
+        return self._maker.submit(lambda: self.make([sample.result() for sample in samples]))
 
     def _encode(self, position: int) -> Sample:
         row = self.corpus.row(position)

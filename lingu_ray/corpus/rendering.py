@@ -1,4 +1,4 @@
-"""Conversations as text: whole ones cut into answers and what is between them, and the prompts of inference."""
+"""Conversations as text: whole ones, cut into answers and the text between them, and prompts for inference."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ PROBES: tuple[Messages, ...] = (
     [PICTURE, ANSWER],
     [PICTURE, ANSWER, PICTURE, ANSWER],
 )
-"""Conversations of the usual kinds, which a template must render as a student can be trained."""
+"""Usual conversations; a template that cannot render them for training is refused."""
 
 
 class Renderer:
-    """A student's chat template, and which special tokens end its answers."""
+    """A student's chat template, and the special tokens that end its answers."""
 
     def __init__(self, processor: Any) -> None:
         self.template = ChatTemplate(processor)
@@ -33,7 +33,7 @@ class Renderer:
         self.eos: str = tokenizer.eos_token or ""
 
     def answers(self, messages: Messages) -> list[Answer]:
-        """Find the answers of a conversation, each in the rendering of what it ends.
+        """Find the answers of a conversation, each in the rendering of the conversation up to it.
 
         Raises:
             CannotEncode: there is none, or `find_answer` raises.
@@ -58,16 +58,16 @@ class Renderer:
             return text
         answers = []
         for end in answer_ends(messages):
-            with suppress(CannotEncode):  # what a model has said may be anything
+            with suppress(CannotEncode):  # an answer that a model generated may be anything
                 answers += [find_answer(self.template, messages[:end], self._closings)]
         return closed(text, answers, self.eos)
 
     @cached_property
     def end_of_turn(self) -> str:
-        """The token that ends an answer: the template's own, or EOS where it writes none.
+        """The token that ends an answer: the template's own, else EOS.
 
         Raises:
-            CannotEncode: there is none, or the template refuses a question with its answer.
+            CannotEncode: there is neither, or the template refuses a question with its answer.
         """
         token = (self._closing or [self.eos])[-1]
         if not token:
@@ -76,7 +76,7 @@ class Renderer:
 
     @cached_property
     def reserved_tokens(self) -> set[str]:
-        """Special tokens that the template writes around texts, what closes answers, and EOS; not what begins them."""
+        """Special tokens that the template writes around texts, those that close answers, and EOS."""
         written = [self.eos]
         for probe in (*PROBES, [{"role": "system", "content": "d"}, QUESTION, ANSWER]):
             with suppress(CannotEncode):
@@ -87,7 +87,7 @@ class Renderer:
 
     @cached_property
     def _closing(self) -> list[str]:
-        """The tokens that the template closes answers with.
+        """The tokens by which the template closes answers.
 
         Raises:
             CannotEncode: the template refuses a question with its answer.
@@ -96,7 +96,7 @@ class Renderer:
 
     @cached_property
     def _closes_answers(self) -> bool:
-        """Whether the template closes answers; also where it refuses to tell."""
+        """Whether the template closes answers; True if it refuses the question that would tell."""
         try:
             return bool(self._closing)
         except CannotEncode:
@@ -104,5 +104,5 @@ class Renderer:
 
     @cached_property
     def _closings(self) -> list[str]:
-        """What may close an answer."""
+        """Texts that may close an answer."""
         return [*self.special_tokens, "".join(self._closing)]

@@ -1,4 +1,4 @@
-"""Splits by the names of files and folders, `train-0.parquet` or `test/2.csv`, as data sets of the hub are laid out."""
+"""Splits (train, test, …) in the names of files and folders, as in data sets of the hub: `test/2.csv`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(?:-[0-9a-f]{16})?\.")  # with a fin
 
 
 def split_of(path: Path, is_image: bool) -> str | None:
-    """The split that a path below a folder names first; of an image its folders alone are asked.
+    """The first split in a path below a folder; for an image, in its folders only.
 
-    Shards are of the very split that they name: `train_sft-00000-of-00003` of `train_sft`, not of `train`.
+    A shard belongs to the exact split in its name: `train_sft-00000-of-00003` to `train_sft`, not to `train`.
     """
     shard = None if is_image else _SHARD.search(path.name)
     if shard and (path.parent == Path("data") or _NAME.match(f"{shard[1].lower()}-")):
@@ -40,15 +40,15 @@ def split_of(path: Path, is_image: bool) -> str | None:
 
 
 def of_split(source: SourceConfig, paths: Iterable[Path], top: str) -> set[Path]:
-    """Those of the files of a folder that belong to the source's split; all, where they are of one split or name none.
+    """The files of a folder that belong to the source's split; all files, if they name one split or none.
 
     Args:
-        source: its `split` is `train` where nothing else is said, also for the one `train_…` where there is no `train`.
-        paths: by their names below the folder.
+        source: its `split`, by default `train`; if there is no `train`, it stands for the only split `train_…`.
+        paths: of the files, relative to the folder.
         top: the folder, for messages.
 
     Raises:
-        UserError: no file is of the split, or beside several splits there are files of none.
+        UserError: no file belongs to the split, or there are several splits and files without one.
     """
     by_path = {path: split_of(path, source.format == "image_folder") for path in paths}
     counts = Counter(split or "of no split" for split in by_path.values())

@@ -1,6 +1,6 @@
-"""Splitting a source: its files are cut into file splits that tasks read independently, the same on every machine.
+"""Cuts the files of a source into file splits, which tasks read independently; they are the same on every machine.
 
-Not to be confused with a split of a hub dataset (train, test), which is the source's setting `split`.
+A file split is not a split of a hub dataset (train, test), which is the source's setting `split`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 FILES_PER_SPLIT = 512  # of an image folder
-PART_BYTES, MOST_PARTS = 32 << 20, 16  # of a row group, which each part reads from its beginning
+PART_BYTES, MOST_PARTS = 32 << 20, 16  # of a row group; each part is read from the group's beginning
 
 
 def split_source(source: SourceConfig) -> list[FileSplit]:
@@ -47,10 +47,10 @@ def split_source(source: SourceConfig) -> list[FileSplit]:
 
 
 def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
-    """Check what would make every row of a source bad: look for its folder of images, and read its first record.
+    """Check what would make all rows of a source bad: its settings, its folder of images, and its first record.
 
     Raises:
-        UserError: there is none, a file cannot be read, or a setting chooses among what the path does not have.
+        UserError: the folder is missing, there are no records, a file cannot be read, or a setting does not fit.
     """
     _check_chosen(source)
     if (root := source.image_root) is not None:
@@ -67,7 +67,7 @@ def check_source(source: SourceConfig, splits: list[FileSplit]) -> None:
 
 
 def _warn_of_one_label(source: SourceConfig, splits: list[FileSplit]) -> None:
-    """Warn where the label of all pictures is one word: mostly the name of a folder without classes in it."""
+    """Warn if all pictures have the same label: mostly it is the name of a folder that has no folders of classes."""
     folders = {Path(path).parent.name for split in splits for path in split.files}
     if len(folders) == 1 and "{label" in f"{source.prompt} {source.answer or '{label}'}":
         log.warning(
@@ -78,7 +78,7 @@ def _warn_of_one_label(source: SourceConfig, splits: list[FileSplit]) -> None:
 
 
 def _check_chosen(source: SourceConfig) -> None:
-    """Check that `revision`, `subset` and `split` choose among something."""
+    """Check that the source has revisions, subsets and splits to choose from, if the settings choose."""
     if is_on_hub(source.path):
         return
     refuse_of_hub(source, "revision", "subset")
@@ -90,7 +90,7 @@ def _check_chosen(source: SourceConfig) -> None:
 
 
 def refuse_of_hub(source: SourceConfig, *settings: str) -> None:
-    """Refuse settings of datasets of the hub, for a source that is none.
+    """Refuse settings for hub datasets, for a source that is not on the hub.
 
     Raises:
         UserError: one of them is given.
@@ -98,18 +98,18 @@ def refuse_of_hub(source: SourceConfig, *settings: str) -> None:
     for setting in settings:
         if getattr(source, setting) is not None:
             raise UserError(
-                f"source {source.name}: `{setting}` is of datasets of the hub, and {source.path} is none: leave it "
+                f"source {source.name}: `{setting}` is for datasets of the hub, and {source.path} is not one: leave it "
                 "out, and let `path` name what is meant"
             )
 
 
 def image_folder(source: SourceConfig, split: FileSplit) -> str:
-    """Where relative paths of a split's images start: `image_root`, else beside the file of records."""
+    """Where relative image paths start: `image_root`, else the folder of the file of records."""
     return source.image_root or storage.parent(split.path)
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, spread over all, the first and last among them."""
+    """At most `count` of the items, evenly spread, with the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
@@ -137,7 +137,7 @@ def _split_file(source: SourceConfig, path: str) -> list[FileSplit]:
 
 
 def _is_saved(path: str) -> bool:
-    """Whether it is a folder of `datasets.save_to_disk`, and no file."""
+    """Whether a path is a folder of `datasets.save_to_disk`, not a file."""
     if storage.is_remote(path):
         return not is_known(path) and storage.is_file(storage.join(path, "state.json"))
     return Path(path).is_dir()
@@ -154,7 +154,7 @@ def _trim(source: SourceConfig, splits: list[FileSplit], limit: int) -> Iterator
 
 
 def _split_lines(kind: str, path: str) -> Iterator[FileSplit]:
-    """Blocks of whole lines; a compressed file is one split, for it can be read from its beginning only."""
+    """Blocks of whole lines; a compressed file is one split, since it can be read from its beginning only."""
     if is_compressed(path):
         yield FileSplit(kind, path)
         return
@@ -167,7 +167,7 @@ def _split_lines(kind: str, path: str) -> Iterator[FileSplit]:
 
 
 def _split_json(path: str) -> Iterator[FileSplit]:
-    """A JSON array of records; many a `.json` holds JSON lines instead."""
+    """The records of a JSON array, or JSON lines, which many `.json` files hold instead."""
     with open_file(path) as file:
         head = next((line for line in file if line.strip()), None)
     if head is None:
@@ -180,7 +180,7 @@ def _split_json(path: str) -> Iterator[FileSplit]:
 
 
 def _split_array(path: str) -> Iterator[FileSplit]:
-    """Neighboring records of a JSON array; one split of what is none, is compressed, or not in UTF-8."""
+    """Neighboring records of a JSON array; one split if it is no array, is compressed, or is not in UTF-8."""
     whole = FileSplit("json", path)
     if is_compressed(path):
         yield whole
@@ -191,7 +191,7 @@ def _split_array(path: str) -> Iterator[FileSplit]:
 
 
 def _split_parquet(path: str) -> Iterator[FileSplit]:
-    """Row groups; of a local file large ones in parts, for pandas writes a million rows into one."""
+    """Row groups; large ones of local files in several parts, since pandas writes a million rows into one."""
     metadata = pq.read_metadata(random_access(path))
     first = 0
     for group in range(metadata.num_row_groups):

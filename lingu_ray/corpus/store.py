@@ -1,4 +1,4 @@
-"""The corpus on disk, or in a bucket, from where each node copies a file when it is first read.
+"""The corpus on disk, or in a bucket, from which each node copies a file when it first reads it.
 
     <folder>/
       manifest.json               settings' fingerprint, counts by source; written last
@@ -30,11 +30,11 @@ from lingu_ray.errors import UserError
 
 ROW_GROUP = 64  # rows read together
 CACHED_GROUPS = 8
-CACHED_FILES = 64  # places of a node's copies
-CACHED_FOOTERS = 8  # of a large shard, reading the footer takes longer than reading rows
+CACHED_FILES = 64  # paths of a node's copies
+CACHED_FOOTERS = 8  # reading the footer of a large shard takes longer than reading rows
 MANIFEST, SIZES, VALIDATION_FILE = "manifest.json", "bytes.json", "validation.parquet"
 VERSION = 19  # of what a build writes; with a new version every corpus is built again
-EARLIER_VERSIONS = tuple(range(VERSION - 1, 3, -1))  # that are read as well: runs that began with such a corpus keep it
+EARLIER_VERSIONS = tuple(range(VERSION - 1, 3, -1))  # still read: a run that began with such a corpus keeps it
 _BUILT_AGAIN = "delete the corpus, and it is built again"
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("supervised", pa.bool_())]))
@@ -62,18 +62,18 @@ def write_rows(table: pa.Table, path: Path) -> None:
         row_group_size=ROW_GROUP,
         compression="zstd",
         use_dictionary=False,  # texts and images hardly repeat
-        write_statistics=False,  # the footer would hold the least and the greatest image of each group
+        write_statistics=False,  # they would put two images of each group into the footer
     )
 
 
 def is_built(folder: Path | str) -> bool:
-    """Whether a folder, or a location in a bucket, holds a corpus. Raises UserError where that cannot be told."""
+    """Whether a folder, or a location in a bucket, holds a corpus. Raises UserError if storage fails."""
     return folder.is_dir() if isinstance(folder, Path) else storage.is_file(storage.join(folder, MANIFEST))
 
 
 @contextmanager
 def writing(folder: Path | str, name: str) -> Iterator[Path]:
-    """Yield the path to write a file of a corpus to; into a bucket it is put when the block ends without error."""
+    """Yield a path to write a file of a corpus to; for a bucket, it is uploaded when the block ends without error."""
     if isinstance(folder, Path):
         (folder / name).parent.mkdir(exist_ok=True)
         yield folder / name
@@ -85,12 +85,12 @@ def writing(folder: Path | str, name: str) -> Iterator[Path]:
 
 
 def corpus_file(folder: Path | str, name: str) -> Path:
-    """A file of a corpus on this node's disk: of one in a bucket the node's copy (errors as `storage.fetch`)."""
+    """A file of a corpus on this node's disk; for a bucket the node's copy (errors as `storage.fetch`)."""
     return folder / name if isinstance(folder, Path) else storage.fetch(storage.join(folder, name))
 
 
 def existing_file(folder: Path | str, name: str) -> Path | None:
-    """As `corpus_file`; None where the corpus was deleted, or storage does not give it."""
+    """`corpus_file`, or None if the corpus was deleted or storage fails."""
     try:
         file = corpus_file(folder, name)
     except UserError:
@@ -99,9 +99,9 @@ def existing_file(folder: Path | str, name: str) -> Path | None:
 
 
 class Corpus:
-    """A built corpus, opened from its folder, or location in a bucket. Threads may share it.
+    """A built corpus, opened from its folder or location in a bucket. Threads may share it.
 
-    What it holds does not grow with the rows: of the files it opens those that it reads.
+    Its memory does not grow with the number of rows: it opens files only to read rows.
 
     Raises:
         UserError: the folder has no complete corpus, one of a later version, or (on reading) a damaged one.
@@ -128,21 +128,21 @@ class Corpus:
         return corpus_file(self.folder, MANIFEST)
 
     def check_files(self) -> None:
-        """Check by one listing that every file is there and has its size. Raises UserError."""
+        """Check by one listing that every file exists with its size. Raises UserError."""
         sizes = existing_file(self.folder, SIZES)
         written = self.manifest.get("bytes", {}) if sizes is None else self._read_json(sizes)  # before version 5
-        there = _sizes(self.folder)
+        found = _sizes(self.folder)
         shards = range(-(-len(self) // self._rows_per_shard))
         for name in chain([VALIDATION_FILE], map(shard_name, shards)):
-            if name not in there or there[name] != written.get(name, there[name]):
-                problem = "is damaged" if name in there else "is missing"
+            if name not in found or found[name] != written.get(name, found[name]):
+                problem = "is damaged" if name in found else "is missing"
                 raise UserError(f"corpus {self.folder}: {name} {problem}; {_BUILT_AGAIN}")
 
     def __len__(self) -> int:
         return self.manifest["rows"]
 
     def positions(self, step: int, rows_per_step: int) -> list[int]:
-        """Positions that an optimizer step reads; past the end begins a new pass."""
+        """The positions that an optimizer step reads; past the end a new pass begins."""
         return [position % len(self) for position in range(step * rows_per_step, (step + 1) * rows_per_step)]
 
     def rows(self, positions: Sequence[int]) -> list[Row]:
@@ -181,7 +181,7 @@ class Corpus:
 
     @contextmanager
     def _read(self, path: Path) -> Iterator[None]:
-        """Reading of a file. Raises UserError where it is damaged."""
+        """Turn the errors of a damaged file, raised in the block, into a UserError."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:
@@ -196,6 +196,6 @@ def _sizes(folder: Path | str) -> dict[str, int]:
 
 
 def row_of(record: dict[str, Any]) -> Row:
-    """A row as it was written: Arrow has null for keys that a message lacks."""
+    """The row of a record; leaves out Arrow's nulls for keys that a message does not have."""
     messages = [{key: value for key, value in message.items() if value is not None} for message in record["messages"]]
     return Row(**record | {"messages": messages})

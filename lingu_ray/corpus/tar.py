@@ -1,4 +1,4 @@
-"""Tar archives, read in one pass; an archive that was cut off is an error, where `tarfile` just ends."""
+"""Reads tar archives in one pass; an archive that was cut off is an error, while `tarfile` ends in silence."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Self
 
 
 class _Member(TarInfo):
-    """A member of one archive. `ended`: the mark at the archive's end was met, and no member after it."""
+    """A member of one archive. `ended`: whether the end mark of the archive was the last thing read."""
 
     ended = False
 
     @classmethod
     def fromtarfile(cls, tarfile: TarFile) -> Self:
-        """The next member; where there is none, the archive must have ended.
+        """The next member; if there is none, the archive must have an end mark.
 
-        Not done in `frombuf`: later Pythons read headers past it.
+        This is not done in `frombuf`, since later Pythons do not call it for every header.
         """
         try:
             member = super().fromtarfile(tarfile)
@@ -35,7 +35,7 @@ class _Member(TarInfo):
 
 
 def members(file: BufferedIOBase) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file in an archive, or in several that were joined; hidden ones are no data.
+    """Name and content of every file in an archive, or in several joined ones, without hidden files.
 
     Raises:
         ReadError: it is damaged, or its end is missing.
@@ -43,6 +43,6 @@ def members(file: BufferedIOBase) -> Iterator[tuple[str, bytes]]:
     of_archive = type("Member", (_Member,), {})
     with TarFile.open(fileobj=file, mode="r|", tarinfo=of_archive, ignore_zeros=True) as archive:
         for member in archive:
-            hidden = member.name.rpartition("/")[2].startswith(".")  # such as macOS adds to each file
+            hidden = member.name.rpartition("/")[2].startswith(".")  # macOS adds one to each file
             if member.isfile() and not hidden and (content := archive.extractfile(member)) is not None:
                 yield member.name, content.read()

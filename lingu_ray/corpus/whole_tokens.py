@@ -21,7 +21,7 @@ class Tokens:
 
 
 class WholeTokenizer:
-    """A student's tokenizer, asked for whole texts, as the student's processor asks it."""
+    """Tokenizes whole texts as the student's processor does."""
 
     def __init__(self, processor: Any) -> None:
         self.tokenizer = processor.tokenizer
@@ -29,7 +29,7 @@ class WholeTokenizer:
         self._adds_special_tokens = defaults.get("text_kwargs", {}).get("add_special_tokens", True)
 
     def adds_special_tokens(self, text: str) -> bool:
-        """Whether tokens such as BOS are added to a text; not where the template has written BOS itself."""
+        """Whether the tokenizer adds tokens such as BOS to a text; not if the template has written BOS itself."""
         bos = self.tokenizer.bos_token
         return self._adds_special_tokens and not (bos and text.startswith(bos))
 
@@ -38,10 +38,10 @@ class WholeTokenizer:
         return self.tokens(text, []).ids
 
     def tokens(self, text: str, answers: list[Span]) -> Tokens:
-        """Tokens of a text with answers between these characters.
+        """The tokens of a text whose answers are between these characters.
 
-        A token on the border of a prompt and an answer is the answer's, unless it is a special token, which may take
-        the white space behind it (Phi-3). Special tokens that the tokenizer adds at the end of the text are left out.
+        A token on the border of a prompt and an answer belongs to the answer, unless it is a special token, which may
+        include the white space after it (Phi-3). Special tokens that the tokenizer adds at the end are left out.
 
         Raises:
             CannotEncode: an answer has no token, or the tokenizer does not tell where its tokens stand in the text.
@@ -52,7 +52,7 @@ class WholeTokenizer:
                 raise CannotEncode(f"{type(self.tokenizer).__name__} does not tell where its tokens stand in the text")
             return Tokens(self.tokenizer(text, add_special_tokens=special)["input_ids"], [])
         encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
-        sources = encoded.sequence_ids(0)  # None: a token that is not of the text
+        sources = encoded.sequence_ids(0)  # None: a token that was added to the text
         stop = len(sources)
         while stop and sources[stop - 1] is None:
             stop -= 1

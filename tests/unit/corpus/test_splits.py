@@ -731,7 +731,7 @@ def test_what_chooses_among_nothing_is_refused(tmp_path):
             check_source(settings, split_source(settings))
     for setting in ("subset", "revision"):
         settings = source(tmp_path, **{setting: "en"})
-        with pytest.raises(UserError, match=rf"source s: `{setting}` is of datasets of the hub, and .* is none"):
+        with pytest.raises(UserError, match=rf"source s: `{setting}` is for datasets of the hub, and .* is not one"):
             check_source(settings, split_source(settings))
 
 

@@ -342,7 +342,7 @@ def test_a_split_of_a_file_is_said_to_choose_nothing(tmp_path: Path, caplog: pyt
     assert caplog.messages == [
         f"evaluation.tasks: t: {file} has no splits: all of it is read, whatever `subset` and `split` says"
     ]
-    with pytest.raises(UserError, match=r"t: `revision` is of datasets of the hub, and .*rows.jsonl is none"):
+    with pytest.raises(UserError, match=r"t: `revision` is for datasets of the hub, and .*rows.jsonl is not one"):
         load_task(config(file, "perplexity", revision="v1"))
 
 
