@@ -132,7 +132,10 @@ def read_models(config: Config) -> Models:
     if config.train.lora is not None:
         add_adapters(student.decoder, **dict(config.train.lora))
     trained = {name: sum(p.numel() for p in group) for name, group in freeze(student, config.train).items()}
-    return Models(student, _teacher(config) if config.uses_teacher else None, tower, trained)
+    teacher = None
+    if config.uses_teacher:
+        teacher = Teacher(empty_model(AutoModelForCausalLM, load_teacher_config(config.teacher))).model
+    return Models(student, teacher, tower, trained)
 
 
 _CURE = (
@@ -158,10 +161,6 @@ def _student(config: Config) -> tuple[PreTrainedModel, Tower]:
     else:
         student = load_student_config(settings)
     return empty_model(AutoModelForImageTextToText, student, settings.trust_remote_code), tower_of(student)
-
-
-def _teacher(config: Config) -> PreTrainedModel:
-    return Teacher(empty_model(AutoModelForCausalLM, load_teacher_config(config.teacher))).model
 
 
 def tower_of(student: PreTrainedConfig) -> Tower:

@@ -65,7 +65,7 @@ def _file(model: str, name: str, revision: str | None = None) -> Path | None:
 
 
 def _of_hub(model: str, revision: str | None, name: str, loaded: str) -> Path | None:
-    """A file of the commit that the local file `loaded` is from; asking by branch could fetch a newer commit."""
+    """A file of the commit that the local file `loaded` is from; asking by branch would move the cached branch."""
     here, of_commit = (try_to_load_from_cache(model, file, revision=revision) for file in (name, loaded))
     if isinstance(here, str):
         return Path(here)
