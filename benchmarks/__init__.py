@@ -1,1 +1,1 @@
-"""What lingu_ray costs, measured: `python -m benchmarks.NAME` gives JSON and a table of ratios."""
+"""Measurements of lingu_ray's speed and memory: `python -m benchmarks.NAME` prints JSON and a table."""

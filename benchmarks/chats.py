@@ -1,4 +1,4 @@
-"""Real models and real rows, for benchmarks that compare numbers: chats about the reference text that Python brings."""
+"""Real models and rows for benchmarks of numerical differences: chats about Python's own reference text."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ TURNS = 3  # chats of a row of `turns`, one after another
 
 
 def pair_config(teacher: str, student: str | None, folder: Path) -> Config:
-    """Settings of a run that distills every kind of row, in float32.
+    """Settings of a float32 run that distills every kind of row.
 
-    Without a `student` it is a new VLM on the teacher, with the tower `TOWER`, written to `folder`.
+    Without `student` a new VLM on the teacher, with the tower `TOWER`, is written to `folder`.
     """
     recipe = read_recipe("smollm2-135m-adapt")
     sources = [{"name": kind, "format": "text", "path": "made here", "language_heavy": True} for kind in get_args(Kind)]
@@ -43,9 +43,9 @@ def pair_config(teacher: str, student: str | None, folder: Path) -> Config:
 
 
 def chat_rows(kind: Kind, count: int, part: str = "distillation") -> list[Row]:
-    """Rows of `count` chats of a part of the demo's text (see `demo.text.SHARES`), one or `TURNS` chats a row.
+    """Rows of `count` chats from a part of the demo's text (see `demo.text.SHARES`), with one or `TURNS` chats each.
 
-    The picture of `images` is noise: here only its KV matters, and that the question follows it.
+    The picture of `images` is noise: here only its KV counts, and that the question comes after it.
     """
     size = TURNS if kind == "turns" else 1
     chats = passage_chats(_documents()[part], seed=0)[:count]
@@ -62,7 +62,7 @@ def encode(config: Config, rows: list[Row]) -> tuple[list[Sample], int]:
 
 @cache
 def _documents() -> dict[str, Documents]:
-    """The demo's text by part; reading it takes seconds."""
+    """The demo's text by part, cached, since reading takes seconds."""
     return split(read_documents())
 
 

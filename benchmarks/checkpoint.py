@@ -1,4 +1,4 @@
-"""What a checkpoint costs training: written by the first worker while all wait, or by all workers in the background.
+"""The training time that a checkpoint costs, written by the first worker while all wait, or by all in the background.
 
     python -m benchmarks.checkpoint workers=2 out=docs/performance
 
@@ -8,8 +8,8 @@ Blocks of plain fine-tuning steps of SmolLM2's shapes on short texts, at several
     whole    train.checkpoint=whole: the first worker writes, and training waits
     sharded  train.checkpoint=sharded: each worker copies its part, and writes it while training goes on
 
-A block of the latter two begins with a checkpoint and ends when that is complete, so it counts what a block is too
-short to hide. `lost_s` is what it takes longer than `none` in the same round; `memory_MiB` the most memory of the CPU
+A block of the latter two begins with a checkpoint and ends when it is complete, so it includes writing time that the
+block is too short to hide. `lost_s`: seconds longer than `none` in the same round. `memory_MiB`: peak of host memory
 that the first worker takes for a checkpoint, on top of training.
 """
 
@@ -124,7 +124,7 @@ def _rows(settings: Row, folder: Path, device: torch.device) -> list[Row]:
     ways = {"none": partial(block, None)} | {name: partial(block, writer) for name, writer in writers.items()}
     timings = measure(ways, settings["repeats"])
     size = writers["whole"].bytes
-    if is_main_process():  # the others are ahead of it: it completes the last one
+    if is_main_process():  # the last to finish, as it completes the checkpoint
         shutil.rmtree(folder / "checkpoints")
     return [_row(layout, size, timings, settings["steps"], memory[layout]) for layout in LAYOUTS]
 
@@ -143,7 +143,7 @@ def _row(layout: Layout, size: int, timings: dict[str, Timing], steps: int, memo
 
 
 def _memory(writer: CheckpointWriter) -> float:
-    """MiB that this process takes at most, on top of what it has, for a writer's first checkpoint."""
+    """Peak in MiB of this process's memory for a writer's first checkpoint, on top of what it has before."""
     gc.collect()
     with Growth() as taken:
         writer.save(CheckpointState(1, None))

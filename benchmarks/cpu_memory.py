@@ -1,9 +1,9 @@
-"""What a long run on a CPU comes to hold: steps of plain fine-tuning in bf16, whose rows have ever other lengths.
+"""Memory growth of a long run on a CPU: plain fine-tuning in bf16 on rows of ever new lengths.
 
     python -m benchmarks.cpu_memory out=docs/performance
 
-oneDNN, with which PyTorch multiplies on CPUs, keeps a kernel for each shape of a product. SmolLM2-135M's shapes and
-rows of random lengths, the same ones in two processes side by side, a thread each:
+oneDNN, PyTorch's library for CPUs, caches a kernel for each shape of a matrix product. Two processes run side by side
+on a thread each, with SmolLM2-135M's shapes and the same rows of random lengths:
 
     default  oneDNN as it is: 1024 kernels in each of its two caches
     ours     as in training: `lingu_ray.runtime.cluster.connect` asks for fewer
@@ -37,7 +37,7 @@ from lingu_ray.runtime.cluster.connect import KERNEL_CACHES
 
 WAYS = {"default": "1024", "ours": None}
 """Kernels that each cache may have; None: as many as training asks for."""
-WARM_UP = 2  # steps: moments and buffers are there after them
+WARM_UP = 2  # steps until moments and buffers are allocated
 
 
 class CpuMemoryConfig(BenchmarkConfig):
@@ -93,9 +93,9 @@ def plot(resident: dict[str, list[float]], path: Path) -> None:
 
 
 def _side_by_side(settings: Row) -> dict[str, list[Step]]:
-    """The steps of each way, all at once, each in a process: oneDNN reads its caches' sizes once."""
+    """The steps of each way, at the same time in a process each, since oneDNN reads the sizes of its caches once."""
     for name in KERNEL_CACHES:
-        os.environ.pop(name, None)  # so that in new processes training's own count
+        os.environ.pop(name, None)  # so that new processes set training's own sizes
     with ProcessPoolExecutor(len(WAYS), get_context("spawn"), max_tasks_per_child=1) as pool:
         return dict(zip(WAYS, pool.map(_train, WAYS, repeat(settings)), strict=True))
 

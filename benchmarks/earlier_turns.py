@@ -1,15 +1,15 @@
-"""Whose KV stands for a conversation's earlier answers: the student's own, or what the teacher computes of them.
+"""Two ways to treat a conversation's earlier answers: the student's KV of them, or KV that the teacher computes.
 
     make smollm2
     python -m benchmarks.earlier_turns out=docs/performance
 
-Rows are conversations of three chats about Python's reference text. Each way of `teacher.earlier_turns` takes whole
-optimizer steps, in turns with plain fine-tuning, `sft`; the teacher is in the worker. Without `student` this is the new
-new VLM on the teacher, with a random tower: right for times and sizes, but its KD is 0, and left out.
+Rows are conversations of three chats about Python's reference text. Each value of `teacher.earlier_turns` takes whole
+optimizer steps, in turns with plain fine-tuning (`sft`); the teacher is in the worker. Without `student` the student is
+a new VLM on the teacher, with a random tower: good for times and sizes, but its KD is 0 and left out.
 
     ratio_to_sft  processor time of a step over that of the plain steps before and after it
     MiB           KV that the student donates in a step
-    parts         what the teacher is asked in one pass each: an answer, or a conversation
+    parts         requests to the teacher: an answer each, or a conversation each
     kd            nats a token
     kd_off        mean absolute difference of a token's KD to that of `student`, over the mean of the latter
     gradient_off  length of the difference of KD's gradients, over the length of that of `student`
@@ -132,7 +132,7 @@ class Comparison:
         return compute_terms(self._micro_batches(way).step, batches, nullcontext())
 
     def _donated(self, way: Way) -> Row:
-        """What the student hands over in a step."""
+        """What the student donates in a step."""
         micro_batches = self._micro_batches(way)
         batches = self._batches(self.samples[: self.options.rows])
         plans = [plan for batch in batches if (plan := micro_batches.plan(batch)) is not None]
@@ -171,7 +171,7 @@ def _step(micro_batches: MicroBatches, batches: list[MicroBatch], optimizer: tor
 
 
 def _differences(terms: Terms, default: Terms) -> Row:
-    """KD, and how far it and its gradient are from those of the default way."""
+    """KD, and the differences of KD and its gradient to those of the default way."""
     apart = [a - b for a, b in zip(terms.gradients["kd"], default.gradients["kd"], strict=True)]
     return {
         "kd": float(terms.kd_M.mean()),

@@ -134,7 +134,7 @@ NOT_COUNTED = {
         lambda grad, query, key, value, *_: flop_counter.sdpa_backward_flop_count(grad, query, key, value)
     ),
 }
-"""Operations that torch's counter leaves out."""
+"""Formulas for operations that torch's FLOP counter does not know."""
 
 
 class EstimateBenchConfig(BenchmarkConfig):
@@ -192,7 +192,7 @@ def run_config(case: Case, folder: str) -> Config:
 
 
 def estimated(case: Case, folder: str) -> Figures:
-    """What the estimate says."""
+    """The estimate's figures."""
     row = RowConfig(image_tokens=IMAGE_TOKENS, text_tokens=case.text, answer_tokens=case.answer)
     found: Estimate = estimate(run_config(case, folder), row, "cpu")
     run, passes = found.run, pass_memory(found.run)
@@ -210,7 +210,7 @@ def estimated(case: Case, folder: str) -> Figures:
 
 
 def counted(name: str, folder: str) -> Figures:
-    """What a process takes that makes the models and takes steps; run in one of its own."""
+    """The figures counted in a process of its own, which makes the models and takes steps."""
     case = CASES[name]
     torch.set_num_threads(cores())
     Run(replace(CASES["tiny"], train=case.train), folder).step()  # code is loaded, and kernels are made
@@ -235,12 +235,12 @@ def counted(name: str, folder: str) -> Figures:
 
 
 class WatchedTeacher(Teacher):
-    """A teacher in this process; `peak`: bytes of what it made at its fullest moment."""
+    """A teacher in this process; `peak`: most bytes that its own tensors took at one time."""
 
     peak = 0
 
     def submit(self, request: TeacherRequest) -> torch.Tensor:
-        """As the teacher does it."""
+        """The teacher's answer, with its memory counted."""
         with LiveBytes() as live:
             hidden_MD = super().submit(request)
         self.peak = max(self.peak, live.peak)
@@ -262,7 +262,7 @@ class Run:
         self.batches = case.batches() if batches is None else batches
 
     def step(self) -> int:
-        """One optimizer step; bytes of the KV that was donated."""
+        """Take an optimizer step; returns the bytes of the donated KV."""
         sums = add_gradients(self.passes, self.batches)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
@@ -270,7 +270,7 @@ class Run:
 
 
 def kept_bytes(passes: MicroBatches, batch: MicroBatch) -> int:
-    """Bytes that the student's forward pass saves for its backward pass, beside weights."""
+    """Bytes that the student's forward pass saves for its backward pass, without weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in passes.student.model.parameters()}
     saved: dict[int, int] = {}
 

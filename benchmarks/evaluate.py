@@ -10,8 +10,8 @@ SmolVLM-256M's shape that sees one tile an image. Tasks:
     text        greedy answer to raw text
     image       greedy answer about an image, for models that take images
 
-For every batch size both engines are started, each in a Ray actor with all cores, and take turns; every round has items
-of its own, so that nothing is found in a cache. `start_s` is the time from nothing to a loaded model, imports included.
+For every batch size both engines are started, each in a Ray actor with all cores, and take turns. Every round has new
+items, so that no cache helps. `start_s` is the time until the model is loaded, imports included.
 `to_transformers` compares with Transformers at the same batch size, round by round; `to_best` with its best batch size.
 Where vLLM is not installed Transformers is measured alone.
 """
@@ -164,13 +164,13 @@ def start(engine: str, model: str, tokens_per_batch: int) -> tuple[Any, float]:
 
 
 def speed(timing: Timing, items: int) -> Row:
-    """Columns of items a second, of rounds of so many."""
+    """Columns of items a second, for rounds of `items` items."""
     low, high = timing.spread
     return {"items_per_s": items / timing.median, "quartiles": f"{items / high:.3g}–{items / low:.3g}"}
 
 
 def one_round(actor: Any, task: str, options: EnginesConfig) -> Callable[[], float]:
-    """A function that measures the next round's items at every call."""
+    """A function that measures a round with new items at every call."""
     rounds = requests_of(task, items_of(task, options), options.words, options.new_tokens)
     return lambda: ray.get(actor.seconds.remote(next(rounds)))
 
@@ -181,7 +181,7 @@ def items_of(task: str, options: EnginesConfig) -> int:
 
 
 def requests_of(task: str, items: int, words: int, new_tokens: int) -> Iterator[list[Any]]:
-    """The requests of one round after another; no text or image comes twice."""
+    """The requests of each round; no text or image occurs twice."""
     texts = (" ".join(passage) for _, passage in passages(documents(), words))
     for turn in itertools.count():
         drawn = list(itertools.islice(texts, items))
@@ -204,7 +204,7 @@ def documents() -> Documents:
 
 
 def choices(text: str, others: list[str]) -> list[ScoreRequest]:
-    """The text's last sixth, or that of three others, after the rest of it."""
+    """Requests for the rest of a text followed by its last sixth, and by that of three other texts."""
     cut = len(text) * 5 // 6
     endings = [text, *random.Random(text).sample(others, min(3, len(others)))]
     return [ScoreRequest(text[:cut], ending[len(ending) * 5 // 6 :]) for ending in endings]
@@ -219,7 +219,7 @@ def picture(seed: int) -> bytes:
 
 
 def make_models(folder: Path, layers: int) -> list[str]:
-    """Save a random language model with a tokenizer of small vocabulary, and the VLM that a recipe would make of it."""
+    """Save a random language model with a small tokenizer, and a new VLM on it; returns both folders."""
     torch.manual_seed(0)
     lm, vlm = folder / "SmolLM2-135M, random", folder / "SmolVLM-256M, random"
     tokenizer = train_tokenizer(running_texts(documents()), WORDS_OF_TOKENIZER)

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, for benchmarks, and counters of its processes. Linux only."""
+"""A Ray cluster of several nodes on this machine, for benchmarks, with counters for its processes. Linux only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START_S = 120
 
 
 class LocalNodes:
-    """A head without CPUs and `count` nodes of one CPU each, with a token of their own, until the block is left."""
+    """A context manager: a head without CPUs, and `count` nodes of one CPU each, with their own token."""
 
     def __init__(self, count: int) -> None:
         with ExitStack() as end:
@@ -79,7 +79,7 @@ class LocalNodes:
             started.wait()
 
     def fullest_store(self) -> int:
-        """Most bytes that an object store has held, by its raylet's shared memory, which keeps its pages."""
+        """Peak bytes of the fullest object store, by the shared memory of its raylet, which never frees pages."""
         held = [
             Path(f"/proc/{raylet.pid}/status").read_text(encoding="utf-8")
             for raylet in titled(self.processes, str(_RAYLET))
@@ -88,7 +88,7 @@ class LocalNodes:
 
 
 def sent_among(processes: list[psutil.Process]) -> int:
-    """Bytes that processes have sent each other by TCP so far, over connections that are open."""
+    """Bytes that processes have sent each other so far over TCP connections that are still open."""
     pids = {process.pid for process in processes}
     printed = subprocess.run(["ss", "-tinpHO"], capture_output=True, text=True, check=True).stdout
     ends: dict[tuple[str, str], int] = {}
@@ -100,5 +100,5 @@ def sent_among(processes: list[psutil.Process]) -> int:
 
 
 def processor_seconds(processes: list[psutil.Process]) -> float:
-    """Processor time of processes so far."""
+    """CPU seconds of processes so far."""
     return sum(times.user + times.system for times in (process.cpu_times() for process in processes))

@@ -1,4 +1,4 @@
-"""The fused loss beside other libraries': time, memory and value of a forward and backward pass over the same inputs.
+"""The fused loss against those of other libraries: time, memory and value of a forward and backward pass.
 
     python -m benchmarks.loss                                              small: a minute or two
     python -m benchmarks.loss tokens=64,4096 vocabulary=49152 out=FOLDER
@@ -17,9 +17,9 @@ the gradients of the student's. At β = ½ all definitions of the divergence agr
 Liger and TRL are optional: what is not installed is left out, and a line says so.
 
 Columns: `ms`, median and quartiles of rounds in turning order; `times ours`, the median of the rounds' ratios;
-`MiB`, the peak above the inputs of a second pass, gradients included (CPU: of a fresh process, Linux only; GPU: of the
-allocator); `of naive`, the same as a share of the naive one's; `off`, how far the loss is from the naive one,
-relatively. A loss for which the GPU's memory does not suffice has a row that says so, and no numbers.
+`MiB`, the peak of a second pass above its inputs, gradients included (CPU: of a fresh process, Linux only; GPU: of the
+allocator); `of naive`, that peak over the naive one's; `off`, relative difference of the loss to the naive one. A loss
+that runs out of GPU memory has a row that says so, without numbers.
 """
 
 from __future__ import annotations
@@ -54,6 +54,34 @@ KD_ALONE = ("trl_fused", "liger_triton")
 PACKAGES = {"liger": "liger_kernel", "liger_triton": "liger_kernel", "trl_gkd": "trl", "trl_fused": "trl"}
 
 
+class LossConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(5, description="rounds of timing")
+    tokens: Several[PositiveInt] = Field((256, 1024), description="supervised tokens")
+    vocabulary: Several[PositiveInt] = Field((8192,), description="ids")
+    width: PositiveInt = Field(576, description="hidden width; SmolLM2-135M has 576")
+    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="null: bfloat16 on a GPU, else float32")
+
+
+HELP = Help("python -m benchmarks.loss [key=value ...]", __doc__, LossConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure and publish."""
+    options = settings_alone(arguments, HELP, LossConfig)
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    names = available(device)
+    shapes = [Shape(n, v, options.width, dtype, device) for v in options.vocabulary for n in options.tokens]
+    rows = [row for shape in shapes for row in compare(shape, names, options.repeats)]
+    settings = options.recorded | {"dtype": str(dtype), "divergence": "jsd(0.5)"}
+    publish("loss", rows, options.out, settings, {"left_out": [name for name in MAKERS if name not in names]})
+    if options.out is not None:
+        plot(rows, shapes, names, options.out)
+
+
 @dataclass(frozen=True)
 class Shape:
     """N tokens, V ids, D hidden width; where and in which dtype."""
@@ -69,7 +97,7 @@ class Shape:
 
 
 class Inputs:
-    """Hidden states `[N, D]`, heads `[V, D]` and labels `[N]`; the teacher is a student with some noise."""
+    """Hidden states `[N, D]`, heads `[V, D]` and labels `[N]`; the teacher's are the student's with noise."""
 
     def __init__(self, shape: Shape):
         generator = torch.Generator().manual_seed(0)
@@ -112,7 +140,7 @@ def jsd(logits_NV: Tensor, teacher_NV: Tensor) -> Tensor:
 
 
 def ours(x: Inputs) -> Tensor:
-    """lingu_ray's fused loss, every token answered."""
+    """lingu_ray's fused loss, with KD on every token."""
     n = len(x.labels_N)
     scale_N = torch.full((n,), 0.5 / n, device=x.labels_N.device)
     all_N = torch.ones(n, dtype=torch.bool, device=x.labels_N.device)
@@ -186,7 +214,7 @@ def available(device: str) -> list[str]:
 
 
 def pass_of(loss: Loss, inputs: Inputs) -> float:
-    """One forward and backward pass, no gradients kept; the loss."""
+    """The loss of one forward and backward pass, whose gradients are dropped."""
     try:
         value = loss(inputs)
         value.backward()
@@ -203,7 +231,7 @@ def peak_memory(name: str, shape: Shape) -> float | None:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_peak_of_process, name, shape, torch.get_num_threads()).result()
     loss, inputs = MAKERS[name](), Inputs(shape)
-    pass_of(loss, inputs)  # compiles, and makes the libraries' own workspaces
+    pass_of(loss, inputs)  # compiles, and allocates the libraries' workspaces
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     pass_of(loss, inputs)
@@ -211,7 +239,7 @@ def peak_memory(name: str, shape: Shape) -> float | None:
 
 
 def _peak_of_process(name: str, shape: Shape, threads: int) -> float:
-    """The same in a fresh process, by its resident memory."""
+    """`peak_memory` in this fresh process, by its resident memory."""
     torch.set_num_threads(threads)
     loss, inputs = MAKERS[name](), Inputs(shape)
     pass_of(loss, inputs)
@@ -246,7 +274,7 @@ def compare(shape: Shape, names: list[str], repeats: int) -> list[Row]:
 
 
 def run(shape: Shape, names: list[str], repeats: int) -> tuple[dict[str, float], dict[str, Timing]]:
-    """Losses and timings by name of those that fit; among the losses also the KD part of the naive one."""
+    """Values and timings of the losses that fit into memory; the values include the naive loss's KD part."""
     inputs = Inputs(shape)
     passes = {name: partial(pass_of, MAKERS[name](), inputs) for name in names}
     values = {name: value for name, one in passes.items() if (value := if_it_fits(one)) is not None}
@@ -264,34 +292,6 @@ def plot(rows: list[Row], shapes: list[Shape], names: list[str], out: Path) -> N
     ):
         series = {name: [row[column] for row in rows if row["loss"] == name] for name in names}
         plot_bars(out / f"{file}.png", title, column, [str(shape) for shape in shapes], series, reference)
-
-
-class LossConfig(BenchmarkConfig):
-    """Settings of the benchmark."""
-
-    repeats: PositiveInt = Field(5, description="rounds of timing")
-    tokens: Several[PositiveInt] = Field((256, 1024), description="supervised tokens")
-    vocabulary: Several[PositiveInt] = Field((8192,), description="ids")
-    width: PositiveInt = Field(576, description="hidden width; SmolLM2-135M has 576")
-    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="null: bfloat16 on a GPU, else float32")
-
-
-HELP = Help("python -m benchmarks.loss [key=value ...]", __doc__, LossConfig)
-
-
-def main(arguments: list[str]) -> None:
-    """Measure and publish."""
-    options = settings_alone(arguments, HELP, LossConfig)
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
-    names = available(device)
-    shapes = [Shape(n, v, options.width, dtype, device) for v in options.vocabulary for n in options.tokens]
-    rows = [row for shape in shapes for row in compare(shape, names, options.repeats)]
-    settings = options.recorded | {"dtype": str(dtype), "divergence": "jsd(0.5)"}
-    publish("loss", rows, options.out, settings, {"left_out": [name for name in MAKERS if name not in names]})
-    if options.out is not None:
-        plot(rows, shapes, names, options.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks of a training step share: a run's settings, its teachers, and the passes of its micro-batches."""
+"""Shared by benchmarks of a training step: a run's settings, its teachers, and its passes forward and backward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lingu_ray.runtime.training.step import MicroBatches, StepSums
 def run_config(
     teacher: str, placement: str, look_ahead: int, precision: str, transport: str = "object_store", of_a_call: int = 1
 ) -> Config:
-    """Settings of a run; its student is made here."""
+    """Settings of a run whose student the benchmark makes itself."""
     return Config.model_validate(
         {
             "name": "benchmark",
@@ -35,20 +35,20 @@ def run_config(
 
 
 def add_gradients(micro_batches: MicroBatches, batches: list[MicroBatch]) -> StepSums:
-    """Run a step's micro-batches forward and backward, as at the start of a run; no weight changes."""
+    """Run a step's micro-batches forward and backward, with the loss weights at the start of a run; updates nothing."""
     plans = [micro_batches.plan(batch) for batch in batches]
     return micro_batches.run(batches, plans, micro_batches.weights(0.0, batches, plans))
 
 
 class Teachers:
-    """Clients of the teacher in a folder, each made when it is first asked for."""
+    """Clients of the teacher in a folder, made on first use."""
 
     def __init__(self, folder: str, precision: str, device: torch.device):
         self.folder, self.precision, self.device = folder, precision, device
         self._clients: dict[tuple[str, str], Any] = {}
 
     def client(self, placement: str, transport: str) -> Any:
-        """The teacher in this process, or in an actor that is reached by `transport`."""
+        """The teacher in this process, or in an actor, with KV sent by `transport`."""
         if (placement, transport) not in self._clients:
             settings = run_config(self.folder, placement, 0, self.precision, transport).teacher
             dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -56,7 +56,7 @@ class Teachers:
         return self._clients[placement, transport]
 
     def unreadable(self) -> str | None:
-        """Why a teacher in an actor cannot read the GPU memory that it is lent; None where it can."""
+        """Why a teacher in an actor cannot read this process's GPU memory (`cuda_ipc`); None if it can."""
         client = self.client("actor", "object_store")
         return unreadable(client.actor, client.device)
 

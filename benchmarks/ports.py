@@ -6,21 +6,20 @@ import os
 import socket
 
 FIRST, LAST = 20000, 32767
-"""Above the ports that Ray gives its workers, and below those that the system gives to outgoing connections.
-
-A port of those may be any connection's own by the time that the server asks for it.
+"""The range is above the ports that Ray gives its workers, and below those that the system gives to outgoing
+connections, which could take a port before the server does.
 """
 
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nobody has."""
+    """A free port."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports in a row that nobody has, never the same again in this process; each process begins elsewhere."""
+    """Consecutive free ports, never given twice in a process; processes begin at different ports."""
     size = LAST + 1 - FIRST
     for step in range(size):
         first = FIRST + (os.getpid() * 64 + step) % size
@@ -32,7 +31,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _is_free(port: int) -> bool:
-    """No server and no living connection has it, on any address."""
+    """Whether no server and no open connection uses a port, on any address."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

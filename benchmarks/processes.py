@@ -1,4 +1,4 @@
-"""Processes and all that they started: found by their titles, and killed."""
+"""Finds child processes by their titles, and kills process trees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import psutil
 
 
 def titled(processes: list[psutil.Process], title: str) -> list[psutil.Process]:
-    """What the processes started whose title begins so."""
+    """The descendants of the processes whose title begins with `title`."""
     found = []
     for process in [one for first in processes for one in first.children(recursive=True)]:
         with suppress(psutil.NoSuchProcess, IndexError):
@@ -18,7 +18,7 @@ def titled(processes: list[psutil.Process], title: str) -> list[psutil.Process]:
 
 
 def kill(process: psutil.Process) -> None:
-    """SIGKILL to a process and all that it started."""
+    """Send SIGKILL to a process and all of its descendants."""
     with suppress(psutil.NoSuchProcess):
         for one in (*process.children(recursive=True), process):
             with suppress(psutil.NoSuchProcess):

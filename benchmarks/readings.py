@@ -1,9 +1,9 @@
-"""How often a corpus is read by the workers of a run together, counted on files, beside `benchmarks.scaling`'s model.
+"""How often the workers of a run together read a corpus: bytes counted on files, against `benchmarks.scaling`'s model.
 
     python -m benchmarks.readings readers=1,16,256 rows_per_step=1024,4096 out=docs/scaling
 
-A corpus is made up, and read once by as many readers as given, each with a cache of its own, one after another in this
-process; counted are the bytes that it asks the kernel for (/proc/self/io). Linux only.
+A made-up corpus is read once by each number of readers. They have a cache each, and run one after another in this
+process, which counts the bytes that it reads (/proc/self/io). Linux only.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def made_up(folder: Path, options: ReadingsConfig) -> Corpus:
 
 
 def times_read(corpus: Corpus, readers: int, rows_per_step: int) -> float:
-    """Bytes that the readers read of the corpus's shards in one pass, over the bytes of the shards."""
+    """Bytes that all readers together read in one pass, over the bytes of the corpus's shards."""
     size = sum(path.stat().st_size for path in Path(corpus.folder).glob("shard-*"))
     before = _read_bytes()
     for rank in range(readers):

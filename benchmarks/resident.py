@@ -1,4 +1,4 @@
-"""Resident memory of this process. Linux only."""
+"""Peak growth of this process's resident memory. Linux only."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 class Growth:
-    """What this process takes at most inside the block, on top of what it has before: `mib`, once the block is left."""
+    """Measures the peak of this process's memory inside the block, above that before it: `mib`, set at its end."""
 
     mib: float
 
     def __enter__(self) -> Growth:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed before counts again where the block takes it
-        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark is what is resident now
+        ctypes.CDLL(None).malloc_trim(0)  # so that memory freed before counts if the block takes it again
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
         self._before = _status("VmRSS")
         return self
 
@@ -22,6 +22,6 @@ class Growth:
 
 
 def _status(name: str) -> int:
-    """KiB of this process, by the name that the kernel gives them."""
+    """A value of /proc/self/status, KiB."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -1,11 +1,11 @@
-"""What rounding alone makes of KD: a student whose decoder equals the teacher, for which KD is 0 in exact arithmetic.
+"""KD that rounding alone causes, for a student whose decoder equals the teacher: in exact arithmetic it would be 0.
 
     make smollm2
     python -m benchmarks.rounding out=docs/performance
 
-The student is a new VLM on the teacher, with a random tower, before any training. Whatever is donated,
-both compute the same numbers, in another order, and with `train.precision=bf16` in another precision: the student's
-weights and the sums between its layers are float32, the teacher's are bfloat16.
+The student is a new VLM on the teacher, with a random tower, before any training. Whatever is donated, both compute the
+same numbers in another order. With `train.precision=bf16` the precision differs, too: the student's weights and the
+sums between its layers are float32, the teacher's are bfloat16.
 
     rows       chats about Python's reference text: as they are, after a picture (of noise), three in a conversation
     donated    the whole prompt (`teacher.scope` full), its image tokens alone (visual; nothing, where there are none),

@@ -1,8 +1,8 @@
-"""What a run costs at any size, as formulas: operations, bytes by kind, hours and price (docs/scaling.md has them).
+"""The cost of a run at any size, by formulas: operations, bytes by kind, hours and price (see docs/scaling.md).
 
     python -m benchmarks.scaling gpus=1,8,64,256,1000 out=docs/scaling
 
-Nothing is measured here; `benchmarks.scaling_points` counts the bytes of runs on nodes of one machine, and compares.
+Nothing is measured here; `benchmarks.scaling_points` compares the formulas with bytes counted on nodes of one machine.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ HOUR = 3600
 
 
 def readings(readers: int, rows_per_step: int, together: int) -> float:
-    """How often the corpus is read in a pass, at most: each reader takes rows_per_step / readers rows that are
-    neighbors, and reads parts of `together` rows, which it shares with others.
+    """How often the corpus is read in a pass, at most.
+
+    Each reader takes rows_per_step / readers neighboring rows, and reads whole parts of `together` rows, which it
+    shares with other readers.
     """
     own = rows_per_step / readers
     return min(readers, 1 + (together - 1) / own) if readers > 1 else 1
@@ -83,7 +85,7 @@ def main(arguments: list[str]) -> None:
 
 
 def row_of(options: ScalingConfig, gpus: int) -> Row:
-    """One size of the cluster."""
+    """The row of one size of the cluster."""
     rest = options.tower + options.vocabulary * options.width
     trained = options.decoder + rest
     pair = Pair(options.decoder, options.tower, options.layers, options.width, options.vocabulary)
@@ -130,7 +132,7 @@ def row_of(options: ScalingConfig, gpus: int) -> Row:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """What a step's time is spent on, as shares, by GPUs."""
+    """Shares of a step's time for gradients and checkpoints, by number of GPUs."""
     gpus = [row["gpus"] for row in rows]
     parts = {name: [row[name] / row["step, s"] for row in rows] for name in ("gradients, s", "checkpoint, s")}
     with canvas(path, (6, 3.6)) as figure:

@@ -1,11 +1,11 @@
-"""The model of `benchmarks.scaling` against counted bytes: a run of yours on 1, 2 and 4 Ray nodes of this machine.
+"""`benchmarks.scaling`'s formulas against counted bytes, for a run of yours on 1, 2 and 4 Ray nodes of this machine.
 
     python -m benchmarks.scaling_points run=my-run.yaml nodes=1,2,4 out=docs/scaling
 
-Each node is a real `ray start --block` with room for one worker. Counted are the KV that teachers were sent
+Each node is a real `ray start --block` with room for one worker. It counts the KV that teachers were sent
 (metrics.jsonl), what workers send each other (`ss`, by connection), the files of a checkpoint, the fullest object
-store, and the processor time of driver and of Ray Train's controller. Nodes that share a machine's cores say nothing of
-speed, so no time of a step is compared. Linux only.
+store, and the CPU time of driver and of Ray Train's controller. Nodes that share a machine's cores say nothing about
+speed, so no step times are compared. Linux only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from lingu_ray.runtime.checkpoints.checkpoint import checkpoints
 from lingu_ray.runtime.run_folder.folder import RunFolder
 from lingu_ray.runtime.run_folder.records import read_records
 
-FIRST = 5  # step after which is counted: before it, connections are made
+FIRST = 5  # counting begins after this step, when connections are open
 POLL_S = 0.02
 
 
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
 
 
 def rows_of(options: PointsConfig, nodes: int) -> list[Row]:
-    """Train on so many nodes; what was counted, beside what the model says."""
+    """Train on `nodes` nodes; the rows compare counts with the formulas."""
     words = [options.run, f"name=nodes-{nodes}", f"output_dir={options.scratch}", "resume=never"]
     words += [f"ray.num_workers={nodes}", "ray.cpus_per_worker=1", "ray.use_gpu=false", f"train.steps={options.steps}"]
     words += [f"train.checkpoint_every={options.steps}", "train.validate_every=0", "train.samples=0"]
@@ -96,7 +96,7 @@ def rows_of(options: PointsConfig, nodes: int) -> list[Row]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Of a run: bytes that all workers sent and seconds of processors, a step; bytes of the fullest object store."""
+    """Counts of a run: bytes sent by all workers and CPU seconds, each per step; bytes of the fullest object store."""
 
     sent: float
     driver_s: float
@@ -105,7 +105,7 @@ class Counts:
 
 
 def train(words: list[str], folder: RunFolder, cluster: LocalNodes, steps: int) -> Counts:
-    """Train on the cluster, and count between `FIRST` and the last step that is seen before the end."""
+    """Train on the cluster, and count from step `FIRST` to the last step seen before the end."""
     os.environ |= cluster.env | {"RAY_ADDRESS": cluster.address}
     store, first, last = 0, None, None
     with started(words) as driver:
@@ -135,7 +135,7 @@ def _kv_sent(folder: RunFolder) -> int:
 
 
 def _kv_modeled(config: Config, folder: RunFolder, corpus: Corpus) -> float:
-    """The model's KV of all rows that the run read."""
+    """The formula's KV for all rows that the run read."""
     encoder = Encoder(AutoProcessor.from_pretrained(folder.initial_model), config.corpus.max_length)
     distilled = {source.name for source in config.training_sources() if config.distills(source)}
     donated = 0
@@ -152,13 +152,13 @@ def _kv_modeled(config: Config, folder: RunFolder, corpus: Corpus) -> float:
 
 
 def _elements(checkpoint: Path) -> tuple[int, int]:
-    """Numbers of the model's weights, and of those that are trained."""
+    """The number of the model's weights, and of trained ones."""
     weights, moments = (_sizes(checkpoint, kind) for kind in ("model", "optimizer"))
     return sum(weights.values()), sum(size for name, size in moments.items() if name.startswith("exp_avg."))
 
 
 def _sizes(checkpoint: Path, kind: str) -> dict[str, int]:
-    """Elements of each tensor of a checkpoint, one file or a part of each worker's."""
+    """Elements of each tensor of a checkpoint, which is one file, or a part by each worker."""
     sizes: dict[str, int] = {}
     for path in checkpoint.glob(f"{kind}*.safetensors"):
         with safe_open(path, "pt") as file:

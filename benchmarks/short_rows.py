@@ -7,8 +7,8 @@ Plain fine-tuning of SmolLM2-135M's shapes on short texts, whole steps of one mi
     bf16  attention in bfloat16, as everything else
     ours  as training does it: attention over short rows in float32 (`lingu_ray/distill/short_rows.py`)
 
-The two are timed in turn, so that a machine whose speed drifts does not tell against one. A CPU without bfloat16 trains
-in float32, where there is nothing to compare.
+The two are timed in turn, so that changes of the machine's speed favor neither. A CPU without bfloat16 trains in
+float32, where there is nothing to compare.
 """
 
 from __future__ import annotations

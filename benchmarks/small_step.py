@@ -7,8 +7,8 @@ Plain fine-tuning of SmolLM2-135M's shapes on short texts, whole steps in two wa
     default  AdamW as PyTorch runs it unless told otherwise, and gradients made anew each step
     ours     as training does it: one fused update over memory, and gradients that are kept and zeroed
 
-The two are timed in turn, so that a machine whose speed drifts does not tell against one. Long steps have fewer rounds:
-for each number of rows none is begun after `most_seconds`.
+The two are timed in turn, so that changes of the machine's speed favor neither. Long steps have fewer rounds: for each
+number of rows no round begins after `most_seconds`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A run that is struck again and again, beside the same run that is left alone: their weights must be equal to the bit.
+"""Fault injection: a run that is interrupted and killed again and again must end with an undisturbed run's weights.
 
     python -m benchmarks.soak run=my-run.yaml faults=30 out=FOLDER
 
-At random steps one of: Ctrl-C, SIGTERM, SIGKILL of the driver with all of its processes, SIGKILL of a worker or of a
-teacher, and SIGKILL of the driver with the newest checkpoint cut in half. The same command is started again each time.
-Which fault comes at which step follows from `seed` alone. A soak that was interrupted resumes: its runs do, and
-FOLDER/soak.log says which faults have been. A fault that comes long after its step is refused: it would strike at
-another run than the one that was planned.
+At random steps comes one of these faults: Ctrl-C, SIGTERM, SIGKILL of the driver with all of its processes, SIGKILL of
+a worker or of a teacher, and SIGKILL of the driver with the newest checkpoint cut in half. The same command is then
+started again. Weights must be equal to the bit. Faults and their steps follow from `seed` alone. An interrupted soak
+resumes: its runs do, and FOLDER/soak.log says which faults have happened. A fault long after its step is refused, since
+the run would not be the planned one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 _PROCESSES = {"kill_worker": "ray::RayTrainWorker", "kill_teacher": "ray::TeacherActor"}
 _SIGNALS = {"interrupt": signal.SIGINT, "terminate": signal.SIGTERM}
 _POLL_S = 0.02
-_LATEST = 50  # steps after its own at which a fault may still strike: a worker or teacher may be starting
+_LATEST = 50  # steps that a fault may come late, as a worker or teacher may be starting
 
 
 class SoakConfig(BenchmarkConfig):
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
 
 
 def words(options: SoakConfig, name: str) -> list[str]:
-    """The command line of one of the two runs: without evaluation and controls, which no fault strikes."""
+    """The command line of one of the two runs, without evaluation and controls, during which no fault comes."""
     more = [f"ray.max_failures={options.faults}", "controls=[]", "evaluation.tasks=[]"]
     return [options.run, f"name={name}", f"output_dir={options.out / 'runs'}", *more]
 
@@ -100,14 +100,14 @@ def config(options: SoakConfig, name: str) -> Config:
 
 
 def plan(options: SoakConfig, steps: int) -> list[tuple[int, Fault]]:
-    """The steps at which the run is struck, in order, and how."""
+    """The faults and their steps, in order."""
     drawn = random.Random(options.seed)
     at = sorted(drawn.randint(1, max(1, steps - 1)) for _ in range(options.faults))
     return [(step, drawn.choice(options.kinds)) for step in at]
 
 
 def strike_all(options: SoakConfig) -> list[Fault]:
-    """Train the run to its end, with every fault of the plan that has not been yet; returns all that have been."""
+    """Train the run to its end with the faults of the plan that have not happened yet; returns all that happened."""
     settings = config(options, "struck")
     folder, log = RunFolder(settings.run_dir), JsonLines(options.out / "soak.log")
     done = read_records(log.path)
@@ -128,22 +128,22 @@ def strike_all(options: SoakConfig) -> list[Fault]:
                 if fault not in _PROCESSES:
                     driver.wait()
             if driver.poll() is not None and len(todo) == before:
-                break  # finished too early, or failed by itself: what comes next says so
+                break  # finished too early, or failed by itself: `_finish` or `main` reports it
     _finish(words(options, "struck"))
     return [record["fault"] for record in read_records(log.path)]
 
 
 def refuse_late(fault: Fault, step: int, now: int) -> None:
-    """Raises UserError where the run is far past a fault's step: it went on alone, or nothing was there to strike."""
+    """Raise UserError if the run is far past a fault's step: it ran without the soak, or its target never appeared."""
     if now > step + _LATEST:
         raise UserError(
-            f"{fault} was to strike at step {step}, and the run is at {now}: what it strikes is not there, or the run "
-            "went on while no soak was watching; begin again with another out"
+            f"{fault} was planned at step {step}, and the run is at {now}: its target never appeared, or the run went "
+            "on without the soak; start again with another out"
         )
 
 
 def strike(fault: Fault, driver: psutil.Process, folder: RunFolder) -> bool:
-    """Do it; false where what it strikes is not there yet."""
+    """Cause the fault; False if its target does not exist yet."""
     if fault in _SIGNALS:
         driver.send_signal(_SIGNALS[fault])
     elif fault in _PROCESSES:
@@ -152,7 +152,7 @@ def strike(fault: Fault, driver: psutil.Process, folder: RunFolder) -> bool:
         found[0].kill()
     else:
         saved = checkpoints(folder.checkpoints)
-        if fault == "cut_checkpoint" and len(saved) < 2:  # of a run whose only checkpoint is cut nothing is left
+        if fault == "cut_checkpoint" and len(saved) < 2:  # with its only checkpoint cut, the run could not resume
             return False
         kill(driver)
         if fault == "cut_checkpoint":
@@ -162,7 +162,7 @@ def strike(fault: Fault, driver: psutil.Process, folder: RunFolder) -> bool:
 
 
 def same_weights(*runs: Path) -> bool:
-    """Whether two runs' exports have equal bits."""
+    """Whether two runs' exports are equal to the bit."""
     ours, theirs = (
         {name: tensor for file in sorted(run.glob("export/*.safetensors")) for name, tensor in load_file(file).items()}
         for run in runs
@@ -171,9 +171,9 @@ def same_weights(*runs: Path) -> bool:
 
 
 def tied(command: list[str]) -> list[str]:
-    """The same command, which a kill of this process ends, too: a run would go on alone past the faults to come.
+    """The command, changed so that it is killed together with this process: it would run on without further faults.
 
-    The kernel sends the signal; a shell between looks whether this process still was there once that was agreed on.
+    The kernel sends the signal. A shell in between checks that this process was still alive when the kernel was asked.
     """
     if not shutil.which("setpriv"):
         return command
@@ -183,7 +183,7 @@ def tied(command: list[str]) -> list[str]:
 
 @contextmanager
 def started(arguments: list[str]) -> Iterator[subprocess.Popen]:
-    """The training command; whatever it leaves is killed."""
+    """Run the training command; kill it at the end of the block if it still runs."""
     heed_interrupts()
     command = tied([sys.executable, "-m", "lingu_ray.train", *arguments])
     with subprocess.Popen(command, stdout=sys.stderr) as driver:

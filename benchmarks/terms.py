@@ -1,4 +1,4 @@
-"""The two terms of the loss by themselves: KD of every token, and the gradient of each."""
+"""The two terms of the loss, separately: KD of every token, and the gradients of CE and KD."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Terms:
 
 
 def compute_terms(step: DistillStep, batches: list[MicroBatch], autocast: AbstractContextManager) -> Terms:
-    """Run student and teacher over the micro-batches, all rows distilled, and take the gradient of each term."""
+    """Run student and teacher over the micro-batches with all rows distilled, and take the gradient of each term."""
     parameters = [p for p in step.student.model.parameters() if p.requires_grad]
     gradients: dict[Term, list[Tensor]] = {}
     kd: list[Tensor] = []

@@ -1,13 +1,13 @@
-"""Moving a request's KV from the worker to the teacher actor, against a memcpy of the same bytes in one process.
+"""Time to move a request's KV from the worker to the teacher actor, against a memcpy of the same bytes.
 
     python -m benchmarks.transport sizes=8,64,256 dtypes=float32,bfloat16 out=FOLDER
 
-Counted is the time from the worker's first move until the actor holds the request, ready to compute. A ratio of 1 is
+A time begins when the worker begins to send, and ends when the actor has the request, ready to compute. A ratio of 1 is
 the speed of memcpy (numpy, one thread): *warm* into memory that was written before, *fresh* into memory that was just
-allocated. The warm one is the harder to reach, and the one meant where only "memcpy" is said. `ray.put alone` is Ray's
-copy into the object store, without a call: the difference to `object_store` is the call's time. On a GPU the KV is in
-its memory on both sides, `cuda_ipc` opens the worker's (`left_out` says why, where that cannot be), and `copy on the
-GPU` is what a copy there takes.
+allocated. Warm is faster, and meant where only "memcpy" is said. `ray.put alone` is Ray's copy into the object store
+without a call: the difference to `object_store` is the call's time. On a GPU the KV is in its memory on both sides,
+`cuda_ipc` opens the worker's memory (if that is not possible `left_out` says why), and `copy on the GPU` is a copy
+within it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,35 @@ TRANSPORTS: dict[str, TransportName] = {OBJECT_STORE: "object_store", CUDA_IPC: 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class TransportConfig(BenchmarkConfig):
+    """Settings of the benchmark."""
+
+    repeats: PositiveInt = Field(20, description="rounds of timing")
+    sizes: Several[PositiveInt] = Field((8, 64, 256), description="MB (2^20 bytes) of KV")
+    dtypes: Several[Literal["float32", "bfloat16"]] = Field(("float32", "bfloat16"), description="of the KV")
+
+
+HELP = Help("python -m benchmarks.transport [key=value ...]", __doc__, TransportConfig)
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print, and write where asked."""
+    options = settings_alone(arguments, HELP, TransportConfig)
+    connect(RayConfig())
+    receivers, left_out = start_receivers()
+    rows: list[Row] = []
+    for dtype in options.dtypes:
+        for megabytes in options.sizes:
+            request = make_request(megabytes, getattr(torch, dtype))
+            timings = measure(ways(request, receivers), options.repeats, warm_up=3, clock=lambda transfer: transfer())
+            rows += [row_of(megabytes, dtype, name, timings) for name in timings]
+    settings = options.recorded | {"ray": ray_settings()}
+    publish("transport", rows, options.out, settings, {"left_out": left_out}, plot)
+    ray.shutdown()
+
+
 class Receiver:
-    """A teacher actor that only receives; it answers with the time at which it had everything."""
+    """A teacher actor that only receives, and answers with the time at which it had received everything."""
 
     def __init__(self, transport: Transport):
         self.transport = transport
@@ -75,7 +102,7 @@ def make_request(megabytes: int, dtype: torch.dtype) -> TeacherRequest:
 
 
 def one_way(call: Callable[[], ray.ObjectRef]) -> float:
-    """Seconds until the actor had received; both processes read the same monotonic clock."""
+    """Seconds until the actor has received everything; both processes read the same monotonic clock."""
     begin = time.monotonic()
     return ray.get(call()) - begin
 
@@ -104,7 +131,7 @@ def ways(request: TeacherRequest, receivers: dict[str, Any]) -> dict[str, Callab
 
 
 def start_receivers() -> tuple[dict[str, Any], dict[str, str]]:
-    """An actor for every transport that runs here; what was left out, and why."""
+    """An actor for every transport that runs here, and the reasons for those that are left out."""
     remote: Any = ray.remote
     names = [OBJECT_STORE, CUDA_IPC, *([NIXL] if find_spec("nixl") else [])]
     receivers = {
@@ -136,35 +163,8 @@ def row_of(megabytes: int, dtype: str, name: str, timings: dict[str, Timing]) ->
     }
 
 
-class TransportConfig(BenchmarkConfig):
-    """Settings of the benchmark."""
-
-    repeats: PositiveInt = Field(20, description="rounds of timing")
-    sizes: Several[PositiveInt] = Field((8, 64, 256), description="MB (2^20 bytes) of KV")
-    dtypes: Several[Literal["float32", "bfloat16"]] = Field(("float32", "bfloat16"), description="of the KV")
-
-
-HELP = Help("python -m benchmarks.transport [key=value ...]", __doc__, TransportConfig)
-
-
-def main(arguments: list[str]) -> None:
-    """Measure, print, and write where asked."""
-    options = settings_alone(arguments, HELP, TransportConfig)
-    connect(RayConfig())
-    receivers, left_out = start_receivers()
-    rows: list[Row] = []
-    for dtype in options.dtypes:
-        for megabytes in options.sizes:
-            request = make_request(megabytes, getattr(torch, dtype))
-            timings = measure(ways(request, receivers), options.repeats, warm_up=3, clock=lambda transfer: transfer())
-            rows += [row_of(megabytes, dtype, name, timings) for name in timings]
-    settings = options.recorded | {"ray": ray_settings()}
-    publish("transport", rows, options.out, settings, {"left_out": left_out}, plot)
-    ray.shutdown()
-
-
 def ray_settings() -> dict[str, Any]:
-    """What of Ray's settings the figures depend on."""
+    """Ray's settings that the times depend on."""
     names = ("RAY_free_objects_batch_size", "RAY_preallocate_plasma_memory")
     return {name: os.environ.get(name) for name in names} | {
         "object_store_bytes": ray.cluster_resources()["object_store_memory"]

@@ -1,1 +1,1 @@
-"""The experiment of docs/results.md on a real pair: its data, its rows, and the page that shows what they gave."""
+"""The experiment of docs/results.md on a real pair: its data, its trainings (rows), and the page with their results."""

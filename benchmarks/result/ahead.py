@@ -1,4 +1,4 @@
-"""The page's sections on what the method is ahead: of each other model, over trainings, by damage and kind of data."""
+"""The page's sections on the method's lead: over each other model, over several trainings, by damage and data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lingu_ray.report.plots import save_panels
 
 
 def ahead_section(measured: Sequence[Measured]) -> str:
-    """What the method brings back and keeps more than each other model, item by item."""
+    """The method's lead in recovery and retention over each other model, item by item."""
     head = ["damage, data, model", "recovery, %", "selective − it, points", "retention, %", "selective − it, points"]
     lines = [
         row_line(f"{results.name}, {shown_name(model)}", _ahead_cells(results, model))
@@ -42,7 +42,7 @@ def _ahead_cells(results: Results, model: str) -> list[str]:
 
 
 def trainings_section(measured: Sequence[Measured]) -> str:
-    """What another training would give: the method's means, and what it is ahead, with intervals over seeds."""
+    """The method's means and its leads with intervals over seeds: what another training would give."""
     head = ["damage, data", "", "recovery", "retention"]
     lines = []
     for results in map_cells(measured):
@@ -59,22 +59,22 @@ def trainings_section(measured: Sequence[Measured]) -> str:
 
 
 def _training_rows(results: Results, what: str, found: Sequence[Seeds]) -> list[str]:
-    """A row, or none where no value has seeds enough."""
+    """A row, or none if no value has enough seeds."""
     cells = [over_trainings([one.value for one in seeds.found], percent) for seeds in found]
     return [row_line(results.name, [what, *cells])] if any(cells) else []
 
 
 def map_section(measured: Sequence[Measured], out: Path) -> str:
     """Damage by kind of data: what was lost, and what KD brings back beyond CE."""
-    there = [one for one in map_cells(measured) if one.control]
-    if not there:
+    cells = [one for one in map_cells(measured) if one.control]
+    if not cells:
         return ""
     picture = []
-    if len(there) > 1:
+    if len(cells) > 1:
         save_panels([map_panel(measured)], out / "map.png")
         picture = ["![KD minus CE](map.png)", ""]
-    texts = [name for name, task in there[0].tasks("language") if task.metric == PERPLEXITY]
-    tasks = dict(there[0].tasks())  # in nats where they are measured in both
+    texts = [name for name, task in cells[0].tasks("language") if task.metric == PERPLEXITY]
+    tasks = dict(cells[0].tasks())  # of two metrics of a task, nats remain
     head = [
         "damage, data",
         *(f"lost of {name}, nats" for name in texts),
@@ -84,12 +84,12 @@ def map_section(measured: Sequence[Measured], out: Path) -> str:
         "retention by CE, %",
         "by KD, %",
     ]
-    means = [*table_head(head), *(_map_row(one, texts) for one in there)]
+    means = [*table_head(head), *(_map_row(one, texts) for one in cells)]
     units = [f"{name}, {written_difference(task)[0]}" for name, task in tasks.items()]
-    by_task = [*table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in there)]
+    by_task = [*table_head(["KD − CE", *units]), *(_difference_row(one, tasks) for one in cells)]
     note = "By task, above 0 KD is better:"
     of_head = {one.comparison for one in Results.of(measured).measured}
-    others = [one for results in there for one in results.measured if one.comparison not in of_head]
+    others = [one for results in cells for one in results.measured if one.comparison not in of_head]
     verdicts = [f"- {one.comparison.name}: {one.result.verdict.text}" for one in others]
     lines = ["## Where the teacher is worth it", "", *picture, *means, "", *verdicts, "", note, "", *by_task]
     return "\n".join(lines)

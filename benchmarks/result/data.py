@@ -1,4 +1,4 @@
-"""Prepare the data of the experiment: sources to train on, tasks to measure by, and the proof that they are apart.
+"""Prepare the data of the experiment: training sources, evaluation tasks, and the proof that they share nothing.
 
 python -m benchmarks.result.data DATA OUT
 python -m benchmarks.result.data DATA runs/result/data easy_vqa=models/.download/easy_vqa/data
@@ -8,7 +8,7 @@ OUT         a new folder: train/SOURCE.jsonl, validation/TASK.jsonl, evaluation/
             pictures that they name, and manifest.json: counts, hashes, licenses, and what the splits share (nothing)
 
 Splits are made by picture and by document, so nearly equal pictures, and all questions about one, are in one split.
-`sight` has sentences about the pictures of the evaluation, as training has them about its own.
+`sight` has sentences about the evaluation's pictures, of the kind that training has about its own pictures.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from lingu_ray.errors import UserError, run_command
 from lingu_ray.paths import LocalPath, absolute
 
 FOLDERS = {"clothing": "images/clothing", "grocery": "images/grocery_store", "puzzles": "images/puzzlevqa"}
-"""Folders of the picture sets in DATA, but easy-VQA's, which comes from its Python package."""
+"""Folders of the picture sets in DATA, without easy-VQA, which comes from its Python package."""
 
 
 Files = dict[str, dict[str, list[Row]]]
-"""Rows by folder, that of a split or `sight`, and by source or task."""
+"""Rows by folder (a split, or `sight`), then by source or task."""
 
 
 class DataConfig(Section):
@@ -89,7 +89,7 @@ def prepare(data: Path, out: Path, options: DataConfig) -> dict[str, Any]:
 
 
 def _add_pictures(rows: Files, name: str, folder: Path, building: Path, seed: int) -> Counter[str]:
-    """Split a picture set, copy its pictures, and add its rows to those of each split; returns what was left out."""
+    """Split a picture set, copy its pictures, and add its rows to each split; returns what was left out, by reason."""
     source = PICTURE_SETS[name]
     shown = list(source.read(folder, seed))
     pictures = [read_picture(one.path) for one in tqdm(shown, name, unit="picture", leave=False, disable=None)]
@@ -98,7 +98,7 @@ def _add_pictures(rows: Files, name: str, folder: Path, building: Path, seed: in
     split = assign(keys, group_near(pictures), held_out, source.shares, seed)
     (building / "images" / name).mkdir(parents=True)
     for part, members in split.members.items():
-        for place in sorted(members, key=lambda place: keys[place]):  # an order without classes side by side
+        for place in sorted(members, key=lambda place: keys[place]):  # an order that mixes the classes
             image = _copied(pictures[place], building / "images" / name)
             _add_rows(rows, part, shown[place], f"../images/{name}/{image}")
     return split.dropped
@@ -112,7 +112,7 @@ def _copied(picture: Picture, folder: Path) -> str:
 
 
 def _add_rows(rows: Files, split: str, shown: Shown, image: str) -> None:
-    """Add what training reads about a picture, or what it is tested by and the sentences about it."""
+    """Add a picture's rows to a split: training rows, or test questions and sentences for `sight`."""
     taught = [(ask, {"prompt": ask.question, "completion": ask.answer}) for ask in shown.teaches]
     if split == TRAIN:
         _add(rows[TRAIN], taught, image)

@@ -6,29 +6,29 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 
 from benchmarks.result.jobs import run_folder
 from benchmarks.result.seeds import CONTROLS, REFERENCES, Measured, Results, Seeds
 from benchmarks.result.table import DAMAGES, DATA, NATURAL, SEEDS, Job, Size, row
 from lingu_ray.evaluation.roles import DISTILLED
-from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, canvas, display_name, smooth
+from lingu_ray.report.loss_plots import draw_curve, label_axes
+from lingu_ray.report.plots import COLORS, SOURCE_COLORS, Panel, canvas, display_name
 from lingu_ray.report.svg import INK, SOFT
 from lingu_ray.runtime.controls import control_folder
 from lingu_ray.runtime.run_folder.records import Record, read_records
 
 BAR, WIDTH = 0.24, 10.5  # inches: height of a model, width of all panels
 COLUMNS = 4
-IN_PANELS = {DISTILLED: "KD, shared KV", "prompt_text": "KD, prompt's text"}  # read without the page's table of rows
+IN_PANELS = {DISTILLED: "KD, shared KV", "prompt_text": "KD, prompt's text"}  # clear without the page's table of rows
 MEANING = {"language": "share of the lost language that came back", "vision": "share of vision that was kept"}
 WHISKERS = "whiskers: standard deviation over seeds; dotted, of one seed: 95% interval over items"
 VARIANTS = ("all", "language_only", "selective")  # of the paper's figure 2
 
 
 def shown_name(model: str) -> str:
-    """A model as tables and figures call it: the method's own model is `selective` here, as the others are variants."""
+    """A model's name in tables and figures; the method's own is `selective` here, to tell it from its variants."""
     return "selective" if model == DISTILLED else display_name(model) if model in COLORS else model
 
 
@@ -70,7 +70,7 @@ def _draw_quotients(axis: Axes, results: Results, name: str, metric: str, models
 
 
 def _whisker(found: Seeds) -> str:
-    """How the line is drawn that `WHISKERS` explains: seeds and items are not spread alike."""
+    """The line style that `WHISKERS` explains: solid over seeds, dotted over items."""
     return ":" if found.is_one else "-"
 
 
@@ -81,9 +81,9 @@ def map_panel(measured: Sequence[Measured]) -> Panel:
 
 
 def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
-    there = [damage for damage in DAMAGES if any(one.comparison.damage == damage for one in measured)]
+    damages = [damage for damage in DAMAGES if any(one.comparison.damage == damage for one in measured)]
     for index, (data, shown) in enumerate(DATA.items()):
-        points = {place: _difference(measured, damage, data) for place, damage in enumerate(there)}
+        points = {place: _difference(measured, damage, data) for place, damage in enumerate(damages)}
         found = {place + 0.16 * (index - (len(DATA) - 1) / 2): seeds for place, seeds in points.items() if seeds.found}
         style = {"color": SOURCE_COLORS[index]}
         axis.plot(list(found), [100 * seeds.mean for seeds in found.values()], "o", label=shown, **style)
@@ -92,7 +92,8 @@ def _draw_map(axis: Axes, measured: Sequence[Measured], title: str) -> None:
             text, beside = f"{100 * seeds.mean:+.1f}", {"textcoords": "offset points", "va": "center"}
             axis.annotate(text, (x, 100 * seeds.mean), (7, 0), fontsize=9, **beside)
     axis.axhline(0, color=SOFT, linewidth=0.8)
-    axis.set(xticks=range(len(there)), xticklabels=[f"{one} damage" for one in there], xlim=(-0.5, len(there) - 0.4))
+    axis.set(xticks=range(len(damages)), xlim=(-0.5, len(damages) - 0.4))
+    axis.set_xticklabels([f"{one} damage" for one in damages])
     axis.set_xlabel(WHISKERS, fontsize=8)
     axis.set_title(title, loc="left")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), title="data", alignment="left")
@@ -104,7 +105,7 @@ def _difference(measured: Sequence[Measured], damage: str, data: str) -> Seeds:
 
 
 def sight_panel(source: str, told: Mapping[tuple[str, str], Seeds]) -> Panel:
-    """What pictures tell each model in sentences of a source; `told`: by cell of the map and model."""
+    """How much pictures help each model with sentences of a source; `told`: nats by cell of the map and model."""
     title = f"What pictures tell in {source}, nats a token"
     return Panel(title, (5.6, 0.9 + BAR * len(told)), partial(_draw_sight, told=told, title=title))
 
@@ -122,7 +123,7 @@ def _draw_sight(axis: Axes, told: Mapping[tuple[str, str], Seeds], title: str) -
 
 
 def curve_panels(size: Size) -> list[Panel]:
-    """Cross-entropy and KD over the steps: the paper's three variants and CE alone, the first seed that is here."""
+    """Cross-entropy and KD over the steps, for the paper's three variants and CE alone, with the first seed on disk."""
     for seed in SEEDS:
         if known := _curves(size, seed):
             titles = {"ce": "Training cross-entropy", "kd": "Teacher–student divergence (KD)"}
@@ -133,7 +134,7 @@ def curve_panels(size: Size) -> list[Panel]:
 
 
 def _curves(size: Size, seed: int) -> dict[str, list[Record]]:
-    """What the steps of a seed's runs gave, by model, of those that ended; nothing where a variant did not."""
+    """The metrics of a seed's runs by model; empty if one of the variants has not ended."""
     folders = {name: run_folder(Job(row(f"{name}_{NATURAL}"), seed, size)) for name in VARIANTS}
     if any(folder.exported_step is None for folder in folders.values()):
         return {}
@@ -143,14 +144,7 @@ def _curves(size: Size, seed: int) -> dict[str, list[Record]]:
 
 def _draw_curves(axis: Axes, runs: dict[str, list[Record]], key: str, title: str) -> None:
     for index, (name, records) in enumerate(runs.items()):
-        points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
-        if points:
-            steps, values = np.array(points).T
-            axis.plot(steps, values, color=SOURCE_COLORS[index], alpha=0.25, linewidth=0.8)
-            axis.plot(steps, smooth(values), color=SOURCE_COLORS[index], linewidth=1.8, label=name)
-    axis.set_title(title, loc="left")
-    axis.set(xlabel="optimizer step", ylabel="nats per token")
-    axis.set_ylim(bottom=0)
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        draw_curve(axis, records, key, SOURCE_COLORS[index], name)
+    label_axes(axis, title)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc="upper right", fontsize=8.5)

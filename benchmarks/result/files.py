@@ -1,4 +1,4 @@
-"""Reading the files of the public sets."""
+"""Reads the text files of the public data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_text(path: Path) -> str:
     """A text file of the data.
 
     Raises:
-        UserError: it is not there, or no text.
+        UserError: it is missing, or not UTF-8.
     """
     try:
         return path.read_text("utf-8")

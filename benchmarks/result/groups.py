@@ -1,4 +1,4 @@
-"""What belongs together stays together: groups of nearly equal things, and the split that a whole group goes to."""
+"""Groups of nearly equal things, and splits to which whole groups are assigned."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ TRAIN, VALIDATION, EVALUATION = SPLITS = ("train", "validation", "evaluation")
 
 
 class Groups:
-    """Things by number, joined in pairs; what is joined over any number of pairs is one group."""
+    """Things, by number, that are joined in pairs into groups (union-find)."""
 
     def __init__(self, count: int) -> None:
         self._parent = list(range(count))
 
     def of(self, one: int) -> int:
-        """The group of a thing: the least number in it."""
+        """A thing's group, as the smallest number in it."""
         while self._parent[one] != one:
             self._parent[one] = one = self._parent[self._parent[one]]
         return one
 
     def join(self, one: int, other: int) -> None:
-        """Make one group of two."""
+        """Join the groups of two things."""
         least, most = sorted((self.of(one), self.of(other)))
         self._parent[most] = least
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Shares of the groups that are held out, besides what a data set holds out itself."""
+    """Shares of the groups that are held out, besides those that a data set holds out itself."""
 
     validation: float
     evaluation: float
 
     def draw(self, key: str, seed: int) -> Split:
-        """The split of a group, from its key alone: other groups do not move it."""
+        """The split of a group. It depends on its key alone, not on other groups."""
         place = chance(key, seed)
         if place < self.evaluation:
             return EVALUATION
@@ -63,11 +63,11 @@ def assign(keys: list[str], groups: Groups, held_out: set[int], shares: Shares, 
     """Split things by their groups.
 
     Args:
-        keys: what a thing is, by its content; of equal ones the first is kept.
-        groups: which of them are nearly equal.
-        held_out: those that the data set itself holds out; what else is in their groups is left out.
-        shares: shares of the other groups.
-        seed: of the draw.
+        keys: the identity of each thing's content; of equal things the first is kept.
+        groups: groups of nearly equal things.
+        held_out: things that the data set itself holds out; other things in their groups are left out.
+        shares: held-out shares of the other groups.
+        seed: seed of the draw.
     """
     owned = {groups.of(one) for one in held_out}
     members: dict[Split, list[int]] = {TRAIN: [], VALIDATION: [], EVALUATION: []}

@@ -1,4 +1,4 @@
-"""Jobs on this machine: the command of each, the models that it made, and how far it is."""
+"""Jobs on this machine: their commands, folders, models and states."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def command(job: Job) -> Command:
 
 
 def measure_command(one: Comparison) -> Command:
-    """The command that measures all models of a comparison that there are."""
+    """The command that measures all models of a comparison that exist."""
     models = [f"{name}={path}" for name, path in compared(one).items()]
     where = [f"tasks={_shown(TASKS)}", f"out={measured_folder(one)}"]
     return ["python", "-m", "lingu_ray.evaluate", *models, *where, *one.size.measure]
 
 
 def _shown(path: Path) -> str:
-    """A file of the project by its path from here, where that is below."""
+    """A file's path, relative to the working directory if it is below it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -62,7 +62,7 @@ def measured_folder(one: Comparison) -> Path:
 
 
 def models(job: Job) -> dict[str, Path]:
-    """The models that a job made, its controls' too, by their names in a comparison."""
+    """The models of a job and its controls, by their names in a comparison."""
     folder = run_folder(job)
     if job.row.model is None or not is_done(job):
         return {}
@@ -70,21 +70,21 @@ def models(job: Job) -> dict[str, Path]:
 
 
 def compared(one: Comparison) -> dict[str, Path]:
-    """The models of a comparison that there are by now, the teacher first."""
+    """The models of a comparison that exist by now, the teacher first."""
     return {TEACHER: Path(TEACHER_PATH)} | {name: path for job in one.jobs() for name, path in models(job).items()}
 
 
 def is_measured(one: Comparison) -> bool:
-    """Whether all models of the comparison that there are by now were measured, after they were made."""
-    result, there = read_recovery(measured_folder(one)), compared(one)
-    if result is None or not set(result.measured) >= there.keys():
+    """Whether all models of the comparison that exist by now were measured, after they were made."""
+    result, models = read_recovery(measured_folder(one)), compared(one)
+    if result is None or not set(result.measured) >= models.keys():
         return False
-    newest = max(path.stat().st_mtime for path in there.values() if path.exists())
+    newest = max(path.stat().st_mtime for path in models.values() if path.exists())
     return (measured_folder(one) / FILE).stat().st_mtime >= newest
 
 
 def is_done(job: Job) -> bool:
-    """Whether a job's model is there, and those of its controls."""
+    """Whether a job's model and those of its controls exist."""
     folder = run_folder(job)
     if job.row.recipe == MERGE:
         return (folder.export / "config.json").exists()
@@ -94,7 +94,7 @@ def is_done(job: Job) -> bool:
 
 
 def state(job: Job) -> State:
-    """How far a job is."""
+    """The state of a job."""
     folder = run_folder(job).root
     if is_done(job):
         return "done"
@@ -104,28 +104,29 @@ def state(job: Job) -> State:
 
 
 def borrow_items(one: Comparison) -> None:
-    """Copy what other comparisons have measured of the same models, and measured last, so that it is not done again."""
-    own = compared(one)
+    """Copy newer measurements of the same models from other comparisons, so that they are not repeated."""
+    own = compared(one).items()
     for other in comparisons(one.size):
-        for name, path in compared(other).items() if other != one else ():
-            if own.get(name) != path:
-                continue
-            for items in (measured_folder(other) / "items").glob(f"*.{name}.parquet"):
-                place = measured_folder(one) / "items" / items.name
-                if not place.exists() or place.stat().st_mtime < items.stat().st_mtime:
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(items, place)
+        for name, _ in own & compared(other).items() if other != one else ():
+            for file in (measured_folder(other) / "items").glob(f"*.{name}.parquet"):
+                _copy_newer(file, measured_folder(one) / "items" / file.name)
+
+
+def _copy_newer(file: Path, target: Path) -> None:
+    if not target.exists() or target.stat().st_mtime < file.stat().st_mtime:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, target)
 
 
 def drop_checkpoints(job: Job) -> None:
-    """Remove the checkpoints of a job that is done: its export is all that is needed, and they take gigabytes."""
+    """Remove the checkpoints of a finished job and its controls: they take gigabytes, and only exports are needed."""
     folder = run_folder(job)
     for one in (folder, *(control for _, control in _controls(folder))):
         shutil.rmtree(one.checkpoints, ignore_errors=True)
 
 
 def _controls(folder: RunFolder) -> Iterator[tuple[str, RunFolder]]:
-    """The folders of a run's controls, by name, as its settings have them."""
+    """Names and folders of a run's controls, by its settings."""
     if folder.config.exists():
         yield from ((name, control_folder(folder, name)) for name in control_configs(load_yaml(folder.config)))
 

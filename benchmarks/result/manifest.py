@@ -19,18 +19,18 @@ from lingu_ray.corpus.images import decode_image
 from lingu_ray.errors import UserError
 
 FILE = "manifest.json"
-SIGHT = "sight"  # a folder of more rows about the evaluation's pictures; training knows their words, of other pictures
+SIGHT = "sight"  # a folder of further rows about the evaluation's pictures, with words that training has of others
 FOLDERS = (*SPLITS, SIGHT)
 
 
 def write_manifest(folder: Path, seed: int, left_out: Mapping[str, Counter[str]], template: set[int]) -> dict[str, Any]:
-    """Write the manifest of what lies in `folder`, read again from its files.
+    """Write the manifest of the data in `folder`, from its files.
 
     Args:
         folder: the prepared data.
-        seed: of the splits.
-        left_out: how many records of each set are in no split, by reason.
-        template: words in a row that prompts share without quoting a document.
+        seed: seed of the splits.
+        left_out: number of records of each set that are in no split, by reason.
+        template: runs of words that prompts share because of a template, not because they quote a document.
 
     Raises:
         UserError: a picture or a text is in two splits.
@@ -52,7 +52,7 @@ def write_manifest(folder: Path, seed: int, left_out: Mapping[str, Counter[str]]
 
 
 def prove_pictures(folder: Path) -> dict[str, Any]:
-    """Different pictures of each split, by their decoded pixels; those of `sight` are the evaluation's.
+    """The number of different pictures of each split, by their pixels; `sight` has the evaluation's pictures.
 
     Raises:
         UserError: one is in two splits; the message names both files.
@@ -72,11 +72,11 @@ def prove_pictures(folder: Path) -> dict[str, Any]:
 
 
 def prove_texts(folder: Path, template: set[int]) -> dict[str, Any]:
-    """Different words in a row of each split's texts, templates aside; the training data share none with the others.
+    """The number of different runs of words in each split's texts, without templates'; training shares none of them.
 
     Raises:
-        UserError: a training text quotes a held-out one, or training has a fifth of a held-out one's words in a row,
-            templates or not; the message names the file and the row.
+        UserError: a training text quotes a held-out one, or training has a fifth of a held-out text's runs of words,
+            templates' included; the message names the file and the row.
     """
     held_out = {split: quoted_in(_texts(folder, split), template) for split in (VALIDATION, EVALUATION)}
     protected = held_out[VALIDATION] | held_out[EVALUATION]

@@ -1,11 +1,11 @@
-"""Write what the rows gave into docs/results: tables and answers as Markdown, figures, and each result as measured.
+"""Write the results of the rows into docs/results: a page of tables and answers, figures, and each result as JSON.
 
 python -m benchmarks.result.page
 python -m benchmarks.result.page size=gpu                into docs/results/gpu
 
-Reads runs/result of the folder that it is called in; what is not measured yet is left out. What was measured on another
-machine, and lies beside the page, counts as it is, and so does what the page shows of it. Nothing is computed here but
-means, standard deviations and intervals over seeds.
+Reads runs/result in the working directory; rows that are not measured yet are left out. Results from another machine
+that lie beside the page count, too, and sections that need their runs stay as they are. Only means, standard deviations
+and intervals over seeds are computed here.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def write_page(measured: Sequence[Measured], out: Path, size: Size) -> Path:
 
 
 def _section(page: str, heading: str) -> str:
-    """A section as the page has it, without its end; nothing where it has none."""
+    """A section of an earlier page; empty if the page has none."""
     _, found, rest = page.partition(f"{heading}\n")
     text, _, _ = rest.partition("\n## ")
     return f"{heading}\n{text}".rstrip() if found else ""
@@ -121,7 +121,7 @@ def _scores(results: Results) -> str:
 
 
 def _others(measured: Sequence[Measured]) -> str:
-    """Variants and baselines, each table of one seed, beside the method and its controls with that seed."""
+    """Variants and baselines beside the method and its controls, a table for each seed."""
     tables = []
     for one in measured:
         results = Results((one,))
@@ -133,7 +133,7 @@ def _others(measured: Sequence[Measured]) -> str:
 
 
 def _score_table(results: Results, models: list[str]) -> Iterator[str]:
-    """Means first, then each task by its metrics; below a vision task what is right without its pictures."""
+    """Means, then each task by its metrics, and below a vision task its score without pictures."""
     yield from table_head(["", *map(shown_name, models)])
     for quotient in QUOTIENTS.values():
         yield row_line(f"**mean {quotient}**, %", [results.mean(quotient, model).text(percent) for model in models])
@@ -160,7 +160,7 @@ def _curves(out: Path, size: Size) -> str:
 
 
 def _sweeps(size: Size) -> str:
-    """The sweeps' tables, a row a trial; nothing where none was run here."""
+    """The sweeps' tables with a row for each trial; empty without sweeps on this machine."""
     tables = [_sweep(Job(row(name), 0, size)) for name in SWEEPS]
     return "\n\n".join([SWEEP_TABLES, *(table for table in tables if table)]) if any(tables) else ""
 
@@ -183,7 +183,7 @@ def _shortened(cell: str) -> str:
 
 
 def _answers(results: Results, out: Path) -> str:
-    """The first questions about pictures with the answers of the models, of the first seed that is here."""
+    """The first questions about pictures with the models' answers, of the first seed on this machine."""
     here = [(one.folder, one.result) for one in results.measured if one.folder is not None]
     if not here:
         return ""

@@ -1,6 +1,6 @@
-"""The picture sets as they are published, and what is asked about each picture.
+"""Readers of the published picture sets, and the questions about each picture.
 
-In training a question has several wordings, one of them drawn for each picture; a test asks in the first of them.
+In training a question has several wordings, one of which is drawn for each picture; tests use the first wording.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.result.groups import Shares, chance
 
 
 class Ask(NamedTuple):
-    """A question about a picture and its answer, of a source or task."""
+    """A question about a picture and its answer. `of`: the source or task that it belongs to."""
 
     of: str
     question: str
@@ -27,7 +27,7 @@ class Ask(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with what it teaches and what it tests; `held_out`: the set itself keeps it from training."""
+    """A picture with its training and its test questions; `held_out`: whether the set itself holds it out."""
 
     path: Path
     held_out: bool
@@ -37,7 +37,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class PictureSet:
-    """A published set: its license and origin, its reader, and the shares held out besides its own."""
+    """A published set: license, origin, reader, and the shares held out in addition to its own."""
 
     license: str
     origin: str
@@ -46,7 +46,7 @@ class PictureSet:
 
 
 SENTENCES = "descriptions"
-"""The source whose answers are sentences about what a picture shows; of puzzles the models say them without seeing."""
+"""The source whose answers are sentences about the picture; those of puzzles can be said without seeing it."""
 TAUGHT, TESTED = 4, 1  # questions of easy-VQA about a picture; it has about ten
 DESCRIPTION_WORDS = 60
 GROUPS = {"Fruit": "fruit", "Vegetables": "vegetable", "Packages": "package"}
@@ -133,7 +133,7 @@ PICTURE_SETS = {
     "grocery": PictureSet("MIT", "marcusklasson/GroceryStoreDataset", read_grocery, Shares(0.07, 0)),
     "puzzles": PictureSet("MIT", "declare-lab/LLM-PuzzleTest (PuzzleVQA)", read_puzzles, Shares(0.05, 0.2)),
 }
-"""By name of the set; also the folder of its pictures in what is prepared."""
+"""Sets by name; the name is also the folder of the prepared pictures."""
 
 
 def _drawn(options: list[str] | tuple[str, ...], key: str, seed: int) -> str:
@@ -141,12 +141,12 @@ def _drawn(options: list[str] | tuple[str, ...], key: str, seed: int) -> str:
 
 
 def _spoken(name: str) -> str:
-    """A class's name as people say it: golden delicious for Golden-Delicious."""
+    """A class's name in plain words: golden delicious for Golden-Delicious."""
     return name.replace("-", " ").lower()
 
 
 def _beginning(text: str) -> str:
-    """The first sentence, and those after it that end within the first `DESCRIPTION_WORDS` words."""
+    """The first sentence, and further ones as long as all have at most `DESCRIPTION_WORDS` words."""
     kept: list[str] = []
     for sentence in re.split(r"(?<=[.!?])\s+", text.strip()):
         if kept and sum(len(one.split()) for one in [*kept, sentence]) > DESCRIPTION_WORDS:

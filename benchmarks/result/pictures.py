@@ -1,4 +1,4 @@
-"""Pictures, told apart by their pixels, and those that are nearly equal.
+"""Pictures by their pixels: hashes of equal ones, and groups of nearly equal ones.
 
 Shape suffixes: N pictures, F numbers of a thumbnail.
 """
@@ -20,7 +20,7 @@ from lingu_ray.errors import UserError
 
 SIDE = 32
 NEAR = 0.02
-"""Root mean square difference of two thumbnails, of the range of a color, below which two pictures are one."""
+"""Pictures count as equal below this root mean square difference of their thumbnails, as a share of the color range."""
 BLOCK = 512
 
 
@@ -48,7 +48,7 @@ def read_picture(path: Path) -> Picture:
 
 
 def pixel_hash(image: Image.Image) -> str:
-    """What tells pictures apart: a hash of size and colors, whatever the file's format."""
+    """A hash of a picture's size and colors, independent of the file's format."""
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Run the experiment row by row: train what is missing, measure it, and say what is done.
+"""Run the experiment row by row: train and measure what is missing, and list what is done.
 
 python -m benchmarks.result.rows list                      every row: state, minutes, command
 python -m benchmarks.result.rows list main
@@ -9,10 +9,9 @@ python -m benchmarks.result.rows run main minutes=50       a slice: then it save
 
 With size=gpu the same rows train for longer, in runs/result/gpu, for a machine with a GPU.
 
-What is done is not done again: a run that has an export, a model that was measured. Ctrl-C saves and stops. Commands
-run in the folder that this one is called in, which has runs/result/data (benchmarks.result.data) and models/. Minutes
-are estimates, measuring included, for two quiet cores with AMX, or, with size=gpu, for an H100. Checkpoints are removed
-once a row has its model.
+Runs with an export and measured models are not repeated. Ctrl-C saves and stops. Commands run in the working directory,
+which has runs/result/data (benchmarks.result.data) and models/. Minutes are estimates that include measuring, for two
+quiet cores with AMX, or with size=gpu for an H100. Checkpoints are removed once a row has its model.
 """
 
 from __future__ import annotations
@@ -78,7 +77,7 @@ def rows_help() -> Help:
 
 
 def main(arguments: list[str]) -> None:
-    """List or run the rows that are named."""
+    """List or run the named rows."""
     help = rows_help()
     names, settings, _ = split_arguments(arguments, help)
     options = read_settings(settings, RunConfig)
@@ -95,7 +94,7 @@ def main(arguments: list[str]) -> None:
 
 
 def chosen(names: list[str], size: Size = CORES) -> list[Job]:
-    """The jobs that are named: by group, by row (all seeds), or by row and seed.
+    """The jobs of names: of a group, a row (all seeds), or a row and seed.
 
     Raises:
         UserError: nothing has such a name.
@@ -124,7 +123,7 @@ def show(wanted: list[Job]) -> None:
 
 
 class Clock:
-    """How long may be worked; None: as long as it takes."""
+    """The time that is left of some minutes; None: no limit."""
 
     def __init__(self, minutes: float | None) -> None:
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
@@ -136,10 +135,10 @@ class Clock:
 
 
 def run(wanted: list[Job], clock: Clock) -> None:
-    """Train and measure what is missing of the jobs, and what they start from.
+    """Train and measure what is missing of the jobs, and of those that they start from.
 
     Raises:
-        Interrupted: Ctrl-C, or the time is over; what was done is kept.
+        Interrupted: Ctrl-C, or the time is over; finished work is kept.
         UserError: a command failed.
     """
     for job in dict.fromkeys(one for last in wanted for one in _with_starts(last)):
@@ -158,7 +157,7 @@ def measure(one: Comparison, clock: Clock) -> None:
 
 
 def call(words: Command, clock: Clock) -> None:
-    """Run a command to its end, or let it save and stop where the time is over or Ctrl-C is pressed.
+    """Run a command to its end; let it save and stop when the time is over or Ctrl-C is pressed.
 
     Raises:
         Interrupted: it was stopped.

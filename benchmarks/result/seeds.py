@@ -1,4 +1,4 @@
-"""What the seeds of a comparison measured, model by model: their mean and spread, or the one seed's interval."""
+"""Results of a comparison over its seeds, model by model: mean and spread, or the interval of a single seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lingu_ray.evaluation.roles import ADAPTED, DISTILLED, PLAIN_CE, SAME_CE, TE
 
 REFERENCES = (TEACHER, ADAPTED)
 CONTROLS = (SAME_CE, PLAIN_CE)
-TRAININGS = 3  # from so many on an interval over them says something
+TRAININGS = 3  # least number for an interval over trainings
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Measured:
 def read_measured(published: Path | None = None, size: Size = CORES) -> list[Measured]:
     """All comparisons that were measured here, or whose result lies in `published`, in the order of the table.
 
-    What was measured here comes first, but for one without the method's model: it has only begun.
+    A result from here is preferred, unless it has no result of the method's model yet.
     """
     found = []
     for one in comparisons(size):
         folder = measured_folder(one)
-        here, there = read_recovery(folder), published and read_result(published / f"{one.name}.json")
-        if here is not None and (there is None or DISTILLED in here.measured):
+        here, elsewhere = read_recovery(folder), published and read_result(published / f"{one.name}.json")
+        if here is not None and (elsewhere is None or DISTILLED in here.measured):
             found.append(Measured(one, here, folder))
-        elif there is not None:
-            found.append(Measured(one, there, None))
+        elif elsewhere is not None:
+            found.append(Measured(one, elsewhere, None))
     return found
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """A value by seed."""
+    """A value with its interval, for each seed."""
 
     found: tuple[Estimate, ...]
 
@@ -59,12 +59,12 @@ class Seeds:
 
     @property
     def is_one(self) -> bool:
-        """Whether there is one seed, or one value of all, as the teacher's is."""
+        """Whether there is one seed, or all seeds have the same value, as for the teacher."""
         return len(set(self.found)) == 1
 
     @property
     def around(self) -> tuple[float, float]:
-        """Ends of what the values cover: the standard deviation over seeds, or the one value's interval over items."""
+        """The range to show: mean ± standard deviation over seeds, or the single value's interval over items."""
         if self.is_one:
             return self.found[0].ci
         deviation = statistics.stdev(one.value for one in self.found)
@@ -81,7 +81,7 @@ class Seeds:
 
 
 def over_trainings(values: Sequence[float], format: Callable[[float], str]) -> str:
-    """`0.7 [-1.2, 2.6]`: mean over trainings with its 95 % interval by Student's t; nothing for too few of them."""
+    """`0.7 [-1.2, 2.6]`: mean over trainings with its 95 % interval by Student's t; empty for less than `TRAININGS`."""
     if len(values) < TRAININGS:
         return ""
     interval = ttest_1samp(values, 0.0).confidence_interval(0.95)
@@ -104,7 +104,7 @@ def nats(value: float) -> str:
 
 
 def written(task: TaskScores) -> tuple[str, Callable[[float], str]]:
-    """How a task's scores are written: the metric with its unit, and the numbers."""
+    """The metric of a task's scores with its unit, and the format of the numbers."""
     metric = task.metric.replace("_", " ")
     if task.is_share:
         return f"{metric}, %", percent
@@ -112,19 +112,19 @@ def written(task: TaskScores) -> tuple[str, Callable[[float], str]]:
 
 
 def written_difference(task: TaskScores) -> tuple[str, Callable[[float], str]]:
-    """How differences of scores are written: their unit, and the numbers."""
+    """The unit of differences of scores, and the format of the numbers."""
     return ("points", percent) if task.is_share else ("nats", nats)
 
 
 @dataclass(frozen=True)
 class Results:
-    """The seeds of one damage and one kind of data."""
+    """The results of all seeds for one damage and one kind of data."""
 
     measured: tuple[Measured, ...]
 
     @classmethod
     def of(cls, measured: Sequence[Measured], damage: str = MEDIUM, data: str = NARROW) -> Results:
-        """Those of a damage and a kind of data; without names those of the method itself."""
+        """The results of a damage and a kind of data; by default those of the main rows."""
         chosen = (m for m in measured if (m.comparison.damage, m.comparison.data) == (damage, data))
         return cls(tuple(chosen))
 
@@ -147,7 +147,7 @@ class Results:
         return next((name for name in CONTROLS if name in self.models), None)
 
     def tasks(self, kind: str | None = None) -> Iterator[tuple[str, TaskScores]]:
-        """The tasks of the first seed by name, each by its metric and below that in nats where it has them."""
+        """Names and scores of the first seed's tasks, by their metrics and also in nats where they have them."""
         first = self.measured[0].result
         for name, task in first.tasks.items():
             for one in (task, task.nats):
@@ -169,11 +169,11 @@ class Results:
         return self._each(name, metric, lambda task: task.models[model].quotient if model in task.models else None)
 
     def over(self, name: str, metric: str, other: str) -> Seeds:
-        """How much better the distilled model is on a task than another one."""
+        """The distilled model's lead over another model on a task."""
         return self._each(name, metric, lambda task: task.over.get(other))
 
     def blind(self, name: str, model: str) -> Seeds:
-        """A model's score on a vision task that it was asked without pictures."""
+        """A model's score on a vision task without its pictures."""
         found = (one.result.tasks[name].blind for one in self.measured)
         return _seeds(blind.scores.get(model) for blind in found if blind is not None)
 
@@ -183,7 +183,7 @@ class Results:
         return _seeds(found.of(quotient) for found in means if found is not None)
 
     def lost_nats(self, name: str) -> float:
-        """How many nats a token the start has lost of the teacher's on a text, by its perplexity: mean over seeds."""
+        """Nats a token that the adapted model has lost on a text against the teacher, as mean over seeds."""
         scores = (one.result.tasks[name].models for one in self.measured)
         return statistics.fmean(math.log(m[ADAPTED].score.value / m[TEACHER].score.value) for m in scores)
 
@@ -198,7 +198,7 @@ class Results:
 
 
 def map_cells(measured: Sequence[Measured]) -> list[Results]:
-    """The cells of the map, damage by kind of data, that were measured."""
+    """The measured cells of the map: damage by kind of data."""
     results = (Results.of(measured, damage, data) for damage in DAMAGES for data in DATA)
     return [one for one in results if one.measured]
 

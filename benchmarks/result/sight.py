@@ -1,10 +1,10 @@
-"""Ask the models of the rows for sentences about pictures that no training row shows: what do the pictures tell them?
+"""Measure how much unseen pictures help the models of the rows to say sentences about them.
 
 python -m benchmarks.result.sight                      all that were measured here
 python -m benchmarks.result.sight medium-natural-0     one comparison: damage, data and seed
 
-What `lingu-ray probe benchmarks/result/recipes/sight.yaml` asks, of every model of a comparison but the teacher, which
-has no eyes. A model that was asked after it was made is not asked again. benchmarks.result.page shows what was found.
+It runs `lingu-ray probe benchmarks/result/recipes/sight.yaml` for every model of a comparison except the text-only
+teacher. A model that was asked after it was made is not asked again. benchmarks.result.page shows the results.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ HELP = Help("python -m benchmarks.result.sight [COMPARISON ...] [key=value ...]"
 
 
 def main(arguments: list[str]) -> None:
-    """Ask what was not asked yet, and print what pictures tell each model."""
+    """Ask the models that were not asked yet, and print how much pictures tell them."""
     names, settings, _ = split_arguments(arguments, HELP)
     size = SIZES[read_settings(settings, SightConfig).size]
     there = {one.name: one for one in comparisons(size) if len(compared(one)) > 1}
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
 
 
 def ask_model(one: Comparison, model: str, path: Path) -> None:
-    """Ask a model, unless that was done; what another comparison asked it counts."""
+    """Ask a model, unless this or another comparison has asked it already."""
     file, made = asked_file(one, model), path.stat().st_mtime
     places = (asked_file(other, model) for other in comparisons(one.size) if compared(other).get(model) == path)
     asked = next((place for place in places if place.exists() and place.stat().st_mtime >= made), None)
@@ -82,12 +82,12 @@ def _printed(known: Known) -> str:
 
 
 def asked_file(one: Comparison, model: str) -> Path:
-    """Where a model's answers are kept."""
+    """The file of a model's answers."""
     return measured_folder(one) / SIGHT / f"{model}.json"
 
 
 def publish(one: Comparison, out: Path) -> dict[str, dict[str, Known]]:
-    """Copy what was found here beside the page; returns all that lies there of a comparison, by model and source."""
+    """Copy a comparison's answers from here beside the page; returns all that lie there, by model and source."""
     folder = out / SIGHT / one.name
     if (measured_folder(one) / SIGHT).exists():
         shutil.copytree(measured_folder(one) / SIGHT, folder, dirs_exist_ok=True)
@@ -96,7 +96,7 @@ def publish(one: Comparison, out: Path) -> dict[str, dict[str, Known]]:
 
 
 def sight_section(measured: Sequence[Measured], out: Path) -> str:
-    """What held-out pictures tell the models that say sentences about them, and how well they say them."""
+    """How much held-out pictures help the models with sentences about them, and what the sentences cost in all."""
     found: dict[tuple[str, str], BySeed] = {}
     for results in map_cells(measured):
         asked = {one.comparison.seed: publish(one.comparison, out) for one in results.measured}
@@ -131,7 +131,7 @@ def sight_section(measured: Sequence[Measured], out: Path) -> str:
 
 
 def _cells(model: BySeed, method: BySeed, source: str) -> list[str]:
-    """Of one source what pictures tell a model, how much more they tell the method's, and what sentences cost."""
+    """For one source: what pictures tell a model, the lead of the method's model, and what sentences cost in all."""
     told, of_method = _told(model, source), _told(method, source)
     more = [of_method[seed].value - told[seed].value for seed in told if seed in of_method]
     ahead = "" if model is method else over_trainings(more, nats)
@@ -140,7 +140,7 @@ def _cells(model: BySeed, method: BySeed, source: str) -> list[str]:
 
 
 def _told(found: BySeed, source: str) -> dict[int, Estimate]:
-    """What pictures tell in a source, by seed."""
+    """What pictures tell a model in a source, by seed."""
     told = {seed: one[source].pictures_tell_student for seed, one in found.items() if source in one}
     return {seed: value for seed, value in told.items() if value is not None}
 

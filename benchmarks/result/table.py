@@ -1,4 +1,4 @@
-"""The rows of the experiment as data: what each trains, from which start, with which seeds, and what it takes."""
+"""The rows of the experiment as data: their recipes, starts, seeds and durations."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SizeName = Literal["cores", "gpu"]
 
 @dataclass(frozen=True, eq=False)
 class Size:
-    """How long the rows train, and where. `settings`: of a row, or of all rows with a recipe, beside the recipe's own.
+    """A size of the experiment. `settings`: of a row, or of all rows with a recipe, besides those of the recipe.
 
-    `folder`: of its runs; `page`: of what is published of them. `evaluate_minutes`: of measuring one VLM.
-    `train_minutes`: a row's training; None: as the row has it.
+    `folder`: folder of the runs; `page`: folder of the published page. `evaluate_minutes`: minutes to measure a VLM;
+    `train_minutes`: minutes of a row's training; None: those of the row.
     """
 
     name: SizeName
@@ -37,7 +37,7 @@ class Size:
     measure: tuple[str, ...] = ()
 
     def of(self, row: Row) -> tuple[str, ...]:
-        """The settings of a row in this size, each once: what is said later counts."""
+        """The settings of a row in this size; of several values of a setting the last one counts."""
         said = (*self.settings.get(row.recipe, ()), *row.settings, *self.settings.get(row.name, ()))
         return tuple({one.partition("=")[0]: one for one in said}.values())
 
@@ -88,7 +88,7 @@ GPU = Size(
 )
 SIZES: dict[SizeName, Size] = {size.name: size for size in (CORES, GPU)}
 
-SEEDS = range(10)  # that a row can be run with by name, planned or not
+SEEDS = range(10)  # seeds that a row can be run with, planned or not
 
 Group = Literal["main", "others", "map", "sweep"]
 GROUPS: dict[Group, str] = {
@@ -103,10 +103,10 @@ GROUPS: dict[Group, str] = {
 class Row:
     """A row of the table.
 
-    `recipe`: a file of `recipes/`, those of `SWEEPS` spaces, or the command `merge`. `start`: the row whose model it
-    starts from. `seeds`: how many are planned. `model`: its name where models are compared; None where it is not
-    measured. `minutes`: of training one seed, on two cores with AMX. `damage`, `data`: the comparison that it belongs
-    to; None of `data`: all of its damage.
+    `recipe`: a file of `recipes/` (a search space for those in `SWEEPS`), or the command `merge`. `start`: the row
+    whose model it starts from. `seeds`: number of planned seeds. `model`: its model's name in comparisons; None: it is
+    not measured. `minutes`: of training one seed, on two cores with AMX. `damage`, `data`: its comparison; without
+    `data` it belongs to all comparisons of its damage.
     """
 
     name: str
@@ -141,13 +141,13 @@ def _method(name: str, group: Group, start: str, damage: str, data: str, seeds: 
 
 
 def _variant(model: str, about: str, *settings: str, data: str = NATURAL, minutes: float = 10) -> Row:
-    """Like the method, but for some settings."""
+    """The method with other settings."""
     name, own = f"{model}{'' if data == NARROW else f'_{data}'}", (*settings, "controls=[]")
     return Row(name, f"{about}: {DATA[data]} data", "others", data, minutes, ADAPTED, own, 1, model, MEDIUM, data)
 
 
 def _longer(one: Row) -> Row:
-    """A row of natural data with as many steps as the adapting had."""
+    """A row on natural data, with as many steps as the adaptation had."""
     about, settings = f"{one.about}, 300 steps", (*LONGER, *one.settings)
     return replace(
         one, name=f"{one.name}_300", about=about, data=NATURAL_300, settings=settings, minutes=3 * one.minutes, seeds=3
@@ -192,7 +192,7 @@ def row(name: str) -> Row:
 
 @dataclass(frozen=True)
 class Job:
-    """A row with one seed: one command that trains it, and one folder."""
+    """A row with one seed, which has one command and one folder."""
 
     row: Row
     seed: int
@@ -205,7 +205,7 @@ class Job:
 
     @property
     def start(self) -> Job | None:
-        """The job whose model this one starts from, of the same seed; the alignment is one for all seeds."""
+        """The job whose model this one starts from, of the same seed; all seeds share the alignment."""
         if self.row.start is None:
             return None
         before = row(self.row.start)
@@ -214,7 +214,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models that are measured together: all rows from one start on one kind of data, with teacher and start."""
+    """Models that are measured together: teacher, start, and all rows from that start on one kind of data."""
 
     damage: str
     data: str
@@ -227,7 +227,7 @@ class Comparison:
         return f"{self.damage}-{self.data}-{self.seed}"
 
     def jobs(self) -> Iterator[Job]:
-        """The jobs whose models are compared here, planned or not, the start first."""
+        """The jobs whose models are compared, planned or not, the start first."""
         for one in ROWS:
             if one.damage == self.damage and one.data in (None, self.data):
                 yield Job(one, self.seed, self.size)
@@ -241,18 +241,18 @@ def minutes(job: Job) -> float:
 
 
 def jobs(rows: Sequence[Row], size: Size = CORES) -> list[Job]:
-    """All planned jobs of the rows, seed by seed, so that a first table is there early."""
+    """All planned jobs of the rows, seed by seed, so that there is a first table early."""
     return [Job(one, seed, size) for seed in SEEDS for one in rows if seed < one.seeds]
 
 
 def comparison(job: Job) -> Comparison | None:
-    """Where a job's model is compared first; None for one that is not measured."""
+    """The first comparison of a job's model; None if it is not measured."""
     if job.row.damage is None:
         return None
     return Comparison(job.row.damage, job.row.data or NARROW, job.seed, job.size)
 
 
 def comparisons(size: Size = CORES) -> list[Comparison]:
-    """All comparisons that rows of the table can make."""
+    """All comparisons that the table's rows allow."""
     kinds = dict.fromkeys((one.damage, one.data) for one in ROWS if one.damage and one.data)
     return [Comparison(damage, data, seed, size) for seed in SEEDS for damage, data in kinds]

@@ -1,4 +1,4 @@
-"""The text sets as they are published: what is learned from T0's prompts, and the items of the language tasks."""
+"""Readers of the published text sets: training rows from T0's prompts, and items of the language tasks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Rows = dict[Split, dict[str, list[Row]]]
 """Rows by split and by source or task."""
 
 WIKIPEDIA = ("adversarial_qa", "dbpedia", "kilt", "quoref", "ropes", "wiki")
-"""Beginnings of the names of T0's tasks about encyclopedic text: left out, so that such text is a held-out domain."""
-SHORT_PROMPT, SHORT_ANSWER = 80, 12  # words of a pair that is learned
-DOCUMENT = 72  # least words of a prompt that is learned as running text
+"""Prefixes of T0's tasks about encyclopedic text. They are left out, so that such text is a held-out domain."""
+SHORT_PROMPT, SHORT_ANSWER = 80, 12  # most words of a training pair
+DOCUMENT = 72  # least words of a prompt that is trained on as running text
 PASSAGE = 160  # most words of a text whose perplexity is measured
 T0_SHARES = Shares(0.04, 0.12)
 ITEM_SHARES = Shares(0.1, 0.9)
@@ -38,7 +38,7 @@ T0_FILE = "text/t0_19k.jsonl"
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows of all texts; `template`: words in a row that are those of T0's templates; `left_out`: counts by reason."""
+    """Rows of all texts; `template`: runs of words that belong to T0's templates; `left_out`: counts by reason."""
 
     rows: Rows
     template: set[int]
@@ -46,7 +46,7 @@ class Texts:
 
 
 def read_texts(data: Path, seed: int) -> Texts:
-    """All texts, split by document; what the training would quote of a held-out one is left out."""
+    """All texts, split by document; training records that quote a held-out text are left out."""
     records = read_json_lines(data / T0_FILE)
     texts = [_pair(record) for record in records]
     template = templates(texts, [record["task"] for record in records])
@@ -70,17 +70,17 @@ def read_texts(data: Path, seed: int) -> Texts:
 
 
 class _Learned:
-    """The records of T0 that are learned: short pairs, and one text of a document."""
+    """T0's training records: short pairs, and one text of each document."""
 
     def __init__(self, protected: set[int], template: set[int], left_out: Counter[str]) -> None:
-        """`protected`: words in a row of held-out texts; `template`: those of templates."""
+        """`protected`: runs of words in held-out texts; `template`: runs of words in templates."""
         self.protected, self.template, self.left_out = protected, template, left_out
         self.pairs: list[Row] = []
         self.passages: list[Row] = []
         self._documents: set[int] = set()
 
     def add(self, record: Row, document: int) -> None:
-        """Take the record as a pair or as a text, or count why not."""
+        """Take the record as a pair or as a text, or count why it is left out."""
         prompt, completion = record["prompt"], record["completion"]
         if not _is_used(record):
             self.left_out["encyclopedic"] += 1
@@ -104,7 +104,7 @@ def held_out_texts(rows: Rows) -> Iterator[str]:
 
 
 def texts_of(row: Row) -> Iterator[str]:
-    """What a row says, as running texts: an item with each of its choices."""
+    """The running texts of a row; of an item, one with each of its choices."""
     if "choices" in row:
         yield from (f"{row['query']} {choice}" for choice in row["choices"])
     elif "context_options" in row:
@@ -118,7 +118,7 @@ def texts_of(row: Row) -> Iterator[str]:
 
 
 def _items(data: Path, seed: int) -> Rows:
-    """The items of the language tasks by split, in an order of the seed's; BoolQ's passages as encyclopedic text."""
+    """The items of the language tasks by split, shuffled by the seed, and BoolQ's passages as encyclopedic text."""
     rows: Rows = {VALIDATION: {}, EVALUATION: {}}
     for task, file in FILES.items():
         found = sorted(read_json_lines(data / file), key=lambda record: chance(fingerprint(record), seed))
@@ -131,7 +131,7 @@ def _items(data: Path, seed: int) -> Rows:
 
 
 def _origin(record: Row) -> str:
-    """The text that an item is about: of BoolQ its passage, which several questions have."""
+    """The identity of an item for splitting: for BoolQ its passage, which several questions share."""
     return record["query"].partition("\nQuestion:")[0] if "query" in record else fingerprint(record)
 
 

@@ -1,4 +1,4 @@
-"""Texts, told apart by their words: which records quote the same document, and which quote a held-out text."""
+"""Runs of words in texts: which records quote the same document, and which quote a held-out text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lingu_ray.evaluation.contamination.items import SHARE
 from lingu_ray.evaluation.contamination.words import WORDS, word_runs
 
 TEMPLATE = 10
-"""Records of one task from which words in a row belong to the task's template."""
+"""A run of words in so many records of a task belongs to the task's template."""
 
 
 def quotes(text: str, template: Collection[int] = ()) -> set[int]:
-    """The hashes of a text's words in a row (`word_runs`).
+    """The hashes of a text's runs of words (`word_runs`), without those that overlap with a template's.
 
-    Left out is what overlaps with words of a template: half of one, and a common word behind it, are no quotation.
+    Half of a template's run with a common word behind it would be no quotation.
     """
     hashes: list[int] = word_runs(text).tolist()
     of_template = {near for begin, one in enumerate(hashes) if one in template for near in _overlapping(begin)}
@@ -28,7 +28,7 @@ def _overlapping(begin: int) -> range:
 
 
 def templates(texts: Sequence[str], tasks: Sequence[str]) -> set[int]:
-    """The words in a row that texts of a task share because they are its template's."""
+    """The runs of words that texts of a task share because of its template."""
     by_task: dict[str, Counter[int]] = defaultdict(Counter)
     for text, task in zip(texts, tasks, strict=True):
         by_task[task].update(quotes(text))
@@ -36,7 +36,7 @@ def templates(texts: Sequence[str], tasks: Sequence[str]) -> set[int]:
 
 
 def group_documents(texts: Sequence[str], template: set[int]) -> Groups:
-    """Group the texts that share words in a row, templates aside."""
+    """Group the texts that share runs of words, apart from templates."""
     groups, first = Groups(len(texts)), dict[int, int]()
     for place, text in enumerate(texts):
         for quote in quotes(text, template):
@@ -45,15 +45,14 @@ def group_documents(texts: Sequence[str], template: set[int]) -> Groups:
 
 
 def quoted_in(texts: Iterable[str], template: set[int]) -> set[int]:
-    """All words in a row of the texts, templates aside."""
+    """All runs of words in the texts, apart from templates."""
     return set().union(*(quotes(text, template) for text in texts))
 
 
 def shown(text: str, known: Collection[int]) -> bool:
-    """Whether training that has the words in a row `known` shows a text: a fifth or more of it, templates and all.
+    """Whether training data with the runs of words `known` contain a fifth or more of a text, templates included.
 
-    Words that many records of a task share are taken for its template's, and may be those of a document that they all
-    ask about.
+    Runs that many records of a task share count as its template, but may be of a document that all ask about.
     """
     runs: list[int] = word_runs(text).tolist()
     return sum(run in known for run in runs) >= SHARE * max(1, len(runs))

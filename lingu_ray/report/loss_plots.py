@@ -33,23 +33,32 @@ def loss_panels(runs: Runs) -> list[Panel]:
     return [Panel(title, SIZE, partial(_draw, started, title, draw)) for title, draw, has_data in panels if has_data]
 
 
-def _draw(runs: Runs, title: str, draw: Callable[[Axes, Runs], None], axis: Axes) -> None:
-    draw(axis, runs)
+def draw_curve(axis: Axes, records: list[Record], key: str, color: str, label: str, line: str = "-") -> None:
+    """Every step in a pale line, and the moving mean over it; nothing without values."""
+    points = [(record["step"], record[key]) for record in records if record.get(key) is not None]
+    if points:
+        steps, values = np.array(points).T
+        axis.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        axis.plot(steps, smooth(values), line, color=color, linewidth=1.8, label=label)
+
+
+def label_axes(axis: Axes, title: str) -> None:
+    """Title and axes of a diagram of nats over optimizer steps."""
     axis.set_title(title, loc="left")
     axis.set(xlabel="optimizer step", ylabel="nats per token")
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axis.set_ylim(bottom=0)
+
+
+def _draw(runs: Runs, title: str, draw: Callable[[Axes, Runs], None], axis: Axes) -> None:
+    draw(axis, runs)
+    label_axes(axis, title)
     axis.set_xlim(left=0)
 
 
 def _draw_training(axis: Axes, runs: Runs, key: str) -> None:
-    """Every step in a pale line, and the moving mean over it."""
     for line, (model, records) in zip(LINES, runs.items(), strict=False):
-        points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-        if points:
-            steps, values = np.array(points).T
-            axis.plot(steps, values, color=COLORS[model], alpha=0.25, linewidth=0.8)
-            axis.plot(steps, smooth(values), line, color=COLORS[model], linewidth=1.8, label=display_name(model))
+        draw_curve(axis, records, key, COLORS[model], display_name(model), line)
     if len(axis.get_legend_handles_labels()[0]) > 1:
         axis.set_ylim(top=1.25 * axis.get_ylim()[1])  # room for the legend above a flat curve
         axis.legend(loc="upper right")

@@ -74,5 +74,5 @@ def test_a_soak_that_is_killed_takes_its_run_with_it():
 def test_a_fault_that_comes_too_late_is_refused():
     """A run that is far past a fault's step is not the one that was planned."""
     soak.refuse_late("kill_teacher", 7, now=7 + soak._LATEST)
-    with pytest.raises(UserError, match="kill_teacher was to strike at step 7, and the run is at 300"):
+    with pytest.raises(UserError, match="kill_teacher was planned at step 7, and the run is at 300"):
         soak.refuse_late("kill_teacher", 7, now=300)
