@@ -11,6 +11,12 @@ cluster      Ray, its room, GPUs and cores      tracking     MLflow, other track
 doctor       a cluster checked before a run
 """
 
+import os
+
 from lingu_ray.starting import collect_less
 
 collect_less()  # in Ray's processes as in commands, before torch is imported
+
+# In 16 bits torch takes cuDNN's attention first on Hopper and Blackwell. For each new shape, and nearly every
+# micro-batch has one, it plans for hundredths of a second up to a whole one, and it keeps every plan.
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")

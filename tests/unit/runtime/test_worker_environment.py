@@ -23,6 +23,7 @@ from lingu_ray.runtime.cluster.connect import KERNEL_CACHES, worker_environment
         ("OMP_WAIT_POLICY", True),
         ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", True),
         ("LRU_CACHE_CAPACITY", True),
+        ("TORCH_CUDNN_SDPA_DEPRIORITIZED", True),
         ("HF_TOKEN", False),  # Ray shows and logs what it hands on
         ("HF_HUB_TOKEN", False),
         ("VLLM_API_KEY", False),
@@ -46,6 +47,16 @@ def test_what_a_job_has_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> Non
     merged = _merge_runtime_env(of_job, {"env_vars": variables})  # as `ray.init` does; None where Ray refuses
     assert merged is not None and merged["env_vars"] == of_job["env_vars"] | variables
     assert variables["HF_HOME"] == "/models"
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_attention_on_a_gpu_is_not_planned_for_each_shape(given: str | None) -> None:
+    """A process of a run leaves cuDNN's attention to the last; what the user sets holds."""
+    name = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: given} if given else {})
+    shown = [sys.executable, "-c", f"import os, lingu_ray.runtime; print(os.environ['{name}'])"]
+    done = subprocess.run(shown, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == (given or "1")
 
 
 PRODUCTS = """
