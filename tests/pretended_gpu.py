@@ -91,12 +91,14 @@ class PretendedGpu(TorchDispatchMode):
         self._patches = ExitStack()
         for owner, name, value in (
             (torch.cuda, "_lazy_init", lambda: None),
+            (torch.cuda, "synchronize", lambda device=None: self.note("synchronize")),
             (torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
             (torch, "autocast", lambda kind, *a, **k: autocast(_cpu_for(kind), *a, **k)),
             (torch, "is_autocast_enabled", lambda kind="cuda": enabled(_cpu_for(kind))),
             (torch, "get_autocast_dtype", lambda kind: dtype(_cpu_for(kind))),
             (torch, "tensor", _through_cpu(torch.tensor)),
             (torch, "as_tensor", _through_cpu(torch.as_tensor)),
+            (torch, "empty", _empty(torch.empty)),
             (Tensor, "pin_memory", _pinned),
         ):
             self._patches.enter_context(patch.object(owner, name, value))
@@ -162,7 +164,7 @@ class PretendedGpu(TorchDispatchMode):
             self.copies += 1
             # without non_blocking the copy ends in cudaStreamSynchronize
             non_blocking = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
-            if not (non_blocking and getattr(source, "pinned", False)):
+            if not (non_blocking and getattr(source if there else args[0], "pinned", False)):
                 self.note(f"{name} between devices")
 
     def _judge(self, name: str, args: Any, tensors: list[Tensor], made: bool) -> None:
@@ -244,6 +246,18 @@ def _through_cpu(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
         args = _changed(lambda x: (x.cpu() if x.ndim else x.item()) if isinstance(x, OnGpu) else x, args)
         on_gpu = device is not None and torch.device(device).type == "cuda"
         return make(*args, device="cpu", **kwargs).to(CUDA) if on_gpu else make(*args, device=device, **kwargs)
+
+    return made
+
+
+def _empty(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.empty`, which makes memory that the GPU copies to by itself, too."""
+
+    def made(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        tensor: Any = make(*args, **kwargs)
+        if pin_memory:
+            tensor.pinned = True
+        return tensor
 
     return made
 

@@ -160,7 +160,7 @@ class CheckpointWriter:
 
     def _pieces(self, tensors: Mapping[str, Tensor], parts: int) -> dict[str, Piece]:
         """What this worker writes of the tensors, if `parts` workers write."""
-        if parts == 1:
+        if parts < self.world or not self.in_background:  # the first worker writes all, from the CPU
             return {name: whole(tensor) for name, tensor in gather_full(dict(tensors), is_main_process()).items()}
         sharded = {name: local_piece(tensor) for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
         ours = _share({name: tensor for name, tensor in tensors.items() if name not in sharded}, self.rank, parts)

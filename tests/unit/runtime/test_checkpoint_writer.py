@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from limits import full_disk
+from pretended_gpu import CUDA, PretendedGpu
 from saved import save_checkpoint
 from torch import nn
 
@@ -156,3 +157,26 @@ def test_a_list_of_files_that_is_not_seen(tmp_path):
     with pytest.raises(OSError, match=r"the files of 1 of 2 workers are seen here"):
         writer.wait()
     assert not steps(tmp_path)
+
+
+def test_one_worker_copies_from_a_gpu_once(tmp_path):
+    """In the background each tensor is copied into memory that is kept, without a wait of its own, and by no other."""
+    (model, optimizer), (expected, moments) = trained(), trained()
+    with PretendedGpu() as gpu:
+        nn.Module.to(model, CUDA)
+        for state in optimizer.state.values():
+            state.update({name: value.to(CUDA) for name, value in state.items() if value.ndim})
+        writer = CheckpointWriter(tmp_path, model, optimizer, "sharded", 1, print)
+        gpu.copies = 0
+        with gpu.during("save"):
+            writer.save(CheckpointState(1, None, 0))
+        writer.wait()
+    assert (gpu.copies, gpu.waits("save")) == (6, 2), gpu.report()  # at the end: of the model, then of the moments
+    found, optimizer = trained(seed=1)
+    assert load_checkpoint(tmp_path, found, optimizer) == CheckpointState(1, None, 0)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+    assert all(
+        torch.equal(value, same[name])
+        for state, same in zip(optimizer.state.values(), moments.state.values(), strict=True)
+        for name, value in state.items()
+    )
