@@ -50,10 +50,11 @@ def all_max(value: float, device: torch.device) -> float:
 
 
 def zero_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Zero the gradients in place: fresh memory takes longer."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.zero_()
+    """Zero the gradients in place: fresh memory takes longer. On GPUs a few launches zero all of them."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for sharded in (False, True):  # one call takes one kind
+        if kind := [gradient for gradient in gradients if isinstance(gradient, DTensor) is sharded]:
+            torch._foreach_zero_(kind)
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

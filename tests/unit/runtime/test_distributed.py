@@ -1,14 +1,16 @@
 """What workers tell each other."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lingu_ray.runtime.training import distributed
-from lingu_ray.runtime.training.distributed import all_max, all_sum, sum_gradients
+from lingu_ray.runtime.training.distributed import all_max, all_sum, sum_gradients, zero_gradients
 
 CPU = torch.device("cpu")
 
@@ -46,3 +48,28 @@ def test_a_large_gradient_is_summed_where_it_lies(monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(one.grad, 2 * gradient) for one, gradient in before.items() if one.grad is not None)
     assert [tensor.numel() for tensor in summed] == [16, 8, 20]
     assert [any(tensor is one.grad for one in before) for tensor in summed] == [True, False, False]
+
+
+def test_gradients_are_zeroed_by_one_call() -> None:
+    """They stay where they are; a parameter without one gets none."""
+    parameters = [nn.Parameter(torch.ones(size)) for size in (2, 3, 4)]
+    for parameter in parameters[:2]:
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter.grad for parameter in parameters]
+    with Calls() as calls:
+        zero_gradients(parameters)
+    assert calls.names == ["_foreach_zero_"]
+    assert [parameter.grad for parameter in parameters] == before
+    assert [None if gradient is None else gradient.tolist() for gradient in before] == [[0, 0], [0, 0, 0], None]
+
+
+class Calls(TorchDispatchMode):
+    """What is asked of the device inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
