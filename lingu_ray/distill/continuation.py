@@ -73,7 +73,7 @@ class _SharedKV(Cache):
     """The donated KV with gaps that the teacher's own keys and values fill, each at its position.
 
     A key has the index that it had in the student's sample, so sums run in the same order and results agree up to
-    rounding. All layers use one pair of buffers: each writes to the same slots, and those in between stay zero.
+    rounding. All layers use one buffer: each writes to the same slots, and those in between stay zero.
     """
 
     def __init__(
@@ -91,25 +91,23 @@ class _SharedKV(Cache):
         super().__init__(layers=[])  # Transformers asks layers for their kind
         self.kv_L2CHE, self.kv_P, self.donated_P, self.shape = kv_L2CHE, kv_P, donated_P, shape
         self.own = own_RQ.flatten()
-        self.buffers: list[Tensor] = []
+        self.buffer: Tensor | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """`[R, H, Q, E]` of the queries in; `[R, H, K, E]` of all positions out, valid until the next layer's."""
-        rows, keys = self.shape
-        filled = []
-        for part, own_RHQE in enumerate((key_states, value_states)):
-            heads, width = own_RHQE.shape[1], own_RHQE.shape[3]
-            if len(self.buffers) == part:
-                self.buffers.append(own_RHQE.new_zeros(rows * keys + 1, heads, width))
-            buffer = self.buffers[part]
-            if len(self.donated_P):
-                kv_CHE = self.kv_L2CHE[layer_idx, part]
-                buffer.index_copy_(0, self.donated_P, kv_CHE if self.kv_P is None else kv_CHE[self.kv_P])
-            buffer.index_copy_(0, self.own, own_RHQE.transpose(1, 2).flatten(0, 1))
-            filled.append(buffer[:-1].view(rows, keys, heads, width).transpose(1, 2))
-        return filled[0], filled[1]
+        (rows, keys), (heads, width) = self.shape, key_states.shape[1::2]
+        if self.buffer is None:
+            self.buffer = key_states.new_zeros(2, rows * keys + 1, heads, width)
+        if len(self.donated_P):
+            kv_2CHE = self.kv_L2CHE[layer_idx]
+            kv_2PHE = kv_2CHE if self.kv_P is None else kv_2CHE.index_select(1, self.kv_P)
+            self.buffer.index_copy_(1, self.donated_P, kv_2PHE)
+        for part, own_RHQE in zip(self.buffer, (key_states, value_states), strict=True):
+            part.index_copy_(0, self.own, own_RHQE.transpose(1, 2).flatten(0, 1))
+        key, value = self.buffer[:, :-1].unflatten(1, (rows, keys)).transpose(2, 3)
+        return key, value
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are given explicitly; nothing counts as past."""
@@ -172,7 +170,9 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
             "input_ids": spread(request.query_id_Q, padding=0),
             "position_ids": spread(request.query_position_Q, padding=0),
             # a padding query has the last index and sees the key there, so its softmax is never empty
-            "index_RQ": spread(request.query_index_Q, padding=keys - 1),
+            "index_RQ": for_all_heads(decoder.config, spread(request.query_index_Q, padding=keys - 1)),
+            # masks' rows begin at multiples of 8 elements: of any other mask SDPA makes a copy on GPUs, in every layer
+            "key_K": torch.arange(-(-keys // 8) * 8, device=row_Q.device),
             "kv_P": None if in_order else request.donated_kv_P,
             "donated_P": donated_row_P * keys + request.donated_index_P,
             "own_RQ": spread(row_Q * keys + request.query_index_Q, padding=rows * keys),
@@ -184,7 +184,7 @@ def _continue(decoder: PreTrainedModel, request: TeacherRequest, kv_L2CHE: Tenso
     output = decoder(
         input_ids=sent["input_ids"],
         position_ids=sent["position_ids"],
-        attention_mask=_masks(decoder, sent["index_RQ"], keys),
+        attention_mask=_masks(decoder, sent["index_RQ"], sent["key_K"], keys),
         use_cache=True,
         return_dict=True,
         **{_cache_argument(type(decoder)): _SharedKV(kv_L2CHE, **slots, shape=(rows, keys))},
@@ -214,23 +214,21 @@ def _some_parts(request: TeacherRequest, chosen_R: Tensor) -> TeacherRequest:
     )
 
 
-def _masks(decoder: PreTrainedModel, index_RQ: Tensor, keys: int) -> Tensor | dict[str, Tensor]:
+def _masks(decoder: PreTrainedModel, index_RQ: Tensor, key_K: Tensor, keys: int) -> Tensor | dict[str, Tensor]:
     """Which keys a query sees, `[R, 1, Q, K]`, 0 where it does and the dtype's lowest where not, to add to the scores.
 
     By kind of layer where the decoder has several kinds. Donated positions and queries together leave no gap, so the
     order of the indices is the whole mask.
     """
-    # Rows begin at multiples of 8 elements: of any other mask SDPA makes a copy on GPUs, in every layer.
-    key_K = torch.arange(-(-keys // 8) * 8, device=index_RQ.device)
     index_R1Q1 = index_RQ[:, None, :, None]
     window, lowest = sliding_window(decoder.config), torch.finfo(decoder.dtype).min
 
     def mask_of(kind: str) -> Tensor:
-        sees_R1QK = key_K <= index_R1Q1
+        unseen_R1QK = key_K > index_R1Q1
         if kind == "sliding_attention" and window is not None:
-            sees_R1QK &= key_K > index_R1Q1 - window
-        mask_R1QK = torch.zeros_like(sees_R1QK, dtype=decoder.dtype).masked_fill_(~sees_R1QK, lowest)
-        return for_all_heads(decoder.config, mask_R1QK)[..., :keys]
+            unseen_R1QK |= key_K <= index_R1Q1 - window
+        mask_R1QK = torch.zeros_like(unseen_R1QK, dtype=decoder.dtype).masked_fill_(unseen_R1QK, lowest)
+        return mask_R1QK[..., :keys]
 
     masks = {kind: mask_of(kind) for kind in set(layer_types(decoder.config))}
     return masks if has_layer_types(decoder.config) else masks.popitem()[1]

@@ -35,10 +35,9 @@ def copies_of_mask(config: PreTrainedConfig) -> int:
     return heads // key_heads(config) if config._attn_implementation == GROUPED else heads
 
 
-def for_all_heads(config: PreTrainedConfig, mask_S1QK: Tensor) -> Tensor:
-    """The mask as this attention takes it, made once for all layers: repeated for each head of a group."""
-    grouped = config._attn_implementation == GROUPED
-    return mask_S1QK.repeat(1, 1, copies_of_mask(config), 1) if grouped else mask_S1QK
+def for_all_heads(config: PreTrainedConfig, index_SQ: Tensor) -> Tensor:
+    """The queries of a mask as this attention takes it, made once for all layers: repeated for each head of a group."""
+    return index_SQ.repeat(1, copies_of_mask(config)) if config._attn_implementation == GROUPED else index_SQ
 
 
 def _attention(
@@ -60,7 +59,8 @@ def _attention(
     if attention_mask.shape[2] != grouped.shape[2]:
         attention_mask = attention_mask.repeat(1, 1, heads // key_SHKE.shape[1], 1)
     output = F.scaled_dot_product_attention(grouped, key_SHKE, value_SHKE, attn_mask=attention_mask, scale=scaling)
-    return output.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
+    # one copy, wherever the kernel has its heads in memory
+    return output.unflatten(2, (-1, queries)).permute(0, 3, 1, 2, 4).flatten(2, 3).contiguous(), None
 
 
 AttentionInterface.register(GROUPED, _attention)

@@ -162,8 +162,9 @@ class _FusedLoss(torch.autograd.Function):
         ce_N = torch.empty_like(scales.ce_N)
         ce_N[order_N] = ce_N1.squeeze(1)
         loss = (ce_N * scales.ce_N).sum() + (kd_M * scales.kd_M[: kd.tokens]).sum() * scales.temperature**2
-        grad_hidden_ND = None if grad_hidden is None else torch.empty_like(hidden).index_copy_(0, order_N, grad_hidden)
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
+        if grad_hidden is not None and isinstance(order_N, Tensor):
+            grad_hidden = torch.empty_like(hidden).index_copy_(0, order_N, grad_hidden)
+        ctx.save_for_backward(grad_hidden, grad_weight_VD)
         ctx.dtypes, ctx.magnified = (hidden_ND.dtype, weight_VD.dtype), magnified
         ctx.mark_non_differentiable(ce_N, kd_M)
         return loss, ce_N, kd_M
@@ -233,10 +234,10 @@ def _distribution(logits_nV: Tensor, out: Tensor) -> tuple[Tensor, Tensor, Tenso
     return log_z_n1, logits_nV.sub_(log_z_n1), p_nV
 
 
-def _kd_first(task: _Task, device: torch.device) -> Tensor:
-    """An order of the tokens in which all of a chunk's tokens have a KD term, or none."""
-    if task.teacher is None:
-        return torch.arange(len(task.labels_N), device=device)
+def _kd_first(task: _Task, device: torch.device) -> Tensor | slice:
+    """An order of the tokens in which all of a chunk's tokens have a KD term, or none; their own where that will do."""
+    if task.teacher is None or len(task.teacher.hidden_MD) == len(task.labels_N):
+        return slice(None)
     order_N = task.teacher.kd_mask_N.long().argsort(descending=True, stable=True)
     return send({"order_N": order_N}, device)["order_N"]
 

@@ -98,7 +98,8 @@ class DistillStep:
         donated = plan if self.context == "shared_kv" else None
         hidden_BTD, capture = self.student.hidden_states(inputs, donated)
         done = StudentPass(
-            hidden_ND=hidden_BTD.flatten(0, 1)[sent["flat_N"]].to(compute_dtype(hidden_BTD)),
+            # not by [...], whose backward pass sorts indices on GPUs
+            hidden_ND=hidden_BTD.flatten(0, 1).index_select(0, sent["flat_N"]).to(compute_dtype(hidden_BTD)),
             labels_N=sent["labels_N"],
             sample_N=inputs.sample_BT[row_N, column_N],
             kd_mask_N=torch.zeros_like(row_N, dtype=torch.bool) if plan is None else plan.kd_mask_N,

@@ -187,8 +187,10 @@ class MicroBatches:
         terms = self.step.loss(done, teacher, scales)
         if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
             terms.loss.backward()
-        labeled = send({"labeled": labeled_N.nonzero().flatten()}, self.device)["labeled"]
-        return torch.stack([terms.loss.detach(), terms.ce_N[labeled].sum(), terms.kd_M.sum()])
+        ce_N = terms.ce_N
+        if not labeled_N.all():
+            ce_N = ce_N[send({"labeled": labeled_N.nonzero().flatten()}, self.device)["labeled"]]
+        return torch.stack([terms.loss.detach(), ce_N.sum(), terms.kd_M.sum()])
 
 
 def model_inputs(batch: MicroBatch) -> ModelInputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -198,13 +199,32 @@ def test_what_autocast_computes_in_is_passed_on() -> None:
 
 
 def test_the_teacher_moves_keys_and_values_once() -> None:
-    """A layer writes the donated ones and its own to their places, and gathers none of them before."""
+    """A layer writes the donated ones, both at once, and its own to their places, and gathers none of them before; a
+    mask is made where it differs alone."""
     with PretendedGpu() as gpu:
         trained = worker(FAMILIES["idefics3"], CUDA)
         with phase(gpu, trained.teacher, "submit"):
             run(trained, batches(FAMILIES["idefics3"], packing=False)[0])
-    assert gpu.calls["submit", "index_copy_"] == 2 * 2 * len(trained.student.layers)
+    assert gpu.calls["submit", "index_copy_"] == 3 * len(trained.student.layers)
     assert gpu.calls["submit", "index"] == 1  # the queries that predict, of the final hidden states
+    of_masks = [gpu.calls["submit", name] for name in ("gt", "zeros_like", "masked_fill_", "repeat", "arange", "le")]
+    assert of_masks == [1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("distilled", ["all", "some", "none"])
+def test_tokens_are_put_in_order_where_they_differ_alone(distilled: str) -> None:
+    """Where all tokens of a micro-batch have a KD term, or none has, the loss takes them as they come; and none of them
+    is looked up by a sorted index in the backward pass."""
+    batch = batches(FAMILIES["idefics3"], packing=False)[0]
+    if distilled != "some":
+        batch = replace(batch, sources=["language" if distilled == "all" else "other"] * len(batch.sources))
+    with PretendedGpu() as gpu:
+        trained = worker(FAMILIES["idefics3"], CUDA)
+        with phase(gpu, trained.step, "loss"), gpu.during("step"):
+            run(trained, batch)
+    moved = [gpu.calls["loss", name] for name in ("index", "index_put_", "index_copy_")]
+    assert moved == ([3, 1, 1] if distilled == "some" else [0, 0, 0])
+    assert not gpu.calls["step", "index_put"] and gpu.calls["step", "index_add"] == 1
 
 
 @pytest.mark.parametrize("kind", ["text", "images"])
