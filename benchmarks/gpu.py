@@ -20,6 +20,7 @@ command again measures only what is missing, on the same machine with the same s
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -49,6 +50,7 @@ from lingu_ray.paths import LocalPath
 from lingu_ray.runtime.doctor.gpu import MEND_DRIVER, gpus
 from lingu_ray.runtime.tracking.environment import describe_environment
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SectionName = Literal["parity", "step", "loss", "transport", "evaluate"]
 MODELS: tuple[PairName, ...] = ("SmolVLM-256M", "SmolVLM-500M", "nanoVLM-460M", "Qwen2-VL-2B")
 
@@ -144,7 +146,9 @@ def parts_of(size: str) -> list[Part]:
 def measured(part: Part, options: GpuConfig) -> tuple[Row, Row | None]:
     """A part's row in the table and its whole result, if it has one: as an earlier command left it, or measured now."""
     folder = options.out / part.title
-    stamp = {"command": part.command, "environment": describe_environment()}
+    # a virtual machine may be given its memory bit by bit, as it is used
+    environment = {name: value for name, value in describe_environment().items() if name != "memory"}
+    stamp = {"command": part.command, "environment": environment}
     error = None
     if options.again or _read(folder / "stamp.json") != stamp:
         begin = time.monotonic()
@@ -178,6 +182,7 @@ def _run(part: Part, folder: Path, most_seconds: float) -> str | None:
 
 def _child(part: Part, folder: Path) -> None:
     os.setsid()  # a session of its own, with what it starts
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # and no longer than the command, should that be killed
     with open(folder / "log", "w", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

@@ -143,7 +143,7 @@ def ours(x: Inputs) -> Tensor:
     """lingu_ray's fused loss, with KD on every token."""
     n = len(x.labels_N)
     scale_N = torch.full((n,), 0.5 / n, device=x.labels_N.device)
-    all_N = torch.ones(n, dtype=torch.bool, device=x.labels_N.device)
+    all_N = torch.ones(n, dtype=torch.bool)
     teacher = TeacherOutput(x.teacher_hidden_ND, OutputHead(x.teacher_weight_VD), all_N)
     divergence = divergence_of("jsd", beta=0.5)
     head = OutputHead(x.weight_VD)

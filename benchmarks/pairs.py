@@ -142,7 +142,7 @@ def idefics3_pair(
     def image(tokens: int, generator: Generator) -> tuple[int, dict[str, Tensor]]:
         tiles = max(1, round(tokens / tokens_a_tile))
         pixels = torch.randn(1, tiles, 3, size, size, generator=generator)
-        mask = torch.ones(1, tiles, size, size).long()
+        mask = torch.ones(1, tiles, size, size, dtype=torch.bool)
         return tiles * tokens_a_tile, {"pixel_values": pixels, "pixel_attention_mask": mask}
 
     return Pair(student, teacher, teacher.vocab_size, image)

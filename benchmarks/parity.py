@@ -109,8 +109,9 @@ class Steps:
 
     def __init__(self, settings: Row, pair: Pair, folder: str):
         self.folder = folder
-        pair.save_teacher(pair.make_teacher(), Path(folder))
-        self.student = Student(pair.make_student())
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions of random numbers take a CPU long
+            pair.save_teacher(pair.make_teacher(), Path(folder))
+            self.student = Student(pair.make_student())
         self.batches = [pair.micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
 
     def outcome(

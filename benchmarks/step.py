@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -181,7 +181,7 @@ def _measure(settings: Row) -> Iterator[Measured | Peak | Absent]:
         student, teacher = Student(pair.make_student()), pair.make_teacher()
     prepare(student, TrainConfig(), device, seed=0)
     optimizer = make_optimizer(student, TrainConfig())
-    batches = [pair.micro_batch(settings, seed) for seed in range(settings["micro_batches"])]
+    batches = [as_read(pair.micro_batch(settings, seed), settings, device) for seed in range(settings["micro_batches"])]
     with tempfile.TemporaryDirectory() as folder:
         pair.save_teacher(teacher, Path(folder))
         del teacher
@@ -204,6 +204,14 @@ def _measure(settings: Row) -> Iterator[Measured | Peak | Absent]:
                 step()
                 unused = teachers.bytes_here if name == "sft" or name in PLACES else 0
                 yield Peak(name, (torch.cuda.max_memory_allocated() - unused) / 2**30)
+
+
+def as_read(batch: MicroBatch, settings: Row, device: torch.device) -> MicroBatch:
+    """The micro-batch as a run's reader gives it: pixels in the precision, and in pinned memory beside a GPU."""
+    if settings["precision"] == "bf16":
+        pixels = batch.vision["pixel_values"].bfloat16()
+        batch = replace(batch, vision=batch.vision | {"pixel_values": pixels})
+    return batch.pinned() if device.type == "cuda" else batch
 
 
 def _overflow(step: Callable[[], None], optimizer: torch.optim.Optimizer) -> str | None:

@@ -1,9 +1,13 @@
 """Memory that does not suffice, a package that is absent or a command that is ended cost only their own figures."""
 
 import json
+import multiprocessing
+import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -87,3 +91,40 @@ def test_a_command_that_is_ended_leaves_what_it_has(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SystemExit):
         gpu.main(["size=tiny", "sections=loss,transport", f"out={tmp_path}"])
     assert json.loads((tmp_path / "gpu.json").read_text())["parts"] == {"loss": {"rows": [1]}}
+
+
+def test_a_command_that_is_killed_leaves_no_part_behind(tmp_path: Path) -> None:
+    """As at the end of a machine's lease: what still computed would disturb the command that measures the rest."""
+    endless = gpu.Part("loss", "", ("repeats=1000000", "tokens=8"))
+    command = multiprocessing.get_context("fork").Process(target=gpu._run, args=(endless, tmp_path / "loss", 600))
+    command.start()
+    assert command.pid is not None
+    while not (parts := psutil.Process(command.pid).children()) or not (tmp_path / "loss/log").exists():
+        time.sleep(0.01)
+    command.kill()
+    try:
+        assert not psutil.wait_procs(parts, timeout=60)[1]
+    finally:
+        for part in parts:
+            with suppress(psutil.NoSuchProcess):
+                part.kill()
+
+
+def test_memory_that_a_machine_is_given_later_measures_nothing_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A part is measured again where the source, a package or the device is another one."""
+    environment, ran = {"memory": "16 GiB", "torch": "1"}, []
+
+    def run(part: gpu.Part, folder: Path, _: float) -> None:
+        ran.append(part)
+        folder.mkdir(exist_ok=True)
+        (folder / "loss.json").write_text('{"rows": [], "left_out": []}')
+
+    monkeypatch.setattr(gpu, "_run", run)
+    monkeypatch.setattr(gpu, "describe_environment", lambda: environment)
+    monkeypatch.setitem(gpu.SUMMARIES, "loss", lambda result: "measured")
+    for changed, times in (({}, 1), ({"memory": "64 GiB"}, 1), ({"torch": "2"}, 2)):
+        environment |= changed
+        row, _ = gpu.measured(gpu.Part("loss", "", ()), gpu.GpuConfig(out=tmp_path))
+        assert row["found"] == "measured" and len(ran) == times
