@@ -133,12 +133,13 @@ class MicroBatches:
         passes = list(zip(batches, plans, weights.labeled, strict=True))
         if is_sharded(self.student.decoder):
             passes += [(batch, None, _labeled(batch)) for batch in dummy_micro_batches(batches, self.device)]
-        for begin in range(0, len(passes), self.of_a_call):
-            in_flight.append(self._ask(passes[begin : begin + self.of_a_call], sums))
-            if len(in_flight) > self.look_ahead:
+        with self.autocast():  # around all passes, so that it rounds a weight once a step, and keeps one copy of it
+            for begin in range(0, len(passes), self.of_a_call):
+                in_flight.append(self._ask(passes[begin : begin + self.of_a_call], sums))
+                if len(in_flight) > self.look_ahead:
+                    terms += self._backward(in_flight.popleft(), weights, sums)
+            while in_flight:
                 terms += self._backward(in_flight.popleft(), weights, sums)
-        while in_flight:
-            terms += self._backward(in_flight.popleft(), weights, sums)
         for loss, ce, kd in torch.stack(terms).tolist():  # once a step, as it waits for the device
             sums.loss, sums.ce, sums.kd = sums.loss + loss, sums.ce + ce, sums.kd + kd
         return sums
@@ -186,7 +187,8 @@ class MicroBatches:
         )
         terms = self.step.loss(done, teacher, scales)
         if terms.loss.requires_grad:  # not where everything that the micro-batch passes through is frozen
-            terms.loss.backward()
+            with torch.autocast(self.device.type, enabled=False):  # a backward pass has its own precision
+                terms.loss.backward()
         ce_N = terms.ce_N
         if not labeled_N.all():
             ce_N = ce_N[send({"labeled": labeled_N.nonzero().flatten()}, self.device)["labeled"]]

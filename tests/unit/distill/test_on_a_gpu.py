@@ -198,6 +198,41 @@ def test_what_autocast_computes_in_is_passed_on() -> None:
     assert dtypes == (torch.bfloat16,) * 3
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_micro_batches_share_rounded_weights(checkpointing: bool) -> None:
+    """In bf16 the gradients of a step are to the bit those of its micro-batches one by one."""
+    family = FAMILIES["idefics3"]
+    two = [*batches(family, packing=False)]
+    settings = {"train": {"precision": "bf16", "gradient_checkpointing": checkpointing}}
+    trained, apart = worker(family, CPU, **settings), worker(family, CPU, **settings)
+    for one in (trained, apart):
+        one.student.model.train()  # else nothing is computed again
+    plans = [trained.plan(batch) for batch in two]
+    weights = trained.weights(0.0, two, plans)
+    trained.run(two, plans, weights)
+    for batch, plan, labeled_N in zip(two, plans, weights.labeled, strict=True):
+        apart.run([batch], [plan], replace(weights, labeled=[labeled_N]))
+    named = dict(apart.student.model.named_parameters())
+    for name, parameter in trained.student.model.named_parameters():
+        other = named[name].grad
+        assert (parameter.grad is None) is (other is None), name
+        assert parameter.grad is None or other is None or torch.equal(parameter.grad, other), name
+
+
+def test_a_step_rounds_its_weights_once() -> None:
+    """In bf16 the second micro-batch of a step finds them rounded, which was a launch for each."""
+    family = FAMILIES["idefics3"]
+    two = [batches(family, packing=False)[0]] * 2
+    with PretendedGpu() as gpu:
+        trained = worker(family, CUDA, train={"precision": "bf16"})
+        for phase_of, some in (("one", two[:1]), ("two", two)):
+            plans = [trained.plan(batch) for batch in some]
+            with gpu.during(phase_of):
+                trained.run(some, plans, trained.weights(0.0, some, plans))
+    layers = [module for layer in trained.student.layers for module in layer.modules() if isinstance(module, nn.Linear)]
+    assert gpu.calls["two", "_to_copy"] == 2 * gpu.calls["one", "_to_copy"] - len(layers)
+
+
 def test_the_teacher_moves_keys_and_values_once() -> None:
     """A layer writes the donated ones, both at once, and its own to their places, and gathers none of them before; a
     mask is made where it differs alone."""
