@@ -124,7 +124,7 @@ def test_a_missing_fine_tuned_model_is_told_before_training(caplog: pytest.LogCa
 @pytest.mark.parametrize("distill", [{"policy": "all", "ce_on_distilled": 0}, {"w_ce": 0}])
 def test_a_control_that_could_learn_nothing_is_refused(distill: dict[str, Any]) -> None:
     """Without the teacher a run without cross-entropy has no loss."""
-    with pytest.raises(ValidationError, match=r"no cross-entropy at all: give controls: \[plain_ce\]"):
+    with pytest.raises(ValidationError, match=r"this run has no cross-entropy besides: give controls: \[plain_ce\]"):
         config(distill)
     assert list(control_configs(config(distill, ["plain_ce"]))) == ["plain_ce"]
 
