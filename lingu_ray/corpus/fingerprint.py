@@ -67,8 +67,10 @@ def fingerprint(
     return content.fingerprint(described, digits=16)
 
 
-def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
+def source_content(source: SourceConfig, splits: list[FileSplit], warn: bool = False) -> str:
     """The fingerprint of a source's data: its files in order, names of class labels, images that records name by path.
+
+    `warn`: of files that are copies of others, whose rows come twice.
 
     Raises:
         UserError: a file cannot be read.
@@ -77,7 +79,8 @@ def source_content(source: SourceConfig, splits: list[FileSplit]) -> str:
     try:
         images = [_image(path) for path in _named_images(source, splits)]
         files = _files(source, paths)
-        _warn_of_copies(source, paths, files)
+        if warn:
+            _warn_of_copies(source, paths, files)
         return combined([*files, *_label_names(source, splits), *images])
     except OSError as error:
         raise UserError(f"source {source.name}: a file cannot be read: {error}") from error
@@ -92,7 +95,6 @@ def _files(source: SourceConfig, paths: list[str]) -> list[str]:
 
 
 def _warn_of_copies(source: SourceConfig, paths: list[str], identities: list[str]) -> None:
-    """Warn of files that are copies of others: their rows come twice."""
     first: dict[str, str] = {}
     originals = [first.setdefault(identity, path) for path, identity in zip(paths, identities, strict=True)]
     copies = [(copy, path) for copy, path in zip(paths, originals, strict=True) if copy != path]

@@ -47,7 +47,7 @@ def plan_corpus(config: Config, processor_dir: Path) -> Plan:
     splits = [split_source(source) for source in sources]
     for source, of_source in zip(sources, splits, strict=True):
         check_source(source, of_source)
-    contents = {s.name: source_content(s, of_source) for s, of_source in zip(sources, splits, strict=True)}
+    contents = {s.name: source_content(s, of_source, warn=True) for s, of_source in zip(sources, splits, strict=True)}
     mark, *earlier = (
         fingerprint(config.corpus, sources, contents, processor_dir, version)
         for version in (VERSION, *EARLIER_VERSIONS)
