@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,7 @@ class MicroBatches:
         passes = list(zip(batches, plans, weights.labeled, strict=True))
         if is_sharded(self.student.decoder):
             passes += [(batch, None, _labeled(batch)) for batch in dummy_micro_batches(batches, self.device)]
-        with self.autocast():  # around all passes, so that it rounds a weight once a step, and keeps one copy of it
+        with self._rounding_once():
             for begin in range(0, len(passes), self.of_a_call):
                 in_flight.append(self._ask(passes[begin : begin + self.of_a_call], sums))
                 if len(in_flight) > self.look_ahead:
@@ -155,6 +155,13 @@ class MicroBatches:
     def autocast(self) -> AbstractContextManager:
         """The precision that forward passes run in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.train.precision == "bf16")
+
+    def _rounding_once(self) -> AbstractContextManager:
+        """Autocast around all passes of a step, so that it rounds a weight once, and keeps one copy until the end.
+
+        Gradient checkpointing frees these copies between the passes, and keeps doing so: it is there to save memory.
+        """
+        return nullcontext() if self.config.train.gradient_checkpointing else self.autocast()
 
     def _forward(self, batch: MicroBatch, plan: Donation | None) -> tuple[StudentPass, TeacherRequest | None]:
         with self.autocast():
