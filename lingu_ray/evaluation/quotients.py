@@ -32,7 +32,7 @@ import numpy as np
 
 from lingu_ray.evaluation.bootstrap import interval
 from lingu_ray.evaluation.levels import Measured, Resampled
-from lingu_ray.evaluation.results import UNITS, quoted
+from lingu_ray.evaluation.results import UNITS, Estimate, Interval, quoted
 from lingu_ray.evaluation.roles import References
 
 ALONE = "of one item there is no interval: give the task more, a long text in parts"
@@ -63,6 +63,11 @@ def recovery(task: Measured, model: str, references: References) -> Quotient:
     return _quotient(gain, loss)
 
 
+def estimated(found: Resampled) -> Estimate:
+    """The value with the interval of its resamples."""
+    return Estimate(found.value, Interval(*interval(found.value_R)))
+
+
 def retention(task: Measured, model: str, references: References) -> Quotient:
     """Share of the baseline's level that `model` has; no value where that is none, or what one answer scores."""
     if absent := [name for name in (references.baseline, model) if name not in task.levels]:
@@ -70,9 +75,8 @@ def retention(task: Measured, model: str, references: References) -> Quotient:
     if task.alone:
         return NoValue(ALONE)
     baseline = task.levels[references.baseline]
-    low, high = interval(baseline.value_R)
-    if low <= baseline.value / 2:
-        found = f"{task.metric.name} {baseline.value:.3f} [{low:.3f}, {high:.3f}]"
+    if (score := estimated(baseline)).is_faint:
+        found = f"{task.metric.name} {score.value:.3f} [{score.ci.low:.3f}, {score.ci.high:.3f}]"
         return NoValue(f"the {references.baseline} model has too little to keep, next to its noise: {found}")
     if task.constant is not None and interval(task.above_constant(references.baseline).value_R)[0] <= 0:
         (answer,) = task.constant.levels

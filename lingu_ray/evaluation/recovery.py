@@ -14,11 +14,12 @@ from pathlib import Path
 from lingu_ray.config import EvaluationConfig
 from lingu_ray.evaluation.bootstrap import interval
 from lingu_ray.evaluation.item_files import check_one_model
-from lingu_ray.evaluation.levels import Measured, Resampled, read_levels
+from lingu_ray.evaluation.levels import Measured, read_levels
 from lingu_ray.evaluation.quotients import (
     NoValue,
     Quotient,
     counts,
+    estimated,
     mean_recovery,
     mean_retention,
     recovery,
@@ -124,8 +125,8 @@ def _task_scores(
         reason=distilled.reason if isinstance(distilled, NoValue) else None,
         floor=floors[QUOTIENTS[task.config.kind]],
         in_mean=counts(task, DISTILLED if DISTILLED in task.levels else references.baseline, references),
-        lost=None if unpaired else _interval_of(task.gain(*references)),
-        over={m: _interval_of(task.gain(DISTILLED, m)) for m in compared if not task.incomparable(DISTILLED, m)},
+        lost=None if unpaired else estimated(task.gain(*references)),
+        over={m: estimated(task.gain(DISTILLED, m)) for m in compared if not task.incomparable(DISTILLED, m)},
         asked=task.asked,
         engine=task.engine,
         blind=None if task.blind is None or task.alone else _blind(task, task.blind),
@@ -137,16 +138,16 @@ def _blind(task: Measured, blind: Measured) -> Blind:
     """The task without its images, and what they add, on the same items."""
     gains = {model: task.levels[model].minus(level).times(task.sign) for model, level in blind.levels.items()}
     return Blind(
-        {model: _interval_of(level) for model, level in blind.levels.items()},
-        {model: _interval_of(gain) for model, gain in gains.items()},
+        {model: estimated(level) for model, level in blind.levels.items()},
+        {model: estimated(gain) for model, gain in gains.items()},
     )
 
 
 def _constant(task: Measured, constant: Measured) -> Constant:
     """The commonest answer's score, and how much better the models are, on the same items."""
     ((answer, level),) = constant.levels.items()
-    above = {model: _interval_of(task.above_constant(model)) for model in task.levels}
-    return Constant(answer, _interval_of(level), above)
+    above = {model: estimated(task.above_constant(model)) for model in task.levels}
+    return Constant(answer, estimated(level), above)
 
 
 def _model_score(task: Measured, model: str, quotient: Quotient | None) -> ModelScore:
@@ -164,8 +165,4 @@ def _perplexity(nats: float) -> float:
 
 
 def _estimate(quotient: Quotient) -> Estimate | None:
-    return None if isinstance(quotient, NoValue) else _interval_of(quotient)
-
-
-def _interval_of(found: Resampled) -> Estimate:
-    return Estimate(found.value, Interval(*interval(found.value_R)))
+    return None if isinstance(quotient, NoValue) else estimated(quotient)
