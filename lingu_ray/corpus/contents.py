@@ -174,7 +174,7 @@ def read_content(turn: Record, name: str) -> tuple[str, list[Any]]:
     """
     value = _as_parts(turn.get(name))
     if isinstance(value, list | dict):
-        text, inside = _join_parts(value)
+        text, inside = _join_parts(parts_of(value))
     else:
         text = "" if name in turn and is_null(value) else read_text(turn, name)
         inside = [None] * text.count(PLACEHOLDER)
@@ -221,14 +221,20 @@ def _as_parts(value: Any) -> Any:
     return value
 
 
-def _join_parts(value: Any) -> tuple[str, list[Any]]:
-    if isinstance(value, list) and len(value) > 1 and all(isinstance(part, str) for part in value):
+def parts_of(content: Any) -> list[Any]:
+    """The parts of a turn's content, texts or objects; none where it is text."""
+    value = _as_parts(content)
+    return as_records(value, "the content") if isinstance(value, dict) else value if isinstance(value, list) else []
+
+
+def _join_parts(parts: list[Any]) -> tuple[str, list[Any]]:
+    if len(parts) > 1 and all(isinstance(part, str) for part in parts):
         raise BadRecord(
-            "wrong_type", f"{len(value)} texts in one message, as several answers: keep one ({value!r:.80})"
+            "wrong_type", f"{len(parts)} texts in one message, as several answers: keep one ({parts!r:.80})"
         )
     text = ""
     inside: list[Any] = []
-    for part in value if isinstance(value, list) else as_records(value, "the content"):
+    for part in parts:
         piece, references = _read_part(part)
         text += piece
         inside += references

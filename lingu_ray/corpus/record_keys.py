@@ -145,18 +145,34 @@ def _plain(value: Any) -> Any:
         return value
 
 
-def is_supervised(answer: Record) -> bool:
-    """Whether an answer is a target of the loss, by its flags; torchtune's `masked` says the opposite.
+def is_supervised(answer: Record, parts: list[Any]) -> bool:
+    """Whether an answer is a target of the loss, by its flags.
+
+    Args:
+        answer: its turn.
+        parts: those of its content; it is learned as a whole, or not at all.
 
     Raises:
-        BadRecord: a flag that is neither 0 nor 1, or two that contradict each other.
+        BadRecord: a flag that is neither 0 nor 1, two that contradict each other, or a part that says otherwise than
+            its turn.
     """
-    flags = {key: _plain(answer[key]) for key in SUPERVISED_FLAGS if not is_empty(answer.get(key))}
-    if isinstance(masked := _plain(answer.get("masked")), bool):
+    supervised = _flagged(answer, otherwise=True)
+    for part in parts:
+        if isinstance(part, dict) and _flagged(part, otherwise=supervised) != supervised:
+            raise BadRecord(
+                "mask", f"a part of an answer is flagged otherwise than the rest, which is not read: {part!r:.80}"
+            )
+    return supervised
+
+
+def _flagged(values: Record, otherwise: bool) -> bool:
+    """What the flags of a turn, or of a part, say, or `otherwise`; torchtune's `masked` says the opposite."""
+    flags = {key: _plain(values[key]) for key in SUPERVISED_FLAGS if not is_empty(values.get(key))}
+    if isinstance(masked := _plain(values.get("masked")), bool):
         flags["masked"] = not masked
     for key, value in flags.items():
         if value not in (0, 1):
             raise BadRecord("weight", f"{key!r} of an answer must be 0 or 1, not {value!r:.80}")
     if len(set(map(bool, flags.values()))) > 1:
         raise BadRecord("weight", f"flags of an answer contradict each other: {flags}")
-    return all(flags.values())
+    return all(flags.values()) if flags else otherwise

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from lingu_ray.corpus.beside import check_context
-from lingu_ray.corpus.contents import check_none_unread, read_content, read_images, resolve
+from lingu_ray.corpus.contents import check_none_unread, parts_of, read_content, read_images, resolve
 from lingu_ray.corpus.record import (
     TAKE_ONE_OUT,
     BadRecord,
@@ -118,12 +118,13 @@ def _read_entry(entry: Record) -> tuple[Messages, list[Any]]:
     assistant = only_name(entry, "assistant", "gpt", "bot", "output")
     if user in entry and assistant in entry and is_empty([entry.get("role"), entry.get("from")]):
         messages, inside = _read_pair(entry, user, assistant)
+        name = assistant
     else:
         name = "value" if "value" in entry and is_empty(entry.get("content")) else "content"
         content, inside = read_content(entry, name)
         _check_spellings(entry)
         messages = [{"role": _role(read_text(entry, first_name(entry, "role", "from"))), "content": content}]
-    if messages[-1]["role"] == "assistant" and not is_supervised(entry):
+    if messages[-1]["role"] == "assistant" and not is_supervised(entry, parts_of(entry.get(name))):
         messages[-1]["supervised"] = False
     return messages, inside
 

@@ -762,6 +762,31 @@ def test_torchtunes_mask_of_an_answer():
     assert reason_of("messages", {"messages": [AS_ROLES[0], AS_ROLES[1] | {"masked": True, "train": True}]}) == "weight"
 
 
+@pytest.mark.parametrize("flag", [*SUPERVISED_FLAGS, "masked"])
+def test_a_part_that_is_flagged_otherwise_than_its_answer(flag):
+    """As Axolotl masks parts of an answer: refused, as it is learned whole or not. Of questions it says nothing."""
+    off, on = (flag == "masked"), (flag != "masked")
+    plain, masked, said = ({"type": "text", "text": "a"} | given for given in ({}, {flag: off}, {flag: on}))
+
+    def targets(question: Any, answer: Any, **of_turn: Any) -> list[bool]:
+        turns = [AS_ROLES[0] | {"content": question}, AS_ROLES[1] | {"content": answer} | of_turn]
+        (raw_row,) = raw_rows("messages", {"messages": turns})
+        return [message.get("supervised", True) for message in raw_row.messages]
+
+    assert targets([masked, plain], [plain, said]) == [True, True]
+    assert targets("A?", [masked, plain], **{flag: off}) == [True, False]
+    for answer, of_turn in (
+        ([masked, plain], {}),
+        ([masked], {}),
+        (json.dumps([plain, masked]), {}),
+        ([plain, said], {flag: off}),
+    ):
+        with pytest.raises(BadRecord, match="a part of an answer is flagged otherwise") as error:
+            targets("A?", answer, **of_turn)
+        assert error.value.reason == "mask"
+    assert reason_of("cauldron", {"texts": [{"user": "A?", "assistant": [plain, masked]}]}) == "mask"
+
+
 def test_flags_that_contradict_each_other():
     """Two flags of one answer that say different things: neither is believed."""
     turns = [AS_ROLES[0], AS_ROLES[1] | {"weight": 0, "train": True}]
