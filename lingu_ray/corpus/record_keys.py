@@ -47,6 +47,7 @@ _MEDIA = KeyRule(
     ("video", "videos", "video_path", "video_url", "audio", "audios", "audio_path", "audio_url", "input_audio"),
     "video and audio are not trained on",
 )
+_TOOLS = KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _SWITCHES = ("loss", "loss_mask", "train", "training", "trainable", "train_on_turn", "supervised")
 _MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
@@ -54,7 +55,7 @@ _MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "a
 # What stands beside the conversation.
 RECORD_RULES = (
     _MEDIA,
-    KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name"),
+    _TOOLS,
     KeyRule(
         "preference_pair",
         (
@@ -99,10 +100,18 @@ RECORD_RULES = (
 TURN_RULES = (
     _MEDIA,
     KeyRule("tools", ("tool_calls", "function_call", "tool_call_id"), "calls of tools are not trained on"),
+    _TOOLS,  # as Phi-4 mini has them in the system message
+    KeyRule("tools", ("ipython",), "calls of tools are not trained on", _switched_on),  # of torchtune
     KeyRule(
         "reasoning",
         _REASONING,
         "reasoning beside the content; write into the content what the model is to say",
+    ),
+    KeyRule(
+        "reasoning",
+        ("channel",),  # of OpenAI's harmony
+        "a turn of another channel than the final answer",
+        lambda value: value in ("analysis", "commentary"),
     ),
     KeyRule("refusal", ("refusal",), "a refusal beside the content"),
     KeyRule("mask", (*_MASKS, "train_detail", "training_detail"), "parts of a turn are not masked"),

@@ -839,9 +839,17 @@ def test_kd_is_not_switched_otherwise_than_the_source_says(language_heavy):
 @pytest.mark.parametrize("key", [key for rule in TURN_RULES for key in rule.keys])
 def test_keys_of_a_turn_that_change_its_meaning(key):
     """Each known key of a turn rejects the record and is named; a null does not."""
-    with pytest.raises(BadRecord, match=key):
-        raw_rows("messages", {"messages": [AS_ROLES[0], AS_ROLES[1] | {key: [{"x": 1}]}]})
+    value = "analysis" if key == "channel" else [{"x": 1}]
+    for first, second in ({}, {key: value}), ({key: value}, {}):
+        with pytest.raises(BadRecord, match=f"'{key}'"):
+            raw_rows("messages", {"messages": [AS_ROLES[0] | first, AS_ROLES[1] | second]})
     assert conversation("messages", {"messages": [AS_ROLES[0] | {key: None}, AS_ROLES[1] | {key: []}]}) == TURNS
+
+
+def test_what_a_turn_says_of_its_kind_is_metadata():
+    """The channel of an answer, and a mark that it is no call of a tool."""
+    turn = AS_ROLES[1] | {"channel": "final", "ipython": False, "tools": "[]"}
+    assert conversation("messages", {"messages": [AS_ROLES[0], turn]}) == TURNS
 
 
 @pytest.mark.parametrize(
