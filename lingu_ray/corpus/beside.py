@@ -33,6 +33,10 @@ _LONG = 40  # letters of what is no name or number, where nothing stands between
 def check_context(record: Record, messages: Messages) -> None:
     """Check that no context stands beside a conversation, nor the answer to a question at its end.
 
+    Args:
+        record: all that stands beside it; or a turn, beside whose text it may stand.
+        messages: the conversation.
+
     Raises:
         BadRecord: it does; of context, if it is prose that no prompt has.
     """

@@ -91,6 +91,8 @@ def read_turns(entries: list[Record]) -> tuple[Messages, list[Any]]:
         said, references = _read_entry(entry)
         messages += said
         inside += references
+    for entry in entries:
+        check_context(entry, messages)
     _check_names(entries)
     return messages, inside
 

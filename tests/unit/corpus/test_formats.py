@@ -935,6 +935,23 @@ def test_context_beside_a_conversation_is_not_left_out(name):
         assert raw_rows(format, without | {name: "paris.txt"}) == raw_rows(format, without | {name: 7})
 
 
+@pytest.mark.parametrize("name", ["context", "documents"])
+def test_context_in_a_turn_is_not_left_out(name):
+    """Of a question, or of the answer that was written with it; what a turn asks is in no need of being asked again."""
+    passage = "Paris is a city. It has a river."
+    for turns in (
+        [AS_ROLES[0] | {name: [{"text": passage}]}, AS_ROLES[1]],
+        [AS_ROLES[0], AS_ROLES[1] | {name: passage}],
+        [{"user": "A?", "assistant": "a", name: passage}],
+    ):
+        with pytest.raises(BadRecord, match=f"'{name}' is in no prompt"):
+            raw_rows("messages", {"messages": turns})
+    asked = [AS_ROLES[0] | {"content": f"{passage}\nA?"}, AS_ROLES[1] | {name: passage}]
+    assert conversation("messages", {"messages": asked})[1] == TURNS[1]
+    pair = {"input": "Who is this man?", "output": "A king, I think."}
+    assert conversation("messages", {"messages": [pair, pair]})[1::2] == [("assistant", "A king, I think.")] * 2
+
+
 @pytest.mark.parametrize("name", ["text", "full_text", "abstract", "evidence", "fact1", "contents", "snippets"])
 def test_a_text_beside_a_question_is_not_left_out(name):
     """It belongs to the question, unless this has it, or it is all of the question; nor do names and numbers."""
