@@ -50,6 +50,17 @@ def check_context(record: Record, messages: Messages) -> None:
                 raise BadRecord("bad_turns", f"{name!r} beside a question at the end: write it as the last turn")
 
 
+def check_caption(record: Record) -> None:
+    """Check that no answer stands beside a text that would be learned as a caption, and may be the question.
+
+    Raises:
+        BadRecord: it does.
+    """
+    for name in _ANSWERS:
+        if not is_empty(record.get(name)):
+            raise BadRecord("bad_turns", f"{name!r} beside a caption: call a question 'question' (`key.question.txt`)")
+
+
 def check_question(record: Record, asked: Sequence[str]) -> None:
     """Check that nothing stands beside a question that belongs to it, such as its options.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lingu_ray.config import SourceConfig
-from lingu_ray.corpus.beside import check_question
+from lingu_ray.corpus.beside import check_caption, check_question
 from lingu_ray.corpus.contents import IMAGE_KEYS, as_images, check_no_picture, read_images
 from lingu_ray.corpus.record import (
     TAKE_ONE_OUT,
@@ -209,8 +209,8 @@ def image_folder(record: Record, source: SourceConfig) -> Iterator[RawRow]:
 def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     """A sample of a tar: an image with `json` (a record of another format or with a `caption`) or `txt`, a caption.
 
-    `question.txt` is its column `question`, and `1.txt` a caption. Also as `datasets` writes such samples to parquet:
-    images as `{"bytes", "path"}`, `json` an object.
+    `question.txt` and `question.json` are its column `question`, and `1.txt` a caption. Also as `datasets` writes such
+    samples to parquet: images as `{"bytes", "path"}`, `json` an object.
     """
     members = {name: value for name, value in record.items() if not is_empty(value)}
     fields = as_dict(_decoded(members.get("json", {})), "json")
@@ -220,17 +220,20 @@ def webdataset(record: Record, source: SourceConfig) -> Iterator[RawRow]:
         stem, _, suffix = name.rpartition(".")
         if suffix == "txt":
             column = "caption" if not stem or stem.isdigit() else stem
-            fields[column] = _text_beside(fields.get(column), _decoded(members[name], is_json=False), column)
+            fields[column] = _only(fields.get(column), _decoded(members[name], is_json=False).strip(), column)
+        elif suffix == "json" and stem:
+            fields[stem] = _only(fields.get(stem), _decoded(members[name]), stem)
     inner = next((one for one, keys in INNER_FORMATS if not any(is_empty(fields.get(key)) for key in keys)), _caption)
     images = _images_of_sample(members, named, may_be_text=inner in (messages, llava, cauldron))
     yield from inner(fields | {"images": images}, source)
 
 
-def _text_beside(other: Any, text: str, column: str) -> str:
-    """The text of a sample's member, which is that of its JSON, or of another member, where there is one."""
-    if isinstance(other, str) and not is_empty(other) and other.strip() != text.strip():
-        raise BadRecord("bad_turns", f"{column!r} of txt and that of json, or of a further txt, {TAKE_ONE_OUT}")
-    return text.strip()
+def _only(other: Any, value: Any, column: str) -> Any:
+    """The value of a sample's member, which is that of its JSON, or of another member, where there is one."""
+    said = other.strip() if isinstance(other, str) else other
+    if isinstance(said, type(value)) and not is_empty(said) and said != value:
+        raise BadRecord("bad_turns", f"{column!r} of txt and that of json, or of a further member, {TAKE_ONE_OUT}")
+    return value
 
 
 def _images_of_sample(members: Record, named: list[Any], may_be_text: bool) -> list[Any]:
@@ -258,6 +261,7 @@ def _images_of_sample(members: Record, named: list[Any], may_be_text: bool) -> l
 
 def _caption(record: Record, source: SourceConfig) -> Iterator[RawRow]:
     check_record(record, source)
+    check_caption(record)
     question = _fill(source.prompt or WHAT_IS_IT, record, may_be_a_name=True)
     yield conversation(record, question_and_answer(question, read_text(record, "caption").strip()))
 

@@ -229,9 +229,22 @@ def test_texts_of_a_sample_are_columns_of_its_record():
     assert conversation("webdataset", asked) == [("user", "<image>Color?"), ("assistant", "Red.")]
     assert conversation("webdataset", {"jpg": b"x", "0.txt": b"A cat.", "1.txt": b"A cat."})[1][1] == "A cat."
     for other in ({"1.txt": b"A dog."}, {"caption.txt": b"A dog."}, {"json": b'{"caption": "A dog."}'}):
-        with pytest.raises(BadRecord, match="'caption' of txt and that of json, or of a further txt, differ"):
+        with pytest.raises(BadRecord, match="'caption' of txt and that of json, or of a further member, differ"):
             raw_rows("webdataset", {"jpg": b"x", "txt": b"A cat."} | other)
     assert reason_of("webdataset", {"jpg": b"x", "txt": b"Red.", "question.txt": b"Color?"}) == "missing_field"
+
+
+def test_named_json_of_a_sample_is_a_column_of_its_record():
+    """As its turns, or details that nothing reads; a caption with an answer beside it may be the question of that."""
+    turns = json.dumps(AS_LLAVA).encode()
+    said = conversation("webdataset", {"jpg": b"x", "conversations.json": turns, "txt": b"A cat.", "detail.json": b"7"})
+    assert said == [("user", "<image>A?"), ("assistant", "a")]
+    assert conversation("webdataset", {"jpg": b"x", "txt": b"A cat.", "detail.json": b'{"a": 1}'})[1][1] == "A cat."
+    other = {"json": {"conversations": AS_LLAVA}, "conversations.json": AS_LLAVA * 2}
+    assert reason_of("webdataset", {"jpg": b"x"} | other) == "bad_turns"
+    for name, answer in (("answers.json", b'["a cat"]'), ("answer.txt", b"a cat"), ("json", b'{"answer": "a cat"}')):
+        with pytest.raises(BadRecord, match="beside a caption: call a question 'question'"):
+            raw_rows("webdataset", {"jpg": b"x", "txt": b"What is it?", name: answer})
 
 
 def test_template():
