@@ -12,11 +12,12 @@ from lingu_ray.corpus.load_image import load_image
 from lingu_ray.corpus.record import BadRecord, RawRow
 from lingu_ray.corpus.row import PLACEHOLDER, Message, Messages, Row, is_target
 
-OTHER_MEDIA = ("<video>", "<audio>", "<|video_pad|>", "<|video|>", "<|audio|>", "<|AUDIO|>")  # as files have them
+OTHER_MEDIA = re.compile(r"<(video|audio)>|<\|(?i:video|audio)(_pad)?\|>")  # as files have them
 PATH_IN_TEXT = re.compile(r"<img>\s*[^<\s][^<]*</img>")  # as files for Qwen-VL name a picture; in HTML it has no end
 IMAGE_MARKS = re.compile(  # that other models and tools replace by an image
-    r"<\|(image|image_pad|image_start|image_placeholder|image_\d+|vision_start|begin_of_image|imgpad|media_pad)\|>"
-    r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image|im_patch|image_here|image_pad)>"
+    r"<\|(image|img|image_pad|image_start|image_placeholder|image_\d+|vision_start|begin_of_image|imgpad|media_pad)\|>"
+    r"|<(ImageHere|IMG_CONTEXT|image_placeholder|image_soft_token|start_of_image|im_patch|image_here|image_pad)>",
+    re.IGNORECASE,
 )
 END_MARK = re.compile(  # of other models
     r"(<\|(endoftext|end_of_text|im_end|eot_id|eom_id|end|return)\|>|<end_of_turn>|<eos>|</s>|<｜end▁of▁sentence｜>)\s*$"
@@ -119,9 +120,8 @@ def check_placeholders(messages: Messages, images: int, image_token: str) -> Non
     if any(PLACEHOLDER in m["content"] for m in messages if m["role"] == "assistant"):
         raise BadRecord("image_in_answer", f"{PLACEHOLDER} stands in an answer")
     prompts = [m["content"] for m in messages if m["role"] != "assistant"]
-    for medium in OTHER_MEDIA:
-        if any(medium in prompt for prompt in prompts):
-            raise BadRecord("missing_media", f"{medium} stands in a prompt; video and audio are not trained on")
+    if medium := next(filter(None, map(OTHER_MEDIA.search, prompts)), None):
+        raise BadRecord("missing_media", f"{medium.group()} stands in a prompt; video and audio are not trained on")
     for message in messages:
         if message["role"] == "user" and (named := PATH_IN_TEXT.search(message["content"])):
             raise BadRecord(

@@ -1063,6 +1063,7 @@ def test_media_that_a_template_or_text_does_not_read(key, value):
         ("videoID", "x"),
         ("clip_uid", "ab"),
         ("audio_file", "a"),
+        ("speech", "1.wav"),
         ("file_name", "1.wav"),
         ("media_path", "https://host.org/1.MP4"),
     ],
