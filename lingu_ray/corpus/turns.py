@@ -33,8 +33,12 @@ ROLES = {
 }
 SYSTEM_PROMPTS = ("system", "system_prompt", "system_message", "system_instruction", "sys_prompt")
 _ROLE_OF = {speaker: role for role, speakers in ROLES.items() for speaker in speakers}
-_FILLED_FROM_BOXES = re.compile(r"<(ref-object|(bbox|region|mask)\d*)>")  # by ms-swift, ViP-LLaVA, Osprey
-_BOXES = ("objects", "bboxes", "bbox", "boxes", "regions", "masks", "annotation", "annotations")
+# by ms-swift, Shikra, ViP-LLaVA, Osprey, Ferret
+_FILLED_FROM_BOXES = re.compile(r"<(ref-object|boxes|points|(bbox|region|mask|bbox_location)\d*)>")
+_BOXES = (
+    *("objects", "bboxes", "bbox", "boxes", "regions", "masks", "annotation", "annotations"),
+    *("target", "box_x1y1x2y2"),
+)
 _TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "tool_response", "ipython")
 
 

@@ -1129,6 +1129,13 @@ def with_parts(*parts: Any, **beside: Any) -> dict:
             "missing_value",
         ),
         ("prompt_completion", {"query": "<ref-object>?", "response": "No.", "objects": BOXES}, "missing_value"),
+        *[
+            ("llava", {"conversations": [{"from": "human", "value": mark}, AS_LLAVA[1]], **boxes}, "missing_value")
+            for mark, boxes in (
+                ("<boxes>?", {"target": {"boxes": [[1, 2, 3, 4]]}}),
+                ("<bbox_location0>?", {"box_x1y1x2y2": [[[1, 2, 3, 4]]]}),
+            )
+        ],
         ("messages", {"messages": [{"role": "system", "content": "S"}, *AS_ROLES], "system": "T"}, "bad_turns"),
         ("messages", {"messages": [AS_ROLES[0] | {"images": ["1", "2"], "content": "<image>"}]}, "image_count"),
         ("messages", with_parts({"type": "video", "video": "1.mp4"}), "missing_media"),
