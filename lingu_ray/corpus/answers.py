@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count, takewhile, zip_longest
 
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
-from lingu_ray.corpus.row import Messages, is_target
+from lingu_ray.corpus.row import PLACEHOLDER, Messages, is_target
 
 _STAND_IN = 3141592653589793  # this or a later number replaces an answer, to see what the template writes around it
 
@@ -76,6 +76,21 @@ def find_answer(template: ChatTemplate, messages: Messages, closings: Iterable[s
     if end:
         return Answer(rendering[: stop + tail.index(end) + len(end)], start, True, is_target(message))
     return Answer(rendering[:start] + rendering[start:stop].rstrip(), start, False, is_target(message))
+
+
+def check_prompts(messages: Messages, rendering: str) -> None:
+    """Check that the rendering of a conversation has all that is asked in it, apart from white space.
+
+    Raises:
+        CannotEncode: the template leaves a text out, as those do that know no system messages, or changes it.
+    """
+    written = _squeezed(rendering)
+    for message in messages:
+        texts = message["content"].split(PLACEHOLDER) if message["role"] != "assistant" else []
+        if missing := [text for text in texts if _squeezed(text) not in written]:
+            raise CannotEncode(
+                f"the chat template leaves out, or changes, what the {message['role']} says: {missing[0][:80]!r}"
+            )
 
 
 def find_closing(

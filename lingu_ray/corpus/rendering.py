@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from lingu_ray.corpus.answers import Answer, Segment, closed, find_answer, find_closing, segments
+from lingu_ray.corpus.answers import Answer, Segment, check_prompts, closed, find_answer, find_closing, segments
 from lingu_ray.corpus.chat_template import CannotEncode, ChatTemplate
 from lingu_ray.corpus.row import PLACEHOLDER, Messages, answer_ends
 
@@ -36,12 +36,14 @@ class Renderer:
         """Find the answers of a conversation, each in the rendering of the conversation up to it.
 
         Raises:
-            CannotEncode: there is none, or `find_answer` raises.
+            CannotEncode: there is none, or `find_answer` or `check_prompts` raises.
         """
         ends = answer_ends(messages)
         if not ends:
             raise CannotEncode("the conversation has no answer")
-        return [find_answer(self.template, messages[:end], self._closings) for end in ends]
+        answers = [find_answer(self.template, messages[:end], self._closings) for end in ends]
+        check_prompts(messages[: ends[-1]], answers[-1].rendering)
+        return answers
 
     def conversation(self, answers: list[Answer]) -> list[Segment]:
         """The conversation up to the last of these answers."""

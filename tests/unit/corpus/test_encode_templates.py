@@ -297,6 +297,27 @@ def test_a_template_that_refuses_a_system_message_refuses_the_row():
             method(row("what?", "that", system="Be brief."))
 
 
+@pytest.mark.parametrize(
+    ("template", "role", "held"),
+    [
+        (
+            TEMPLATES["chatml"].replace("messages %}", "messages if m.role != 'system' %}"),
+            "system",
+            row("what?", "a", system="Be brief."),
+        ),
+        (TEMPLATES["llama3"].replace("m.content", "m.content.split('##')[0]"), "user", row("what? ## Say.", "a")),
+    ],
+)
+def test_a_template_that_leaves_out_what_is_asked_refuses_the_row(template: str, role: str, held: Row):
+    """As one that knows no system messages: that row would be learned without it; those that lose nothing are fine."""
+    encoder = Encoder(processor_with(tokenizer_of("byte_level"), template), 512)
+    encoder.check_template()
+    encoder.encode(row("what?", "a", f" the{PLACEHOLDER} \n{PLACEHOLDER} so ", "b"))
+    for method in (encoder.encode, encoder.length):
+        with pytest.raises(CannotEncode, match=f"the chat template leaves out, or changes, what the {role} says"):
+            method(held)
+
+
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_usual_templates_are_accepted(template: str):
     """The check that runs before a corpus is built finds nothing wrong with any of them."""
