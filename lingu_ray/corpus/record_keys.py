@@ -47,20 +47,12 @@ _MEDIA = KeyRule(
     ("video", "videos", "video_path", "video_url", "audio", "audios", "audio_path", "audio_url", "input_audio"),
     "video and audio are not trained on",
 )
-_TOOLS = KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
-_SWITCHES = ("loss", "loss_mask", "train", "training", "trainable", "train_on_turn", "supervised")
-_MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
-
-# What stands beside the conversation.
-RECORD_RULES = (
-    _MEDIA,
-    _TOOLS,
+_JUDGED = (
     KeyRule(
         "preference_pair",
         (
-            *("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_images"),
-            *("preferred_output", "non_preferred_output"),
+            *("chosen", "rejected", "rejected_response", "rejected_messages", "rejected_conversations"),
+            *("rejected_images", "preferred_output", "non_preferred_output"),
         ),
         "of a better and a worse answer none is learned: keep the better one as the answer, and take the pair out",
     ),
@@ -70,6 +62,17 @@ RECORD_RULES = (
         "marks an undesired answer",
         lambda value: value is False,
     ),
+)
+_TOOLS = KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_SWITCHES = ("loss", "loss_mask", "train", "training", "trainable", "train_on_turn", "supervised")
+_MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
+
+# What stands beside the conversation.
+RECORD_RULES = (
+    _MEDIA,
+    _TOOLS,
+    *_JUDGED,
     KeyRule(
         "weight",
         ("weight", "sample_weight", "loss_weight", "loss_scale"),
@@ -99,6 +102,7 @@ RECORD_RULES = (
 # What stands in one turn.
 TURN_RULES = (
     _MEDIA,
+    *_JUDGED,
     KeyRule("tools", ("tool_calls", "function_call", "tool_call_id"), "calls of tools are not trained on"),
     _TOOLS,  # as Phi-4 mini has them in the system message
     KeyRule("tools", ("ipython",), "calls of tools are not trained on", _switched_on),  # of torchtune

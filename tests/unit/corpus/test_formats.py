@@ -852,7 +852,8 @@ def test_kd_is_not_switched_otherwise_than_the_source_says(language_heavy):
 @pytest.mark.parametrize("key", [key for rule in TURN_RULES for key in rule.keys])
 def test_keys_of_a_turn_that_change_its_meaning(key):
     """Each known key of a turn rejects the record and is named; a null does not."""
-    value = "analysis" if key == "channel" else [{"x": 1}]
+    values = {"channel": "analysis"} | dict.fromkeys(("label", "kto_tag", "is_correct", "correct"), False)
+    value = values.get(key, [{"x": 1}])
     for first, second in ({}, {key: value}), ({key: value}, {}):
         with pytest.raises(BadRecord, match=f"'{key}'"):
             raw_rows("messages", {"messages": [AS_ROLES[0] | first, AS_ROLES[1] | second]})
