@@ -31,7 +31,9 @@ from lingu_ray.literals import parsed
 
 IMAGE_KEYS = ("images", "image", "image_path", "image_paths", "image_url", "image_urls", "img")
 _NUMBERED_IMAGE = re.compile(r"(image|img)s?[_ ]?(\d+|[a-h]|left|right|before|after)", re.I)  # one of several
-_LIKE_IMAGE_KEYS = re.compile("image|img|picture|photo|screenshot|figure|file_?name|frame|scan|pdf", re.IGNORECASE)
+_LIKE_IMAGE_KEYS = re.compile(
+    "image|img|picture|photo|screenshot|figure|file_?name|frame|scan|pdf|attachment", re.IGNORECASE
+)
 _NAME_OF_IMAGE = re.compile("(image|img|picture|photo)s?[_ ]?(id|name|url|link)s?", re.IGNORECASE)
 _NAME_OF_MEDIA = re.compile("(video|audio|clip)s?[_ ]?(u?id|idx|name|file|url|link)s?", re.IGNORECASE)
 _LIKE_MEDIA_KEYS = re.compile("video|audio|clip|media|sound|speech|file_?name|path", re.IGNORECASE)

@@ -64,7 +64,7 @@ _JUDGED = (
     ),
 )
 _TOOLS = KeyRule("tools", ("tools", "functions"), "tools that the prompt would have to name")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+_REASONING = ("reasoning_content", "reasoning", "thinking", "reasoning_details", "thinking_blocks")
 _SWITCHES = ("loss", "loss_mask", "train", "training", "trainable", "train_on_turn", "supervised")
 _MASKS = ("mask", "masks", "token_mask", "completion_mask", "assistant_mask", "assistant_masks")
 

@@ -881,6 +881,7 @@ def test_what_a_turn_says_of_its_kind_is_metadata():
         ("image_link", "https://host.org/AbC"),
         ("pdf", b"%PDF-1.4"),  # of Docmatix
         ("frames", ["1.png", "2.png"]),
+        ("attachments", [{"url": "1.png", "contentType": "image/png"}]),
         ("img_name", "COCO_train2014_1"),
     ],
 )
